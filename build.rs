@@ -1,0 +1,57 @@
+//! Finds TensorRT's headers and compiles the shim in `cpp/` against them.
+//!
+//! Without headers the crate still builds: `cfg(watus_tensorrt)` stays off and the tool says at run time what is missing.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+/// The version `scripts/setup-tensorrt.sh` installs, and the folder it installs it to, below the data directory.
+const PROVISIONED: &str = "watus-build/tensorrt-rtx-1.6.1.120/include";
+
+fn main() {
+    println!("cargo::rustc-check-cfg=cfg(watus_tensorrt)");
+    println!("cargo::rerun-if-env-changed=WATUS_TENSORRT_INCLUDE");
+    println!("cargo::rerun-if-changed=cpp");
+    println!("cargo::rerun-if-changed=src/backend/tensorrt/ffi.rs");
+    for folder in candidates() {
+        let header = folder.join("NvInfer.h");
+        println!("cargo::rerun-if-changed={}", header.display());
+        if header.is_file() && folder.join("NvOnnxParser.h").is_file() {
+            return compile(&folder);
+        }
+    }
+    println!(
+        "cargo::warning=no TensorRT headers found: building without TensorRT. Run scripts/setup-tensorrt.sh (x86-64), \
+         install libnvinfer-dev and libnvonnxparsers-dev (Jetson), or set WATUS_TENSORRT_INCLUDE"
+    );
+}
+
+/// Where headers may be, best first: named, of the system (JetPack), provisioned per user.
+fn candidates() -> Vec<PathBuf> {
+    if let Some(named) = env::var_os("WATUS_TENSORRT_INCLUDE") {
+        return vec![named.into()];
+    }
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
+    let mut folders = vec![
+        PathBuf::from(format!("/usr/include/{arch}-linux-gnu")),
+        "/usr/include".into(),
+        "/usr/local/tensorrt/include".into(),
+    ];
+    let data = env::var_os("XDG_DATA_HOME").map(PathBuf::from);
+    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local/share"));
+    folders.extend(data.or(home).map(|folder| folder.join(PROVISIONED)));
+    folders
+}
+
+fn compile(include: &Path) {
+    println!("cargo::rustc-cfg=watus_tensorrt");
+    println!("cargo::rustc-env=WATUS_TENSORRT_INCLUDE_USED={}", include.display());
+    cxx_build::bridge("src/backend/tensorrt/ffi.rs")
+        .files(["library.cc", "builder.cc", "session.cc"].map(|file| Path::new("cpp/src").join(file)))
+        .includes([Path::new("cpp/include"), Path::new("cpp/stub")])
+        // NVIDIA's headers warn of their own deprecations; -isystem keeps our warnings readable.
+        .flag(format!("-isystem{}", include.display()))
+        .std("c++17")
+        .flag_if_supported("-Wno-deprecated-declarations")
+        .compile("watus_shim");
+}

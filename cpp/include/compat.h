@@ -1,0 +1,233 @@
+// Every difference between TensorRT versions lives here. Nothing else in cpp/ may test a version macro.
+//
+// WATUS_RTX is 1 for TensorRT-RTX, 0 for TensorRT. WATUS_API is one comparable level: major * 100 + minor of TensorRT,
+// and for RTX the level of the TensorRT release whose API it carries. TRT_MAJOR_RTX decides the family: in RTX headers
+// NV_TENSORRT_MAJOR is RTX's own number.
+#pragma once
+
+#include <NvInfer.h>
+#include <NvOnnxParser.h>
+
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#if defined(TRT_MAJOR_RTX)
+#define WATUS_RTX 1
+#if TRT_MAJOR_RTX > 1 || TRT_MINOR_RTX >= 5
+#define WATUS_API 1100
+#elif TRT_MINOR_RTX == 4
+#define WATUS_API 1016
+#elif TRT_MINOR_RTX == 3
+#define WATUS_API 1015
+#else
+#define WATUS_API 1011
+#endif
+#else
+#define WATUS_RTX 0
+#define WATUS_API (NV_TENSORRT_MAJOR * 100 + NV_TENSORRT_MINOR)
+#endif
+
+namespace watus::compat {
+
+constexpr bool is_rtx = WATUS_RTX == 1;
+constexpr int32_t header_version = NV_TENSORRT_VERSION;
+#if WATUS_API >= 900
+constexpr bool has_progress_monitor = true;
+#else
+constexpr bool has_progress_monitor = false;
+#endif
+
+// TensorRT reports versions as major * 1000 + ... up to 9 and major * 10000 + ... from 10 (and RTX) on.
+struct Version {
+  int32_t major, minor, patch;
+};
+
+constexpr Version split_version(int32_t v) {
+  if (v < 10000) {
+    return {v / 1000, v / 100 % 10, v % 100};
+  }
+  return {v / 10000, v / 100 % 100, v % 100};
+}
+
+using DimsValue = std::remove_reference_t<decltype(std::declval<nvinfer1::Dims&>().d[0])>;
+
+// `destroy()` went away in 10; virtual destructors have been public since 8.0.
+template <typename T>
+using Owned = std::unique_ptr<T>;
+
+[[noreturn]] inline void unsupported(std::string const& what) {
+  throw std::runtime_error(what + " is not supported by this TensorRT (built against " +
+                           std::to_string(split_version(header_version).major) + "." +
+                           std::to_string(split_version(header_version).minor) + (is_rtx ? " RTX)" : ")"));
+}
+
+inline uint32_t network_flags(bool strongly_typed) {
+  uint32_t flags = 0;
+#if WATUS_API < 1000
+  flags |= 1U << static_cast<uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kEXPLICIT_BATCH);
+#endif
+#if WATUS_API >= 900 && WATUS_API < 1100
+  if (strongly_typed) {
+    flags |= 1U << static_cast<uint32_t>(nvinfer1::NetworkDefinitionCreationFlag::kSTRONGLY_TYPED);
+  }
+#elif WATUS_API < 900
+  if (strongly_typed) {
+    unsupported("a strongly typed network");
+  }
+#else
+  (void)strongly_typed;  // always on
+#endif
+  return flags;
+}
+
+// The builder flags a caller may name. Numbers differ between majors, so only names cross the bridge.
+inline nvinfer1::BuilderFlag builder_flag(std::string const& name) {
+  using nvinfer1::BuilderFlag;
+  if (name == "tf32") return BuilderFlag::kTF32;
+  if (name == "refit") return BuilderFlag::kREFIT;
+  if (name == "debug") return BuilderFlag::kDEBUG;
+  if (name == "disable_timing_cache") return BuilderFlag::kDISABLE_TIMING_CACHE;
+  if (name == "sparse_weights") return BuilderFlag::kSPARSE_WEIGHTS;
+#if WATUS_API < 1100 && !WATUS_RTX
+  if (name == "fp16") return BuilderFlag::kFP16;
+  if (name == "int8") return BuilderFlag::kINT8;
+  if (name == "obey_precision_constraints") return BuilderFlag::kOBEY_PRECISION_CONSTRAINTS;
+#if WATUS_API >= 900
+  if (name == "bf16") return BuilderFlag::kBF16;
+#endif
+#endif
+#if WATUS_API >= 1000
+  if (name == "strip_plan") return BuilderFlag::kSTRIP_PLAN;
+#endif
+#if WATUS_API >= 806 && !WATUS_RTX
+  if (name == "version_compatible") return BuilderFlag::kVERSION_COMPATIBLE;
+#endif
+  unsupported("builder flag '" + name + "'");
+}
+
+inline void set_optimization_level(nvinfer1::IBuilderConfig& config, int32_t level) {
+#if WATUS_API >= 806
+  config.setBuilderOptimizationLevel(level);
+#else
+  (void)config;
+  unsupported("optimization level " + std::to_string(level) + " (needs 8.6)");
+#endif
+}
+
+inline void set_hardware_compatibility(nvinfer1::IBuilderConfig& config, std::string const& level) {
+#if WATUS_API >= 806 && !WATUS_RTX
+  if (level == "ampere_plus") {
+    config.setHardwareCompatibilityLevel(nvinfer1::HardwareCompatibilityLevel::kAMPERE_PLUS);
+    return;
+  }
+#if WATUS_API >= 1009
+  if (level == "same_compute_capability") {
+    config.setHardwareCompatibilityLevel(nvinfer1::HardwareCompatibilityLevel::kSAME_COMPUTE_CAPABILITY);
+    return;
+  }
+#endif
+#else
+  (void)config;
+#endif
+  unsupported("hardware compatibility level '" + level + "'");
+}
+
+// RTX builds for named compute capabilities, GPU or not. TensorRT always builds for the GPU it runs on.
+inline void add_compute_capability(nvinfer1::IBuilderConfig& config, std::string const& name, int32_t index,
+                                   int32_t total) {
+#if WATUS_RTX
+  if (index == 0 && !config.setNbComputeCapabilities(total)) {
+    throw std::runtime_error("TensorRT-RTX refused " + std::to_string(total) + " compute capabilities");
+  }
+  // The enumerators are the capability without its dot (kSM89 = 89); the library refuses numbers it does not know.
+  auto const dot = name.find('.');
+  auto const digits = dot == std::string::npos ? name : name.substr(0, dot) + name.substr(dot + 1);
+  auto const value = static_cast<nvinfer1::ComputeCapability>(std::stoi(digits));
+  if (!config.setComputeCapability(value, index)) {
+    throw std::runtime_error("TensorRT-RTX cannot build for compute capability " + name);
+  }
+#else
+  (void)config;
+  (void)index;
+  (void)total;
+  unsupported("building for compute capability " + name + " instead of this machine's GPU");
+#endif
+}
+
+// A timing cache remembers the fastest kernel of every layer; RTX chooses kernels at load time and has none.
+inline void attach_timing_cache(nvinfer1::IBuilderConfig& config, void const* data, size_t size,
+                                Owned<nvinfer1::ITimingCache>& cache) {
+#if !WATUS_RTX
+  cache.reset(config.createTimingCache(data, size));
+  if (!cache && size > 0) {  // of another TensorRT or GPU: start a new one
+    cache.reset(config.createTimingCache(nullptr, 0));
+  }
+  if (cache) {
+    config.setTimingCache(*cache, true);
+  }
+#else
+  (void)config;
+  (void)data;
+  (void)size;
+  (void)cache;
+#endif
+}
+
+#if WATUS_API >= 901
+inline std::string node_of(nvonnxparser::IParserError const& error) {
+  std::string name = error.nodeName() ? error.nodeName() : "";
+  std::string op = error.nodeOperator() ? error.nodeOperator() : "";
+  if (op.empty() && name.empty()) {
+    return {};
+  }
+  return "node '" + name + "' (" + (op.empty() ? "unknown op" : op) + ")";
+}
+#else
+// Before 9.1 the parser knows only the node's index; the network's caller can look its name up in the file.
+inline std::string node_of(nvonnxparser::IParserError const& error) {
+  return error.node() < 0 ? std::string{} : "node #" + std::to_string(error.node());
+}
+#endif
+
+inline int64_t device_memory_size(nvinfer1::ICudaEngine const& engine) {
+#if WATUS_API >= 1001
+  return engine.getDeviceMemorySizeV2();
+#else
+  return static_cast<int64_t>(engine.getDeviceMemorySize());
+#endif
+}
+
+// What RTX says of a plan from its header alone: empty when it fits this machine, else the reasons.
+// TensorRT has no such call; there the manifest and the loader decide.
+inline std::string plan_mismatch(nvinfer1::IRuntime& runtime, void const* data, size_t size) {
+#if WATUS_RTX
+  if (static_cast<int64_t>(size) < runtime.getEngineHeaderSize()) {
+    return "shorter than an engine header";
+  }
+  uint64_t bits = 0;
+  if (runtime.getEngineValidity(data, static_cast<int64_t>(size), &bits) != nvinfer1::EngineValidity::kINVALID) {
+    return {};
+  }
+  static constexpr char const* reasons[] = {
+      "built by another TensorRT-RTX version", "unsupported compute capability", "CUDA driver too old",
+      "CUDA runtime too old", "not enough GPU memory", "malformed engine", "CUDA not usable"};
+  std::string text;
+  for (size_t i = 0; i < sizeof(reasons) / sizeof(*reasons); ++i) {
+    if (bits >> i & 1U) {
+      text += (text.empty() ? "" : ", ") + std::string(reasons[i]);
+    }
+  }
+  return text.empty() ? "invalid (no GPU to check against)" : text;
+#else
+  (void)runtime;
+  (void)data;
+  (void)size;
+  return {};
+#endif
+}
+
+}  // namespace watus::compat

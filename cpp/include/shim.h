@@ -1,0 +1,68 @@
+// The bridge's C++ side: what src/backend/tensorrt/ffi.rs sees. No NVIDIA header is included here.
+//
+// C++ does only what needs NVIDIA's headers. Paths, policy, hashing and files stay in Rust.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "rust/cxx.h"
+
+namespace watus {
+
+struct HeaderInfo;
+struct BuildOptions;
+struct IoTensor;
+struct BuildObserver;
+
+// The opened TensorRT libraries. One per process: TensorRT keeps the first logger it is given for good.
+class Library {
+ public:
+  struct Symbols;
+  explicit Library(std::unique_ptr<Symbols> symbols);
+  ~Library();
+  Symbols const& symbols() const { return *symbols_; }
+
+ private:
+  std::unique_ptr<Symbols> symbols_;
+};
+
+// A serialized engine and the timing cache as the build left it.
+class Plan {
+ public:
+  struct Parts;
+  explicit Plan(std::unique_ptr<Parts> parts);
+  ~Plan();
+  rust::Slice<uint8_t const> bytes() const;
+  rust::Slice<uint8_t const> timing_cache() const;
+
+ private:
+  std::unique_ptr<Parts> parts_;
+};
+
+// A deserialized engine with one execution context. Not thread safe; one thread at a time.
+class Session {
+ public:
+  struct Parts;
+  explicit Session(std::unique_ptr<Parts> parts);
+  ~Session();
+  rust::Vec<IoTensor> io() const;
+  int64_t device_memory() const;
+  void set_input_shape(rust::Str name, rust::Slice<int64_t const> dims);
+  rust::Vec<int64_t> tensor_shape(rust::Str name) const;
+  void set_address(rust::Str name, size_t device_pointer);
+  void enqueue(size_t stream);
+  rust::String inspect() const;
+
+ private:
+  std::unique_ptr<Parts> parts_;
+};
+
+HeaderInfo header_info();
+int32_t library_version(rust::Str core_path);
+std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path);
+std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan);
+rust::String plan_mismatch(Library const& library, rust::Slice<uint8_t const> plan);
+
+}  // namespace watus

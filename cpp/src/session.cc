@@ -1,0 +1,117 @@
+// A serialized engine on the GPU: its inputs and outputs, and one enqueue at a time.
+#include "internal.h"
+#include "watus-build/src/backend/tensorrt/ffi.rs.h"
+
+namespace watus {
+namespace {
+
+using compat::Owned;
+
+rust::Vec<int64_t> shape_of(nvinfer1::Dims const& dims) {
+  rust::Vec<int64_t> out;
+  for (int32_t i = 0; i < dims.nbDims; ++i) {
+    out.push_back(static_cast<int64_t>(dims.d[i]));
+  }
+  return out;
+}
+
+}  // namespace
+
+// Members are destroyed bottom up: context, engine, runtime.
+struct Session::Parts {
+  Owned<nvinfer1::IRuntime> runtime;
+  Owned<nvinfer1::ICudaEngine> engine;
+  Owned<nvinfer1::IExecutionContext> context;
+};
+
+Session::Session(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+Session::~Session() = default;
+
+Owned<nvinfer1::IRuntime> create_runtime(Library const& library) {
+  auto& log = logger();
+  log.clear();
+  Owned<nvinfer1::IRuntime> runtime(
+      static_cast<nvinfer1::IRuntime*>(library.symbols().create_runtime(&log, NV_TENSORRT_VERSION)));
+  if (!runtime) {
+    log.fail("TensorRT cannot create a runtime");
+  }
+  return runtime;
+}
+
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan) {
+  auto parts = std::make_unique<Session::Parts>();
+  parts->runtime = create_runtime(library);
+  parts->engine.reset(parts->runtime->deserializeCudaEngine(plan.data(), plan.size()));
+  if (!parts->engine) {
+    logger().fail("TensorRT cannot load the engine");
+  }
+  parts->context.reset(parts->engine->createExecutionContext());
+  if (!parts->context) {
+    logger().fail("TensorRT cannot create an execution context");
+  }
+  return std::make_unique<Session>(std::move(parts));
+}
+
+rust::String plan_mismatch(Library const& library, rust::Slice<uint8_t const> plan) {
+  auto runtime = create_runtime(library);
+  return compat::plan_mismatch(*runtime, plan.data(), plan.size());
+}
+
+rust::Vec<IoTensor> Session::io() const {
+  auto const& engine = *parts_->engine;
+  rust::Vec<IoTensor> out;
+  for (int32_t i = 0; i < engine.getNbIOTensors(); ++i) {
+    char const* name = engine.getIOTensorName(i);
+    bool const input = engine.getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
+    // DataType only ever grew, so its numbers mean the same in every version (see DTYPES in ffi.rs).
+    auto const dtype = static_cast<int32_t>(engine.getTensorDataType(name));
+    out.push_back({rust::String(name), input, dtype, shape_of(engine.getTensorShape(name))});
+  }
+  return out;
+}
+
+int64_t Session::device_memory() const { return compat::device_memory_size(*parts_->engine); }
+
+void Session::set_input_shape(rust::Str name, rust::Slice<int64_t const> dims) {
+  nvinfer1::Dims shape{};
+  if (dims.size() > nvinfer1::Dims::MAX_DIMS) {
+    throw std::runtime_error("input '" + to_string(name) + "' has too many dimensions");
+  }
+  shape.nbDims = static_cast<int32_t>(dims.size());
+  for (size_t i = 0; i < dims.size(); ++i) {
+    shape.d[i] = static_cast<compat::DimsValue>(dims[i]);
+  }
+  logger().clear();
+  if (!parts_->context->setInputShape(to_string(name).c_str(), shape)) {
+    logger().fail("TensorRT refused the shape of input '" + to_string(name) + "'");
+  }
+}
+
+rust::Vec<int64_t> Session::tensor_shape(rust::Str name) const {
+  return shape_of(parts_->context->getTensorShape(to_string(name).c_str()));
+}
+
+void Session::set_address(rust::Str name, size_t device_pointer) {
+  logger().clear();
+  if (!parts_->context->setTensorAddress(to_string(name).c_str(), reinterpret_cast<void*>(device_pointer))) {
+    logger().fail("TensorRT refused the address of tensor '" + to_string(name) + "'");
+  }
+}
+
+void Session::enqueue(size_t stream) {
+  if (!parts_->context->enqueueV3(reinterpret_cast<cudaStream_t>(stream))) {
+    logger().fail("TensorRT could not run the engine");
+  }
+}
+
+rust::String Session::inspect() const {
+  Owned<nvinfer1::IEngineInspector> inspector(parts_->engine->createEngineInspector());
+  if (!inspector) {
+    logger().fail("TensorRT cannot inspect the engine");
+  }
+  inspector->setExecutionContext(parts_->context.get());
+  char const* text = inspector->getEngineInformation(nvinfer1::LayerInformationFormat::kJSON);
+  return rust::String::lossy(text ? text : "{}");
+}
+
+}  // namespace watus

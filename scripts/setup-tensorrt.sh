@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# Makes TensorRT available to the build: finds the system's (JetPack's), else, on Linux x86-64 and aarch64, brings
+# TensorRT-RTX into the user's data directory. Prints where it is. Does nothing the second time, and needs no network
+# then.
+#
+# usage: scripts/setup-tensorrt.sh [--all-headers]
+#   --all-headers   also unpack the other header sets of the same archive, for `make check-headers`
+#
+# Libraries come from a wheel through pip, headers from a crate file through cargo, both as those are configured here.
+# The licence of the libraries is NVIDIA's; it lies beside them.
+set -euo pipefail
+
+crate=trtx-sys crate_version=0.9.1
+crate_sha256=5480ee056292951daa1bc74532162d6cb75190f091e45d7d97c0c356916ae171
+headers_of() { echo "TensorRT-Headers/TRT-RTX-${1%.*.*}"; }
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+all_headers=; [ "${1:-}" != --all-headers ] || all_headers=1
+arch=$(uname -m)
+# 1.6.1 is the newest that also runs on compute capability 9.0; for aarch64 1.7.1 is the first there is.
+case "$arch" in
+  x86_64)
+    wheel=tensorrt-rtx-cu12-libs version=1.6.1.120 platform=manylinux_2_28_x86_64
+    wheel_sha256=3373b82f1e63139f99d572d28a1761cfc79ff3cf33342a1ce0b59a53fea4f01b ;;
+  aarch64)
+    wheel=tensorrt-rtx-cu13-libs version=1.7.1.120 platform=manylinux_2_35_aarch64
+    wheel_sha256=${WATUS_RTX_AARCH64_SHA256:-} ;;
+  *) die "no TensorRT for $arch" ;;
+esac
+
+if [ -z "$all_headers" ]; then
+  for folder in "/usr/include/$arch-linux-gnu" /usr/include /usr/local/tensorrt/include; do
+    if [ -e "$folder/NvInfer.h" ] && [ -e "$folder/NvOnnxParser.h" ]; then
+      say "the system has TensorRT headers in $folder; nothing to do"
+      echo "$folder"
+      exit 0
+    fi
+  done
+  if [ -e /etc/nv_tegra_release ]; then
+    die "this is a Jetson without TensorRT's headers; run: sudo apt install libnvinfer-dev libnvonnxparsers-dev"
+  fi
+fi
+
+data=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build
+target=$data/tensorrt-rtx-$version
+mkdir -p "$data"
+scratch=$(mktemp -d "$data/.setup-XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+
+# cargo puts the crate file into its own cache; `cargo info` is its smallest call that fetches one crate.
+unpack_crate() {
+  command -v cargo >/dev/null || die "cargo is needed: install Rust first"
+  local cache=${CARGO_HOME:-$HOME/.cargo}/registry/cache file
+  find_crate() { find "$cache" -name "$crate-$crate_version*.crate" 2>/dev/null | head -n 1; }
+  file=$(find_crate)
+  if [ -z "$file" ]; then
+    (cd "$scratch" && cargo info --quiet "$crate@$crate_version" >/dev/null) || die "cargo could not fetch $crate $crate_version"
+    file=$(find_crate)
+  fi
+  [ -n "$file" ] || die "cargo fetched $crate, but not into $cache"
+  echo "$crate_sha256  $file" | sha256sum --check --quiet >/dev/null 2>&1 || die "$file has the wrong sha256; delete it and try again"
+  tar -xzf "$file" -C "$scratch" --strip-components=1
+}
+
+if [ ! -e "$target/.complete" ]; then
+  say "bringing TensorRT-RTX $version (about 90 MB) to $target"
+  command -v python3 >/dev/null || die "python3 with pip is needed for the first set-up"
+  python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --platform "$platform" \
+    --dest "$scratch" "$wheel==$version" || die "pip could not download $wheel $version"
+  file=$(find "$scratch" -maxdepth 1 -name '*.whl')
+  if [ -n "$wheel_sha256" ]; then
+    echo "$wheel_sha256  $file" | sha256sum --check --quiet >/dev/null 2>&1 || die "the wheel has the wrong sha256"
+  fi
+  mkdir -p "$scratch/new/lib" "$scratch/wheel"
+  python3 -m zipfile -e "$file" "$scratch/wheel"
+  mv "$scratch"/wheel/tensorrt_rtx_libs/*.so.* "$scratch/new/lib/"
+  find "$scratch/wheel" -name 'LICENSE*' -exec cp {} "$scratch/new/" \;
+  unpack_crate
+  cp -r "$scratch/$(headers_of "$version")" "$scratch/new/include"
+  touch "$scratch/new/.complete"
+  rm -rf "$target"
+  mv "$scratch/new" "$target"
+fi
+
+if [ -n "$all_headers" ] && [ ! -e "$data/headers-$crate_version/.complete" ]; then
+  unpack_crate
+  touch "$scratch/TensorRT-Headers/.complete"
+  rm -rf "$data/headers-$crate_version"
+  mv "$scratch/TensorRT-Headers" "$data/headers-$crate_version"
+fi
+
+say "TensorRT-RTX $version is in $target"
+echo "$target/include"

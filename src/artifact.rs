@@ -1,0 +1,277 @@
+//! Files and directories that appear whole or not at all.
+//!
+//! Everything this tool writes is staged in a sibling (`.NAME.staging-…`), hashed while written, and renamed. The
+//! writer holds a lock on the staged file or directory, so a later run can tell a crashed writer's leftovers from
+//! one at work, and [`sweep`] removes them.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use sha2::{Digest, Sha256};
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// SHA-256 of bytes in memory, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// SHA-256 of a file, in hexadecimal.
+pub fn sha256_file(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    feed(&mut File::open(path)?, |chunk| hasher.update(chunk))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Reads to the end, handing out the bytes in pieces.
+pub fn feed(reader: &mut impl Read, mut sink: impl FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0u8; 1 << 20];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => sink(&buffer[..n]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether `text` is a SHA-256 in hexadecimal.
+pub fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether `path` stays inside the folder it is joined to: relative, no `..`, no prefix, not empty.
+pub fn is_contained(path: &str) -> bool {
+    use std::path::Component;
+    !path.is_empty()
+        && !path.contains(['\0', '\\'])
+        && Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+const STAGING: &str = ".staging-";
+
+fn staging_path(target: &Path) -> io::Result<PathBuf> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let name = target.file_name().ok_or_else(|| io::Error::other(format!("{} has no file name", target.display())))?;
+    let mut staged = OsString::from(".");
+    staged.push(name);
+    staged.push(format!("{STAGING}{}-{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)));
+    Ok(target.with_file_name(staged))
+}
+
+/// Removes what crashed writers of `target` left behind; the work of living ones is locked and stays.
+pub fn sweep(target: &Path) -> io::Result<()> {
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return Ok(()) };
+    let prefix = format!(".{}{STAGING}", name.to_string_lossy());
+    let entries = match fs::read_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    for entry in entries.flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+            continue;
+        }
+        let path = entry.path();
+        let Ok(file) = File::open(&path) else { continue };
+        if file.try_lock().is_ok() {
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
+        }
+    }
+    Ok(())
+}
+
+/// A file being written beside its target. Dropped without [`StagedFile::publish`], it vanishes.
+#[derive(Debug)]
+pub struct StagedFile {
+    file: File,
+    staged: PathBuf,
+    target: PathBuf,
+    hasher: Sha256,
+    length: u64,
+    published: bool,
+}
+
+impl StagedFile {
+    /// Starts a file that will become `target`; creates its folder.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent)?;
+        }
+        sweep(target)?;
+        let staged = staging_path(target)?;
+        let file = OpenOptions::new().write(true).create_new(true).open(&staged)?;
+        file.lock()?;
+        Ok(Self { file, staged, target: target.to_owned(), hasher: Sha256::new(), length: 0, published: false })
+    }
+
+    /// Flushes to the disk, renames to the target, and returns (sha256, length).
+    pub fn publish(mut self) -> io::Result<(String, u64)> {
+        self.file.sync_all()?;
+        fs::rename(&self.staged, &self.target)?;
+        self.published = true;
+        Ok((hex(&self.hasher.clone().finalize()), self.length))
+    }
+}
+
+impl Write for StagedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.length += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for StagedFile {
+    fn drop(&mut self) {
+        if !self.published {
+            let _ = fs::remove_file(&self.staged);
+        }
+    }
+}
+
+/// Writes a whole file atomically and returns its sha256.
+pub fn write_file(target: &Path, bytes: &[u8]) -> io::Result<String> {
+    let mut file = StagedFile::create(target)?;
+    file.write_all(bytes)?;
+    Ok(file.publish()?.0)
+}
+
+/// A directory being filled beside its target. Dropped without [`StagedDirectory::publish`], it vanishes.
+#[derive(Debug)]
+pub struct StagedDirectory {
+    lock: Option<File>,
+    staged: PathBuf,
+    target: PathBuf,
+}
+
+impl StagedDirectory {
+    /// Starts a directory that will become `target`, after clearing away crashed attempts.
+    pub fn create(target: &Path) -> io::Result<Self> {
+        if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            fs::create_dir_all(parent)?;
+        }
+        sweep(target)?;
+        let staged = staging_path(target)?;
+        fs::create_dir(&staged)?;
+        let lock = File::open(&staged)?;
+        lock.lock()?;
+        Ok(Self { lock: Some(lock), staged, target: target.to_owned() })
+    }
+
+    /// Where to put the files.
+    pub fn path(&self) -> &Path {
+        &self.staged
+    }
+
+    /// Swaps the directory into place in one step, replacing an older one.
+    pub fn publish(mut self) -> io::Result<()> {
+        sync_directory(&self.staged)?;
+        match fs::symlink_metadata(&self.target) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::rename(&self.staged, &self.target)?;
+                self.lock = None;
+            }
+            Err(error) => return Err(error),
+            // The old directory takes the staged one's name, and `drop` removes it.
+            Ok(_) => renameat_with(CWD, &self.staged, CWD, &self.target, RenameFlags::EXCHANGE)?,
+        }
+        Ok(())
+    }
+}
+
+impl Drop for StagedDirectory {
+    fn drop(&mut self) {
+        if self.lock.is_some() {
+            let _ = fs::remove_dir_all(&self.staged);
+        }
+    }
+}
+
+/// Flushes every file of a directory, so that a manifest never outlives a power cut that its engine did not.
+fn sync_directory(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            sync_directory(&path)?;
+        } else {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn file_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("a/b.txt");
+        let mut file = StagedFile::create(&target).unwrap();
+        file.write_all(b"hel").unwrap();
+        assert!(!target.exists());
+        drop(file);
+        assert_eq!(names(target.parent().unwrap()), Vec::<String>::new());
+        assert_eq!(write_file(&target, b"hello").unwrap(), sha256_file(&target).unwrap());
+        assert_eq!(names(target.parent().unwrap()), ["b.txt"]);
+    }
+
+    #[test]
+    fn directory_replaces_its_predecessor_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("engine");
+        for content in ["one", "two"] {
+            let staged = StagedDirectory::create(&target).unwrap();
+            fs::write(staged.path().join("f"), content).unwrap();
+            staged.publish().unwrap();
+            assert_eq!(fs::read_to_string(target.join("f")).unwrap(), content);
+            assert_eq!(names(dir.path()), ["engine"]);
+        }
+    }
+
+    #[test]
+    fn sweep_spares_the_living_and_removes_the_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("engine");
+        let living = StagedDirectory::create(&target).unwrap();
+        fs::create_dir(dir.path().join(".engine.staging-1-0")).unwrap();
+        fs::write(dir.path().join(".engine.staging-2-0"), "x").unwrap();
+        fs::write(dir.path().join(".other.staging-2-0"), "x").unwrap();
+        sweep(&target).unwrap();
+        assert_eq!(names(dir.path()).len(), 2, "{:?}", names(dir.path()));
+        assert!(living.path().exists());
+    }
+
+    #[test]
+    fn containment() {
+        for good in ["a", "a/b.onnx", "./a", "..a/b"] {
+            assert!(is_contained(good), "{good}");
+        }
+        for bad in ["", "..", "a/../b", "/etc/passwd", "a\\b", "a\0"] {
+            assert!(!is_contained(bad), "{bad:?}");
+        }
+    }
+}

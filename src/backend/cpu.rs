@@ -1,0 +1,141 @@
+//! The CPU reference: rten, pure Rust, on every machine. It judges engines in `verify`, and answers where there is no GPU.
+//!
+//! rten computes in float32 and int32: float16 values are widened on the way in and rounded on the way out, int64 and
+//! bool become int32 (ONNX's own indices fit).
+
+use std::path::Path;
+
+use half::f16;
+use rten::{DataType, Model, ModelOptions, NodeId, RunOptions, Value, ValueOrView, ValueType};
+use rten_tensor::prelude::*;
+
+use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
+use crate::onnx;
+use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
+
+/// The reference backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu;
+
+fn info() -> BackendInfo {
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    BackendInfo { name: "CPU reference (rten)".to_owned(), device: format!("{threads} threads") }
+}
+
+impl Backend for Cpu {
+    fn info(&self) -> BackendInfo {
+        info()
+    }
+
+    fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()));
+        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
+        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| {
+            specs.map_err(|error| BackendError::Load(error.to_string()))
+        };
+        let (inputs, outputs) = (specs(described.inputs())?, specs(described.outputs())?);
+        let model = ModelOptions::with_all_ops().load_file(path).map_err(|error| load(error.to_string()))?;
+        let ids = |specs: &[TensorSpec]| {
+            let id = |spec: &TensorSpec| model.node_id(&spec.name).map_err(|error| load(error.to_string()));
+            specs.iter().map(id).collect::<Result<Vec<NodeId>, _>>()
+        };
+        Ok(Box::new(CpuSession { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, outputs, model }))
+    }
+}
+
+struct CpuSession {
+    model: Model,
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+    input_ids: Vec<NodeId>,
+    output_ids: Vec<NodeId>,
+}
+
+impl Session for CpuSession {
+    fn info(&self) -> BackendInfo {
+        info()
+    }
+
+    fn inputs(&self) -> &[TensorSpec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        check_inputs(&self.inputs, inputs)?;
+        let mut values = Vec::with_capacity(inputs.len());
+        for ((id, spec), tensor) in self.input_ids.iter().zip(&self.inputs).zip(inputs) {
+            values.push((*id, ValueOrView::Value(to_rten(&spec.name, tensor)?)));
+        }
+        let results = self
+            .model
+            .run(values, &self.output_ids, Some(RunOptions::default()))
+            .map_err(|error| BackendError::Run(format!("CPU reference: {error}")))?;
+        self.outputs.iter().zip(results).map(|(spec, value)| from_rten(spec, value)).collect()
+    }
+}
+
+fn to_rten(name: &str, tensor: &Tensor) -> Result<Value, BackendError> {
+    let shape = tensor.shape();
+    fn wrap<T>(shape: &[usize], data: Vec<T>) -> Value
+    where
+        Value: From<rten_tensor::Tensor<T>>,
+    {
+        rten_tensor::Tensor::from_data(shape, data).into()
+    }
+    Ok(match tensor.data() {
+        TensorData::F32(values) => wrap(shape, values.clone()),
+        TensorData::F16(values) => wrap(shape, values.iter().map(|value| value.to_f32()).collect::<Vec<f32>>()),
+        TensorData::I8(values) => wrap(shape, values.clone()),
+        TensorData::U8(values) => wrap(shape, values.clone()),
+        TensorData::I32(values) => wrap(shape, values.clone()),
+        TensorData::Bool(values) => wrap(shape, values.iter().map(|value| i32::from(*value)).collect::<Vec<i32>>()),
+        TensorData::I64(values) => {
+            let narrow = values.iter().map(|value| i32::try_from(*value)).collect::<Result<Vec<i32>, _>>();
+            let narrow = narrow.map_err(|_| BackendError::Input {
+                name: name.to_owned(),
+                message: "an int64 value does not fit the CPU reference's int32".to_owned(),
+            })?;
+            wrap(shape, narrow)
+        }
+    })
+}
+
+fn from_rten(spec: &TensorSpec, value: Value) -> Result<Tensor, BackendError> {
+    let wrong = |have: ValueType| {
+        BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}"))
+    };
+    let have = value.dtype();
+    let (shape, data) = match value {
+        Value::FloatTensor(tensor) => {
+            let shape = tensor.shape().to_vec();
+            let values = tensor.into_data();
+            match spec.dtype {
+                DType::Float32 => (shape, TensorData::F32(values)),
+                DType::Float16 => (shape, TensorData::F16(values.into_iter().map(f16::from_f32).collect())),
+                _ => return Err(wrong(have)),
+            }
+        }
+        Value::Int32Tensor(tensor) => {
+            let shape = tensor.shape().to_vec();
+            let values = tensor.into_data();
+            match spec.dtype {
+                DType::Int32 => (shape, TensorData::I32(values)),
+                DType::Int64 => (shape, TensorData::I64(values.into_iter().map(i64::from).collect())),
+                DType::Bool => (shape, TensorData::Bool(values.into_iter().map(|value| u8::from(value != 0)).collect())),
+                _ => return Err(wrong(have)),
+            }
+        }
+        Value::Int8Tensor(tensor) if spec.dtype == DType::Int8 => {
+            (tensor.shape().to_vec(), TensorData::I8(tensor.into_data()))
+        }
+        Value::UInt8Tensor(tensor) if spec.dtype == DType::UInt8 => {
+            (tensor.shape().to_vec(), TensorData::U8(tensor.into_data()))
+        }
+        _ => return Err(wrong(have)),
+    };
+    Tensor::new(shape, data).ok_or_else(|| wrong(ValueType::Tensor(DataType::Float)))
+}

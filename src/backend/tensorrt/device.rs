@@ -1,0 +1,67 @@
+//! The GPU, through the CUDA driver library opened at run time.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream};
+
+use crate::backend::BackendError;
+
+/// The first CUDA device with a stream of its own.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Keeps the device's primary context, which TensorRT uses too.
+    pub context: Arc<CudaContext>,
+    /// Where all our work goes.
+    pub stream: Arc<CudaStream>,
+}
+
+/// What a GPU is.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct DeviceInfo {
+    /// Marketing name.
+    pub name: String,
+    /// E.g. "8.7".
+    pub compute_capability: String,
+    /// Device memory in bytes; on a Jetson the same as the machine's.
+    pub memory: u64,
+}
+
+fn no_device(error: impl std::fmt::Display) -> BackendError {
+    BackendError::NoDevice(error.to_string())
+}
+
+#[allow(unsafe_code)]
+fn driver_is_present() -> bool {
+    // SAFETY: only dlopens libcuda; without the check cudarc would panic where there is none.
+    unsafe { cudarc::driver::sys::is_culib_present() }
+}
+
+impl Device {
+    /// Opens device 0 (which `CUDA_VISIBLE_DEVICES` may choose).
+    pub fn open() -> Result<Self, BackendError> {
+        if !driver_is_present() {
+            return Err(no_device("the CUDA driver library (libcuda.so.1) is not installed"));
+        }
+        let context = CudaContext::new(0).map_err(no_device)?;
+        let stream = context.new_stream().map_err(no_device)?;
+        Ok(Self { context, stream })
+    }
+
+    /// What it is.
+    pub fn info(&self) -> Result<DeviceInfo, BackendError> {
+        let (major, minor) = self.context.compute_capability().map_err(no_device)?;
+        Ok(DeviceInfo {
+            name: self.context.name().map_err(no_device)?,
+            compute_capability: format!("{major}.{minor}"),
+            memory: self.context.total_mem().map_err(no_device)? as u64,
+        })
+    }
+
+    /// One line for people.
+    pub fn description(&self) -> String {
+        self.info().map_or_else(
+            |_| "unknown GPU".to_owned(),
+            |info| format!("{} (compute capability {})", info.name, info.compute_capability),
+        )
+    }
+}

@@ -1,0 +1,123 @@
+//! The bridge to `cpp/`: coarse functions over opaque objects, names instead of numbers.
+//!
+//! This is the only file of the crate that may contain `unsafe`.
+#![allow(unsafe_code)]
+#![allow(missing_docs)]
+
+use std::sync::Mutex;
+
+use super::observer::BuildObserver;
+
+#[cxx::bridge(namespace = "watus")]
+pub mod bridge {
+    /// The TensorRT headers the shim was compiled against.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    struct HeaderInfo {
+        is_rtx: bool,
+        major: i32,
+        minor: i32,
+        patch: i32,
+        has_progress: bool,
+    }
+
+    /// Shape range of one dynamic input.
+    #[derive(Debug, Clone)]
+    struct ShapeRange {
+        name: String,
+        min: Vec<i64>,
+        opt: Vec<i64>,
+        max: Vec<i64>,
+    }
+
+    /// Everything a build needs, in one struct.
+    #[derive(Debug, Clone)]
+    struct BuildOptions {
+        onnx_path: String,
+        /// 0 = TensorRT's default.
+        workspace_bytes: usize,
+        /// -1 = TensorRT's default.
+        optimization_level: i32,
+        set_flags: Vec<String>,
+        clear_flags: Vec<String>,
+        compute_capabilities: Vec<String>,
+        hardware_compatibility: String,
+        strongly_typed: bool,
+        detailed_profiling: bool,
+        profile: Vec<ShapeRange>,
+        timing_cache: Vec<u8>,
+    }
+
+    /// One input or output of an engine; -1 marks a dynamic dimension.
+    #[derive(Debug, Clone)]
+    struct IoTensor {
+        name: String,
+        is_input: bool,
+        dtype: i32,
+        shape: Vec<i64>,
+    }
+
+    extern "Rust" {
+        type BuildObserver;
+        fn phase_start(&self, phase: String, parent: String, steps: i32);
+        fn step_complete(&self, phase: String, step: i32) -> bool;
+        fn phase_finish(&self, phase: String);
+
+        fn on_log(severity: i32, message: String);
+    }
+
+    unsafe extern "C++" {
+        include!("watus-build/cpp/include/shim.h");
+
+        type Library;
+        type Plan;
+        type Session;
+
+        fn header_info() -> HeaderInfo;
+        fn library_version(core_path: &str) -> Result<i32>;
+        fn open_library(core_path: &str, parser_path: &str) -> Result<UniquePtr<Library>>;
+        fn build_plan(
+            library: &Library,
+            options: &BuildOptions,
+            observer: &BuildObserver,
+        ) -> Result<UniquePtr<Plan>>;
+        fn load_plan(library: &Library, plan: &[u8]) -> Result<UniquePtr<Session>>;
+        fn plan_mismatch(library: &Library, plan: &[u8]) -> Result<String>;
+
+        fn bytes(self: &Plan) -> &[u8];
+        fn timing_cache(self: &Plan) -> &[u8];
+
+        fn io(self: &Session) -> Result<Vec<IoTensor>>;
+        fn device_memory(self: &Session) -> Result<i64>;
+        fn set_input_shape(self: Pin<&mut Session>, name: &str, dims: &[i64]) -> Result<()>;
+        fn tensor_shape(self: &Session, name: &str) -> Result<Vec<i64>>;
+        fn set_address(self: Pin<&mut Session>, name: &str, device_pointer: usize) -> Result<()>;
+        fn enqueue(self: Pin<&mut Session>, stream: usize) -> Result<()>;
+        fn inspect(self: &Session) -> Result<String>;
+    }
+}
+
+// SAFETY: a Library is three function pointers of libraries that are never closed.
+unsafe impl Send for bridge::Library {}
+// SAFETY: as above; the factory functions may be called from several threads (NvInferRuntime.h, ILogger is locked).
+unsafe impl Sync for bridge::Library {}
+// SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut Session and the
+// lack of Sync enforce the latter.
+unsafe impl Send for bridge::Session {}
+
+type Sink = Box<dyn Fn(i32, String) + Send>;
+static SINK: Mutex<Option<Sink>> = Mutex::new(None);
+
+/// Sends TensorRT's log lines (severity 0 = internal error … 4 = verbose) to `sink` from now on.
+pub fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
+    if let Ok(mut slot) = SINK.lock() {
+        *slot = Some(Box::new(sink));
+    }
+}
+
+fn on_log(severity: i32, message: String) {
+    if let Ok(slot) = SINK.lock()
+        && let Some(sink) = slot.as_ref()
+    {
+        sink(severity, message);
+    }
+}

@@ -1,0 +1,78 @@
+//! Where TensorRT's shared libraries are. Nothing is opened here; `doctor` reads image folders with the same rules.
+
+use std::path::{Path, PathBuf};
+
+use super::{Family, Version};
+
+/// The two libraries a build needs. A runtime alone needs the core.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// `libnvinfer.so.N` or `libtensorrt_rtx.so.N`.
+    pub core: PathBuf,
+    /// `libnvonnxparser.so.N` or `libtensorrt_onnxparser_rtx.so.N`.
+    pub parser: PathBuf,
+}
+
+/// Folder below the user's data directory that scripts/setup-tensorrt.sh fills.
+fn provisioned(version: Version) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?.join("watus-build");
+    // The build number is part of the folder's name and not of the header's version.
+    let prefix = format!("tensorrt-rtx-{}.{}.{}", version.major, version.minor, version.patch);
+    let entries = std::fs::read_dir(data).ok()?.flatten();
+    let mut matching: Vec<PathBuf> =
+        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).map(|entry| entry.path()).collect();
+    matching.sort();
+    Some(matching.pop()?.join("lib"))
+}
+
+/// File names for a version.
+pub fn names(version: Version) -> (String, String) {
+    match version.family {
+        Family::Rtx => (
+            format!("libtensorrt_rtx.so.{}", version.major),
+            format!("libtensorrt_onnxparser_rtx.so.{}", version.major),
+        ),
+        Family::Enterprise => {
+            (format!("libnvinfer.so.{}", version.major), format!("libnvonnxparser.so.{}", version.major))
+        }
+    }
+}
+
+/// Library folders of a system with this architecture, best first.
+pub fn system_folders(arch: &str) -> Vec<PathBuf> {
+    [
+        &format!("/usr/lib/{arch}-linux-gnu"),
+        "/usr/lib64",
+        "/usr/lib",
+        "/usr/local/tensorrt/lib",
+        "/usr/local/tensorrt/targets/x86_64-linux-gnu/lib",
+        "/opt/tensorrt/lib",
+        "/usr/local/cuda/lib64",
+    ]
+    .map(PathBuf::from)
+    .to_vec()
+}
+
+/// The libraries for the headers we were compiled against, or the places looked at.
+pub fn find(headers: Version) -> Result<Files, String> {
+    let (core, parser) = names(headers);
+    let named = std::env::var_os("WATUS_TENSORRT_LIB").map(PathBuf::from);
+    let folders: Vec<PathBuf> = match named {
+        Some(folder) => vec![folder],
+        None => {
+            let beside = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+            let beside: Vec<PathBuf> = std::env::split_paths(&beside).filter(|path| path.is_absolute()).collect();
+            let system = system_folders(std::env::consts::ARCH);
+            beside.into_iter().chain(system).chain(provisioned(headers)).collect()
+        }
+    };
+    let both = |folder: &Path| {
+        let files = Files { core: folder.join(&core), parser: folder.join(&parser) };
+        (files.core.exists() && files.parser.exists()).then_some(files)
+    };
+    folders.iter().find_map(|folder| both(folder)).ok_or_else(|| {
+        let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
+        format!("{core} and {parser} in {}", places.join(", "))
+    })
+}

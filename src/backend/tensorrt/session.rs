@@ -1,0 +1,174 @@
+//! A plan loaded onto the GPU: one device buffer per input and output, one stream.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
+use cxx::UniquePtr;
+
+use super::Version;
+use super::device::Device;
+use super::ffi::bridge;
+use crate::backend::{BackendError, BackendInfo, Samples, Session, check_inputs};
+use crate::tensor::{DType, Tensor, TensorSpec, element_count};
+
+/// TensorRT's DataType by number (NvInferRuntimeBase.h; the list only ever grew).
+const DTYPES: [Option<DType>; 9] = [
+    Some(DType::Float32),
+    Some(DType::Float16),
+    Some(DType::Int8),
+    Some(DType::Int32),
+    Some(DType::Bool),
+    Some(DType::UInt8),
+    None, // FP8
+    Some(DType::BFloat16),
+    Some(DType::Int64),
+];
+
+pub(super) struct TrtSession {
+    version: Version,
+    device: Device,
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+    /// By tensor name; grown when a shape needs more.
+    buffers: HashMap<String, CudaSlice<u8>>,
+    /// Declared last: destroyed after the buffers' addresses are out of use.
+    session: UniquePtr<bridge::Session>,
+}
+
+fn run_error(error: impl std::fmt::Display) -> BackendError {
+    BackendError::Run(error.to_string())
+}
+
+impl TrtSession {
+    pub(super) fn new(
+        version: Version,
+        device: Device,
+        session: UniquePtr<bridge::Session>,
+    ) -> Result<Self, BackendError> {
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        for tensor in session.io().map_err(|error| BackendError::Load(error.to_string()))? {
+            let number = usize::try_from(tensor.dtype).unwrap_or(usize::MAX);
+            let dtype = DTYPES.get(number).copied().flatten().ok_or_else(|| {
+                BackendError::Load(format!("tensor `{}` has TensorRT type {number}, which is not supported", tensor.name))
+            })?;
+            let shape = tensor.shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
+            let list = if tensor.is_input { &mut inputs } else { &mut outputs };
+            list.push(TensorSpec { name: tensor.name, dtype, shape });
+        }
+        Ok(Self { version, device, inputs, outputs, buffers: HashMap::new(), session })
+    }
+
+    fn session(&mut self) -> std::pin::Pin<&mut bridge::Session> {
+        self.session.pin_mut()
+    }
+
+    /// Sets shapes and addresses and sizes the buffers; returns the outputs, still zero.
+    fn bind(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        check_inputs(&self.inputs, inputs)?;
+        for (spec, tensor) in self.inputs.clone().iter().zip(inputs) {
+            let dims: Vec<i64> = tensor.shape().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
+            let refused = |error: cxx::Exception| BackendError::Input { name: spec.name.clone(), message: error.to_string() };
+            self.session().set_input_shape(&spec.name, &dims).map_err(refused)?;
+            self.place(&spec.name, tensor.bytes().len())?;
+        }
+        let mut outputs = Vec::with_capacity(self.outputs.len());
+        for spec in self.outputs.clone() {
+            let dims = self.session.tensor_shape(&spec.name).map_err(run_error)?;
+            let shape = dims.iter().map(|dim| usize::try_from(*dim)).collect::<Result<Vec<_>, _>>();
+            let shape = shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
+            let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
+            let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
+            self.place(&spec.name, bytes)?;
+            let tensor = Tensor::zeros(spec.dtype, shape);
+            outputs.push(tensor.ok_or_else(|| run_error(format!("output {spec} has a type the host cannot hold")))?);
+        }
+        Ok(outputs)
+    }
+
+    /// Gives a tensor `bytes` of device memory (at least one, so that it has an address).
+    fn place(&mut self, name: &str, bytes: usize) -> Result<(), BackendError> {
+        if self.buffers.get(name).is_none_or(|buffer| buffer.len() < bytes) {
+            let memory = |error: DriverError| run_error(format!("no device memory for `{name}` ({bytes} bytes): {error}"));
+            // Poison: an output TensorRT fails to write must not look like an answer. All ones is a NaN.
+            let mut buffer = self.device.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(memory)?;
+            self.device.stream.memcpy_htod(&vec![0xff_u8; bytes.max(1)], &mut buffer).map_err(memory)?;
+            let address = buffer.device_ptr(&self.device.stream).0;
+            let address = usize::try_from(address).map_err(run_error)?;
+            self.session().set_address(name, address).map_err(run_error)?;
+            self.buffers.insert(name.to_owned(), buffer);
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, inputs: &[Tensor]) -> Result<(), BackendError> {
+        for (spec, tensor) in self.inputs.iter().zip(inputs) {
+            if let Some(buffer) = self.buffers.get_mut(&spec.name)
+                && !tensor.bytes().is_empty()
+            {
+                self.device.stream.memcpy_htod(tensor.bytes(), buffer).map_err(run_error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn download(&mut self, outputs: &mut [Tensor]) -> Result<(), BackendError> {
+        for (spec, tensor) in self.outputs.iter().zip(outputs) {
+            let bytes = tensor.bytes_mut();
+            if let Some(buffer) = self.buffers.get(&spec.name)
+                && !bytes.is_empty()
+            {
+                self.device.stream.memcpy_dtoh(&buffer.slice(..bytes.len()), bytes).map_err(run_error)?;
+            }
+        }
+        self.device.stream.synchronize().map_err(run_error)
+    }
+
+    fn enqueue(&mut self) -> Result<(), BackendError> {
+        let stream = self.device.stream.cu_stream() as usize;
+        self.session().enqueue(stream).map_err(run_error)
+    }
+}
+
+impl Session for TrtSession {
+    fn info(&self) -> BackendInfo {
+        BackendInfo { name: self.version.to_string(), device: self.device.description() }
+    }
+
+    fn inputs(&self) -> &[TensorSpec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        let mut outputs = self.bind(inputs)?;
+        self.upload(inputs)?;
+        self.enqueue()?;
+        self.download(&mut outputs)?;
+        Ok(outputs)
+    }
+
+    fn measure(&mut self, inputs: &[Tensor], warmup: usize, iterations: usize) -> Result<Samples, BackendError> {
+        let mut outputs = self.bind(inputs)?;
+        let timed = Some(sys::CUevent_flags::CU_EVENT_DEFAULT);
+        let start = self.device.context.new_event(timed).map_err(run_error)?;
+        let end = self.device.context.new_event(timed).map_err(run_error)?;
+        let mut samples = Samples::default();
+        for iteration in 0..warmup + iterations {
+            let began = Instant::now();
+            self.upload(inputs)?;
+            start.record(&self.device.stream).map_err(run_error)?;
+            self.enqueue()?;
+            end.record(&self.device.stream).map_err(run_error)?;
+            self.download(&mut outputs)?;
+            if iteration >= warmup {
+                samples.end_to_end_ms.push(began.elapsed().as_secs_f64() * 1e3);
+                samples.compute_ms.push(f64::from(start.elapsed_ms(&end).map_err(run_error)?));
+            }
+        }
+        Ok(samples)
+    }
+}

@@ -1,0 +1,139 @@
+//! Measures a session: latency percentiles with and without host copies, throughput; as Markdown, JSON and a chart.
+
+mod chart;
+
+use serde::{Deserialize, Serialize};
+
+pub use chart::svg;
+
+use crate::backend::{BackendError, BackendInfo, Samples, Session};
+use crate::tensor::Tensor;
+
+/// Percentiles of one kind of latency, in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Latency {
+    pub mean_ms: f64,
+    pub min_ms: f64,
+    pub p50_ms: f64,
+    pub p90_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+}
+
+/// One measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Engine or model name.
+    pub name: String,
+    /// Who computed.
+    pub backend: BackendInfo,
+    /// Items per run: the first input's first dimension.
+    pub batch: usize,
+    /// Untimed runs before.
+    pub warmup: usize,
+    /// Timed runs.
+    pub iterations: usize,
+    /// Host tensors in, host tensors out.
+    pub end_to_end: Latency,
+    /// On the device alone; `None` for the CPU.
+    pub compute: Option<Latency>,
+    /// Items per second, one run after the other, host copies included.
+    pub throughput: f64,
+    /// What may make the figures unrepresentative, e.g. a low power mode.
+    pub notes: Vec<String>,
+    /// Every sample.
+    pub samples: Samples,
+}
+
+/// Linear interpolation between closest ranks; `sorted` is ascending and not empty.
+fn percentile(sorted: &[f64], fraction: f64) -> f64 {
+    let position = fraction * (sorted.len() - 1) as f64;
+    let (low, high) = (position.floor() as usize, position.ceil() as usize);
+    sorted[low] + (sorted[high] - sorted[low]) * (position - low as f64)
+}
+
+impl Latency {
+    /// `None` without samples.
+    pub fn of(samples: &[f64]) -> Option<Self> {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        Some(Self {
+            mean_ms: sorted.iter().sum::<f64>() / sorted.len() as f64,
+            min_ms: *sorted.first()?,
+            p50_ms: percentile(&sorted, 0.5),
+            p90_ms: percentile(&sorted, 0.9),
+            p99_ms: percentile(&sorted, 0.99),
+            max_ms: *sorted.last()?,
+        })
+    }
+}
+
+/// Runs `session` on `inputs` and sums up.
+pub fn measure(
+    name: &str,
+    session: &mut dyn Session,
+    inputs: &[Tensor],
+    warmup: usize,
+    iterations: usize,
+) -> Result<Report, BackendError> {
+    let samples = session.measure(inputs, warmup, iterations.max(1))?;
+    let end_to_end = Latency::of(&samples.end_to_end_ms)
+        .ok_or_else(|| BackendError::Run("the backend took no samples".to_owned()))?;
+    let batch = inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1);
+    Ok(Report {
+        name: name.to_owned(),
+        backend: session.info(),
+        batch,
+        warmup,
+        iterations: samples.end_to_end_ms.len(),
+        throughput: 1e3 * batch as f64 / end_to_end.mean_ms,
+        compute: Latency::of(&samples.compute_ms),
+        end_to_end,
+        notes: Vec::new(),
+        samples,
+    })
+}
+
+/// A table of reports, in GitHub's Markdown.
+pub fn markdown(reports: &[Report]) -> String {
+    let mut text = String::from(
+        "| engine | backend | device | batch | measured | p50 ms | p90 ms | p99 ms | mean ms | items/s |\n\
+         |---|---|---|---|---|---|---|---|---|---|\n",
+    );
+    for report in reports {
+        let mut row = |what: &str, latency: &Latency| {
+            let Latency { p50_ms, p90_ms, p99_ms, mean_ms, .. } = latency;
+            let rate = 1e3 * report.batch as f64 / mean_ms;
+            text.push_str(&format!(
+                "| {} | {} | {} | {} | {what} | {p50_ms:.3} | {p90_ms:.3} | {p99_ms:.3} | {mean_ms:.3} | {rate:.0} |\n",
+                report.name, report.backend.name, report.backend.device, report.batch
+            ));
+        };
+        if let Some(compute) = &report.compute {
+            row("GPU only", compute);
+        }
+        row("with host copies", &report.end_to_end);
+    }
+    for report in reports {
+        for note in &report.notes {
+            text.push_str(&format!("\n{}: {note}\n", report.name));
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles() {
+        let samples: Vec<f64> = (0..=100).rev().map(f64::from).collect();
+        let latency = Latency::of(&samples).unwrap();
+        let Latency { mean_ms, min_ms, p50_ms, p90_ms, p99_ms, max_ms } = latency;
+        assert_eq!((mean_ms, min_ms, p50_ms, p90_ms, p99_ms, max_ms), (50.0, 0.0, 50.0, 90.0, 99.0, 100.0));
+        assert_eq!(Latency::of(&[1.0, 2.0]).unwrap().p50_ms, 1.5);
+        assert!(Latency::of(&[]).is_none());
+    }
+}

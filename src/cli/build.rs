@@ -1,0 +1,128 @@
+//! `build`: recipes to engine directories.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::fetch::SourceArgs;
+use super::{Environment, Exit, print};
+use crate::memory::{self, Memory};
+use crate::pipeline::{self, Context};
+use crate::recipe::{self, Plan};
+use crate::worker::Isolation;
+
+/// Build engines from recipes, prove them, publish them
+///
+/// Nothing is rebuilt that is current. An engine that fails verification is not published.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Recipe files
+    #[arg(required = true)]
+    recipes: Vec<PathBuf>,
+    /// Folder of the engine directories
+    #[arg(short, long, default_value = "engines", value_name = "DIR")]
+    output: PathBuf,
+    /// Say what would be done, and what is current or why not
+    #[arg(long)]
+    dry_run: bool,
+    /// Build even if nothing changed
+    #[arg(long)]
+    rebuild: bool,
+    /// Go on against the memory estimate, publish against the verification
+    #[arg(long)]
+    force: bool,
+    /// Exit with code 7 if an engine could not be executed here
+    #[arg(long)]
+    require_execution: bool,
+    #[command(flatten)]
+    sources: SourceArgs,
+}
+
+pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
+    // All recipes are read before anything is built: a typo in the last one costs no hour.
+    let mut plans = Vec::new();
+    for path in &args.recipes {
+        plans.push(Plan::new(path, &recipe::load(path)?));
+    }
+    for (index, plan) in plans.iter().enumerate() {
+        if let Some(twin) = plans[..index].iter().find(|twin| twin.name == plan.name) {
+            anyhow::bail!(
+                "{} and {} would both write the engine `{}`",
+                twin.recipe.display(),
+                plan.recipe.display(),
+                plan.name
+            );
+        }
+    }
+    let mut fetcher = args.sources.fetcher(environment);
+    fetcher.offline |= args.dry_run;
+    let context = Context {
+        output: args.output.clone(),
+        fetcher,
+        rebuild: args.rebuild,
+        force: args.force,
+        isolation: Isolation::Child(std::env::current_exe()?),
+        progress: Arc::clone(&environment.progress),
+        cancel: Arc::clone(&environment.cancel),
+    };
+    let mut exit = Exit::Success;
+    for plan in &plans {
+        match one(args, plan, &context) {
+            Ok(Exit::Success) => {}
+            Ok(code) => exit = code,
+            // One bad recipe does not stop the others; the exit code remembers.
+            Err(error) => {
+                super::report(&error);
+                exit = Exit::of(&error);
+            }
+        }
+        if environment.cancel.load(Ordering::Relaxed) {
+            return Ok(Exit::Cancelled);
+        }
+    }
+    Ok(exit)
+}
+
+fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
+    let mut lock = args.sources.lock(&plan.recipe)?;
+    if args.dry_run {
+        return dry_run(plan, context, &mut lock);
+    }
+    let outcome = pipeline::build(pipeline::prepare(plan, context, &mut lock)?, context)?;
+    let executed = outcome.report.as_ref().and_then(|report| report.executed_on.clone());
+    let state = if outcome.cached { "current" } else { "built" };
+    let proof = match (&executed, &outcome.report) {
+        (Some(on), Some(report)) if report.failed() => format!("FAILED verification on {on}, published by --force"),
+        (Some(on), _) => format!("verified on {on}"),
+        (None, _) => "execution not checked (no GPU here)".to_owned(),
+    };
+    print(format!("{}: {state}, {proof}: {}", plan.name, outcome.folder.display()))?;
+    Ok(if args.require_execution && executed.is_none() { Exit::NotExecuted } else { Exit::Success })
+}
+
+fn dry_run(plan: &Plan, context: &Context, lock: &mut crate::fetch::Lock) -> anyhow::Result<Exit> {
+    use crate::fetch::FetchError;
+    let name = &plan.name;
+    print(format!("{name}: {} -> {}", plan.recipe.display(), context.output.join(name).display()))?;
+    let source = pipeline::source_text(&plan.source, None);
+    match pipeline::prepare(plan, context, lock) {
+        Ok(prepared) => {
+            print(format!("  fetch    {source}: here already"))?;
+            match prepared.stale {
+                None => print("  build    nothing to do: the engine is current")?,
+                Some(why) => {
+                    let have = Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
+                    print(format!("  build    because {why}; about {} of memory, {have} available", memory::text(prepared.memory)))?;
+                    print(format!("  verify   {} random inputs, {} pictures, tolerance {:.0e}",
+                        plan.verify.seeds, plan.verify.images.len(), plan.verify.tolerance))?;
+                    print("  publish  engine directory with manifest.json and verify.json")?;
+                }
+            }
+        }
+        Err(error) if matches!(error.downcast_ref(), Some(FetchError::Offline { .. })) => {
+            print(format!("  fetch    {source}: to be downloaded; what follows depends on it"))?;
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,67 @@
+//! `fetch`: bring a recipe's sources here, so that `build --offline` can follow.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Environment, Exit, print};
+use crate::fetch::{Fetcher, Lock};
+use crate::pipeline;
+use crate::recipe::{self, Plan};
+
+/// Download what recipes need, checked and resumable
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Recipe files
+    #[arg(required = true)]
+    recipes: Vec<PathBuf>,
+    #[command(flatten)]
+    sources: SourceArgs,
+    /// Resolve branches and tags anew instead of using watus.lock
+    #[arg(long)]
+    update: bool,
+}
+
+/// Options of every command that fetches.
+#[derive(Debug, clap::Args)]
+pub(super) struct SourceArgs {
+    /// Use the cache alone; also set by HF_HUB_OFFLINE=1
+    #[arg(long)]
+    offline: bool,
+    /// Hash cached files again
+    #[arg(long)]
+    rehash: bool,
+    /// Lock file of hub revisions [default: watus.lock beside the recipe]
+    #[arg(long, value_name = "FILE")]
+    lock: Option<PathBuf>,
+}
+
+impl SourceArgs {
+    pub(super) fn fetcher(&self, environment: &Environment) -> Fetcher {
+        let mut fetcher = Fetcher::from_env(Arc::clone(&environment.progress), Arc::clone(&environment.cancel));
+        fetcher.offline |= self.offline;
+        fetcher.rehash = self.rehash;
+        fetcher
+    }
+
+    pub(super) fn lock(&self, recipe: &Path) -> anyhow::Result<Lock> {
+        let beside = || recipe.parent().unwrap_or(Path::new("")).join("watus.lock");
+        Ok(Lock::open(&self.lock.clone().unwrap_or_else(beside))?)
+    }
+}
+
+pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
+    let fetcher = args.sources.fetcher(environment);
+    for path in &args.recipes {
+        let plan = Plan::new(path, &recipe::load(path)?);
+        let mut lock = args.sources.lock(path)?;
+        lock.update = args.update;
+        let fetched = pipeline::fetch(&plan, &fetcher, &mut lock)?;
+        if let Some(commit) = &fetched.commit {
+            print(format!("{}: commit {commit}", plan.name))?;
+        }
+        for file in &fetched.files {
+            print(format!("{}: {}", plan.name, file.path.display()))?;
+        }
+    }
+    Ok(Exit::Success)
+}

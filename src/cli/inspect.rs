@@ -1,0 +1,123 @@
+//! `inspect`: a look inside an ONNX file, an engine directory or a plan.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::{Exit, print, print_json};
+use crate::backend::tensorrt::TensorRt;
+use crate::manifest::Manifest;
+use crate::memory;
+use crate::onnx::{Model, Summary};
+use crate::verify::{Report, Status};
+
+/// Look inside an ONNX model, an engine directory or a plan
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// .onnx file, engine directory, or .engine file
+    path: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Print TensorRT's own view of the layers (needs the GPU the engine was built for)
+    #[arg(long)]
+    layers: bool,
+}
+
+pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
+    if args.path.is_dir() {
+        engine(args, &args.path)?;
+    } else if args.path.extension().is_some_and(|extension| extension == "onnx") {
+        let model = Model::load(&args.path)?;
+        let summary = model.summary()?;
+        if args.json { print_json(&summary)? } else { model_text(&summary)? }
+    } else {
+        plan(args)?;
+    }
+    Ok(Exit::Success)
+}
+
+fn model_text(summary: &Summary) -> anyhow::Result<()> {
+    let opsets: Vec<String> = summary.opsets.iter().map(|(domain, version)| {
+        format!("{} {version}", if domain.is_empty() { "ai.onnx" } else { domain })
+    }).collect();
+    print(format!("ONNX IR {}, opset {}, by {}", summary.ir_version, opsets.join(", "), summary.producer))?;
+    for input in &summary.inputs {
+        print(format!("input   {input}"))?;
+    }
+    for output in &summary.outputs {
+        print(format!("output  {output}"))?;
+    }
+    print(format!("weights {} parameters, {}", summary.parameters, memory::text(summary.parameter_bytes)))?;
+    for file in &summary.external_data {
+        print(format!("data    {file}"))?;
+    }
+    let mut operators: Vec<_> = summary.operators.iter().collect();
+    operators.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+    let operators: Vec<String> = operators.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    print(format!("nodes   {}", operators.join(", ")))
+}
+
+fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
+    let manifest = Manifest::load(folder)?;
+    if args.layers {
+        return layers(&folder.join(&manifest.engine));
+    }
+    let report = Report::load(folder);
+    if args.json {
+        return print_json(&serde_json::json!({ "manifest": manifest, "verify": report }));
+    }
+    print(format!("{}: {} engine, {}, by {}", manifest.name, manifest.kind, manifest.precision, manifest.tool))?;
+    let gpu = manifest.device.as_ref().map_or("no GPU".to_owned(), |device| format!("{} {}", device.name, device.compute_capability));
+    let l4t = manifest.l4t.as_ref().map(|l4t| format!(", L4T {l4t}")).unwrap_or_default();
+    print(format!("built   {:.1} s with {} on {gpu}{l4t}, peak memory {}",
+        manifest.build.seconds, manifest.tensorrt, memory::text(manifest.build.peak_memory_bytes)))?;
+    print(format!("source  {}", manifest.source))?;
+    for input in &manifest.inputs {
+        print(format!("input   {input}"))?;
+    }
+    for output in &manifest.outputs {
+        print(format!("output  {output}"))?;
+    }
+    for (name, file) in &manifest.files {
+        print(format!("file    {} {:>11} {name}", &file.sha256[..12.min(file.sha256.len())], file.bytes))?;
+    }
+    for warning in &manifest.build.warnings {
+        print(format!("warned  {warning}"))?;
+    }
+    for check in report.iter().flat_map(|report| &report.checks) {
+        let status = match check.status {
+            Status::Passed => "passed",
+            Status::Failed => "FAILED",
+            Status::Skipped => "skipped",
+        };
+        print(format!("verify  {} {status}: {}", check.name, check.detail))?;
+    }
+    Ok(())
+}
+
+fn plan(args: &Args) -> anyhow::Result<()> {
+    if args.layers {
+        return layers(&args.path);
+    }
+    let mut header = [0u8; 64];
+    let mut file = File::open(&args.path).with_context(|| format!("cannot open {}", args.path.display()))?;
+    let bytes = file.metadata()?.len();
+    file.read_exact(&mut header).with_context(|| format!("{} is too short for a plan", args.path.display()))?;
+    let family = match &header[..4] {
+        b"vtrt" => "TensorRT-RTX",
+        b"ftrt" => "TensorRT",
+        _ => bail!("{} is neither an ONNX model, an engine directory nor a TensorRT plan", args.path.display()),
+    };
+    if args.json {
+        return print_json(&serde_json::json!({ "format": family, "bytes": bytes }));
+    }
+    print(format!("{family} plan, {}; --layers shows more where it can be loaded", memory::text(bytes)))
+}
+
+fn layers(path: &Path) -> anyhow::Result<()> {
+    let plan = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    print(TensorRt::open()?.inspect(&plan)?)
+}

@@ -1,0 +1,57 @@
+//! `recipe check` and `recipe schema`.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+
+use super::{Exit, print};
+use crate::recipe::{self, Plan};
+
+/// Check recipes, or print their JSON Schema
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Check recipes without fetching or building anything
+    Check {
+        /// Recipe files
+        #[arg(required = true)]
+        recipes: Vec<PathBuf>,
+    },
+    /// Print the JSON Schema of recipes, for editors
+    Schema,
+    /// Print a recipe with every default filled in, as JSON
+    Show {
+        /// Recipe file
+        recipe: PathBuf,
+    },
+}
+
+pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
+    match &args.command {
+        Action::Schema => print(recipe::json_schema().trim_end())?,
+        Action::Show { recipe } => super::print_json(&Plan::new(recipe, &recipe::load(recipe)?))?,
+        Action::Check { recipes } => {
+            let mut exit = Exit::Success;
+            for path in recipes {
+                match recipe::load(path) {
+                    Ok(recipe) => {
+                        let plan = Plan::new(path, &recipe);
+                        let source = crate::pipeline::source_text(&plan.source, None);
+                        print(format!("{}: ok, {} from {source}", path.display(), plan.name))?;
+                    }
+                    Err(error) => {
+                        eprintln!("error: {error}");
+                        exit = Exit::Recipe;
+                    }
+                }
+            }
+            return Ok(exit);
+        }
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,354 @@
+//! Repositories of a Hugging Face hub, into the cache huggingface_hub and hf-hub share:
+//! `models--OWNER--NAME/{blobs/DIGEST, snapshots/COMMIT/FILE -> blob, refs/REVISION}`.
+//!
+//! hf-hub supplies addresses, token and cache layout. Its own transfer appends a whole file to a part file when a
+//! server ignores `Range`, and checks no hash, so the bytes are moved by `http.rs`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use globset::{Glob, GlobSet, GlobSetBuilder};
+use hf_hub::api::sync::{ApiBuilder, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+use serde::Deserialize;
+
+use super::http::{Digest, Download, status_error};
+use super::lock::{Lock, LockedFile, LockedSource, is_object_id};
+use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk};
+use crate::artifact::is_contained;
+
+/// Files of one repository moved at the same time.
+const PARALLEL: usize = 4;
+/// A repository's description is text; larger answers are not one.
+const INFO_LIMIT: u64 = 64 << 20;
+
+/// Where the hub is and who asks.
+#[derive(Debug, Clone)]
+pub struct HubSettings {
+    /// Address without a trailing slash.
+    pub endpoint: String,
+    /// Access token.
+    pub token: Option<String>,
+    /// The shared cache, e.g. `~/.cache/huggingface/hub`.
+    pub cache: PathBuf,
+}
+
+impl HubSettings {
+    /// From `HF_ENDPOINT`, `HF_TOKEN` (or the saved login), `HF_HUB_CACHE` and `HF_HOME`, like huggingface_hub.
+    pub fn from_env() -> Self {
+        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+        let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
+        let saved = match set("HF_HOME") {
+            Some(_) => Some(Cache::from_env()),
+            None => std::env::var_os("HOME").map(|home| Cache::new(Path::new(&home).join(".cache/huggingface/hub"))),
+        };
+        let token = set("HF_TOKEN").or_else(|| saved.as_ref()?.token());
+        let cache = set("HF_HUB_CACHE").map(PathBuf::from).or_else(|| saved.map(|saved| saved.path().clone()));
+        Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            token: token.map(|token| token.trim().to_owned()),
+            cache: cache.unwrap_or_else(|| super::cache_dir().join("hub")),
+        }
+    }
+}
+
+/// The hub's answer to `GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`.
+#[derive(Deserialize)]
+struct Info {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    #[serde(alias = "oid")]
+    sha256: String,
+    size: Option<u64>,
+}
+
+/// Fetches the files of `repository` that match `globs`.
+pub(super) fn fetch(
+    fetcher: &Fetcher,
+    repository: &str,
+    revision: &str,
+    globs: &[String],
+    lock: &mut Lock,
+) -> Result<Fetched, FetchError> {
+    let name = format!("{repository}@{revision}");
+    let locked = match lock.get(repository, revision) {
+        Some(locked) => locked.clone(),
+        None if fetcher.offline => return offline(fetcher, repository, revision, globs),
+        None => {
+            let locked = resolve(fetcher, repository, revision)?;
+            lock.set(repository, revision, locked.clone());
+            locked
+        }
+    };
+    let wanted = select(&name, &locked, globs)?;
+    let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, locked.commit.clone());
+    let cache = Cache::new(fetcher.hub.cache.clone()).repo(repo.clone());
+    let missing: Vec<_> = wanted
+        .iter()
+        .filter(|(_, file)| !is_cached(&cache.blob_path(file.digest.hex()), file, fetcher.rehash))
+        .collect();
+    if !missing.is_empty() {
+        if fetcher.offline {
+            return Err(FetchError::Offline { name });
+        }
+        let have = |file: &LockedFile| {
+            fs::metadata(super::http::part_path(&cache.blob_path(file.digest.hex()))).map_or(0, |part| part.len())
+        };
+        check_disk(&fetcher.hub.cache, missing.iter().map(|(_, file)| file.size.saturating_sub(have(file))).sum())?;
+        let api = api(fetcher, repo)?;
+        let downloads: Vec<Download> = missing
+            .iter()
+            .map(|(name, file)| Download {
+                url: api.url(&escape(name)),
+                name: (*name).clone(),
+                target: cache.blob_path(file.digest.hex()),
+                digest: file.digest.clone(),
+                size: Some(file.size),
+                token: fetcher.hub.token.clone(),
+            })
+            .collect();
+        download_all(fetcher, downloads)?;
+    }
+    let snapshot = cache.pointer_path(&locked.commit);
+    let mut files = Vec::new();
+    for (name, file) in wanted {
+        let path = snapshot.join(name);
+        link(&cache.blob_path(file.digest.hex()), &path, name)?;
+        files.push(FetchedFile { name: name.clone(), path });
+    }
+    if revision != locked.commit {
+        let branch = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
+        Cache::new(fetcher.hub.cache.clone()).repo(branch).create_ref(&locked.commit)?;
+    }
+    Ok(Fetched { files, commit: Some(locked.commit) })
+}
+
+fn api(fetcher: &Fetcher, repo: Repo) -> Result<ApiRepo, FetchError> {
+    let name = repo.url();
+    let api = ApiBuilder::from_cache(Cache::new(fetcher.hub.cache.clone()))
+        .with_endpoint(fetcher.hub.endpoint.clone())
+        .with_token(fetcher.hub.token.clone())
+        .with_progress(false)
+        .build()
+        .map_err(|error| FetchError::Network { name, source: Box::new(error) })?;
+    Ok(api.repo(repo))
+}
+
+/// Asks the hub what a revision is, with every file's size and hash.
+fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<LockedSource, FetchError> {
+    let name = format!("{repository}@{revision}");
+    let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
+    let api = api(fetcher, repo)?;
+    let mut tries = 0;
+    let text = loop {
+        tries += 1;
+        let error = match request_info(&api, &name) {
+            Ok(text) => break text,
+            Err(error) => error,
+        };
+        let passing = matches!(
+            error,
+            FetchError::Network { .. } | FetchError::RateLimited { .. } | FetchError::Status { status: 500..=599, .. }
+        );
+        if !passing {
+            return Err(error);
+        }
+        if tries >= fetcher.retry.attempts {
+            return Err(FetchError::GaveUp { attempts: tries, last: Box::new(error) });
+        }
+        std::thread::sleep(fetcher.retry.pause.saturating_mul(1 << (tries - 1)).min(fetcher.retry.longest));
+    };
+    let bad = |what: &str| FetchError::BadAnswer { name: name.clone(), what: what.to_owned() };
+    let info: Info = serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))?;
+    if !is_object_id(&info.sha) {
+        return Err(bad("the commit is not a hash"));
+    }
+    let mut files = BTreeMap::new();
+    for sibling in info.siblings {
+        if !is_contained(&sibling.rfilename) {
+            return Err(FetchError::UnsafeName { name, file: sibling.rfilename });
+        }
+        let (digest, size) = match (sibling.lfs, sibling.blob_id) {
+            (Some(lfs), _) => (Digest::Sha256(lfs.sha256), lfs.size.or(sibling.size)),
+            (None, Some(id)) => (Digest::GitBlob(id), sibling.size),
+            (None, None) => return Err(bad(&format!("{} has no hash", sibling.rfilename))),
+        };
+        let size = size.ok_or_else(|| bad(&format!("{} has no size", sibling.rfilename)))?;
+        if !is_object_id(digest.hex()) {
+            return Err(bad(&format!("the hash of {} is not one", sibling.rfilename)));
+        }
+        files.insert(sibling.rfilename, LockedFile { size, digest });
+    }
+    Ok(LockedSource { commit: info.sha, files })
+}
+
+fn request_info(api: &ApiRepo, name: &str) -> Result<String, FetchError> {
+    let network =
+        |error: ureq::Error| FetchError::Network { name: name.to_owned(), source: Box::new(error) };
+    let mut response = api
+        .info_request()
+        .query("blobs", "true")
+        .config()
+        .http_status_as_error(false)
+        .timeout_connect(Some(Duration::from_secs(15)))
+        .timeout_global(Some(Duration::from_secs(60)))
+        .build()
+        .call()
+        .map_err(network)?;
+    if !response.status().is_success() {
+        return Err(status_error(name, &api.url(""), response.status(), &response));
+    }
+    response.body_mut().with_config().limit(INFO_LIMIT).read_to_string().map_err(network)
+}
+
+fn matcher(globs: &[String]) -> Result<GlobSet, FetchError> {
+    let bad = |error: globset::Error| FetchError::Io(io::Error::other(error));
+    let mut builder = GlobSetBuilder::new();
+    for glob in globs {
+        builder.add(Glob::new(glob).map_err(bad)?);
+    }
+    builder.build().map_err(bad)
+}
+
+fn select<'a>(
+    name: &str,
+    locked: &'a LockedSource,
+    globs: &[String],
+) -> Result<Vec<(&'a String, &'a LockedFile)>, FetchError> {
+    let matcher = matcher(globs)?;
+    let wanted: Vec<_> = locked.files.iter().filter(|(file, _)| matcher.is_match(file)).collect();
+    if wanted.is_empty() {
+        let mut present: Vec<&str> = locked.files.keys().map(String::as_str).take(8).collect();
+        if locked.files.len() > present.len() {
+            present.push("…");
+        }
+        return Err(FetchError::NothingMatches {
+            name: name.to_owned(),
+            globs: globs.join(", "),
+            present: present.join(", "),
+        });
+    }
+    Ok(wanted)
+}
+
+fn is_cached(blob: &Path, file: &LockedFile, rehash: bool) -> bool {
+    let right_size = fs::metadata(blob).is_ok_and(|metadata| metadata.len() == file.size);
+    let right = right_size && (!rehash || file.digest.matches(blob).unwrap_or(false));
+    if !right {
+        let _ = fs::remove_file(blob);
+    }
+    right
+}
+
+/// Runs the downloads a few at a time, the largest first; the first error stops the rest from starting.
+fn download_all(fetcher: &Fetcher, mut downloads: Vec<Download>) -> Result<(), FetchError> {
+    downloads.sort_by_key(|download| download.size);
+    let downloader = fetcher.downloader();
+    let queue = Mutex::new(downloads);
+    let failed = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL {
+            scope.spawn(|| {
+                loop {
+                    let next = queue.lock().ok().and_then(|mut queue| queue.pop());
+                    let Some(download) = next else { return };
+                    if let Err(error) = downloader.download(&download) {
+                        if let Ok(mut queue) = queue.lock() {
+                            queue.clear();
+                        }
+                        if let Ok(mut failed) = failed.lock() {
+                            failed.get_or_insert(error);
+                        }
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    failed.into_inner().unwrap_or(None).map_or(Ok(()), Err)
+}
+
+/// Points `snapshots/COMMIT/NAME` at its blob, relatively, as huggingface_hub does.
+fn link(blob: &Path, path: &Path, name: &str) -> Result<(), FetchError> {
+    let parent = path.parent().ok_or_else(|| io::Error::other("no folder"))?;
+    fs::create_dir_all(parent)?;
+    let up = "../".repeat(2 + name.matches('/').count());
+    let digest = blob.file_name().ok_or_else(|| io::Error::other("no blob name"))?.to_string_lossy();
+    let target = PathBuf::from(format!("{up}blobs/{digest}"));
+    match fs::read_link(path) {
+        Ok(existing) if existing == target => return Ok(()),
+        Ok(_) => fs::remove_file(path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(_) => fs::remove_file(path)?,
+    }
+    match symlink(&target, path) {
+        // Another run of this tool made it first.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Without a lock entry and a network: whatever the cache's own refs and snapshots hold.
+fn offline(fetcher: &Fetcher, repository: &str, revision: &str, globs: &[String]) -> Result<Fetched, FetchError> {
+    let name = format!("{repository}@{revision}");
+    let folder = fetcher.hub.cache.join(format!("models--{}", repository.replace('/', "--")));
+    let commit = if is_object_id(revision) {
+        revision.to_owned()
+    } else {
+        let text = fs::read_to_string(folder.join("refs").join(revision));
+        text.map(|text| text.trim().to_owned()).map_err(|_| FetchError::Offline { name: name.clone() })?
+    };
+    if !is_object_id(&commit) {
+        return Err(FetchError::Offline { name });
+    }
+    let matcher = matcher(globs)?;
+    let mut files = Vec::new();
+    let root = folder.join("snapshots").join(&commit);
+    let mut pending = vec![root.clone()];
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(&folder).map_err(|_| FetchError::Offline { name: name.clone() })? {
+            let path = entry?.path();
+            if path.is_dir() {
+                pending.push(path);
+                continue;
+            }
+            let file = path.strip_prefix(&root).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+            if matcher.is_match(&file) && path.exists() {
+                files.push(FetchedFile { name: file, path });
+            }
+        }
+    }
+    if files.is_empty() {
+        return Err(FetchError::Offline { name });
+    }
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Fetched { files, commit: Some(commit) })
+}
+
+/// Percent-encodes what a path segment must not hold bare.
+fn escape(name: &str) -> String {
+    name.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
+            other => format!("%{other:02X}"),
+        })
+        .collect()
+}

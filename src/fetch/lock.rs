@@ -1,0 +1,119 @@
+//! `watus.lock`: which commit a branch or tag stood for, and every file's size and hash, so that a rebuild on another
+//! day or machine gets the same bytes. It lies beside the recipe and belongs in version control.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::FetchError;
+use super::http::Digest;
+use crate::artifact::{is_contained, write_file};
+
+/// One file of a pinned source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LockedFile {
+    /// Bytes.
+    pub size: u64,
+    /// What it hashes to.
+    #[serde(flatten)]
+    pub digest: Digest,
+}
+
+/// A hub source as it was when first fetched.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LockedSource {
+    /// Commit the revision stood for.
+    pub commit: String,
+    /// Every file of the repository at that commit.
+    pub files: BTreeMap<String, LockedFile>,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: u32,
+    sources: BTreeMap<String, LockedSource>,
+}
+
+/// The lock file of one folder of recipes.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    document: Document,
+    changed: bool,
+    /// Resolve branches anew instead of using what is pinned.
+    pub update: bool,
+}
+
+const HEADER: &str = "# Written by watus-build: what each revision stood for. Commit it; `fetch --update` pins anew.\n";
+
+impl Lock {
+    /// Reads the lock file at `path`; a missing one is empty.
+    pub fn open(path: &Path) -> Result<Self, FetchError> {
+        let document = match fs::read_to_string(path) {
+            Ok(text) => serde_yaml::from_str(&text)
+                .map_err(|error| FetchError::Lock { path: path.to_owned(), message: error.to_string() })?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Document { version: 1, ..Document::default() },
+            Err(error) => return Err(error.into()),
+        };
+        let lock = Self { path: path.to_owned(), document, changed: false, update: false };
+        lock.check()?;
+        Ok(lock)
+    }
+
+    /// A lock file can be edited or merged badly; its names become paths and its digests file names.
+    fn check(&self) -> Result<(), FetchError> {
+        let bad = |message: String| Err(FetchError::Lock { path: self.path.clone(), message });
+        if self.document.version != 1 {
+            return bad(format!("version {} is not supported", self.document.version));
+        }
+        for (key, source) in &self.document.sources {
+            if !is_object_id(&source.commit) {
+                return bad(format!("{key}: `{}` is not a commit", source.commit));
+            }
+            for (name, file) in &source.files {
+                if !is_contained(name) || !is_object_id(file.digest.hex()) {
+                    return bad(format!("{key}: bad entry `{name}`"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What `repository` at `revision` is pinned to.
+    pub fn get(&self, repository: &str, revision: &str) -> Option<&LockedSource> {
+        if self.update { None } else { self.document.sources.get(&key(repository, revision)) }
+    }
+
+    /// Pins `repository` at `revision`.
+    pub fn set(&mut self, repository: &str, revision: &str, source: LockedSource) {
+        let key = key(repository, revision);
+        if self.document.sources.get(&key) != Some(&source) {
+            self.document.sources.insert(key, source);
+            self.changed = true;
+        }
+    }
+
+    /// Writes the file if anything was pinned.
+    pub fn save(&mut self) -> Result<(), FetchError> {
+        if self.changed {
+            let bad = |message: String| FetchError::Lock { path: self.path.clone(), message };
+            let text = serde_yaml::to_string(&self.document).map_err(|error| bad(error.to_string()))?;
+            write_file(&self.path, format!("{HEADER}{text}").as_bytes()).map_err(|error| bad(error.to_string()))?;
+            self.changed = false;
+        }
+        Ok(())
+    }
+}
+
+fn key(repository: &str, revision: &str) -> String {
+    format!("{repository}@{revision}")
+}
+
+/// 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.
+pub(super) fn is_object_id(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}

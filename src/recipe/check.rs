@@ -1,0 +1,223 @@
+//! What a recipe must not say, beyond its types: contradictions and missing companions, each with its line.
+
+use super::schema::{Build, ClassifierRecipe, LlmRecipe, Recipe, Source, Verify};
+use super::{Document, RecipeError};
+use crate::artifact::{is_contained, is_sha256};
+use crate::vision::ClassifierOutput;
+
+type Checked = Result<(), RecipeError>;
+
+pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
+    name(document, recipe.name())?;
+    source(document, recipe.source())?;
+    if let Some(settings) = recipe.build() {
+        build(document, settings)?;
+    }
+    if let Some(settings) = recipe.verify() {
+        verify(document, settings)?;
+    }
+    match recipe {
+        Recipe::Classifier(recipe) => classifier(document, recipe),
+        Recipe::Yolo(recipe) => match recipe.image_size {
+            Some(size) if size == 0 || size % 32 != 0 => Err(document.error(
+                &["image_size"],
+                &format!("image_size {size} is not a multiple of 32"),
+                Some("YOLO's coarsest grid is 32 pixels; use e.g. 640"),
+            )),
+            _ => Ok(()),
+        },
+        Recipe::Llm(recipe) => llm(document, recipe),
+        Recipe::Onnx(_) => Ok(()),
+    }
+}
+
+fn name(document: &Document, name: &str) -> Checked {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+        let message = format!("name `{name}` cannot be a directory");
+        return Err(document.error(&["name"], &message, Some("use letters, digits, `.`, `_` and `-`")));
+    }
+    Ok(())
+}
+
+fn source(document: &Document, source: &Source) -> Checked {
+    let kinds = [
+        ("hub", source.hub.is_some()),
+        ("path", source.path.is_some()),
+        ("url", source.url.is_some()),
+        ("pypi", source.pypi.is_some()),
+    ];
+    let given: Vec<&str> = kinds.iter().filter(|(_, given)| *given).map(|(kind, _)| *kind).collect();
+    let [kind] = given[..] else {
+        let message = if given.is_empty() {
+            "source names no place to take the model from".to_owned()
+        } else {
+            format!("source has {}: which one?", given.join(" and "))
+        };
+        return Err(document.error(&["source"], &message, Some("give exactly one of hub, path, url, pypi")));
+    };
+    let companions = [
+        ("revision", source.revision.is_some(), &["hub"][..]),
+        ("files", source.files.is_some(), &["hub"]),
+        ("package_version", source.package_version.is_some(), &["pypi"]),
+        ("file", source.file.is_some(), &["hub", "pypi"]),
+        ("sha256", source.sha256.is_some(), &["path", "url", "pypi"]),
+    ];
+    for (field, given, owners) in companions {
+        if given && !owners.contains(&kind) {
+            let message = format!("`{field}` belongs to a {} source, not to `{kind}`", owners.join(" or "));
+            return Err(document.error(&["source", field], &message, None));
+        }
+    }
+    let needs = |field: &str| {
+        let message = format!("a {kind} source needs `{field}`");
+        Err(document.error(&["source", kind], &message, Some(&format!("add `{field}:` below `source:`"))))
+    };
+    if kind == "url" && source.sha256.is_none() {
+        return needs("sha256");
+    }
+    if kind == "pypi" && source.package_version.is_none() {
+        return needs("package_version");
+    }
+    if kind == "pypi" && source.file.is_none() {
+        return needs("file");
+    }
+    values(document, source)
+}
+
+fn values(document: &Document, source: &Source) -> Checked {
+    if let Some(repository) = &source.hub {
+        let plain = |part: &str| {
+            !part.is_empty()
+                && !part.starts_with('.')
+                && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+        };
+        if !repository.split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name)) {
+            let message = format!("`{repository}` is not a repository");
+            return Err(document.error(&["source", "hub"], &message, Some("write owner/name")));
+        }
+    }
+    if let Some(revision) = &source.revision
+        && !is_contained(revision)
+    {
+        return Err(document.error(&["source", "revision"], &format!("`{revision}` is not a revision"), None));
+    }
+    if let Some(url) = &source.url
+        && !(url.starts_with("https://") || url.starts_with("http://"))
+    {
+        let message = format!("`{url}` is not an http address");
+        return Err(document.error(&["source", "url"], &message, Some("write https://…")));
+    }
+    if let Some(package) = &source.pypi
+        && !package.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
+    {
+        return Err(document.error(&["source", "pypi"], &format!("`{package}` is not a package name"), None));
+    }
+    if let Some(version) = &source.package_version
+        && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '!')))
+    {
+        let message = format!("`{version}` is not one exact version");
+        return Err(document.error(&["source", "package_version"], &message, Some("write e.g. 2.0.0")));
+    }
+    if let Some(file) = &source.file
+        && !is_contained(file)
+    {
+        let message = format!("`{file}` leaves its package");
+        return Err(document.error(&["source", "file"], &message, Some("give a relative path without `..`")));
+    }
+    if let Some(sha256) = &source.sha256
+        && !is_sha256(sha256)
+    {
+        let message = "sha256 is not 64 hexadecimal digits";
+        return Err(document.error(&["source", "sha256"], message, Some("`sha256sum FILE` prints it")));
+    }
+    if let Some(files) = &source.files {
+        for glob in files {
+            if let Err(error) = globset::Glob::new(glob) {
+                return Err(document.error(&["source", "files"], &format!("bad glob: {error}"), None));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn build(document: &Document, build: &Build) -> Checked {
+    let at = |field: &str, message: &str, help: Option<&str>| Err(document.error(&["build", field], message, help));
+    let batch = build.batch.unwrap_or(1);
+    if batch == 0 {
+        return at("batch", "batch is 0", None);
+    }
+    if let Some(max_batch) = build.max_batch
+        && max_batch < batch
+    {
+        return at("max_batch", &format!("max_batch {max_batch} is below batch {batch}"), None);
+    }
+    if build.optimization_level.is_some_and(|level| level > 5) {
+        return at("optimization_level", "optimization_level goes from 0 to 5", None);
+    }
+    if build.workspace_mib == Some(0) {
+        return at("workspace_mib", "workspace_mib is 0", Some("leave it out for TensorRT's default"));
+    }
+    for name in build.compute_capabilities.iter().flatten() {
+        let number = |part: &str| !part.is_empty() && part.len() <= 2 && part.bytes().all(|b| b.is_ascii_digit());
+        if !name.split_once('.').is_some_and(|(major, minor)| number(major) && number(minor)) {
+            let message = format!("`{name}` is not a compute capability");
+            return at("compute_capabilities", &message, Some("write e.g. [\"8.9\"]"));
+        }
+    }
+    for (name, dims) in build.shapes.iter().flatten() {
+        if dims.is_empty() || dims.contains(&0) {
+            return at("shapes", &format!("the shape of `{name}` has no elements"), None);
+        }
+    }
+    Ok(())
+}
+
+fn verify(document: &Document, verify: &Verify) -> Checked {
+    if verify.tolerance.is_some_and(|tolerance| !(tolerance > 0.0 && tolerance < 1.0)) {
+        return Err(document.error(&["verify", "tolerance"], "tolerance must be above 0 and below 1", None));
+    }
+    if verify.seeds == Some(0) && verify.images.as_ref().is_none_or(Vec::is_empty) {
+        return Err(document.error(&["verify", "seeds"], "nothing is left to verify with", Some("set `seeds: 3`")));
+    }
+    Ok(())
+}
+
+fn classifier(document: &Document, recipe: &ClassifierRecipe) -> Checked {
+    let preprocess = &recipe.preprocess;
+    if preprocess.std.iter().any(|std| !std.is_finite() || *std == 0.0) {
+        return Err(document.error(&["preprocess", "std"], "std divides, so it must be finite and not 0", None));
+    }
+    if preprocess.size.is_some_and(|size| size.contains(&0)) {
+        return Err(document.error(&["preprocess", "size"], "size is 0", None));
+    }
+    let expectation = recipe.output == Some(ClassifierOutput::Expectation);
+    match (&recipe.class_values, expectation) {
+        (None, true) => Err(document.error(
+            &["output"],
+            "`output: expectation` needs the value of each class",
+            Some("add `class_values: [...]`"),
+        )),
+        (Some(_), false) => {
+            Err(document.error(&["class_values"], "class_values are used by `output: expectation` alone", None))
+        }
+        (Some(values), true) if recipe.labels.as_ref().is_some_and(|labels| labels.len() != values.len()) => {
+            Err(document.error(&["class_values"], "labels and class_values differ in number", None))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn llm(document: &Document, recipe: &LlmRecipe) -> Checked {
+    let sizes = [
+        ("max_batch_size", recipe.max_batch_size),
+        ("max_input_len", recipe.max_input_len),
+        ("max_output_len", recipe.max_output_len),
+    ];
+    for (field, value) in sizes {
+        if value == Some(0) {
+            return Err(document.error(&[field], &format!("{field} is 0"), None));
+        }
+    }
+    Ok(())
+}

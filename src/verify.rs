@@ -1,0 +1,367 @@
+//! Proves an engine directory: files, plan header, signature, and, where there is a GPU, the numbers.
+//!
+//! The reference is the CPU backend on the very ONNX file the engine was built from. An engine whose execution was
+//! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::write_file;
+use crate::backend::cpu::Cpu;
+use crate::backend::tensorrt::{TensorRt, device::Device};
+use crate::backend::{Backend, BackendError, Session};
+use crate::manifest::{Manifest, REPORT_FILE};
+use crate::onnx;
+use crate::progress::{Event, Progress};
+use crate::tensor::{Tensor, TensorSpec};
+use crate::vision;
+
+/// One check's outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Status {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// E.g. "hashes".
+    pub name: String,
+    /// Outcome.
+    pub status: Status,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Comparison of one output for one input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// "seed 1" or a picture's name.
+    pub case: String,
+    /// Output tensor.
+    pub output: String,
+    /// max|engine - reference| / max|reference|; infinite when something is not finite.
+    pub relative_error: f64,
+    /// Index of the worst element.
+    pub worst: Vec<usize>,
+    /// The engine's value there.
+    pub engine: f64,
+    /// The reference's value there.
+    pub reference: f64,
+}
+
+/// What `verify` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Engine name.
+    pub name: String,
+    /// When, in seconds since 1970.
+    pub time: u64,
+    /// Who executed the engine; `None` when nobody could.
+    pub executed_on: Option<String>,
+    /// Allowed relative error.
+    pub tolerance: f64,
+    /// The checks, in order.
+    pub checks: Vec<Check>,
+    /// Every comparison made.
+    pub comparisons: Vec<Comparison>,
+}
+
+impl Report {
+    /// Whether any check failed.
+    pub fn failed(&self) -> bool {
+        self.checks.iter().any(|check| check.status == Status::Failed)
+    }
+
+    /// The report of an earlier verification, if there is a readable one.
+    pub fn load(folder: &Path) -> Option<Self> {
+        serde_json::from_str(&fs::read_to_string(folder.join(REPORT_FILE)).ok()?).ok()
+    }
+
+    fn push(&mut self, name: &str, status: Status, detail: impl Into<String>) {
+        self.checks.push(Check { name: name.to_owned(), status, detail: detail.into() });
+    }
+}
+
+/// Verifies the engine in `folder` and writes the report into it.
+pub fn verify(folder: &Path, progress: &Arc<dyn Progress>) -> anyhow::Result<Report> {
+    let manifest = Manifest::load(folder)?;
+    let mut report = Report {
+        name: manifest.name.clone(),
+        time: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
+        executed_on: None,
+        tolerance: manifest.verify.tolerance,
+        checks: Vec::new(),
+        comparisons: Vec::new(),
+    };
+    match manifest.damage(folder) {
+        Some(damage) => report.push("hashes", Status::Failed, damage),
+        None => report.push("hashes", Status::Passed, format!("{} files", manifest.files.len())),
+    }
+    // Damaged files are not worth opening.
+    if !report.failed() {
+        signature(folder, &manifest, &mut report);
+        let plan = fs::read(folder.join(&manifest.engine))?;
+        if let Some(tensorrt) = header(&manifest, &plan, &mut report) {
+            execution(folder, &manifest, &tensorrt, &plan, progress, &mut report)?;
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&report)?;
+    text.push('\n');
+    write_file(&folder.join(REPORT_FILE), text.as_bytes())?;
+    Ok(report)
+}
+
+/// The manifest's inputs and outputs against the model's.
+fn signature(folder: &Path, manifest: &Manifest, report: &mut Report) {
+    let outcome = onnx::Model::load(&folder.join(&manifest.model)).and_then(|model| {
+        let (inputs, outputs) = (model.inputs()?, model.outputs()?);
+        Ok(compare_specs(&manifest.inputs, &inputs).or_else(|| compare_specs(&manifest.outputs, &outputs)))
+    });
+    let count = manifest.inputs.len() + manifest.outputs.len();
+    match outcome {
+        Ok(None) => report.push("signature", Status::Passed, format!("{count} inputs and outputs as the model's")),
+        Ok(Some(difference)) => report.push("signature", Status::Failed, difference),
+        Err(error) => report.push("signature", Status::Failed, error.to_string()),
+    }
+}
+
+fn compare_specs(expected: &[TensorSpec], found: &[TensorSpec]) -> Option<String> {
+    if expected.len() != found.len() {
+        return Some(format!("{} tensors expected, {} found", expected.len(), found.len()));
+    }
+    expected.iter().zip(found).find(|(a, b)| a != b).map(|(a, b)| format!("{a} expected, {b} found"))
+}
+
+/// The plan against this machine's TensorRT and GPU, from versions and header alone.
+fn header(manifest: &Manifest, plan: &[u8], report: &mut Report) -> Option<Arc<TensorRt>> {
+    let tensorrt = match TensorRt::open() {
+        Ok(tensorrt) => tensorrt,
+        Err(error) => {
+            report.push("header", Status::Skipped, format!("no TensorRT here: {error}"));
+            report.push("execution", Status::Skipped, "not checked: no TensorRT on this machine");
+            return None;
+        }
+    };
+    if tensorrt.version != manifest.tensorrt {
+        let detail = format!("built by {}, this machine has {}: build again", manifest.tensorrt, tensorrt.version);
+        report.push("header", Status::Failed, detail);
+        return None;
+    }
+    let magic = plan.get(..4).unwrap_or_default();
+    if magic != b"vtrt" && magic != b"ftrt" {
+        report.push("header", Status::Failed, "the file does not begin like a TensorRT plan");
+        return None;
+    }
+    let device = Device::open().and_then(|device| device.info());
+    match (&manifest.device, &device) {
+        (Some(built), Ok(here)) if built.compute_capability != here.compute_capability => {
+            let detail = format!("built on {} ({}), this GPU is {} ({}): build again",
+                built.name, built.compute_capability, here.name, here.compute_capability);
+            report.push("header", Status::Failed, detail);
+            return None;
+        }
+        _ => {}
+    }
+    match (device, tensorrt.plan_mismatch(plan)) {
+        (Err(error), _) => {
+            report.push("header", Status::Passed, format!("{}, a plan of this version", tensorrt.version));
+            report.push("execution", Status::Skipped, format!("not checked: {error}"));
+            None
+        }
+        (Ok(_), Ok(reason)) if reason.is_empty() => {
+            report.push("header", Status::Passed, format!("{}, accepted for this GPU", tensorrt.version));
+            Some(tensorrt)
+        }
+        (Ok(_), Ok(reason)) => {
+            report.push("header", Status::Failed, format!("TensorRT refuses the plan: {reason}"));
+            None
+        }
+        (Ok(_), Err(error)) => {
+            report.push("header", Status::Failed, error.to_string());
+            None
+        }
+    }
+}
+
+fn execution(
+    folder: &Path,
+    manifest: &Manifest,
+    tensorrt: &TensorRt,
+    plan: &[u8],
+    progress: &Arc<dyn Progress>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut engine = match tensorrt.load(plan) {
+        Ok(engine) => engine,
+        Err(error) => {
+            report.push("execution", Status::Failed, error.to_string());
+            return Ok(());
+        }
+    };
+    let info = engine.info();
+    report.executed_on = Some(format!("{}, {}", info.name, info.device));
+    // With a profile, the engine's shapes are open where the manifest's are; TensorRT keeps the model's order.
+    let found = compare_specs(&manifest.inputs, engine.inputs())
+        .or_else(|| compare_specs(&manifest.outputs, engine.outputs()));
+    if let Some(difference) = found {
+        report.push("engine signature", Status::Failed, difference);
+        return Ok(());
+    }
+    let mut reference = Cpu.open(&folder.join(&manifest.model))?;
+    for (case, inputs) in cases(folder, manifest)? {
+        progress.event(Event::Stage(&format!("{}: comparing {case}", manifest.name)));
+        match compare(&mut *engine, &mut *reference, &case, &inputs) {
+            Ok(comparisons) => report.comparisons.extend(comparisons),
+            Err(error) => {
+                report.push("execution", Status::Failed, format!("{case}: {error}"));
+                return Ok(());
+            }
+        }
+    }
+    conclude(report);
+    Ok(())
+}
+
+fn conclude(report: &mut Report) {
+    let worst = report.comparisons.iter().max_by(|a, b| a.relative_error.total_cmp(&b.relative_error));
+    let Some(worst) = worst.cloned() else {
+        return report.push("execution", Status::Failed, "there was nothing to compare");
+    };
+    let count = report.comparisons.len();
+    let text = format!(
+        "{count} comparisons, worst relative error {:.1e} of {:.0e} allowed: {}{:?} for {}, engine {} against {}",
+        worst.relative_error, report.tolerance, worst.output, worst.worst, worst.case, worst.engine, worst.reference
+    );
+    // Not `error <= tolerance` negated: a NaN must fail.
+    let passed = worst.relative_error <= report.tolerance;
+    report.push("execution", if passed { Status::Passed } else { Status::Failed }, text);
+}
+
+/// The inputs to try: seeded ones, then the pictures.
+fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<(String, Vec<Tensor>)>> {
+    let shape = |spec: &TensorSpec| -> Vec<usize> {
+        let range = manifest.profile.iter().find(|range| range.name == spec.name);
+        let optimal = |axis: usize| range.and_then(|range| usize::try_from(*range.opt.get(axis)?).ok()).unwrap_or(1);
+        spec.shape.iter().enumerate().map(|(axis, dim)| dim.unwrap_or_else(|| optimal(axis))).collect()
+    };
+    let mut cases = Vec::new();
+    for seed in 1..=u64::from(manifest.verify.seeds) {
+        let inputs: Option<Vec<Tensor>> = manifest
+            .inputs
+            .iter()
+            .zip(0..)
+            .map(|(spec, index)| Tensor::seeded(spec.dtype, shape(spec), seed * 1000 + index))
+            .collect();
+        let inputs = inputs.ok_or_else(|| anyhow::anyhow!("an input type cannot be made on the host"))?;
+        cases.push((format!("seed {seed}"), inputs));
+    }
+    if let (Some(classifier), [input]) = (&manifest.classifier, &manifest.inputs[..]) {
+        let size = vision::input_size(&classifier.preprocess, &input.shape)?;
+        let batch = shape(input).first().copied().unwrap_or(1);
+        for image in &manifest.verify.images {
+            let picture = vision::read_picture(&folder.join(image))?;
+            let single = vision::to_tensor(&picture, &classifier.preprocess, size);
+            cases.push((image.clone(), vec![repeat(&single, batch)]));
+        }
+    }
+    Ok(cases)
+}
+
+/// [1, …] to [batch, …].
+pub fn repeat(single: &Tensor, batch: usize) -> Tensor {
+    let mut shape = single.shape().to_vec();
+    shape[0] = batch;
+    let values = single.as_f32().expect("pictures are float32").repeat(batch);
+    Tensor::from_f32(shape, values).expect("as many values as pictures")
+}
+
+/// Runs both and compares every output.
+pub fn compare(
+    engine: &mut dyn Session,
+    reference: &mut dyn Session,
+    case: &str,
+    inputs: &[Tensor],
+) -> Result<Vec<Comparison>, BackendError> {
+    let (have, want) = (engine.run(inputs)?, reference.run(inputs)?);
+    let specs = reference.outputs();
+    let mut comparisons = Vec::new();
+    for ((spec, have), want) in specs.iter().zip(&have).zip(&want) {
+        if have.shape() != want.shape() {
+            let (have, want) = (have.shape(), want.shape());
+            return Err(BackendError::Run(format!("output {} has shape {have:?}, the reference {want:?}", spec.name)));
+        }
+        comparisons.push(compare_tensors(case, &spec.name, have, want));
+    }
+    Ok(comparisons)
+}
+
+/// max|have - want| / max|want|, with the worst element.
+pub fn compare_tensors(case: &str, output: &str, have: &Tensor, want: &Tensor) -> Comparison {
+    let (a, b) = (have.to_f64(), want.to_f64());
+    let scale = b.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
+    let difference = |index: usize| {
+        let difference = (a[index] - b[index]).abs();
+        match (a[index] == b[index], difference.is_finite()) {
+            (true, _) => 0.0, // infinities of one sign included
+            (false, true) => difference,
+            (false, false) => f64::INFINITY, // a NaN on either side
+        }
+    };
+    let worst = (0..a.len()).max_by(|x, y| difference(*x).total_cmp(&difference(*y)));
+    let error = worst.map_or(0.0, difference);
+    let relative_error = if error == 0.0 { 0.0 } else { error / scale };
+    Comparison {
+        case: case.to_owned(),
+        output: output.to_owned(),
+        relative_error,
+        worst: worst.map(|index| unravel(index, have.shape())).unwrap_or_default(),
+        engine: worst.map_or(0.0, |index| a[index]),
+        reference: worst.map_or(0.0, |index| b[index]),
+    }
+}
+
+fn unravel(mut index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut position = vec![0; shape.len()];
+    for (axis, dim) in shape.iter().enumerate().rev() {
+        position[axis] = index % dim;
+        index /= dim;
+    }
+    position
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparison_finds_the_worst_element() {
+        let want = Tensor::from_f32(vec![2, 3], vec![1.0, -10.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+        let have = Tensor::from_f32(vec![2, 3], vec![1.0, -10.0, 3.0, 4.0, 5.5, 6.0]).unwrap();
+        let found = compare_tensors("c", "o", &have, &want);
+        assert_eq!((found.worst.as_slice(), found.engine, found.reference), (&[1, 1][..], 5.5, 5.0));
+        assert!((found.relative_error - 0.05).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_not_finite_never_passes() {
+        let want = Tensor::from_f32(vec![2], vec![1.0, 2.0]).unwrap();
+        for bad in [f32::NAN, f32::INFINITY] {
+            let have = Tensor::from_f32(vec![2], vec![1.0, bad]).unwrap();
+            for (a, b) in [(&have, &want), (&want, &have)] {
+                let error = compare_tensors("c", "o", a, b).relative_error;
+                assert!(!(error <= 1e9), "{bad}: {error}");
+            }
+        }
+        let zeros = Tensor::from_f32(vec![2], vec![0.0, 0.0]).unwrap();
+        assert!(!(compare_tensors("c", "o", &want, &zeros).relative_error <= 1e9), "reference all zero");
+        assert_eq!(compare_tensors("c", "o", &zeros, &zeros).relative_error, 0.0);
+    }
+}

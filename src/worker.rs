@@ -1,0 +1,315 @@
+//! The engine build in a process of its own, so that the kernel's out-of-memory killer takes the build and not the
+//! tool, and the tool can say what happened.
+//!
+//! Parent and child talk over the child's standard streams, one JSON document a line: the [`Job`] in, [`Message`]s
+//! out. A closed or "cancel" input stops the build.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::artifact::write_file;
+use crate::backend::BackendError;
+use crate::backend::tensorrt::{BuildOptions, TensorRt};
+use crate::manifest::BuildRecord;
+use crate::memory;
+use crate::progress::{Event, Progress};
+
+/// The hidden subcommand a child is started with.
+pub const SUBCOMMAND: &str = "__build-engine";
+
+/// What to build.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Job {
+    /// Model, with final shapes.
+    pub onnx: PathBuf,
+    /// Where the engine goes.
+    pub engine: PathBuf,
+    /// Tactic timings to use and update; none for RTX.
+    pub timing_cache: Option<PathBuf>,
+    /// Builder settings.
+    pub options: BuildOptions,
+}
+
+/// What a child reports.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Message {
+    Phase { name: String, steps: u64 },
+    Step { phase: String, done: u64 },
+    PhaseDone { name: String },
+    Log { severity: i32, text: String },
+    Done,
+    Failed { message: String, unavailable: Option<String> },
+}
+
+/// Where a build runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Isolation {
+    /// In this process: for programs that use the library.
+    InProcess,
+    /// In a child of this executable, which answers to [`SUBCOMMAND`].
+    Child(PathBuf),
+}
+
+/// Warnings kept in the manifest.
+const WARNING_LIMIT: usize = 20;
+/// How long a cancelled build may take to stop by itself.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Collects TensorRT's log into a build record.
+#[derive(Default)]
+struct Collector {
+    record: BuildRecord,
+    last_error: Option<String>,
+}
+
+impl Collector {
+    fn log(&mut self, severity: i32, text: &str) {
+        // "Skipping tactic … due to insufficient memory" (TensorRT's own wording since 8).
+        if text.contains("Skipping tactic") {
+            self.record.skipped_tactics += 1;
+        }
+        let warnings = &mut self.record.warnings;
+        if severity == 2 && warnings.len() < WARNING_LIMIT && !warnings.iter().any(|known| known == text) {
+            warnings.push(text.to_owned());
+        }
+        if severity < 2 {
+            self.last_error = Some(text.to_owned());
+        }
+    }
+}
+
+/// Builds an engine file.
+pub fn build(
+    isolation: &Isolation,
+    job: &Job,
+    progress: &Arc<dyn Progress>,
+    cancel: &Arc<AtomicBool>,
+) -> Result<BuildRecord, BackendError> {
+    let start = Instant::now();
+    let mut record = match isolation {
+        Isolation::InProcess => in_process(job, progress, cancel)?,
+        Isolation::Child(executable) => in_child(executable, job, progress.as_ref(), cancel)?,
+    };
+    record.seconds = start.elapsed().as_secs_f64();
+    Ok(record)
+}
+
+fn in_process(
+    job: &Job,
+    progress: &Arc<dyn Progress>,
+    cancel: &Arc<AtomicBool>,
+) -> Result<BuildRecord, BackendError> {
+    let collector = Arc::new(Mutex::new(Collector::default()));
+    let sink = Arc::clone(&collector);
+    TensorRt::set_log_sink(move |severity, text| {
+        if let Ok(mut collector) = sink.lock() {
+            collector.log(severity, &text);
+        }
+    });
+    run(job, Arc::clone(progress), Arc::clone(cancel))?;
+    let mut record = collector.lock().map(|collector| collector.record.clone()).unwrap_or_default();
+    record.peak_memory_bytes = peak_memory("self").unwrap_or(0);
+    Ok(record)
+}
+
+/// The build itself, in whichever process.
+fn run(job: &Job, progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Result<(), BackendError> {
+    let tensorrt = TensorRt::open()?;
+    let timings = job.timing_cache.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
+    let built = tensorrt.build(&job.onnx, &job.options, timings, progress, cancel)?;
+    let write = |path: &Path, bytes: &[u8]| {
+        write_file(path, bytes).map_err(|error| BackendError::Build(format!("{}: {error}", path.display())))
+    };
+    write(&job.engine, built.bytes())?;
+    if let Some(path) = job.timing_cache.as_ref().filter(|_| !built.timing_cache().is_empty()) {
+        write(path, built.timing_cache())?;
+    }
+    Ok(())
+}
+
+/// Largest resident memory of a process so far, from /proc.
+fn peak_memory(process: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+fn in_child(
+    executable: &Path,
+    job: &Job,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<BuildRecord, BackendError> {
+    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}"));
+    let mut child = Command::new(executable)
+        .arg(SUBCOMMAND)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        // Out of the terminal's process group: Ctrl-C reaches the parent, which asks the child to stop.
+        .process_group(0)
+        .spawn()
+        .map_err(|error| failed("cannot start the build process", error))?;
+    // The builder is what should die when memory runs out, not the robot's other programs.
+    let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "1000");
+    let result = converse(&mut child, job, progress, cancel);
+    if result.is_err() {
+        let _ = child.kill();
+    }
+    let _ = child.wait();
+    result
+}
+
+fn converse(
+    child: &mut Child,
+    job: &Job,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<BuildRecord, BackendError> {
+    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}"));
+    let mut input = child.stdin.take();
+    let line = serde_json::to_string(job).map_err(|error| failed("cannot describe the job", error.into()))?;
+    if let Some(input) = input.as_mut() {
+        // A child that is gone already is reported by its exit status below.
+        let _ = writeln!(input, "{line}");
+    }
+    let (sender, messages) = std::sync::mpsc::channel();
+    let output = child.stdout.take();
+    let reader = std::thread::spawn(move || {
+        for line in output.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
+            if let Ok(message) = serde_json::from_str::<Message>(&line)
+                && sender.send(message).is_err()
+            {
+                return;
+            }
+        }
+    });
+    let process = child.id().to_string();
+    let mut collector = Collector::default();
+    let mut outcome = None;
+    let mut cancelled_at: Option<Instant> = None;
+    loop {
+        let peak = peak_memory(&process).unwrap_or(0);
+        collector.record.peak_memory_bytes = collector.record.peak_memory_bytes.max(peak);
+        if cancel.load(Ordering::Relaxed) && cancelled_at.is_none() {
+            cancelled_at = Some(Instant::now());
+            input = None; // end of input asks the child to stop
+        }
+        if cancelled_at.is_some_and(|at| at.elapsed() > GRACE) {
+            return Err(BackendError::Cancelled);
+        }
+        match messages.recv_timeout(Duration::from_millis(50)) {
+            Ok(message) => handle(message, &mut collector, &mut outcome, progress),
+            Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+            Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    let _ = reader.join();
+    drop(input);
+    let status = child.wait().map_err(|error| failed("cannot wait for the build process", error))?;
+    match outcome {
+        _ if cancelled_at.is_some() => Err(BackendError::Cancelled),
+        Some(Ok(())) => Ok(collector.record),
+        Some(Err(error)) => Err(error),
+        None => Err(died(status, &collector)),
+    }
+}
+
+fn handle(
+    message: Message,
+    collector: &mut Collector,
+    outcome: &mut Option<Result<(), BackendError>>,
+    progress: &dyn Progress,
+) {
+    match message {
+        Message::Phase { name, steps } => progress.event(Event::Phase { name: &name, steps }),
+        Message::Step { phase, done } => progress.event(Event::Step { phase: &phase, done }),
+        Message::PhaseDone { name } => progress.event(Event::PhaseDone { name: &name }),
+        Message::Log { severity, text } => collector.log(severity, &text),
+        Message::Done => *outcome = Some(Ok(())),
+        Message::Failed { message, unavailable: Some(help) } => {
+            *outcome = Some(Err(BackendError::Unavailable { what: message, help }));
+        }
+        Message::Failed { message, unavailable: None } => *outcome = Some(Err(BackendError::Build(message))),
+    }
+}
+
+/// A sentence for a child that ended without a word.
+fn died(status: std::process::ExitStatus, collector: &Collector) -> BackendError {
+    let peak = memory::text(collector.record.peak_memory_bytes);
+    let last = collector.last_error.as_ref().map(|error| format!("\n  TensorRT: {error}")).unwrap_or_default();
+    BackendError::Build(match status.signal() {
+        Some(9) => format!(
+            "the build was killed, most likely because memory ran out (it had reached {peak}){last}\n  \
+             hint: close other programs, lower `batch`, `max_batch` or `workspace_mib` in the recipe, or add swap on a \
+             disk: sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon \
+             /swapfile"
+        ),
+        Some(signal) => format!(
+            "the build crashed inside TensorRT (signal {signal}, at {peak} of memory){last}\n  hint: `watus-build \
+             doctor` checks that libraries and headers agree; `optimization_level: 2` avoids some faulty tactics"
+        ),
+        None => format!("the build process ended without an answer ({status}){last}"),
+    })
+}
+
+/// The child's main: reads the job from `input`, reports to `output`.
+pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write + Send + 'static) -> Result<(), String> {
+    // Die with the parent, whatever kills it.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let mut line = String::new();
+    input.read_line(&mut line).map_err(|error| error.to_string())?;
+    let job: Job = serde_json::from_str(&line).map_err(|error| format!("not a build job: {error}"))?;
+    let cancel = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&cancel);
+    std::thread::spawn(move || {
+        let mut rest = String::new();
+        let _ = input.read_line(&mut rest);
+        stop.store(true, Ordering::Relaxed);
+    });
+    let speaker = Arc::new(Speaker(Mutex::new(output)));
+    let log = Arc::clone(&speaker);
+    TensorRt::set_log_sink(move |severity, text| {
+        if severity <= 2 || text.contains("Skipping tactic") {
+            log.say(&Message::Log { severity, text });
+        }
+    });
+    let result = run(&job, Arc::clone(&speaker) as Arc<dyn Progress>, cancel);
+    speaker.say(&match result {
+        Ok(()) => Message::Done,
+        Err(BackendError::Unavailable { what, help }) => Message::Failed { message: what, unavailable: Some(help) },
+        Err(error) => Message::Failed { message: error.to_string(), unavailable: None },
+    });
+    Ok(())
+}
+
+/// Writes messages, one a line, whole.
+struct Speaker<W>(Mutex<W>);
+
+impl<W: Write> Speaker<W> {
+    fn say(&self, message: &Message) {
+        if let (Ok(mut output), Ok(line)) = (self.0.lock(), serde_json::to_string(message)) {
+            let _ = writeln!(output, "{line}");
+            let _ = output.flush();
+        }
+    }
+}
+
+impl<W: Write + Send> Progress for Speaker<W> {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Phase { name, steps } => self.say(&Message::Phase { name: name.to_owned(), steps }),
+            Event::Step { phase, done } => self.say(&Message::Step { phase: phase.to_owned(), done }),
+            Event::PhaseDone { name } => self.say(&Message::PhaseDone { name: name.to_owned() }),
+            _ => {}
+        }
+    }
+}
