@@ -193,14 +193,6 @@ inline std::string node_of(nvonnxparser::IParserError const& error) {
 }
 #endif
 
-inline int64_t device_memory_size(nvinfer1::ICudaEngine const& engine) {
-#if WATUS_API >= 1001
-  return engine.getDeviceMemorySizeV2();
-#else
-  return static_cast<int64_t>(engine.getDeviceMemorySize());
-#endif
-}
-
 // What RTX says of a plan from its header alone: empty when it fits this machine, else the reasons.
 // TensorRT has no such call; there the manifest and the loader decide.
 inline std::string plan_mismatch(nvinfer1::IRuntime& runtime, void const* data, size_t size) {

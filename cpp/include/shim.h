@@ -47,7 +47,6 @@ class Session {
   explicit Session(std::unique_ptr<Parts> parts);
   ~Session();
   rust::Vec<IoTensor> io() const;
-  int64_t device_memory() const;
   void set_input_shape(rust::Str name, rust::Slice<int64_t const> dims);
   rust::Vec<int64_t> tensor_shape(rust::Str name) const;
   void set_address(rust::Str name, size_t device_pointer);

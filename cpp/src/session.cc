@@ -70,8 +70,6 @@ rust::Vec<IoTensor> Session::io() const {
   return out;
 }
 
-int64_t Session::device_memory() const { return compat::device_memory_size(*parts_->engine); }
-
 void Session::set_input_shape(rust::Str name, rust::Slice<int64_t const> dims) {
   nvinfer1::Dims shape{};
   if (dims.size() > nvinfer1::Dims::MAX_DIMS) {

@@ -87,7 +87,6 @@ pub mod bridge {
         fn timing_cache(self: &Plan) -> &[u8];
 
         fn io(self: &Session) -> Result<Vec<IoTensor>>;
-        fn device_memory(self: &Session) -> Result<i64>;
         fn set_input_shape(self: Pin<&mut Session>, name: &str, dims: &[i64]) -> Result<()>;
         fn tensor_shape(self: &Session, name: &str) -> Result<Vec<i64>>;
         fn set_address(self: Pin<&mut Session>, name: &str, device_pointer: usize) -> Result<()>;
