@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::write_file;
 use crate::backend::cpu::Cpu;
-use crate::backend::tensorrt::{TensorRt, device::Device};
+use crate::backend::tensorrt::{TensorRt, device::Device, plan::Header};
 use crate::backend::{Backend, BackendError, Session};
 use crate::manifest::{Manifest, REPORT_FILE};
 use crate::onnx;
@@ -140,54 +140,70 @@ fn compare_specs(expected: &[TensorSpec], found: &[TensorSpec]) -> Option<String
     expected.iter().zip(found).find(|(a, b)| a != b).map(|(a, b)| format!("{a} expected, {b} found"))
 }
 
-/// The plan against this machine's TensorRT and GPU, from versions and header alone.
+/// The plan against its manifest and this machine's TensorRT and GPU, without loading it. Returns TensorRT where the
+/// engine can be executed.
 fn header(manifest: &Manifest, plan: &[u8], report: &mut Report) -> Option<Arc<TensorRt>> {
+    if let Err(mistake) = plan_agrees(manifest, plan) {
+        report.push("header", Status::Failed, mistake);
+        return None;
+    }
+    let built_by = manifest.tensorrt;
     let tensorrt = match TensorRt::open() {
         Ok(tensorrt) => tensorrt,
         Err(error) => {
-            report.push("header", Status::Skipped, format!("no TensorRT here: {error}"));
-            report.push("execution", Status::Skipped, "not checked: no TensorRT on this machine");
+            report.push("header", Status::Passed, format!("a plan by {built_by}"));
+            report.push("execution", Status::Skipped, format!("not checked: {error}"));
             return None;
         }
     };
-    if tensorrt.version != manifest.tensorrt {
-        let detail = format!("built by {}, this machine has {}: build again", manifest.tensorrt, tensorrt.version);
+    if tensorrt.version != built_by {
+        let detail = format!("built by {built_by}, this machine has {}: build again", tensorrt.version);
         report.push("header", Status::Failed, detail);
         return None;
     }
-    let magic = plan.get(..4).unwrap_or_default();
-    if magic != b"vtrt" && magic != b"ftrt" {
-        report.push("header", Status::Failed, "the file does not begin like a TensorRT plan");
-        return None;
-    }
-    let device = Device::open().and_then(|device| device.info());
-    match (&manifest.device, &device) {
-        (Some(built), Ok(here)) if built.compute_capability != here.compute_capability => {
-            let detail = format!("built on {} ({}), this GPU is {} ({}): build again",
-                built.name, built.compute_capability, here.name, here.compute_capability);
-            report.push("header", Status::Failed, detail);
+    let here = match Device::open().and_then(|device| device.info()) {
+        Ok(here) => here,
+        Err(error) => {
+            report.push("header", Status::Passed, format!("a plan by {built_by}, as installed here"));
+            report.push("execution", Status::Skipped, format!("not checked: {error}"));
             return None;
         }
-        _ => {}
-    }
-    match (device, tensorrt.plan_mismatch(plan)) {
-        (Err(error), _) => {
-            report.push("header", Status::Passed, format!("{}, a plan of this version", tensorrt.version));
-            report.push("execution", Status::Skipped, format!("not checked: {error}"));
+    };
+    let foreign = manifest.device.as_ref().filter(|built| built.compute_capability != here.compute_capability);
+    let refused = match foreign {
+        Some(built) => Some(format!(
+            "built on {} ({}), this GPU is {} ({}): build again",
+            built.name, built.compute_capability, here.name, here.compute_capability
+        )),
+        None => match tensorrt.plan_mismatch(plan) {
+            Ok(reason) if reason.is_empty() => None,
+            Ok(reason) => Some(format!("TensorRT refuses the plan: {reason}")),
+            Err(error) => Some(error.to_string()),
+        },
+    };
+    match refused {
+        Some(reason) => {
+            report.push("header", Status::Failed, reason);
             None
         }
-        (Ok(_), Ok(reason)) if reason.is_empty() => {
-            report.push("header", Status::Passed, format!("{}, accepted for this GPU", tensorrt.version));
+        None => {
+            report.push("header", Status::Passed, format!("a plan by {built_by}, accepted for {}", here.name));
             Some(tensorrt)
         }
-        (Ok(_), Ok(reason)) => {
-            report.push("header", Status::Failed, format!("TensorRT refuses the plan: {reason}"));
-            None
+    }
+}
+
+/// Tag, version and length of the plan as the manifest has them.
+fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
+    let header = Header::parse(plan).ok_or("the file does not begin like a TensorRT plan")?;
+    if let Some(version) = header.version.filter(|version| *version != manifest.tensorrt) {
+        return Err(format!("the plan was built by {version}, the manifest says {}", manifest.tensorrt));
+    }
+    match header.length {
+        Some(length) if length != plan.len() as u64 => {
+            Err(format!("the plan has {} bytes, its header says {length}", plan.len()))
         }
-        (Ok(_), Err(error)) => {
-            report.push("header", Status::Failed, error.to_string());
-            None
-        }
+        _ => Ok(()),
     }
 }
 

@@ -1,6 +1,52 @@
-//! doctor
-use super::Exit;
-/// x
+//! `doctor`: is this machine fit, and if not, what mends it.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use anyhow::bail;
+
+use super::{Exit, print, print_json};
+use crate::doctor::{Level, Report, Root, examine};
+
+/// Check JetPack, CUDA, cuDNN, TensorRT, GPU, memory, disk and power mode, and say how to mend them
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {}
-pub(super) fn execute(_args: &Args) -> anyhow::Result<Exit> { Ok(Exit::Success) }
+pub(super) struct Args {
+    /// Examine a mounted image or a copy of a machine's files instead of this machine
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
+    let root = match &args.root {
+        Some(path) if !path.is_dir() => bail!("--root {}: not a folder", path.display()),
+        Some(path) => Root::at(path),
+        None => Root::live(),
+    };
+    let report = examine(&root);
+    if args.json { print_json(&report)? } else { print(text(&report).trim_end())? }
+    Ok(if report.level() == Level::Fail { Exit::Environment } else { Exit::Success })
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let mark = match finding.level {
+            Level::Ok => "ok  ",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        let _ = writeln!(text, "{mark}  {:<17} {}", finding.id, finding.seen);
+        for line in &finding.mend {
+            let _ = writeln!(text, "      {:<17} -> {line}", "");
+        }
+    }
+    text.push('\n');
+    for verdict in &report.verdicts {
+        let able = if verdict.able { "yes" } else { "no " };
+        let _ = writeln!(text, "{:<7} {able}  {}", verdict.job, verdict.reason);
+    }
+    text
+}

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::{Exit, print, print_json};
-use crate::backend::tensorrt::TensorRt;
+use crate::backend::tensorrt::{TensorRt, plan};
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::onnx::{Model, Summary};
@@ -34,7 +34,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
         let summary = model.summary()?;
         if args.json { print_json(&summary)? } else { model_text(&summary)? }
     } else {
-        plan(args)?;
+        plan_file(args)?;
     }
     Ok(Exit::Success)
 }
@@ -98,23 +98,22 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn plan(args: &Args) -> anyhow::Result<()> {
+fn plan_file(args: &Args) -> anyhow::Result<()> {
     if args.layers {
         return layers(&args.path);
     }
-    let mut header = [0u8; 64];
+    let mut start = [0u8; plan::LENGTH];
     let mut file = File::open(&args.path).with_context(|| format!("cannot open {}", args.path.display()))?;
     let bytes = file.metadata()?.len();
-    file.read_exact(&mut header).with_context(|| format!("{} is too short for a plan", args.path.display()))?;
-    let family = match &header[..4] {
-        b"vtrt" => "TensorRT-RTX",
-        b"ftrt" => "TensorRT",
-        _ => bail!("{} is neither an ONNX model, an engine directory nor a TensorRT plan", args.path.display()),
+    file.read_exact(&mut start).with_context(|| format!("{} is too short for a plan", args.path.display()))?;
+    let Some(header) = plan::Header::parse(&start) else {
+        bail!("{} is neither an ONNX model, an engine directory nor a TensorRT plan", args.path.display());
     };
     if args.json {
-        return print_json(&serde_json::json!({ "format": family, "bytes": bytes }));
+        return print_json(&serde_json::json!({ "header": header, "bytes": bytes }));
     }
-    print(format!("{family} plan, {}; --layers shows more where it can be loaded", memory::text(bytes)))
+    let by = header.version.map_or("an unknown TensorRT".to_owned(), |version| version.to_string());
+    print(format!("plan by {by}, {}; --layers shows more where it can be loaded", memory::text(bytes)))
 }
 
 fn layers(path: &Path) -> anyhow::Result<()> {

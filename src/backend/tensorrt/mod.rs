@@ -10,6 +10,7 @@ mod ffi;
 pub mod library;
 #[cfg(watus_tensorrt)]
 mod observer;
+pub mod plan;
 #[cfg(watus_tensorrt)]
 mod session;
 

@@ -1,0 +1,201 @@
+//! GPU, memory, disk, power mode and clocks.
+
+use super::{Examination, Finding};
+use crate::backend::tensorrt::device::Device;
+use crate::memory::text;
+
+/// What later checks need to know of the GPU.
+pub(super) struct Gpu {
+    pub findings: Vec<Finding>,
+    /// A GPU we can use is there, as far as can be told.
+    pub usable: bool,
+    /// On the live machine: free device memory in bytes.
+    pub memory: Option<u64>,
+}
+
+/// SoC by its device-tree "compatible" string: name, compute capability.
+const SOCS: &[(&str, &str, &str)] = &[
+    ("nvidia,tegra234", "Orin (Ampere)", "8.7"),
+    ("nvidia,tegra264", "Thor (Blackwell)", "11.0"),
+    ("nvidia,tegra194", "Xavier (Volta)", "7.2"),
+];
+
+pub(super) fn gpu(examination: &Examination) -> Gpu {
+    let root = examination.root;
+    let mut findings = Vec::new();
+    let soc = root.read("/proc/device-tree/compatible").and_then(|compatible| {
+        SOCS.iter().find(|(id, ..)| compatible.lines().any(|line| line == *id))
+    });
+    if let Some((_, name, capability)) = soc {
+        findings.push(Finding::ok("soc", format!("{name}, compute capability {capability}")));
+    }
+    if root.live {
+        let (finding, usable, memory) = live(examination);
+        findings.push(finding);
+        return Gpu { findings, usable, memory };
+    }
+    let jetson = examination.platform.is_jetson();
+    let usable = if jetson { soc.is_some() } else { root.exists("/proc/driver/nvidia/version") };
+    findings.push(match (usable, jetson) {
+        (true, true) => Finding::ok("gpu", "integrated GPU (an image: not asked)"),
+        (true, false) => {
+            let version = root.read("/proc/driver/nvidia/version").unwrap_or_default();
+            let driver = version.split_whitespace().find(|word| word.split('.').count() == 3).unwrap_or("unknown").to_owned();
+            Finding::ok("gpu", format!("NVIDIA driver {driver} (an image: not asked)"))
+        }
+        (false, true) => Finding::warn("gpu", "a Jetson of unknown SoC", &[]),
+        (false, false) => Finding::warn(
+            "gpu",
+            "no NVIDIA driver: engines can be built with TensorRT-RTX, not run",
+            &["install NVIDIA's driver, if there is such a GPU"],
+        ),
+    });
+    Gpu { findings, usable, memory: None }
+}
+
+fn live(examination: &Examination) -> (Finding, bool, Option<u64>) {
+    let platform = &examination.platform;
+    match Device::open().and_then(|device| Ok((device.info()?, device))) {
+        Ok((info, device)) => {
+            let free = device.context.mem_get_info().map_or(0, |(free, _)| free as u64);
+            let seen = format!("{}, compute capability {}, {} free of {}", info.name, info.compute_capability, text(free),
+                text(info.memory));
+            (Finding::ok("gpu", seen), true, Some(free))
+        }
+        Err(error) if platform.is_jetson() => {
+            let mend: &[&str] = if platform.container {
+                &["start the container with --runtime nvidia --gpus all"]
+            } else {
+                &["sudo usermod -aG video,render $USER   # then log in again", "sudo apt install --reinstall nvidia-l4t-cuda"]
+            };
+            let seen = format!("{error}: other programs would silently use the CPU");
+            (Finding::fail("gpu", seen, mend), false, None)
+        }
+        Err(error) => (
+            Finding::warn("gpu", format!("{error}; engines can be built with TensorRT-RTX, not run"),
+                &["install NVIDIA's driver, if there is such a GPU"]),
+            false,
+            None,
+        ),
+    }
+}
+
+pub(super) fn memory(examination: &Examination) -> Vec<Finding> {
+    let Some(memory) = examination.memory else {
+        return vec![Finding::warn("memory", "/proc/meminfo is not readable", &[])];
+    };
+    let mut findings = Vec::new();
+    let seen = format!("{} available of {}", text(memory.available), text(memory.total));
+    findings.push(if memory.available < 4_000_000_000 {
+        Finding::warn("memory", format!("{seen}: too little for an LLM, tight for a YOLO build"), &[
+            "close other programs; without a desktop: sudo systemctl set-default multi-user.target && sudo reboot",
+        ])
+    } else {
+        Finding::ok("memory", seen)
+    });
+    let (disk, zram) = (memory.disk_swap, memory.zram_swap);
+    let swap_file = "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile";
+    findings.push(match (disk, zram) {
+        (0, 0) if memory.total > 60_000_000_000 => Finding::ok("swap", "none, and plenty of memory"),
+        (0, 0) => Finding::warn("swap", "none: a large build is killed when memory runs out", &[swap_file]),
+        (0, zram) => Finding::warn(
+            "swap",
+            format!("{} of zram only, which takes from the same memory", text(zram)),
+            &["sudo systemctl disable --now nvzramconfig", swap_file],
+        ),
+        (disk, _) => Finding::ok("swap", format!("{} on disk", text(disk))),
+    });
+    findings
+}
+
+pub(super) fn disk(examination: &Examination) -> Vec<Finding> {
+    if !examination.root.live {
+        return Vec::new(); // an image's file system is not the one it will live on
+    }
+    let folder = crate::fetch::cache_dir();
+    let existing = folder.ancestors().find(|path| path.exists());
+    let Some(stat) = existing.and_then(|path| rustix::fs::statvfs(path).ok()) else { return Vec::new() };
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let seen = format!("{} free for {}", text(free), folder.display());
+    vec![if free < 20_000_000_000 {
+        let mend = "a 7B model wants about 30 GB while it is built: set HF_HOME and WATUS_CACHE_DIR to an NVMe disk";
+        Finding::warn("disk", seen, &[mend])
+    } else {
+        Finding::ok("disk", seen)
+    }]
+}
+
+/// A power mode of /etc/nvpmodel.conf.
+struct Mode {
+    id: u32,
+    name: String,
+}
+
+/// `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`
+fn modes(text: &str) -> Vec<Mode> {
+    let field = |line: &str, key: &str| {
+        line.split_whitespace().find_map(|word| word.strip_prefix(key)).map(|value| value.trim_end_matches('>').to_owned())
+    };
+    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("POWER_MODEL"));
+    lines.filter_map(|line| Some(Mode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? })).collect()
+}
+
+pub(super) fn power(examination: &Examination) -> Vec<Finding> {
+    if !examination.platform.is_jetson() {
+        return Vec::new();
+    }
+    vec![power_mode(examination), clocks(examination)]
+}
+
+fn power_mode(examination: &Examination) -> Finding {
+    let root = examination.root;
+    let modes = modes(&root.read("/etc/nvpmodel.conf").unwrap_or_default());
+    let status = root.read("/var/lib/nvpmodel/status").unwrap_or_default();
+    let current = status.lines().find_map(|line| line.trim().strip_prefix("pmode:")?.trim().parse::<u32>().ok());
+    let Some(current) = current else {
+        return Finding::warn("power-mode", "unknown (no /var/lib/nvpmodel/status)", &["sudo nvpmodel -q"]);
+    };
+    let name = modes.iter().find(|mode| mode.id == current).map_or("unnamed", |mode| mode.name.as_str());
+    // Ids differ by board; only the name tells. MAXN_SUPER stands above MAXN where both exist.
+    let fastest = modes.iter().filter(|mode| mode.name.starts_with("MAXN")).max_by_key(|mode| mode.name.len());
+    match fastest {
+        Some(fastest) if fastest.id != current => Finding::warn(
+            "power-mode",
+            format!("{name} (mode {current}); {} is faster, often by half", fastest.name),
+            &[&format!("sudo nvpmodel -m {}   # {}; may ask for a reboot", fastest.id, fastest.name)],
+        ),
+        _ => Finding::ok("power-mode", format!("{name} (mode {current})")),
+    }
+}
+
+fn clocks(examination: &Examination) -> Finding {
+    let root = examination.root;
+    let devices = root.list("/sys/class/devfreq");
+    let is_gpu = |name: &&String| ["gpu", "gv11b", "ga10b", "gb10b"].iter().any(|part| name.contains(part));
+    let Some(device) = devices.iter().find(is_gpu) else {
+        return Finding::warn("clocks", "the GPU's clock is not visible", &["sudo jetson_clocks --show"]);
+    };
+    let hertz = |file: &str| root.read(&format!("/sys/class/devfreq/{device}/{file}")).and_then(|text| text.parse::<u64>().ok());
+    match (hertz("min_freq"), hertz("max_freq")) {
+        (Some(min), Some(max)) if min == max => Finding::ok("clocks", format!("GPU locked at {} MHz", max / 1_000_000)),
+        (Some(min), Some(max)) => Finding::warn(
+            "clocks",
+            format!("GPU floats between {} and {} MHz: first answers are slow, measurements scatter", min / 1_000_000,
+                max / 1_000_000),
+            &["sudo jetson_clocks"],
+        ),
+        _ => Finding::warn("clocks", "the GPU's clock limits are not readable", &["sudo jetson_clocks --show"]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn power_modes_by_name() {
+        let text = "# < POWER_MODEL ID=9 NAME=COMMENT >\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n";
+        let modes = modes(text);
+        assert_eq!(modes.iter().map(|mode| (mode.id, mode.name.as_str())).collect::<Vec<_>>(), [(0, "15W"), (2, "MAXN_SUPER")]);
+    }
+}

@@ -1,0 +1,221 @@
+//! CUDA, cuDNN and TensorRT: what is installed, and whether it belongs together.
+
+use std::path::Path;
+
+use super::platform::numbers;
+use super::{Examination, Finding, Level};
+use crate::backend::tensorrt::{self, Family, TensorRt, library};
+
+/// What later checks need to know.
+pub(super) struct Software {
+    pub findings: Vec<Finding>,
+    /// TensorRT's or RTX's version, if a library is there.
+    pub tensorrt: Option<String>,
+    /// It can parse ONNX and build.
+    pub can_build: bool,
+}
+
+pub(super) fn check(examination: &Examination) -> Software {
+    let mut findings = vec![cuda(examination)];
+    // RTX and TensorRT 10 run without cuDNN; it matters where JetPack ships it.
+    findings.extend(cudnn(examination));
+    let (tensorrt, found) = core(examination);
+    findings.push(found);
+    let mut can_build = tensorrt.is_some();
+    if tensorrt.is_some() {
+        for finding in parts(examination) {
+            can_build &= finding.level != Level::Fail;
+            findings.push(finding);
+        }
+    }
+    findings.extend(own_binary(examination));
+    Software { findings, tensorrt, can_build }
+}
+
+fn at_least(version: &str, minimum: &[u32]) -> bool {
+    numbers(version).as_slice() >= minimum
+}
+
+/// The version CUDA's own file, its runtime library or dpkg tells.
+fn cuda_version(examination: &Examination) -> Option<String> {
+    let root = examination.root;
+    if let Some(text) = root.read("/usr/local/cuda/version.json")
+        && let Ok(document) = serde_json::from_str::<serde_json::Value>(&text)
+    {
+        let version = ["cuda", "cuda_cudart", "cuda_nvcc"].iter().find_map(|part| document[part]["version"].as_str());
+        if let Some(version) = version {
+            return Some(version.to_owned());
+        }
+    }
+    let arch = &examination.platform.architecture;
+    let folders = [
+        format!("/usr/local/cuda/targets/{arch}-linux/lib"),
+        "/usr/local/cuda/lib64".to_owned(),
+        format!("/usr/lib/{arch}-linux-gnu"),
+    ];
+    let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
+    let libraries = root.find(&folders, "libcudart.so.");
+    let by_file = libraries.iter().filter_map(|path| path.rsplit_once(".so.")).map(|(_, version)| version.to_owned());
+    let by_file = by_file.filter(|version| numbers(version).len() >= 2).max_by_key(|version| numbers(version));
+    by_file.or_else(|| {
+        let packages = examination.packages.iter().filter(|(name, _)| name.starts_with("cuda-cudart-"));
+        packages.filter(|(name, _)| !name.contains("dev")).map(|(_, package)| package.upstream().to_owned()).next()
+    })
+}
+
+fn cuda(examination: &Examination) -> Finding {
+    let jetson = examination.platform.is_jetson();
+    match cuda_version(examination) {
+        Some(version) if at_least(&version, &[11, 4]) => Finding::ok("cuda", format!("CUDA {version}")),
+        Some(version) => Finding::fail("cuda", format!("CUDA {version}; 11.4 is the oldest supported"), &[upgrade(jetson)]),
+        // The driver is enough for RTX; JetPack's TensorRT wants the runtime libraries.
+        None if !jetson => Finding::ok("cuda", "no CUDA toolkit (none is needed)"),
+        None => Finding::fail("cuda", "no CUDA runtime", &["sudo apt install nvidia-jetpack-runtime"]),
+    }
+}
+
+fn upgrade(jetson: bool) -> &'static str {
+    if jetson { "upgrade to JetPack 5.1 or later with SDK Manager" } else { "install CUDA 11.4 or later" }
+}
+
+fn cudnn(examination: &Examination) -> Option<Finding> {
+    let package = examination.packages.iter().find(|(name, _)| {
+        name.starts_with("libcudnn") && !name.contains("dev") && !name.contains("samples") && !name.contains("header")
+    });
+    let jetson = examination.platform.is_jetson();
+    match package {
+        Some((_, package)) if at_least(package.upstream(), &[8, 6]) => {
+            Some(Finding::ok("cudnn", format!("cuDNN {}", package.upstream())))
+        }
+        Some((_, package)) => Some(Finding::fail(
+            "cudnn",
+            format!("cuDNN {}; 8.6 is the oldest supported", package.upstream()),
+            &[upgrade(jetson)],
+        )),
+        None if jetson => Some(Finding::warn(
+            "cudnn",
+            "no cuDNN package (TensorRT 8 uses it for some layers)",
+            &["sudo apt install nvidia-cudnn"],
+        )),
+        None => None,
+    }
+}
+
+/// Library folders as `doctor` searches them.
+fn folders(examination: &Examination) -> Vec<String> {
+    let folders = library::system_folders(&examination.platform.architecture);
+    folders.iter().map(|folder| folder.to_string_lossy().into_owned()).collect()
+}
+
+fn core(examination: &Examination) -> (Option<String>, Finding) {
+    let jetson = examination.platform.is_jetson();
+    if examination.root.live
+        && let Some(headers) = tensorrt::header_version()
+        && let Ok(files) = library::find(headers)
+    {
+        return match tensorrt::probe(&files.core) {
+            Ok(version) => judge(examination, version.to_string(), &files.core),
+            Err(error) => (None, Finding::fail("tensorrt", format!("{} does not open: {error}", files.core.display()),
+                &["the CUDA libraries it needs are missing: see `ldd` on that file"])),
+        };
+    }
+    let names = folders(examination);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let libraries = examination.root.find(&names, "libnvinfer.so.");
+    // libnvinfer.so.10.3.0 tells the version, the link libnvinfer.so.10 does not.
+    let newest = libraries.iter().filter_map(|path| Some((path, numbers(path.rsplit_once(".so.")?.1))));
+    if let Some((path, version)) = newest.filter(|(_, version)| version.len() >= 3).max_by_key(|(_, version)| version.clone()) {
+        let version: Vec<String> = version.iter().take(3).map(u32::to_string).collect();
+        return judge(examination, format!("TensorRT {}", version.join(".")), Path::new(path));
+    }
+    let mend = if jetson { "sudo apt install tensorrt" } else { "scripts/setup-tensorrt.sh" };
+    (None, Finding::fail("tensorrt", "no TensorRT library", &[mend]))
+}
+
+/// A found TensorRT: new enough, and the one its JetPack ships?
+fn judge(examination: &Examination, name: String, path: &Path) -> (Option<String>, Finding) {
+    let seen = format!("{name} ({})", path.display());
+    let version = name.rsplit(' ').next().unwrap_or_default();
+    let finding = if !name.contains("RTX") && !at_least(version, &[8, 5]) {
+        Finding::fail("tensorrt", format!("{seen}; 8.5 is the oldest supported"), &["upgrade to JetPack 5.1 or later"])
+    } else {
+        match examination.platform.release() {
+            Some(release) if !name.contains("RTX") && !version.starts_with(release.tensorrt) => {
+                let place = if examination.platform.container { "the host's JetPack" } else { "this JetPack" };
+                Finding::warn(
+                    "tensorrt",
+                    format!("{seen}; {place} ships {} (CUDA {}, cuDNN {})", release.tensorrt, release.cuda, release.cudnn),
+                    &["engines only load where the same TensorRT built them: build where you run"],
+                )
+            }
+            _ => Finding::ok("tensorrt", seen),
+        }
+    };
+    (Some(name), finding)
+}
+
+/// What a build needs beside the core: parser, headers (to compile this tool), builder resources.
+fn parts(examination: &Examination) -> Vec<Finding> {
+    let root = examination.root;
+    let names = folders(examination);
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut findings = Vec::new();
+    let rtx = root.live && tensorrt::header_version().is_some_and(|headers| headers.family == Family::Rtx);
+    if rtx {
+        return findings; // one library and its parser, found together
+    }
+    if root.find(&names, "libnvonnxparser.so.").is_empty() {
+        let package = examination.packages.keys().find(|name| name.starts_with("libnvinfer") && name[10..].parse::<u32>().is_ok());
+        let major = package.map_or("", |name| &name[10..]);
+        findings.push(Finding::fail(
+            "onnx-parser",
+            "no libnvonnxparser: ONNX models cannot be built",
+            &[&format!("sudo apt install libnvonnxparsers{major}")],
+        ));
+    } else {
+        findings.push(Finding::ok("onnx-parser", "libnvonnxparser is there"));
+    }
+    if root.find(&names, "libnvinfer_builder_resource").is_empty() {
+        findings.push(Finding::fail(
+            "builder-resource",
+            "no libnvinfer_builder_resource: engines run, but none can be built",
+            &["sudo apt install --reinstall tensorrt-libs", "in a container, use the -devel image or JetPack's"],
+        ));
+    } else {
+        findings.push(Finding::ok("builder-resource", "libnvinfer_builder_resource is there"));
+    }
+    let arch = &examination.platform.architecture;
+    let includes = [format!("/usr/include/{arch}-linux-gnu"), "/usr/include".to_owned()];
+    if includes.iter().any(|folder| root.exists(&format!("{folder}/NvInfer.h"))) {
+        findings.push(Finding::ok("tensorrt-headers", "NvInfer.h is there"));
+    } else {
+        findings.push(Finding::warn(
+            "tensorrt-headers",
+            "no NvInfer.h: watus-build itself cannot be compiled with TensorRT here",
+            &["sudo apt install libnvinfer-dev libnvonnxparsers-dev"],
+        ));
+    }
+    findings
+}
+
+/// This binary against the TensorRT it will open.
+fn own_binary(examination: &Examination) -> Option<Finding> {
+    if !examination.root.live {
+        return None;
+    }
+    Some(match tensorrt::header_version() {
+        None => Finding::fail(
+            "shim",
+            "this watus-build was compiled without TensorRT",
+            &[if examination.platform.is_jetson() {
+                "sudo apt install libnvinfer-dev libnvonnxparsers-dev && cargo install --path ."
+            } else {
+                "scripts/setup-tensorrt.sh && cargo install --path ."
+            }],
+        ),
+        Some(headers) => match TensorRt::open() {
+            Ok(opened) => Finding::ok("shim", format!("compiled for {headers}, opens {}", opened.version)),
+            Err(error) => Finding::fail("shim", error.to_string().replace('\n', " "), &["cargo install --path . --force"]),
+        },
+    })
+}
