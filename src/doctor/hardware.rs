@@ -151,7 +151,8 @@ fn power_mode(examination: &Examination) -> Finding {
     let root = examination.root;
     let modes = modes(&root.read("/etc/nvpmodel.conf").unwrap_or_default());
     let status = root.read("/var/lib/nvpmodel/status").unwrap_or_default();
-    let current = status.lines().find_map(|line| line.trim().strip_prefix("pmode:")?.trim().parse::<u32>().ok());
+    // `pmode:0002`, on some releases followed by `fmode:quiet`.
+    let current = status.split_whitespace().find_map(|word| word.strip_prefix("pmode:")?.parse::<u32>().ok());
     let Some(current) = current else {
         return Finding::warn("power-mode", "unknown (no /var/lib/nvpmodel/status)", &["sudo nvpmodel -q"]);
     };

@@ -1,0 +1,272 @@
+//! The command as a user meets it: recipes in, engines, answers, messages and exit codes out.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use support::{leftovers, output, repository, skip, tensorrt_or_skip, watus};
+
+/// A classifier recipe around a small graph in `folder`: mean colour over two classes.
+fn tiny_recipe(folder: &Path, extra: &str) -> PathBuf {
+    use watus_build::onnx::GraphBuilder;
+    use watus_build::tensor::{DType, Tensor};
+    let mut graph = GraphBuilder::new("tiny", 17);
+    graph.input("pixels", DType::Float32, &[None, Some(3), Some(8), Some(8)]);
+    let pooled = graph.node("GlobalAveragePool", &["pixels"], &[]);
+    let flat = graph.node("Flatten", &[&pooled], &[("axis", 1.into())]);
+    graph.initializer("w", &Tensor::from_f32(vec![3, 2], vec![1.0, 0.0, 0.0, 0.0, 0.0, 1.0]).unwrap());
+    graph.node_named("MatMul", &[&flat, "w"], &["scores"], &[]);
+    graph.output("scores", DType::Float32, &[None, Some(2)]);
+    let model = graph.finish(&folder.join("tiny.onnx")).unwrap();
+    fs::write(folder.join("tiny.onnx"), model.to_bytes().unwrap()).unwrap();
+    fs::copy(repository().join("recipes/images/face.png"), folder.join("face.png")).unwrap();
+    let recipe = folder.join("tiny.yaml");
+    let text = "version: 1\nname: tiny\nkind: classifier\nsource: { path: tiny.onnx }\n\
+                preprocess: { mean: [0, 0, 0], std: [25.5, 25.5, 25.5] }\nlabels: [red, blue]\n\
+                verify: { images: [face.png] }\n";
+    fs::write(&recipe, format!("{text}{extra}")).unwrap();
+    recipe
+}
+
+#[test]
+fn doctor_on_every_fixture() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (name, expected) in
+        [("jetpack-5.1.2", 0), ("jetpack-6.0", 0), ("jetpack-6.2.1", 8), ("jetpack-7.2", 0), ("x86-desktop", 8)]
+    {
+        let root = repository().join("tests/data/roots").join(name);
+        let (code, stdout, stderr) = output(watus(scratch.path()).args(["doctor", "--root"]).arg(&root));
+        assert_eq!((code, stderr.as_str()), (expected, ""), "{name}");
+        insta::assert_snapshot!(format!("doctor-{name}"), stdout);
+        let (_, json, _) = output(watus(scratch.path()).args(["doctor", "--json", "--root"]).arg(&root));
+        let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(report["verdicts"].as_array().unwrap().len(), 3);
+        let levels: Vec<&str> = report["findings"].as_array().unwrap().iter().map(|f| f["level"].as_str().unwrap()).collect();
+        assert_eq!(levels.contains(&"fail"), expected == 8);
+    }
+    let (code, _, stderr) = output(watus(scratch.path()).args(["doctor", "--root", "/nowhere"]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("/nowhere: not a folder"));
+}
+
+#[test]
+fn recipe_check_names_line_and_remedy() {
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "lables: [a, b]\n");
+    let (code, _, stderr) = output(watus(scratch.path()).args(["recipe", "check"]).arg(&recipe));
+    assert_eq!(code, 3);
+    assert!(stderr.contains("tiny.yaml:8: unknown field `lables`"), "{stderr}");
+    assert!(stderr.contains("did you mean `labels`?"), "{stderr}");
+}
+
+#[test]
+fn from_recipe_to_answer() {
+    if !tensorrt_or_skip("from_recipe_to_answer") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    let engine = scratch.path().join("engines/tiny");
+    let (code, stdout, _) = output(watus(scratch.path()).args(["build", "--dry-run"]).arg(&recipe));
+    assert_eq!(code, 0);
+    assert!(stdout.contains("because it was never built here") && !engine.exists(), "{stdout}");
+
+    let (code, stdout, stderr) = output(watus(scratch.path()).arg("build").arg(&recipe));
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.starts_with("tiny: built"), "{stdout}");
+    assert!(stderr.contains("tiny: building with TensorRT"), "{stderr}");
+    let manifest: serde_json::Value = serde_json::from_str(&fs::read_to_string(engine.join("manifest.json")).unwrap()).unwrap();
+    assert_eq!(manifest["inputs"][0]["shape"], serde_json::json!([1, 3, 8, 8]), "the batch is fixed");
+    for (name, file) in manifest["files"].as_object().unwrap() {
+        assert_eq!(file["sha256"], watus_build::artifact::sha256_file(&engine.join(name)).unwrap(), "{name}");
+    }
+
+    let (code, stdout, _) = output(watus(scratch.path()).arg("build").arg(&recipe));
+    assert_eq!(code, 0);
+    assert!(stdout.starts_with("tiny: current"), "{stdout}");
+
+    let (code, stdout, _) = output(watus(scratch.path()).args(["run", "--backend", "cpu", "--json", "engines/tiny", "face.png"]));
+    assert_eq!(code, 0);
+    let answers: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(answers[0]["answer"]["label"], "red", "a face is redder than blue: {stdout}");
+
+    let (code, stdout, _) = output(watus(scratch.path()).args(["inspect", "engines/tiny"]));
+    assert_eq!(code, 0);
+    assert!(stdout.contains("input   pixels float32[1, 3, 8, 8]"), "{stdout}");
+    let (code, stdout, _) = output(watus(scratch.path()).args(["inspect", "engines/tiny/tiny.engine"]));
+    assert_eq!((code, stdout.starts_with("plan by TensorRT")), (0, true), "{stdout}");
+
+    let chart = scratch.path().join("chart.svg");
+    let (code, stdout, _) = output(watus(scratch.path())
+        .args(["bench", "--backend", "cpu", "-n", "20", "--warmup", "2", "engines/tiny", "--chart"]).arg(&chart));
+    assert_eq!(code, 0);
+    assert!(stdout.contains("| tiny | CPU reference (rten) |"), "{stdout}");
+    assert!(fs::read_to_string(&chart).unwrap().starts_with("<svg"));
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_change_is_told_and_rebuilt() {
+    if !tensorrt_or_skip("a_change_is_told_and_rebuilt") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    let build = |arguments: &[&str]| output(watus(scratch.path()).arg("build").args(arguments).arg(&recipe));
+    assert_eq!(build(&[]).0, 0);
+    tiny_recipe(scratch.path(), "build: { batch: 2 }\n");
+    assert!(build(&["--dry-run"]).1.contains("because recipe changed"), "{:?}", build(&["--dry-run"]));
+    assert!(build(&[]).1.starts_with("tiny: built"));
+    fs::write(scratch.path().join("engines/tiny/model.onnx"), "x").unwrap();
+    let (_, stdout, _) = build(&["--dry-run"]);
+    assert!(stdout.contains("model.onnx has 1 bytes"), "{stdout}");
+    assert!(build(&[]).1.starts_with("tiny: built"));
+    assert!(build(&[]).1.starts_with("tiny: current"));
+    assert!(build(&["--rebuild"]).1.starts_with("tiny: built"));
+}
+
+#[test]
+fn a_dynamic_batch_keeps_its_range() {
+    if !tensorrt_or_skip("a_dynamic_batch_keeps_its_range") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "build: { batch: 2, max_batch: 8 }\n");
+    assert_eq!(output(watus(scratch.path()).arg("build").arg(&recipe)).0, 0);
+    let (_, stdout, _) = output(watus(scratch.path()).args(["inspect", "--json", "engines/tiny"]));
+    let document: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(document["manifest"]["profile"][0]["max"], serde_json::json!([8, 3, 8, 8]));
+    assert_eq!(document["manifest"]["inputs"][0]["shape"], serde_json::json!([null, 3, 8, 8]));
+}
+
+#[test]
+fn verify_finds_damage_and_tells_unproved_from_proved() {
+    if !tensorrt_or_skip("verify_finds_damage") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    assert_eq!(output(watus(scratch.path()).arg("build").arg(&recipe)).0, 0);
+    let engine = scratch.path().join("engines/tiny");
+    let verify = |arguments: &[&str]| output(watus(scratch.path()).arg("verify").args(arguments).arg(&engine));
+    let gpu = watus_build::backend::tensorrt::device::Device::open().is_ok();
+    let (code, stdout, _) = verify(&[]);
+    assert_eq!((code, stdout.contains("not proved: its execution was not checked")), (0, !gpu), "{stdout}");
+    assert_eq!(verify(&["--require-execution"]).0, if gpu { 0 } else { 7 });
+
+    let plan = engine.join("tiny.engine");
+    let intact = fs::read(&plan).unwrap();
+    let mut damaged = intact.clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&plan, &damaged).unwrap();
+    let (code, stdout, _) = verify(&[]);
+    assert_eq!(code, 6);
+    assert!(stdout.contains("tiny.engine does not match its sha256"), "{stdout}");
+
+    // A plan of another version whose hash someone has made right.
+    let mut foreign = intact;
+    foreign[25] = 9;
+    fs::write(&plan, &foreign).unwrap();
+    let manifest = fs::read_to_string(engine.join("manifest.json")).unwrap();
+    let mut document: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    document["files"]["tiny.engine"]["sha256"] = watus_build::artifact::sha256(&foreign).into();
+    fs::write(engine.join("manifest.json"), document.to_string()).unwrap();
+    let (code, stdout, _) = verify(&[]);
+    assert_eq!(code, 6);
+    assert!(stdout.contains("the plan was built by TensorRT-RTX 1.9"), "{stdout}");
+
+    document["engine"] = "../../../etc/passwd".into();
+    fs::write(engine.join("manifest.json"), document.to_string()).unwrap();
+    let (code, _, stderr) = verify(&[]);
+    assert_eq!((code, stderr.contains("leaves the directory")), (1, true), "{stderr}");
+}
+
+#[test]
+fn tensorrt_errors_name_the_node() {
+    if !tensorrt_or_skip("tensorrt_errors_name_the_node") {
+        return;
+    }
+    use watus_build::onnx::GraphBuilder;
+    use watus_build::tensor::DType;
+    let scratch = tempfile::tempdir().unwrap();
+    let mut graph = GraphBuilder::new("bad", 17);
+    graph.input("x", DType::Float32, &[Some(2)]);
+    let y = graph.node("FancyOp", &["x"], &[]);
+    graph.output(&y, DType::Float32, &[Some(2)]);
+    let model = graph.finish(&scratch.path().join("bad.onnx")).unwrap();
+    fs::write(scratch.path().join("bad.onnx"), model.to_bytes().unwrap()).unwrap();
+    fs::write(scratch.path().join("bad.yaml"), "version: 1\nname: bad\nkind: onnx\nsource: { path: bad.onnx }\n").unwrap();
+    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "bad.yaml"]));
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("node 'FancyOp_0' (FancyOp)"), "{stderr}");
+    assert!(!scratch.path().join("engines/bad").exists());
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+}
+
+#[test]
+fn yolov8n_becomes_an_engine_from_a_recipe() {
+    if !tensorrt_or_skip("yolov8n_becomes_an_engine_from_a_recipe") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("yolov8n.onnx");
+    let model = support::yolov8n::yolov8n(&path, 320, 8).unwrap();
+    fs::write(&path, model.to_bytes().unwrap()).unwrap();
+    fs::copy(repository().join("examples/yolov8n.yaml"), scratch.path().join("yolov8n.yaml")).unwrap();
+    let (code, stdout, stderr) = output(watus(scratch.path()).args(["build", "yolov8n.yaml"]));
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.starts_with("yolov8n: built"), "{stdout}");
+    let manifest = fs::read_to_string(scratch.path().join("engines/yolov8n/manifest.json")).unwrap();
+    assert!(manifest.contains("\"output0\""));
+}
+
+#[test]
+fn llm_and_yolo_recipes_say_what_this_version_does() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: llm\nsource: { path: . }\n").unwrap();
+    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "m.yaml"]));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("`llm` recipes are checked and fetched only"), "{stderr}");
+}
+
+#[test]
+fn hostile_models_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let inspect = |bytes: &[u8]| {
+        fs::write(scratch.path().join("m.onnx"), bytes).unwrap();
+        output(watus(scratch.path()).args(["inspect", "m.onnx"]))
+    };
+    for bytes in [&b"not an onnx file"[..], b"", b"\xe3\x03", &[0x3a, 0xff, 0xff, 0xff, 0xff, 0x0f]] {
+        let (code, _, stderr) = inspect(bytes);
+        assert_eq!(code, 1);
+        assert!(stderr.contains("m.onnx: not an ONNX model"), "{stderr}");
+    }
+}
+
+#[test]
+fn the_real_classifiers_agree_with_onnxruntime() {
+    let Some(python) = oracle() else { return };
+    if !tensorrt_or_skip("the_real_classifiers_agree_with_onnxruntime") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipes = ["gender", "age"].map(|name| repository().join(format!("recipes/{name}.yaml")));
+    let (code, _, stderr) = output(watus(scratch.path()).env("CI", "").arg("build").args(&recipes));
+    assert_eq!(code, 0, "{stderr}");
+    let mut script = std::process::Command::new(python);
+    script.arg(repository().join("benches/cpu_vs_onnxruntime.py")).args(["--check", "--watus"]);
+    script.arg(env!("CARGO_BIN_EXE_watus-build")).args(["engines/gender/model.onnx", "engines/age/model.onnx"]);
+    let (code, stdout, stderr) = output(script.current_dir(scratch.path()));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+}
+
+/// A Python with onnxruntime, as scripts/setup-oracles.sh makes it.
+fn oracle() -> Option<PathBuf> {
+    let python = std::env::var_os("WATUS_ORACLE_PYTHON").map(PathBuf::from)?;
+    if python.exists() {
+        return Some(python);
+    }
+    skip("oracle tests", "no WATUS_ORACLE_PYTHON: run scripts/setup-oracles.sh");
+    None
+}

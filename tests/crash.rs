@@ -1,0 +1,89 @@
+//! `kill -9` at twenty random moments of fetch and build, then a rerun: the right result each time, nothing left behind.
+
+mod support;
+
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use support::hub::Hub;
+use support::{leftovers, output, tensorrt_or_skip, watus};
+use watus_build::tensor::SplitMix64;
+
+#[test]
+fn killed_at_random_moments_a_rerun_is_right() {
+    if !tensorrt_or_skip("killed_at_random_moments_a_rerun_is_right") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let model = support::yolov8n::yolov8n(&scratch.path().join("m.onnx"), 64, 3).unwrap().to_bytes().unwrap();
+    let hub = Hub::start(&[("model.onnx", model.clone(), true), ("config.json", b"{}".to_vec(), false)]);
+    hub.pace(Duration::from_micros(300));
+    let recipe = "version: 1\nname: killed\nkind: onnx\nsource: { hub: org/model, files: ['*'] }\n";
+    fs::write(scratch.path().join("killed.yaml"), recipe).unwrap();
+    let command = || {
+        let mut command = watus(scratch.path());
+        command.env("HF_ENDPOINT", &hub.endpoint).args(["build", "killed.yaml"]);
+        command
+    };
+    // How long an undisturbed run takes here decides what "random moment" means.
+    let start = Instant::now();
+    let (code, _, stderr) = output(&mut command());
+    assert_eq!(code, 0, "{stderr}");
+    let whole = start.elapsed();
+
+    let mut random = SplitMix64(0xdead);
+    let mut killed = 0;
+    for round in 0..20 {
+        let _ = fs::remove_dir_all(scratch.path().join("engines"));
+        if round % 2 == 0 {
+            let _ = fs::remove_dir_all(scratch.path().join("hf"));
+            let _ = fs::remove_file(scratch.path().join("watus.lock"));
+        }
+        let mut child = command().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(random.below(1000) as f64 / 1000.0));
+        killed += usize::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap(); // SIGKILL
+        child.wait().unwrap();
+
+        let (code, stdout, stderr) = output(&mut command());
+        assert_eq!(code, 0, "round {round}: {stderr}");
+        assert!(stdout.starts_with("killed: "), "{stdout}");
+        let (code, stdout, _) = output(watus(scratch.path()).args(["verify", "engines/killed"]));
+        assert_eq!(code, 0, "round {round}: {stdout}");
+        assert_eq!(leftovers(scratch.path()), Vec::<String>::new(), "round {round}");
+        let blob = watus_build::artifact::sha256(&model);
+        let blob = scratch.path().join("hf/hub/models--org--model/blobs").join(blob);
+        assert_eq!(fs::read(blob).unwrap(), model, "round {round}");
+    }
+    assert!(killed >= 5, "only {killed} of 20 runs were still going when killed");
+}
+
+#[test]
+fn ctrl_c_ends_a_build_cleanly() {
+    if !tensorrt_or_skip("ctrl_c_ends_a_build_cleanly") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("m.onnx");
+    fs::write(&path, support::yolov8n::yolov8n(&path, 640, 3).unwrap().to_bytes().unwrap()).unwrap();
+    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n").unwrap();
+    let mut child = watus(scratch.path()).args(["build", "m.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+    // Wait for the build itself.
+    use std::io::{BufRead, BufReader, Read};
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("building") {
+        line.clear();
+        assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "ended before building");
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    let status = child.wait().unwrap();
+    let mut rest = String::new();
+    stderr.read_to_string(&mut rest).unwrap();
+    assert_eq!(status.code(), Some(130), "{rest}");
+    assert!(rest.contains("cancelled"), "{rest}");
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+    assert!(!scratch.path().join("engines/m").exists());
+}

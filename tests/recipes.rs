@@ -1,0 +1,47 @@
+//! Every shipped recipe parses and plans, and the schema for editors is the one the code accepts.
+
+use std::fs;
+use std::path::Path;
+
+use watus_build::recipe::{self, Plan};
+
+fn shipped() -> Vec<std::path::PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+    let paths = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    paths.filter(|path| path.extension().is_some_and(|extension| extension == "yaml")).collect()
+}
+
+#[test]
+fn shipped_recipes_are_valid() {
+    assert!(shipped().len() >= 2);
+    for path in shipped() {
+        let recipe = recipe::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let plan = Plan::new(&path, &recipe);
+        assert_eq!(Some(plan.name.as_str()), path.file_stem().and_then(|stem| stem.to_str()), "named as its file");
+        for image in &plan.verify.images {
+            assert!(image.exists(), "{}", image.display());
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("# yaml-language-server: $schema=recipe.schema.json"), "{}", path.display());
+    }
+}
+
+#[test]
+fn schema_file_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/recipe.schema.json");
+    let current = recipe::json_schema();
+    if std::env::var_os("UPDATE_SCHEMA").is_some() {
+        fs::write(&path, &current).unwrap();
+    }
+    assert_eq!(fs::read_to_string(&path).unwrap(), current, "run UPDATE_SCHEMA=1 cargo test --test recipes");
+}
+
+#[test]
+fn plans_are_complete_without_defaults_in_the_recipe() {
+    let path = Path::new("folder/r.yaml");
+    let text = "version: 1\nname: r\nkind: llm\nsource: { hub: o/n }\n";
+    let plan = serde_json::to_value(Plan::new(path, &recipe::parse(path, text).unwrap())).unwrap();
+    assert_eq!(plan["source"]["revision"], "main");
+    assert_eq!(plan["build"]["precision"], "fp32");
+    assert_eq!(plan["verify"]["tolerance"], 1e-3);
+}
