@@ -101,6 +101,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let tensorrt = TensorRt::open()?;
     let device = Device::open().and_then(|device| device.info()).ok();
     let mut model = Model::load(&path)?;
+    model.spell_out();
     let profile = resolve_shapes(plan, &mut model)?;
     let options = builder_options(plan, tensorrt.version, profile)?;
     let source_folder = path.parent().unwrap_or(Path::new("")).to_owned();

@@ -169,28 +169,22 @@ fn header(manifest: &Manifest, plan: &[u8], report: &mut Report) -> Option<Arc<T
             return None;
         }
     };
-    let foreign = manifest.device.as_ref().filter(|built| built.compute_capability != here.compute_capability);
-    let refused = match foreign {
-        Some(built) => Some(format!(
+    if let Some(built) = manifest.device.as_ref().filter(|built| built.compute_capability != here.compute_capability) {
+        let detail = format!(
             "built on {} ({}), this GPU is {} ({}): build again",
             built.name, built.compute_capability, here.name, here.compute_capability
-        )),
-        None => match tensorrt.plan_mismatch(plan) {
-            Ok(reason) if reason.is_empty() => None,
-            Ok(reason) => Some(format!("TensorRT refuses the plan: {reason}")),
-            Err(error) => Some(error.to_string()),
-        },
-    };
-    match refused {
-        Some(reason) => {
-            report.push("header", Status::Failed, reason);
-            None
-        }
-        None => {
-            report.push("header", Status::Passed, format!("a plan by {built_by}, accepted for {}", here.name));
-            Some(tensorrt)
-        }
+        );
+        report.push("header", Status::Failed, detail);
+        return None;
     }
+    // RTX's own judgement of a header is not final: 1.6.1 calls compute capability 9.0 unsupported and runs there.
+    let doubt = match tensorrt.plan_mismatch(plan) {
+        Ok(reason) if reason.is_empty() => String::new(),
+        Ok(reason) => format!(" (TensorRT doubts it: {reason}; loading decides)"),
+        Err(error) => format!(" ({error})"),
+    };
+    report.push("header", Status::Passed, format!("a plan by {built_by}, for {}{doubt}", here.name));
+    Some(tensorrt)
 }
 
 /// Tag, version and length of the plan as the manifest has them.

@@ -212,7 +212,7 @@ fn lasting_faults_are_one_clear_error() {
         ("resolve", Fault::Status(429, "", None), &["gave up after 4 tries", "429"]),
         ("resolve", Fault::Status(500, "", None), &["gave up", "status 500"]),
         ("safetensors", Fault::Corrupt, &["model.safetensors", "does not match its hash", "nothing was kept"]),
-        ("safetensors", Fault::Cut(0), &["gave up", "closed at 0 of 300000"]),
+        ("safetensors", Fault::Cut(0), &["gave up after 4 tries: model.safetensors"]),
     ];
     for (path, fault, expected) in cases {
         let world = World::new();

@@ -29,12 +29,19 @@ impl Backend for Cpu {
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
         let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()));
-        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
+        let mut described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
         let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| {
             specs.map_err(|error| BackendError::Load(error.to_string()))
         };
         let (inputs, outputs) = (specs(described.inputs())?, specs(described.outputs())?);
-        let model = ModelOptions::with_all_ops().load_file(path).map_err(|error| load(error.to_string()))?;
+        let options = ModelOptions::with_all_ops();
+        // From memory, external data would not be found; engine directories hold models spelled out already.
+        let model = if described.spell_out() && described.external_files().is_empty() {
+            options.load(described.to_bytes().map_err(|error| BackendError::Load(error.to_string()))?)
+        } else {
+            options.load_file(path)
+        };
+        let model = model.map_err(|error| load(error.to_string()))?;
         let ids = |specs: &[TensorSpec]| {
             let id = |spec: &TensorSpec| model.node_id(&spec.name).map_err(|error| load(error.to_string()));
             specs.iter().map(id).collect::<Result<Vec<NodeId>, _>>()

@@ -12,7 +12,8 @@ use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::manifest::Manifest;
 use crate::tensor::{Tensor, read_npy, write_npy};
-use crate::{verify, vision};
+use crate::verify;
+use crate::vision;
 
 /// Run an engine on pictures or tensors
 ///

@@ -152,6 +152,11 @@ impl Model {
             .map_err(|message| OnnxError { path: self.path.clone(), message })
     }
 
+    /// Spells out optional attributes some runtimes cannot infer; tells whether any was missing.
+    pub fn spell_out(&mut self) -> bool {
+        shapes::spell_out_kernels(&mut self.proto)
+    }
+
     fn spec(&self, value: &ValueInfoProto) -> Result<TensorSpec, OnnxError> {
         let name = value.name.as_str().to_owned();
         let Some(type_proto::Value::TensorType(tensor)) = &value.type_.value else {

@@ -122,7 +122,7 @@ fn values(document: &Document, source: &Source) -> Checked {
     if let Some(file) = &source.file
         && !is_contained(file)
     {
-        let message = format!("`{file}` leaves its package");
+        let message = format!("file `{file}` leaves its package");
         return Err(document.error(&["source", "file"], &message, Some("give a relative path without `..`")));
     }
     if let Some(sha256) = &source.sha256
