@@ -34,7 +34,7 @@ fn main() -> anyhow::Result<()> {
 
     let input = Tensor::seeded(DType::Float32, vec![1, 3, image, image], 1).expect("a float32 tensor");
     let mut reference = Cpu.open(Path::new(&path))?;
-    match tensorrt.load(built.bytes()) {
+    match tensorrt.load(built.bytes(), false) {
         Ok(mut engine) => {
             for found in verify::compare(&mut *engine, &mut *reference, "seed 1", &[input])? {
                 println!("{}: relative error {:.1e} on {}", found.output, found.relative_error, engine.info().device);

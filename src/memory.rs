@@ -71,8 +71,10 @@ mod tests {
 
     #[test]
     fn parses_what_linux_prints() {
-        let meminfo = "MemTotal:       31316948 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\nSwapTotal: 3 kB\n";
-        let swaps = "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition 2000 0 5\n/mnt/16GB.swap file 1000 0 -2\n";
+        let meminfo =
+            "MemTotal:       31316948 kB\nMemFree:         1000000 kB\nMemAvailable:   20000000 kB\nSwapTotal: 3 kB\n";
+        let swaps =
+            "Filename\tType\tSize\tUsed\tPriority\n/dev/zram0 partition 2000 0 5\n/mnt/16GB.swap file 1000 0 -2\n";
         let memory = Memory::parse(meminfo, swaps).unwrap();
         assert_eq!(memory.total, 31_316_948 * 1024);
         assert_eq!((memory.zram_swap, memory.disk_swap), (2000 * 1024, 1000 * 1024));

@@ -54,7 +54,9 @@ pub struct Outcome {
 
 /// The verification failed, and `--force` was not given.
 #[derive(Debug, thiserror::Error)]
-#[error("{name}: the engine did not pass verification and was not published\n{details}\n  hint: `--force` publishes it all the same, for a closer look")]
+#[error(
+    "{name}: the engine did not pass verification and was not published\n{details}\n  hint: `--force` publishes it all the same, for a closer look"
+)]
 pub struct NotProved {
     /// The recipe's name.
     pub name: String,
@@ -111,7 +113,17 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let commit = fetched.commit;
     let plan = plan.clone();
     Ok(Prepared {
-        plan, folder, model, source_folder, options, key, tensorrt: tensorrt.version, device, commit, stale, memory,
+        plan,
+        folder,
+        model,
+        source_folder,
+        options,
+        key,
+        tensorrt: tensorrt.version,
+        device,
+        commit,
+        stale,
+        memory,
     })
 }
 
@@ -178,7 +190,10 @@ fn resolve_shapes(plan: &Plan, model: &mut Model) -> anyhow::Result<Vec<ShapeRan
                 bail!(
                     "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
                      {{ {}: [{}] }} }}",
-                    plan.name, input.name, input.name, vec!["1"; input.shape.len()].join(", ")
+                    plan.name,
+                    input.name,
+                    input.name,
+                    vec!["1"; input.shape.len()].join(", ")
                 );
             };
             shape.push(size);
@@ -250,7 +265,10 @@ fn key(
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", tensorrt.to_string());
-    key.text("gpu", device.map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)));
+    key.text(
+        "gpu",
+        device.map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
+    );
     key.hashed("source", sources.as_bytes());
     key.hashed("options", &serde_json::to_vec(options)?);
     // The plan without paths: moving a recipe changes nothing.
@@ -329,6 +347,7 @@ fn manifest(prepared: &Prepared, engine: String, images: Vec<String>) -> anyhow:
         device: prepared.device.clone(),
         l4t: crate::doctor::l4t_release(),
         precision: text(serde_json::to_value(plan.build.precision)?),
+        tf32: plan.build.tf32,
         engine,
         model: "model.onnx".to_owned(),
         source: source_text(&plan.source, prepared.commit.as_deref()),

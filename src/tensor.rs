@@ -342,7 +342,9 @@ mod tests {
 
     #[test]
     fn npy_round_trips_every_type() {
-        for dtype in [DType::Float32, DType::Float16, DType::Int8, DType::UInt8, DType::Int32, DType::Int64, DType::Bool] {
+        for dtype in
+            [DType::Float32, DType::Float16, DType::Int8, DType::UInt8, DType::Int32, DType::Int64, DType::Bool]
+        {
             for shape in [vec![], vec![3], vec![2, 1, 5], vec![0, 4]] {
                 let tensor = Tensor::seeded(dtype, shape, 7).unwrap();
                 let mut file = Vec::new();

@@ -218,9 +218,10 @@ impl Classifier {
             Some(labels) => labels[class].clone(),
             None => class.to_string(),
         };
-        let value = self.class_values.as_ref().map(|values| {
-            values.iter().zip(&probabilities).map(|(value, probability)| value * probability).sum()
-        });
+        let value = self
+            .class_values
+            .as_ref()
+            .map(|values| values.iter().zip(&probabilities).map(|(value, probability)| value * probability).sum());
         Ok(Answer {
             label: label(order[0]),
             class: order[0],

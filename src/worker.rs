@@ -1,7 +1,7 @@
 //! The engine build in a process of its own, so that the kernel's out-of-memory killer takes the build and not the
 //! tool, and the tool can say what happened.
 //!
-//! Parent and child talk over the child's standard streams, one JSON document a line: the [`Job`] in, [`Message`]s
+//! Parent and child talk over the child's standard streams, one JSON document a line: the [`Job`] in, messages
 //! out. A closed or "cancel" input stops the build.
 
 use std::fs;
@@ -103,11 +103,7 @@ pub fn build(
     Ok(record)
 }
 
-fn in_process(
-    job: &Job,
-    progress: &Arc<dyn Progress>,
-    cancel: &Arc<AtomicBool>,
-) -> Result<BuildRecord, BackendError> {
+fn in_process(job: &Job, progress: &Arc<dyn Progress>, cancel: &Arc<AtomicBool>) -> Result<BuildRecord, BackendError> {
     let collector = Arc::new(Mutex::new(Collector::default()));
     let sink = Arc::clone(&collector);
     TensorRt::set_log_sink(move |severity, text| {

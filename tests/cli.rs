@@ -1,4 +1,5 @@
 //! The command as a user meets it: recipes in, engines, answers, messages and exit codes out.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -42,7 +43,8 @@ fn doctor_on_every_fixture() {
         let (_, json, _) = output(watus(scratch.path()).args(["doctor", "--json", "--root"]).arg(&root));
         let report: serde_json::Value = serde_json::from_str(&json).unwrap();
         assert_eq!(report["verdicts"].as_array().unwrap().len(), 3);
-        let levels: Vec<&str> = report["findings"].as_array().unwrap().iter().map(|f| f["level"].as_str().unwrap()).collect();
+        let levels: Vec<&str> =
+            report["findings"].as_array().unwrap().iter().map(|f| f["level"].as_str().unwrap()).collect();
         assert_eq!(levels.contains(&"fail"), expected == 8);
     }
     let (code, _, stderr) = output(watus(scratch.path()).args(["doctor", "--root", "/nowhere"]));
@@ -76,7 +78,8 @@ fn from_recipe_to_answer() {
     assert_eq!(code, 0, "{stderr}");
     assert!(stdout.starts_with("tiny: built"), "{stdout}");
     assert!(stderr.contains("tiny: building with TensorRT"), "{stderr}");
-    let manifest: serde_json::Value = serde_json::from_str(&fs::read_to_string(engine.join("manifest.json")).unwrap()).unwrap();
+    let manifest: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(engine.join("manifest.json")).unwrap()).unwrap();
     assert_eq!(manifest["inputs"][0]["shape"], serde_json::json!([1, 3, 8, 8]), "the batch is fixed");
     for (name, file) in manifest["files"].as_object().unwrap() {
         assert_eq!(file["sha256"], watus_build::artifact::sha256_file(&engine.join(name)).unwrap(), "{name}");
@@ -86,7 +89,8 @@ fn from_recipe_to_answer() {
     assert_eq!(code, 0);
     assert!(stdout.starts_with("tiny: current"), "{stdout}");
 
-    let (code, stdout, _) = output(watus(scratch.path()).args(["run", "--backend", "cpu", "--json", "engines/tiny", "face.png"]));
+    let (code, stdout, _) =
+        output(watus(scratch.path()).args(["run", "--backend", "cpu", "--json", "engines/tiny", "face.png"]));
     assert_eq!(code, 0);
     let answers: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(answers[0]["answer"]["label"], "red", "a face is redder than blue: {stdout}");
@@ -98,8 +102,11 @@ fn from_recipe_to_answer() {
     assert_eq!((code, stdout.starts_with("plan by TensorRT")), (0, true), "{stdout}");
 
     let chart = scratch.path().join("chart.svg");
-    let (code, stdout, _) = output(watus(scratch.path())
-        .args(["bench", "--backend", "cpu", "-n", "20", "--warmup", "2", "engines/tiny", "--chart"]).arg(&chart));
+    let (code, stdout, _) = output(
+        watus(scratch.path())
+            .args(["bench", "--backend", "cpu", "-n", "20", "--warmup", "2", "engines/tiny", "--chart"])
+            .arg(&chart),
+    );
     assert_eq!(code, 0);
     assert!(stdout.contains("| tiny | CPU reference (rten) |"), "{stdout}");
     assert!(fs::read_to_string(&chart).unwrap().starts_with("<svg"));
@@ -196,7 +203,8 @@ fn tensorrt_errors_name_the_node() {
     graph.output(&y, DType::Float32, &[Some(2)]);
     let model = graph.finish(&scratch.path().join("bad.onnx")).unwrap();
     fs::write(scratch.path().join("bad.onnx"), model.to_bytes().unwrap()).unwrap();
-    fs::write(scratch.path().join("bad.yaml"), "version: 1\nname: bad\nkind: onnx\nsource: { path: bad.onnx }\n").unwrap();
+    fs::write(scratch.path().join("bad.yaml"), "version: 1\nname: bad\nkind: onnx\nsource: { path: bad.onnx }\n")
+        .unwrap();
     let (code, _, stderr) = output(watus(scratch.path()).args(["build", "bad.yaml"]));
     assert_eq!(code, 5, "{stderr}");
     assert!(stderr.contains("node 'FancyOp_0' (FancyOp)"), "{stderr}");

@@ -3,6 +3,7 @@
 //! Each case is a graph, its inputs and the expected outputs, computed here by hand or by plain loops. A backend may
 //! leave a case out only by name and with a reason. Where TensorRT has no GPU, its half of the suite is the build:
 //! every graph must be accepted by the real builder.
+#![allow(clippy::unwrap_used, clippy::neg_cmp_op_on_partial_ord)]
 
 mod support;
 
@@ -10,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use support::tensorrt_or_skip;
+use watus_build::backend::Backend;
 use watus_build::backend::cpu::Cpu;
 use watus_build::backend::tensorrt::{BuildOptions, TensorRt, device::Device};
-use watus_build::backend::Backend;
 use watus_build::onnx::GraphBuilder;
 use watus_build::progress::Silent;
 use watus_build::tensor::{DType, Tensor, TensorData};
@@ -168,12 +169,20 @@ fn suite(folder: &Path) -> Vec<Case> {
     }
     let grid = f32s(&[1, 1, 4, 4], &(0..16).map(|v| v as f32).collect::<Vec<_>>());
     let window = [("kernel_shape", [2, 2].into()), ("strides", [2, 2].into())];
-    cases.push(case(folder, "max_pool", vec![grid.clone()], vec![f32s(&[1, 1, 2, 2], &[5.0, 7.0, 13.0, 15.0])], |graph| {
-        vec![graph.node("MaxPool", &["x0"], &window)]
-    }));
-    cases.push(case(folder, "average_pool", vec![grid.clone()], vec![f32s(&[1, 1, 2, 2], &[2.5, 4.5, 10.5, 12.5])], |graph| {
-        vec![graph.node("AveragePool", &["x0"], &window)]
-    }));
+    cases.push(case(
+        folder,
+        "max_pool",
+        vec![grid.clone()],
+        vec![f32s(&[1, 1, 2, 2], &[5.0, 7.0, 13.0, 15.0])],
+        |graph| vec![graph.node("MaxPool", &["x0"], &window)],
+    ));
+    cases.push(case(
+        folder,
+        "average_pool",
+        vec![grid.clone()],
+        vec![f32s(&[1, 1, 2, 2], &[2.5, 4.5, 10.5, 12.5])],
+        |graph| vec![graph.node("AveragePool", &["x0"], &window)],
+    ));
     cases.push(case(folder, "global_average_pool", vec![grid.clone()], vec![f32s(&[1, 1, 1, 1], &[7.5])], |graph| {
         vec![graph.node("GlobalAveragePool", &["x0"], &[])]
     }));
@@ -181,41 +190,67 @@ fn suite(folder: &Path) -> Vec<Case> {
     let doubled = f32s(&[1, 1, 2, 4], &[1.0, 1.0, 2.0, 2.0, 1.0, 1.0, 2.0, 2.0]);
     cases.push(case(folder, "resize_nearest", vec![small], vec![doubled], |graph| {
         graph.initializer("scales", &f32s(&[4], &[1.0, 1.0, 2.0, 2.0]));
-        let attributes = [("mode", "nearest".into()), ("coordinate_transformation_mode", "asymmetric".into()), ("nearest_mode", "floor".into())];
+        let attributes = [
+            ("mode", "nearest".into()),
+            ("coordinate_transformation_mode", "asymmetric".into()),
+            ("nearest_mode", "floor".into()),
+        ];
         vec![graph.node("Resize", &["x0", "", "scales"], &attributes)]
     }));
 
     // Shapes and indices.
     let six = f32s(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    cases.push(case(folder, "transpose", vec![six.clone()], vec![f32s(&[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0])], |graph| {
-        vec![graph.node("Transpose", &["x0"], &[("perm", [1, 0].into())])]
-    }));
+    cases.push(case(
+        folder,
+        "transpose",
+        vec![six.clone()],
+        vec![f32s(&[3, 2], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0])],
+        |graph| vec![graph.node("Transpose", &["x0"], &[("perm", [1, 0].into())])],
+    ));
     cases.push(case(folder, "reshape", vec![six.clone()], vec![f32s(&[3, 2], six.as_f32().unwrap())], |graph| {
         let shape = graph.integers(&[-1, 2]);
         vec![graph.node("Reshape", &["x0", &shape], &[])]
     }));
-    cases.push(case(folder, "concat", vec![six.clone(), six.clone()], vec![f32s(&[2, 6], &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 4.0, 5.0, 6.0])], |graph| {
-        vec![graph.node("Concat", &["x0", "x1"], &[("axis", 1.into())])]
-    }));
+    cases.push(case(
+        folder,
+        "concat",
+        vec![six.clone(), six.clone()],
+        vec![f32s(&[2, 6], &[1.0, 2.0, 3.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 4.0, 5.0, 6.0])],
+        |graph| vec![graph.node("Concat", &["x0", "x1"], &[("axis", 1.into())])],
+    ));
     cases.push(case(folder, "slice", vec![six.clone()], vec![f32s(&[2, 2], &[2.0, 3.0, 5.0, 6.0])], |graph| {
         let (start, end, axis) = (graph.integers(&[1]), graph.integers(&[3]), graph.integers(&[1]));
         vec![graph.node("Slice", &["x0", &start, &end, &axis], &[])]
     }));
-    cases.push(case(folder, "split_two_outputs", vec![six.clone()], vec![f32s(&[2, 1], &[1.0, 4.0]), f32s(&[2, 2], &[2.0, 3.0, 5.0, 6.0])], |graph| {
-        let sizes = graph.integers(&[1, 2]);
-        graph.node_named("Split", &["x0", &sizes], &["left", "right"], &[("axis", 1.into())]);
-        vec!["left".into(), "right".into()]
-    }));
+    cases.push(case(
+        folder,
+        "split_two_outputs",
+        vec![six.clone()],
+        vec![f32s(&[2, 1], &[1.0, 4.0]), f32s(&[2, 2], &[2.0, 3.0, 5.0, 6.0])],
+        |graph| {
+            let sizes = graph.integers(&[1, 2]);
+            graph.node_named("Split", &["x0", &sizes], &["left", "right"], &[("axis", 1.into())]);
+            vec!["left".into(), "right".into()]
+        },
+    ));
     let indices = Tensor::new(vec![2], TensorData::I64(vec![2, 0])).unwrap();
-    cases.push(case(folder, "gather_int64_input", vec![six.clone(), indices], vec![f32s(&[2, 2], &[3.0, 1.0, 6.0, 4.0])], |graph| {
-        vec![graph.node("Gather", &["x0", "x1"], &[("axis", 1.into())])]
-    }));
+    cases.push(case(
+        folder,
+        "gather_int64_input",
+        vec![six.clone(), indices],
+        vec![f32s(&[2, 2], &[3.0, 1.0, 6.0, 4.0])],
+        |graph| vec![graph.node("Gather", &["x0", "x1"], &[("axis", 1.into())])],
+    ));
     cases.push(case(folder, "reduce_mean", vec![six.clone()], vec![f32s(&[2, 1], &[2.0, 5.0])], |graph| {
         vec![graph.node("ReduceMean", &["x0"], &[("axes", [1].into()), ("keepdims", 1.into())])]
     }));
-    cases.push(case(folder, "arg_max_int64_output", vec![six.clone()], vec![Tensor::new(vec![2, 1], TensorData::I64(vec![2, 2])).unwrap()], |graph| {
-        vec![graph.node("ArgMax", &["x0"], &[("axis", 1.into()), ("keepdims", 1.into())])]
-    }));
+    cases.push(case(
+        folder,
+        "arg_max_int64_output",
+        vec![six.clone()],
+        vec![Tensor::new(vec![2, 1], TensorData::I64(vec![2, 2])).unwrap()],
+        |graph| vec![graph.node("ArgMax", &["x0"], &[("axis", 1.into()), ("keepdims", 1.into())])],
+    ));
 
     // RMS normalisation spelled out in primitives, as the LLM lowering does (Zhang and Sennrich, 2019).
     let hidden = seeded(&[3, 8], 7);

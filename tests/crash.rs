@@ -1,4 +1,5 @@
 //! `kill -9` at twenty random moments of fetch and build, then a rerun: the right result each time, nothing left behind.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

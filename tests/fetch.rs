@@ -1,5 +1,6 @@
 //! The real client against a hub that misbehaves: each fault is one clear error or a bounded retry, and the cache never
 //! holds a byte that was not checked.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -171,11 +172,14 @@ fn a_cut_download_resumes_in_a_later_run() {
     let error = world.fetch().unwrap_err();
     assert!(error.to_string().contains("goes on where it stopped"), "{error}");
     world.nothing_corrupt();
-    let world = World { hub: Hub::start(&[
-        ("config.json", b"{\"a\": 1}\n".to_vec(), false),
-        ("model.safetensors", bytes(300_000, 1), true),
-        ("onnx/model.onnx", bytes(70_000, 2), true),
-    ]), ..world };
+    let world = World {
+        hub: Hub::start(&[
+            ("config.json", b"{\"a\": 1}\n".to_vec(), false),
+            ("model.safetensors", bytes(300_000, 1), true),
+            ("onnx/model.onnx", bytes(70_000, 2), true),
+        ]),
+        ..world
+    };
     world.check(&world.fetch().unwrap());
     let ranges: Vec<String> = world.hub.log().into_iter().filter(|line| line.contains("safetensors")).collect();
     assert_eq!(ranges.len(), 1);
@@ -300,7 +304,10 @@ fn a_bad_lock_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("watus.lock");
     let entry = |commit: &str, file: &str| {
-        format!("version: 1\nsources:\n  a/b@main:\n    commit: {commit}\n    files:\n      {file}: {{ size: 1, sha256: {} }}\n", "0".repeat(64))
+        format!(
+            "version: 1\nsources:\n  a/b@main:\n    commit: {commit}\n    files:\n      {file}: {{ size: 1, sha256: {} }}\n",
+            "0".repeat(64)
+        )
     };
     for text in [entry("main", "a"), entry(COMMIT, "../a"), "version: 9\nsources: {}\n".into(), "[".into()] {
         fs::write(&path, &text).unwrap();

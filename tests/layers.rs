@@ -1,4 +1,5 @@
 //! Who may import whom. The table is ARCHITECTURE.md's; a module imports only from lines above its own.
+#![allow(clippy::unwrap_used)]
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -89,9 +90,9 @@ fn heavy_crates_have_one_owner() {
         let name = path.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
         let code = code(&path);
         for (owned, owners) in OWNERS {
-            let uses = code.match_indices(&format!("{owned}::")).any(|(at, _)| {
-                !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
-            });
+            let uses = code
+                .match_indices(&format!("{owned}::"))
+                .any(|(at, _)| !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':'));
             if uses && !owners.split(' ').any(|owner| name.starts_with(owner)) {
                 wrong.push(format!("{name} uses {owned}, which belongs to {owners}"));
             }
@@ -106,6 +107,10 @@ fn files_stay_readable() {
     for path in sources(&src) {
         let lines = code(&path).lines().count();
         assert!(lines <= 400, "{} has {lines} lines: split it", path.display());
-        assert!(fs::read_to_string(&path).unwrap().starts_with("//!"), "{} does not say what it is for", path.display());
+        assert!(
+            fs::read_to_string(&path).unwrap().starts_with("//!"),
+            "{} does not say what it is for",
+            path.display()
+        );
     }
 }

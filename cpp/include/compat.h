@@ -9,6 +9,7 @@
 #include <NvOnnxParser.h>
 
 #include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -193,6 +194,58 @@ inline std::string node_of(nvonnxparser::IParserError const& error) {
 }
 #endif
 
+// RTX ignores the kTF32 flag: 1.6.1 rounds to TF32 with the flag cleared (measured on an H100). It obeys
+// NVIDIA_TF32_OVERRIDE, read when it builds and when it creates a context, and refuses a context where the two differ.
+// TensorRT proper obeys the flag and is left alone. Changes the environment, so no other thread may read it meanwhile.
+class Tf32Scope {
+ public:
+  explicit Tf32Scope(bool allowed) {
+    if (!is_rtx) {
+      return;
+    }
+    if (char const* value = std::getenv(name)) {
+      before_ = value;
+      was_set_ = true;
+    }
+    if (allowed) {
+      unsetenv(name);
+    } else {
+      setenv(name, "0", 1);
+    }
+  }
+  ~Tf32Scope() {
+    if (!is_rtx) {
+      return;
+    }
+    if (was_set_) {
+      setenv(name, before_.c_str(), 1);
+    } else {
+      unsetenv(name);
+    }
+  }
+  Tf32Scope(Tf32Scope const&) = delete;
+  Tf32Scope& operator=(Tf32Scope const&) = delete;
+
+ private:
+  static constexpr char const* name = "NVIDIA_TF32_OVERRIDE";
+  std::string before_;
+  bool was_set_ = false;
+};
+
+// A plan of unknown origin may have been built the other way, so that is tried too. RTX also remembers the setting of
+// the first context: a process that loads both kinds computes both without TF32.
+inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32) {
+  {
+    Tf32Scope const expected(tf32);
+    Owned<nvinfer1::IExecutionContext> context(engine.createExecutionContext());
+    if (context || !is_rtx) {
+      return context;
+    }
+  }
+  Tf32Scope const other(!tf32);
+  return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext());
+}
+
 // What RTX says of a plan from its header alone: empty when it fits this machine, else the reasons.
 // TensorRT has no such call; there the manifest and the loader decide.
 inline std::string plan_mismatch(nvinfer1::IRuntime& runtime, void const* data, size_t size) {
@@ -204,9 +257,13 @@ inline std::string plan_mismatch(nvinfer1::IRuntime& runtime, void const* data, 
   if (runtime.getEngineValidity(data, static_cast<int64_t>(size), &bits) != nvinfer1::EngineValidity::kINVALID) {
     return {};
   }
-  static constexpr char const* reasons[] = {
-      "built by another TensorRT-RTX version", "unsupported compute capability", "CUDA driver too old",
-      "CUDA runtime too old", "not enough GPU memory", "malformed engine", "CUDA not usable"};
+  static constexpr char const* reasons[] = {"built by another TensorRT-RTX version",
+                                            "unsupported compute capability",
+                                            "CUDA driver too old",
+                                            "CUDA runtime too old",
+                                            "not enough GPU memory",
+                                            "malformed engine",
+                                            "CUDA not usable"};
   std::string text;
   for (size_t i = 0; i < sizeof(reasons) / sizeof(*reasons); ++i) {
     if (bits >> i & 1U) {

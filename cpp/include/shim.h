@@ -61,7 +61,7 @@ HeaderInfo header_info();
 int32_t library_version(rust::Str core_path);
 std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path);
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
-std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan);
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32);
 rust::String plan_mismatch(Library const& library, rust::Slice<uint8_t const> plan);
 
 }  // namespace watus

@@ -1,4 +1,6 @@
 // ONNX file in, serialized engine out.
+#include <algorithm>
+
 #include "internal.h"
 #include "watus-build/src/backend/tensorrt/ffi.rs.h"
 
@@ -125,13 +127,15 @@ rust::Slice<uint8_t const> Plan::timing_cache() const { return view(parts_->timi
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer) {
   auto& log = logger();
   log.clear();
+  bool const exact = std::any_of(options.clear_flags.begin(), options.clear_flags.end(),
+                                 [](rust::String const& flag) { return std::string(flag) == "tf32"; });
+  compat::Tf32Scope const tf32(!exact);
   Owned<nvinfer1::IBuilder> builder(
       static_cast<nvinfer1::IBuilder*>(library.symbols().create_builder(&log, NV_TENSORRT_VERSION)));
   if (!builder) {
     log.fail("TensorRT cannot create a builder (is the GPU usable by this user?)");
   }
-  Owned<nvinfer1::INetworkDefinition> network(
-      builder->createNetworkV2(compat::network_flags(options.strongly_typed)));
+  Owned<nvinfer1::INetworkDefinition> network(builder->createNetworkV2(compat::network_flags(options.strongly_typed)));
   if (!network) {
     log.fail("TensorRT cannot create a network");
   }

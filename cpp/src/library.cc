@@ -101,10 +101,8 @@ std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path
   void* core_handle = open_shared(core);
   void* parser_handle = open_shared(parser);
   auto symbols = std::make_unique<Library::Symbols>();
-  symbols->create_builder =
-      symbol<decltype(symbols->create_builder)>(core_handle, "createInferBuilder_INTERNAL", core);
-  symbols->create_runtime =
-      symbol<decltype(symbols->create_runtime)>(core_handle, "createInferRuntime_INTERNAL", core);
+  symbols->create_builder = symbol<decltype(symbols->create_builder)>(core_handle, "createInferBuilder_INTERNAL", core);
+  symbols->create_runtime = symbol<decltype(symbols->create_runtime)>(core_handle, "createInferRuntime_INTERNAL", core);
   symbols->create_parser =
       symbol<decltype(symbols->create_parser)>(parser_handle, "createNvOnnxParser_INTERNAL", parser);
   return std::make_unique<Library>(std::move(symbols));

@@ -38,14 +38,14 @@ Owned<nvinfer1::IRuntime> create_runtime(Library const& library) {
   return runtime;
 }
 
-std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan) {
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32) {
   auto parts = std::make_unique<Session::Parts>();
   parts->runtime = create_runtime(library);
   parts->engine.reset(parts->runtime->deserializeCudaEngine(plan.data(), plan.size()));
   if (!parts->engine) {
     logger().fail("TensorRT cannot load the engine");
   }
-  parts->context.reset(parts->engine->createExecutionContext());
+  parts->context = compat::create_context(*parts->engine, tf32);
   if (!parts->context) {
     logger().fail("TensorRT cannot create an execution context");
   }

@@ -112,9 +112,7 @@ fn to_rten(name: &str, tensor: &Tensor) -> Result<Value, BackendError> {
 }
 
 fn from_rten(spec: &TensorSpec, value: Value) -> Result<Tensor, BackendError> {
-    let wrong = |have: ValueType| {
-        BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}"))
-    };
+    let wrong = |have: ValueType| BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}"));
     let have = value.dtype();
     let (shape, data) = match value {
         Value::FloatTensor(tensor) => {
@@ -132,7 +130,9 @@ fn from_rten(spec: &TensorSpec, value: Value) -> Result<Tensor, BackendError> {
             match spec.dtype {
                 DType::Int32 => (shape, TensorData::I32(values)),
                 DType::Int64 => (shape, TensorData::I64(values.into_iter().map(i64::from).collect())),
-                DType::Bool => (shape, TensorData::Bool(values.into_iter().map(|value| u8::from(value != 0)).collect())),
+                DType::Bool => {
+                    (shape, TensorData::Bool(values.into_iter().map(|value| u8::from(value != 0)).collect()))
+                }
                 _ => return Err(wrong(have)),
             }
         }

@@ -52,7 +52,8 @@ fn draw<'a>(report: &Report, area: &Area<'a>) -> Result<(), DrawError<'a>> {
         bins
     };
     let tallest = series.iter().flat_map(|(_, samples, ..)| count(samples)).max().unwrap_or(1);
-    let title = format!("{} on {}, batch {}, {} runs", report.name, report.backend.device, report.batch, report.iterations);
+    let title =
+        format!("{} on {}, batch {}, {} runs", report.name, report.backend.device, report.batch, report.iterations);
     let mut chart = ChartBuilder::on(area)
         .caption(title, ("sans-serif", 18))
         .margin(12)

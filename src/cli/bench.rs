@@ -52,7 +52,8 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
             let tuned = manifest.profile.first().and_then(|range| usize::try_from(*range.opt.first()?).ok());
             (manifest.name, manifest.inputs, tuned.unwrap_or(1), session)
         };
-        let inputs = seeded(&specs, args.batch.unwrap_or(batch)).with_context(|| format!("{name} has an input no tensor fits"))?;
+        let inputs = seeded(&specs, args.batch.unwrap_or(batch))
+            .with_context(|| format!("{name} has an input no tensor fits"))?;
         environment.progress.event(Event::Stage(&format!("{name}: {} runs", args.warmup + args.iterations)));
         let mut report = bench::measure(&name, &mut *session, &inputs, args.warmup, args.iterations)?;
         report.notes = crate::doctor::performance_notes();

@@ -34,6 +34,9 @@ pub(super) struct Args {
     /// Exit with code 7 if an engine could not be executed here
     #[arg(long)]
     require_execution: bool,
+    /// Run TensorRT in this process instead of a child: for debuggers and emulators
+    #[arg(long)]
+    in_process: bool,
     #[command(flatten)]
     sources: SourceArgs,
 }
@@ -61,7 +64,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         fetcher,
         rebuild: args.rebuild,
         force: args.force,
-        isolation: Isolation::Child(std::env::current_exe()?),
+        isolation: if args.in_process { Isolation::InProcess } else { Isolation::Child(std::env::current_exe()?) },
         progress: Arc::clone(&environment.progress),
         cancel: Arc::clone(&environment.cancel),
     };
@@ -111,10 +114,18 @@ fn dry_run(plan: &Plan, context: &Context, lock: &mut crate::fetch::Lock) -> any
             match prepared.stale {
                 None => print("  build    nothing to do: the engine is current")?,
                 Some(why) => {
-                    let have = Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
-                    print(format!("  build    because {why}; about {} of memory, {have} available", memory::text(prepared.memory)))?;
-                    print(format!("  verify   {} random inputs, {} pictures, tolerance {:.0e}",
-                        plan.verify.seeds, plan.verify.images.len(), plan.verify.tolerance))?;
+                    let have =
+                        Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
+                    print(format!(
+                        "  build    because {why}; about {} of memory, {have} available",
+                        memory::text(prepared.memory)
+                    ))?;
+                    print(format!(
+                        "  verify   {} random inputs, {} pictures, tolerance {:.0e}",
+                        plan.verify.seeds,
+                        plan.verify.images.len(),
+                        plan.verify.tolerance
+                    ))?;
                     print("  publish  engine directory with manifest.json and verify.json")?;
                 }
             }

@@ -26,7 +26,11 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
         None => Root::live(),
     };
     let report = examine(&root);
-    if args.json { print_json(&report)? } else { print(text(&report).trim_end())? }
+    if args.json {
+        print_json(&report)?
+    } else {
+        print(text(&report).trim_end())?
+    }
     Ok(if report.level() == Level::Fail { Exit::Environment } else { Exit::Success })
 }
 

@@ -40,9 +40,11 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
 }
 
 fn model_text(summary: &Summary) -> anyhow::Result<()> {
-    let opsets: Vec<String> = summary.opsets.iter().map(|(domain, version)| {
-        format!("{} {version}", if domain.is_empty() { "ai.onnx" } else { domain })
-    }).collect();
+    let opsets: Vec<String> = summary
+        .opsets
+        .iter()
+        .map(|(domain, version)| format!("{} {version}", if domain.is_empty() { "ai.onnx" } else { domain }))
+        .collect();
     print(format!("ONNX IR {}, opset {}, by {}", summary.ir_version, opsets.join(", "), summary.producer))?;
     for input in &summary.inputs {
         print(format!("input   {input}"))?;
@@ -70,10 +72,17 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         return print_json(&serde_json::json!({ "manifest": manifest, "verify": report }));
     }
     print(format!("{}: {} engine, {}, by {}", manifest.name, manifest.kind, manifest.precision, manifest.tool))?;
-    let gpu = manifest.device.as_ref().map_or("no GPU".to_owned(), |device| format!("{} {}", device.name, device.compute_capability));
+    let gpu = manifest
+        .device
+        .as_ref()
+        .map_or("no GPU".to_owned(), |device| format!("{} {}", device.name, device.compute_capability));
     let l4t = manifest.l4t.as_ref().map(|l4t| format!(", L4T {l4t}")).unwrap_or_default();
-    print(format!("built   {:.1} s with {} on {gpu}{l4t}, peak memory {}",
-        manifest.build.seconds, manifest.tensorrt, memory::text(manifest.build.peak_memory_bytes)))?;
+    print(format!(
+        "built   {:.1} s with {} on {gpu}{l4t}, peak memory {}",
+        manifest.build.seconds,
+        manifest.tensorrt,
+        memory::text(manifest.build.peak_memory_bytes)
+    ))?;
     print(format!("source  {}", manifest.source))?;
     for input in &manifest.inputs {
         print(format!("input   {input}"))?;

@@ -103,7 +103,8 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
     let mut inputs = Vec::new();
     for spec in session.inputs() {
         let position = given.iter().position(|(name, _)| *name == spec.name);
-        let position = position.with_context(|| format!("input {spec} is missing: give --input {}=FILE.npy", spec.name))?;
+        let position =
+            position.with_context(|| format!("input {spec} is missing: give --input {}=FILE.npy", spec.name))?;
         inputs.push(given.swap_remove(position).1);
     }
     let outputs = session.run(&inputs)?;
@@ -112,7 +113,12 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
         let values = output.to_f64();
         let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
         let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-        print(format!("{} {}{:?}: min {low:.6}, max {high:.6}, mean {mean:.6}", spec.name, output.dtype(), output.shape()))?;
+        print(format!(
+            "{} {}{:?}: min {low:.6}, max {high:.6}, mean {mean:.6}",
+            spec.name,
+            output.dtype(),
+            output.shape()
+        ))?;
     }
     Ok(())
 }

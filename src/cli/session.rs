@@ -51,7 +51,7 @@ pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow
         ))
         .into());
     }
-    Ok(tensorrt.load(&std::fs::read(folder.join(&manifest.engine))?)?)
+    Ok(tensorrt.load(&std::fs::read(folder.join(&manifest.engine))?, manifest.tf32)?)
 }
 
 /// Opens a bare ONNX file on the CPU reference, or builds and loads it.

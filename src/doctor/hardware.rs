@@ -23,9 +23,9 @@ const SOCS: &[(&str, &str, &str)] = &[
 pub(super) fn gpu(examination: &Examination) -> Gpu {
     let root = examination.root;
     let mut findings = Vec::new();
-    let soc = root.read("/proc/device-tree/compatible").and_then(|compatible| {
-        SOCS.iter().find(|(id, ..)| compatible.lines().any(|line| line == *id))
-    });
+    let soc = root
+        .read("/proc/device-tree/compatible")
+        .and_then(|compatible| SOCS.iter().find(|(id, ..)| compatible.lines().any(|line| line == *id)));
     if let Some((_, name, capability)) = soc {
         findings.push(Finding::ok("soc", format!("{name}, compute capability {capability}")));
     }
@@ -40,7 +40,8 @@ pub(super) fn gpu(examination: &Examination) -> Gpu {
         (true, true) => Finding::ok("gpu", "integrated GPU (an image: not asked)"),
         (true, false) => {
             let version = root.read("/proc/driver/nvidia/version").unwrap_or_default();
-            let driver = version.split_whitespace().find(|word| word.split('.').count() == 3).unwrap_or("unknown").to_owned();
+            let driver =
+                version.split_whitespace().find(|word| word.split('.').count() == 3).unwrap_or("unknown").to_owned();
             Finding::ok("gpu", format!("NVIDIA driver {driver} (an image: not asked)"))
         }
         (false, true) => Finding::warn("gpu", "a Jetson of unknown SoC", &[]),
@@ -58,22 +59,33 @@ fn live(examination: &Examination) -> (Finding, bool, Option<u64>) {
     match Device::open().and_then(|device| Ok((device.info()?, device))) {
         Ok((info, device)) => {
             let free = device.context.mem_get_info().map_or(0, |(free, _)| free as u64);
-            let seen = format!("{}, compute capability {}, {} free of {}", info.name, info.compute_capability, text(free),
-                text(info.memory));
+            let seen = format!(
+                "{}, compute capability {}, {} free of {}",
+                info.name,
+                info.compute_capability,
+                text(free),
+                text(info.memory)
+            );
             (Finding::ok("gpu", seen), true, Some(free))
         }
         Err(error) if platform.is_jetson() => {
             let mend: &[&str] = if platform.container {
                 &["start the container with --runtime nvidia --gpus all"]
             } else {
-                &["sudo usermod -aG video,render $USER   # then log in again", "sudo apt install --reinstall nvidia-l4t-cuda"]
+                &[
+                    "sudo usermod -aG video,render $USER   # then log in again",
+                    "sudo apt install --reinstall nvidia-l4t-cuda",
+                ]
             };
             let seen = format!("{error}: other programs would silently use the CPU");
             (Finding::fail("gpu", seen, mend), false, None)
         }
         Err(error) => (
-            Finding::warn("gpu", format!("{error}; engines can be built with TensorRT-RTX, not run"),
-                &["install NVIDIA's driver, if there is such a GPU"]),
+            Finding::warn(
+                "gpu",
+                format!("{error}; engines can be built with TensorRT-RTX, not run"),
+                &["install NVIDIA's driver, if there is such a GPU"],
+            ),
             false,
             None,
         ),
@@ -87,14 +99,17 @@ pub(super) fn memory(examination: &Examination) -> Vec<Finding> {
     let mut findings = Vec::new();
     let seen = format!("{} available of {}", text(memory.available), text(memory.total));
     findings.push(if memory.available < 4_000_000_000 {
-        Finding::warn("memory", format!("{seen}: too little for an LLM, tight for a YOLO build"), &[
-            "close other programs; without a desktop: sudo systemctl set-default multi-user.target && sudo reboot",
-        ])
+        Finding::warn(
+            "memory",
+            format!("{seen}: too little for an LLM, tight for a YOLO build"),
+            &["close other programs; without a desktop: sudo systemctl set-default multi-user.target && sudo reboot"],
+        )
     } else {
         Finding::ok("memory", seen)
     });
     let (disk, zram) = (memory.disk_swap, memory.zram_swap);
-    let swap_file = "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile";
+    let swap_file =
+        "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile";
     findings.push(match (disk, zram) {
         (0, 0) if memory.total > 60_000_000_000 => Finding::ok("swap", "none, and plenty of memory"),
         (0, 0) => Finding::warn("swap", "none: a large build is killed when memory runs out", &[swap_file]),
@@ -134,7 +149,9 @@ struct Mode {
 /// `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`
 fn modes(text: &str) -> Vec<Mode> {
     let field = |line: &str, key: &str| {
-        line.split_whitespace().find_map(|word| word.strip_prefix(key)).map(|value| value.trim_end_matches('>').to_owned())
+        line.split_whitespace()
+            .find_map(|word| word.strip_prefix(key))
+            .map(|value| value.trim_end_matches('>').to_owned())
     };
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("POWER_MODEL"));
     lines.filter_map(|line| Some(Mode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? })).collect()
@@ -176,13 +193,18 @@ fn clocks(examination: &Examination) -> Finding {
     let Some(device) = devices.iter().find(is_gpu) else {
         return Finding::warn("clocks", "the GPU's clock is not visible", &["sudo jetson_clocks --show"]);
     };
-    let hertz = |file: &str| root.read(&format!("/sys/class/devfreq/{device}/{file}")).and_then(|text| text.parse::<u64>().ok());
+    let hertz = |file: &str| {
+        root.read(&format!("/sys/class/devfreq/{device}/{file}")).and_then(|text| text.parse::<u64>().ok())
+    };
     match (hertz("min_freq"), hertz("max_freq")) {
         (Some(min), Some(max)) if min == max => Finding::ok("clocks", format!("GPU locked at {} MHz", max / 1_000_000)),
         (Some(min), Some(max)) => Finding::warn(
             "clocks",
-            format!("GPU floats between {} and {} MHz: first answers are slow, measurements scatter", min / 1_000_000,
-                max / 1_000_000),
+            format!(
+                "GPU floats between {} and {} MHz: first answers are slow, measurements scatter",
+                min / 1_000_000,
+                max / 1_000_000
+            ),
             &["sudo jetson_clocks"],
         ),
         _ => Finding::warn("clocks", "the GPU's clock limits are not readable", &["sudo jetson_clocks --show"]),
@@ -197,6 +219,9 @@ mod tests {
     fn power_modes_by_name() {
         let text = "# < POWER_MODEL ID=9 NAME=COMMENT >\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n";
         let modes = modes(text);
-        assert_eq!(modes.iter().map(|mode| (mode.id, mode.name.as_str())).collect::<Vec<_>>(), [(0, "15W"), (2, "MAXN_SUPER")]);
+        assert_eq!(
+            modes.iter().map(|mode| (mode.id, mode.name.as_str())).collect::<Vec<_>>(),
+            [(0, "15W"), (2, "MAXN_SUPER")]
+        );
     }
 }

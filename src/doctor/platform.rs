@@ -51,7 +51,8 @@ pub struct Platform {
 impl Platform {
     pub(super) fn of(root: &Root, packages: &BTreeMap<String, Package>) -> Self {
         let l4t = l4t(root, packages);
-        let board = ["/proc/device-tree/model", "/sys/class/dmi/id/product_name"].iter().find_map(|path| root.read(path));
+        let board =
+            ["/proc/device-tree/model", "/sys/class/dmi/id/product_name"].iter().find_map(|path| root.read(path));
         let arm = root.exists("/usr/lib/aarch64-linux-gnu") && !root.exists("/usr/lib/x86_64-linux-gnu");
         let architecture = match (root.live, arm) {
             (true, _) => std::env::consts::ARCH,
@@ -142,8 +143,11 @@ pub(super) fn check(examination: &Examination) -> Vec<Finding> {
         if release.as_ref().is_some_and(|release| !release.contains(package.upstream()) && !release.contains("later")) {
             findings.push(Finding::warn(
                 "jetpack",
-                format!("the nvidia-jetpack package is {}, Jetson Linux belongs to {}", package.version,
-                    release.unwrap_or_default()),
+                format!(
+                    "the nvidia-jetpack package is {}, Jetson Linux belongs to {}",
+                    package.version,
+                    release.unwrap_or_default()
+                ),
                 &["sudo apt update && sudo apt full-upgrade"],
             ));
         }
@@ -162,7 +166,12 @@ mod tests {
             ("# R36 (release), REVISION: 3.0, GCID: 1", "36.3.0", "6.0", "8.6.2"),
             ("# R36 (release), REVISION: 4.4, GCID: 41062509\n# KERNEL_VARIANT: oot", "36.4.4", "6.2.1", "10.3.0"),
             ("# R36 (release), REVISION: 5.0, GCID: 1", "36.5.0", "6.2.2", "10.3.0"),
-            ("# R39 (release), REVISION: 2.0, GCID: 45755727, DATE: Mon Jun  1 09:28:48 PM UTC 2026", "39.2.0", "7.2", "10.16.2"),
+            (
+                "# R39 (release), REVISION: 2.0, GCID: 45755727, DATE: Mon Jun  1 09:28:48 PM UTC 2026",
+                "39.2.0",
+                "7.2",
+                "10.16.2",
+            ),
         ];
         for (text, l4t, jetpack, tensorrt) in cases {
             let found = parse_release(text).unwrap();

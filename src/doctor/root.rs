@@ -89,9 +89,8 @@ impl Root {
 fn parse_packages(status: &str) -> BTreeMap<String, Package> {
     let mut packages = BTreeMap::new();
     for paragraph in status.split("\n\n") {
-        let field = |name: &str| {
-            paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-        };
+        let field =
+            |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         let (Some(name), Some(state), Some(version)) = (field("Package"), field("Status"), field("Version")) else {
             continue;
         };

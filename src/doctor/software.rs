@@ -67,7 +67,9 @@ fn cuda(examination: &Examination) -> Finding {
     let jetson = examination.platform.is_jetson();
     match cuda_version(examination) {
         Some(version) if at_least(&version, &[11, 4]) => Finding::ok("cuda", format!("CUDA {version}")),
-        Some(version) => Finding::fail("cuda", format!("CUDA {version}; 11.4 is the oldest supported"), &[upgrade(jetson)]),
+        Some(version) => {
+            Finding::fail("cuda", format!("CUDA {version}; 11.4 is the oldest supported"), &[upgrade(jetson)])
+        }
         // The driver is enough for RTX; JetPack's TensorRT wants the runtime libraries.
         None if !jetson => Finding::ok("cuda", "no CUDA toolkit (none is needed)"),
         None => Finding::fail("cuda", "no CUDA runtime", &["sudo apt install nvidia-jetpack-runtime"]),
@@ -115,8 +117,14 @@ fn core(examination: &Examination) -> (Option<String>, Finding) {
     {
         return match tensorrt::probe(&files.core) {
             Ok(version) => judge(examination, version.to_string(), &files.core),
-            Err(error) => (None, Finding::fail("tensorrt", format!("{} does not open: {error}", files.core.display()),
-                &["the CUDA libraries it needs are missing: see `ldd` on that file"])),
+            Err(error) => (
+                None,
+                Finding::fail(
+                    "tensorrt",
+                    format!("{} does not open: {error}", files.core.display()),
+                    &["the CUDA libraries it needs are missing: see `ldd` on that file"],
+                ),
+            ),
         };
     }
     let names = folders(examination);
@@ -124,7 +132,9 @@ fn core(examination: &Examination) -> (Option<String>, Finding) {
     let libraries = examination.root.find(&names, "libnvinfer.so.");
     // libnvinfer.so.10.3.0 tells the version, the link libnvinfer.so.10 does not.
     let newest = libraries.iter().filter_map(|path| Some((path, numbers(path.rsplit_once(".so.")?.1))));
-    if let Some((path, version)) = newest.filter(|(_, version)| version.len() >= 3).max_by_key(|(_, version)| version.clone()) {
+    if let Some((path, version)) =
+        newest.filter(|(_, version)| version.len() >= 3).max_by_key(|(_, version)| version.clone())
+    {
         let version: Vec<String> = version.iter().take(3).map(u32::to_string).collect();
         return judge(examination, format!("TensorRT {}", version.join(".")), Path::new(path));
     }
@@ -144,7 +154,10 @@ fn judge(examination: &Examination, name: String, path: &Path) -> (Option<String
                 let place = if examination.platform.container { "the host's JetPack" } else { "this JetPack" };
                 Finding::warn(
                     "tensorrt",
-                    format!("{seen}; {place} ships {} (CUDA {}, cuDNN {})", release.tensorrt, release.cuda, release.cudnn),
+                    format!(
+                        "{seen}; {place} ships {} (CUDA {}, cuDNN {})",
+                        release.tensorrt, release.cuda, release.cudnn
+                    ),
                     &["engines only load where the same TensorRT built them: build where you run"],
                 )
             }
@@ -165,7 +178,10 @@ fn parts(examination: &Examination) -> Vec<Finding> {
         return findings; // one library and its parser, found together
     }
     if root.find(&names, "libnvonnxparser.so.").is_empty() {
-        let package = examination.packages.keys().find(|name| name.starts_with("libnvinfer") && name[10..].parse::<u32>().is_ok());
+        let package = examination
+            .packages
+            .keys()
+            .find(|name| name.starts_with("libnvinfer") && name[10..].parse::<u32>().is_ok());
         let major = package.map_or("", |name| &name[10..]);
         findings.push(Finding::fail(
             "onnx-parser",
@@ -215,7 +231,9 @@ fn own_binary(examination: &Examination) -> Option<Finding> {
         ),
         Some(headers) => match TensorRt::open() {
             Ok(opened) => Finding::ok("shim", format!("compiled for {headers}, opens {}", opened.version)),
-            Err(error) => Finding::fail("shim", error.to_string().replace('\n', " "), &["cargo install --path . --force"]),
+            Err(error) => {
+                Finding::fail("shim", error.to_string().replace('\n', " "), &["cargo install --path . --force"])
+            }
         },
     })
 }

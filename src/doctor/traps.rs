@@ -15,11 +15,8 @@ pub(super) fn check(examination: &Examination) -> Vec<Finding> {
 
 /// Without Tegra's own libcuda every framework falls back to the CPU and says nothing (ollama/ollama#9503).
 fn driver_library(examination: &Examination) -> Option<Finding> {
-    let folders = [
-        "/usr/lib/aarch64-linux-gnu/nvidia",
-        "/usr/lib/aarch64-linux-gnu/tegra",
-        "/usr/lib/aarch64-linux-gnu",
-    ];
+    let folders =
+        ["/usr/lib/aarch64-linux-gnu/nvidia", "/usr/lib/aarch64-linux-gnu/tegra", "/usr/lib/aarch64-linux-gnu"];
     if examination.root.find(&folders, "libcuda.so.1").is_empty() {
         let mend: &[&str] = if examination.platform.container {
             &["start the container with --runtime nvidia --gpus all"]
@@ -40,16 +37,21 @@ fn pip_tensorrt(examination: &Examination) -> Option<Finding> {
         for python in root.list(&lib).into_iter().filter(|name| name.starts_with("python3")) {
             for packages in ["dist-packages", "site-packages"] {
                 let folder = format!("{lib}/{python}/{packages}");
-                let pip = root.list(&folder).into_iter().find(|name| {
-                    name.starts_with("tensorrt") && name.ends_with(".dist-info")
-                });
+                let pip = root
+                    .list(&folder)
+                    .into_iter()
+                    .find(|name| name.starts_with("tensorrt") && name.ends_with(".dist-info"));
                 if let Some(name) = pip {
                     return Some(Finding::warn(
                         "pip-tensorrt",
-                        format!("pip's {} in {folder} hides JetPack's TensorRT from Python and has no Tegra build",
-                            name.trim_end_matches(".dist-info")),
-                        &["python3 -m pip uninstall tensorrt tensorrt-cu12 tensorrt-cu12-libs tensorrt-cu12-bindings",
-                          "python3 -m venv --system-site-packages VENV   # sees JetPack's own tensorrt"],
+                        format!(
+                            "pip's {} in {folder} hides JetPack's TensorRT from Python and has no Tegra build",
+                            name.trim_end_matches(".dist-info")
+                        ),
+                        &[
+                            "python3 -m pip uninstall tensorrt tensorrt-cu12 tensorrt-cu12-libs tensorrt-cu12-bindings",
+                            "python3 -m venv --system-site-packages VENV   # sees JetPack's own tensorrt",
+                        ],
                     ));
                 }
             }
@@ -63,7 +65,8 @@ fn held_tensorrt(examination: &Examination) -> Option<Finding> {
     let ours = ["tensorrt", "libnvinfer", "libnvonnxparsers"];
     let tensorrt: Vec<_> =
         examination.packages.iter().filter(|(name, _)| ours.iter().any(|prefix| name.starts_with(prefix))).collect();
-    let core: Vec<&str> = tensorrt.iter().filter(|(name, _)| name.starts_with("libnv")).map(|(_, package)| package.upstream()).collect();
+    let core: Vec<&str> =
+        tensorrt.iter().filter(|(name, _)| name.starts_with("libnv")).map(|(_, package)| package.upstream()).collect();
     let mixed = core.iter().any(|version| numbers(version).get(..3) != numbers(core[0]).get(..3));
     let held: Vec<&str> = tensorrt.iter().filter(|(_, package)| package.held).map(|(name, _)| name.as_str()).collect();
     if mixed {
@@ -79,13 +82,17 @@ fn held_tensorrt(examination: &Examination) -> Option<Finding> {
     if held.is_empty() {
         return None;
     }
-    let behind = examination.platform.release().is_some_and(|release| {
-        core.first().is_some_and(|version| !version.starts_with(release.tensorrt))
-    });
+    let behind = examination
+        .platform
+        .release()
+        .is_some_and(|release| core.first().is_some_and(|version| !version.starts_with(release.tensorrt)));
     let seen = format!("held by apt: {}", held.join(", "));
     Some(if behind {
-        Finding::warn("apt-tensorrt", format!("{seen}, and not what this JetPack ships"),
-            &[&format!("sudo apt-mark unhold {} && sudo apt full-upgrade", held.join(" "))])
+        Finding::warn(
+            "apt-tensorrt",
+            format!("{seen}, and not what this JetPack ships"),
+            &[&format!("sudo apt-mark unhold {} && sudo apt full-upgrade", held.join(" "))],
+        )
     } else {
         Finding::ok("apt-tensorrt", format!("{seen} (engines stay valid)"))
     })
@@ -100,8 +107,10 @@ fn nvmap(examination: &Examination) -> Option<Finding> {
         return None;
     }
     let seen = "this Jetson Linux can refuse large GPU allocations (NvMap error 12) though memory is free";
-    let mend = ["sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches; echo 1 > /proc/sys/vm/compact_memory'",
-        "sudo reboot   # when that does not help: memory is fragmented"];
+    let mend = [
+        "sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches; echo 1 > /proc/sys/vm/compact_memory'",
+        "sudo reboot   # when that does not help: memory is fragmented",
+    ];
     match examination.root.live.then(probe).flatten() {
         Some((size, true)) => Some(Finding::ok("nvmap", format!("one allocation of {} works", text(size)))),
         Some((size, false)) => Some(Finding::fail("nvmap", format!("{seen}: {} failed just now", text(size)), &mend)),
@@ -124,7 +133,11 @@ fn page_cache(examination: &Examination) -> Option<Finding> {
     if memory.free < memory.total / 10 && cache > memory.total / 4 {
         return Some(Finding::warn(
             "page-cache",
-            format!("{} free, {} in the page cache: large models may fail to load until it is dropped", text(memory.free), text(cache)),
+            format!(
+                "{} free, {} in the page cache: large models may fail to load until it is dropped",
+                text(memory.free),
+                text(cache)
+            ),
             &["sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"],
         ));
     }

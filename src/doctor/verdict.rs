@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
+use super::Examination;
 use super::hardware::Gpu;
 use super::software::Software;
-use super::Examination;
 use crate::memory::text;
 
 /// Whether one job can be done here.

@@ -287,12 +287,7 @@ enum Body_ {
 }
 
 /// Judges a response's status line and headers; moves `start` back to 0 when the server ignores the range.
-fn accept(
-    download: &Download,
-    response: &Response<Body>,
-    file: &mut File,
-    start: &mut u64,
-) -> Result<Body_, Failure> {
+fn accept(download: &Download, response: &Response<Body>, file: &mut File, start: &mut u64) -> Result<Body_, Failure> {
     let text = |name: header::HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {

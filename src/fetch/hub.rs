@@ -201,8 +201,7 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
 }
 
 fn request_info(api: &ApiRepo, name: &str) -> Result<String, FetchError> {
-    let network =
-        |error: ureq::Error| FetchError::Network { name: name.to_owned(), source: Box::new(error) };
+    let network = |error: ureq::Error| FetchError::Network { name: name.to_owned(), source: Box::new(error) };
     let mut response = api
         .info_request()
         .query("blobs", "true")

@@ -56,7 +56,9 @@ impl Lock {
         let document = match fs::read_to_string(path) {
             Ok(text) => serde_yaml::from_str(&text)
                 .map_err(|error| FetchError::Lock { path: path.to_owned(), message: error.to_string() })?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Document { version: 1, ..Document::default() },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Document { version: 1, ..Document::default() }
+            }
             Err(error) => return Err(error.into()),
         };
         let lock = Self { path: path.to_owned(), document, changed: false, update: false };

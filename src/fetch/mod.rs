@@ -35,7 +35,9 @@ pub enum FetchError {
     Cancelled(#[from] Cancelled),
     #[error(transparent)]
     Io(#[from] io::Error),
-    #[error("{name} is gated\n  hint: accept its terms on the model's page, then set HF_TOKEN to a token of that account")]
+    #[error(
+        "{name} is gated\n  hint: accept its terms on the model's page, then set HF_TOKEN to a token of that account"
+    )]
     Gated { name: String },
     #[error(
         "{name}: access denied\n  hint: check the name; for a private repository set HF_TOKEN to a token that may read it"
@@ -45,7 +47,9 @@ pub enum FetchError {
     NotFound { name: String, url: String },
     #[error("{name}: no such revision\n  hint: give a branch, tag or commit the repository has")]
     NoSuchRevision { name: String },
-    #[error("{name}: the server asks to slow down (429)\n  hint: wait a few minutes; a token (HF_TOKEN) raises the limit")]
+    #[error(
+        "{name}: the server asks to slow down (429)\n  hint: wait a few minutes; a token (HF_TOKEN) raises the limit"
+    )]
     RateLimited { name: String },
     #[error("{name}: the server answers with status {status}")]
     Status { name: String, status: u16 },
@@ -53,7 +57,9 @@ pub enum FetchError {
     Network { name: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("gave up after {attempts} tries: {last}\n  hint: run it again; the download goes on where it stopped")]
     GaveUp { attempts: u32, last: Box<FetchError> },
-    #[error("{name}: the content does not match its hash (from {url}), twice\n  hint: the server or a proxy damages it; nothing was kept")]
+    #[error(
+        "{name}: the content does not match its hash (from {url}), twice\n  hint: the server or a proxy damages it; nothing was kept"
+    )]
     WrongHash { name: String, url: String },
     #[error("{}: sha256 is {found}, the recipe says {expected}\n  hint: get the right file, or correct the recipe if you trust this one", path.display())]
     WrongSha256 { path: PathBuf, found: String, expected: String },
@@ -65,7 +71,9 @@ pub enum FetchError {
     NothingMatches { name: String, globs: String, present: String },
     #[error("{need} MB are needed in {}, {free} MB are free\n  hint: free some, or set HF_HOME and WATUS_CACHE_DIR to a larger disk", folder.display())]
     DiskFull { folder: PathBuf, need: u64, free: u64 },
-    #[error("{name} is not in the cache, and --offline forbids fetching it\n  hint: run `watus-build fetch` once with a network")]
+    #[error(
+        "{name} is not in the cache, and --offline forbids fetching it\n  hint: run `watus-build fetch` once with a network"
+    )]
     Offline { name: String },
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
@@ -110,9 +118,10 @@ impl Fetched {
         match (matching.next(), matching.next()) {
             (Some(found), None) => Ok(found),
             (None, _) => Err(format!("the source has no {} file", file.unwrap_or(extension))),
-            (Some(a), Some(b)) => {
-                Err(format!("the source has several .{extension} files ({}, {}, …): name one with `file:`", a.name, b.name))
-            }
+            (Some(a), Some(b)) => Err(format!(
+                "the source has several .{extension} files ({}, {}, …): name one with `file:`",
+                a.name, b.name
+            )),
         }
     }
 }
@@ -146,9 +155,7 @@ impl Fetcher {
     /// Brings a source here. `lock` pins hub revisions and is changed when a new one is met.
     pub fn fetch(&self, source: &SourcePlan, lock: &mut Lock) -> Result<Fetched, FetchError> {
         match source {
-            SourcePlan::Hub { repository, revision, files, .. } => {
-                hub::fetch(self, repository, revision, files, lock)
-            }
+            SourcePlan::Hub { repository, revision, files, .. } => hub::fetch(self, repository, revision, files, lock),
             SourcePlan::Path { path, sha256 } => local(path, sha256.as_deref()),
             SourcePlan::Url { url, sha256 } => self.url(url, sha256),
             SourcePlan::Pypi { package, version, file, sha256 } => {

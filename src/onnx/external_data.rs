@@ -26,7 +26,10 @@ pub(super) fn check(model: &ModelProto) -> Result<(), String> {
         if let Some(location) = location(tensor)
             && !is_contained(location)
         {
-            return Err(format!("tensor `{}` keeps its data in `{location}`, outside the model's folder", tensor.name.as_str()));
+            return Err(format!(
+                "tensor `{}` keeps its data in `{location}`, outside the model's folder",
+                tensor.name.as_str()
+            ));
         }
     }
     Ok(())

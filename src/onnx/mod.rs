@@ -97,7 +97,10 @@ impl Model {
             for input in node.input.iter().filter(|input| !input.is_empty()) {
                 if !known.contains(input.as_str()) {
                     let name = node.name.as_str();
-                    return Err(format!("node #{index} '{name}' ({}) reads `{input}`, which nothing produces", node.op_type.as_str()));
+                    return Err(format!(
+                        "node #{index} '{name}' ({}) reads `{input}`, which nothing produces",
+                        node.op_type.as_str()
+                    ));
                 }
             }
             known.extend(node.output.iter().map(String::as_str));
@@ -146,10 +149,9 @@ impl Model {
         external_data::files(&self.proto)
     }
 
-    /// Fixes dynamic dimensions. See [`shapes::fix`].
+    /// Gives each named input its shape; a symbolic dimension takes the same value wherever the model names it.
     pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), OnnxError> {
-        shapes::fix(&mut self.proto, shapes)
-            .map_err(|message| OnnxError { path: self.path.clone(), message })
+        shapes::fix(&mut self.proto, shapes).map_err(|message| OnnxError { path: self.path.clone(), message })
     }
 
     /// Spells out optional attributes some runtimes cannot infer; tells whether any was missing.
@@ -174,23 +176,30 @@ impl Model {
         let graph = &self.proto.graph;
         let mut operators = BTreeMap::new();
         for node in &graph.node {
-            let domain = if node.domain.as_str().is_empty() { String::new() } else { format!("{}::", node.domain.as_str()) };
+            let domain = if node.domain.is_empty() { String::new() } else { format!("{}::", node.domain) };
             *operators.entry(format!("{domain}{}", node.op_type.as_str())).or_insert(0) += 1;
         }
         let (mut parameters, mut parameter_bytes) = (0u64, 0u64);
         for tensor in &graph.initializer {
-            let elements = tensor.dims.iter().try_fold(1u64, |product, dim| {
-                product.checked_mul(u64::try_from(*dim).ok()?)
-            });
-            let elements = elements.ok_or_else(|| self.fail(format!("initializer `{}` has no size", tensor.name.as_str())))?;
+            let elements =
+                tensor.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(u64::try_from(*dim).ok()?));
+            let elements =
+                elements.ok_or_else(|| self.fail(format!("initializer `{}` has no size", tensor.name.as_str())))?;
             parameters = parameters.saturating_add(elements);
             let bits = element_bits(tensor.data_type);
             parameter_bytes = parameter_bytes.saturating_add(elements.saturating_mul(bits).div_ceil(8));
         }
         Ok(Summary {
             ir_version: self.proto.ir_version,
-            opsets: self.proto.opset_import.iter().map(|opset| (opset.domain.as_str().to_owned(), opset.version)).collect(),
-            producer: format!("{} {}", self.proto.producer_name.as_str(), self.proto.producer_version.as_str()).trim().to_owned(),
+            opsets: self
+                .proto
+                .opset_import
+                .iter()
+                .map(|opset| (opset.domain.as_str().to_owned(), opset.version))
+                .collect(),
+            producer: format!("{} {}", self.proto.producer_name.as_str(), self.proto.producer_version.as_str())
+                .trim()
+                .to_owned(),
             inputs: self.inputs()?,
             outputs: self.outputs()?,
             operators,

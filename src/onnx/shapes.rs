@@ -29,7 +29,9 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>)
             match &dim.value {
                 Some(Value::DimValue(fixed)) if usize::try_from(*fixed).is_ok_and(|fixed| fixed == *size) => {}
                 Some(Value::DimValue(fixed)) if *fixed > 0 => {
-                    return Err(format!("input `{name}`: dimension {axis} is {fixed} in the model, {size} in the recipe"));
+                    return Err(format!(
+                        "input `{name}`: dimension {axis} is {fixed} in the model, {size} in the recipe"
+                    ));
                 }
                 Some(Value::DimParam(symbol)) => match symbols.insert(symbol.clone(), *size) {
                     Some(other) if other != *size => {

@@ -15,8 +15,9 @@ const NONE: Message = Message(|| &[]);
 const MODEL: Message = Message(|| &[(8, NONE), (7, GRAPH), (14, NONE), (20, TRAINING), (25, FUNCTION)]);
 const TRAINING: Message = Message(|| &[(1, GRAPH), (2, GRAPH), (3, NONE), (4, NONE)]);
 const FUNCTION: Message = Message(|| &[(7, NODE), (9, NONE), (11, ATTRIBUTE), (12, VALUE), (14, NONE)]);
-const GRAPH: Message =
-    Message(|| &[(1, NODE), (5, TENSOR), (15, SPARSE), (11, VALUE), (12, VALUE), (13, VALUE), (14, ANNOTATION), (16, NONE)]);
+const GRAPH: Message = Message(|| {
+    &[(1, NODE), (5, TENSOR), (15, SPARSE), (11, VALUE), (12, VALUE), (13, VALUE), (14, ANNOTATION), (16, NONE)]
+});
 const NODE: Message = Message(|| &[(5, ATTRIBUTE), (9, NONE), (10, DEVICE)]);
 const ATTRIBUTE: Message = Message(|| {
     &[(5, TENSOR), (6, GRAPH), (22, SPARSE), (14, TYPE), (10, TENSOR), (11, GRAPH), (23, SPARSE), (15, TYPE)]

@@ -182,23 +182,33 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         (body, fault, state.pace)
     };
     let Some(mut body) = body else {
-        return stream.write_all(b"HTTP/1.1 404 Not Found\r\nX-Error-Code: RepoNotFound\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return stream.write_all(
+            b"HTTP/1.1 404 Not Found\r\nX-Error-Code: RepoNotFound\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+        );
     };
     if let Some(Fault::Status(status, code, retry)) = &fault {
         let retry = retry.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
-        let head = format!("HTTP/1.1 {status} Nope\r\nX-Error-Code: {code}\r\n{retry}Content-Length: 0\r\nConnection: close\r\n\r\n");
+        let head = format!(
+            "HTTP/1.1 {status} Nope\r\nX-Error-Code: {code}\r\n{retry}Content-Length: 0\r\nConnection: close\r\n\r\n"
+        );
         return stream.write_all(head.as_bytes());
     }
     let total = body.len();
     let start = request.range.filter(|_| fault != Some(Fault::IgnoreRange) && !request.path.starts_with("/api"));
     let head = match start {
         Some(start) if start >= total => {
-            format!("HTTP/1.1 416 Range\r\nContent-Range: bytes */{total}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            format!(
+                "HTTP/1.1 416 Range\r\nContent-Range: bytes */{total}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            )
         }
         Some(start) => {
             body.drain(..start);
             let shown = if fault == Some(Fault::WrongRange) { start + 1 } else { start };
-            format!("HTTP/1.1 206 Partial\r\nContent-Range: bytes {shown}-{}/{total}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", total - 1, body.len())
+            format!(
+                "HTTP/1.1 206 Partial\r\nContent-Range: bytes {shown}-{}/{total}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                total - 1,
+                body.len()
+            )
         }
         None => format!("HTTP/1.1 200 OK\r\nContent-Length: {total}\r\nConnection: close\r\n\r\n"),
     };

@@ -15,10 +15,7 @@ pub fn watus(scratch: &Path) -> Command {
     for name in ["HF_TOKEN", "HF_HOME", "HF_ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "NO_COLOR"] {
         command.env_remove(name);
     }
-    command
-        .current_dir(scratch)
-        .env("WATUS_CACHE_DIR", scratch.join("cache"))
-        .env("HF_HOME", scratch.join("hf"));
+    command.current_dir(scratch).env("WATUS_CACHE_DIR", scratch.join("cache")).env("HF_HOME", scratch.join("hf"));
     command
 }
 

@@ -1,5 +1,6 @@
 //! YOLOv8n as an ONNX graph with seeded weights: every layer of the real detector (backbone, neck, decoupled head,
 //! distribution focal loss decoding), batch normalisation folded, 3,151,904 parameters as the published model has.
+#![allow(clippy::unwrap_used)]
 
 use std::path::Path;
 
@@ -40,11 +41,7 @@ impl Net {
         let name = self.graph.node(
             "Conv",
             &[&x.name, &weight, &bias],
-            &[
-                ("kernel_shape", [kernel; 2].into()),
-                ("strides", [stride; 2].into()),
-                ("pads", [kernel / 2; 4].into()),
-            ],
+            &[("kernel_shape", [kernel; 2].into()), ("strides", [stride; 2].into()), ("pads", [kernel / 2; 4].into())],
         );
         Map { name, channels, size: x.size / stride as usize }
     }

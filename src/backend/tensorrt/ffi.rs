@@ -75,12 +75,8 @@ pub mod bridge {
         fn header_info() -> HeaderInfo;
         fn library_version(core_path: &str) -> Result<i32>;
         fn open_library(core_path: &str, parser_path: &str) -> Result<UniquePtr<Library>>;
-        fn build_plan(
-            library: &Library,
-            options: &BuildOptions,
-            observer: &BuildObserver,
-        ) -> Result<UniquePtr<Plan>>;
-        fn load_plan(library: &Library, plan: &[u8]) -> Result<UniquePtr<Session>>;
+        fn build_plan(library: &Library, options: &BuildOptions, observer: &BuildObserver) -> Result<UniquePtr<Plan>>;
+        fn load_plan(library: &Library, plan: &[u8], tf32: bool) -> Result<UniquePtr<Session>>;
         fn plan_mismatch(library: &Library, plan: &[u8]) -> Result<String>;
 
         fn bytes(self: &Plan) -> &[u8];

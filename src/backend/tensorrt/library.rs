@@ -20,8 +20,10 @@ fn provisioned(version: Version) -> Option<PathBuf> {
     // The build number is part of the folder's name and not of the header's version.
     let prefix = format!("tensorrt-rtx-{}.{}.{}", version.major, version.minor, version.patch);
     let entries = std::fs::read_dir(data).ok()?.flatten();
-    let mut matching: Vec<PathBuf> =
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix)).map(|entry| entry.path()).collect();
+    let mut matching: Vec<PathBuf> = entries
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+        .map(|entry| entry.path())
+        .collect();
     matching.sort();
     Some(matching.pop()?.join("lib"))
 }

@@ -133,7 +133,8 @@ mod present {
 
     /// The version a library file reports, in the header's family.
     pub fn probe(path: &Path) -> Result<Version, BackendError> {
-        let number = bridge::library_version(&path.to_string_lossy()).map_err(|error| unavailable(&error.to_string()))?;
+        let number =
+            bridge::library_version(&path.to_string_lossy()).map_err(|error| unavailable(&error.to_string()))?;
         let number = unsigned(number);
         let (major, minor, patch) = if number < 10_000 {
             (number / 1000, number / 100 % 10, number % 100)
@@ -147,7 +148,8 @@ mod present {
     fn unavailable(what: &str) -> BackendError {
         BackendError::Unavailable {
             what: what.to_owned(),
-            help: "`watus-build doctor` shows what is installed; build watus-build on the machine it runs on".to_owned(),
+            help: "`watus-build doctor` shows what is installed; build watus-build on the machine it runs on"
+                .to_owned(),
         }
     }
 
@@ -209,10 +211,11 @@ mod present {
             }
         }
 
-        /// Loads a plan onto the GPU.
-        pub fn load(&self, plan: &[u8]) -> Result<Box<dyn Session>, BackendError> {
+        /// Loads a plan onto the GPU; `tf32` as it was built.
+        pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
             let device = device::Device::open()?;
-            let session = bridge::load_plan(self.handle.0, plan).map_err(|error| BackendError::Load(error.to_string()))?;
+            let session =
+                bridge::load_plan(self.handle.0, plan, tf32).map_err(|error| BackendError::Load(error.to_string()))?;
             Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
         }
 
@@ -220,7 +223,7 @@ mod present {
         pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
             let _device = device::Device::open()?;
             let load = |error: cxx::Exception| BackendError::Load(error.to_string());
-            bridge::load_plan(self.handle.0, plan).map_err(load)?.inspect().map_err(load)
+            bridge::load_plan(self.handle.0, plan, false).map_err(load)?.inspect().map_err(load)
         }
 
         /// Why a plan does not fit this machine, from its header; empty when it does, or TensorRT cannot say.
@@ -289,7 +292,7 @@ mod absent {
             Err(missing())
         }
 
-        pub fn load(&self, _plan: &[u8]) -> Result<Box<dyn Session>, BackendError> {
+        pub fn load(&self, _plan: &[u8], _tf32: bool) -> Result<Box<dyn Session>, BackendError> {
             Err(missing())
         }
 
@@ -326,6 +329,6 @@ impl Backend for TensorRt {
         let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
         let progress = Arc::new(crate::progress::Silent);
         let built = self.build(onnx, &options, Vec::new(), progress, Arc::default())?;
-        self.load(built.bytes())
+        self.load(built.bytes(), false)
     }
 }

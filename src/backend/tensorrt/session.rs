@@ -50,7 +50,10 @@ impl TrtSession {
         for tensor in session.io().map_err(|error| BackendError::Load(error.to_string()))? {
             let number = usize::try_from(tensor.dtype).unwrap_or(usize::MAX);
             let dtype = DTYPES.get(number).copied().flatten().ok_or_else(|| {
-                BackendError::Load(format!("tensor `{}` has TensorRT type {number}, which is not supported", tensor.name))
+                BackendError::Load(format!(
+                    "tensor `{}` has TensorRT type {number}, which is not supported",
+                    tensor.name
+                ))
             })?;
             let shape = tensor.shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
             let list = if tensor.is_input { &mut inputs } else { &mut outputs };
@@ -68,7 +71,8 @@ impl TrtSession {
         check_inputs(&self.inputs, inputs)?;
         for (spec, tensor) in self.inputs.clone().iter().zip(inputs) {
             let dims: Vec<i64> = tensor.shape().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
-            let refused = |error: cxx::Exception| BackendError::Input { name: spec.name.clone(), message: error.to_string() };
+            let refused =
+                |error: cxx::Exception| BackendError::Input { name: spec.name.clone(), message: error.to_string() };
             self.session().set_input_shape(&spec.name, &dims).map_err(refused)?;
             self.place(&spec.name, tensor.bytes().len())?;
         }
@@ -76,7 +80,8 @@ impl TrtSession {
         for spec in self.outputs.clone() {
             let dims = self.session.tensor_shape(&spec.name).map_err(run_error)?;
             let shape = dims.iter().map(|dim| usize::try_from(*dim)).collect::<Result<Vec<_>, _>>();
-            let shape = shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
+            let shape =
+                shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
             let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
             let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
             self.place(&spec.name, bytes)?;
@@ -89,7 +94,8 @@ impl TrtSession {
     /// Gives a tensor `bytes` of device memory (at least one, so that it has an address).
     fn place(&mut self, name: &str, bytes: usize) -> Result<(), BackendError> {
         if self.buffers.get(name).is_none_or(|buffer| buffer.len() < bytes) {
-            let memory = |error: DriverError| run_error(format!("no device memory for `{name}` ({bytes} bytes): {error}"));
+            let memory =
+                |error: DriverError| run_error(format!("no device memory for `{name}` ({bytes} bytes): {error}"));
             // Poison: an output TensorRT fails to write must not look like an answer. All ones is a NaN.
             let mut buffer = self.device.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(memory)?;
             self.device.stream.memcpy_htod(&vec![0xff_u8; bytes.max(1)], &mut buffer).map_err(memory)?;

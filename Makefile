@@ -1,0 +1,44 @@
+# The two commands of the README, and what developers run by hand. CI runs `make test` and `make demo`.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.PHONY: demo test check-headers bench fmt aarch64 aarch64-test
+
+# Everything from nothing: TensorRT, the tool, two real face classifiers as engines, and their answers.
+demo:
+	scripts/setup-tensorrt.sh > /dev/null
+	cargo build --release --quiet
+	target/release/watus-build build recipes/gender.yaml recipes/age.yaml
+	target/release/watus-build verify engines/gender engines/age
+	target/release/watus-build run engines/gender recipes/images/face.png
+	target/release/watus-build run engines/age recipes/images/face.png
+
+# Format, lints (with and without TensorRT's headers), documentation, tests, the shim against every header set.
+test:
+	scripts/setup-tensorrt.sh --all-headers > /dev/null
+	scripts/setup-oracles.sh > /dev/null
+	cargo fmt --check
+	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror cpp/include/*.h cpp/src/* cpp/stub/*
+	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --all-targets -- -D warnings
+	cargo clippy --quiet --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
+	WATUS_ORACLE_PYTHON="$$(scripts/setup-oracles.sh)" cargo test --no-fail-fast
+	scripts/check-headers.sh
+
+check-headers:
+	scripts/check-headers.sh
+
+# The CPU reference against onnxruntime, on the demo's models and a YOLOv8n.
+bench: demo
+	cargo run --release --quiet --example yolo_engine -- engines
+	"$$(scripts/setup-oracles.sh)" benches/cpu_vs_onnxruntime.py engines/gender/model.onnx engines/age/model.onnx \
+	  engines/yolov8n.onnx
+
+fmt:
+	cargo fmt
+	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i cpp/include/*.h cpp/src/* cpp/stub/*
+
+# The robot's architecture, from x86-64: see scripts/aarch64.sh.
+aarch64:
+	scripts/aarch64.sh build
+aarch64-test:
+	scripts/aarch64.sh test
