@@ -35,8 +35,8 @@ test_under_qemu() {
     echo "arm64 libraries are missing: sudo dpkg --add-architecture arm64 && sudo apt update && sudo apt install libc6:arm64 libstdc++6:arm64" >&2
     exit 1
   }
-  local scratch root expected code
-  scratch=$(mktemp -d)
+  local root expected code
+  scratch=$(mktemp -d) # not local: the trap runs outside
   trap 'rm -rf "$scratch"' EXIT
   for root in tests/data/roots/*; do
     expected=tests/snapshots/cli__doctor-$(basename "$root").snap

@@ -88,3 +88,31 @@ fn ctrl_c_ends_a_build_cleanly() {
     assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
     assert!(!scratch.path().join("engines/m").exists());
 }
+
+#[test]
+fn a_build_killed_for_memory_says_so_and_what_to_do() {
+    if !tensorrt_or_skip("a_build_killed_for_memory_says_so_and_what_to_do") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("m.onnx");
+    fs::write(&path, support::yolov8n::yolov8n(&path, 640, 3).unwrap().to_bytes().unwrap()).unwrap();
+    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n").unwrap();
+    let child = watus(scratch.path()).args(["build", "m.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+    // What the kernel does to a process that takes too much: SIGKILL, to the build alone.
+    let builder = loop {
+        let children = format!("/proc/{0}/task/{0}/children", child.id());
+        let found = fs::read_to_string(children).unwrap();
+        if let Some(pid) = found.split_whitespace().next() {
+            break pid.parse().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    rustix::process::kill_process(rustix::process::Pid::from_raw(builder).unwrap(), rustix::process::Signal::KILL)
+        .unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(5), "{stderr}");
+    assert!(stderr.contains("most likely because memory ran out") && stderr.contains("workspace_mib"), "{stderr}");
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+}

@@ -232,7 +232,8 @@ fn own_binary(examination: &Examination) -> Option<Finding> {
         Some(headers) => match TensorRt::open() {
             Ok(opened) => Finding::ok("shim", format!("compiled for {headers}, opens {}", opened.version)),
             Err(error) => {
-                Finding::fail("shim", error.to_string().replace('\n', " "), &["cargo install --path . --force"])
+                let what = error.to_string().lines().next().unwrap_or_default().to_owned();
+                Finding::fail("shim", what, &["cargo install --path . --force"])
             }
         },
     })
