@@ -65,7 +65,7 @@ trap 'rm -rf "$scratch"' EXIT
 unpack_crate() {
   command -v cargo >/dev/null || die "cargo is needed: install Rust first"
   local cache=${CARGO_HOME:-$HOME/.cargo}/registry/cache file
-  find_crate() { find "$cache" -name "$crate-$crate_version*.crate" 2>/dev/null | head -n 1; }
+  find_crate() { find "$cache" -name "$crate-$crate_version*.crate" 2>/dev/null | head -n 1 || true; }
   file=$(find_crate)
   if [ -z "$file" ]; then
     (cd "$scratch" && cargo info --quiet "$crate@$crate_version" >/dev/null) || die "cargo could not fetch $crate $crate_version"

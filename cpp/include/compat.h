@@ -119,24 +119,6 @@ inline void set_optimization_level(nvinfer1::IBuilderConfig& config, int32_t lev
 #endif
 }
 
-inline void set_hardware_compatibility(nvinfer1::IBuilderConfig& config, std::string const& level) {
-#if WATUS_API >= 806 && !WATUS_RTX
-  if (level == "ampere_plus") {
-    config.setHardwareCompatibilityLevel(nvinfer1::HardwareCompatibilityLevel::kAMPERE_PLUS);
-    return;
-  }
-#if WATUS_API >= 1009
-  if (level == "same_compute_capability") {
-    config.setHardwareCompatibilityLevel(nvinfer1::HardwareCompatibilityLevel::kSAME_COMPUTE_CAPABILITY);
-    return;
-  }
-#endif
-#else
-  (void)config;
-#endif
-  unsupported("hardware compatibility level '" + level + "'");
-}
-
 // RTX builds for named compute capabilities, GPU or not. TensorRT always builds for the GPU it runs on.
 inline void add_compute_capability(nvinfer1::IBuilderConfig& config, std::string const& name, int32_t index,
                                    int32_t total) {
@@ -244,39 +226,6 @@ inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& 
   }
   Tf32Scope const other(!tf32);
   return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext());
-}
-
-// What RTX says of a plan from its header alone: empty when it fits this machine, else the reasons.
-// TensorRT has no such call; there the manifest and the loader decide.
-inline std::string plan_mismatch(nvinfer1::IRuntime& runtime, void const* data, size_t size) {
-#if WATUS_RTX
-  if (static_cast<int64_t>(size) < runtime.getEngineHeaderSize()) {
-    return "shorter than an engine header";
-  }
-  uint64_t bits = 0;
-  if (runtime.getEngineValidity(data, static_cast<int64_t>(size), &bits) != nvinfer1::EngineValidity::kINVALID) {
-    return {};
-  }
-  static constexpr char const* reasons[] = {"built by another TensorRT-RTX version",
-                                            "unsupported compute capability",
-                                            "CUDA driver too old",
-                                            "CUDA runtime too old",
-                                            "not enough GPU memory",
-                                            "malformed engine",
-                                            "CUDA not usable"};
-  std::string text;
-  for (size_t i = 0; i < sizeof(reasons) / sizeof(*reasons); ++i) {
-    if (bits >> i & 1U) {
-      text += (text.empty() ? "" : ", ") + std::string(reasons[i]);
-    }
-  }
-  return text.empty() ? "invalid (no GPU to check against)" : text;
-#else
-  (void)runtime;
-  (void)data;
-  (void)size;
-  return {};
-#endif
 }
 
 }  // namespace watus::compat

@@ -47,9 +47,8 @@ class Session {
   explicit Session(std::unique_ptr<Parts> parts);
   ~Session();
   rust::Vec<IoTensor> io() const;
-  void set_input_shape(rust::Str name, rust::Slice<int64_t const> dims);
   rust::Vec<int64_t> tensor_shape(rust::Str name) const;
-  void set_address(rust::Str name, size_t device_pointer);
+  void bind(rust::Str name, rust::Slice<int64_t const> dims, size_t device_pointer);
   void enqueue(size_t stream);
   rust::String inspect() const;
 
@@ -59,9 +58,8 @@ class Session {
 
 HeaderInfo header_info();
 int32_t library_version(rust::Str core_path);
-std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path);
+std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path);
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
 std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32);
-rust::String plan_mismatch(Library const& library, rust::Slice<uint8_t const> plan);
 
 }  // namespace watus

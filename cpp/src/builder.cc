@@ -89,9 +89,6 @@ void configure(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, Bu
   if (options.optimization_level >= 0) {
     compat::set_optimization_level(config, options.optimization_level);
   }
-  if (!options.hardware_compatibility.empty()) {
-    compat::set_hardware_compatibility(config, std::string(options.hardware_compatibility));
-  }
   auto const total = static_cast<int32_t>(options.compute_capabilities.size());
   for (int32_t i = 0; i < total; ++i) {
     compat::add_compute_capability(config, std::string(options.compute_capabilities[i]), i, total);

@@ -32,8 +32,6 @@ struct Library::Symbols {
   void* (*create_parser)(void* network, void* logger, int version);
 };
 
-compat::Owned<nvinfer1::IRuntime> create_runtime(Library const& library);
-
 inline std::string to_string(rust::Str text) { return {text.data(), text.size()}; }
 
 }  // namespace watus

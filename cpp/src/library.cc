@@ -90,7 +90,7 @@ int32_t library_version(rust::Str core_path) {
   return symbol<int32_t (*)()>(open_shared(path), "getInferLibVersion", path)();
 }
 
-std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path) {
+std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path) {
   auto const core = to_string(core_path);
   auto const parser = to_string(parser_path);
   auto const have = library_version(core_path);
@@ -105,6 +105,14 @@ std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path
   symbols->create_runtime = symbol<decltype(symbols->create_runtime)>(core_handle, "createInferRuntime_INTERNAL", core);
   symbols->create_parser =
       symbol<decltype(symbols->create_parser)>(parser_handle, "createNvOnnxParser_INTERNAL", parser);
+  if (!plugin_path.empty()) {
+    // TensorRT 8 parses InstanceNormalization, RoiAlign and others into plugins; registering them twice is harmless.
+    auto const plugin = to_string(plugin_path);
+    auto* init = symbol<bool (*)(void*, char const*)>(open_shared(plugin), "initLibNvInferPlugins", plugin);
+    if (!init(&logger(), "")) {
+      logger().fail(plugin + " could not register its plugins");
+    }
+  }
   return std::make_unique<Library>(std::move(symbols));
 }
 

@@ -27,34 +27,23 @@ struct Session::Parts {
 Session::Session(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Session::~Session() = default;
 
-Owned<nvinfer1::IRuntime> create_runtime(Library const& library) {
-  auto& log = logger();
-  log.clear();
-  Owned<nvinfer1::IRuntime> runtime(
-      static_cast<nvinfer1::IRuntime*>(library.symbols().create_runtime(&log, NV_TENSORRT_VERSION)));
-  if (!runtime) {
-    log.fail("TensorRT cannot create a runtime");
-  }
-  return runtime;
-}
-
 std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32) {
   auto parts = std::make_unique<Session::Parts>();
-  parts->runtime = create_runtime(library);
+  auto& log = logger();
+  log.clear();
+  parts->runtime.reset(static_cast<nvinfer1::IRuntime*>(library.symbols().create_runtime(&log, NV_TENSORRT_VERSION)));
+  if (!parts->runtime) {
+    log.fail("TensorRT cannot create a runtime");
+  }
   parts->engine.reset(parts->runtime->deserializeCudaEngine(plan.data(), plan.size()));
   if (!parts->engine) {
-    logger().fail("TensorRT cannot load the engine");
+    log.fail("TensorRT cannot load the engine");
   }
   parts->context = compat::create_context(*parts->engine, tf32);
   if (!parts->context) {
-    logger().fail("TensorRT cannot create an execution context");
+    log.fail("TensorRT cannot create an execution context");
   }
   return std::make_unique<Session>(std::move(parts));
-}
-
-rust::String plan_mismatch(Library const& library, rust::Slice<uint8_t const> plan) {
-  auto runtime = create_runtime(library);
-  return compat::plan_mismatch(*runtime, plan.data(), plan.size());
 }
 
 rust::Vec<IoTensor> Session::io() const {
@@ -70,29 +59,29 @@ rust::Vec<IoTensor> Session::io() const {
   return out;
 }
 
-void Session::set_input_shape(rust::Str name, rust::Slice<int64_t const> dims) {
-  nvinfer1::Dims shape{};
-  if (dims.size() > nvinfer1::Dims::MAX_DIMS) {
-    throw std::runtime_error("input '" + to_string(name) + "' has too many dimensions");
-  }
-  shape.nbDims = static_cast<int32_t>(dims.size());
-  for (size_t i = 0; i < dims.size(); ++i) {
-    shape.d[i] = static_cast<compat::DimsValue>(dims[i]);
-  }
-  logger().clear();
-  if (!parts_->context->setInputShape(to_string(name).c_str(), shape)) {
-    logger().fail("TensorRT refused the shape of input '" + to_string(name) + "'");
-  }
-}
-
 rust::Vec<int64_t> Session::tensor_shape(rust::Str name) const {
   return shape_of(parts_->context->getTensorShape(to_string(name).c_str()));
 }
 
-void Session::set_address(rust::Str name, size_t device_pointer) {
+void Session::bind(rust::Str name, rust::Slice<int64_t const> dims, size_t device_pointer) {
+  auto const tensor = to_string(name);
+  auto const mode = parts_->engine->getTensorIOMode(tensor.c_str());
   logger().clear();
-  if (!parts_->context->setTensorAddress(to_string(name).c_str(), reinterpret_cast<void*>(device_pointer))) {
-    logger().fail("TensorRT refused the address of tensor '" + to_string(name) + "'");
+  if (mode == nvinfer1::TensorIOMode::kINPUT) {
+    nvinfer1::Dims shape{};
+    if (dims.size() > nvinfer1::Dims::MAX_DIMS) {
+      throw std::runtime_error("input '" + tensor + "' has too many dimensions");
+    }
+    shape.nbDims = static_cast<int32_t>(dims.size());
+    for (size_t i = 0; i < dims.size(); ++i) {
+      shape.d[i] = static_cast<compat::DimsValue>(dims[i]);
+    }
+    if (!parts_->context->setInputShape(tensor.c_str(), shape)) {
+      logger().fail("TensorRT refused the shape of input '" + tensor + "'");
+    }
+  }
+  if (!parts_->context->setTensorAddress(tensor.c_str(), reinterpret_cast<void*>(device_pointer))) {
+    logger().fail("TensorRT refused the address of tensor '" + tensor + "'");
   }
 }
 

@@ -100,7 +100,7 @@ pub struct Downloader {
 }
 
 /// Why one attempt ended early.
-enum Failure {
+pub(super) enum Failure {
     /// Trying again cannot help.
     Final(FetchError),
     /// Trying again may help, after this pause if the server named one.
@@ -173,15 +173,25 @@ impl Downloader {
 
     /// Tries until the part file is as long as the server says.
     fn complete(&self, download: &Download, file: &mut File) -> Result<(), FetchError> {
+        let length = file.try_clone()?;
+        self.retrying(|| length.metadata().map_or(0, |metadata| metadata.len()), || self.attempt(download, file))
+    }
+
+    /// Tries again after passing failures, a bounded number of times in a row; growth of `progress` starts a new count.
+    pub(super) fn retrying<T>(
+        &self,
+        progress: impl Fn() -> u64,
+        mut attempt: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, FetchError> {
         let mut failures = 0;
         loop {
-            let before = file.metadata()?.len();
-            let (error, wait) = match self.attempt(download, file) {
-                Ok(()) => return Ok(()),
+            let before = progress();
+            let (error, wait) = match attempt() {
+                Ok(done) => return Ok(done),
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing { error, wait }) => (error, wait),
             };
-            failures = if file.metadata()?.len() > before { 1 } else { failures + 1 };
+            failures = if progress() > before { 1 } else { failures + 1 };
             if failures >= self.retry.attempts {
                 return Err(FetchError::GaveUp { attempts: failures, last: Box::new(error) });
             }
@@ -225,8 +235,8 @@ impl Downloader {
             wait: None,
         })?;
         let total = match accept(download, &response, file, &mut start)? {
-            Body_::Complete => return Ok(()),
-            Body_::Follows(total) => total,
+            Answer::Complete => return Ok(()),
+            Answer::Follows(total) => total,
         };
         self.receive(download, response, file, start, total)
     }
@@ -280,20 +290,20 @@ pub fn part_path(target: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-enum Body_ {
+enum Answer {
     Complete,
     /// The file's whole length, if the server says.
     Follows(Option<u64>),
 }
 
 /// Judges a response's status line and headers; moves `start` back to 0 when the server ignores the range.
-fn accept(download: &Download, response: &Response<Body>, file: &mut File, start: &mut u64) -> Result<Body_, Failure> {
+fn accept(download: &Download, response: &Response<Body>, file: &mut File, start: &mut u64) -> Result<Answer, Failure> {
     let text = |name: header::HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {
             let range = text(header::CONTENT_RANGE).and_then(parse_content_range);
             match range {
-                Some((first, total)) if first == *start => Ok(Body_::Follows(total)),
+                Some((first, total)) if first == *start => Ok(Answer::Follows(total)),
                 _ => {
                     // Bytes of some other place: nothing of this part file can be trusted.
                     file.set_len(0)?;
@@ -310,12 +320,12 @@ fn accept(download: &Download, response: &Response<Body>, file: &mut File, start
         StatusCode::OK => {
             file.set_len(0)?;
             *start = 0;
-            Ok(Body_::Follows(text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok())))
+            Ok(Answer::Follows(text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok())))
         }
         StatusCode::RANGE_NOT_SATISFIABLE if *start > 0 => {
             let total = text(header::CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
             if total == Some(*start) {
-                return Ok(Body_::Complete);
+                return Ok(Answer::Complete);
             }
             file.set_len(0)?;
             Err(Failure::Passing {
@@ -323,7 +333,7 @@ fn accept(download: &Download, response: &Response<Body>, file: &mut File, start
                 wait: Some(Duration::ZERO),
             })
         }
-        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Body_::Complete), // an empty file has no byte 0
+        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Answer::Complete), // an empty file has no byte 0
         status => Err(refusal(&download.name, &download.url, status, response)),
     }
 }
@@ -335,7 +345,8 @@ fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
     Some((first.parse().ok()?, total.parse().ok()))
 }
 
-fn refusal(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> Failure {
+/// What to make of an answer that is not the content.
+pub(super) fn refusal(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> Failure {
     let error = status_error(name, url, status, response);
     match status.as_u16() {
         408 | 429 | 500..=599 => Failure::Passing { error, wait: retry_after(response) },
@@ -350,7 +361,7 @@ fn retry_after(response: &Response<Body>) -> Option<Duration> {
 }
 
 /// What a status means, from the hub's own error code header where there is one.
-pub(super) fn status_error(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> FetchError {
+fn status_error(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> FetchError {
     let code = response.headers().get("x-error-code").and_then(|value| value.to_str().ok()).unwrap_or("");
     let name = name.to_owned();
     match (status.as_u16(), code) {

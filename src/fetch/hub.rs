@@ -17,10 +17,10 @@ use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 
-use super::http::{Digest, Download, status_error};
+use super::http::{Digest, Download, Failure, refusal};
 use super::lock::{Lock, LockedFile, LockedSource, is_object_id};
 use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk};
-use crate::artifact::is_contained;
+use crate::artifact::{is_contained, write_file};
 
 /// Files of one repository moved at the same time.
 const PARALLEL: usize = 4;
@@ -135,8 +135,8 @@ pub(super) fn fetch(
         files.push(FetchedFile { name: name.clone(), path });
     }
     if revision != locked.commit {
-        let branch = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
-        Cache::new(fetcher.hub.cache.clone()).repo(branch).create_ref(&locked.commit)?;
+        let folder = snapshot.ancestors().nth(2).ok_or_else(|| io::Error::other("no cache folder"))?;
+        write_file(&folder.join("refs").join(revision), locked.commit.as_bytes())?;
     }
     Ok(Fetched { files, commit: Some(locked.commit) })
 }
@@ -157,25 +157,7 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
     let name = format!("{repository}@{revision}");
     let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
     let api = api(fetcher, repo)?;
-    let mut tries = 0;
-    let text = loop {
-        tries += 1;
-        let error = match request_info(&api, &name) {
-            Ok(text) => break text,
-            Err(error) => error,
-        };
-        let passing = matches!(
-            error,
-            FetchError::Network { .. } | FetchError::RateLimited { .. } | FetchError::Status { status: 500..=599, .. }
-        );
-        if !passing {
-            return Err(error);
-        }
-        if tries >= fetcher.retry.attempts {
-            return Err(FetchError::GaveUp { attempts: tries, last: Box::new(error) });
-        }
-        std::thread::sleep(fetcher.retry.pause.saturating_mul(1 << (tries - 1)).min(fetcher.retry.longest));
-    };
+    let text = fetcher.downloader().retrying(|| 0, || request_info(&api, &name))?;
     let bad = |what: &str| FetchError::BadAnswer { name: name.clone(), what: what.to_owned() };
     let info: Info = serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))?;
     if !is_object_id(&info.sha) {
@@ -200,8 +182,11 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
     Ok(LockedSource { commit: info.sha, files })
 }
 
-fn request_info(api: &ApiRepo, name: &str) -> Result<String, FetchError> {
-    let network = |error: ureq::Error| FetchError::Network { name: name.to_owned(), source: Box::new(error) };
+fn request_info(api: &ApiRepo, name: &str) -> Result<String, Failure> {
+    let passing = |error: ureq::Error| Failure::Passing {
+        error: FetchError::Network { name: name.to_owned(), source: Box::new(error) },
+        wait: None,
+    };
     let mut response = api
         .info_request()
         .query("blobs", "true")
@@ -211,11 +196,11 @@ fn request_info(api: &ApiRepo, name: &str) -> Result<String, FetchError> {
         .timeout_global(Some(Duration::from_secs(60)))
         .build()
         .call()
-        .map_err(network)?;
+        .map_err(passing)?;
     if !response.status().is_success() {
-        return Err(status_error(name, &api.url(""), response.status(), &response));
+        return Err(refusal(name, &api.url(""), response.status(), &response));
     }
-    response.body_mut().with_config().limit(INFO_LIMIT).read_to_string().map_err(network)
+    response.body_mut().with_config().limit(INFO_LIMIT).read_to_string().map_err(passing)
 }
 
 fn matcher(globs: &[String]) -> Result<GlobSet, FetchError> {

@@ -111,7 +111,11 @@ fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
         SourcePlan::Hub {
             repository: repository.clone(),
             revision: source.revision.clone().unwrap_or_else(|| "main".to_owned()),
-            files: source.files.clone().unwrap_or_else(|| default_files(kind)),
+            files: source.files.clone().unwrap_or_else(|| match &source.file {
+                // The file, its external data by the usual names, and the configuration.
+                Some(file) => vec![file.clone(), format!("{file}_data*"), format!("{file}.data"), "*.json".to_owned()],
+                None => default_files(kind),
+            }),
             file: source.file.clone(),
         }
     } else if let Some(path) = &source.path {

@@ -40,7 +40,6 @@ pub mod bridge {
         set_flags: Vec<String>,
         clear_flags: Vec<String>,
         compute_capabilities: Vec<String>,
-        hardware_compatibility: String,
         strongly_typed: bool,
         detailed_profiling: bool,
         profile: Vec<ShapeRange>,
@@ -74,18 +73,17 @@ pub mod bridge {
 
         fn header_info() -> HeaderInfo;
         fn library_version(core_path: &str) -> Result<i32>;
-        fn open_library(core_path: &str, parser_path: &str) -> Result<UniquePtr<Library>>;
+        fn open_library(core_path: &str, parser_path: &str, plugin_path: &str) -> Result<UniquePtr<Library>>;
         fn build_plan(library: &Library, options: &BuildOptions, observer: &BuildObserver) -> Result<UniquePtr<Plan>>;
         fn load_plan(library: &Library, plan: &[u8], tf32: bool) -> Result<UniquePtr<Session>>;
-        fn plan_mismatch(library: &Library, plan: &[u8]) -> Result<String>;
 
         fn bytes(self: &Plan) -> &[u8];
         fn timing_cache(self: &Plan) -> &[u8];
 
         fn io(self: &Session) -> Result<Vec<IoTensor>>;
-        fn set_input_shape(self: Pin<&mut Session>, name: &str, dims: &[i64]) -> Result<()>;
         fn tensor_shape(self: &Session, name: &str) -> Result<Vec<i64>>;
-        fn set_address(self: Pin<&mut Session>, name: &str, device_pointer: usize) -> Result<()>;
+        /// The shape of an input (an output's follows) and the address of either.
+        fn bind(self: Pin<&mut Session>, name: &str, dims: &[i64], device_pointer: usize) -> Result<()>;
         fn enqueue(self: Pin<&mut Session>, stream: usize) -> Result<()>;
         fn inspect(self: &Session) -> Result<String>;
     }

@@ -11,6 +11,8 @@ pub struct Files {
     pub core: PathBuf,
     /// `libnvonnxparser.so.N` or `libtensorrt_onnxparser_rtx.so.N`.
     pub parser: PathBuf,
+    /// `libnvinfer_plugin.so.N`, where there is one; RTX has none.
+    pub plugin: Option<PathBuf>,
 }
 
 /// Folder below the user's data directory that scripts/setup-tensorrt.sh fills.
@@ -70,7 +72,9 @@ pub fn find(headers: Version) -> Result<Files, String> {
         }
     };
     let both = |folder: &Path| {
-        let files = Files { core: folder.join(&core), parser: folder.join(&parser) };
+        let plugin = folder.join(format!("libnvinfer_plugin.so.{}", headers.major));
+        let plugin = (headers.family == Family::Enterprise && plugin.exists()).then_some(plugin);
+        let files = Files { core: folder.join(&core), parser: folder.join(&parser), plugin };
         (files.core.exists() && files.parser.exists()).then_some(files)
     };
     folders.iter().find_map(|folder| both(folder)).ok_or_else(|| {

@@ -72,8 +72,6 @@ pub struct BuildOptions {
     pub clear_flags: Vec<String>,
     /// RTX: GPUs to build for; empty is its default.
     pub compute_capabilities: Vec<String>,
-    /// TensorRT 8.6 and later: "ampere_plus", or from 10.9 "same_compute_capability"; empty is none.
-    pub hardware_compatibility: String,
     /// Types in the graph are binding (TensorRT 9 and later; always so in 11 and RTX).
     pub strongly_typed: bool,
     /// Keep layer names and tactics for `inspect`.
@@ -167,7 +165,8 @@ mod present {
                        or set WATUS_TENSORRT_LIB to the folder that has it"
                     .to_owned(),
             })?;
-            let library = bridge::open_library(&files.core.to_string_lossy(), &files.parser.to_string_lossy())
+            let plugin = files.plugin.as_ref().map(|plugin| plugin.to_string_lossy()).unwrap_or_default();
+            let library = bridge::open_library(&files.core.to_string_lossy(), &files.parser.to_string_lossy(), &plugin)
                 .map_err(|error| unavailable(&error.to_string()))?;
             let version = probe(&files.core)?;
             let handle = LibraryHandle(Box::leak(Box::new(library)));
@@ -197,7 +196,6 @@ mod present {
                 set_flags: options.set_flags.clone(),
                 clear_flags: options.clear_flags.clone(),
                 compute_capabilities: options.compute_capabilities.clone(),
-                hardware_compatibility: options.hardware_compatibility.clone(),
                 strongly_typed: options.strongly_typed,
                 detailed_profiling: options.detailed_profiling,
                 profile: options.profile.iter().map(range).collect(),
@@ -224,11 +222,6 @@ mod present {
             let _device = device::Device::open()?;
             let load = |error: cxx::Exception| BackendError::Load(error.to_string());
             bridge::load_plan(self.handle.0, plan, false).map_err(load)?.inspect().map_err(load)
-        }
-
-        /// Why a plan does not fit this machine, from its header; empty when it does, or TensorRT cannot say.
-        pub fn plan_mismatch(&self, plan: &[u8]) -> Result<String, BackendError> {
-            bridge::plan_mismatch(self.handle.0, plan).map_err(|error| BackendError::Load(error.to_string()))
         }
     }
 
@@ -297,10 +290,6 @@ mod absent {
         }
 
         pub fn inspect(&self, _plan: &[u8]) -> Result<String, BackendError> {
-            Err(missing())
-        }
-
-        pub fn plan_mismatch(&self, _plan: &[u8]) -> Result<String, BackendError> {
             Err(missing())
         }
     }

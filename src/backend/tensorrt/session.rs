@@ -71,10 +71,10 @@ impl TrtSession {
         check_inputs(&self.inputs, inputs)?;
         for (spec, tensor) in self.inputs.clone().iter().zip(inputs) {
             let dims: Vec<i64> = tensor.shape().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
-            let refused =
-                |error: cxx::Exception| BackendError::Input { name: spec.name.clone(), message: error.to_string() };
-            self.session().set_input_shape(&spec.name, &dims).map_err(refused)?;
-            self.place(&spec.name, tensor.bytes().len())?;
+            let address = self.place(&spec.name, tensor.bytes().len())?;
+            self.session()
+                .bind(&spec.name, &dims, address)
+                .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.to_string() })?;
         }
         let mut outputs = Vec::with_capacity(self.outputs.len());
         for spec in self.outputs.clone() {
@@ -84,27 +84,27 @@ impl TrtSession {
                 shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
             let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
             let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
-            self.place(&spec.name, bytes)?;
+            let address = self.place(&spec.name, bytes)?;
+            self.session().bind(&spec.name, &[], address).map_err(run_error)?;
             let tensor = Tensor::zeros(spec.dtype, shape);
             outputs.push(tensor.ok_or_else(|| run_error(format!("output {spec} has a type the host cannot hold")))?);
         }
         Ok(outputs)
     }
 
-    /// Gives a tensor `bytes` of device memory (at least one, so that it has an address).
-    fn place(&mut self, name: &str, bytes: usize) -> Result<(), BackendError> {
+    /// Gives a tensor `bytes` of device memory (at least one, so that it has an address) and returns the address.
+    fn place(&mut self, name: &str, bytes: usize) -> Result<usize, BackendError> {
+        let stream = &self.device.stream;
         if self.buffers.get(name).is_none_or(|buffer| buffer.len() < bytes) {
             let memory =
                 |error: DriverError| run_error(format!("no device memory for `{name}` ({bytes} bytes): {error}"));
             // Poison: an output TensorRT fails to write must not look like an answer. All ones is a NaN.
-            let mut buffer = self.device.stream.alloc_zeros::<u8>(bytes.max(1)).map_err(memory)?;
-            self.device.stream.memcpy_htod(&vec![0xff_u8; bytes.max(1)], &mut buffer).map_err(memory)?;
-            let address = buffer.device_ptr(&self.device.stream).0;
-            let address = usize::try_from(address).map_err(run_error)?;
-            self.session().set_address(name, address).map_err(run_error)?;
+            let mut buffer = stream.alloc_zeros::<u8>(bytes.max(1)).map_err(memory)?;
+            stream.memcpy_htod(&vec![0xff_u8; bytes.max(1)], &mut buffer).map_err(memory)?;
             self.buffers.insert(name.to_owned(), buffer);
         }
-        Ok(())
+        let buffer = self.buffers.get(name).ok_or_else(|| run_error(format!("no buffer for `{name}`")))?;
+        usize::try_from(buffer.device_ptr(stream).0).map_err(run_error)
     }
 
     fn upload(&mut self, inputs: &[Tensor]) -> Result<(), BackendError> {
