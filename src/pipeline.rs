@@ -103,6 +103,9 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let tensorrt = TensorRt::open()?;
     let device = Device::open().and_then(|device| device.info()).ok();
     let mut model = Model::load(&path)?;
+    if let Some(complaint) = model.complaints(tensorrt.version.newest_opset()).first().filter(|_| !context.force) {
+        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", path.display())));
+    }
     model.spell_out();
     let profile = resolve_shapes(plan, &mut model)?;
     let options = builder_options(plan, tensorrt.version, profile)?;
@@ -305,16 +308,17 @@ fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
 
 /// Puts the model, its external data and the pictures into the staged directory; returns the pictures' names.
 fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<String>> {
-    fs::write(staged.join("model.onnx"), prepared.model.to_bytes()?)?;
-    for file in prepared.model.external_files() {
-        let (from, to) = (prepared.source_folder.join(&file), staged.join(&file));
-        fs::create_dir_all(to.parent().unwrap_or(staged))?;
+    let mut model = prepared.model.clone();
+    for (old, new) in model.flatten_external() {
         // The hub cache holds links; a hard link of the blob itself costs no space.
+        let from = prepared.source_folder.join(old);
         let from = fs::canonicalize(&from).with_context(|| format!("external data {}", from.display()))?;
+        let to = staged.join(new);
         if fs::hard_link(&from, &to).is_err() {
             fs::copy(&from, &to).with_context(|| format!("external data {}", from.display()))?;
         }
     }
+    fs::write(staged.join("model.onnx"), model.to_bytes()?)?;
     let mut images = Vec::new();
     for (index, image) in prepared.plan.verify.images.iter().enumerate() {
         let extension = image.extension().map(|extension| extension.to_string_lossy().into_owned()).unwrap_or_default();

@@ -213,6 +213,34 @@ fn tensorrt_errors_name_the_node() {
 }
 
 #[test]
+fn what_tensorrt_would_silently_get_wrong_is_refused() {
+    if !tensorrt_or_skip("what_tensorrt_would_silently_get_wrong_is_refused") {
+        return;
+    }
+    use watus_build::onnx::GraphBuilder;
+    use watus_build::tensor::DType;
+    let scratch = tempfile::tempdir().unwrap();
+    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n").unwrap();
+    let build = |opset: i64, lengths: bool| {
+        let mut graph = GraphBuilder::new("m", opset);
+        for name in ["q", "k", "v"] {
+            graph.input(name, DType::Float32, &[Some(1), Some(2), Some(4), Some(8)]);
+        }
+        graph.input("n", DType::Int64, &[Some(1)]);
+        let inputs = ["q", "k", "v", "", "", "", "n"];
+        let y = graph.node("Attention", &inputs[..if lengths { 7 } else { 3 }], &[]);
+        graph.output(&y, DType::Float32, &[Some(1), Some(2), Some(4), Some(8)]);
+        let model = graph.finish(&scratch.path().join("m.onnx")).unwrap();
+        fs::write(scratch.path().join("m.onnx"), model.to_bytes().unwrap()).unwrap();
+        output(watus(scratch.path()).args(["build", "m.yaml"]))
+    };
+    let (code, _, stderr) = build(99, false);
+    assert_eq!((code, stderr.contains("opset 99 is newer")), (5, true), "{stderr}");
+    let (code, _, stderr) = build(24, true);
+    assert_eq!((code, stderr.contains("'Attention_0' (Attention): TensorRT ignores")), (5, true), "{stderr}");
+}
+
+#[test]
 fn yolov8n_becomes_an_engine_from_a_recipe() {
     if !tensorrt_or_skip("yolov8n_becomes_an_engine_from_a_recipe") {
         return;
@@ -259,6 +287,51 @@ fn llm_and_yolo_recipes_say_what_this_version_does() {
     let (code, _, stderr) = output(watus(scratch.path()).args(["build", "m.yaml"]));
     assert_eq!(code, 1);
     assert!(stderr.contains("`llm` recipes are checked and fetched only"), "{stderr}");
+}
+
+#[test]
+fn external_data_comes_along_and_never_from_elsewhere() {
+    if !tensorrt_or_skip("external_data_comes_along") {
+        return;
+    }
+    use onnx_protobuf::{Message, ModelProto, StringStringEntryProto, tensor_proto::DataLocation};
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    let path = scratch.path().join("tiny.onnx");
+    let model = ModelProto::parse_from_bytes(&fs::read(&path).unwrap()).unwrap();
+    let externalise = |location: &str| {
+        let mut model = model.clone();
+        let weight = &mut model.graph.as_mut().unwrap().initializer[0];
+        let entry = |key: &str, value: &str| StringStringEntryProto {
+            key: key.into(),
+            value: value.into(),
+            ..StringStringEntryProto::default()
+        };
+        weight.external_data = vec![entry("location", location), entry("offset", "4"), entry("length", "24")];
+        weight.data_location = DataLocation::EXTERNAL.into();
+        let bytes = std::mem::take(&mut weight.raw_data);
+        fs::write(&path, model.write_to_bytes().unwrap()).unwrap();
+        [vec![0; 4], bytes].concat()
+    };
+    let data = externalise("below/weights.bin");
+    fs::create_dir(scratch.path().join("below")).unwrap();
+    fs::write(scratch.path().join("below/weights.bin"), data).unwrap();
+    let (code, _, stderr) = output(watus(scratch.path()).arg("build").arg(&recipe));
+    assert_eq!(code, 0, "{stderr}");
+    for engine in ["engines/tiny", "tiny.onnx"] {
+        let input = scratch.path().join("x.npy");
+        let x = watus_build::tensor::Tensor::seeded(watus_build::tensor::DType::Float32, vec![1, 3, 8, 8], 1).unwrap();
+        watus_build::tensor::write_npy(fs::File::create(&input).unwrap(), &x).unwrap();
+        let mut run = watus(scratch.path());
+        let (code, stdout, stderr) =
+            output(run.args(["run", "--backend", "cpu", engine, "--input"]).arg(format!("pixels={}", input.display())));
+        assert_eq!((code, stdout.starts_with("scores float32[1, 2]")), (0, true), "{stdout}{stderr}");
+    }
+
+    externalise("../weights.bin");
+    let (code, _, stderr) = output(watus(scratch.path()).arg("build").arg(&recipe));
+    assert_eq!(code, 1);
+    assert!(stderr.contains("tensor `w` keeps its data in `../weights.bin`, outside the model's folder"), "{stderr}");
 }
 
 #[test]

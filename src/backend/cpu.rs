@@ -34,9 +34,16 @@ impl Backend for Cpu {
             specs.map_err(|error| BackendError::Load(error.to_string()))
         };
         let (inputs, outputs) = (specs(described.inputs())?, specs(described.outputs())?);
-        let options = ModelOptions::with_all_ops();
-        // From memory, external data would not be found; engine directories hold models spelled out already.
-        let model = if described.spell_out() && described.external_files().is_empty() {
+        let mut options = ModelOptions::with_all_ops();
+        // rten maps external data itself, but only from files beside the model that are named like data; engine
+        // directories hold nothing else.
+        let mappable = |file: &String| !file.contains('/') && file.ends_with(".data");
+        let model = if described.spell_out() || !described.external_files().iter().all(mappable) {
+            for (old, new) in described.flatten_external() {
+                let data = path.with_file_name(old);
+                let bytes = std::fs::read(&data).map_err(|error| load(format!("{}: {error}", data.display())))?;
+                options.external_data(&new, bytes);
+            }
             options.load(described.to_bytes().map_err(|error| BackendError::Load(error.to_string()))?)
         } else {
             options.load_file(path)

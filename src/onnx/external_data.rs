@@ -42,3 +42,19 @@ pub(super) fn files(model: &ModelProto) -> Vec<String> {
     files.dedup();
     files
 }
+
+/// Renames the files to `weights-N.data` beside the model, names every runtime accepts (rten reads no other folder and
+/// no other extension). Returns (old, new).
+pub(super) fn flatten(model: &mut ModelProto) -> Vec<(String, String)> {
+    let renamed = files(model).into_iter().enumerate().map(|(index, old)| (old, format!("weights-{index}.data")));
+    let renamed: Vec<(String, String)> = renamed.collect();
+    let Some(graph) = model.graph.as_mut() else { return renamed };
+    let attributes = graph.node.iter_mut().flat_map(|node| &mut node.attribute).filter_map(|a| a.t.as_mut());
+    let external = graph.initializer.iter_mut().chain(attributes).filter(|tensor| location(tensor).is_some());
+    for entry in external.flat_map(|tensor| &mut tensor.external_data).filter(|entry| entry.key == "location") {
+        if let Some((_, new)) = renamed.iter().find(|(old, _)| *old == entry.value) {
+            entry.value.clone_from(new);
+        }
+    }
+    renamed
+}

@@ -1,8 +1,10 @@
 //! ONNX files: read with suspicion, described, given fixed shapes, and written.
 //!
 //! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references,
-//! `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs.
+//! `check.rs` finds what TensorRT would get wrong, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs`
+//! builds graphs.
 
+mod check;
 mod external_data;
 mod graph;
 mod shapes;
@@ -149,9 +151,19 @@ impl Model {
         external_data::files(&self.proto)
     }
 
+    /// Gives external data files flat names, as (old, new); the caller puts the files there.
+    pub fn flatten_external(&mut self) -> Vec<(String, String)> {
+        external_data::flatten(&mut self.proto)
+    }
+
     /// Gives each named input its shape; a symbolic dimension takes the same value wherever the model names it.
     pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), OnnxError> {
         shapes::fix(&mut self.proto, shapes).map_err(|message| OnnxError { path: self.path.clone(), message })
+    }
+
+    /// What a TensorRT whose parser knows opsets up to `newest` would silently get wrong.
+    pub fn complaints(&self, newest: i64) -> Vec<String> {
+        check::complaints(&self.proto, newest)
     }
 
     /// Spells out optional attributes some runtimes cannot infer; tells whether any was missing.

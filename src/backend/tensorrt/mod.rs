@@ -42,6 +42,17 @@ pub struct Version {
     pub patch: u32,
 }
 
+impl Version {
+    /// Newest ONNX opset the parser is documented for (onnx-tensorrt, docs/operators.md of each release).
+    pub fn newest_opset(self) -> i64 {
+        match (self.family, self.major, self.minor) {
+            (Family::Enterprise, ..=8, _) => 17,
+            (Family::Enterprise, 9, _) | (Family::Enterprise, 10, ..=14) => 20,
+            _ => 24,
+        }
+    }
+}
+
 impl std::fmt::Display for Version {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let family = if self.family == Family::Rtx { "TensorRT-RTX" } else { "TensorRT" };
