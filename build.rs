@@ -13,12 +13,15 @@ fn main() {
     println!("cargo::rerun-if-env-changed=WATUS_TENSORRT_INCLUDE");
     println!("cargo::rerun-if-changed=cpp");
     println!("cargo::rerun-if-changed=src/backend/tensorrt/ffi.rs");
-    for folder in candidates() {
-        let header = folder.join("NvInfer.h");
-        println!("cargo::rerun-if-changed={}", header.display());
-        if header.is_file() && folder.join("NvOnnxParser.h").is_file() {
-            return compile(&folder);
-        }
+    let folders = candidates();
+    let complete = |folder: &&PathBuf| ["NvInfer.h", "NvOnnxParser.h"].iter().all(|name| folder.join(name).is_file());
+    if let Some(folder) = folders.iter().find(complete) {
+        println!("cargo::rerun-if-changed={}", folder.join("NvInfer.h").display());
+        return compile(folder);
+    }
+    // Watching a file that is not there runs this script every time, until there is one.
+    for folder in &folders {
+        println!("cargo::rerun-if-changed={}", folder.join("NvInfer.h").display());
     }
     println!(
         "cargo::warning=no TensorRT headers found: building without TensorRT. Run scripts/setup-tensorrt.sh (x86-64), \
