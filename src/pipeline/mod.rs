@@ -1,6 +1,8 @@
 //! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
 //!
-//! The only module that knows the order, and the only one that turns a recipe's plan into builder options.
+//! The only module that knows the order. `settings.rs` turns a recipe's plan into builder options.
+
+mod settings;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,16 +12,16 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 
-use crate::artifact::{StagedDirectory, sha256_file, sweep};
+use crate::artifact::{StagedDirectory, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
-use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, TensorRt, Version};
+use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::fetch::{Fetched, Fetcher, Lock, cache_dir};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
 use crate::memory::{self, Memory};
 use crate::onnx::Model;
 use crate::progress::{Event, Progress};
-use crate::recipe::{Kind, Plan, Precision, SourcePlan};
+use crate::recipe::{Kind, Plan, SourcePlan};
 use crate::verify::{self, Report};
 use crate::worker::{self, Isolation, Job};
 
@@ -107,11 +109,12 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", path.display())));
     }
     model.spell_out();
-    let profile = resolve_shapes(plan, &mut model)?;
-    let options = builder_options(plan, tensorrt.version, profile)?;
+    let profile = settings::resolve_shapes(plan, &mut model)?;
+    let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let source_folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let key = key(plan, &model, &path, &source_folder, &options, tensorrt.version, device.as_ref())?;
-    let stale = if context.rebuild { Some("a rebuild was asked for".to_owned()) } else { staleness(&folder, &key) };
+    let key = settings::key(plan, &model, &path, &source_folder, &options, tensorrt.version, device.as_ref())?;
+    let stale =
+        if context.rebuild { Some("a rebuild was asked for".to_owned()) } else { settings::staleness(&folder, &key) };
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
     let commit = fetched.commit;
     let plan = plan.clone();
@@ -173,122 +176,6 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     }
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
     Ok(Outcome { folder, cached: false, report: Some(report) })
-}
-
-/// Fixes the model's shapes; what must stay dynamic comes back as a profile.
-fn resolve_shapes(plan: &Plan, model: &mut Model) -> anyhow::Result<Vec<ShapeRange>> {
-    let build = &plan.build;
-    let size = plan.classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
-    let (mut fixed, mut profile) = (BTreeMap::new(), Vec::new());
-    for input in model.inputs()? {
-        let mut shape = Vec::new();
-        for (axis, dim) in input.shape.iter().enumerate() {
-            let given = build.shapes.get(&input.name).and_then(|shape| shape.get(axis).copied());
-            let pixels = size.and_then(|[height, width]| match axis {
-                2 => usize::try_from(height).ok(),
-                3 => usize::try_from(width).ok(),
-                _ => None,
-            });
-            let Some(size) = given.or(*dim).or(if axis == 0 { Some(build.batch) } else { pixels }) else {
-                bail!(
-                    "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
-                     {{ {}: [{}] }} }}",
-                    plan.name,
-                    input.name,
-                    input.name,
-                    vec!["1"; input.shape.len()].join(", ")
-                );
-            };
-            shape.push(size);
-        }
-        if build.max_batch > build.batch && input.shape.first() == Some(&None) {
-            let dims = |batch: usize| -> Vec<i64> {
-                let dims = std::iter::once(batch).chain(shape.iter().skip(1).copied());
-                dims.map(|dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
-            };
-            let (min, opt, max) = (dims(1), dims(build.batch), dims(build.max_batch));
-            profile.push(ShapeRange { name: input.name, min, opt, max });
-        } else {
-            fixed.insert(input.name, shape);
-        }
-    }
-    if let Some(name) = build.shapes.keys().find(|name| !fixed.contains_key(*name)) {
-        let names: Vec<&String> = fixed.keys().collect();
-        bail!("{}: the recipe fixes the shape of `{name}`, the model's inputs are {names:?}", plan.name);
-    }
-    model.fix_shapes(&fixed)?;
-    Ok(profile)
-}
-
-/// The plan's settings as this TensorRT wants them.
-fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
-    let build = &plan.build;
-    let mut options = BuildOptions {
-        workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
-        optimization_level: build.optimization_level,
-        compute_capabilities: build.compute_capabilities.clone(),
-        detailed_profiling: true,
-        profile,
-        ..BuildOptions::default()
-    };
-    if !build.tf32 {
-        options.clear_flags.push("tf32".to_owned());
-    }
-    let typed = version.family == Family::Rtx || version.major >= 11;
-    match build.precision {
-        Precision::Fp32 => {}
-        Precision::Fp16 | Precision::Bf16 if typed => bail!(
-            "{}: {version} takes its types from the model; it has no precision switch\n  hint: use `precision: fp32` and \
-             an ONNX file that is in half precision already",
-            plan.name
-        ),
-        Precision::Fp16 => options.set_flags.push("fp16".to_owned()),
-        Precision::Bf16 => options.set_flags.push("bf16".to_owned()),
-    }
-    Ok(options)
-}
-
-fn key(
-    plan: &Plan,
-    model: &Model,
-    path: &Path,
-    source_folder: &Path,
-    options: &BuildOptions,
-    tensorrt: Version,
-    device: Option<&DeviceInfo>,
-) -> anyhow::Result<Key> {
-    let mut sources = sha256_file(path)?;
-    for file in model.external_files() {
-        let data = source_folder.join(&file);
-        sources.push_str(&sha256_file(&data).with_context(|| format!("external data {}", data.display()))?);
-    }
-    for image in &plan.verify.images {
-        sources.push_str(&sha256_file(image).with_context(|| format!("picture {}", image.display()))?);
-    }
-    let mut key = Key::default();
-    key.text("tool", env!("CARGO_PKG_VERSION"));
-    key.text("tensorrt", tensorrt.to_string());
-    key.text(
-        "gpu",
-        device.map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
-    );
-    key.hashed("source", sources.as_bytes());
-    key.hashed("options", &serde_json::to_vec(options)?);
-    // The plan without paths: moving a recipe changes nothing.
-    let verify = (plan.verify.seeds, plan.verify.tolerance);
-    key.hashed("recipe", &serde_json::to_vec(&(&plan.kind, &plan.build, &plan.classifier, verify))?);
-    Ok(key)
-}
-
-/// Why the engine directory must be built (again); `None` when it is current and undamaged.
-fn staleness(folder: &Path, key: &Key) -> Option<String> {
-    if !folder.exists() {
-        return Some("it was never built here".to_owned());
-    }
-    match Manifest::load(folder) {
-        Err(error) => Some(error.to_string()),
-        Ok(manifest) => key.difference(&manifest.key).or_else(|| manifest.damage(folder)),
-    }
 }
 
 fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {

@@ -1,0 +1,129 @@
+//! From a recipe's plan to what TensorRT is asked for, and the key that says whether the answer is still good.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+
+use crate::artifact::sha256_file;
+use crate::backend::tensorrt::device::DeviceInfo;
+use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
+use crate::manifest::{Key, Manifest};
+use crate::onnx::Model;
+use crate::recipe::{Plan, Precision};
+
+/// Fixes the model's shapes; what must stay dynamic comes back as a profile.
+pub(super) fn resolve_shapes(plan: &Plan, model: &mut Model) -> anyhow::Result<Vec<ShapeRange>> {
+    let build = &plan.build;
+    let size = plan.classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
+    let (mut fixed, mut profile) = (BTreeMap::new(), Vec::new());
+    for input in model.inputs()? {
+        let mut shape = Vec::new();
+        for (axis, dim) in input.shape.iter().enumerate() {
+            let given = build.shapes.get(&input.name).and_then(|shape| shape.get(axis).copied());
+            let pixels = size.and_then(|[height, width]| match axis {
+                2 => usize::try_from(height).ok(),
+                3 => usize::try_from(width).ok(),
+                _ => None,
+            });
+            let Some(size) = given.or(*dim).or(if axis == 0 { Some(build.batch) } else { pixels }) else {
+                bail!(
+                    "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
+                     {{ {}: [{}] }} }}",
+                    plan.name,
+                    input.name,
+                    input.name,
+                    vec!["1"; input.shape.len()].join(", ")
+                );
+            };
+            shape.push(size);
+        }
+        if build.max_batch > build.batch && input.shape.first() == Some(&None) {
+            let dims = |batch: usize| -> Vec<i64> {
+                let dims = std::iter::once(batch).chain(shape.iter().skip(1).copied());
+                dims.map(|dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
+            };
+            let (min, opt, max) = (dims(1), dims(build.batch), dims(build.max_batch));
+            profile.push(ShapeRange { name: input.name, min, opt, max });
+        } else {
+            fixed.insert(input.name, shape);
+        }
+    }
+    if let Some(name) = build.shapes.keys().find(|name| !fixed.contains_key(*name)) {
+        let names: Vec<&String> = fixed.keys().collect();
+        bail!("{}: the recipe fixes the shape of `{name}`, the model's inputs are {names:?}", plan.name);
+    }
+    model.fix_shapes(&fixed)?;
+    Ok(profile)
+}
+
+/// The plan's settings as this TensorRT wants them.
+pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
+    let build = &plan.build;
+    let mut options = BuildOptions {
+        workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
+        optimization_level: build.optimization_level,
+        compute_capabilities: build.compute_capabilities.clone(),
+        detailed_profiling: true,
+        profile,
+        ..BuildOptions::default()
+    };
+    if !build.tf32 {
+        options.clear_flags.push("tf32".to_owned());
+    }
+    let typed = version.family == Family::Rtx || version.major >= 11;
+    match build.precision {
+        Precision::Fp32 => {}
+        Precision::Fp16 | Precision::Bf16 if typed => bail!(
+            "{}: {version} takes its types from the model; it has no precision switch\n  hint: use `precision: fp32` and \
+             an ONNX file that is in half precision already",
+            plan.name
+        ),
+        Precision::Fp16 => options.set_flags.push("fp16".to_owned()),
+        Precision::Bf16 => options.set_flags.push("bf16".to_owned()),
+    }
+    Ok(options)
+}
+
+pub(super) fn key(
+    plan: &Plan,
+    model: &Model,
+    path: &Path,
+    source_folder: &Path,
+    options: &BuildOptions,
+    tensorrt: Version,
+    device: Option<&DeviceInfo>,
+) -> anyhow::Result<Key> {
+    let mut sources = sha256_file(path)?;
+    for file in model.external_files() {
+        let data = source_folder.join(&file);
+        sources.push_str(&sha256_file(&data).with_context(|| format!("external data {}", data.display()))?);
+    }
+    for image in &plan.verify.images {
+        sources.push_str(&sha256_file(image).with_context(|| format!("picture {}", image.display()))?);
+    }
+    let mut key = Key::default();
+    key.text("tool", env!("CARGO_PKG_VERSION"));
+    key.text("tensorrt", tensorrt.to_string());
+    key.text(
+        "gpu",
+        device.map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
+    );
+    key.hashed("source", sources.as_bytes());
+    key.hashed("options", &serde_json::to_vec(options)?);
+    // The plan without paths: moving a recipe changes nothing.
+    let verify = (plan.verify.seeds, plan.verify.tolerance);
+    key.hashed("recipe", &serde_json::to_vec(&(&plan.kind, &plan.build, &plan.classifier, verify))?);
+    Ok(key)
+}
+
+/// Why the engine directory must be built (again); `None` when it is current and undamaged.
+pub(super) fn staleness(folder: &Path, key: &Key) -> Option<String> {
+    if !folder.exists() {
+        return Some("it was never built here".to_owned());
+    }
+    match Manifest::load(folder) {
+        Err(error) => Some(error.to_string()),
+        Ok(manifest) => key.difference(&manifest.key).or_else(|| manifest.damage(folder)),
+    }
+}
