@@ -63,6 +63,40 @@ fn recipe_check_names_line_and_remedy() {
 }
 
 #[test]
+fn fetch_pins_and_then_needs_no_network() {
+    let scratch = tempfile::tempdir().unwrap();
+    let hub = support::hub::Hub::start(&[("m.onnx", vec![7; 1000], true), ("big.bin", vec![8; 1000], true)]);
+    let recipe = "version: 1\nname: m\nkind: onnx\nsource: { hub: org/model, file: m.onnx }\n";
+    fs::write(scratch.path().join("m.yaml"), recipe).unwrap();
+    let fetch = |arguments: &[&str], endpoint: &str| {
+        output(watus(scratch.path()).env("HF_ENDPOINT", endpoint).arg("fetch").args(arguments).arg("m.yaml"))
+    };
+    let (code, _, stderr) = fetch(&["--offline"], &hub.endpoint);
+    assert_eq!((code, stderr.contains("--offline forbids")), (4, true), "{stderr}");
+    let (code, stdout, stderr) = fetch(&[], &hub.endpoint);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains(&format!("m: commit {}", support::hub::COMMIT)), "{stdout}");
+    assert!(stdout.contains("snapshots") && !stdout.contains("big.bin"), "{stdout}");
+    assert!(stderr.contains("fetching m.onnx (1 MB)"), "{stderr}");
+    let lock = fs::read_to_string(scratch.path().join("watus.lock")).unwrap();
+    assert!(lock.contains("org/model@main") && lock.contains(support::hub::COMMIT), "{lock}");
+    // Nobody listens there.
+    assert_eq!(fetch(&[], "http://127.0.0.1:9").0, 0);
+}
+
+#[test]
+fn recipe_show_and_schema_are_json() {
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    let (code, stdout, _) = output(watus(scratch.path()).args(["recipe", "show"]).arg(&recipe));
+    let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &plan["verify"]["seeds"]), (0, &serde_json::json!(3)));
+    let (code, stdout, _) = output(watus(scratch.path()).args(["recipe", "schema"]));
+    let schema: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, &schema["$defs"]["LlmRecipe"]["properties"]["kind"]["const"]), (0, &serde_json::json!("llm")));
+}
+
+#[test]
 fn from_recipe_to_answer() {
     if !tensorrt_or_skip("from_recipe_to_answer") {
         return;

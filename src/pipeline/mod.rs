@@ -71,7 +71,6 @@ pub struct Prepared {
     plan: Plan,
     folder: PathBuf,
     model: Model,
-    source_folder: PathBuf,
     options: BuildOptions,
     key: Key,
     tensorrt: Version,
@@ -103,7 +102,6 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     };
     let path = fetched.only("onnx", file).map_err(|message| anyhow::anyhow!("{}: {message}", plan.name))?.path.clone();
     let tensorrt = TensorRt::open()?;
-    let device = Device::open().and_then(|device| device.info()).ok();
     let mut model = Model::load(&path)?;
     if let Some(complaint) = model.complaints(tensorrt.version.newest_opset()).first().filter(|_| !context.force) {
         bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", path.display())));
@@ -111,26 +109,24 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     model.spell_out();
     let profile = settings::resolve_shapes(plan, &mut model)?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
-    let source_folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let key = settings::key(plan, &model, &path, &source_folder, &options, tensorrt.version, device.as_ref())?;
-    let stale =
-        if context.rebuild { Some("a rebuild was asked for".to_owned()) } else { settings::staleness(&folder, &key) };
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
-    let commit = fetched.commit;
-    let plan = plan.clone();
-    Ok(Prepared {
-        plan,
+    let mut prepared = Prepared {
+        plan: plan.clone(),
         folder,
         model,
-        source_folder,
         options,
-        key,
+        key: Key::default(),
         tensorrt: tensorrt.version,
-        device,
-        commit,
-        stale,
+        device: Device::open().and_then(|device| device.info()).ok(),
+        commit: fetched.commit,
+        stale: context.rebuild.then(|| "a rebuild was asked for".to_owned()),
         memory,
-    })
+    };
+    prepared.key = settings::key(&prepared)?;
+    if prepared.stale.is_none() {
+        prepared.stale = settings::staleness(&prepared.folder, &prepared.key);
+    }
+    Ok(prepared)
 }
 
 /// Builds what `prepare` found stale, proves and publishes it.
@@ -198,7 +194,7 @@ fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<String
     let mut model = prepared.model.clone();
     for (old, new) in model.flatten_external() {
         // The hub cache holds links; a hard link of the blob itself costs no space.
-        let from = prepared.source_folder.join(old);
+        let from = prepared.model.path().with_file_name(old);
         let from = fs::canonicalize(&from).with_context(|| format!("external data {}", from.display()))?;
         let to = staged.join(new);
         if fs::hard_link(&from, &to).is_err() {

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 
+use super::Prepared;
 use crate::artifact::sha256_file;
-use crate::backend::tensorrt::device::DeviceInfo;
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::manifest::{Key, Manifest};
 use crate::onnx::Model;
@@ -85,18 +85,12 @@ pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeR
     Ok(options)
 }
 
-pub(super) fn key(
-    plan: &Plan,
-    model: &Model,
-    path: &Path,
-    source_folder: &Path,
-    options: &BuildOptions,
-    tensorrt: Version,
-    device: Option<&DeviceInfo>,
-) -> anyhow::Result<Key> {
-    let mut sources = sha256_file(path)?;
+/// The parts the engine depends on.
+pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
+    let Prepared { plan, model, options, device, .. } = prepared;
+    let mut sources = sha256_file(model.path())?;
     for file in model.external_files() {
-        let data = source_folder.join(&file);
+        let data = model.path().with_file_name(&file);
         sources.push_str(&sha256_file(&data).with_context(|| format!("external data {}", data.display()))?);
     }
     for image in &plan.verify.images {
@@ -104,10 +98,10 @@ pub(super) fn key(
     }
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
-    key.text("tensorrt", tensorrt.to_string());
+    key.text("tensorrt", prepared.tensorrt.to_string());
     key.text(
         "gpu",
-        device.map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
+        device.as_ref().map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
     );
     key.hashed("source", sources.as_bytes());
     key.hashed("options", &serde_json::to_vec(options)?);
