@@ -170,7 +170,7 @@ inline std::string node_of(nvonnxparser::IParserError const& error) {
   return "node '" + name + "' (" + (op.empty() ? "unknown op" : op) + ")";
 }
 #else
-// Before 9.1 the parser knows only the node's index; the network's caller can look its name up in the file.
+// Before 9.1 the parser knows only the node's index; the caller looks its name up (onnx::Model::name_nodes).
 inline std::string node_of(nvonnxparser::IParserError const& error) {
   return error.node() < 0 ? std::string{} : "node #" + std::to_string(error.node());
 }

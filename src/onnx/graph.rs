@@ -190,3 +190,30 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     proto.type_ = kind.into();
     proto
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn node_numbers_become_names() {
+        let mut graph = GraphBuilder::new("g", 17);
+        graph.input("x", DType::Float32, &[Some(1)]);
+        let y = graph.node("Relu", &["x"], &[]);
+        let z = graph.node("Exp", &[&y], &[]);
+        graph.output(&z, DType::Float32, &[Some(1)]);
+        let model = graph.finish(Path::new("g.onnx")).unwrap();
+        assert_eq!(model.name_nodes("bad\n  node #1: no"), "bad\n  node 'Exp_1' (Exp): no");
+        assert_eq!(model.name_nodes("node #0, node #9, node #"), "node 'Relu_0' (Relu), node #9, node #");
+        assert_eq!(model.name_nodes("nothing"), "nothing");
+    }
+
+    #[test]
+    fn mistakes_of_a_converter_are_told() {
+        let mut graph = GraphBuilder::new("g", 17);
+        let y = graph.node("Relu", &["missing"], &[]);
+        graph.output(&y, DType::Float32, &[Some(1)]);
+        let error = graph.finish(Path::new("g.onnx")).unwrap_err().to_string();
+        assert!(error.contains("'Relu_0' (Relu) reads `missing`, which nothing produces"), "{error}");
+    }
+}

@@ -151,6 +151,22 @@ impl Model {
         external_data::files(&self.proto)
     }
 
+    /// Replaces "node #7" in a message by the node's name and operator: TensorRT before 9.1 knows the index alone.
+    pub fn name_nodes(&self, message: &str) -> String {
+        let mut parts = message.split("node #");
+        let mut named = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let digits = part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let (index, rest) = part.split_at(digits);
+            let node = index.parse().ok().and_then(|index: usize| self.proto.graph.node.get(index));
+            match node {
+                Some(node) => named.push_str(&format!("node '{}' ({}){rest}", node.name, node.op_type)),
+                None => named.push_str(&format!("node #{part}")),
+            }
+        }
+        named
+    }
+
     /// Gives external data files flat names, as (old, new); the caller puts the files there.
     pub fn flatten_external(&mut self) -> Vec<(String, String)> {
         external_data::flatten(&mut self.proto)

@@ -149,7 +149,11 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
         options: prepared.options.clone(),
     };
     stage(&format!("building with {}", prepared.tensorrt));
-    let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
+    let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel);
+    let record = record.map_err(|error| match error {
+        BackendError::Build(message) => BackendError::Build(prepared.model.name_nodes(&message)),
+        other => other,
+    })?;
     if record.skipped_tactics > 0 {
         context.progress.event(Event::Warning(&format!(
             "{name}: TensorRT left out {} tactics for lack of memory; a rebuild with more free memory may run faster",
