@@ -12,7 +12,7 @@ type Fields = &'static [(u64, Message)];
 struct Message(fn() -> Fields);
 
 const NONE: Message = Message(|| &[]);
-const MODEL: Message = Message(|| &[(8, NONE), (7, GRAPH), (14, NONE), (20, TRAINING), (25, FUNCTION)]);
+const MODEL: Message = Message(|| &[(8, NONE), (7, GRAPH), (14, NONE), (20, TRAINING), (25, FUNCTION), (26, NONE)]);
 const TRAINING: Message = Message(|| &[(1, GRAPH), (2, GRAPH), (3, NONE), (4, NONE)]);
 const FUNCTION: Message = Message(|| &[(7, NODE), (9, NONE), (11, ATTRIBUTE), (12, VALUE), (14, NONE)]);
 const GRAPH: Message = Message(|| {
@@ -26,7 +26,8 @@ const TENSOR: Message = Message(|| &[(3, NONE), (13, NONE), (16, NONE)]);
 const SPARSE: Message = Message(|| &[(1, TENSOR), (2, TENSOR)]);
 const ANNOTATION: Message = Message(|| &[(2, NONE)]);
 const VALUE: Message = Message(|| &[(2, TYPE), (4, NONE)]);
-const TYPE: Message = Message(|| &[(1, TENSOR_TYPE), (4, ELEMENT), (5, MAP), (8, TENSOR_TYPE), (9, ELEMENT)]);
+const TYPE: Message =
+    Message(|| &[(1, TENSOR_TYPE), (4, ELEMENT), (5, MAP), (7, NONE), (8, TENSOR_TYPE), (9, ELEMENT)]);
 const TENSOR_TYPE: Message = Message(|| &[(2, SHAPE)]);
 const ELEMENT: Message = Message(|| &[(1, TYPE)]);
 const MAP: Message = Message(|| &[(2, TYPE)]);
