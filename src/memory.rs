@@ -44,7 +44,8 @@ impl Memory {
     }
 }
 
-/// Resident memory of a builder process before any weights, measured with TensorRT-RTX 1.6.1 (see ARCHITECTURE.md).
+/// Resident memory of a builder process before any weights. TensorRT-RTX 1.6.1 takes 0.2 GB (ARCHITECTURE.md); TensorRT
+/// with its tactic libraries takes more, hence the margin.
 const BUILDER_BASE: u64 = 700 << 20;
 /// Peak memory per byte of weights while building (measured: 2.49 GB of FP16 weights peak at 7.5 GB).
 const BUILDER_FACTOR: u64 = 3;
