@@ -15,6 +15,11 @@ fi
 generated=$(ls -td "${CARGO_TARGET_DIR:-target}"/*/build/watus-build-*/out/cxxbridge/include 2>/dev/null | head -n 1)
 [ -n "$generated" ] || { echo "no generated bridge: run cargo build first (with TensorRT headers)" >&2; exit 1; }
 
+# The generated header includes ours by the crate's name: let that be this checkout, whoever filled the target folder.
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+ln -s "$PWD" "$scratch/watus-build"
+
 failed=0
 for folder in "$@"; do
   if [ ! -e "$folder/NvInfer.h" ]; then
@@ -22,7 +27,7 @@ for folder in "$@"; do
   fi
   verdict=ok
   for file in cpp/src/*.cc; do
-    if ! ${CXX:-g++} -std=c++17 -Wall -Wextra -Werror -Wno-deprecated-declarations -fsyntax-only -Icpp/include -Icpp/stub -I"$generated" -I"$generated/../crate" \
+    if ! ${CXX:-g++} -std=c++17 -Wall -Wextra -Werror -Wno-deprecated-declarations -fsyntax-only -Icpp/include -Icpp/stub -I"$scratch" -I"$generated" \
         -isystem "$folder" "$file"; then
       verdict="FAIL ($file)"; failed=1
     fi
