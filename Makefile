@@ -1,16 +1,17 @@
 # The two commands of the README, and what developers run by hand. CI runs `make test` and `make demo`.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
+BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 .PHONY: demo test check-headers bench fmt aarch64 aarch64-test
 
 # Everything from nothing: TensorRT, the tool, two real face classifiers as engines, and their answers.
 demo:
 	scripts/setup-tensorrt.sh > /dev/null
 	cargo build --release --quiet
-	target/release/watus-build build recipes/gender.yaml recipes/age.yaml
-	target/release/watus-build verify engines/gender engines/age
-	target/release/watus-build run engines/gender recipes/images/face.png
-	target/release/watus-build run engines/age recipes/images/face.png
+	$(BINARY) build recipes/gender.yaml recipes/age.yaml
+	$(BINARY) verify engines/gender engines/age
+	$(BINARY) run engines/gender recipes/images/face.png
+	$(BINARY) run engines/age recipes/images/face.png
 
 # Format, lints (with and without TensorRT's headers), documentation, tests, the shim against every header set.
 test:
@@ -30,7 +31,7 @@ check-headers:
 # The CPU reference against onnxruntime, on the demo's models and a YOLOv8n.
 bench: demo
 	cargo run --release --quiet --example yolo_engine -- engines
-	"$$(scripts/setup-oracles.sh)" benches/cpu_vs_onnxruntime.py engines/gender/model.onnx engines/age/model.onnx \
+	"$$(scripts/setup-oracles.sh)" benches/cpu_vs_onnxruntime.py --watus $(BINARY) engines/gender/model.onnx engines/age/model.onnx \
 	  engines/yolov8n.onnx
 
 fmt:
