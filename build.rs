@@ -48,7 +48,6 @@ fn candidates() -> Vec<PathBuf> {
 
 fn compile(include: &Path) {
     println!("cargo::rustc-cfg=watus_tensorrt");
-    println!("cargo::rustc-env=WATUS_TENSORRT_INCLUDE_USED={}", include.display());
     cxx_build::bridge("src/backend/tensorrt/ffi.rs")
         .files(["library.cc", "builder.cc", "session.cc"].map(|file| Path::new("cpp/src").join(file)))
         .includes([Path::new("cpp/include"), Path::new("cpp/stub")])

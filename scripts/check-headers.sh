@@ -12,7 +12,10 @@ if [ $# -eq 0 ]; then
   [ -d "$base" ] || { echo "run scripts/setup-tensorrt.sh --all-headers first" >&2; exit 1; }
   set -- "$base"/TRT-RTX-1.[4-7] "$base"/TRT-Enterprise-11.4
 fi
-generated=$(ls -td "${CARGO_TARGET_DIR:-target}"/*/build/watus-build-*/out/cxxbridge/include 2>/dev/null | head -n 1)
+# The newest bridge, whichever profile made it: older builds leave theirs lying about.
+bridge=watus-build/src/backend/tensorrt/ffi.rs.h
+generated=$(ls -t "${CARGO_TARGET_DIR:-target}"/*/build/watus-build-*/out/cxxbridge/include/$bridge 2>/dev/null | head -n 1)
+generated=${generated%"/$bridge"}
 [ -n "$generated" ] || { echo "no generated bridge: run cargo build first (with TensorRT headers)" >&2; exit 1; }
 
 # The generated header includes ours by the crate's name: let that be this checkout, whoever filled the target folder.
@@ -27,8 +30,8 @@ for folder in "$@"; do
   fi
   verdict=ok
   for file in cpp/src/*.cc; do
-    if ! ${CXX:-g++} -std=c++17 -Wall -Wextra -Werror -Wno-deprecated-declarations -fsyntax-only -Icpp/include -Icpp/stub -I"$scratch" -I"$generated" \
-        -isystem "$folder" "$file"; then
+    if ! ${CXX:-g++} -std=c++17 -Wall -Wextra -Werror -Wno-deprecated-declarations -fsyntax-only \
+        -Icpp/include -Icpp/stub -I"$scratch" -I"$generated" -isystem "$folder" "$file"; then
       verdict="FAIL ($file)"; failed=1
     fi
   done

@@ -197,6 +197,12 @@ impl Manifest {
         Ok(())
     }
 
+    /// What a dynamic dimension is tuned for; only the batch can be dynamic.
+    pub fn tuned_batch(&self) -> usize {
+        let tuned = self.profile.first().and_then(|range| range.opt.first().copied());
+        tuned.and_then(|batch| usize::try_from(batch).ok()).unwrap_or(1)
+    }
+
     /// Writes the manifest into `folder`.
     pub fn save(&self, folder: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;

@@ -259,40 +259,27 @@ fn conclude(report: &mut Report) {
 
 /// The inputs to try: seeded ones, then the pictures.
 fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<(String, Vec<Tensor>)>> {
-    let shape = |spec: &TensorSpec| -> Vec<usize> {
-        let range = manifest.profile.iter().find(|range| range.name == spec.name);
-        let optimal = |axis: usize| range.and_then(|range| usize::try_from(*range.opt.get(axis)?).ok()).unwrap_or(1);
-        spec.shape.iter().enumerate().map(|(axis, dim)| dim.unwrap_or_else(|| optimal(axis))).collect()
-    };
+    let batch = manifest.tuned_batch();
     let mut cases = Vec::new();
     for seed in 1..=u64::from(manifest.verify.seeds) {
         let inputs: Option<Vec<Tensor>> = manifest
             .inputs
             .iter()
             .zip(0..)
-            .map(|(spec, index)| Tensor::seeded(spec.dtype, shape(spec), seed * 1000 + index))
+            .map(|(spec, index)| Tensor::seeded(spec.dtype, spec.shape_with(batch), seed * 1000 + index))
             .collect();
         let inputs = inputs.ok_or_else(|| anyhow::anyhow!("an input type cannot be made on the host"))?;
         cases.push((format!("seed {seed}"), inputs));
     }
     if let (Some(classifier), [input]) = (&manifest.classifier, &manifest.inputs[..]) {
         let size = vision::input_size(&classifier.preprocess, &input.shape)?;
-        let batch = shape(input).first().copied().unwrap_or(1);
+        let batch = input.shape_with(batch)[0]; // the model's own where it is fixed; input_size saw four dimensions
         for image in &manifest.verify.images {
-            let picture = vision::read_picture(&folder.join(image))?;
-            let single = vision::to_tensor(&picture, &classifier.preprocess, size);
-            cases.push((image.clone(), vec![repeat(&single, batch)]));
+            let tensor = classifier.input(&folder.join(image), size, batch)?;
+            cases.push((image.clone(), vec![tensor]));
         }
     }
     Ok(cases)
-}
-
-/// [1, …] to [batch, …].
-pub fn repeat(single: &Tensor, batch: usize) -> Tensor {
-    let mut shape = single.shape().to_vec();
-    shape[0] = batch;
-    let values = single.as_f32().expect("pictures are float32").repeat(batch);
-    Tensor::from_f32(shape, values).expect("as many values as pictures")
 }
 
 /// Runs both and compares every output.

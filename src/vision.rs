@@ -190,6 +190,15 @@ fn fit(picture: &RgbImage, fit: Fit, height: u32, width: u32) -> RgbImage {
 }
 
 impl Classifier {
+    /// The picture in a file as the model's input, [batch, 3, height, width], every item the same.
+    pub fn input(&self, picture: &Path, [height, width]: [u32; 2], batch: usize) -> Result<Tensor, VisionError> {
+        let single = to_tensor(&read_picture(picture)?, &self.preprocess, [height, width]);
+        let mut shape = single.shape().to_vec();
+        shape[0] = batch;
+        let values = single.as_f32().expect("pictures are float32").repeat(batch);
+        Ok(Tensor::from_f32(shape, values).expect("as many values as pictures"))
+    }
+
     /// Interprets the output for the first picture of the batch.
     pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
         let wrong = |wanted: &str| VisionError::Output {

@@ -61,6 +61,8 @@ pub enum Isolation {
 
 /// Warnings kept in the manifest.
 const WARNING_LIMIT: usize = 20;
+/// "Skipping tactic … due to insufficient memory", TensorRT's own wording since 8.
+const SKIPPED_TACTIC: &str = "Skipping tactic";
 /// How long a cancelled build may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -73,8 +75,7 @@ struct Collector {
 
 impl Collector {
     fn log(&mut self, severity: i32, text: &str) {
-        // "Skipping tactic … due to insufficient memory" (TensorRT's own wording since 8).
-        if text.contains("Skipping tactic") {
+        if text.contains(SKIPPED_TACTIC) {
             self.record.skipped_tactics += 1;
         }
         let warnings = &mut self.record.warnings;
@@ -274,7 +275,7 @@ pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write +
     let speaker = Arc::new(Speaker(Mutex::new(output)));
     let log = Arc::clone(&speaker);
     TensorRt::set_log_sink(move |severity, text| {
-        if severity <= 2 || text.contains("Skipping tactic") {
+        if severity <= 2 || text.contains(SKIPPED_TACTIC) {
             log.say(&Message::Log { severity, text });
         }
     });

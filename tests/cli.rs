@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::{leftovers, output, repository, skip, tensorrt_or_skip, watus};
+use support::{leftovers, onnx_recipe, output, repository, skip, tensorrt_or_skip, watus};
 
 /// A classifier recipe around a small graph in `folder`: mean colour over two classes.
 fn tiny_recipe(folder: &Path, extra: &str) -> PathBuf {
@@ -236,9 +236,7 @@ fn tensorrt_errors_name_the_node() {
     let y = graph.node("FancyOp", &["x"], &[]);
     graph.output(&y, DType::Float32, &[Some(2)]);
     let model = graph.finish(&scratch.path().join("bad.onnx")).unwrap();
-    fs::write(scratch.path().join("bad.onnx"), model.to_bytes().unwrap()).unwrap();
-    fs::write(scratch.path().join("bad.yaml"), "version: 1\nname: bad\nkind: onnx\nsource: { path: bad.onnx }\n")
-        .unwrap();
+    onnx_recipe(scratch.path(), "bad", &model);
     let (code, _, stderr) = output(watus(scratch.path()).args(["build", "bad.yaml"]));
     assert_eq!(code, 5, "{stderr}");
     assert!(stderr.contains("node 'FancyOp_0' (FancyOp)"), "{stderr}");
@@ -254,7 +252,6 @@ fn what_tensorrt_would_silently_get_wrong_is_refused() {
     use watus_build::onnx::GraphBuilder;
     use watus_build::tensor::DType;
     let scratch = tempfile::tempdir().unwrap();
-    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n").unwrap();
     let build = |opset: i64, lengths: bool| {
         let mut graph = GraphBuilder::new("m", opset);
         for name in ["q", "k", "v"] {
@@ -265,7 +262,7 @@ fn what_tensorrt_would_silently_get_wrong_is_refused() {
         let y = graph.node("Attention", &inputs[..if lengths { 7 } else { 3 }], &[]);
         graph.output(&y, DType::Float32, &[Some(1), Some(2), Some(4), Some(8)]);
         let model = graph.finish(&scratch.path().join("m.onnx")).unwrap();
-        fs::write(scratch.path().join("m.onnx"), model.to_bytes().unwrap()).unwrap();
+        onnx_recipe(scratch.path(), "m", &model);
         output(watus(scratch.path()).args(["build", "m.yaml"]))
     };
     let (code, _, stderr) = build(99, false);

@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use support::hub::Hub;
-use support::{leftovers, output, tensorrt_or_skip, watus};
+use support::{leftovers, onnx_recipe, output, tensorrt_or_skip, watus};
 use watus_build::tensor::SplitMix64;
 
 #[test]
@@ -66,9 +66,8 @@ fn ctrl_c_ends_a_build_cleanly() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("m.onnx");
-    fs::write(&path, support::yolov8n::yolov8n(&path, 640, 3).unwrap().to_bytes().unwrap()).unwrap();
-    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n").unwrap();
+    let model = support::yolov8n::yolov8n(&scratch.path().join("m.onnx"), 640, 3).unwrap();
+    onnx_recipe(scratch.path(), "m", &model);
     let mut child = watus(scratch.path()).args(["build", "m.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
     // Wait for the build itself.
     use std::io::{BufRead, BufReader, Read};
@@ -95,9 +94,8 @@ fn a_build_killed_for_memory_says_so_and_what_to_do() {
         return;
     }
     let scratch = tempfile::tempdir().unwrap();
-    let path = scratch.path().join("m.onnx");
-    fs::write(&path, support::yolov8n::yolov8n(&path, 640, 3).unwrap().to_bytes().unwrap()).unwrap();
-    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n").unwrap();
+    let model = support::yolov8n::yolov8n(&scratch.path().join("m.onnx"), 640, 3).unwrap();
+    onnx_recipe(scratch.path(), "m", &model);
     let child = watus(scratch.path()).args(["build", "m.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
     // What the kernel does to a process that takes too much: SIGKILL, to the build alone.
     let builder = loop {

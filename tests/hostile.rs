@@ -49,7 +49,7 @@ proptest! {
         if let Ok(mut model) = Model::parse(Path::new("m.onnx"), &bytes) {
             let _ = model.summary();
             model.spell_out();
-            let _ = model.complaints(17);
+            let _ = model.complaint(17);
             let _ = model.fix_shapes(&[("x".to_owned(), vec![1, 4])].into());
             model.flatten_external();
             let _ = model.to_bytes();

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Lines from the bottom; modules on one line do not import each other.
 const LINES: &[&[&str]] = &[
@@ -39,38 +39,46 @@ fn line_of(module: &str) -> usize {
     line.unwrap_or_else(|| panic!("module `{module}` is on no line of the table"))
 }
 
-fn sources(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            files.extend(sources(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            files.push(path);
+/// One file of `src/`.
+struct Source {
+    /// Path below `src/`.
+    name: String,
+    /// As it is.
+    text: String,
+    /// Before the unit tests, comments cut off.
+    code: String,
+}
+
+fn sources() -> Vec<Source> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut files, mut pending) = (Vec::new(), vec![src.clone()]);
+    while let Some(folder) = pending.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+                let code = code.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n");
+                let name = path.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
+                files.push(Source { name, text, code });
+            }
         }
     }
     files
 }
 
-/// Code before the unit tests, comments cut off.
-fn code(path: &Path) -> String {
-    let text = fs::read_to_string(path).unwrap();
-    let text = text.split("#[cfg(test)]\nmod tests").next().unwrap();
-    text.lines().map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
-}
-
 #[test]
 fn modules_import_only_from_lines_above() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut wrong = Vec::new();
-    for path in sources(&src) {
-        let name = path.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
+    for Source { name, code, .. } in sources() {
         if name == "lib.rs" || name == "main.rs" {
             continue;
         }
         let module = name.split(['/', '.']).next().unwrap();
-        for (at, _) in code(&path).match_indices("crate::") {
-            let rest = &code(&path)[at + "crate::".len()..];
+        for (at, found) in code.match_indices("crate::") {
+            let rest = &code[at + found.len()..];
             let target: String = rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
             if target.is_empty() {
                 wrong.push(format!("{name}: one module per `use crate::`, no groups"));
@@ -84,11 +92,8 @@ fn modules_import_only_from_lines_above() {
 
 #[test]
 fn heavy_crates_have_one_owner() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut wrong = Vec::new();
-    for path in sources(&src) {
-        let name = path.strip_prefix(&src).unwrap().to_string_lossy().into_owned();
-        let code = code(&path);
+    for Source { name, code, .. } in sources() {
         for (owned, owners) in OWNERS {
             let uses = code
                 .match_indices(&format!("{owned}::"))
@@ -103,14 +108,9 @@ fn heavy_crates_have_one_owner() {
 
 #[test]
 fn files_stay_readable() {
-    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    for path in sources(&src) {
-        let lines = code(&path).lines().count();
-        assert!(lines <= 400, "{} has {lines} lines: split it", path.display());
-        assert!(
-            fs::read_to_string(&path).unwrap().starts_with("//!"),
-            "{} does not say what it is for",
-            path.display()
-        );
+    for Source { name, text, code } in sources() {
+        let lines = code.lines().count();
+        assert!(lines <= 400, "{name} has {lines} lines: split it");
+        assert!(text.starts_with("//!"), "{name} does not say what it is for");
     }
 }

@@ -35,19 +35,14 @@
 namespace watus::compat {
 
 constexpr bool is_rtx = WATUS_RTX == 1;
-constexpr int32_t header_version = NV_TENSORRT_VERSION;
-#if WATUS_API >= 900
-constexpr bool has_progress_monitor = true;
-#else
-constexpr bool has_progress_monitor = false;
-#endif
+constexpr uint32_t header_version = NV_TENSORRT_VERSION;
 
 // TensorRT reports versions as major * 1000 + ... up to 9 and major * 10000 + ... from 10 (and RTX) on.
 struct Version {
-  int32_t major, minor, patch;
+  uint32_t major, minor, patch;
 };
 
-constexpr Version split_version(int32_t v) {
+constexpr Version split_version(uint32_t v) {
   if (v < 10000) {
     return {v / 1000, v / 100 % 10, v % 100};
   }

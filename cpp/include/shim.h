@@ -10,7 +10,7 @@
 
 namespace watus {
 
-struct HeaderInfo;
+struct VersionInfo;
 struct BuildOptions;
 struct IoTensor;
 struct BuildObserver;
@@ -56,8 +56,8 @@ class Session {
   std::unique_ptr<Parts> parts_;
 };
 
-HeaderInfo header_info();
-int32_t library_version(rust::Str core_path);
+VersionInfo header_version();
+VersionInfo library_version(rust::Str core_path);
 std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path);
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
 std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32);

@@ -27,20 +27,24 @@ F symbol(void* handle, char const* name, std::string const& path) {
   return reinterpret_cast<F>(address);
 }
 
-std::string version_text(int32_t version) {
-  auto const v = compat::split_version(version);
+std::string version_text(VersionInfo const& v) {
   return std::to_string(v.major) + "." + std::to_string(v.minor) + "." + std::to_string(v.patch);
+}
+
+// RTX counts from 1 and TensorRT is past 8, so the number tells the family.
+VersionInfo version_info(uint32_t number) {
+  auto const v = compat::split_version(number);
+  return {v.major == 1, v.major, v.minor, v.patch};
 }
 
 // RTX broke its ABI between 1.4, 1.5 and 1.6 (a mismatch crashes), so there the minor must agree. TensorRT only
 // appends within a major, so a newer library serves older headers.
-bool accepts(int32_t library) {
-  auto const have = compat::split_version(library);
-  auto const want = compat::split_version(compat::header_version);
+bool accepts(VersionInfo const& have) {
+  auto const want = header_version();
   if (have.major != want.major) {
     return false;
   }
-  return compat::is_rtx ? have.minor == want.minor : have.minor >= want.minor;
+  return want.is_rtx ? have.minor == want.minor : have.minor >= want.minor;
 }
 
 }  // namespace
@@ -80,14 +84,11 @@ Logger& logger() {
   return *instance;
 }
 
-HeaderInfo header_info() {
-  auto const v = compat::split_version(compat::header_version);
-  return {compat::is_rtx, v.major, v.minor, v.patch, compat::has_progress_monitor};
-}
+VersionInfo header_version() { return version_info(compat::header_version); }
 
-int32_t library_version(rust::Str core_path) {
+VersionInfo library_version(rust::Str core_path) {
   auto const path = to_string(core_path);
-  return symbol<int32_t (*)()>(open_shared(path), "getInferLibVersion", path)();
+  return version_info(symbol<uint32_t (*)()>(open_shared(path), "getInferLibVersion", path)());
 }
 
 std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path) {
@@ -95,8 +96,9 @@ std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path
   auto const parser = to_string(parser_path);
   auto const have = library_version(core_path);
   if (!accepts(have)) {
+    auto const want = header_version();
     throw std::runtime_error(core + " is version " + version_text(have) + ", but this binary was compiled for " +
-                             (compat::is_rtx ? "TensorRT-RTX " : "TensorRT ") + version_text(compat::header_version));
+                             (want.is_rtx ? "TensorRT-RTX " : "TensorRT ") + version_text(want));
   }
   void* core_handle = open_shared(core);
   void* parser_handle = open_shared(parser);

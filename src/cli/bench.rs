@@ -41,6 +41,7 @@ pub(super) struct Args {
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let mut reports = Vec::new();
+    let notes = crate::doctor::performance_notes();
     for path in &args.engines {
         let is_model = path.extension().is_some_and(|extension| extension == "onnx");
         let (name, specs, batch, mut session) = if is_model {
@@ -49,14 +50,14 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         } else {
             let manifest = Manifest::load(path)?;
             let session = session::open(path, &manifest, args.backend)?;
-            let tuned = manifest.profile.first().and_then(|range| usize::try_from(*range.opt.first()?).ok());
-            (manifest.name, manifest.inputs, tuned.unwrap_or(1), session)
+            let batch = manifest.tuned_batch();
+            (manifest.name, manifest.inputs, batch, session)
         };
         let inputs = seeded(&specs, args.batch.unwrap_or(batch))
             .with_context(|| format!("{name} has an input no tensor fits"))?;
         environment.progress.event(Event::Stage(&format!("{name}: {} runs", args.warmup + args.iterations)));
         let mut report = bench::measure(&name, &mut *session, &inputs, args.warmup, args.iterations)?;
-        report.notes = crate::doctor::performance_notes();
+        report.notes.clone_from(&notes);
         reports.push(report);
     }
     if args.json {

@@ -12,7 +12,6 @@ use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::manifest::Manifest;
 use crate::tensor::{Tensor, read_npy, write_npy};
-use crate::verify;
 use crate::vision;
 
 /// Run an engine on pictures or tensors
@@ -67,8 +66,7 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
     let info = session.info();
     let mut answers = Vec::new();
     for path in &args.images {
-        let tensor = vision::to_tensor(&vision::read_picture(path)?, &classifier.preprocess, size);
-        let outputs = session.run(&[verify::repeat(&tensor, batch)])?;
+        let outputs = session.run(&[classifier.input(path, size, batch)?])?;
         save(args, session, &outputs)?;
         let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
         if args.json {

@@ -70,9 +70,9 @@ impl Root {
     }
 
     /// Paths of files in any of `folders` whose name begins with `prefix`.
-    pub fn find(&self, folders: &[&str], prefix: &str) -> Vec<String> {
+    pub fn find(&self, folders: &[impl AsRef<str>], prefix: &str) -> Vec<String> {
         let mut found = Vec::new();
-        for folder in folders {
+        for folder in folders.iter().map(AsRef::as_ref) {
             let names = self.list(folder).into_iter().filter(|name| name.starts_with(prefix));
             found.extend(names.map(|name| format!("{folder}/{name}")));
         }

@@ -53,7 +53,6 @@ fn cuda_version(examination: &Examination) -> Option<String> {
         "/usr/local/cuda/lib64".to_owned(),
         format!("/usr/lib/{arch}-linux-gnu"),
     ];
-    let folders: Vec<&str> = folders.iter().map(String::as_str).collect();
     let libraries = root.find(&folders, "libcudart.so.");
     let by_file = libraries.iter().filter_map(|path| path.rsplit_once(".so.")).map(|(_, version)| version.to_owned());
     let by_file = by_file.filter(|version| numbers(version).len() >= 2).max_by_key(|version| numbers(version));
@@ -127,9 +126,7 @@ fn core(examination: &Examination) -> (Option<String>, Finding) {
             ),
         };
     }
-    let names = folders(examination);
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let libraries = examination.root.find(&names, "libnvinfer.so.");
+    let libraries = examination.root.find(&folders(examination), "libnvinfer.so.");
     // libnvinfer.so.10.3.0 tells the version, the link libnvinfer.so.10 does not.
     let newest = libraries.iter().filter_map(|path| Some((path, numbers(path.rsplit_once(".so.")?.1))));
     if let Some((path, version)) =
@@ -170,14 +167,13 @@ fn judge(examination: &Examination, name: String, path: &Path) -> (Option<String
 /// What a build needs beside the core: parser, headers (to compile this tool), builder resources.
 fn parts(examination: &Examination) -> Vec<Finding> {
     let root = examination.root;
-    let names = folders(examination);
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let folders = folders(examination);
     let mut findings = Vec::new();
     let rtx = root.live && tensorrt::header_version().is_some_and(|headers| headers.family == Family::Rtx);
     if rtx {
         return findings; // one library and its parser, found together
     }
-    if root.find(&names, "libnvonnxparser.so.").is_empty() {
+    if root.find(&folders, "libnvonnxparser.so.").is_empty() {
         let package = examination
             .packages
             .keys()
@@ -191,7 +187,7 @@ fn parts(examination: &Examination) -> Vec<Finding> {
     } else {
         findings.push(Finding::ok("onnx-parser", "libnvonnxparser is there"));
     }
-    if root.find(&names, "libnvinfer_builder_resource").is_empty() {
+    if root.find(&folders, "libnvinfer_builder_resource").is_empty() {
         findings.push(Finding::fail(
             "builder-resource",
             "no libnvinfer_builder_resource: engines run, but none can be built",

@@ -107,6 +107,14 @@ pub(super) enum Failure {
     Passing { error: FetchError, wait: Option<Duration> },
 }
 
+impl Failure {
+    /// A fault of the network or the server that another try may not meet.
+    pub(super) fn passing(name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let error = FetchError::Network { name: name.to_owned(), source: source.into() };
+        Failure::Passing { error, wait: None }
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Failure::Final(FetchError::Io(error))
@@ -230,10 +238,7 @@ impl Downloader {
         if let Some(token) = &download.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let response = request.call().map_err(|error| Failure::Passing {
-            error: FetchError::Network { name: download.name.clone(), source: Box::new(error) },
-            wait: None,
-        })?;
+        let response = request.call().map_err(|error| Failure::passing(&download.name, error))?;
         let total = match accept(download, &response, file, &mut start)? {
             Answer::Complete => return Ok(()),
             Answer::Follows(total) => total,
@@ -249,10 +254,7 @@ impl Downloader {
         start: u64,
         total: Option<u64>,
     ) -> Result<(), Failure> {
-        let passing = |source: Box<dyn std::error::Error + Send + Sync>| Failure::Passing {
-            error: FetchError::Network { name: download.name.clone(), source },
-            wait: None,
-        };
+        let name = &download.name;
         let limit = download.size.or(total);
         let mut reader = response.into_body().into_reader();
         let mut done = start;
@@ -263,7 +265,7 @@ impl Downloader {
             let read = match reader.read(&mut buffer) {
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(passing(Box::new(error))),
+                Err(error) => return Err(Failure::passing(name, error)),
             };
             if read == 0 {
                 break;
@@ -271,13 +273,15 @@ impl Downloader {
             done += read as u64;
             if limit.is_some_and(|limit| done > limit) {
                 file.set_len(0)?;
-                return Err(passing("the server sends more than it announced".into()));
+                return Err(Failure::passing(name, "the server sends more than it announced"));
             }
             file.write_all(&buffer[..read])?;
             self.progress.event(Event::TransferAt { name: &download.name, done });
         }
         match limit {
-            Some(limit) if done < limit => Err(passing(format!("connection closed at {done} of {limit} bytes").into())),
+            Some(limit) if done < limit => {
+                Err(Failure::passing(name, format!("connection closed at {done} of {limit} bytes")))
+            }
             _ => Ok(()),
         }
     }
@@ -307,13 +311,7 @@ fn accept(download: &Download, response: &Response<Body>, file: &mut File, start
                 _ => {
                     // Bytes of some other place: nothing of this part file can be trusted.
                     file.set_len(0)?;
-                    Err(Failure::Passing {
-                        error: FetchError::Network {
-                            name: download.name.clone(),
-                            source: "the server answers with another range than asked".into(),
-                        },
-                        wait: None,
-                    })
+                    Err(Failure::passing(&download.name, "the server answers with another range than asked"))
                 }
             }
         }

@@ -183,10 +183,7 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
 }
 
 fn request_info(api: &ApiRepo, name: &str) -> Result<String, Failure> {
-    let passing = |error: ureq::Error| Failure::Passing {
-        error: FetchError::Network { name: name.to_owned(), source: Box::new(error) },
-        wait: None,
-    };
+    let passing = |error: ureq::Error| Failure::passing(name, error);
     let mut response = api
         .info_request()
         .query("blobs", "true")

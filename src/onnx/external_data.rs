@@ -9,7 +9,7 @@ fn location(tensor: &TensorProto) -> Option<&str> {
     if tensor.data_location.enum_value_or_default() != DataLocation::EXTERNAL {
         return None;
     }
-    let entry = tensor.external_data.iter().find(|entry| entry.key.as_str() == "location");
+    let entry = tensor.external_data.iter().find(|entry| entry.key == "location");
     Some(entry.map_or("", |entry| entry.value.as_str()))
 }
 
@@ -26,10 +26,7 @@ pub(super) fn check(model: &ModelProto) -> Result<(), String> {
         if let Some(location) = location(tensor)
             && !is_contained(location)
         {
-            return Err(format!(
-                "tensor `{}` keeps its data in `{location}`, outside the model's folder",
-                tensor.name.as_str()
-            ));
+            return Err(format!("tensor `{}` keeps its data in `{location}`, outside the model's folder", tensor.name));
         }
     }
     Ok(())

@@ -101,7 +101,7 @@ impl Model {
                     let name = node.name.as_str();
                     return Err(format!(
                         "node #{index} '{name}' ({}) reads `{input}`, which nothing produces",
-                        node.op_type.as_str()
+                        node.op_type
                     ));
                 }
             }
@@ -178,8 +178,8 @@ impl Model {
     }
 
     /// What a TensorRT whose parser knows opsets up to `newest` would silently get wrong.
-    pub fn complaints(&self, newest: i64) -> Vec<String> {
-        check::complaints(&self.proto, newest)
+    pub fn complaint(&self, newest: i64) -> Option<String> {
+        check::complaint(self, newest)
     }
 
     /// Spells out optional attributes some runtimes cannot infer; tells whether any was missing.
@@ -225,9 +225,7 @@ impl Model {
                 .iter()
                 .map(|opset| (opset.domain.as_str().to_owned(), opset.version))
                 .collect(),
-            producer: format!("{} {}", self.proto.producer_name.as_str(), self.proto.producer_version.as_str())
-                .trim()
-                .to_owned(),
+            producer: format!("{} {}", self.proto.producer_name, self.proto.producer_version).trim().to_owned(),
             inputs: self.inputs()?,
             outputs: self.outputs()?,
             operators,

@@ -19,7 +19,7 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>)
     let graph = model.graph.as_mut().ok_or("no graph")?;
     let mut symbols: HashMap<String, usize> = HashMap::new();
     for (name, shape) in shapes {
-        let input = graph.input.iter_mut().find(|input| input.name.as_str() == name);
+        let input = graph.input.iter_mut().find(|input| input.name == *name);
         let input = input.ok_or_else(|| format!("has no input `{name}`"))?;
         let dims = dims(input).ok_or_else(|| format!("input `{name}` has no shape"))?;
         if dims.len() != shape.len() {

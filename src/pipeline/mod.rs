@@ -94,8 +94,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     }
     let folder = context.output.join(&plan.name);
     sweep(&folder)?;
-    let fetched = context.fetcher.fetch(&plan.source, lock)?;
-    lock.save()?;
+    let fetched = fetch(plan, &context.fetcher, lock)?;
     let file = match &plan.source {
         SourcePlan::Hub { file, .. } => file.as_deref(),
         _ => None,
@@ -103,7 +102,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let path = fetched.only("onnx", file).map_err(|message| anyhow::anyhow!("{}: {message}", plan.name))?.path.clone();
     let tensorrt = TensorRt::open()?;
     let mut model = Model::load(&path)?;
-    if let Some(complaint) = model.complaints(tensorrt.version.newest_opset()).first().filter(|_| !context.force) {
+    if let Some(complaint) = model.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
         bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", path.display())));
     }
     model.spell_out();
@@ -264,7 +263,7 @@ pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
     }
 }
 
-/// Fetches without building: for `fetch`.
+/// Brings a plan's source here and records what was pinned.
 pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
     let fetched = fetcher.fetch(&plan.source, lock)?;
     lock.save()?;

@@ -31,6 +31,13 @@ pub fn output(command: &mut Command) -> (i32, String, String) {
     (output.status.code().unwrap_or(-1), text(output.stdout), text(output.stderr))
 }
 
+/// Writes `NAME.onnx` and a recipe `NAME.yaml` that builds it.
+pub fn onnx_recipe(folder: &Path, name: &str, model: &watus_build::onnx::Model) {
+    std::fs::write(folder.join(format!("{name}.onnx")), model.to_bytes().expect("a model")).expect("a scratch folder");
+    let recipe = format!("version: 1\nname: {name}\nkind: onnx\nsource: {{ path: {name}.onnx }}\n");
+    std::fs::write(folder.join(format!("{name}.yaml")), recipe).expect("a scratch folder");
+}
+
 /// Whether TensorRT can build here. Where it cannot, the test says that it was skipped; in CI that is a failure.
 pub fn tensorrt_or_skip(test: &str) -> bool {
     match TensorRt::open() {

@@ -10,14 +10,13 @@ use super::observer::BuildObserver;
 
 #[cxx::bridge(namespace = "watus")]
 pub mod bridge {
-    /// The TensorRT headers the shim was compiled against.
+    /// A TensorRT version: of the headers the shim was compiled against, or of a library.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-    struct HeaderInfo {
+    struct VersionInfo {
         is_rtx: bool,
-        major: i32,
-        minor: i32,
-        patch: i32,
-        has_progress: bool,
+        major: u32,
+        minor: u32,
+        patch: u32,
     }
 
     /// Shape range of one dynamic input.
@@ -71,8 +70,8 @@ pub mod bridge {
         type Plan;
         type Session;
 
-        fn header_info() -> HeaderInfo;
-        fn library_version(core_path: &str) -> Result<i32>;
+        fn header_version() -> VersionInfo;
+        fn library_version(core_path: &str) -> Result<VersionInfo>;
         fn open_library(core_path: &str, parser_path: &str, plugin_path: &str) -> Result<UniquePtr<Library>>;
         fn build_plan(library: &Library, options: &BuildOptions, observer: &BuildObserver) -> Result<UniquePtr<Plan>>;
         fn load_plan(library: &Library, plan: &[u8], tf32: bool) -> Result<UniquePtr<Session>>;

@@ -128,30 +128,22 @@ mod present {
         }
     }
 
-    fn unsigned(value: i32) -> u32 {
-        u32::try_from(value).unwrap_or(0)
+    impl From<bridge::VersionInfo> for Version {
+        fn from(info: bridge::VersionInfo) -> Self {
+            let bridge::VersionInfo { is_rtx, major, minor, patch } = info;
+            Self { family: if is_rtx { Family::Rtx } else { Family::Enterprise }, major, minor, patch }
+        }
     }
 
     /// The headers this binary was compiled against.
     pub fn header_version() -> Option<Version> {
-        let info = bridge::header_info();
-        let family = if info.is_rtx { Family::Rtx } else { Family::Enterprise };
-        let (major, minor, patch) = (unsigned(info.major), unsigned(info.minor), unsigned(info.patch));
-        Some(Version { family, major, minor, patch })
+        Some(bridge::header_version().into())
     }
 
-    /// The version a library file reports, in the header's family.
+    /// The version a library file reports.
     pub fn probe(path: &Path) -> Result<Version, BackendError> {
-        let number =
-            bridge::library_version(&path.to_string_lossy()).map_err(|error| unavailable(&error.to_string()))?;
-        let number = unsigned(number);
-        let (major, minor, patch) = if number < 10_000 {
-            (number / 1000, number / 100 % 10, number % 100)
-        } else {
-            (number / 10_000, number / 100 % 100, number % 100)
-        };
-        let family = if major == 1 { Family::Rtx } else { Family::Enterprise };
-        Ok(Version { family, major, minor, patch })
+        let version = bridge::library_version(&path.to_string_lossy());
+        version.map(Version::from).map_err(|error| unavailable(&error.to_string()))
     }
 
     fn unavailable(what: &str) -> BackendError {

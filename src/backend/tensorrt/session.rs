@@ -62,49 +62,32 @@ impl TrtSession {
         Ok(Self { version, device, inputs, outputs, buffers: HashMap::new(), session })
     }
 
-    fn session(&mut self) -> std::pin::Pin<&mut bridge::Session> {
-        self.session.pin_mut()
-    }
-
     /// Sets shapes and addresses and sizes the buffers; returns the outputs, still zero.
     fn bind(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        for (spec, tensor) in self.inputs.clone().iter().zip(inputs) {
+        let Self { device, inputs: input_specs, outputs: output_specs, buffers, session, .. } = self;
+        for (spec, tensor) in input_specs.iter().zip(inputs) {
             let dims: Vec<i64> = tensor.shape().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
-            let address = self.place(&spec.name, tensor.bytes().len())?;
-            self.session()
+            let address = place(device, buffers, &spec.name, tensor.bytes().len())?;
+            session
+                .pin_mut()
                 .bind(&spec.name, &dims, address)
                 .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.to_string() })?;
         }
-        let mut outputs = Vec::with_capacity(self.outputs.len());
-        for spec in self.outputs.clone() {
-            let dims = self.session.tensor_shape(&spec.name).map_err(run_error)?;
+        let mut outputs = Vec::with_capacity(output_specs.len());
+        for spec in output_specs.iter() {
+            let dims = session.tensor_shape(&spec.name).map_err(run_error)?;
             let shape = dims.iter().map(|dim| usize::try_from(*dim)).collect::<Result<Vec<_>, _>>();
             let shape =
                 shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
             let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
             let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
-            let address = self.place(&spec.name, bytes)?;
-            self.session().bind(&spec.name, &[], address).map_err(run_error)?;
+            let address = place(device, buffers, &spec.name, bytes)?;
+            session.pin_mut().bind(&spec.name, &[], address).map_err(run_error)?;
             let tensor = Tensor::zeros(spec.dtype, shape);
             outputs.push(tensor.ok_or_else(|| run_error(format!("output {spec} has a type the host cannot hold")))?);
         }
         Ok(outputs)
-    }
-
-    /// Gives a tensor `bytes` of device memory (at least one, so that it has an address) and returns the address.
-    fn place(&mut self, name: &str, bytes: usize) -> Result<usize, BackendError> {
-        let stream = &self.device.stream;
-        if self.buffers.get(name).is_none_or(|buffer| buffer.len() < bytes) {
-            let memory =
-                |error: DriverError| run_error(format!("no device memory for `{name}` ({bytes} bytes): {error}"));
-            // Poison: an output TensorRT fails to write must not look like an answer. All ones is a NaN.
-            let mut buffer = stream.alloc_zeros::<u8>(bytes.max(1)).map_err(memory)?;
-            stream.memcpy_htod(&vec![0xff_u8; bytes.max(1)], &mut buffer).map_err(memory)?;
-            self.buffers.insert(name.to_owned(), buffer);
-        }
-        let buffer = self.buffers.get(name).ok_or_else(|| run_error(format!("no buffer for `{name}`")))?;
-        usize::try_from(buffer.device_ptr(stream).0).map_err(run_error)
     }
 
     fn upload(&mut self, inputs: &[Tensor]) -> Result<(), BackendError> {
@@ -132,8 +115,27 @@ impl TrtSession {
 
     fn enqueue(&mut self) -> Result<(), BackendError> {
         let stream = self.device.stream.cu_stream() as usize;
-        self.session().enqueue(stream).map_err(run_error)
+        self.session.pin_mut().enqueue(stream).map_err(run_error)
     }
+}
+
+/// Gives a tensor `bytes` of device memory (at least one, so that it has an address) and returns the address.
+fn place(
+    device: &Device,
+    buffers: &mut HashMap<String, CudaSlice<u8>>,
+    name: &str,
+    bytes: usize,
+) -> Result<usize, BackendError> {
+    let stream = &device.stream;
+    if buffers.get(name).is_none_or(|buffer| buffer.len() < bytes) {
+        // Poison: an output TensorRT fails to write must not look like an answer. All ones is a NaN.
+        let buffer = stream.clone_htod(&vec![0xff_u8; bytes.max(1)]).map_err(|error: DriverError| {
+            run_error(format!("no device memory for `{name}` ({bytes} bytes): {error}"))
+        })?;
+        buffers.insert(name.to_owned(), buffer);
+    }
+    let buffer = buffers.get(name).ok_or_else(|| run_error(format!("no buffer for `{name}`")))?;
+    usize::try_from(buffer.device_ptr(stream).0).map_err(run_error)
 }
 
 impl Session for TrtSession {
