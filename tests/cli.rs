@@ -195,6 +195,11 @@ fn verify_finds_damage_and_tells_unproved_from_proved() {
     let (code, stdout, _) = verify(&[]);
     assert_eq!((code, stdout.contains("not proved: its execution was not checked")), (0, !gpu), "{stdout}");
     assert_eq!(verify(&["--require-execution"]).0, if gpu { 0 } else { 7 });
+    if !gpu {
+        let (code, _, stderr) =
+            output(watus(scratch.path()).args(["run", "--backend", "tensorrt"]).arg(&engine).arg("face.png"));
+        assert_eq!((code, stderr.contains("hint: `watus-build doctor` tells why")), (8, true), "{stderr}");
+    }
 
     let plan = engine.join("tiny.engine");
     let intact = fs::read(&plan).unwrap();

@@ -20,6 +20,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
+use crate::backend::BackendError;
 use crate::progress::Progress;
 use crate::worker;
 
@@ -100,6 +101,12 @@ fn report(error: &anyhow::Error) {
         }
     }
     eprintln!("error: {text}");
+    // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
+    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(BackendError::NoDevice(_)))) {
+        eprintln!(
+            "  hint: `watus-build doctor` tells why; `run` and `bench` compute without a GPU with `--backend cpu`"
+        );
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
