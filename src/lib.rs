@@ -18,9 +18,12 @@
 pub mod artifact;
 pub mod backend;
 pub mod bench;
+pub mod checkpoint;
 pub mod cli;
+pub mod convert;
 pub mod doctor;
 pub mod fetch;
+pub mod llm;
 pub mod manifest;
 pub mod memory;
 pub mod onnx;

@@ -17,7 +17,7 @@ use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
 
-fn info() -> BackendInfo {
+pub(crate) fn info() -> BackendInfo {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     BackendInfo { name: "CPU reference (rten)".to_owned(), device: format!("{threads} threads") }
 }
@@ -54,6 +54,72 @@ impl Backend for Cpu {
             specs.iter().map(id).collect::<Result<Vec<NodeId>, _>>()
         };
         Ok(Box::new(CpuSession { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, outputs, model }))
+    }
+}
+
+/// Host floats given to a [`Program`] without a copy.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand<'a> {
+    /// Dimensions as the graph wants them.
+    pub shape: &'a [usize],
+    /// Row-major, or for a transposed matrix its transpose.
+    pub data: &'a [f32],
+    /// The matrix lies in memory as [columns, rows].
+    pub transposed: bool,
+}
+
+/// A float32 graph run on borrowed operands: for callers that keep weights and caches themselves.
+pub struct Program {
+    model: Model,
+    inputs: Vec<TensorSpec>,
+    input_ids: Vec<NodeId>,
+    output_ids: Vec<NodeId>,
+}
+
+impl Program {
+    /// Prepares a graph whose inputs and outputs are float32 (or float16, computed in float32).
+    pub fn new(graph: &onnx::Model) -> Result<Self, BackendError> {
+        let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("CPU reference: {error}"));
+        let bytes = graph.to_bytes().map_err(|error| load(&error))?;
+        let model = ModelOptions::with_all_ops().load(bytes).map_err(|error| load(&error))?;
+        let ids = |specs: &[TensorSpec]| -> Result<Vec<NodeId>, BackendError> {
+            specs.iter().map(|spec| model.node_id(&spec.name).map_err(|error| load(&error))).collect()
+        };
+        let inputs = graph.inputs().map_err(|error| load(&error))?;
+        let outputs = graph.outputs().map_err(|error| load(&error))?;
+        Ok(Self { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, model })
+    }
+
+    /// Runs on `operands`, in the order of the graph's inputs; returns the outputs' values in order.
+    pub fn run(&self, operands: &[Operand<'_>]) -> Result<Vec<Vec<f32>>, BackendError> {
+        if operands.len() != self.inputs.len() {
+            let message = format!("the graph has {} inputs, {} were given", self.inputs.len(), operands.len());
+            return Err(BackendError::Run(message));
+        }
+        let mut values = Vec::with_capacity(operands.len());
+        for ((id, spec), operand) in self.input_ids.iter().zip(&self.inputs).zip(operands) {
+            let wrong = |message: String| BackendError::Input { name: spec.name.clone(), message };
+            if !spec.accepts(operand.shape) {
+                return Err(wrong(format!("got {:?}, the graph wants {spec}", operand.shape)));
+            }
+            let mut stored = operand.shape.to_vec();
+            if operand.transposed {
+                stored.reverse();
+            }
+            let view = rten_tensor::TensorView::try_from_data(stored.as_slice(), operand.data);
+            let mut view = view.map_err(|error| wrong(error.to_string()))?;
+            if operand.transposed {
+                view.transpose();
+            }
+            values.push((*id, ValueOrView::from(view)));
+        }
+        let results = self.model.run(values, &self.output_ids, None);
+        let results = results.map_err(|error| BackendError::Run(format!("CPU reference: {error}")))?;
+        let floats = |value: Value| match value {
+            Value::FloatTensor(tensor) => Ok(tensor.into_data()),
+            other => Err(BackendError::Run(format!("CPU reference: an output came back as {:?}", other.dtype()))),
+        };
+        results.into_iter().map(floats).collect()
     }
 }
 

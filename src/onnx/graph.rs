@@ -7,8 +7,8 @@ use std::path::Path;
 
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value};
 use onnx_protobuf::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, type_proto,
 };
 
 use super::{Model, OnnxError, elem_type};
@@ -48,6 +48,22 @@ impl From<&str> for Attribute {
     }
 }
 
+/// Bytes of a file beside the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct External {
+    /// Path relative to the model.
+    pub location: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes.
+    pub length: u64,
+}
+
+/// ONNX's number of an element type, for `Cast`.
+pub fn type_number(dtype: DType) -> i64 {
+    i64::from(elem_type(dtype) as i32)
+}
+
 /// A graph under construction.
 #[derive(Debug)]
 pub struct GraphBuilder {
@@ -84,6 +100,32 @@ impl GraphBuilder {
             ..TensorProto::default()
         });
         name.to_owned()
+    }
+
+    /// Adds a constant tensor whose data lie in another file.
+    pub fn external_initializer(&mut self, name: &str, dtype: DType, shape: &[usize], data: &External) {
+        let entry = |key: &str, value: String| StringStringEntryProto {
+            key: key.to_owned(),
+            value,
+            ..StringStringEntryProto::default()
+        };
+        self.graph.initializer.push(TensorProto {
+            name: name.to_owned(),
+            dims: shape.iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect(),
+            data_type: elem_type(dtype) as i32,
+            data_location: DataLocation::EXTERNAL.into(),
+            external_data: vec![
+                entry("location", data.location.clone()),
+                entry("offset", data.offset.to_string()),
+                entry("length", data.length.to_string()),
+            ],
+            ..TensorProto::default()
+        });
+    }
+
+    /// Whether a constant of this name was added.
+    pub fn has_initializer(&self, name: &str) -> bool {
+        self.graph.initializer.iter().any(|tensor| tensor.name == name)
     }
 
     /// Adds a one-dimensional int64 constant: shapes, axes, slice bounds.
@@ -140,7 +182,8 @@ impl GraphBuilder {
         Ok(model)
     }
 
-    fn fresh(&mut self, stem: &str) -> String {
+    /// A name nothing has yet.
+    pub fn fresh(&mut self, stem: &str) -> String {
         self.fresh += 1;
         format!("{stem}_{}", self.fresh)
     }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use onnx_protobuf::{Message, ModelProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
-pub use graph::{Attribute, GraphBuilder};
+pub use graph::{Attribute, External, GraphBuilder, type_number};
 
 use crate::tensor::{DType, TensorSpec};
 

@@ -1,0 +1,260 @@
+//! GGUF files: header, metadata, tensor directory (ggml, docs/gguf.md, versions 2 and 3, little endian).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::encoding::Encoding;
+use super::mapped::Mapped;
+use super::{CheckpointError, Entry};
+
+/// A metadata value.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub enum MetadataValue {
+    Integer(i64),
+    Float(f64),
+    Bool(bool),
+    Text(String),
+    Integers(Vec<i64>),
+    Floats(Vec<f64>),
+    Texts(Vec<String>),
+}
+
+/// A file's metadata.
+#[derive(Debug, Clone, Default)]
+pub struct Gguf {
+    /// By key, e.g. "llama.block_count".
+    pub metadata: BTreeMap<String, MetadataValue>,
+}
+
+const MAGIC: &[u8; 4] = b"GGUF";
+/// No model has more tensors or keys; a count above is damage.
+const COUNT_LIMIT: u64 = 1 << 20;
+
+impl Gguf {
+    /// Whether a file begins like one.
+    pub fn is_one(path: &Path) -> bool {
+        let mut magic = [0; 4];
+        File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == MAGIC
+    }
+
+    /// A text.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        match self.metadata.get(key)? {
+            MetadataValue::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A whole number.
+    pub fn integer(&self, key: &str) -> Option<i64> {
+        match self.metadata.get(key)? {
+            MetadataValue::Integer(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// A number.
+    pub fn float(&self, key: &str) -> Option<f64> {
+        match self.metadata.get(key)? {
+            MetadataValue::Float(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// A truth value.
+    pub fn flag(&self, key: &str) -> Option<bool> {
+        match self.metadata.get(key)? {
+            MetadataValue::Bool(value) => Some(*value),
+            _ => None,
+        }
+    }
+
+    /// A list of texts.
+    pub fn texts(&self, key: &str) -> Option<&[String]> {
+        match self.metadata.get(key)? {
+            MetadataValue::Texts(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// A list of whole numbers.
+    pub fn integers(&self, key: &str) -> Option<&[i64]> {
+        match self.metadata.get(key)? {
+            MetadataValue::Integers(values) => Some(values),
+            _ => None,
+        }
+    }
+
+    /// A list of numbers.
+    pub fn floats(&self, key: &str) -> Option<&[f64]> {
+        match self.metadata.get(key)? {
+            MetadataValue::Floats(values) => Some(values),
+            _ => None,
+        }
+    }
+}
+
+struct Reader<'a> {
+    rest: &'a [u8],
+}
+
+type Parsed<T> = Result<T, String>;
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, count: usize) -> Parsed<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or("truncated: the header ends beyond the file")?;
+        self.rest = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
+        self.take(N)?.try_into().map_err(|_| "truncated".to_owned())
+    }
+
+    fn u32(&mut self) -> Parsed<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Parsed<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn size(&mut self) -> Parsed<usize> {
+        usize::try_from(self.u64()?).map_err(|_| "a size is out of range".to_owned())
+    }
+
+    fn text(&mut self) -> Parsed<String> {
+        let length = self.size()?;
+        // Some vocabularies hold tokens that are not UTF-8; they keep their place.
+        Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
+    }
+
+    fn scalar(&mut self, kind: u32) -> Parsed<MetadataValue> {
+        use MetadataValue::{Bool, Float, Integer, Text};
+        Ok(match kind {
+            0 => Integer(i64::from(u8::from_le_bytes(self.array()?))),
+            1 => Integer(i64::from(i8::from_le_bytes(self.array()?))),
+            2 => Integer(i64::from(u16::from_le_bytes(self.array()?))),
+            3 => Integer(i64::from(i16::from_le_bytes(self.array()?))),
+            4 => Integer(i64::from(self.u32()?)),
+            5 => Integer(i64::from(i32::from_le_bytes(self.array()?))),
+            6 => Float(f64::from(f32::from_le_bytes(self.array()?))),
+            7 => Bool(self.array::<1>()? != [0]),
+            8 => Text(self.text()?),
+            10 => Integer(i64::try_from(self.u64()?).unwrap_or(i64::MAX)),
+            11 => Integer(i64::from_le_bytes(self.array()?)),
+            12 => Float(f64::from_le_bytes(self.array()?)),
+            other => return Err(format!("metadata type {other} is unknown")),
+        })
+    }
+
+    fn value(&mut self) -> Parsed<MetadataValue> {
+        let kind = self.u32()?;
+        if kind != 9 {
+            return self.scalar(kind);
+        }
+        let (kind, count) = (self.u32()?, self.size()?);
+        // An element takes a byte or more: a count beyond the file is damage, not a reason to allocate.
+        if count > self.rest.len() {
+            return Err("truncated: a list ends beyond the file".to_owned());
+        }
+        let (mut integers, mut floats, mut texts) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..count {
+            match self.scalar(kind)? {
+                MetadataValue::Integer(value) => integers.push(value),
+                MetadataValue::Bool(value) => integers.push(i64::from(value)),
+                MetadataValue::Float(value) => floats.push(value),
+                MetadataValue::Text(value) => texts.push(value),
+                _ => return Err("a list of lists".to_owned()),
+            }
+        }
+        Ok(match kind {
+            6 | 12 => MetadataValue::Floats(floats),
+            8 => MetadataValue::Texts(texts),
+            _ => MetadataValue::Integers(integers),
+        })
+    }
+}
+
+/// Metadata and tensors under their own names.
+pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
+    parse_bytes(file.bytes()).map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))
+}
+
+fn parse_bytes(bytes: &[u8]) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
+    let mut reader = Reader { rest: bytes };
+    if reader.take(4)? != MAGIC {
+        return Err("it does not begin with `GGUF`".to_owned());
+    }
+    let version = reader.u32()?;
+    if !(2..=3).contains(&version) {
+        return Err(format!("version {version} is not supported (2 and 3 are)"));
+    }
+    let (tensor_count, key_count) = (reader.u64()?, reader.u64()?);
+    if tensor_count > COUNT_LIMIT || key_count > COUNT_LIMIT {
+        return Err(format!("{tensor_count} tensors and {key_count} keys make no sense"));
+    }
+    let mut gguf = Gguf::default();
+    for _ in 0..key_count {
+        let key = reader.text()?;
+        let value = reader.value().map_err(|message| format!("key `{key}`: {message}"))?;
+        gguf.metadata.insert(key, value);
+    }
+    let mut tensors = Vec::new();
+    for _ in 0..tensor_count {
+        let name = reader.text()?;
+        let rank = reader.u32()?;
+        if rank > 4 {
+            return Err(format!("tensor `{name}` has {rank} dimensions"));
+        }
+        // GGUF lists the innermost dimension first.
+        let mut shape = (0..rank).map(|_| reader.size()).collect::<Parsed<Vec<usize>>>()?;
+        shape.reverse();
+        let number = reader.u32()?;
+        let encoding = Encoding::from_ggml(number).ok_or_else(|| ggml_name(number));
+        let offset = reader.size()?;
+        let columns = shape.last().copied().unwrap_or(1);
+        let rows = crate::tensor::element_count(&shape).map(|count| count / columns.max(1));
+        let row = encoding.as_ref().map_or(Some(0), |encoding| encoding.row_bytes(columns));
+        let size = rows.zip(row).and_then(|(rows, row)| rows.checked_mul(row));
+        let size = size.ok_or_else(|| format!("tensor `{name}`: shape {shape:?} does not fit its type"))?;
+        tensors.push((name, Entry { file: 0, offset, bytes: size, shape, encoding, interleaved_heads: None }));
+    }
+    let alignment = gguf.integer("general.alignment").unwrap_or(32);
+    let alignment = usize::try_from(alignment).ok().filter(|alignment| alignment.is_power_of_two());
+    let alignment = alignment.ok_or("general.alignment is not a power of two")?;
+    let data = (bytes.len() - reader.rest.len()).next_multiple_of(alignment);
+    for (name, entry) in &mut tensors {
+        let start = data.checked_add(entry.offset);
+        let end = start.and_then(|start| start.checked_add(entry.bytes)).filter(|end| *end <= bytes.len());
+        let (Some(start), Some(_)) = (start, end) else {
+            return Err(format!("truncated: tensor `{name}` ends beyond the file; fetch it again"));
+        };
+        entry.offset = start;
+    }
+    Ok((gguf, tensors))
+}
+
+/// ggml's name of a type we do not read.
+fn ggml_name(number: u32) -> String {
+    let name = match number {
+        9 => "Q8_1",
+        10 => "Q2_K",
+        11 => "Q3_K",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        20 => "IQ4_NL",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        23 => "IQ4_XS",
+        39 => "MXFP4",
+        _ => return format!("ggml {number}"),
+    };
+    format!("{name} (read are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K)")
+}

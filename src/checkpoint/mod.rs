@@ -1,0 +1,287 @@
+//! Checkpoints as they are published: safetensors folders and GGUF files, mapped and never copied.
+//!
+//! In: paths of files that were fetched. Out: a [`Checkpoint`]: named tensors under the names `transformers` uses, and
+//! the configuration as its config.json would say it. GGUF's own names and keys are translated in `gguf_names.rs`, so
+//! nothing downstream knows where a model came from. All of it is hostile until checked.
+#![deny(clippy::as_conversions)]
+
+mod encoding;
+mod gguf;
+mod gguf_names;
+mod mapped;
+mod safetensors;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+pub use encoding::Encoding;
+pub use gguf::{Gguf, MetadataValue};
+pub use mapped::Mapped;
+
+/// What is wrong with a checkpoint, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {message}", path.display())]
+pub struct CheckpointError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+impl CheckpointError {
+    /// Something wrong in `path`.
+    pub fn new(path: &Path, message: impl Into<String>) -> Self {
+        Self { path: path.to_owned(), message: message.into() }
+    }
+}
+
+/// Where a tensor lies.
+#[derive(Debug, Clone)]
+struct Entry {
+    file: usize,
+    offset: usize,
+    bytes: usize,
+    /// Outermost dimension first, as `transformers` has it.
+    shape: Vec<usize>,
+    /// Or the name of an encoding we do not read.
+    encoding: Result<Encoding, String>,
+    /// GGUF keeps the rows of Llama's q and k so that rotary pairs lie side by side, for this many heads; see
+    /// [`View::source_row`].
+    interleaved_heads: Option<usize>,
+}
+
+/// A tensor in the mapped file.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Name, for messages.
+    pub name: &'a str,
+    /// Outermost dimension first.
+    pub shape: &'a [usize],
+    /// How elements are stored.
+    pub encoding: Encoding,
+    /// All of them.
+    pub bytes: &'a [u8],
+    /// File it is in, its index in [`Checkpoint::files`].
+    pub file: usize,
+    /// Where in the file.
+    pub offset: usize,
+    interleaved_heads: Option<usize>,
+}
+
+impl View<'_> {
+    /// Rows: all dimensions but the last. A vector is one row.
+    pub fn rows(&self) -> usize {
+        self.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
+    }
+
+    /// Elements in a row.
+    pub fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Whether rows lie in the file in the order they are read.
+    pub fn is_in_order(&self) -> bool {
+        self.interleaved_heads.is_none()
+    }
+
+    /// Row of the file that is row `row` of the tensor. llama.cpp stores each head's rotary halves (i, i + d/2) as
+    /// neighbours (2i, 2i + 1) (`convert_hf_to_gguf.py`, `LlamaModel.permute`); this undoes it.
+    fn source_row(&self, row: usize) -> usize {
+        let Some(heads) = self.interleaved_heads else { return row };
+        let size = self.rows() / heads;
+        let (head, within) = (row / size, row % size);
+        let (half, index) = (within / (size / 2), within % (size / 2));
+        head * size + 2 * index + half
+    }
+
+    /// Bytes of one row.
+    pub fn row(&self, row: usize) -> &[u8] {
+        let size = self.bytes.len() / self.rows();
+        &self.bytes[self.source_row(row) * size..][..size]
+    }
+
+    /// Decodes rows `first..` into `out`, as many as fit, on all cores.
+    pub fn read(&self, first: usize, out: &mut [f32]) {
+        let columns = self.columns();
+        out.par_chunks_mut(columns)
+            .enumerate()
+            .with_min_len(16)
+            .for_each(|(index, out)| self.encoding.decode(self.row(first + index), out));
+    }
+}
+
+/// A model's tensors and configuration.
+#[derive(Debug)]
+pub struct Checkpoint {
+    files: Vec<Mapped>,
+    tensors: BTreeMap<String, Entry>,
+    /// What config.json says, or what the GGUF's metadata say in its words.
+    pub config: Value,
+    /// Where [`Checkpoint::config`] came from.
+    pub config_path: PathBuf,
+    /// For a GGUF: its metadata, which hold tokenizer and template too.
+    pub gguf: Option<Gguf>,
+}
+
+/// Configurations are pages; larger ones are something else.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Reads a JSON file of at most 16 MB.
+pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
+    let fail = |message: String| CheckpointError::new(path, message);
+    let size = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
+    if size > CONFIG_LIMIT {
+        return Err(fail("too long for a configuration".to_owned()));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    serde_json::from_str(&text).map_err(|error| fail(format!("not JSON: {error}")))
+}
+
+impl Checkpoint {
+    /// Maps a checkpoint: one `.gguf` file, or `config.json` beside `.safetensors` files.
+    pub fn open(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
+        let with = |extension: &str| -> Vec<&PathBuf> {
+            paths.iter().filter(|path| path.extension().is_some_and(|have| have == extension)).collect()
+        };
+        let folder = || paths.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
+        // Blobs of an Ollama store have no extension; their first bytes tell.
+        if let [path] = paths
+            && (path.extension().is_none_or(|extension| extension != "safetensors") && Gguf::is_one(path))
+        {
+            return Self::open_gguf(path);
+        }
+        match (&with("gguf")[..], &with("safetensors")[..]) {
+            ([gguf], []) => Self::open_gguf(gguf),
+            ([], shards @ [_, ..]) => Self::open_safetensors(paths, shards),
+            ([], []) => {
+                let help = "no .safetensors and no .gguf file\n  hint: PyTorch .bin checkpoints are not read; most \
+                            repositories have a safetensors version (`revision: refs/convert/…` or a sibling)";
+                Err(CheckpointError::new(folder(), help))
+            }
+            (several, _) => {
+                let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
+                let message = format!("which of these is the model? {}", names.join(", "));
+                Err(CheckpointError::new(folder(), format!("{message}\n  hint: name one with `file:` or `files:`")))
+            }
+        }
+    }
+
+    fn open_safetensors(paths: &[PathBuf], shards: &[&PathBuf]) -> Result<Self, CheckpointError> {
+        let named = |name: &str| paths.iter().find(|path| path.file_name().is_some_and(|have| have == name));
+        let config_path = named("config.json").ok_or_else(|| {
+            let folder = shards[0].parent().unwrap_or(Path::new("."));
+            CheckpointError::new(folder, "config.json is missing: it says what the tensors mean")
+        })?;
+        let config = read_json(config_path)?;
+        // Some repositories keep a second copy of the weights (consolidated.safetensors); the index names the real ones.
+        let index = named("model.safetensors.index.json").map(|path| read_json(path)).transpose()?;
+        let wanted = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
+        let mut needed: Vec<String> = wanted
+            .into_iter()
+            .flat_map(|map| map.values().filter_map(Value::as_str).map(str::to_owned))
+            .collect();
+        needed.sort();
+        needed.dedup();
+        let name_of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if let Some(missing) = needed.iter().find(|name| !shards.iter().any(|shard| name_of(shard) == **name)) {
+            let message = format!("the index names {missing}, which is not here\n  hint: fetch the whole checkpoint");
+            return Err(CheckpointError::new(config_path.parent().unwrap_or(Path::new(".")), message));
+        }
+        let mut checkpoint = Self {
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            config,
+            config_path: config_path.clone(),
+            gguf: None,
+        };
+        for shard in shards.iter().filter(|shard| needed.is_empty() || needed.contains(&name_of(shard))) {
+            let file = Mapped::open(shard)?;
+            for (name, entry) in safetensors::entries(&file, checkpoint.files.len())? {
+                if checkpoint.tensors.insert(name.clone(), entry).is_some() {
+                    return Err(CheckpointError::new(shard, format!("tensor `{name}` is in another file too")));
+                }
+            }
+            checkpoint.files.push(file);
+        }
+        Ok(checkpoint)
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
+        let file = Mapped::open(path)?;
+        let (gguf, tensors) = gguf::parse(&file)?;
+        let translated = gguf_names::translate(&file, &gguf, tensors)?;
+        Ok(Self {
+            files: vec![file],
+            tensors: translated.tensors,
+            config: translated.config,
+            config_path: path.to_owned(),
+            gguf: Some(gguf),
+        })
+    }
+
+    /// The mapped files.
+    pub fn files(&self) -> &[Mapped] {
+        &self.files
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor, with its encoding checked.
+    pub fn tensor(&self, name: &str) -> Result<View<'_>, CheckpointError> {
+        let Some((name, entry)) = self.tensors.get_key_value(name) else {
+            let path = self.config_path.parent().filter(|_| self.gguf.is_none()).unwrap_or(&self.config_path);
+            let message = format!("tensor `{name}` is missing\n  hint: the checkpoint is incomplete or of another kind");
+            return Err(CheckpointError::new(path, message));
+        };
+        let file = &self.files[entry.file];
+        let fail = |message: String| CheckpointError::new(file.path(), format!("tensor `{name}`: {message}"));
+        let encoding = entry.encoding.as_ref().map_err(|encoding| {
+            fail(format!("elements of type {encoding} are not supported\n  hint: take a version in float16 or bfloat16"))
+        })?;
+        let end = entry.offset.checked_add(entry.bytes);
+        let bytes = end.and_then(|end| file.bytes().get(entry.offset..end));
+        let bytes = bytes.ok_or_else(|| fail("its data ends beyond the file; fetch it again".to_owned()))?;
+        let elements = crate::tensor::element_count(&entry.shape).filter(|count| *count > 0);
+        let columns = entry.shape.last().copied().unwrap_or(1);
+        let expected = elements.and_then(|count| encoding.row_bytes(columns)?.checked_mul(count / columns));
+        if expected != Some(bytes.len()) {
+            return Err(fail(format!("shape {:?} of {encoding} does not fill {} bytes", entry.shape, bytes.len())));
+        }
+        Ok(View {
+            name,
+            shape: &entry.shape,
+            encoding: *encoding,
+            bytes,
+            file: entry.file,
+            offset: entry.offset,
+            interleaved_heads: entry.interleaved_heads,
+        })
+    }
+
+    /// Heads whose rotary halves the file keeps interleaved; see [`View`].
+    pub fn interleaved_heads(&self, name: &str) -> Option<usize> {
+        self.tensors.get(name)?.interleaved_heads
+    }
+
+    /// As [`Checkpoint::tensor`], of just this shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<View<'_>, CheckpointError> {
+        let view = self.tensor(name)?;
+        if view.shape != shape {
+            let file = self.files[view.file].path();
+            let message = format!("tensor `{name}` has shape {:?}, the configuration asks for {shape:?}", view.shape);
+            return Err(CheckpointError::new(file, message));
+        }
+        Ok(view)
+    }
+}

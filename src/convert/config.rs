@@ -1,0 +1,111 @@
+//! Reads a model's configuration: the fields of config.json, each error with file and field.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// A configuration cannot be followed.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {message}", path.display())]
+pub struct ConvertError {
+    /// config.json or the GGUF.
+    pub path: PathBuf,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// A configuration and its file's name, for messages.
+#[derive(Debug, Clone, Copy)]
+pub struct Config<'a> {
+    path: &'a Path,
+    value: &'a Value,
+}
+
+type Read<T> = Result<T, ConvertError>;
+
+/// Larger than any model's dimension; a config above it is damage and would only overflow later.
+const SIZE_LIMIT: u64 = 1 << 28;
+
+impl<'a> Config<'a> {
+    /// `value` as read from `path`.
+    pub fn new(path: &'a Path, value: &'a Value) -> Self {
+        Self { path, value }
+    }
+
+    /// Other fields of the same file.
+    pub fn with<'b>(&self, value: &'b Value) -> Config<'b>
+    where
+        'a: 'b,
+    {
+        Config { path: self.path, value }
+    }
+
+    /// All fields.
+    pub fn fields(&self) -> serde_json::Map<String, Value> {
+        self.value.as_object().cloned().unwrap_or_default()
+    }
+
+    /// An error about this file.
+    pub fn error(&self, message: impl Into<String>) -> ConvertError {
+        ConvertError { path: self.path.to_owned(), message: message.into() }
+    }
+
+    /// A field that is there and not null.
+    pub fn get(&self, field: &str) -> Option<&'a Value> {
+        self.value.get(field).filter(|value| !value.is_null())
+    }
+
+    /// An object within.
+    pub fn within(&self, field: &str) -> Option<Config<'a>> {
+        self.get(field).filter(|value| value.is_object()).map(|value| Config { path: self.path, value })
+    }
+
+    /// A positive whole number, if there.
+    pub fn optional_size(&self, field: &str) -> Read<Option<usize>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let size = value.as_u64().filter(|size| (1..SIZE_LIMIT).contains(size)).and_then(|size| usize::try_from(size).ok());
+        size.map(Some).ok_or_else(|| self.error(format!("`{field}` is {value}, which is no size")))
+    }
+
+    /// A positive whole number.
+    pub fn size(&self, field: &str) -> Read<usize> {
+        self.optional_size(field)?.ok_or_else(|| self.error(format!("`{field}` is missing")))
+    }
+
+    /// A finite number, if there.
+    pub fn optional_number(&self, field: &str) -> Read<Option<f64>> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let number = value.as_f64().filter(|number| number.is_finite());
+        number.map(Some).ok_or_else(|| self.error(format!("`{field}` is {value}, which is no number")))
+    }
+
+    /// A finite number.
+    pub fn number(&self, field: &str) -> Read<f64> {
+        self.optional_number(field)?.ok_or_else(|| self.error(format!("`{field}` is missing")))
+    }
+
+    /// A truth value; false when absent.
+    pub fn flag(&self, field: &str) -> bool {
+        self.get(field).and_then(Value::as_bool).unwrap_or(false)
+    }
+
+    /// A text, if there.
+    pub fn text(&self, field: &str) -> Option<&'a str> {
+        self.get(field).and_then(Value::as_str)
+    }
+
+    /// A list of numbers, if there.
+    pub fn numbers(&self, field: &str) -> Option<Vec<f64>> {
+        self.get(field)?.as_array()?.iter().map(Value::as_f64).collect()
+    }
+
+    /// Fails unless `field` is absent or the text `wanted`.
+    pub fn only(&self, field: &str, wanted: &[&str]) -> Read<()> {
+        match self.text(field) {
+            Some(have) if !wanted.contains(&have) => {
+                Err(self.error(format!("`{field}: {have}` is not supported; {} is", wanted.join(" or "))))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Gemma 2: soft-capped scores and logits, every second layer slides, norms on both sides of each block, norm weights
+//! around zero, embeddings scaled by sqrt(hidden) (Gemma Team 2024).
+
+use super::config::{Config, ConvertError};
+use super::{Activation, Transformer, family};
+
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+    let mut transformer = family::common(config, "gemma2", length)?;
+    gemma(config, &mut transformer)?;
+    let cap = |field: &str, default: f64| -> Result<Option<f32>, ConvertError> {
+        Ok(Some(config.optional_number(field)?.unwrap_or(default) as f32))
+    };
+    transformer.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
+    transformer.logit_softcap = cap("final_logit_softcapping", 30.0)?;
+    family::windows(config, &mut transformer, |layer| layer % 2 == 0)?;
+    Ok(transformer)
+}
+
+/// What Gemma 2 and 3 share.
+pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<(), ConvertError> {
+    config.only("hidden_activation", &["gelu_pytorch_tanh"])?;
+    transformer.activation = Activation::Gelu;
+    transformer.norm_offset = config.optional_number("norm_weight_offset")?.unwrap_or(1.0) as f32;
+    let scalar = config.optional_number("query_pre_attn_scalar")?.unwrap_or(256.0);
+    transformer.attention_scale = (1.0 / scalar.sqrt()) as f32;
+    transformer.embedding_scale = (transformer.hidden_size as f32).sqrt();
+    transformer.post_norms = true;
+    transformer.tied = config.get("tie_word_embeddings").and_then(serde_json::Value::as_bool).unwrap_or(true);
+    let bias = config.flag("attention_bias");
+    (transformer.qkv_bias, transformer.output_bias) = (bias, bias);
+    Ok(())
+}

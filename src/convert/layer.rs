@@ -1,0 +1,356 @@
+//! The ONNX graph of one decoder layer, and of the head.
+//!
+//! Only primitives of opset 17, so that every TensorRT from 8.5 on, onnxruntime and the CPU reference run the same
+//! graph. A layer holds no weights: they are inputs, matrices as [inputs, outputs], and one graph serves all layers.
+//!
+//! Attention never copies the cache: scores against the cache and against the chunk's own keys are made apart, joined
+//! for the softmax, and parted again. Query heads that share a key head are rows of one product.
+
+use std::path::Path;
+
+use super::weights::Role;
+use super::{Activation, Transformer};
+use crate::onnx::{Attribute, GraphBuilder, Model, OnnxError};
+use crate::tensor::DType;
+
+/// The static shape of a layer graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+pub struct LayerShape {
+    /// Sequences.
+    pub batch: usize,
+    /// New positions of each.
+    pub chunk: usize,
+    /// Cached positions of each; 0 leaves the cache's inputs out.
+    pub cache: usize,
+}
+
+impl std::fmt::Display for LayerShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "b{}-t{}-c{}", self.batch, self.chunk, self.cache)
+    }
+}
+
+pub(super) const OPSET: i64 = 17;
+
+/// Added to the scores of positions that must not be seen. float16 holds it, and exp of it is 0.
+pub const MASKED: f32 = -30_000.0;
+
+/// Graph inputs, in order: hidden [batch, chunk, hidden], cos and sin [batch, 1, chunk, rotary], mask [batch, 1,
+/// group · chunk, cache + chunk], past_key and past_value [batch, kv_heads, cache, head_dim] (with a cache), then the
+/// layer's weights. Outputs: hidden_out as hidden, key and value [batch, kv_heads, chunk, head_dim].
+///
+/// Row (g, t) of the mask is query t of any head g of a group.
+pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Result<Model, OnnxError> {
+    let LayerShape { batch, chunk, cache } = shape;
+    let mut graph = GraphBuilder::new(&format!("{}-layer-{shape}", model.family), OPSET);
+    let dims = |dims: &[usize]| dims.iter().copied().map(Some).collect::<Vec<_>>();
+    let hidden = dims(&[batch, chunk, model.hidden_size]);
+    let rotary = dims(&[batch, 1, chunk, model.ropes[0].dimension()]);
+    let past = dims(&[batch, model.kv_heads, cache, model.head_dim]);
+    graph.input("hidden", dtype, &hidden);
+    graph.input("cos", dtype, &rotary);
+    graph.input("sin", dtype, &rotary);
+    graph.input("mask", dtype, &dims(&[batch, 1, model.group() * chunk, cache + chunk]));
+    if cache > 0 {
+        graph.input("past_key", dtype, &past);
+        graph.input("past_value", dtype, &past);
+    }
+    for weight in model.layer_weights(0) {
+        let kind = if weight.role.is_norm() { DType::Float32 } else { dtype };
+        let shape = if weight.role.is_matrix() { vec![weight.columns, weight.rows] } else { vec![weight.columns] };
+        graph.input(weight.role.name(), kind, &dims(&shape));
+    }
+    let mut emitter = Emitter { graph, model, dtype };
+    let past = if cache > 0 { Past::Apart { key: "past_key", value: "past_value", length: cache } } else { Past::None };
+    let context = Context { cos: "cos", sin: "sin", mask: "mask", past, key: "key", value: "value" };
+    let mut inputs = |_: &mut GraphBuilder, role: Role| vec![role.name().to_owned()];
+    let out = emitter.layer("hidden", &context, &mut inputs);
+    let mut graph = emitter.graph;
+    graph.node_named("Identity", &[&out], &["hidden_out"], &[]);
+    graph.output("hidden_out", dtype, &hidden);
+    let new = dims(&[batch, model.kv_heads, chunk, model.head_dim]);
+    graph.output("key", dtype, &new);
+    graph.output("value", dtype, &new);
+    graph.finish(Path::new("layer.onnx"))
+}
+
+/// The end of the model. Inputs: hidden [rows, hidden], norm [hidden], output [hidden, vocabulary], or for tied
+/// embeddings [vocabulary, hidden] as the checkpoint has it. Output: logits [rows, vocabulary] in float32.
+pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Model, OnnxError> {
+    let mut graph = GraphBuilder::new(&format!("{}-head-r{rows}", model.family), OPSET);
+    let (hidden, vocabulary) = (model.hidden_size, model.vocab_size);
+    graph.input("hidden", dtype, &[Some(rows), Some(hidden)]);
+    graph.input("norm", DType::Float32, &[Some(hidden)]);
+    let shape = if model.tied { [Some(vocabulary), Some(hidden)] } else { [Some(hidden), Some(vocabulary)] };
+    graph.input("output", dtype, &shape);
+    let mut emitter = Emitter { graph, model, dtype };
+    let output = if model.tied {
+        emitter.graph.node("Transpose", &["output"], &[("perm", [1, 0].into())])
+    } else {
+        "output".to_owned()
+    };
+    let logits = emitter.head("hidden", "norm", &output);
+    let mut graph = emitter.graph;
+    graph.node_named("Identity", &[&logits], &["logits"], &[]);
+    graph.output("logits", DType::Float32, &[Some(rows), Some(vocabulary)]);
+    graph.finish(Path::new("head.onnx"))
+}
+
+/// Earlier positions.
+#[derive(Clone, Copy)]
+pub(super) enum Past<'a> {
+    None,
+    /// `length` positions, not joined with the new ones.
+    Apart { key: &'a str, value: &'a str, length: usize },
+    /// Any number; key and value come out joined.
+    Joined { key: &'a str, value: &'a str },
+}
+
+/// What a layer reads besides its input and weights, and what its outputs are called.
+pub(super) struct Context<'a> {
+    pub(super) cos: &'a str,
+    pub(super) sin: &'a str,
+    pub(super) mask: &'a str,
+    pub(super) past: Past<'a>,
+    pub(super) key: &'a str,
+    pub(super) value: &'a str,
+}
+
+/// Names of a role's tensors: matrices [inputs, outputs], one or several side by side.
+pub(super) type Weights<'a> = dyn FnMut(&mut GraphBuilder, Role) -> Vec<String> + 'a;
+
+/// Emits parts of a transformer; shapes are static or dynamic as the inputs have them.
+pub(super) struct Emitter<'a> {
+    pub(super) graph: GraphBuilder,
+    pub(super) model: &'a Transformer,
+    pub(super) dtype: DType,
+}
+
+impl Emitter<'_> {
+    fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
+        self.graph.node(op, inputs, attributes)
+    }
+
+    pub(super) fn cast(&mut self, x: &str, dtype: DType) -> String {
+        self.node("Cast", &[x], &[("to", crate::onnx::type_number(dtype).into())])
+    }
+
+    /// A scalar of the computing type.
+    fn constant(&mut self, value: f32) -> String {
+        let scalar = self.graph.scalar(value);
+        if self.dtype == DType::Float32 { scalar } else { self.cast(&scalar, self.dtype) }
+    }
+
+    fn reshape(&mut self, x: &str, shape: &[i64]) -> String {
+        let shape = self.graph.integers(shape);
+        self.node("Reshape", &[x, &shape], &[])
+    }
+
+    fn split(&mut self, x: &str, sizes: &[usize], axis: i64) -> Vec<String> {
+        let sizes: Vec<i64> = sizes.iter().map(|size| *size as i64).collect();
+        let outputs: Vec<String> = sizes.iter().map(|_| self.graph.fresh("Split")).collect();
+        let sizes = self.graph.integers(&sizes);
+        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        self.graph.node_named("Split", &[x, &sizes], &names, &[("axis", axis.into())]);
+        outputs
+    }
+
+    /// RMSNorm (Zhang & Sennrich 2019) over the last axis, in float32; `weight` is float32.
+    pub(super) fn norm(&mut self, x: &str, weight: &str) -> String {
+        let wide = if self.dtype == DType::Float32 { x.to_owned() } else { self.cast(x, DType::Float32) };
+        let square = self.node("Mul", &[&wide, &wide], &[]);
+        let mean = self.node("ReduceMean", &[&square], &[("axes", [-1].into()), ("keepdims", 1.into())]);
+        let eps = self.graph.scalar(self.model.norm_eps);
+        let sum = self.node("Add", &[&mean, &eps], &[]);
+        let root = self.node("Sqrt", &[&sum], &[]);
+        let unit = self.node("Div", &[&wide, &root], &[]);
+        let scaled = self.node("Mul", &[&unit, weight], &[]);
+        if self.dtype == DType::Float32 { scaled } else { self.cast(&scaled, self.dtype) }
+    }
+
+    /// x · weight (+ bias), parted into `sizes`.
+    fn linear(&mut self, x: &str, roles: (Role, Option<Role>), sizes: &[usize], weights: &mut Weights) -> Vec<String> {
+        let matrices = weights(&mut self.graph, roles.0);
+        let biases = roles.1.map(|role| weights(&mut self.graph, role)).unwrap_or_default();
+        let mut outputs = Vec::new();
+        for (index, matrix) in matrices.iter().enumerate() {
+            let product = self.node("MatMul", &[x, matrix], &[]);
+            outputs.push(match biases.get(index) {
+                Some(bias) => self.node("Add", &[&product, bias], &[]),
+                None => product,
+            });
+        }
+        if outputs.len() == 1 && sizes.len() > 1 { self.split(&outputs[0], sizes, -1) } else { outputs }
+    }
+
+    /// [batch, chunk, heads · head_dim] to [batch, heads, chunk, head_dim], normed if the model does so.
+    fn heads(&mut self, x: &str, heads: usize, norm: Option<&str>) -> String {
+        let mut x = self.reshape(x, &[0, 0, heads as i64, self.model.head_dim as i64]);
+        if let Some(weight) = norm {
+            x = self.norm(&x, weight);
+        }
+        self.node("Transpose", &[&x], &[("perm", [0, 2, 1, 3].into())])
+    }
+
+    /// Rotates pairs (i, i + d/2) of the first `d` dimensions: x · cos + (-x2, x1) · sin.
+    fn rotate(&mut self, x: &str, cos: &str, sin: &str) -> String {
+        let rotary = self.model.ropes[0].dimension();
+        let rest = self.model.head_dim - rotary;
+        let parts = if rest > 0 { self.split(x, &[rotary, rest], -1) } else { vec![x.to_owned()] };
+        let halves = self.split(&parts[0], &[rotary / 2, rotary / 2], -1);
+        let negated = self.node("Neg", &[&halves[1]], &[]);
+        let turned = self.node("Concat", &[&negated, &halves[0]], &[("axis", (-1).into())]);
+        let a = self.node("Mul", &[&parts[0], cos], &[]);
+        let b = self.node("Mul", &[&turned, sin], &[]);
+        let rotated = self.node("Add", &[&a, &b], &[]);
+        match parts.get(1) {
+            Some(rest) => self.node("Concat", &[&rotated, rest], &[("axis", (-1).into())]),
+            None => rotated,
+        }
+    }
+
+    /// cap · tanh(x / cap).
+    fn softcap(&mut self, x: &str, cap: f32, constant: impl Fn(&mut Self, f32) -> String) -> String {
+        let (inverse, cap) = (constant(self, 1.0 / cap), constant(self, cap));
+        let small = self.node("Mul", &[x, &inverse], &[]);
+        let bounded = self.node("Tanh", &[&small], &[]);
+        self.node("Mul", &[&bounded, &cap], &[])
+    }
+
+    /// One decoder layer; returns the new hidden states.
+    pub(super) fn layer(&mut self, hidden: &str, context: &Context, weights: &mut Weights) -> String {
+        let model = self.model;
+        let norm = weights(&mut self.graph, Role::AttentionNorm).remove(0);
+        let x = self.norm(hidden, &norm);
+        let attended = self.attention(&x, context, weights);
+        let attended = self.post_norm(attended, Role::PostAttentionNorm, weights);
+        let hidden = self.node("Add", &[hidden, &attended], &[]);
+        let norm = weights(&mut self.graph, Role::MlpNorm).remove(0);
+        let x = self.norm(&hidden, &norm);
+        let inner = model.intermediate_size;
+        let roles = (Role::GateUp, model.mlp_bias.then_some(Role::GateUpBias));
+        let gate_up = self.linear(&x, roles, &[inner, inner], weights);
+        let gate = self.activate(&gate_up[0]);
+        let gated = self.node("Mul", &[&gate, &gate_up[1]], &[]);
+        let roles = (Role::Down, model.mlp_bias.then_some(Role::DownBias));
+        let down = self.linear(&gated, roles, &[model.hidden_size], weights).remove(0);
+        let down = self.post_norm(down, Role::PostMlpNorm, weights);
+        self.node("Add", &[&hidden, &down], &[])
+    }
+
+    fn post_norm(&mut self, x: String, role: Role, weights: &mut Weights) -> String {
+        if !self.model.post_norms {
+            return x;
+        }
+        let weight = weights(&mut self.graph, role).remove(0);
+        self.norm(&x, &weight)
+    }
+
+    fn activate(&mut self, x: &str) -> String {
+        match self.model.activation {
+            Activation::Silu => {
+                let sigmoid = self.node("Sigmoid", &[x], &[]);
+                self.node("Mul", &[x, &sigmoid], &[])
+            }
+            // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), Hendrycks & Gimpel 2016.
+            Activation::Gelu => {
+                let square = self.node("Mul", &[x, x], &[]);
+                let cubic = self.constant(0.044_715);
+                let scaled = self.node("Mul", &[&square, &cubic], &[]);
+                let one = self.constant(1.0);
+                let factor = self.node("Add", &[&scaled, &one], &[]);
+                let root = self.constant((2.0 / std::f32::consts::PI).sqrt());
+                let linear = self.node("Mul", &[x, &root], &[]);
+                let argument = self.node("Mul", &[&linear, &factor], &[]);
+                let tanh = self.node("Tanh", &[&argument], &[]);
+                let raised = self.node("Add", &[&tanh, &one], &[]);
+                let half = self.constant(0.5);
+                let halved = self.node("Mul", &[x, &half], &[]);
+                self.node("Mul", &[&halved, &raised], &[])
+            }
+        }
+    }
+
+    fn attention(&mut self, x: &str, context: &Context, weights: &mut Weights) -> String {
+        let model = self.model;
+        let (query, key) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
+        let roles = (Role::Qkv, model.qkv_bias.then_some(Role::QkvBias));
+        let qkv = self.linear(x, roles, &[query, key, key], weights);
+        let norm = |emitter: &mut Self, weights: &mut Weights, role: Role| {
+            model.qk_norm.then(|| weights(&mut emitter.graph, role).remove(0))
+        };
+        let (query_norm, key_norm) = (norm(self, weights, Role::QueryNorm), norm(self, weights, Role::KeyNorm));
+        let q = self.heads(&qkv[0], model.heads, query_norm.as_deref());
+        let k = self.heads(&qkv[1], model.kv_heads, key_norm.as_deref());
+        let v = self.heads(&qkv[2], model.kv_heads, None);
+        let q = self.rotate(&q, context.cos, context.sin);
+        let k = self.rotate(&k, context.cos, context.sin);
+        let scale = self.constant(model.attention_scale);
+        let q = self.node("Mul", &[&q, &scale], &[]);
+        // [batch, heads, chunk, d] -> [batch, kv_heads, group · chunk, d]: the same memory.
+        let q = self.reshape(&q, &[0, model.kv_heads as i64, -1, model.head_dim as i64]);
+        let attended = self.attend(&q, &k, &v, context);
+        let attended = self.reshape(&attended, &[0, model.heads as i64, -1, model.head_dim as i64]);
+        let attended = self.node("Transpose", &[&attended], &[("perm", [0, 2, 1, 3].into())]);
+        let attended = self.reshape(&attended, &[0, 0, query as i64]);
+        let roles = (Role::Output, model.output_bias.then_some(Role::OutputBias));
+        self.linear(&attended, roles, &[model.hidden_size], weights).remove(0)
+    }
+
+    /// softmax(q · [past, k]ᵀ + mask) · [past, v]; names the new (or joined) keys and values.
+    fn attend(&mut self, q: &str, k: &str, v: &str, context: &Context) -> String {
+        let (k, v) = match context.past {
+            Past::Joined { key, value } => {
+                self.graph.node_named("Concat", &[key, k], &[context.key], &[("axis", 2.into())]);
+                self.graph.node_named("Concat", &[value, v], &[context.value], &[("axis", 2.into())]);
+                (context.key, context.value)
+            }
+            _ => {
+                self.graph.node_named("Identity", &[k], &[context.key], &[]);
+                self.graph.node_named("Identity", &[v], &[context.value], &[]);
+                (k, v)
+            }
+        };
+        let mut scores = self.scores(q, k);
+        if let Past::Apart { key, .. } = context.past {
+            let cached = self.scores(q, key);
+            scores = self.node("Concat", &[&cached, &scores], &[("axis", 3.into())]);
+        }
+        if let Some(cap) = self.model.attention_softcap {
+            scores = self.softcap(&scores, cap, Self::constant);
+        }
+        let masked = self.node("Add", &[&scores, context.mask], &[]);
+        let weights = self.node("Softmax", &[&masked], &[("axis", (-1).into())]);
+        let Past::Apart { value, length, .. } = context.past else {
+            return self.node("MatMul", &[&weights, v], &[]);
+        };
+        let slice = |emitter: &mut Self, from: i64, to: i64| {
+            let (from, to, axis) =
+                (emitter.graph.integers(&[from]), emitter.graph.integers(&[to]), emitter.graph.integers(&[3]));
+            emitter.node("Slice", &[&weights, &from, &to, &axis], &[])
+        };
+        let cached = slice(self, 0, length as i64);
+        let new = slice(self, length as i64, i64::MAX);
+        let cached = self.node("MatMul", &[&cached, value], &[]);
+        let new = self.node("MatMul", &[&new, v], &[]);
+        self.node("Add", &[&cached, &new], &[])
+    }
+
+    fn scores(&mut self, q: &str, k: &str) -> String {
+        let transposed = self.node("Transpose", &[k], &[("perm", [0, 1, 3, 2].into())]);
+        self.node("MatMul", &[q, &transposed], &[])
+    }
+
+    /// Logits in float32 of hidden states [.., hidden].
+    pub(super) fn head(&mut self, hidden: &str, norm: &str, output: &str) -> String {
+        let x = self.norm(hidden, norm);
+        let mut logits = self.node("MatMul", &[&x, output], &[]);
+        if self.dtype != DType::Float32 {
+            logits = self.cast(&logits, DType::Float32);
+        }
+        match self.model.logit_softcap {
+            Some(cap) => self.softcap(&logits, cap, |emitter, value| emitter.graph.scalar(value)),
+            None => logits,
+        }
+    }
+}

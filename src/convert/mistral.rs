@@ -1,0 +1,10 @@
+//! Mistral 7B and Nemo: Llama with a sliding window on every layer (Jiang et al. 2023), none from v0.2 on.
+
+use super::config::{Config, ConvertError};
+use super::{Transformer, family};
+
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+    let mut transformer = family::common(config, "mistral", length)?;
+    family::windows(config, &mut transformer, |_| true)?;
+    Ok(transformer)
+}

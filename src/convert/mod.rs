@@ -1,0 +1,162 @@
+//! From a checkpoint's configuration to a [`Transformer`], and from that to ONNX graphs.
+//!
+//! One file per family says what its config.json means; `layer.rs` emits the graph of a decoder layer and of the head,
+//! `whole.rs` the whole model for inspection. Adding a family: CONTRIBUTING.md.
+
+mod config;
+mod family;
+mod gemma2;
+mod gemma3;
+mod layer;
+mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
+mod rope;
+mod weights;
+mod whole;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+pub use config::{Config, ConvertError};
+pub use layer::{LayerShape, MASKED, head_graph, layer_graph};
+pub use rope::Rope;
+pub use weights::{Part, Role, Weight};
+pub use whole::{Whole, whole_model};
+
+/// Gated unit's activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Activation {
+    Silu,
+    /// The tanh approximation.
+    Gelu,
+}
+
+/// What differs from layer to layer: all of them run the same graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerKind {
+    /// A query sees this many positions, itself included; `None` sees all.
+    pub window: Option<usize>,
+    /// Index into [`Transformer::ropes`].
+    pub rope: usize,
+}
+
+/// Everything about a decoder-only transformer that is not a weight.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs)]
+pub struct Transformer {
+    pub family: &'static str,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub intermediate_size: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// One per layer.
+    pub layers: Vec<LayerKind>,
+    pub ropes: Vec<Rope>,
+    pub norm_eps: f32,
+    /// Added to every norm's weight: 1 for Gemma.
+    pub norm_offset: f32,
+    pub activation: Activation,
+    /// Multiplies the scores.
+    pub attention_scale: f32,
+    /// Scores become cap · tanh(score / cap).
+    pub attention_softcap: Option<f32>,
+    /// The same for logits.
+    pub logit_softcap: Option<f32>,
+    /// Multiplies the embeddings: sqrt(hidden) for Gemma.
+    pub embedding_scale: f32,
+    /// RMSNorm over each head's query and key.
+    pub qk_norm: bool,
+    pub qkv_bias: bool,
+    pub output_bias: bool,
+    pub mlp_bias: bool,
+    /// Norms after attention and MLP too, before their sums (Gemma).
+    pub post_norms: bool,
+    /// q, k and v are one tensor, gate and up too (Phi-3).
+    pub fused: bool,
+    /// The embedding is the output matrix too.
+    pub tied: bool,
+    pub max_position: usize,
+    /// Before "layers.0.…" in tensor names; see [`Transformer::locate`].
+    pub prefix: String,
+    /// The output matrix's name, when it is not the embedding.
+    pub output: String,
+}
+
+type Describe = fn(&Config<'_>, usize) -> Result<Transformer, ConvertError>;
+
+/// The families, by `model_type`.
+const FAMILIES: &[(&str, Describe)] = &[
+    ("llama", llama::describe),
+    ("mistral", mistral::describe),
+    ("qwen2", qwen2::describe),
+    ("qwen3", qwen3::describe),
+    ("gemma2", gemma2::describe),
+    ("gemma3", gemma3::describe),
+    ("gemma3_text", gemma3::describe),
+    ("phi3", phi3::describe),
+];
+
+/// Reads a configuration; `length` is the longest sequence the model will be used for, in tokens.
+pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, ConvertError> {
+    let config = Config::new(path, config);
+    let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let kind = config.text("model_type").ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
+    if let Some(quantization) = config.within("quantization_config") {
+        let method = quantization.text("quant_method").unwrap_or("unknown");
+        return Err(config.error(format!(
+            "weights quantised with `{method}` are not supported\n  hint: take the repository in float16 or bfloat16, or \
+             a GGUF"
+        )));
+    }
+    let Some((_, describe)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
+        return Err(config.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
+    };
+    let transformer = describe(&config, length)?;
+    transformer.check(&config)?;
+    Ok(transformer)
+}
+
+impl Transformer {
+    /// Query heads that share a key head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Bytes of key and value of one position, over all layers.
+    pub fn kv_bytes(&self, element: usize) -> usize {
+        2 * self.layers.len() * self.kv_heads * self.head_dim * element
+    }
+
+    /// Elements of all weights, the embedding counted once if tied.
+    pub fn parameters(&self) -> usize {
+        let layer: usize = self.layer_weights(0).iter().map(|weight| weight.rows * weight.columns).sum();
+        let outer = self.vocab_size * self.hidden_size * if self.tied { 1 } else { 2 };
+        layer * self.layers.len() + outer + self.hidden_size
+    }
+
+    fn check(&self, config: &Config<'_>) -> Result<(), ConvertError> {
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            return Err(config.error(format!(
+                "{} query heads cannot share {} key heads evenly",
+                self.heads, self.kv_heads
+            )));
+        }
+        for rope in &self.ropes {
+            if rope.dimension() > self.head_dim || rope.frequencies.is_empty() {
+                let message = format!("{} rotary dimensions in heads of {}", rope.dimension(), self.head_dim);
+                return Err(config.error(message));
+            }
+        }
+        if self.parameters() >= 1 << 40 {
+            return Err(config.error("the sizes describe a model of more than 10^12 parameters"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,20 @@
+//! Qwen2 and Qwen2.5: Llama with biases on q, k and v; some sizes can slide their upper layers.
+
+use super::config::{Config, ConvertError};
+use super::{Transformer, family};
+
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+    let mut transformer = family::common(config, "qwen2", length)?;
+    transformer.qkv_bias = true;
+    windows(config, &mut transformer)?;
+    Ok(transformer)
+}
+
+/// Layers from `max_window_layers` on slide, if `use_sliding_window` says so; most files carry a window unused.
+pub(super) fn windows(config: &Config, transformer: &mut Transformer) -> Result<(), ConvertError> {
+    if !config.flag("use_sliding_window") {
+        return Ok(());
+    }
+    let first = config.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28);
+    family::windows(config, transformer, |layer| layer as u64 >= first)
+}

@@ -1,0 +1,169 @@
+//! Rotary position embeddings (Su et al. 2021) and the ways to stretch them: the frequencies and the factor on cosine
+//! and sine. Angles are float32 products, as `transformers` computes them, so that long positions round alike.
+
+use std::f64::consts::PI;
+
+use super::config::{Config, ConvertError};
+
+/// Frequencies of one kind of layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Radians per position, one per pair: rotary dimension / 2 of them.
+    pub frequencies: Vec<f32>,
+    /// Multiplies cosine and sine.
+    pub factor: f32,
+}
+
+impl Rope {
+    /// Dimensions of a head that are rotated.
+    pub fn dimension(&self) -> usize {
+        2 * self.frequencies.len()
+    }
+
+    /// Writes cosine and sine of `position`, each twice (pairs are i and i + d/2). `cos` and `sin` have `dimension()`.
+    pub fn table(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+        let half = self.frequencies.len();
+        for (index, frequency) in self.frequencies.iter().enumerate() {
+            let angle = f64::from(position as f32 * frequency);
+            let (s, c) = angle.sin_cos();
+            let factor = f64::from(self.factor);
+            (cos[index], sin[index]) = ((c * factor) as f32, (s * factor) as f32);
+            (cos[index + half], sin[index + half]) = (cos[index], sin[index]);
+        }
+    }
+}
+
+/// What decides the frequencies besides the scaling's own fields.
+pub(super) struct Base {
+    pub(super) theta: f64,
+    pub(super) dimension: usize,
+    /// `max_position_embeddings`.
+    pub(super) max_position: usize,
+    /// Longest sequence this model will be used for, in tokens.
+    pub(super) length: usize,
+}
+
+fn plain(theta: f64, dimension: usize) -> Vec<f64> {
+    // float32 steps, as torch computes 1 / base ** (arange(0, d, 2) / d).
+    let exponent = |index: usize| (2 * index) as f32 / dimension as f32;
+    (0..dimension / 2).map(|index| f64::from(1.0 / (theta as f32).powf(exponent(index)))).collect()
+}
+
+/// `scaling` is `rope_scaling` or `rope_parameters`; `outer` the configuration around it.
+pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Result<Rope, ConvertError> {
+    let frequencies = plain(base.theta, base.dimension);
+    let kind = scaling.as_ref().and_then(|s| s.text("rope_type").or(s.text("type"))).unwrap_or("default");
+    let Some(scaling) = scaling.filter(|_| kind != "default") else { return Ok(narrow(frequencies, 1.0)) };
+    let original = scaling
+        .optional_size("original_max_position_embeddings")?
+        .or(outer.optional_size("original_max_position_embeddings")?);
+    match kind {
+        "linear" => {
+            let factor = scaling.number("factor")?;
+            Ok(narrow(frequencies.iter().map(|f| f / factor).collect(), 1.0))
+        }
+        "dynamic" => {
+            // bloc97's NTK-aware base change, for the longest sequence instead of the present one.
+            let factor = scaling.number("factor")?;
+            let ratio = base.length.max(base.max_position) as f64 / base.max_position as f64;
+            let d = base.dimension as f64;
+            let theta = base.theta * ((factor * ratio) - (factor - 1.0)).powf(d / (d - 2.0));
+            Ok(narrow(plain(theta, base.dimension), 1.0))
+        }
+        "llama3" => {
+            let original = original.ok_or_else(|| missing(outer))?;
+            llama3(&scaling, &frequencies, original)
+        }
+        "yarn" => yarn(&scaling, base, &frequencies, original.unwrap_or(base.max_position)),
+        "longrope" | "su" => {
+            let original = original.ok_or_else(|| missing(outer))?;
+            longrope(&scaling, base, &frequencies, original)
+        }
+        // From a GGUF: Llama 3's scaling, computed by its converter.
+        "factors" => {
+            let factors = factors(&scaling, "factors", frequencies.len())?;
+            Ok(narrow(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0))
+        }
+        other => Err(outer.error(format!(
+            "rotary scaling `{other}` is not supported\n  hint: these are: linear, dynamic, llama3, yarn, longrope"
+        ))),
+    }
+}
+
+fn narrow(frequencies: Vec<f64>, factor: f64) -> Rope {
+    Rope { frequencies: frequencies.into_iter().map(|f| f as f32).collect(), factor: factor as f32 }
+}
+
+fn missing(outer: &Config) -> ConvertError {
+    outer.error("`original_max_position_embeddings` is missing, which the rotary scaling needs")
+}
+
+fn factors(scaling: &Config, field: &str, count: usize) -> Result<Vec<f64>, ConvertError> {
+    let factors = scaling.numbers(field).filter(|f| f.len() == count && f.iter().all(|f| *f != 0.0));
+    factors.ok_or_else(|| scaling.error(format!("`{field}` must have {count} numbers other than 0")))
+}
+
+/// Llama 3.1's: low frequencies are divided, high ones kept, those between blended (`modeling_rope_utils.py`).
+fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope, ConvertError> {
+    let (factor, low, high) =
+        (scaling.number("factor")?, scaling.number("low_freq_factor")?, scaling.number("high_freq_factor")?);
+    let original = original as f64;
+    let scaled = frequencies.iter().map(|frequency| {
+        let wavelength = 2.0 * PI / frequency;
+        if wavelength < original / high {
+            *frequency
+        } else if wavelength > original / low {
+            frequency / factor
+        } else {
+            let smooth = (original / wavelength - low) / (high - low);
+            (1.0 - smooth) * frequency / factor + smooth * frequency
+        }
+    });
+    Ok(narrow(scaled.collect(), 1.0))
+}
+
+/// YaRN (Peng et al. 2023, section 3): a ramp between interpolated and kept frequencies, and a temperature.
+fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, ConvertError> {
+    let factor = scaling.optional_number("factor")?.unwrap_or(base.max_position as f64 / original as f64);
+    let (fast, slow) =
+        (scaling.optional_number("beta_fast")?.unwrap_or(32.0), scaling.optional_number("beta_slow")?.unwrap_or(1.0));
+    let d = base.dimension as f64;
+    let correction = |rotations: f64| {
+        d * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * base.theta.ln())
+    };
+    let (mut low, mut high) = (correction(fast), correction(slow));
+    if scaling.get("truncate").and_then(serde_json::Value::as_bool).unwrap_or(true) {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, mut high) = (low.max(0.0), high.min(d - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    let scaled = frequencies.iter().enumerate().map(|(index, frequency)| {
+        let kept = 1.0 - ((index as f64 - low) / (high - low)).clamp(0.0, 1.0);
+        frequency / factor * (1.0 - kept) + frequency * kept
+    });
+    let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+    let attention = match (scaling.optional_number("attention_factor")?, scaling.optional_number("mscale")?) {
+        (Some(given), _) => given,
+        (None, Some(mscale)) if scaling.get("mscale_all_dim").is_some() => {
+            temperature(mscale) / temperature(scaling.number("mscale_all_dim")?)
+        }
+        _ => temperature(1.0),
+    };
+    Ok(narrow(scaled.collect(), attention))
+}
+
+/// LongRoPE (Ding et al. 2024): one list of factors for models used up to their original length, one beyond.
+///
+/// `transformers` switches lists when a sequence crosses the border, which invalidates its cache; here the longest
+/// sequence the engine is built for decides, for all.
+fn longrope(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, ConvertError> {
+    let list = if base.length > original { "long_factor" } else { "short_factor" };
+    let factors = factors(scaling, list, frequencies.len())?;
+    let stretch = base.max_position as f64 / original as f64;
+    let stretch = scaling.optional_number("factor")?.unwrap_or(stretch);
+    let default = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
+    let attention = scaling.optional_number("attention_factor")?.unwrap_or(default);
+    Ok(narrow(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(), attention))
+}

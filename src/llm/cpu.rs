@@ -1,0 +1,286 @@
+//! The CPU executor: the layer graphs in float32 on rten. It is the judge in `verify` and answers where there is no GPU.
+//!
+//! Weights are widened once and kept where memory allows, else layer by layer at every pass. Graphs are emitted when
+//! their shape is first met.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::executor::{Executor, LlmError, MemoryUse, Rows, Sight, Step, check};
+use super::host::{self, Embedding, Floats};
+use crate::backend::cpu::{Operand, Program};
+use crate::backend::{BackendError, BackendInfo};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{LayerShape, Transformer, head_graph, layer_graph};
+use crate::memory::Memory;
+use crate::tensor::DType;
+
+/// Tokens a pass takes at once; the last pass of a prompt is padded to the next of these.
+const CHUNKS: [usize; 4] = [1, 8, 32, 128];
+/// Cached positions a graph is made for: powers of two from here.
+const SMALLEST_CACHE: usize = 64;
+/// Widened weights may take this share of the available memory.
+const RESIDENT_SHARE: f64 = 0.7;
+
+/// Keys and values of one layer of one slot: [kv_heads, capacity, head_dim].
+#[derive(Default, Clone)]
+struct Cache {
+    capacity: usize,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// A layer's weights, owned.
+type Layer = Vec<Floats<'static>>;
+
+/// See the module.
+pub struct CpuExecutor {
+    model: Transformer,
+    checkpoint: Arc<Checkpoint>,
+    embedding: Embedding,
+    /// Empty when layers are widened at every pass.
+    resident: Vec<Layer>,
+    norm: Vec<f32>,
+    output: Vec<f32>,
+    layers: HashMap<LayerShape, Program>,
+    heads: HashMap<usize, Program>,
+    /// [slot][layer].
+    caches: Vec<Vec<Cache>>,
+    max_len: usize,
+}
+
+fn own(floats: Floats<'_>) -> Floats<'static> {
+    Floats { role: floats.role, shape: floats.shape, values: floats.values.into_owned().into() }
+}
+
+impl CpuExecutor {
+    /// Loads `model`, already located in `checkpoint`, for `slots` sequences of `max_len` tokens.
+    pub fn new(
+        model: Transformer,
+        checkpoint: Arc<Checkpoint>,
+        slots: usize,
+        max_len: usize,
+    ) -> Result<Self, LlmError> {
+        let embedding = Embedding::new(&checkpoint, &model);
+        let mut norm = host::floats(&checkpoint, &model.final_norm())?.into_owned();
+        norm.iter_mut().for_each(|value| *value += model.norm_offset);
+        let output = host::floats(&checkpoint, &model.output_matrix())?.into_owned();
+        let caches = vec![vec![Cache::default(); model.layers.len()]; slots];
+        let have = Memory::of_this_machine().map_or(u64::MAX, |memory| memory.available);
+        let fits = (model.parameters() as f64) * 4.0 < have as f64 * RESIDENT_SHARE;
+        let mut executor = Self {
+            embedding,
+            resident: Vec::new(),
+            norm,
+            output,
+            layers: HashMap::new(),
+            heads: HashMap::new(),
+            caches,
+            max_len,
+            model,
+            checkpoint,
+        };
+        if fits {
+            executor.resident =
+                (0..executor.model.layers.len()).map(|index| executor.widen(index)).collect::<Result<_, _>>()?;
+        }
+        Ok(executor)
+    }
+
+    fn widen(&self, index: usize) -> Result<Layer, LlmError> {
+        let weights = self.model.layer_weights(index);
+        let floats = weights.iter().map(|weight| Ok(own(host::weight(&self.checkpoint, &self.model, weight)?)));
+        floats.collect()
+    }
+
+    /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states [chunk, hidden] and appends
+    /// the new keys and values.
+    fn pass(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
+        let (hidden_size, group) = (self.model.hidden_size, self.model.group());
+        let cache = if position == 0 { 0 } else { position.next_power_of_two().max(SMALLEST_CACHE) };
+        let shape = LayerShape { batch: 1, chunk, cache };
+        if !self.layers.contains_key(&shape) {
+            let graph = layer_graph(&self.model, shape, DType::Float32);
+            let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+            self.layers.insert(shape, Program::new(&graph)?);
+        }
+        let mut hidden = vec![0.0; chunk * hidden_size];
+        self.embedding.rows(tokens, &mut hidden)?;
+        let tables: Vec<(Vec<f32>, Vec<f32>)> = self.model.ropes.iter().map(|rope| {
+            let d = rope.dimension();
+            let (mut cos, mut sin) = (vec![0.0; chunk * d], vec![0.0; chunk * d]);
+            for (t, (cos, sin)) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).enumerate() {
+                rope.table(position + t, cos, sin);
+            }
+            (cos, sin)
+        }).collect();
+        let mut masks: HashMap<Option<usize>, Vec<f32>> = HashMap::new();
+        for index in 0..self.model.layers.len() {
+            let kind = self.model.layers[index];
+            let sight = Sight { group, chunk, cache, cached: position, window: kind.window };
+            let mask = masks.entry(kind.window).or_insert_with(|| sight.mask());
+            let streamed;
+            let weights = match self.resident.get(index) {
+                Some(weights) => weights,
+                None => {
+                    streamed = self.widen(index)?;
+                    &streamed
+                }
+            };
+            let stored = &mut self.caches[slot][index];
+            if cache > 0 {
+                stored.resize(cache, &self.model);
+            }
+            let (cos, sin) = &tables[kind.rope];
+            let rotary = [1, 1, chunk, self.model.ropes[kind.rope].dimension()];
+            let past = [1, self.model.kv_heads, cache, self.model.head_dim];
+            let (hidden_shape, mask_shape) = ([1, chunk, hidden_size], [1, 1, group * chunk, cache + chunk]);
+            let plain = |shape, data| Operand { shape, data, transposed: false };
+            let mut operands = vec![
+                plain(&hidden_shape[..], &hidden[..]),
+                plain(&rotary[..], cos),
+                plain(&rotary[..], sin),
+                plain(&mask_shape[..], mask),
+            ];
+            if cache > 0 {
+                operands.push(plain(&past[..], &stored.key));
+                operands.push(plain(&past[..], &stored.value));
+            }
+            operands.extend(weights.iter().map(|weight| Operand {
+                shape: &weight.shape,
+                data: &weight.values,
+                transposed: weight.role.is_matrix(),
+            }));
+            let mut outputs = self.layers[&shape].run(&operands)?;
+            let (value, key) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
+            hidden = outputs.pop().unwrap_or_default();
+            stored.append(position, tokens.len(), chunk, (&key, &value), &self.model);
+        }
+        Ok(hidden)
+    }
+
+    /// Logits of `rows` hidden states.
+    fn logits(&mut self, hidden: &[f32], rows: usize) -> Result<Vec<f32>, LlmError> {
+        // The matrix lies as [vocabulary, hidden], and rten reads it transposed: no need for the tied form.
+        let untied = Transformer { tied: false, ..self.model.clone() };
+        if !self.heads.contains_key(&rows) {
+            let graph = head_graph(&untied, rows, DType::Float32);
+            let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+            self.heads.insert(rows, Program::new(&graph)?);
+        }
+        let (hidden_size, vocabulary) = (untied.hidden_size, untied.vocab_size);
+        let mut outputs = self.heads[&rows].run(&[
+            Operand { shape: &[rows, hidden_size], data: hidden, transposed: false },
+            Operand { shape: &[hidden_size], data: &self.norm, transposed: false },
+            Operand { shape: &[hidden_size, vocabulary], data: &self.output, transposed: true },
+        ])?;
+        Ok(outputs.pop().unwrap_or_default())
+    }
+}
+
+impl Cache {
+    /// Makes room for `capacity` positions, or gives room back: the graph wants the cache dense.
+    fn resize(&mut self, capacity: usize, model: &Transformer) {
+        if capacity == self.capacity {
+            return;
+        }
+        let d = model.head_dim;
+        let kept = capacity.min(self.capacity) * d;
+        let moved = |old: &[f32]| {
+            let mut new = vec![0.0; model.kv_heads * capacity * d];
+            if self.capacity > 0 {
+                for (new, old) in new.chunks_exact_mut(capacity * d).zip(old.chunks_exact(self.capacity * d)) {
+                    new[..kept].copy_from_slice(&old[..kept]);
+                }
+            }
+            new
+        };
+        (self.key, self.value) = (moved(&self.key), moved(&self.value));
+        self.capacity = capacity;
+    }
+
+    /// Writes `count` of `chunk` new positions after the first `position`.
+    fn append(&mut self, position: usize, count: usize, chunk: usize, new: (&[f32], &[f32]), model: &Transformer) {
+        let needed = (position + count).next_power_of_two().max(SMALLEST_CACHE);
+        if needed > self.capacity {
+            self.resize(needed, model);
+        }
+        let d = model.head_dim;
+        for (cache, new) in [(&mut self.key, new.0), (&mut self.value, new.1)] {
+            for (cache, new) in cache.chunks_exact_mut(self.capacity * d).zip(new.chunks_exact(chunk * d)) {
+                cache[position * d..(position + count) * d].copy_from_slice(&new[..count * d]);
+            }
+        }
+    }
+}
+
+impl Executor for CpuExecutor {
+    fn info(&self) -> BackendInfo {
+        crate::backend::cpu::info()
+    }
+
+    fn slots(&self) -> usize {
+        self.caches.len()
+    }
+
+    fn max_len(&self) -> usize {
+        self.max_len
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.model.vocab_size
+    }
+
+    fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
+        check(self, slot, position, tokens)?;
+        let largest = CHUNKS[CHUNKS.len() - 1];
+        let (mut logits, mut done) = (Vec::new(), 0);
+        while done < tokens.len() {
+            let count = (tokens.len() - done).min(largest);
+            let chunk = CHUNKS.into_iter().find(|chunk| *chunk >= count).unwrap_or(largest);
+            let hidden = self.pass(slot, position + done, &tokens[done..done + count], chunk)?;
+            done += count;
+            let size = self.model.hidden_size;
+            match rows {
+                Rows::All => logits.extend(self.logits(&hidden[..count * size], count)?),
+                Rows::Last if done == tokens.len() => logits = self.logits(&hidden[(count - 1) * size..count * size], 1)?,
+                Rows::Last => {}
+            }
+        }
+        Ok(logits)
+    }
+
+    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
+        let mut logits = Vec::with_capacity(steps.len() * self.model.vocab_size);
+        for step in steps {
+            logits.extend(self.prefill(step.slot, step.position, &[step.token], Rows::Last)?);
+        }
+        Ok(logits)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        let floats = |count: usize| 4 * count as u64;
+        let resident: usize = self.resident.iter().flatten().map(|floats| floats.values.len()).sum();
+        let cached: usize = self.caches.iter().flatten().map(|cache| cache.key.len() + cache.value.len()).sum();
+        MemoryUse { weights: floats(resident + self.output.len()), cache: floats(cached), scratch: 0 }
+    }
+
+    fn bandwidth(&mut self) -> Result<f64, LlmError> {
+        use rayon::prelude::*;
+        // Sums of the output matrix on all cores: what reading weights costs without arithmetic worth the name.
+        let once = || self.output.par_chunks(1 << 16).map(|chunk| chunk.iter().sum::<f32>()).sum::<f32>();
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let start = Instant::now();
+            std::hint::black_box(once());
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(4.0 * self.output.len() as f64 / best)
+    }
+
+    fn bytes_per_step(&self) -> u64 {
+        let embedding = if self.model.tied { 0 } else { self.model.vocab_size * self.model.hidden_size };
+        4 * (self.model.parameters() - embedding) as u64
+    }
+}

@@ -1,0 +1,148 @@
+//! What runs a transformer: tokens in, logits out, keys and values kept in numbered slots.
+
+use crate::backend::{BackendError, BackendInfo};
+use crate::checkpoint::CheckpointError;
+use crate::convert::MASKED;
+
+/// Why a model could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LlmError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error("{what} of {have} tokens is longer than the {limit} this engine was built for\n  hint: {help}")]
+    TooLong { what: &'static str, have: usize, limit: usize, help: String },
+    #[error("{}: {message}", path.display())]
+    Text { path: std::path::PathBuf, message: String },
+    #[error("{0}")]
+    Request(String),
+}
+
+/// One token to continue a sequence with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Where the sequence's keys and values are.
+    pub slot: usize,
+    /// The token.
+    pub token: u32,
+    /// Tokens before it.
+    pub position: usize,
+}
+
+/// Which logits a prefill computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// Of the last token alone.
+    Last,
+    /// Of every token.
+    All,
+}
+
+/// Bytes an executor holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MemoryUse {
+    /// Weights, on the device or widened on the host.
+    pub weights: u64,
+    /// Keys and values.
+    pub cache: u64,
+    /// Activations and engines.
+    pub scratch: u64,
+}
+
+/// Runs the layers. The caller keeps count of positions: an executor forgets nothing and checks only its limits.
+pub trait Executor: Send {
+    /// Who computes.
+    fn info(&self) -> BackendInfo;
+    /// Sequences it can hold.
+    fn slots(&self) -> usize;
+    /// Positions of each.
+    fn max_len(&self) -> usize;
+    /// Size of a row of logits.
+    fn vocab_size(&self) -> usize;
+    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: [1 or tokens, vocabulary].
+    fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
+    /// Continues several sequences, each in a slot of its own, by one token. Logits: [steps, vocabulary].
+    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError>;
+    /// What it holds.
+    fn memory(&self) -> MemoryUse;
+    /// Bytes per second that reading weights can reach here; the limit of decoding.
+    fn bandwidth(&mut self) -> Result<f64, LlmError>;
+    /// Bytes of weights a decode step reads, whatever the batch.
+    fn bytes_per_step(&self) -> u64;
+}
+
+/// Checks what every executor must.
+pub(super) fn check(
+    executor: &dyn Executor,
+    slot: usize,
+    position: usize,
+    tokens: &[u32],
+) -> Result<(), LlmError> {
+    if slot >= executor.slots() {
+        return Err(LlmError::Request(format!("slot {slot} of {}", executor.slots())));
+    }
+    if tokens.is_empty() {
+        return Err(LlmError::Request("no tokens".to_owned()));
+    }
+    let end = position + tokens.len();
+    if end > executor.max_len() {
+        let help = "shorten it, or raise max_input_len or max_output_len in the recipe and build again".to_owned();
+        return Err(LlmError::TooLong { what: "a sequence", have: end, limit: executor.max_len(), help });
+    }
+    match tokens.iter().find(|token| **token as usize >= executor.vocab_size()) {
+        Some(token) => Err(LlmError::Request(format!("token {token} is not in the vocabulary"))),
+        None => Ok(()),
+    }
+}
+
+/// What a query may see.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sight {
+    /// Rows of a group, see `convert::layer_graph`.
+    pub(super) group: usize,
+    /// New positions.
+    pub(super) chunk: usize,
+    /// Columns for cached positions.
+    pub(super) cache: usize,
+    /// Cached positions that are filled.
+    pub(super) cached: usize,
+    /// Positions a query sees, itself included.
+    pub(super) window: Option<usize>,
+}
+
+impl Sight {
+    /// The additive mask [group · chunk, cache + chunk].
+    pub(super) fn mask(&self) -> Vec<f32> {
+        let width = self.cache + self.chunk;
+        let mut mask = vec![MASKED; self.chunk * width];
+        for (query, row) in mask.chunks_exact_mut(width).enumerate() {
+            // First visible position, counted from the first cached one.
+            let first = self.window.map_or(0, |window| (self.cached + query + 1).saturating_sub(window));
+            row[first.min(self.cached)..self.cached].fill(0.0);
+            row[self.cache + first.saturating_sub(self.cached)..=self.cache + query].fill(0.0);
+        }
+        mask.repeat(self.group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_show_the_past_and_the_window() {
+        let sight = Sight { group: 2, chunk: 2, cache: 4, cached: 3, window: None };
+        let seen = |sight: Sight| -> Vec<String> {
+            let width = sight.cache + sight.chunk;
+            let mark = |v: &f32| if *v == 0.0 { '1' } else { '.' };
+            sight.mask().chunks(width).map(|row| row.iter().map(mark).collect()).collect()
+        };
+        assert_eq!(seen(sight), ["111.1.", "111.11", "111.1.", "111.11"]);
+        // A window of 3 shows positions 1 to 3 to query 3, and 2 to 4 to query 4.
+        assert_eq!(seen(Sight { window: Some(3), group: 1, ..sight }), [".11.1.", "..1.11"]);
+        assert_eq!(seen(Sight { window: Some(1), group: 1, ..sight }), ["....1.", ".....1"]);
+        assert_eq!(seen(Sight { window: None, group: 1, cached: 0, cache: 0, ..sight }), ["1.", "11"]);
+    }
+}
