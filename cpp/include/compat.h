@@ -211,16 +211,44 @@ class Tf32Scope {
 
 // A plan of unknown origin may have been built the other way, so that is tried too. RTX also remembers the setting of
 // the first context: a process that loads both kinds computes both without TF32.
-inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32) {
+inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32, bool shared_scratch) {
+  auto const create = [&] {
+    if (!shared_scratch) {
+      return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext());
+    }
+#if WATUS_API >= 1001
+    using Strategy = nvinfer1::ExecutionContextAllocationStrategy;
+    return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext(Strategy::kUSER_MANAGED));
+#else
+    return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContextWithoutDeviceMemory());
+#endif
+  };
   {
     Tf32Scope const expected(tf32);
-    Owned<nvinfer1::IExecutionContext> context(engine.createExecutionContext());
+    auto context = create();
     if (context || !is_rtx) {
       return context;
     }
   }
   Tf32Scope const other(!tf32);
-  return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext());
+  return create();
+}
+
+inline int64_t scratch_bytes(nvinfer1::ICudaEngine const& engine) {
+#if WATUS_API >= 1001
+  return engine.getDeviceMemorySizeV2();
+#else
+  return static_cast<int64_t>(engine.getDeviceMemorySize());
+#endif
+}
+
+inline void set_scratch(nvinfer1::IExecutionContext& context, void* memory, int64_t bytes) {
+#if WATUS_API >= 1001
+  context.setDeviceMemoryV2(memory, bytes);
+#else
+  (void)bytes;
+  context.setDeviceMemory(memory);
+#endif
 }
 
 }  // namespace watus::compat

@@ -49,6 +49,11 @@ class Session {
   rust::Vec<IoTensor> io() const;
   rust::Vec<int64_t> tensor_shape(rust::Str name) const;
   void bind(rust::Str name, rust::Slice<int64_t const> dims, size_t device_pointer);
+  // The address of either, where the shape was set or is static.
+  void set_address(rust::Str name, size_t device_pointer);
+  // For a session loaded with shared scratch memory: how much it wants, and where that is.
+  int64_t scratch_bytes() const;
+  void set_scratch(size_t device_pointer, int64_t bytes);
   void enqueue(size_t stream);
   rust::String inspect() const;
 
@@ -60,6 +65,7 @@ VersionInfo header_version();
 VersionInfo library_version(rust::Str core_path);
 std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path);
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
-std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32);
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
+                                   bool shared_scratch);
 
 }  // namespace watus

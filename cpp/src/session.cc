@@ -27,7 +27,8 @@ struct Session::Parts {
 Session::Session(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Session::~Session() = default;
 
-std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32) {
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
+                                   bool shared_scratch) {
   auto parts = std::make_unique<Session::Parts>();
   auto& log = logger();
   log.clear();
@@ -39,7 +40,7 @@ std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t c
   if (!parts->engine) {
     log.fail("TensorRT cannot load the engine");
   }
-  parts->context = compat::create_context(*parts->engine, tf32);
+  parts->context = compat::create_context(*parts->engine, tf32, shared_scratch);
   if (!parts->context) {
     log.fail("TensorRT cannot create an execution context");
   }
@@ -80,9 +81,20 @@ void Session::bind(rust::Str name, rust::Slice<int64_t const> dims, size_t devic
       logger().fail("TensorRT refused the shape of input '" + tensor + "'");
     }
   }
+  set_address(name, device_pointer);
+}
+
+void Session::set_address(rust::Str name, size_t device_pointer) {
+  auto const tensor = to_string(name);
   if (!parts_->context->setTensorAddress(tensor.c_str(), reinterpret_cast<void*>(device_pointer))) {
     logger().fail("TensorRT refused the address of tensor '" + tensor + "'");
   }
+}
+
+int64_t Session::scratch_bytes() const { return compat::scratch_bytes(*parts_->engine); }
+
+void Session::set_scratch(size_t device_pointer, int64_t bytes) {
+  compat::set_scratch(*parts_->context, reinterpret_cast<void*>(device_pointer), bytes);
 }
 
 void Session::enqueue(size_t stream) {

@@ -139,10 +139,7 @@ fn k_quant(block: &[u8], out: &mut [f32], fifth: bool) {
         if index < 4 {
             (packed[index] & 63, packed[index + 4] & 63)
         } else {
-            (
-                packed[index + 4] & 15 | packed[index - 4] >> 6 << 4,
-                packed[index + 4] >> 4 | packed[index] >> 6 << 4,
-            )
+            (packed[index + 4] & 15 | packed[index - 4] >> 6 << 4, packed[index + 4] >> 4 | packed[index] >> 6 << 4)
         }
     };
     for (group, out) in out.chunks_exact_mut(32).enumerate() {

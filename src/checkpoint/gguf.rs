@@ -181,7 +181,8 @@ impl<'a> Reader<'a> {
 
 /// Metadata and tensors under their own names.
 pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
-    parse_bytes(file.bytes()).map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))
+    parse_bytes(file.bytes())
+        .map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))
 }
 
 fn parse_bytes(bytes: &[u8]) -> Parsed<(Gguf, Vec<(String, Entry)>)> {

@@ -35,7 +35,8 @@ pub(super) fn translate(
     }
     let mut config = config(gguf, &architecture);
     let mut tensors = BTreeMap::new();
-    let heads = |key: &str| gguf.integer(&format!("{architecture}.{key}")).and_then(|heads| usize::try_from(heads).ok());
+    let heads =
+        |key: &str| gguf.integer(&format!("{architecture}.{key}")).and_then(|heads| usize::try_from(heads).ok());
     let query_heads = heads("attention.head_count");
     let key_heads = heads("attention.head_count_kv").or(query_heads);
     for (name, mut entry) in entries {

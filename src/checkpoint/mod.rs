@@ -179,24 +179,18 @@ impl Checkpoint {
         // Some repositories keep a second copy of the weights (consolidated.safetensors); the index names the real ones.
         let index = named("model.safetensors.index.json").map(|path| read_json(path)).transpose()?;
         let wanted = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
-        let mut needed: Vec<String> = wanted
-            .into_iter()
-            .flat_map(|map| map.values().filter_map(Value::as_str).map(str::to_owned))
-            .collect();
+        let mut needed: Vec<String> =
+            wanted.into_iter().flat_map(|map| map.values().filter_map(Value::as_str).map(str::to_owned)).collect();
         needed.sort();
         needed.dedup();
-        let name_of = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let name_of =
+            |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         if let Some(missing) = needed.iter().find(|name| !shards.iter().any(|shard| name_of(shard) == **name)) {
             let message = format!("the index names {missing}, which is not here\n  hint: fetch the whole checkpoint");
             return Err(CheckpointError::new(config_path.parent().unwrap_or(Path::new(".")), message));
         }
-        let mut checkpoint = Self {
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-            config,
-            config_path: config_path.clone(),
-            gguf: None,
-        };
+        let mut checkpoint =
+            Self { files: Vec::new(), tensors: BTreeMap::new(), config, config_path: config_path.clone(), gguf: None };
         for shard in shards.iter().filter(|shard| needed.is_empty() || needed.contains(&name_of(shard))) {
             let file = Mapped::open(shard)?;
             for (name, entry) in safetensors::entries(&file, checkpoint.files.len())? {
@@ -241,13 +235,16 @@ impl Checkpoint {
     pub fn tensor(&self, name: &str) -> Result<View<'_>, CheckpointError> {
         let Some((name, entry)) = self.tensors.get_key_value(name) else {
             let path = self.config_path.parent().filter(|_| self.gguf.is_none()).unwrap_or(&self.config_path);
-            let message = format!("tensor `{name}` is missing\n  hint: the checkpoint is incomplete or of another kind");
+            let message =
+                format!("tensor `{name}` is missing\n  hint: the checkpoint is incomplete or of another kind");
             return Err(CheckpointError::new(path, message));
         };
         let file = &self.files[entry.file];
         let fail = |message: String| CheckpointError::new(file.path(), format!("tensor `{name}`: {message}"));
         let encoding = entry.encoding.as_ref().map_err(|encoding| {
-            fail(format!("elements of type {encoding} are not supported\n  hint: take a version in float16 or bfloat16"))
+            fail(format!(
+                "elements of type {encoding} are not supported\n  hint: take a version in float16 or bfloat16"
+            ))
         })?;
         let end = entry.offset.checked_add(entry.bytes);
         let bytes = end.and_then(|end| file.bytes().get(entry.offset..end));

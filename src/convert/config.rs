@@ -63,7 +63,8 @@ impl<'a> Config<'a> {
     /// A positive whole number, if there.
     pub fn optional_size(&self, field: &str) -> Read<Option<usize>> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        let size = value.as_u64().filter(|size| (1..SIZE_LIMIT).contains(size)).and_then(|size| usize::try_from(size).ok());
+        let size =
+            value.as_u64().filter(|size| (1..SIZE_LIMIT).contains(size)).and_then(|size| usize::try_from(size).ok());
         size.map(Some).ok_or_else(|| self.error(format!("`{field}` is {value}, which is no size")))
     }
 

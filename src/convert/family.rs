@@ -12,7 +12,9 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
     let head_dim = match config.optional_size("head_dim")? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
-        None => return Err(config.error("hidden_size does not divide into num_attention_heads, and head_dim is missing")),
+        None => {
+            return Err(config.error("hidden_size does not divide into num_attention_heads, and head_dim is missing"));
+        }
     };
     let layers = config.size("num_hidden_layers")?;
     let max_position = config.optional_size("max_position_embeddings")?.unwrap_or(2048);

@@ -101,9 +101,16 @@ pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Mode
 pub(super) enum Past<'a> {
     None,
     /// `length` positions, not joined with the new ones.
-    Apart { key: &'a str, value: &'a str, length: usize },
+    Apart {
+        key: &'a str,
+        value: &'a str,
+        length: usize,
+    },
     /// Any number; key and value come out joined.
-    Joined { key: &'a str, value: &'a str },
+    Joined {
+        key: &'a str,
+        value: &'a str,
+    },
 }
 
 /// What a layer reads besides its input and weights, and what its outputs are called.

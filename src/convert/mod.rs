@@ -107,7 +107,9 @@ const FAMILIES: &[(&str, Describe)] = &[
 pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, ConvertError> {
     let config = Config::new(path, config);
     let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let kind = config.text("model_type").ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
+    let kind = config
+        .text("model_type")
+        .ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
     if let Some(quantization) = config.within("quantization_config") {
         let method = quantization.text("quant_method").unwrap_or("unknown");
         return Err(config.error(format!(
@@ -143,10 +145,9 @@ impl Transformer {
 
     fn check(&self, config: &Config<'_>) -> Result<(), ConvertError> {
         if !self.heads.is_multiple_of(self.kv_heads) {
-            return Err(config.error(format!(
-                "{} query heads cannot share {} key heads evenly",
-                self.heads, self.kv_heads
-            )));
+            return Err(
+                config.error(format!("{} query heads cannot share {} key heads evenly", self.heads, self.kv_heads))
+            );
         }
         for rope in &self.ropes {
             if rope.dimension() > self.head_dim || rope.frequencies.is_empty() {

@@ -128,9 +128,7 @@ fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> 
     let (fast, slow) =
         (scaling.optional_number("beta_fast")?.unwrap_or(32.0), scaling.optional_number("beta_slow")?.unwrap_or(1.0));
     let d = base.dimension as f64;
-    let correction = |rotations: f64| {
-        d * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * base.theta.ln())
-    };
+    let correction = |rotations: f64| d * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * base.theta.ln());
     let (mut low, mut high) = (correction(fast), correction(slow));
     if scaling.get("truncate").and_then(serde_json::Value::as_bool).unwrap_or(true) {
         (low, high) = (low.floor(), high.ceil());

@@ -93,16 +93,13 @@ impl Transformer {
         // Matrices and their biases, by the stems and sizes of their parts.
         let linear = |role: Role, bias: Option<Role>, inputs: usize, parts: &[(&str, usize)]| {
             let rows = parts.iter().map(|(_, rows)| rows).sum();
-            let matrix = parts.iter().map(|(stem, rows)| Part {
-                tensor: name(&format!("{stem}.weight")),
-                shape: vec![*rows, inputs],
-            });
+            let matrix = parts
+                .iter()
+                .map(|(stem, rows)| Part { tensor: name(&format!("{stem}.weight")), shape: vec![*rows, inputs] });
             let mut weights = vec![Weight { role, rows, columns: inputs, parts: matrix.collect() }];
             if let Some(role) = bias {
-                let parts = parts.iter().map(|(stem, rows)| Part {
-                    tensor: name(&format!("{stem}.bias")),
-                    shape: vec![*rows],
-                });
+                let parts =
+                    parts.iter().map(|(stem, rows)| Part { tensor: name(&format!("{stem}.bias")), shape: vec![*rows] });
                 weights.push(Weight { role, rows: 1, columns: rows, parts: parts.collect() });
             }
             weights

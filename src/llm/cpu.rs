@@ -107,14 +107,19 @@ impl CpuExecutor {
         }
         let mut hidden = vec![0.0; chunk * hidden_size];
         self.embedding.rows(tokens, &mut hidden)?;
-        let tables: Vec<(Vec<f32>, Vec<f32>)> = self.model.ropes.iter().map(|rope| {
-            let d = rope.dimension();
-            let (mut cos, mut sin) = (vec![0.0; chunk * d], vec![0.0; chunk * d]);
-            for (t, (cos, sin)) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).enumerate() {
-                rope.table(position + t, cos, sin);
-            }
-            (cos, sin)
-        }).collect();
+        let tables: Vec<(Vec<f32>, Vec<f32>)> = self
+            .model
+            .ropes
+            .iter()
+            .map(|rope| {
+                let d = rope.dimension();
+                let (mut cos, mut sin) = (vec![0.0; chunk * d], vec![0.0; chunk * d]);
+                for (t, (cos, sin)) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).enumerate() {
+                    rope.table(position + t, cos, sin);
+                }
+                (cos, sin)
+            })
+            .collect();
         let mut masks: HashMap<Option<usize>, Vec<f32>> = HashMap::new();
         for index in 0..self.model.layers.len() {
             let kind = self.model.layers[index];
@@ -244,7 +249,9 @@ impl Executor for CpuExecutor {
             let size = self.model.hidden_size;
             match rows {
                 Rows::All => logits.extend(self.logits(&hidden[..count * size], count)?),
-                Rows::Last if done == tokens.len() => logits = self.logits(&hidden[(count - 1) * size..count * size], 1)?,
+                Rows::Last if done == tokens.len() => {
+                    logits = self.logits(&hidden[(count - 1) * size..count * size], 1)?
+                }
                 Rows::Last => {}
             }
         }
@@ -257,6 +264,12 @@ impl Executor for CpuExecutor {
             logits.extend(self.prefill(step.slot, step.position, &[step.token], Rows::Last)?);
         }
         Ok(logits)
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(layers) = self.caches.get_mut(slot) {
+            layers.fill_with(Cache::default);
+        }
     }
 
     fn memory(&self) -> MemoryUse {

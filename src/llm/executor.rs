@@ -65,6 +65,8 @@ pub trait Executor: Send {
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
     /// Continues several sequences, each in a slot of its own, by one token. Logits: [steps, vocabulary].
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError>;
+    /// Says that a slot's sequence has ended; its room may be given back.
+    fn release(&mut self, slot: usize);
     /// What it holds.
     fn memory(&self) -> MemoryUse;
     /// Bytes per second that reading weights can reach here; the limit of decoding.
@@ -74,12 +76,7 @@ pub trait Executor: Send {
 }
 
 /// Checks what every executor must.
-pub(super) fn check(
-    executor: &dyn Executor,
-    slot: usize,
-    position: usize,
-    tokens: &[u32],
-) -> Result<(), LlmError> {
+pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
     if slot >= executor.slots() {
         return Err(LlmError::Request(format!("slot {slot} of {}", executor.slots())));
     }

@@ -8,7 +8,8 @@ use std::path::Path;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value};
 use onnx_protobuf::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto, TensorProto,
-    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation, type_proto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType, tensor_proto::DataLocation,
+    type_proto,
 };
 
 use super::{Model, OnnxError, elem_type};

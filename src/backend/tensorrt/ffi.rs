@@ -74,7 +74,7 @@ pub mod bridge {
         fn library_version(core_path: &str) -> Result<VersionInfo>;
         fn open_library(core_path: &str, parser_path: &str, plugin_path: &str) -> Result<UniquePtr<Library>>;
         fn build_plan(library: &Library, options: &BuildOptions, observer: &BuildObserver) -> Result<UniquePtr<Plan>>;
-        fn load_plan(library: &Library, plan: &[u8], tf32: bool) -> Result<UniquePtr<Session>>;
+        fn load_plan(library: &Library, plan: &[u8], tf32: bool, shared_scratch: bool) -> Result<UniquePtr<Session>>;
 
         fn bytes(self: &Plan) -> &[u8];
         fn timing_cache(self: &Plan) -> &[u8];
@@ -83,6 +83,9 @@ pub mod bridge {
         fn tensor_shape(self: &Session, name: &str) -> Result<Vec<i64>>;
         /// The shape of an input (an output's follows) and the address of either.
         fn bind(self: Pin<&mut Session>, name: &str, dims: &[i64], device_pointer: usize) -> Result<()>;
+        fn set_address(self: Pin<&mut Session>, name: &str, device_pointer: usize) -> Result<()>;
+        fn scratch_bytes(self: &Session) -> i64;
+        fn set_scratch(self: Pin<&mut Session>, device_pointer: usize, bytes: i64);
         fn enqueue(self: Pin<&mut Session>, stream: usize) -> Result<()>;
         fn inspect(self: &Session) -> Result<String>;
     }

@@ -97,6 +97,12 @@ pub struct Built {
     plan: cxx::UniquePtr<ffi::bridge::Plan>,
 }
 
+/// A loaded engine of static shapes. Buffers and scratch memory are its user's, and must outlive its runs.
+pub struct Engine {
+    #[cfg(watus_tensorrt)]
+    session: cxx::UniquePtr<ffi::bridge::Session>,
+}
+
 /// An opened TensorRT.
 #[derive(Debug)]
 pub struct TensorRt {
@@ -215,16 +221,45 @@ mod present {
         /// Loads a plan onto the GPU; `tf32` as it was built.
         pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
             let device = device::Device::open()?;
-            let session =
-                bridge::load_plan(self.handle.0, plan, tf32).map_err(|error| BackendError::Load(error.to_string()))?;
+            let session = bridge::load_plan(self.handle.0, plan, tf32, false)
+                .map_err(|error| BackendError::Load(error.to_string()))?;
             Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
+        }
+
+        /// Loads a plan whose buffers and scratch memory the caller keeps; a device must be open.
+        pub fn engine(&self, plan: &[u8], tf32: bool) -> Result<Engine, BackendError> {
+            let session = bridge::load_plan(self.handle.0, plan, tf32, true);
+            Ok(Engine { session: session.map_err(|error| BackendError::Load(error.to_string()))? })
         }
 
         /// The engine inspector's JSON: layers, formats, tactics.
         pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
             let _device = device::Device::open()?;
             let load = |error: cxx::Exception| BackendError::Load(error.to_string());
-            bridge::load_plan(self.handle.0, plan, false).map_err(load)?.inspect().map_err(load)
+            bridge::load_plan(self.handle.0, plan, false, false).map_err(load)?.inspect().map_err(load)
+        }
+    }
+
+    impl Engine {
+        /// Device memory it computes in, in bytes.
+        pub fn scratch_bytes(&self) -> usize {
+            usize::try_from(self.session.scratch_bytes()).unwrap_or(0)
+        }
+
+        /// Gives it that memory, which other engines of the same stream may use too.
+        pub fn set_scratch(&mut self, address: usize, bytes: usize) {
+            self.session.pin_mut().set_scratch(address, i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
+
+        /// Tells where an input or output of static shape is on the device.
+        pub fn set_address(&mut self, name: &str, address: usize) -> Result<(), BackendError> {
+            let set = self.session.pin_mut().set_address(name, address);
+            set.map_err(|error| BackendError::Run(error.to_string()))
+        }
+
+        /// Puts one run on a CUDA stream.
+        pub fn enqueue(&mut self, stream: usize) -> Result<(), BackendError> {
+            self.session.pin_mut().enqueue(stream).map_err(|error| BackendError::Run(error.to_string()))
         }
     }
 
@@ -292,7 +327,28 @@ mod absent {
             Err(missing())
         }
 
+        pub fn engine(&self, _plan: &[u8], _tf32: bool) -> Result<Engine, BackendError> {
+            Err(missing())
+        }
+
         pub fn inspect(&self, _plan: &[u8]) -> Result<String, BackendError> {
+            Err(missing())
+        }
+    }
+
+    #[allow(missing_docs)]
+    impl Engine {
+        pub fn scratch_bytes(&self) -> usize {
+            0
+        }
+
+        pub fn set_scratch(&mut self, _address: usize, _bytes: usize) {}
+
+        pub fn set_address(&mut self, _name: &str, _address: usize) -> Result<(), BackendError> {
+            Err(missing())
+        }
+
+        pub fn enqueue(&mut self, _stream: usize) -> Result<(), BackendError> {
             Err(missing())
         }
     }

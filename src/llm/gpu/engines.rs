@@ -1,0 +1,140 @@
+//! TensorRT's engines of the layers and the head, loaded when first used, all in one scratch memory.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::buffers::Buffer;
+use super::state::State;
+use crate::backend::BackendError;
+use crate::backend::tensorrt::{Engine, TensorRt};
+use crate::convert::LayerShape;
+use crate::llm::shapes::{head_name, layer_name};
+
+/// One pass over all layers, put on the stream: the hidden states in `State::hidden[0]` to those of the last layer.
+/// TensorRT's engines do it; own kernels may for few tokens.
+pub(super) trait Layers: Send {
+    fn enqueue(&mut self, state: &mut State, shape: LayerShape, slot: usize) -> Result<(), BackendError>;
+}
+
+/// Engines of one directory.
+pub(super) struct Engines {
+    tensorrt: Arc<TensorRt>,
+    folder: PathBuf,
+    tf32: bool,
+    layers: HashMap<LayerShape, Engine>,
+    heads: HashMap<usize, Engine>,
+    scratch: Option<Buffer>,
+}
+
+impl Engines {
+    pub(super) fn new(tensorrt: Arc<TensorRt>, folder: PathBuf, tf32: bool) -> Self {
+        Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None }
+    }
+
+    fn load(&mut self, state: &State, name: &str) -> Result<Engine, BackendError> {
+        let path = self.folder.join(format!("{name}.engine"));
+        let plan = std::fs::read(&path).map_err(|error| BackendError::Load(format!("{}: {error}", path.display())))?;
+        let engine = self.tensorrt.engine(&plan, self.tf32).map_err(|error| {
+            BackendError::Load(format!(
+                "{}: {error}\n  hint: engines run on the kind of GPU they were built for; build again here",
+                path.display()
+            ))
+        })?;
+        let wanted = engine.scratch_bytes();
+        if self.scratch.as_ref().is_none_or(|scratch| scratch.len() < wanted) {
+            // What is on the stream may still use the old one.
+            state.device.stream.synchronize().map_err(super::kernels::device_error)?;
+            let scratch = Buffer::new(&state.device.stream, wanted, "the engines' scratch memory")?;
+            for engine in self.layers.values_mut().chain(self.heads.values_mut()) {
+                engine.set_scratch(scratch.address() as usize, scratch.len());
+            }
+            self.scratch = Some(scratch);
+        }
+        Ok(engine)
+    }
+
+    fn with_scratch(&self, mut engine: Engine) -> Engine {
+        if let Some(scratch) = &self.scratch {
+            engine.set_scratch(scratch.address() as usize, scratch.len());
+        }
+        engine
+    }
+
+    /// Loads the engines of a shape, so that a captured graph's scratch memory never moves.
+    pub(super) fn prepare(
+        &mut self,
+        state: &State,
+        shape: Option<LayerShape>,
+        rows: usize,
+    ) -> Result<bool, BackendError> {
+        let before = self.scratch.as_ref().map(Buffer::address);
+        if let Some(shape) = shape
+            && !self.layers.contains_key(&shape)
+        {
+            let engine = self.load(state, &layer_name(shape))?;
+            let engine = self.with_scratch(engine);
+            self.layers.insert(shape, engine);
+        }
+        if rows > 0 && !self.heads.contains_key(&rows) {
+            let engine = self.load(state, &head_name(rows))?;
+            let engine = self.with_scratch(engine);
+            self.heads.insert(rows, engine);
+        }
+        Ok(before.is_some() && before != self.scratch.as_ref().map(Buffer::address))
+    }
+
+    /// The first `rows` of `State::last` to logits.
+    pub(super) fn head(&mut self, state: &mut State, rows: usize) -> Result<(), BackendError> {
+        let engine = self.heads.get_mut(&rows);
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows))))?;
+        let buffers = [
+            ("hidden", &state.last),
+            ("norm", &state.weights.norm),
+            ("output", &state.weights.output),
+            ("logits", &state.logits),
+        ];
+        for (name, buffer) in buffers {
+            engine.set_address(name, buffer.address() as usize)?;
+        }
+        engine.enqueue(state.device.stream.cu_stream() as usize)
+    }
+
+    pub(super) fn scratch_bytes(&self) -> usize {
+        self.scratch.as_ref().map_or(0, Buffer::len)
+    }
+}
+
+impl Layers for Engines {
+    fn enqueue(&mut self, state: &mut State, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
+        state.prologue(shape)?;
+        let engine = self.layers.get_mut(&shape);
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape))))?;
+        let stream = state.device.stream.cu_stream() as usize;
+        engine.set_address("key", state.new.0.address() as usize)?;
+        engine.set_address("value", state.new.1.address() as usize)?;
+        let names: Vec<&str> = state.model.layer_weights(0).iter().map(|weight| weight.role.name()).collect();
+        for index in 0..state.model.layers.len() {
+            let kind = state.model.layers[index];
+            let (cos, sin) = &state.rotary[kind.rope];
+            let mask = state.masks.iter().find(|(window, _)| *window == kind.window);
+            let mask = mask.map(|(_, mask)| mask.address()).unwrap_or_default();
+            engine.set_address("hidden", state.hidden[index % 2].address() as usize)?;
+            engine.set_address("hidden_out", state.hidden[(index + 1) % 2].address() as usize)?;
+            engine.set_address("cos", cos.address() as usize)?;
+            engine.set_address("sin", sin.address() as usize)?;
+            engine.set_address("mask", mask as usize)?;
+            if shape.cache > 0 {
+                let (key, value) = state.cache(index, slot);
+                engine.set_address("past_key", key as usize)?;
+                engine.set_address("past_value", value as usize)?;
+            }
+            for (name, buffer) in names.iter().zip(&state.weights.layers[index]) {
+                engine.set_address(name, buffer.address() as usize)?;
+            }
+            engine.enqueue(stream)?;
+            state.append(shape, index, slot)?;
+        }
+        Ok(())
+    }
+}

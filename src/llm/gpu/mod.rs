@@ -1,0 +1,294 @@
+//! The TensorRT executor: one engine per shape runs every layer with that layer's weights bound; decode steps are
+//! replayed as CUDA graphs.
+//!
+//! `state.rs` is the memory, `engines.rs` TensorRT, `weights.rs` the way in, `kernels.rs` what no engine does.
+
+mod buffers;
+mod engines;
+mod kernels;
+mod state;
+mod weights;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use cudarc::driver::CudaGraph;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+
+use self::engines::{Engines, Layers};
+use self::kernels::{Kernels, device_error};
+use self::state::State;
+use super::executor::{Executor, LlmError, MemoryUse, Rows, Step, check};
+use super::shapes::Shapes;
+use crate::backend::tensorrt::TensorRt;
+use crate::backend::tensorrt::device::Device;
+use crate::backend::{BackendError, BackendInfo};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{LayerShape, Transformer};
+use crate::tensor::DType;
+
+/// What an executor is made for.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// Engine shapes in the folder.
+    pub shapes: Shapes,
+    /// Arithmetic of the engines.
+    pub dtype: DType,
+    /// As they were built.
+    pub tf32: bool,
+}
+
+/// See the module.
+pub struct GpuExecutor {
+    info: BackendInfo,
+    options: GpuOptions,
+    /// Captured decode steps, by shape and first slot. Dropped before what they refer to.
+    graphs: HashMap<(LayerShape, usize), Graph>,
+    engines: Engines,
+    state: State,
+    /// Positions in each slot, as far as it was told.
+    used: Vec<usize>,
+    /// The fastest padding of a decode step, by batch.
+    padding: HashMap<usize, usize>,
+    load_seconds: f64,
+}
+
+/// A captured step. Used by whoever has the executor, one thread at a time.
+struct Graph(CudaGraph);
+
+// SAFETY: the executor is used by one thread at a time (`&mut self` everywhere), which is what CUDA asks of a graph;
+// cudarc binds the context to the calling thread at every launch.
+#[allow(unsafe_code)]
+unsafe impl Send for Graph {}
+
+impl GpuExecutor {
+    /// Loads `model`, already located in `checkpoint`, with the engines in `folder`. `progress` hears bytes of weights.
+    pub fn new(
+        folder: &Path,
+        (model, checkpoint): (Transformer, Arc<Checkpoint>),
+        options: GpuOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LlmError> {
+        let start = Instant::now();
+        let tensorrt = TensorRt::open()?;
+        let device = Device::open()?;
+        buffers::single_stream(&device.stream);
+        let kernels = Kernels::compile(&device)?;
+        let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
+        let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, options.dtype, progress)?;
+        let state = State::new(device, kernels, (model, checkpoint), (weights, options.dtype), &options.shapes)?;
+        let mut executor = Self {
+            info,
+            graphs: HashMap::new(),
+            engines: Engines::new(tensorrt, folder.to_owned(), options.tf32),
+            state,
+            used: vec![0; options.shapes.slots],
+            padding: HashMap::new(),
+            load_seconds: 0.0,
+            options,
+        };
+        executor.tune()?;
+        executor.load_seconds = start.elapsed().as_secs_f64();
+        Ok(executor)
+    }
+
+    /// Seconds from the mapped file to the first possible answer.
+    pub fn load_seconds(&self) -> f64 {
+        self.load_seconds
+    }
+
+    /// Measures which padding decodes fastest: for some token counts TensorRT has a much faster kernel.
+    fn tune(&mut self) -> Result<(), LlmError> {
+        let capacity = self.state.capacity;
+        let mut best: HashMap<usize, (f64, usize)> = HashMap::new();
+        for (batch, chunk) in self.options.shapes.steps.clone() {
+            let shape = LayerShape { batch, chunk, cache: capacity };
+            self.state.place(&vec![(0, 0); batch])?;
+            self.replay(shape, 0)?;
+            let mut seconds = f64::INFINITY;
+            for _ in 0..3 {
+                self.state.device.stream.synchronize().map_err(device_error)?;
+                let start = Instant::now();
+                self.replay(shape, 0)?;
+                self.state.device.stream.synchronize().map_err(device_error)?;
+                seconds = seconds.min(start.elapsed().as_secs_f64());
+            }
+            let entry = best.entry(batch).or_insert((seconds, chunk));
+            if seconds < entry.0 {
+                *entry = (seconds, chunk);
+            }
+        }
+        self.padding = best.into_iter().map(|(batch, (_, chunk))| (batch, chunk)).collect();
+        Ok(())
+    }
+
+    /// Makes room for `needed` positions in the slots; gives room back when nothing needs it.
+    fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
+        let longest = self.used.iter().copied().max().unwrap_or(0);
+        let wanted = self.options.shapes.cache_for(needed.max(longest));
+        if wanted > self.state.capacity || (longest == 0 && wanted < self.state.capacity) {
+            self.state.resize(wanted, self.options.shapes.slots)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
+    fn replay(&mut self, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
+        let key = (shape, slot);
+        if self.engines.prepare(&self.state, Some(shape), shape.batch)? {
+            self.graphs.clear(); // the scratch memory they refer to has moved
+        }
+        if !self.graphs.contains_key(&key) {
+            // Once as it is: engines finish their preparations at their first run, which cannot be captured. Writing
+            // the same keys and values twice changes nothing.
+            let hidden = self.state.hidden[0].address();
+            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.options.dtype.size();
+            let stream = Arc::clone(&self.state.device.stream);
+            let keep = buffers::Buffer::new(&stream, bytes, "activations")?;
+            buffers::copy(&stream, hidden, keep.address(), bytes)?;
+            self.step(shape, slot)?;
+            buffers::copy(&stream, keep.address(), hidden, bytes)?;
+            stream.synchronize().map_err(device_error)?;
+            stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(device_error)?;
+            let captured = self.step(shape, slot);
+            let graph = stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
+            captured?;
+            let graph = graph.map_err(device_error)?;
+            let graph = graph.ok_or_else(|| BackendError::Run("CUDA captured no graph".to_owned()))?;
+            self.graphs.insert(key, Graph(graph));
+        }
+        self.graphs[&key].0.launch().map_err(device_error)
+    }
+
+    fn step(&mut self, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
+        self.engines.enqueue(&mut self.state, shape, slot)?;
+        for row in 0..shape.batch {
+            self.state.take_row(row * shape.chunk, row)?;
+        }
+        self.engines.head(&mut self.state, shape.batch)
+    }
+}
+
+impl Executor for GpuExecutor {
+    fn info(&self) -> BackendInfo {
+        self.info.clone()
+    }
+
+    fn slots(&self) -> usize {
+        self.options.shapes.slots
+    }
+
+    fn max_len(&self) -> usize {
+        self.options.shapes.max_len
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.state.model.vocab_size
+    }
+
+    fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
+        check(self, slot, position, tokens)?;
+        self.used[slot] = position;
+        self.make_room(position + tokens.len())?;
+        let (mut logits, mut done) = (Vec::new(), 0);
+        while done < tokens.len() {
+            let chunk = self.options.shapes.chunk_for(tokens.len() - done);
+            let count = chunk.min(tokens.len() - done);
+            let cached = position + done;
+            let cache = if cached == 0 { 0 } else { self.state.capacity };
+            let shape = LayerShape { batch: 1, chunk, cache };
+            if self.engines.prepare(&self.state, Some(shape), 1)? {
+                self.graphs.clear();
+            }
+            let places: Vec<usize> = (0..count).collect();
+            self.state.embed(&tokens[done..done + count], &places)?;
+            self.state.place(&[(cached, count)])?;
+            self.engines.enqueue(&mut self.state, shape, slot)?;
+            done += count;
+            let wanted = match rows {
+                Rows::All => 0..count,
+                Rows::Last if done == tokens.len() => count - 1..count,
+                Rows::Last => 0..0,
+            };
+            for row in wanted {
+                self.state.take_row(row, 0)?;
+                self.engines.head(&mut self.state, 1)?;
+                self.state.fetch(1, &mut logits)?;
+            }
+        }
+        self.used[slot] = position + tokens.len();
+        Ok(logits)
+    }
+
+    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
+        for (index, step) in steps.iter().enumerate() {
+            check(self, step.slot, step.position, &[step.token])?;
+            if steps[..index].iter().any(|other| other.slot == step.slot) {
+                return Err(LlmError::Request(format!("slot {} is in one step twice", step.slot)));
+            }
+        }
+        let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
+        for step in steps {
+            self.used[step.slot] = step.position;
+        }
+        self.make_room(needed)?;
+        let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
+        let chunk = self.padding.get(&batch).copied().unwrap_or(1);
+        let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
+        let mut places = vec![(0, 0); batch];
+        for step in steps {
+            places[row(step)] = (step.position, 1);
+        }
+        let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
+        let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
+        self.state.embed(&tokens, &rows)?;
+        self.state.place(&places)?;
+        self.replay(LayerShape { batch, chunk, cache: self.state.capacity }, first)?;
+        let mut all = Vec::new();
+        self.state.fetch(batch, &mut all)?;
+        for step in steps {
+            self.used[step.slot] = step.position + 1;
+        }
+        let width = self.state.model.vocab_size;
+        Ok(steps.iter().flat_map(|step| all[row(step) * width..][..width].iter().copied()).collect())
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(used) = self.used.get_mut(slot) {
+            *used = 0;
+        }
+    }
+
+    fn memory(&self) -> MemoryUse {
+        MemoryUse {
+            weights: self.state.weights.bytes() as u64,
+            cache: self.state.cache_bytes() as u64,
+            scratch: (self.state.scratch_bytes() + self.engines.scratch_bytes()) as u64,
+        }
+    }
+
+    fn bandwidth(&mut self) -> Result<f64, LlmError> {
+        const BYTES: usize = 256 << 20;
+        let stream = &self.state.device.stream;
+        let from = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
+        let to = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
+            let start = Instant::now();
+            for _ in 0..8 {
+                buffers::copy(stream, from.address(), to.address(), BYTES)?;
+            }
+            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
+            best = best.min(start.elapsed().as_secs_f64() / 8.0);
+        }
+        // A copy reads and writes.
+        Ok(2.0 * BYTES as f64 / best)
+    }
+
+    fn bytes_per_step(&self) -> u64 {
+        self.state.weights.bytes() as u64
+    }
+}

@@ -1,0 +1,264 @@
+//! What lives on the device while a model runs: weights, caches, and the tensors between engines.
+
+use std::sync::Arc;
+
+use super::buffers::{Buffer, Pinned, copy};
+use super::kernels::{Address, Kernels, kind};
+use super::weights::Weights;
+use crate::backend::BackendError;
+use crate::backend::tensorrt::device::Device;
+use crate::checkpoint::{Checkpoint, Encoding};
+use crate::convert::{LayerShape, Transformer};
+use crate::llm::executor::LlmError;
+use crate::llm::host::Embedding;
+use crate::llm::shapes::Shapes;
+use crate::tensor::DType;
+
+/// See the module. Batches of one use the slot they are told, larger ones row b for slot b.
+pub(super) struct State {
+    pub(super) device: Device,
+    pub(super) kernels: Kernels,
+    pub(super) model: Transformer,
+    pub(super) dtype: DType,
+    pub(super) weights: Weights,
+    embedding: Embedding,
+    checkpoint: Arc<Checkpoint>,
+    /// [layer]: keys and values, [slots, kv_heads, capacity, head_dim].
+    caches: Vec<(Buffer, Buffer)>,
+    /// Positions a slot has room for now; the engines want caches dense.
+    pub(super) capacity: usize,
+    /// Room of a whole cache for moving it.
+    spare: Buffer,
+    /// [rope]: cosines and sines of every position, [max_len, rotary].
+    tables: Vec<(Buffer, Buffer)>,
+    positions: usize,
+    /// [rope]: the rows of this pass.
+    pub(super) rotary: Vec<(Buffer, Buffer)>,
+    /// Each kind of window and its mask.
+    pub(super) masks: Vec<(Option<usize>, Buffer)>,
+    /// Layer inputs and outputs, by turns: [batch, chunk, hidden].
+    pub(super) hidden: [Buffer; 2],
+    /// A layer's new keys and values.
+    pub(super) new: (Buffer, Buffer),
+    /// Hidden states whose logits are wanted: [rows, hidden].
+    pub(super) last: Buffer,
+    pub(super) logits: Buffer,
+    /// Per sequence: positions cached, positions new. uint32.
+    cached: Buffer,
+    count: Buffer,
+    embedded: Buffer,
+    bad: Buffer,
+    staging: Pinned,
+    counts: Pinned,
+    answer: Pinned,
+}
+
+impl State {
+    pub(super) fn new(
+        device: Device,
+        kernels: Kernels,
+        (model, checkpoint): (Transformer, Arc<Checkpoint>),
+        (weights, dtype): (Weights, DType),
+        shapes: &Shapes,
+    ) -> Result<Self, LlmError> {
+        let stream = Arc::clone(&device.stream);
+        let size = dtype.size();
+        if !(model.head_dim * size).is_multiple_of(4)
+            || model.ropes.iter().any(|r| !(r.dimension() * size).is_multiple_of(4))
+        {
+            return Err(LlmError::Request(format!(
+                "heads of {} elements are not supported on the GPU",
+                model.head_dim
+            )));
+        }
+        let layers = shapes.layers();
+        let tokens = layers.iter().map(|shape| shape.batch * shape.chunk).max().unwrap_or(1);
+        let masked = layers.iter().map(|s| s.batch * model.group() * s.chunk * (s.cache + s.chunk)).max().unwrap_or(1);
+        let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
+        let buffer = |bytes: usize, what: &str| Buffer::new(&stream, bytes, what);
+        let cache = shapes.slots * model.kv_heads * longest * model.head_dim * size;
+        let caches = (0..model.layers.len())
+            .map(|_| Ok((buffer(cache, "keys and values")?, buffer(cache, "keys and values")?)))
+            .collect::<Result<Vec<_>, BackendError>>()?;
+        let mut tables = Vec::new();
+        let mut rotary = Vec::new();
+        for rope in &model.ropes {
+            let d = rope.dimension();
+            let (mut cos, mut sin) = (vec![0.0; longest * d], vec![0.0; longest * d]);
+            for (position, (cos, sin)) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).enumerate() {
+                rope.table(position, cos, sin);
+            }
+            let table = |values: &[f32]| -> Result<Buffer, BackendError> {
+                let mut table = buffer(values.len() * size, "rotary tables")?;
+                table.upload(&narrow(values, dtype))?;
+                Ok(table)
+            };
+            tables.push((table(&cos)?, table(&sin)?));
+            rotary.push((buffer(tokens * d * size, "activations")?, buffer(tokens * d * size, "activations")?));
+        }
+        let mut windows: Vec<Option<usize>> = model.layers.iter().map(|layer| layer.window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        let masks = windows.into_iter().map(|window| Ok((window, buffer(masked * size, "masks")?)));
+        let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
+        let hidden = || buffer(tokens * model.hidden_size * size, "activations");
+        let new = || buffer(tokens * model.kv_heads * model.head_dim * size, "activations");
+        let rows = shapes.slots.max(1);
+        Ok(Self {
+            embedding: Embedding::new(&checkpoint, &model),
+            spare: buffer(cache, "keys and values")?,
+            capacity: shapes.caches.first().copied().unwrap_or(longest),
+            caches,
+            tables,
+            positions: longest,
+            rotary,
+            masks,
+            hidden: [hidden()?, hidden()?],
+            new: (new()?, new()?),
+            last: buffer(rows * model.hidden_size * size, "activations")?,
+            logits: buffer(rows * model.vocab_size * 4, "logits")?,
+            cached: buffer(4 * rows, "positions")?,
+            count: buffer(4 * rows, "positions")?,
+            embedded: buffer(tokens * model.hidden_size * 4, "embeddings")?,
+            bad: buffer(4, "a counter")?,
+            staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
+            counts: Pinned::new(&stream, 8 * rows)?,
+            answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
+            device,
+            kernels,
+            weights,
+            checkpoint,
+            model,
+            dtype,
+        })
+    }
+
+    /// Bytes of keys and values, and of what is between engines.
+    pub(super) fn cache_bytes(&self) -> usize {
+        self.caches.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
+
+    pub(super) fn scratch_bytes(&self) -> usize {
+        let masks: usize = self.masks.iter().map(|(_, mask)| mask.len()).sum();
+        let pairs = self.tables.iter().chain(&self.rotary).map(|(a, b)| a.len() + b.len()).sum::<usize>();
+        let hidden = self.hidden.iter().map(Buffer::len).sum::<usize>();
+        masks + pairs + hidden + self.spare.len() + self.embedded.len() + self.logits.len()
+    }
+
+    /// Tells the device where the sequences are: (cached, new) positions, one pair per row of the batch.
+    pub(super) fn place(&mut self, rows: &[(usize, usize)]) -> Result<(), BackendError> {
+        let words = |pick: fn(&(usize, usize)) -> usize| {
+            rows.iter()
+                .flat_map(move |row| u32::try_from(pick(row)).unwrap_or(u32::MAX).to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
+        let (cached, count) = (words(|row| row.0), words(|row| row.1));
+        // Small enough for the driver to take at once.
+        self.counts.write()?[..cached.len()].copy_from_slice(&cached);
+        self.cached.upload_pinned(&self.counts, cached.len())?;
+        self.count.upload(&count)
+    }
+
+    /// Brings the embeddings of `tokens` up as the first layer's input; `places` are their rows there.
+    pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize]) -> Result<(), LlmError> {
+        let hidden = self.model.hidden_size;
+        let part = self.model.embedding();
+        let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
+        let last = places.iter().max().map_or(0, |row| row + 1);
+        let (dtype, scale) = match view.encoding {
+            // As they are stored; the device converts.
+            Encoding::F16 | Encoding::BF16 => {
+                let staging = self.staging.write()?;
+                for (token, place) in tokens.iter().zip(places) {
+                    staging[2 * hidden * place..][..2 * hidden].copy_from_slice(view.row(*token as usize));
+                }
+                let dtype = if view.encoding == Encoding::F16 { DType::Float16 } else { DType::BFloat16 };
+                (dtype, self.model.embedding_scale)
+            }
+            _ => {
+                let mut row = vec![0.0; hidden];
+                for (token, place) in tokens.iter().zip(places) {
+                    self.embedding.rows(&[*token], &mut row)?;
+                    let staging = self.staging.write()?;
+                    staging[4 * hidden * place..][..4 * hidden].copy_from_slice(bytemuck::cast_slice(&row));
+                }
+                (DType::Float32, 1.0)
+            }
+        };
+        self.embedded.upload_pinned(&self.staging, last * hidden * dtype.size())?;
+        let (from, to) = ((self.embedded.address(), dtype), (self.hidden[0].address(), self.dtype));
+        self.kernels.convert(from, to, (last * hidden, 0), (scale, 0.0), self.bad.address())?;
+        Ok(())
+    }
+
+    /// Masks and rotary rows of a pass, from where [`State::place`] said the sequences are.
+    pub(super) fn prologue(&mut self, shape: LayerShape) -> Result<(), BackendError> {
+        let LayerShape { batch, chunk, cache } = shape;
+        let cached = self.cached.address();
+        for (window, mask) in &self.masks {
+            let sizes = [batch, self.model.group(), chunk, cache];
+            self.kernels.mask((mask.address(), self.dtype), cached, sizes, *window)?;
+        }
+        for ((rope, table), rows) in self.model.ropes.iter().zip(&self.tables).zip(&self.rotary) {
+            let sizes = [batch, chunk, rope.dimension() * self.dtype.size() / 4, self.positions];
+            self.kernels.rotary(table.0.address(), rows.0.address(), cached, sizes)?;
+            self.kernels.rotary(table.1.address(), rows.1.address(), cached, sizes)?;
+        }
+        Ok(())
+    }
+
+    /// Where `slot`'s keys and values of a layer begin.
+    pub(super) fn cache(&self, layer: usize, slot: usize) -> (Address, Address) {
+        let (key, value) = &self.caches[layer];
+        let offset = slot * self.model.kv_heads * self.capacity * self.model.head_dim * self.dtype.size();
+        (key.address() + offset as u64, value.address() + offset as u64)
+    }
+
+    /// Appends a layer's new keys and values to the caches from `slot` on.
+    pub(super) fn append(&mut self, shape: LayerShape, layer: usize, slot: usize) -> Result<(), BackendError> {
+        let words = self.model.head_dim * self.dtype.size() / 4;
+        let sizes = [shape.batch, self.model.kv_heads, shape.chunk, self.capacity, words];
+        let new = (self.new.0.address(), self.new.1.address());
+        self.kernels.append(new, self.cache(layer, slot), (self.cached.address(), self.count.address()), sizes)
+    }
+
+    /// Changes the room of every slot, keeping what is in it.
+    pub(super) fn resize(&mut self, capacity: usize, slots: usize) -> Result<(), BackendError> {
+        let words = self.model.head_dim * self.dtype.size() / 4;
+        let blocks = slots * self.model.kv_heads;
+        let stream = &self.device.stream;
+        for (key, value) in &self.caches {
+            for cache in [key, value] {
+                let sizes = [blocks, self.capacity, capacity, words];
+                self.kernels.spread(cache.address(), self.spare.address(), sizes)?;
+                copy(stream, self.spare.address(), cache.address(), blocks * capacity * words * 4)?;
+            }
+        }
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Puts hidden state `from` of the last layer's output into row `to` of the head's input.
+    pub(super) fn take_row(&mut self, from: usize, to: usize) -> Result<(), BackendError> {
+        let bytes = self.model.hidden_size * self.dtype.size();
+        let output = self.hidden[self.model.layers.len() % 2].address();
+        copy(&self.device.stream, output + (from * bytes) as u64, self.last.address() + (to * bytes) as u64, bytes)
+    }
+
+    /// Waits, and appends `rows` rows of logits to `out`.
+    pub(super) fn fetch(&mut self, rows: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
+        let bytes = rows * self.model.vocab_size * 4;
+        self.logits.download(&mut self.answer, bytes)?;
+        out.extend_from_slice(bytemuck::cast_slice(&self.answer.bytes()?[..bytes]));
+        Ok(())
+    }
+}
+
+/// float32 to the bytes of `dtype`.
+fn narrow(values: &[f32], dtype: DType) -> Vec<u8> {
+    match kind(dtype) {
+        1 => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
+        2 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+    }
+}
