@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{is_contained, sha256, sha256_file, write_file};
+use crate::artifact::{is_contained, sha256, write_file};
 use crate::backend::tensorrt::device::DeviceInfo;
 use crate::backend::tensorrt::{ShapeRange, Version};
+use crate::llm;
 use crate::tensor::TensorSpec;
 use crate::vision::Classifier;
 
@@ -31,6 +32,9 @@ pub struct ManifestError {
     /// What is wrong, and what to do.
     pub message: String,
 }
+
+/// Gives a file's SHA-256: by reading it, or by remembering that it did.
+pub type Hasher<'a> = &'a mut dyn FnMut(&Path) -> io::Result<String>;
 
 /// One file of the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +65,10 @@ pub struct VerifyRecord {
     pub seeds: u32,
     /// Pictures, relative to the directory.
     pub images: Vec<String>,
-    /// Allowed max|engine - reference| / max|reference|.
+    /// Prompts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<String>,
+    /// Allowed max|engine - reference| / max|reference|; of a language model, mean divergence.
     pub tolerance: f64,
 }
 
@@ -88,15 +95,19 @@ pub struct Manifest {
     pub precision: String,
     /// FP32 layers may round to TF32.
     pub tf32: bool,
-    /// Engine file.
+    /// Engine file; empty for a language model, which has many.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub engine: String,
     /// ONNX model it was built from, with its final shapes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub model: String,
     /// Where the model came from.
     pub source: String,
     /// Inputs in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<TensorSpec>,
     /// Outputs in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<TensorSpec>,
     /// Ranges of dynamic inputs; empty for static shapes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -104,6 +115,9 @@ pub struct Manifest {
     /// For a classifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<Classifier>,
+    /// For a language model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub llm: Option<llm::Record>,
     /// How it is proved.
     pub verify: VerifyRecord,
     /// How the build went.
@@ -162,7 +176,13 @@ impl Manifest {
         if manifest.format != FORMAT {
             return Err(fail(format!("layout {} is not supported; build the engine again", manifest.format)));
         }
-        let names = [&manifest.engine, &manifest.model].into_iter().chain(&manifest.verify.images);
+        let names = [&manifest.engine, &manifest.model].into_iter().filter(|name| !name.is_empty());
+        if manifest.llm.is_none() && names.clone().count() != 2 {
+            return Err(fail("engine or model is missing".to_owned()));
+        }
+        let weights = manifest.llm.iter().flat_map(|llm| &llm.weights);
+        let weights: Vec<String> = weights.map(|name| format!("{}/{name}", llm::model::WEIGHTS)).collect();
+        let names = names.chain(&manifest.verify.images).chain(&weights);
         for name in names.clone().chain(manifest.files.keys()) {
             if !is_contained(name) {
                 return Err(fail(format!("file name `{name}` leaves the directory")));
@@ -177,7 +197,7 @@ impl Manifest {
     }
 
     /// Hashes every file below `folder` but the manifest and the verification report.
-    pub fn record_files(&mut self, folder: &Path) -> io::Result<()> {
+    pub fn record_files(&mut self, folder: &Path, hash: Hasher<'_>) -> io::Result<()> {
         self.files.clear();
         let mut pending = vec![folder.to_owned()];
         while let Some(current) = pending.pop() {
@@ -189,7 +209,7 @@ impl Manifest {
                 }
                 let name = path.strip_prefix(folder).map_err(io::Error::other)?.to_string_lossy().into_owned();
                 if name != FILE && name != REPORT_FILE {
-                    let record = FileRecord { sha256: sha256_file(&path)?, bytes: fs::metadata(&path)?.len() };
+                    let record = FileRecord { sha256: hash(&path)?, bytes: fs::metadata(&path)?.len() };
                     self.files.insert(name, record);
                 }
             }
@@ -211,7 +231,7 @@ impl Manifest {
     }
 
     /// The first file that is missing or differs from its hash.
-    pub fn damage(&self, folder: &Path) -> Option<String> {
+    pub fn damage(&self, folder: &Path, hash: Hasher<'_>) -> Option<String> {
         self.files.iter().find_map(|(name, record)| {
             let path = folder.join(name);
             match fs::metadata(&path) {
@@ -219,7 +239,7 @@ impl Manifest {
                 Ok(metadata) if metadata.len() != record.bytes => {
                     Some(format!("{name} has {} bytes, the manifest says {}", metadata.len(), record.bytes))
                 }
-                Ok(_) => match sha256_file(&path) {
+                Ok(_) => match hash(&path) {
                     Ok(found) if found == record.sha256 => None,
                     Ok(_) => Some(format!("{name} does not match its sha256")),
                     Err(error) => Some(format!("{name}: {error}")),

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
 use crate::manifest::BuildRecord;
 use crate::memory;
-use crate::progress::{Event, Progress};
+use crate::progress::{Event, Progress, Silent};
 
 /// The hidden subcommand a child is started with.
 pub const SUBCOMMAND: &str = "__build-engine";
@@ -28,10 +28,10 @@ pub const SUBCOMMAND: &str = "__build-engine";
 /// What to build.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// Model, with final shapes.
-    pub onnx: PathBuf,
-    /// Where the engine goes.
-    pub engine: PathBuf,
+    /// Models with final shapes, and where their engines go.
+    pub engines: Vec<(PathBuf, PathBuf)>,
+    /// Engines built at once. One, where TensorRT times its kernels on the GPU or obeys the environment.
+    pub threads: usize,
     /// Tactic timings to use and update; none for RTX.
     pub timing_cache: Option<PathBuf>,
     /// Builder settings.
@@ -121,14 +121,50 @@ fn in_process(job: &Job, progress: &Arc<dyn Progress>, cancel: &Arc<AtomicBool>)
 /// The build itself, in whichever process.
 fn run(job: &Job, progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Result<(), BackendError> {
     let tensorrt = TensorRt::open()?;
+    if let [(onnx, engine)] = &job.engines[..] {
+        return one(&tensorrt, job, (onnx, engine), progress, cancel);
+    }
+    const PHASE: &str = "Building engines";
+    progress.event(Event::Phase { name: PHASE, steps: job.engines.len() as u64 });
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let failed = Mutex::new(None);
+    std::thread::scope(|scope| {
+        for _ in 0..job.threads.max(1) {
+            scope.spawn(|| {
+                while let Some((onnx, engine)) = job.engines.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // Dozens of small engines: their own phases would only flicker.
+                    let result = one(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel));
+                    if let Err(error) = result {
+                        next.store(job.engines.len(), Ordering::Relaxed);
+                        if let Ok(mut failed) = failed.lock() {
+                            failed.get_or_insert(error);
+                        }
+                    }
+                    let done = 1 + done.fetch_add(1, Ordering::Relaxed) as u64;
+                    progress.event(Event::Step { phase: PHASE, done });
+                }
+            });
+        }
+    });
+    progress.event(Event::PhaseDone { name: PHASE });
+    failed.into_inner().unwrap_or(None).map_or(Ok(()), Err)
+}
+
+/// One engine of a job.
+fn one(
+    tensorrt: &TensorRt,
+    job: &Job,
+    (onnx, engine): (&Path, &Path),
+    progress: Arc<dyn Progress>,
+    cancel: Arc<AtomicBool>,
+) -> Result<(), BackendError> {
     let timings = job.timing_cache.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
-    let built = tensorrt.build(&job.onnx, &job.options, timings, progress, cancel)?;
-    let write = |path: &Path, bytes: &[u8]| {
-        write_file(path, bytes).map_err(|error| BackendError::Build(format!("{}: {error}", path.display())))
-    };
-    write(&job.engine, built.bytes())?;
+    let built = tensorrt.build(onnx, &job.options, timings, progress, cancel)?;
+    let failed = |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()));
+    // Staged with the rest of its directory, which is flushed as a whole.
+    fs::write(engine, built.bytes()).map_err(|error| failed(engine, error))?;
     if let Some(path) = job.timing_cache.as_ref().filter(|_| !built.timing_cache().is_empty()) {
-        write(path, built.timing_cache())?;
+        write_file(path, built.timing_cache()).map_err(|error| failed(path, error))?;
     }
     Ok(())
 }

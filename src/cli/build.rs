@@ -7,8 +7,8 @@ use std::sync::atomic::Ordering;
 use super::fetch::SourceArgs;
 use super::{Environment, Exit, print};
 use crate::memory::{self, Memory};
-use crate::pipeline::{self, Context};
-use crate::recipe::{self, Plan};
+use crate::pipeline::{self, Context, llm};
+use crate::recipe::{self, Kind, Plan};
 use crate::worker::Isolation;
 
 /// Build engines from recipes, prove them, publish them
@@ -37,8 +37,18 @@ pub(super) struct Args {
     /// Run TensorRT in this process instead of a child: for debuggers and emulators
     #[arg(long)]
     in_process: bool,
+    /// Write the whole model in another form instead of building engines
+    #[arg(long, value_enum, value_name = "FORM", conflicts_with = "dry_run")]
+    emit: Option<Emit>,
     #[command(flatten)]
     sources: SourceArgs,
+}
+
+/// Other forms of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Emit {
+    /// NAME-onnx/model.onnx, its weights in the checkpoint's own files (language models)
+    Onnx,
 }
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
@@ -91,7 +101,21 @@ fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
     if args.dry_run {
         return dry_run(plan, context, &mut lock);
     }
-    let outcome = pipeline::build(pipeline::prepare(plan, context, &mut lock)?, context)?;
+    if args.emit == Some(Emit::Onnx) {
+        if plan.kind != Kind::Llm {
+            anyhow::bail!(
+                "{}: --emit onnx is for language models; the others keep model.onnx in their directory",
+                plan.name
+            );
+        }
+        let (folder, seconds) = llm::emit_onnx(plan, context, &mut lock)?;
+        print(format!("{}: written in {seconds:.2} s: {}", plan.name, folder.join("model.onnx").display()))?;
+        return Ok(Exit::Success);
+    }
+    let outcome = match plan.kind {
+        Kind::Llm => llm::build(llm::prepare(plan, context, &mut lock)?, context)?,
+        _ => pipeline::build(pipeline::prepare(plan, context, &mut lock)?, context)?,
+    };
     let executed = outcome.report.as_ref().and_then(|report| report.executed_on.clone());
     let state = if outcome.cached { "current" } else { "built" };
     let proof = match (&executed, &outcome.report) {
@@ -108,24 +132,35 @@ fn dry_run(plan: &Plan, context: &Context, lock: &mut crate::fetch::Lock) -> any
     let name = &plan.name;
     print(format!("{name}: {} -> {}", plan.recipe.display(), context.output.join(name).display()))?;
     let source = pipeline::source_text(&plan.source, None);
-    match pipeline::prepare(plan, context, lock) {
-        Ok(prepared) => {
+    let have = || Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
+    // What makes it stale, what it takes, how it is proved.
+    let prepared = match plan.kind {
+        Kind::Llm => llm::prepare(plan, context, lock).map(|prepared| {
+            let pipeline::llm::MemoryPlan { weights, cache, scratch } = prepared.memory;
+            let memory = format!(
+                "running it takes about {}: weights {}, keys and values {}, scratch {}",
+                memory::text(prepared.memory.total()),
+                memory::text(weights),
+                memory::text(cache),
+                memory::text(scratch)
+            );
+            (prepared.stale, memory, format!("prompts, divergence below {:.0e}", plan.verify.tolerance))
+        }),
+        _ => pipeline::prepare(plan, context, lock).map(|prepared| {
+            let memory = format!("about {} of memory, {} available", memory::text(prepared.memory), have());
+            let (seeds, images) = (plan.verify.seeds, plan.verify.images.len());
+            let tolerance = plan.verify.tolerance;
+            (prepared.stale, memory, format!("{seeds} random inputs, {images} pictures, tolerance {tolerance:.0e}"))
+        }),
+    };
+    match prepared {
+        Ok((stale, memory, proof)) => {
             print(format!("  fetch    {source}: here already"))?;
-            match prepared.stale {
+            match stale {
                 None => print("  build    nothing to do: the engine is current")?,
                 Some(why) => {
-                    let have =
-                        Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
-                    print(format!(
-                        "  build    because {why}; about {} of memory, {have} available",
-                        memory::text(prepared.memory)
-                    ))?;
-                    print(format!(
-                        "  verify   {} random inputs, {} pictures, tolerance {:.0e}",
-                        plan.verify.seeds,
-                        plan.verify.images.len(),
-                        plan.verify.tolerance
-                    ))?;
+                    print(format!("  build    because {why}; {memory}"))?;
+                    print(format!("  verify   {proof}"))?;
                     print("  publish  engine directory with manifest.json and verify.json")?;
                 }
             }

@@ -65,6 +65,12 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
 fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
     let manifest = Manifest::load(folder)?;
     if args.layers {
+        if manifest.llm.is_some() {
+            bail!(
+                "a language model has many engines: name one, e.g. {}",
+                folder.join("engines/head-r1.engine").display()
+            );
+        }
         return layers(&folder.join(&manifest.engine));
     }
     let report = Report::load(folder);
@@ -84,6 +90,14 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         memory::text(manifest.build.peak_memory_bytes)
     ))?;
     print(format!("source  {}", manifest.source))?;
+    if let Some(llm) = &manifest.llm {
+        let parameters = llm.parameters as f64 / 1e9;
+        print(format!("model   {}, {parameters:.2} G parameters, {} engines", llm.family, llm.shapes.layers().len()))?;
+        print(format!(
+            "limits  {} sequences, {} prompt and {} answer tokens",
+            llm.shapes.slots, llm.max_input_len, llm.max_output_len
+        ))?;
+    }
     for input in &manifest.inputs {
         print(format!("input   {input}"))?;
     }

@@ -6,6 +6,7 @@ mod build;
 mod doctor;
 mod exit;
 mod fetch;
+mod generate;
 mod inspect;
 mod progress;
 mod recipe;
@@ -75,7 +76,7 @@ pub fn main() -> Exit {
         Command::Fetch(args) => fetch::execute(&args, &environment),
         Command::Build(args) => build::execute(&args, &environment),
         Command::Verify(args) => verify::execute(&args, &environment),
-        Command::Run(args) => run::execute(&args),
+        Command::Run(args) => run::execute(&args, &environment),
         Command::Bench(args) => bench::execute(&args, &environment),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),

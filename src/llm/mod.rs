@@ -1,14 +1,22 @@
 //! Language models at run time: tokens, weights, caches, sampling, text.
 //!
-//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines.
+//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines. [`Generator`] makes
+//! answers with one, `text/` is the way from words to tokens and back, `model.rs` opens an engine directory.
 
 mod cpu;
 mod executor;
+mod generate;
 mod gpu;
 mod host;
+pub mod model;
+mod sampler;
 mod shapes;
+pub mod text;
 
 pub use cpu::CpuExecutor;
 pub use executor::{Executor, LlmError, MemoryUse, Rows, Step};
+pub use generate::{Finish, Generator, Piece, Request, Usage};
 pub use gpu::{GpuExecutor, GpuOptions};
+pub use model::Record;
+pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};
 pub use shapes::{Shapes, head_name, layer_name};

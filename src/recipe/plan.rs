@@ -23,8 +23,23 @@ pub struct Plan {
     pub build: BuildPlan,
     /// For classifiers: the way in and out.
     pub classifier: Option<Classifier>,
+    /// For language models: their limits.
+    pub llm: Option<LlmPlan>,
     /// How it is proved.
     pub verify: VerifyPlan,
+}
+
+/// A language model's limits after defaults, which are those of the TensorRT-LLM set-up this replaces.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LlmPlan {
+    /// Sequences decoded together.
+    pub max_batch_size: usize,
+    /// Longest prompt.
+    pub max_input_len: usize,
+    /// Longest answer.
+    pub max_output_len: usize,
+    /// Instead of the model's own.
+    pub chat_template: Option<PathBuf>,
 }
 
 /// A source with its kind's fields.
@@ -36,6 +51,7 @@ pub enum SourcePlan {
     Path { path: PathBuf, sha256: Option<String> },
     Url { url: String, sha256: String },
     Pypi { package: String, version: String, file: String, sha256: Option<String> },
+    Ollama { model: String },
 }
 
 /// Builder settings after defaults.
@@ -66,6 +82,8 @@ pub struct VerifyPlan {
     pub seeds: u32,
     /// Pictures.
     pub images: Vec<PathBuf>,
+    /// Prompts.
+    pub prompts: Vec<String>,
     /// Allowed relative error.
     pub tolerance: f64,
 }
@@ -74,7 +92,7 @@ impl Plan {
     /// Resolves `recipe`, read from `path`.
     pub fn new(path: &Path, recipe: &Recipe) -> Self {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let build = build_plan(recipe.build());
+        let build = build_plan(recipe.kind(), recipe.build());
         let classifier = match recipe {
             Recipe::Classifier(recipe) => Some(Classifier {
                 preprocess: recipe.preprocess.clone(),
@@ -84,7 +102,25 @@ impl Plan {
             }),
             _ => None,
         };
-        let default_tolerance = if build.precision == Precision::Fp32 && !build.tf32 { 1e-3 } else { 2e-2 };
+        let llm = match recipe {
+            Recipe::Llm(recipe) => {
+                let size = |value: Option<u32>, default| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(default);
+                Some(LlmPlan {
+                    max_batch_size: size(recipe.max_batch_size, 4),
+                    max_input_len: size(recipe.max_input_len, 2048),
+                    max_output_len: size(recipe.max_output_len, 512),
+                    chat_template: recipe.chat_template.as_ref().map(|file| folder.join(file)),
+                })
+            }
+            _ => None,
+        };
+        let default_tolerance = match (recipe.kind(), build.precision) {
+            (Kind::Llm, Precision::Fp32) if !build.tf32 => 1e-5,
+            (Kind::Llm, Precision::Bf16) => 5e-2,
+            (Kind::Llm, _) => 1e-2,
+            (_, Precision::Fp32) if !build.tf32 => 1e-3,
+            _ => 2e-2,
+        };
         let verify = recipe.verify();
         Self {
             name: recipe.name().to_owned(),
@@ -93,12 +129,14 @@ impl Plan {
             source: source_plan(folder, recipe.kind(), recipe.source()),
             build,
             classifier,
+            llm,
             verify: VerifyPlan {
                 seeds: verify.and_then(|verify| verify.seeds).unwrap_or(3),
                 images: verify
                     .and_then(|verify| verify.images.as_ref())
                     .map(|images| images.iter().map(|image| folder.join(image)).collect())
                     .unwrap_or_default(),
+                prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
                 tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
             },
         }
@@ -122,6 +160,8 @@ fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
         SourcePlan::Path { path: folder.join(path), sha256: source.sha256.clone() }
     } else if let Some(url) = &source.url {
         SourcePlan::Url { url: url.clone(), sha256: text(&source.sha256) }
+    } else if let Some(model) = &source.ollama {
+        SourcePlan::Ollama { model: model.clone() }
     } else {
         SourcePlan::Pypi {
             package: text(&source.pypi),
@@ -142,12 +182,12 @@ fn default_files(kind: Kind) -> Vec<String> {
     globs.iter().map(|glob| (*glob).to_owned()).collect()
 }
 
-fn build_plan(build: Option<&Build>) -> BuildPlan {
+fn build_plan(kind: Kind, build: Option<&Build>) -> BuildPlan {
     let build = build.cloned().unwrap_or_default();
     let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
     let batch = size(build.batch.unwrap_or(1));
     BuildPlan {
-        precision: build.precision.unwrap_or(Precision::Fp32),
+        precision: build.precision.unwrap_or(if kind == Kind::Llm { Precision::Fp16 } else { Precision::Fp32 }),
         tf32: build.tf32.unwrap_or(false),
         batch,
         max_batch: build.max_batch.map_or(batch, size),

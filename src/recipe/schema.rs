@@ -129,6 +129,9 @@ pub struct LlmRecipe {
     /// Longest answer in tokens. Default: 512.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_output_len: Option<u32>,
+    /// A Jinja file, relative to the recipe, to use instead of the model's own chat template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat_template: Option<String>,
     /// How TensorRT builds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
@@ -137,7 +140,7 @@ pub struct LlmRecipe {
     pub verify: Option<Verify>,
 }
 
-/// Exactly one of `hub`, `path`, `url` and `pypi`, with the fields that belong to it.
+/// Exactly one of `hub`, `path`, `url`, `pypi` and `ollama`, with the fields that belong to it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
@@ -159,6 +162,9 @@ pub struct Source {
     /// Package on the Python package index; needs `package_version` and `file`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pypi: Option<String>,
+    /// Model of the local Ollama store, e.g. `llama3.2` or `llama3.2:1b`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ollama: Option<String>,
     /// With `pypi`: the exact version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub package_version: Option<String>,
@@ -184,7 +190,7 @@ pub enum Precision {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
-    /// Arithmetic of the engine. Default: fp32.
+    /// Arithmetic of the engine; of an llm also its KV cache. Default: fp16 for an llm, else fp32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// TF32 tensor cores for fp32 layers: faster, about 3 decimal digits. Default: false.
@@ -220,7 +226,12 @@ pub struct Verify {
     /// Pictures to try, relative to the recipe; copied into the engine directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Vec<String>>,
-    /// Largest allowed max|engine - reference| / max|reference| of any output. Default: 1e-3 for fp32, 2e-2 below.
+    /// Prompts for an llm, besides the built-in ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompts: Option<Vec<String>>,
+    /// Largest allowed max|engine - reference| / max|reference| of any output; default 1e-3 for fp32, 2e-2 below. For an
+    /// llm: the largest mean Kullback-Leibler divergence in nats a token; default 1e-5 for fp32, 1e-2 for fp16, 5e-2 for
+    /// bf16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
 }

@@ -3,6 +3,8 @@
 //! The reference is the CPU backend on the very ONNX file the engine was built from. An engine whose execution was
 //! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
 
+mod llm;
+
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,11 +15,13 @@ use crate::artifact::write_file;
 use crate::backend::cpu::Cpu;
 use crate::backend::tensorrt::{TensorRt, device::Device, plan::Header};
 use crate::backend::{Backend, BackendError, Session};
-use crate::manifest::{Manifest, REPORT_FILE};
+use crate::manifest::{Hasher, Manifest, REPORT_FILE};
 use crate::onnx;
 use crate::progress::{Event, Progress};
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision;
+
+pub use llm::{Perplexity, PromptReport};
 
 /// One check's outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,6 +84,12 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Every comparison made.
     pub comparisons: Vec<Comparison>,
+    /// A language model's answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<PromptReport>,
+    /// A language model's perplexity on a short text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Perplexity>,
 }
 
 impl Report {
@@ -98,8 +108,8 @@ impl Report {
     }
 }
 
-/// Verifies the engine in `folder` and writes the report into it.
-pub fn verify(folder: &Path, progress: &Arc<dyn Progress>) -> anyhow::Result<Report> {
+/// Verifies the engine in `folder` and writes the report into it. `hash` reads files, or remembers having done so.
+pub fn verify(folder: &Path, progress: &Arc<dyn Progress>, hash: Hasher<'_>) -> anyhow::Result<Report> {
     let manifest = Manifest::load(folder)?;
     let mut report = Report {
         name: manifest.name.clone(),
@@ -108,13 +118,17 @@ pub fn verify(folder: &Path, progress: &Arc<dyn Progress>) -> anyhow::Result<Rep
         tolerance: manifest.verify.tolerance,
         checks: Vec::new(),
         comparisons: Vec::new(),
+        prompts: Vec::new(),
+        perplexity: None,
     };
-    match manifest.damage(folder) {
+    match manifest.damage(folder, hash) {
         Some(damage) => report.push("hashes", Status::Failed, damage),
         None => report.push("hashes", Status::Passed, format!("{} files", manifest.files.len())),
     }
     // Damaged files are not worth opening.
-    if !report.failed() {
+    if let Some(record) = manifest.llm.as_ref().filter(|_| !report.failed()) {
+        llm::verify(folder, &manifest, record, progress, &mut report)?;
+    } else if !report.failed() {
         signature(folder, &manifest, &mut report);
         let plan = fs::read(folder.join(&manifest.engine))?;
         if let Some(tensorrt) = header(&manifest, &plan, &mut report) {
@@ -155,6 +169,11 @@ fn header(manifest: &Manifest, plan: &[u8], report: &mut Report) -> Option<Arc<T
         report.push("header", Status::Failed, mistake);
         return None;
     }
+    machine_agrees(manifest, report)
+}
+
+/// The manifest against this machine's TensorRT and GPU.
+fn machine_agrees(manifest: &Manifest, report: &mut Report) -> Option<Arc<TensorRt>> {
     let built_by = manifest.tensorrt;
     let tensorrt = match TensorRt::open() {
         Ok(tensorrt) => tensorrt,

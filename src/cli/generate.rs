@@ -1,0 +1,212 @@
+//! `run` on a language model: a prompt's answer as it comes, or a conversation.
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+use std::sync::atomic::Ordering;
+
+use anyhow::bail;
+
+use super::{Environment, Exit, print_json};
+use crate::llm::text::{Defaults, Message};
+use crate::llm::{Finish, Generator, Request, Sampling, Usage};
+
+/// How a language model answers. What is not given is as the model's makers say, or greedy if they do not.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Language models")]
+pub(super) struct GenerateArgs {
+    /// Tokens of an answer at most
+    #[arg(long, default_value_t = 256)]
+    max_tokens: usize,
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Continue the prompt as it is, without the chat template
+    #[arg(long)]
+    raw: bool,
+    /// 0 takes the likeliest token always
+    #[arg(long)]
+    temperature: Option<f32>,
+    /// Draw from the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Draw from the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Draw from tokens at least this fraction as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Makes tokens of prompt and answer less likely
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// Makes tokens of the answer less likely
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// The same, for every time they occurred
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Makes draws repeatable [default: by the clock]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// With --json: each token's log-probability and this many alternatives
+    #[arg(long, value_name = "N", requires = "json")]
+    logprobs: Option<usize>,
+}
+
+impl GenerateArgs {
+    fn sampling(&self, defaults: &Defaults) -> Sampling {
+        let draws = self.temperature.is_none() && (defaults.sample || self.top_k.is_some() || self.top_p.is_some());
+        let clock =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
+        let plain = Sampling::default();
+        Sampling {
+            temperature: self.temperature.unwrap_or(if draws { defaults.temperature.unwrap_or(1.0) } else { 0.0 }),
+            top_k: self.top_k.or(defaults.top_k).unwrap_or(plain.top_k),
+            top_p: self.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
+            min_p: self.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
+            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+            presence_penalty: self.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+            seed: self.seed.unwrap_or(clock),
+            top_logprobs: self.logprobs,
+        }
+    }
+}
+
+pub(super) fn execute(
+    mut generator: Generator,
+    prompt: &str,
+    args: &GenerateArgs,
+    json: bool,
+    environment: &Environment,
+) -> anyhow::Result<Exit> {
+    let stdin = std::io::stdin();
+    if prompt.is_empty() && stdin.is_terminal() {
+        return converse(&mut generator, args, environment);
+    }
+    let mut text = prompt.to_owned();
+    if text.is_empty() {
+        stdin.lock().take(16 << 20).read_to_string(&mut text)?;
+    }
+    if text.trim().is_empty() {
+        bail!("the prompt is empty\n  hint: give it as words or on standard input");
+    }
+    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
+    messages.push(Message::new("user", text.clone()));
+    let tokens = match args.raw {
+        true => generator.text().encode(&text)?,
+        false => generator.text().encode_chat(&messages)?,
+    };
+    let answer = answer(&mut generator, tokens, args, !json, environment)?;
+    if json {
+        let info = generator.executor().info();
+        print_json(&serde_json::json!({
+            "answer": answer.text,
+            "finish_reason": if answer.finish == Some(Finish::Length) { "length" } else { "stop" },
+            "tokens": answer.tokens,
+            "prompt_tokens": answer.usage.prompt,
+            "completion_tokens": answer.usage.answer,
+            "first_token_seconds": answer.usage.first.as_secs_f64(),
+            "tokens_per_second": rate(&answer.usage),
+            "backend": info.name,
+            "device": info.device,
+        }))?;
+    } else {
+        finish(&mut generator, &answer.usage)?;
+    }
+    Ok(if environment.cancel.load(Ordering::Relaxed) { Exit::Cancelled } else { Exit::Success })
+}
+
+/// An answer that has been given.
+struct Answer {
+    text: String,
+    tokens: Vec<serde_json::Value>,
+    finish: Option<Finish>,
+    usage: Usage,
+}
+
+fn answer(
+    generator: &mut Generator,
+    prompt: Vec<u32>,
+    args: &GenerateArgs,
+    stream: bool,
+    environment: &Environment,
+) -> anyhow::Result<Answer> {
+    let text = std::sync::Arc::clone(generator.text());
+    let sampling = args.sampling(&text.defaults);
+    let request = Request { prompt, sampling, max_tokens: args.max_tokens, stop: args.stop.clone(), ignore_end: false };
+    let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: None, usage: Usage::default() };
+    let mut failed = None;
+    answer.usage = generator.answer(request, |piece| {
+        answer.text.push_str(&piece.text);
+        answer.finish = piece.finish;
+        if let Some(choice) = &piece.choice {
+            let named = |token: u32, logprob: f32| {
+                serde_json::json!({ "id": token, "piece": text.piece(token), "logprob": logprob })
+            };
+            answer.tokens.push(match choice.logprob {
+                Some(logprob) => {
+                    let mut entry = named(choice.token, logprob);
+                    entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
+                    entry
+                }
+                None => choice.token.into(),
+            });
+        }
+        if stream && !piece.text.is_empty() {
+            let mut out = std::io::stdout().lock();
+            if let Err(error) = out.write_all(piece.text.as_bytes()).and_then(|()| out.flush()) {
+                failed = Some(error);
+                return false;
+            }
+        }
+        !environment.cancel.load(Ordering::Relaxed)
+    })?;
+    match failed {
+        Some(error) => Err(error.into()),
+        None => Ok(answer),
+    }
+}
+
+/// Tokens a second after the first.
+fn rate(usage: &Usage) -> f64 {
+    let seconds = usage.rest.as_secs_f64();
+    if seconds > 0.0 { (usage.answer.saturating_sub(1)) as f64 / seconds } else { 0.0 }
+}
+
+fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
+    writeln!(std::io::stdout())?;
+    let info = generator.executor().info();
+    eprintln!(
+        "[{} tokens at {:.1} tok/s; {} prompt tokens, first token after {:.2} s; {}, {}]",
+        usage.answer,
+        rate(usage),
+        usage.prompt,
+        usage.first.as_secs_f64(),
+        info.name,
+        info.device
+    );
+    Ok(())
+}
+
+/// Turns until the end of input; the cache keeps what was said.
+fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
+    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
+    eprintln!("(an empty line or Ctrl-D ends the conversation)");
+    loop {
+        eprint!("> ");
+        let mut line = String::new();
+        if std::io::stdin().lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
+            return Ok(Exit::Success);
+        }
+        messages.push(Message::new("user", line.trim()));
+        let tokens = generator.text().encode_chat(&messages)?;
+        let answer = answer(generator, tokens, args, true, environment)?;
+        finish(generator, &answer.usage)?;
+        if environment.cancel.load(Ordering::Relaxed) {
+            return Ok(Exit::Cancelled);
+        }
+        messages.push(Message::new("assistant", answer.text));
+    }
+}

@@ -1,0 +1,96 @@
+//! A language model in an engine directory: which files it is made of, and opening it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::cpu::CpuExecutor;
+use super::executor::{Executor, LlmError};
+use super::generate::Generator;
+use super::gpu::{GpuExecutor, GpuOptions};
+use super::shapes::Shapes;
+use super::text::Text;
+use crate::checkpoint::{Checkpoint, read_json};
+use crate::convert::{self, Transformer};
+use crate::tensor::DType;
+
+/// Folder of the engines within the directory.
+pub const ENGINES: &str = "engines";
+/// Folder of the checkpoint's files.
+pub const WEIGHTS: &str = "weights";
+
+/// What the manifest says of a language model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// "llama", "mistral", …
+    pub family: String,
+    /// Weights, counted once each.
+    pub parameters: u64,
+    /// Arithmetic of the engines.
+    pub dtype: DType,
+    /// Longest prompt in tokens.
+    pub max_input_len: usize,
+    /// Longest answer in tokens.
+    pub max_output_len: usize,
+    /// Engine shapes.
+    pub shapes: Shapes,
+    /// The checkpoint's files below `weights/`.
+    pub weights: Vec<String>,
+}
+
+/// Who runs a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runner {
+    /// The engines, on the GPU.
+    TensorRt {
+        /// As they were built.
+        tf32: bool,
+    },
+    /// float32 on the host.
+    Cpu,
+}
+
+/// Hears (bytes of weights so far, in all) while a model is loaded.
+pub type Loading<'a> = &'a mut dyn FnMut(u64, u64);
+
+/// The model and its mapped checkpoint in an engine directory.
+pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
+    let weights = record.weights.iter().map(|name| folder.join(WEIGHTS).join(name));
+    let mut paths: Vec<PathBuf> = weights.collect();
+    if !paths.iter().all(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
+        paths.push(folder.join("config.json"));
+    }
+    let checkpoint = Arc::new(Checkpoint::open(&paths)?);
+    let length = record.shapes.max_len;
+    // For a GGUF, the directory's config.json is what its metadata said when it was built.
+    let path = folder.join("config.json");
+    let mut model =
+        convert::describe(&path, &read_json(&path)?, length).map_err(crate::checkpoint::CheckpointError::from)?;
+    model.locate(&checkpoint)?;
+    Ok((model, checkpoint))
+}
+
+/// Loads a model for running.
+pub fn open_executor(
+    folder: &Path,
+    record: &Record,
+    runner: Runner,
+    loading: Loading<'_>,
+) -> Result<Box<dyn Executor>, LlmError> {
+    let (model, checkpoint) = checkpoint(folder, record)?;
+    Ok(match runner {
+        Runner::Cpu => Box::new(CpuExecutor::new(model, checkpoint, record.shapes.slots, record.shapes.max_len)?),
+        Runner::TensorRt { tf32 } => {
+            let options = GpuOptions { shapes: record.shapes.clone(), dtype: record.dtype, tf32 };
+            Box::new(GpuExecutor::new(&folder.join(ENGINES), (model, checkpoint), options, loading)?)
+        }
+    })
+}
+
+/// Loads a model for answering.
+pub fn open(folder: &Path, record: &Record, runner: Runner, loading: Loading<'_>) -> Result<Generator, LlmError> {
+    let text = Arc::new(Text::open(folder)?); // first: it is quick to say what is missing
+    let executor = open_executor(folder, record, runner, loading)?;
+    Ok(Generator::new(executor, text, record.max_input_len))
+}

@@ -1,0 +1,278 @@
+//! The next token from a row of logits.
+//!
+//! In this order, as `transformers` has it: penalties, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen
+//! et al. 2024), one draw. Log-probabilities are those of the model, before any of it.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::SplitMix64;
+
+/// How to choose.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sampling {
+    /// 0 always takes the likeliest.
+    pub temperature: f32,
+    /// Only the k likeliest; 0 is all.
+    pub top_k: usize,
+    /// Only the likeliest that together have this probability; 1 is all.
+    pub top_p: f32,
+    /// Only tokens at least this fraction as likely as the likeliest; 0 is all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens in prompt and answer (Keskar et al. 2019); 1 is off.
+    pub repetition_penalty: f32,
+    /// Subtracted from logits of tokens in the answer.
+    pub presence_penalty: f32,
+    /// Subtracted for every time a token is in the answer.
+    pub frequency_penalty: f32,
+    /// Makes draws repeatable.
+    pub seed: u64,
+    /// Alternatives to report with each token.
+    pub top_logprobs: Option<usize>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 0,
+            top_logprobs: None,
+        }
+    }
+}
+
+impl Sampling {
+    /// What makes no sense, if anything.
+    pub fn complaint(&self) -> Option<String> {
+        let within = |name: &str, value: f32, low: f32, high: f32| {
+            (!(low..=high).contains(&value)).then(|| format!("{name} is {value}; it goes from {low} to {high}"))
+        };
+        within("temperature", self.temperature, 0.0, 100.0)
+            .or_else(|| within("top_p", self.top_p, f32::MIN_POSITIVE, 1.0))
+            .or_else(|| within("min_p", self.min_p, 0.0, 1.0))
+            .or_else(|| within("repetition_penalty", self.repetition_penalty, 0.01, 100.0))
+            .or_else(|| within("presence_penalty", self.presence_penalty, -100.0, 100.0))
+            .or_else(|| within("frequency_penalty", self.frequency_penalty, -100.0, 100.0))
+    }
+}
+
+/// A token and what it cost.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The token.
+    pub token: u32,
+    /// Natural logarithm of its probability; `None` unless log-probabilities were asked for.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Chooses the tokens of one answer.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    settings: Sampling,
+    random: SplitMix64,
+    /// Times each token is in the prompt, in the answer.
+    seen: HashMap<u32, (u32, u32)>,
+}
+
+/// Index of the largest value; the first of equals. A NaN is never the largest.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (index, value) in logits.iter().enumerate() {
+        if *value > logits[best] || logits[best].is_nan() {
+            best = index;
+        }
+    }
+    u32::try_from(best).unwrap_or(u32::MAX)
+}
+
+/// log(sum(exp(x))).
+pub fn log_sum_exp(logits: &[f32]) -> f64 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|value| f64::from(value - largest).exp()).sum();
+    f64::from(largest) + sum.ln()
+}
+
+impl Sampler {
+    /// For an answer to `prompt`.
+    pub fn new(settings: Sampling, prompt: &[u32]) -> Self {
+        let mut seen: HashMap<u32, (u32, u32)> = HashMap::new();
+        for token in prompt {
+            seen.entry(*token).or_default().0 += 1;
+        }
+        Self { random: SplitMix64(settings.seed), settings, seen }
+    }
+
+    /// Chooses from a row of logits, which is changed.
+    pub fn choose(&mut self, logits: &mut [f32]) -> Choice {
+        let reported = self.settings.top_logprobs.map(|count| {
+            let total = log_sum_exp(logits);
+            let of = |index: u32| (f64::from(logits[index as usize]) - total) as f32;
+            let best = largest(logits, count).into_iter().map(|index| (index, of(index))).collect::<Vec<_>>();
+            (logits.to_vec(), total, best)
+        });
+        self.penalise(logits);
+        let token = if self.settings.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
+        self.seen.entry(token).or_default().1 += 1;
+        let (logprob, top) = match reported {
+            Some((raw, total, best)) => (Some((f64::from(raw[token as usize]) - total) as f32), best),
+            None => (None, Vec::new()),
+        };
+        Choice { token, logprob, top }
+    }
+
+    fn penalise(&self, logits: &mut [f32]) {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
+        if repetition_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 {
+            return;
+        }
+        for (token, (_, answered)) in &self.seen {
+            let Some(logit) = logits.get_mut(*token as usize) else { continue };
+            *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
+            if *answered > 0 {
+                *logit -= presence_penalty + frequency_penalty * *answered as f32;
+            }
+        }
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> u32 {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
+        let count = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
+        // Without a limit the order does not matter, and sorting a vocabulary would take longer than the rest.
+        let whole = count == logits.len() && top_p >= 1.0;
+        let order: Vec<u32> = if whole { (0..logits.len() as u32).collect() } else { largest(logits, count) };
+        let best = if whole { argmax(logits) } else { order[0] };
+        let best = f64::from(logits[best as usize]);
+        let weigh = |token: &u32| ((f64::from(logits[*token as usize]) - best) / f64::from(temperature)).exp();
+        let mut weights: Vec<f64> = order.iter().map(weigh).collect();
+        if top_p < 1.0 {
+            let total: f64 = weights.iter().sum();
+            let mut sum = 0.0;
+            let mut kept = 0;
+            // The token that crosses the border stays.
+            while kept < weights.len() && sum < f64::from(top_p) * total {
+                sum += weights[kept];
+                kept += 1;
+            }
+            weights.truncate(kept.max(1));
+        }
+        // The likeliest weighs 1.
+        weights.iter_mut().filter(|weight| **weight < f64::from(min_p)).for_each(|weight| *weight = 0.0);
+        let total: f64 = weights.iter().sum();
+        let mut at = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 * total;
+        for (token, weight) in order.iter().zip(&weights) {
+            if *weight > 0.0 && at < *weight {
+                return *token;
+            }
+            at -= weight;
+        }
+        order[0]
+    }
+}
+
+/// The `count` likeliest tokens, best first; equals in order of their number.
+fn largest(logits: &[f32], count: usize) -> Vec<u32> {
+    let count = count.min(logits.len());
+    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
+    let compare = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if count == 0 {
+        return Vec::new();
+    }
+    if count < order.len() {
+        order.select_nth_unstable_by(count - 1, compare);
+        order.truncate(count);
+    }
+    order.sort_unstable_by(compare);
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, -1.0, 0.0];
+
+    /// Share of each token in many draws.
+    fn shares(settings: Sampling) -> Vec<f64> {
+        let draws = 20_000;
+        let mut counts = vec![0.0; LOGITS.len()];
+        let mut sampler = Sampler::new(Sampling { seed: 7, ..settings }, &[]);
+        for _ in 0..draws {
+            // One answer's penalties must not build up here.
+            sampler.seen.clear();
+            counts[sampler.choose(&mut LOGITS.clone()).token as usize] += 1.0 / f64::from(draws);
+        }
+        counts
+    }
+
+    fn close(have: &[f64], want: &[f64]) {
+        assert!(have.iter().zip(want).all(|(a, b)| (a - b).abs() < 0.015), "{have:?} instead of {want:?}");
+    }
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        let softmax = |temperature: f64| {
+            let weights: Vec<f64> = LOGITS.iter().map(|l| (f64::from(*l) / temperature).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            weights.iter().map(|weight| weight / total).collect::<Vec<f64>>()
+        };
+        let warm = |temperature: f32| Sampling { temperature, ..Sampling::default() };
+        close(&shares(warm(1.0)), &softmax(1.0));
+        close(&shares(warm(2.0)), &softmax(2.0));
+        close(&shares(Sampling { top_k: 2, ..warm(1.0) }), &[0.0, 0.731, 0.269, 0.0, 0.0]);
+        // Probabilities are 0.636, 0.234, 0.086, ...: two tokens reach 0.7.
+        close(&shares(Sampling { top_p: 0.7, ..warm(1.0) }), &[0.0, 0.731, 0.269, 0.0, 0.0]);
+        close(&shares(Sampling { min_p: 0.3, ..warm(1.0) }), &[0.0, 0.731, 0.269, 0.0, 0.0]);
+        close(&shares(Sampling { top_k: 1, ..warm(5.0) }), &[0.0, 1.0, 0.0, 0.0, 0.0]);
+    }
+
+    #[test]
+    fn penalties_change_the_greedy_choice() {
+        let greedy = |settings: Sampling, prompt: &[u32], answered: &[u32]| {
+            let mut sampler = Sampler::new(settings, prompt);
+            for token in answered {
+                sampler.seen.entry(*token).or_default().1 += 1;
+            }
+            sampler.choose(&mut LOGITS.clone()).token
+        };
+        let plain = Sampling::default();
+        assert_eq!(greedy(plain.clone(), &[1], &[1]), 1);
+        // 3 / 2 is below 2.
+        assert_eq!(greedy(Sampling { repetition_penalty: 2.0, ..plain.clone() }, &[1], &[]), 2);
+        // Presence and frequency look at the answer alone.
+        assert_eq!(greedy(Sampling { presence_penalty: 1.5, ..plain.clone() }, &[1], &[]), 1);
+        assert_eq!(greedy(Sampling { presence_penalty: 1.5, ..plain.clone() }, &[], &[1]), 2);
+        assert_eq!(greedy(Sampling { frequency_penalty: 0.6, ..plain.clone() }, &[], &[1]), 1);
+        assert_eq!(greedy(Sampling { frequency_penalty: 0.6, ..plain }, &[], &[1, 1]), 2);
+    }
+
+    #[test]
+    fn logprobs_are_the_models_own() {
+        let settings = Sampling { top_logprobs: Some(2), repetition_penalty: 2.0, ..Sampling::default() };
+        let choice = Sampler::new(settings, &[1]).choose(&mut LOGITS.clone());
+        assert_eq!(choice.token, 2);
+        let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum::<f32>().ln();
+        assert!((choice.logprob.unwrap() - (2.0 - total)).abs() < 1e-5);
+        assert_eq!(choice.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same() {
+        let draw = |seed| {
+            let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }, &[]);
+            (0..20).map(|_| sampler.choose(&mut LOGITS.clone()).token).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(2));
+        assert_eq!(argmax(&[f32::NAN, 1.0, 2.0, 2.0]), 2);
+    }
+}

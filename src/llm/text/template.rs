@@ -1,0 +1,199 @@
+//! Chat templates: the Jinja a model is published with, run by minijinja with what `transformers` adds to it.
+
+use std::path::Path;
+
+use minijinja::{Environment, Error, ErrorKind, Value, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::read_json;
+use crate::llm::executor::LlmError;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// "system", "user" or "assistant".
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { role: role.to_owned(), content: content.into() }
+    }
+}
+
+/// A compiled template.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    bos: String,
+    eos: String,
+    source: std::path::PathBuf,
+}
+
+/// A special token of tokenizer_config.json, written as a text or an object.
+pub(super) fn token(settings: &serde_json::Value, name: &str) -> Option<String> {
+    let token = settings.get(name)?;
+    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+}
+
+const NAME: &str = "chat";
+
+impl ChatTemplate {
+    /// The template of `folder`, from the first of the places it may be in.
+    pub(super) fn find(folder: &Path, settings: &serde_json::Value) -> Result<Option<Self>, LlmError> {
+        let jinja = folder.join("chat_template.jinja");
+        let json = folder.join("chat_template.json");
+        let (source, text) = if jinja.exists() {
+            let text = std::fs::read_to_string(&jinja);
+            let text = text.map_err(|error| LlmError::Text { path: jinja.clone(), message: error.to_string() })?;
+            (jinja, Some(text))
+        } else if json.exists() {
+            let text = read_json(&json)?.get("chat_template").and_then(|text| text.as_str()).map(str::to_owned);
+            (json, text)
+        } else {
+            (folder.join("tokenizer_config.json"), settings.get("chat_template").and_then(named_default))
+        };
+        let Some(text) = text else { return Ok(None) };
+        let bos = token(settings, "bos_token").unwrap_or_default();
+        let eos = token(settings, "eos_token").unwrap_or_default();
+        Self::compile(text, bos, eos, &source).map(Some)
+    }
+
+    fn compile(text: String, bos: String, eos: String, source: &Path) -> Result<Self, LlmError> {
+        let mut environment = Environment::new();
+        // As transformers sets up Jinja (`chat_template_utils.py`).
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
+        environment.add_function("strftime_now", |format: String| strftime(&format, now()));
+        // A crafted template must not compute for ever.
+        environment.set_fuel(Some(5_000_000));
+        let compiled = environment.add_template_owned(NAME, text);
+        compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error) })?;
+        Ok(Self { environment, bos, eos, source: source.to_owned() })
+    }
+
+    /// The text of a conversation, up to where the assistant's answer begins.
+    pub fn render(&self, messages: &[Message]) -> Result<String, LlmError> {
+        let fail = |error: &Error| LlmError::Text { path: self.source.clone(), message: describe(error) };
+        let template = self.environment.get_template(NAME).map_err(|error| fail(&error))?;
+        let (bos_token, eos_token) = (&self.bos, &self.eos);
+        let rendered = template.render(context! { messages, bos_token, eos_token, add_generation_prompt => true });
+        rendered.map_err(|error| fail(&error))
+    }
+}
+
+fn describe(error: &Error) -> String {
+    let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
+    format!("chat template{line}: {}", error.detail().map_or_else(|| error.to_string(), str::to_owned))
+}
+
+/// A template, or the one called "default" of a list.
+fn named_default(value: &serde_json::Value) -> Option<String> {
+    if let Some(text) = value.as_str() {
+        return Some(text.to_owned());
+    }
+    let list = value.as_array()?;
+    let named = |name: &str| list.iter().find(|entry| entry.get("name").and_then(|n| n.as_str()) == Some(name));
+    named("default").or(list.first())?.get("template")?.as_str().map(str::to_owned)
+}
+
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// The conversions templates use, of a time in seconds since 1970, in UTC.
+fn strftime(format: &str, seconds: u64) -> String {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let days = seconds / 86_400;
+    // Civil date of a day number (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let z = days + 719_468;
+    let (era, of_era) = (z / 146_097, z % 146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (name, weekday) = (MONTHS[(month - 1) as usize % 12], DAYS[(days % 7) as usize]);
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        match chars.next() {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('m') => out.push_str(&format!("{month:02}")),
+            Some('d') => out.push_str(&format!("{day:02}")),
+            Some('B') => out.push_str(name),
+            Some('b') => out.push_str(&name[..3]),
+            Some('A') => out.push_str(weekday),
+            Some('a') => out.push_str(&weekday[..3]),
+            Some('H') => out.push_str(&format!("{:02}", seconds / 3600 % 24)),
+            Some('M') => out.push_str(&format!("{:02}", seconds / 60 % 60)),
+            Some('S') => out.push_str(&format!("{:02}", seconds % 60)),
+            Some(other) => out.extend(['%', other]),
+            None => out.push('%'),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(template: &str, messages: &[Message]) -> Result<String, LlmError> {
+        let template =
+            ChatTemplate::compile(template.to_owned(), "<s>".to_owned(), "</s>".to_owned(), Path::new("t.json"))?;
+        template.render(messages)
+    }
+
+    #[test]
+    fn templates_use_pythons_methods() {
+        let messages = [Message::new("system", " Be brief. "), Message::new("user", "Hi")];
+        let template = "{{ bos_token }}{% for m in messages %}\n  {%- if m['role'] == 'system' %}\n[{{ m.content.strip() \
+                        | upper }}]{% elif loop.last and not m.content.startswith('x') %}{{ m['content'] }}{{ eos_token \
+                        }}{% endif %}{% endfor %}{% if add_generation_prompt %}>{% endif %}";
+        assert_eq!(render(template, &messages).unwrap(), "<s>[BE BRIEF.]Hi</s>>");
+    }
+
+    #[test]
+    fn a_template_says_why_it_refuses() {
+        let error = render("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err().to_string();
+        assert!(error.contains("t.json") && error.contains("roles must alternate"), "{error}");
+        let error = render("{% for x in %}", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+        let error = render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", &[]);
+        assert!(error.is_err());
+    }
+
+    #[test]
+    fn dates() {
+        assert_eq!(strftime("%d %b %Y %A %H:%M:%S %%", 0), "01 Jan 1970 Thursday 00:00:00 %%");
+        assert_eq!(strftime("%Y-%m-%d %a %B", 1_709_164_799), "2024-02-28 Wed February");
+        assert_eq!(strftime("%Y-%m-%d", 1_709_164_800), "2024-02-29");
+    }
+}

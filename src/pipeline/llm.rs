@@ -1,0 +1,437 @@
+//! The stages of a language model's build: look at the configuration, fetch, plan the memory, emit the layer graphs,
+//! build their engines, link the weights, verify, publish. The weights are never read, but for their hash.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+
+use super::{Context, Outcome, fetch, publish, settings, source_text};
+use crate::artifact::{StagedDirectory, sweep};
+use crate::backend::BackendError;
+use crate::backend::tensorrt::device::{Device, DeviceInfo};
+use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
+use crate::checkpoint::{Checkpoint, read_json};
+use crate::convert::{self, Transformer};
+use crate::fetch::{Fetcher, Hashes, Lock};
+use crate::llm::model::{ENGINES, WEIGHTS};
+use crate::llm::text::{TEXT_FILES, text_files};
+use crate::llm::{Record, Shapes, head_name, layer_name};
+use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
+use crate::memory;
+use crate::progress::Event;
+use crate::recipe::{LlmPlan, Plan, Precision, SourcePlan};
+use crate::tensor::DType;
+use crate::verify;
+use crate::worker::{self, Job};
+
+/// A source that is here, and what it is.
+struct Source {
+    checkpoint: Checkpoint,
+    model: Transformer,
+    /// Everything that was fetched.
+    paths: Vec<PathBuf>,
+    commit: Option<String>,
+}
+
+/// What the device will hold when the model runs.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryPlan {
+    /// Weights in the engines' type.
+    pub weights: u64,
+    /// Keys and values of all slots, and room to move one layer's.
+    pub cache: u64,
+    /// Masks, activations, engines: an estimate.
+    pub scratch: u64,
+}
+
+impl MemoryPlan {
+    fn new(model: &Transformer, shapes: &Shapes, dtype: DType) -> Self {
+        let size = dtype.size();
+        let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
+        let cache = model.kv_bytes(size) * longest * shapes.slots;
+        let chunk = shapes.chunks.last().copied().unwrap_or(1);
+        let scores = model.heads * chunk * (longest + chunk) * size;
+        let activations = chunk * (8 * model.hidden_size + 3 * model.intermediate_size) * size;
+        let masks = model.group() * chunk * (longest + chunk) * size;
+        Self {
+            weights: (model.parameters() * size) as u64,
+            cache: (cache + cache / model.layers.len().max(1)) as u64,
+            scratch: (2 * scores + activations + masks) as u64 + (200 << 20),
+        }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.weights + self.cache + self.scratch
+    }
+}
+
+/// Everything known before TensorRT starts.
+pub struct Prepared {
+    plan: Plan,
+    limits: LlmPlan,
+    folder: PathBuf,
+    source: Source,
+    shapes: Shapes,
+    dtype: DType,
+    options: BuildOptions,
+    key: Key,
+    tensorrt: Version,
+    device: Option<DeviceInfo>,
+    hashes: Hashes,
+    /// Why the present engine directory cannot stay; `None` when it can.
+    pub stale: Option<String>,
+    /// What running it will take.
+    pub memory: MemoryPlan,
+}
+
+fn limits(plan: &Plan) -> anyhow::Result<&LlmPlan> {
+    plan.llm.as_ref().with_context(|| format!("{} is not a language model", plan.name))
+}
+
+/// Before gigabytes are downloaded: is it a model we can build?
+pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<()> {
+    let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else { return Ok(()) };
+    if files.iter().any(|glob| glob.ends_with(".gguf")) {
+        return Ok(());
+    }
+    let config = SourcePlan::Hub {
+        repository: repository.clone(),
+        revision: revision.clone(),
+        files: vec!["config.json".to_owned()],
+        file: None,
+    };
+    let fetched = fetcher.fetch(&config, lock)?;
+    let limits = limits(plan)?;
+    for file in &fetched.files {
+        convert::describe(&file.path, &read_json(&file.path)?, limits.max_input_len + limits.max_output_len)?;
+    }
+    Ok(())
+}
+
+fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Source> {
+    let limits = limits(plan)?;
+    let fetched = fetch(plan, fetcher, lock)?;
+    let named = match &plan.source {
+        SourcePlan::Hub { file, .. } => file.as_deref(),
+        _ => None,
+    };
+    let wanted =
+        fetched.files.iter().filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || file.name == named));
+    let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
+    let checkpoint = Checkpoint::open(&paths)?;
+    let length = limits.max_input_len + limits.max_output_len;
+    let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, length)?;
+    model.locate(&checkpoint)?;
+    if length > model.max_position {
+        bail!(
+            "{}: {} prompt and {} answer tokens are more than the {} positions the model was trained for\n  hint: lower \
+             max_input_len or max_output_len",
+            plan.name,
+            limits.max_input_len,
+            limits.max_output_len,
+            model.max_position
+        );
+    }
+    Ok(Source { checkpoint, model, paths, commit: fetched.commit })
+}
+
+/// Fetches the source and decides what a build would do.
+pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
+    let limits = limits(plan)?.clone();
+    let folder = context.output.join(&plan.name);
+    sweep(&folder)?;
+    let source = open(plan, &context.fetcher, lock)?;
+    let tensorrt = TensorRt::open()?.version;
+    let shapes = Shapes::new(limits.max_batch_size, limits.max_input_len, limits.max_input_len + limits.max_output_len);
+    let (dtype, options) = builder_options(plan, tensorrt)?;
+    let device = Device::open().and_then(|device| device.info()).ok();
+    let memory = MemoryPlan::new(&source.model, &shapes, dtype);
+    let mut hashes = Hashes::open(&context.fetcher.cache);
+    let key = key(plan, &source, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
+    if hashes.hashed_bytes > 0 {
+        let (bytes, seconds) = (memory::text(hashes.hashed_bytes), hashes.seconds);
+        let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
+        context.progress.event(Event::Stage(&text));
+    }
+    let stale = match context.rebuild {
+        true => Some("a rebuild was asked for".to_owned()),
+        false => settings::staleness(&folder, &key, &mut |path| hashes.sha256(path)),
+    };
+    hashes.save()?;
+    Ok(Prepared {
+        plan: plan.clone(),
+        limits,
+        folder,
+        source,
+        shapes,
+        dtype,
+        options,
+        key,
+        tensorrt,
+        device,
+        hashes,
+        stale,
+        memory,
+    })
+}
+
+/// The layer graphs carry their types; TensorRT before 9 takes them as a permission only.
+fn builder_options(plan: &Plan, version: Version) -> anyhow::Result<(DType, BuildOptions)> {
+    let build = &plan.build;
+    let mut options = BuildOptions {
+        workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
+        optimization_level: build.optimization_level,
+        compute_capabilities: build.compute_capabilities.clone(),
+        ..BuildOptions::default()
+    };
+    let typed = version.family == Family::Rtx || version.major >= 9;
+    options.strongly_typed = typed;
+    let dtype = match build.precision {
+        Precision::Fp32 => DType::Float32,
+        Precision::Fp16 => DType::Float16,
+        Precision::Bf16 => DType::BFloat16,
+    };
+    match dtype {
+        DType::Float32 if !build.tf32 => options.clear_flags.push("tf32".to_owned()),
+        DType::Float16 if !typed => options.set_flags.push("fp16".to_owned()),
+        DType::BFloat16 if !typed => {
+            bail!("{}: {version} has no bfloat16\n  hint: use `precision: fp16`", plan.name)
+        }
+        _ => {}
+    }
+    Ok((dtype, options))
+}
+
+fn key(
+    plan: &Plan,
+    source: &Source,
+    shapes: &Shapes,
+    (tensorrt, device, options): (Version, Option<&DeviceInfo>, &BuildOptions),
+    hashes: &mut Hashes,
+) -> anyhow::Result<Key> {
+    let mut content = String::new();
+    let used =
+        source.paths.iter().filter(|path| is_text(path) || source.checkpoint.files().iter().any(|f| f.path() == *path));
+    for path in used.chain(plan.llm.iter().filter_map(|llm| llm.chat_template.as_ref())) {
+        let hash = hashes.sha256(path).with_context(|| format!("cannot read {}", path.display()))?;
+        content.push_str(&format!("{} {hash}\n", path.file_name().unwrap_or_default().to_string_lossy()));
+    }
+    let mut key = Key::default();
+    key.text("tool", env!("CARGO_PKG_VERSION"));
+    key.text("tensorrt", tensorrt.to_string());
+    let gpu = device.map(|device| format!("{} {}", device.name, device.compute_capability));
+    key.text("gpu", gpu.unwrap_or_else(|| "none".to_owned()));
+    key.hashed("source", content.as_bytes());
+    key.hashed("options", &serde_json::to_vec(options)?);
+    let verify = (&plan.verify.prompts, plan.verify.tolerance);
+    key.hashed("recipe", &serde_json::to_vec(&(shapes, &plan.build, verify))?);
+    Ok(key)
+}
+
+fn is_text(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| TEXT_FILES.iter().any(|text| name == *text))
+}
+
+/// Builds what `prepare` found stale, proves and publishes it.
+pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
+    let name = prepared.plan.name.clone();
+    if prepared.stale.is_none() {
+        let folder = prepared.folder.clone();
+        return Ok(Outcome { report: verify::Report::load(&folder), folder, cached: true });
+    }
+    check_memory(&prepared, context)?;
+    let start = Instant::now();
+    let staged = StagedDirectory::create(&prepared.folder)?;
+    let stage = |what: &str| context.progress.event(Event::Stage(&format!("{name}: {what}")));
+    let engines = emit(&prepared, staged.path())?;
+    let count = engines.len();
+    let rtx = prepared.tensorrt.family == Family::Rtx;
+    let exact = prepared.options.clear_flags.iter().any(|flag| flag == "tf32");
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let job = Job {
+        engines,
+        // RTX times nothing while it builds, so builds do not disturb each other; its TF32 switch is the environment.
+        threads: if rtx && !exact { cores.min(4) } else { 1 },
+        timing_cache: super::timing_cache(prepared.tensorrt, prepared.device.as_ref()),
+        options: prepared.options.clone(),
+    };
+    stage(&format!("building {count} engines with {}", prepared.tensorrt));
+    let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
+    let weights = link_weights(&prepared.source.checkpoint, staged.path(), context)?;
+    place_text(&prepared, staged.path())?;
+    let mut manifest = manifest(&prepared, weights)?;
+    manifest.build = record;
+    let hashes = &mut prepared.hashes;
+    manifest.record_files(staged.path(), &mut |path| hashes.sha256(path))?;
+    manifest.save(staged.path())?;
+    stage(&format!("built in {:.1} s", start.elapsed().as_secs_f64()));
+    stage("verifying");
+    let report = verify::verify(staged.path(), &context.progress, &mut |path| hashes.sha256(path))?;
+    let outcome = publish(staged, report, &name, context)?;
+    prepared.hashes.save()?;
+    Ok(outcome)
+}
+
+/// Refuses what could not run on the GPU it is built on.
+fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
+    let Some(device) = prepared.device.as_ref().filter(|_| !context.force) else { return Ok(()) };
+    let MemoryPlan { weights, cache, scratch } = prepared.memory;
+    let total = prepared.memory.total();
+    if total <= device.memory {
+        return Ok(());
+    }
+    let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = prepared.limits;
+    // What would fit, if anything does.
+    let room = device.memory.saturating_sub(weights + scratch);
+    let tokens = room / (prepared.source.model.kv_bytes(prepared.dtype.size()) as u64).max(1);
+    let help = if tokens < 256 {
+        "the weights alone are too large: take a smaller model".to_owned()
+    } else {
+        format!("lower max_batch_size, max_input_len or max_output_len until their product is below {tokens} tokens")
+    };
+    bail!(BackendError::Build(format!(
+        "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
+         {max_output_len} tokens), about {} of scratch memory; {} has {}\n  hint: {help}, or build all the same with --force",
+        prepared.plan.name,
+        memory::text(total),
+        memory::text(weights),
+        memory::text(cache),
+        memory::text(scratch),
+        device.name,
+        memory::text(device.memory)
+    )))
+}
+
+/// Writes every graph; returns graphs and engines.
+fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+    let folder = staged.join(ENGINES);
+    fs::create_dir_all(&folder)?;
+    let (model, dtype) = (&prepared.source.model, prepared.dtype);
+    let mut engines = Vec::new();
+    let mut write = |name: String, graph: crate::onnx::Model| -> anyhow::Result<()> {
+        let onnx = folder.join(format!("{name}.onnx"));
+        fs::write(&onnx, graph.to_bytes()?)?;
+        engines.push((onnx, folder.join(format!("{name}.engine"))));
+        Ok(())
+    };
+    for rows in prepared.shapes.heads() {
+        write(head_name(rows), convert::head_graph(model, rows, dtype)?)?;
+    }
+    for shape in prepared.shapes.layers() {
+        write(layer_name(shape), convert::layer_graph(model, shape, dtype)?)?;
+    }
+    Ok(engines)
+}
+
+/// Puts the checkpoint's files into `staged`, without a second copy wherever that is possible.
+fn link_weights(checkpoint: &Checkpoint, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
+    let folder = staged.join(WEIGHTS);
+    fs::create_dir_all(&folder)?;
+    let mut names = Vec::new();
+    for file in checkpoint.files() {
+        let mut name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if checkpoint.gguf.is_some() && !name.ends_with(".gguf") {
+            name = "model.gguf".to_owned(); // a blob of an Ollama store
+        }
+        link(file.path(), &folder.join(&name), context)?;
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn link(from: &Path, to: &Path, context: &Context) -> anyhow::Result<()> {
+    // Hub caches hold links; what is linked is the blob itself.
+    let real = fs::canonicalize(from).with_context(|| format!("cannot find {}", from.display()))?;
+    if fs::hard_link(&real, to).is_err() {
+        // Another disk, or another user's file.
+        std::os::unix::fs::symlink(&real, to).with_context(|| format!("cannot link {}", real.display()))?;
+        let text = format!("{} is only pointed to: the engine directory needs it where it is", real.display());
+        context.progress.event(Event::Warning(&text));
+    }
+    Ok(())
+}
+
+fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
+    let checkpoint = &prepared.source.checkpoint;
+    match &checkpoint.gguf {
+        Some(gguf) => {
+            for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
+                fs::write(staged.join(name), text)?;
+            }
+        }
+        None => {
+            for path in prepared.source.paths.iter().filter(|path| is_text(path)) {
+                let name = path.file_name().unwrap_or_default();
+                fs::copy(path, staged.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+            }
+        }
+    }
+    if let Some(template) = &prepared.limits.chat_template {
+        let to = staged.join("chat_template.jinja");
+        fs::copy(template, to).with_context(|| format!("chat template {}", template.display()))?;
+    }
+    Ok(())
+}
+
+fn manifest(prepared: &Prepared, weights: Vec<String>) -> anyhow::Result<Manifest> {
+    let plan = &prepared.plan;
+    let text = |value: serde_json::Value| value.as_str().map(str::to_owned).unwrap_or_default();
+    Ok(Manifest {
+        format: FORMAT,
+        name: plan.name.clone(),
+        kind: text(serde_json::to_value(plan.kind)?),
+        tool: concat!("watus-build ", env!("CARGO_PKG_VERSION")).to_owned(),
+        key: prepared.key.clone(),
+        tensorrt: prepared.tensorrt,
+        device: prepared.device.clone(),
+        l4t: crate::doctor::l4t_release(),
+        precision: text(serde_json::to_value(plan.build.precision)?),
+        tf32: plan.build.tf32 || prepared.dtype != DType::Float32,
+        engine: String::new(),
+        model: String::new(),
+        source: source_text(&plan.source, prepared.source.commit.as_deref()),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        profile: Vec::new(),
+        classifier: None,
+        llm: Some(Record {
+            family: prepared.source.model.family.to_owned(),
+            parameters: prepared.source.model.parameters() as u64,
+            dtype: prepared.dtype,
+            max_input_len: prepared.limits.max_input_len,
+            max_output_len: prepared.limits.max_output_len,
+            shapes: prepared.shapes.clone(),
+            weights,
+        }),
+        verify: VerifyRecord {
+            prompts: plan.verify.prompts.clone(),
+            tolerance: plan.verify.tolerance,
+            ..VerifyRecord::default()
+        },
+        build: BuildRecord::default(),
+        files: std::collections::BTreeMap::new(),
+    })
+}
+
+/// Writes the whole model as ONNX beside links to the checkpoint's files; returns the folder and the seconds of the
+/// conversion alone.
+pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
+    let folder = context.output.join(format!("{}-onnx", plan.name));
+    sweep(&folder)?;
+    let source = open(plan, &context.fetcher, lock)?;
+    let staged = StagedDirectory::create(&folder)?;
+    let start = Instant::now();
+    let files = source.checkpoint.files();
+    let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let whole = convert::whole_model(&source.model, &source.checkpoint, name)?;
+    fs::write(staged.path().join("model.onnx"), whole.model.to_bytes()?)?;
+    for (name, index) in &whole.files {
+        link(files[*index].path(), &staged.path().join(name), context)?;
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
+    Ok((folder, seconds))
+}
