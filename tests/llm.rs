@@ -10,8 +10,13 @@ use watus_build::backend::tensorrt::device::Device;
 use watus_build::backend::tensorrt::{BuildOptions, TensorRt};
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert::{self, LayerShape};
-use watus_build::llm::{CpuExecutor, Executor, GpuExecutor, GpuOptions, Rows, Shapes, Step, head_name, layer_name};
+use watus_build::fetch::{Fetcher, Lock};
+use watus_build::llm::text::{Message, Text, text_files};
+use watus_build::llm::{
+    CpuExecutor, Executor, GpuExecutor, GpuOptions, Rows, Shapes, Step, argmax, head_name, layer_name,
+};
 use watus_build::progress::Silent;
+use watus_build::recipe;
 use watus_build::tensor::{DType, read_npy};
 
 const TOKENS: usize = 40;
@@ -74,6 +79,118 @@ fn every_family_agrees_with_transformers() {
     }
 }
 
+#[test]
+fn gguf_blocks_decode_as_ggufpy_decodes_them() {
+    let folder = support::repository().join("tests/data/gguf");
+    let checkpoint = Checkpoint::open(&[folder.join("blocks.gguf")]).unwrap();
+    let expected = read_npy(std::fs::File::open(folder.join("expected.npy")).unwrap()).unwrap();
+    let names: Vec<&str> = checkpoint.names().collect();
+    assert_eq!(names.len(), 11, "{names:?}");
+    for (name, expected) in names.iter().zip(expected.as_f32().unwrap().chunks_exact(1024)) {
+        let view = checkpoint.tensor(name).unwrap();
+        assert_eq!(view.shape, [2, 512], "{name}");
+        let mut values = vec![0.0; 1024];
+        view.read(0, &mut values);
+        let error = relative_error(&values, expected);
+        assert!(error < 1e-6, "{name}: {error}");
+    }
+}
+
+#[test]
+fn a_gguf_is_the_model_it_was_made_from() {
+    let folder = support::repository().join("tests/data");
+    let checkpoint = Arc::new(Checkpoint::open(&[folder.join("gguf/llama.gguf")]).unwrap());
+    let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, TOKENS).unwrap();
+    model.locate(&checkpoint).unwrap();
+    let mut executor = CpuExecutor::new(model, checkpoint, 1, TOKENS).unwrap();
+    let logits = executor.prefill(0, 0, &tokens(64), Rows::All).unwrap();
+    let expected = read_npy(std::fs::File::open(folder.join("llm/llama/expected.npy")).unwrap()).unwrap();
+    let error = relative_error(&logits, expected.as_f32().unwrap());
+    assert!(error < 1e-4, "{error}");
+}
+
+/// SmolLM2-135M-Instruct as the shipped recipe names it.
+fn smollm2() -> PathBuf {
+    let path = support::repository().join("recipes/smollm2-135m.yaml");
+    let plan = recipe::Plan::new(&path, &recipe::load(&path).unwrap());
+    let fetcher = Fetcher::from_env(Arc::new(Silent), Arc::default());
+    let scratch = tempfile::tempdir().unwrap();
+    let mut lock = Lock::open(&scratch.path().join("watus.lock")).unwrap();
+    fetcher.fetch(&plan.source, &mut lock).unwrap().files[0].path.clone()
+}
+
+/// Greedy answers of `executor` against those of `transformers` (tests/data/smollm2); the first difference of each.
+fn smollm2_differences(executor: &mut dyn Executor, text: &Text) -> Vec<Option<usize>> {
+    let path = support::repository().join("tests/data/smollm2/expected.json");
+    let expected: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let list = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    let mut differences = Vec::new();
+    for case in expected.as_array().unwrap() {
+        let prompt = text.encode_chat(&[Message::new("user", case["prompt"].as_str().unwrap())]).unwrap();
+        assert_eq!(prompt, list(&case["prompt_tokens"]), "tokens of {}", case["prompt"]);
+        executor.release(0);
+        let mut token = argmax(&executor.prefill(0, 0, &prompt, Rows::Last).unwrap());
+        let mut position = prompt.len();
+        let mut answer = vec![token];
+        for _ in 1..128 {
+            token = argmax(&executor.decode(&[Step { slot: 0, token, position }]).unwrap());
+            position += 1;
+            answer.push(token);
+        }
+        let want = list(&case["tokens"]);
+        assert_eq!(want.len(), 128);
+        let differs = |(have, want): (&u32, &u32)| have != want;
+        differences.push(answer.iter().zip(&want).position(differs));
+    }
+    assert_eq!(differences.len(), 5);
+    differences
+}
+
+fn smollm2_loaded(folder: &Path) -> (convert::Transformer, Arc<Checkpoint>, Text) {
+    let checkpoint = Arc::new(Checkpoint::open(&[smollm2()]).unwrap());
+    let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, 256).unwrap();
+    model.locate(&checkpoint).unwrap();
+    let gguf = checkpoint.gguf.as_ref().unwrap();
+    for (name, content) in text_files(&checkpoint.config_path, gguf, &checkpoint.config).unwrap() {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    (model, checkpoint, Text::open(folder).unwrap())
+}
+
+#[test]
+fn smollm2_says_what_transformers_says() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, checkpoint, text) = smollm2_loaded(scratch.path());
+    let mut executor = CpuExecutor::new(model, checkpoint, 1, 256).unwrap();
+    assert_eq!(smollm2_differences(&mut executor, &text), [None; 5]);
+}
+
+#[test]
+fn smollm2_says_it_on_the_gpu_too() {
+    if !support::tensorrt_or_skip("smollm2_says_it_on_the_gpu_too") || no_gpu("smollm2_says_it_on_the_gpu_too") {
+        return;
+    }
+    for dtype in [DType::Float32, DType::Float16] {
+        let scratch = tempfile::tempdir().unwrap();
+        let (model, checkpoint, text) = smollm2_loaded(scratch.path());
+        let shapes = Shapes::new(1, 128, 256);
+        build_engines(scratch.path(), &model, &shapes.layers(), &shapes.heads(), dtype);
+        let options = GpuOptions { shapes, dtype, tf32: false };
+        let mut executor =
+            GpuExecutor::new(scratch.path(), (model, checkpoint), options, &mut |_, _| {}).unwrap();
+        let differences = smollm2_differences(&mut executor, &text);
+        println!("{dtype}: first differences {differences:?}");
+        if dtype == DType::Float32 {
+            assert_eq!(differences, [None; 5]);
+        }
+    }
+}
+
+/// Without a GPU nothing can execute: said, and allowed in CI too.
+fn no_gpu(test: &str) -> bool {
+    Device::open().inspect_err(|error| eprintln!("SKIPPED {test}: {error}")).is_err()
+}
+
 /// Builds the engines of `shapes` for a model into `folder`.
 fn build_engines(folder: &Path, model: &convert::Transformer, layers: &[LayerShape], heads: &[usize], dtype: DType) {
     let tensorrt = TensorRt::open().unwrap();
@@ -120,8 +237,7 @@ fn every_family_agrees_on_the_gpu() {
     if !support::tensorrt_or_skip("every_family_agrees_on_the_gpu") {
         return;
     }
-    if let Err(error) = Device::open() {
-        eprintln!("SKIPPED every_family_agrees_on_the_gpu: {error}");
+    if no_gpu("every_family_agrees_on_the_gpu") {
         return;
     }
     for name in cases() {
