@@ -1,10 +1,14 @@
 //! Measures a session: latency percentiles with and without host copies, throughput; as Markdown, JSON and a chart.
 
 mod chart;
+mod llm;
+mod llm_chart;
 
 use serde::{Deserialize, Serialize};
 
 pub use chart::svg;
+pub use llm::{Decode, LlmPlan, LlmReport, Prefill, llm_markdown, measure_llm};
+pub use llm_chart::llm_svg;
 
 use crate::backend::{BackendError, BackendInfo, Samples, Session};
 use crate::tensor::Tensor;

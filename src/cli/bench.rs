@@ -1,19 +1,20 @@
 //! `bench`: how fast an engine is here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Context as _;
 
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
-use crate::bench;
+use crate::bench::{self, LlmPlan, LlmReport};
 use crate::manifest::Manifest;
 use crate::onnx::Model;
 use crate::progress::Event;
 use crate::tensor::{Tensor, TensorSpec};
 
-/// Measure an engine's latency and throughput on seeded inputs
+/// Measure an engine's latency and throughput on seeded inputs; of a language model, first token and tokens a second
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directories, or .onnx files for the CPU reference
@@ -28,6 +29,12 @@ pub(super) struct Args {
     /// Untimed runs before
     #[arg(long, default_value_t = 20)]
     warmup: usize,
+    /// Language models: prompt lengths
+    #[arg(long, value_delimiter = ',', default_value = "128,512,2048", value_name = "N,…")]
+    lengths: Vec<usize>,
+    /// Language models: tokens in the cache when decoding begins
+    #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
+    contexts: Vec<usize>,
     /// Batch size of an engine with a dynamic one [default: the one it is tuned for]
     #[arg(long)]
     batch: Option<usize>,
@@ -42,7 +49,12 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let mut reports = Vec::new();
     let notes = crate::doctor::performance_notes();
+    let mut models = Vec::new();
     for path in &args.engines {
+        if let Some(report) = language_model(args, path, environment)? {
+            models.push(LlmReport { notes: notes.clone(), ..report });
+            continue;
+        }
         let is_model = path.extension().is_some_and(|extension| extension == "onnx");
         let (name, specs, batch, mut session) = if is_model {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -60,16 +72,45 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         report.notes.clone_from(&notes);
         reports.push(report);
     }
-    if args.json {
-        print_json(&reports)?;
-    } else {
-        print(bench::markdown(&reports).trim_end())?;
+    anyhow::ensure!(
+        models.is_empty() || reports.is_empty(),
+        "language models and other engines are measured differently: give one kind at a time"
+    );
+    match (args.json, models.is_empty()) {
+        (true, true) => print_json(&reports)?,
+        (true, false) => print_json(&models)?,
+        (false, true) => print(bench::markdown(&reports).trim_end())?,
+        (false, false) => print(bench::llm_markdown(&models).trim_end())?,
     }
     if let Some(path) = &args.chart {
-        let svg = bench::svg(&reports).map_err(anyhow::Error::msg)?;
+        let svg = if models.is_empty() { bench::svg(&reports) } else { bench::llm_svg(&models) };
+        let svg = svg.map_err(anyhow::Error::msg)?;
         write_file(path, svg.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(Exit::Success)
+}
+
+/// Measures a language model; `None` for anything else.
+fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<Option<LlmReport>> {
+    if !path.is_dir() {
+        return Ok(None);
+    }
+    let manifest = Manifest::load(path)?;
+    let Some(record) = &manifest.llm else { return Ok(None) };
+    let progress = &*environment.progress;
+    let start = Instant::now();
+    let mut generator = session::open_llm(path, &manifest, record, args.backend, progress)?;
+    let loaded = start.elapsed().as_secs_f64();
+    let on_gpu = !generator.executor().info().name.starts_with("CPU");
+    let plan = LlmPlan {
+        lengths: args.lengths.iter().copied().filter(|length| *length <= record.max_input_len).collect(),
+        contexts: args.contexts.clone(),
+        // A prompt takes seconds on a CPU, and its noise is small beside that.
+        prompts: if on_gpu { 10 } else { 2 },
+        steps: if on_gpu { 50 } else { 10 },
+    };
+    let hear = |what: &str| progress.event(Event::Stage(&format!("{}: {what}", manifest.name)));
+    Ok(Some(bench::measure_llm(&manifest.name, generator.executor(), &plan, loaded, hear)?))
 }
 
 fn seeded(specs: &[TensorSpec], batch: usize) -> Option<Vec<Tensor>> {

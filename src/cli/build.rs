@@ -47,7 +47,8 @@ pub(super) struct Args {
 /// Other forms of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Emit {
-    /// NAME-onnx/model.onnx, its weights in the checkpoint's own files (language models)
+    /// The whole language model, its weights in the checkpoint's own files: NAME-onnx/model.onnx and links to them, or
+    /// NAME.onnx where --output is the checkpoint's folder
     Onnx,
 }
 
@@ -108,8 +109,8 @@ fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
                 plan.name
             );
         }
-        let (folder, seconds) = llm::emit_onnx(plan, context, &mut lock)?;
-        print(format!("{}: written in {seconds:.2} s: {}", plan.name, folder.join("model.onnx").display()))?;
+        let (path, seconds) = llm::emit_onnx(plan, context, &mut lock)?;
+        print(format!("{}: written in {seconds:.2} s: {}", plan.name, path.display()))?;
         return Ok(Exit::Success);
     }
     let outcome = match plan.kind {

@@ -50,6 +50,12 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
         output: "lm_head.weight".to_owned(),
     };
     transformer.ropes = vec![rotary(config, &transformer, length)?];
+    if let Some(scaling) = config.within("rope_parameters").or(config.within("rope_scaling"))
+        && scaling.text("rope_type").or(scaling.text("type")) == Some("dynamic")
+    {
+        // Dynamic scaling is for sequences beyond what the model was trained for.
+        transformer.max_position = (max_position as f64 * scaling.number("factor")?) as usize;
+    }
     Ok(transformer)
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 
 use super::{Context, Outcome, fetch, publish, settings, source_text};
-use crate::artifact::{StagedDirectory, sweep};
+use crate::artifact::{StagedDirectory, sweep, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
@@ -416,22 +416,34 @@ fn manifest(prepared: &Prepared, weights: Vec<String>) -> anyhow::Result<Manifes
     })
 }
 
-/// Writes the whole model as ONNX beside links to the checkpoint's files; returns the folder and the seconds of the
-/// conversion alone.
+/// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.
+///
+/// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
+/// written there; elsewhere NAME-onnx/ gets model.onnx and links to the checkpoint's files. (onnxruntime follows hard
+/// links; onnx.checker, given a path, takes them for an attack.)
 pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
     let folder = context.output.join(format!("{}-onnx", plan.name));
     sweep(&folder)?;
     let source = open(plan, &context.fetcher, lock)?;
-    let staged = StagedDirectory::create(&folder)?;
     let start = Instant::now();
     let files = source.checkpoint.files();
     let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     let whole = convert::whole_model(&source.model, &source.checkpoint, name)?;
+    let output = fs::canonicalize(&context.output).ok();
+    let beside = |file: &crate::checkpoint::Mapped| {
+        fs::canonicalize(file.path()).is_ok_and(|real| real.parent() == output.as_deref())
+    };
+    if files.iter().all(beside) {
+        let path = context.output.join(format!("{}.onnx", plan.name));
+        write_file(&path, &whole.model.to_bytes()?)?;
+        return Ok((path, start.elapsed().as_secs_f64()));
+    }
+    let staged = StagedDirectory::create(&folder)?;
     fs::write(staged.path().join("model.onnx"), whole.model.to_bytes()?)?;
     for (name, index) in &whole.files {
         link(files[*index].path(), &staged.path().join(name), context)?;
     }
     let seconds = start.elapsed().as_secs_f64();
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
-    Ok((folder, seconds))
+    Ok((folder.join("model.onnx"), seconds))
 }

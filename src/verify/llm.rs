@@ -100,15 +100,14 @@ fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<
     let given = PROMPTS.iter().map(|prompt| (*prompt).to_owned()).chain(manifest.verify.prompts.iter().cloned());
     let mut prompts = Vec::new();
     for prompt in given {
-        let tokens = match text.has_template() {
+        let mut tokens = match text.has_template() {
             true => text.encode_chat(&[Message::new("user", &*prompt)])?,
             false => text.encode(&prompt)?,
         };
-        if tokens.len() <= record.max_input_len {
-            prompts.push((prompt, tokens));
-        }
+        // Cut short it is still a sequence both must agree on.
+        tokens.truncate(record.max_input_len);
+        prompts.push((prompt, tokens));
     }
-    anyhow::ensure!(!prompts.is_empty(), "no prompt is short enough for max_input_len {}", record.max_input_len);
     Ok(prompts)
 }
 

@@ -34,7 +34,7 @@ CASES = {
     "llama-mqa-bias": LlamaConfig(**{**SMALL, "num_key_value_heads": 1, "head_dim": 12, "attention_bias": True,
                                      "mlp_bias": True, "tie_word_embeddings": True}),
     "llama-linear": LlamaConfig(**SMALL, rope_parameters=rope("linear", factor=4.0)),
-    "llama-dynamic": LlamaConfig(**{**SMALL, "max_position_embeddings": 16}, rope_parameters=rope("dynamic", factor=2.0)),
+    "llama-dynamic": LlamaConfig(**{**SMALL, "max_position_embeddings": 16}, rope_parameters=rope("dynamic", factor=4.0)),
     "llama-llama3": LlamaConfig(**SMALL, rope_parameters=rope("llama3", factor=8.0, low_freq_factor=1.0,
                                 high_freq_factor=4.0, original_max_position_embeddings=64)),
     "llama-yarn": LlamaConfig(**SMALL, rope_parameters=rope("yarn", factor=4.0, original_max_position_embeddings=64)),

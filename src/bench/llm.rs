@@ -1,0 +1,180 @@
+//! Measures a language model: how long until the first token, how fast the rest, what share of the memory's speed that is.
+
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::Latency;
+use crate::backend::{BackendError, BackendInfo};
+use crate::llm::{Executor, LlmError, MemoryUse, Rows, Step};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct LlmPlan {
+    /// Prompt lengths.
+    pub lengths: Vec<usize>,
+    /// Tokens in the cache when decoding begins.
+    pub contexts: Vec<usize>,
+    /// Timed prompts of each length.
+    pub prompts: usize,
+    /// Timed decode steps of each kind.
+    pub steps: usize,
+}
+
+/// Time to the first token.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Prefill {
+    /// Prompt length.
+    pub tokens: usize,
+    /// From tokens to logits on the host.
+    pub latency: Latency,
+    /// Tokens a second at the median.
+    pub tokens_per_second: f64,
+}
+
+/// Time between tokens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Decode {
+    /// Sequences decoded together.
+    pub batch: usize,
+    /// Tokens before.
+    pub context: usize,
+    /// Of one step, logits on the host.
+    pub latency: Latency,
+    /// Tokens a second, all sequences, at the median.
+    pub tokens_per_second: f64,
+    /// Weight bytes a second by what a copy in memory moves; at 1 the memory is the limit.
+    pub bandwidth_share: f64,
+}
+
+/// One language model's measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LlmReport {
+    /// Engine name.
+    pub name: String,
+    /// Who computed.
+    pub backend: BackendInfo,
+    /// From nothing to ready, weights included.
+    pub load_seconds: f64,
+    /// What it holds.
+    pub memory: MemoryUse,
+    /// Bytes a second, measured.
+    pub bandwidth: f64,
+    /// By prompt length.
+    pub prefill: Vec<Prefill>,
+    /// By batch and context.
+    pub decode: Vec<Decode>,
+    /// What may make the figures unrepresentative.
+    pub notes: Vec<String>,
+}
+
+/// Tokens that differ, as text would.
+fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
+    (0..count).map(|at| u32::try_from((at * 7919 + 13) % vocabulary).unwrap_or(0)).collect()
+}
+
+/// Measures `executor`; `hear` is told what comes.
+pub fn measure_llm(
+    name: &str,
+    executor: &mut dyn Executor,
+    plan: &LlmPlan,
+    load_seconds: f64,
+    mut hear: impl FnMut(&str),
+) -> Result<LlmReport, LlmError> {
+    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".to_owned()));
+    let max_len = executor.max_len();
+    let longest = max_len.saturating_sub(plan.steps + 2);
+    let bandwidth = executor.bandwidth()?;
+    let mut prefill = Vec::new();
+    for length in plan.lengths.iter().copied().filter(|length| *length <= max_len) {
+        hear(&format!("prompts of {length} tokens"));
+        let prompt = tokens(length, executor.vocab_size());
+        let mut samples = Vec::new();
+        for run in 0..=plan.prompts.max(1) {
+            executor.release(0);
+            let start = Instant::now();
+            executor.prefill(0, 0, &prompt, Rows::Last)?;
+            if run > 0 {
+                samples.push(start.elapsed().as_secs_f64() * 1e3);
+            }
+        }
+        let latency = Latency::of(&samples).ok_or_else(nothing)?;
+        prefill.push(Prefill { tokens: length, tokens_per_second: 1e3 * length as f64 / latency.p50_ms, latency });
+    }
+    let mut decode = Vec::new();
+    let batches: &[usize] = if executor.slots() > 1 { &[1, executor.slots()] } else { &[1] };
+    for batch in batches.iter().copied() {
+        for context in plan.contexts.iter().copied().filter(|context| *context <= longest) {
+            hear(&format!("decoding {batch} after {context} tokens"));
+            let prompt = tokens(context, executor.vocab_size());
+            (0..executor.slots()).for_each(|slot| executor.release(slot));
+            for slot in 0..batch {
+                executor.prefill(slot, 0, &prompt, Rows::Last)?;
+            }
+            let mut samples = Vec::new();
+            for step in 0..plan.steps.max(1) + 2 {
+                let steps: Vec<Step> =
+                    (0..batch).map(|slot| Step { slot, token: prompt[0], position: context + step }).collect();
+                let start = Instant::now();
+                executor.decode(&steps)?;
+                // The first captures a graph, the second warms it.
+                if step >= 2 {
+                    samples.push(start.elapsed().as_secs_f64() * 1e3);
+                }
+            }
+            let latency = Latency::of(&samples).ok_or_else(nothing)?;
+            let rate = 1e3 / latency.p50_ms;
+            decode.push(Decode {
+                batch,
+                context,
+                tokens_per_second: rate * batch as f64,
+                bandwidth_share: executor.bytes_per_step() as f64 * rate / bandwidth,
+                latency,
+            });
+        }
+    }
+    Ok(LlmReport {
+        name: name.to_owned(),
+        backend: executor.info(),
+        load_seconds,
+        memory: executor.memory(),
+        bandwidth,
+        prefill,
+        decode,
+        notes: Vec::new(),
+    })
+}
+
+/// Tables of reports, in GitHub's Markdown.
+pub fn llm_markdown(reports: &[LlmReport]) -> String {
+    let mut text = String::new();
+    for report in reports {
+        let total = report.memory.weights + report.memory.cache + report.memory.scratch;
+        text.push_str(&format!(
+            "{}: {}, {}; loaded in {:.1} s, {} of memory, of which {} weights; memory moves {:.0} GB/s\n\n",
+            report.name,
+            report.backend.name,
+            report.backend.device,
+            report.load_seconds,
+            crate::memory::text(total),
+            crate::memory::text(report.memory.weights),
+            report.bandwidth / 1e9
+        ));
+        text.push_str("| first token after a prompt of | p50 ms | p90 ms | tok/s |\n|---|---|---|---|\n");
+        for Prefill { tokens, latency, tokens_per_second } in &report.prefill {
+            let Latency { p50_ms, p90_ms, .. } = latency;
+            text.push_str(&format!("| {tokens} | {p50_ms:.2} | {p90_ms:.2} | {tokens_per_second:.0} |\n"));
+        }
+        text.push_str("\n| decode, batch | context | p50 ms a step | tok/s | of the bandwidth |\n|---|---|---|---|---|\n");
+        for Decode { batch, context, latency, tokens_per_second, bandwidth_share } in &report.decode {
+            let share = bandwidth_share * 100.0;
+            let p50 = latency.p50_ms;
+            text.push_str(&format!("| {batch} | {context} | {p50:.2} | {tokens_per_second:.1} | {share:.0} % |\n"));
+        }
+        for note in &report.notes {
+            text.push_str(&format!("\n{}: {note}\n", report.name));
+        }
+        text.push('\n');
+    }
+    text
+}
