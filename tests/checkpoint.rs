@@ -100,7 +100,11 @@ fn mistakes_are_told_one_by_one() {
         ),
         (
             "quantised",
-            |folder| edit_config(folder, |config| config["quantization_config"] = serde_json::json!({"quant_method": "gptq"})),
+            |folder| {
+                edit_config(folder, |config| {
+                    config["quantization_config"] = serde_json::json!({"quant_method": "gptq"})
+                })
+            },
             &["`gptq`", "not supported", "float16"],
         ),
         (

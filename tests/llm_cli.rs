@@ -71,7 +71,10 @@ fn from_recipe_to_text() {
     assert_eq!(reports[0]["decode"].as_array().unwrap().len(), 2, "batch 1 and 2: {stdout}");
 
     let (code, stdout, _) = run(&["inspect", "engines/tiny"]);
-    assert!(code == 0 && stdout.contains("model   llama") && stdout.contains("24 prompt and 16 answer tokens"), "{stdout}");
+    assert!(
+        code == 0 && stdout.contains("model   llama") && stdout.contains("24 prompt and 16 answer tokens"),
+        "{stdout}"
+    );
     let (code, stdout, _) = run(&["verify", "engines/tiny"]);
     assert!(code == 0 && stdout.contains("no chat template"), "{stdout}");
 
@@ -163,7 +166,10 @@ fn an_architecture_is_refused_before_its_weights_are_fetched() {
 fn whole_models_run_in_onnxruntime() {
     let python = std::env::var_os("WATUS_ORACLE_PYTHON").filter(|python| Path::new(python).exists());
     let Some(python) = python else {
-        return skip("whole_models_run_in_onnxruntime", "set WATUS_ORACLE_PYTHON to what scripts/setup-oracles.sh prints");
+        return skip(
+            "whole_models_run_in_onnxruntime",
+            "set WATUS_ORACLE_PYTHON to what scripts/setup-oracles.sh prints",
+        );
     };
     let scratch = tempfile::tempdir().unwrap();
     let data = repository().join("tests/data");
@@ -197,9 +203,10 @@ fn whole_models_run_in_onnxruntime() {
         fs::write(scratch.path().join(format!("{name}.yaml")), text).unwrap();
         // Beside the weights, where onnx.checker accepts them, and in a folder of links.
         let own = format!("source/{name}");
-        for (output_folder, model, check) in
-            [(&*own, format!("{own}/{name}.onnx"), Some("--check")), ("engines", format!("engines/{name}-onnx/model.onnx"), None)]
-        {
+        for (output_folder, model, check) in [
+            (&*own, format!("{own}/{name}.onnx"), Some("--check")),
+            ("engines", format!("engines/{name}-onnx/model.onnx"), None),
+        ] {
             let arguments = ["build", "--emit", "onnx", &format!("{name}.yaml"), "-o", output_folder];
             let (code, stdout, stderr) = output(watus(scratch.path()).args(arguments));
             assert_eq!((code, stdout.contains(&model)), (0, true), "{name}: {stdout}{stderr}");

@@ -43,6 +43,12 @@ fn plans_are_complete_without_defaults_in_the_recipe() {
     let text = "version: 1\nname: r\nkind: llm\nsource: { hub: o/n }\n";
     let plan = serde_json::to_value(Plan::new(path, &recipe::parse(path, text).unwrap())).unwrap();
     assert_eq!(plan["source"]["revision"], "main");
-    assert_eq!(plan["build"]["precision"], "fp32");
-    assert_eq!(plan["verify"]["tolerance"], 1e-3);
+    assert_eq!(plan["build"]["precision"], "fp16");
+    assert_eq!(plan["verify"]["tolerance"], 1e-2);
+    // The limits of the TensorRT-LLM set-up this replaces.
+    let limits = ["max_batch_size", "max_input_len", "max_output_len"].map(|field| plan["llm"][field].as_u64());
+    assert_eq!(limits, [Some(4), Some(2048), Some(512)]);
+    let text = "version: 1\nname: r\nkind: onnx\nsource: { hub: o/n }\n";
+    let plan = serde_json::to_value(Plan::new(path, &recipe::parse(path, text).unwrap())).unwrap();
+    assert_eq!((&plan["build"]["precision"], &plan["verify"]["tolerance"]), (&"fp32".into(), &1e-3.into()));
 }

@@ -165,7 +165,9 @@ pub fn llm_markdown(reports: &[LlmReport]) -> String {
             let Latency { p50_ms, p90_ms, .. } = latency;
             text.push_str(&format!("| {tokens} | {p50_ms:.2} | {p90_ms:.2} | {tokens_per_second:.0} |\n"));
         }
-        text.push_str("\n| decode, batch | context | p50 ms a step | tok/s | of the bandwidth |\n|---|---|---|---|---|\n");
+        text.push_str(
+            "\n| decode, batch | context | p50 ms a step | tok/s | of the bandwidth |\n|---|---|---|---|---|\n",
+        );
         for Decode { batch, context, latency, tokens_per_second, bandwidth_share } in &report.decode {
             let share = bandwidth_share * 100.0;
             let p50 = latency.p50_ms;

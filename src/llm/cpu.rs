@@ -4,6 +4,7 @@
 //! their shape is first met.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -169,13 +170,15 @@ impl CpuExecutor {
     fn logits(&mut self, hidden: &[f32], rows: usize) -> Result<Vec<f32>, LlmError> {
         // The matrix lies as [vocabulary, hidden], and rten reads it transposed: no need for the tied form.
         let untied = Transformer { tied: false, ..self.model.clone() };
-        if !self.heads.contains_key(&rows) {
-            let graph = head_graph(&untied, rows, DType::Float32);
-            let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
-            self.heads.insert(rows, Program::new(&graph)?);
-        }
+        let head = match self.heads.entry(rows) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let graph = head_graph(&untied, rows, DType::Float32);
+                entry.insert(Program::new(&graph.map_err(|error| BackendError::Load(error.to_string()))?)?)
+            }
+        };
         let (hidden_size, vocabulary) = (untied.hidden_size, untied.vocab_size);
-        let mut outputs = self.heads[&rows].run(&[
+        let mut outputs = head.run(&[
             Operand { shape: &[rows, hidden_size], data: hidden, transposed: false },
             Operand { shape: &[hidden_size], data: &self.norm, transposed: false },
             Operand { shape: &[hidden_size, vocabulary], data: &self.output, transposed: true },

@@ -246,7 +246,7 @@ fn conclude(exact: bool, report: &mut Report) {
     report.push("distributions", if passed { Status::Passed } else { Status::Failed }, detail);
     let differing: Vec<&super::PromptReport> =
         report.prompts.iter().filter(|prompt| prompt.first_difference.is_some()).collect();
-    let wrong = differing.iter().any(|prompt| prompt.hesitation.is_none_or(|h| !(h <= HESITATION)));
+    let wrong = differing.iter().any(|prompt| prompt.hesitation.is_none_or(|by| by.is_nan() || by > HESITATION));
     let detail = match differing.first() {
         None => "the engine chose as the reference would".to_owned(),
         Some(first) => format!(

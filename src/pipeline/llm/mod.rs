@@ -1,30 +1,32 @@
 //! The stages of a language model's build: look at the configuration, fetch, plan the memory, emit the layer graphs,
 //! build their engines, link the weights, verify, publish. The weights are never read, but for their hash.
 
-use std::fs;
+mod files;
+mod memory;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
 use super::{Context, Outcome, fetch, publish, settings, source_text};
-use crate::artifact::{StagedDirectory, sweep, write_file};
-use crate::backend::BackendError;
+use crate::artifact::{StagedDirectory, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
-use crate::llm::model::{ENGINES, WEIGHTS};
-use crate::llm::text::{TEXT_FILES, text_files};
-use crate::llm::{Record, Shapes, head_name, layer_name};
+use crate::llm::text::TEXT_FILES;
+use crate::llm::{Record, Shapes};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
-use crate::memory;
 use crate::progress::Event;
 use crate::recipe::{LlmPlan, Plan, Precision, SourcePlan};
 use crate::tensor::DType;
 use crate::verify;
 use crate::worker::{self, Job};
+
+pub use files::emit_onnx;
+pub use memory::MemoryPlan;
 
 /// A source that is here, and what it is.
 struct Source {
@@ -33,39 +35,6 @@ struct Source {
     /// Everything that was fetched.
     paths: Vec<PathBuf>,
     commit: Option<String>,
-}
-
-/// What the device will hold when the model runs.
-#[derive(Debug, Clone, Copy)]
-pub struct MemoryPlan {
-    /// Weights in the engines' type.
-    pub weights: u64,
-    /// Keys and values of all slots, and room to move one layer's.
-    pub cache: u64,
-    /// Masks, activations, engines: an estimate.
-    pub scratch: u64,
-}
-
-impl MemoryPlan {
-    fn new(model: &Transformer, shapes: &Shapes, dtype: DType) -> Self {
-        let size = dtype.size();
-        let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
-        let cache = model.kv_bytes(size) * longest * shapes.slots;
-        let chunk = shapes.chunks.last().copied().unwrap_or(1);
-        let scores = model.heads * chunk * (longest + chunk) * size;
-        let activations = chunk * (8 * model.hidden_size + 3 * model.intermediate_size) * size;
-        let masks = model.group() * chunk * (longest + chunk) * size;
-        Self {
-            weights: (model.parameters() * size) as u64,
-            cache: (cache + cache / model.layers.len().max(1)) as u64,
-            scratch: (2 * scores + activations + masks) as u64 + (200 << 20),
-        }
-    }
-
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        self.weights + self.cache + self.scratch
-    }
 }
 
 /// Everything known before TensorRT starts.
@@ -152,7 +121,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let mut hashes = Hashes::open(&context.fetcher.cache);
     let key = key(plan, &source, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
     if hashes.hashed_bytes > 0 {
-        let (bytes, seconds) = (memory::text(hashes.hashed_bytes), hashes.seconds);
+        let (bytes, seconds) = (crate::memory::text(hashes.hashed_bytes), hashes.seconds);
         let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
         context.progress.event(Event::Stage(&text));
     }
@@ -242,11 +211,11 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
         let folder = prepared.folder.clone();
         return Ok(Outcome { report: verify::Report::load(&folder), folder, cached: true });
     }
-    check_memory(&prepared, context)?;
+    memory::check(&prepared, context)?;
     let start = Instant::now();
     let staged = StagedDirectory::create(&prepared.folder)?;
     let stage = |what: &str| context.progress.event(Event::Stage(&format!("{name}: {what}")));
-    let engines = emit(&prepared, staged.path())?;
+    let engines = files::emit(&prepared, staged.path())?;
     let count = engines.len();
     let rtx = prepared.tensorrt.family == Family::Rtx;
     let exact = prepared.options.clear_flags.iter().any(|flag| flag == "tf32");
@@ -260,8 +229,8 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     };
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
-    let weights = link_weights(&prepared.source.checkpoint, staged.path(), context)?;
-    place_text(&prepared, staged.path())?;
+    let weights = files::link_weights(&prepared.source.checkpoint, staged.path(), context)?;
+    files::place_text(&prepared, staged.path())?;
     let mut manifest = manifest(&prepared, weights)?;
     manifest.build = record;
     let hashes = &mut prepared.hashes;
@@ -273,107 +242,6 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     let outcome = publish(staged, report, &name, context)?;
     prepared.hashes.save()?;
     Ok(outcome)
-}
-
-/// Refuses what could not run on the GPU it is built on.
-fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
-    let Some(device) = prepared.device.as_ref().filter(|_| !context.force) else { return Ok(()) };
-    let MemoryPlan { weights, cache, scratch } = prepared.memory;
-    let total = prepared.memory.total();
-    if total <= device.memory {
-        return Ok(());
-    }
-    let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = prepared.limits;
-    // What would fit, if anything does.
-    let room = device.memory.saturating_sub(weights + scratch);
-    let tokens = room / (prepared.source.model.kv_bytes(prepared.dtype.size()) as u64).max(1);
-    let help = if tokens < 256 {
-        "the weights alone are too large: take a smaller model".to_owned()
-    } else {
-        format!("lower max_batch_size, max_input_len or max_output_len until their product is below {tokens} tokens")
-    };
-    bail!(BackendError::Build(format!(
-        "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
-         {max_output_len} tokens), about {} of scratch memory; {} has {}\n  hint: {help}, or build all the same with --force",
-        prepared.plan.name,
-        memory::text(total),
-        memory::text(weights),
-        memory::text(cache),
-        memory::text(scratch),
-        device.name,
-        memory::text(device.memory)
-    )))
-}
-
-/// Writes every graph; returns graphs and engines.
-fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
-    let folder = staged.join(ENGINES);
-    fs::create_dir_all(&folder)?;
-    let (model, dtype) = (&prepared.source.model, prepared.dtype);
-    let mut engines = Vec::new();
-    let mut write = |name: String, graph: crate::onnx::Model| -> anyhow::Result<()> {
-        let onnx = folder.join(format!("{name}.onnx"));
-        fs::write(&onnx, graph.to_bytes()?)?;
-        engines.push((onnx, folder.join(format!("{name}.engine"))));
-        Ok(())
-    };
-    for rows in prepared.shapes.heads() {
-        write(head_name(rows), convert::head_graph(model, rows, dtype)?)?;
-    }
-    for shape in prepared.shapes.layers() {
-        write(layer_name(shape), convert::layer_graph(model, shape, dtype)?)?;
-    }
-    Ok(engines)
-}
-
-/// Puts the checkpoint's files into `staged`, without a second copy wherever that is possible.
-fn link_weights(checkpoint: &Checkpoint, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
-    let folder = staged.join(WEIGHTS);
-    fs::create_dir_all(&folder)?;
-    let mut names = Vec::new();
-    for file in checkpoint.files() {
-        let mut name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if checkpoint.gguf.is_some() && !name.ends_with(".gguf") {
-            name = "model.gguf".to_owned(); // a blob of an Ollama store
-        }
-        link(file.path(), &folder.join(&name), context)?;
-        names.push(name);
-    }
-    Ok(names)
-}
-
-fn link(from: &Path, to: &Path, context: &Context) -> anyhow::Result<()> {
-    // Hub caches hold links; what is linked is the blob itself.
-    let real = fs::canonicalize(from).with_context(|| format!("cannot find {}", from.display()))?;
-    if fs::hard_link(&real, to).is_err() {
-        // Another disk, or another user's file.
-        std::os::unix::fs::symlink(&real, to).with_context(|| format!("cannot link {}", real.display()))?;
-        let text = format!("{} is only pointed to: the engine directory needs it where it is", real.display());
-        context.progress.event(Event::Warning(&text));
-    }
-    Ok(())
-}
-
-fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
-    let checkpoint = &prepared.source.checkpoint;
-    match &checkpoint.gguf {
-        Some(gguf) => {
-            for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
-                fs::write(staged.join(name), text)?;
-            }
-        }
-        None => {
-            for path in prepared.source.paths.iter().filter(|path| is_text(path)) {
-                let name = path.file_name().unwrap_or_default();
-                fs::copy(path, staged.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
-            }
-        }
-    }
-    if let Some(template) = &prepared.limits.chat_template {
-        let to = staged.join("chat_template.jinja");
-        fs::copy(template, to).with_context(|| format!("chat template {}", template.display()))?;
-    }
-    Ok(())
 }
 
 fn manifest(prepared: &Prepared, weights: Vec<String>) -> anyhow::Result<Manifest> {
@@ -414,36 +282,4 @@ fn manifest(prepared: &Prepared, weights: Vec<String>) -> anyhow::Result<Manifes
         build: BuildRecord::default(),
         files: std::collections::BTreeMap::new(),
     })
-}
-
-/// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.
-///
-/// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
-/// written there; elsewhere NAME-onnx/ gets model.onnx and links to the checkpoint's files. (onnxruntime follows hard
-/// links; onnx.checker, given a path, takes them for an attack.)
-pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
-    let folder = context.output.join(format!("{}-onnx", plan.name));
-    sweep(&folder)?;
-    let source = open(plan, &context.fetcher, lock)?;
-    let start = Instant::now();
-    let files = source.checkpoint.files();
-    let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let whole = convert::whole_model(&source.model, &source.checkpoint, name)?;
-    let output = fs::canonicalize(&context.output).ok();
-    let beside = |file: &crate::checkpoint::Mapped| {
-        fs::canonicalize(file.path()).is_ok_and(|real| real.parent() == output.as_deref())
-    };
-    if files.iter().all(beside) {
-        let path = context.output.join(format!("{}.onnx", plan.name));
-        write_file(&path, &whole.model.to_bytes()?)?;
-        return Ok((path, start.elapsed().as_secs_f64()));
-    }
-    let staged = StagedDirectory::create(&folder)?;
-    fs::write(staged.path().join("model.onnx"), whole.model.to_bytes()?)?;
-    for (name, index) in &whole.files {
-        link(files[*index].path(), &staged.path().join(name), context)?;
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
-    Ok((folder.join("model.onnx"), seconds))
 }
