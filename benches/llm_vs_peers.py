@@ -1,11 +1,13 @@
 """A 7B language model against llama.cpp, transformers and torch.onnx.export: same GPU, same weights, one run.
 
-    python3 benches/llm_vs_peers.py --watus BIN --logits BIN --work DIR [--llama-bench BIN] [--json FILE]
+    python3 benches/llm_vs_peers.py --watus BIN --logits BIN --work DIR [--llama-bench BIN] [--json FILE] [--tiny]
+
+--tiny tries the script itself, on a model of a few megabytes and any machine.
 
 Makes, once, a checkpoint of Mistral-7B's shape with random weights (speed does not depend on their values) in DIR: as
 safetensors in bfloat16 and, if llama-bench is given, as GGUF in float16. Then measures, in turn:
 
-- building engines (wall time, largest resident memory of the whole process tree), hashing told apart;
+- building engines (wall time and largest resident memory of tool and builder), hashing told apart;
 - prompts and decoding, ours (`watus-build bench`), llama-bench's, transformers' (float16, SDPA);
 - the error of our logits and of transformers' own float16 run to transformers in float32;
 - the whole model as ONNX, ours (7B), and by torch.onnx.export of four of its layers.
@@ -15,7 +17,6 @@ import argparse
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +30,8 @@ SHAPE = dict(hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, nu
              sliding_window=None, tie_word_embeddings=False, hidden_act="silu", bos_token_id=1, eos_token_id=2)
 CONFIG = dict(SHAPE, architectures=["MistralForCausalLM"], model_type="mistral", rope_theta=1e6, torch_dtype="bfloat16")
 HEAD = 128
+TINY = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=2, num_key_value_heads=1)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def layer(index, random):
@@ -57,10 +60,10 @@ def make(folder, gguf_file, layers):
     if (folder / "done").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    random_of = torch.Generator("cuda").manual_seed(0)
+    random_of = torch.Generator(DEVICE).manual_seed(0)
 
     def random(*shape):
-        return (torch.randn(*shape, generator=random_of, device="cuda") * 0.02).bfloat16()
+        return (torch.randn(*shape, generator=random_of, device=DEVICE) * 0.02).bfloat16()
 
     writer = None
     if gguf_file:
@@ -118,21 +121,25 @@ def build(args, folder):
     hashing = next((line for line in err.splitlines() if "hashed" in line), "")
     seconds, out, err = run(command + ["--rebuild", "--force"])
     built = [line for line in err.splitlines() if "built in" in line]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     report = json.loads((args.work / "engines/m7b/verify.json").read_text())
     manifest = json.loads((args.work / "engines/m7b/manifest.json").read_text())
-    return {"hashing": hashing, "built": built, "with_verification_seconds": seconds, "largest_rss_bytes": peak,
+    return {"hashing": hashing, "built": built, "with_verification_seconds": seconds,
             "builder_peak_bytes": manifest["build"]["peak_memory_bytes"], "builder_seconds": manifest["build"]["seconds"],
             "checks": report["checks"]}
+
+
+def synchronize():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def timed(work, runs):
     samples = []
     for index in range(runs + 2):
-        torch.cuda.synchronize()
+        synchronize()
         start = time.perf_counter()
         work()
-        torch.cuda.synchronize()
+        synchronize()
         if index >= 2:
             samples.append(time.perf_counter() - start)
     return statistics.median(samples)
@@ -141,10 +148,10 @@ def timed(work, runs):
 def transformers_speed(model):
     result = {"prefill": {}, "decode": {}}
     for length in (128, 512, 2048):
-        ids = torch.randint(0, SHAPE["vocab_size"], (1, length), device="cuda")
+        ids = torch.randint(0, SHAPE["vocab_size"], (1, length), device=DEVICE)
         result["prefill"][length] = 1e3 * timed(lambda: model(ids, logits_to_keep=1), 5)
     for batch in (1, 4):
-        ids = torch.randint(0, SHAPE["vocab_size"], (batch, 128), device="cuda")
+        ids = torch.randint(0, SHAPE["vocab_size"], (batch, 128), device=DEVICE)
         out = model(ids, logits_to_keep=1, use_cache=True)
         cache, token = out.past_key_values, out.logits[:, -1:].argmax(-1)
         result["decode"][batch] = 1e3 * timed(lambda: model(token, past_key_values=cache, use_cache=True), 30)
@@ -156,13 +163,13 @@ def peers(args, folder):
     """transformers' speed in float16 and its logits in both; then ours, prefilled and one by one."""
     from transformers import AutoModelForCausalLM
     tokens = [(7919 * i + 13) % SHAPE["vocab_size"] for i in range(96)]
-    ids = torch.tensor([tokens], device="cuda")
+    ids = torch.tensor([tokens], device=DEVICE)
     torch.backends.cuda.matmul.allow_tf32 = False
-    wide = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").cuda().eval()
+    wide = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").to(DEVICE).eval()
     want = wide(ids).logits[0].double().cpu().numpy()
     del wide
     torch.cuda.empty_cache()
-    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, attn_implementation="sdpa").cuda().eval()
+    half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, attn_implementation="sdpa").to(DEVICE).eval()
     theirs = half(ids).logits[0].double().cpu().numpy()
     speed = transformers_speed(half)
     del half
@@ -171,7 +178,7 @@ def peers(args, folder):
     errors = {"transformers float16": error(theirs, want)}
     for name, prefilled in (("ours, prefilled", 96), ("ours, decoded one by one", 32)):
         out = args.work / "logits.npy"
-        run([args.logits, str(args.work / "engines/m7b"), "tensorrt", str(args.work / "tokens.json"), str(out), str(prefilled)])
+        run([args.logits, str(args.work / "engines/m7b"), "tensorrt" if DEVICE == "cuda" else "cpu", str(args.work / "tokens.json"), str(out), str(prefilled)])
         errors[name] = error(np.load(out).astype(np.float64), want)
     return speed, errors
 
@@ -208,7 +215,7 @@ def onnx(args, small):
                       kwargs={"use_cache": False})
     theirs = time.perf_counter() - start
     written = sum(path.stat().st_size for path in args.work.glob("export.onnx*"))
-    return {"ours_seconds": ours, "ours_layers": 32, "ours_bytes": os.path.getsize(args.work / "m7b/m7b.onnx"),
+    return {"ours_seconds": ours, "ours_layers": SHAPE["num_hidden_layers"], "ours_bytes": os.path.getsize(args.work / "m7b/m7b.onnx"),
             "torch_seconds": theirs, "torch_layers": 4, "torch_bytes": written}
 
 
@@ -218,11 +225,15 @@ def main():
         parser.add_argument(f"--{name}", required=True, type=pathlib.Path)
     parser.add_argument("--llama-bench", type=pathlib.Path)
     parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
+    if args.tiny:
+        SHAPE.update(TINY)
+        CONFIG.update(TINY)
     folder, small, gguf_file = args.work / "m7b", args.work / "m7b-4layers", args.work / "m7b.gguf"
     make(folder, str(gguf_file) if args.llama_bench else None, SHAPE["num_hidden_layers"])
     make(small, None, 4)
-    result = {"gpu": torch.cuda.get_device_name()}
+    result = {"gpu": torch.cuda.get_device_name() if DEVICE == "cuda" else "none"}
 
     def keep(name, value):
         result[name] = value

@@ -236,7 +236,9 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     let hashes = &mut prepared.hashes;
     manifest.record_files(staged.path(), &mut |path| hashes.sha256(path))?;
     manifest.save(staged.path())?;
-    stage(&format!("built in {:.1} s", start.elapsed().as_secs_f64()));
+    let peak = manifest.build.peak_memory_bytes + worker::peak_memory("self").unwrap_or(0);
+    let (seconds, peak) = (start.elapsed().as_secs_f64(), crate::memory::text(peak));
+    stage(&format!("built in {seconds:.1} s with at most {peak} of memory"));
     stage("verifying");
     let report = verify::verify(staged.path(), &context.progress, &mut |path| hashes.sha256(path))?;
     let outcome = publish(staged, report, &name, context)?;
