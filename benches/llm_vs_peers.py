@@ -171,7 +171,7 @@ def peers(args, folder):
     torch.cuda.empty_cache()
     half = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float16, attn_implementation="sdpa").to(DEVICE).eval()
     theirs = half(ids).logits[0].double().cpu().numpy()
-    speed = transformers_speed(half)
+    speed = {} if "speed" in args.without else transformers_speed(half)
     del half
     torch.cuda.empty_cache()
     (args.work / "tokens.json").write_text(json.dumps(tokens))
@@ -180,7 +180,7 @@ def peers(args, folder):
         out = args.work / "logits.npy"
         run([args.logits, str(args.work / "engines/m7b"), "tensorrt" if DEVICE == "cuda" else "cpu", str(args.work / "tokens.json"), str(out), str(prefilled)])
         errors[name] = error(np.load(out).astype(np.float64), want)
-    return speed, errors
+    return {"speed": speed, "errors": errors}
 
 
 def error(have, want):
@@ -226,6 +226,7 @@ def main():
     parser.add_argument("--llama-bench", type=pathlib.Path)
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--without", nargs="*", default=[], choices=["speed", "onnx"])
     args = parser.parse_args()
     if args.tiny:
         SHAPE.update(TINY)
@@ -246,11 +247,9 @@ def main():
     keep("ours", json.loads(run(bench)[1])[0])
     if args.llama_bench:
         keep("llama.cpp", llama_bench(args.llama_bench, gguf_file))
-        keep("ours again", json.loads(run(bench)[1])[0])
-    speed, errors = peers(args, folder)
-    keep("transformers", speed)
-    keep("errors", errors)
-    keep("onnx", onnx(args, small))
+    keep("transformers", peers(args, folder))
+    if "onnx" not in args.without:
+        keep("onnx", onnx(args, small))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,8 +30,9 @@ pub const SUBCOMMAND: &str = "__build-engine";
 pub struct Job {
     /// Models with final shapes, and where their engines go.
     pub engines: Vec<(PathBuf, PathBuf)>,
-    /// Engines built at once. One, where TensorRT times its kernels on the GPU or obeys the environment.
-    pub threads: usize,
+    /// Processes to share them among. One, where TensorRT times its kernels on the GPU. (Threads do not help: RTX builds
+    /// under a lock.)
+    pub processes: usize,
     /// Tactic timings to use and update; none for RTX.
     pub timing_cache: Option<PathBuf>,
     /// Builder settings.
@@ -98,6 +99,7 @@ pub fn build(
     let start = Instant::now();
     let mut record = match isolation {
         Isolation::InProcess => in_process(job, progress, cancel)?,
+        Isolation::Child(executable) if job.processes > 1 => in_children(executable, job, progress.as_ref(), cancel)?,
         Isolation::Child(executable) => in_child(executable, job, progress.as_ref(), cancel)?,
     };
     record.seconds = start.elapsed().as_secs_f64();
@@ -124,30 +126,77 @@ fn run(job: &Job, progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Resul
     if let [(onnx, engine)] = &job.engines[..] {
         return one(&tensorrt, job, (onnx, engine), progress, cancel);
     }
-    const PHASE: &str = "Building engines";
-    progress.event(Event::Phase { name: PHASE, steps: job.engines.len() as u64 });
-    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let failed = Mutex::new(None);
-    std::thread::scope(|scope| {
-        for _ in 0..job.threads.max(1) {
-            scope.spawn(|| {
-                while let Some((onnx, engine)) = job.engines.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    // Dozens of small engines: their own phases would only flicker.
-                    let result = one(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel));
-                    if let Err(error) = result {
-                        next.store(job.engines.len(), Ordering::Relaxed);
-                        if let Ok(mut failed) = failed.lock() {
-                            failed.get_or_insert(error);
-                        }
-                    }
-                    let done = 1 + done.fetch_add(1, Ordering::Relaxed) as u64;
-                    progress.event(Event::Step { phase: PHASE, done });
-                }
-            });
+    progress.event(Event::Phase { name: ENGINES, steps: job.engines.len() as u64 });
+    for ((onnx, engine), done) in job.engines.iter().zip(1..) {
+        // Dozens of small engines: their own phases would only flicker.
+        one(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel))?;
+        progress.event(Event::Step { phase: ENGINES, done });
+    }
+    progress.event(Event::PhaseDone { name: ENGINES });
+    Ok(())
+}
+
+/// The phase of a job of several engines; a step is an engine.
+const ENGINES: &str = "Building engines";
+
+/// Counts the engines of several children as one phase.
+struct Counting<'a> {
+    progress: &'a dyn Progress,
+    done: AtomicU64,
+}
+
+impl Progress for Counting<'_> {
+    fn event(&self, event: Event<'_>) {
+        match event {
+            Event::Step { phase: ENGINES, .. } => {
+                let done = 1 + self.done.fetch_add(1, Ordering::Relaxed);
+                self.progress.event(Event::Step { phase: ENGINES, done });
+            }
+            Event::Phase { name: ENGINES, .. } | Event::PhaseDone { name: ENGINES } => {}
+            other => self.progress.event(other),
         }
+    }
+}
+
+/// Shares a job's engines among several children; the first that fails stops the others.
+fn in_children(
+    executable: &Path,
+    job: &Job,
+    progress: &dyn Progress,
+    cancel: &AtomicBool,
+) -> Result<BuildRecord, BackendError> {
+    let count = job.processes.min(job.engines.len());
+    let share = |index: usize| Job {
+        engines: job.engines.iter().skip(index).step_by(count).cloned().collect(),
+        processes: 1,
+        ..job.clone()
+    };
+    progress.event(Event::Phase { name: ENGINES, steps: job.engines.len() as u64 });
+    let counting = Counting { progress, done: AtomicU64::new(0) };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let children: Vec<_> = (0..count)
+            .map(|index| {
+                scope.spawn({
+                    let counting = &counting;
+                    move || in_child(executable, &share(index), counting, cancel)
+                })
+            })
+            .collect();
+        children.into_iter().map(|child| child.join()).collect()
     });
-    progress.event(Event::PhaseDone { name: PHASE });
-    failed.into_inner().unwrap_or(None).map_or(Ok(()), Err)
+    progress.event(Event::PhaseDone { name: ENGINES });
+    let mut whole = BuildRecord::default();
+    for result in results {
+        let panicked = |_| BackendError::Build("a build thread panicked".to_owned());
+        let record = result.map_err(panicked)??;
+        // They ran at the same time.
+        whole.peak_memory_bytes += record.peak_memory_bytes;
+        whole.skipped_tactics += record.skipped_tactics;
+        whole.warnings.extend(
+            record.warnings.into_iter().filter(|warning| !whole.warnings.contains(warning)).collect::<Vec<_>>(),
+        );
+    }
+    Ok(whole)
 }
 
 /// One engine of a job.

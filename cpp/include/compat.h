@@ -211,7 +211,8 @@ class Tf32Scope {
 
 // A plan of unknown origin may have been built the other way, so that is tried too. RTX also remembers the setting of
 // the first context: a process that loads both kinds computes both without TF32.
-inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32, bool shared_scratch) {
+inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32,
+                                                         bool shared_scratch) {
   auto const create = [&] {
     if (!shared_scratch) {
       return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext());

@@ -110,7 +110,7 @@ fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
             );
         }
         let (path, seconds) = llm::emit_onnx(plan, context, &mut lock)?;
-        print(format!("{}: written in {seconds:.2} s: {}", plan.name, path.display()))?;
+        print(format!("{}: written in {seconds:.3} s: {}", plan.name, path.display()))?;
         return Ok(Exit::Success);
     }
     let outcome = match plan.kind {

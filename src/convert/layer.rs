@@ -148,6 +148,26 @@ impl Emitter<'_> {
         if self.dtype == DType::Float32 { scalar } else { self.cast(&scalar, self.dtype) }
     }
 
+    /// a · b, summed in float32. TensorRT sums float16 products in float16 unless the product is cast about: it runs the
+    /// casts, the product and the cast back as one kernel on float16 operands.
+    fn product(&mut self, a: &str, b: &str, level: usize) -> String {
+        let acc: usize = std::env::var("WATUS_ACC").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
+        if self.dtype == DType::Float32 || acc < level {
+            return self.node("MatMul", &[a, b], &[]);
+        }
+        let wide = self.wide_product(a, b);
+        self.cast(&wide, self.dtype)
+    }
+
+    /// As [`Emitter::product`], left in float32.
+    fn wide_product(&mut self, a: &str, b: &str) -> String {
+        if self.dtype == DType::Float32 {
+            return self.node("MatMul", &[a, b], &[]);
+        }
+        let (a, b) = (self.cast(a, DType::Float32), self.cast(b, DType::Float32));
+        self.node("MatMul", &[&a, &b], &[])
+    }
+
     fn reshape(&mut self, x: &str, shape: &[i64]) -> String {
         let shape = self.graph.integers(shape);
         self.node("Reshape", &[x, &shape], &[])
@@ -181,7 +201,7 @@ impl Emitter<'_> {
         let biases = roles.1.map(|role| weights(&mut self.graph, role)).unwrap_or_default();
         let mut outputs = Vec::new();
         for (index, matrix) in matrices.iter().enumerate() {
-            let product = self.node("MatMul", &[x, matrix], &[]);
+            let product = self.product(x, matrix, 1);
             outputs.push(match biases.get(index) {
                 Some(bias) => self.node("Add", &[&product, bias], &[]),
                 None => product,
@@ -329,7 +349,7 @@ impl Emitter<'_> {
         let masked = self.node("Add", &[&scores, context.mask], &[]);
         let weights = self.node("Softmax", &[&masked], &[("axis", (-1).into())]);
         let Past::Apart { value, length, .. } = context.past else {
-            return self.node("MatMul", &[&weights, v], &[]);
+            return self.product(&weights, v, 2);
         };
         let slice = |emitter: &mut Self, from: i64, to: i64| {
             let (from, to, axis) =
@@ -338,23 +358,20 @@ impl Emitter<'_> {
         };
         let cached = slice(self, 0, length as i64);
         let new = slice(self, length as i64, i64::MAX);
-        let cached = self.node("MatMul", &[&cached, value], &[]);
-        let new = self.node("MatMul", &[&new, v], &[]);
+        let cached = self.product(&cached, value, 2);
+        let new = self.product(&new, v, 2);
         self.node("Add", &[&cached, &new], &[])
     }
 
     fn scores(&mut self, q: &str, k: &str) -> String {
         let transposed = self.node("Transpose", &[k], &[("perm", [0, 1, 3, 2].into())]);
-        self.node("MatMul", &[q, &transposed], &[])
+        self.product(q, &transposed, 2)
     }
 
     /// Logits in float32 of hidden states [.., hidden].
     pub(super) fn head(&mut self, hidden: &str, norm: &str, output: &str) -> String {
         let x = self.norm(hidden, norm);
-        let mut logits = self.node("MatMul", &[&x, output], &[]);
-        if self.dtype != DType::Float32 {
-            logits = self.cast(&logits, DType::Float32);
-        }
+        let logits = self.wide_product(&x, output);
         match self.model.logit_softcap {
             Some(cap) => self.softcap(&logits, cap, |emitter, value| emitter.graph.scalar(value)),
             None => logits,

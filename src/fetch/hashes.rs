@@ -5,34 +5,42 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{is_sha256, sha256_file, write_file};
 
-/// What must not have changed: device, inode, length, and the content's time in nanoseconds. (The inode's own time
-/// changes when a file is linked elsewhere, which every build does.)
+/// A file while its content stays: device, inode, length, and the content's time in nanoseconds. Links share it, so a
+/// published engine directory's weights are known as the checkpoint's.
+fn identity(path: &Path) -> io::Result<String> {
+    let m = fs::metadata(path)?;
+    Ok(format!("{}-{}-{}-{}.{:09}", m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
-    identity: [i128; 4],
     sha256: String,
+    /// Day of last use, counted from 1970.
+    day: u64,
+}
+
+/// What was not asked for so long is forgotten.
+const KEPT_DAYS: u64 = 180;
+
+fn today() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs() / 86_400
 }
 
 /// The memory, a JSON file in the cache directory. Losing it costs time alone.
 #[derive(Debug)]
 pub struct Hashes {
     path: PathBuf,
-    entries: BTreeMap<PathBuf, Entry>,
+    entries: BTreeMap<String, Entry>,
     /// Bytes hashed because nothing was known of them.
     pub hashed_bytes: u64,
     /// Seconds that took.
     pub seconds: f64,
-}
-
-fn identity(path: &Path) -> io::Result<[i128; 4]> {
-    let m = fs::metadata(path)?;
-    let time = i128::from(m.mtime()) * 1_000_000_000 + i128::from(m.mtime_nsec());
-    Ok([i128::from(m.dev()), i128::from(m.ino()), i128::from(m.size()), time])
 }
 
 impl Hashes {
@@ -54,7 +62,8 @@ impl Hashes {
             return Ok(named.to_ascii_lowercase());
         }
         let before = identity(&real)?;
-        if let Some(entry) = self.entries.get(&real).filter(|entry| entry.identity == before) {
+        if let Some(entry) = self.entries.get_mut(&before) {
+            entry.day = today();
             return Ok(entry.sha256.clone());
         }
         let start = std::time::Instant::now();
@@ -63,14 +72,15 @@ impl Hashes {
         self.hashed_bytes += fs::metadata(&real)?.len();
         // Changed while it was read: nothing is known of it.
         if identity(&real)? == before {
-            self.entries.insert(real, Entry { identity: before, sha256: sha256.clone() });
+            self.entries.insert(before, Entry { sha256: sha256.clone(), day: today() });
         }
         Ok(sha256)
     }
 
-    /// Keeps what was learnt, of files that still exist.
+    /// Keeps what was learnt.
     pub fn save(&mut self) -> io::Result<()> {
-        self.entries.retain(|path, _| path.exists());
+        let oldest = today().saturating_sub(KEPT_DAYS);
+        self.entries.retain(|_, entry| entry.day >= oldest);
         write_file(&self.path, &serde_json::to_vec(&self.entries).map_err(io::Error::other)?).map(drop)
     }
 }

@@ -143,7 +143,7 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     let engine = format!("{name}.engine");
     let job = Job {
         engines: vec![(staged.path().join("model.onnx"), staged.path().join(&engine))],
-        threads: 1,
+        processes: 1,
         timing_cache: timing_cache(prepared.tensorrt, prepared.device.as_ref()),
         options: prepared.options.clone(),
     };

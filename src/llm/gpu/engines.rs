@@ -125,7 +125,7 @@ impl Layers for Engines {
             engine.set_address("sin", sin.address() as usize)?;
             engine.set_address("mask", mask as usize)?;
             if shape.cache > 0 {
-                let (key, value) = state.cache(index, slot);
+                let (key, value) = state.cache(index, slot, state.capacity);
                 engine.set_address("past_key", key as usize)?;
                 engine.set_address("past_value", value as usize)?;
             }
@@ -135,6 +135,7 @@ impl Layers for Engines {
             engine.enqueue(stream)?;
             state.append(shape, index, slot)?;
         }
+        state.capacity = state.next_capacity;
         Ok(())
     }
 }

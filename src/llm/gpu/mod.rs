@@ -129,7 +129,7 @@ impl GpuExecutor {
         let longest = self.used.iter().copied().max().unwrap_or(0);
         let wanted = self.options.shapes.cache_for(needed.max(longest));
         if wanted > self.state.capacity || (longest == 0 && wanted < self.state.capacity) {
-            self.state.resize(wanted, self.options.shapes.slots)?;
+            self.state.resize(wanted)?;
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl Executor for GpuExecutor {
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
         check(self, slot, position, tokens)?;
         self.used[slot] = position;
-        self.make_room(position + tokens.len())?;
+        self.make_room(position)?;
         let (mut logits, mut done) = (Vec::new(), 0);
         while done < tokens.len() {
             let chunk = self.options.shapes.chunk_for(tokens.len() - done);
@@ -202,6 +202,10 @@ impl Executor for GpuExecutor {
             if self.engines.prepare(&self.state, Some(shape), 1)? {
                 self.graphs.clear();
             }
+            // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's
+            // first chunks need not attend to the room of its last.
+            let room = self.options.shapes.cache_for(cached + count);
+            self.state.next_capacity = room.max(self.state.capacity);
             let places: Vec<usize> = (0..count).collect();
             self.state.embed(&tokens[done..done + count], &places)?;
             self.state.place(&[(cached, count)])?;

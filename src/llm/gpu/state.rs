@@ -27,11 +27,14 @@ pub(super) struct State {
     caches: Vec<(Buffer, Buffer)>,
     /// Positions a slot has room for now; the engines want caches dense.
     pub(super) capacity: usize,
+    /// The room after the present pass: each layer is moved when its engine has read it.
+    pub(super) next_capacity: usize,
     /// Room of a whole cache for moving it.
     spare: Buffer,
     /// [rope]: cosines and sines of every position, [max_len, rotary].
     tables: Vec<(Buffer, Buffer)>,
     positions: usize,
+    slots: usize,
     /// [rope]: the rows of this pass.
     pub(super) rotary: Vec<(Buffer, Buffer)>,
     /// Each kind of window and its mask.
@@ -108,6 +111,8 @@ impl State {
             embedding: Embedding::new(&checkpoint, &model),
             spare: buffer(cache, "keys and values")?,
             capacity: shapes.caches.first().copied().unwrap_or(longest),
+            next_capacity: shapes.caches.first().copied().unwrap_or(longest),
+            slots: shapes.slots,
             caches,
             tables,
             positions: longest,
@@ -207,34 +212,45 @@ impl State {
         Ok(())
     }
 
-    /// Where `slot`'s keys and values of a layer begin.
-    pub(super) fn cache(&self, layer: usize, slot: usize) -> (Address, Address) {
+    /// Where `slot`'s keys and values of a layer begin, in caches of `capacity`.
+    pub(super) fn cache(&self, layer: usize, slot: usize, capacity: usize) -> (Address, Address) {
         let (key, value) = &self.caches[layer];
-        let offset = slot * self.model.kv_heads * self.capacity * self.model.head_dim * self.dtype.size();
+        let offset = slot * self.model.kv_heads * capacity * self.model.head_dim * self.dtype.size();
         (key.address() + offset as u64, value.address() + offset as u64)
     }
 
     /// Appends a layer's new keys and values to the caches from `slot` on.
     pub(super) fn append(&mut self, shape: LayerShape, layer: usize, slot: usize) -> Result<(), BackendError> {
         let words = self.model.head_dim * self.dtype.size() / 4;
-        let sizes = [shape.batch, self.model.kv_heads, shape.chunk, self.capacity, words];
+        if self.next_capacity != self.capacity {
+            self.move_layer(layer, self.next_capacity)?;
+        }
+        let sizes = [shape.batch, self.model.kv_heads, shape.chunk, self.next_capacity, words];
         let new = (self.new.0.address(), self.new.1.address());
-        self.kernels.append(new, self.cache(layer, slot), (self.cached.address(), self.count.address()), sizes)
+        let caches = self.cache(layer, slot, self.next_capacity);
+        self.kernels.append(new, caches, (self.cached.address(), self.count.address()), sizes)
     }
 
-    /// Changes the room of every slot, keeping what is in it.
-    pub(super) fn resize(&mut self, capacity: usize, slots: usize) -> Result<(), BackendError> {
+    /// Gives every slot of a layer's caches room for `capacity` positions, keeping what is in them.
+    fn move_layer(&self, layer: usize, capacity: usize) -> Result<(), BackendError> {
         let words = self.model.head_dim * self.dtype.size() / 4;
-        let blocks = slots * self.model.kv_heads;
-        let stream = &self.device.stream;
-        for (key, value) in &self.caches {
-            for cache in [key, value] {
-                let sizes = [blocks, self.capacity, capacity, words];
-                self.kernels.spread(cache.address(), self.spare.address(), sizes)?;
-                copy(stream, self.spare.address(), cache.address(), blocks * capacity * words * 4)?;
-            }
+        let blocks = self.slots * self.model.kv_heads;
+        let (key, value) = &self.caches[layer];
+        for cache in [key, value] {
+            let sizes = [blocks, self.capacity, capacity, words];
+            self.kernels.spread(cache.address(), self.spare.address(), sizes)?;
+            let bytes = blocks * capacity * words * 4;
+            copy(&self.device.stream, self.spare.address(), cache.address(), bytes)?;
         }
-        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Changes the room of every slot in every layer.
+    pub(super) fn resize(&mut self, capacity: usize) -> Result<(), BackendError> {
+        for layer in 0..self.caches.len() {
+            self.move_layer(layer, capacity)?;
+        }
+        (self.capacity, self.next_capacity) = (capacity, capacity);
         Ok(())
     }
 

@@ -218,12 +218,11 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     let engines = files::emit(&prepared, staged.path())?;
     let count = engines.len();
     let rtx = prepared.tensorrt.family == Family::Rtx;
-    let exact = prepared.options.clear_flags.iter().any(|flag| flag == "tf32");
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let job = Job {
         engines,
-        // RTX times nothing while it builds, so builds do not disturb each other; its TF32 switch is the environment.
-        threads: if rtx && !exact { cores.min(4) } else { 1 },
+        // RTX times nothing while it builds, so builds do not disturb each other.
+        processes: if rtx { cores.min(3) } else { 1 },
         timing_cache: super::timing_cache(prepared.tensorrt, prepared.device.as_ref()),
         options: prepared.options.clone(),
     };
