@@ -4,12 +4,13 @@ SHELL := /bin/bash
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 .PHONY: demo test check-headers bench fmt aarch64 aarch64-test
 
-# Everything from nothing: TensorRT, the tool, two real face classifiers as engines, and their answers.
+# Everything from nothing: TensorRT, the tool, a chat model and two face classifiers as engines, and their answers.
 demo:
 	scripts/setup-tensorrt.sh > /dev/null
 	cargo build --release --quiet
-	$(BINARY) build recipes/gender.yaml recipes/age.yaml
-	$(BINARY) verify engines/gender engines/age
+	$(BINARY) build recipes/smollm2-135m.yaml recipes/gender.yaml recipes/age.yaml
+	$(BINARY) verify engines/smollm2-135m engines/gender engines/age
+	$(BINARY) run engines/smollm2-135m "What is the capital of France?"
 	$(BINARY) run engines/gender recipes/images/face.png
 	$(BINARY) run engines/age recipes/images/face.png
 

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::tensor::Tensor;
 
-/// How an image becomes an input tensor [batch, 3, height, width], float32.
+/// How an image becomes an input tensor `[batch, 3, height, width]`, float32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
@@ -52,7 +52,7 @@ pub enum Color {
     Bgr,
 }
 
-/// What a classifier's output holds, [batch, classes].
+/// What a classifier's output holds, `[batch, classes]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ClassifierOutput {
@@ -138,7 +138,7 @@ pub fn input_size(preprocess: &Preprocess, shape: &[Option<usize>]) -> Result<[u
     }
 }
 
-/// One picture as [1, 3, height, width].
+/// One picture as `[1, 3, height, width]`.
 pub fn to_tensor(picture: &RgbImage, preprocess: &Preprocess, [height, width]: [u32; 2]) -> Tensor {
     let fitted = fit(picture, preprocess.fit.unwrap_or(Fit::Stretch), height, width);
     let bgr = preprocess.color == Some(Color::Bgr);
@@ -190,7 +190,7 @@ fn fit(picture: &RgbImage, fit: Fit, height: u32, width: u32) -> RgbImage {
 }
 
 impl Classifier {
-    /// The picture in a file as the model's input, [batch, 3, height, width], every item the same.
+    /// The picture in a file as the model's input, `[batch, 3, height, width]`, every item the same.
     pub fn input(&self, picture: &Path, [height, width]: [u32; 2], batch: usize) -> Result<Tensor, VisionError> {
         let single = to_tensor(&read_picture(picture)?, &self.preprocess, [height, width]);
         let mut shape = single.shape().to_vec();

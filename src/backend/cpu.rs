@@ -64,7 +64,7 @@ pub struct Operand<'a> {
     pub shape: &'a [usize],
     /// Row-major, or for a transposed matrix its transpose.
     pub data: &'a [f32],
-    /// The matrix lies in memory as [columns, rows].
+    /// The matrix lies in memory as `[columns, rows]`.
     pub transposed: bool,
 }
 

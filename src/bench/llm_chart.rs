@@ -48,7 +48,7 @@ fn bars<'a>(
         .margin(12)
         .x_label_area_size(40)
         .y_label_area_size(64)
-        .build_cartesian_2d((0..values.len().max(1)).into_segmented(), 0.0..highest)?;
+        .build_cartesian_2d((0..values.len().saturating_sub(1)).into_segmented(), 0.0..highest)?;
     let label = |at: &SegmentValue<usize>| match at {
         SegmentValue::CenterOf(index) => values.get(*index).map_or_else(String::new, |(name, _)| name.clone()),
         _ => String::new(),
@@ -56,13 +56,16 @@ fn bars<'a>(
     chart
         .configure_mesh()
         .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .y_label_formatter(&|value| format!("{value:.0}"))
         .x_labels(values.len().max(1))
         .x_label_formatter(&label)
         .x_desc(what)
         .y_desc("tokens a second")
         .draw()?;
     chart.draw_series(values.iter().enumerate().map(|(index, (_, value))| {
-        let corners = [(SegmentValue::Exact(index), 0.0), (SegmentValue::Exact(index + 1), *value)];
+        let end = if index + 1 < values.len() { SegmentValue::Exact(index + 1) } else { SegmentValue::Last };
+        let corners = [(SegmentValue::Exact(index), 0.0), (end, *value)];
         let mut bar = Rectangle::new(corners, color.mix(0.6).filled());
         bar.set_margin(0, 0, 12, 12);
         bar
@@ -73,4 +76,41 @@ fn bars<'a>(
         EmptyElement::at(at) + Text::new(format!("{value:.0}"), (-12, -16), style)
     }))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Decode, Latency, Prefill};
+    use super::*;
+    use crate::backend::BackendInfo;
+
+    #[test]
+    fn every_value_is_drawn() {
+        let latency = || Latency::of(&[1.0]).unwrap();
+        let prefill = [(128, 14802.0), (512, 32241.0), (2048, 26067.0)];
+        let prefill = prefill.map(|(tokens, rate)| Prefill { tokens, latency: latency(), tokens_per_second: rate });
+        let decode = [(1, 123.0), (4, 462.0)].map(|(batch, rate)| Decode {
+            batch,
+            context: 128,
+            latency: latency(),
+            tokens_per_second: rate,
+            bandwidth_share: 0.5,
+        });
+        let report = LlmReport {
+            name: "m7b".to_owned(),
+            backend: BackendInfo { name: "TensorRT".to_owned(), device: "GPU".to_owned() },
+            load_seconds: 1.0,
+            memory: crate::llm::MemoryUse::default(),
+            bandwidth: 1e12,
+            prefill: prefill.to_vec(),
+            decode: decode.to_vec(),
+            notes: Vec::new(),
+        };
+        let svg = llm_svg(&[report]).unwrap();
+        for text in ["m7b on GPU", "14802", "32241", "26067", "123", "462", "1 at 128", "2048"] {
+            assert!(svg.contains(text), "{text}");
+        }
+        // A background, and five bars.
+        assert!(svg.matches("<rect").count() >= 6, "{svg}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The ONNX graph of one decoder layer, and of the head.
 //!
 //! Only primitives of opset 17, so that every TensorRT from 8.5 on, onnxruntime and the CPU reference run the same
-//! graph. A layer holds no weights: they are inputs, matrices as [inputs, outputs], and one graph serves all layers.
+//! graph. A layer holds no weights: they are inputs, matrices as `[inputs, outputs]`, and one graph serves all layers.
 //!
 //! Attention never copies the cache: scores against the cache and against the chunk's own keys are made apart, joined
 //! for the softmax, and parted again. Query heads that share a key head are rows of one product.
@@ -35,9 +35,9 @@ pub(super) const OPSET: i64 = 17;
 /// Added to the scores of positions that must not be seen. float16 holds it, and exp of it is 0.
 pub const MASKED: f32 = -30_000.0;
 
-/// Graph inputs, in order: hidden [batch, chunk, hidden], cos and sin [batch, 1, chunk, rotary], mask [batch, 1,
-/// group · chunk, cache + chunk], past_key and past_value [batch, kv_heads, cache, head_dim] (with a cache), then the
-/// layer's weights. Outputs: hidden_out as hidden, key and value [batch, kv_heads, chunk, head_dim].
+/// Graph inputs, in order: hidden `[batch, chunk, hidden]`, cos and sin `[batch, 1, chunk, rotary]`, mask [batch, 1,
+/// group · chunk, cache + chunk], past_key and past_value `[batch, kv_heads, cache, head_dim]` (with a cache), then the
+/// layer's weights. Outputs: hidden_out as hidden, key and value `[batch, kv_heads, chunk, head_dim]`.
 ///
 /// Row (g, t) of the mask is query t of any head g of a group.
 pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Result<Model, OnnxError> {
@@ -74,8 +74,8 @@ pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Resu
     graph.finish(Path::new("layer.onnx"))
 }
 
-/// The end of the model. Inputs: hidden [rows, hidden], norm [hidden], output [hidden, vocabulary], or for tied
-/// embeddings [vocabulary, hidden] as the checkpoint has it. Output: logits [rows, vocabulary] in float32.
+/// The end of the model. Inputs: hidden `[rows, hidden]`, norm `[hidden]`, output `[hidden, vocabulary]`, or for tied
+/// embeddings `[vocabulary, hidden]` as the checkpoint has it. Output: logits `[rows, vocabulary]` in float32.
 pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Model, OnnxError> {
     let mut graph = GraphBuilder::new(&format!("{}-head-r{rows}", model.family), OPSET);
     let (hidden, vocabulary) = (model.hidden_size, model.vocab_size);
@@ -123,7 +123,7 @@ pub(super) struct Context<'a> {
     pub(super) value: &'a str,
 }
 
-/// Names of a role's tensors: matrices [inputs, outputs], one or several side by side.
+/// Names of a role's tensors: matrices `[inputs, outputs]`, one or several side by side.
 pub(super) type Weights<'a> = dyn FnMut(&mut GraphBuilder, Role) -> Vec<String> + 'a;
 
 /// Emits parts of a transformer; shapes are static or dynamic as the inputs have them.
@@ -150,13 +150,9 @@ impl Emitter<'_> {
 
     /// a · b, summed in float32. TensorRT sums float16 products in float16 unless the product is cast about: it runs the
     /// casts, the product and the cast back as one kernel on float16 operands.
-    fn product(&mut self, a: &str, b: &str, level: usize) -> String {
-        let acc: usize = std::env::var("WATUS_ACC").ok().and_then(|v| v.parse().ok()).unwrap_or(2);
-        if self.dtype == DType::Float32 || acc < level {
-            return self.node("MatMul", &[a, b], &[]);
-        }
+    fn product(&mut self, a: &str, b: &str) -> String {
         let wide = self.wide_product(a, b);
-        self.cast(&wide, self.dtype)
+        if self.dtype == DType::Float32 { wide } else { self.cast(&wide, self.dtype) }
     }
 
     /// As [`Emitter::product`], left in float32.
@@ -201,7 +197,7 @@ impl Emitter<'_> {
         let biases = roles.1.map(|role| weights(&mut self.graph, role)).unwrap_or_default();
         let mut outputs = Vec::new();
         for (index, matrix) in matrices.iter().enumerate() {
-            let product = self.product(x, matrix, 1);
+            let product = self.product(x, matrix);
             outputs.push(match biases.get(index) {
                 Some(bias) => self.node("Add", &[&product, bias], &[]),
                 None => product,
@@ -210,7 +206,7 @@ impl Emitter<'_> {
         if outputs.len() == 1 && sizes.len() > 1 { self.split(&outputs[0], sizes, -1) } else { outputs }
     }
 
-    /// [batch, chunk, heads · head_dim] to [batch, heads, chunk, head_dim], normed if the model does so.
+    /// `[batch, chunk, heads · head_dim]` to `[batch, heads, chunk, head_dim]`, normed if the model does so.
     fn heads(&mut self, x: &str, heads: usize, norm: Option<&str>) -> String {
         let mut x = self.reshape(x, &[0, 0, heads as i64, self.model.head_dim as i64]);
         if let Some(weight) = norm {
@@ -324,7 +320,7 @@ impl Emitter<'_> {
         self.linear(&attended, roles, &[model.hidden_size], weights).remove(0)
     }
 
-    /// softmax(q · [past, k]ᵀ + mask) · [past, v]; names the new (or joined) keys and values.
+    /// softmax(q · `[past, k]`ᵀ + mask) · `[past, v]`; names the new (or joined) keys and values.
     fn attend(&mut self, q: &str, k: &str, v: &str, context: &Context) -> String {
         let (k, v) = match context.past {
             Past::Joined { key, value } => {
@@ -349,7 +345,7 @@ impl Emitter<'_> {
         let masked = self.node("Add", &[&scores, context.mask], &[]);
         let weights = self.node("Softmax", &[&masked], &[("axis", (-1).into())]);
         let Past::Apart { value, length, .. } = context.past else {
-            return self.product(&weights, v, 2);
+            return self.product(&weights, v);
         };
         let slice = |emitter: &mut Self, from: i64, to: i64| {
             let (from, to, axis) =
@@ -358,14 +354,14 @@ impl Emitter<'_> {
         };
         let cached = slice(self, 0, length as i64);
         let new = slice(self, length as i64, i64::MAX);
-        let cached = self.product(&cached, value, 2);
-        let new = self.product(&new, v, 2);
+        let cached = self.product(&cached, value);
+        let new = self.product(&new, v);
         self.node("Add", &[&cached, &new], &[])
     }
 
     fn scores(&mut self, q: &str, k: &str) -> String {
         let transposed = self.node("Transpose", &[k], &[("perm", [0, 1, 3, 2].into())]);
-        self.product(q, &transposed, 2)
+        self.product(q, &transposed)
     }
 
     /// Logits in float32 of hidden states [.., hidden].

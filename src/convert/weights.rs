@@ -61,7 +61,7 @@ impl Role {
 pub struct Part {
     /// Its name.
     pub tensor: String,
-    /// The shape it must have: [outputs, inputs] of a matrix.
+    /// The shape it must have: `[outputs, inputs]` of a matrix.
     pub shape: Vec<usize>,
 }
 
@@ -134,7 +134,7 @@ impl Transformer {
         weights
     }
 
-    /// The embedding: [vocabulary, hidden].
+    /// The embedding: `[vocabulary, hidden]`.
     pub fn embedding(&self) -> Part {
         let tensor = format!("{}embed_tokens.weight", self.prefix);
         Part { tensor, shape: vec![self.vocab_size, self.hidden_size] }
@@ -145,7 +145,7 @@ impl Transformer {
         Part { tensor: format!("{}norm.weight", self.prefix), shape: vec![self.hidden_size] }
     }
 
-    /// What makes logits of the last hidden state: [vocabulary, hidden].
+    /// What makes logits of the last hidden state: `[vocabulary, hidden]`.
     pub fn output_matrix(&self) -> Part {
         if self.tied {
             return self.embedding();

@@ -98,7 +98,7 @@ fn declare(graph: &mut GraphBuilder, model: &Transformer) {
     }
 }
 
-/// Cosine and sine of position_ids [batch, chunk]: [batch, 1, chunk, rotary].
+/// Cosine and sine of position_ids `[batch, chunk]`: `[batch, 1, chunk, rotary]`.
 fn rotary(emitter: &mut Emitter, index: usize) -> (String, String) {
     let rope = &emitter.model.ropes[index];
     let twice: Vec<f32> = rope.frequencies.iter().chain(&rope.frequencies).copied().collect();
@@ -117,7 +117,7 @@ fn rotary(emitter: &mut Emitter, index: usize) -> (String, String) {
     (of("Cos"), of("Sin"))
 }
 
-/// The additive mask [batch, 1, group · chunk, past + chunk] of attention_mask [batch, past + chunk]: a query sees what
+/// The additive mask `[batch, 1, group · chunk, past + chunk]` of attention_mask `[batch, past + chunk]`: a query sees what
 /// is not after it, not before its window, and not masked.
 fn mask(emitter: &mut Emitter, window: Option<usize>) -> String {
     let group = emitter.model.group();
@@ -166,7 +166,7 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// As stored: [outputs, inputs] or [size]. Declared once under the tensor's own name.
+    /// As stored: `[outputs, inputs]` or `[size]`. Declared once under the tensor's own name.
     fn stored(&mut self, graph: &mut GraphBuilder, part: &Part) -> String {
         if graph.has_initializer(&part.tensor) {
             return part.tensor.clone();
@@ -216,7 +216,7 @@ impl Source<'_> {
         graph.node("Cast", &[&stored], &[("to", crate::onnx::type_number(DType::Float32).into())])
     }
 
-    /// [inputs, outputs].
+    /// `[inputs, outputs]`.
     fn matrix(&mut self, graph: &mut GraphBuilder, part: &Part) -> String {
         let wide = self.wide(graph, part);
         graph.node("Transpose", &[&wide], &[("perm", [1, 0].into())])

@@ -35,7 +35,7 @@ fn stores() -> Vec<PathBuf> {
     own.into_iter().chain([PathBuf::from("/usr/share/ollama/.ollama/models")]).collect()
 }
 
-/// [HOST/][NAMESPACE/]MODEL[:TAG], with Ollama's defaults.
+/// `[HOST/][NAMESPACE/]MODEL[:TAG]`, with Ollama's defaults.
 fn manifest_path(model: &str) -> PathBuf {
     let (name, tag) = model.split_once(':').unwrap_or((model, "latest"));
     let full = match name.matches('/').count() {

@@ -24,7 +24,7 @@ const SMALLEST_CACHE: usize = 64;
 /// Widened weights may take this share of the available memory.
 const RESIDENT_SHARE: f64 = 0.7;
 
-/// Keys and values of one layer of one slot: [kv_heads, capacity, head_dim].
+/// Keys and values of one layer of one slot: `[kv_heads, capacity, head_dim]`.
 #[derive(Default, Clone)]
 struct Cache {
     capacity: usize,
@@ -46,7 +46,7 @@ pub struct CpuExecutor {
     output: Vec<f32>,
     layers: HashMap<LayerShape, Program>,
     heads: HashMap<usize, Program>,
-    /// [slot][layer].
+    /// `[slot][layer]`.
     caches: Vec<Vec<Cache>>,
     max_len: usize,
 }
@@ -95,7 +95,7 @@ impl CpuExecutor {
         floats.collect()
     }
 
-    /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states [chunk, hidden] and appends
+    /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
     /// the new keys and values.
     fn pass(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());

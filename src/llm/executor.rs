@@ -61,9 +61,9 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: [1 or tokens, vocabulary].
+    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Continues several sequences, each in a slot of its own, by one token. Logits: [steps, vocabulary].
+    /// Continues several sequences, each in a slot of its own, by one token. Logits: `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError>;
     /// Says that a slot's sequence has ended; its room may be given back.
     fn release(&mut self, slot: usize);
@@ -110,7 +110,7 @@ pub(super) struct Sight {
 }
 
 impl Sight {
-    /// The additive mask [group · chunk, cache + chunk].
+    /// The additive mask `[group · chunk, cache + chunk]`.
     pub(super) fn mask(&self) -> Vec<f32> {
         let width = self.cache + self.chunk;
         let mut mask = vec![MASKED; self.chunk * width];

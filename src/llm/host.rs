@@ -6,10 +6,10 @@ use std::sync::Arc;
 use crate::checkpoint::{Checkpoint, CheckpointError, Encoding, View};
 use crate::convert::{Part, Role, Transformer, Weight};
 
-/// A weight in float32: [rows, columns], stored as the checkpoint has it, borrowed where it is float32 there.
+/// A weight in float32: `[rows, columns]`, stored as the checkpoint has it, borrowed where it is float32 there.
 pub(super) struct Floats<'a> {
     pub(super) role: Role,
-    /// The graph input's shape: [columns, rows] of a matrix.
+    /// The graph input's shape: `[columns, rows]` of a matrix.
     pub(super) shape: Vec<usize>,
     pub(super) values: Cow<'a, [f32]>,
 }
@@ -87,7 +87,7 @@ impl Embedding {
         Self { checkpoint: Arc::clone(checkpoint), part: model.embedding(), scale: model.embedding_scale }
     }
 
-    /// Writes [tokens, hidden] into `out`, one row per token; rows of `out` beyond stay as they are.
+    /// Writes `[tokens, hidden]` into `out`, one row per token; rows of `out` beyond stay as they are.
     pub(super) fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<(), CheckpointError> {
         let view = self.checkpoint.expect(&self.part.tensor, &self.part.shape)?;
         let hidden = view.columns();

@@ -83,7 +83,7 @@ impl Kernels {
         })
     }
 
-    /// [rows, columns] to columns `first..` of [columns, stride]; counts values out of range in `bad`.
+    /// `[rows, columns]` to columns `first..` of `[columns, stride]`; counts values out of range in `bad`.
     pub(super) fn transpose(
         &self,
         (from, from_type): (Address, DType),
@@ -120,7 +120,7 @@ impl Kernels {
         unsafe { launch.launch(grid(count.div_ceil(256), 1, 1, 256)) }.map(drop).map_err(device_error)
     }
 
-    /// The mask of [batch, group · chunk, cache + chunk].
+    /// The mask of `[batch, group · chunk, cache + chunk]`.
     pub(super) fn mask(
         &self,
         (to, dtype): (Address, DType),

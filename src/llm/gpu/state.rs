@@ -23,7 +23,7 @@ pub(super) struct State {
     pub(super) weights: Weights,
     embedding: Embedding,
     checkpoint: Arc<Checkpoint>,
-    /// [layer]: keys and values, [slots, kv_heads, capacity, head_dim].
+    /// `[layer]`: keys and values, `[slots, kv_heads, capacity, head_dim]`.
     caches: Vec<(Buffer, Buffer)>,
     /// Positions a slot has room for now; the engines want caches dense.
     pub(super) capacity: usize,
@@ -31,19 +31,19 @@ pub(super) struct State {
     pub(super) next_capacity: usize,
     /// Room of a whole cache for moving it.
     spare: Buffer,
-    /// [rope]: cosines and sines of every position, [max_len, rotary].
+    /// `[rope]`: cosines and sines of every position, `[max_len, rotary]`.
     tables: Vec<(Buffer, Buffer)>,
     positions: usize,
     slots: usize,
-    /// [rope]: the rows of this pass.
+    /// `[rope]`: the rows of this pass.
     pub(super) rotary: Vec<(Buffer, Buffer)>,
     /// Each kind of window and its mask.
     pub(super) masks: Vec<(Option<usize>, Buffer)>,
-    /// Layer inputs and outputs, by turns: [batch, chunk, hidden].
+    /// Layer inputs and outputs, by turns: `[batch, chunk, hidden]`.
     pub(super) hidden: [Buffer; 2],
     /// A layer's new keys and values.
     pub(super) new: (Buffer, Buffer),
-    /// Hidden states whose logits are wanted: [rows, hidden].
+    /// Hidden states whose logits are wanted: `[rows, hidden]`.
     pub(super) last: Buffer,
     pub(super) logits: Buffer,
     /// Per sequence: positions cached, positions new. uint32.

@@ -17,11 +17,11 @@ use crate::tensor::DType;
 
 /// All weights on the device.
 pub(super) struct Weights {
-    /// [layer][weight], in the order of [`Transformer::layer_weights`].
+    /// `[layer][weight]`, in the order of [`Transformer::layer_weights`].
     pub(super) layers: Vec<Vec<Buffer>>,
-    /// The last norm's [hidden], float32.
+    /// The last norm's `[hidden]`, float32.
     pub(super) norm: Buffer,
-    /// [hidden, vocabulary], or as the checkpoint has it if tied.
+    /// `[hidden, vocabulary]`, or as the checkpoint has it if tied.
     pub(super) output: Buffer,
 }
 
@@ -118,7 +118,7 @@ impl Loader<'_> {
         self.vector(&weight.parts, weight.columns, dtype, offset)
     }
 
-    /// Parts of [rows, columns] side by side as [columns, all rows].
+    /// Parts of `[rows, columns]` side by side as `[columns, all rows]`.
     fn matrix(&mut self, parts: &[Part], rows: usize, columns: usize) -> Result<Buffer, LlmError> {
         let buffer = Buffer::new(self.stream, rows * columns * self.dtype.size(), "the weights")?;
         let mut first = 0;
