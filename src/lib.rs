@@ -3,7 +3,9 @@
 //! ```text
 //! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench
 //! (YAML)              hub, url,  shapes fixed,  child process,       engine, model,       CPU
-//!                     pypi, path checked        C++ shim             manifest, report     reference
+//!                     pypi,      checked        C++ shim             manifest, report     reference
+//!                     path,        ▲
+//!                     ollama       └─ convert ◀─ checkpoint (language models)
 //! ```
 //!
 //! The pipeline in this crate's own terms: [`recipe::load`] reads and checks a recipe, [`recipe::Plan::new`] fills in
@@ -11,6 +13,10 @@
 //! child process ([`worker`]), proves the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
 //! [`backend::Backend`] and [`backend::Session`] are what runs a model: [`backend::tensorrt`] on the GPU,
 //! [`backend::cpu`] everywhere.
+//!
+//! Language models have stages of their own ([`pipeline::llm`]): [`checkpoint`] maps weights, [`convert`] makes graphs of
+//! a decoder layer and the head, and at run time [`llm::Executor`] runs them with the weights bound and
+//! [`llm::Generator`] makes answers.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

@@ -158,7 +158,7 @@ impl Progress for Counting<'_> {
     }
 }
 
-/// Shares a job's engines among several children; the first that fails stops the others.
+/// Shares a job's engines among several children. They are small: one that fails lets the others finish.
 fn in_children(
     executable: &Path,
     job: &Job,

@@ -31,6 +31,12 @@ impl Mapped {
         &self.path
     }
 
+    /// Lets go of the pages that were read; they come back from the file when they are read again.
+    pub fn release(&self) {
+        // SAFETY: the map is of a file and read only, so dropped pages hold nothing that is not in the file.
+        let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+
     /// What it holds.
     pub fn bytes(&self) -> &[u8] {
         &self.map

@@ -19,6 +19,7 @@ pub(super) fn check(examination: &Examination) -> Software {
     let mut findings = vec![cuda(examination)];
     // RTX and TensorRT 10 run without cuDNN; it matters where JetPack ships it.
     findings.extend(cudnn(examination));
+    findings.extend(nvrtc(examination));
     let (tensorrt, found) = core(examination);
     findings.push(found);
     let mut can_build = tensorrt.is_some();
@@ -47,19 +48,42 @@ fn cuda_version(examination: &Examination) -> Option<String> {
             return Some(version.to_owned());
         }
     }
-    let arch = &examination.platform.architecture;
-    let folders = [
-        format!("/usr/local/cuda/targets/{arch}-linux/lib"),
-        "/usr/local/cuda/lib64".to_owned(),
-        format!("/usr/lib/{arch}-linux-gnu"),
-    ];
-    let libraries = root.find(&folders, "libcudart.so.");
+    let libraries = root.find(&cuda_folders(examination), "libcudart.so.");
     let by_file = libraries.iter().filter_map(|path| path.rsplit_once(".so.")).map(|(_, version)| version.to_owned());
     let by_file = by_file.filter(|version| numbers(version).len() >= 2).max_by_key(|version| numbers(version));
     by_file.or_else(|| {
         let packages = examination.packages.iter().filter(|(name, _)| name.starts_with("cuda-cudart-"));
         packages.filter(|(name, _)| !name.contains("dev")).map(|(_, package)| package.upstream().to_owned()).next()
     })
+}
+
+fn cuda_folders(examination: &Examination) -> [String; 3] {
+    let arch = &examination.platform.architecture;
+    [
+        format!("/usr/local/cuda/targets/{arch}-linux/lib"),
+        "/usr/local/cuda/lib64".to_owned(),
+        format!("/usr/lib/{arch}-linux-gnu"),
+    ]
+}
+
+/// CUDA's runtime compiler, which language models need on the GPU.
+fn nvrtc(examination: &Examination) -> Option<Finding> {
+    let package = examination.packages.iter().find(|(name, _)| name.starts_with("cuda-nvrtc-") && !name.contains("dev"));
+    let library = examination.root.find(&cuda_folders(examination), "libnvrtc.so.").into_iter().next();
+    match (package, library) {
+        (Some((_, package)), _) => Some(Finding::ok("nvrtc", format!("NVRTC {}", package.upstream()))),
+        (None, Some(library)) => Some(Finding::ok("nvrtc", format!("NVRTC: {library}"))),
+        (None, None) if examination.platform.is_jetson() => {
+            let version = cuda_version(examination).map(|version| numbers(&version)).unwrap_or_default();
+            let name = match version[..] {
+                [major, minor, ..] => format!("cuda-nvrtc-{major}-{minor}"),
+                _ => "nvidia-cuda".to_owned(),
+            };
+            let install = format!("sudo apt install {name}");
+            Some(Finding::warn("nvrtc", "no NVRTC: language models cannot run on the GPU", &[&install]))
+        }
+        (None, None) => None,
+    }
 }
 
 fn cuda(examination: &Examination) -> Finding {

@@ -230,37 +230,50 @@ fn timing_cache(tensorrt: Version, device: Option<&DeviceInfo>) -> Option<PathBu
     Some(cache_dir().join("timing").join(name))
 }
 
-fn manifest(prepared: &Prepared, engine: String, images: Vec<String>) -> anyhow::Result<Manifest> {
-    let plan = &prepared.plan;
+/// A manifest with what every kind has; the rest is empty.
+fn common_manifest(
+    plan: &Plan,
+    key: &Key,
+    tensorrt: Version,
+    device: Option<&DeviceInfo>,
+    commit: Option<&str>,
+) -> anyhow::Result<Manifest> {
     let text = |value: serde_json::Value| value.as_str().map(str::to_owned).unwrap_or_default();
     Ok(Manifest {
         format: FORMAT,
         name: plan.name.clone(),
         kind: text(serde_json::to_value(plan.kind)?),
         tool: concat!("watus-build ", env!("CARGO_PKG_VERSION")).to_owned(),
-        key: prepared.key.clone(),
-        tensorrt: prepared.tensorrt,
-        device: prepared.device.clone(),
+        key: key.clone(),
+        tensorrt,
+        device: device.cloned(),
         l4t: crate::doctor::l4t_release(),
         precision: text(serde_json::to_value(plan.build.precision)?),
         tf32: plan.build.tf32,
-        engine,
-        model: "model.onnx".to_owned(),
-        source: source_text(&plan.source, prepared.commit.as_deref()),
-        inputs: prepared.model.inputs()?,
-        outputs: prepared.model.outputs()?,
-        profile: prepared.options.profile.clone(),
-        classifier: plan.classifier.clone(),
+        engine: String::new(),
+        model: String::new(),
+        source: source_text(&plan.source, commit),
+        inputs: Vec::new(),
+        outputs: Vec::new(),
+        profile: Vec::new(),
+        classifier: None,
         llm: None,
-        verify: VerifyRecord {
-            seeds: plan.verify.seeds,
-            images,
-            prompts: Vec::new(),
-            tolerance: plan.verify.tolerance,
-        },
+        verify: VerifyRecord { tolerance: plan.verify.tolerance, ..VerifyRecord::default() },
         build: BuildRecord::default(),
         files: BTreeMap::new(),
     })
+}
+
+fn manifest(prepared: &Prepared, engine: String, images: Vec<String>) -> anyhow::Result<Manifest> {
+    let Prepared { plan, model, .. } = prepared;
+    let (device, commit) = (prepared.device.as_ref(), prepared.commit.as_deref());
+    let mut manifest = common_manifest(plan, &prepared.key, prepared.tensorrt, device, commit)?;
+    (manifest.engine, manifest.model) = (engine, "model.onnx".to_owned());
+    (manifest.inputs, manifest.outputs) = (model.inputs()?, model.outputs()?);
+    manifest.profile.clone_from(&prepared.options.profile);
+    manifest.classifier.clone_from(&plan.classifier);
+    (manifest.verify.seeds, manifest.verify.images) = (plan.verify.seeds, images);
+    Ok(manifest)
 }
 
 /// One line for people: where a model came from.

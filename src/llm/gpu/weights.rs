@@ -105,6 +105,8 @@ pub(super) fn load(
     };
     loader.check(&[model.final_norm(), matrix])?;
     progress(total, total);
+    // On a Jetson the pages would take the same memory a second time.
+    checkpoint.files().iter().for_each(crate::checkpoint::Mapped::release);
     Ok(Weights { layers, norm, output })
 }
 

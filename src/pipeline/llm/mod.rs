@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, Outcome, fetch, publish, settings, source_text};
+use super::{Context, Outcome, common_manifest, fetch, publish, settings};
 use crate::artifact::{StagedDirectory, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
@@ -18,7 +18,7 @@ use crate::convert::{self, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
 use crate::llm::text::TEXT_FILES;
 use crate::llm::{Record, Shapes};
-use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
+use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
 use crate::recipe::{LlmPlan, Plan, Precision, SourcePlan};
 use crate::tensor::DType;
@@ -246,41 +246,20 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
 }
 
 fn manifest(prepared: &Prepared, weights: Vec<String>) -> anyhow::Result<Manifest> {
-    let plan = &prepared.plan;
-    let text = |value: serde_json::Value| value.as_str().map(str::to_owned).unwrap_or_default();
-    Ok(Manifest {
-        format: FORMAT,
-        name: plan.name.clone(),
-        kind: text(serde_json::to_value(plan.kind)?),
-        tool: concat!("watus-build ", env!("CARGO_PKG_VERSION")).to_owned(),
-        key: prepared.key.clone(),
-        tensorrt: prepared.tensorrt,
-        device: prepared.device.clone(),
-        l4t: crate::doctor::l4t_release(),
-        precision: text(serde_json::to_value(plan.build.precision)?),
-        tf32: plan.build.tf32 || prepared.dtype != DType::Float32,
-        engine: String::new(),
-        model: String::new(),
-        source: source_text(&plan.source, prepared.source.commit.as_deref()),
-        inputs: Vec::new(),
-        outputs: Vec::new(),
-        profile: Vec::new(),
-        classifier: None,
-        llm: Some(Record {
-            family: prepared.source.model.family.to_owned(),
-            parameters: prepared.source.model.parameters() as u64,
-            dtype: prepared.dtype,
-            max_input_len: prepared.limits.max_input_len,
-            max_output_len: prepared.limits.max_output_len,
-            shapes: prepared.shapes.clone(),
-            weights,
-        }),
-        verify: VerifyRecord {
-            prompts: plan.verify.prompts.clone(),
-            tolerance: plan.verify.tolerance,
-            ..VerifyRecord::default()
-        },
-        build: BuildRecord::default(),
-        files: std::collections::BTreeMap::new(),
-    })
+    let Prepared { plan, source, limits, .. } = prepared;
+    let (device, commit) = (prepared.device.as_ref(), source.commit.as_deref());
+    let mut manifest = common_manifest(plan, &prepared.key, prepared.tensorrt, device, commit)?;
+    // The switch is about float32 alone; engines of other types are built and loaded with it on.
+    manifest.tf32 |= prepared.dtype != DType::Float32;
+    manifest.verify.prompts.clone_from(&plan.verify.prompts);
+    manifest.llm = Some(Record {
+        family: source.model.family.to_owned(),
+        parameters: source.model.parameters() as u64,
+        dtype: prepared.dtype,
+        max_input_len: limits.max_input_len,
+        max_output_len: limits.max_output_len,
+        shapes: prepared.shapes.clone(),
+        weights,
+    });
+    Ok(manifest)
 }
