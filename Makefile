@@ -23,7 +23,9 @@ test:
 	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	WATUS_ORACLE_PYTHON="$$(scripts/setup-oracles.sh)" cargo test --no-fail-fast
+	python="$$(scripts/setup-oracles.sh)"; \
+	  export LD_LIBRARY_PATH="$$(echo "$${python%/bin/*}"/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib):$${LD_LIBRARY_PATH:-}"; \
+	  WATUS_ORACLE_PYTHON="$$python" cargo test --no-fail-fast
 	scripts/check-headers.sh
 
 check-headers:

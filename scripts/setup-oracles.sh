@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes a Python environment with the packages that tests compare against. Prints its python. Needed for tests alone.
 set -euo pipefail
-folder=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build/oracles-1
-packages=(onnx==1.23.2 onnxruntime==1.32.0 numpy==2.4.6 clang-format==23.1.5)
+folder=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build/oracles-2
+packages=(onnx==1.23.2 onnxruntime==1.32.0 numpy==2.4.6 clang-format==23.1.5 nvidia-cuda-nvrtc-cu12==12.9.86)
 if [ ! -e "$folder/.complete" ]; then
   echo "setup: making a Python environment for the tests in $folder" >&2
   rm -rf "$folder"

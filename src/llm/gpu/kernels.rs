@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
@@ -13,6 +13,27 @@ use crate::tensor::DType;
 
 /// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
 pub(super) type Address = u64;
+
+/// kernels.cu compiled for the oldest GPU we serve; the driver translates it for the one there is.
+fn intermediate_code() -> Result<Ptx, BackendError> {
+    let missing = |what: String| BackendError::Unavailable {
+        what,
+        help: "install CUDA's runtime compiler: `sudo apt install cuda-nvrtc-XX-Y` for your CUDA (JetPack's \
+               nvidia-jetpack has it), or add its folder to LD_LIBRARY_PATH"
+            .to_owned(),
+    };
+    if !compiler_is_present() {
+        return Err(missing("libnvrtc was not found".to_owned()));
+    }
+    let options = CompileOptions { options: vec!["--gpu-architecture=compute_80".to_owned()], ..Default::default() };
+    let compiled = compile_ptx_with_opts(include_str!("kernels.cu"), options);
+    compiled.map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))
+}
+
+fn compiler_is_present() -> bool {
+    // SAFETY: only dlopens libnvrtc; without the check cudarc would panic where there is none.
+    unsafe { cudarc::nvrtc::sys::is_culib_present() }
+}
 
 /// Compiled kernels and the stream they go to.
 pub(super) struct Kernels {
@@ -52,22 +73,7 @@ fn word(n: usize) -> u32 {
 
 impl Kernels {
     pub(super) fn compile(device: &Device) -> Result<Self, BackendError> {
-        let missing = |what: String| BackendError::Unavailable {
-            what,
-            help: "install CUDA's runtime compiler: `sudo apt install cuda-nvrtc-XX-Y` for your CUDA (JetPack's \
-                   nvidia-jetpack has it), or add its folder to LD_LIBRARY_PATH"
-                .to_owned(),
-        };
-        // SAFETY: only dlopens libnvrtc; without the check cudarc would panic where there is none.
-        if !unsafe { cudarc::nvrtc::sys::is_culib_present() } {
-            return Err(missing("libnvrtc was not found".to_owned()));
-        }
-        // Intermediate code of the oldest GPU we serve; the driver translates it for this one.
-        let options =
-            CompileOptions { options: vec!["--gpu-architecture=compute_80".to_owned()], ..Default::default() };
-        let code = compile_ptx_with_opts(include_str!("kernels.cu"), options)
-            .map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))?;
-        let module = device.context.load_module(code).map_err(|error| BackendError::Unavailable {
+        let module = device.context.load_module(intermediate_code()?).map_err(|error| BackendError::Unavailable {
             what: format!("the driver refused our kernels: {error}"),
             help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
         })?;
@@ -175,5 +181,23 @@ impl Kernels {
         launch.arg(&source).arg(&target).arg(&from_).arg(&to_).arg(&words_);
         // SAFETY: as above.
         unsafe { launch.launch(grid(from.min(to), blocks, 1, 64)) }.map(drop).map_err(device_error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_compile_without_a_gpu() {
+        if !compiler_is_present() {
+            eprintln!("SKIPPED kernels_compile_without_a_gpu: libnvrtc was not found");
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "must not be skipped in CI");
+            return;
+        }
+        let code = intermediate_code().unwrap().to_src();
+        for name in ["transpose", "convert", "mask", "rotary", "append", "spread"] {
+            assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
+        }
     }
 }
