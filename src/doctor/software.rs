@@ -68,7 +68,8 @@ fn cuda_folders(examination: &Examination) -> [String; 3] {
 
 /// CUDA's runtime compiler, which language models need on the GPU.
 fn nvrtc(examination: &Examination) -> Option<Finding> {
-    let package = examination.packages.iter().find(|(name, _)| name.starts_with("cuda-nvrtc-") && !name.contains("dev"));
+    let package =
+        examination.packages.iter().find(|(name, _)| name.starts_with("cuda-nvrtc-") && !name.contains("dev"));
     let library = examination.root.find(&cuda_folders(examination), "libnvrtc.so.").into_iter().next();
     match (package, library) {
         (Some((_, package)), _) => Some(Finding::ok("nvrtc", format!("NVRTC {}", package.upstream()))),

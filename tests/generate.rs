@@ -1,0 +1,168 @@
+//! Answers: batching, reuse of what is cached, limits, stop strings, characters that span tokens.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use watus_build::checkpoint::Checkpoint;
+use watus_build::convert;
+use watus_build::llm::text::{Text, TextStream, text_files};
+use watus_build::llm::{CpuExecutor, Finish, Generator, Request, Sampling};
+
+const MAX_LEN: usize = 64;
+
+/// The tiny GGUF Llama with `slots` slots.
+fn generator(slots: usize) -> (Generator, tempfile::TempDir) {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = support::repository().join("tests/data/gguf/llama.gguf");
+    let checkpoint = Arc::new(Checkpoint::open(&[path]).unwrap());
+    let gguf = checkpoint.gguf.as_ref().unwrap();
+    for (name, content) in text_files(&checkpoint.config_path, gguf, &checkpoint.config).unwrap() {
+        std::fs::write(scratch.path().join(name), content).unwrap();
+    }
+    let text = Arc::new(Text::open(scratch.path()).unwrap());
+    let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, MAX_LEN).unwrap();
+    model.locate(&checkpoint).unwrap();
+    let executor = CpuExecutor::new(model, checkpoint, slots, MAX_LEN).unwrap();
+    (Generator::new(Box::new(executor), text, 40), scratch)
+}
+
+fn request(prompt: &[u32], max_tokens: usize) -> Request {
+    Request { prompt: prompt.to_vec(), max_tokens, ignore_end: true, ..Request::default() }
+}
+
+/// Tokens and end of one answer.
+fn answer(generator: &mut Generator, request: Request) -> (Vec<u32>, String, Option<Finish>) {
+    let (mut tokens, mut text, mut finish) = (Vec::new(), String::new(), None);
+    generator
+        .answer(request, |piece| {
+            tokens.extend(piece.choice.as_ref().map(|choice| choice.token));
+            text.push_str(&piece.text);
+            finish = piece.finish;
+            true
+        })
+        .unwrap();
+    (tokens, text, finish)
+}
+
+#[test]
+fn sequences_decoded_together_are_what_they_are_alone() {
+    let prompts: [&[u32]; 4] = [&[5, 6, 7], &[9; 20], &[3, 60, 1, 33, 8], &[5, 6, 7, 8]];
+    let alone: Vec<Vec<u32>> = prompts.map(|prompt| answer(&mut generator(1).0, request(prompt, 12)).0).to_vec();
+    let (mut together, _scratch) = generator(2);
+    let numbers = prompts.map(|prompt| together.submit(request(prompt, 12)).unwrap());
+    let mut answers: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    while !together.is_idle() {
+        for piece in together.step().unwrap() {
+            answers.entry(piece.request).or_default().extend(piece.choice.map(|choice| choice.token));
+        }
+    }
+    for ((number, alone), prompt) in numbers.iter().zip(&alone).zip(prompts) {
+        assert_eq!(&answers[number], alone, "after {prompt:?}");
+        assert_eq!(alone.len(), 12);
+        assert_eq!(together.usage(*number).unwrap().answer, 12);
+    }
+}
+
+#[test]
+fn what_a_slot_holds_is_not_computed_again() {
+    let first: Vec<u32> = (3..30).collect();
+    let (mut generator, _scratch) = generator(2);
+    let (tokens, ..) = answer(&mut generator, request(&first, 5));
+    // The conversation goes on: prompt, answer, more.
+    let mut longer = first.clone();
+    longer.extend(&tokens);
+    longer.extend([7, 7]);
+    let usage = generator.answer(request(&longer, 5), |_| true).unwrap();
+    // The last token of the answer was never fed.
+    assert_eq!((usage.prompt, usage.reused), (longer.len(), first.len() + tokens.len() - 1));
+    let usage = generator.answer(request(&[60, 61], 2), |_| true).unwrap();
+    assert_eq!(usage.reused, 0);
+    // The other slot was taken for that, so this is still there; the same prompt computes its last token alone.
+    let reused = answer(&mut generator, request(&longer, 5)).0;
+    assert_eq!(reused, answer(&mut self::generator(1).0, request(&longer, 5)).0);
+}
+
+#[test]
+fn answers_end_where_they_should() {
+    let (mut generator, _scratch) = generator(1);
+    let (tokens, text, finish) = answer(&mut generator, request(&[5, 6, 7], 10));
+    assert_eq!((tokens.len(), finish), (10, Some(Finish::Length)));
+    // No room for more than MAX_LEN positions.
+    let (tokens, _, finish) = answer(&mut generator, request(&[9; 40], 1000));
+    assert_eq!((40 + tokens.len(), finish), (MAX_LEN, Some(Finish::Length)));
+    let stop: String = text.chars().skip(3).take(2).collect();
+    assert!(!stop.is_empty(), "{text:?}");
+    let stopped = Request { stop: vec![stop.clone()], ..request(&[5, 6, 7], 10) };
+    let (_, shown, finish) = answer(&mut generator, stopped);
+    assert_eq!((shown.as_str(), finish), (&text[..text.find(&stop).unwrap()], Some(Finish::Stop)));
+    for (wrong, part) in [
+        (request(&[], 5), "empty"),
+        (request(&[5], 0), "max_tokens"),
+        (request(&[5; 41], 5), "longer than the 40"),
+        (Request { sampling: Sampling { min_p: 2.0, ..Sampling::default() }, ..request(&[5], 5) }, "min_p is 2"),
+    ] {
+        let error = generator.submit(wrong).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn cancelled_requests_free_their_slot() {
+    let (mut generator, _scratch) = generator(1);
+    let running = generator.submit(request(&[5, 6], 30)).unwrap();
+    let waiting = generator.submit(request(&[7, 8], 3)).unwrap();
+    generator.step().unwrap();
+    generator.cancel(running);
+    let mut tokens = 0;
+    while !generator.is_idle() {
+        tokens += generator.step().unwrap().iter().filter(|piece| piece.request == waiting).count();
+    }
+    assert_eq!(tokens, 3);
+}
+
+/// A byte-level vocabulary without merges: every byte is a token, so most characters are several.
+fn byte_tokenizer(folder: &std::path::Path) -> Text {
+    // GPT-2's printable stand-ins for bytes: printable ones stand for themselves, the rest follow from U+0100 on.
+    let mut next = 256;
+    let letters: Vec<char> = (0..=255_u32)
+        .map(|byte| {
+            let plain = matches!(byte, 33..=126 | 161..=172 | 174..=255);
+            let code = if plain { byte } else { next };
+            next += u32::from(!plain);
+            char::from_u32(code).unwrap()
+        })
+        .collect();
+    let vocabulary: serde_json::Map<String, serde_json::Value> =
+        letters.iter().enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
+    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let document = serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": level, "post_processor": null,
+        "decoder": level, "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    });
+    std::fs::write(folder.join("tokenizer.json"), document.to_string()).unwrap();
+    Text::open(folder).unwrap()
+}
+
+#[test]
+fn characters_are_never_split() {
+    let scratch = tempfile::tempdir().unwrap();
+    let text = byte_tokenizer(scratch.path());
+    for words in ["Zażółć gęślą jaźń", "robot 🤖 says 你好", "plain", "é"] {
+        let tokens = text.encode(words).unwrap();
+        assert_eq!(tokens.len(), words.len(), "a token a byte");
+        let mut stream = TextStream::default();
+        let pieces: Vec<String> = tokens.iter().map(|token| stream.push(&text, *token).unwrap()).collect();
+        assert_eq!(pieces.concat(), words);
+        assert_eq!(stream.finish(&text).unwrap(), "");
+        let whole = |piece: &String| piece.chars().count() <= 1;
+        assert!(pieces.iter().all(whole), "{pieces:?}");
+    }
+    // Cut in the middle of a character.
+    let mut stream = TextStream::default();
+    let tokens = text.encode("aż").unwrap();
+    let shown: String = tokens[..2].iter().map(|token| stream.push(&text, *token).unwrap()).collect();
+    assert_eq!((shown.as_str(), stream.finish(&text).unwrap().as_str()), ("a", "\u{fffd}"));
+}
