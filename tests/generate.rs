@@ -137,7 +137,8 @@ fn byte_tokenizer(folder: &std::path::Path) -> Text {
         .collect();
     let vocabulary: serde_json::Map<String, serde_json::Value> =
         letters.iter().enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
-    let level = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+    let level =
+        serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let document = serde_json::json!({
         "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": level, "post_processor": null,
         "decoder": level, "model": {"type": "BPE", "vocab": vocabulary, "merges": []},

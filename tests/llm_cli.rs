@@ -163,6 +163,33 @@ fn an_architecture_is_refused_before_its_weights_are_fetched() {
 }
 
 #[test]
+fn a_gguf_is_judged_by_its_first_bytes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let good = fs::read(repository().join("tests/data/gguf/llama.gguf")).unwrap();
+    // The number of a tensor's type follows its name, its rank and two dimensions; 10 is Q2_K.
+    let mut bad = good.clone();
+    let name = b"blk.0.ffn_up.weight";
+    let at = bad.windows(name.len()).position(|window| window == name).unwrap() + name.len() + 4 + 16;
+    assert_eq!(bad[at..at + 4], [0; 4], "float32");
+    bad[at] = 10;
+    // So long that the rest need not be here for the answer.
+    bad.resize(12 << 20, 0);
+    let hub = support::hub::Hub::start(&[("good.gguf", good, true), ("bad.gguf", bad, true)]);
+    let fetch = |file: &str| {
+        let text = format!("version: 1\nname: m\nkind: llm\nsource: {{ hub: org/model, file: {file} }}\n");
+        fs::write(scratch.path().join("m.yaml"), text).unwrap();
+        output(watus(scratch.path()).env("HF_ENDPOINT", &hub.endpoint).args(["fetch", "m.yaml"]))
+    };
+    let (code, _, stderr) = fetch("good.gguf");
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = fetch("bad.gguf");
+    assert_eq!((code, stderr.contains("tensor `blk.0.ffn_up.weight`: elements of type Q2_K")), (4, true), "{stderr}");
+    let parts = support::leftovers(scratch.path());
+    let part = scratch.path().join(parts.iter().find(|name| name.ends_with(".incomplete")).unwrap());
+    assert!(fs::metadata(part).unwrap().len() < 8 << 20, "the rest was not downloaded");
+}
+
+#[test]
 fn whole_models_run_in_onnxruntime() {
     let python = std::env::var_os("WATUS_ORACLE_PYTHON").filter(|python| Path::new(python).exists());
     let Some(python) = python else {

@@ -29,7 +29,20 @@ pub struct Gguf {
     pub metadata: BTreeMap<String, MetadataValue>,
 }
 
+/// What the beginning of a file tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// The header goes on beyond these bytes.
+    Undecided,
+    /// We can read it.
+    Readable,
+    /// We cannot, and why.
+    Refused(String),
+}
+
 const MAGIC: &[u8; 4] = b"GGUF";
+/// In every message about a header that ends too early.
+const SHORT: &str = "truncated";
 /// No model has more tensors or keys; a count above is damage.
 const COUNT_LIMIT: u64 = 1 << 20;
 
@@ -38,6 +51,26 @@ impl Gguf {
     pub fn is_one(path: &Path) -> bool {
         let mut magic = [0; 4];
         File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == MAGIC
+    }
+
+    /// Judges a file by its first bytes: before the rest is downloaded. `total` is its whole length.
+    pub fn judge(start: &[u8], total: u64) -> Judgement {
+        let total = usize::try_from(total).unwrap_or(usize::MAX);
+        match parse_bytes(start, total) {
+            Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
+            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
+            Ok((gguf, tensors)) => {
+                let unread = tensors.iter().find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
+                let refused = match (super::gguf_names::unknown_architecture(&gguf), unread) {
+                    (Some(message), _) => Some(message),
+                    (None, Some((name, encoding))) => {
+                        Some(format!("tensor `{name}`: elements of type {encoding} are not supported"))
+                    }
+                    (None, None) => None,
+                };
+                refused.map_or(Judgement::Readable, Judgement::Refused)
+            }
+        }
     }
 
     /// A text.
@@ -181,11 +214,12 @@ impl<'a> Reader<'a> {
 
 /// Metadata and tensors under their own names.
 pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
-    parse_bytes(file.bytes())
+    parse_bytes(file.bytes(), file.bytes().len())
         .map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))
 }
 
-fn parse_bytes(bytes: &[u8]) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
+/// `bytes` may be the beginning of a file of `total` bytes, if it holds the header.
+fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
     let mut reader = Reader { rest: bytes };
     if reader.take(4)? != MAGIC {
         return Err("it does not begin with `GGUF`".to_owned());
@@ -230,7 +264,7 @@ fn parse_bytes(bytes: &[u8]) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
     let data = (bytes.len() - reader.rest.len()).next_multiple_of(alignment);
     for (name, entry) in &mut tensors {
         let start = data.checked_add(entry.offset);
-        let end = start.and_then(|start| start.checked_add(entry.bytes)).filter(|end| *end <= bytes.len());
+        let end = start.and_then(|start| start.checked_add(entry.bytes)).filter(|end| *end <= total);
         let (Some(start), Some(_)) = (start, end) else {
             return Err(format!("truncated: tensor `{name}` ends beyond the file; fetch it again"));
         };

@@ -15,6 +15,14 @@ use super::{CheckpointError, Entry};
 /// Architectures whose meaning we know, by `general.architecture`.
 const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
+/// Why the file's architecture cannot be read, if so.
+pub(super) fn unknown_architecture(gguf: &Gguf) -> Option<String> {
+    let architecture = gguf.text("general.architecture").unwrap_or_default();
+    (!ARCHITECTURES.contains(&architecture)).then(|| {
+        format!("GGUF architecture `{architecture}` is not supported\n  hint: these are: {}", ARCHITECTURES.join(", "))
+    })
+}
+
 pub(super) struct Translated {
     pub(super) tensors: BTreeMap<String, Entry>,
     pub(super) config: Value,
@@ -27,11 +35,8 @@ pub(super) fn translate(
 ) -> Result<Translated, CheckpointError> {
     let fail = |message: String| CheckpointError::new(file.path(), message);
     let architecture = gguf.text("general.architecture").unwrap_or_default().to_owned();
-    if !ARCHITECTURES.contains(&architecture.as_str()) {
-        return Err(fail(format!(
-            "GGUF architecture `{architecture}` is not supported\n  hint: these are: {}",
-            ARCHITECTURES.join(", ")
-        )));
+    if let Some(message) = unknown_architecture(gguf) {
+        return Err(fail(message));
     }
     let mut config = config(gguf, &architecture);
     let mut tensors = BTreeMap::new();

@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 pub use encoding::Encoding;
-pub use gguf::{Gguf, MetadataValue};
+pub use gguf::{Gguf, Judgement, MetadataValue};
 pub use mapped::Mapped;
 
 /// What is wrong with a checkpoint, and where.

@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
+use super::look;
 use super::{Cancelled, FetchError};
 use crate::artifact::{feed, hex};
 use crate::progress::{Event, Progress};
@@ -259,6 +260,8 @@ impl Downloader {
         let mut reader = response.into_body().into_reader();
         let mut done = start;
         let mut buffer = vec![0u8; 256 * 1024];
+        // A GGUF's header tells whether the rest is worth having.
+        let mut look_at = (name.ends_with(".gguf") && limit.is_some()).then_some(look::FIRST);
         file.seek(SeekFrom::End(0))?;
         loop {
             self.check_cancel().map_err(Failure::Final)?;
@@ -277,6 +280,11 @@ impl Downloader {
             }
             file.write_all(&buffer[..read])?;
             self.progress.event(Event::TransferAt { name: &download.name, done });
+            if let (Some(at), Some(total)) = (look_at, limit)
+                && done >= at.min(total)
+            {
+                look_at = look::needs_more(download, file, done, total)?.then_some(at * 2);
+            }
         }
         match limit {
             Some(limit) if done < limit => {

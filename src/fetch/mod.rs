@@ -7,6 +7,7 @@ mod hashes;
 mod http;
 mod hub;
 mod lock;
+mod look;
 mod ollama;
 mod pypi;
 
@@ -80,6 +81,8 @@ pub enum FetchError {
     Offline { name: String },
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
+    #[error("{name}: {message}\n  hint: {kept} of it are here; nothing more was downloaded")]
+    Unreadable { name: String, message: String, kept: String },
     #[error("{model}: {message}")]
     Ollama { model: String, message: String },
     #[error("pip could not download {requirement}: {message}")]

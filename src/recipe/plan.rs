@@ -174,7 +174,8 @@ fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
 
 fn default_files(kind: Kind) -> Vec<String> {
     let globs: &[&str] = match kind {
-        Kind::Llm => &["*.json", "*.safetensors", "tokenizer*", "*.jinja"],
+        // Not every *.safetensors: some repositories keep the weights a second time, as consolidated.safetensors.
+        Kind::Llm => &["*.json", "model*.safetensors", "tokenizer*", "*.jinja"],
         Kind::Yolo => &["*.pt"],
         Kind::Classifier => &["*.json", "*.safetensors", "*.onnx"],
         Kind::Onnx => &["*.onnx", "*.onnx_data", "*.onnx.data"],

@@ -185,6 +185,7 @@ impl Kernels {
 }
 
 #[cfg(test)]
+#[allow(clippy::print_stderr)]
 mod tests {
     use super::*;
 
