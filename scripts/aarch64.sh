@@ -3,7 +3,8 @@
 #
 # usage: scripts/aarch64.sh build|test
 #   build   target/aarch64-unknown-linux-gnu/release/watus-build, the shim compiled for TensorRT-RTX 1.7
-#   test    `doctor` on the JetPack fixtures, and the gender engine with NVIDIA's own aarch64 TensorRT-RTX
+#   test    `doctor` on the JetPack fixtures; the gender engine and a tiny language model with NVIDIA's own aarch64
+#           TensorRT-RTX
 #
 # Needs Rust's aarch64 standard library (`rustup target add aarch64-unknown-linux-gnu`) and Debian's
 # g++-aarch64-linux-gnu; the test also qemu-user-static and arm64's libc6 and libstdc++6. On the robot itself
@@ -52,10 +53,15 @@ test_under_qemu() {
   qemu-aarch64-static "$binary" verify "$scratch/engines/gender"
   qemu-aarch64-static "$binary" inspect "$scratch/engines/gender"
   qemu-aarch64-static "$binary" run --backend cpu "$scratch/engines/gender" recipes/images/face.png
+  # A language model of a few kilobytes: its layer engines, and an answer that is the one x86-64 gives.
+  cp tests/data/gguf/llama.gguf "$scratch"
+  printf 'version: 1\nname: tiny\nkind: llm\nsource: { path: llama.gguf }\nmax_input_len: 24\nmax_output_len: 16\n' > "$scratch/tiny.yaml"
+  qemu-aarch64-static "$binary" build --in-process -o "$scratch/engines" "$scratch/tiny.yaml"
+  qemu-aarch64-static "$binary" run --backend cpu "$scratch/engines/tiny" --raw --json --max-tokens 8 ABC
 }
 
 case "${1:-}" in
   build) build ;;
   test) build; test_under_qemu ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
