@@ -22,7 +22,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("protobuf", "onnx/"),
     ("hf_hub", "fetch/hub.rs"),
     ("ureq", "fetch/"),
-    ("zip", "fetch/pypi.rs"),
+    ("zip", "fetch/pypi.rs checkpoint/torch/"),
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
     ("rten", "backend/cpu.rs"),

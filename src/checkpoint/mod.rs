@@ -10,6 +10,7 @@ mod gguf;
 mod gguf_names;
 mod mapped;
 mod safetensors;
+pub mod torch;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

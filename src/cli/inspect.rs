@@ -1,5 +1,6 @@
 //! `inspect`: a look inside an ONNX file, an engine directory or a plan.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use anyhow::{Context as _, bail};
 
 use super::{Exit, print, print_json};
 use crate::backend::tensorrt::{TensorRt, plan};
+use crate::checkpoint::torch::TorchFile;
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::onnx::{Model, Summary};
@@ -16,7 +18,7 @@ use crate::verify::{Report, Status};
 /// Look inside an ONNX model, an engine directory or a plan
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// .onnx file, engine directory, or .engine file
+    /// .onnx file, PyTorch .pt file, engine directory, or .engine file
     path: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -33,6 +35,8 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
         let model = Model::load(&args.path)?;
         let summary = model.summary()?;
         if args.json { print_json(&summary)? } else { model_text(&summary)? }
+    } else if args.path.extension().is_some_and(|extension| extension == "pt") {
+        torch(args)?;
     } else {
         plan_file(args)?;
     }
@@ -119,6 +123,42 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         print(format!("verify  {} {status}: {}", check.name, check.detail))?;
     }
     Ok(())
+}
+
+/// A PyTorch checkpoint: what it is of, its modules by class, its weights.
+fn torch(args: &Args) -> anyhow::Result<()> {
+    let file = TorchFile::open(&args.path)?;
+    // `ema` has the better weights, where training left it in.
+    let model = ["ema", "model"].into_iter().filter_map(|key| file.root().get(key)).find(|item| !item.is_none());
+    let model = model.unwrap_or(file.root());
+    let class = model.class().map_or("no object".to_owned(), |(module, name)| format!("{module}.{name}"));
+    let (mut classes, mut tensors, mut parameters) = (BTreeMap::new(), 0, 0);
+    for (path, module) in model.modules("")? {
+        let (_, name) = module.class().unwrap_or(("", "unknown"));
+        *classes.entry(name).or_insert(0) += 1;
+        for (name, item) in module.tensors() {
+            let tensor = item.tensor(&format!("{path}.{name}"))?;
+            tensors += 1;
+            // Integers only count batches.
+            parameters += if tensor.encoding.is_some() { tensor.count() } else { 0 };
+        }
+    }
+    let names: Vec<&str> =
+        model.get("names").iter().flat_map(|names| names.items()).filter_map(|(_, v)| v.text()).collect();
+    if args.json {
+        let (tensors, modules) = (tensors, &classes);
+        return print_json(&serde_json::json!({
+            "class": class, "names": names, "tensors": tensors, "parameters": parameters, "modules": modules,
+        }));
+    }
+    print(format!("{class}, {tensors} tensors, {parameters} parameters and statistics"))?;
+    if !names.is_empty() {
+        print(format!("names   {}: {}", names.len(), names.join(", ")))?;
+    }
+    let mut classes: Vec<_> = classes.into_iter().collect();
+    classes.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
+    let classes: Vec<String> = classes.iter().map(|(name, count)| format!("{name} {count}")).collect();
+    print(format!("modules {}", classes.join(", ")))
 }
 
 fn plan_file(args: &Args) -> anyhow::Result<()> {
