@@ -5,6 +5,8 @@
 
 use half::{bf16, f16};
 
+use crate::tensor::DType;
+
 /// Storage of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, non_camel_case_types)]
@@ -39,9 +41,14 @@ impl Encoding {
         }
     }
 
-    /// One float an element, of two or four bytes.
-    pub fn is_plain(self) -> bool {
-        self.block().0 == 1
+    /// The element type where every element is one float; `None` for blocks.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Encoding::F32 => Some(DType::Float32),
+            Encoding::F16 => Some(DType::Float16),
+            Encoding::BF16 => Some(DType::BFloat16),
+            _ => None,
+        }
     }
 
     /// ggml's type number.

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
+use crate::backend::cpu;
 use crate::bench::{self, LlmPlan, LlmReport};
 use crate::manifest::Manifest;
 use crate::onnx::Model;
@@ -101,7 +102,7 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     let start = Instant::now();
     let mut generator = session::open_llm(path, &manifest, record, args.backend, progress)?;
     let loaded = start.elapsed().as_secs_f64();
-    let on_gpu = !generator.executor().info().name.starts_with("CPU");
+    let on_gpu = generator.executor().info() != cpu::info();
     let plan = LlmPlan {
         lengths: args.lengths.iter().copied().filter(|length| *length <= record.max_input_len).collect(),
         contexts: args.contexts.clone(),

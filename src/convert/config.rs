@@ -1,18 +1,10 @@
 //! Reads a model's configuration: the fields of config.json, each error with file and field.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
-/// A configuration cannot be followed.
-#[derive(Debug, thiserror::Error)]
-#[error("{}: {message}", path.display())]
-pub struct ConvertError {
-    /// config.json or the GGUF.
-    pub path: PathBuf,
-    /// What is wrong, and what to do.
-    pub message: String,
-}
+use crate::checkpoint::CheckpointError;
 
 /// A configuration and its file's name, for messages.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +13,7 @@ pub struct Config<'a> {
     value: &'a Value,
 }
 
-type Read<T> = Result<T, ConvertError>;
+type Read<T> = Result<T, CheckpointError>;
 
 /// Larger than any model's dimension; a config above it is damage and would only overflow later.
 const SIZE_LIMIT: u64 = 1 << 28;
@@ -46,8 +38,8 @@ impl<'a> Config<'a> {
     }
 
     /// An error about this file.
-    pub fn error(&self, message: impl Into<String>) -> ConvertError {
-        ConvertError { path: self.path.to_owned(), message: message.into() }
+    pub fn error(&self, message: impl Into<String>) -> CheckpointError {
+        CheckpointError::new(self.path, message)
     }
 
     /// A field that is there and not null.

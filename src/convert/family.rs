@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
 use super::rope::{Base, Rope, rope};
 use super::{Activation, LayerKind, Transformer};
+use crate::checkpoint::CheckpointError;
 
 /// Reads what most families have in common; a family then changes what it does differently.
-pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Result<Transformer, ConvertError> {
+pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Result<Transformer, CheckpointError> {
     let (hidden_size, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
     let head_dim = match config.optional_size("head_dim")? {
         Some(head_dim) => head_dim,
@@ -60,7 +61,7 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
 }
 
 /// The one kind of rotary embedding of most families.
-pub(super) fn rotary(config: &Config, transformer: &Transformer, length: usize) -> Result<Rope, ConvertError> {
+pub(super) fn rotary(config: &Config, transformer: &Transformer, length: usize) -> Result<Rope, CheckpointError> {
     // transformers 5 writes `rope_parameters` with the base inside, earlier ones `rope_scaling` beside `rope_theta`.
     let scaling = config.within("rope_parameters").or(config.within("rope_scaling"));
     rotary_of(config, scaling, transformer, length, 10_000.0)
@@ -73,7 +74,7 @@ pub(super) fn rotary_of(
     transformer: &Transformer,
     length: usize,
     theta: f64,
-) -> Result<Rope, ConvertError> {
+) -> Result<Rope, CheckpointError> {
     let number = |field: &str| match scaling.map(|s| s.optional_number(field)).transpose()?.flatten() {
         Some(value) => Ok(Some(value)),
         None => config.optional_number(field),
@@ -94,7 +95,7 @@ pub(super) fn windows(
     config: &Config,
     transformer: &mut Transformer,
     pattern: impl Fn(usize) -> bool,
-) -> Result<(), ConvertError> {
+) -> Result<(), CheckpointError> {
     let window = config.optional_size("sliding_window")?;
     let types = config.get("layer_types").and_then(Value::as_array);
     if types.is_some_and(|types| types.len() != transformer.layers.len()) {

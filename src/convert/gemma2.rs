@@ -1,13 +1,14 @@
 //! Gemma 2: soft-capped scores and logits, every second layer slides, norms on both sides of each block, norm weights
 //! around zero, embeddings scaled by sqrt(hidden) (Gemma Team 2024).
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
 use super::{Activation, Transformer, family};
+use crate::checkpoint::CheckpointError;
 
-pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "gemma2", length)?;
     gemma(config, &mut transformer)?;
-    let cap = |field: &str, default: f64| -> Result<Option<f32>, ConvertError> {
+    let cap = |field: &str, default: f64| -> Result<Option<f32>, CheckpointError> {
         Ok(Some(config.optional_number(field)?.unwrap_or(default) as f32))
     };
     transformer.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
@@ -17,7 +18,7 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Co
 }
 
 /// What Gemma 2 and 3 share.
-pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<(), ConvertError> {
+pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
     config.only("hidden_activation", &["gelu_pytorch_tanh"])?;
     transformer.activation = Activation::Gelu;
     transformer.norm_offset = config.optional_number("norm_weight_offset")?.unwrap_or(1.0) as f32;

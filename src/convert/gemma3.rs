@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
 use super::{Transformer, family, gemma2};
+use crate::checkpoint::CheckpointError;
 
 /// Published configurations leave out what equals `transformers`' defaults.
 fn with_defaults(fields: &Map<String, Value>) -> Value {
@@ -18,7 +19,7 @@ fn with_defaults(fields: &Map<String, Value>) -> Value {
     merged
 }
 
-pub(super) fn describe(outer: &Config, length: usize) -> Result<Transformer, ConvertError> {
+pub(super) fn describe(outer: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let fields = outer.within("text_config").unwrap_or(*outer).fields();
     let merged = with_defaults(&fields);
     let config = outer.with(&merged);

@@ -1,9 +1,10 @@
 //! Llama 2 and 3 and what kept their form: SmolLM2, TinyLlama, Vicuna, Yi, DeepSeek's distillations.
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
 use super::{Transformer, family};
+use crate::checkpoint::CheckpointError;
 
-pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "llama", length)?;
     let bias = config.flag("attention_bias");
     (transformer.qkv_bias, transformer.output_bias) = (bias, bias);

@@ -21,7 +21,9 @@ use std::path::Path;
 
 use serde_json::Value;
 
-pub use config::{Config, ConvertError};
+use crate::checkpoint::CheckpointError;
+
+pub use config::Config;
 pub use layer::{LayerShape, MASKED, head_graph, layer_graph};
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};
@@ -89,7 +91,7 @@ pub struct Transformer {
     pub output: String,
 }
 
-type Describe = fn(&Config<'_>, usize) -> Result<Transformer, ConvertError>;
+type Describe = fn(&Config<'_>, usize) -> Result<Transformer, CheckpointError>;
 
 /// The families, by `model_type`.
 const FAMILIES: &[(&str, Describe)] = &[
@@ -104,7 +106,7 @@ const FAMILIES: &[(&str, Describe)] = &[
 ];
 
 /// Reads a configuration; `length` is the longest sequence the model will be used for, in tokens.
-pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, ConvertError> {
+pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, CheckpointError> {
     let config = Config::new(path, config);
     let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let kind = config
@@ -143,7 +145,7 @@ impl Transformer {
         layer * self.layers.len() + outer + self.hidden_size
     }
 
-    fn check(&self, config: &Config<'_>) -> Result<(), ConvertError> {
+    fn check(&self, config: &Config<'_>) -> Result<(), CheckpointError> {
         if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(
                 config.error(format!("{} query heads cannot share {} key heads evenly", self.heads, self.kv_heads))

@@ -1,9 +1,10 @@
 //! Phi-3 and Phi-4 mini: q, k and v in one tensor, gate and up in another; long contexts by LongRoPE.
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
 use super::{Transformer, family};
+use crate::checkpoint::CheckpointError;
 
-pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "phi3", length)?;
     transformer.fused = true;
     family::windows(config, &mut transformer, |_| true)?;

@@ -1,9 +1,10 @@
 //! Qwen2 and Qwen2.5: Llama with biases on q, k and v; some sizes can slide their upper layers.
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
 use super::{Transformer, family};
+use crate::checkpoint::CheckpointError;
 
-pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, ConvertError> {
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "qwen2", length)?;
     transformer.qkv_bias = true;
     windows(config, &mut transformer)?;
@@ -11,7 +12,7 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Co
 }
 
 /// Layers from `max_window_layers` on slide, if `use_sliding_window` says so; most files carry a window unused.
-pub(super) fn windows(config: &Config, transformer: &mut Transformer) -> Result<(), ConvertError> {
+pub(super) fn windows(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
     if !config.flag("use_sliding_window") {
         return Ok(());
     }

@@ -3,7 +3,8 @@
 
 use std::f64::consts::PI;
 
-use super::config::{Config, ConvertError};
+use super::config::Config;
+use crate::checkpoint::CheckpointError;
 
 /// Frequencies of one kind of layer.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,8 +21,18 @@ impl Rope {
         2 * self.frequencies.len()
     }
 
+    /// Cosines and sines of several positions, `[positions, dimension()]` each.
+    pub fn tables(&self, positions: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
+        let d = self.dimension();
+        let (mut cos, mut sin) = (vec![0.0; positions.len() * d], vec![0.0; positions.len() * d]);
+        for ((cos, sin), position) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).zip(positions) {
+            self.table(position, cos, sin);
+        }
+        (cos, sin)
+    }
+
     /// Writes cosine and sine of `position`, each twice (pairs are i and i + d/2). `cos` and `sin` have `dimension()`.
-    pub fn table(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
+    fn table(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
         let half = self.frequencies.len();
         for (index, frequency) in self.frequencies.iter().enumerate() {
             let angle = f64::from(position as f32 * frequency);
@@ -50,7 +61,7 @@ fn plain(theta: f64, dimension: usize) -> Vec<f64> {
 }
 
 /// `scaling` is `rope_scaling` or `rope_parameters`; `outer` the configuration around it.
-pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Result<Rope, ConvertError> {
+pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Result<Rope, CheckpointError> {
     let frequencies = plain(base.theta, base.dimension);
     let kind = scaling.as_ref().and_then(|s| s.text("rope_type").or(s.text("type"))).unwrap_or("default");
     let Some(scaling) = scaling.filter(|_| kind != "default") else { return Ok(narrow(frequencies, 1.0)) };
@@ -94,17 +105,17 @@ fn narrow(frequencies: Vec<f64>, factor: f64) -> Rope {
     Rope { frequencies: frequencies.into_iter().map(|f| f as f32).collect(), factor: factor as f32 }
 }
 
-fn missing(outer: &Config) -> ConvertError {
+fn missing(outer: &Config) -> CheckpointError {
     outer.error("`original_max_position_embeddings` is missing, which the rotary scaling needs")
 }
 
-fn factors(scaling: &Config, field: &str, count: usize) -> Result<Vec<f64>, ConvertError> {
+fn factors(scaling: &Config, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
     let factors = scaling.numbers(field).filter(|f| f.len() == count && f.iter().all(|f| *f != 0.0));
     factors.ok_or_else(|| scaling.error(format!("`{field}` must have {count} numbers other than 0")))
 }
 
 /// Llama 3.1's: low frequencies are divided, high ones kept, those between blended (`modeling_rope_utils.py`).
-fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope, ConvertError> {
+fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
     let (factor, low, high) =
         (scaling.number("factor")?, scaling.number("low_freq_factor")?, scaling.number("high_freq_factor")?);
     let original = original as f64;
@@ -123,7 +134,7 @@ fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope
 }
 
 /// YaRN (Peng et al. 2023, section 3): a ramp between interpolated and kept frequencies, and a temperature.
-fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, ConvertError> {
+fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
     let factor = scaling.optional_number("factor")?.unwrap_or(base.max_position as f64 / original as f64);
     let (fast, slow) =
         (scaling.optional_number("beta_fast")?.unwrap_or(32.0), scaling.optional_number("beta_slow")?.unwrap_or(1.0));
@@ -156,7 +167,7 @@ fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> 
 ///
 /// `transformers` switches lists when a sequence crosses the border, which invalidates its cache; here the longest
 /// sequence the engine is built for decides, for all.
-fn longrope(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, ConvertError> {
+fn longrope(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
     let list = if base.length > original { "long_factor" } else { "short_factor" };
     let factors = factors(scaling, list, frequencies.len())?;
     let stretch = base.max_position as f64 / original as f64;

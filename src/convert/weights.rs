@@ -1,6 +1,6 @@
 //! Which tensors of a checkpoint a layer is made of, and how they become the layer graph's inputs.
 
-use super::{ConvertError, Transformer};
+use super::Transformer;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 
 /// A weight's place in the decoder layer; its name is the layer graph's input.
@@ -173,11 +173,5 @@ impl Transformer {
             return Err(CheckpointError::new(&checkpoint.config_path, message));
         }
         Ok(())
-    }
-}
-
-impl From<ConvertError> for CheckpointError {
-    fn from(error: ConvertError) -> Self {
-        CheckpointError { path: error.path, message: error.message }
     }
 }

@@ -10,7 +10,7 @@ use std::path::Path;
 use super::Transformer;
 use super::layer::{Context, Emitter, MASKED, OPSET, Past};
 use super::weights::{Part, Role};
-use crate::checkpoint::{Checkpoint, CheckpointError, Encoding};
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::onnx::{External, GraphBuilder, Model};
 use crate::tensor::{DType, Tensor};
 
@@ -172,18 +172,13 @@ impl Source<'_> {
             return part.tensor.clone();
         }
         let result = self.checkpoint.expect(&part.tensor, &part.shape).and_then(|view| {
-            let dtype = match view.encoding {
-                Encoding::F32 => DType::Float32,
-                Encoding::F16 => DType::Float16,
-                Encoding::BF16 => DType::BFloat16,
-                other => {
-                    let message = format!(
-                        "tensor `{}` is {other}, which ONNX cannot point into\n  hint: emit ONNX from a checkpoint in \
-                         float32, float16 or bfloat16",
-                        part.tensor
-                    );
-                    return Err(CheckpointError::new(self.checkpoint.files()[view.file].path(), message));
-                }
+            let Some(dtype) = view.encoding.dtype() else {
+                let message = format!(
+                    "tensor `{}` is {}, which ONNX cannot point into\n  hint: emit ONNX from a checkpoint in float32, \
+                     float16 or bfloat16",
+                    part.tensor, view.encoding
+                );
+                return Err(CheckpointError::new(self.checkpoint.files()[view.file].path(), message));
             };
             let external = External {
                 location: (self.name)(view.file),

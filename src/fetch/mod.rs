@@ -81,7 +81,9 @@ pub enum FetchError {
     Offline { name: String },
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
-    #[error("{name}: {message}\n  hint: {kept} of it are here; nothing more was downloaded")]
+    #[error(
+        "{name}: {message}\n  hint: name another file with `file:`, e.g. one in Q4_K_M, Q8_0 or F16; of this one {kept} were downloaded"
+    )]
     Unreadable { name: String, message: String, kept: String },
     #[error("{model}: {message}")]
     Ollama { model: String, message: String },

@@ -32,8 +32,13 @@ struct Cache {
     value: Vec<f32>,
 }
 
-/// A layer's weights, owned.
-type Layer = Vec<Floats<'static>>;
+/// The cache a graph is made for that holds so many positions.
+fn capacity_for(positions: usize) -> usize {
+    positions.next_power_of_two().max(SMALLEST_CACHE)
+}
+
+/// A layer's weights.
+type Layer = Vec<Floats>;
 
 /// See the module.
 pub struct CpuExecutor {
@@ -51,10 +56,6 @@ pub struct CpuExecutor {
     max_len: usize,
 }
 
-fn own(floats: Floats<'_>) -> Floats<'static> {
-    Floats { role: floats.role, shape: floats.shape, values: floats.values.into_owned().into() }
-}
-
 impl CpuExecutor {
     /// Loads `model`, already located in `checkpoint`, for `slots` sequences of `max_len` tokens.
     pub fn new(
@@ -64,9 +65,9 @@ impl CpuExecutor {
         max_len: usize,
     ) -> Result<Self, LlmError> {
         let embedding = Embedding::new(&checkpoint, &model);
-        let mut norm = host::floats(&checkpoint, &model.final_norm())?.into_owned();
+        let mut norm = host::floats(&checkpoint, &[model.final_norm()])?;
         norm.iter_mut().for_each(|value| *value += model.norm_offset);
-        let output = host::floats(&checkpoint, &model.output_matrix())?.into_owned();
+        let output = host::floats(&checkpoint, &[model.output_matrix()])?;
         let caches = vec![vec![Cache::default(); model.layers.len()]; slots];
         let have = Memory::of_this_machine().map_or(u64::MAX, |memory| memory.available);
         let fits = (model.parameters() as f64) * 4.0 < have as f64 * RESIDENT_SHARE;
@@ -91,15 +92,14 @@ impl CpuExecutor {
 
     fn widen(&self, index: usize) -> Result<Layer, LlmError> {
         let weights = self.model.layer_weights(index);
-        let floats = weights.iter().map(|weight| Ok(own(host::weight(&self.checkpoint, &self.model, weight)?)));
-        floats.collect()
+        weights.iter().map(|weight| Ok(host::weight(&self.checkpoint, &self.model, weight)?)).collect()
     }
 
     /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
     /// the new keys and values.
     fn pass(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());
-        let cache = if position == 0 { 0 } else { position.next_power_of_two().max(SMALLEST_CACHE) };
+        let cache = if position == 0 { 0 } else { capacity_for(position) };
         let shape = LayerShape { batch: 1, chunk, cache };
         if !self.layers.contains_key(&shape) {
             let graph = layer_graph(&self.model, shape, DType::Float32);
@@ -108,19 +108,8 @@ impl CpuExecutor {
         }
         let mut hidden = vec![0.0; chunk * hidden_size];
         self.embedding.rows(tokens, &mut hidden)?;
-        let tables: Vec<(Vec<f32>, Vec<f32>)> = self
-            .model
-            .ropes
-            .iter()
-            .map(|rope| {
-                let d = rope.dimension();
-                let (mut cos, mut sin) = (vec![0.0; chunk * d], vec![0.0; chunk * d]);
-                for (t, (cos, sin)) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).enumerate() {
-                    rope.table(position + t, cos, sin);
-                }
-                (cos, sin)
-            })
-            .collect();
+        let tables: Vec<(Vec<f32>, Vec<f32>)> =
+            self.model.ropes.iter().map(|rope| rope.tables(position..position + chunk)).collect();
         let mut masks: HashMap<Option<usize>, Vec<f32>> = HashMap::new();
         for index in 0..self.model.layers.len() {
             let kind = self.model.layers[index];
@@ -168,16 +157,16 @@ impl CpuExecutor {
 
     /// Logits of `rows` hidden states.
     fn logits(&mut self, hidden: &[f32], rows: usize) -> Result<Vec<f32>, LlmError> {
-        // The matrix lies as [vocabulary, hidden], and rten reads it transposed: no need for the tied form.
-        let untied = Transformer { tied: false, ..self.model.clone() };
+        let (hidden_size, vocabulary) = (self.model.hidden_size, self.model.vocab_size);
         let head = match self.heads.entry(rows) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
+                // The matrix lies as [vocabulary, hidden], and rten reads it transposed: no need for the tied form.
+                let untied = Transformer { tied: false, ..self.model.clone() };
                 let graph = head_graph(&untied, rows, DType::Float32);
                 entry.insert(Program::new(&graph.map_err(|error| BackendError::Load(error.to_string()))?)?)
             }
         };
-        let (hidden_size, vocabulary) = (untied.hidden_size, untied.vocab_size);
         let mut outputs = head.run(&[
             Operand { shape: &[rows, hidden_size], data: hidden, transposed: false },
             Operand { shape: &[hidden_size], data: &self.norm, transposed: false },
@@ -210,7 +199,7 @@ impl Cache {
 
     /// Writes `count` of `chunk` new positions after the first `position`.
     fn append(&mut self, position: usize, count: usize, chunk: usize, new: (&[f32], &[f32]), model: &Transformer) {
-        let needed = (position + count).next_power_of_two().max(SMALLEST_CACHE);
+        let needed = capacity_for(position + count);
         if needed > self.capacity {
             self.resize(needed, model);
         }

@@ -1,46 +1,33 @@
 //! Weights as float32 in host memory, for the CPU executor and for embeddings.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Encoding, View};
+use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Role, Transformer, Weight};
 
-/// A weight in float32: `[rows, columns]`, stored as the checkpoint has it, borrowed where it is float32 there.
-pub(super) struct Floats<'a> {
+/// A weight in float32: `[rows, columns]`, as the checkpoint has it.
+pub(super) struct Floats {
     pub(super) role: Role,
     /// The graph input's shape: `[columns, rows]` of a matrix.
     pub(super) shape: Vec<usize>,
-    pub(super) values: Cow<'a, [f32]>,
+    pub(super) values: Vec<f32>,
 }
 
-/// A tensor's values, borrowed if they lie in the file as float32 in order.
-pub(super) fn floats<'a>(checkpoint: &'a Checkpoint, part: &Part) -> Result<Cow<'a, [f32]>, CheckpointError> {
-    let view = checkpoint.expect(&part.tensor, &part.shape)?;
-    let mapped = match view.encoding {
-        Encoding::F32 if view.is_in_order() => bytemuck::try_cast_slice::<u8, f32>(view.bytes).ok(),
-        _ => None,
-    };
-    let values = match mapped {
-        Some(values) => Cow::Borrowed(values),
-        None => Cow::Owned(read(&view)),
-    };
-    check_finite(checkpoint, &view, &values)?;
-    Ok(values)
-}
-
-fn read(view: &View) -> Vec<f32> {
-    let mut values = vec![0.0; view.rows() * view.columns()];
-    view.read(0, &mut values);
-    values
-}
-
-fn check_finite(checkpoint: &Checkpoint, view: &View, values: &[f32]) -> Result<(), CheckpointError> {
+/// The values of tensors, one behind the other.
+pub(super) fn floats(checkpoint: &Checkpoint, parts: &[Part]) -> Result<Vec<f32>, CheckpointError> {
     use rayon::prelude::*;
-    match values.par_iter().position_any(|value| !value.is_finite()) {
-        Some(at) => Err(not_finite(checkpoint, view, at, values[at])),
-        None => Ok(()),
+    let mut values = vec![0.0; parts.iter().map(|part| part.shape.iter().product::<usize>()).sum()];
+    let mut rest = &mut values[..];
+    for part in parts {
+        let view = checkpoint.expect(&part.tensor, &part.shape)?;
+        let (these, after) = rest.split_at_mut(view.rows() * view.columns());
+        view.read(0, these);
+        if let Some(at) = these.par_iter().position_any(|value| !value.is_finite()) {
+            return Err(not_finite(checkpoint, &view, at, these[at]));
+        }
+        rest = after;
     }
+    Ok(values)
 }
 
 pub(super) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value: f32) -> CheckpointError {
@@ -52,23 +39,10 @@ pub(super) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value:
 }
 
 /// One of the layer's weights.
-pub(super) fn weight<'a>(
-    checkpoint: &'a Checkpoint,
-    model: &Transformer,
-    weight: &Weight,
-) -> Result<Floats<'a>, CheckpointError> {
-    let mut values = match &weight.parts[..] {
-        [part] => floats(checkpoint, part)?,
-        parts => {
-            let mut joined = Vec::with_capacity(weight.rows * weight.columns);
-            for part in parts {
-                joined.extend_from_slice(&floats(checkpoint, part)?);
-            }
-            Cow::Owned(joined)
-        }
-    };
-    if weight.role.is_norm() && model.norm_offset != 0.0 {
-        values.to_mut().iter_mut().for_each(|value| *value += model.norm_offset);
+pub(super) fn weight(checkpoint: &Checkpoint, model: &Transformer, weight: &Weight) -> Result<Floats, CheckpointError> {
+    let mut values = floats(checkpoint, &weight.parts)?;
+    if weight.role.is_norm() {
+        values.iter_mut().for_each(|value| *value += model.norm_offset);
     }
     let shape = if weight.role.is_matrix() { vec![weight.columns, weight.rows] } else { vec![weight.columns] };
     Ok(Floats { role: weight.role, shape, values })
@@ -87,9 +61,14 @@ impl Embedding {
         Self { checkpoint: Arc::clone(checkpoint), part: model.embedding(), scale: model.embedding_scale }
     }
 
+    /// The matrix, as it is stored.
+    pub(super) fn stored(&self) -> Result<View<'_>, CheckpointError> {
+        self.checkpoint.expect(&self.part.tensor, &self.part.shape)
+    }
+
     /// Writes `[tokens, hidden]` into `out`, one row per token; rows of `out` beyond stay as they are.
     pub(super) fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<(), CheckpointError> {
-        let view = self.checkpoint.expect(&self.part.tensor, &self.part.shape)?;
+        let view = self.stored()?;
         let hidden = view.columns();
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {
             let token = *token as usize;

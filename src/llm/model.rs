@@ -65,8 +65,7 @@ pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Ch
     let length = record.shapes.max_len;
     // For a GGUF, the directory's config.json is what its metadata said when it was built.
     let path = folder.join("config.json");
-    let mut model =
-        convert::describe(&path, &read_json(&path)?, length).map_err(crate::checkpoint::CheckpointError::from)?;
+    let mut model = convert::describe(&path, &read_json(&path)?, length)?;
     model.locate(&checkpoint)?;
     Ok((model, checkpoint))
 }

@@ -35,7 +35,7 @@ impl Engines {
     fn load(&mut self, state: &State, name: &str) -> Result<Engine, BackendError> {
         let path = self.folder.join(format!("{name}.engine"));
         let plan = std::fs::read(&path).map_err(|error| BackendError::Load(format!("{}: {error}", path.display())))?;
-        let engine = self.tensorrt.engine(&plan, self.tf32).map_err(|error| {
+        let mut engine = self.tensorrt.engine(&plan, self.tf32).map_err(|error| {
             BackendError::Load(format!(
                 "{}: {error}\n  hint: engines run on the kind of GPU they were built for; build again here",
                 path.display()
@@ -51,14 +51,10 @@ impl Engines {
             }
             self.scratch = Some(scratch);
         }
-        Ok(engine)
-    }
-
-    fn with_scratch(&self, mut engine: Engine) -> Engine {
         if let Some(scratch) = &self.scratch {
             engine.set_scratch(scratch.address() as usize, scratch.len());
         }
-        engine
+        Ok(engine)
     }
 
     /// Loads the engines of a shape, so that a captured graph's scratch memory never moves.
@@ -73,12 +69,10 @@ impl Engines {
             && !self.layers.contains_key(&shape)
         {
             let engine = self.load(state, &layer_name(shape))?;
-            let engine = self.with_scratch(engine);
             self.layers.insert(shape, engine);
         }
         if rows > 0 && !self.heads.contains_key(&rows) {
             let engine = self.load(state, &head_name(rows))?;
-            let engine = self.with_scratch(engine);
             self.heads.insert(rows, engine);
         }
         Ok(before.is_some() && before != self.scratch.as_ref().map(Buffer::address))

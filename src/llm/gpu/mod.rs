@@ -52,7 +52,6 @@ pub struct GpuExecutor {
     used: Vec<usize>,
     /// The fastest padding of a decode step, by batch.
     padding: HashMap<usize, usize>,
-    load_seconds: f64,
 }
 
 /// A captured step. Used by whoever has the executor, one thread at a time.
@@ -71,7 +70,6 @@ impl GpuExecutor {
         options: GpuOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LlmError> {
-        let start = Instant::now();
         let tensorrt = TensorRt::open()?;
         let device = Device::open()?;
         buffers::single_stream(&device.stream);
@@ -86,17 +84,10 @@ impl GpuExecutor {
             state,
             used: vec![0; options.shapes.slots],
             padding: HashMap::new(),
-            load_seconds: 0.0,
             options,
         };
         executor.tune()?;
-        executor.load_seconds = start.elapsed().as_secs_f64();
         Ok(executor)
-    }
-
-    /// Seconds from the mapped file to the first possible answer.
-    pub fn load_seconds(&self) -> f64 {
-        self.load_seconds
     }
 
     /// Measures which padding decodes fastest: for some token counts TensorRT has a much faster kernel.

@@ -7,7 +7,7 @@ use super::kernels::{Address, Kernels, kind};
 use super::weights::Weights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
-use crate::checkpoint::{Checkpoint, Encoding};
+use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, Transformer};
 use crate::llm::executor::LlmError;
 use crate::llm::host::Embedding;
@@ -22,7 +22,6 @@ pub(super) struct State {
     pub(super) dtype: DType,
     pub(super) weights: Weights,
     embedding: Embedding,
-    checkpoint: Arc<Checkpoint>,
     /// `[layer]`: keys and values, `[slots, kv_heads, capacity, head_dim]`.
     caches: Vec<(Buffer, Buffer)>,
     /// Positions a slot has room for now; the engines want caches dense.
@@ -52,7 +51,6 @@ pub(super) struct State {
     embedded: Buffer,
     bad: Buffer,
     staging: Pinned,
-    counts: Pinned,
     answer: Pinned,
 }
 
@@ -87,10 +85,7 @@ impl State {
         let mut rotary = Vec::new();
         for rope in &model.ropes {
             let d = rope.dimension();
-            let (mut cos, mut sin) = (vec![0.0; longest * d], vec![0.0; longest * d]);
-            for (position, (cos, sin)) in cos.chunks_exact_mut(d).zip(sin.chunks_exact_mut(d)).enumerate() {
-                rope.table(position, cos, sin);
-            }
+            let (cos, sin) = rope.tables(0..longest);
             let table = |values: &[f32]| -> Result<Buffer, BackendError> {
                 let mut table = buffer(values.len() * size, "rotary tables")?;
                 table.upload(&narrow(values, dtype))?;
@@ -127,12 +122,10 @@ impl State {
             embedded: buffer(tokens * model.hidden_size * 4, "embeddings")?,
             bad: buffer(4, "a counter")?,
             staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
-            counts: Pinned::new(&stream, 8 * rows)?,
             answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
             device,
             kernels,
             weights,
-            checkpoint,
             model,
             dtype,
         })
@@ -158,33 +151,28 @@ impl State {
                 .collect::<Vec<u8>>()
         };
         let (cached, count) = (words(|row| row.0), words(|row| row.1));
-        // Small enough for the driver to take at once.
-        self.counts.write()?[..cached.len()].copy_from_slice(&cached);
-        self.cached.upload_pinned(&self.counts, cached.len())?;
+        self.cached.upload(&cached)?;
         self.count.upload(&count)
     }
 
     /// Brings the embeddings of `tokens` up as the first layer's input; `places` are their rows there.
     pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize]) -> Result<(), LlmError> {
         let hidden = self.model.hidden_size;
-        let part = self.model.embedding();
-        let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
         let last = places.iter().max().map_or(0, |row| row + 1);
-        let (dtype, scale) = match view.encoding {
+        let view = self.embedding.stored()?;
+        let staging = self.staging.write()?;
+        let (dtype, scale) = match view.encoding.dtype() {
             // As they are stored; the device converts.
-            Encoding::F16 | Encoding::BF16 => {
-                let staging = self.staging.write()?;
+            Some(dtype @ (DType::Float16 | DType::BFloat16)) => {
                 for (token, place) in tokens.iter().zip(places) {
                     staging[2 * hidden * place..][..2 * hidden].copy_from_slice(view.row(*token as usize));
                 }
-                let dtype = if view.encoding == Encoding::F16 { DType::Float16 } else { DType::BFloat16 };
                 (dtype, self.model.embedding_scale)
             }
             _ => {
                 let mut row = vec![0.0; hidden];
                 for (token, place) in tokens.iter().zip(places) {
                     self.embedding.rows(&[*token], &mut row)?;
-                    let staging = self.staging.write()?;
                     staging[4 * hidden * place..][..4 * hidden].copy_from_slice(bytemuck::cast_slice(&row));
                 }
                 (DType::Float32, 1.0)

@@ -10,7 +10,7 @@ use cudarc::driver::CudaStream;
 use super::buffers::{Buffer, Pinned};
 use super::kernels::{Kernels, kind};
 use crate::backend::BackendError;
-use crate::checkpoint::{Checkpoint, CheckpointError, Encoding, View};
+use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Transformer, Weight};
 use crate::llm::executor::LlmError;
 use crate::tensor::DType;
@@ -43,15 +43,8 @@ struct Loader<'a> {
     /// Count of values out of range.
     bad: Buffer,
     count: Pinned,
-}
-
-fn element(encoding: Encoding) -> Option<DType> {
-    match encoding {
-        Encoding::F32 => Some(DType::Float32),
-        Encoding::F16 => Some(DType::Float16),
-        Encoding::BF16 => Some(DType::BFloat16),
-        _ => None,
-    }
+    /// Bytes of the file that went up.
+    done: u64,
 }
 
 /// Loads everything; `progress` hears (bytes so far, bytes in all).
@@ -68,7 +61,7 @@ pub(super) fn load(
     let (mut largest, mut total) = (0, 0);
     for part in &parts {
         let view = checkpoint.expect(&part.tensor, &part.shape)?;
-        let plain = view.encoding.is_plain() && view.is_in_order();
+        let plain = view.encoding.dtype().is_some() && view.is_in_order();
         largest = largest.max(if plain { view.bytes.len() } else { 4 * view.rows() * view.columns() });
         total += view.bytes.len() as u64;
     }
@@ -81,20 +74,14 @@ pub(super) fn load(
         staging: Buffer::new(stream, largest, "a tensor on its way")?,
         bad: Buffer::new(stream, 4, "a counter")?,
         count: Pinned::new(stream, 4)?,
+        done: 0,
     };
-    let mut done = 0;
     let mut layers = Vec::new();
     for index in 0..model.layers.len() {
-        let mut buffers = Vec::new();
-        for weight in model.layer_weights(index) {
-            buffers.push(loader.weight(&weight)?);
-            for part in &weight.parts {
-                done += checkpoint.expect(&part.tensor, &part.shape)?.bytes.len() as u64;
-            }
-        }
-        loader.check(&model.layer_weights(index).into_iter().flat_map(|weight| weight.parts).collect::<Vec<_>>())?;
-        layers.push(buffers);
-        progress(done, total);
+        let weights = model.layer_weights(index);
+        layers.push(weights.iter().map(|weight| loader.weight(weight)).collect::<Result<Vec<_>, _>>()?);
+        loader.check(weights.iter().flat_map(|weight| &weight.parts))?;
+        progress(loader.done, total);
     }
     let norm = loader.vector(&[model.final_norm()], model.hidden_size, DType::Float32, model.norm_offset)?;
     let matrix = model.output_matrix();
@@ -103,7 +90,7 @@ pub(super) fn load(
     } else {
         loader.matrix(std::slice::from_ref(&matrix), model.vocab_size, model.hidden_size)?
     };
-    loader.check(&[model.final_norm(), matrix])?;
+    loader.check([&model.final_norm(), &matrix])?;
     progress(total, total);
     // On a Jetson the pages would take the same memory a second time.
     checkpoint.files().iter().for_each(crate::checkpoint::Mapped::release);
@@ -155,7 +142,8 @@ impl Loader<'_> {
 
     /// Brings a tensor's elements up, as they are stored or, if that is in blocks, as float32.
     fn stage(&mut self, view: &View) -> Result<DType, BackendError> {
-        if let Some(dtype) = element(view.encoding).filter(|_| view.is_in_order()) {
+        self.done += view.bytes.len() as u64;
+        if let Some(dtype) = view.encoding.dtype().filter(|_| view.is_in_order()) {
             self.staging.upload(view.bytes)?;
             return Ok(dtype);
         }
@@ -166,7 +154,7 @@ impl Loader<'_> {
     }
 
     /// Fails if a value so far was not finite, or out of range of the engine's type; finds out which tensor on the host.
-    fn check(&mut self, parts: &[Part]) -> Result<(), LlmError> {
+    fn check<'p>(&mut self, parts: impl IntoIterator<Item = &'p Part>) -> Result<(), LlmError> {
         self.bad.download(&mut self.count, 4)?;
         if self.count.bytes()?[..4] == [0; 4] {
             return Ok(());
