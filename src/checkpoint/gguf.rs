@@ -138,7 +138,8 @@ type Parsed<T> = Result<T, String>;
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Parsed<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or("truncated: the header ends beyond the file; fetch it again")?;
+        let (taken, rest) =
+            self.rest.split_at_checked(count).ok_or("truncated: the header ends beyond the file; fetch it again")?;
         self.rest = rest;
         Ok(taken)
     }
