@@ -134,6 +134,24 @@ impl Tensor {
         Self::new(shape, TensorData::F32(values))
     }
 
+    /// The same `count` times along the first dimension.
+    pub fn repeated(&self, count: usize) -> Self {
+        let mut shape = self.shape.clone();
+        if let Some(first) = shape.first_mut() {
+            *first *= count;
+        }
+        let data = match &self.data {
+            TensorData::F32(values) => TensorData::F32(values.repeat(count)),
+            TensorData::F16(values) => TensorData::F16(values.repeat(count)),
+            TensorData::I8(values) => TensorData::I8(values.repeat(count)),
+            TensorData::U8(values) => TensorData::U8(values.repeat(count)),
+            TensorData::I32(values) => TensorData::I32(values.repeat(count)),
+            TensorData::I64(values) => TensorData::I64(values.repeat(count)),
+            TensorData::Bool(values) => TensorData::Bool(values.repeat(count)),
+        };
+        Self { shape, data }
+    }
+
     /// All zeros; `None` for a type the host does not compute with, or an overflowing shape.
     pub fn zeros(dtype: DType, shape: Vec<usize>) -> Option<Self> {
         let count = element_count(&shape)?;

@@ -14,6 +14,7 @@ mod phi3;
 mod qwen2;
 mod qwen3;
 mod rope;
+pub mod vision;
 mod weights;
 mod whole;
 
@@ -24,6 +25,8 @@ use serde_json::Value;
 use crate::checkpoint::CheckpointError;
 
 pub use config::Config;
+use layer::OPSET;
+
 pub use layer::{LayerShape, MASKED, head_graph, layer_graph};
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};

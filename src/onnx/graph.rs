@@ -3,6 +3,7 @@
 //! Names are checked when the model is read back ([`Model::parse`]), so a converter's mistake is an error here and
 //! not a mystery in TensorRT.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value};
@@ -71,12 +72,34 @@ pub struct GraphBuilder {
     graph: GraphProto,
     opset: i64,
     fresh: usize,
+    /// Before the names of nodes; empty numbers them instead.
+    scope: String,
+    /// How many nodes have a name already.
+    named: HashMap<String, usize>,
+    metadata: Vec<(String, String)>,
 }
 
 impl GraphBuilder {
     /// An empty graph for `opset` of the default domain.
     pub fn new(name: &str, opset: i64) -> Self {
-        Self { graph: GraphProto { name: name.to_owned(), ..GraphProto::default() }, opset, fresh: 0 }
+        Self {
+            graph: GraphProto { name: name.to_owned(), ..GraphProto::default() },
+            opset,
+            fresh: 0,
+            scope: String::new(),
+            named: HashMap::new(),
+            metadata: Vec::new(),
+        }
+    }
+
+    /// Names the nodes that follow `SCOPE/Operator`, as torch's exporter names those of a module.
+    pub fn scope(&mut self, scope: &str) {
+        scope.clone_into(&mut self.scope);
+    }
+
+    /// Adds an entry to the model's metadata.
+    pub fn metadata(&mut self, key: &str, value: &str) {
+        self.metadata.push((key.to_owned(), value.to_owned()));
     }
 
     /// Declares an input; `None` is a dynamic dimension.
@@ -105,11 +128,6 @@ impl GraphBuilder {
 
     /// Adds a constant tensor whose data lie in another file.
     pub fn external_initializer(&mut self, name: &str, dtype: DType, shape: &[usize], data: &External) {
-        let entry = |key: &str, value: String| StringStringEntryProto {
-            key: key.to_owned(),
-            value,
-            ..StringStringEntryProto::default()
-        };
         self.graph.initializer.push(TensorProto {
             name: name.to_owned(),
             dims: shape.iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect(),
@@ -146,15 +164,53 @@ impl GraphBuilder {
 
     /// Adds a node with one output, named after the operator, and returns that output.
     pub fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
-        let output = self.fresh(op);
-        self.node_named(op, inputs, &[&output], attributes);
-        output
+        self.node_outputs(op, inputs, 1, attributes).remove(0)
+    }
+
+    /// Adds a node with `count` outputs and returns them.
+    pub fn node_outputs(
+        &mut self,
+        op: &str,
+        inputs: &[&str],
+        count: usize,
+        attributes: &[(&str, Attribute)],
+    ) -> Vec<String> {
+        let node = self.node_name(op);
+        let scoped = !self.scope.is_empty();
+        let mut output = |index| if scoped { format!("{node}_output_{index}") } else { self.fresh(op) };
+        let outputs: Vec<String> = (0..count).map(&mut output).collect();
+        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
+        self.push_node(node, op, inputs, &names, attributes);
+        outputs
+    }
+
+    /// A name for the next node: numbered, or within the scope.
+    fn node_name(&mut self, op: &str) -> String {
+        if self.scope.is_empty() {
+            return format!("{op}_{}", self.graph.node.len());
+        }
+        let name = format!("{}/{op}", self.scope);
+        let count = self.named.entry(name.clone()).or_insert(0);
+        *count += 1;
+        if *count == 1 { name } else { format!("{name}_{}", *count - 1) }
     }
 
     /// Adds a node with chosen output names.
     pub fn node_named(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
+        let name = self.node_name(op);
+        self.push_node(name, op, inputs, outputs, attributes);
+    }
+
+    fn push_node(
+        &mut self,
+        name: String,
+        op: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        attributes: &[(&str, Attribute)],
+    ) {
         self.graph.node.push(NodeProto {
-            name: format!("{op}_{}", self.graph.node.len()),
+            name,
             op_type: op.to_owned(),
             input: inputs.iter().map(|name| (*name).to_owned()).collect(),
             output: outputs.iter().map(|name| (*name).to_owned()).collect(),
@@ -176,6 +232,7 @@ impl GraphBuilder {
                 ..OperatorSetIdProto::default()
             }],
             graph: Some(self.graph).into(),
+            metadata_props: self.metadata.into_iter().map(|(key, value)| entry(&key, value)).collect(),
             ..ModelProto::default()
         };
         let model = Model { path: path.to_owned(), proto };
@@ -188,6 +245,10 @@ impl GraphBuilder {
         self.fresh += 1;
         format!("{stem}_{}", self.fresh)
     }
+}
+
+fn entry(key: &str, value: String) -> StringStringEntryProto {
+    StringStringEntryProto { key: key.to_owned(), value, ..StringStringEntryProto::default() }
 }
 
 fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> ValueInfoProto {

@@ -1,0 +1,89 @@
+//! Image classifiers of `transformers` (safetensors and config.json) to ONNX.
+//!
+//! One function per family emits the graph from the checkpoint's own tensor names; `preprocessor.rs` reads how pictures
+//! become tensors. Input `pixel_values` `[batch, 3, height, width]`, output `logits` `[batch, classes]`.
+
+mod builder;
+mod convolutional;
+mod preprocessor;
+mod swin;
+mod vit;
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use self::builder::{Builder, Read};
+use super::OPSET;
+use super::net::{Map, Net};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::convert::Config;
+use crate::onnx::{GraphBuilder, Model};
+use crate::tensor::DType;
+
+pub use preprocessor::preprocess;
+
+type Emit = fn(&mut Builder<'_>, &Map) -> Read<String>;
+
+/// The families, by `model_type`.
+const FAMILIES: &[(&str, Emit)] = &[
+    ("vit", vit::vit),
+    ("deit", vit::deit),
+    ("beit", vit::beit),
+    ("swin", swin::swin),
+    ("convnext", convolutional::convnext),
+    ("resnet", convolutional::resnet),
+];
+
+/// Height and width a model was trained with, where its configuration says.
+pub fn trained_size(checkpoint: &Checkpoint) -> Option<[usize; 2]> {
+    let size = checkpoint.config.get("image_size")?;
+    let whole = |value: &Value| usize::try_from(value.as_u64()?).ok();
+    match size.as_array().map(Vec::as_slice) {
+        Some([height, width]) => Some([whole(height)?, whole(width)?]),
+        _ => whole(size).map(|size| [size; 2]),
+    }
+}
+
+/// Class names in order: `id2label`. `None` where they are `transformers`' own placeholders.
+pub fn labels(checkpoint: &Checkpoint) -> Read<Option<Vec<String>>> {
+    let Some(map) = checkpoint.config.get("id2label").and_then(Value::as_object) else { return Ok(None) };
+    let wrong = || CheckpointError::new(&checkpoint.config_path, "`id2label` does not number its labels from 0");
+    let mut labels = Vec::with_capacity(map.len());
+    for index in 0..map.len() {
+        let label = map.get(&index.to_string()).and_then(Value::as_str).ok_or_else(wrong)?;
+        labels.push(label.to_owned());
+    }
+    let placeholders = labels.iter().enumerate().all(|(index, label)| *label == format!("LABEL_{index}"));
+    Ok((!labels.is_empty() && !placeholders).then_some(labels))
+}
+
+/// Emits a classifier for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
+pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Option<usize>) -> Read<Model> {
+    let config = Config::new(&checkpoint.config_path, &checkpoint.config);
+    let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let kind = config
+        .text("model_type")
+        .ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
+    let Some((_, emit)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
+        return Err(config.error(format!(
+            "model_type `{kind}` is not supported as a classifier\n  hint: these are: {}; anything else can be exported to \
+             ONNX and built from that",
+            names()
+        )));
+    };
+    if config.optional_size("num_channels")?.is_some_and(|channels| channels != 3) {
+        return Err(config.error("only pictures of three channels are supported"));
+    }
+    let mut graph = GraphBuilder::new(kind, OPSET);
+    graph.input("pixel_values", DType::Float32, &[batch, Some(3), Some(image[0]), Some(image[1])]);
+    let input = Map { name: "pixel_values".to_owned(), channels: 3, height: image[0], width: image[1] };
+    let mut builder = Builder { net: Net { graph }, weights: checkpoint, config };
+    let logits = emit(&mut builder, &input)?;
+    let classes = builder.classes();
+    let mut graph = builder.net.graph;
+    graph.scope("");
+    graph.node_named("Identity", &[&logits], &["logits"], &[]);
+    graph.output("logits", DType::Float32, &[batch, Some(classes)]);
+    graph.finish(Path::new("model.onnx")).map_err(|error| CheckpointError::new(&error.path, error.message))
+}

@@ -1,0 +1,166 @@
+//! Ultralytics' YOLO checkpoints (v8, 11, 12; detect, segment, classify) to ONNX, from the pickled module objects.
+//!
+//! In: a [`TorchFile`]. Out: a [`YoloModel`]: a graph with input `images` `[batch, 3, height, width]` (RGB, 0 to 1) and
+//! outputs `output0` (and `output1`) as Ultralytics' own export has them, nodes named as torch's exporter names them.
+
+mod attention;
+mod blocks;
+mod head;
+mod module;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use self::blocks::Emitter;
+use self::module::{Module, Read};
+use super::OPSET;
+use super::net::{Map, Net};
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::torch::{Item, TorchFile};
+use crate::onnx::{GraphBuilder, Model};
+use crate::tensor::DType;
+use crate::vision::Task;
+
+/// A converted checkpoint.
+#[derive(Debug)]
+pub struct YoloModel {
+    /// The graph, in float32.
+    pub model: Model,
+    /// What it predicts.
+    pub task: Task,
+    /// Class names in order.
+    pub names: Vec<String>,
+    /// Largest stride; image sizes are multiples of it.
+    pub stride: usize,
+    /// What the user should know.
+    pub notes: Vec<String>,
+}
+
+/// The model inside a checkpoint: `ema`, the averaged weights, where training left it in, else `model`.
+pub fn root(file: &TorchFile) -> Item<'_> {
+    let found = ["ema", "model"].into_iter().filter_map(|key| file.root().get(key)).find(|item| !item.is_none());
+    found.unwrap_or(file.root())
+}
+
+/// Converts a checkpoint for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
+pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> Read<YoloModel> {
+    let root = root(file);
+    let (_, class) = root.class().unwrap_or(("", "no object"));
+    if !class.ends_with("Model") || root.get("_modules").is_none() {
+        let hint =
+            "hint: a checkpoint of Ultralytics is wanted; a bare state dict does not say what it is the weights of";
+        return Err(root.error(format!("holds a {class}, not a YOLO model\n  {hint}")));
+    }
+    let mut graph = GraphBuilder::new("yolo", OPSET);
+    graph.input("images", DType::Float32, &[batch, Some(3), Some(image[0]), Some(image[1])]);
+    let input = Map { name: "images".to_owned(), channels: 3, height: image[0], width: image[1] };
+    let mut emitter = Emitter { net: Net { graph }, blocks: 0 };
+    let layers = Module::layers(root)?;
+    let (head, body) = layers.split_last().ok_or_else(|| root.error("the model has no layers"))?;
+    let mut maps: Vec<Map> = Vec::new();
+    for layer in body {
+        let inputs = gather(layer, &maps, &input)?;
+        maps.push(match (layer.class, &inputs[..]) {
+            ("Concat", _) if layer.size("d")? == 1 => emitter.concat(layer, &inputs)?,
+            ("Concat", _) => return Err(layer.error("only joining channels is supported")),
+            (_, [x]) => emitter.block(layer, x)?,
+            _ => return Err(layer.error(format!("it takes {} inputs", inputs.len()))),
+        });
+    }
+    let inputs = gather(head, &maps, &input)?;
+    End { emitter, names: class_names(root)?, batch, image }.finish(head, &inputs)
+}
+
+/// The maps a layer reads: `f`, an index or a list; -1 is the layer before.
+fn gather(layer: &Module<'_>, maps: &[Map], input: &Map) -> Read<Vec<Map>> {
+    let from = layer.attribute("f").ok_or_else(|| layer.error("`f` is missing: where its input comes from"))?;
+    let listed = from.elements();
+    let list = if listed.is_empty() { vec![from] } else { listed };
+    let pick = |item: Item<'_>| match item.integer()? {
+        -1 => Some(maps.last().unwrap_or(input).clone()),
+        index => maps.get(usize::try_from(index).ok()?).cloned(),
+    };
+    list.into_iter()
+        .map(|item| pick(item).ok_or_else(|| layer.error("it reads a layer that does not come before it")))
+        .collect()
+}
+
+/// `names`: a dict from class number to name, or a list.
+fn class_names(root: Item<'_>) -> Read<Vec<String>> {
+    let names = root.get("names").ok_or_else(|| root.error("the model has no class names (`names`)"))?;
+    let listed = names.elements();
+    if !listed.is_empty() {
+        let texts: Option<Vec<String>> = listed.iter().map(|name| name.text().map(str::to_owned)).collect();
+        return texts.ok_or_else(|| root.error("`names` holds something else than text"));
+    }
+    let mut by_number = BTreeMap::new();
+    for (number, name) in names.items() {
+        let entry = number.integer().zip(name.text());
+        let (number, name) = entry.ok_or_else(|| root.error("`names` is not a list of names"))?;
+        by_number.insert(number, name.to_owned());
+    }
+    if by_number.is_empty() || !by_number.keys().copied().eq(0..i64::try_from(by_number.len()).unwrap_or(0)) {
+        return Err(root.error("the numbers in `names` do not run from 0"));
+    }
+    Ok(by_number.into_values().collect())
+}
+
+/// Everything but the head is there.
+struct End {
+    emitter: Emitter,
+    names: Vec<String>,
+    batch: Option<usize>,
+    image: [usize; 2],
+}
+
+impl End {
+    fn finish(mut self, head: &Module<'_>, inputs: &[Map]) -> Read<YoloModel> {
+        let image = self.image;
+        let fixed = |sizes: &[usize]| -> Vec<Option<usize>> {
+            std::iter::once(self.batch).chain(sizes.iter().copied().map(Some)).collect()
+        };
+        let mut notes = Vec::new();
+        if head.find("one2one_cv2")?.is_some() {
+            notes.push(
+                "an end-to-end model: its one-to-many branches are used, with non-maximum suppression after the engine"
+                    .to_owned(),
+            );
+        }
+        let (task, outputs, classes) = match head.class {
+            "Detect" => {
+                let found = self.emitter.detect(head, inputs, image)?;
+                let shape = fixed(&[4 + found.classes, found.anchors]);
+                (Task::Detect, vec![(found.output, shape)], found.classes)
+            }
+            "Segment" => {
+                let (found, masks, proto) = self.emitter.segment(head, inputs, image)?;
+                let shape = fixed(&[4 + found.classes + masks, found.anchors]);
+                let proto_shape = fixed(&[proto.channels, proto.height, proto.width]);
+                (Task::Segment, vec![(found.output, shape), (proto.name, proto_shape)], found.classes)
+            }
+            "Classify" => {
+                let (output, classes) = self.emitter.classify(head, inputs)?;
+                (Task::Classify, vec![(output, fixed(&[classes]))], classes)
+            }
+            _ => return Err(head.error("this head is not supported\n  hint: detect, segment and classify models are")),
+        };
+        if classes != self.names.len() {
+            let names = self.names.len();
+            return Err(head.error(format!("it tells {classes} classes apart, the checkpoint names {names}")));
+        }
+        let stride = match task {
+            Task::Classify => 1,
+            _ => inputs.iter().map(|map| image[0] / map.height.max(1)).max().unwrap_or(1),
+        };
+        let mut graph = self.emitter.net.graph;
+        graph.scope("");
+        for (index, (name, shape)) in outputs.iter().enumerate() {
+            let output = format!("output{index}");
+            graph.node_named("Identity", &[name], &[&output], &[]);
+            graph.output(&output, DType::Float32, shape);
+        }
+        let model = graph.finish(Path::new("model.onnx"));
+        let model = model.map_err(|error| CheckpointError::new(&error.path, error.message))?;
+        Ok(YoloModel { model, task, names: self.names, stride, notes })
+    }
+}

@@ -1,0 +1,214 @@
+//! A torch module of a checkpoint: its class, place, attributes and tensors, each error with its path.
+
+use crate::checkpoint::CheckpointError;
+use crate::checkpoint::torch::{Item, TorchTensor};
+use crate::convert::vision::net::{Activation, Conv};
+
+/// Deeper nesting is damage or malice: modules may contain themselves.
+const DEPTH_LIMIT: usize = 24;
+
+pub(super) type Read<T> = Result<T, CheckpointError>;
+
+/// A module and where it is.
+#[derive(Debug, Clone)]
+pub(super) struct Module<'a> {
+    item: Item<'a>,
+    /// Class name without its package.
+    pub(super) class: &'a str,
+    /// Name in the state dict, e.g. `model.2.m.0.cv1`.
+    pub(super) path: String,
+    /// Scope of the module that calls it.
+    outer: String,
+    /// Its name there. A `ModuleList` is no scope of its own, so this may have dots.
+    within: String,
+    depth: usize,
+}
+
+impl<'a> Module<'a> {
+    /// The layer sequence of a model, which is iterated and not called.
+    pub(super) fn layers(model: Item<'a>) -> Read<Vec<Module<'a>>> {
+        let sequence = model.children().into_iter().find(|(name, _)| *name == "model");
+        let (_, sequence) = sequence.ok_or_else(|| model.error("the model has no layers (`model`)"))?;
+        let layers = sequence.children();
+        layers
+            .into_iter()
+            .map(|(name, item)| {
+                let path = format!("model.{name}");
+                Module::new(item, path.clone(), String::new(), path, 0)
+            })
+            .collect()
+    }
+
+    fn new(item: Item<'a>, path: String, outer: String, within: String, depth: usize) -> Read<Self> {
+        let Some((_, class)) = item.class() else {
+            return Err(item.error(format!("layer `{path}` is no module")));
+        };
+        if depth > DEPTH_LIMIT {
+            return Err(item.error(format!("layer `{path}` nests too deep")));
+        }
+        Ok(Self { item, class, path, outer, within, depth })
+    }
+
+    /// Scope of its nodes, as torch's exporter would write it: `/model.2/m.0/cv1`.
+    pub(super) fn scope(&self) -> String {
+        format!("{}/{}", self.outer, self.within)
+    }
+
+    pub(super) fn error(&self, message: impl std::fmt::Display) -> CheckpointError {
+        self.item.error(format!("layer `{}` ({}): {message}", self.path, self.class))
+    }
+
+    fn descend(&self, name: &str, item: Item<'a>) -> Read<Module<'a>> {
+        let path = format!("{}.{name}", self.path);
+        let (outer, within) = match self.class {
+            "ModuleList" => (self.outer.clone(), format!("{}.{name}", self.within)),
+            "Sequential" => (self.scope(), format!("{}.{name}", self.within)),
+            _ => (self.scope(), name.to_owned()),
+        };
+        Module::new(item, path, outer, within, self.depth + 1)
+    }
+
+    pub(super) fn children(&self) -> Read<Vec<Module<'a>>> {
+        self.item.children().into_iter().map(|(name, item)| self.descend(name, item)).collect()
+    }
+
+    pub(super) fn find(&self, name: &str) -> Read<Option<Module<'a>>> {
+        let found = self.item.children().into_iter().find(|(have, item)| *have == name && !item.is_none());
+        found.map(|(name, item)| self.descend(name, item)).transpose()
+    }
+
+    pub(super) fn child(&self, name: &str) -> Read<Module<'a>> {
+        self.find(name)?.ok_or_else(|| self.error(format!("part `{name}` is missing")))
+    }
+
+    pub(super) fn attribute(&self, name: &str) -> Option<Item<'a>> {
+        self.item.get(name).filter(|item| !item.is_none())
+    }
+
+    /// A whole number that is no index: not negative and below any real size.
+    pub(super) fn size(&self, name: &str) -> Read<usize> {
+        let value = self.attribute(name).and_then(|item| item.integer());
+        let size = value.and_then(|value| usize::try_from(value).ok()).filter(|size| *size < 1 << 20);
+        size.ok_or_else(|| self.error(format!("`{name}` is missing or no size")))
+    }
+
+    pub(super) fn size_or(&self, name: &str, default: usize) -> Read<usize> {
+        if self.attribute(name).is_none() { Ok(default) } else { self.size(name) }
+    }
+
+    pub(super) fn flag(&self, name: &str) -> bool {
+        self.attribute(name).and_then(|item| item.integer()) == Some(1)
+    }
+
+    /// A number for both directions, or one for each.
+    pub(super) fn pair(&self, name: &str) -> Read<[usize; 2]> {
+        let item = self.attribute(name);
+        let whole = |item: Item<'_>| usize::try_from(item.integer()?).ok().filter(|size| *size < 1 << 16);
+        let pair = item.and_then(|item| match &item.elements()[..] {
+            [] => whole(item).map(|size| [size; 2]),
+            [height, width] => Some([whole(*height)?, whole(*width)?]),
+            _ => None,
+        });
+        pair.ok_or_else(|| self.error(format!("`{name}` is missing or no size (padding by name is not supported)")))
+    }
+
+    /// As [`Module::pair`], where both must be the same.
+    pub(super) fn square(&self, name: &str) -> Read<usize> {
+        let [a, b] = self.pair(name)?;
+        if a == b { Ok(a) } else { Err(self.error(format!("`{name}` is not the same in both directions"))) }
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Read<Option<TorchTensor<'a>>> {
+        let found = self.item.tensors().into_iter().find(|(have, _)| *have == name);
+        found.map(|(name, item)| item.tensor(&format!("{}.{name}", self.path))).transpose()
+    }
+
+    /// A tensor's values, which must be finite.
+    pub(super) fn values(&self, name: &str) -> Read<Option<(Vec<usize>, Vec<f32>)>> {
+        let Some(tensor) = self.tensor(name)? else { return Ok(None) };
+        let values = tensor.to_f32().ok_or_else(|| self.error(format!("`{name}` holds no floats")))?;
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(self.error(format!("`{name}` holds values that are not finite: training diverged")));
+        }
+        Ok(Some((tensor.shape, values)))
+    }
+
+    fn vector(&self, name: &str, length: usize) -> Read<Vec<f32>> {
+        match self.values(name)? {
+            Some((shape, values)) if shape == [length] => Ok(values),
+            _ => Err(self.error(format!("`{name}` is missing or has not {length} elements"))),
+        }
+    }
+
+    /// Weights and geometry of a `Conv2d` or `ConvTranspose2d`.
+    pub(super) fn convolution(&self) -> Read<Conv> {
+        let transposed = match self.class {
+            "Conv2d" => false,
+            "ConvTranspose2d" => true,
+            _ => return Err(self.error("a convolution was expected")),
+        };
+        if self.attribute("padding_mode").and_then(|item| item.text()).is_some_and(|mode| mode != "zeros") {
+            return Err(self.error("only padding with zeros is supported"));
+        }
+        if transposed && self.pair("output_padding")? != [0, 0] {
+            return Err(self.error("output padding is not supported"));
+        }
+        let (shape, weight) = self.values("weight")?.ok_or_else(|| self.error("`weight` is missing"))?;
+        let shape: [usize; 4] = shape.try_into().map_err(|_| self.error("`weight` has not four dimensions"))?;
+        if shape.contains(&0) {
+            return Err(self.error("`weight` is empty"));
+        }
+        let groups = self.size_or("groups", 1)?;
+        let outputs = if transposed { shape[1] * groups } else { shape[0] };
+        let bias = if self.tensor("bias")?.is_some() { Some(self.vector("bias", outputs)?) } else { None };
+        Ok(Conv {
+            name: self.path.clone(),
+            shape,
+            weight,
+            bias,
+            stride: self.pair("stride")?,
+            padding: self.pair("padding")?,
+            dilation: self.pair("dilation")?,
+            groups,
+        })
+    }
+
+    /// Folds a `BatchNorm2d` into the convolution before it, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`,
+    /// `b' = β + (b - μ) · s` (Ioffe & Szegedy, 2015, algorithm 2).
+    pub(super) fn fold_into(&self, conv: &mut Conv) -> Read<()> {
+        if self.class != "BatchNorm2d" {
+            return Err(self.error("batch normalisation was expected"));
+        }
+        let outputs = conv.shape[0];
+        let eps = self.attribute("eps").and_then(|item| item.number()).ok_or_else(|| self.error("`eps` is missing"))?;
+        let (gamma, beta) = (self.vector("weight", outputs)?, self.vector("bias", outputs)?);
+        let (mean, variance) = (self.vector("running_mean", outputs)?, self.vector("running_var", outputs)?);
+        let scales: Vec<f32> =
+            gamma.iter().zip(&variance).map(|(gamma, var)| gamma / (var + eps as f32).sqrt()).collect();
+        if scales.iter().any(|scale| !scale.is_finite()) {
+            return Err(self.error("`running_var` is negative"));
+        }
+        let filter = conv.weight.len() / outputs;
+        for (filter, scale) in conv.weight.chunks_mut(filter).zip(&scales) {
+            filter.iter_mut().for_each(|weight| *weight *= scale);
+        }
+        let bias = conv.bias.take().unwrap_or_else(|| vec![0.0; outputs]);
+        let folded = bias.iter().zip(&mean).zip(&scales).zip(&beta);
+        conv.bias = Some(folded.map(|(((bias, mean), scale), beta)| beta + (bias - mean) * scale).collect());
+        Ok(())
+    }
+
+    /// What an activation module computes.
+    pub(super) fn activation(&self) -> Read<Activation> {
+        Ok(match self.class {
+            "SiLU" => Activation::Silu,
+            "Identity" => Activation::Identity,
+            "ReLU" => Activation::Relu,
+            "LeakyReLU" => {
+                let slope = self.attribute("negative_slope").and_then(|item| item.number());
+                Activation::LeakyRelu(slope.unwrap_or(0.01) as f32)
+            }
+            _ => return Err(self.error("this activation is not supported")),
+        })
+    }
+}

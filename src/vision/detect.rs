@@ -1,0 +1,296 @@
+//! What a YOLO detector says: its raw output to boxes on the picture.
+//!
+//! Decoding and non-maximum suppression are those of Ultralytics' `predict`, so that thresholds mean the same.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::mask::{self, Mask};
+use super::{Fit, Preprocess, Resample, RgbImage, Task, VisionError, read_picture, to_tensor};
+use crate::tensor::Tensor;
+
+/// Candidates that go into suppression; more are cut off, best first.
+const CANDIDATE_LIMIT: usize = 30_000;
+
+/// A YOLO model's way in and out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Yolo {
+    /// What it predicts.
+    pub task: Task,
+    /// Class names in order.
+    pub names: Vec<String>,
+    /// Largest stride in pixels.
+    pub stride: usize,
+    /// Height and width of the input.
+    pub size: [u32; 2],
+    /// Scores below are not reported.
+    pub confidence: f32,
+    /// Of two boxes of one class that overlap more (intersection over union), the better is kept.
+    pub iou: f32,
+    /// Boxes reported at most.
+    pub max_detections: usize,
+    /// The engine file begins with Ultralytics' metadata.
+    pub metadata: bool,
+}
+
+/// How a picture lies in a square that keeps its aspect ratio.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Letterbox {
+    /// Pixels of the input per pixel of the picture.
+    pub scale: f64,
+    /// First row and column of the picture in the input.
+    pub offset: [u32; 2],
+    /// Height and width of the picture.
+    pub picture: [u32; 2],
+}
+
+/// One object on a picture.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Detection {
+    /// Its class's name.
+    pub label: String,
+    /// Its class.
+    pub class: usize,
+    /// How sure the model is, 0 to 1.
+    pub score: f32,
+    /// Left, top, right, bottom in pixels of the picture.
+    pub bbox: [f32; 4],
+    /// Which pixels are it, from a segmentation model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<Mask>,
+}
+
+impl Letterbox {
+    /// Fits a picture of `picture` (height, width) into `input`.
+    pub fn new(picture: [u32; 2], input: [u32; 2]) -> Self {
+        let ratio = |axis: usize| f64::from(input[axis]) / f64::from(picture[axis].max(1));
+        let scale = ratio(0).min(ratio(1));
+        let mut letterbox = Self { scale, offset: [0; 2], picture };
+        let scaled = letterbox.scaled();
+        letterbox.offset = [0, 1].map(|axis| input[axis].saturating_sub(scaled[axis]) / 2);
+        letterbox
+    }
+
+    /// Height and width of the picture within the input.
+    pub fn scaled(&self) -> [u32; 2] {
+        self.picture.map(|size| ((f64::from(size) * self.scale).round() as u32).max(1))
+    }
+
+    /// A place in the input as one in the picture, along an axis (0 vertical).
+    pub fn place(&self, value: f32, axis: usize) -> f32 {
+        let place = (f64::from(value) - f64::from(self.offset[axis])) / self.scale;
+        place.clamp(0.0, f64::from(self.picture[axis])) as f32
+    }
+}
+
+/// A box in the input's pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    class: usize,
+    score: f32,
+    anchor: usize,
+    /// Left, top, right, bottom.
+    corners: [f32; 4],
+}
+
+impl Yolo {
+    /// How its pictures become tensors: letterboxed, RGB, 0 to 1.
+    pub fn preprocess(&self) -> Preprocess {
+        Preprocess {
+            size: Some(self.size),
+            fit: Some(Fit::Letterbox),
+            resize: None,
+            resample: Some(Resample::Linear),
+            color: None,
+            mean: [0.0; 3],
+            std: [255.0; 3],
+        }
+    }
+
+    /// A picture and the input it makes, `[batch, 3, height, width]`, every item the same.
+    pub fn input(&self, path: &Path, batch: usize) -> Result<(RgbImage, Tensor), VisionError> {
+        let picture = read_picture(path)?;
+        let tensor = to_tensor(&picture, &self.preprocess(), self.size).repeated(batch);
+        Ok((picture, tensor))
+    }
+
+    /// Objects on the first picture of the batch, of `picture` (height, width), best first.
+    pub fn detections(&self, outputs: &[Tensor], picture: [u32; 2]) -> Result<Vec<Detection>, VisionError> {
+        let (output, proto) = self.checked(outputs)?;
+        let letterbox = Letterbox::new(picture, self.size);
+        let kept = self.suppress(self.candidates(&output));
+        let detections = kept.into_iter().map(|candidate| {
+            let [left, top, right, bottom] = candidate.corners;
+            let bbox = [
+                letterbox.place(left, 1),
+                letterbox.place(top, 0),
+                letterbox.place(right, 1),
+                letterbox.place(bottom, 0),
+            ];
+            let mask = proto.as_ref().map(|proto| {
+                let first = 4 + self.names.len();
+                let coefficients: Vec<f32> =
+                    (first..output.rows).map(|row| output.values[row * output.anchors + candidate.anchor]).collect();
+                mask::cut(proto, &coefficients, bbox, &letterbox, self.size)
+            });
+            Detection {
+                label: self.names[candidate.class].clone(),
+                class: candidate.class,
+                score: candidate.score,
+                bbox,
+                mask,
+            }
+        });
+        Ok(detections.collect())
+    }
+
+    /// The outputs, of the shapes this model has.
+    fn checked<'a>(&self, outputs: &'a [Tensor]) -> Result<(Raw<'a>, Option<mask::Prototypes<'a>>), VisionError> {
+        let wrong = |tensor: &Tensor, wanted: String| VisionError::Output {
+            found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
+            wanted,
+        };
+        let missing = || VisionError::Output { found: "missing".to_owned(), wanted: "output0 is wanted".to_owned() };
+        let first = outputs.first().ok_or_else(missing)?;
+        let classes = self.names.len();
+        let (&[batch, rows, anchors], Some(values)) = (first.shape(), first.as_f32()) else {
+            return Err(wrong(first, "float32 [batch, 4 + classes, anchors] is wanted".to_owned()));
+        };
+        let masks = match (self.task, outputs.get(1)) {
+            (Task::Segment, Some(proto)) => {
+                let found = mask::Prototypes::of(proto);
+                Some(found.ok_or_else(|| wrong(proto, "float32 [batch, masks, height, width] is wanted".to_owned()))?)
+            }
+            (Task::Segment, None) => return Err(missing()),
+            _ => None,
+        };
+        let wanted = 4 + classes + masks.as_ref().map_or(0, |masks| masks.count);
+        if batch == 0 || rows != wanted {
+            return Err(wrong(first, format!("{wanted} rows for {classes} classes are wanted")));
+        }
+        let values = &values[..rows * anchors];
+        // Where a score is not finite nothing can be said; an engine that overflowed must not look like an empty picture.
+        if values.iter().any(|value| !value.is_finite()) {
+            return Err(wrong(first, "it holds values that are not finite".to_owned()));
+        }
+        Ok((Raw { values, rows, anchors }, masks))
+    }
+
+    /// Each anchor's best class, where it is sure enough; best first.
+    fn candidates(&self, output: &Raw<'_>) -> Vec<Candidate> {
+        let anchors = output.anchors;
+        let mut best = vec![(f32::NEG_INFINITY, 0usize); anchors];
+        for class in 0..self.names.len() {
+            let row = &output.values[(4 + class) * anchors..][..anchors];
+            for (best, score) in best.iter_mut().zip(row) {
+                if *score > best.0 {
+                    *best = (*score, class);
+                }
+            }
+        }
+        let at = |row: usize, anchor: usize| output.values[row * anchors + anchor];
+        let sure = best.into_iter().enumerate().filter(|(_, (score, _))| *score > self.confidence);
+        let mut candidates: Vec<Candidate> = sure
+            .map(|(anchor, (score, class))| {
+                let (x, y) = (at(0, anchor), at(1, anchor));
+                let (width, height) = (at(2, anchor) / 2.0, at(3, anchor) / 2.0);
+                Candidate { class, score, anchor, corners: [x - width, y - height, x + width, y + height] }
+            })
+            .collect();
+        candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
+        candidates.truncate(CANDIDATE_LIMIT);
+        candidates
+    }
+
+    /// Non-maximum suppression within each class.
+    fn suppress(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
+        let mut kept: Vec<Candidate> = Vec::new();
+        for candidate in candidates {
+            if kept.len() == self.max_detections {
+                break;
+            }
+            let twin = |other: &Candidate| {
+                other.class == candidate.class && overlap(&other.corners, &candidate.corners) > self.iou
+            };
+            if !kept.iter().any(twin) {
+                kept.push(candidate);
+            }
+        }
+        kept
+    }
+}
+
+/// `[rows, anchors]` of the first picture.
+struct Raw<'a> {
+    values: &'a [f32],
+    rows: usize,
+    anchors: usize,
+}
+
+/// Intersection over union of two boxes; 0 where both are empty.
+pub(crate) fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
+    let area = |r: &[f32; 4]| (r[2] - r[0]).max(0.0) * (r[3] - r[1]).max(0.0);
+    let shared = area(&[a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
+    let union = area(a) + area(b) - shared;
+    if union > 0.0 { shared / union } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn yolo() -> Yolo {
+        Yolo {
+            task: Task::Detect,
+            names: vec!["owl".to_owned(), "tram".to_owned()],
+            stride: 32,
+            size: [64, 64],
+            confidence: 0.25,
+            iou: 0.7,
+            max_detections: 300,
+            metadata: true,
+        }
+    }
+
+    /// Boxes (centre x, y, width, height, owl, tram) as columns.
+    fn output(boxes: &[[f32; 6]]) -> Tensor {
+        let values = (0..6).flat_map(|row| boxes.iter().map(move |b| b[row])).collect();
+        Tensor::from_f32(vec![1, 6, boxes.len()], values).unwrap()
+    }
+
+    #[test]
+    fn boxes_are_chosen_and_put_on_the_picture() {
+        let raw = output(&[
+            [32.0, 32.0, 20.0, 10.0, 0.9, 0.1],
+            [33.0, 32.0, 20.0, 10.0, 0.8, 0.1], // the same owl again
+            [33.0, 32.0, 20.0, 10.0, 0.1, 0.7], // a tram in the same place
+            [10.0, 32.0, 4.0, 4.0, 0.25, 0.2],  // not above the threshold
+        ]);
+        // 128 wide and 64 high: half the size, 16 rows of grey above.
+        let found = yolo().detections(&[raw], [64, 128]).unwrap();
+        let said: Vec<(&str, f32)> = found.iter().map(|found| (found.label.as_str(), found.score)).collect();
+        assert_eq!(said, [("owl", 0.9), ("tram", 0.7)]);
+        assert_eq!(found[0].bbox, [44.0, 22.0, 84.0, 42.0]);
+    }
+
+    #[test]
+    fn outputs_of_another_model_are_refused() {
+        let short = Tensor::from_f32(vec![1, 5, 2], vec![0.0; 10]).unwrap();
+        assert!(yolo().detections(&[short], [64, 64]).unwrap_err().to_string().contains("6 rows for 2 classes"));
+        let spoilt = output(&[[f32::NAN, 0.0, 0.0, 0.0, 0.9, 0.1]]);
+        assert!(yolo().detections(&[spoilt], [64, 64]).unwrap_err().to_string().contains("not finite"));
+        assert!(yolo().detections(&[], [64, 64]).is_err());
+    }
+
+    #[test]
+    fn letterbox_places() {
+        // bus.jpg in 640: 480 of 640 columns.
+        let letterbox = Letterbox::new([1080, 810], [640, 640]);
+        assert_eq!((letterbox.scaled(), letterbox.offset), ([640, 480], [0, 80]));
+        assert_eq!(
+            (letterbox.place(80.0, 1), letterbox.place(320.0, 1), letterbox.place(700.0, 1)),
+            (0.0, 405.0, 810.0)
+        );
+    }
+}

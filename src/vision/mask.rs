@@ -1,0 +1,157 @@
+//! Masks of objects from prototypes and coefficients (Bolya et al., YOLACT, 2019).
+
+use serde::{Serialize, Serializer};
+
+use super::Letterbox;
+use crate::tensor::Tensor;
+
+/// Which pixels of a rectangle belong to an object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mask {
+    /// Left and top of the rectangle, in pixels of the picture.
+    pub origin: [u32; 2],
+    /// Its width.
+    pub width: u32,
+    /// Row by row.
+    pub inside: Vec<bool>,
+}
+
+/// Prototype maps of the first picture, `[count, height, width]`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Prototypes<'a> {
+    pub(super) count: usize,
+    height: usize,
+    width: usize,
+    values: &'a [f32],
+}
+
+impl<'a> Prototypes<'a> {
+    pub(super) fn of(tensor: &'a Tensor) -> Option<Self> {
+        let (&[batch, count, height, width], Some(values)) = (tensor.shape(), tensor.as_f32()) else { return None };
+        let values = values.get(..count * height * width)?;
+        (batch > 0 && !values.is_empty()).then_some(Self { count, height, width, values })
+    }
+}
+
+/// The object's pixels within its box: where the weighted sum of prototypes, interpolated between their cells, is above 0.
+pub(super) fn cut(
+    proto: &Prototypes<'_>,
+    coefficients: &[f32],
+    bbox: [f32; 4],
+    letterbox: &Letterbox,
+    input: [u32; 2],
+) -> Mask {
+    let Prototypes { height, width, values, .. } = *proto;
+    let cells = height * width;
+    // Prototype cells per pixel of the input, and the cell (fractional, centres aligned) of a pixel of the picture.
+    let cell = |pixel: u32, axis: usize, size: usize| {
+        let place = (f64::from(pixel) + 0.5) * letterbox.scale + f64::from(letterbox.offset[axis]);
+        let at = (place * size as f64 / f64::from(input[axis]) - 0.5).clamp(0.0, size as f64 - 1.0);
+        (at as usize, at.fract() as f32)
+    };
+    let columns = bbox[0].round() as u32..bbox[2].round() as u32;
+    let rows = bbox[1].round() as u32..bbox[3].round() as u32;
+    let mut inside = Vec::with_capacity(columns.len() * rows.len());
+    // The sum over prototypes is needed at the cells around the box alone.
+    let (first_row, first_column) = (cell(rows.start, 0, height).0, cell(columns.start, 1, width).0);
+    let last = |range: &std::ops::Range<u32>, axis, size| (cell(range.end, axis, size).0 + 2).min(size);
+    let (last_row, last_column) = (last(&rows, 0, height), last(&columns, 1, width));
+    let across = last_column - first_column;
+    let mut logits = vec![0.0f32; (last_row - first_row) * across];
+    for (map, coefficient) in values.chunks(cells).zip(coefficients) {
+        for (row, out) in (first_row..last_row).zip(logits.chunks_mut(across)) {
+            let line = &map[row * width + first_column..][..across];
+            out.iter_mut().zip(line).for_each(|(out, value)| *out += coefficient * value);
+        }
+    }
+    let at = |row: usize, column: usize| {
+        let (row, column) = (row.min(last_row - 1) - first_row, column.min(last_column - 1) - first_column);
+        logits[row * across + column]
+    };
+    for y in rows {
+        let (row, down) = cell(y, 0, height);
+        for x in columns.clone() {
+            let (column, along) = cell(x, 1, width);
+            let upper = at(row, column) * (1.0 - along) + at(row, column + 1) * along;
+            let lower = at(row + 1, column) * (1.0 - along) + at(row + 1, column + 1) * along;
+            inside.push(upper * (1.0 - down) + lower * down > 0.0);
+        }
+    }
+    Mask { origin: [bbox[0].round() as u32, bbox[1].round() as u32], width: columns.len() as u32, inside }
+}
+
+impl Mask {
+    /// Pixels of the object.
+    pub fn area(&self) -> usize {
+        self.inside.iter().filter(|inside| **inside).count()
+    }
+
+    /// The object's pixels, as places in the picture.
+    pub fn pixels(&self) -> impl Iterator<Item = (u32, u32)> {
+        let width = self.width.max(1);
+        self.inside
+            .iter()
+            .zip(0u32..)
+            .filter(|(inside, _)| **inside)
+            .map(move |(_, index)| (self.origin[0] + index % width, self.origin[1] + index / width))
+    }
+
+    /// Intersection over union with another mask of the same picture; 1 where both are empty.
+    pub fn overlap(&self, other: &Mask) -> f64 {
+        let has = |mask: &Mask, x: u32, y: u32| {
+            let (Some(x), Some(y)) = (x.checked_sub(mask.origin[0]), y.checked_sub(mask.origin[1])) else {
+                return false;
+            };
+            x < mask.width && mask.inside.get((y * mask.width + x) as usize).copied().unwrap_or(false)
+        };
+        let shared = self.pixels().filter(|(x, y)| has(other, *x, *y)).count();
+        let union = self.area() + other.area() - shared;
+        if union == 0 { 1.0 } else { shared as f64 / union as f64 }
+    }
+}
+
+/// As rectangle, area and run lengths: outside, inside, outside, … row by row within the rectangle.
+impl Serialize for Mask {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (mut runs, mut current) = (vec![0u32], false);
+        for inside in &self.inside {
+            if *inside != current {
+                runs.push(0);
+                current = *inside;
+            }
+            if let Some(run) = runs.last_mut() {
+                *run += 1;
+            }
+        }
+        let height = self.inside.len() as u32 / self.width.max(1);
+        serde_json::json!({
+            "origin": self.origin, "width": self.width, "height": height, "area": self.area(), "runs": runs,
+        })
+        .serialize(serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_is_cut_out_of_prototypes() {
+        // Two maps of 4 x 4 cells: the left half, and everything.
+        let mut values = vec![1.0f32; 32];
+        (0..16).for_each(|cell| values[cell] = if cell % 4 < 2 { 1.0 } else { -1.0 });
+        let tensor = Tensor::from_f32(vec![1, 2, 4, 4], values).unwrap();
+        let proto = Prototypes::of(&tensor).unwrap();
+        let letterbox = Letterbox::new([16, 16], [16, 16]);
+        let mask = cut(&proto, &[1.0, 0.0], [4.0, 2.0, 12.0, 6.0], &letterbox, [16, 16]);
+        assert_eq!((mask.origin, mask.width, mask.inside.len()), ([4, 2], 8, 32));
+        assert_eq!(mask.inside[..8], [true, true, true, true, false, false, false, false]);
+        assert_eq!(mask.area(), 16);
+        let all = cut(&proto, &[0.0, 1.0], [4.0, 2.0, 12.0, 6.0], &letterbox, [16, 16]);
+        assert_eq!((all.area(), mask.overlap(&all), all.overlap(&all)), (32, 0.5, 1.0));
+        let json = serde_json::to_value(&mask).unwrap();
+        assert_eq!((json["area"].as_u64(), json["runs"][1].as_u64()), (Some(16), Some(4)));
+        let none = cut(&proto, &[1.0, 0.0], [3.0, 3.0, 3.0, 3.0], &letterbox, [16, 16]);
+        assert_eq!(none.area(), 0);
+    }
+}

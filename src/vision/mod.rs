@@ -1,0 +1,128 @@
+//! Pictures to input tensors, outputs to answers, answers onto pictures.
+//!
+//! The types here are what a recipe says of a vision model and what its manifest keeps, so `run` and `verify` need no
+//! recipe. `picture.rs` reads, resizes and normalises, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
+//! outlines of objects, `draw.rs` draws.
+
+mod classify;
+mod detect;
+mod draw;
+mod mask;
+mod picture;
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use classify::{Answer, Classifier};
+pub use detect::{Detection, Letterbox, Yolo};
+pub use draw::annotate;
+pub use image::RgbImage;
+pub use mask::Mask;
+pub use picture::{input_size, read_picture, save_picture, to_tensor};
+
+/// How an image becomes an input tensor `[batch, 3, height, width]`, float32.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocess {
+    /// Height and width in pixels. Default: the input's own, where the model fixes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<[u32; 2]>,
+    /// How the picture meets that size. Default: `stretch`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Fit>,
+    /// Resize to this first, then cut `size` out of the middle; instead of `fit`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resize: Option<Resize>,
+    /// How pixels in between are found. Default: `bilinear`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resample: Option<Resample>,
+    /// Channel order. Default: `rgb`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub color: Option<Color>,
+    /// Subtracted from the byte (0 to 255), per channel in the order of `color`.
+    pub mean: [f32; 3],
+    /// Divides what is left, per channel.
+    pub std: [f32; 3],
+}
+
+/// A size to resize to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Resize {
+    /// Of the shorter edge in pixels; the other follows.
+    ShortestEdge(u32),
+    /// Height and width in pixels, whatever the aspect ratio.
+    Both([u32; 2]),
+}
+
+/// Interpolation. All but `linear` widen their filter when they shrink (antialiasing), as PIL does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Resample {
+    Nearest,
+    Bilinear,
+    Bicubic,
+    Lanczos,
+    /// Between the four neighbours, whatever the scale, as OpenCV's `INTER_LINEAR`.
+    Linear,
+}
+
+/// How a picture is brought to the model's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Fit {
+    /// Scale both sides, ignoring the aspect ratio.
+    Stretch,
+    /// Scale the shorter side, cut the middle out.
+    Crop,
+    /// Scale the longer side, fill with grey (114).
+    Letterbox,
+}
+
+/// What a YOLO model predicts; Ultralytics' names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Task {
+    Detect,
+    Segment,
+    Classify,
+}
+
+/// Channel order of the input tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Color {
+    Rgb,
+    Bgr,
+}
+
+/// What a classifier's output holds, `[batch, classes]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassifierOutput {
+    /// Unnormalised scores; softmax is applied.
+    Logits,
+    /// Probabilities already.
+    Probabilities,
+    /// Probabilities whose weighted mean of `class_values` is the answer, e.g. an age.
+    Expectation,
+}
+
+/// Why a picture or an output is not usable.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum VisionError {
+    #[error("cannot read picture {}: {message}\n  hint: PNG and JPEG are read", path.display())]
+    Picture { path: PathBuf, message: String },
+    #[error("the model's input is {found}; pictures want one float32 input [batch, 3, height, width]")]
+    Input { found: String },
+    #[error("the output is {found}; {wanted}")]
+    Output { found: String, wanted: String },
+    #[error("cannot write picture {}: {message}", path.display())]
+    Write { path: PathBuf, message: String },
+}
