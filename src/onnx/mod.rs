@@ -7,6 +7,7 @@
 mod check;
 mod external_data;
 mod graph;
+mod half;
 mod shapes;
 mod wire;
 
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use onnx_protobuf::{Message, ModelProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
 pub use graph::{Attribute, External, GraphBuilder, type_number};
+pub use half::Half;
 
 use crate::tensor::{DType, TensorSpec};
 
