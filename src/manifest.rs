@@ -12,7 +12,7 @@ use crate::backend::tensorrt::device::DeviceInfo;
 use crate::backend::tensorrt::{ShapeRange, Version};
 use crate::llm;
 use crate::tensor::TensorSpec;
-use crate::vision::Classifier;
+use crate::vision::{Classifier, Preprocess, Yolo};
 
 /// Layout version of the directory.
 pub const FORMAT: u32 = 1;
@@ -115,6 +115,12 @@ pub struct Manifest {
     /// For a classifier.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classifier: Option<Classifier>,
+    /// For a YOLO model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub yolo: Option<Yolo>,
+    /// Products that stay in float32 because the engine was not right without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full_products: Vec<String>,
     /// For a language model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<llm::Record>,
@@ -215,6 +221,12 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// How pictures become this engine's input, if it takes pictures.
+    pub fn preprocess(&self) -> Option<Preprocess> {
+        let classifier = self.classifier.as_ref().map(|classifier| classifier.preprocess.clone());
+        classifier.or_else(|| self.yolo.as_ref().map(Yolo::preprocess))
     }
 
     /// What a dynamic dimension is tuned for; only the batch can be dynamic.

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -103,6 +104,32 @@ inline nvinfer1::BuilderFlag builder_flag(std::string const& name) {
   if (name == "version_compatible") return BuilderFlag::kVERSION_COMPATIBLE;
 #endif
   unsupported("builder flag '" + name + "'");
+}
+
+// Holds layers of a weakly typed network in float32, by name. The parser names a node's layer as the node, and adds a
+// suffix where it needs several. Layers that compute no floats (shapes, constants) are left alone.
+inline void hold_in_full(nvinfer1::INetworkDefinition& network, std::set<std::string> const& names) {
+#if WATUS_API < 1100 && !WATUS_RTX
+  for (int32_t i = 0; i < network.getNbLayers(); ++i) {
+    auto& layer = *network.getLayer(i);
+    auto const type = layer.getType();
+    if (names.count(layer.getName()) == 0 || type == nvinfer1::LayerType::kSHAPE ||
+        type == nvinfer1::LayerType::kCONSTANT) {
+      continue;
+    }
+    layer.setPrecision(nvinfer1::DataType::kFLOAT);
+    for (int32_t output = 0; output < layer.getNbOutputs(); ++output) {
+      if (layer.getOutput(output)->getType() == nvinfer1::DataType::kFLOAT) {
+        layer.setOutputType(output, nvinfer1::DataType::kFLOAT);
+      }
+    }
+  }
+#else
+  (void)network;
+  if (!names.empty()) {
+    unsupported("a precision by layer");
+  }
+#endif
 }
 
 inline void set_optimization_level(nvinfer1::IBuilderConfig& config, int32_t level) {

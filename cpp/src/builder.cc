@@ -142,6 +142,11 @@ std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& opt
     log.fail("TensorRT cannot create an ONNX parser");
   }
   parse(*parser, std::string(options.onnx_path));
+  std::set<std::string> full;
+  for (auto const& name : options.full_layers) {
+    full.insert(std::string(name));
+  }
+  compat::hold_in_full(*network, full);
 
   Owned<nvinfer1::IBuilderConfig> config(builder->createBuilderConfig());
   if (!config) {

@@ -47,7 +47,7 @@ pub(super) struct Args {
 /// Other forms of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Emit {
-    /// The whole language model, its weights in the checkpoint's own files: NAME-onnx/model.onnx and links to them, or
+    /// A vision model as NAME.onnx in the output folder; or the whole language model, its weights in the checkpoint's own files: NAME-onnx/model.onnx and links to them, or
     /// NAME.onnx where --output is the checkpoint's folder
     Onnx,
 }
@@ -104,10 +104,9 @@ fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
     }
     if args.emit == Some(Emit::Onnx) {
         if plan.kind != Kind::Llm {
-            anyhow::bail!(
-                "{}: --emit onnx is for language models; the others keep model.onnx in their directory",
-                plan.name
-            );
+            let path = pipeline::emit_onnx(plan, context, &mut lock)?;
+            print(format!("{}: written: {}", plan.name, path.display()))?;
+            return Ok(Exit::Success);
         }
         let (path, seconds) = llm::emit_onnx(plan, context, &mut lock)?;
         print(format!("{}: written in {seconds:.3} s: {}", plan.name, path.display()))?;

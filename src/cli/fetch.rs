@@ -59,6 +59,10 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         if let Some(commit) = &fetched.commit {
             print(format!("{}: commit {commit}", plan.name))?;
         }
+        let pictures = pipeline::fetch_pictures(&plan, &fetcher, &mut lock)?;
+        for (_, path) in &pictures {
+            print(format!("{}: {}", plan.name, path.display()))?;
+        }
         for file in &fetched.files {
             print(format!("{}: {}", plan.name, file.path.display()))?;
         }

@@ -1,14 +1,13 @@
 //! `inspect`: a look inside an ONNX file, an engine directory or a plan.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
 use super::{Exit, print, print_json};
 use crate::backend::tensorrt::{TensorRt, plan};
+use crate::convert::vision::yolo_root;
 use crate::checkpoint::torch::TorchFile;
 use crate::manifest::Manifest;
 use crate::memory;
@@ -102,6 +101,13 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
             llm.shapes.slots, llm.max_input_len, llm.max_output_len
         ))?;
     }
+    if let Some(yolo) = &manifest.yolo {
+        let [height, width] = yolo.size;
+        print(format!("model   YOLO, {} classes, {height} x {width} pixels", yolo.names.len()))?;
+    }
+    if !manifest.full_products.is_empty() {
+        print(format!("float32 {}", manifest.full_products.join(", ")))?;
+    }
     for input in &manifest.inputs {
         print(format!("input   {input}"))?;
     }
@@ -128,9 +134,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
 /// A PyTorch checkpoint: what it is of, its modules by class, its weights.
 fn torch(args: &Args) -> anyhow::Result<()> {
     let file = TorchFile::open(&args.path)?;
-    // `ema` has the better weights, where training left it in.
-    let model = ["ema", "model"].into_iter().filter_map(|key| file.root().get(key)).find(|item| !item.is_none());
-    let model = model.unwrap_or(file.root());
+    let model = yolo_root(&file);
     let class = model.class().map_or("no object".to_owned(), |(module, name)| format!("{module}.{name}"));
     let (mut classes, mut tensors, mut parameters) = (BTreeMap::new(), 0, 0);
     for (path, module) in model.modules("")? {
@@ -165,21 +169,29 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     if args.layers {
         return layers(&args.path);
     }
-    let mut start = [0u8; plan::LENGTH];
-    let mut file = File::open(&args.path).with_context(|| format!("cannot open {}", args.path.display()))?;
-    let bytes = file.metadata()?.len();
-    file.read_exact(&mut start).with_context(|| format!("{} is too short for a plan", args.path.display()))?;
-    let Some(header) = plan::Header::parse(&start) else {
-        bail!("{} is neither an ONNX model, an engine directory nor a TensorRT plan", args.path.display());
+    let file = std::fs::read(&args.path).with_context(|| format!("cannot read {}", args.path.display()))?;
+    let (metadata, plan) = plan::split(&file);
+    let Some(header) = plan::Header::parse(plan) else {
+        bail!(
+            "{} is neither an ONNX model, a PyTorch checkpoint, an engine directory nor a TensorRT plan",
+            args.path.display()
+        );
     };
     if args.json {
-        return print_json(&serde_json::json!({ "header": header, "bytes": bytes }));
+        return print_json(&serde_json::json!({ "header": header, "bytes": plan.len(), "metadata": metadata }));
     }
     let by = header.version.map_or("an unknown TensorRT".to_owned(), |version| version.to_string());
-    print(format!("plan by {by}, {}; --layers shows more where it can be loaded", memory::text(bytes)))
+    let size = memory::text(plan.len() as u64);
+    print(format!("plan by {by}, {size}; --layers shows more where it can be loaded"))?;
+    let Some(metadata) = metadata else { return Ok(()) };
+    print("begins with Ultralytics' metadata (`watus-build strip` takes them off):")?;
+    for (key, value) in metadata.as_object().into_iter().flatten() {
+        print(format!("{key:<12} {value}"))?;
+    }
+    Ok(())
 }
 
 fn layers(path: &Path) -> anyhow::Result<()> {
     let plan = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    print(TensorRt::open()?.inspect(&plan)?)
+    print(TensorRt::open()?.inspect(plan::split(&plan).1)?)
 }

@@ -12,6 +12,7 @@ mod progress;
 mod recipe;
 mod run;
 mod session;
+mod strip;
 mod verify;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ enum Command {
     Run(run::Args),
     Bench(bench::Args),
     Inspect(inspect::Args),
+    Strip(strip::Args),
     Recipe(recipe::Args),
     /// Builds one engine for a parent process
     #[command(name = worker::SUBCOMMAND, hide = true)]
@@ -79,6 +81,7 @@ pub fn main() -> Exit {
         Command::Run(args) => run::execute(&args, &environment),
         Command::Bench(args) => bench::execute(&args, &environment),
         Command::Inspect(args) => inspect::execute(&args),
+        Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
         Command::BuildEngine => Ok(Exit::Success),
     };

@@ -13,18 +13,18 @@ use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::manifest::Manifest;
 use crate::tensor::{Tensor, read_npy, write_npy};
-use crate::vision;
+use crate::vision::{self, Answer, Detection};
 
 /// Run an engine: pictures in, a prompt in, or tensors
 ///
 /// A language model takes a prompt, as words or from standard input, and streams its answer; on a terminal without a
-/// prompt it converses. A classifier takes pictures and prints its answers. Any engine, or a bare .onnx file on the CPU reference, takes
-/// tensors: `--input NAME=FILE.npy`, with `--save DIR` for the outputs.
+/// prompt it converses. A classifier or a YOLO model takes pictures, or folders of them, and prints its answers; a
+/// detector also draws them. Any engine, or a bare .onnx file on the CPU reference, takes tensors: `--input NAME=FILE.npy`, with `--save DIR` for the outputs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directory, or an .onnx file
     engine: PathBuf,
-    /// Pictures (PNG, JPEG), or the words of a prompt
+    /// Pictures (PNG, JPEG) or folders of them, or the words of a prompt
     #[arg(value_name = "PICTURE|PROMPT")]
     images: Vec<PathBuf>,
     /// Input tensor from a .npy file
@@ -33,6 +33,12 @@ pub(super) struct Args {
     /// Write every output to DIR/NAME.npy
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
+    /// Where pictures with their detections drawn on them go
+    #[arg(long, value_name = "DIR", default_value = "annotated")]
+    annotated: PathBuf,
+    /// Draw nothing
+    #[arg(long)]
+    no_annotated: bool,
     /// Who computes
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
@@ -67,34 +73,95 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
 }
 
 fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyhow::Result<()> {
-    let Some(classifier) = &manifest.classifier else {
+    let Some(preprocess) = manifest.preprocess() else {
         bail!("{} is a `{}` engine, which takes tensors: use --input NAME=FILE.npy", manifest.name, manifest.kind);
     };
     let [input] = &manifest.inputs[..] else { bail!("{} does not have one input", manifest.name) };
-    let size = vision::input_size(&classifier.preprocess, &input.shape)?;
+    let size = vision::input_size(&preprocess, &input.shape)?;
     let batch = input.shape.first().copied().flatten().unwrap_or(1);
     let info = session.info();
     let mut answers = Vec::new();
-    for path in &args.images {
-        let outputs = session.run(&[classifier.input(path, size, batch)?])?;
+    let mut drawn: Vec<PathBuf> = Vec::new();
+    for path in files(&args.images)? {
+        let picture = vision::read_picture(&path)?;
+        let outputs = session.run(&[vision::to_tensor(&picture, &preprocess, size).repeated(batch)])?;
         save(args, session, &outputs)?;
-        let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
-        if args.json {
-            let (engine, device) = (&manifest.name, &info.device);
-            let backend = &info.name;
-            answers.push(serde_json::json!({
-                "engine": engine, "picture": path, "backend": backend, "device": device, "answer": answer,
-            }));
-            continue;
+        let mut document = serde_json::json!({
+            "engine": manifest.name, "picture": path, "backend": info.name, "device": info.device,
+        });
+        if let Some(classifier) = &manifest.classifier {
+            let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
+            if !args.json {
+                print(format!("{}: {}  [{}, {}]", manifest.name, said(&answer), path.display(), info.name))?;
+            }
+            document["answer"] = serde_json::to_value(answer)?;
+        } else if let Some(yolo) = &manifest.yolo {
+            let detections = yolo.detections(&outputs, [picture.height(), picture.width()])?;
+            let target = if args.no_annotated { None } else { Some(annotated(args, &path, &drawn)) };
+            if let Some(target) = &target {
+                vision::save_picture(target, &vision::annotate(&picture, &detections))?;
+                drawn.push(target.clone());
+                document["annotated"] = serde_json::json!(target);
+            }
+            if !args.json {
+                let drawn = target.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
+                let count = detections.len();
+                let name = &manifest.name;
+                print(format!("{name}: {count} objects{drawn}  [{}, {}]", path.display(), info.name))?;
+                detections.iter().try_for_each(|detection| print(found(detection)))?;
+            }
+            document["detections"] = serde_json::to_value(detections)?;
         }
-        let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
-        let said = match answer.value {
-            Some(value) => format!("{value:.1} (most likely class {}, {})", answer.label, percent(answer.probability)),
-            None => format!("{} ({})", answer.label, percent(answer.probability)),
-        };
-        print(format!("{}: {said}  [{}, {}]", manifest.name, path.display(), info.name))?;
+        answers.push(document);
     }
     if args.json { print_json(&answers) } else { Ok(()) }
+}
+
+/// The pictures named, and those in folders named.
+fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in given {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut inside: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        inside.retain(|path| {
+            let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+            matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
+        });
+        inside.sort();
+        anyhow::ensure!(!inside.is_empty(), "{} holds no PNG or JPEG", path.display());
+        files.extend(inside);
+    }
+    Ok(files)
+}
+
+/// Where a picture's drawing goes; pictures of one name from several folders do not overwrite each other's.
+fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
+    let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
+    let png = picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    let extension = if png { "png" } else { "jpg" };
+    let first = args.annotated.join(format!("{stem}.{extension}"));
+    if drawn.contains(&first) { args.annotated.join(format!("{stem}-{}.{extension}", drawn.len())) } else { first }
+}
+
+fn said(answer: &Answer) -> String {
+    let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
+    match answer.value {
+        Some(value) => format!("{value:.1} (most likely class {}, {})", answer.label, percent(answer.probability)),
+        None => format!("{} ({})", answer.label, percent(answer.probability)),
+    }
+}
+
+fn found(detection: &Detection) -> String {
+    let [left, top, right, bottom] = detection.bbox;
+    let mask = detection.mask.as_ref().map(|mask| format!(", {} pixels", mask.area())).unwrap_or_default();
+    format!(
+        "  {} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}",
+        detection.label, detection.score
+    )
 }
 
 fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {

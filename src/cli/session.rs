@@ -5,7 +5,7 @@ use std::path::Path;
 use clap::ValueEnum;
 
 use crate::backend::cpu::Cpu;
-use crate::backend::tensorrt::{TensorRt, device::Device};
+use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, Session};
 use crate::llm::{self, Generator, Record, model::Runner};
 use crate::manifest::Manifest;
@@ -61,8 +61,9 @@ pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow
     if decide(manifest, choice)? == Choice::Cpu {
         return Ok(Cpu.open(&folder.join(&manifest.model))?);
     }
-    let plan = std::fs::read(folder.join(&manifest.engine))?;
-    Ok(TensorRt::open()?.load(&plan, manifest.tf32)?)
+    let file = std::fs::read(folder.join(&manifest.engine))?;
+    let (_, plan) = plan::split(&file);
+    Ok(TensorRt::open()?.load(plan, manifest.tf32)?)
 }
 
 /// Loads a language model.

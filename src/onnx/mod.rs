@@ -148,6 +148,11 @@ impl Model {
         self.proto.graph.output.iter().map(|output| self.spec(output)).collect()
     }
 
+    /// An entry of the model's metadata.
+    pub fn metadata(&self, key: &str) -> Option<&str> {
+        self.proto.metadata_props.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
+    }
+
     /// External data files, relative to the model, each once.
     pub fn external_files(&self) -> Vec<String> {
         external_data::files(&self.proto)

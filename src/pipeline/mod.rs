@@ -1,9 +1,12 @@
 //! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
 //!
-//! The only module that knows the order. `settings.rs` turns a recipe's plan into builder options.
+//! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's plan
+//! to builder options, `precision.rs` to an engine that is right in half precision.
 
 pub mod llm;
+mod precision;
 mod settings;
+mod vision;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,11 +19,12 @@ use anyhow::{Context as _, bail};
 use crate::artifact::{StagedDirectory, sha256_file, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
-use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
+use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version, plan};
 use crate::fetch::{Fetched, Fetcher, Lock, cache_dir};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
 use crate::memory::{self, Memory};
 use crate::onnx::Model;
+use crate::vision::{Classifier, Yolo};
 use crate::progress::{Event, Progress};
 use crate::recipe::{Kind, Plan, SourcePlan};
 use crate::verify::{self, Report};
@@ -71,7 +75,14 @@ pub struct NotProved {
 pub struct Prepared {
     plan: Plan,
     folder: PathBuf,
+    /// In float32, shapes fixed.
     model: Model,
+    classifier: Option<Classifier>,
+    yolo: Option<Yolo>,
+    /// Files the model was read from.
+    sources: Vec<PathBuf>,
+    /// Pictures to prove it on, by their names in the engine directory.
+    pictures: Vec<(String, PathBuf)>,
     options: BuildOptions,
     key: Key,
     tensorrt: Version,
@@ -85,34 +96,31 @@ pub struct Prepared {
 
 /// Fetches the source and decides what a build would do.
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
-    if plan.kind == Kind::Yolo {
-        bail!(
-            "{}: this version builds `llm`, `classifier` and `onnx` recipes; `yolo` recipes are checked and fetched only\n  \
-             hint: export the model to ONNX and use `kind: onnx`",
-            plan.name
-        );
-    }
     let folder = context.output.join(&plan.name);
     sweep(&folder)?;
     let fetched = fetch(plan, &context.fetcher, lock)?;
-    let file = match &plan.source {
-        SourcePlan::Hub { file, .. } => file.as_deref(),
-        _ => None,
-    };
-    let path = fetched.only("onnx", file).map_err(|message| anyhow::anyhow!("{}: {message}", plan.name))?.path.clone();
+    let pictures = fetch_pictures(plan, &context.fetcher, lock)?;
+    let vision::Vision { mut model, classifier, yolo, sources, notes } = vision::load(plan, &fetched)?;
+    for note in notes {
+        context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
+    }
     let tensorrt = TensorRt::open()?;
-    let mut model = Model::load(&path)?;
     if let Some(complaint) = model.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
-        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", path.display())));
+        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
     }
     model.spell_out();
-    let profile = settings::resolve_shapes(plan, &mut model)?;
+    let size = classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
+    let profile = settings::resolve_shapes(plan, size.or(yolo.as_ref().map(|yolo| yolo.size)), &mut model)?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
     let mut prepared = Prepared {
         plan: plan.clone(),
         folder,
         model,
+        classifier,
+        yolo,
+        sources,
+        pictures,
         options,
         key: Key::default(),
         tensorrt: tensorrt.version,
@@ -139,13 +147,22 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     check_memory(&prepared, context)?;
     let staged = StagedDirectory::create(&folder)?;
     stage("preparing the model");
-    let images = place_inputs(&prepared, staged.path())?;
+    place_inputs(&prepared, staged.path())?;
+    let report = precision::build_right(&prepared, staged.path(), context)?;
+    publish(staged, report, &name, context)
+}
+
+/// Builds the engine in its staged directory, with `full` products in float32, and proves it.
+fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Context) -> anyhow::Result<Report> {
+    let name = &prepared.plan.name;
+    let stage = |what: &str| context.progress.event(Event::Stage(&format!("{name}: {what}")));
     let engine = format!("{name}.engine");
+    let (options, source) = precision::source(prepared, staged, full)?;
     let job = Job {
-        engines: vec![(staged.path().join("model.onnx"), staged.path().join(&engine))],
+        engines: vec![(source.clone(), staged.join(&engine))],
         processes: 1,
         timing_cache: timing_cache(prepared.tensorrt, prepared.device.as_ref()),
-        options: prepared.options.clone(),
+        options,
     };
     stage(&format!("building with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel);
@@ -153,19 +170,30 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
         BackendError::Build(message) => BackendError::Build(prepared.model.name_nodes(&message)),
         other => other,
     })?;
+    if source != staged.join(MODEL) {
+        fs::remove_file(&source)?;
+    }
     if record.skipped_tactics > 0 {
         context.progress.event(Event::Warning(&format!(
             "{name}: TensorRT left out {} tactics for lack of memory; a rebuild with more free memory may run faster",
             record.skipped_tactics
         )));
     }
-    let mut manifest = manifest(&prepared, engine, images)?;
+    let mut manifest = manifest(prepared, engine)?;
+    manifest.full_products = full.to_vec();
     manifest.build = record;
-    manifest.record_files(staged.path(), &mut sha256_file)?;
-    manifest.save(staged.path())?;
+    if let Some(yolo) = prepared.yolo.as_ref().filter(|yolo| yolo.metadata) {
+        let path = staged.join(&manifest.engine);
+        let dynamic = !manifest.profile.is_empty();
+        let batch = manifest.inputs.first().and_then(|input| input.shape.first().copied().flatten());
+        let batch = batch.unwrap_or_else(|| manifest.tuned_batch());
+        let metadata = vision::metadata(yolo, batch, &manifest.precision, dynamic, std::time::SystemTime::now());
+        fs::write(&path, plan::join(&metadata, &fs::read(&path)?))?;
+    }
+    manifest.record_files(staged, &mut sha256_file)?;
+    manifest.save(staged)?;
     stage("verifying");
-    let report = verify::verify(staged.path(), &context.progress, &mut sha256_file)?;
-    publish(staged, report, &name, context)
+    verify::verify(staged, &context.progress, &mut sha256_file)
 }
 
 /// Puts a verified directory in its place, if it passed or `--force` was given.
@@ -198,8 +226,11 @@ fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
     )))
 }
 
-/// Puts the model, its external data and the pictures into the staged directory; returns the pictures' names.
-fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<String>> {
+/// The float32 model of an engine directory.
+const MODEL: &str = "model.onnx";
+
+/// Puts the model, its external data and the pictures into the staged directory.
+fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
     let mut model = prepared.model.clone();
     for (old, new) in model.flatten_external() {
         // The hub cache holds links; a hard link of the blob itself costs no space.
@@ -210,16 +241,30 @@ fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<String
             fs::copy(&from, &to).with_context(|| format!("external data {}", from.display()))?;
         }
     }
-    fs::write(staged.join("model.onnx"), model.to_bytes()?)?;
-    let mut images = Vec::new();
-    for (index, image) in prepared.plan.verify.images.iter().enumerate() {
-        let extension = image.extension().map(|extension| extension.to_string_lossy().into_owned()).unwrap_or_default();
-        let name = format!("images/{index}.{extension}");
+    fs::write(staged.join(MODEL), model.to_bytes()?)?;
+    for (name, from) in &prepared.pictures {
         fs::create_dir_all(staged.join("images"))?;
-        fs::copy(image, staged.join(&name)).with_context(|| format!("picture {}", image.display()))?;
-        images.push(name);
+        fs::copy(from, staged.join(name)).with_context(|| format!("picture {}", from.display()))?;
     }
-    Ok(images)
+    Ok(())
+}
+
+/// Writes the float32 model alone, as it would be built from: NAME.onnx in the output folder.
+pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<PathBuf> {
+    let fetched = fetch(plan, &context.fetcher, lock)?;
+    let vision::Vision { mut model, classifier, yolo, .. } = vision::load(plan, &fetched)?;
+    let size = classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
+    settings::resolve_shapes(plan, size.or(yolo.as_ref().map(|yolo| yolo.size)), &mut model)?;
+    anyhow::ensure!(
+        model.external_files().is_empty(),
+        "{}: the model is an ONNX file with data beside it already: {}",
+        plan.name,
+        model.path().display()
+    );
+    let path = context.output.join(format!("{}.onnx", plan.name));
+    fs::create_dir_all(&context.output)?;
+    crate::artifact::write_file(&path, &model.to_bytes()?).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
 }
 
 /// One timing cache per TensorRT and GPU; RTX has none.
@@ -257,6 +302,8 @@ fn common_manifest(
         outputs: Vec::new(),
         profile: Vec::new(),
         classifier: None,
+        yolo: None,
+        full_products: Vec::new(),
         llm: None,
         verify: VerifyRecord { tolerance: plan.verify.tolerance, ..VerifyRecord::default() },
         build: BuildRecord::default(),
@@ -264,15 +311,17 @@ fn common_manifest(
     })
 }
 
-fn manifest(prepared: &Prepared, engine: String, images: Vec<String>) -> anyhow::Result<Manifest> {
+fn manifest(prepared: &Prepared, engine: String) -> anyhow::Result<Manifest> {
     let Prepared { plan, model, .. } = prepared;
     let (device, commit) = (prepared.device.as_ref(), prepared.commit.as_deref());
     let mut manifest = common_manifest(plan, &prepared.key, prepared.tensorrt, device, commit)?;
-    (manifest.engine, manifest.model) = (engine, "model.onnx".to_owned());
+    (manifest.engine, manifest.model) = (engine, MODEL.to_owned());
     (manifest.inputs, manifest.outputs) = (model.inputs()?, model.outputs()?);
     manifest.profile.clone_from(&prepared.options.profile);
-    manifest.classifier.clone_from(&plan.classifier);
-    (manifest.verify.seeds, manifest.verify.images) = (plan.verify.seeds, images);
+    manifest.classifier.clone_from(&prepared.classifier);
+    manifest.yolo.clone_from(&prepared.yolo);
+    manifest.verify.seeds = plan.verify.seeds;
+    manifest.verify.images = prepared.pictures.iter().map(|(name, _)| name.clone()).collect();
     Ok(manifest)
 }
 
@@ -297,4 +346,33 @@ pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<
     let fetched = fetcher.fetch(&plan.source, lock)?;
     lock.save()?;
     Ok(fetched)
+}
+
+/// Brings the pictures of a plan here; each with the name it gets in the engine directory.
+pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut pictures: Vec<(String, PathBuf)> = Vec::new();
+    for source in &plan.verify.images {
+        let fetched = fetcher.fetch(source, lock).with_context(|| format!("{}: a picture of `verify`", plan.name))?;
+        for file in fetched.files {
+            let path = Path::new(&file.name);
+            let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+            let (Some(extension), Some(stem)) = (extension, path.file_stem()) else { continue };
+            if !matches!(extension.as_str(), "png" | "jpg" | "jpeg") {
+                continue;
+            }
+            let stem = stem.to_string_lossy();
+            let mut name = format!("images/{stem}.{extension}");
+            if pictures.iter().any(|(other, _)| *other == name) {
+                name = format!("images/{stem}-{}.{extension}", pictures.len());
+            }
+            pictures.push((name, file.path));
+        }
+    }
+    lock.save()?;
+    anyhow::ensure!(
+        plan.verify.images.is_empty() || !pictures.is_empty(),
+        "{}: no PNG or JPEG among the pictures of `verify`",
+        plan.name
+    );
+    Ok(pictures)
 }

@@ -12,10 +12,13 @@ use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::Model;
 use crate::recipe::{Plan, Precision};
 
-/// Fixes the model's shapes; what must stay dynamic comes back as a profile.
-pub(super) fn resolve_shapes(plan: &Plan, model: &mut Model) -> anyhow::Result<Vec<ShapeRange>> {
+/// Fixes the model's shapes, pictures being of `size`; what must stay dynamic comes back as a profile.
+pub(super) fn resolve_shapes(
+    plan: &Plan,
+    size: Option<[u32; 2]>,
+    model: &mut Model,
+) -> anyhow::Result<Vec<ShapeRange>> {
     let build = &plan.build;
-    let size = plan.classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
     let (mut fixed, mut profile) = (BTreeMap::new(), Vec::new());
     for input in model.inputs()? {
         let mut shape = Vec::new();
@@ -71,30 +74,39 @@ pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeR
     if !build.tf32 {
         options.clear_flags.push("tf32".to_owned());
     }
-    let typed = version.family == Family::Rtx || version.major >= 11;
-    match build.precision {
-        Precision::Fp32 => {}
-        Precision::Fp16 | Precision::Bf16 if typed => bail!(
-            "{}: {version} takes its types from the model; it has no precision switch\n  hint: use `precision: fp32` and \
-             an ONNX file that is in half precision already",
-            plan.name
-        ),
-        Precision::Fp16 => options.set_flags.push("fp16".to_owned()),
-        Precision::Bf16 => options.set_flags.push("bf16".to_owned()),
+    let flag = match build.precision {
+        Precision::Fp32 => return Ok(options),
+        Precision::Fp16 => "fp16",
+        Precision::Bf16 => "bf16",
+    };
+    if typed(version) {
+        // The graph says which types; see precision.rs.
+        options.strongly_typed = true;
+    } else if build.precision == Precision::Bf16 {
+        bail!("{}: {version} knows no bfloat16
+  hint: use `precision: fp16`", plan.name);
+    } else {
+        options.set_flags.extend([flag.to_owned(), "obey_precision_constraints".to_owned()]);
     }
     Ok(options)
 }
 
+/// Whether this TensorRT takes types from the graph. TensorRT 8 takes a flag and precisions by layer; 9 and 10 could
+/// take either.
+pub(super) fn typed(version: Version) -> bool {
+    version.family == Family::Rtx || version.major >= 9
+}
+
 /// The parts the engine depends on.
 pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
-    let Prepared { plan, model, options, device, .. } = prepared;
-    let mut sources = sha256_file(model.path())?;
-    for file in model.external_files() {
-        let data = model.path().with_file_name(&file);
-        sources.push_str(&sha256_file(&data).with_context(|| format!("external data {}", data.display()))?);
+    let Prepared { plan, options, device, .. } = prepared;
+    let mut sources = String::new();
+    for file in &prepared.sources {
+        sources.push_str(&sha256_file(file).with_context(|| format!("source {}", file.display()))?);
     }
-    for image in &plan.verify.images {
-        sources.push_str(&sha256_file(image).with_context(|| format!("picture {}", image.display()))?);
+    for (name, picture) in &prepared.pictures {
+        sources.push_str(name);
+        sources.push_str(&sha256_file(picture).with_context(|| format!("picture {}", picture.display()))?);
     }
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
@@ -107,7 +119,7 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
     key.hashed("options", &serde_json::to_vec(options)?);
     // The plan without paths: moving a recipe changes nothing.
     let verify = (plan.verify.seeds, plan.verify.tolerance);
-    key.hashed("recipe", &serde_json::to_vec(&(&plan.kind, &plan.build, &plan.classifier, verify))?);
+    key.hashed("recipe", &serde_json::to_vec(&(&plan.kind, &plan.build, &prepared.classifier, &prepared.yolo, verify))?);
     Ok(key)
 }
 

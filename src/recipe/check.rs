@@ -1,15 +1,15 @@
 //! What a recipe must not say, beyond its types: contradictions and missing companions, each with its line.
 
-use super::schema::{Build, ClassifierRecipe, LlmRecipe, Recipe, Source, Verify};
+use super::schema::{Build, ClassifierRecipe, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
 use crate::artifact::{is_contained, is_sha256};
-use crate::vision::ClassifierOutput;
+use crate::vision::{ClassifierOutput, Preprocess, Resize};
 
 type Checked = Result<(), RecipeError>;
 
 pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
     name(document, recipe.name())?;
-    source(document, recipe.source())?;
+    source(document, &["source"], recipe.source())?;
     if let Some(settings) = recipe.build() {
         build(document, settings)?;
     }
@@ -18,14 +18,7 @@ pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
     }
     match recipe {
         Recipe::Classifier(recipe) => classifier(document, recipe),
-        Recipe::Yolo(recipe) => match recipe.image_size {
-            Some(size) if size == 0 || size % 32 != 0 => Err(document.error(
-                &["image_size"],
-                &format!("image_size {size} is not a multiple of 32"),
-                Some("YOLO's coarsest grid is 32 pixels; use e.g. 640"),
-            )),
-            _ => Ok(()),
-        },
+        Recipe::Yolo(recipe) => yolo(document, recipe),
         Recipe::Llm(recipe) => llm(document, recipe),
         Recipe::Onnx(_) => Ok(()),
     }
@@ -40,7 +33,12 @@ fn name(document: &Document, name: &str) -> Checked {
     Ok(())
 }
 
-fn source(document: &Document, source: &Source) -> Checked {
+/// `at` is where the recipe says it.
+fn source(document: &Document, at: &[&str], source: &Source) -> Checked {
+    let error = |field: &str, message: &str, help: Option<&str>| {
+        let path: Vec<&str> = at.iter().copied().chain([field]).filter(|key| !key.is_empty()).collect();
+        Err(document.error(&path, message, help))
+    };
     let kinds = [
         ("hub", source.hub.is_some()),
         ("path", source.path.is_some()),
@@ -55,7 +53,7 @@ fn source(document: &Document, source: &Source) -> Checked {
         } else {
             format!("source has {}: which one?", given.join(" and "))
         };
-        return Err(document.error(&["source"], &message, Some("give exactly one of hub, path, url, pypi, ollama")));
+        return error("", &message, Some("give exactly one of hub, path, url, pypi, ollama"));
     };
     let companions = [
         ("revision", source.revision.is_some(), &["hub"][..]),
@@ -67,12 +65,12 @@ fn source(document: &Document, source: &Source) -> Checked {
     for (field, given, owners) in companions {
         if given && !owners.contains(&kind) {
             let message = format!("`{field}` belongs to a {} source, not to `{kind}`", owners.join(" or "));
-            return Err(document.error(&["source", field], &message, None));
+            return error(field, &message, None);
         }
     }
     let needs = |field: &str| {
         let message = format!("a {kind} source needs `{field}`");
-        Err(document.error(&["source", kind], &message, Some(&format!("add `{field}:` below `source:`"))))
+        error(kind, &message, Some(&format!("add `{field}:` below `source:`")))
     };
     if kind == "url" && source.sha256.is_none() {
         return needs("sha256");
@@ -83,10 +81,10 @@ fn source(document: &Document, source: &Source) -> Checked {
     if kind == "pypi" && source.file.is_none() {
         return needs("file");
     }
-    values(document, source)
+    values(source, &error)
 }
 
-fn values(document: &Document, source: &Source) -> Checked {
+fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) -> Checked {
     if let Some(repository) = &source.hub {
         let plain = |part: &str| {
             !part.is_empty()
@@ -95,57 +93,55 @@ fn values(document: &Document, source: &Source) -> Checked {
         };
         if !repository.split_once('/').is_some_and(|(owner, name)| plain(owner) && plain(name)) {
             let message = format!("`{repository}` is not a repository");
-            return Err(document.error(&["source", "hub"], &message, Some("write owner/name")));
+            return error("hub", &message, Some("write owner/name"));
         }
     }
     if let Some(revision) = &source.revision
         && !is_contained(revision)
     {
-        return Err(document.error(&["source", "revision"], &format!("`{revision}` is not a revision"), None));
+        return error("revision", &format!("`{revision}` is not a revision"), None);
     }
     if let Some(url) = &source.url
         && !(url.starts_with("https://") || url.starts_with("http://"))
     {
         let message = format!("`{url}` is not an http address");
-        return Err(document.error(&["source", "url"], &message, Some("write https://…")));
+        return error("url", &message, Some("write https://…"));
     }
     if let Some(package) = &source.pypi
         && !package.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
     {
-        return Err(document.error(&["source", "pypi"], &format!("`{package}` is not a package name"), None));
+        return error("pypi", &format!("`{package}` is not a package name"), None);
     }
     if let Some(model) = &source.ollama
         && (!is_contained(&model.replace(':', "/")) || model.matches(':').count() > 1)
     {
         let message = format!("`{model}` is not an Ollama model");
-        return Err(document.error(
-            &["source", "ollama"],
-            &message,
+        return error("ollama", &message,
             Some("write e.g. llama3.2:1b, as `ollama list` does"),
-        ));
+        );
     }
     if let Some(version) = &source.package_version
         && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '!')))
     {
         let message = format!("`{version}` is not one exact version");
-        return Err(document.error(&["source", "package_version"], &message, Some("write e.g. 2.0.0")));
+        return error("package_version", &message, Some("write e.g. 2.0.0"));
     }
     if let Some(file) = &source.file
         && !is_contained(file)
     {
         let message = format!("file `{file}` leaves its package");
-        return Err(document.error(&["source", "file"], &message, Some("give a relative path without `..`")));
+        return error("file", &message, Some("give a relative path without `..`"));
     }
     if let Some(sha256) = &source.sha256
         && !is_sha256(sha256)
     {
         let message = "sha256 is not 64 hexadecimal digits";
-        return Err(document.error(&["source", "sha256"], message, Some("`sha256sum FILE` prints it")));
+        return error("sha256", message, Some("`sha256sum FILE` prints it"));
     }
     if let Some(files) = &source.files {
         for glob in files {
-            if let Err(error) = globset::Glob::new(glob) {
-                return Err(document.error(&["source", "files"], &format!("bad glob: {error}"), None));
+            if let Err(mistake) = globset::Glob::new(glob) {
+                return error("files", &format!("bad glob: {mistake}"), None);
             }
         }
     }
@@ -185,6 +181,15 @@ fn build(document: &Document, build: &Build) -> Checked {
 }
 
 fn verify(document: &Document, verify: &Verify) -> Checked {
+    for picture in verify.images.iter().flatten() {
+        if let Picture::Source(place) = picture {
+            source(document, &["verify", "images"], place)?;
+            if place.ollama.is_some() || (place.hub.is_some() && place.file.is_none()) {
+                let message = "a picture's source must name one file";
+                return Err(document.error(&["verify", "images"], message, Some("with `hub:` add `file:`")));
+            }
+        }
+    }
     if verify.tolerance.is_some_and(|tolerance| !(tolerance > 0.0 && tolerance < 1.0)) {
         return Err(document.error(&["verify", "tolerance"], "tolerance must be above 0 and below 1", None));
     }
@@ -194,13 +199,51 @@ fn verify(document: &Document, verify: &Verify) -> Checked {
     Ok(())
 }
 
-fn classifier(document: &Document, recipe: &ClassifierRecipe) -> Checked {
-    let preprocess = &recipe.preprocess;
+fn preprocess(document: &Document, preprocess: &Preprocess) -> Checked {
     if preprocess.std.iter().any(|std| !std.is_finite() || *std == 0.0) {
         return Err(document.error(&["preprocess", "std"], "std divides, so it must be finite and not 0", None));
     }
     if preprocess.size.is_some_and(|size| size.contains(&0)) {
         return Err(document.error(&["preprocess", "size"], "size is 0", None));
+    }
+    match preprocess.resize {
+        Some(_) if preprocess.fit.is_some() => {
+            let message = "`resize` and `fit` contradict each other";
+            Err(document.error(&["preprocess", "resize"], message, Some("with `resize`, `size` is cut out of the middle")))
+        }
+        Some(Resize::ShortestEdge(0) | Resize::Both([0, _] | [_, 0])) => {
+            Err(document.error(&["preprocess", "resize"], "resize is 0", None))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn yolo(document: &Document, recipe: &YoloRecipe) -> Checked {
+    if let Some(size) = recipe.image_size
+        && size.sides().iter().any(|side| *side == 0 || side % 32 != 0 || *side > 1 << 13)
+    {
+        let [height, width] = size.sides();
+        let side = [height, width].into_iter().find(|side| *side == 0 || side % 32 != 0).unwrap_or(height);
+        return Err(document.error(
+            &["image_size"],
+            &format!("image_size {side} is not a multiple of 32 up to 8192"),
+            Some("YOLO's coarsest grid is 32 pixels; use e.g. 640"),
+        ));
+    }
+    for (field, value) in [("confidence", recipe.confidence), ("iou", recipe.iou)] {
+        if value.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
+            return Err(document.error(&[field], &format!("{field} must be from 0 to 1"), None));
+        }
+    }
+    if recipe.max_detections == Some(0) {
+        return Err(document.error(&["max_detections"], "max_detections is 0", None));
+    }
+    Ok(())
+}
+
+fn classifier(document: &Document, recipe: &ClassifierRecipe) -> Checked {
+    if let Some(preprocess) = &recipe.preprocess {
+        self::preprocess(document, preprocess)?;
     }
     let expectation = recipe.output == Some(ClassifierOutput::Expectation);
     match (&recipe.class_values, expectation) {

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-pub use plan::{BuildPlan, LlmPlan, Plan, SourcePlan, VerifyPlan};
+pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};
 pub use schema::*;
 
 /// Recipes are a page of text; anything longer is not one.

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::schema::{Build, Kind, Precision, Recipe, Source};
-use crate::vision::{Classifier, ClassifierOutput};
+use super::schema::{Build, Kind, Picture, Precision, Recipe, Source, YoloRecipe};
+use crate::vision::{ClassifierOutput, Preprocess};
 
 /// A recipe with nothing left to decide.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -22,11 +22,41 @@ pub struct Plan {
     /// How it is built.
     pub build: BuildPlan,
     /// For classifiers: the way in and out.
-    pub classifier: Option<Classifier>,
+    pub classifier: Option<ClassifierPlan>,
+    /// For YOLO models.
+    pub yolo: Option<YoloPlan>,
     /// For language models: their limits.
     pub llm: Option<LlmPlan>,
     /// How it is proved.
     pub verify: VerifyPlan,
+}
+
+/// A classifier's way in and out, as far as the recipe says; the rest is the checkpoint's to say.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassifierPlan {
+    /// Image to tensor.
+    pub preprocess: Option<Preprocess>,
+    /// Class names.
+    pub labels: Option<Vec<String>>,
+    /// What the output holds.
+    pub output: ClassifierOutput,
+    /// Class values for an expectation.
+    pub class_values: Option<Vec<f32>>,
+}
+
+/// A YOLO model's settings after defaults.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct YoloPlan {
+    /// Input height and width; `None` is the task's own default.
+    pub size: Option<[u32; 2]>,
+    /// Scores below are not reported.
+    pub confidence: f32,
+    /// Overlap above which the worse of two boxes goes.
+    pub iou: f32,
+    /// Boxes at most.
+    pub max_detections: usize,
+    /// The engine file begins with Ultralytics' metadata.
+    pub metadata: bool,
 }
 
 /// A language model's limits after defaults, which are those of the TensorRT-LLM set-up this replaces.
@@ -80,8 +110,8 @@ pub struct BuildPlan {
 pub struct VerifyPlan {
     /// Random inputs.
     pub seeds: u32,
-    /// Pictures.
-    pub images: Vec<PathBuf>,
+    /// Where pictures are.
+    pub images: Vec<SourcePlan>,
     /// Prompts.
     pub prompts: Vec<String>,
     /// Allowed relative error.
@@ -94,12 +124,16 @@ impl Plan {
         let folder = path.parent().unwrap_or(Path::new(""));
         let build = build_plan(recipe.kind(), recipe.build());
         let classifier = match recipe {
-            Recipe::Classifier(recipe) => Some(Classifier {
+            Recipe::Classifier(recipe) => Some(ClassifierPlan {
                 preprocess: recipe.preprocess.clone(),
                 labels: recipe.labels.clone(),
                 output: recipe.output.unwrap_or(ClassifierOutput::Logits),
                 class_values: recipe.class_values.clone(),
             }),
+            _ => None,
+        };
+        let yolo = match recipe {
+            Recipe::Yolo(recipe) => Some(yolo_plan(recipe)),
             _ => None,
         };
         let llm = match recipe {
@@ -119,7 +153,7 @@ impl Plan {
             (Kind::Llm, Precision::Bf16) => 5e-2,
             (Kind::Llm, _) => 1e-2,
             (_, Precision::Fp32) if !build.tf32 => 1e-3,
-            _ => 2e-2,
+            _ => 5e-2,
         };
         let verify = recipe.verify();
         Self {
@@ -129,17 +163,35 @@ impl Plan {
             source: source_plan(folder, recipe.kind(), recipe.source()),
             build,
             classifier,
+            yolo,
             llm,
             verify: VerifyPlan {
                 seeds: verify.and_then(|verify| verify.seeds).unwrap_or(3),
                 images: verify
                     .and_then(|verify| verify.images.as_ref())
-                    .map(|images| images.iter().map(|image| folder.join(image)).collect())
+                    .map(|images| images.iter().map(|image| picture_plan(folder, image)).collect())
                     .unwrap_or_default(),
                 prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
                 tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
             },
         }
+    }
+}
+
+fn yolo_plan(recipe: &YoloRecipe) -> YoloPlan {
+    YoloPlan {
+        size: recipe.image_size.map(|size| size.sides()),
+        confidence: recipe.confidence.unwrap_or(0.25),
+        iou: recipe.iou.unwrap_or(0.7),
+        max_detections: recipe.max_detections.and_then(|count| usize::try_from(count).ok()).unwrap_or(300),
+        metadata: !recipe.raw.unwrap_or(false),
+    }
+}
+
+fn picture_plan(folder: &Path, picture: &Picture) -> SourcePlan {
+    match picture {
+        Picture::Path(path) => SourcePlan::Path { path: folder.join(path), sha256: None },
+        Picture::Source(source) => source_plan(folder, Kind::Onnx, source),
     }
 }
 
@@ -177,7 +229,8 @@ fn default_files(kind: Kind) -> Vec<String> {
         // Not every *.safetensors: some repositories keep the weights a second time, as consolidated.safetensors.
         Kind::Llm => &["*.json", "model*.safetensors", "tokenizer*", "*.jinja"],
         Kind::Yolo => &["*.pt"],
-        Kind::Classifier => &["*.json", "*.safetensors", "*.onnx"],
+        // An ONNX file has to be named: repositories keep several, quantised ones among them.
+        Kind::Classifier => &["*.json", "model*.safetensors"],
         Kind::Onnx => &["*.onnx", "*.onnx_data", "*.onnx.data"],
     };
     globs.iter().map(|glob| (*glob).to_owned()).collect()

@@ -54,7 +54,8 @@ pub struct OnnxRecipe {
     pub verify: Option<Verify>,
 }
 
-/// An image classifier from an ONNX file with one image input and one output.
+/// An image classifier: a Hugging Face folder (config.json and safetensors), or an ONNX file with one image input and
+/// one output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ClassifierRecipe {
@@ -64,11 +65,12 @@ pub struct ClassifierRecipe {
     pub name: String,
     /// Always `classifier`.
     pub kind: Kind,
-    /// Where the `.onnx` file comes from.
+    /// Where the checkpoint or the `.onnx` file comes from.
     pub source: Source,
-    /// How an image becomes the input tensor.
-    pub preprocess: Preprocess,
-    /// Class names in output order. Left out: the class numbers.
+    /// How an image becomes the input tensor. Default: what preprocessor_config.json says; an ONNX file needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocess>,
+    /// Class names in output order. Default: the checkpoint's own, or the class numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
     /// What the output holds. Default: `logits`.
@@ -97,15 +99,47 @@ pub struct YoloRecipe {
     pub kind: Kind,
     /// Where the checkpoint comes from.
     pub source: Source,
-    /// Input height and width in pixels, multiples of 32. Default: 640.
+    /// Input height and width in pixels, multiples of 32. Default: 640, or 224 for a classifying YOLO.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image_size: Option<u32>,
+    pub image_size: Option<ImageSize>,
+    /// Detections that are less sure are not reported. Default: 0.25.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confidence: Option<f32>,
+    /// Of two boxes of one class that overlap more (intersection over union), the better is kept. Default: 0.7.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iou: Option<f32>,
+    /// Detections reported at most. Default: 300.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_detections: Option<u32>,
+    /// Leave out the metadata with which Ultralytics' own engine files begin, which DeepStream and trtexec do not
+    /// understand. Default: false.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub raw: Option<bool>,
     /// How TensorRT builds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
     /// How the engine is proved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
+}
+
+/// One number for both sides, or height and width.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum ImageSize {
+    Square(u32),
+    Sides([u32; 2]),
+}
+
+impl ImageSize {
+    /// Height and width.
+    pub fn sides(self) -> [u32; 2] {
+        match self {
+            ImageSize::Square(size) => [size; 2],
+            ImageSize::Sides(sides) => sides,
+        }
+    }
 }
 
 /// A large language model.
@@ -223,17 +257,27 @@ pub struct Verify {
     /// Random inputs to try. Default: 3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u32>,
-    /// Pictures to try, relative to the recipe; copied into the engine directory.
+    /// Pictures to try: files or folders relative to the recipe, or sources. Copied into the engine directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub images: Option<Vec<String>>,
+    pub images: Option<Vec<Picture>>,
     /// Prompts for an llm, besides the built-in ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<String>>,
-    /// Largest allowed max|engine - reference| / max|reference| of any output; default 1e-3 for fp32, 2e-2 below. For an
+    /// Largest allowed max|engine - reference| / max|reference| of any output; default 1e-3 for fp32, 5e-2 below, where
+    /// the answers on the pictures decide. For an
     /// llm: the largest mean Kullback-Leibler divergence in nats a token; default 1e-5 for fp32, 1e-2 for fp16, 5e-2 for
     /// bf16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
+}
+
+/// A picture's place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Picture {
+    Path(String),
+    Source(Source),
 }
 
 impl Recipe {

@@ -4,6 +4,7 @@
 //! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
 
 mod llm;
+mod vision;
 
 use std::fs;
 use std::path::Path;
@@ -13,15 +14,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::write_file;
 use crate::backend::cpu::Cpu;
-use crate::backend::tensorrt::{TensorRt, device::Device, plan::Header};
+use crate::backend::tensorrt::plan::{self, Header};
+use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{Backend, BackendError, Session};
 use crate::manifest::{Hasher, Manifest, REPORT_FILE};
 use crate::onnx;
 use crate::progress::{Event, Progress};
 use crate::tensor::{Tensor, TensorSpec};
-use crate::vision;
+use crate::vision as pictures;
 
 pub use llm::{Perplexity, PromptReport};
+pub use vision::Agreement;
 
 /// One check's outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +87,9 @@ pub struct Report {
     pub checks: Vec<Check>,
     /// Every comparison made.
     pub comparisons: Vec<Comparison>,
+    /// What the engine and the reference said of each picture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Agreement>,
     /// A language model's answers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompts: Vec<PromptReport>,
@@ -96,6 +102,12 @@ impl Report {
     /// Whether any check failed.
     pub fn failed(&self) -> bool {
         self.checks.iter().any(|check| check.status == Status::Failed)
+    }
+
+    /// Whether the engine ran here and computed something wrong, as another precision may not.
+    pub fn wrong_answers(&self) -> bool {
+        let numbers = |check: &Check| matches!(check.name.as_str(), "execution" | "answers");
+        self.executed_on.is_some() && self.checks.iter().any(|check| check.status == Status::Failed && numbers(check))
     }
 
     /// The report of an earlier verification, if there is a readable one.
@@ -118,6 +130,7 @@ pub fn verify(folder: &Path, progress: &Arc<dyn Progress>, hash: Hasher<'_>) -> 
         tolerance: manifest.verify.tolerance,
         checks: Vec::new(),
         comparisons: Vec::new(),
+        answers: Vec::new(),
         prompts: Vec::new(),
         perplexity: None,
     };
@@ -130,9 +143,10 @@ pub fn verify(folder: &Path, progress: &Arc<dyn Progress>, hash: Hasher<'_>) -> 
         llm::verify(folder, &manifest, record, progress, &mut report)?;
     } else if !report.failed() {
         signature(folder, &manifest, &mut report);
-        let plan = fs::read(folder.join(&manifest.engine))?;
-        if let Some(tensorrt) = header(&manifest, &plan, &mut report) {
-            execution(folder, &manifest, &tensorrt, &plan, progress, &mut report)?;
+        let file = fs::read(folder.join(&manifest.engine))?;
+        let (_, plan) = plan::split(&file);
+        if let Some(tensorrt) = header(&manifest, plan, &mut report) {
+            execution(folder, &manifest, &tensorrt, plan, progress, &mut report)?;
         }
     }
     let mut text = serde_json::to_string_pretty(&report)?;
@@ -247,17 +261,26 @@ fn execution(
         return Ok(());
     }
     let mut reference = Cpu.open(&folder.join(&manifest.model))?;
-    for (case, inputs) in cases(folder, manifest)? {
-        progress.event(Event::Stage(&format!("{}: comparing {case}", manifest.name)));
-        match compare(&mut *engine, &mut *reference, &case, &inputs) {
-            Ok(comparisons) => report.comparisons.extend(comparisons),
-            Err(error) => {
-                report.push("execution", Status::Failed, format!("{case}: {error}"));
+    for Case { name, inputs, picture } in cases(folder, manifest)? {
+        progress.event(Event::Stage(&format!("{}: comparing {name}", manifest.name)));
+        let both = engine.run(&inputs).and_then(|have| Ok((have, reference.run(&inputs)?)));
+        let compared = both.and_then(|(have, want)| {
+            report.comparisons.extend(compare_outputs(reference.outputs(), &name, &have, &want)?);
+            Ok((have, want))
+        });
+        match (compared, picture) {
+            (Ok((have, want)), Some(picture)) => {
+                report.answers.extend(vision::agreement(manifest, &name, picture, &have, &want));
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => {
+                report.push("execution", Status::Failed, format!("{name}: {error}"));
                 return Ok(());
             }
         }
     }
     conclude(report);
+    vision::conclude(manifest, report);
     Ok(())
 }
 
@@ -276,8 +299,17 @@ fn conclude(report: &mut Report) {
     report.push("execution", if passed { Status::Passed } else { Status::Failed }, text);
 }
 
+/// One input to try.
+struct Case {
+    /// "seed 1" or a picture's name.
+    name: String,
+    inputs: Vec<Tensor>,
+    /// Height and width of the picture.
+    picture: Option<[u32; 2]>,
+}
+
 /// The inputs to try: seeded ones, then the pictures.
-fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<(String, Vec<Tensor>)>> {
+fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
     let batch = manifest.tuned_batch();
     let mut cases = Vec::new();
     for seed in 1..=u64::from(manifest.verify.seeds) {
@@ -288,15 +320,16 @@ fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<(String, Vec<
             .map(|(spec, index)| Tensor::seeded(spec.dtype, spec.shape_with(batch), seed * 1000 + index))
             .collect();
         let inputs = inputs.ok_or_else(|| anyhow::anyhow!("an input type cannot be made on the host"))?;
-        cases.push((format!("seed {seed}"), inputs));
+        cases.push(Case { name: format!("seed {seed}"), inputs, picture: None });
     }
-    if let (Some(classifier), [input]) = (&manifest.classifier, &manifest.inputs[..]) {
-        let size = vision::input_size(&classifier.preprocess, &input.shape)?;
-        let batch = input.shape_with(batch)[0]; // the model's own where it is fixed; input_size saw four dimensions
-        for image in &manifest.verify.images {
-            let tensor = classifier.input(&folder.join(image), size, batch)?;
-            cases.push((image.clone(), vec![tensor]));
-        }
+    let Some(preprocess) = manifest.preprocess() else { return Ok(cases) };
+    let [input] = &manifest.inputs[..] else { return Ok(cases) };
+    let size = pictures::input_size(&preprocess, &input.shape)?;
+    let batch = input.shape_with(batch)[0]; // the model's own where it is fixed; input_size saw four dimensions
+    for image in &manifest.verify.images {
+        let picture = pictures::read_picture(&folder.join(image))?;
+        let inputs = vec![pictures::to_tensor(&picture, &preprocess, size).repeated(batch)];
+        cases.push(Case { name: image.clone(), inputs, picture: Some([picture.height(), picture.width()]) });
     }
     Ok(cases)
 }
@@ -309,9 +342,17 @@ pub fn compare(
     inputs: &[Tensor],
 ) -> Result<Vec<Comparison>, BackendError> {
     let (have, want) = (engine.run(inputs)?, reference.run(inputs)?);
-    let specs = reference.outputs();
+    compare_outputs(reference.outputs(), case, &have, &want)
+}
+
+fn compare_outputs(
+    specs: &[TensorSpec],
+    case: &str,
+    have: &[Tensor],
+    want: &[Tensor],
+) -> Result<Vec<Comparison>, BackendError> {
     let mut comparisons = Vec::new();
-    for ((spec, have), want) in specs.iter().zip(&have).zip(&want) {
+    for ((spec, have), want) in specs.iter().zip(have).zip(want) {
         if have.shape() != want.shape() {
             let (have, want) = (have.shape(), want.shape());
             return Err(BackendError::Run(format!("output {} has shape {have:?}, the reference {want:?}", spec.name)));

@@ -2,6 +2,7 @@
 //!
 //! Decoding and non-maximum suppression are those of Ultralytics' `predict`, so that thresholds mean the same.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,8 @@ pub struct Yolo {
     pub max_detections: usize,
     /// The engine file begins with Ultralytics' metadata.
     pub metadata: bool,
+    /// What the checkpoint says of itself: license, docs, head.
+    pub about: BTreeMap<String, String>,
 }
 
 /// How a picture lies in a square that keeps its aspect ratio.
@@ -250,6 +253,7 @@ mod tests {
             iou: 0.7,
             max_detections: 300,
             metadata: true,
+            about: BTreeMap::new(),
         }
     }
 

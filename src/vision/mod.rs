@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use classify::{Answer, Classifier};
+pub(crate) use detect::overlap;
 pub use detect::{Detection, Letterbox, Yolo};
 pub use draw::annotate;
 pub use image::RgbImage;

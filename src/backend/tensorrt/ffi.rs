@@ -40,6 +40,8 @@ pub mod bridge {
         clear_flags: Vec<String>,
         compute_capabilities: Vec<String>,
         strongly_typed: bool,
+        /// Layers that stay in float32, by the names of their ONNX nodes.
+        full_layers: Vec<String>,
         detailed_profiling: bool,
         profile: Vec<ShapeRange>,
         timing_cache: Vec<u8>,

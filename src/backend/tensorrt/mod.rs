@@ -85,6 +85,9 @@ pub struct BuildOptions {
     pub compute_capabilities: Vec<String>,
     /// Types in the graph are binding (TensorRT 9 and later; always so in 11 and RTX).
     pub strongly_typed: bool,
+    /// Weakly typed networks with a half-precision flag: layers that stay in float32, by the names of their ONNX nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub full_layers: Vec<String>,
     /// Keep layer names and tactics for `inspect`.
     pub detailed_profiling: bool,
     /// Ranges of dynamic inputs; empty when all shapes are static.
@@ -206,6 +209,7 @@ mod present {
                 clear_flags: options.clear_flags.clone(),
                 compute_capabilities: options.compute_capabilities.clone(),
                 strongly_typed: options.strongly_typed,
+                full_layers: options.full_layers.clone(),
                 detailed_profiling: options.detailed_profiling,
                 profile: options.profile.iter().map(range).collect(),
                 timing_cache,

@@ -6,6 +6,30 @@
 
 use super::{Family, Version};
 
+/// Metadata before a plan are a page of JSON.
+const METADATA_LIMIT: usize = 16 << 20;
+
+/// An engine file parted into the metadata before the plan, as Ultralytics writes them (a 32-bit little-endian length and
+/// so many bytes of JSON), and the plan. Any plan is also an engine file, without metadata.
+pub fn split(file: &[u8]) -> (Option<serde_json::Value>, &[u8]) {
+    let metadata = || {
+        let length = usize::try_from(u32::from_le_bytes(file.get(..4)?.try_into().ok()?)).ok()?;
+        let json = file.get(4..4usize.checked_add(length).filter(|_| length <= METADATA_LIMIT)?)?;
+        Some((serde_json::from_slice(json).ok()?, &file[4 + length..]))
+    };
+    match Header::parse(file).map_or_else(metadata, |_| None) {
+        Some((metadata, plan)) => (Some(metadata), plan),
+        None => (None, file),
+    }
+}
+
+/// An engine file of metadata and plan.
+pub fn join(metadata: &serde_json::Value, plan: &[u8]) -> Vec<u8> {
+    let json = metadata.to_string().into_bytes();
+    let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
+    [&length.to_le_bytes()[..], &json, plan].concat()
+}
+
 /// Bytes [`Header::parse`] looks at.
 pub const LENGTH: usize = 28;
 
@@ -59,5 +83,17 @@ mod tests {
         assert_eq!(Header::parse(&bytes).unwrap().version, None);
         assert_eq!(Header::parse(&bytes[..27]), None);
         assert_eq!(Header::parse(b"{\"a\": 1}                      "), None);
+    }
+
+    #[test]
+    fn metadata_come_off_again() {
+        let plan = *b"vtrt\0\0\0\0\x02\0\0\0\0\0\0\0\x5c\x87\x0e\0\0\0\0\0\x01\x06\x01\x78";
+        let metadata = serde_json::json!({ "names": { "0": "wąż" } });
+        let file = join(&metadata, &plan);
+        assert_eq!(split(&file), (Some(metadata), &plan[..]));
+        assert_eq!(split(&plan), (None, &plan[..]));
+        for damaged in [&file[..3], &file[..20], b"\xff\xff\xff\xffvtrt", b"\x02\0\0\0{]rest", b""] {
+            assert_eq!(split(damaged).0, None, "{damaged:?}");
+        }
     }
 }

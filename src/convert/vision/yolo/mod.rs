@@ -32,6 +32,8 @@ pub struct YoloModel {
     pub names: Vec<String>,
     /// Largest stride; image sizes are multiples of it.
     pub stride: usize,
+    /// What the checkpoint says of itself: license, docs, head.
+    pub about: BTreeMap<String, String>,
     /// What the user should know.
     pub notes: Vec<String>,
 }
@@ -68,7 +70,13 @@ pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> 
         });
     }
     let inputs = gather(head, &maps, &input)?;
-    End { emitter, names: class_names(root)?, batch, image }.finish(head, &inputs)
+    let mut model = End { emitter, names: class_names(root)?, batch, image }.finish(head, &inputs)?;
+    for key in ["license", "docs"] {
+        if let Some(text) = file.root().get(key).and_then(|item| item.text()) {
+            model.about.insert(key.to_owned(), text.to_owned());
+        }
+    }
+    Ok(model)
 }
 
 /// The maps a layer reads: `f`, an index or a list; -1 is the layer before.
@@ -161,6 +169,7 @@ impl End {
         }
         let model = graph.finish(Path::new("model.onnx"));
         let model = model.map_err(|error| CheckpointError::new(&error.path, error.message))?;
-        Ok(YoloModel { model, task, names: self.names, stride, notes })
+        let about = BTreeMap::from([("head".to_owned(), head.class.to_owned())]);
+        Ok(YoloModel { model, task, names: self.names, stride, about, notes })
     }
 }

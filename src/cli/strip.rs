@@ -1,0 +1,34 @@
+//! `strip`: an engine file without the metadata before its plan.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+
+use super::{Exit, print};
+use crate::artifact::write_file;
+use crate::backend::tensorrt::plan;
+
+/// Take Ultralytics' metadata off an engine file, for trtexec, DeepStream and other readers of plain plans
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Engine file
+    engine: PathBuf,
+    /// Where the plain plan goes [default: beside it, as .plan]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
+    let file = std::fs::read(&args.engine).with_context(|| format!("cannot read {}", args.engine.display()))?;
+    let (metadata, plan) = plan::split(&file);
+    ensure!(
+        plan::Header::parse(plan).is_some(),
+        "{} is no TensorRT engine\n  hint: an engine directory keeps it as NAME.engine",
+        args.engine.display()
+    );
+    let output = args.output.clone().unwrap_or_else(|| args.engine.with_extension("plan"));
+    write_file(&output, plan).with_context(|| format!("cannot write {}", output.display()))?;
+    let what = if metadata.is_some() { "without its metadata" } else { "had no metadata" };
+    print(format!("{}: {what}: {}", args.engine.display(), output.display()))?;
+    Ok(Exit::Success)
+}

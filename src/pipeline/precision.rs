@@ -1,0 +1,117 @@
+//! Half precision that is right: the first try follows the rules of [`crate::onnx::Half`]; where the engine's answers
+//! then fail their proof, a search finds the stretch of products that has to stay in float32.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{Context, MODEL, Prepared, attempt, settings};
+use crate::backend::tensorrt::BuildOptions;
+use crate::onnx::Half;
+use crate::progress::Event;
+use crate::recipe::Precision;
+use crate::tensor::DType;
+use crate::verify::Report;
+
+/// The model in half precision, while it is built from.
+const HALF_MODEL: &str = "half.onnx";
+
+fn half(prepared: &Prepared, full: &[String]) -> Option<Half> {
+    let dtype = match prepared.plan.build.precision {
+        Precision::Fp32 => return None,
+        Precision::Fp16 => DType::Float16,
+        Precision::Bf16 => DType::BFloat16,
+    };
+    Some(Half { dtype, keep: full.iter().cloned().collect::<HashSet<_>>() })
+}
+
+/// What TensorRT builds from: options and ONNX file.
+pub(super) fn source(prepared: &Prepared, staged: &Path, full: &[String]) -> anyhow::Result<(BuildOptions, PathBuf)> {
+    let mut options = prepared.options.clone();
+    let Some(half) = half(prepared, full) else { return Ok((options, staged.join(MODEL))) };
+    if settings::typed(prepared.tensorrt) {
+        let path = staged.join(HALF_MODEL);
+        fs::write(&path, prepared.model.to_half(&half)?.to_bytes()?)?;
+        return Ok((options, path));
+    }
+    options.full_layers = prepared.model.full_nodes(&half)?;
+    Ok((options, staged.join(MODEL)))
+}
+
+/// Builds and proves the engine; in half precision with as many products in float32 as it takes.
+pub(super) fn build_right(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow::Result<Report> {
+    let first = attempt(prepared, staged, &[], context)?;
+    let Some(half) = half(prepared, &[]) else { return Ok(first) };
+    if !first.wrong_answers() {
+        return Ok(first);
+    }
+    let name = &prepared.plan.name;
+    let products = prepared.model.half_products(&half)?;
+    context.progress.event(Event::Warning(&format!(
+        "{name}: half precision does not pass: looking for the products that need float32, a build for each try"
+    )));
+    let passes = |from: usize, to: usize| -> anyhow::Result<bool> {
+        let report = attempt(prepared, staged, &products[from..to], context)?;
+        Ok(!report.failed())
+    };
+    let Some((from, to)) = narrow(products.len(), passes)? else {
+        // The engine is as wrong in float32: the report of the last try says how, and refuses it.
+        return attempt(prepared, staged, &products, context);
+    };
+    let report = attempt(prepared, staged, &products[from..to], context)?;
+    context.progress.event(Event::Warning(&format!(
+        "{name}: {} of {} products stay in float32, from {} to {}",
+        to - from,
+        products.len(),
+        products[from],
+        products[to - 1]
+    )));
+    Ok(report)
+}
+
+/// The shortest stretch `from..to` that passes, supposing that a stretch that holds one that passes does too; `None` if
+/// not even `0..count` passes.
+fn narrow(
+    count: usize,
+    mut passes: impl FnMut(usize, usize) -> anyhow::Result<bool>,
+) -> anyhow::Result<Option<(usize, usize)>> {
+    if count == 0 || !passes(0, count)? {
+        return Ok(None);
+    }
+    // The largest start that passes up to the end, then the smallest end from there.
+    let (mut from, mut beyond) = (0, count);
+    while beyond - from > 1 {
+        let middle = from.midpoint(beyond);
+        if passes(middle, count)? { from = middle } else { beyond = middle }
+    }
+    let (mut short, mut to) = (from, count);
+    while to - short > 1 {
+        let middle = short.midpoint(to);
+        if passes(from, middle)? { to = middle } else { short = middle }
+    }
+    Ok(Some((from, to)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_shortest_stretch_is_found() {
+        for count in [1, 2, 7, 100] {
+            for from in 0..count {
+                for to in from + 1..=count {
+                    let mut tries = 0;
+                    let found = narrow(count, |a, b| {
+                        tries += 1;
+                        Ok(a <= from && to <= b)
+                    });
+                    assert_eq!(found.unwrap(), Some((from, to)));
+                    assert!(tries <= 16, "{tries}");
+                }
+            }
+        }
+        assert_eq!(narrow(5, |_, _| Ok(false)).unwrap(), None);
+        assert_eq!(narrow(0, |_, _| Ok(true)).unwrap(), None);
+    }
+}

@@ -1,0 +1,259 @@
+//! From a fetched source to the ONNX model of a vision engine, and what its manifest says of the way in and out.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, bail};
+
+use crate::checkpoint::torch::TorchFile;
+use crate::checkpoint::{Checkpoint, read_json};
+use crate::convert::Config;
+use crate::convert::vision::{classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
+use crate::fetch::Fetched;
+use crate::onnx::Model;
+use crate::recipe::{ClassifierPlan, Kind, Plan, SourcePlan, YoloPlan};
+use crate::vision::{Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
+
+/// A model and everything around it.
+pub(super) struct Vision {
+    pub(super) model: Model,
+    pub(super) classifier: Option<Classifier>,
+    pub(super) yolo: Option<Yolo>,
+    /// Files the model depends on.
+    pub(super) sources: Vec<PathBuf>,
+    /// What the user should know.
+    pub(super) notes: Vec<String>,
+}
+
+/// Reads or converts a plan's model.
+pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
+    let file = match &plan.source {
+        SourcePlan::Hub { file, .. } => file.as_deref(),
+        _ => None,
+    };
+    let only = |extension: &str| {
+        let found = fetched.only(extension, file).map_err(|message| anyhow::anyhow!("{}: {message}", plan.name))?;
+        Ok::<PathBuf, anyhow::Error>(found.path.clone())
+    };
+    let has = |extension: &str| fetched.files.iter().any(|file| file.name.ends_with(extension));
+    match (plan.kind, &plan.classifier, &plan.yolo) {
+        (Kind::Yolo, _, Some(yolo)) if !has(".onnx") => checkpoint_yolo(yolo, only("pt")?),
+        (Kind::Yolo, _, Some(yolo)) => onnx_yolo(yolo, only("onnx")?),
+        (Kind::Classifier, Some(classifier), _) if has(".safetensors") && file.is_none() => {
+            checkpoint_classifier(classifier, fetched)
+        }
+        (_, classifier, _) => {
+            let path = only("onnx")?;
+            let classifier = classifier.as_ref().map(|plan_of| {
+                let preprocess = plan_of.preprocess.clone().with_context(|| {
+                    format!("{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`", plan.name)
+                })?;
+                Ok::<Classifier, anyhow::Error>(finished(plan_of, preprocess, None))
+            });
+            onnx(path, classifier.transpose()?, None)
+        }
+    }
+}
+
+fn onnx(path: PathBuf, classifier: Option<Classifier>, yolo: Option<Yolo>) -> anyhow::Result<Vision> {
+    let model = Model::load(&path)?;
+    let beside = model.external_files().into_iter().map(|file| path.with_file_name(file));
+    let sources = std::iter::once(path.clone()).chain(beside).collect();
+    Ok(Vision { model, classifier, yolo, sources, notes: Vec::new() })
+}
+
+fn finished(plan: &ClassifierPlan, preprocess: Preprocess, labels: Option<Vec<String>>) -> Classifier {
+    Classifier {
+        preprocess,
+        labels: plan.labels.clone().or(labels),
+        output: plan.output,
+        class_values: plan.class_values.clone(),
+    }
+}
+
+/// A Hugging Face folder: the checkpoint says what the recipe does not.
+fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Result<Vision> {
+    let sources: Vec<PathBuf> = fetched.files.iter().map(|file| file.path.clone()).collect();
+    let checkpoint = Checkpoint::open(&sources)?;
+    let trained = trained_size(&checkpoint);
+    let pixels = |[height, width]: [usize; 2]| Some([u32::try_from(height).ok()?, u32::try_from(width).ok()?]);
+    let preprocess = match &plan.preprocess {
+        Some(preprocess) => preprocess.clone(),
+        None => {
+            let beside = sources.iter().find(|path| path.ends_with("preprocessor_config.json"));
+            let path = beside.with_context(|| {
+                format!(
+                    "{}: preprocessor_config.json is missing: how pictures become tensors\n  hint: add `preprocess:`",
+                    checkpoint.config_path.display()
+                )
+            })?;
+            preprocess(&Config::new(path, &read_json(path)?), trained.and_then(pixels))?
+        }
+    };
+    let size = preprocess.size.map(|size| size.map(|side| side as usize)).or(trained);
+    let size = size.with_context(|| {
+        let path = checkpoint.config_path.display();
+        format!("{path}: nothing says what size pictures have\n  hint: add `preprocess: {{ size: [224, 224] }}`")
+    })?;
+    let model = classifier_model(&checkpoint, size, None)?;
+    let preprocess = Preprocess { size: pixels(size), ..preprocess };
+    let labels = labels(&checkpoint)?;
+    // Weights alone decide; tokenizers and the like beside them do not.
+    let sources = sources.into_iter().filter(|path| {
+        let named = |name: &str| path.ends_with(name);
+        path.extension().is_some_and(|extension| extension == "safetensors")
+            || named("config.json")
+            || named("preprocessor_config.json")
+    });
+    let sources = sources.collect();
+    Ok(Vision { model, classifier: Some(finished(plan, preprocess, labels)), yolo: None, sources, notes: Vec::new() })
+}
+
+/// An Ultralytics checkpoint.
+fn checkpoint_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
+    let file = TorchFile::open(&path)?;
+    let head = yolo_root(&file).class().map_or("", |(_, class)| class);
+    let default = if head.starts_with("Classification") { 224 } else { 640 };
+    let size = plan.size.unwrap_or([default; 2]);
+    let converted = yolo_model(&file, size.map(|side| side as usize), None)?;
+    let (mut yolo, classifier) = around(plan, converted.task, converted.names, converted.stride, size);
+    yolo.about = converted.about;
+    Ok(Vision { model: converted.model, classifier, yolo: Some(yolo), sources: vec![path], notes: converted.notes })
+}
+
+/// The way in and out of a YOLO model; a classifying one is a classifier too.
+fn around(plan: &YoloPlan, task: Task, names: Vec<String>, stride: usize, size: [u32; 2]) -> (Yolo, Option<Classifier>) {
+    let classifier = (task == Task::Classify).then(|| Classifier {
+        // torchvision's Resize and CenterCrop, as Ultralytics uses them.
+        preprocess: Preprocess {
+            size: Some(size),
+            fit: None,
+            resize: Some(Resize::ShortestEdge(size[0].max(size[1]))),
+            resample: None,
+            color: None,
+            mean: [0.0; 3],
+            std: [255.0; 3],
+        },
+        labels: Some(names.clone()),
+        output: ClassifierOutput::Probabilities,
+        class_values: None,
+    });
+    let YoloPlan { confidence, iou, max_detections, metadata, .. } = *plan;
+    let about = BTreeMap::new();
+    (Yolo { task, names, stride, size, confidence, iou, max_detections, metadata, about }, classifier)
+}
+
+/// Ultralytics' own ONNX export, which says task, stride and names in its metadata.
+fn onnx_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
+    let model = Model::load(&path)?;
+    let said = |key: &str| {
+        model.metadata(key).with_context(|| {
+            format!("{}: no metadata `{key}`: not exported by Ultralytics\n  hint: use `kind: onnx`", path.display())
+        })
+    };
+    let task = match said("task")? {
+        "detect" => Task::Detect,
+        "segment" => Task::Segment,
+        "classify" => Task::Classify,
+        other => bail!("{}: task `{other}` is not supported\n  hint: use `kind: onnx`", path.display()),
+    };
+    let names = python_names(said("names")?)
+        .with_context(|| format!("{}: metadata `names` are not a dict of names", path.display()))?;
+    let stride = said("stride")?.parse().with_context(|| format!("{}: metadata `stride`", path.display()))?;
+    let input = model.inputs()?.into_iter().next().with_context(|| format!("{}: no input", path.display()))?;
+    let own = match &input.shape[..] {
+        [_, Some(3), Some(height), Some(width)] => Some([u32::try_from(*height)?, u32::try_from(*width)?]),
+        _ => None,
+    };
+    let size = plan.size.or(own).unwrap_or([640; 2]);
+    let (yolo, classifier) = around(plan, task, names, stride, size);
+    onnx(path, classifier, Some(yolo))
+}
+
+/// `{0: 'person', 1: "driver's"}`, as Python prints a dict.
+fn python_names(text: &str) -> Option<Vec<String>> {
+    let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
+    let mut names = Vec::new();
+    while !rest.is_empty() {
+        let (number, after) = rest.split_once(':')?;
+        if number.trim().parse() != Ok(names.len()) {
+            return None;
+        }
+        let after = after.trim_start();
+        let quote = after.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
+        let mut name = String::new();
+        let mut letters = after[1..].char_indices();
+        let end = loop {
+            match letters.next()? {
+                (_, '\\') => name.push(letters.next()?.1),
+                (at, letter) if letter == quote => break at,
+                (_, letter) => name.push(letter),
+            }
+        };
+        names.push(name);
+        rest = after[end + 2..].trim_start();
+        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
+    }
+    (!names.is_empty()).then_some(names)
+}
+
+/// What Ultralytics reads at the start of an engine file (its exporter's keys), and who made it.
+pub(super) fn metadata(yolo: &Yolo, batch: usize, precision: &str, dynamic: bool, time: SystemTime) -> serde_json::Value {
+    let names: serde_json::Map<String, serde_json::Value> =
+        yolo.names.iter().enumerate().map(|(index, name)| (index.to_string(), name.as_str().into())).collect();
+    let half = precision != "fp32";
+    let about = |key: &str| yolo.about.get(key).map_or("", String::as_str);
+    serde_json::json!({
+        "description": "YOLO engine built by watus-build",
+        "author": "watus-build",
+        "version": env!("CARGO_PKG_VERSION"),
+        "date": date(time),
+        "license": about("license"),
+        "docs": about("docs"),
+        "head": about("head"),
+        "stride": yolo.stride,
+        "task": yolo.task,
+        "batch": batch,
+        "imgsz": yolo.size,
+        "names": names,
+        "channels": 3,
+        "end2end": false,
+        "args": {
+            "batch": batch, "half": half, "int8": false, "quantize": if half { Some(16) } else { None }, "dynamic": dynamic,
+            "nms": false, "simplify": true, "fraction": 1.0,
+        },
+        "watus": { "tool": concat!("watus-build ", env!("CARGO_PKG_VERSION")), "precision": precision },
+    })
+}
+
+/// Year, month and day in UTC (Hinnant, chrono-Compatible Low-Level Date Algorithms, `civil_from_days`).
+fn date(time: SystemTime) -> String {
+    let days = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400) + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    format!("{:04}-{month:02}-{day:02}", year + era * 400 + u64::from(month <= 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        let at = |seconds| date(UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+        assert_eq!((at(0), at(951_782_400), at(1_795_564_799)), ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into()));
+    }
+
+    #[test]
+    fn names_as_python_prints_them() {
+        let names = python_names("{0: 'person', 1: \"driver's\", 2: 'a\\'b'}").unwrap();
+        assert_eq!(names, ["person", "driver's", "a'b"]);
+        for bad in ["", "{}", "{1: 'a'}", "{0: a}", "{0: 'a}", "['a']"] {
+            assert_eq!(python_names(bad), None, "{bad}");
+        }
+    }
+}

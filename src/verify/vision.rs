@@ -1,0 +1,210 @@
+//! The engine's answers on pictures against the reference's: the same classes, the same objects in the same places.
+//!
+//! Numbers may differ where no answer does, and answers may differ where numbers hardly do; so both are looked at.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Report, Status};
+use crate::manifest::Manifest;
+use crate::tensor::Tensor;
+use crate::vision::{Answer, Classifier, Detection, Yolo};
+
+/// How two answers on one picture agree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// The picture.
+    pub case: String,
+    /// What the reference says.
+    pub reference: String,
+    /// What differs beyond the gate; empty if nothing does.
+    pub differences: Vec<String>,
+    /// Largest difference of a score or probability.
+    pub score_difference: f32,
+    /// Smallest overlap (intersection over union) of two boxes or masks of one object; 1 for a classifier.
+    pub overlap: f32,
+}
+
+/// What may differ.
+#[derive(Debug, Clone, Copy)]
+struct Gate {
+    score: f32,
+    overlap: f32,
+}
+
+impl Gate {
+    /// Float32 agrees to the last pixel; half precision and TF32 have three digits.
+    fn of(manifest: &Manifest) -> Self {
+        if manifest.precision == "fp32" && !manifest.tf32 {
+            Self { score: 2e-3, overlap: 0.99 }
+        } else {
+            Self { score: 5e-2, overlap: 0.9 }
+        }
+    }
+}
+
+/// Compares what the outputs of engine (`have`) and reference (`want`) say of a picture of `size` (height, width).
+pub(super) fn agreement(
+    manifest: &Manifest,
+    case: &str,
+    size: [u32; 2],
+    have: &[Tensor],
+    want: &[Tensor],
+) -> Option<Agreement> {
+    let gate = Gate::of(manifest);
+    let compared = match (&manifest.classifier, &manifest.yolo) {
+        (Some(classifier), _) => classes(classifier, gate, have, want),
+        (None, Some(yolo)) => objects(yolo, gate, size, have, want),
+        (None, None) => return None,
+    };
+    let failed = |message: String| Agreement {
+        case: String::new(),
+        reference: String::new(),
+        differences: vec![message],
+        score_difference: 1.0,
+        overlap: 0.0,
+    };
+    Some(Agreement { case: case.to_owned(), ..compared.unwrap_or_else(failed) })
+}
+
+fn classes(classifier: &Classifier, gate: Gate, have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
+    let answer = |outputs: &[Tensor]| -> Result<Answer, String> {
+        let output = outputs.first().ok_or("no output")?;
+        classifier.answer(output).map_err(|error| error.to_string())
+    };
+    let (have, want) = (answer(have)?, answer(want)?);
+    let probability = |answer: &Answer, label: &str| {
+        answer.top.iter().find(|(name, _)| name == label).map(|(_, probability)| *probability)
+    };
+    let pairs = want.top.iter().filter_map(|(label, p)| Some((p - probability(&have, label)?).abs()));
+    let score_difference = pairs.fold((have.probability - want.probability).abs(), f32::max);
+    let mut differences = Vec::new();
+    // Two classes that are as good as equally probable may change places.
+    if have.class != want.class && probability(&want, &have.label).is_none_or(|p| want.probability - p > gate.score) {
+        differences.push(format!("{} instead of {}", have.label, want.label));
+    }
+    if score_difference > gate.score {
+        differences.push(format!("a probability differs by {score_difference:.3}"));
+    }
+    let reference = format!("{} ({:.1} %)", want.label, want.probability * 100.0);
+    Ok(Agreement { case: String::new(), reference, differences, score_difference, overlap: 1.0 })
+}
+
+fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
+    let detect = |outputs: &[Tensor]| yolo.detections(outputs, size).map_err(|error| error.to_string());
+    let (have, want) = (detect(have)?, detect(want)?);
+    let mut agreement = Agreement {
+        case: String::new(),
+        reference: format!("{} objects", want.len()),
+        differences: Vec::new(),
+        score_difference: 0.0,
+        overlap: 1.0,
+    };
+    // Who is hardly above the threshold may be missing on one side.
+    let sure = yolo.confidence + gate.score;
+    let mut free: Vec<&Detection> = have.iter().collect();
+    for object in &want {
+        let candidates = free.iter().enumerate().filter(|(_, other)| other.class == object.class);
+        let best = candidates.map(|(index, other)| (index, overlap(object, other))).max_by(|a, b| a.1.total_cmp(&b.1));
+        match best {
+            Some((index, overlap)) if overlap >= gate.overlap => {
+                let twin = free.swap_remove(index);
+                let difference = (twin.score - object.score).abs();
+                agreement.score_difference = agreement.score_difference.max(difference);
+                agreement.overlap = agreement.overlap.min(overlap);
+                if difference > gate.score {
+                    agreement.differences.push(format!("{} has {:.3} instead of {:.3}", object.label, twin.score, object.score));
+                }
+            }
+            _ if object.score < sure => {}
+            best => {
+                let nearest = best.map_or(0.0, |(_, overlap)| overlap);
+                agreement.overlap = agreement.overlap.min(nearest);
+                let text = format!("{} ({:.2}) is missing, the nearest overlaps {nearest:.2}", object.label, object.score);
+                agreement.differences.push(text);
+            }
+        }
+    }
+    let invented = free.iter().filter(|object| object.score >= sure);
+    agreement.differences.extend(invented.map(|object| format!("{} ({:.2}) is not there", object.label, object.score)));
+    Ok(agreement)
+}
+
+/// Overlap of the boxes, and of the masks if that is smaller.
+fn overlap(a: &Detection, b: &Detection) -> f32 {
+    let boxes = crate::vision::overlap(&a.bbox, &b.bbox);
+    match (&a.mask, &b.mask) {
+        (Some(a), Some(b)) => boxes.min(a.overlap(b) as f32),
+        _ => boxes,
+    }
+}
+
+/// The check over all pictures.
+pub(super) fn conclude(manifest: &Manifest, report: &mut Report) {
+    if report.answers.is_empty() {
+        return;
+    }
+    let gate = Gate::of(manifest);
+    let wrong: Vec<String> = report
+        .answers
+        .iter()
+        .filter(|answer| !answer.differences.is_empty())
+        .map(|answer| format!("{}: {}", answer.case, answer.differences.join(", ")))
+        .collect();
+    if !wrong.is_empty() {
+        return report.push("answers", Status::Failed, wrong.join("; "));
+    }
+    let score = report.answers.iter().map(|answer| answer.score_difference).fold(0.0, f32::max);
+    let overlap = report.answers.iter().map(|answer| answer.overlap).fold(1.0, f32::min);
+    let mut text = format!("{} pictures, scores within {score:.4} of {} allowed", report.answers.len(), gate.score);
+    if manifest.classifier.is_none() {
+        text += &format!(", boxes overlap by {overlap:.4} or more of {} wanted", gate.overlap);
+    }
+    report.push("answers", Status::Passed, text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vision::Task;
+
+    fn yolo() -> Yolo {
+        Yolo {
+            task: Task::Detect,
+            names: vec!["owl".to_owned()],
+            stride: 32,
+            size: [64, 64],
+            confidence: 0.25,
+            iou: 0.7,
+            max_detections: 300,
+            metadata: false,
+            about: Default::default(),
+        }
+    }
+
+    /// Boxes (centre x, y, width, height, score) as columns.
+    fn output(boxes: &[[f32; 5]]) -> Vec<Tensor> {
+        let values = (0..5).flat_map(|row| boxes.iter().map(move |b| b[row])).collect();
+        vec![Tensor::from_f32(vec![1, 5, boxes.len()], values).unwrap()]
+    }
+
+    #[test]
+    fn objects_must_be_the_same() {
+        let gate = Gate { score: 0.05, overlap: 0.9 };
+        let want = output(&[[32.0, 32.0, 20.0, 20.0, 0.9], [10.0, 10.0, 8.0, 8.0, 0.27]]);
+        let agree = |have: &[[f32; 5]]| objects(&yolo(), gate, [64, 64], &output(have), &want).unwrap();
+        let same = agree(&[[32.2, 32.0, 20.0, 20.0, 0.88], [50.0, 50.0, 8.0, 8.0, 0.28]]);
+        assert!(same.differences.is_empty(), "{same:?}: what is hardly above the threshold may come and go");
+        assert!(same.overlap > 0.97 && (same.score_difference - 0.02).abs() < 1e-5);
+        for (have, part) in [
+            (&[][..], "missing"),
+            (&[[36.0, 32.0, 20.0, 20.0, 0.9]], "missing, the nearest overlaps 0.67"),
+            (&[[32.0, 32.0, 20.0, 20.0, 0.8]], "0.800 instead of 0.900"),
+            (&[[32.0, 32.0, 20.0, 20.0, 0.9], [50.0, 50.0, 8.0, 8.0, 0.5]], "is not there"),
+        ] {
+            let found = agree(have).differences.join(", ");
+            assert!(found.contains(part), "{found}");
+        }
+        let spoilt = output(&[[f32::NAN, 32.0, 20.0, 20.0, 0.9]]);
+        assert!(objects(&yolo(), gate, [64, 64], &spoilt, &want).is_err());
+    }
+}
