@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use super::{Latency, Report};
+use super::{Latency, Report, WHOLE};
 
 const BINS: usize = 60;
 const WIDTH: u32 = 900;
@@ -33,6 +33,9 @@ fn series(report: &Report) -> Vec<(&'static str, &[f64], &Latency, RGBColor)> {
         vec![("with host copies", report.samples.end_to_end_ms.as_slice(), &report.end_to_end, RGBColor(44, 110, 180))];
     if let Some(compute) = &report.compute {
         series.push(("GPU only", report.samples.compute_ms.as_slice(), compute, RGBColor(60, 150, 60)));
+    }
+    if let Some(whole) = report.stages.iter().find(|stage| stage.name == WHOLE) {
+        series.push((WHOLE, whole.samples_ms.as_slice(), &whole.latency, RGBColor(220, 130, 30)));
     }
     series
 }

@@ -4,6 +4,8 @@ mod chart;
 mod llm;
 mod llm_chart;
 
+use std::time::Instant;
+
 use serde::{Deserialize, Serialize};
 
 pub use chart::svg;
@@ -44,11 +46,27 @@ pub struct Report {
     pub compute: Option<Latency>,
     /// Items per second, one run after the other, host copies included.
     pub throughput: f64,
+    /// From a decoded picture to its answer, stage by stage; empty where the engine takes no pictures.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<Stage>,
     /// What may make the figures unrepresentative, e.g. a low power mode.
     pub notes: Vec<String>,
     /// Every sample.
     pub samples: Samples,
 }
+
+/// One stage of the way from a picture to an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct Stage {
+    pub name: String,
+    pub latency: Latency,
+    /// Every sample, in milliseconds.
+    pub samples_ms: Vec<f64>,
+}
+
+/// The last of the stages.
+pub const WHOLE: &str = "picture to answer";
 
 /// Linear interpolation between closest ranks; `sorted` is ascending and not empty.
 fn percentile(sorted: &[f64], fraction: f64) -> f64 {
@@ -94,9 +112,39 @@ pub fn measure(
         throughput: 1e3 * batch as f64 / end_to_end.mean_ms,
         compute: Latency::of(&samples.compute_ms),
         end_to_end,
+        stages: Vec::new(),
         notes: Vec::new(),
         samples,
     })
+}
+
+/// Runs the whole way from a decoded picture to an answer and times its stages.
+pub fn measure_stages(
+    session: &mut dyn Session,
+    preprocess: &dyn Fn() -> Tensor,
+    answer: &dyn Fn(&[Tensor]) -> Result<(), BackendError>,
+    (warmup, iterations): (usize, usize),
+) -> Result<Vec<Stage>, BackendError> {
+    let names = ["preprocess", "engine", "postprocess", WHOLE];
+    let mut samples: [Vec<f64>; 4] = Default::default();
+    for iteration in 0..warmup + iterations.max(1) {
+        let start = Instant::now();
+        let input = preprocess();
+        let prepared = start.elapsed();
+        let outputs = session.run(&[input])?;
+        let computed = start.elapsed();
+        answer(&outputs)?;
+        let answered = start.elapsed();
+        if iteration >= warmup {
+            let spans = [prepared, computed - prepared, answered - computed, answered];
+            samples.iter_mut().zip(spans).for_each(|(samples, span)| samples.push(span.as_secs_f64() * 1e3));
+        }
+    }
+    let stage = |(name, samples_ms): (&str, Vec<f64>)| {
+        let latency = Latency::of(&samples_ms)?;
+        Some(Stage { name: name.to_owned(), latency, samples_ms })
+    };
+    Ok(names.into_iter().zip(samples).filter_map(stage).collect())
 }
 
 /// A table of reports, in GitHub's Markdown.
@@ -118,6 +166,7 @@ pub fn markdown(reports: &[Report]) -> String {
             row("GPU only", compute);
         }
         row("with host copies", &report.end_to_end);
+        report.stages.iter().for_each(|stage| row(&stage.name, &stage.latency));
     }
     for report in reports {
         for note in &report.notes {

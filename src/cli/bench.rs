@@ -8,12 +8,13 @@ use anyhow::Context as _;
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
-use crate::backend::cpu;
-use crate::bench::{self, LlmPlan, LlmReport};
+use crate::backend::{BackendError, Session, cpu};
+use crate::bench::{self, LlmPlan, LlmReport, Report};
 use crate::manifest::Manifest;
 use crate::onnx::Model;
 use crate::progress::Event;
 use crate::tensor::{Tensor, TensorSpec};
+use crate::vision;
 
 /// Measure an engine's latency and throughput on seeded inputs; of a language model, first token and tokens a second
 #[derive(Debug, clap::Args)]
@@ -36,9 +37,9 @@ pub(super) struct Args {
     /// Language models: tokens in the cache when decoding begins
     #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
     contexts: Vec<usize>,
-    /// Batch size of an engine with a dynamic one [default: the one it is tuned for]
-    #[arg(long)]
-    batch: Option<usize>,
+    /// Batch sizes of an engine with a dynamic one [default: the one it is tuned for]
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    batch: Vec<usize>,
     /// Print JSON instead of Markdown
     #[arg(long)]
     json: bool,
@@ -57,21 +58,19 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
             continue;
         }
         let is_model = path.extension().is_some_and(|extension| extension == "onnx");
-        let (name, specs, batch, mut session) = if is_model {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            (name, Model::load(path)?.inputs()?, 1, session::open_onnx(path, args.backend)?)
+        let (manifest, mut session) = if is_model {
+            (None, session::open_onnx(path, args.backend)?)
         } else {
             let manifest = Manifest::load(path)?;
             let session = session::open(path, &manifest, args.backend)?;
-            let batch = manifest.tuned_batch();
-            (manifest.name, manifest.inputs, batch, session)
+            (Some(manifest), session)
         };
-        let inputs = seeded(&specs, args.batch.unwrap_or(batch))
-            .with_context(|| format!("{name} has an input no tensor fits"))?;
-        environment.progress.event(Event::Stage(&format!("{name}: {} runs", args.warmup + args.iterations)));
-        let mut report = bench::measure(&name, &mut *session, &inputs, args.warmup, args.iterations)?;
-        report.notes.clone_from(&notes);
-        reports.push(report);
+        let own = manifest.as_ref().map_or(1, Manifest::tuned_batch);
+        for batch in if args.batch.is_empty() { vec![own] } else { args.batch.clone() } {
+            let mut report = engine(args, path, manifest.as_ref(), (&mut *session, batch), environment)?;
+            report.notes.clone_from(&notes);
+            reports.push(report);
+        }
     }
     anyhow::ensure!(
         models.is_empty() || reports.is_empty(),
@@ -89,6 +88,40 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         write_file(path, svg.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(Exit::Success)
+}
+
+/// Measures an engine at one batch size: on seeded inputs, and from a picture to its answer where it takes pictures.
+fn engine(
+    args: &Args,
+    path: &Path,
+    manifest: Option<&Manifest>,
+    (session, batch): (&mut dyn Session, usize),
+    environment: &Environment,
+) -> anyhow::Result<Report> {
+    let (name, specs) = match manifest {
+        Some(manifest) => (manifest.name.clone(), manifest.inputs.clone()),
+        None => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), Model::load(path)?.inputs()?),
+    };
+    let inputs = seeded(&specs, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
+    environment.progress.event(Event::Stage(&format!("{name}: {} runs of {batch}", args.warmup + args.iterations)));
+    let mut report = bench::measure(&name, session, &inputs, args.warmup, args.iterations)?;
+    let Some((manifest, preprocess)) = manifest.and_then(|manifest| Some((manifest, manifest.preprocess()?))) else {
+        return Ok(report);
+    };
+    let Some(image) = manifest.verify.images.first() else { return Ok(report) };
+    let picture = vision::read_picture(&path.join(image))?;
+    let size = vision::input_size(&preprocess, &specs[0].shape)?;
+    let prepare = || vision::to_tensor(&picture, &preprocess, size).repeated(report.batch);
+    let answer = |outputs: &[Tensor]| {
+        let answered = match (&manifest.classifier, &manifest.yolo, outputs.first()) {
+            (Some(classifier), _, Some(output)) => classifier.answer(output).map(drop),
+            (None, Some(yolo), _) => yolo.detections(outputs, [picture.height(), picture.width()]).map(drop),
+            _ => Ok(()),
+        };
+        answered.map_err(|error| BackendError::Run(error.to_string()))
+    };
+    report.stages = bench::measure_stages(session, &prepare, &answer, (args.warmup, args.iterations))?;
+    Ok(report)
 }
 
 /// Measures a language model; `None` for anything else.

@@ -46,13 +46,17 @@ pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
         ] {
             fill(&mut canvas, [x, y, width, height], color);
         }
+    }
+    // Labels last: no line goes through a word.
+    for detection in detections.iter().rev() {
+        let [left, top, ..] = detection.bbox.map(|side| side.round() as u32);
         let text = format!("{} {:.2}", detection.label, detection.score);
         let (wide, high) = (get_raster_width(FontWeight::Bold, letters) as u32, letters.val() as u32);
         let width = wide * text.chars().count() as u32 + 2 * line;
         // Above the box, or inside where there is no room; never beyond the right edge.
         let y = if top >= high { top - high } else { top };
         let x = left.min(picture.width().saturating_sub(width));
-        fill(&mut canvas, [x, y, width, high], color);
+        fill(&mut canvas, [x, y, width, high], color(detection));
         write(&mut canvas, x + line, y, &text, letters);
     }
     canvas

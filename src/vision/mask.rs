@@ -64,18 +64,23 @@ pub(super) fn cut(
             out.iter_mut().zip(line).for_each(|(out, value)| *out += coefficient * value);
         }
     }
-    let at = |row: usize, column: usize| {
-        let (row, column) = (row.min(last_row - 1) - first_row, column.min(last_column - 1) - first_column);
-        logits[row * across + column]
-    };
+    let along: Vec<(usize, usize, f32)> = columns
+        .clone()
+        .map(|x| {
+            let (column, share) = cell(x, 1, width);
+            let next = (column + 1).min(last_column - 1);
+            (column - first_column, next - first_column, share)
+        })
+        .collect();
+    let mut line = vec![0.0f32; across];
     for y in rows {
         let (row, down) = cell(y, 0, height);
-        for x in columns.clone() {
-            let (column, along) = cell(x, 1, width);
-            let upper = at(row, column) * (1.0 - along) + at(row, column + 1) * along;
-            let lower = at(row + 1, column) * (1.0 - along) + at(row + 1, column + 1) * along;
-            inside.push(upper * (1.0 - down) + lower * down > 0.0);
-        }
+        let next = (row + 1).min(last_row - 1);
+        let [upper, lower] = [row, next].map(|row| &logits[(row - first_row) * across..][..across]);
+        line.iter_mut().zip(upper.iter().zip(lower)).for_each(|(out, (upper, lower))| {
+            *out = upper * (1.0 - down) + lower * down;
+        });
+        inside.extend(along.iter().map(|(left, right, share)| line[*left] * (1.0 - share) + line[*right] * share > 0.0));
     }
     Mask { origin: [bbox[0].round() as u32, bbox[1].round() as u32], width: columns.len() as u32, inside }
 }

@@ -1,6 +1,6 @@
 //! The bridge to `cpp/`: coarse functions over opaque objects, names instead of numbers.
 //!
-//! This is the only file of the crate that may contain `unsafe`.
+//! Every `unsafe` here and elsewhere says why it is sound.
 #![allow(unsafe_code)]
 #![allow(missing_docs)]
 

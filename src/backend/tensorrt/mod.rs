@@ -7,6 +7,7 @@
 pub mod device;
 #[cfg(watus_tensorrt)]
 mod ffi;
+pub mod graph;
 pub mod library;
 #[cfg(watus_tensorrt)]
 mod observer;

@@ -1,4 +1,5 @@
-//! A plan loaded onto the GPU: one device buffer per input and output, one stream.
+//! A plan loaded onto the GPU: one device buffer per input and output, one stream; from the second run of a shape on
+//! replayed as a CUDA graph, which spares launching its kernels one by one.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use cxx::UniquePtr;
 use super::Version;
 use super::device::Device;
 use super::ffi::bridge;
+use super::graph::Graph;
 use crate::backend::{BackendError, BackendInfo, Samples, Session, check_inputs};
 use crate::tensor::{DType, Tensor, TensorSpec, element_count};
 
@@ -30,10 +32,32 @@ pub(super) struct TrtSession {
     device: Device,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
+    /// What the engine is bound for, and how it is launched. Dropped before the buffers it refers to.
+    bound: Bound,
     /// By tensor name; grown when a shape needs more.
     buffers: HashMap<String, CudaSlice<u8>>,
     /// Declared last: destroyed after the buffers' addresses are out of use.
     session: UniquePtr<bridge::Session>,
+}
+
+/// Launching an engine for one set of input shapes.
+#[derive(Default)]
+struct Bound {
+    /// Shapes of the inputs; empty before the first run.
+    shapes: Vec<Vec<usize>>,
+    launch: Launch,
+}
+
+#[derive(Default)]
+enum Launch {
+    /// Nothing has run with these shapes yet.
+    #[default]
+    Fresh,
+    /// Ran once, which engines need before they can be captured.
+    Warm,
+    Graph(Graph),
+    /// The engine cannot be captured.
+    Plain,
 }
 
 fn run_error(error: impl std::fmt::Display) -> BackendError {
@@ -59,15 +83,23 @@ impl TrtSession {
             let list = if tensor.is_input { &mut inputs } else { &mut outputs };
             list.push(TensorSpec { name: tensor.name, dtype, shape });
         }
-        Ok(Self { version, device, inputs, outputs, buffers: HashMap::new(), session })
+        Ok(Self { version, device, inputs, outputs, bound: Bound::default(), buffers: HashMap::new(), session })
     }
 
     /// Sets shapes and addresses and sizes the buffers; returns the outputs, still zero.
     fn bind(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let Self { device, inputs: input_specs, outputs: output_specs, buffers, session, .. } = self;
+        let Self { device, inputs: input_specs, outputs: output_specs, bound, buffers, session, .. } = self;
+        let same = bound.shapes.iter().map(Vec::as_slice).eq(inputs.iter().map(Tensor::shape));
+        if !same {
+            // Before buffers move: a graph refers to them.
+            *bound = Bound::default();
+        }
         for (spec, tensor) in input_specs.iter().zip(inputs) {
             let dims: Vec<i64> = tensor.shape().iter().map(|dim| i64::try_from(*dim).unwrap_or(i64::MAX)).collect();
+            if same {
+                continue;
+            }
             let address = place(device, buffers, &spec.name, tensor.bytes().len())?;
             session
                 .pin_mut()
@@ -82,11 +114,14 @@ impl TrtSession {
                 shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
             let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
             let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
-            let address = place(device, buffers, &spec.name, bytes)?;
-            session.pin_mut().bind(&spec.name, &[], address).map_err(run_error)?;
+            if !same {
+                let address = place(device, buffers, &spec.name, bytes)?;
+                session.pin_mut().bind(&spec.name, &[], address).map_err(run_error)?;
+            }
             let tensor = Tensor::zeros(spec.dtype, shape);
             outputs.push(tensor.ok_or_else(|| run_error(format!("output {spec} has a type the host cannot hold")))?);
         }
+        bound.shapes = inputs.iter().map(|input| input.shape().to_vec()).collect();
         Ok(outputs)
     }
 
@@ -114,8 +149,31 @@ impl TrtSession {
     }
 
     fn enqueue(&mut self) -> Result<(), BackendError> {
-        let stream = self.device.stream.cu_stream() as usize;
-        self.session.pin_mut().enqueue(stream).map_err(run_error)
+        let Self { device, bound, session, .. } = self;
+        let stream = device.stream.cu_stream() as usize;
+        let mut plain = || session.pin_mut().enqueue(stream).map_err(run_error);
+        match &bound.launch {
+            Launch::Graph(graph) => return graph.launch(),
+            Launch::Plain => return plain(),
+            Launch::Fresh => {
+                plain()?;
+                bound.launch = Launch::Warm;
+                return Ok(());
+            }
+            Launch::Warm => {}
+        }
+        // TensorRT refuses to be captured where it works on the host in between.
+        match Graph::capture(&device.stream, &mut plain) {
+            Ok(graph) => {
+                graph.launch()?;
+                bound.launch = Launch::Graph(graph);
+                Ok(())
+            }
+            Err(_) => {
+                bound.launch = Launch::Plain;
+                plain()
+            }
+        }
     }
 }
 

@@ -14,9 +14,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use cudarc::driver::CudaGraph;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-
 use self::engines::{Engines, Layers};
 use self::kernels::{Kernels, device_error};
 use self::state::State;
@@ -24,6 +21,7 @@ use super::executor::{Executor, LlmError, MemoryUse, Rows, Step, check};
 use super::shapes::Shapes;
 use crate::backend::tensorrt::TensorRt;
 use crate::backend::tensorrt::device::Device;
+use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, Transformer};
@@ -53,14 +51,6 @@ pub struct GpuExecutor {
     /// The fastest padding of a decode step, by batch.
     padding: HashMap<usize, usize>,
 }
-
-/// A captured step. Used by whoever has the executor, one thread at a time.
-struct Graph(CudaGraph);
-
-// SAFETY: the executor is used by one thread at a time (`&mut self` everywhere), which is what CUDA asks of a graph;
-// cudarc binds the context to the calling thread at every launch.
-#[allow(unsafe_code)]
-unsafe impl Send for Graph {}
 
 impl GpuExecutor {
     /// Loads `model`, already located in `checkpoint`, with the engines in `folder`. `progress` hears bytes of weights.
@@ -142,15 +132,10 @@ impl GpuExecutor {
             self.step(shape, slot)?;
             buffers::copy(&stream, keep.address(), hidden, bytes)?;
             stream.synchronize().map_err(device_error)?;
-            stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).map_err(device_error)?;
-            let captured = self.step(shape, slot);
-            let graph = stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
-            captured?;
-            let graph = graph.map_err(device_error)?;
-            let graph = graph.ok_or_else(|| BackendError::Run("CUDA captured no graph".to_owned()))?;
-            self.graphs.insert(key, Graph(graph));
+            let graph = Graph::capture(&stream, || self.step(shape, slot))?;
+            self.graphs.insert(key, graph);
         }
-        self.graphs[&key].0.launch().map_err(device_error)
+        self.graphs[&key].launch()
     }
 
     fn step(&mut self, shape: LayerShape, slot: usize) -> Result<(), BackendError> {

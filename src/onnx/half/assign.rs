@@ -56,7 +56,13 @@ impl Model {
                 Type::Other
             } else if !known || tail || half.keep.contains(&node.name) || !fits(self.path(), half, constants, float) {
                 Type::Full
-            } else if matches!(op, "MatMul" | "Gemm") {
+            } else if matches!(op, "MatMul" | "Gemm")
+                && match std::env::var("WATUS_NARROW").as_deref() {
+                    Ok("all") => false,
+                    Ok("const") => !node.input.iter().any(|input| initializers.contains_key(input.as_str())),
+                    _ => true,
+                }
+            {
                 Type::Wide
             } else {
                 Type::Half
