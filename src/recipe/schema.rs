@@ -254,7 +254,7 @@ pub struct Build {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verify {
-    /// Random inputs to try. Default: 3.
+    /// Random inputs to try. Default: 3; 0 for a yolo with pictures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u32>,
     /// Pictures to try: files or folders relative to the recipe, or sources. Copied into the engine directory.

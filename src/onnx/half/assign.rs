@@ -56,14 +56,6 @@ impl Model {
                 Type::Other
             } else if !known || tail || half.keep.contains(&node.name) || !fits(self.path(), half, constants, float) {
                 Type::Full
-            } else if matches!(op, "MatMul" | "Gemm")
-                && match std::env::var("WATUS_NARROW").as_deref() {
-                    Ok("all") => false,
-                    Ok("const") => !node.input.iter().any(|input| initializers.contains_key(input.as_str())),
-                    _ => true,
-                }
-            {
-                Type::Wide
             } else {
                 Type::Half
             });
@@ -162,7 +154,7 @@ fn spread(nodes: &[NodeProto], assigned: &mut [Type], is_float: &dyn Fn(&String)
             *type_ = Type::Full;
         }
         read.extend(node.input.iter().map(String::as_str));
-        if matches!(type_, Type::Half | Type::Wide) {
+        if *type_ == Type::Half {
             wanted_in_half.extend(node.input.iter().map(String::as_str));
         }
     }

@@ -41,15 +41,16 @@ impl Builder<'_> {
         Ok(self.net.constant(name, shape, values))
     }
 
-    /// Matrices `[outputs, inputs]` below each other, transposed to `[inputs, outputs]` as products want them.
-    fn matrix(&mut self, name: &str, parts: &[String], outputs: usize, inputs: usize) -> Read<String> {
+    /// Matrices `[outputs, inputs]` below each other, each with a factor, transposed to `[inputs, outputs]` as products
+    /// want them.
+    fn matrix(&mut self, name: &str, parts: &[(String, f32)], [outputs, inputs]: [usize; 2]) -> Read<String> {
         let columns = outputs * parts.len();
         let mut matrix = vec![0.0; inputs * columns];
-        for (part, stem) in parts.iter().enumerate() {
+        for (part, (stem, factor)) in parts.iter().enumerate() {
             let values = self.read(&format!("{stem}.weight"), &[outputs, inputs])?;
             for (row, line) in values.chunks(inputs).enumerate() {
                 for (column, value) in line.iter().enumerate() {
-                    matrix[column * columns + part * outputs + row] = *value;
+                    matrix[column * columns + part * outputs + row] = value * factor;
                 }
             }
         }
@@ -58,7 +59,7 @@ impl Builder<'_> {
 
     /// x · Wᵀ + b over the last axis; `None` where there is no bias.
     pub(super) fn linear(&mut self, x: &str, stem: &str, [outputs, inputs]: [usize; 2], bias: bool) -> Read<String> {
-        let matrix = self.matrix(&format!("{stem}.weight"), &[stem.to_owned()], outputs, inputs)?;
+        let matrix = self.matrix(&format!("{stem}.weight"), &[(stem.to_owned(), 1.0)], [outputs, inputs])?;
         let product = self.net.node("MatMul", &[x, &matrix], &[]);
         if !bias {
             return Ok(product);
@@ -97,8 +98,8 @@ impl Builder<'_> {
         self.net.conv(x, conv).ok_or(error)
     }
 
-    /// Attention over a sequence (Vaswani et al., 2017): q, k and v by one product. `adjust` may change the scaled
-    /// scores `[batch, heads, count, count]`.
+    /// Attention over a sequence (Vaswani et al., 2017): q, k and v by one product. `adjust` may change the
+    /// scaled scores `[batch, heads, count, count]`.
     pub(super) fn attention(
         &mut self,
         x: &Tokens,
@@ -110,16 +111,19 @@ impl Builder<'_> {
             return Err(self.config.error(format!("{heads} heads cannot share {width} dimensions evenly")));
         }
         let size = width / heads;
-        let stems = ["query", "key", "value"].map(|part| format!("{}.{part}", plan.qkv));
-        let matrix = self.matrix(&format!("{}.qkv.weight", plan.qkv), &stems, width, width)?;
+        // Scores are scaled by scaling the queries, in their weights.
+        let scale = (size as f32).powf(-0.5);
+        let stems = [("query", scale), ("key", 1.0), ("value", 1.0)];
+        let stems = stems.map(|(part, factor)| (format!("{}.{part}", plan.qkv), factor));
+        let matrix = self.matrix(&format!("{}.qkv.weight", plan.qkv), &stems, [width, width])?;
         let mut fused = self.net.node("MatMul", &[&x.name, &matrix], &[]);
         // Any of the three may have no bias (BEiT's keys have none), which adds nothing.
-        let biases: Vec<String> = stems.iter().map(|stem| format!("{stem}.bias")).collect();
-        if biases.iter().any(|name| self.weights.has(name)) {
+        let biases = stems.map(|(stem, factor)| (format!("{stem}.bias"), factor));
+        if biases.iter().any(|(name, _)| self.weights.has(name)) {
             let mut bias = Vec::with_capacity(3 * width);
-            for name in &biases {
+            for (name, factor) in &biases {
                 let part = if self.weights.has(name) { self.read(name, &[width])? } else { vec![0.0; width] };
-                bias.extend(part);
+                bias.extend(part.into_iter().map(|value| value * factor));
             }
             let bias = self.net.constant(&format!("{}.qkv.bias", plan.qkv), &[3 * width], bias);
             fused = self.net.node("Add", &[&fused, &bias], &[]);
@@ -133,7 +137,6 @@ impl Builder<'_> {
         let key = heads_of(&parts[1], [0, 2, 3, 1]);
         let value = heads_of(&parts[2], [0, 2, 1, 3]);
         let scores = self.net.node("MatMul", &[&query, &key], &[]); // (batch, heads, count, count)
-        let scores = self.net.scale(&scores, (size as f32).powf(-0.5));
         let scores = adjust(&mut self.net, scores);
         let probabilities = self.net.softmax(&scores, -1);
         let mixed = self.net.node("MatMul", &[&probabilities, &value], &[]);
