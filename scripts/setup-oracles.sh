@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Makes a Python environment with the packages that tests compare against. Prints its python. Needed for tests alone.
 set -euo pipefail
-folder=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build/oracles-2
+folder=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build/oracles-3
 packages=(onnx==1.23.2 onnxruntime==1.32.0 numpy==2.4.6 clang-format==23.1.5 nvidia-cuda-nvrtc-cu12==12.9.86)
 if [ ! -e "$folder/.complete" ]; then
   echo "setup: making a Python environment for the tests in $folder" >&2
   rm -rf "$folder"
   python3 -m venv "$folder" >&2
   "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}" >&2
+  # Its reader of engine files is wanted, not torch and what else it runs on.
+  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps ultralytics==8.4.190 >&2
   touch "$folder/.complete"
 fi
 echo "$folder/bin/python"

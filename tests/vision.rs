@@ -4,16 +4,22 @@
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use watus_build::backend::Backend;
 use watus_build::backend::cpu::Cpu;
-use watus_build::checkpoint::Checkpoint;
 use watus_build::checkpoint::torch::TorchFile;
-use watus_build::convert::vision;
+use watus_build::checkpoint::{Checkpoint, read_json};
+use watus_build::convert::{Config, vision};
+use watus_build::fetch::{Fetcher, Lock};
 use watus_build::onnx::Model;
+use watus_build::pipeline;
+use watus_build::progress::Silent;
+use watus_build::recipe::{self, Plan};
 use watus_build::tensor::{DType, Tensor, read_npy};
-use watus_build::vision::Task;
+use watus_build::vision::{Task, Yolo, annotate, read_picture, to_tensor};
 
 use support::repository;
 
@@ -102,4 +108,214 @@ fn yolos_compute_what_ultralytics_does() {
             }
         }
     }
+}
+
+/// Brings what a shipped recipe names: its model and its pictures.
+fn shipped(name: &str) -> (PathBuf, Vec<PathBuf>) {
+    let path = repository().join(format!("recipes/{name}.yaml"));
+    let plan = Plan::new(&path, &recipe::load(&path).unwrap());
+    let fetcher = Fetcher::from_env(Arc::new(Silent), Arc::default());
+    let scratch = tempfile::tempdir().unwrap();
+    let mut lock = Lock::open(&scratch.path().join("watus.lock")).unwrap();
+    let model = fetcher.fetch(&plan.source, &mut lock).unwrap().files[0].path.clone();
+    let pictures = pipeline::fetch_pictures(&plan, &fetcher, &mut lock).unwrap();
+    (model, pictures.into_iter().map(|(_, path)| path).collect())
+}
+
+/// Every n-th value, as the scripts keep large tensors.
+fn sampled(tensor: &Tensor, step: usize) -> Tensor {
+    let values: Vec<f32> = tensor.as_f32().unwrap().iter().copied().step_by(step).collect();
+    Tensor::from_f32(vec![values.len()], values).unwrap()
+}
+
+#[test]
+fn pictures_become_what_the_processors_make_of_them() {
+    let picture = read_picture(&shipped("yolo11n-seg").1[0]).unwrap();
+    for folder in classifiers() {
+        let path = folder.join("preprocessor_config.json");
+        let config = read_json(&path).unwrap();
+        let trained = vision::trained_size(&checkpoint(&folder)).map(|size| size.map(|side| side as u32));
+        let preprocess = vision::preprocess(&Config::new(&path, &config), trained).unwrap();
+        let size = preprocess.size.unwrap();
+        let want = npy(&folder.join("pixels.npy"));
+        let values = 3 * (size[0] * size[1]) as usize;
+        let have = sampled(&to_tensor(&picture, &preprocess, size), values.div_ceil(3072));
+        assert_eq!(have.shape(), want.shape(), "{}", folder.display());
+        // In steps of the byte the value came from; channels have different deviations, so the widest counts.
+        let bytes = preprocess.std.iter().fold(0.0f32, |widest, std| widest.max(*std));
+        let worst = have.to_f64().iter().zip(want.to_f64()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        let steps = worst * f64::from(bytes);
+        println!("{}: {steps:.2} of a byte's steps", folder.display());
+        // Rounding in resizing. At almost full size single pixels show that JPEG decoders differ by 2 too.
+        let allowed = if size[0] > 224 { 2.05 } else { 1.03 };
+        assert!(steps <= allowed, "{}: {steps}", folder.display());
+    }
+}
+
+#[test]
+fn the_published_model_computes_what_ultralytics_does() {
+    let (model, pictures) = shipped("yolo11n-seg");
+    let file = TorchFile::open(&model).unwrap();
+    let converted = vision::yolo_model(&file, [640, 640], Some(1)).unwrap();
+    let values = Tensor::seeded(DType::Float32, vec![1, 3, 640, 640], 7).unwrap();
+    let values: Vec<f32> = values.as_f32().unwrap().iter().map(|value| value / 2.0 + 0.5).collect();
+    let input = Tensor::from_f32(vec![1, 3, 640, 640], values).unwrap();
+    let outputs = run(&converted.model, input);
+    for (output, name) in outputs.iter().zip(["yolo11n-seg.npy", "yolo11n-seg.1.npy"]) {
+        let error = relative_error(&sampled(output, 97), &npy(&data().join(name)));
+        println!("{name}: {error:.1e}");
+        assert!(error < 1e-5, "{name}: {error:.1e}");
+    }
+
+    // What Ultralytics finds on bus.jpg with its own export of the model, letterboxed to 640 x 640.
+    let yolo = Yolo {
+        task: Task::Segment,
+        names: converted.names,
+        stride: 32,
+        size: [640, 640],
+        confidence: 0.25,
+        iou: 0.7,
+        max_detections: 300,
+        metadata: true,
+        about: Default::default(),
+    };
+    let picture = read_picture(&pictures[0]).unwrap();
+    let input = to_tensor(&picture, &yolo.preprocess(), yolo.size);
+    let found = yolo.detections(&run(&converted.model, input), [picture.height(), picture.width()]).unwrap();
+    let want = [
+        ("person", 0.87368, [51.377, 394.997, 243.061, 903.952]),
+        ("bus", 0.86512, [9.74, 227.584, 799.998, 738.795]),
+        ("person", 0.84264, [667.645, 385.758, 810.0, 877.411]),
+        ("person", 0.82845, [220.728, 404.559, 345.202, 859.373]),
+        ("person", 0.39553, [1.691, 553.301, 81.302, 874.235]),
+    ];
+    assert_eq!(found.len(), want.len(), "{found:?}");
+    for (found, (label, score, bbox)) in found.iter().zip(want) {
+        assert_eq!(found.label, label);
+        assert!((found.score - score).abs() < 0.005, "{found:?}");
+        assert!(found.bbox.iter().zip(bbox).all(|(have, want)| (have - want).abs() < 1.5), "{found:?}");
+        assert!(found.mask.as_ref().unwrap().area() > 10_000);
+    }
+    let drawn = annotate(&picture, &found);
+    assert_ne!(drawn.get_pixel(60, 396), picture.get_pixel(60, 396), "the first person's upper edge");
+}
+
+/// A checkpoint of the test data with its pickle changed.
+fn changed(name: &str, target: &Path, change: impl Fn(Vec<u8>) -> Vec<u8>) {
+    let mut archive = zip::ZipArchive::new(fs::File::open(data().join(name)).unwrap()).unwrap();
+    let mut writer = zip::ZipWriter::new(fs::File::create(target).unwrap());
+    let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        let name = entry.name().to_owned();
+        writer.start_file(&name, stored).unwrap();
+        let bytes = if name.ends_with("data.pkl") { change(bytes) } else { bytes };
+        writer.write_all(&bytes).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+/// Replaces every occurrence by something as long.
+fn replaced(mut bytes: Vec<u8>, from: &[u8], to: &[u8]) -> Vec<u8> {
+    assert_eq!(from.len(), to.len());
+    let places: Vec<usize> =
+        bytes.windows(from.len()).enumerate().filter(|(_, window)| *window == from).map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "{from:?} is not there");
+    places.into_iter().for_each(|at| bytes[at..at + to.len()].copy_from_slice(to));
+    bytes
+}
+
+#[test]
+fn checkpoints_that_make_no_sense_get_one_error() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("m.pt");
+    let convert = |image: [usize; 2]| {
+        let file = TorchFile::open(&path).unwrap();
+        vision::yolo_model(&file, image, Some(1)).unwrap_err().to_string()
+    };
+    let text = |text: &str| [&[b'X'], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    changed("yolo12.pt", &path, |pickle| replaced(pickle, b"A2C2f\n", b"A2C2x\n"));
+    let error = convert([64, 64]);
+    assert!(error.contains("layer `model.5` (A2C2x): this module is not supported"), "{error}");
+    changed("yolov8.pt", &path, |pickle| replaced(pickle, b"Detect\n", b"Defect\n"));
+    let error = convert([64, 64]);
+    assert!(error.contains("(Defect): this head is not supported"), "{error}");
+    changed("yolo12-qk.pt", &path, |pickle| replaced(pickle, &text("qk"), &text("kq")));
+    assert!(convert([64, 64]).contains("neither `qkv` nor `qk` and `v`"));
+    // The number of classes is a small integer after the attribute's name, first of the head's own.
+    changed("yolov8.pt", &path, |pickle| {
+        let nc = text("nc");
+        let at = pickle.windows(nc.len()).rposition(|window| window == nc).unwrap();
+        let number = at + pickle[at..].iter().position(|byte| *byte == b'K').unwrap();
+        let mut pickle = pickle;
+        assert_eq!(pickle[number + 1], 3);
+        pickle[number + 1] = 5;
+        pickle
+    });
+    let error = convert([64, 64]);
+    assert!(error.contains("5 classes") && error.contains("3 and"), "{error}");
+    changed("yolov8.pt", &path, |pickle| replaced(pickle, &text("names"), &text("mames")));
+    assert!(convert([64, 64]).contains("no class names"));
+    changed("yolov8.pt", &path, |pickle| pickle);
+    let error = convert([40, 40]);
+    assert!(error.contains("joins maps of different sizes") && error.contains("hint"), "{error}");
+
+    // A bare state dict, and an attack that would run a command in Python.
+    let attack = b"\x80\x02}X\x05\x00\x00\x00modelcos\nsystem\nX\x04\x00\x00\x00true\x85Rs.";
+    changed("yolov8.pt", &path, |_| attack.to_vec());
+    assert!(convert([64, 64]).contains("holds a system, not a YOLO model"));
+    changed("yolov8.pt", &path, |_| b"\x80\x02}.".to_vec());
+    assert!(convert([64, 64]).contains("not a YOLO model"));
+}
+
+#[test]
+fn classifiers_that_make_no_sense_get_one_error() {
+    let scratch = tempfile::tempdir().unwrap();
+    let with = |from: &str, to: &str, name: &str| {
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(data().join(name).join(file), scratch.path().join(file)).unwrap();
+        }
+        let path = scratch.path().join("config.json");
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from), "{text}");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        checkpoint(scratch.path())
+    };
+    let error = |checkpoint: &Checkpoint, size: usize| {
+        vision::classifier_model(checkpoint, [size, size], Some(1)).unwrap_err().to_string()
+    };
+    for (name, from, to, size, part) in [
+        ("vit", "\"vit\"", "\"vitdet\"", 32, "model_type `vitdet` is not supported as a classifier"),
+        ("vit", "\"image_size\": 32", "\"image_size\": 32", 64, "position embeddings are for 32 x 32 pixels"),
+        (
+            "vit",
+            "\"hidden_size\": 24",
+            "\"hidden_size\": 48",
+            32,
+            "has shape [24, 3, 8, 8], the configuration asks for [48",
+        ),
+        ("vit", "\"num_attention_heads\": 3", "\"num_attention_heads\": 5", 32, "5 heads cannot share 24"),
+        ("vit", "\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", 32, "tensor `vit.encoder.layer.2"),
+        ("vit", "\"gelu\"", "\"quick_gelu\"", 32, "`hidden_act: quick_gelu` is not supported"),
+        ("swin", "\"window_size\": 4", "\"window_size\": 7", 32, "relative_position_bias_table"),
+        ("resnet", "\"bottleneck\"", "\"bottlenose\"", 32, "`layer_type: bottlenose` is not supported"),
+    ] {
+        let message = error(&with(from, to, name), size);
+        assert!(message.contains(part), "{name}: {message}");
+    }
+    // Convolutional networks take any size that leaves something to look at.
+    for name in ["resnet", "convnext", "swin"] {
+        let checkpoint = with("\"model_type\"", "\"model_type\"", name);
+        assert!(vision::classifier_model(&checkpoint, [64, 64], Some(1)).is_ok(), "{name}");
+    }
+    let mut floats = fs::read(data().join("vit/model.safetensors")).unwrap();
+    let end = floats.len();
+    floats[end - 48..].copy_from_slice(&[0xff; 48]); // NaN in float16
+    let checkpoint = with("\"vit\"", "\"vit\"", "vit");
+    drop(checkpoint);
+    fs::write(scratch.path().join("model.safetensors"), floats).unwrap();
+    let message = error(&self::checkpoint(scratch.path()), 32);
+    assert!(message.contains("not finite: training diverged"), "{message}");
 }

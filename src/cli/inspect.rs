@@ -7,8 +7,8 @@ use anyhow::{Context as _, bail};
 
 use super::{Exit, print, print_json};
 use crate::backend::tensorrt::{TensorRt, plan};
-use crate::convert::vision::yolo_root;
 use crate::checkpoint::torch::TorchFile;
+use crate::convert::vision::yolo_root;
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::onnx::{Model, Summary};

@@ -158,10 +158,7 @@ fn said(answer: &Answer) -> String {
 fn found(detection: &Detection) -> String {
     let [left, top, right, bottom] = detection.bbox;
     let mask = detection.mask.as_ref().map(|mask| format!(", {} pixels", mask.area())).unwrap_or_default();
-    format!(
-        "  {} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}",
-        detection.label, detection.score
-    )
+    format!("  {} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}", detection.label, detection.score)
 }
 
 fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {

@@ -195,7 +195,10 @@ mod tests {
         assert_eq!(full, ["Mul_1", "Softmax_2", "Add_5"], "scores, softmax, what follows the last product");
         assert_eq!(model.half_products(&half()).unwrap(), ["MatMul_0", "MatMul_4"]);
         let narrow = model.to_half(&half()).unwrap();
-        assert_eq!((narrow.inputs().unwrap(), narrow.outputs().unwrap()), (model.inputs().unwrap(), model.outputs().unwrap()));
+        assert_eq!(
+            (narrow.inputs().unwrap(), narrow.outputs().unwrap()),
+            (model.inputs().unwrap(), model.outputs().unwrap())
+        );
         let casts = narrow.summary().unwrap().operators["Cast"];
         // x to half, a to float32, p to half, b to float32; w is there twice.
         assert_eq!(casts, 4, "{:?}", narrow.proto.graph.node);

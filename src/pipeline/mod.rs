@@ -24,10 +24,10 @@ use crate::fetch::{Fetched, Fetcher, Lock, cache_dir};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
 use crate::memory::{self, Memory};
 use crate::onnx::Model;
-use crate::vision::{Classifier, Yolo};
 use crate::progress::{Event, Progress};
 use crate::recipe::{Kind, Plan, SourcePlan};
 use crate::verify::{self, Report};
+use crate::vision::{Classifier, Yolo};
 use crate::worker::{self, Isolation, Job};
 
 /// What all builds of one call share.
@@ -263,7 +263,8 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     );
     let path = context.output.join(format!("{}.onnx", plan.name));
     fs::create_dir_all(&context.output)?;
-    crate::artifact::write_file(&path, &model.to_bytes()?).with_context(|| format!("cannot write {}", path.display()))?;
+    crate::artifact::write_file(&path, &model.to_bytes()?)
+        .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)
 }
 

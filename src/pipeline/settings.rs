@@ -83,8 +83,11 @@ pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeR
         // The graph says which types; see precision.rs.
         options.strongly_typed = true;
     } else if build.precision == Precision::Bf16 {
-        bail!("{}: {version} knows no bfloat16
-  hint: use `precision: fp16`", plan.name);
+        bail!(
+            "{}: {version} knows no bfloat16
+  hint: use `precision: fp16`",
+            plan.name
+        );
     } else {
         options.set_flags.extend([flag.to_owned(), "obey_precision_constraints".to_owned()]);
     }
@@ -119,7 +122,10 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
     key.hashed("options", &serde_json::to_vec(options)?);
     // The plan without paths: moving a recipe changes nothing.
     let verify = (plan.verify.seeds, plan.verify.tolerance);
-    key.hashed("recipe", &serde_json::to_vec(&(&plan.kind, &plan.build, &prepared.classifier, &prepared.yolo, verify))?);
+    key.hashed(
+        "recipe",
+        &serde_json::to_vec(&(&plan.kind, &plan.build, &prepared.classifier, &prepared.yolo, verify))?,
+    );
     Ok(key)
 }
 

@@ -47,7 +47,10 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
             let path = only("onnx")?;
             let classifier = classifier.as_ref().map(|plan_of| {
                 let preprocess = plan_of.preprocess.clone().with_context(|| {
-                    format!("{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`", plan.name)
+                    format!(
+                        "{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`",
+                        plan.name
+                    )
                 })?;
                 Ok::<Classifier, anyhow::Error>(finished(plan_of, preprocess, None))
             });
@@ -123,7 +126,13 @@ fn checkpoint_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
 }
 
 /// The way in and out of a YOLO model; a classifying one is a classifier too.
-fn around(plan: &YoloPlan, task: Task, names: Vec<String>, stride: usize, size: [u32; 2]) -> (Yolo, Option<Classifier>) {
+fn around(
+    plan: &YoloPlan,
+    task: Task,
+    names: Vec<String>,
+    stride: usize,
+    size: [u32; 2],
+) -> (Yolo, Option<Classifier>) {
     let classifier = (task == Task::Classify).then(|| Classifier {
         // torchvision's Resize and CenterCrop, as Ultralytics uses them.
         preprocess: Preprocess {
@@ -199,7 +208,13 @@ fn python_names(text: &str) -> Option<Vec<String>> {
 }
 
 /// What Ultralytics reads at the start of an engine file (its exporter's keys), and who made it.
-pub(super) fn metadata(yolo: &Yolo, batch: usize, precision: &str, dynamic: bool, time: SystemTime) -> serde_json::Value {
+pub(super) fn metadata(
+    yolo: &Yolo,
+    batch: usize,
+    precision: &str,
+    dynamic: bool,
+    time: SystemTime,
+) -> serde_json::Value {
     let names: serde_json::Map<String, serde_json::Value> =
         yolo.names.iter().enumerate().map(|(index, name)| (index.to_string(), name.as_str().into())).collect();
     let half = precision != "fp32";
@@ -245,7 +260,10 @@ mod tests {
     #[test]
     fn dates() {
         let at = |seconds| date(UNIX_EPOCH + std::time::Duration::from_secs(seconds));
-        assert_eq!((at(0), at(951_782_400), at(1_795_564_799)), ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into()));
+        assert_eq!(
+            (at(0), at(951_782_400), at(1_795_564_799)),
+            ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into())
+        );
     }
 
     #[test]

@@ -116,9 +116,7 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
         && (!is_contained(&model.replace(':', "/")) || model.matches(':').count() > 1)
     {
         let message = format!("`{model}` is not an Ollama model");
-        return error("ollama", &message,
-            Some("write e.g. llama3.2:1b, as `ollama list` does"),
-        );
+        return error("ollama", &message, Some("write e.g. llama3.2:1b, as `ollama list` does"));
     }
     if let Some(version) = &source.package_version
         && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '!')))
@@ -209,7 +207,11 @@ fn preprocess(document: &Document, preprocess: &Preprocess) -> Checked {
     match preprocess.resize {
         Some(_) if preprocess.fit.is_some() => {
             let message = "`resize` and `fit` contradict each other";
-            Err(document.error(&["preprocess", "resize"], message, Some("with `resize`, `size` is cut out of the middle")))
+            Err(document.error(
+                &["preprocess", "resize"],
+                message,
+                Some("with `resize`, `size` is cut out of the middle"),
+            ))
         }
         Some(Resize::ShortestEdge(0) | Resize::Both([0, _] | [_, 0])) => {
             Err(document.error(&["preprocess", "resize"], "resize is 0", None))

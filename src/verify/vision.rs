@@ -112,14 +112,17 @@ fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Ten
                 agreement.score_difference = agreement.score_difference.max(difference);
                 agreement.overlap = agreement.overlap.min(overlap);
                 if difference > gate.score {
-                    agreement.differences.push(format!("{} has {:.3} instead of {:.3}", object.label, twin.score, object.score));
+                    agreement
+                        .differences
+                        .push(format!("{} has {:.3} instead of {:.3}", object.label, twin.score, object.score));
                 }
             }
             _ if object.score < sure => {}
             best => {
                 let nearest = best.map_or(0.0, |(_, overlap)| overlap);
                 agreement.overlap = agreement.overlap.min(nearest);
-                let text = format!("{} ({:.2}) is missing, the nearest overlaps {nearest:.2}", object.label, object.score);
+                let text =
+                    format!("{} ({:.2}) is missing, the nearest overlaps {nearest:.2}", object.label, object.score);
                 agreement.differences.push(text);
             }
         }

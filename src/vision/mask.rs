@@ -80,7 +80,8 @@ pub(super) fn cut(
         line.iter_mut().zip(upper.iter().zip(lower)).for_each(|(out, (upper, lower))| {
             *out = upper * (1.0 - down) + lower * down;
         });
-        inside.extend(along.iter().map(|(left, right, share)| line[*left] * (1.0 - share) + line[*right] * share > 0.0));
+        inside
+            .extend(along.iter().map(|(left, right, share)| line[*left] * (1.0 - share) + line[*right] * share > 0.0));
     }
     Mask { origin: [bbox[0].round() as u32, bbox[1].round() as u32], width: columns.len() as u32, inside }
 }

@@ -81,20 +81,26 @@ pub fn to_tensor(picture: &RgbImage, preprocess: &Preprocess, size: [u32; 2]) ->
 
 /// Resizes a picture; both sizes are at least 1.
 fn resize(picture: &RgbImage, width: u32, height: u32, resample: Resample) -> RgbImage {
-    if picture.dimensions() == (width, height) {
-        return picture.clone();
-    }
     let algorithm = match resample {
         Resample::Nearest => ResizeAlg::Nearest,
         Resample::Bilinear => ResizeAlg::Convolution(FilterType::Bilinear),
         Resample::Bicubic => ResizeAlg::Convolution(FilterType::CatmullRom),
         Resample::Lanczos => ResizeAlg::Convolution(FilterType::Lanczos3),
-        Resample::Linear => ResizeAlg::Interpolation(FilterType::Bilinear),
+        Resample::Linear => return resize_with(picture, width, height, ResizeAlg::Interpolation(FilterType::Bilinear)),
     };
+    // Columns before rows, as PIL and torchvision do: in between, overshoot is cut off at black and white.
+    let narrow = resize_with(picture, width, picture.height(), algorithm);
+    resize_with(&narrow, width, height, algorithm)
+}
+
+fn resize_with(picture: &RgbImage, width: u32, height: u32, algorithm: ResizeAlg) -> RgbImage {
+    if picture.dimensions() == (width, height) {
+        return picture.clone();
+    }
     let source = ImageRef::new(picture.width(), picture.height(), picture.as_raw(), PixelType::U8x3);
     let mut target = Image::new(width, height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(algorithm);
     let source = source.expect("three bytes a pixel");
+    let options = ResizeOptions::new().resize_alg(algorithm);
     Resizer::new()
         .resize(&source, &mut target, &options)
         .expect("both pictures have the same pixel type and are not empty");

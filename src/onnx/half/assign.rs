@@ -12,14 +12,56 @@ use crate::tensor::DType;
 
 /// Element by element, or with broadcasting: as precise as what they read.
 const POINTWISE: &[&str] = &[
-    "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Min", "Max", "Sum", "Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu",
-    "ThresholdedRelu", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Mish", "Tanh", "Softsign", "Erf", "Gelu", "Clip",
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Neg",
+    "Abs",
+    "Min",
+    "Max",
+    "Sum",
+    "Relu",
+    "LeakyRelu",
+    "PRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "ThresholdedRelu",
+    "Sigmoid",
+    "HardSigmoid",
+    "HardSwish",
+    "Swish",
+    "Mish",
+    "Tanh",
+    "Softsign",
+    "Erf",
+    "Gelu",
+    "Clip",
     "Where",
 ];
 /// Values are copied or chosen, never computed.
 const MOVEMENT: &[&str] = &[
-    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Split", "Concat", "Gather", "GatherElements",
-    "GatherND", "Expand", "Tile", "Pad", "Identity", "Dropout", "DepthToSpace", "SpaceToDepth", "MaxPool", "Resize",
+    "Reshape",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Slice",
+    "Split",
+    "Concat",
+    "Gather",
+    "GatherElements",
+    "GatherND",
+    "Expand",
+    "Tile",
+    "Pad",
+    "Identity",
+    "Dropout",
+    "DepthToSpace",
+    "SpaceToDepth",
+    "MaxPool",
+    "Resize",
     "Upsample",
 ];
 /// A convolution with fewer weights is a weighted mean (as in a detector's box decoding), no layer.
@@ -78,7 +120,9 @@ impl Model {
             let attribute = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name);
             if node.attribute.iter().any(|attribute| attribute.g.is_some()) {
                 let message = format!("node '{}' ({}) holds a graph of its own", node.name, node.op_type);
-                return Err(self.fail(format!("{message}, which half precision does not reach\n  hint: use `precision: fp32`")));
+                return Err(
+                    self.fail(format!("{message}, which half precision does not reach\n  hint: use `precision: fp32`"))
+                );
             }
             let input = |index: usize| node.input.get(index).and_then(|name| types.get(name)).copied();
             let float = number(DType::Float32);
@@ -98,7 +142,9 @@ impl Model {
         let halves = [number(DType::Float16), number(DType::BFloat16)];
         if let Some((name, _)) = types.iter().find(|(_, type_)| halves.contains(type_)) {
             let message = format!("`{name}` is in half precision already");
-            return Err(self.fail(format!("{message}\n  hint: use `precision: fp32`, which keeps the model's own types")));
+            return Err(
+                self.fail(format!("{message}\n  hint: use `precision: fp32`, which keeps the model's own types"))
+            );
         }
         Ok(types)
     }
@@ -149,7 +195,8 @@ fn spread(nodes: &[NodeProto], assigned: &mut [Type], is_float: &dyn Fn(&String)
     let mut read: HashSet<&str> = HashSet::new();
     for (node, type_) in nodes.iter().zip(assigned.iter_mut()).rev() {
         let outputs = || node.output.iter().map(String::as_str);
-        let only_full = outputs().any(|output| read.contains(output)) && !outputs().any(|output| wanted_in_half.contains(output));
+        let only_full =
+            outputs().any(|output| read.contains(output)) && !outputs().any(|output| wanted_in_half.contains(output));
         if *type_ == Type::Half && !is_product(&node.op_type) && only_full {
             *type_ = Type::Full;
         }

@@ -32,7 +32,8 @@ pub(super) fn values(model: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Str
 
 /// The file was checked to be beside or below the model when that was read.
 fn external(model: &Path, tensor: &TensorProto, count: usize) -> Result<Vec<u8>, String> {
-    let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
+    let entry =
+        |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
     let offset: u64 = entry("offset").unwrap_or("0").parse().map_err(|_| "an external offset is no number")?;
     let path = model.with_file_name(entry("location").unwrap_or_default());
     let fail = |error: std::io::Error| format!("external data {}: {error}", path.display());

@@ -1,17 +1,20 @@
 """Makes the tiny image classifiers of this folder: random weights in Hugging Face format and what transformers computes.
 
-    python3 make_classifiers.py        needs: torch, transformers, torchvision, pillow, numpy
+    python3 make_classifiers.py bus.jpg        needs: torch, transformers, torchvision, pillow, numpy
 
-Each folder holds config.json, preprocessor_config.json, model.safetensors, and expected.npy: logits `[2, classes]` in
-float32 of two pictures, computed in float64, whose pixels are those of `tests/vision.rs`'s `noise`.
+Each folder holds config.json, preprocessor_config.json, model.safetensors, expected.npy: logits `[2, classes]` in float32 of
+two pictures of noise, computed in float64, and pixels.npy: what the model's own processor makes of bus.jpg (of the package
+ultralytics), every n-th value.
 """
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import torch
 import transformers as t
+from PIL import Image
 
 HERE = pathlib.Path(__file__).parent
 LABELS = dict(id2label={i: name for i, name in enumerate(["cat", "dog", "owl", "robot", "tram"])},
@@ -107,6 +110,9 @@ def main():
         np.save(folder / "expected.npy", logits.numpy().astype(np.float32))
         model.half().save_pretrained(folder)
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
+        processor = t.AutoImageProcessor.from_pretrained(folder)
+        pixels = processor(Image.open(sys.argv[1]), return_tensors="np")["pixel_values"].astype(np.float32).ravel()
+        np.save(folder / "pixels.npy", pixels[::-(-pixels.size // 3072)])
         print(name, sum(p.numel() for p in model.parameters()), logits[0].tolist())
 
 

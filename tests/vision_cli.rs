@@ -1,0 +1,187 @@
+//! The command line on vision models: from a checkpoint to engine, answer and drawing, and what it says no to.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use support::{output, repository, skip, tensorrt_or_skip, watus};
+
+/// A recipe for a tiny YOLO of the test data, proved on the shipped face.
+fn yolo(scratch: &Path, name: &str, more: &str) {
+    fs::copy(repository().join(format!("tests/data/vision/{name}.pt")), scratch.join(format!("{name}.pt"))).unwrap();
+    fs::copy(repository().join("recipes/images/face.png"), scratch.join("face.png")).unwrap();
+    let text = format!(
+        "version: 1\nname: {name}\nkind: yolo\nsource: {{ path: {name}.pt }}\nimage_size: 64\nverify: {{ images: [face.png] \
+         }}\n{more}"
+    );
+    fs::write(scratch.join(format!("{name}.yaml")), text).unwrap();
+}
+
+fn classifier(scratch: &Path, name: &str, more: &str) {
+    let folder = repository().join("tests/data/vision").join(name);
+    let text = format!("version: 1\nname: {name}\nkind: classifier\nsource: {{ path: {} }}\n{more}", folder.display());
+    fs::write(scratch.join(format!("{name}.yaml")), text).unwrap();
+    fs::copy(repository().join("recipes/images/face.png"), scratch.join("face.png")).unwrap();
+}
+
+#[test]
+fn from_a_yolo_checkpoint_to_a_drawing() {
+    if !tensorrt_or_skip("from_a_yolo_checkpoint_to_a_drawing") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    yolo(scratch.path(), "yolo11-seg", "confidence: 0.05\nbuild: { precision: fp16 }\n");
+    let run = |arguments: &[&str]| output(watus(scratch.path()).args(arguments));
+    let (code, stdout, stderr) = run(&["build", "yolo11-seg.yaml"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.starts_with("yolo11-seg: built"), "{stdout}");
+    assert!(run(&["build", "yolo11-seg.yaml"]).1.starts_with("yolo11-seg: current"));
+    // What belongs to the build alone is gone.
+    let left = support::tree(&scratch.path().join("engines/yolo11-seg"));
+    assert_eq!(left, ["images", "images/face.png", "manifest.json", "model.onnx", "verify.json", "yolo11-seg.engine"]);
+
+    let (code, stdout, stderr) =
+        run(&["run", "engines/yolo11-seg", "face.png", "--backend", "cpu", "--annotated", "drawn", "--json"]);
+    assert_eq!(code, 0, "{stderr}");
+    let answers: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let found = answers[0]["detections"].as_array().unwrap();
+    assert!(!found.is_empty() && found.iter().all(|one| one["score"].as_f64().unwrap() > 0.05), "{stdout}");
+    assert!(found[0]["mask"]["runs"].is_array(), "{stdout}");
+    let drawn = image_size(&scratch.path().join("drawn/face.png"));
+    assert_eq!(drawn, image_size(&scratch.path().join("face.png")));
+    let (code, stdout, _) =
+        run(&["run", "engines/yolo11-seg", "engines/yolo11-seg/images", "--backend", "cpu", "--no-annotated"]);
+    assert!(code == 0 && stdout.starts_with("yolo11-seg: ") && !stdout.contains("drawn in"), "{stdout}");
+
+    // The engine file: Ultralytics' metadata, and without.
+    let engine = "engines/yolo11-seg/yolo11-seg.engine";
+    let (_, stdout, _) = run(&["inspect", engine]);
+    assert!(stdout.contains("task         \"segment\"") && stdout.contains("\"2\":\"tram\""), "{stdout}");
+    let (code, stdout, _) = run(&["strip", engine, "-o", "plain.plan"]);
+    assert!(code == 0 && stdout.contains("without its metadata"), "{stdout}");
+    assert!(fs::read(scratch.path().join("plain.plan")).unwrap()[1..].starts_with(b"trt"));
+    let (_, stdout, _) = run(&["inspect", "plain.plan"]);
+    assert!(stdout.starts_with("plan by TensorRT") && !stdout.contains("metadata"), "{stdout}");
+    assert_eq!(run(&["strip", "face.png"]).0, 1);
+
+    yolo(scratch.path(), "yolov8", "raw: true\nbuild: { max_batch: 4 }\n");
+    let (code, _, stderr) = run(&["build", "yolov8.yaml"]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(fs::read(scratch.path().join("engines/yolov8/yolov8.engine")).unwrap()[1..].starts_with(b"trt"));
+    let (_, stdout, _) = run(&["inspect", "engines/yolov8"]);
+    assert!(stdout.contains("images float32[?, 3, 64, 64]") && stdout.contains("3 classes"), "{stdout}");
+    let (code, stdout, stderr) = run(&[
+        "bench",
+        "engines/yolov8",
+        "--backend",
+        "cpu",
+        "-n",
+        "2",
+        "--warmup",
+        "0",
+        "--batch",
+        "1,3",
+        "--chart",
+        "b.svg",
+    ]);
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("| 3 | picture to answer |") && stdout.contains("| 1 | preprocess |"), "{stdout}");
+    assert!(fs::read_to_string(scratch.path().join("b.svg")).unwrap().contains("picture to answer"));
+}
+
+/// Width and height of a PNG.
+fn image_size(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap()[16..24].to_vec()
+}
+
+#[test]
+fn from_a_classifier_checkpoint_to_an_answer() {
+    if !tensorrt_or_skip("from_a_classifier_checkpoint_to_an_answer") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let run = |arguments: &[&str]| output(watus(scratch.path()).args(arguments));
+    for (name, precision) in
+        [("vit", "fp16"), ("swin", "bf16"), ("resnet", "fp32"), ("beit", "fp16"), ("convnext", "bf16")]
+    {
+        classifier(
+            scratch.path(),
+            name,
+            &format!("build: {{ precision: {precision} }}\nverify: {{ images: [face.png] }}\n"),
+        );
+        let (code, _, stderr) = run(&["build", &format!("{name}.yaml")]);
+        assert_eq!(code, 0, "{name}: {stderr}");
+        let folder = format!("engines/{name}");
+        let (code, stdout, stderr) = run(&["run", &folder, "face.png", "--backend", "cpu"]);
+        assert_eq!(code, 0, "{name}: {stderr}");
+        let labels = ["cat", "dog", "owl", "robot", "tram"];
+        assert!(labels.iter().any(|label| stdout.starts_with(&format!("{name}: {label} ("))), "{stdout}");
+        let manifest = fs::read_to_string(scratch.path().join(folder).join("manifest.json")).unwrap();
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        assert_eq!((&manifest["precision"], &manifest["inputs"][0]["dtype"]), (&precision.into(), &"float32".into()));
+    }
+    let (code, stdout, stderr) = run(&["build", "vit.yaml", "--emit", "onnx", "-o", "out"]);
+    assert!(code == 0 && stdout.contains("out/vit.onnx"), "{stderr}");
+    let (_, stdout, _) = run(&["inspect", "out/vit.onnx"]);
+    assert!(stdout.contains("pixel_values float32[1, 3, 32, 32]"), "{stdout}");
+}
+
+#[test]
+fn what_cannot_be_built_is_told() {
+    if !tensorrt_or_skip("what_cannot_be_built_is_told") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let fails = |recipe: &str| {
+        let (code, _, stderr) = output(watus(scratch.path()).args(["build", recipe]));
+        assert_ne!(code, 0);
+        assert!(support::leftovers(scratch.path()).is_empty() && !scratch.path().join("engines").join("x").exists());
+        stderr
+    };
+    yolo(scratch.path(), "yolo12", "");
+    let whole = fs::read(scratch.path().join("yolo12.pt")).unwrap();
+    fs::write(scratch.path().join("yolo12.pt"), &whole[..whole.len() / 2]).unwrap();
+    let error = fails("yolo12.yaml");
+    assert!(error.contains("yolo12.pt") && error.contains("not a whole .pt file"), "{error}");
+    fs::write(scratch.path().join("yolo12.pt"), whole).unwrap();
+    let recipe = fs::read_to_string(scratch.path().join("yolo12.yaml")).unwrap();
+    fs::write(scratch.path().join("yolo12.yaml"), recipe.replace("image_size: 64", "image_size: 60")).unwrap();
+    assert!(fails("yolo12.yaml").contains("yolo12.yaml:5: image_size 60 is not a multiple of 32"));
+    classifier(scratch.path(), "vit", "preprocess: { size: [64, 64], mean: [0, 0, 0], std: [255, 255, 255] }\n");
+    let error = fails("vit.yaml");
+    assert!(error.contains("trained at that size") && error.contains("config.json"), "{error}");
+    let onnx = "version: 1\nname: x\nkind: classifier\nsource: { path: x.onnx }\n";
+    fs::write(scratch.path().join("x.yaml"), onnx).unwrap();
+    fs::write(scratch.path().join("x.onnx"), "nothing").unwrap();
+    let error = fails("x.yaml");
+    assert!(
+        error.contains("an ONNX file does not say how pictures become tensors") && error.contains("hint"),
+        "{error}"
+    );
+    fs::write(scratch.path().join("x.yaml"), onnx.replace("classifier", "yolo")).unwrap();
+    assert!(fails("x.yaml").contains("x.onnx: not an ONNX model"));
+}
+
+/// The reader of the package itself, on an engine this tool built.
+#[test]
+fn ultralytics_reads_our_engine() {
+    if !tensorrt_or_skip("ultralytics_reads_our_engine") {
+        return;
+    }
+    let python = std::env::var_os("WATUS_ORACLE_PYTHON").filter(|python| Path::new(python).exists());
+    let Some(python) = python else {
+        return skip("ultralytics_reads_our_engine", "set WATUS_ORACLE_PYTHON to what scripts/setup-oracles.sh prints");
+    };
+    let scratch = tempfile::tempdir().unwrap();
+    yolo(scratch.path(), "yolo11-seg", "");
+    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "yolo11-seg.yaml"]));
+    assert_eq!(code, 0, "{stderr}");
+    let script = repository().join("tests/data/vision/check_engine.py");
+    let engine = scratch.path().join("engines/yolo11-seg/yolo11-seg.engine");
+    let (code, stdout, stderr) = output(Command::new(python).arg(script).arg(engine).current_dir(scratch.path()));
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("segment {0: 'owl', 1: 'robot', 2: 'tram'} [64, 64] 16 1"), "{stdout}");
+}
