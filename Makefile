@@ -2,17 +2,18 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
-.PHONY: demo test check-headers bench fmt aarch64 aarch64-test
+.PHONY: demo test check-headers bench fuzz fmt aarch64 aarch64-test
 
-# Everything from nothing: TensorRT, the tool, a chat model and two face classifiers as engines, and their answers.
+# Everything from nothing: TensorRT, the tool, a chat model, a detector and two face classifiers as engines, and their answers.
 demo:
 	scripts/setup-tensorrt.sh > /dev/null
 	cargo build --release --quiet
-	$(BINARY) build recipes/smollm2-135m.yaml recipes/gender.yaml recipes/age.yaml
-	$(BINARY) verify engines/smollm2-135m engines/gender engines/age
+	$(BINARY) build recipes/smollm2-135m.yaml recipes/yolo11n-seg.yaml recipes/gender.yaml recipes/age.yaml
+	$(BINARY) verify engines/smollm2-135m engines/yolo11n-seg engines/gender engines/age
 	$(BINARY) run engines/smollm2-135m "What is the capital of France?"
 	$(BINARY) run engines/gender recipes/images/face.png
 	$(BINARY) run engines/age recipes/images/face.png
+	$(BINARY) run engines/yolo11n-seg engines/yolo11n-seg/images/bus.jpg --annotated engines
 
 # Format, lints (with and without TensorRT's headers), documentation, tests, the shim against every header set.
 test:
@@ -36,6 +37,10 @@ bench: demo
 	cargo run --release --quiet --example yolo_engine -- engines
 	"$$(scripts/setup-oracles.sh)" benches/cpu_vs_onnxruntime.py --watus $(BINARY) engines/gender/model.onnx engines/age/model.onnx \
 	  engines/yolov8n.onnx
+
+# Ten minutes of checkpoints that are anything at all (needs `cargo install cargo-fuzz`).
+fuzz:
+	scripts/fuzz.sh 600
 
 fmt:
 	cargo fmt

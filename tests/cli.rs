@@ -317,15 +317,6 @@ fn a_library_of_another_version_is_refused_before_it_is_used() {
 }
 
 #[test]
-fn yolo_recipes_say_what_this_version_does() {
-    let scratch = tempfile::tempdir().unwrap();
-    fs::write(scratch.path().join("m.yaml"), "version: 1\nname: m\nkind: yolo\nsource: { path: . }\n").unwrap();
-    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "m.yaml"]));
-    assert_eq!(code, 1);
-    assert!(stderr.contains("`yolo` recipes are checked and fetched only"), "{stderr}");
-}
-
-#[test]
 fn external_data_comes_along_and_never_from_elsewhere() {
     if !tensorrt_or_skip("external_data_comes_along") {
         return;

@@ -26,7 +26,9 @@ const OWNERS: &[(&str, &str)] = &[
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
     ("rten", "backend/cpu.rs"),
-    ("image", "vision.rs"),
+    ("image", "vision/"),
+    ("fast_image_resize", "vision/picture.rs"),
+    ("noto_sans_mono_bitmap", "vision/draw.rs"),
     ("safetensors", "checkpoint/"),
     ("memmap2", "checkpoint/mapped.rs"),
     ("tokenizers", "llm/text/mod.rs"),
@@ -36,7 +38,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("indicatif", "cli/progress.rs"),
     ("ctrlc", "cli/"),
     ("serde_yaml", "recipe/ fetch/lock.rs"),
-    ("schemars", "recipe/ vision.rs"),
+    ("schemars", "recipe/ vision/"),
 ];
 
 fn line_of(module: &str) -> usize {

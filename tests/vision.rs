@@ -235,7 +235,7 @@ fn checkpoints_that_make_no_sense_get_one_error() {
         let file = TorchFile::open(&path).unwrap();
         vision::yolo_model(&file, image, Some(1)).unwrap_err().to_string()
     };
-    let text = |text: &str| [&[b'X'], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let text = |text: &str| [&b"X"[..], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
     changed("yolo12.pt", &path, |pickle| replaced(pickle, b"A2C2f\n", b"A2C2x\n"));
     let error = convert([64, 64]);
     assert!(error.contains("layer `model.5` (A2C2x): this module is not supported"), "{error}");

@@ -277,7 +277,7 @@ pub struct Verify {
 #[allow(missing_docs)]
 pub enum Picture {
     Path(String),
-    Source(Source),
+    Source(Box<Source>),
 }
 
 impl Recipe {

@@ -239,14 +239,14 @@ impl Net {
     }
 
     /// A map's pixels as a sequence, row by row: `[batch, height · width, channels]`.
-    pub(super) fn to_tokens(&mut self, x: &Map) -> Tokens {
+    pub(super) fn tokens(&mut self, x: &Map) -> Tokens {
         let count = x.height * x.width;
         let flat = self.reshape(&x.name, &[-1, dim(x.channels), dim(count)]);
         Tokens { name: self.transpose(&flat, [0, 2, 1]), count, width: x.channels }
     }
 
     /// The way back, to a map of `like`'s shape.
-    pub(super) fn to_map(&mut self, tokens: &str, like: &Map) -> Map {
+    pub(super) fn map(&mut self, tokens: &str, like: &Map) -> Map {
         let flat = self.transpose(tokens, [0, 2, 1]);
         let name = self.reshape(&flat, &[-1, dim(like.channels), dim(like.height), dim(like.width)]);
         Map { name, ..like.clone() }

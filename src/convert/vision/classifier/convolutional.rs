@@ -130,7 +130,7 @@ impl Builder<'_> {
         let channels = x.channels;
         let depthwise = Geometry { kernel: [7; 2], padding: 3, groups: channels, ..Geometry::default() };
         let y = self.convolve(x, &format!("{stem}.dwconv"), channels, &depthwise)?;
-        let Tokens { name, .. } = self.net.to_tokens(&y); // (batch, height · width, channels)
+        let Tokens { name, .. } = self.net.tokens(&y); // (batch, height · width, channels)
         let name = self.norm(&name, &format!("{stem}.layernorm"), channels, 1e-6)?;
         let name = self.linear(&name, &format!("{stem}.pwconv1"), [4 * channels, channels], true)?;
         let activation = self.activation("hidden_act")?;
@@ -141,7 +141,7 @@ impl Builder<'_> {
             let scale = self.weight(&scale, &[channels], &[channels])?;
             name = self.net.node("Mul", &[&name, &scale], &[]);
         }
-        let y = self.net.to_map(&name, &y);
+        let y = self.net.map(&name, &y);
         Ok(Map { name: self.net.node("Add", &[&x.name, &y.name], &[]), ..y })
     }
 }

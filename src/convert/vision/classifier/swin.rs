@@ -82,7 +82,7 @@ impl Builder<'_> {
             ..image.clone()
         };
         let map = self.patches(&image, "swin.embeddings.patch_embeddings.projection", patch, width)?;
-        let mut x = self.net.to_tokens(&map);
+        let mut x = self.net.tokens(&map);
         x.name = self.norm(&x.name, "swin.embeddings.norm", width, 1e-5)?;
         if positions {
             let shape = [1, x.count, width];
@@ -213,7 +213,7 @@ impl Builder<'_> {
 
     /// Every two by two positions become one, of twice the channels.
     fn merge_patches(&mut self, stem: &str, x: &Grid) -> Read<Grid> {
-        let (height, width) = (x.height.next_multiple_of(2) / 2, x.width.next_multiple_of(2) / 2);
+        let (height, width) = (x.height.div_ceil(2), x.width.div_ceil(2));
         let padded = self.pad(&x.name, &[0, x.height % 2, x.width % 2, 0]);
         let cut = self.net.reshape(&padded, &[-1, dim(height), 2, dim(width), 2, dim(x.channels)]);
         // Column by column of the four: (batch, height, width, column, row, channels).

@@ -72,7 +72,7 @@ impl Builder<'_> {
                 image.height, image.width
             )));
         }
-        let patches = self.net.to_tokens(&grid);
+        let patches = self.net.tokens(&grid);
         let mut x = self.embed(family, &patches, positions)?;
         let eps = self.number("layer_norm_eps", 1e-12)?;
         let shared = "beit.encoder.relative_position_bias.relative_position_bias_table";
