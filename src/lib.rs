@@ -5,7 +5,7 @@
 //! (YAML)              hub, url,  shapes fixed,  child process,       engine, model,       CPU
 //!                     pypi,      checked        C++ shim             manifest, report     reference
 //!                     path,        ▲
-//!                     ollama       └─ convert ◀─ checkpoint (language models)
+//!                     ollama       └─ convert ◀─ checkpoint
 //! ```
 //!
 //! The pipeline in this crate's own terms: [`recipe::load`] reads and checks a recipe, [`recipe::Plan::new`] fills in
@@ -13,6 +13,9 @@
 //! child process ([`worker`]), proves the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
 //! [`backend::Backend`] and [`backend::Session`] are what runs a model: [`backend::tensorrt`] on the GPU,
 //! [`backend::cpu`] everywhere.
+//!
+//! Vision checkpoints become ONNX models first ([`convert::vision`]) and, in half precision, half-precision copies of them
+//! ([`onnx::Half`]); [`vision`] is the way from pictures and back to answers.
 //!
 //! Language models have stages of their own ([`pipeline::llm`]): [`checkpoint`] maps weights, [`convert`] makes graphs of
 //! a decoder layer and the head, and at run time [`llm::Executor`] runs them with the weights bound and
