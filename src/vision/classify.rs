@@ -1,10 +1,8 @@
 //! What a classifier says: its outputs to labels and probabilities.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use super::{ClassifierOutput, Preprocess, VisionError, read_picture, to_tensor};
+use super::{ClassifierOutput, Preprocess, VisionError};
 use crate::tensor::Tensor;
 
 /// A classifier's way in and out.
@@ -37,11 +35,6 @@ pub struct Answer {
 }
 
 impl Classifier {
-    /// The picture in a file as the model's input, `[batch, 3, height, width]`, every item the same.
-    pub fn input(&self, picture: &Path, [height, width]: [u32; 2], batch: usize) -> Result<Tensor, VisionError> {
-        Ok(to_tensor(&read_picture(picture)?, &self.preprocess, [height, width]).repeated(batch))
-    }
-
     /// Interprets the output for the first picture of the batch.
     pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
         let wrong = |wanted: &str| VisionError::Output {

@@ -3,12 +3,11 @@
 //! Decoding and non-maximum suppression are those of Ultralytics' `predict`, so that thresholds mean the same.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::mask::{self, Mask};
-use super::{Fit, Preprocess, Resample, RgbImage, Task, VisionError, read_picture, to_tensor};
+use super::{Fit, Preprocess, Resample, Task, VisionError};
 use crate::tensor::Tensor;
 
 /// Candidates that go into suppression; more are cut off, best first.
@@ -109,13 +108,6 @@ impl Yolo {
             mean: [0.0; 3],
             std: [255.0; 3],
         }
-    }
-
-    /// A picture and the input it makes, `[batch, 3, height, width]`, every item the same.
-    pub fn input(&self, path: &Path, batch: usize) -> Result<(RgbImage, Tensor), VisionError> {
-        let picture = read_picture(path)?;
-        let tensor = to_tensor(&picture, &self.preprocess(), self.size).repeated(batch);
-        Ok((picture, tensor))
     }
 
     /// Objects on the first picture of the batch, of `picture` (height, width), best first.
