@@ -127,10 +127,7 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         }
         let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut inside: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        inside.retain(|path| {
-            let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-            matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
-        });
+        inside.retain(|path| vision::is_picture(path));
         inside.sort();
         anyhow::ensure!(!inside.is_empty(), "{} holds no PNG or JPEG", path.display());
         files.extend(inside);

@@ -170,12 +170,9 @@ impl Emitter<'_> {
     }
 
     fn split(&mut self, x: &str, sizes: &[usize], axis: i64) -> Vec<String> {
-        let sizes: Vec<i64> = sizes.iter().map(|size| *size as i64).collect();
-        let outputs: Vec<String> = sizes.iter().map(|_| self.graph.fresh("Split")).collect();
-        let sizes = self.graph.integers(&sizes);
-        let names: Vec<&str> = outputs.iter().map(String::as_str).collect();
-        self.graph.node_named("Split", &[x, &sizes], &names, &[("axis", axis.into())]);
-        outputs
+        let list: Vec<i64> = sizes.iter().map(|size| *size as i64).collect();
+        let list = self.graph.integers(&list);
+        self.graph.node_outputs("Split", &[x, &list], sizes.len(), &[("axis", axis.into())])
     }
 
     /// RMSNorm (Zhang & Sennrich 2019) over the last axis, in float32; `weight` is float32.

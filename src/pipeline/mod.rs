@@ -100,7 +100,9 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     sweep(&folder)?;
     let fetched = fetch(plan, &context.fetcher, lock)?;
     let pictures = fetch_pictures(plan, &context.fetcher, lock)?;
-    let vision::Vision { mut model, classifier, yolo, sources, notes } = vision::load(plan, &fetched)?;
+    let loaded = vision::load(plan, &fetched)?;
+    let size = loaded.size();
+    let vision::Vision { mut model, classifier, yolo, sources, notes } = loaded;
     for note in notes {
         context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
     }
@@ -109,8 +111,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
     }
     model.spell_out();
-    let size = classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
-    let profile = settings::resolve_shapes(plan, size.or(yolo.as_ref().map(|yolo| yolo.size)), &mut model)?;
+    let profile = settings::resolve_shapes(plan, size, &mut model)?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
     let mut prepared = Prepared {
@@ -252,9 +253,10 @@ fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
 /// Writes the float32 model alone, as it would be built from: NAME.onnx in the output folder.
 pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<PathBuf> {
     let fetched = fetch(plan, &context.fetcher, lock)?;
-    let vision::Vision { mut model, classifier, yolo, .. } = vision::load(plan, &fetched)?;
-    let size = classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
-    settings::resolve_shapes(plan, size.or(yolo.as_ref().map(|yolo| yolo.size)), &mut model)?;
+    let loaded = vision::load(plan, &fetched)?;
+    let size = loaded.size();
+    let mut model = loaded.model;
+    settings::resolve_shapes(plan, size, &mut model)?;
     anyhow::ensure!(
         model.external_files().is_empty(),
         "{}: the model is an ONNX file with data beside it already: {}",
@@ -356,12 +358,11 @@ pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow
         let fetched = fetcher.fetch(source, lock).with_context(|| format!("{}: a picture of `verify`", plan.name))?;
         for file in fetched.files {
             let path = Path::new(&file.name);
-            let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-            let (Some(extension), Some(stem)) = (extension, path.file_stem()) else { continue };
-            if !matches!(extension.as_str(), "png" | "jpg" | "jpeg") {
+            let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else { continue };
+            if !crate::vision::is_picture(path) {
                 continue;
             }
-            let stem = stem.to_string_lossy();
+            let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_ascii_lowercase());
             let mut name = format!("images/{stem}.{extension}");
             if pictures.iter().any(|(other, _)| *other == name) {
                 name = format!("images/{stem}-{}.{extension}", pictures.len());

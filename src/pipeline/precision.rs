@@ -50,15 +50,22 @@ pub(super) fn build_right(prepared: &Prepared, staged: &Path, context: &Context)
     context.progress.event(Event::Warning(&format!(
         "{name}: half precision does not pass: looking for the products that need float32, a build for each try"
     )));
-    let passes = |from: usize, to: usize| -> anyhow::Result<bool> {
+    let mut last = None;
+    let found = narrow(products.len(), |from, to| {
         let report = attempt(prepared, staged, &products[from..to], context)?;
-        Ok(!report.failed())
+        let passed = !report.failed();
+        last = Some(((from, to), report));
+        Ok(passed)
+    })?;
+    let (from, to) = found.unwrap_or((0, products.len()));
+    // The last try may have been the right one: what it left is staged.
+    let report = match last {
+        Some((range, report)) if range == (from, to) => report,
+        _ => attempt(prepared, staged, &products[from..to], context)?,
     };
-    let Some((from, to)) = narrow(products.len(), passes)? else {
-        // The engine is as wrong in float32: the report of the last try says how, and refuses it.
-        return attempt(prepared, staged, &products, context);
-    };
-    let report = attempt(prepared, staged, &products[from..to], context)?;
+    if found.is_none() {
+        return Ok(report); // as wrong in float32, which the report says and refuses
+    }
     context.progress.event(Event::Warning(&format!(
         "{name}: {} of {} products stay in float32, from {} to {}",
         to - from,

@@ -26,6 +26,14 @@ pub(super) struct Vision {
     pub(super) notes: Vec<String>,
 }
 
+impl Vision {
+    /// Height and width of the pictures it takes, where something says so.
+    pub(super) fn size(&self) -> Option<[u32; 2]> {
+        let classifier = self.classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
+        classifier.or_else(|| self.yolo.as_ref().map(|yolo| yolo.size))
+    }
+}
+
 /// Reads or converts a plan's model.
 pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
     let file = match &plan.source {

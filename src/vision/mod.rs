@@ -21,7 +21,7 @@ pub use detect::{Detection, Letterbox, Yolo};
 pub use draw::annotate;
 pub use image::RgbImage;
 pub use mask::Mask;
-pub use picture::{input_size, read_picture, save_picture, to_tensor};
+pub use picture::{input_size, is_picture, read_picture, save_picture, to_tensor};
 
 /// How an image becomes an input tensor `[batch, 3, height, width]`, float32.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -11,6 +11,12 @@ use super::{Color, Fit, Letterbox, Preprocess, Resample, Resize, VisionError};
 use crate::artifact::write_file;
 use crate::tensor::Tensor;
 
+/// Whether a file is named like a picture that can be read.
+pub fn is_picture(path: &Path) -> bool {
+    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
+    matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
+}
+
 /// Longer side over shorter one. A line of pixels scaled up to a model's size would fill all memory.
 const RATIO_LIMIT: u32 = 100;
 

@@ -41,6 +41,36 @@ pub(super) struct Conv {
     pub(super) groups: usize,
 }
 
+/// A batch normalisation's statistics and parameters, one value per channel.
+pub(super) struct BatchNorm {
+    pub(super) gamma: Vec<f32>,
+    pub(super) beta: Vec<f32>,
+    pub(super) mean: Vec<f32>,
+    pub(super) variance: Vec<f32>,
+    pub(super) eps: f32,
+}
+
+impl Conv {
+    /// Folds in the batch normalisation that follows, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`, `b' = β + (b - μ) · s`
+    /// (Ioffe & Szegedy, 2015, algorithm 2). `None` where a variance is negative.
+    pub(super) fn fold(&mut self, norm: &BatchNorm) -> Option<()> {
+        let outputs = self.shape[0];
+        let scale = |(gamma, variance): (&f32, &f32)| gamma / (variance + norm.eps).sqrt();
+        let scales: Vec<f32> = norm.gamma.iter().zip(&norm.variance).map(scale).collect();
+        if scales.iter().any(|scale| !scale.is_finite()) {
+            return None;
+        }
+        let filter = self.weight.len() / outputs;
+        for (filter, scale) in self.weight.chunks_mut(filter).zip(&scales) {
+            filter.iter_mut().for_each(|weight| *weight *= scale);
+        }
+        let bias = self.bias.take().unwrap_or_else(|| vec![0.0; outputs]);
+        let folded = bias.iter().zip(&norm.mean).zip(&scales).zip(&norm.beta);
+        self.bias = Some(folded.map(|(((bias, mean), scale), beta)| beta + (bias - mean) * scale).collect());
+        Some(())
+    }
+}
+
 /// Nonlinearities by element.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Activation {

@@ -1,7 +1,7 @@
 //! ResNet (He et al., 2015) and ConvNeXt (Liu et al., 2022).
 
 use super::builder::{Builder, Geometry, Read};
-use crate::convert::vision::net::{Activation, Conv, Map, Tokens};
+use crate::convert::vision::net::{Activation, BatchNorm, Conv, Map, Tokens};
 
 /// torch's default, which no config.json says.
 const BATCH_NORM_EPS: f32 = 1e-5;
@@ -94,27 +94,27 @@ impl Builder<'_> {
     /// Convolution without bias and its batch normalisation, folded in.
     fn normed_conv(&mut self, x: &Map, stem: &str, outputs: usize, kernel: usize, stride: usize) -> Read<Map> {
         let shape = [outputs, x.channels, kernel, kernel];
-        let mut weight = self.read(&format!("{stem}.convolution.weight"), &shape)?;
+        let weight = self.read(&format!("{stem}.convolution.weight"), &shape)?;
         let part = |name: &str| self.read(&format!("{stem}.normalization.{name}"), &[outputs]);
-        let (gamma, beta) = (part("weight")?, part("bias")?);
-        let (mean, variance) = (part("running_mean")?, part("running_var")?);
-        let filter = weight.len() / outputs;
-        let mut bias = Vec::with_capacity(outputs);
-        for (index, filter) in weight.chunks_mut(filter).enumerate() {
-            let scale = gamma[index] / (variance[index] + BATCH_NORM_EPS).sqrt();
-            filter.iter_mut().for_each(|weight| *weight *= scale);
-            bias.push(beta[index] - mean[index] * scale);
-        }
-        let conv = Conv {
+        let norm = BatchNorm {
+            gamma: part("weight")?,
+            beta: part("bias")?,
+            mean: part("running_mean")?,
+            variance: part("running_var")?,
+            eps: BATCH_NORM_EPS,
+        };
+        let mut conv = Conv {
             name: format!("{stem}.convolution"),
             shape,
             weight,
-            bias: Some(bias),
+            bias: None,
             stride: [stride; 2],
             padding: [kernel / 2; 2],
             dilation: [1; 2],
             groups: 1,
         };
+        let negative = || self.config.error(format!("tensor `{stem}.normalization.running_var` is negative"));
+        conv.fold(&norm).ok_or_else(negative)?;
         self.fit(x, stem, &conv)
     }
 

@@ -2,7 +2,7 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::torch::{Item, TorchTensor};
-use crate::convert::vision::net::{Activation, Conv};
+use crate::convert::vision::net::{Activation, BatchNorm, Conv};
 
 /// Deeper nesting is damage or malice: modules may contain themselves.
 const DEPTH_LIMIT: usize = 24;
@@ -173,29 +173,21 @@ impl<'a> Module<'a> {
         })
     }
 
-    /// Folds a `BatchNorm2d` into the convolution before it, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`,
-    /// `b' = β + (b - μ) · s` (Ioffe & Szegedy, 2015, algorithm 2).
+    /// Folds this `BatchNorm2d` into the convolution before it.
     pub(super) fn fold_into(&self, conv: &mut Conv) -> Read<()> {
         if self.class != "BatchNorm2d" {
             return Err(self.error("batch normalisation was expected"));
         }
         let outputs = conv.shape[0];
         let eps = self.attribute("eps").and_then(|item| item.number()).ok_or_else(|| self.error("`eps` is missing"))?;
-        let (gamma, beta) = (self.vector("weight", outputs)?, self.vector("bias", outputs)?);
-        let (mean, variance) = (self.vector("running_mean", outputs)?, self.vector("running_var", outputs)?);
-        let scales: Vec<f32> =
-            gamma.iter().zip(&variance).map(|(gamma, var)| gamma / (var + eps as f32).sqrt()).collect();
-        if scales.iter().any(|scale| !scale.is_finite()) {
-            return Err(self.error("`running_var` is negative"));
-        }
-        let filter = conv.weight.len() / outputs;
-        for (filter, scale) in conv.weight.chunks_mut(filter).zip(&scales) {
-            filter.iter_mut().for_each(|weight| *weight *= scale);
-        }
-        let bias = conv.bias.take().unwrap_or_else(|| vec![0.0; outputs]);
-        let folded = bias.iter().zip(&mean).zip(&scales).zip(&beta);
-        conv.bias = Some(folded.map(|(((bias, mean), scale), beta)| beta + (bias - mean) * scale).collect());
-        Ok(())
+        let norm = BatchNorm {
+            gamma: self.vector("weight", outputs)?,
+            beta: self.vector("bias", outputs)?,
+            mean: self.vector("running_mean", outputs)?,
+            variance: self.vector("running_var", outputs)?,
+            eps: eps as f32,
+        };
+        conv.fold(&norm).ok_or_else(|| self.error("`running_var` is negative"))
     }
 
     /// What an activation module computes.
