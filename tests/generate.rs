@@ -38,7 +38,7 @@ fn answer(generator: &mut Generator, request: Request) -> (Vec<u32>, String, Opt
     let (mut tokens, mut text, mut finish) = (Vec::new(), String::new(), None);
     generator
         .answer(request, |piece| {
-            tokens.extend(piece.choice.as_ref().map(|choice| choice.token));
+            tokens.push(piece.choice.token);
             text.push_str(&piece.text);
             finish = piece.finish;
             true
@@ -54,15 +54,17 @@ fn sequences_decoded_together_are_what_they_are_alone() {
     let (mut together, _scratch) = generator(2);
     let numbers = prompts.map(|prompt| together.submit(request(prompt, 12)).unwrap());
     let mut answers: BTreeMap<u64, Vec<u32>> = BTreeMap::new();
+    let mut taken = BTreeMap::new();
     while !together.is_idle() {
         for piece in together.step().unwrap() {
-            answers.entry(piece.request).or_default().extend(piece.choice.map(|choice| choice.token));
+            taken.insert(piece.request, piece.usage.answer);
+            answers.entry(piece.request).or_default().push(piece.choice.token);
         }
     }
     for ((number, alone), prompt) in numbers.iter().zip(&alone).zip(prompts) {
         assert_eq!(&answers[number], alone, "after {prompt:?}");
         assert_eq!(alone.len(), 12);
-        assert_eq!(together.usage(*number).unwrap().answer, 12);
+        assert_eq!(taken[number], 12);
     }
 }
 
@@ -152,7 +154,7 @@ fn characters_are_never_split() {
     let scratch = tempfile::tempdir().unwrap();
     let text = byte_tokenizer(scratch.path());
     for words in ["Zażółć gęślą jaźń", "robot 🤖 says 你好", "plain", "é"] {
-        let tokens = text.encode(words).unwrap();
+        let tokens = text.encode_text(words).unwrap();
         assert_eq!(tokens.len(), words.len(), "a token a byte");
         let mut stream = TextStream::default();
         let pieces: Vec<String> = tokens.iter().map(|token| stream.push(&text, *token).unwrap()).collect();
@@ -163,7 +165,7 @@ fn characters_are_never_split() {
     }
     // Cut in the middle of a character.
     let mut stream = TextStream::default();
-    let tokens = text.encode("aż").unwrap();
+    let tokens = text.encode_text("aż").unwrap();
     let shown: String = tokens[..2].iter().map(|token| stream.push(&text, *token).unwrap()).collect();
     assert_eq!((shown.as_str(), stream.finish(&text).unwrap().as_str()), ("a", "\u{fffd}"));
 }

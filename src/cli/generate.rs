@@ -68,6 +68,7 @@ impl GenerateArgs {
             repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
             presence_penalty: self.presence_penalty.unwrap_or(0.0),
             frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+            logit_bias: Vec::new(),
             seed: self.seed.unwrap_or(clock),
             top_logprobs: self.logprobs,
         }
@@ -95,7 +96,7 @@ pub(super) fn execute(
     let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
     messages.push(Message::new("user", text.clone()));
     let tokens = match args.raw {
-        true => generator.text().encode(&text)?,
+        true => generator.text().encode_text(&text)?,
         false => generator.text().encode_chat(&messages)?,
     };
     let answer = answer(&mut generator, tokens, args, !json, environment)?;
@@ -135,25 +136,25 @@ fn answer(
 ) -> anyhow::Result<Answer> {
     let text = std::sync::Arc::clone(generator.text());
     let sampling = args.sampling(&text.defaults);
-    let request = Request { prompt, sampling, max_tokens: args.max_tokens, stop: args.stop.clone(), ignore_end: false };
+    let request =
+        Request { prompt, sampling, max_tokens: args.max_tokens, stop: args.stop.clone(), ..Request::default() };
     let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: None, usage: Usage::default() };
     let mut failed = None;
     answer.usage = generator.answer(request, |piece| {
         answer.text.push_str(&piece.text);
         answer.finish = piece.finish;
-        if let Some(choice) = &piece.choice {
-            let named = |token: u32, logprob: f32| {
-                serde_json::json!({ "id": token, "piece": text.piece(token), "logprob": logprob })
-            };
-            answer.tokens.push(match choice.logprob {
-                Some(logprob) => {
-                    let mut entry = named(choice.token, logprob);
-                    entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
-                    entry
-                }
-                None => choice.token.into(),
-            });
-        }
+        let choice = &piece.choice;
+        let named = |token: u32, logprob: f32| {
+            serde_json::json!({ "id": token, "piece": text.piece(token), "logprob": logprob })
+        };
+        answer.tokens.push(match choice.logprob {
+            Some(logprob) => {
+                let mut entry = named(choice.token, logprob);
+                entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
+                entry
+            }
+            None => choice.token.into(),
+        });
         if stream && !piece.text.is_empty() {
             let mut out = std::io::stdout().lock();
             if let Err(error) = out.write_all(piece.text.as_bytes()).and_then(|()| out.flush()) {

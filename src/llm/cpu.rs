@@ -97,7 +97,7 @@ impl CpuExecutor {
 
     /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
     /// the new keys and values.
-    fn pass(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
+    fn forward(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());
         let cache = if position == 0 { 0 } else { capacity_for(position) };
         let shape = LayerShape { batch: 1, chunk, cache };
@@ -229,6 +229,10 @@ impl Executor for CpuExecutor {
         self.model.vocab_size
     }
 
+    fn pass(&self, remaining: usize) -> usize {
+        remaining.min(CHUNKS[CHUNKS.len() - 1])
+    }
+
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
         check(self, slot, position, tokens)?;
         let largest = CHUNKS[CHUNKS.len() - 1];
@@ -236,7 +240,7 @@ impl Executor for CpuExecutor {
         while done < tokens.len() {
             let count = (tokens.len() - done).min(largest);
             let chunk = CHUNKS.into_iter().find(|chunk| *chunk >= count).unwrap_or(largest);
-            let hidden = self.pass(slot, position + done, &tokens[done..done + count], chunk)?;
+            let hidden = self.forward(slot, position + done, &tokens[done..done + count], chunk)?;
             done += count;
             let size = self.model.hidden_size;
             match rows {
@@ -244,7 +248,7 @@ impl Executor for CpuExecutor {
                 Rows::Last if done == tokens.len() => {
                     logits = self.logits(&hidden[(count - 1) * size..count * size], 1)?
                 }
-                Rows::Last => {}
+                Rows::Last | Rows::None => {}
             }
         }
         Ok(logits)
@@ -256,6 +260,22 @@ impl Executor for CpuExecutor {
             logits.extend(self.prefill(step.slot, step.position, &[step.token], Rows::Last)?);
         }
         Ok(logits)
+    }
+
+    fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
+        let d = self.model.head_dim;
+        for index in 0..self.model.layers.len() {
+            let mut copied = Cache::default();
+            copied.resize(capacity_for(positions), &self.model);
+            let source = &self.caches[from][index];
+            for (to, from) in [(&mut copied.key, &source.key), (&mut copied.value, &source.value)] {
+                for (to, from) in to.chunks_exact_mut(copied.capacity * d).zip(from.chunks_exact(source.capacity * d)) {
+                    to[..positions * d].copy_from_slice(&from[..positions * d]);
+                }
+            }
+            self.caches[to][index] = copied;
+        }
+        Ok(())
     }
 
     fn release(&mut self, slot: usize) {

@@ -34,6 +34,8 @@ pub struct Step {
 /// Which logits a prefill computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
+    /// Of none: more of the prompt follows.
+    None,
     /// Of the last token alone.
     Last,
     /// Of every token.
@@ -61,10 +63,14 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[1 or tokens, vocabulary]`.
+    /// How many of `remaining` prompt tokens one pass takes.
+    fn pass(&self, remaining: usize) -> usize;
+    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
     /// Continues several sequences, each in a slot of its own, by one token. Logits: `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError>;
+    /// Makes the first `positions` of slot `to` those of `from`.
+    fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError>;
     /// Says that a slot's sequence has ended; its room may be given back.
     fn release(&mut self, slot: usize);
     /// What it holds.

@@ -1,11 +1,12 @@
-//! Answers: requests in, text out as it comes. Several sequences are decoded together, each in a slot of the executor;
-//! a new request takes the free slot whose last sequence begins most like it, and computes only the rest.
+//! Answers: requests in, text out as it comes. Sequences are decoded together, each in a slot of the executor, while
+//! prompts are read a pass at a time between their steps. What any slot holds of a new prompt is not computed again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::executor::{Executor, LlmError, Rows, Step};
+use super::grammar::Grammar;
 use super::sampler::{Choice, Sampler, Sampling};
 use super::text::{StopFinder, Text, TextStream};
 
@@ -20,6 +21,10 @@ pub struct Request {
     pub max_tokens: usize,
     /// The answer ends before the first of these.
     pub stop: Vec<String>,
+    /// Only what this accepts may be said; the answer ends when it is complete.
+    pub grammar: Option<Grammar>,
+    /// Spell special tokens out instead of leaving them away.
+    pub special: bool,
     /// Go on after the tokens that end an answer: for measurements.
     pub ignore_end: bool,
 }
@@ -27,7 +32,7 @@ pub struct Request {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended it, or a stop string was met.
+    /// The model ended it, a stop string was met, or the grammar is complete.
     Stop,
     /// `max_tokens`, or no more room.
     Length,
@@ -40,8 +45,10 @@ pub struct Piece {
     pub request: u64,
     /// Text that is now certain; may be empty.
     pub text: String,
-    /// The token behind it; none for the last text that was held back.
-    pub choice: Option<Choice>,
+    /// The token behind it.
+    pub choice: Choice,
+    /// What the answer has taken so far.
+    pub usage: Usage,
     /// Set on the last piece.
     pub finish: Option<Finish>,
 }
@@ -55,7 +62,7 @@ pub struct Usage {
     pub reused: usize,
     /// Tokens of the answer, an end token included.
     pub answer: usize,
-    /// Until the first token was chosen.
+    /// From leaving the queue until the first token was chosen.
     pub first: Duration,
     /// From the first token to the last.
     pub rest: Duration,
@@ -63,14 +70,18 @@ pub struct Usage {
 
 struct Active {
     request: u64,
+    /// Empty when it has been read.
+    prompt: Vec<u32>,
     sampler: Sampler,
+    grammar: Option<Grammar>,
     stream: TextStream,
     finder: StopFinder,
     max_tokens: usize,
     ignore_end: bool,
     next: u32,
     usage: Usage,
-    first_at: Instant,
+    /// When it left the queue, then when the first token was chosen.
+    since: Instant,
 }
 
 #[derive(Default)]
@@ -80,6 +91,11 @@ struct Slot {
     active: Option<Active>,
 }
 
+/// Copying fewer positions than this from another slot is not worth its trouble.
+const WORTH_COPYING: usize = 16;
+/// What a cached position that is overwritten counts, against one that is reused.
+const LOSS: usize = 4;
+
 /// See the module.
 pub struct Generator {
     executor: Box<dyn Executor>,
@@ -88,14 +104,13 @@ pub struct Generator {
     slots: Vec<Slot>,
     queue: VecDeque<(u64, Request)>,
     requests: u64,
-    finished: Vec<(u64, Usage)>,
 }
 
 impl Generator {
     /// Answers with `executor`; prompts of at most `max_input` tokens.
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
-        Self { executor, text, max_input, slots, queue: VecDeque::new(), requests: 0, finished: Vec::new() }
+        Self { executor, text, max_input, slots, queue: VecDeque::new(), requests: 0 }
     }
 
     /// The model's text side.
@@ -108,13 +123,22 @@ impl Generator {
         &mut *self.executor
     }
 
+    /// Longest prompt.
+    pub fn max_input(&self) -> usize {
+        self.max_input.min(self.executor.max_len() - 1)
+    }
+
+    /// Requests that wait for a slot, and those that have one.
+    pub fn load(&self) -> (usize, usize) {
+        (self.queue.len(), self.slots.iter().filter(|slot| slot.active.is_some()).count())
+    }
+
     /// Takes a request, or says why not; returns its number.
     pub fn submit(&mut self, request: Request) -> Result<u64, LlmError> {
         if request.prompt.is_empty() {
             return Err(LlmError::Request("the prompt is empty".to_owned()));
         }
-        let have = request.prompt.len();
-        let limit = self.max_input.min(self.executor.max_len() - 1);
+        let (have, limit) = (request.prompt.len(), self.max_input());
         if have > limit {
             let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
             return Err(LlmError::TooLong { what: "a prompt", have, limit, help });
@@ -130,7 +154,7 @@ impl Generator {
         Ok(self.requests)
     }
 
-    /// Forgets a request, wherever it is.
+    /// Forgets a request, wherever it is. What its slot holds stays for the next.
     pub fn cancel(&mut self, request: u64) {
         self.queue.retain(|(number, _)| *number != request);
         for slot in &mut self.slots {
@@ -140,20 +164,28 @@ impl Generator {
 
     /// Nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.slots.iter().all(|slot| slot.active.is_none())
+        self.load() == (0, 0)
     }
 
-    /// Begins at most one waiting request and continues the running ones by a token each.
+    /// Gives free slots to waiting requests, reads one pass of the oldest prompt, and continues every running answer by a
+    /// token.
     pub fn step(&mut self) -> Result<Vec<Piece>, LlmError> {
         let mut pieces = Vec::new();
-        let free: Vec<usize> = (0..self.slots.len()).filter(|slot| self.slots[*slot].active.is_none()).collect();
-        if !free.is_empty()
+        while self.slots.iter().any(|slot| slot.active.is_none())
             && let Some((number, request)) = self.queue.pop_front()
         {
-            self.begin(&free, number, request, &mut pieces)?;
+            self.admit(number, request)?;
+        }
+        let reading = |slot: &usize| {
+            let active = self.slots[*slot].active.as_ref()?;
+            (!active.prompt.is_empty()).then_some(active.request)
+        };
+        let oldest = (0..self.slots.len()).filter(|slot| reading(slot).is_some()).min_by_key(|slot| reading(slot));
+        if let Some(slot) = oldest {
+            self.read(slot, &mut pieces)?;
         }
         let steps = self.slots.iter().enumerate().filter_map(|(slot, state)| {
-            let active = state.active.as_ref()?;
+            let active = state.active.as_ref().filter(|active| active.prompt.is_empty())?;
             Some(Step { slot, token: active.next, position: state.tokens.len() })
         });
         let steps: Vec<Step> = steps.collect();
@@ -169,100 +201,103 @@ impl Generator {
         Ok(pieces)
     }
 
-    fn begin(
-        &mut self,
-        free: &[usize],
-        number: u64,
-        request: Request,
-        pieces: &mut Vec<Piece>,
-    ) -> Result<(), LlmError> {
-        let start = Instant::now();
-        let prompt = &request.prompt;
-        let common = |slot: usize| {
-            let same = self.slots[slot].tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    /// Gives a request a free slot: where most of its prompt is held already and least else would be lost.
+    fn admit(&mut self, number: u64, request: Request) -> Result<(), LlmError> {
+        let prompt = request.prompt;
+        let held = |slot: &Slot| {
+            let same = slot.tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
             same.min(prompt.len() - 1) // the last token's logits are wanted
         };
-        // Without anything in common, the slot that has least to lose.
-        let slot = free.iter().copied().max_by_key(|slot| (common(*slot), usize::MAX - self.slots[*slot].tokens.len()));
-        let slot = slot.unwrap_or_default();
-        let reused = common(slot);
-        if reused == 0 {
-            self.executor.release(slot);
+        let gain = |slot: &Slot| (LOSS * held(slot)) as i64 - (slot.tokens.len() - held(slot)) as i64;
+        let free = (0..self.slots.len()).filter(|slot| self.slots[*slot].active.is_none());
+        let place = free.max_by_key(|slot| gain(&self.slots[*slot])).unwrap_or_default();
+        let richest = (0..self.slots.len()).max_by_key(|slot| held(&self.slots[*slot])).unwrap_or_default();
+        let mut reused = held(&self.slots[place]);
+        let elsewhere = held(&self.slots[richest]);
+        if elsewhere >= reused + WORTH_COPYING {
+            self.executor.copy(richest, place, elsewhere)?;
+            self.slots[place].tokens = prompt[..elsewhere].to_vec();
+            reused = elsewhere;
+        } else if reused == 0 {
+            self.executor.release(place);
         }
-        self.slots[slot].tokens.truncate(reused);
-        let mut logits = self.executor.prefill(slot, reused, &prompt[reused..], Rows::Last)?;
-        self.slots[slot].tokens.extend_from_slice(&prompt[reused..]);
-        let usage = Usage { prompt: prompt.len(), reused, ..Usage::default() };
-        self.slots[slot].active = Some(Active {
+        let slot = &mut self.slots[place];
+        slot.tokens.truncate(reused);
+        slot.active = Some(Active {
             request: number,
-            sampler: Sampler::new(request.sampling, prompt),
-            stream: TextStream::default(),
+            sampler: Sampler::new(request.sampling, &prompt),
+            grammar: request.grammar,
+            stream: TextStream::new(request.special),
             finder: StopFinder::new(request.stop),
             max_tokens: request.max_tokens,
             ignore_end: request.ignore_end,
             next: 0,
-            usage,
-            first_at: start,
+            usage: Usage { prompt: prompt.len(), reused, ..Usage::default() },
+            prompt,
+            since: Instant::now(),
         });
-        self.take(slot, &mut logits, pieces)
+        Ok(())
+    }
+
+    /// One pass of a slot's prompt; after the last, the first token.
+    fn read(&mut self, slot: usize, pieces: &mut Vec<Piece>) -> Result<(), LlmError> {
+        let Slot { tokens, active: Some(active) } = &mut self.slots[slot] else { return Ok(()) };
+        let done = tokens.len();
+        let remaining = active.prompt.len() - done;
+        let count = self.executor.pass(remaining).clamp(1, remaining);
+        let rows = if count == remaining { Rows::Last } else { Rows::None };
+        let new = &active.prompt[done..done + count];
+        let mut logits = self.executor.prefill(slot, done, new, rows)?;
+        tokens.extend_from_slice(new);
+        if count == remaining {
+            active.prompt = Vec::new();
+            self.take(slot, &mut logits, pieces)?;
+        }
+        Ok(())
     }
 
     /// Chooses a slot's next token and says what it means.
     fn take(&mut self, slot: usize, logits: &mut [f32], pieces: &mut Vec<Piece>) -> Result<(), LlmError> {
         let Slot { tokens, active: place } = &mut self.slots[slot];
         let Some(active) = place else { return Ok(()) };
-        let choice = active.sampler.choose(logits);
+        let choice = active.sampler.choose(logits, active.grammar.as_mut())?;
         let now = Instant::now();
         if active.usage.answer == 0 {
-            active.usage.first = now - active.first_at;
-            active.first_at = now;
+            active.usage.first = now - active.since;
+            active.since = now;
         }
         active.usage.answer += 1;
-        active.usage.rest = now - active.first_at;
+        active.usage.rest = now - active.since;
         active.next = choice.token;
         let ended = !active.ignore_end && self.text.stop_tokens.contains(&choice.token);
-        let (mut text, mut finish) = (String::new(), None);
-        if ended {
-            finish = Some(Finish::Stop);
-        } else {
-            let certain = active.stream.push(&self.text, choice.token)?;
-            let (shown, stopped) = active.finder.push(&certain);
-            text.push_str(&shown);
-            let full = active.usage.answer == active.max_tokens || tokens.len() + 1 >= self.executor.max_len();
-            if stopped {
-                finish = Some(Finish::Stop);
-            } else if full {
-                finish = Some(Finish::Length);
-            }
-            if !stopped && full {
-                let (rest, stopped) = active.finder.push(&active.stream.finish(&self.text)?);
-                text.push_str(&rest);
-                if stopped {
-                    finish = Some(Finish::Stop);
-                }
-            }
+        let (mut text, mut stopped) = (String::new(), false);
+        let mut complete = ended;
+        if !ended {
+            complete = match &mut active.grammar {
+                Some(grammar) => grammar.accept(choice.token)?,
+                None => false,
+            };
+            (text, stopped) = active.finder.push(&active.stream.push(&self.text, choice.token)?);
         }
-        if finish.is_some() {
-            if ended {
-                let (rest, _) = active.finder.push(&active.stream.finish(&self.text)?);
-                text.push_str(&rest);
-            }
-            if finish != Some(Finish::Stop) || ended {
+        let full = active.usage.answer == active.max_tokens || tokens.len() + 1 >= self.executor.max_len();
+        if !stopped && (complete || full) {
+            let (rest, found) = active.finder.push(&active.stream.finish(&self.text)?);
+            text.push_str(&rest);
+            stopped = found;
+            if !stopped {
                 text.push_str(&active.finder.finish());
             }
-            self.finished.push((active.request, active.usage));
         }
-        pieces.push(Piece { request: active.request, text, choice: Some(choice), finish });
+        let finish = match (stopped || complete, full) {
+            (true, _) => Some(Finish::Stop),
+            (false, true) => Some(Finish::Length),
+            (false, false) => None,
+        };
+        pieces.push(Piece { request: active.request, text, choice, usage: active.usage, finish });
         if finish.is_some() {
             *place = None;
         }
         Ok(())
-    }
-
-    /// What finished requests took; forgotten once told.
-    pub fn usage(&mut self, request: u64) -> Option<Usage> {
-        let at = self.finished.iter().position(|(number, _)| *number == request)?;
-        Some(self.finished.swap_remove(at).1)
     }
 
     /// Answers one request, handing every piece to `hear`; `hear` returns false to stop.
@@ -272,11 +307,11 @@ impl Generator {
             for piece in self.step()?.iter().filter(|piece| piece.request == number) {
                 let wanted = hear(piece);
                 if piece.finish.is_some() {
-                    return Ok(self.usage(number).unwrap_or_default());
+                    return Ok(piece.usage);
                 }
                 if !wanted {
                     self.cancel(number);
-                    return Ok(Usage::default());
+                    return Ok(piece.usage);
                 }
             }
         }

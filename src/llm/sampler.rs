@@ -1,12 +1,14 @@
 //! The next token from a row of logits.
 //!
-//! In this order, as `transformers` has it: penalties, temperature, top-k, top-p (Holtzman et al. 2020), min-p (Nguyen
-//! et al. 2024), one draw. Log-probabilities are those of the model, before any of it.
+//! In this order, as `transformers` has it: biases and penalties, what a grammar forbids, temperature, top-k, top-p
+//! (Holtzman et al. 2020), min-p (Nguyen et al. 2024), one draw. Log-probabilities are those of the model, before any of it.
 
 use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::executor::LlmError;
+use super::grammar::Grammar;
 use crate::tensor::SplitMix64;
 
 /// How to choose.
@@ -27,6 +29,8 @@ pub struct Sampling {
     pub presence_penalty: f32,
     /// Subtracted for every time a token is in the answer.
     pub frequency_penalty: f32,
+    /// Added to the logits of tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Makes draws repeatable.
     pub seed: u64,
     /// Alternatives to report with each token.
@@ -43,6 +47,7 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
             top_logprobs: None,
         }
@@ -112,8 +117,8 @@ impl Sampler {
         Self { random: SplitMix64(settings.seed), settings, seen }
     }
 
-    /// Chooses from a row of logits, which is changed.
-    pub fn choose(&mut self, logits: &mut [f32]) -> Choice {
+    /// Chooses from a row of logits, which is changed; of what `grammar` allows, if there is one.
+    pub fn choose(&mut self, logits: &mut [f32], grammar: Option<&mut Grammar>) -> Result<Choice, LlmError> {
         let reported = self.settings.top_logprobs.map(|count| {
             let total = log_sum_exp(logits);
             let of = |index: u32| (f64::from(logits[index as usize]) - total) as f32;
@@ -121,16 +126,24 @@ impl Sampler {
             (logits.to_vec(), total, best)
         });
         self.penalise(logits);
+        if let Some(grammar) = grammar {
+            grammar.mask(logits)?;
+        }
         let token = if self.settings.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
         self.seen.entry(token).or_default().1 += 1;
         let (logprob, top) = match reported {
             Some((raw, total, best)) => (Some((f64::from(raw[token as usize]) - total) as f32), best),
             None => (None, Vec::new()),
         };
-        Choice { token, logprob, top }
+        Ok(Choice { token, logprob, top })
     }
 
     fn penalise(&self, logits: &mut [f32]) {
+        for (token, bias) in &self.settings.logit_bias {
+            if let Some(logit) = logits.get_mut(*token as usize) {
+                *logit += bias;
+            }
+        }
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
         if repetition_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 {
             return;
@@ -150,8 +163,8 @@ impl Sampler {
         // Without a limit the order does not matter, and sorting a vocabulary would take longer than the rest.
         let whole = count == logits.len() && top_p >= 1.0;
         let order: Vec<u32> = if whole { (0..logits.len() as u32).collect() } else { largest(logits, count) };
-        let best = if whole { argmax(logits) } else { order[0] };
-        let best = f64::from(logits[best as usize]);
+        let likeliest = if whole { argmax(logits) } else { order[0] };
+        let best = f64::from(logits[likeliest as usize]);
         let weigh = |token: &u32| ((f64::from(logits[*token as usize]) - best) / f64::from(temperature)).exp();
         let mut weights: Vec<f64> = order.iter().map(weigh).collect();
         if top_p < 1.0 {
@@ -175,7 +188,7 @@ impl Sampler {
             }
             at -= weight;
         }
-        order[0]
+        likeliest
     }
 }
 
@@ -209,7 +222,7 @@ mod tests {
         for _ in 0..draws {
             // One answer's penalties must not build up here.
             sampler.seen.clear();
-            counts[sampler.choose(&mut LOGITS.clone()).token as usize] += 1.0 / f64::from(draws);
+            counts[sampler.choose(&mut LOGITS.clone(), None).unwrap().token as usize] += 1.0 / f64::from(draws);
         }
         counts
     }
@@ -242,7 +255,7 @@ mod tests {
             for token in answered {
                 sampler.seen.entry(*token).or_default().1 += 1;
             }
-            sampler.choose(&mut LOGITS.clone()).token
+            sampler.choose(&mut LOGITS.clone(), None).unwrap().token
         };
         let plain = Sampling::default();
         assert_eq!(greedy(plain.clone(), &[1], &[1]), 1);
@@ -258,7 +271,7 @@ mod tests {
     #[test]
     fn logprobs_are_the_models_own() {
         let settings = Sampling { top_logprobs: Some(2), repetition_penalty: 2.0, ..Sampling::default() };
-        let choice = Sampler::new(settings, &[1]).choose(&mut LOGITS.clone());
+        let choice = Sampler::new(settings, &[1]).choose(&mut LOGITS.clone(), None).unwrap();
         assert_eq!(choice.token, 2);
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum::<f32>().ln();
         assert!((choice.logprob.unwrap() - (2.0 - total)).abs() < 1e-5);
@@ -269,7 +282,7 @@ mod tests {
     fn the_same_seed_draws_the_same() {
         let draw = |seed| {
             let mut sampler = Sampler::new(Sampling { temperature: 1.0, seed, ..Sampling::default() }, &[]);
-            (0..20).map(|_| sampler.choose(&mut LOGITS.clone()).token).collect::<Vec<_>>()
+            (0..20).map(|_| sampler.choose(&mut LOGITS.clone(), None).unwrap().token).collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(2));

@@ -84,7 +84,7 @@ pub(super) fn verify(
         }
     };
     let prompts = prompts(&text, manifest, record)?;
-    let what = if text.has_template() { "chat template" } else { "no chat template" };
+    let what = if text.traits().is_some() { "chat template" } else { "no chat template" };
     report.push("text", Status::Passed, format!("tokenizer, {what}, {} prompts", prompts.len()));
     if machine_agrees(manifest, report).is_none() {
         return Ok(());
@@ -100,9 +100,9 @@ fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<
     let given = PROMPTS.iter().map(|prompt| (*prompt).to_owned()).chain(manifest.verify.prompts.iter().cloned());
     let mut prompts = Vec::new();
     for prompt in given {
-        let mut tokens = match text.has_template() {
+        let mut tokens = match text.traits().is_some() {
             true => text.encode_chat(&[Message::new("user", &*prompt)])?,
-            false => text.encode(&prompt)?,
+            false => text.encode_text(&prompt)?,
         };
         // Cut short it is still a sequence both must agree on.
         tokens.truncate(record.max_input_len);
@@ -129,7 +129,7 @@ fn execute(
         stage(&format!("answering \"{prompt}\""));
         answers.push(answer(&mut *engine, tokens, text, record.shapes.max_len)?);
     }
-    let scored = text.encode(TEXT)?;
+    let scored = text.encode_text(TEXT)?;
     let scored = &scored[..scored.len().min(record.max_input_len)];
     let engine_loss = loss(&mut *engine, scored)?;
     drop(engine); // its memory may be the reference's, on a Jetson

@@ -164,6 +164,10 @@ impl Executor for GpuExecutor {
         self.state.model.vocab_size
     }
 
+    fn pass(&self, remaining: usize) -> usize {
+        self.options.shapes.chunk_for(remaining).min(remaining)
+    }
+
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
         check(self, slot, position, tokens)?;
         self.used[slot] = position;
@@ -190,7 +194,7 @@ impl Executor for GpuExecutor {
             let wanted = match rows {
                 Rows::All => 0..count,
                 Rows::Last if done == tokens.len() => count - 1..count,
-                Rows::Last => 0..0,
+                Rows::Last | Rows::None => 0..0,
             };
             for row in wanted {
                 self.state.take_row(row, 0)?;
@@ -233,6 +237,12 @@ impl Executor for GpuExecutor {
         }
         let width = self.state.model.vocab_size;
         Ok(steps.iter().flat_map(|step| all[row(step) * width..][..width].iter().copied()).collect())
+    }
+
+    fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
+        self.state.copy_slot(from, to, positions)?;
+        self.used[to] = positions;
+        Ok(())
     }
 
     fn release(&mut self, slot: usize) {

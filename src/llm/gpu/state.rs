@@ -207,6 +207,21 @@ impl State {
         (key.address() + offset as u64, value.address() + offset as u64)
     }
 
+    /// Copies the first `positions` of a slot's keys and values to another slot.
+    pub(super) fn copy_slot(&self, from: usize, to: usize, positions: usize) -> Result<(), BackendError> {
+        let row = self.model.head_dim * self.dtype.size();
+        for layer in 0..self.caches.len() {
+            let (from, to) = (self.cache(layer, from, self.capacity), self.cache(layer, to, self.capacity));
+            for head in 0..self.model.kv_heads {
+                let offset = (head * self.capacity * row) as u64;
+                for (from, to) in [(from.0, to.0), (from.1, to.1)] {
+                    copy(&self.device.stream, from + offset, to + offset, positions * row)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Appends a layer's new keys and values to the caches from `slot` on.
     pub(super) fn append(&mut self, shape: LayerShape, layer: usize, slot: usize) -> Result<(), BackendError> {
         let words = self.model.head_dim * self.dtype.size() / 4;

@@ -3,20 +3,28 @@
 //! An engine directory keeps them as files under the hub's names; for a GGUF, `gguf.rs` writes those files from its
 //! metadata, so that at run time there is one form.
 
+mod answer;
+mod chat;
 mod gguf;
 mod stream;
 mod template;
+pub mod tools;
+mod vocabulary;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use serde_json::Value;
 
+pub use answer::{AnswerReader, Delta};
+pub use chat::{Chat, Function, Message, Prompt, ToolCall, Traits, tool};
 pub use gguf::text_files;
 pub use stream::{StopFinder, TextStream};
-pub use template::{ChatTemplate, Message};
+pub use template::ChatTemplate;
 
 use super::executor::LlmError;
+use super::grammar::{Grammar, Grammars, SPECIAL};
 use crate::checkpoint::read_json;
 
 /// The files an engine directory keeps, besides weights and engines.
@@ -47,6 +55,9 @@ pub struct Defaults {
 pub struct Text {
     tokenizer: tokenizers::Tokenizer,
     template: Option<ChatTemplate>,
+    traits: Option<Traits>,
+    words: OnceLock<Vec<Vec<u8>>>,
+    grammars: OnceLock<Result<Grammars, String>>,
     /// Tokens that end an answer.
     pub stop_tokens: BTreeSet<u32>,
     /// The makers' sampling.
@@ -95,7 +106,7 @@ impl Text {
         if let Some(eos) = template::token(&settings, "eos_token") {
             stop_tokens.extend(tokenizer.token_to_id(&eos));
         }
-        let template = ChatTemplate::find(folder, &settings)?;
+        let (template, traits) = ChatTemplate::find(folder, &settings)?.unzip();
         let defaults = Defaults {
             sample: generation.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
             temperature: number(&generation, "temperature"),
@@ -104,30 +115,40 @@ impl Text {
             min_p: number(&generation, "min_p"),
             repetition_penalty: number(&generation, "repetition_penalty"),
         };
-        Ok(Self { tokenizer, template, stop_tokens, defaults, folder: folder.to_owned() })
+        let (words, grammars) = (OnceLock::new(), OnceLock::new());
+        Ok(Self { tokenizer, template, traits, words, grammars, stop_tokens, defaults, folder: folder.to_owned() })
     }
 
     /// Tokens of a text as it is, with the tokens the model wants around one (usually a first one).
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, LlmError> {
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, LlmError> {
         self.tokens(text, true)
     }
 
-    /// Tokens of a conversation, ready for the assistant's answer.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, LlmError> {
-        let template = self.template.as_ref().ok_or_else(|| LlmError::Text {
-            path: self.folder.clone(),
-            message:
-                "the model has no chat template: it completes texts, and may not converse\n  hint: use `--raw`, or \
-                      give the recipe a `chat_template: FILE.jinja`"
-                    .to_owned(),
-        })?;
-        // The template writes the special tokens itself.
-        self.tokens(&template.render(messages)?, false)
+    /// What its chat template can do; none if it cannot converse.
+    pub fn traits(&self) -> Option<Traits> {
+        self.traits
     }
 
-    /// Whether it can converse.
-    pub fn has_template(&self) -> bool {
-        self.template.is_some()
+    /// Compiles a grammar for its tokens. The first takes a moment longer.
+    pub fn grammar(&self, lark: &str) -> Result<Grammar, LlmError> {
+        let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(|error| error.to_string());
+        self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?.compile(lark)
+    }
+
+    fn words(&self) -> &[Vec<u8>] {
+        self.words.get_or_init(|| vocabulary::words(&self.tokenizer))
+    }
+
+    /// The bytes a token spells.
+    pub fn bytes(&self, token: u32) -> &[u8] {
+        let word = self.words().get(token as usize).map_or(&[][..], Vec::as_slice);
+        word.strip_prefix(&[SPECIAL]).unwrap_or(word)
+    }
+
+    /// The token with this spelling that no text can spell.
+    pub fn special(&self, spelling: &str) -> Option<u32> {
+        let token = self.tokenizer.token_to_id(spelling)?;
+        self.words().get(token as usize)?.starts_with(&[SPECIAL]).then_some(token)
     }
 
     /// The text of some tokens.

@@ -11,13 +11,19 @@ pub struct TextStream {
     /// The first of them that are already text, and that text.
     spoken: usize,
     prefix: String,
+    special: bool,
 }
 
 impl TextStream {
+    /// With special tokens spelled out, or left away.
+    pub fn new(special: bool) -> Self {
+        Self { special, ..Self::default() }
+    }
+
     /// Adds a token; returns the text that is now certain.
     pub fn push(&mut self, text: &Text, token: u32) -> Result<String, LlmError> {
         self.tokens.push(token);
-        let whole = text.decode(&self.tokens, true)?;
+        let whole = text.decode(&self.tokens, !self.special)?;
         // A replacement character at the end is a character whose other bytes are still to come.
         if whole.ends_with('\u{fffd}') || whole.len() <= self.prefix.len() {
             return Ok(String::new());
@@ -26,13 +32,13 @@ impl TextStream {
         // A few tokens of context are enough: spelling depends on the neighbour alone.
         self.tokens.drain(..self.spoken);
         self.spoken = self.tokens.len();
-        self.prefix = text.decode(&self.tokens, true)?;
+        self.prefix = text.decode(&self.tokens, !self.special)?;
         Ok(new)
     }
 
     /// The rest, at the end of an answer: a character cut short is shown as �.
     pub fn finish(&mut self, text: &Text) -> Result<String, LlmError> {
-        let whole = text.decode(&self.tokens, true)?;
+        let whole = text.decode(&self.tokens, !self.special)?;
         Ok(whole.get(self.prefix.len()..).unwrap_or_default().to_owned())
     }
 }

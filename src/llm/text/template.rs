@@ -2,28 +2,15 @@
 
 use std::path::Path;
 
+use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::ser::Formatter;
 
+use super::chat::{Chat, Traits};
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Message {
-    /// "system", "user" or "assistant".
-    pub role: String,
-    /// What was said.
-    pub content: String,
-}
-
-impl Message {
-    /// A turn.
-    pub fn new(role: &str, content: impl Into<String>) -> Self {
-        Self { role: role.to_owned(), content: content.into() }
-    }
-}
 
 /// A compiled template.
 pub struct ChatTemplate {
@@ -43,7 +30,7 @@ const NAME: &str = "chat";
 
 impl ChatTemplate {
     /// The template of `folder`, from the first of the places it may be in.
-    pub(super) fn find(folder: &Path, settings: &serde_json::Value) -> Result<Option<Self>, LlmError> {
+    pub(super) fn find(folder: &Path, settings: &serde_json::Value) -> Result<Option<(Self, Traits)>, LlmError> {
         let jinja = folder.join("chat_template.jinja");
         let json = folder.join("chat_template.json");
         let (source, text) = if jinja.exists() {
@@ -59,7 +46,9 @@ impl ChatTemplate {
         let Some(text) = text else { return Ok(None) };
         let bos = token(settings, "bos_token").unwrap_or_default();
         let eos = token(settings, "eos_token").unwrap_or_default();
-        Self::compile(text, bos, eos, &source).map(Some)
+        let template = Self::compile(text.clone(), bos, eos, &source)?;
+        let traits = Traits::of(&template, &text);
+        Ok(Some((template, traits)))
     }
 
     fn compile(text: String, bos: String, eos: String, source: &Path) -> Result<Self, LlmError> {
@@ -71,6 +60,14 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
+        environment.add_filter("tojson", |value: Value, options: Kwargs| -> Result<Value, Error> {
+            let indent = options.get::<Option<usize>>("indent")?;
+            options.get::<Option<bool>>("ensure_ascii")?;
+            options.assert_all_used()?;
+            let value = serde_json::to_value(&value);
+            let value = value.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
+            Ok(Value::from_safe_string(python_json(&value, indent)))
+        });
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
         // A crafted template must not compute for ever.
         environment.set_fuel(Some(5_000_000));
@@ -80,12 +77,47 @@ impl ChatTemplate {
     }
 
     /// The text of a conversation, up to where the assistant's answer begins.
-    pub fn render(&self, messages: &[Message]) -> Result<String, LlmError> {
+    pub fn render(&self, chat: &Chat) -> Result<String, LlmError> {
         let fail = |error: &Error| LlmError::Text { path: self.source.clone(), message: describe(error) };
         let template = self.environment.get_template(NAME).map_err(|error| fail(&error))?;
         let (bos_token, eos_token) = (&self.bos, &self.eos);
-        let rendered = template.render(context! { messages, bos_token, eos_token, add_generation_prompt => true });
+        let (messages, options) = (&chat.messages, &chat.options);
+        let tools = (!chat.tools.is_empty()).then_some(&chat.tools);
+        let rendered = template.render(context! {
+            messages, tools, bos_token, eos_token, add_generation_prompt => true, ..Value::from_serialize(options)
+        });
         rendered.map_err(|error| fail(&error))
+    }
+}
+
+/// JSON as Python's json.dumps writes it, which is what models have seen.
+pub(super) fn python_json(value: &serde_json::Value, indent: Option<usize>) -> String {
+    let mut text = Vec::new();
+    let written = match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width.min(16));
+            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, pretty))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, Spaced)),
+    };
+    written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_default()
+}
+
+/// A space after commas and colons.
+struct Spaced;
+
+impl Formatter for Spaced {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
     }
 }
 
@@ -164,11 +196,12 @@ fn strftime(format: &str, seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::llm::text::Message;
 
     fn render(template: &str, messages: &[Message]) -> Result<String, LlmError> {
         let template =
             ChatTemplate::compile(template.to_owned(), "<s>".to_owned(), "</s>".to_owned(), Path::new("t.json"))?;
-        template.render(messages)
+        template.render(&Chat { messages: messages.to_vec(), ..Chat::default() })
     }
 
     #[test]

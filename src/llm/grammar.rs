@@ -1,0 +1,212 @@
+//! Answers that are what they must be: tool calls and JSON, by allowing only the tokens a grammar accepts next.
+//!
+//! Grammars are texts in llguidance's dialect of Lark (its docs/syntax.md), with JSON schemas inline.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Map, Value, json};
+
+use super::executor::LlmError;
+
+/// What a special token's spelling begins with, so that no text can spell it.
+pub const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
+
+/// Compiles grammars for one vocabulary.
+pub struct Grammars(ParserFactory);
+
+impl Grammars {
+    /// For tokens that spell `words`, an empty one being no token; an answer ends with one of `ends`.
+    pub fn new(words: &[Vec<u8>], ends: &BTreeSet<u32>) -> Result<Self, LlmError> {
+        let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
+        let Some(first) = ends.first() else {
+            return Err(LlmError::Request("the model has no token that ends an answer".to_owned()));
+        };
+        let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
+        let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let factory = ParserFactory::new_simple(&environment);
+        let mut factory = factory.map_err(|error| LlmError::Request(format!("grammars: {error:#}")))?;
+        factory.quiet();
+        factory.limits_mut().verbose_errors = false;
+        Ok(Self(factory))
+    }
+
+    /// Compiles a grammar.
+    pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
+        let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
+        let parser = parser.map_err(|error| LlmError::Request(format!("{error:#}")))?;
+        Ok(Grammar(Matcher::new(Ok(parser))))
+    }
+}
+
+/// How far an answer has got in its grammar.
+#[derive(Clone)]
+pub struct Grammar(Matcher);
+
+impl std::fmt::Debug for Grammar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Grammar")
+    }
+}
+
+impl Grammar {
+    /// Makes the logits of tokens that may not come next minus infinity.
+    pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), LlmError> {
+        let mask = self.0.compute_mask_or_eos().map_err(|error| failed(&error))?;
+        let words = mask.as_slice();
+        for (logits, word) in logits.chunks_mut(32).zip(words.iter().copied().chain(std::iter::repeat(0))) {
+            if word == u32::MAX {
+                continue;
+            }
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the next token; true if nothing but the end may follow.
+    pub fn accept(&mut self, token: u32) -> Result<bool, LlmError> {
+        self.0.consume_token(token).map_err(|error| failed(&error))?;
+        Ok(self.0.is_stopped())
+    }
+}
+
+fn failed(error: &anyhow::Error) -> LlmError {
+    LlmError::Request(format!("the answer left its grammar: {error:#}"))
+}
+
+/// A rule that is JSON of a schema, written as models write it: one space after colons and commas, no other.
+///
+/// Where a schema leaves open whether an object may have further keys, it may not: small models would never end. Keywords
+/// the grammar cannot enforce are ignored.
+pub fn json_rule(name: &str, schema: &Value) -> String {
+    let mut schema = match schema {
+        Value::Object(_) => schema.clone(),
+        // `true` is any value.
+        _ => json!({}),
+    };
+    close(&mut schema, 0);
+    schema["x-guidance"] =
+        json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "lenient": true});
+    format!("{name}: %json {schema}\n")
+}
+
+/// Deeper than any schema that means something.
+const DEPTH: usize = 64;
+
+fn close(schema: &mut Value, depth: usize) {
+    match schema {
+        Value::Object(object) if depth < DEPTH => {
+            if object.get("properties").is_some_and(Value::is_object) && !has_open_end(object) {
+                object.insert("additionalProperties".to_owned(), false.into());
+            }
+            for (key, value) in object {
+                // Their values are data, not schemas.
+                if !matches!(key.as_str(), "const" | "enum" | "default" | "examples") {
+                    close(value, depth + 1);
+                }
+            }
+        }
+        Value::Array(list) if depth < DEPTH => list.iter_mut().for_each(|value| close(value, depth + 1)),
+        _ => {}
+    }
+}
+
+/// Whether an object's schema says itself what else there may be, or is only a part of one.
+fn has_open_end(object: &Map<String, Value>) -> bool {
+    ["additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"]
+        .iter()
+        .any(|key| object.contains_key(*key))
+}
+
+/// A text as a literal of the grammar.
+pub fn literal(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes, a few longer tokens, a special one and the end.
+    fn words() -> Vec<Vec<u8>> {
+        let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        words.extend([
+            b"<tool_call>".to_vec(),
+            b"{\"".to_vec(),
+            b"true".to_vec(),
+            [&[SPECIAL][..], b"[CALL]"].concat(),
+        ]);
+        words.push(vec![]);
+        words.push([&[SPECIAL][..], b"</s>"].concat());
+        words
+    }
+
+    const END: u32 = 261;
+
+    /// Feeds a text byte by byte, then special tokens; says where it was refused, or whether it was complete.
+    fn feed(lark: &str, text: &[u8], more: &[u32]) -> Result<bool, usize> {
+        let grammars = Grammars::new(&words(), &[END].into()).unwrap();
+        let mut grammar = grammars.compile(lark).unwrap();
+        let mut complete = false;
+        for (at, token) in text.iter().map(|byte| u32::from(*byte)).chain(more.iter().copied()).enumerate() {
+            let mut logits = vec![0.0; words().len()];
+            grammar.mask(&mut logits).unwrap();
+            if logits[token as usize] != 0.0 {
+                return Err(at);
+            }
+            complete = grammar.accept(token).unwrap();
+        }
+        Ok(complete)
+    }
+
+    #[test]
+    fn schemas_are_enforced() {
+        let schema = json!({
+            "type": "object", "required": ["name", "home"], "title": "Robot",
+            "properties": {"name": {"type": "string"}, "home": {"$ref": "#/$defs/Place"}},
+            "$defs": {"Place": {"type": "object", "properties": {"room": {"enum": ["hall", "lab"]},
+                                "floor": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["room"]}},
+        });
+        let lark = format!("start: value\n{}", json_rule("value", &schema));
+        assert_eq!(feed(&lark, br#"{"name": "W", "home": {"room": "lab", "floor": 3}}"#, &[]), Ok(true));
+        assert_eq!(feed(&lark, br#"{"name": "W", "home": {"room": "lab"}}"#, &[]), Ok(true));
+        assert_eq!(feed(&lark, br#"{"name": 1"#, &[]), Err(9));
+        assert_eq!(feed(&lark, br#"{"name": "W", "home": {"room": "attic"}}"#, &[]), Err(32));
+        assert_eq!(feed(&lark, br#"{"name": "W", "age": 1"#, &[]), Err(15), "keys nobody asked for");
+        assert_eq!(feed(&lark, b"{ ", &[]), Err(1), "spaces without end");
+    }
+
+    #[test]
+    fn a_text_is_free_until_it_calls() {
+        let lark = format!(
+            "start: TEXT | head call \"\\n</tool_call>\"\nTEXT: /(.|\\n)*/\nhead[lazy]: /(.|\\n)*<tool_call>\\n/\ncall: \"[\" \
+             value \"]\"\n{}",
+            json_rule("value", &json!({"enum": ["yes", "no"]}))
+        );
+        assert_eq!(feed(&lark, b"Anything <b>at</b> all", &[END]), Ok(true));
+        assert_eq!(feed(&lark, b"I call: <tool_call>\n[\"no\"]\n</tool_call>", &[]), Ok(true));
+        assert_eq!(feed(&lark, b"<tool_call>\n{", &[]), Err(12));
+        assert_eq!(feed(&lark, b"<tool_call>\n[\"no\"]\n</tool_call>x", &[]), Err(31));
+        // A special token cannot be spelled, and a text cannot hold one.
+        let lark = "start: /(.|\\n)*/ | <[259]> \"!\"";
+        assert_eq!(feed(lark, b"[CALL]?", &[END]), Ok(true));
+        assert_eq!(feed(lark, b"", &[259, 33]), Ok(true));
+        assert_eq!(feed(lark, b"a", &[259]), Err(1));
+    }
+
+    #[test]
+    fn a_grammar_that_makes_no_sense_is_refused() {
+        let grammars = Grammars::new(&words(), &[END].into()).unwrap();
+        let error = grammars.compile(&format!("start: v\n{}", json_rule("v", &json!({"type": "robot"})))).unwrap_err();
+        assert!(error.to_string().contains("robot"), "{error}");
+        assert!(Grammars::new(&words(), &BTreeSet::new()).is_err());
+    }
+}

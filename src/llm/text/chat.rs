@@ -1,0 +1,220 @@
+//! Conversations: turns, the functions a model may call, and the tokens of it all.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::tools::{self, Style};
+use super::{ChatTemplate, Text};
+use crate::llm::executor::LlmError;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Message {
+    /// "system", "user", "assistant" or "tool".
+    pub role: String,
+    /// What was said.
+    pub content: String,
+    /// What the assistant called.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+    /// Which call a "tool" turn answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
+    /// The function that was called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+impl Message {
+    /// A turn of words.
+    pub fn new(role: &str, content: impl Into<String>) -> Self {
+        Self { role: role.to_owned(), content: content.into(), ..Self::default() }
+    }
+}
+
+/// A call of a function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// Names the call.
+    pub id: String,
+    /// "function".
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What is called.
+    pub function: Function,
+}
+
+/// Name and arguments of a call.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Function {
+    /// Of the function.
+    pub name: String,
+    /// An object: templates want it so, and write it as JSON themselves.
+    pub arguments: Value,
+}
+
+/// What is to be answered.
+#[derive(Debug, Clone, Default)]
+pub struct Chat {
+    /// The turns so far.
+    pub messages: Vec<Message>,
+    /// `{"type": "function", "function": {"name", "description", "parameters"}}` each.
+    pub tools: Vec<Value>,
+    /// More of what the template may look at, such as `enable_thinking`.
+    pub options: Map<String, Value>,
+}
+
+/// What a template does with a conversation, found by trying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traits {
+    /// How functions are offered and called.
+    pub style: Style,
+    /// It takes a turn of the system.
+    pub system: bool,
+    /// Answers may begin with thoughts.
+    pub thoughts: bool,
+    /// They can be turned off.
+    pub switch: bool,
+}
+
+impl Traits {
+    pub(super) fn of(template: &ChatTemplate, source: &str) -> Self {
+        const MARK: &str = "~system~";
+        let probe = [Message::new("system", MARK), Message::new("user", "?")];
+        let shown = template.render(&Chat { messages: probe.to_vec(), ..Chat::default() });
+        Self {
+            style: Style::of(source),
+            system: shown.is_ok_and(|text| text.contains(MARK)),
+            thoughts: source.contains("</think>"),
+            switch: source.contains("enable_thinking"),
+        }
+    }
+}
+
+/// A conversation in tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prompt {
+    /// Ready for the assistant's answer.
+    pub tokens: Vec<u32>,
+    /// The answer begins within thoughts: the prompt has opened them.
+    pub thinking: bool,
+}
+
+impl Text {
+    /// Tokens of a conversation, ready for the assistant's answer.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, LlmError> {
+        Ok(self.encode(&Chat { messages: messages.to_vec(), ..Chat::default() })?.tokens)
+    }
+
+    /// The same, with functions and options.
+    pub fn encode(&self, chat: &Chat) -> Result<Prompt, LlmError> {
+        let (template, traits) = self.template.as_ref().zip(self.traits).ok_or_else(|| LlmError::Text {
+            path: self.folder.clone(),
+            message:
+                "the model has no chat template: it completes texts, and may not converse\n  hint: use `--raw` or \
+                      /v1/completions, or give the recipe a `chat_template: FILE.jinja`"
+                    .to_owned(),
+        })?;
+        let chat = arrange(chat.clone(), traits);
+        let rendered = match template.render(&chat) {
+            // Some insist on turns that alternate.
+            Err(first) => {
+                let joined = Chat { messages: join(chat.messages.clone()), ..chat.clone() };
+                let again = (joined.messages.len() < chat.messages.len()).then(|| template.render(&joined));
+                again.unwrap_or(Err(first))?
+            }
+            Ok(rendered) => rendered,
+        };
+        let thinking = rendered.trim_end().ends_with("<think>");
+        // The template writes the special tokens itself.
+        Ok(Prompt { tokens: self.tokens(&rendered, false)?, thinking })
+    }
+}
+
+/// One turn of the system, first, and what the template cannot say in words it can.
+fn arrange(mut chat: Chat, traits: Traits) -> Chat {
+    let is_system = |message: &Message| matches!(message.role.as_str(), "system" | "developer");
+    let leading = chat.messages.iter().take_while(|message| is_system(message)).count();
+    let mut system: Vec<String> = chat.messages.drain(..leading).map(|message| message.content).collect();
+    chat.messages
+        .iter_mut()
+        .filter(|message| is_system(message))
+        .for_each(|message| message.role = "system".to_owned());
+    if traits.style == Style::Prompted {
+        if !chat.tools.is_empty() {
+            system.push(tools::offer(&chat.tools));
+        }
+        chat.tools.clear();
+        chat.messages = join(chat.messages.into_iter().map(tools::in_words).collect());
+    }
+    let system = system.join("\n\n");
+    if system.is_empty() {
+        return chat;
+    }
+    match chat.messages.first_mut().filter(|first| !traits.system && first.role == "user") {
+        Some(first) => first.content = format!("{system}\n\n{}", first.content),
+        None => chat.messages.insert(0, Message::new(if traits.system { "system" } else { "user" }, system)),
+    }
+    chat
+}
+
+/// Neighbouring turns of one role as one, where they are words alone.
+fn join(messages: Vec<Message>) -> Vec<Message> {
+    let mut joined: Vec<Message> = Vec::new();
+    let words = |message: &Message| message.tool_calls.is_empty() && message.tool_call_id.is_none();
+    for message in messages {
+        match joined.last_mut() {
+            Some(last) if last.role == message.role && words(last) && words(&message) => {
+                last.content = format!("{}\n\n{}", last.content, message.content);
+            }
+            _ => joined.push(message),
+        }
+    }
+    joined
+}
+
+/// A function to offer.
+pub fn tool(name: &str, description: Option<&str>, parameters: &Value) -> Value {
+    json!({"type": "function", "function": {"name": name, "description": description.unwrap_or(""), "parameters": parameters}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROMPTED: Traits = Traits { style: Style::Prompted, system: true, thoughts: false, switch: false };
+
+    fn roles(chat: &Chat) -> Vec<(&str, &str)> {
+        chat.messages.iter().map(|message| (message.role.as_str(), message.content.as_str())).collect()
+    }
+
+    #[test]
+    fn system_turns_become_one() {
+        let messages =
+            [("system", "A"), ("developer", "B"), ("user", "C")].map(|(role, text)| Message::new(role, text));
+        let chat = Chat { messages: messages.to_vec(), ..Chat::default() };
+        assert_eq!(roles(&arrange(chat.clone(), PROMPTED)), [("system", "A\n\nB"), ("user", "C")]);
+        let none = Traits { system: false, ..PROMPTED };
+        assert_eq!(roles(&arrange(chat, none)), [("user", "A\n\nB\n\nC")]);
+    }
+
+    #[test]
+    fn calls_and_results_become_words_where_the_template_has_none() {
+        let call = |id: &str| ToolCall {
+            id: id.to_owned(),
+            kind: "function".to_owned(),
+            function: Function { name: "look".to_owned(), arguments: json!({"at": "door"}) },
+        };
+        let result = |id: &str, text: &str| Message { tool_call_id: Some(id.to_owned()), ..Message::new("tool", text) };
+        let asked = Message { tool_calls: vec![call("1"), call("2")], ..Message::new("assistant", "") };
+        let messages = vec![Message::new("user", "Look!"), asked, result("1", "open"), result("2", "shut")];
+        let tools = vec![tool("look", Some("Looks."), &json!({"type": "object"}))];
+        let chat = arrange(Chat { messages, tools, ..Chat::default() }, PROMPTED);
+        let turns = roles(&chat);
+        assert_eq!(turns.iter().map(|turn| turn.0).collect::<Vec<_>>(), ["system", "user", "assistant", "user"]);
+        assert!(turns[0].1.contains("\"name\": \"look\"") && chat.tools.is_empty());
+        let called = "<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"door\"}}\n</tool_call>";
+        assert_eq!(turns[2].1, format!("{called}\n{called}"));
+        assert!(turns[3].1.contains("open") && turns[3].1.contains("shut"));
+    }
+}
