@@ -39,6 +39,7 @@ pub mod onnx;
 pub mod pipeline;
 pub mod progress;
 pub mod recipe;
+pub mod serve;
 pub mod tensor;
 pub mod verify;
 pub mod vision;

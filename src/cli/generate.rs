@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 use anyhow::bail;
 
 use super::{Environment, Exit, print_json};
-use crate::llm::text::{Defaults, Message};
-use crate::llm::{Finish, Generator, Request, Sampling, Usage};
+use crate::llm::text::{Message, Wishes};
+use crate::llm::{Finish, Generator, Request, Usage};
 
 /// How a language model answers. What is not given is as the model's makers say, or greedy if they do not.
 #[derive(Debug, clap::Args)]
@@ -55,21 +55,17 @@ pub(super) struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    fn sampling(&self, defaults: &Defaults) -> Sampling {
-        let draws = self.temperature.is_none() && (defaults.sample || self.top_k.is_some() || self.top_p.is_some());
-        let clock =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos() as u64);
-        let plain = Sampling::default();
-        Sampling {
-            temperature: self.temperature.unwrap_or(if draws { defaults.temperature.unwrap_or(1.0) } else { 0.0 }),
-            top_k: self.top_k.or(defaults.top_k).unwrap_or(plain.top_k),
-            top_p: self.top_p.or(defaults.top_p).unwrap_or(plain.top_p),
-            min_p: self.min_p.or(defaults.min_p).unwrap_or(plain.min_p),
-            repetition_penalty: self.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
-            presence_penalty: self.presence_penalty.unwrap_or(0.0),
-            frequency_penalty: self.frequency_penalty.unwrap_or(0.0),
+    fn wishes(&self) -> Wishes {
+        Wishes {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
             logit_bias: Vec::new(),
-            seed: self.seed.unwrap_or(clock),
+            seed: self.seed,
             top_logprobs: self.logprobs,
         }
     }
@@ -135,7 +131,7 @@ fn answer(
     environment: &Environment,
 ) -> anyhow::Result<Answer> {
     let text = std::sync::Arc::clone(generator.text());
-    let sampling = args.sampling(&text.defaults);
+    let sampling = text.defaults.sampling(args.wishes());
     let request =
         Request { prompt, sampling, max_tokens: args.max_tokens, stop: args.stop.clone(), ..Request::default() };
     let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: None, usage: Usage::default() };

@@ -11,6 +11,8 @@ mod inspect;
 mod progress;
 mod recipe;
 mod run;
+mod serve;
+mod service;
 mod session;
 mod strip;
 mod verify;
@@ -45,6 +47,8 @@ enum Command {
     Verify(verify::Args),
     Run(run::Args),
     Bench(bench::Args),
+    Serve(serve::Args),
+    Service(service::Args),
     Inspect(inspect::Args),
     Strip(strip::Args),
     Recipe(recipe::Args),
@@ -80,6 +84,8 @@ pub fn main() -> Exit {
         Command::Verify(args) => verify::execute(&args, &environment),
         Command::Run(args) => run::execute(&args, &environment),
         Command::Bench(args) => bench::execute(&args, &environment),
+        Command::Serve(args) => serve::execute(args, &environment),
+        Command::Service(args) => service::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),

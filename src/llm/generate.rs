@@ -51,6 +51,8 @@ pub struct Piece {
     pub usage: Usage,
     /// Set on the last piece.
     pub finish: Option<Finish>,
+    /// Why there will be no more, if this answer failed. Others go on.
+    pub failure: Option<String>,
 }
 
 /// What an answer took.
@@ -196,7 +198,7 @@ impl Generator {
         let width = self.executor.vocab_size();
         for (step, logits) in steps.iter().zip(logits.chunks_exact_mut(width)) {
             self.slots[step.slot].tokens.push(step.token);
-            self.take(step.slot, logits, &mut pieces)?;
+            self.take(step.slot, logits, &mut pieces);
         }
         Ok(pieces)
     }
@@ -251,61 +253,39 @@ impl Generator {
         tokens.extend_from_slice(new);
         if count == remaining {
             active.prompt = Vec::new();
-            self.take(slot, &mut logits, pieces)?;
+            self.take(slot, &mut logits, pieces);
         }
         Ok(())
     }
 
-    /// Chooses a slot's next token and says what it means.
-    fn take(&mut self, slot: usize, logits: &mut [f32], pieces: &mut Vec<Piece>) -> Result<(), LlmError> {
-        let Slot { tokens, active: place } = &mut self.slots[slot];
-        let Some(active) = place else { return Ok(()) };
-        let choice = active.sampler.choose(logits, active.grammar.as_mut())?;
-        let now = Instant::now();
-        if active.usage.answer == 0 {
-            active.usage.first = now - active.since;
-            active.since = now;
+    /// Chooses a slot's next token and says what it means. What goes wrong ends this answer alone.
+    fn take(&mut self, slot: usize, logits: &mut [f32], pieces: &mut Vec<Piece>) {
+        let slot = &mut self.slots[slot];
+        let Some(active) = &mut slot.active else { return };
+        let max_len = self.executor.max_len();
+        let piece = active.take(&self.text, logits, slot.tokens.len() + 1 >= max_len).unwrap_or_else(|error| Piece {
+            request: active.request,
+            text: String::new(),
+            choice: Choice { token: active.next, logprob: None, top: Vec::new() },
+            usage: active.usage,
+            finish: None,
+            failure: Some(error.to_string()),
+        });
+        if piece.finish.is_some() || piece.failure.is_some() {
+            slot.active = None;
         }
-        active.usage.answer += 1;
-        active.usage.rest = now - active.since;
-        active.next = choice.token;
-        let ended = !active.ignore_end && self.text.stop_tokens.contains(&choice.token);
-        let (mut text, mut stopped) = (String::new(), false);
-        let mut complete = ended;
-        if !ended {
-            complete = match &mut active.grammar {
-                Some(grammar) => grammar.accept(choice.token)?,
-                None => false,
-            };
-            (text, stopped) = active.finder.push(&active.stream.push(&self.text, choice.token)?);
-        }
-        let full = active.usage.answer == active.max_tokens || tokens.len() + 1 >= self.executor.max_len();
-        if !stopped && (complete || full) {
-            let (rest, found) = active.finder.push(&active.stream.finish(&self.text)?);
-            text.push_str(&rest);
-            stopped = found;
-            if !stopped {
-                text.push_str(&active.finder.finish());
-            }
-        }
-        let finish = match (stopped || complete, full) {
-            (true, _) => Some(Finish::Stop),
-            (false, true) => Some(Finish::Length),
-            (false, false) => None,
-        };
-        pieces.push(Piece { request: active.request, text, choice, usage: active.usage, finish });
-        if finish.is_some() {
-            *place = None;
-        }
-        Ok(())
+        pieces.push(piece);
     }
 
     /// Answers one request, handing every piece to `hear`; `hear` returns false to stop.
     pub fn answer(&mut self, request: Request, mut hear: impl FnMut(&Piece) -> bool) -> Result<Usage, LlmError> {
         let number = self.submit(request)?;
         loop {
-            for piece in self.step()?.iter().filter(|piece| piece.request == number) {
-                let wanted = hear(piece);
+            for piece in self.step()?.into_iter().filter(|piece| piece.request == number) {
+                if let Some(failure) = piece.failure {
+                    return Err(LlmError::Request(failure));
+                }
+                let wanted = hear(&piece);
                 if piece.finish.is_some() {
                     return Ok(piece.usage);
                 }
@@ -315,5 +295,45 @@ impl Generator {
                 }
             }
         }
+    }
+}
+
+impl Active {
+    fn take(&mut self, text: &Text, logits: &mut [f32], no_room: bool) -> Result<Piece, LlmError> {
+        let choice = self.sampler.choose(logits, self.grammar.as_mut())?;
+        let now = Instant::now();
+        if self.usage.answer == 0 {
+            self.usage.first = now - self.since;
+            self.since = now;
+        }
+        self.usage.answer += 1;
+        self.usage.rest = now - self.since;
+        self.next = choice.token;
+        let ended = !self.ignore_end && text.stop_tokens.contains(&choice.token);
+        let (mut shown, mut stopped) = (String::new(), false);
+        let mut complete = ended;
+        if !ended {
+            complete = match &mut self.grammar {
+                Some(grammar) => grammar.accept(choice.token)?,
+                None => false,
+            };
+            (shown, stopped) = self.finder.push(&self.stream.push(text, choice.token)?);
+        }
+        let full = self.usage.answer == self.max_tokens || no_room;
+        if !stopped && (complete || full) {
+            let (rest, found) = self.finder.push(&self.stream.finish(text)?);
+            shown.push_str(&rest);
+            stopped = found;
+            if !stopped {
+                shown.push_str(&self.finder.finish());
+            }
+        }
+        let finish = match (stopped || complete, full) {
+            (true, _) => Some(Finish::Stop),
+            (false, true) => Some(Finish::Length),
+            (false, false) => None,
+        };
+        let usage = self.usage;
+        Ok(Piece { request: self.request, text: shown, choice, usage, finish, failure: None })
     }
 }

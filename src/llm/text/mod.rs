@@ -14,6 +14,7 @@ mod vocabulary;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -25,6 +26,7 @@ pub use template::ChatTemplate;
 
 use super::executor::LlmError;
 use super::grammar::{Grammar, Grammars, SPECIAL};
+use super::sampler::Sampling;
 use crate::checkpoint::read_json;
 
 /// The files an engine directory keeps, besides weights and engines.
@@ -49,6 +51,44 @@ pub struct Defaults {
     pub top_p: Option<f32>,
     pub min_p: Option<f32>,
     pub repetition_penalty: Option<f32>,
+}
+
+/// What somebody asks of the sampling; the rest is left to the makers.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Wishes {
+    pub temperature: Option<f32>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub logit_bias: Vec<(u32, f32)>,
+    /// By the clock, if it is not given.
+    pub seed: Option<u64>,
+    pub top_logprobs: Option<usize>,
+}
+
+impl Defaults {
+    /// The sampling that was asked for. Greedy, if neither the makers nor a wish say that tokens are drawn.
+    pub fn sampling(&self, wishes: Wishes) -> Sampling {
+        let draws = wishes.temperature.is_none() && (self.sample || wishes.top_k.is_some() || wishes.top_p.is_some());
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+        let plain = Sampling::default();
+        Sampling {
+            temperature: wishes.temperature.unwrap_or(if draws { self.temperature.unwrap_or(1.0) } else { 0.0 }),
+            top_k: wishes.top_k.or(self.top_k).unwrap_or(plain.top_k),
+            top_p: wishes.top_p.or(self.top_p).unwrap_or(plain.top_p),
+            min_p: wishes.min_p.or(self.min_p).unwrap_or(plain.min_p),
+            repetition_penalty: wishes.repetition_penalty.or(self.repetition_penalty).unwrap_or(1.0),
+            presence_penalty: wishes.presence_penalty.unwrap_or(0.0),
+            frequency_penalty: wishes.frequency_penalty.unwrap_or(0.0),
+            logit_bias: wishes.logit_bias,
+            seed: wishes.seed.unwrap_or_else(clock),
+            top_logprobs: wishes.top_logprobs,
+        }
+    }
 }
 
 /// A model's text side.

@@ -1,0 +1,143 @@
+//! `serve`: an OpenAI-compatible endpoint for a language model.
+
+use std::io::{IsTerminal, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use super::session::{Choice, open_llm};
+use super::{Environment, Exit};
+use crate::manifest::Manifest;
+use crate::serve::{self, Entry, Options};
+
+/// Serve a language model to OpenAI's clients
+///
+/// Clients find it at http://HOST:PORT/v1 under any of its names; people find a page to talk with it at http://HOST:PORT.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Engine directory of a language model
+    pub(super) engine: PathBuf,
+    /// Address to listen on; 0.0.0.0 is all networks
+    #[arg(long, default_value = "127.0.0.1")]
+    pub(super) host: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    pub(super) port: u16,
+    /// What clients call the model; may be given several times [default: local-trt-llm and the engine's name]
+    #[arg(long = "name", value_name = "NAME")]
+    pub(super) names: Vec<String>,
+    /// A file of keys, one a line, of which clients must show one
+    #[arg(long, value_name = "FILE")]
+    pub(super) api_key_file: Option<PathBuf>,
+    /// Requests that may wait for a free slot; more are told to come back
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub(super) queue: usize,
+    /// Seconds an answer may take in all
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(super) timeout: u64,
+    /// Seconds running answers get when the server is told to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    pub(super) drain: u64,
+    /// Let pages of this origin use the server, such as http://robot.local:3000
+    #[arg(long, value_name = "ORIGIN")]
+    pub(super) cors_origin: Option<String>,
+    /// Write what is asked and answered to the log
+    #[arg(long)]
+    pub(super) log_prompts: bool,
+    /// Who computes: never the CPU, unless it is told to
+    #[arg(long, value_enum, default_value_t = Choice::Tensorrt)]
+    pub(super) backend: Choice,
+}
+
+/// The name a client that was made for the robot's old server asks for.
+const NAME: &str = "local-trt-llm";
+
+pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
+    let manifest = Manifest::load(&args.engine)?;
+    let Some(record) = manifest.llm.clone() else {
+        bail!("{} is no language model\n  hint: `watus-build run` answers for one picture", args.engine.display());
+    };
+    let names = match args.names.is_empty() {
+        true if manifest.name == NAME => vec![NAME.to_owned()],
+        true => vec![NAME.to_owned(), manifest.name.clone()],
+        false => args.names.clone(),
+    };
+    for name in names.iter().filter(|name| name.starts_with('o') || name.starts_with("gpt-5")) {
+        eprintln!(
+            "warning: pydantic-ai takes `{name}` for a model that only reasons, and drops temperature and penalties"
+        );
+    }
+    let keys = args.api_key_file.as_deref().map(read_keys).transpose()?.unwrap_or_default();
+    if !args.host.is_loopback() && keys.is_empty() {
+        eprintln!("warning: everybody who reaches {} may use this server; --api-key-file asks for a key", args.host);
+    }
+    let plain = std::io::stderr().is_terminal();
+    let options = Options {
+        address: SocketAddr::new(args.host, args.port),
+        names,
+        engine: args.engine.clone(),
+        max_output: record.max_output_len,
+        keys,
+        queue: args.queue,
+        timeout: Duration::from_secs(args.timeout),
+        drain: Duration::from_secs(args.drain),
+        cors: args.cors_origin,
+        log_prompts: args.log_prompts,
+        log: Arc::new(move |entry: &Entry| write_entry(entry, plain)),
+    };
+    let (folder, progress) = (args.engine, Arc::clone(&environment.progress));
+    let load = move || open_llm(&folder, &manifest, &record, args.backend, &*progress);
+    let listening = |address: SocketAddr| eprintln!("loading; clients find the model at http://{address}/v1");
+    serve::run(options, load, listening, &environment.cancel)??;
+    Ok(Exit::Success)
+}
+
+fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let keys: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
+    if keys.is_empty() {
+        bail!("{} holds no key\n  hint: one a line, for example from `openssl rand -hex 32`", path.display());
+    }
+    use std::os::unix::fs::PermissionsExt;
+    if std::fs::metadata(path)?.permissions().mode() & 0o004 != 0 {
+        eprintln!("warning: everybody on this machine may read {}; `chmod 640` keeps keys secret", path.display());
+    }
+    Ok(keys)
+}
+
+/// A line for people, or JSON for the journal.
+fn write_entry(entry: &Entry, plain: bool) {
+    let line = match plain {
+        true => text_line(entry),
+        false => serde_json::to_string(entry).unwrap_or_default(),
+    };
+    // Whoever closed the log does not want it.
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+fn text_line(entry: &Entry) -> String {
+    let mut line = format!("{} {} {:.2} s", entry.status, entry.path, entry.seconds);
+    if let Some(answer) = &entry.answer {
+        line.push_str(&format!(
+            ", prompt {} ({} cached), first token after {:.0} ms, {} tokens at {:.1} tok/s, {}",
+            answer.prompt_tokens,
+            answer.cached_tokens,
+            1e3 * answer.first_token_seconds,
+            answer.completion_tokens,
+            answer.tokens_per_second,
+            if answer.finish_reason.is_empty() { "cut off" } else { answer.finish_reason },
+        ));
+    }
+    if let Some(error) = &entry.error {
+        line.push_str(&format!(": {error}"));
+    }
+    for (what, text) in [("asked", &entry.prompt), ("answered", &entry.text)] {
+        if let Some(text) = text {
+            line.push_str(&format!("\n  {what}: {text:?}"));
+        }
+    }
+    format!("{line}  [{}]", entry.request_id)
+}

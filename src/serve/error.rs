@@ -1,0 +1,151 @@
+//! Errors as OpenAI's clients parse them: `{"error": {"message", "type", "param", "code"}}` with a status they know.
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::llm::LlmError;
+
+/// What a client is told. A client retries 408, 409, 429 and 5xx by itself, unless `x-should-retry` says otherwise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct ApiError {
+    pub(super) status: StatusCode,
+    kind: &'static str,
+    pub(super) message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+    retry_after: Option<u64>,
+}
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// The request is wrong.
+    pub(super) fn invalid(param: &str, message: impl Into<String>) -> Self {
+        let param = (!param.is_empty()).then(|| param.to_owned());
+        Self { param, ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message) }
+    }
+
+    /// The request is right, but not for this server.
+    pub(super) fn unsupported(param: &str, message: impl Into<String>) -> Self {
+        Self { code: Some("unsupported_value"), ..Self::invalid(param, message) }
+    }
+
+    pub(super) fn no_model(name: &str, names: &[String]) -> Self {
+        let message = format!("The model `{name}` does not exist here; this server has {}", names.join(", "));
+        Self {
+            code: Some("model_not_found"),
+            param: Some("model".to_owned()),
+            ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message)
+        }
+    }
+
+    pub(super) fn not_found(message: impl Into<String>) -> Self {
+        Self { code: Some("not_found"), ..Self::new(StatusCode::NOT_FOUND, "invalid_request_error", message) }
+    }
+
+    pub(super) fn method() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request_error", "this path has another method")
+    }
+
+    pub(super) fn too_long(have: usize, limit: usize) -> Self {
+        let message = format!(
+            "This model's longest prompt is {limit} tokens, and the messages (with functions, if any) are {have}; shorten \
+             them, or build the engine with a larger max_input_len"
+        );
+        Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
+    }
+
+    pub(super) fn unauthorized() -> Self {
+        let message = "a key is needed: `Authorization: Bearer KEY`, one of those in the server's --api-key-file";
+        Self { code: Some("invalid_api_key"), ..Self::new(StatusCode::UNAUTHORIZED, "authentication_error", message) }
+    }
+
+    pub(super) fn forbidden(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
+    pub(super) fn media_type() -> Self {
+        let message = "the body must be JSON, with `Content-Type: application/json`";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request_error", message)
+    }
+
+    pub(super) fn too_large(limit: usize) -> Self {
+        let message = format!("the body is larger than {} MiB", limit >> 20);
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", message)
+    }
+
+    pub(super) fn slow() -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", "the body did not arrive in time")
+    }
+
+    /// The queue is full.
+    pub(super) fn busy(waiting: usize, seconds: u64) -> Self {
+        let message = format!("{waiting} requests are running or waiting, and no more may; try again in {seconds} s");
+        Self {
+            code: Some("rate_limit_exceeded"),
+            retry_after: Some(seconds),
+            ..Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
+        }
+    }
+
+    /// Loading, or about to end.
+    pub(super) fn not_ready(state: &str) -> Self {
+        Self {
+            code: Some("not_ready"),
+            retry_after: Some(2),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", format!("the server is {state}"))
+        }
+    }
+
+    pub(super) fn deadline(seconds: u64) -> Self {
+        let message = format!("the answer took longer than the {seconds} s the server gives one (--timeout)");
+        Self { code: Some("deadline_exceeded"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", message) }
+    }
+
+    /// The engine failed; asking again would not help.
+    pub(super) fn engine(message: impl Into<String>) -> Self {
+        Self {
+            code: Some("engine_error"),
+            ..Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", message.into())
+        }
+    }
+
+    /// The body; also what a stream that has begun ends with.
+    pub(super) fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<LlmError> for ApiError {
+    fn from(error: LlmError) -> Self {
+        match error {
+            LlmError::TooLong { have, limit, .. } => Self::too_long(have, limit),
+            LlmError::Request(message) => Self::invalid("", message),
+            LlmError::Text { message, .. } => Self::invalid("messages", message),
+            error => Self::engine(error.to_string()),
+        }
+    }
+}
+
+/// The message, for the log.
+#[derive(Clone)]
+pub(super) struct Why(pub(super) String);
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        response.extensions_mut().insert(Why(self.message.clone()));
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status.is_server_error() && self.retry_after.is_none() {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
+        response
+    }
+}

@@ -1,0 +1,127 @@
+//! One entry per request, written when its last byte is on its way. What was asked and answered is not in it, unless wanted.
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::llm::Usage;
+
+/// Takes entries; the command line prints them.
+pub type Log = Arc<dyn Fn(&Entry) + Send + Sync>;
+
+/// What is known of a request when it ends.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub struct Entry {
+    /// Seconds since 1970.
+    pub time: f64,
+    pub request_id: String,
+    pub path: String,
+    /// 499 if the client went away.
+    pub status: u16,
+    pub seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Only with `--log-prompts`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// Only with `--log-prompts`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+}
+
+/// What an answer took.
+#[derive(Debug, Clone, Default, Serialize)]
+#[allow(missing_docs)]
+pub struct Answered {
+    pub stream: bool,
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    pub completion_tokens: usize,
+    pub first_token_seconds: f64,
+    pub tokens_per_second: f64,
+    pub finish_reason: &'static str,
+}
+
+/// An entry in the making; it is logged when it is dropped.
+pub(super) struct Record {
+    entry: Entry,
+    begun: Instant,
+    log: Log,
+    /// Keeps what was said.
+    texts: bool,
+    over: bool,
+}
+
+/// nginx's status for a client that closed the connection.
+const CLIENT_CLOSED: u16 = 499;
+
+impl Record {
+    pub(super) fn new(log: &Log, request_id: &str, path: &str, prompt: Option<String>) -> Self {
+        let entry = Entry {
+            time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
+            request_id: request_id.to_owned(),
+            path: path.to_owned(),
+            status: CLIENT_CLOSED,
+            text: prompt.is_some().then(String::new),
+            prompt,
+            ..Entry::default()
+        };
+        Self { texts: entry.prompt.is_some(), entry, begun: Instant::now(), log: Arc::clone(log), over: false }
+    }
+
+    /// It began earlier.
+    pub(super) fn since(mut self, begun: Instant) -> Self {
+        self.begun = begun;
+        self
+    }
+
+    pub(super) fn said(&mut self, text: &str) {
+        if let Some(said) = self.entry.text.as_mut().filter(|_| self.texts) {
+            said.push_str(text);
+        }
+    }
+
+    /// Tells how far the answer has got.
+    pub(super) fn progress(&mut self, usage: &Usage, stream: bool) {
+        if self.entry.answer.is_none() {
+            let first = self.begun.elapsed().as_secs_f64();
+            self.entry.answer = Some(Answered { stream, first_token_seconds: first, ..Answered::default() });
+        }
+        if let Some(answer) = &mut self.entry.answer {
+            answer.prompt_tokens = usage.prompt;
+            answer.cached_tokens = usage.reused;
+            answer.completion_tokens = usage.answer;
+            let seconds = usage.rest.as_secs_f64();
+            answer.tokens_per_second = if seconds > 0.0 { (usage.answer - 1) as f64 / seconds } else { 0.0 };
+        }
+    }
+
+    pub(super) fn finished(&mut self, reason: &'static str) {
+        self.entry.status = 200;
+        self.over = true;
+        if let Some(answer) = &mut self.entry.answer {
+            answer.finish_reason = reason;
+        }
+    }
+
+    pub(super) fn failed(&mut self, status: u16, message: &str) {
+        self.over = true;
+        self.entry.status = status;
+        self.entry.error = Some(message.to_owned());
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        if !self.over {
+            self.entry.error = Some("the client went away".to_owned());
+        }
+        self.entry.seconds = self.begun.elapsed().as_secs_f64();
+        (self.log)(&self.entry);
+    }
+}

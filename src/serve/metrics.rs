@@ -1,0 +1,192 @@
+//! Figures for Prometheus, and where the device's load is read.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, text::encode};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::llm::{MemoryUse, Usage};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: &'static str,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Kind {
+    kind: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Model {
+    model: String,
+    version: &'static str,
+}
+
+/// See the module.
+pub(super) struct Metrics {
+    registry: Registry,
+    requests: Family<Route, Counter>,
+    cancelled: Counter,
+    queue: Gauge,
+    running: Gauge,
+    slots: Gauge,
+    first: Histogram,
+    between: Histogram,
+    whole: Histogram,
+    tokens: Family<Kind, Counter>,
+    memory: Family<Kind, Gauge>,
+    load: Gauge<f64, AtomicU64>,
+}
+
+impl Metrics {
+    /// Figures of the model called `model`.
+    pub(super) fn new(model: &str) -> Self {
+        // 1 ms to 131 s, and 0.5 ms to 8 s.
+        let (slow, fast) = (|| exponential_buckets(0.001, 2.0, 18), || exponential_buckets(0.0005, 2.0, 15));
+        let mut metrics = Self {
+            registry: Registry::with_prefix("watus"),
+            requests: Family::default(),
+            cancelled: Counter::default(),
+            queue: Gauge::default(),
+            running: Gauge::default(),
+            slots: Gauge::default(),
+            first: Histogram::new(slow()),
+            between: Histogram::new(fast()),
+            whole: Histogram::new(slow()),
+            tokens: Family::default(),
+            memory: Family::default(),
+            load: Gauge::default(),
+        };
+        let info: Family<Model, Gauge> = Family::default();
+        info.get_or_create(&Model { model: model.to_owned(), version: env!("CARGO_PKG_VERSION") }).set(1);
+        let registry = &mut metrics.registry;
+        registry.register("info", "The model and the server's version", info);
+        registry.register("requests", "Requests by path and status", metrics.requests.clone());
+        registry.register("cancelled", "Answers nobody waited for any more", metrics.cancelled.clone());
+        registry.register("requests_waiting", "Requests in the queue", metrics.queue.clone());
+        registry.register("requests_running", "Requests in a slot", metrics.running.clone());
+        registry.register("slots", "Requests that can run at once", metrics.slots.clone());
+        registry.register("tokens", "Tokens: of prompts, of these reused, of answers", metrics.tokens.clone());
+        let mut seconds = |name: &str, help: &str, histogram: &Histogram| {
+            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+        };
+        seconds("time_to_first_token", "From arrival to the first token", &metrics.first);
+        seconds("inter_token_latency", "Between tokens of an answer", &metrics.between);
+        seconds("request", "From arrival to the last token", &metrics.whole);
+        let memory = metrics.memory.clone();
+        registry.register_with_unit("memory", "The model's memory and the process's", Unit::Bytes, memory);
+        registry.register("gpu_load", "Share of time the GPU was busy, 0 to 1", metrics.load.clone());
+        metrics
+    }
+
+    pub(super) fn request(&self, route: &'static str, status: u16) {
+        self.requests.get_or_create(&Route { route, status }).inc();
+    }
+
+    pub(super) fn cancelled(&self) {
+        self.cancelled.inc();
+    }
+
+    pub(super) fn set_slots(&self, slots: usize) {
+        self.slots.set(whole(slots as u64));
+    }
+
+    pub(super) fn load(&self, (waiting, running): (usize, usize), memory: MemoryUse) {
+        self.queue.set(whole(waiting as u64));
+        self.running.set(whole(running as u64));
+        for (kind, bytes) in [("weights", memory.weights), ("cache", memory.cache), ("scratch", memory.scratch)] {
+            self.memory.get_or_create(&Kind { kind }).set(whole(bytes));
+        }
+    }
+
+    pub(super) fn first_token(&self, waited: Duration, usage: &Usage) {
+        self.first.observe(waited.as_secs_f64());
+        self.count("prompt", usage.prompt);
+        self.count("reused", usage.reused);
+        self.count("answer", 1);
+    }
+
+    pub(super) fn next_token(&self, waited: Duration) {
+        self.between.observe(waited.as_secs_f64());
+        self.count("answer", 1);
+    }
+
+    pub(super) fn answered(&self, took: Duration) {
+        self.whole.observe(took.as_secs_f64());
+    }
+
+    fn count(&self, kind: &'static str, tokens: usize) {
+        self.tokens.get_or_create(&Kind { kind }).inc_by(tokens as u64);
+    }
+
+    /// The figures, as Prometheus reads them.
+    pub(super) fn text(&self) -> String {
+        if let Some(bytes) = resident() {
+            self.memory.get_or_create(&Kind { kind: "resident" }).set(whole(bytes));
+        }
+        self.load.set(gpu_load().unwrap_or(f64::NAN));
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+fn whole(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// Resident memory of this process.
+fn resident() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// Where a Jetson's driver tells the GPU's load, in thousandths.
+const JETSON_LOAD: [&str; 3] =
+    ["/sys/devices/platform/gpu.0/load", "/sys/devices/gpu.0/load", "/sys/devices/platform/bus@0/17000000.gpu/load"];
+
+/// 0 to 1; none where nothing tells.
+fn gpu_load() -> Option<f64> {
+    let jetson = JETSON_LOAD.iter().find_map(|path| std::fs::read_to_string(path).ok());
+    if let Some(text) = jetson {
+        return Some(text.trim().parse::<f64>().ok()? / 1000.0);
+    }
+    static NVML: std::sync::OnceLock<Option<nvml_wrapper::Nvml>> = std::sync::OnceLock::new();
+    let nvml = NVML.get_or_init(|| nvml_wrapper::Nvml::init().ok()).as_ref()?;
+    Some(f64::from(nvml.device_by_index(0).ok()?.utilization_rates().ok()?.gpu) / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prometheus_can_read_it() {
+        let metrics = Metrics::new("local-trt-llm");
+        metrics.request("/v1/models", 200);
+        metrics.first_token(Duration::from_millis(3), &Usage { prompt: 10, reused: 4, ..Usage::default() });
+        metrics.next_token(Duration::from_millis(30));
+        let text = metrics.text();
+        for line in [
+            "watus_requests_total{route=\"/v1/models\",status=\"200\"} 1",
+            "watus_tokens_total{kind=\"prompt\"} 10",
+            "watus_tokens_total{kind=\"reused\"} 4",
+            "watus_tokens_total{kind=\"answer\"} 2",
+            "watus_time_to_first_token_seconds_bucket{le=\"0.004\"} 1",
+            "# TYPE watus_inter_token_latency_seconds histogram",
+            "# EOF",
+        ] {
+            assert!(text.contains(line), "no {line} in\n{text}");
+        }
+        assert!(text.contains("watus_memory_bytes{kind=\"resident\"}"), "{text}");
+    }
+}

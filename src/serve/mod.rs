@@ -1,0 +1,187 @@
+//! An OpenAI-compatible server for one language model.
+//!
+//! ```text
+//! connection ─▶ guard ─▶ routes ─▶ prepare ──▶ scheduler ──▶ worker thread: Generator
+//!               keys,    paths      template,    queue           slots, prefixes, grammars
+//!               origins             grammar                          │ pieces
+//!               log                 limits                           ▼
+//!                        JSON or events ◀────────── answer: words, thoughts, calls
+//! ```
+//!
+//! JSON stays on this side: the worker knows tokens and texts. `openai.rs` and `turn.rs` are what requests say, `answer.rs` what responses
+//! do, `error.rs` what clients are told when it does not work.
+
+mod answer;
+mod connection;
+mod error;
+mod guard;
+mod log;
+mod metrics;
+mod openai;
+mod prepare;
+mod routes;
+mod scheduler;
+mod state;
+mod systemd;
+mod turn;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub use log::{Answered, Entry, Log};
+
+use crate::llm::Generator;
+
+/// The chat page.
+const PAGE: &str = include_str!("page.html");
+
+/// How to serve.
+pub struct Options {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// What clients may call the model; the first is its name.
+    pub names: Vec<String>,
+    /// The engine directory, for `/health`.
+    pub engine: PathBuf,
+    /// Tokens of an answer that sets no limit itself.
+    pub max_output: usize,
+    /// Keys clients must show one of; none if it is open to all.
+    pub keys: Vec<String>,
+    /// Requests that may wait.
+    pub queue: usize,
+    /// For all of one answer.
+    pub timeout: Duration,
+    /// For running answers when the server is told to end.
+    pub drain: Duration,
+    /// An origin whose pages may use the server.
+    pub cors: Option<String>,
+    /// Log what is asked and answered.
+    pub log_prompts: bool,
+    /// Takes log entries.
+    pub log: Log,
+}
+
+/// Why serving ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ServeError {
+    #[error("cannot listen on {address}: {source}\n  hint: {hint}")]
+    Listen { address: SocketAddr, source: std::io::Error, hint: &'static str },
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    #[error("{0}\n  hint: the server ends so that it can be started afresh; `watus-build service install` does that")]
+    Engine(String),
+}
+
+/// What handlers share.
+struct App {
+    state: state::State,
+    scheduler: scheduler::Scheduler,
+    metrics: metrics::Metrics,
+    names: Vec<String>,
+    engine: String,
+    created: u64,
+    max_output: usize,
+    keys: Vec<[u8; 32]>,
+    cors: Option<String>,
+    log_prompts: bool,
+    log: Log,
+}
+
+/// Serves until `cancel` is set. `load` makes the model, on the thread that will own it; `listening` hears where clients
+/// find the server, before the model is loaded.
+pub fn run<E: Send + 'static>(
+    options: Options,
+    load: impl FnOnce() -> Result<Generator, E> + Send + 'static,
+    listening: impl FnOnce(SocketAddr),
+    cancel: &AtomicBool,
+) -> Result<Result<(), E>, ServeError> {
+    let (scheduler, inbox) = scheduler::Scheduler::new(options.queue, options.timeout);
+    let app = Arc::new(App {
+        state: state::State::new(),
+        scheduler,
+        metrics: metrics::Metrics::new(&options.names[0]),
+        names: options.names,
+        engine: options.engine.display().to_string(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        max_output: options.max_output,
+        keys: options.keys.iter().map(|key| guard::digest(key)).collect(),
+        cors: options.cors,
+        log_prompts: options.log_prompts,
+        log: options.log,
+    });
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let listener = runtime.block_on(connection::listen(options.address))?;
+    listening(listener.local_addr()?);
+    let owner = Arc::clone(&app);
+    let worker = std::thread::Builder::new().name("model".to_owned()).spawn(move || {
+        let mut generator = load()?;
+        owner.scheduler.set_slots(generator.executor().slots());
+        owner.metrics.set_slots(generator.executor().slots());
+        owner.state.loaded(scheduler::about(&mut generator));
+        Ok(inbox.work(generator, &owner.state, &owner.metrics))
+    })?;
+    runtime.block_on(async {
+        let over = async {
+            while !cancel.load(Ordering::Relaxed) && !worker.is_finished() {
+                systemd::report(&app.state);
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            systemd::stopping();
+            app.state.enter(state::Phase::Draining);
+        };
+        connection::serve(listener, routes::router(&app), over, options.drain).await;
+    });
+    // The worker ends by itself when it has failed, and with the process when it has not.
+    if !worker.is_finished() {
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        return Ok(Ok(()));
+    }
+    match worker.join() {
+        Ok(Ok(Ok(()))) => Ok(Ok(())),
+        Ok(Ok(Err(message))) => Err(ServeError::Engine(message)),
+        Ok(Err(error)) => Ok(Err(error)),
+        Err(_) => Err(ServeError::Engine("the model's thread panicked".to_owned())),
+    }
+}
+
+/// Letters and digits nobody can guess in time.
+fn random_name(length: usize) -> String {
+    use std::hash::{BuildHasher, RandomState};
+    use std::sync::atomic::AtomicU64;
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    const LETTERS: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    static SEED: std::sync::OnceLock<RandomState> = std::sync::OnceLock::new();
+    let seed = SEED.get_or_init(RandomState::new);
+    let mut letters = String::new();
+    while letters.len() < length {
+        // SipHash of a counter, under a random key.
+        let mut bits = seed.hash_one(COUNT.fetch_add(1, Ordering::Relaxed));
+        for _ in 0..10 {
+            letters.push(char::from(LETTERS[(bits % 62) as usize]));
+            bits /= 62;
+        }
+    }
+    letters.truncate(length);
+    letters
+}
+
+/// A path as a label of a metric: there must not be one for everything a client makes up.
+fn known(route: &str) -> &'static str {
+    const ROUTES: [&str; 9] = [
+        "/",
+        "/health",
+        "/health/ready",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/{id}",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+    ];
+    let same = |known: &&&str| **known == route || known.strip_prefix("/v1") == Some(route);
+    ROUTES.iter().find(same).copied().unwrap_or("other")
+}

@@ -1,0 +1,428 @@
+//! What OpenAI's API sends: requests as JSON has them, and what of them this server takes.
+//!
+//! A field that changes the answer is honoured or refused; one that does not (`user`, `metadata`, `store`, …) is ignored.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use super::turn::InMessage;
+use crate::llm::text::tools::ToolChoice;
+use crate::llm::text::{self, Message, Wishes};
+
+/// What a request of either kind may say of the answer.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Common {
+    pub(super) model: Option<String>,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    /// Not OpenAI's, but what local servers take.
+    top_k: Option<usize>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+    seed: Option<i64>,
+    stop: Option<OneOrMany>,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
+    logit_bias: Option<BTreeMap<String, f32>>,
+    n: Option<i64>,
+    pub(super) stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct StreamOptions {
+    include_usage: Option<bool>,
+    continuous_usage_stats: Option<bool>,
+}
+
+/// When a stream tells what it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum UsageChunks {
+    Never,
+    AtTheEnd,
+    Always,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a text or a list of texts")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+/// Stop strings in one request.
+const MOST_STOPS: usize = 16;
+/// Alternatives per token.
+const MOST_LOGPROBS: i64 = 20;
+
+impl Common {
+    /// Tokens of the answer at most, if it says so.
+    pub(super) fn limit(&self) -> Result<Option<usize>, ApiError> {
+        let (name, limit) = match self.max_completion_tokens {
+            Some(limit) => ("max_completion_tokens", Some(limit)),
+            None => ("max_tokens", self.max_tokens),
+        };
+        let checked = |limit: i64| match usize::try_from(limit) {
+            Ok(limit) if limit > 0 => Ok(limit),
+            _ => Err(ApiError::invalid(name, format!("{name} is {limit}; it must be at least 1"))),
+        };
+        limit.map(checked).transpose()
+    }
+
+    pub(super) fn stops(&self) -> Result<Vec<String>, ApiError> {
+        let stops = match &self.stop {
+            None => Vec::new(),
+            Some(OneOrMany::One(stop)) => vec![stop.clone()],
+            Some(OneOrMany::Many(stops)) => stops.clone(),
+        };
+        if stops.len() > MOST_STOPS {
+            return Err(ApiError::invalid("stop", format!("at most {MOST_STOPS} stop strings")));
+        }
+        Ok(stops)
+    }
+
+    pub(super) fn wishes(&self, top_logprobs: Option<usize>) -> Result<Wishes, ApiError> {
+        if self.n.is_some_and(|n| n != 1) {
+            return Err(ApiError::unsupported("n", "this server gives one answer to a request: n must be 1"));
+        }
+        let ranges = [
+            ("temperature", self.temperature, 0.0, 2.0),
+            ("top_p", self.top_p, 0.0, 1.0),
+            ("presence_penalty", self.presence_penalty, -2.0, 2.0),
+            ("frequency_penalty", self.frequency_penalty, -2.0, 2.0),
+        ];
+        for (name, value, low, high) in ranges {
+            if let Some(value) = value.filter(|value| !(low..=high).contains(value)) {
+                return Err(ApiError::invalid(name, format!("{name} is {value}; it goes from {low} to {high}")));
+            }
+        }
+        let biases = self.logit_bias.iter().flatten().map(|(token, bias)| match token.parse() {
+            Ok(token) if (-100.0..=100.0).contains(bias) => Ok((token, *bias)),
+            _ => Err(ApiError::invalid(
+                "logit_bias",
+                format!("`{token}: {bias}`: token numbers, biases from -100 to 100"),
+            )),
+        });
+        Ok(Wishes {
+            temperature: self.temperature,
+            top_k: self.top_k,
+            // Zero leaves the likeliest token alone, as OpenAI has it.
+            top_p: self.top_p.map(|p| p.max(f32::MIN_POSITIVE)),
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: biases.collect::<Result<_, _>>()?,
+            seed: self.seed.map(i64::cast_unsigned),
+            top_logprobs,
+        })
+    }
+
+    pub(super) fn usage_chunks(&self) -> UsageChunks {
+        let options = self.stream_options.unwrap_or_default();
+        match (options.continuous_usage_stats, options.include_usage) {
+            (Some(true), _) => UsageChunks::Always,
+            (_, Some(true)) => UsageChunks::AtTheEnd,
+            _ => UsageChunks::Never,
+        }
+    }
+}
+
+/// `POST /v1/chat/completions`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct ChatRequest {
+    #[serde(flatten)]
+    pub(super) common: Common,
+    messages: Option<Vec<InMessage>>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    response_format: Option<Value>,
+    reasoning_effort: Option<String>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    functions: Option<Value>,
+    function_call: Option<Value>,
+    modalities: Option<Vec<String>>,
+    audio: Option<Value>,
+    web_search_options: Option<Value>,
+}
+
+/// What words must be.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Format {
+    Text,
+    /// JSON of this schema.
+    Json(Value),
+}
+
+impl ChatRequest {
+    /// The turns.
+    pub(super) fn messages(&self) -> Result<Vec<Message>, ApiError> {
+        let messages = self.messages.as_deref().unwrap_or_default();
+        if messages.is_empty() {
+            return Err(ApiError::invalid("messages", "messages is empty: at least one turn is needed"));
+        }
+        messages.iter().enumerate().map(|(index, message)| message.read(index)).collect()
+    }
+
+    /// Functions offered, each checked.
+    pub(super) fn tools(&self) -> Result<Vec<Value>, ApiError> {
+        if self.functions.as_ref().or(self.function_call.as_ref()).is_some_and(|value| !value.is_null()) {
+            return Err(ApiError::unsupported("functions", "use `tools` and `tool_choice`, which replaced functions"));
+        }
+        let check = |(index, tool): (usize, &Value)| {
+            let param = format!("tools[{index}]");
+            if tool["type"] != "function" {
+                return Err(ApiError::unsupported(&param, format!("{param}.type must be \"function\"")));
+            }
+            let function = &tool["function"];
+            let legal = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+            match function["name"].as_str() {
+                Some(name) if (1..=64).contains(&name.len()) && name.chars().all(legal) => {}
+                _ => {
+                    let rule = "1 to 64 letters, digits, _ and -";
+                    return Err(ApiError::invalid(&param, format!("{param}.function.name must be {rule}")));
+                }
+            }
+            let parameters = &function["parameters"];
+            let object =
+                parameters.as_object().is_some_and(|schema| schema.get("type").is_none_or(|kind| kind == "object"));
+            if !parameters.is_null() && !object {
+                let rule = "a JSON schema of type \"object\"";
+                return Err(ApiError::invalid(&param, format!("{param}.function.parameters must be {rule}")));
+            }
+            Ok(text::tool(function["name"].as_str().unwrap_or_default(), function["description"].as_str(), parameters))
+        };
+        self.tools.iter().flatten().enumerate().map(check).collect()
+    }
+
+    /// Which of `tools`.
+    pub(super) fn tool_choice(&self, tools: &[Value]) -> Result<ToolChoice, ApiError> {
+        let invalid = |message: String| Err(ApiError::invalid("tool_choice", message));
+        let choice = match &self.tool_choice {
+            None | Some(Value::Null) => return Ok(ToolChoice::Auto),
+            Some(Value::String(choice)) => match choice.as_str() {
+                "auto" => ToolChoice::Auto,
+                "none" => ToolChoice::None,
+                "required" => ToolChoice::Required,
+                other => {
+                    return invalid(format!(
+                        "tool_choice is \"{other}\"; it may be auto, none, required or a function"
+                    ));
+                }
+            },
+            Some(value) => match value["function"]["name"].as_str() {
+                Some(name) if value["type"] == "function" => ToolChoice::Named(name.to_owned()),
+                _ => {
+                    return invalid(
+                        "a tool_choice is {\"type\": \"function\", \"function\": {\"name\": …}}".to_owned(),
+                    );
+                }
+            },
+        };
+        match &choice {
+            ToolChoice::Required if tools.is_empty() => {
+                invalid("tool_choice is required, and there are no tools".to_owned())
+            }
+            ToolChoice::Named(name) if !tools.iter().any(|tool| tool["function"]["name"] == **name) => {
+                invalid(format!("tool_choice names `{name}`, which is not among the tools"))
+            }
+            _ => Ok(choice),
+        }
+    }
+
+    pub(super) fn parallel(&self) -> bool {
+        self.parallel_tool_calls.unwrap_or(true)
+    }
+
+    pub(super) fn format(&self) -> Result<Format, ApiError> {
+        let Some(format) = self.response_format.as_ref().filter(|format| !format.is_null()) else {
+            return Ok(Format::Text);
+        };
+        match format["type"].as_str() {
+            Some("text") => Ok(Format::Text),
+            Some("json_object") => Ok(Format::Json(serde_json::json!({"type": "object"}))),
+            Some("json_schema") => match &format["json_schema"]["schema"] {
+                schema @ (Value::Object(_) | Value::Bool(true)) => Ok(Format::Json(schema.clone())),
+                _ => Err(ApiError::invalid(
+                    "response_format",
+                    "response_format.json_schema.schema must be a JSON schema",
+                )),
+            },
+            _ => Err(ApiError::invalid(
+                "response_format",
+                "response_format.type may be text, json_object or json_schema",
+            )),
+        }
+    }
+
+    /// Alternatives to report with each token.
+    pub(super) fn top_logprobs(&self) -> Result<Option<usize>, ApiError> {
+        match (self.logprobs.unwrap_or(false), self.top_logprobs) {
+            (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true")),
+            (false, None) => Ok(None),
+            (true, count) => logprob_count("top_logprobs", count.unwrap_or(0)).map(Some),
+        }
+    }
+
+    /// What the template is told besides: thinking on or off, where it knows how.
+    pub(super) fn options(&self) -> Result<Map<String, Value>, ApiError> {
+        let mut options = Map::new();
+        match self.reasoning_effort.as_deref() {
+            None => {}
+            Some("none") => drop(options.insert("enable_thinking".to_owned(), false.into())),
+            Some("minimal" | "low" | "medium" | "high" | "xhigh" | "max") => {
+                options.insert("enable_thinking".to_owned(), true.into());
+            }
+            Some(other) => {
+                let message = format!("reasoning_effort is \"{other}\"; it may be none, minimal, low, medium or high");
+                return Err(ApiError::invalid("reasoning_effort", message));
+            }
+        }
+        options.extend(self.chat_template_kwargs.clone().unwrap_or_default());
+        for taken in ["messages", "tools", "bos_token", "eos_token", "add_generation_prompt"] {
+            options.remove(taken);
+        }
+        Ok(options)
+    }
+
+    /// Refuses what would change the answer and cannot be had.
+    pub(super) fn refuse(&self) -> Result<(), ApiError> {
+        let speaks = self.modalities.iter().flatten().any(|modality| modality != "text");
+        if speaks || self.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
+            return Err(ApiError::unsupported("modalities", "this model answers in text"));
+        }
+        if self.web_search_options.as_ref().is_some_and(|options| !options.is_null()) {
+            return Err(ApiError::unsupported("web_search_options", "this server does not search the web"));
+        }
+        Ok(())
+    }
+}
+
+fn logprob_count(name: &str, count: i64) -> Result<usize, ApiError> {
+    let range = format!("{name} is {count}; it goes from 0 to {MOST_LOGPROBS}");
+    usize::try_from(count).ok().filter(|_| count <= MOST_LOGPROBS).ok_or_else(|| ApiError::invalid(name, range))
+}
+
+/// `POST /v1/completions`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct CompletionRequest {
+    #[serde(flatten)]
+    pub(super) common: Common,
+    pub(super) prompt: Option<InPrompt>,
+    logprobs: Option<i64>,
+    echo: Option<bool>,
+    suffix: Option<String>,
+    best_of: Option<i64>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a text or a list of tokens")]
+pub(super) enum InPrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+    Texts(Vec<String>),
+    TokenLists(Vec<Vec<u32>>),
+}
+
+impl CompletionRequest {
+    pub(super) fn top_logprobs(&self) -> Result<Option<usize>, ApiError> {
+        self.logprobs.map(|count| logprob_count("logprobs", count)).transpose()
+    }
+
+    pub(super) fn refuse(&self) -> Result<(), ApiError> {
+        if self.echo == Some(true) {
+            return Err(ApiError::unsupported("echo", "this server does not repeat the prompt: echo must be false"));
+        }
+        if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(ApiError::unsupported("suffix", "this server continues texts, it does not fill gaps"));
+        }
+        if self.best_of.is_some_and(|best| best != 1) {
+            return Err(ApiError::unsupported(
+                "best_of",
+                "this server gives one answer to a request: best_of must be 1",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(text: &str) -> ChatRequest {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn what_is_ignored_and_what_is_refused() {
+        let fine = chat(
+            r#"{"model": "m", "messages": [{"role": "user", "content": "x"}], "user": "me", "store": true, "metadata": {},
+                "service_tier": "auto", "prompt_cache_key": "k", "temperature": null, "stop": null, "n": 1, "tools": null,
+                "stream_options": null, "response_format": {"type": "text"}, "tool_choice": null, "verbosity": "low"}"#,
+        );
+        assert_eq!(fine.messages().unwrap(), [Message::new("user", "x")]);
+        assert!(fine.common.wishes(None).is_ok() && fine.refuse().is_ok());
+        assert_eq!((fine.format().unwrap(), fine.tool_choice(&[]).unwrap()), (Format::Text, ToolChoice::Auto));
+        for (text, param) in [
+            (r#"{"n": 2}"#, "n"),
+            (r#"{"temperature": 3}"#, "temperature"),
+            (r#"{"frequency_penalty": -3}"#, "frequency_penalty"),
+            (r#"{"logit_bias": {"x": 1}}"#, "logit_bias"),
+            (r#"{"logit_bias": {"5": 101}}"#, "logit_bias"),
+            (r#"{"max_tokens": 0}"#, "max_tokens"),
+            (r#"{"max_completion_tokens": -1}"#, "max_completion_tokens"),
+            (r#"{"top_logprobs": 3}"#, "top_logprobs"),
+            (r#"{"logprobs": true, "top_logprobs": 21}"#, "top_logprobs"),
+            (r#"{"modalities": ["audio"]}"#, "modalities"),
+            (r#"{"functions": []}"#, "functions"),
+            (r#"{"tools": [{"type": "web_search"}]}"#, "tools[0]"),
+            (r#"{"tools": [{"type": "function", "function": {"name": "a b"}}]}"#, "tools[0]"),
+            (
+                r#"{"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}"#,
+                "tools[0]",
+            ),
+            (r#"{"tool_choice": "required"}"#, "tool_choice"),
+            (r#"{"tool_choice": {"type": "function", "function": {"name": "a"}}}"#, "tool_choice"),
+            (r#"{"response_format": {"type": "xml"}}"#, "response_format"),
+            (r#"{"response_format": {"type": "json_schema"}}"#, "response_format"),
+            (r#"{"reasoning_effort": "huge"}"#, "reasoning_effort"),
+            (r#"{"messages": []}"#, "messages"),
+            (r#"{"messages": [{"role": "robot", "content": ""}]}"#, "messages[0].role"),
+            (r#"{"messages": [{"content": "x"}]}"#, "messages[0].role"),
+            (r#"{"messages": [{"role": "user"}]}"#, "messages[0].content"),
+            (r#"{"messages": [{"role": "tool", "content": "x"}]}"#, "messages[0].tool_call_id"),
+            (r#"{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}"#, "messages[0].content"),
+            (
+                r#"{"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "a", "arguments": "{"}}]}]}"#,
+                "messages[0].tool_calls",
+            ),
+        ] {
+            let request = chat(text);
+            let outcome = (|| {
+                request.refuse()?;
+                request.common.limit()?;
+                request.common.wishes(request.top_logprobs()?)?;
+                let tools = request.tools()?;
+                request.tool_choice(&tools)?;
+                request.format()?;
+                request.options()?;
+                if text.contains("messages") { request.messages().map(drop) } else { Ok(()) }
+            })();
+            let error = outcome.expect_err(text);
+            assert_eq!(error.body()["error"]["param"], param, "{text}: {}", error.message);
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! What each path answers.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State as Shared};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use futures_util::stream::{self, Stream};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::answer::{ChatShape, Frame, Telling, TextShape};
+use super::error::ApiError;
+use super::guard::{self, RequestId};
+use super::log::Record;
+use super::openai::{ChatRequest, Common, CompletionRequest};
+use super::prepare::{self, Prepared};
+use super::state::{About, Phase};
+use super::{App, PAGE};
+
+/// Every path, with what guards them.
+pub(super) fn router(app: &Arc<App>) -> Router {
+    let api = Router::new()
+        .route("/models", get(models))
+        .route("/models/{id}", get(model))
+        .route("/chat/completions", post(chat))
+        .route("/completions", post(completions))
+        .route("/embeddings", post(embeddings))
+        .route("/responses", post(responses));
+    Router::new()
+        // Clients that were given the address without its path find everything, too.
+        .nest("/v1", api.clone())
+        .merge(api)
+        .route("/metrics", get(metrics))
+        .layer(from_fn_with_state(Arc::clone(app), guard::authorize))
+        .route("/", get(page))
+        .route("/health", get(health))
+        .route("/health/ready", get(ready))
+        .fallback(|| async { ApiError::not_found("there is no such path; the API is below /v1") })
+        .method_not_allowed_fallback(|| async { ApiError::method() })
+        .layer(from_fn_with_state(Arc::clone(app), guard::origin))
+        .layer(from_fn_with_state(Arc::clone(app), guard::observe))
+        .layer(from_fn(guard::identify))
+        .with_state(Arc::clone(app))
+}
+
+type Handled = Result<Response, ApiError>;
+
+async fn page() -> impl IntoResponse {
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; \
+                  img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+    ([(header::CONTENT_SECURITY_POLICY, policy), (header::CACHE_CONTROL, "no-cache")], Html(PAGE))
+}
+
+fn entry(app: &App, name: &str) -> Value {
+    json!({"id": name, "object": "model", "created": app.created, "owned_by": "watus-build"})
+}
+
+async fn models(Shared(app): Shared<Arc<App>>) -> Json<Value> {
+    let list: Vec<Value> = app.names.iter().map(|name| entry(&app, name)).collect();
+    Json(json!({"object": "list", "data": list}))
+}
+
+async fn model(Shared(app): Shared<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    Ok(Json(entry(&app, named(&app, Some(&id))?)))
+}
+
+async fn embeddings(Shared(app): Shared<Arc<App>>) -> ApiError {
+    ApiError::not_found(format!(
+        "{} answers in text and makes no embeddings; this server has no model that does",
+        app.names[0]
+    ))
+}
+
+async fn responses() -> ApiError {
+    ApiError::not_found(
+        "this server has no /v1/responses; use /v1/chat/completions (in pydantic-ai: OpenAIChatModel, or the prefix \
+         `openai-chat:`)",
+    )
+}
+
+async fn health(Shared(app): Shared<Arc<App>>) -> Json<Value> {
+    let about = app.state.about();
+    Json(json!({
+        "status": if app.state.phase() == Phase::Failed { "failed" } else { "ok" },
+        "state": app.state.phase().name(),
+        "model": app.names[0],
+        "version": env!("CARGO_PKG_VERSION"),
+        "backend": about.map(|about| about.engine.as_str()),
+        "device": about.map(|about| about.device.as_str()),
+        "engine": app.engine,
+        "max_input_tokens": about.map(|about| about.max_input),
+        "slots": about.map(|about| about.slots),
+        "requests": app.scheduler.open(),
+        "tokens_per_second": app.state.rate(),
+        "uptime_seconds": app.state.uptime().as_secs(),
+    }))
+}
+
+async fn ready(Shared(app): Shared<Arc<App>>) -> Response {
+    let phase = app.state.phase();
+    let status = if phase == Phase::Ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(json!({"status": phase.name()}))).into_response()
+}
+
+async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    let text = tokio::task::spawn_blocking(move || app.metrics.text()).await.unwrap_or_default();
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// The model's own name for what a request calls it.
+fn named<'a>(app: &'a App, name: Option<&str>) -> Result<&'a str, ApiError> {
+    let Some(name) = name.filter(|name| !name.is_empty()) else {
+        return Err(ApiError::invalid("model", format!("model is missing; this server has {}", app.names.join(", "))));
+    };
+    let known = app.names.iter().find(|known| *known == name);
+    known.map(String::as_str).ok_or_else(|| ApiError::no_model(name, &app.names))
+}
+
+/// Reads a JSON body, saying where it is wrong.
+fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let path = if path == "." { String::new() } else { path };
+        ApiError::invalid(
+            &path,
+            format!("{}{}", if path.is_empty() { String::new() } else { format!("{path}: ") }, error.inner()),
+        )
+    })?;
+    reader.end().map_err(|error| ApiError::invalid("", error.to_string()))?;
+    Ok(parsed)
+}
+
+fn loaded(app: &App) -> Result<&About, ApiError> {
+    match app.state.about().filter(|_| app.state.phase() == Phase::Ready) {
+        Some(about) => Ok(about),
+        None => Err(ApiError::not_ready(app.state.phase().name())),
+    }
+}
+
+/// Runs what takes a moment (templates, grammars) off the threads that serve.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
+    let failed = |error: tokio::task::JoinError| ApiError::engine(format!("preparing the request failed: {error}"));
+    tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
+    let body = guard::json_body(request).await?;
+    let owner = Arc::clone(&app);
+    let (chat, prepared) = aside(move || {
+        let chat: ChatRequest = parse(&body)?;
+        named(&owner, chat.common.model.as_deref())?;
+        let prepared = prepare::chat(&chat, loaded(&owner)?, owner.max_output)?;
+        Ok((chat, prepared))
+    })
+    .await?;
+    let Prepared { request, reader } = prepared;
+    let about = loaded(&app)?;
+    let frame = frame("chatcmpl", &chat.common);
+    let record = record(&app, &id, "/v1/chat/completions", &request.prompt, about);
+    let shape = ChatShape::new(frame, Arc::clone(&about.text), reader);
+    let answer = submit(&app, request, record)?;
+    tell(Telling::new(answer.0, Box::new(shape), answer.1), &chat.common).await
+}
+
+async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
+    let body = guard::json_body(request).await?;
+    let owner = Arc::clone(&app);
+    let (asked, request) = aside(move || {
+        let asked: CompletionRequest = parse(&body)?;
+        named(&owner, asked.common.model.as_deref())?;
+        let request = prepare::completion(&asked, loaded(&owner)?, owner.max_output)?;
+        Ok((asked, request))
+    })
+    .await?;
+    let about = loaded(&app)?;
+    let frame = frame("cmpl", &asked.common);
+    let record = record(&app, &id, "/v1/completions", &request.prompt, about);
+    let shape = TextShape::new(frame, Arc::clone(&about.text));
+    let answer = submit(&app, request, record)?;
+    tell(Telling::new(answer.0, Box::new(shape), answer.1), &asked.common).await
+}
+
+fn frame(prefix: &str, common: &Common) -> Frame {
+    Frame::new(prefix, common.model.clone().unwrap_or_default(), common.usage_chunks())
+}
+
+fn record(app: &App, id: &RequestId, path: &str, prompt: &[u32], about: &About) -> Record {
+    let spelled = || about.text.decode(prompt, false).unwrap_or_default();
+    Record::new(&app.log, &id.0, path, app.log_prompts.then(spelled))
+}
+
+fn submit(
+    app: &App,
+    request: crate::llm::Request,
+    mut record: Record,
+) -> Result<(super::scheduler::Answer, Record), ApiError> {
+    match app.scheduler.submit(request) {
+        Ok(answer) => Ok((answer, record)),
+        Err(error) => {
+            record.failed(error.status.as_u16(), &error.message);
+            Err(error)
+        }
+    }
+}
+
+/// Comments keep a connection open while a request waits or its prompt is read.
+const PING: Duration = Duration::from_secs(10);
+
+async fn tell(telling: Telling, common: &Common) -> Handled {
+    if common.stream != Some(true) {
+        return Ok(guard::logged(Json(telling.whole().await?).into_response()));
+    }
+    let events = Sse::new(chunks(telling)).keep_alive(KeepAlive::new().interval(PING).text("working"));
+    let mut response = events.into_response();
+    // nginx would hold chunks back.
+    response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
+    Ok(guard::logged(response))
+}
+
+fn chunks(telling: Telling) -> impl Stream<Item = Result<SseEvent, Infallible>> {
+    let events = stream::unfold(Some(telling), |telling| async {
+        let mut telling = telling?;
+        let event = |value: &Value| Ok(SseEvent::default().data(value.to_string()));
+        Some(match telling.next(true).await {
+            Some(Ok(chunks)) => (chunks.iter().map(event).collect::<Vec<_>>(), Some(telling)),
+            Some(Err(error)) => (vec![event(&error.body())], None),
+            None => (vec![Ok(SseEvent::default().data("[DONE]"))], None),
+        })
+    });
+    futures_util::StreamExt::flat_map(events, stream::iter)
+}
+
+/// For [`guard`]: an empty body.
+pub(super) fn nothing(status: StatusCode) -> Response {
+    (status, Body::empty()).into_response()
+}

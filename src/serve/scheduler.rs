@@ -1,0 +1,248 @@
+//! The one thread that owns the model. Handlers send it requests and hear pieces; a handler that goes away takes its request
+//! along.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+
+use super::error::ApiError;
+use super::metrics::Metrics;
+use super::state::{About, Phase, State};
+use crate::llm::{Finish, Generator, Piece, Request};
+
+/// What a handler hears. The last is a piece with an end, or a failure.
+#[derive(Debug)]
+pub(super) enum Event {
+    Piece(Piece),
+    Failed(ApiError),
+}
+
+struct Job {
+    request: Request,
+    arrived: Instant,
+    deadline: Instant,
+    events: UnboundedSender<Event>,
+}
+
+enum Command {
+    Submit(u64, Box<Job>),
+    Cancel(u64),
+}
+
+/// The handlers' side.
+pub(super) struct Scheduler {
+    commands: Sender<Command>,
+    /// Requests that have not ended.
+    open: Arc<AtomicUsize>,
+    numbers: AtomicUsize,
+    limit: OnceLock<usize>,
+    queue: usize,
+    timeout: Duration,
+}
+
+/// An answer on its way. Dropping it cancels the request.
+pub(super) struct Answer {
+    number: u64,
+    events: UnboundedReceiver<Event>,
+    commands: Sender<Command>,
+}
+
+impl Answer {
+    /// The next event; none after the last.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // The worker may be gone; then there is nothing to cancel.
+        let _ = self.commands.send(Command::Cancel(self.number));
+    }
+}
+
+impl Scheduler {
+    /// With room for `queue` requests that wait, each with `timeout` for all of its answer.
+    pub(super) fn new(queue: usize, timeout: Duration) -> (Self, Inbox) {
+        let (commands, receiver) = std::sync::mpsc::channel();
+        let open = Arc::new(AtomicUsize::new(0));
+        let (numbers, limit) = (AtomicUsize::new(0), OnceLock::new());
+        let scheduler = Self { commands, open: Arc::clone(&open), numbers, limit, queue, timeout };
+        (scheduler, Inbox { commands: receiver, open, jobs: HashMap::new(), numbers: HashMap::new() })
+    }
+
+    /// Sets how many answers are made at once, when the model says so.
+    pub(super) fn set_slots(&self, slots: usize) {
+        let _ = self.limit.set(slots + self.queue);
+    }
+
+    /// Queues a request, if there is room.
+    pub(super) fn submit(&self, request: Request) -> Result<Answer, ApiError> {
+        let limit = self.limit.get().copied().unwrap_or(self.queue);
+        let room = |open: usize| (open < limit).then_some(open + 1);
+        if let Err(open) = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
+            return Err(ApiError::busy(open, 1));
+        }
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed) as u64;
+        let (events, receiver) = unbounded_channel();
+        let arrived = Instant::now();
+        let job = Job { request, arrived, deadline: arrived + self.timeout, events };
+        let answer = Answer { number, events: receiver, commands: self.commands.clone() };
+        match self.commands.send(Command::Submit(number, Box::new(job))) {
+            Ok(()) => Ok(answer),
+            Err(_) => Err(ApiError::not_ready(Phase::Failed.name())),
+        }
+    }
+
+    /// Requests that have not ended.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+/// The worker's side.
+pub(super) struct Inbox {
+    commands: Receiver<Command>,
+    open: Arc<AtomicUsize>,
+    /// By the generator's number.
+    jobs: HashMap<u64, Running>,
+    /// The generator's numbers, by the handlers'.
+    numbers: HashMap<u64, u64>,
+}
+
+struct Running {
+    number: u64,
+    arrived: Instant,
+    deadline: Instant,
+    last: Option<Instant>,
+    events: UnboundedSender<Event>,
+}
+
+/// How often an idle worker shows that it lives.
+const BEAT: Duration = Duration::from_millis(500);
+
+impl Inbox {
+    /// Works until the handlers are gone or the engine fails; then says how.
+    pub(super) fn work(mut self, mut generator: Generator, state: &State, metrics: &Metrics) -> Result<(), String> {
+        let timeout = |deadline: Instant, arrived: Instant| ApiError::deadline((deadline - arrived).as_secs());
+        loop {
+            state.beat();
+            if !self.listen(&mut generator, metrics) {
+                return Ok(());
+            }
+            let now = Instant::now();
+            let late: Vec<u64> = self.jobs.iter().filter(|job| job.1.deadline <= now).map(|job| *job.0).collect();
+            for number in late {
+                generator.cancel(number);
+                let failure = self.jobs.get(&number).map(|job| timeout(job.deadline, job.arrived));
+                self.end(number, failure, metrics);
+            }
+            let pieces = match generator.step() {
+                Ok(pieces) => pieces,
+                Err(error) => {
+                    // The device's memory may be in any state: only a fresh process may be trusted.
+                    let message = format!("the engine failed: {error}");
+                    let numbers: Vec<u64> = self.jobs.keys().copied().collect();
+                    numbers.iter().for_each(|number| self.end(*number, Some(ApiError::engine(&*message)), metrics));
+                    return Err(message);
+                }
+            };
+            for piece in pieces {
+                self.deliver(piece, &mut generator, state, metrics);
+            }
+            metrics.load(generator.load(), generator.executor().memory());
+        }
+    }
+
+    /// Takes all commands, waiting for one if there is nothing to do; false if there will be no more.
+    fn listen(&mut self, generator: &mut Generator, metrics: &Metrics) -> bool {
+        loop {
+            let command = if generator.is_idle() {
+                match self.commands.recv_timeout(BEAT) {
+                    Ok(command) => command,
+                    Err(RecvTimeoutError::Timeout) => return true,
+                    Err(RecvTimeoutError::Disconnected) => return false,
+                }
+            } else {
+                match self.commands.try_recv() {
+                    Ok(command) => command,
+                    Err(TryRecvError::Empty) => return true,
+                    Err(TryRecvError::Disconnected) => return false,
+                }
+            };
+            match command {
+                Command::Submit(number, job) => {
+                    let Job { request, arrived, deadline, events } = *job;
+                    match generator.submit(request) {
+                        Ok(own) => {
+                            self.numbers.insert(number, own);
+                            self.jobs.insert(own, Running { number, arrived, deadline, last: None, events });
+                        }
+                        Err(error) => {
+                            let _ = events.send(Event::Failed(error.into()));
+                            self.open.fetch_sub(1, Ordering::Relaxed);
+                        }
+                    }
+                }
+                Command::Cancel(number) => {
+                    // Answers that have ended are "cancelled" too, when their handlers let go.
+                    if let Some(own) = self.numbers.get(&number).copied() {
+                        generator.cancel(own);
+                        self.end(own, None, metrics);
+                        metrics.cancelled();
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, piece: Piece, generator: &mut Generator, state: &State, metrics: &Metrics) {
+        let number = piece.request;
+        let Some(job) = self.jobs.get_mut(&number) else { return };
+        let now = Instant::now();
+        match job.last.replace(now) {
+            None => metrics.first_token(now - job.arrived, &piece.usage),
+            Some(last) => metrics.next_token(now - last),
+        }
+        if let Some(failure) = piece.failure {
+            return self.end(number, Some(ApiError::engine(failure)), metrics);
+        }
+        let (finish, usage) = (piece.finish, piece.usage);
+        let heard = job.events.send(Event::Piece(piece)).is_ok();
+        if finish == Some(Finish::Stop) || finish == Some(Finish::Length) {
+            state.measured(&usage);
+        }
+        if finish.is_some() || !heard {
+            generator.cancel(number);
+            self.end(number, None, metrics);
+        }
+    }
+
+    fn end(&mut self, number: u64, failure: Option<ApiError>, metrics: &Metrics) {
+        let Some(job) = self.jobs.remove(&number) else { return };
+        self.numbers.remove(&job.number);
+        if let Some(failure) = failure {
+            let _ = job.events.send(Event::Failed(failure));
+        }
+        metrics.answered(job.arrived.elapsed());
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What the model says of itself when it is loaded.
+pub(super) fn about(generator: &mut Generator) -> About {
+    let info = generator.executor().info();
+    About {
+        engine: info.name,
+        device: info.device,
+        slots: generator.executor().slots(),
+        max_input: generator.max_input(),
+        max_len: generator.executor().max_len(),
+        vocabulary: generator.executor().vocab_size(),
+        text: Arc::clone(generator.text()),
+    }
+}

@@ -1,0 +1,96 @@
+//! Turns of a conversation, as OpenAI's API sends them.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::error::ApiError;
+use crate::llm::text::{Function, Message, ToolCall};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct InMessage {
+    role: String,
+    content: Option<Content>,
+    tool_calls: Option<Vec<InCall>>,
+    tool_call_id: Option<String>,
+    name: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a text or a list of parts")]
+enum Content {
+    Text(String),
+    Parts(Vec<Map<String, Value>>),
+}
+
+#[derive(Debug, Deserialize)]
+struct InCall {
+    id: String,
+    function: InFunction,
+}
+
+#[derive(Debug, Deserialize)]
+struct InFunction {
+    name: String,
+    #[serde(default)]
+    arguments: String,
+}
+
+impl InMessage {
+    /// The turn, which is number `index`.
+    pub(super) fn read(&self, index: usize) -> Result<Message, ApiError> {
+        let at = |field: &str| format!("messages[{index}].{field}");
+        let role = match self.role.as_str() {
+            role @ ("system" | "developer" | "user" | "assistant" | "tool") => role,
+            "" => return Err(ApiError::invalid(&at("role"), format!("{} is missing", at("role")))),
+            other => {
+                let message =
+                    format!("{} is \"{other}\"; it may be system, developer, user, assistant or tool", at("role"));
+                return Err(ApiError::invalid(&at("role"), message));
+            }
+        };
+        let content = match &self.content {
+            None => String::new(),
+            Some(Content::Text(text)) => text.clone(),
+            Some(Content::Parts(parts)) => {
+                let mut texts = Vec::new();
+                for (part, value) in parts.iter().enumerate() {
+                    match (value.get("type").and_then(Value::as_str), value.get("text").and_then(Value::as_str)) {
+                        (Some("text"), Some(text)) => texts.push(text),
+                        (Some("refusal"), _) => {}
+                        (kind, _) => {
+                            let kind = kind.unwrap_or("nothing");
+                            let message =
+                                format!("{} is {kind}; this model reads text alone", at(&format!("content[{part}]")));
+                            return Err(ApiError::unsupported(&at("content"), message));
+                        }
+                    }
+                }
+                texts.join("\n")
+            }
+        };
+        let calls = self.tool_calls.as_deref().unwrap_or_default();
+        if self.content.is_none() && calls.is_empty() && role != "assistant" {
+            return Err(ApiError::invalid(&at("content"), format!("{} is missing", at("content"))));
+        }
+        if role == "tool" && self.tool_call_id.is_none() {
+            return Err(ApiError::invalid(&at("tool_call_id"), format!("{} is missing", at("tool_call_id"))));
+        }
+        let calls = calls.iter().map(|call| {
+            let arguments = if call.function.arguments.trim().is_empty() { "{}" } else { &call.function.arguments };
+            let arguments = serde_json::from_str(arguments).map_err(|error| {
+                let message = format!("arguments of call `{}` are not JSON: {error}", call.id);
+                ApiError::invalid(&at("tool_calls"), message)
+            })?;
+            let function = Function { name: call.function.name.clone(), arguments };
+            Ok(ToolCall { id: call.id.clone(), kind: "function".to_owned(), function })
+        });
+        Ok(Message {
+            role: role.to_owned(),
+            content,
+            tool_calls: calls.collect::<Result<_, ApiError>>()?,
+            tool_call_id: self.tool_call_id.clone(),
+            name: self.name.clone(),
+        })
+    }
+}
