@@ -2,6 +2,7 @@
 
 use crate::backend::BackendError;
 use crate::fetch::FetchError;
+use crate::llm::LlmError;
 use crate::pipeline::NotProved;
 use crate::recipe::RecipeError;
 
@@ -46,7 +47,7 @@ impl Exit {
                 Some(_) => return Exit::Fetch,
                 None => {}
             }
-            match cause.downcast_ref::<BackendError>() {
+            match backend_error(cause) {
                 Some(BackendError::Unavailable { .. } | BackendError::NoDevice(_)) => return Exit::Environment,
                 Some(BackendError::Cancelled) => return Exit::Cancelled,
                 Some(BackendError::Build(_)) => return Exit::Build,
@@ -55,6 +56,14 @@ impl Exit {
             }
         }
         Exit::Failure
+    }
+}
+
+/// A cause that is the backend's, alone or as a language model passes it on.
+pub(super) fn backend_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a BackendError> {
+    match cause.downcast_ref::<LlmError>() {
+        Some(LlmError::Backend(error)) => Some(error),
+        _ => cause.downcast_ref(),
     }
 }
 

@@ -112,9 +112,9 @@ fn report(error: &anyhow::Error) {
     }
     eprintln!("error: {text}");
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
-    if error.chain().any(|cause| matches!(cause.downcast_ref(), Some(BackendError::NoDevice(_)))) {
+    if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
         eprintln!(
-            "  hint: `watus-build doctor` tells why; `run` and `bench` compute without a GPU with `--backend cpu`"
+            "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`"
         );
     }
 }

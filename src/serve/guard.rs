@@ -49,7 +49,9 @@ pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, nex
     let response = next.run(request).await;
     let status = response.status();
     app.metrics.request(super::known(route.as_deref().unwrap_or_default()), status.as_u16());
-    if response.extensions().get::<Logged>().is_none() && (status.is_client_error() || status.is_server_error()) {
+    // Whoever waits for the server to be ready asks often.
+    let noted = response.extensions().get::<Logged>().is_some() || path.starts_with("/health");
+    if !noted && (status.is_client_error() || status.is_server_error()) {
         let why = response.extensions().get::<super::error::Why>().map(|why| why.0.clone());
         Record::new(&app.log, &id, &path, None).since(begun).failed(status.as_u16(), why.as_deref().unwrap_or(""));
     }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod hub;
+pub mod server;
 pub mod yolov8n;
 
 use std::path::{Path, PathBuf};
