@@ -21,7 +21,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("onnx_protobuf", "onnx/"),
     ("protobuf", "onnx/"),
     ("hf_hub", "fetch/hub.rs"),
-    ("ureq", "fetch/"),
+    ("ureq", "fetch/ verify/endpoint.rs"),
     ("zip", "fetch/pypi.rs checkpoint/torch/"),
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),

@@ -2,16 +2,28 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
+
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::sha256_file;
-use crate::verify::{self, Status};
+use crate::verify::{self, Check, Endpoint, Status};
 
-/// Prove engines: files, plan, signature, and their numbers against the CPU reference
+/// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's
+/// clients need
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directories
-    #[arg(required = true)]
+    #[arg(required_unless_present = "serve")]
     engines: Vec<PathBuf>,
+    /// A server to try instead, such as http://localhost:8080; it need not be ours
+    #[arg(long, value_name = "URL", conflicts_with_all = ["engines", "require_execution"])]
+    serve: Option<String>,
+    /// With --serve: the model to ask for [default: the first listed]
+    #[arg(long, value_name = "NAME", requires = "serve")]
+    model: Option<String>,
+    /// With --serve: a file whose first line is the key to show
+    #[arg(long, value_name = "FILE", requires = "serve")]
+    api_key_file: Option<PathBuf>,
     /// Exit with code 7 if an engine could not be executed here
     #[arg(long)]
     require_execution: bool,
@@ -20,18 +32,47 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// A line for a check.
+fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
+    let mark = match check.status {
+        Status::Passed => "ok  ",
+        Status::Failed => "FAIL",
+        Status::Skipped => "--  ",
+    };
+    print(format!("{mark} {name}: {}: {}", check.name, check.detail))
+}
+
+fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
+    let read = |path: &PathBuf| -> anyhow::Result<String> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(text.lines().next().unwrap_or_default().trim().to_owned())
+    };
+    let key = args.api_key_file.as_ref().map(read).transpose()?;
+    let endpoint = Endpoint::new(url, key, args.model.clone()).map_err(anyhow::Error::msg)?;
+    let mut printed = Ok(());
+    let checks = endpoint.verify(|check| {
+        if !args.json && printed.is_ok() {
+            printed = tell(endpoint.model(), check);
+        }
+    });
+    printed?;
+    if args.json {
+        print_json(&checks)?;
+    }
+    let failed = checks.iter().any(|check| check.status == Status::Failed);
+    Ok(if failed { Exit::NotProved } else { Exit::Success })
+}
+
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
+    if let Some(url) = &args.serve {
+        return serving(args, url);
+    }
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
         let report = verify::verify(folder, &environment.progress, &mut sha256_file)?;
         if !args.json {
             for check in &report.checks {
-                let mark = match check.status {
-                    Status::Passed => "ok  ",
-                    Status::Failed => "FAIL",
-                    Status::Skipped => "--  ",
-                };
-                print(format!("{mark} {}: {}: {}", report.name, check.name, check.detail))?;
+                tell(&report.name, check)?;
             }
             for prompt in &report.prompts {
                 let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");

@@ -1,9 +1,12 @@
 //! Proves an engine directory: files, plan header, signature, and, where there is a GPU, the numbers.
 //!
 //! The reference is the CPU backend on the very ONNX file the engine was built from. An engine whose execution was
-//! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
+//! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code. `serve.rs` is
+//! for servers, ours or not.
 
+mod endpoint;
 mod llm;
+mod serve;
 mod vision;
 
 use std::fs;
@@ -23,6 +26,7 @@ use crate::progress::{Event, Progress};
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision as pictures;
 
+pub use endpoint::Endpoint;
 pub use llm::{Perplexity, PromptReport};
 pub use vision::Agreement;
 
