@@ -1,8 +1,7 @@
 //! Proves an engine directory: files, plan header, signature, and, where there is a GPU, the numbers.
 //!
 //! The reference is the CPU backend on the very ONNX file the engine was built from. An engine whose execution was
-//! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code. `serve.rs` is
-//! for servers, ours or not.
+//! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
 
 mod endpoint;
 mod llm;
