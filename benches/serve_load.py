@@ -188,6 +188,20 @@ def speed(args):
         cold.append(stream(server, long, 2)[0])
         warm.append(stream(server, long[:-8] + prompt(8), 2)[0])
     results["first_token_2000"] = {"new_ms": 1e3 * statistics.median(cold), "known_ms": 1e3 * statistics.median(warm)}
+    # The same answers, alone, again (from what its slot holds), and side by side (from what another slot holds).
+    def whole(prompt):
+        body = {"model": "local-trt-llm", "prompt": prompt, "max_tokens": 16, "temperature": 0}
+        return json.loads(server.request("POST", TEXT, body)[1])["choices"][0]["text"]
+    prompts = [prompt(length) for length in (20, 100, 300, 700)]
+    alone, again, beside, copied = [whole(p) for p in prompts], [whole(p) for p in prompts], {}, {}
+    for store, asked in ((beside, prompts), (copied, [prompts[3]] * 4)):
+        workers = [threading.Thread(target=lambda i, p, s=store: s.update({i: whole(p)}), args=(i, p)) for i, p in enumerate(asked)]
+        [worker.start() for worker in workers]
+        [worker.join() for worker in workers]
+    results["answers_of_16_tokens_as_alone"] = {
+        "again": f"{sum(a == b for a, b in zip(alone, again))} of 4",
+        "side by side": f"{sum(alone[i] == beside[i] for i in range(4))} of 4",
+        "four times at once": f"{sum(alone[3] == copied[i] for i in range(4))} of 4"}
     # Running answers while a long prompt is read.
     gaps = []
     reader = threading.Thread(target=lambda: gaps.extend(stream(server, prompt(128), args.tokens)[1]))

@@ -53,6 +53,8 @@ pub struct CpuExecutor {
     heads: HashMap<usize, Program>,
     /// `[slot][layer]`.
     caches: Vec<Vec<Cache>>,
+    /// Steps to compute when they are collected.
+    launched: Vec<Step>,
     max_len: usize,
 }
 
@@ -79,6 +81,7 @@ impl CpuExecutor {
             layers: HashMap::new(),
             heads: HashMap::new(),
             caches,
+            launched: Vec::new(),
             max_len,
             model,
             checkpoint,
@@ -254,9 +257,15 @@ impl Executor for CpuExecutor {
         Ok(logits)
     }
 
-    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
-        let mut logits = Vec::with_capacity(steps.len() * self.model.vocab_size);
-        for step in steps {
+    /// Only remembers them: nothing computes meanwhile, so whoever waits for the last tokens hears of them first.
+    fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
+        self.launched = steps.to_vec();
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<f32>, LlmError> {
+        let mut logits = Vec::new();
+        for step in std::mem::take(&mut self.launched) {
             logits.extend(self.prefill(step.slot, step.position, &[step.token], Rows::Last)?);
         }
         Ok(logits)

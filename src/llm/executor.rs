@@ -67,8 +67,16 @@ pub trait Executor: Send {
     fn pass(&self, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Continues several sequences, each in a slot of its own, by one token. Logits: `[steps, vocabulary]`.
-    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError>;
+    /// Begins to continue several sequences, each in a slot of its own, by one token. Until [`Executor::collect`] nothing
+    /// else may be begun; a device computes meanwhile.
+    fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
+    /// Waits for what was launched. Logits: `[steps, vocabulary]`.
+    fn collect(&mut self) -> Result<Vec<f32>, LlmError>;
+    /// Both at once.
+    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
+        self.launch(steps)?;
+        self.collect()
+    }
     /// Makes the first `positions` of slot `to` those of `from`.
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError>;
     /// Says that a slot's sequence has ended; its room may be given back.

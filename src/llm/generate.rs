@@ -80,7 +80,13 @@ struct Active {
     finder: StopFinder,
     max_tokens: usize,
     ignore_end: bool,
+    /// The last token.
     next: u32,
+    /// It, while nothing has been said of it; or why there is none.
+    chosen: Option<Result<Choice, LlmError>>,
+    /// The model or the grammar ends the answer with it; it is the last there is room for.
+    complete: bool,
+    full: bool,
     usage: Usage,
     /// When it left the queue, then when the first token was chosen.
     since: Instant,
@@ -106,13 +112,15 @@ pub struct Generator {
     slots: Vec<Slot>,
     queue: VecDeque<(u64, Request)>,
     requests: u64,
+    /// (slot, request) of the steps the executor is computing.
+    launched: Vec<(usize, u64)>,
 }
 
 impl Generator {
     /// Answers with `executor`; prompts of at most `max_input` tokens.
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
-        Self { executor, text, max_input, slots, queue: VecDeque::new(), requests: 0 }
+        Self { executor, text, max_input, slots, queue: VecDeque::new(), requests: 0, launched: Vec::new() }
     }
 
     /// The model's text side.
@@ -166,13 +174,13 @@ impl Generator {
 
     /// Nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.load() == (0, 0)
+        self.load() == (0, 0) && self.launched.is_empty()
     }
 
-    /// Gives free slots to waiting requests, reads one pass of the oldest prompt, and continues every running answer by a
-    /// token.
+    /// Chooses a token for every running answer, gives free slots to waiting requests, reads one pass of the oldest prompt,
+    /// and lets the executor begin the next tokens. What was chosen is put into words while it computes.
     pub fn step(&mut self) -> Result<Vec<Piece>, LlmError> {
-        let mut pieces = Vec::new();
+        self.collect()?;
         while self.slots.iter().any(|slot| slot.active.is_none())
             && let Some((number, request)) = self.queue.pop_front()
         {
@@ -184,23 +192,47 @@ impl Generator {
         };
         let oldest = (0..self.slots.len()).filter(|slot| reading(slot).is_some()).min_by_key(|slot| reading(slot));
         if let Some(slot) = oldest {
-            self.read(slot, &mut pieces)?;
+            self.read(slot)?;
         }
-        let steps = self.slots.iter().enumerate().filter_map(|(slot, state)| {
-            let active = state.active.as_ref().filter(|active| active.prompt.is_empty())?;
-            Some(Step { slot, token: active.next, position: state.tokens.len() })
-        });
-        let steps: Vec<Step> = steps.collect();
-        if steps.is_empty() {
-            return Ok(pieces);
+        let mut steps = Vec::new();
+        for (slot, Slot { tokens, active }) in self.slots.iter().enumerate() {
+            if let Some(active) = active.as_ref().filter(|active| active.goes_on()) {
+                steps.push(Step { slot, token: active.next, position: tokens.len() });
+                self.launched.push((slot, active.request));
+            }
         }
-        let mut logits = self.executor.decode(&steps)?;
-        let width = self.executor.vocab_size();
-        for (step, logits) in steps.iter().zip(logits.chunks_exact_mut(width)) {
-            self.slots[step.slot].tokens.push(step.token);
-            self.take(step.slot, logits, &mut pieces);
+        if !steps.is_empty() {
+            self.executor.launch(&steps)?;
+        }
+        let mut pieces = Vec::new();
+        for slot in &mut self.slots {
+            let Some(piece) = slot.active.as_mut().and_then(|active| active.speak(&self.text)) else { continue };
+            if piece.finish.is_some() || piece.failure.is_some() {
+                slot.active = None;
+            }
+            pieces.push(piece);
+        }
+        if self.load() == (0, 0) {
+            self.collect()?; // a stop string was met after the next token had been begun
         }
         Ok(pieces)
+    }
+
+    /// Waits for the steps that were launched, and chooses from their logits. Answers that are gone are passed over.
+    fn collect(&mut self) -> Result<(), LlmError> {
+        if self.launched.is_empty() {
+            return Ok(());
+        }
+        let mut logits = self.executor.collect()?;
+        let (width, max_len) = (self.executor.vocab_size(), self.executor.max_len());
+        for ((slot, request), logits) in self.launched.drain(..).zip(logits.chunks_exact_mut(width)) {
+            let Slot { tokens, active } = &mut self.slots[slot];
+            if let Some(active) = active.as_mut().filter(|active| active.request == request) {
+                tokens.push(active.next);
+                active.choose(&self.text, logits, tokens.len() + 1 >= max_len);
+            }
+        }
+        Ok(())
     }
 
     /// Gives a request a free slot: where most of its prompt is held already and least else would be lost.
@@ -234,6 +266,9 @@ impl Generator {
             max_tokens: request.max_tokens,
             ignore_end: request.ignore_end,
             next: 0,
+            chosen: None,
+            complete: false,
+            full: false,
             usage: Usage { prompt: prompt.len(), reused, ..Usage::default() },
             prompt,
             since: Instant::now(),
@@ -242,7 +277,7 @@ impl Generator {
     }
 
     /// One pass of a slot's prompt; after the last, the first token.
-    fn read(&mut self, slot: usize, pieces: &mut Vec<Piece>) -> Result<(), LlmError> {
+    fn read(&mut self, slot: usize) -> Result<(), LlmError> {
         let Slot { tokens, active: Some(active) } = &mut self.slots[slot] else { return Ok(()) };
         let done = tokens.len();
         let remaining = active.prompt.len() - done;
@@ -253,28 +288,9 @@ impl Generator {
         tokens.extend_from_slice(new);
         if count == remaining {
             active.prompt = Vec::new();
-            self.take(slot, &mut logits, pieces);
+            active.choose(&self.text, &mut logits, tokens.len() + 1 >= self.executor.max_len());
         }
         Ok(())
-    }
-
-    /// Chooses a slot's next token and says what it means. What goes wrong ends this answer alone.
-    fn take(&mut self, slot: usize, logits: &mut [f32], pieces: &mut Vec<Piece>) {
-        let slot = &mut self.slots[slot];
-        let Some(active) = &mut slot.active else { return };
-        let max_len = self.executor.max_len();
-        let piece = active.take(&self.text, logits, slot.tokens.len() + 1 >= max_len).unwrap_or_else(|error| Piece {
-            request: active.request,
-            text: String::new(),
-            choice: Choice { token: active.next, logprob: None, top: Vec::new() },
-            usage: active.usage,
-            finish: None,
-            failure: Some(error.to_string()),
-        });
-        if piece.finish.is_some() || piece.failure.is_some() {
-            slot.active = None;
-        }
-        pieces.push(piece);
     }
 
     /// Answers one request, handing every piece to `hear`; `hear` returns false to stop.
@@ -291,6 +307,7 @@ impl Generator {
                 }
                 if !wanted {
                     self.cancel(number);
+                    self.collect()?;
                     return Ok(piece.usage);
                 }
             }
@@ -299,8 +316,14 @@ impl Generator {
 }
 
 impl Active {
-    fn take(&mut self, text: &Text, logits: &mut [f32], no_room: bool) -> Result<Piece, LlmError> {
-        let choice = self.sampler.choose(logits, self.grammar.as_mut())?;
+    /// A token has been chosen, and another will follow.
+    fn goes_on(&self) -> bool {
+        self.prompt.is_empty() && !self.complete && !self.full && !matches!(self.chosen, Some(Err(_)))
+    }
+
+    /// Chooses the next token; `last` if there is no room for another.
+    fn choose(&mut self, text: &Text, logits: &mut [f32], last: bool) {
+        let choice = self.sampler.choose(logits, self.grammar.as_mut());
         let now = Instant::now();
         if self.usage.answer == 0 {
             self.usage.first = now - self.since;
@@ -308,32 +331,55 @@ impl Active {
         }
         self.usage.answer += 1;
         self.usage.rest = now - self.since;
-        self.next = choice.token;
-        let ended = !self.ignore_end && text.stop_tokens.contains(&choice.token);
+        self.full = last || self.usage.answer == self.max_tokens;
+        let ended = |token: u32| !self.ignore_end && text.stop_tokens.contains(&token);
+        self.chosen = Some(choice.and_then(|choice| {
+            self.next = choice.token;
+            self.complete = ended(choice.token)
+                || match &mut self.grammar {
+                    Some(grammar) => grammar.accept(choice.token)?,
+                    None => false,
+                };
+            Ok(choice)
+        }));
+    }
+
+    /// What the chosen token says. What goes wrong ends this answer alone.
+    fn speak(&mut self, text: &Text) -> Option<Piece> {
+        let said = self.chosen.take()?.and_then(|choice| Ok((self.words(text, choice.token)?, choice)));
+        let (request, usage) = (self.request, self.usage);
+        Some(match said {
+            Ok(((text, stopped), choice)) => {
+                let finish = match (stopped || self.complete, self.full) {
+                    (true, _) => Some(Finish::Stop),
+                    (false, true) => Some(Finish::Length),
+                    (false, false) => None,
+                };
+                Piece { request, text, choice, usage, finish, failure: None }
+            }
+            Err(error) => {
+                let choice = Choice { token: self.next, logprob: None, top: Vec::new() };
+                Piece { request, text: String::new(), choice, usage, finish: None, failure: Some(error.to_string()) }
+            }
+        })
+    }
+
+    /// The text a token makes certain, and whether a stop string was met.
+    fn words(&mut self, text: &Text, token: u32) -> Result<(String, bool), LlmError> {
         let (mut shown, mut stopped) = (String::new(), false);
-        let mut complete = ended;
-        if !ended {
-            complete = match &mut self.grammar {
-                Some(grammar) => grammar.accept(choice.token)?,
-                None => false,
-            };
-            (shown, stopped) = self.finder.push(&self.stream.push(text, choice.token)?);
+        if self.ignore_end || !text.stop_tokens.contains(&token) {
+            (shown, stopped) = self.finder.push(&self.stream.push(text, token)?);
         }
-        let full = self.usage.answer == self.max_tokens || no_room;
-        if !stopped && (complete || full) {
+        if !stopped && (self.complete || self.full) {
             let (rest, found) = self.finder.push(&self.stream.finish(text)?);
             shown.push_str(&rest);
             stopped = found;
             if !stopped {
                 shown.push_str(&self.finder.finish());
             }
+        } else if let Some(grammar) = self.grammar.as_mut().filter(|_| !stopped) {
+            grammar.prepare()?;
         }
-        let finish = match (stopped || complete, full) {
-            (true, _) => Some(Finish::Stop),
-            (false, true) => Some(Finish::Length),
-            (false, false) => None,
-        };
-        let usage = self.usage;
-        Ok(Piece { request: self.request, text: shown, choice, usage, finish, failure: None })
+        Ok((shown, stopped))
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
-use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
@@ -39,13 +39,17 @@ impl Grammars {
     pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
         let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
         let parser = parser.map_err(|error| LlmError::Request(format!("{error:#}")))?;
-        Ok(Grammar(Matcher::new(Ok(parser))))
+        Ok(Grammar { matcher: Matcher::new(Ok(parser)), mask: None })
     }
 }
 
 /// How far an answer has got in its grammar.
 #[derive(Clone)]
-pub struct Grammar(Matcher);
+pub struct Grammar {
+    matcher: Matcher,
+    /// What may come next, where it was found in advance.
+    mask: Option<SimpleVob>,
+}
 
 impl std::fmt::Debug for Grammar {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -54,9 +58,18 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
+    /// Finds what may come next, while there is time.
+    pub fn prepare(&mut self) -> Result<(), LlmError> {
+        self.mask = Some(self.matcher.compute_mask_or_eos().map_err(|error| failed(&error))?);
+        Ok(())
+    }
+
     /// Makes the logits of tokens that may not come next minus infinity.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), LlmError> {
-        let mask = self.0.compute_mask_or_eos().map_err(|error| failed(&error))?;
+        if self.mask.is_none() {
+            self.prepare()?;
+        }
+        let Some(mask) = self.mask.take() else { return Ok(()) };
         let words = mask.as_slice();
         for (logits, word) in logits.chunks_mut(32).zip(words.iter().copied().chain(std::iter::repeat(0))) {
             if word == u32::MAX {
@@ -73,8 +86,8 @@ impl Grammar {
 
     /// Takes the next token; true if nothing but the end may follow.
     pub fn accept(&mut self, token: u32) -> Result<bool, LlmError> {
-        self.0.consume_token(token).map_err(|error| failed(&error))?;
-        Ok(self.0.is_stopped())
+        self.matcher.consume_token(token).map_err(|error| failed(&error))?;
+        Ok(self.matcher.is_stopped())
     }
 }
 

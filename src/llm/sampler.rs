@@ -91,13 +91,17 @@ pub struct Sampler {
 
 /// Index of the largest value; the first of equals. A NaN is never the largest.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (index, value) in logits.iter().enumerate() {
-        if *value > logits[best] || logits[best].is_nan() {
-            best = index;
+    // Eight maxima side by side, which a compiler makes vectors of; then the place.
+    let mut best = [f32::NEG_INFINITY; 8];
+    let chunks = logits.chunks_exact(8);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (best, value) in best.iter_mut().zip(chunk) {
+            *best = if *value > *best { *value } else { *best };
         }
     }
-    u32::try_from(best).unwrap_or(u32::MAX)
+    let best = best.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|value| *value == best).and_then(|at| u32::try_from(at).ok()).unwrap_or(0)
 }
 
 /// log(sum(exp(x))).

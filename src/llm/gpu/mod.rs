@@ -50,6 +50,8 @@ pub struct GpuExecutor {
     used: Vec<usize>,
     /// The fastest padding of a decode step, by batch.
     padding: HashMap<usize, usize>,
+    /// Rows of the last step's batch, and which of them are wanted.
+    launched: (usize, Vec<usize>),
 }
 
 impl GpuExecutor {
@@ -74,6 +76,7 @@ impl GpuExecutor {
             state,
             used: vec![0; options.shapes.slots],
             padding: HashMap::new(),
+            launched: (0, Vec::new()),
             options,
         };
         executor.tune()?;
@@ -199,14 +202,14 @@ impl Executor for GpuExecutor {
             for row in wanted {
                 self.state.take_row(row, 0)?;
                 self.engines.head(&mut self.state, 1)?;
-                self.state.fetch(1, &mut logits)?;
+                logits.extend(self.state.fetch_rows(1, &[0])?);
             }
         }
         self.used[slot] = position + tokens.len();
         Ok(logits)
     }
 
-    fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
+    fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
         for (index, step) in steps.iter().enumerate() {
             check(self, step.slot, step.position, &[step.token])?;
             if steps[..index].iter().any(|other| other.slot == step.slot) {
@@ -230,13 +233,16 @@ impl Executor for GpuExecutor {
         self.state.embed(&tokens, &rows)?;
         self.state.place(&places)?;
         self.replay(LayerShape { batch, chunk, cache: self.state.capacity }, first)?;
-        let mut all = Vec::new();
-        self.state.fetch(batch, &mut all)?;
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
-        let width = self.state.model.vocab_size;
-        Ok(steps.iter().flat_map(|step| all[row(step) * width..][..width].iter().copied()).collect())
+        self.launched = (batch, steps.iter().map(row).collect());
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<f32>, LlmError> {
+        let (batch, rows) = std::mem::take(&mut self.launched);
+        Ok(self.state.fetch_rows(batch, &rows)?)
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {

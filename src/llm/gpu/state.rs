@@ -264,12 +264,14 @@ impl State {
         copy(&self.device.stream, output + (from * bytes) as u64, self.last.address() + (to * bytes) as u64, bytes)
     }
 
-    /// Waits, and appends `rows` rows of logits to `out`.
-    pub(super) fn fetch(&mut self, rows: usize, out: &mut Vec<f32>) -> Result<(), BackendError> {
-        let bytes = rows * self.model.vocab_size * 4;
-        self.logits.download(&mut self.answer, bytes)?;
-        out.extend_from_slice(bytemuck::cast_slice(&self.answer.bytes()?[..bytes]));
-        Ok(())
+    /// Waits for the logits of a batch; these rows of them.
+    pub(super) fn fetch_rows(&mut self, batch: usize, rows: &[usize]) -> Result<Vec<f32>, BackendError> {
+        let width = self.model.vocab_size;
+        self.logits.download(&mut self.answer, batch * width * 4)?;
+        let all: &[f32] = bytemuck::cast_slice(&self.answer.bytes()?[..batch * width * 4]);
+        let mut logits = Vec::with_capacity(rows.len() * width);
+        rows.iter().for_each(|row| logits.extend_from_slice(&all[row * width..(row + 1) * width]));
+        Ok(logits)
     }
 }
 
