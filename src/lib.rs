@@ -1,7 +1,7 @@
 //! Turns checkpoints into proven TensorRT engines on the machine they run on.
 //!
 //! ```text
-//! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench
+//! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench, serve
 //! (YAML)              hub, url,  shapes fixed,  child process,       engine, model,       CPU
 //!                     pypi,      checked        C++ shim             manifest, report     reference
 //!                     path,        ▲
@@ -19,7 +19,7 @@
 //!
 //! Language models have stages of their own ([`pipeline::llm`]): [`checkpoint`] maps weights, [`convert`] makes graphs of
 //! a decoder layer and the head, and at run time [`llm::Executor`] runs them with the weights bound and
-//! [`llm::Generator`] makes answers.
+//! [`llm::Generator`] makes answers; [`serve`] gives them to OpenAI's clients.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
