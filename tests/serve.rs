@@ -336,6 +336,43 @@ fn openai_and_pydantic_ai_are_content() {
 }
 
 #[test]
+fn the_examples_work() {
+    let Ok(python) = std::env::var("WATUS_ORACLE_PYTHON") else {
+        return skip("the_examples_work", "WATUS_ORACLE_PYTHON names no Python; `make test` does");
+    };
+    if !tensorrt_or_skip("the_examples_work") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let server = Server::start(scratch.path(), &smollm2(scratch.path()), &[]);
+    let run = |program: &str, name: &str| {
+        let mut command = Command::new(program);
+        command
+            .arg(repository().join("examples/serve").join(name))
+            .env("WATUS_URL", format!("http://{}", server.address));
+        let (code, stdout, stderr) = output(&mut command);
+        assert_eq!(code, 0, "{name}: {stdout}{stderr}");
+        stdout
+    };
+    assert!(run(&python, "stream.py").contains("The capital of France is Paris.\n[first token after"));
+    assert!(run(&python, "agent.py").contains("room="));
+    assert!(!run(&python, "warstwa_llm.py").trim().is_empty());
+    let curl = run("bash", "curl.sh");
+    assert!(curl.contains("data: [DONE]") && curl.contains("\\\"country\\\": \\\"France\\\""), "{curl}");
+    let figures = server.get("/metrics").body;
+    let board = fs::read_to_string(repository().join("examples/serve/grafana.json")).unwrap();
+    let board: Value = serde_json::from_str(&board).unwrap();
+    let queries = board["panels"].as_array().unwrap().iter().flat_map(|panel| panel["targets"].as_array().unwrap());
+    for query in queries.map(|target| target["expr"].as_str().unwrap()) {
+        for name in
+            query.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("watus_"))
+        {
+            assert!(figures.contains(&format!("\n{name}")), "the dashboard asks for {name}, which is no figure");
+        }
+    }
+}
+
+#[test]
 fn the_page_works_in_a_browser() {
     let test = "the_page_works_in_a_browser";
     let Some(mut page) = script("page.py") else {
