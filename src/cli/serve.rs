@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Seconds running answers get when the server is told to end
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub(super) drain: u64,
-    /// Let pages of this origin use the server, such as http://robot.local:3000
+    /// Let pages of this origin use the server, such as `http://robot.local:3000`
     #[arg(long, value_name = "ORIGIN")]
     pub(super) cors_origin: Option<String>,
     /// Write what is asked and answered to the log

@@ -15,7 +15,7 @@ pub(super) struct Args {
     /// Engine directories
     #[arg(required_unless_present = "serve")]
     engines: Vec<PathBuf>,
-    /// A server to try instead, such as http://localhost:8080; it need not be ours
+    /// A server to try instead, such as `http://localhost:8080`; it need not be ours
     #[arg(long, value_name = "URL", conflicts_with_all = ["engines", "require_execution"])]
     serve: Option<String>,
     /// With --serve: the model to ask for [default: the first listed]
