@@ -147,6 +147,12 @@ fn arrange(mut chat: Chat, traits: Traits) -> Chat {
         chat.tools.clear();
         chat.messages = join(chat.messages.into_iter().map(tools::in_words).collect());
     }
+    if traits.style == Style::Mistral {
+        for message in &mut chat.messages {
+            message.tool_calls.iter_mut().for_each(|call| call.id = nine(&call.id));
+            message.tool_call_id = message.tool_call_id.take().map(|id| nine(&id));
+        }
+    }
     let system = system.join("\n\n");
     if system.is_empty() {
         return chat;
@@ -156,6 +162,17 @@ fn arrange(mut chat: Chat, traits: Traits) -> Chat {
         None => chat.messages.insert(0, Message::new(if traits.system { "system" } else { "user" }, system)),
     }
     chat
+}
+
+/// Mistral's templates refuse names of calls that are not nine letters and digits; others get a name of their own.
+fn nine(id: &str) -> String {
+    if id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        return id.to_owned();
+    }
+    // FNV-1a, 64 bits.
+    let hash =
+        id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    format!("{hash:016x}")[..9].to_owned()
 }
 
 /// Neighbouring turns of one role as one, where they are words alone.
@@ -196,6 +213,13 @@ mod tests {
         assert_eq!(roles(&arrange(chat.clone(), PROMPTED)), [("system", "A\n\nB"), ("user", "C")]);
         let none = Traits { system: false, ..PROMPTED };
         assert_eq!(roles(&arrange(chat, none)), [("user", "A\n\nB\n\nC")]);
+    }
+
+    #[test]
+    fn mistral_gets_names_of_nine() {
+        assert_eq!(nine("abcDEF123"), "abcDEF123");
+        let long = nine("call_0123456789abcdef");
+        assert!(long.len() == 9 && long != nine("call_0123456789abcdee") && long == nine("call_0123456789abcdef"));
     }
 
     #[test]

@@ -62,16 +62,20 @@ impl ChatTemplate {
         });
         environment.add_filter("tojson", |value: Value, options: Kwargs| -> Result<Value, Error> {
             let indent = options.get::<Option<usize>>("indent")?;
-            options.get::<Option<bool>>("ensure_ascii")?;
+            let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
             options.assert_all_used()?;
             let value = serde_json::to_value(&value);
             let value = value.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-            Ok(Value::from_safe_string(python_json(&value, indent)))
+            let text = python_json(&value, indent);
+            Ok(Value::from_safe_string(if ascii { escape(&text) } else { text }))
         });
+        // To minijinja nothing is an empty list; templates ask this to find out whether there are functions.
+        environment
+            .add_test("iterable", |value: Value| !value.is_none() && !value.is_undefined() && value.try_iter().is_ok());
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
         // A crafted template must not compute for ever.
         environment.set_fuel(Some(5_000_000));
-        let compiled = environment.add_template_owned(NAME, text);
+        let compiled = environment.add_template_owned(NAME, without_marks(text));
         compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error) })?;
         Ok(Self { environment, bos, eos, source: source.to_owned() })
     }
@@ -88,6 +92,30 @@ impl ChatTemplate {
         });
         rendered.map_err(|error| fail(&error))
     }
+}
+
+/// A template without transformers' own `{% generation %}`, which marks what a model is trained on and writes nothing.
+fn without_marks(mut text: String) -> String {
+    for (mark, nothing) in [("endgeneration", "endif"), ("generation", "if true")] {
+        for (open, close) in [("{% ", " %}"), ("{%- ", " %}"), ("{% ", " -%}"), ("{%- ", " -%}")] {
+            text = text.replace(&format!("{open}{mark}{close}"), &format!("{open}{nothing}{close}"));
+        }
+    }
+    text
+}
+
+/// JSON with everything beyond ASCII escaped.
+fn escape(json: &str) -> String {
+    let mut text = String::new();
+    for character in json.chars() {
+        match character.is_ascii() {
+            true => text.push(character),
+            false => {
+                character.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}")))
+            }
+        }
+    }
+    text
 }
 
 /// JSON as Python's json.dumps writes it, which is what models have seen.
@@ -211,6 +239,16 @@ mod tests {
                         | upper }}]{% elif loop.last and not m.content.startswith('x') %}{{ m['content'] }}{{ eos_token \
                         }}{% endif %}{% endfor %}{% if add_generation_prompt %}>{% endif %}";
         assert_eq!(render(template, &messages).unwrap(), "<s>[BE BRIEF.]Hi</s>>");
+    }
+
+    #[test]
+    fn templates_are_given_what_transformers_gives() {
+        let template = "{% if tools is iterable and tools | length > 0 %}{{ tools }}{% endif %}{% for m in messages %}{%- \
+                        generation -%}{{ m.content | tojson }} {{ [m.content, 1] | tojson(indent=2) }}{% endgeneration \
+                        %}{{ m.content | tojson(ensure_ascii=true) }}{% endfor %}";
+        let rendered = render(template, &[Message::new("user", "<ż> \u{1f916}")]).unwrap();
+        let pretty = "[\n  \"<ż> \u{1f916}\",\n  1\n]";
+        assert_eq!(rendered, format!("\"<ż> \u{1f916}\" {pretty}\"<\\u017c> \\ud83e\\udd16\""));
     }
 
     #[test]

@@ -43,11 +43,13 @@ pub(super) const THINK: (&str, &str) = ("<think>", "</think>");
 impl Style {
     /// By what a template looks at and writes.
     pub(super) fn of(template: &str) -> Self {
-        if !template.contains("tools") {
+        // Newer models of the same makers spell calls otherwise: name and arguments apart, or every argument in tags.
+        let json = !["[ARGS]", "<function=", "<arg_key>"].iter().any(|mark| template.contains(mark));
+        if !template.contains("tools") || !json {
             Self::Prompted
         } else if template.contains(MISTRAL) {
             Self::Mistral
-        } else if template.contains(OPEN) {
+        } else if template.contains(OPEN) && template.contains("arguments") {
             Self::Hermes
         } else if template.contains("<|start_header_id|>") && template.contains("\"parameters\": ") {
             Self::Llama3
@@ -338,7 +340,9 @@ mod tests {
     #[test]
     fn families_are_told_apart() {
         assert_eq!(Style::of("{% for m in messages %}{% endfor %}"), Style::Prompted);
-        assert_eq!(Style::of("{{ tools }} <tool_call>"), Style::Hermes);
+        assert_eq!(Style::of("{{ tools }} <tool_call> arguments"), Style::Hermes);
+        assert_eq!(Style::of("{{ tools }} <tool_call> <function=f> arguments"), Style::Prompted);
+        assert_eq!(Style::of("{{ tools }} [TOOL_CALLS]f[ARGS]"), Style::Prompted);
         assert_eq!(Style::of("{{ tools }} [TOOL_CALLS]"), Style::Mistral);
         assert_eq!(Style::of("{{ tools }} <|start_header_id|> '\"parameters\": '"), Style::Llama3);
         assert_eq!(Style::of("{{ tools }} in a way of its own"), Style::Prompted);
