@@ -57,6 +57,13 @@ impl Device {
         })
     }
 
+    /// How many multiprocessors it has.
+    pub fn multiprocessors(&self) -> Result<usize, BackendError> {
+        let attribute = cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let count = self.context.attribute(attribute).map_err(no_device)?;
+        Ok(usize::try_from(count).unwrap_or(1).max(1))
+    }
+
     /// One line for people.
     pub fn description(&self) -> String {
         self.info().map_or_else(

@@ -11,12 +11,6 @@ use crate::backend::tensorrt::{Engine, TensorRt};
 use crate::convert::LayerShape;
 use crate::llm::shapes::{head_name, layer_name};
 
-/// One pass over all layers, put on the stream: the hidden states in `State::hidden[0]` to those of the last layer.
-/// TensorRT's engines do it; own kernels may for few tokens.
-pub(super) trait Layers: Send {
-    fn enqueue(&mut self, state: &mut State, shape: LayerShape, slot: usize) -> Result<(), BackendError>;
-}
-
 /// Engines of one directory.
 pub(super) struct Engines {
     tensorrt: Arc<TensorRt>,
@@ -97,10 +91,9 @@ impl Engines {
     pub(super) fn scratch_bytes(&self) -> usize {
         self.scratch.as_ref().map_or(0, Buffer::len)
     }
-}
 
-impl Layers for Engines {
-    fn enqueue(&mut self, state: &mut State, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
+    /// One pass over all layers, put on the stream: the hidden states in `State::hidden[0]` to those of the last layer.
+    pub(super) fn enqueue(&mut self, state: &mut State, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
         state.prologue(shape)?;
         let engine = self.layers.get_mut(&shape);
         let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape))))?;

@@ -11,11 +11,20 @@ use crate::backend::tensorrt::device::Device;
 use crate::convert::MASKED;
 use crate::tensor::DType;
 
+const SOURCE: &str = include_str!("kernels.cu");
+
 /// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
 pub(super) type Address = u64;
 
-/// kernels.cu compiled for the oldest GPU we serve; the driver translates it for the one there is.
-fn intermediate_code() -> Result<Ptx, BackendError> {
+/// A source compiled for the oldest GPU we serve; the driver translates it for the one there is.
+pub(super) fn intermediate_code(source: &str) -> Result<Ptx, BackendError> {
+    compile_for(source, OLDEST)
+}
+
+/// The oldest GPU we serve: Ampere.
+const OLDEST: &str = "compute_80";
+
+fn compile_for(source: &str, architecture: &str) -> Result<Ptx, BackendError> {
     let missing = |what: String| BackendError::Unavailable {
         what,
         help: "install CUDA's runtime compiler: `sudo apt install cuda-nvrtc-XX-Y` for your CUDA (JetPack's \
@@ -25,8 +34,8 @@ fn intermediate_code() -> Result<Ptx, BackendError> {
     if !compiler_is_present() {
         return Err(missing("libnvrtc was not found".to_owned()));
     }
-    let options = CompileOptions { options: vec!["--gpu-architecture=compute_80".to_owned()], ..Default::default() };
-    let compiled = compile_ptx_with_opts(include_str!("kernels.cu"), options);
+    let options = CompileOptions { options: vec![format!("--gpu-architecture={architecture}")], ..Default::default() };
+    let compiled = compile_ptx_with_opts(source, options);
     compiled.map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))
 }
 
@@ -73,10 +82,11 @@ fn word(n: usize) -> u32 {
 
 impl Kernels {
     pub(super) fn compile(device: &Device) -> Result<Self, BackendError> {
-        let module = device.context.load_module(intermediate_code()?).map_err(|error| BackendError::Unavailable {
-            what: format!("the driver refused our kernels: {error}"),
-            help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
-        })?;
+        let module =
+            device.context.load_module(intermediate_code(SOURCE)?).map_err(|error| BackendError::Unavailable {
+                what: format!("the driver refused our kernels: {error}"),
+                help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
+            })?;
         let function = |name: &str| module.load_function(name).map_err(device_error);
         Ok(Self {
             stream: Arc::clone(&device.stream),
@@ -196,9 +206,20 @@ mod tests {
             assert!(std::env::var("CI").as_deref() != Ok("true"), "must not be skipped in CI");
             return;
         }
-        let code = intermediate_code().unwrap().to_src();
-        for name in ["transpose", "convert", "mask", "rotary", "append", "spread"] {
-            assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
+        for architecture in [OLDEST, "compute_87", "compute_90"] {
+            assert_whole(|source| compile_for(source, architecture).unwrap_or_else(|error| panic!("{error}")).to_src());
+        }
+    }
+
+    fn assert_whole(code: impl Fn(&str) -> String) {
+        let has =
+            |code: &str, name: &str| assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
+        let around = code(SOURCE);
+        ["transpose", "convert", "mask", "rotary", "append", "spread"].iter().for_each(|name| has(&around, name));
+        let decode = code(crate::llm::gpu::decode::SOURCE);
+        for kind in ["f16", "bf16"] {
+            [1, 2, 4].iter().for_each(|rows| has(&decode, &format!("product_{kind}_{rows}")));
+            ["place", "attend", "norm_add"].iter().for_each(|name| has(&decode, &format!("{name}_{kind}")));
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The TensorRT executor: one engine per shape runs every layer with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
 //!
-//! `state.rs` is the memory, `engines.rs` TensorRT, `weights.rs` the way in, `kernels.rs` what no engine does.
+//! `state.rs` is the memory, `engines.rs` TensorRT, `decode.rs` our own kernels for decode steps, `weights.rs` the way in,
+//! `kernels.rs` what neither does. Which of the two takes decode steps is measured when a model is loaded.
 
 mod buffers;
+mod decode;
 mod engines;
 mod kernels;
 mod state;
@@ -14,7 +16,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::engines::{Engines, Layers};
+use self::decode::Decode;
+use self::engines::Engines;
 use self::kernels::{Kernels, device_error};
 use self::state::State;
 use super::executor::{Executor, LlmError, MemoryUse, Rows, Step, check};
@@ -38,18 +41,30 @@ pub struct GpuOptions {
     pub tf32: bool,
 }
 
+/// Who computes a decode step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Way {
+    Engines,
+    Kernels,
+}
+
+/// `engines` or `kernels`: decode with these alone, to compare them.
+const DECODE: &str = "WATUS_DECODE";
+
 /// See the module.
 pub struct GpuExecutor {
     info: BackendInfo,
     options: GpuOptions,
-    /// Captured decode steps, by shape and first slot. Dropped before what they refer to.
-    graphs: HashMap<(LayerShape, usize), Graph>,
+    /// Captured decode steps, by shape, who computes them and first slot. Dropped before what they refer to.
+    graphs: HashMap<(LayerShape, Way, usize), Graph>,
     engines: Engines,
+    /// Our own kernels, where they can take the model's steps.
+    decode: Option<Decode>,
     state: State,
     /// Positions in each slot, as far as it was told.
     used: Vec<usize>,
-    /// The fastest padding of a decode step, by batch.
-    padding: HashMap<usize, usize>,
+    /// The fastest way through a decode step, by batch, and the tokens it is padded to.
+    ways: HashMap<usize, (Way, usize)>,
     /// Rows of the last step's batch, and which of them are wanted.
     launched: (usize, Vec<usize>),
 }
@@ -69,13 +84,25 @@ impl GpuExecutor {
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
         let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, options.dtype, progress)?;
         let state = State::new(device, kernels, (model, checkpoint), (weights, options.dtype), &options.shapes)?;
+        let decode = if decode::supports(&state.model, options.dtype) {
+            let rows = options.shapes.slots.min(decode::ROWS);
+            let longest = options.shapes.caches.last().copied().unwrap_or(options.shapes.max_len);
+            match Decode::new(&state.device, &state.model, options.dtype, (rows, longest)) {
+                // A compiler older than any we could try: TensorRT decodes, as it did before there were kernels.
+                Err(BackendError::Unavailable { .. }) => None,
+                made => Some(made?),
+            }
+        } else {
+            None
+        };
         let mut executor = Self {
             info,
             graphs: HashMap::new(),
             engines: Engines::new(tensorrt, folder.to_owned(), options.tf32),
             state,
             used: vec![0; options.shapes.slots],
-            padding: HashMap::new(),
+            ways: HashMap::new(),
+            decode,
             launched: (0, Vec::new()),
             options,
         };
@@ -83,28 +110,40 @@ impl GpuExecutor {
         Ok(executor)
     }
 
-    /// Measures which padding decodes fastest: for some token counts TensorRT has a much faster kernel.
+    /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
+    /// token counts.
     fn tune(&mut self) -> Result<(), LlmError> {
         let capacity = self.state.capacity;
-        let mut best: HashMap<usize, (f64, usize)> = HashMap::new();
-        for (batch, chunk) in self.options.shapes.steps.clone() {
+        let only = std::env::var(DECODE).ok();
+        let mut candidates: Vec<(usize, usize, Way)> =
+            self.options.shapes.steps.iter().map(|(batch, chunk)| (*batch, *chunk, Way::Engines)).collect();
+        if self.decode.is_some() {
+            let fits = [1, self.options.shapes.slots].into_iter().filter(|batch| *batch <= decode::ROWS);
+            candidates.extend(fits.map(|batch| (batch, 1, Way::Kernels)));
+        }
+        let mut best: HashMap<usize, (f64, Way, usize)> = HashMap::new();
+        for (batch, chunk, way) in candidates {
+            let name = if way == Way::Kernels { "kernels" } else { "engines" };
+            if only.as_ref().is_some_and(|only| only != name) && self.decode.is_some() {
+                continue;
+            }
             let shape = LayerShape { batch, chunk, cache: capacity };
             self.state.place(&vec![(0, 0); batch])?;
-            self.replay(shape, 0)?;
+            self.replay(shape, way, 0)?;
             let mut seconds = f64::INFINITY;
             for _ in 0..3 {
                 self.state.device.stream.synchronize().map_err(device_error)?;
                 let start = Instant::now();
-                self.replay(shape, 0)?;
+                self.replay(shape, way, 0)?;
                 self.state.device.stream.synchronize().map_err(device_error)?;
                 seconds = seconds.min(start.elapsed().as_secs_f64());
             }
-            let entry = best.entry(batch).or_insert((seconds, chunk));
+            let entry = best.entry(batch).or_insert((seconds, way, chunk));
             if seconds < entry.0 {
-                *entry = (seconds, chunk);
+                *entry = (seconds, way, chunk);
             }
         }
-        self.padding = best.into_iter().map(|(batch, (_, chunk))| (batch, chunk)).collect();
+        self.ways = best.into_iter().map(|(batch, (_, way, chunk))| (batch, (way, chunk))).collect();
         Ok(())
     }
 
@@ -119,9 +158,11 @@ impl GpuExecutor {
     }
 
     /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
-    fn replay(&mut self, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
-        let key = (shape, slot);
-        if self.engines.prepare(&self.state, Some(shape), shape.batch)? {
+    fn replay(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
+        let key = (shape, way, slot);
+        let layers = (way == Way::Engines).then_some(shape);
+        let rows = if way == Way::Kernels && !self.state.model.tied { 0 } else { shape.batch };
+        if self.engines.prepare(&self.state, layers, rows)? {
             self.graphs.clear(); // the scratch memory they refer to has moved
         }
         if !self.graphs.contains_key(&key) {
@@ -132,17 +173,25 @@ impl GpuExecutor {
             let stream = Arc::clone(&self.state.device.stream);
             let keep = buffers::Buffer::new(&stream, bytes, "activations")?;
             buffers::copy(&stream, hidden, keep.address(), bytes)?;
-            self.step(shape, slot)?;
+            self.step(shape, way, slot)?;
             buffers::copy(&stream, keep.address(), hidden, bytes)?;
             stream.synchronize().map_err(device_error)?;
-            let graph = Graph::capture(&stream, || self.step(shape, slot))?;
+            let graph = Graph::capture(&stream, || self.step(shape, way, slot))?;
             self.graphs.insert(key, graph);
         }
         self.graphs[&key].launch()
     }
 
-    fn step(&mut self, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
-        self.engines.enqueue(&mut self.state, shape, slot)?;
+    fn step(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
+        match self.decode.as_ref().filter(|_| way == Way::Kernels) {
+            Some(decode) => {
+                decode.enqueue(&mut self.state, shape.batch, slot)?;
+                if !self.state.model.tied {
+                    return decode.head(&self.state, shape.batch);
+                }
+            }
+            None => self.engines.enqueue(&mut self.state, shape, slot)?,
+        }
         for row in 0..shape.batch {
             self.state.take_row(row * shape.chunk, row)?;
         }
@@ -222,7 +271,7 @@ impl Executor for GpuExecutor {
         }
         self.make_room(needed)?;
         let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
-        let chunk = self.padding.get(&batch).copied().unwrap_or(1);
+        let (way, chunk) = self.ways.get(&batch).copied().unwrap_or((Way::Engines, 1));
         let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
         let mut places = vec![(0, 0); batch];
         for step in steps {
@@ -232,7 +281,7 @@ impl Executor for GpuExecutor {
         let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
         self.state.embed(&tokens, &rows)?;
         self.state.place(&places)?;
-        self.replay(LayerShape { batch, chunk, cache: self.state.capacity }, first)?;
+        self.replay(LayerShape { batch, chunk, cache: self.state.capacity }, way, first)?;
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
@@ -261,7 +310,9 @@ impl Executor for GpuExecutor {
         MemoryUse {
             weights: self.state.weights.bytes() as u64,
             cache: self.state.cache_bytes() as u64,
-            scratch: (self.state.scratch_bytes() + self.engines.scratch_bytes()) as u64,
+            scratch: (self.state.scratch_bytes()
+                + self.engines.scratch_bytes()
+                + self.decode.as_ref().map_or(0, Decode::scratch_bytes)) as u64,
         }
     }
 

@@ -192,12 +192,23 @@ impl State {
             let sizes = [batch, self.model.group(), chunk, cache];
             self.kernels.mask((mask.address(), self.dtype), cached, sizes, *window)?;
         }
+        self.turn(batch, chunk)
+    }
+
+    /// The rotary rows alone.
+    pub(super) fn turn(&mut self, batch: usize, chunk: usize) -> Result<(), BackendError> {
+        let cached = self.cached.address();
         for ((rope, table), rows) in self.model.ropes.iter().zip(&self.tables).zip(&self.rotary) {
             let sizes = [batch, chunk, rope.dimension() * self.dtype.size() / 4, self.positions];
             self.kernels.rotary(table.0.address(), rows.0.address(), cached, sizes)?;
             self.kernels.rotary(table.1.address(), rows.1.address(), cached, sizes)?;
         }
         Ok(())
+    }
+
+    /// Where [`State::place`] has put its numbers.
+    pub(super) fn places(&self) -> (Address, Address) {
+        (self.cached.address(), self.count.address())
     }
 
     /// Where `slot`'s keys and values of a layer begin, in caches of `capacity`.
