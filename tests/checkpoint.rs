@@ -102,10 +102,10 @@ fn mistakes_are_told_one_by_one() {
             "quantised",
             |folder| {
                 edit_config(folder, |config| {
-                    config["quantization_config"] = serde_json::json!({"quant_method": "gptq"})
+                    config["quantization_config"] = serde_json::json!({"quant_method": "bitsandbytes"})
                 })
             },
-            &["`gptq`", "not supported", "float16"],
+            &["`bitsandbytes`", "not supported", "float16"],
         ),
         (
             "a size that is none",

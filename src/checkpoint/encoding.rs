@@ -22,6 +22,9 @@ pub enum Encoding {
     Q4_K,
     Q5_K,
     Q6_K,
+    /// Packed integers with scales apart; see `packed.rs`.
+    INT4,
+    INT8,
 }
 
 impl Encoding {
@@ -38,6 +41,8 @@ impl Encoding {
             Encoding::Q4_K => (256, 144),
             Encoding::Q5_K => (256, 176),
             Encoding::Q6_K => (256, 210),
+            Encoding::INT4 => (8, 4),
+            Encoding::INT8 => (4, 4),
         }
     }
 
@@ -76,7 +81,7 @@ impl Encoding {
     }
 
     /// Decodes whole blocks: `bytes` holds `out.len()` elements.
-    pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
+    pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let (elements, size) = self.block();
         debug_assert_eq!(bytes.len() / size, out.len() / elements);
         let blocks = bytes.chunks_exact(size).zip(out.chunks_exact_mut(elements));
@@ -95,6 +100,8 @@ impl Encoding {
             Encoding::Q4_K => blocks.for_each(|(b, out)| k_quant(b, out, false)),
             Encoding::Q5_K => blocks.for_each(|(b, out)| k_quant(b, out, true)),
             Encoding::Q6_K => blocks.for_each(|(b, out)| q6_k(b, out)),
+            // Their scales are elsewhere: `View::read` knows.
+            Encoding::INT4 | Encoding::INT8 => {}
         }
     }
 }

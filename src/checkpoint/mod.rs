@@ -9,6 +9,7 @@ mod encoding;
 mod gguf;
 mod gguf_names;
 mod mapped;
+mod packed;
 mod safetensors;
 pub mod torch;
 
@@ -21,6 +22,7 @@ use serde_json::Value;
 pub use encoding::Encoding;
 pub use gguf::{Gguf, Judgement, MetadataValue};
 pub use mapped::Mapped;
+pub use packed::Packing;
 
 /// What is wrong with a checkpoint, and where.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,7 @@ pub struct View<'a> {
     /// Where in the file.
     pub offset: usize,
     interleaved_heads: Option<usize>,
+    packed: Option<packed::PackedView<'a>>,
 }
 
 impl View<'_> {
@@ -104,8 +107,19 @@ impl View<'_> {
         &self.bytes[self.source_row(row) * size..][..size]
     }
 
+    /// Decodes one row.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        match self.packed {
+            Some(packed) => packed.read(row, out),
+            None => self.encoding.decode(self.row(row), out),
+        }
+    }
+
     /// Decodes rows `first..` into `out`, as many as fit, on all cores.
     pub fn read(&self, first: usize, out: &mut [f32]) {
+        if let Some(packed) = self.packed {
+            return packed.read(first, out);
+        }
         let columns = self.columns();
         out.par_chunks_mut(columns)
             .enumerate()
@@ -119,6 +133,8 @@ impl View<'_> {
 pub struct Checkpoint {
     files: Vec<Mapped>,
     tensors: BTreeMap<String, Entry>,
+    /// Matrices of packed integers, by the name a plain one would have.
+    packed: BTreeMap<String, packed::Packed>,
     /// What config.json says, or what the GGUF's metadata say in its words.
     pub config: Value,
     /// Where [`Checkpoint::config`] came from.
@@ -190,8 +206,8 @@ impl Checkpoint {
             let message = format!("the index names {missing}, which is not here\n  hint: fetch the whole checkpoint");
             return Err(CheckpointError::new(config_path.parent().unwrap_or(Path::new(".")), message));
         }
-        let mut checkpoint =
-            Self { files: Vec::new(), tensors: BTreeMap::new(), config, config_path: config_path.clone(), gguf: None };
+        let (files, tensors, packed) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+        let mut checkpoint = Self { files, tensors, packed, config, config_path: config_path.clone(), gguf: None };
         for shard in shards.iter().filter(|shard| needed.is_empty() || needed.contains(&name_of(shard))) {
             let file = Mapped::open(shard)?;
             for (name, entry) in safetensors::entries(&file, checkpoint.files.len())? {
@@ -201,6 +217,8 @@ impl Checkpoint {
             }
             checkpoint.files.push(file);
         }
+        let bytes = |entry: &Entry| checkpoint.part(entry).map(<[u8]>::to_vec);
+        checkpoint.packed = packed::find(config_path, &checkpoint.config, &checkpoint.tensors, &bytes)?;
         Ok(checkpoint)
     }
 
@@ -211,6 +229,7 @@ impl Checkpoint {
         Ok(Self {
             files: vec![file],
             tensors: translated.tensors,
+            packed: BTreeMap::new(),
             config: translated.config,
             config_path: path.to_owned(),
             gguf: Some(gguf),
@@ -224,16 +243,38 @@ impl Checkpoint {
 
     /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.packed.contains_key(name)
     }
 
-    /// Names of all tensors, sorted.
+    /// Names of all tensors; of packed ones those of their parts and the matrix's.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+        self.tensors.keys().chain(self.packed.keys()).map(String::as_str)
+    }
+
+    /// Bytes of an entry; none if they end beyond the file.
+    fn part(&self, entry: &Entry) -> Option<&[u8]> {
+        self.files[entry.file].bytes().get(entry.offset..entry.offset.checked_add(entry.bytes)?)
     }
 
     /// A tensor, with its encoding checked.
     pub fn tensor(&self, name: &str) -> Result<View<'_>, CheckpointError> {
+        if let Some((name, packed)) = self.packed.get_key_value(name) {
+            let entry = packed.words();
+            let view = packed.view(&|entry| self.part(entry)).ok_or_else(|| {
+                let message = format!("tensor `{name}`: a part of it does not fill its shape; fetch it again");
+                CheckpointError::new(self.files[entry.file].path(), message)
+            })?;
+            return Ok(View {
+                name,
+                shape: &packed.shape,
+                encoding: packed.encoding(),
+                bytes: self.part(entry).unwrap_or_default(),
+                file: entry.file,
+                offset: entry.offset,
+                interleaved_heads: None,
+                packed: Some(view),
+            });
+        }
         let Some((name, entry)) = self.tensors.get_key_value(name) else {
             let path = self.config_path.parent().filter(|_| self.gguf.is_none()).unwrap_or(&self.config_path);
             let message =
@@ -264,6 +305,7 @@ impl Checkpoint {
             file: entry.file,
             offset: entry.offset,
             interleaved_heads: entry.interleaved_heads,
+            packed: None,
         })
     }
 

@@ -22,7 +22,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, Packing};
 
 pub use config::Config;
 use layer::OPSET;
@@ -116,11 +116,12 @@ pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transforme
         .text("model_type")
         .ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
     if let Some(quantization) = config.within("quantization_config") {
-        let method = quantization.text("quant_method").unwrap_or("unknown");
-        return Err(config.error(format!(
-            "weights quantised with `{method}` are not supported\n  hint: take the repository in float16 or bfloat16, or \
-             a GGUF"
-        )));
+        Packing::read(&quantization.fields().into()).map_err(|what| {
+            config.error(format!(
+                "{what}: not supported\n  hint: GPTQ, AWQ (GEMM) and compressed-tensors (pack-quantized) of 4 or 8 bits are, \
+                 and repositories in float16 or bfloat16, and GGUF"
+            ))
+        })?;
     }
     let Some((_, describe)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
         return Err(config.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));

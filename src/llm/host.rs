@@ -72,7 +72,7 @@ impl Embedding {
         let hidden = view.columns();
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {
             let token = *token as usize;
-            view.encoding.decode(view.row(token), out);
+            view.read_row(token, out);
             if let Some(at) = out.iter().position(|value| !value.is_finite()) {
                 return Err(not_finite(&self.checkpoint, &view, token * hidden + at, out[at]));
             }

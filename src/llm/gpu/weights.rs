@@ -164,7 +164,7 @@ impl Loader<'_> {
             let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
             let mut row = vec![0.0; view.columns()];
             for index in 0..view.rows() {
-                view.encoding.decode(view.row(index), &mut row);
+                view.read_row(index, &mut row);
                 // Written so that a NaN is out of range too.
                 if let Some(at) = row.iter().position(|value| value.abs().partial_cmp(&limit).is_none_or(|o| o.is_gt()))
                 {

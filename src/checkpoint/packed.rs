@@ -1,0 +1,357 @@
+//! Weights packed as small integers in 32-bit words, each with a scale and a zero point for a group of inputs: GPTQ, AWQ
+//! and compressed-tensors. weight = (q - zero) · scale, exactly: a zero point is never rounded away.
+//!
+//! Layouts are those of the packages that write them: AutoGPTQ and GPTQModel (`qlinear`, v1 keeps zero - 1), AutoAWQ
+//! (`WQLinear_GEMM`, eight columns in the order 0 2 4 6 1 3 5 7), compressed-tensors (`pack_to_int32`, integers raised by
+//! half their range).
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use half::{bf16, f16};
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::encoding::Encoding;
+use super::{CheckpointError, Entry};
+
+/// Which package wrote them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// Words along the inputs; zero points raised by one when they are read, in version 1.
+    Gptq { raise: u32 },
+    /// Words along the outputs.
+    Awq,
+    /// Words along the inputs of each output.
+    Tensors,
+}
+
+/// How a checkpoint is packed, from its `quantization_config`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packing {
+    layout: Layout,
+    bits: u32,
+    /// Inputs that share a scale; none if all do.
+    group: Option<usize>,
+}
+
+/// Place of a column's integer in an AWQ word.
+const AWQ_PLACE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+
+impl Packing {
+    /// Reads a `quantization_config`; the error says what is not supported.
+    pub fn read(config: &Value) -> Result<Self, String> {
+        let number = |value: &Value, field: &str| value.get(field).and_then(Value::as_i64);
+        let flag = |field: &str| config.get(field).and_then(Value::as_bool);
+        let text = |field: &str| config.get(field).and_then(Value::as_str);
+        let bits_of = |value: Option<i64>| match value {
+            Some(bits @ (4 | 8)) => u32::try_from(bits).map_err(|error| error.to_string()),
+            other => Err(format!("weights of {} bits", other.map_or("unknown".to_owned(), |bits| bits.to_string()))),
+        };
+        let group_of = |value: Option<i64>| match value {
+            None | Some(-1) => Ok(None),
+            Some(size) => match usize::try_from(size) {
+                Ok(size) if size > 0 => Ok(Some(size)),
+                _ => Err(format!("groups of {size} inputs")),
+            },
+        };
+        match text("quant_method").unwrap_or("unknown") {
+            "gptq" => {
+                let raise = u32::from(text("checkpoint_format") != Some("gptq_v2"));
+                let (bits, group) = (bits_of(number(config, "bits"))?, group_of(number(config, "group_size"))?);
+                Ok(Self { layout: Layout::Gptq { raise }, bits, group })
+            }
+            "awq" => {
+                let version = text("version").unwrap_or("gemm");
+                if !version.eq_ignore_ascii_case("gemm") {
+                    return Err(format!("AWQ's layout `{version}`"));
+                }
+                if flag("zero_point") == Some(false) {
+                    return Err("AWQ without zero points".to_owned());
+                }
+                let group = number(config, "group_size").or_else(|| number(config, "q_group_size"));
+                match bits_of(number(config, "bits").or_else(|| number(config, "w_bit")))? {
+                    4 => Ok(Self { layout: Layout::Awq, bits: 4, group: group_of(group)? }),
+                    bits => Err(format!("AWQ of {bits} bits")),
+                }
+            }
+            "compressed-tensors" => {
+                let format = text("format").unwrap_or("unknown");
+                if format != "pack-quantized" {
+                    return Err(format!("compressed-tensors' format `{format}`"));
+                }
+                let groups = config.get("config_groups").and_then(Value::as_object);
+                let mut groups = groups.into_iter().flat_map(|groups| groups.values());
+                let (Some(scheme), None) = (groups.next(), groups.next()) else {
+                    return Err("compressed-tensors with several schemes".to_owned());
+                };
+                if scheme.get("input_activations").is_some_and(|inputs| !inputs.is_null()) {
+                    return Err("quantised activations".to_owned());
+                }
+                let weights = scheme.get("weights").unwrap_or(&Value::Null);
+                let (kind, strategy) = (weights.get("type"), weights.get("strategy").and_then(Value::as_str));
+                if kind.is_some_and(|kind| kind != "int") || !matches!(strategy, Some("group" | "channel")) {
+                    return Err(format!("compressed-tensors' weights {weights}"));
+                }
+                let (bits, group) = (bits_of(number(weights, "num_bits"))?, group_of(number(weights, "group_size"))?);
+                Ok(Self { layout: Layout::Tensors, bits, group })
+            }
+            other => Err(format!("weights quantised with `{other}`")),
+        }
+    }
+
+    /// Integers in a word.
+    fn count(self) -> usize {
+        if self.bits == 4 { 8 } else { 4 }
+    }
+}
+
+/// A packed matrix: where its parts lie, and what they say.
+#[derive(Debug, Clone)]
+pub(super) struct Packed {
+    packing: Packing,
+    words: Entry,
+    scales: Entry,
+    zeros: Option<Entry>,
+    /// Each input's group, where they are not in order.
+    order: Option<Entry>,
+    /// `[outputs, inputs]`.
+    pub(super) shape: [usize; 2],
+    groups: usize,
+}
+
+/// Packed matrices among a checkpoint's tensors, by the name a plain one would have.
+pub(super) fn find(
+    path: &Path,
+    config: &Value,
+    tensors: &BTreeMap<String, Entry>,
+    bytes: &dyn Fn(&Entry) -> Option<Vec<u8>>,
+) -> Result<BTreeMap<String, Packed>, CheckpointError> {
+    let Some(quantization) = config.get("quantization_config").filter(|config| config.is_object()) else {
+        return Ok(BTreeMap::new());
+    };
+    // What is not supported is said where the configuration is read.
+    let Ok(packing) = Packing::read(quantization) else { return Ok(BTreeMap::new()) };
+    let suffix = if packing.layout == Layout::Tensors { ".weight_packed" } else { ".qweight" };
+    let mut found = BTreeMap::new();
+    for (name, words) in tensors.iter().filter(|(name, _)| name.ends_with(suffix)) {
+        let stem = name.trim_end_matches(suffix);
+        let packed = one(packing, stem, words, tensors, bytes);
+        let packed = packed.map_err(|what| CheckpointError::new(path, format!("tensor `{name}`: {what}")))?;
+        found.insert(format!("{stem}.weight"), packed);
+    }
+    Ok(found)
+}
+
+fn one(
+    packing: Packing,
+    stem: &str,
+    words: &Entry,
+    tensors: &BTreeMap<String, Entry>,
+    bytes: &dyn Fn(&Entry) -> Option<Vec<u8>>,
+) -> Result<Packed, String> {
+    let part = |name: &str| tensors.get(&format!("{stem}.{name}"));
+    let needed = |name: &str| part(name).ok_or_else(|| format!("{stem}.{name} is missing"));
+    let is = |entry: &Entry, kind: &str| entry.encoding.as_ref().err().is_some_and(|have| have == kind);
+    let [rows, columns] = words.shape[..] else { return Err(format!("shape {:?} is no matrix's", words.shape)) };
+    if !is(words, "I32") {
+        return Err("it is not made of 32-bit words".to_owned());
+    }
+    let count = packing.count();
+    let times = |size: usize| size.checked_mul(count).ok_or_else(|| "too large".to_owned());
+    let (scales, zeros, order, shape) = match packing.layout {
+        Layout::Gptq { .. } => (needed("scales")?, Some(needed("qzeros")?), part("g_idx"), [columns, times(rows)?]),
+        Layout::Awq => (needed("scales")?, Some(needed("qzeros")?), None, [times(columns)?, rows]),
+        Layout::Tensors => {
+            let stated = needed("weight_shape")?;
+            let stated = bytes(stated).filter(|bytes| is(stated, "I64") && bytes.len() == 16);
+            let stated = stated.ok_or_else(|| format!("{stem}.weight_shape is not two numbers"))?;
+            let number = |at: usize| stated[at..at + 8].try_into().ok().map(u64::from_le_bytes);
+            let size = |at: usize| number(at).and_then(|size| usize::try_from(size).ok()).unwrap_or(0);
+            let shape = [size(0), size(8)];
+            if shape[0] != rows || shape[1].div_ceil(count) != columns {
+                return Err(format!("{columns} words for each of {rows} outputs do not hold {shape:?}"));
+            }
+            (needed("weight_scale")?, part("weight_zero_point"), part("weight_g_idx"), shape)
+        }
+    };
+    let [outputs, inputs] = shape;
+    let groups = packing.group.map_or(1, |group| inputs.div_ceil(group));
+    if outputs == 0 || inputs == 0 {
+        return Err("it is empty".to_owned());
+    }
+    let expect = |name: &str, entry: &Entry, wanted: [usize; 2]| match entry.shape[..] == wanted {
+        true => Ok(()),
+        false => Err(format!("{stem}.{name} has shape {:?}, {wanted:?} goes with it", entry.shape)),
+    };
+    let by_output = packing.layout == Layout::Tensors;
+    expect("scales", scales, if by_output { [outputs, groups] } else { [groups, outputs] })?;
+    if !matches!(scales.encoding, Ok(Encoding::F16 | Encoding::BF16 | Encoding::F32)) {
+        return Err("its scales are no floats".to_owned());
+    }
+    if let Some(zeros) = zeros {
+        let packed = outputs.div_ceil(count);
+        if by_output && is(zeros, "I8") {
+            expect("zero points", zeros, [outputs, groups])?;
+        } else if is(zeros, "I32") {
+            expect("zero points", zeros, if by_output { [packed, groups] } else { [groups, packed] })?;
+        } else {
+            return Err("its zero points are no integers".to_owned());
+        }
+    }
+    if let Some(order) = order {
+        let known = bytes(order).filter(|_| is(order, "I32") && order.shape == [inputs]);
+        let known = known.ok_or_else(|| format!("{stem}'s order of groups is not {inputs} numbers"))?;
+        let below = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let inside = |group: i32| usize::try_from(group).is_ok_and(|group| group < groups);
+        // compressed-tensors writes -1 where there is no order.
+        if known.chunks_exact(4).all(|bytes| below(bytes) == -1) {
+            return Ok(Packed {
+                packing,
+                words: words.clone(),
+                scales: scales.clone(),
+                zeros: zeros.cloned(),
+                order: None,
+                shape,
+                groups,
+            });
+        }
+        if let Some(bad) = known.chunks_exact(4).map(below).find(|group| !inside(*group)) {
+            return Err(format!("an input is in group {bad} of {groups}"));
+        }
+    }
+    let (scales, zeros, order) = (scales.clone(), zeros.cloned(), order.cloned());
+    Ok(Packed { packing, words: words.clone(), scales, zeros, order, shape, groups })
+}
+
+/// A packed matrix in the mapped file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PackedView<'a> {
+    packed: &'a Packed,
+    words: &'a [u8],
+    scales: &'a [u8],
+    zeros: Option<&'a [u8]>,
+    order: Option<&'a [u8]>,
+}
+
+/// Outputs decoded side by side, so that words of neighbours are read together.
+const BLOCK: usize = 16;
+
+impl Packed {
+    pub(super) fn encoding(&self) -> Encoding {
+        if self.packing.bits == 4 { Encoding::INT4 } else { Encoding::INT8 }
+    }
+
+    /// File and place of the words.
+    pub(super) fn words(&self) -> &Entry {
+        &self.words
+    }
+
+    /// With `bytes` of each part; none if one does not fill its shape.
+    pub(super) fn view<'a>(&'a self, bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>) -> Option<PackedView<'a>> {
+        let sized = |entry: &Entry, size: usize| {
+            let elements = crate::tensor::element_count(&entry.shape)?;
+            bytes(entry).filter(|bytes| elements.checked_mul(size) == Some(bytes.len()))
+        };
+        let scale = match self.scales.encoding {
+            Ok(Encoding::F32) => 4,
+            _ => 2,
+        };
+        let zero = |entry: &Entry| if plain_zeros(entry) { 1 } else { 4 };
+        Some(PackedView {
+            packed: self,
+            words: sized(&self.words, 4)?,
+            scales: sized(&self.scales, scale)?,
+            zeros: self.zeros.as_ref().map(|zeros| sized(zeros, zero(zeros))).map_or(Some(None), |z| z.map(Some))?,
+            order: self.order.as_ref().map(|order| sized(order, 4)).map_or(Some(None), |o| o.map(Some))?,
+        })
+    }
+}
+
+/// Zero points that are a byte each, not packed.
+fn plain_zeros(entry: &Entry) -> bool {
+    entry.encoding.as_ref().err().is_some_and(|kind| kind == "I8")
+}
+
+fn word(bytes: &[u8], index: usize) -> u32 {
+    let at = 4 * index;
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// Integers of up to eight bits.
+fn small(value: u32) -> f32 {
+    f32::from(u16::try_from(value).unwrap_or(u16::MAX))
+}
+
+impl PackedView<'_> {
+    fn scale(&self, index: usize) -> f32 {
+        let two = |at: usize| [self.scales[at], self.scales[at + 1]];
+        match self.packed.scales.encoding {
+            Ok(Encoding::F32) => f32::from_bits(word(self.scales, index)),
+            Ok(Encoding::BF16) => bf16::from_le_bytes(two(2 * index)).to_f32(),
+            _ => f16::from_le_bytes(two(2 * index)).to_f32(),
+        }
+    }
+
+    /// The integer that stands for 0, of an output's group, as the words count.
+    fn zero(&self, output: usize, group: usize) -> f32 {
+        let Packed { packing, groups, shape: [outputs, _], .. } = *self.packed;
+        let Packing { layout, bits, .. } = packing;
+        let (mask, count) = ((1 << bits) - 1, packing.count());
+        let half = 1 << (bits - 1);
+        let place = |output: usize| u32::try_from(output % count).unwrap_or(0);
+        let Some(zeros) = self.zeros else { return small(half) };
+        let across = outputs.div_ceil(count);
+        match layout {
+            Layout::Gptq { raise } => {
+                small((word(zeros, group * across + output / count) >> (bits * place(output)) & mask) + raise)
+            }
+            Layout::Awq => small(word(zeros, group * across + output / count) >> (4 * AWQ_PLACE[output % 8]) & mask),
+            Layout::Tensors if self.packed.zeros.as_ref().is_some_and(plain_zeros) => {
+                small(half) + f32::from(i8::from_le_bytes([zeros[output * groups + group]]))
+            }
+            Layout::Tensors => small(word(zeros, output / count * groups + group) >> (bits * place(output)) & mask),
+        }
+    }
+
+    /// Decodes rows `first..` into `out`, as many as fit, on all cores.
+    pub(super) fn read(&self, first: usize, out: &mut [f32]) {
+        let [_, inputs] = self.packed.shape;
+        out.par_chunks_mut(inputs * BLOCK).enumerate().for_each(|(block, out)| self.block(first + block * BLOCK, out));
+    }
+
+    /// A few neighbouring rows.
+    fn block(&self, first: usize, out: &mut [f32]) {
+        let Packed { packing, groups, shape: [outputs, inputs], .. } = *self.packed;
+        let Packing { layout, bits, group } = packing;
+        let (mask, count) = ((1 << bits) - 1, packing.count());
+        let rows = out.len() / inputs;
+        let mut terms = Vec::with_capacity(groups * rows);
+        for group in 0..groups {
+            for output in first..first + rows {
+                let by_output = layout == Layout::Tensors;
+                let scale = self.scale(if by_output { output * groups + group } else { group * outputs + output });
+                terms.push((self.zero(output, group), scale));
+            }
+        }
+        let across = inputs.div_ceil(count);
+        for input in 0..inputs {
+            let own = match (self.order, group) {
+                (Some(order), _) => usize::try_from(word(order, input)).unwrap_or(0),
+                (None, Some(size)) => input / size,
+                (None, None) => 0,
+            };
+            let step = u32::try_from(input % count).unwrap_or(0);
+            for row in 0..rows {
+                let output = first + row;
+                let (index, shift) = match layout {
+                    Layout::Gptq { .. } => (input / count * outputs + output, bits * step),
+                    Layout::Awq => (input * (outputs / 8) + output / 8, 4 * AWQ_PLACE[output % 8]),
+                    Layout::Tensors => (output * across + input / count, bits * step),
+                };
+                let (zero, scale) = terms[own * rows + row];
+                out[row * inputs + input] = (small(word(self.words, index) >> shift & mask) - zero) * scale;
+            }
+        }
+    }
+}
