@@ -33,7 +33,7 @@ class Server:
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             if "http://" in line:
-                self.address = line.split("http://")[1].strip().removesuffix("/v1")
+                self.address = line.split("http://")[1].split("/v1")[0]
                 break
         else:
             sys.exit("the server did not start")

@@ -89,8 +89,15 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         log: Arc::new(move |entry: &Entry| write_entry(entry, plain)),
     };
     let (folder, progress) = (args.engine, Arc::clone(&environment.progress));
-    let load = move || open_llm(&folder, &manifest, &record, args.backend, &*progress);
-    let listening = |address: SocketAddr| eprintln!("loading; clients find the model at http://{address}/v1");
+    let load = move || {
+        let mut generator = open_llm(&folder, &manifest, &record, args.backend, &*progress)?;
+        let info = generator.executor().info();
+        eprintln!("{} is ready on {}, {}", manifest.name, info.device, info.name);
+        anyhow::Ok(generator)
+    };
+    let listening = |address: SocketAddr| {
+        eprintln!("loading; programs will find the model at http://{address}/v1, people at http://{address}");
+    };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
 }

@@ -48,7 +48,7 @@ impl Server {
         let address = loop {
             let line = lines.next().unwrap_or_else(|| panic!("the server ended: {begun}")).expect("text");
             if let Some((_, address)) = line.split_once("http://") {
-                break address.trim_end_matches("/v1").to_owned();
+                break address.split("/v1").next().expect("an address").to_owned();
             }
             begun.push_str(&line);
         };
