@@ -58,6 +58,20 @@ test_under_qemu() {
   printf 'version: 1\nname: tiny\nkind: llm\nsource: { path: llama.gguf }\nmax_input_len: 24\nmax_output_len: 16\n' > "$scratch/tiny.yaml"
   qemu-aarch64-static "$binary" build --in-process -o "$scratch/engines" "$scratch/tiny.yaml"
   qemu-aarch64-static "$binary" run --backend cpu "$scratch/engines/tiny" --raw --json --max-tokens 8 ABC
+  # The server, asked once and told to end.
+  qemu-aarch64-static "$binary" serve --backend cpu "$scratch/engines/tiny" --port 0 2> "$scratch/log" &
+  local server=$! address=
+  until [ -n "$address" ]; do
+    sleep 0.2
+    kill -0 "$server" || { cat "$scratch/log"; exit 1; }
+    address=$(sed -n 's|.*people at \(http://[^ ]*\).*|\1|p' "$scratch/log")
+  done
+  until curl --silent --fail "$address/health/ready" > /dev/null; do sleep 0.2; done
+  curl --silent --fail "$address/v1/completions" -H 'Content-Type: application/json' \
+    -d '{"model": "local-trt-llm", "prompt": "ABC", "max_tokens": 8}'
+  echo
+  kill -TERM "$server"
+  wait "$server"
 }
 
 case "${1:-}" in

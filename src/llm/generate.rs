@@ -1,12 +1,12 @@
 //! Answers: requests in, text out as it comes. Sequences are decoded together, each in a slot of the executor, while
 //! prompts are read a pass at a time between their steps. What any slot holds of a new prompt is not computed again.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::executor::{Executor, LlmError, Rows, Step};
 use super::grammar::Grammar;
+use super::queue::Queue;
 use super::sampler::{Choice, Sampler, Sampling};
 use super::text::{StopFinder, Text, TextStream};
 
@@ -27,6 +27,8 @@ pub struct Request {
     pub special: bool,
     /// Go on after the tokens that end an answer: for measurements.
     pub ignore_end: bool,
+    /// Who asks, as a number: clients wait their turn.
+    pub client: u64,
 }
 
 /// Why an answer ended.
@@ -72,6 +74,7 @@ pub struct Usage {
 
 struct Active {
     request: u64,
+    client: u64,
     /// Empty when it has been read.
     prompt: Vec<u32>,
     sampler: Sampler,
@@ -110,7 +113,7 @@ pub struct Generator {
     text: Arc<Text>,
     max_input: usize,
     slots: Vec<Slot>,
-    queue: VecDeque<(u64, Request)>,
+    queue: Queue,
     requests: u64,
     /// (slot, request) of the steps the executor is computing.
     launched: Vec<(usize, u64)>,
@@ -120,7 +123,7 @@ impl Generator {
     /// Answers with `executor`; prompts of at most `max_input` tokens.
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
-        Self { executor, text, max_input, slots, queue: VecDeque::new(), requests: 0, launched: Vec::new() }
+        Self { executor, text, max_input, slots, queue: Queue::default(), requests: 0, launched: Vec::new() }
     }
 
     /// The model's text side.
@@ -160,13 +163,13 @@ impl Generator {
             return Err(LlmError::Request("max_tokens is 0".to_owned()));
         }
         self.requests += 1;
-        self.queue.push_back((self.requests, request));
+        self.queue.push(self.requests, request);
         Ok(self.requests)
     }
 
     /// Forgets a request, wherever it is. What its slot holds stays for the next.
     pub fn cancel(&mut self, request: u64) {
-        self.queue.retain(|(number, _)| *number != request);
+        self.queue.remove(request);
         for slot in &mut self.slots {
             slot.active.take_if(|active| active.request == request);
         }
@@ -182,7 +185,7 @@ impl Generator {
     pub fn step(&mut self) -> Result<Vec<Piece>, LlmError> {
         self.collect()?;
         while self.slots.iter().any(|slot| slot.active.is_none())
-            && let Some((number, request)) = self.queue.pop_front()
+            && let Some((number, request)) = self.queue.pop(&self.clients())
         {
             self.admit(number, request)?;
         }
@@ -216,6 +219,11 @@ impl Generator {
             self.collect()?; // a stop string was met after the next token had been begun
         }
         Ok(pieces)
+    }
+
+    /// Whose requests have slots.
+    fn clients(&self) -> Vec<u64> {
+        self.slots.iter().filter_map(|slot| Some(slot.active.as_ref()?.client)).collect()
     }
 
     /// Waits for the steps that were launched, and chooses from their logits. Answers that are gone are passed over.
@@ -259,6 +267,7 @@ impl Generator {
         slot.tokens.truncate(reused);
         slot.active = Some(Active {
             request: number,
+            client: request.client,
             sampler: Sampler::new(request.sampling, &prompt),
             grammar: request.grammar,
             stream: TextStream::new(request.special),

@@ -10,6 +10,7 @@ mod gpu;
 mod grammar;
 mod host;
 pub mod model;
+mod queue;
 mod sampler;
 mod shapes;
 pub mod text;

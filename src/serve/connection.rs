@@ -1,12 +1,12 @@
 //! Connections: accepted, limited in number, time and size, and drained at the end.
 
 use std::future::Future;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -24,6 +24,10 @@ const HEADERS: Duration = Duration::from_secs(15);
 const WRITE: Duration = Duration::from_secs(60);
 /// Bytes of headers (hyper's least is 8 KiB).
 const HEADER_BYTES: usize = 32 << 10;
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Peer(pub(super) IpAddr);
 
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| {
@@ -53,7 +57,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, over: impl Futu
             accepted = listener.accept() => accepted,
             () = &mut over => break,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             // Out of files, most likely: others must end first.
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
@@ -62,7 +66,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, over: impl Futu
         let _ = stream.set_nodelay(true);
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(WRITE));
-        let service = TowerToHyperService::new(router.clone());
+        let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer.ip()))));
         let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
         let connection = graceful.watch(connection);
         tokio::spawn(async move {

@@ -1,18 +1,30 @@
 //! What stands before every handler: request ids, keys, origins, sizes, time, and the log.
 
-use std::sync::Arc;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use axum::body::{Bytes, HttpBody, to_bytes};
+use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{MatchedPath, Request, State as Shared};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::App;
+use super::connection::Peer;
 use super::error::ApiError;
 use super::log::Record;
+
+/// Who asks, as a number: by address, key and, where it is given, the user the client asks for.
+pub(super) fn client(parts: &Parts, user: Option<&Value>) -> u64 {
+    static SEED: OnceLock<RandomState> = OnceLock::new();
+    let key = parts.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
+    let user = user.map(Value::to_string);
+    SEED.get_or_init(RandomState::new).hash_one((parts.extensions.get::<Peer>(), key, user))
+}
 
 /// Names a request in the log and in `x-request-id`.
 #[derive(Clone)]
@@ -118,15 +130,15 @@ const LARGEST: usize = 8 << 20;
 const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// A JSON body, whole. Nothing else may be sent: a browser asks first before it sends JSON to another origin.
-pub(super) async fn json_body(request: Request) -> Result<Bytes, ApiError> {
-    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+pub(super) async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
+    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
     if !kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
         return Err(ApiError::media_type());
     }
-    if request.body().size_hint().lower() > LARGEST as u64 {
+    if body.size_hint().lower() > LARGEST as u64 {
         return Err(ApiError::too_large(LARGEST));
     }
-    match tokio::time::timeout(ARRIVAL, to_bytes(request.into_body(), LARGEST)).await {
+    match tokio::time::timeout(ARRIVAL, to_bytes(body, LARGEST)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => Err(ApiError::too_large(LARGEST)),
         Err(_) => Err(ApiError::slow()),

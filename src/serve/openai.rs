@@ -31,6 +31,8 @@ pub(super) struct Common {
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
     n: Option<i64>,
+    /// For whom the client asks; it waits its turn apart from the client's others.
+    pub(super) user: Option<Value>,
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
 }

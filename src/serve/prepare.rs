@@ -74,7 +74,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
             stop: request.common.stops()?,
             grammar,
             special: called,
-            ignore_end: false,
+            ..Request::default()
         },
         reader: AnswerReader::new(style.filter(|_| called), thoughts),
     })

@@ -154,7 +154,8 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + S
 }
 
 async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
-    let body = guard::json_body(request).await?;
+    let (parts, body) = request.into_parts();
+    let body = guard::json_body(&parts, body).await?;
     let owner = Arc::clone(&app);
     let (chat, prepared) = aside(move || {
         let chat: ChatRequest = parse(&body)?;
@@ -163,7 +164,8 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
         Ok((chat, prepared))
     })
     .await?;
-    let Prepared { request, reader } = prepared;
+    let Prepared { mut request, reader } = prepared;
+    request.client = guard::client(&parts, chat.common.user.as_ref());
     let about = loaded(&app)?;
     let frame = frame("chatcmpl", &chat.common);
     let record = record(&app, &id, "/v1/chat/completions", &request.prompt, about);
@@ -173,15 +175,17 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
 }
 
 async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
-    let body = guard::json_body(request).await?;
+    let (parts, body) = request.into_parts();
+    let body = guard::json_body(&parts, body).await?;
     let owner = Arc::clone(&app);
-    let (asked, request) = aside(move || {
+    let (asked, mut request) = aside(move || {
         let asked: CompletionRequest = parse(&body)?;
         named(&owner, asked.common.model.as_deref())?;
         let request = prepare::completion(&asked, loaded(&owner)?, owner.max_output)?;
         Ok((asked, request))
     })
     .await?;
+    request.client = guard::client(&parts, asked.common.user.as_ref());
     let about = loaded(&app)?;
     let frame = frame("cmpl", &asked.common);
     let record = record(&app, &id, "/v1/completions", &request.prompt, about);
