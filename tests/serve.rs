@@ -108,6 +108,7 @@ fn answers_refusals_and_errors() {
     let log = server.log();
     assert!(log.contains("\"finish_reason\":\"length\"") && log.contains("\"error\":\"The model `other`"), "{log}");
     assert!(!log.contains("uAB"), "{log}");
+    assert_eq!(log.matches("The model `other`").count(), 1, "{log}");
 }
 
 #[test]

@@ -16,7 +16,7 @@ use futures_util::stream::{self, Stream};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::answer::{ChatShape, Frame, Telling, TextShape};
+use super::answer::{ChatShape, Frame, Shape, Telling, TextShape};
 use super::error::ApiError;
 use super::guard::{self, RequestId};
 use super::log::Record;
@@ -166,12 +166,9 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
     .await?;
     let Prepared { mut request, reader } = prepared;
     request.client = guard::client(&parts, chat.common.user.as_ref());
-    let about = loaded(&app)?;
-    let frame = frame("chatcmpl", &chat.common);
-    let record = record(&app, &id, "/v1/chat/completions", &request.prompt, about);
-    let shape = ChatShape::new(frame, Arc::clone(&about.text), reader);
-    let answer = submit(&app, request, record)?;
-    tell(Telling::new(answer.0, Box::new(shape), answer.1), &chat.common).await
+    let text = Arc::clone(&loaded(&app)?.text);
+    let shape = ChatShape::new(frame("chatcmpl", &chat.common), text, reader);
+    answer(&app, (&id.0.0, "/v1/chat/completions"), request, Box::new(shape), &chat.common).await
 }
 
 async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
@@ -186,43 +183,33 @@ async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestI
     })
     .await?;
     request.client = guard::client(&parts, asked.common.user.as_ref());
-    let about = loaded(&app)?;
-    let frame = frame("cmpl", &asked.common);
-    let record = record(&app, &id, "/v1/completions", &request.prompt, about);
-    let shape = TextShape::new(frame, Arc::clone(&about.text));
-    let answer = submit(&app, request, record)?;
-    tell(Telling::new(answer.0, Box::new(shape), answer.1), &asked.common).await
+    let shape = TextShape::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
+    answer(&app, (&id.0.0, "/v1/completions"), request, Box::new(shape), &asked.common).await
 }
 
 fn frame(prefix: &str, common: &Common) -> Frame {
     Frame::new(prefix, common.model.clone().unwrap_or_default(), common.usage_chunks())
 }
 
-fn record(app: &App, id: &RequestId, path: &str, prompt: &[u32], about: &About) -> Record {
-    let spelled = || about.text.decode(prompt, false).unwrap_or_default();
-    Record::new(&app.log, &id.0, path, app.log_prompts.then(spelled))
-}
-
-fn submit(
-    app: &App,
-    request: crate::llm::Request,
-    mut record: Record,
-) -> Result<(super::scheduler::Answer, Record), ApiError> {
-    match app.scheduler.submit(request) {
-        Ok(answer) => Ok((answer, record)),
-        Err(error) => {
-            record.failed(error.status.as_u16(), &error.message);
-            Err(error)
-        }
-    }
-}
-
 /// Comments keep a connection open while a request waits or its prompt is read.
 const PING: Duration = Duration::from_secs(10);
 
-async fn tell(telling: Telling, common: &Common) -> Handled {
+/// Queues a request and answers it, whole or in events.
+async fn answer(
+    app: &App,
+    (id, path): (&str, &str),
+    request: crate::llm::Request,
+    shape: Box<dyn Shape>,
+    common: &Common,
+) -> Handled {
+    let text = &loaded(app)?.text;
+    let asked = app.log_prompts.then(|| text.decode(&request.prompt, false).unwrap_or_default());
+    let answer = app.scheduler.submit(request)?;
+    let telling = Telling::new(answer, shape, Record::new(&app.log, id, path, asked));
     if common.stream != Some(true) {
-        return Ok(guard::logged(Json(telling.whole().await?).into_response()));
+        // Its record is written either way.
+        let whole = telling.whole().await.map(Json);
+        return Ok(guard::logged(whole.into_response()));
     }
     let events = Sse::new(chunks(telling)).keep_alive(KeepAlive::new().interval(PING).text("working"));
     let mut response = events.into_response();
