@@ -66,6 +66,13 @@ pub fn text(bytes: u64) -> String {
     }
 }
 
+/// A figure of a process in bytes: `field` of /proc/PROCESS/status, whose unit is kB (proc_pid_status(5)).
+pub fn of_process(process: &str, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    Some(value.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

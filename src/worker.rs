@@ -218,11 +218,9 @@ fn one(
     Ok(())
 }
 
-/// Largest resident memory of a process so far, from /proc.
+/// Largest resident memory of a process so far.
 pub fn peak_memory(process: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    memory::of_process(process, "VmHWM")
 }
 
 fn in_child(

@@ -212,10 +212,14 @@ fn write(folder: &Path, config: &Value, tensors: &BTreeMap<String, Plain>) -> Ve
 fn llama() -> (Value, BTreeMap<String, Plain>) {
     let folder = support::repository().join("tests/data/llm/llama");
     let config = serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap();
-    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+    (config, read(&folder.join("model.safetensors")))
+}
+
+fn read(path: &Path) -> BTreeMap<String, Plain> {
+    let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let plain = |view: TensorView<'_>| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-    (config, file.tensors().into_iter().map(|(name, view)| (name, plain(view))).collect())
+    file.tensors().into_iter().map(|(name, view)| (name, plain(view))).collect()
 }
 
 fn logits(paths: &[PathBuf]) -> Vec<f32> {
@@ -273,10 +277,7 @@ fn damaged_packing_is_one_error() {
         let scratch = tempfile::tempdir().unwrap();
         let (paths, ..) = packed_llama(scratch.path(), case, 1);
         let mut config: Value = serde_json::from_str(&fs::read_to_string(&paths[0]).unwrap()).unwrap();
-        let bytes = fs::read(&paths[1]).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let plain = |view: TensorView<'_>| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
-        let mut tensors = file.tensors().into_iter().map(|(name, view)| (name, plain(view))).collect();
+        let mut tensors = read(&paths[1]);
         damage(&mut config, &mut tensors);
         let paths = write(&scratch.path().join("damaged"), &config, &tensors);
         let checkpoint = match Checkpoint::open(&paths) {

@@ -217,8 +217,8 @@ impl Checkpoint {
             }
             checkpoint.files.push(file);
         }
-        let bytes = |entry: &Entry| checkpoint.part(entry).map(<[u8]>::to_vec);
-        checkpoint.packed = packed::find(config_path, &checkpoint.config, &checkpoint.tensors, &bytes)?;
+        let part = |entry: &Entry| checkpoint.part(entry);
+        checkpoint.packed = packed::find(config_path, &checkpoint.config, &checkpoint.tensors, &part)?;
         Ok(checkpoint)
     }
 
@@ -288,9 +288,7 @@ impl Checkpoint {
                 "elements of type {encoding} are not supported\n  hint: take a version in float16 or bfloat16"
             ))
         })?;
-        let end = entry.offset.checked_add(entry.bytes);
-        let bytes = end.and_then(|end| file.bytes().get(entry.offset..end));
-        let bytes = bytes.ok_or_else(|| fail("its data ends beyond the file; fetch it again".to_owned()))?;
+        let bytes = self.part(entry).ok_or_else(|| fail("its data ends beyond the file; fetch it again".to_owned()))?;
         let elements = crate::tensor::element_count(&entry.shape).filter(|count| *count > 0);
         let columns = entry.shape.last().copied().unwrap_or(1);
         let expected = elements.and_then(|count| encoding.row_bytes(columns)?.checked_mul(count / columns));

@@ -121,11 +121,11 @@ pub(super) struct Packed {
 }
 
 /// Packed matrices among a checkpoint's tensors, by the name a plain one would have.
-pub(super) fn find(
+pub(super) fn find<'a>(
     path: &Path,
     config: &Value,
     tensors: &BTreeMap<String, Entry>,
-    bytes: &dyn Fn(&Entry) -> Option<Vec<u8>>,
+    bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>,
 ) -> Result<BTreeMap<String, Packed>, CheckpointError> {
     let Some(quantization) = config.get("quantization_config").filter(|config| config.is_object()) else {
         return Ok(BTreeMap::new());
@@ -137,18 +137,21 @@ pub(super) fn find(
     for (name, words) in tensors.iter().filter(|(name, _)| name.ends_with(suffix)) {
         let stem = name.trim_end_matches(suffix);
         let packed = one(packing, stem, words, tensors, bytes);
-        let packed = packed.map_err(|what| CheckpointError::new(path, format!("tensor `{name}`: {what}")))?;
+        let packed = packed.map_err(|what| {
+            let help = "hint: fetch the checkpoint again, or take one whose quantization_config fits its tensors";
+            CheckpointError::new(path, format!("tensor `{name}`: {what}\n  {help}"))
+        })?;
         found.insert(format!("{stem}.weight"), packed);
     }
     Ok(found)
 }
 
-fn one(
+fn one<'a>(
     packing: Packing,
     stem: &str,
     words: &Entry,
     tensors: &BTreeMap<String, Entry>,
-    bytes: &dyn Fn(&Entry) -> Option<Vec<u8>>,
+    bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>,
 ) -> Result<Packed, String> {
     let part = |name: &str| tensors.get(&format!("{stem}.{name}"));
     let needed = |name: &str| part(name).ok_or_else(|| format!("{stem}.{name} is missing"));
@@ -199,24 +202,17 @@ fn one(
             return Err("its zero points are no integers".to_owned());
         }
     }
-    if let Some(order) = order {
-        let known = bytes(order).filter(|_| is(order, "I32") && order.shape == [inputs]);
+    let mut order = order;
+    if let Some(entry) = order {
+        let known = bytes(entry).filter(|_| is(entry, "I32") && entry.shape == [inputs]);
         let known = known.ok_or_else(|| format!("{stem}'s order of groups is not {inputs} numbers"))?;
-        let below = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let group = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let mut list = known.chunks_exact(4).map(group);
         let inside = |group: i32| usize::try_from(group).is_ok_and(|group| group < groups);
         // compressed-tensors writes -1 where there is no order.
-        if known.chunks_exact(4).all(|bytes| below(bytes) == -1) {
-            return Ok(Packed {
-                packing,
-                words: words.clone(),
-                scales: scales.clone(),
-                zeros: zeros.cloned(),
-                order: None,
-                shape,
-                groups,
-            });
-        }
-        if let Some(bad) = known.chunks_exact(4).map(below).find(|group| !inside(*group)) {
+        if list.clone().all(|group| group == -1) {
+            order = None;
+        } else if let Some(bad) = list.find(|group| !inside(*group)) {
             return Err(format!("an input is in group {bad} of {groups}"));
         }
     }

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use super::session::{Choice, open_llm};
 use super::{Environment, Exit};
+use crate::llm::Record;
 use crate::manifest::Manifest;
 use crate::serve::{self, Entry, Options};
 
@@ -56,10 +57,7 @@ pub(super) struct Args {
 const NAME: &str = "local-trt-llm";
 
 pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
-    let manifest = Manifest::load(&args.engine)?;
-    let Some(record) = manifest.llm.clone() else {
-        bail!("{} is no language model\n  hint: `watus-build run` answers for one picture", args.engine.display());
-    };
+    let (manifest, record) = language_model(&args.engine)?;
     let names = match args.names.is_empty() {
         true if manifest.name == NAME => vec![NAME.to_owned()],
         true => vec![NAME.to_owned(), manifest.name.clone()],
@@ -100,6 +98,15 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
+}
+
+/// The manifest of an engine directory that can be served.
+pub(super) fn language_model(engine: &Path) -> anyhow::Result<(Manifest, Record)> {
+    let manifest = Manifest::load(engine)?;
+    let Some(record) = manifest.llm.clone() else {
+        bail!("{} is no language model\n  hint: `watus-build run` answers for one picture", engine.display());
+    };
+    Ok((manifest, record))
 }
 
 fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {

@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 
 use super::{Exit, print, serve};
 use crate::artifact::write_file;
-use crate::manifest::Manifest;
 
 /// Run the server from boot, as a systemd service
 #[derive(Debug, clap::Args)]
@@ -106,10 +105,7 @@ fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
 /// The unit: only what the server needs, and the GPU.
 fn unit(install: &Install) -> anyhow::Result<String> {
     let args = &install.serve;
-    let manifest = Manifest::load(&args.engine)?;
-    if manifest.llm.is_none() {
-        bail!("{} is no language model", args.engine.display());
-    }
+    let (manifest, _) = serve::language_model(&args.engine)?;
     let absolute = |path: &Path| path.canonicalize().with_context(|| format!("cannot find {}", path.display()));
     let user = install.user.clone().or_else(|| std::env::var("SUDO_USER").ok()).or_else(|| std::env::var("USER").ok());
     let user = user.unwrap_or_else(|| "root".to_owned());

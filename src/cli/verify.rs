@@ -48,7 +48,9 @@ fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     };
     let key = args.api_key_file.as_ref().map(read).transpose()?;
-    let endpoint = Endpoint::new(url, key, args.model.clone()).map_err(anyhow::Error::msg)?;
+    let endpoint = Endpoint::new(url, key, args.model.clone()).map_err(|error| {
+        anyhow::anyhow!("{error}\n  hint: is a server there? `watus-build serve ENGINE` starts one")
+    })?;
     let mut printed = Ok(());
     let checks = endpoint.verify(|check| {
         if !args.json && printed.is_ok() {

@@ -246,16 +246,14 @@ impl Generator {
     /// Gives a request a free slot: where most of its prompt is held already and least else would be lost.
     fn admit(&mut self, number: u64, request: Request) -> Result<(), LlmError> {
         let prompt = request.prompt;
-        let held = |slot: &Slot| {
-            let same = slot.tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-            same.min(prompt.len() - 1) // the last token's logits are wanted
-        };
-        let gain = |slot: &Slot| (LOSS * held(slot)) as i64 - (slot.tokens.len() - held(slot)) as i64;
+        let same = |slot: &Slot| slot.tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        // The last token's logits are wanted.
+        let held: Vec<usize> = self.slots.iter().map(|slot| same(slot).min(prompt.len() - 1)).collect();
+        let gain = |slot: &usize| (LOSS * held[*slot]) as i64 - (self.slots[*slot].tokens.len() - held[*slot]) as i64;
         let free = (0..self.slots.len()).filter(|slot| self.slots[*slot].active.is_none());
-        let place = free.max_by_key(|slot| gain(&self.slots[*slot])).unwrap_or_default();
-        let richest = (0..self.slots.len()).max_by_key(|slot| held(&self.slots[*slot])).unwrap_or_default();
-        let mut reused = held(&self.slots[place]);
-        let elsewhere = held(&self.slots[richest]);
+        let place = free.max_by_key(gain).unwrap_or_default();
+        let richest = (0..self.slots.len()).max_by_key(|slot| held[*slot]).unwrap_or_default();
+        let (mut reused, elsewhere) = (held[place], held[richest]);
         if elsewhere >= reused + WORTH_COPYING {
             self.executor.copy(richest, place, elsewhere)?;
             self.slots[place].tokens = prompt[..elsewhere].to_vec();

@@ -23,7 +23,8 @@ impl Grammars {
     pub fn new(words: &[Vec<u8>], ends: &BTreeSet<u32>) -> Result<Self, LlmError> {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
-            return Err(LlmError::Request("the model has no token that ends an answer".to_owned()));
+            let what = "the model has no token that ends an answer\n  hint: its generation_config.json should name eos_token_id";
+            return Err(LlmError::Request(what.to_owned()));
         };
         let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);

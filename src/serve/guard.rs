@@ -109,7 +109,7 @@ pub(super) async fn origin(Shared(app): Shared<Arc<App>>, request: Request, next
     }
     let preflight = request.method() == Method::OPTIONS;
     let mut response = match preflight {
-        true => super::routes::nothing(StatusCode::NO_CONTENT),
+        true => StatusCode::NO_CONTENT.into_response(),
         false => next.run(request).await,
     };
     let headers = response.headers_mut();

@@ -52,8 +52,6 @@ pub(super) struct Record {
     entry: Entry,
     begun: Instant,
     log: Log,
-    /// Keeps what was said.
-    texts: bool,
     over: bool,
 }
 
@@ -71,7 +69,7 @@ impl Record {
             prompt,
             ..Entry::default()
         };
-        Self { texts: entry.prompt.is_some(), entry, begun: Instant::now(), log: Arc::clone(log), over: false }
+        Self { entry, begun: Instant::now(), log: Arc::clone(log), over: false }
     }
 
     /// It began earlier.
@@ -81,7 +79,7 @@ impl Record {
     }
 
     pub(super) fn said(&mut self, text: &str) {
-        if let Some(said) = self.entry.text.as_mut().filter(|_| self.texts) {
+        if let Some(said) = &mut self.entry.text {
             said.push_str(text);
         }
     }

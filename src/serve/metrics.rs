@@ -11,6 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::llm::{MemoryUse, Usage};
+use crate::memory::of_process;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
@@ -128,7 +129,7 @@ impl Metrics {
 
     /// The figures, as Prometheus reads them.
     pub(super) fn text(&self) -> String {
-        if let Some(bytes) = resident() {
+        if let Some(bytes) = of_process("self", "VmRSS") {
             self.memory.get_or_create(&Kind { kind: "resident" }).set(whole(bytes));
         }
         self.load.set(gpu_load().unwrap_or(f64::NAN));
@@ -141,13 +142,6 @@ impl Metrics {
 
 fn whole(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Resident memory of this process.
-fn resident() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
 }
 
 /// Where a Jetson's driver tells the GPU's load, in thousandths.

@@ -8,8 +8,8 @@
 //!                        JSON or events ◀────────── answer: words, thoughts, calls
 //! ```
 //!
-//! JSON stays on this side: the worker knows tokens and texts. `openai.rs` and `turn.rs` are what requests say, `answer.rs` what responses
-//! do, `error.rs` what clients are told when it does not work.
+//! JSON stays on this side: the worker knows tokens and texts. `openai.rs` and `turn.rs` are what requests say, `answer.rs`
+//! what responses do, `error.rs` what clients are told when it does not work.
 
 mod answer;
 mod connection;

@@ -1,6 +1,6 @@
 //! What OpenAI's API sends: requests as JSON has them, and what of them this server takes.
 //!
-//! A field that changes the answer is honoured or refused; one that does not (`user`, `metadata`, `store`, …) is ignored.
+//! A field that changes the answer is honoured or refused; one that does not (`metadata`, `store`, …) is ignored.
 
 use std::collections::BTreeMap;
 

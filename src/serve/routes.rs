@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{Path, Request, State as Shared};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
@@ -229,9 +229,4 @@ fn chunks(telling: Telling) -> impl Stream<Item = Result<SseEvent, Infallible>> 
         })
     });
     futures_util::StreamExt::flat_map(events, stream::iter)
-}
-
-/// For [`guard`]: an empty body.
-pub(super) fn nothing(status: StatusCode) -> Response {
-    (status, Body::empty()).into_response()
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::state::{About, Phase, State};
-use crate::llm::{Finish, Generator, Piece, Request};
+use crate::llm::{Generator, Piece, Request};
 
 /// What a handler hears. The last is a piece with an end, or a failure.
 #[derive(Debug)]
@@ -213,7 +213,7 @@ impl Inbox {
         }
         let (finish, usage) = (piece.finish, piece.usage);
         let heard = job.events.send(Event::Piece(piece)).is_ok();
-        if finish == Some(Finish::Stop) || finish == Some(Finish::Length) {
+        if finish.is_some() {
             state.measured(&usage);
         }
         if finish.is_some() || !heard {

@@ -5,7 +5,7 @@
 use cudarc::driver::{CudaFunction, DeviceRepr, LaunchConfig, PushKernelArg};
 
 use super::buffers::Buffer;
-use super::kernels::{Address, device_error};
+use super::kernels::{self, Address, device_error, word};
 use super::state::State;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
@@ -118,10 +118,6 @@ pub(super) struct Decode {
     roles: Vec<Role>,
 }
 
-fn word(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
 /// Whether the kernels can take a model's steps.
 pub(super) fn supports(model: &Transformer, dtype: DType) -> bool {
     let d = model.head_dim;
@@ -144,8 +140,7 @@ impl Decode {
         dtype: DType,
         (rows, longest): (usize, usize),
     ) -> Result<Self, BackendError> {
-        let code = super::kernels::intermediate_code(SOURCE)?;
-        let module = device.context.load_module(code).map_err(device_error)?;
+        let module = kernels::load(device, SOURCE)?;
         let kind = if dtype == DType::BFloat16 { "bf16" } else { "f16" };
         let function = |name: &str| module.load_function(&format!("{name}_{kind}")).map_err(device_error);
         let product = |rows: usize| {

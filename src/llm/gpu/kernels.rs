@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
 use crate::backend::BackendError;
@@ -17,7 +17,7 @@ const SOURCE: &str = include_str!("kernels.cu");
 pub(super) type Address = u64;
 
 /// A source compiled for the oldest GPU we serve; the driver translates it for the one there is.
-pub(super) fn intermediate_code(source: &str) -> Result<Ptx, BackendError> {
+fn intermediate_code(source: &str) -> Result<Ptx, BackendError> {
     compile_for(source, OLDEST)
 }
 
@@ -37,6 +37,14 @@ fn compile_for(source: &str, architecture: &str) -> Result<Ptx, BackendError> {
     let options = CompileOptions { options: vec![format!("--gpu-architecture={architecture}")], ..Default::default() };
     let compiled = compile_ptx_with_opts(source, options);
     compiled.map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))
+}
+
+/// A source's kernels, compiled and on the device.
+pub(super) fn load(device: &Device, source: &str) -> Result<Arc<CudaModule>, BackendError> {
+    device.context.load_module(intermediate_code(source)?).map_err(|error| BackendError::Unavailable {
+        what: format!("the driver refused our kernels: {error}"),
+        help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
+    })
 }
 
 fn compiler_is_present() -> bool {
@@ -76,17 +84,13 @@ fn grid(x: usize, y: usize, z: usize, threads: u32) -> LaunchConfig {
 }
 
 /// Every count that reaches a kernel was checked against the model's sizes, which fit.
-fn word(n: usize) -> u32 {
+pub(super) fn word(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 impl Kernels {
     pub(super) fn compile(device: &Device) -> Result<Self, BackendError> {
-        let module =
-            device.context.load_module(intermediate_code(SOURCE)?).map_err(|error| BackendError::Unavailable {
-                what: format!("the driver refused our kernels: {error}"),
-                help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
-            })?;
+        let module = load(device, SOURCE)?;
         let function = |name: &str| module.load_function(name).map_err(device_error);
         Ok(Self {
             stream: Arc::clone(&device.stream),
