@@ -56,6 +56,19 @@ pub fn is_contained(path: &str) -> bool {
         && Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
+/// `WATUS_CACHE_DIR`, or `watus-build` in the user's cache directory.
+pub fn cache_dir() -> PathBuf {
+    user_dir("WATUS_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
+}
+
+fn user_dir(own: &str, xdg: &str, below_home: &str) -> PathBuf {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set(own).unwrap_or_else(|| {
+        let base = set(xdg).or_else(|| Some(set("HOME")?.join(below_home)));
+        base.unwrap_or_else(std::env::temp_dir).join("watus-build")
+    })
+}
+
 const STAGING: &str = ".staging-";
 
 fn staging_path(target: &Path) -> io::Result<PathBuf> {

@@ -8,6 +8,7 @@
 mod encoding;
 mod gguf;
 mod gguf_names;
+mod integers;
 mod mapped;
 mod packed;
 mod safetensors;
@@ -21,6 +22,7 @@ use serde_json::Value;
 
 pub use encoding::Encoding;
 pub use gguf::{Gguf, Judgement, MetadataValue};
+pub use integers::{Integers, Second};
 pub use mapped::Mapped;
 pub use packed::Packing;
 

@@ -310,6 +310,30 @@ impl PackedView<'_> {
         }
     }
 
+    pub(super) fn bits(&self) -> u32 {
+        self.packed.packing.bits
+    }
+
+    /// Inputs that share a scale.
+    pub(super) fn group(&self) -> usize {
+        self.packed.packing.group.unwrap_or(self.packed.shape[1])
+    }
+
+    /// The group of each input, where they are not in order.
+    pub(super) fn order(&self) -> Option<Vec<usize>> {
+        let order = self.order.filter(|_| self.packed.groups > 1)?;
+        let inputs = self.packed.shape[1];
+        Some((0..inputs).map(|input| usize::try_from(word(order, input)).unwrap_or(0)).collect())
+    }
+
+    /// Scale and zero point of a group of an output's inputs.
+    pub(super) fn terms(&self, output: usize, group: usize) -> (f32, f32) {
+        let Packed { packing, groups, shape: [outputs, _], .. } = *self.packed;
+        let by_output = packing.layout == Layout::Tensors;
+        let index = if by_output { output * groups + group } else { group * outputs + output };
+        (self.scale(index), self.zero(output, group))
+    }
+
     /// Decodes rows `first..` into `out`, as many as fit, on all cores.
     pub(super) fn read(&self, first: usize, out: &mut [f32]) {
         let [_, inputs] = self.packed.shape;
@@ -318,25 +342,38 @@ impl PackedView<'_> {
 
     /// A few neighbouring rows.
     fn block(&self, first: usize, out: &mut [f32]) {
-        let Packed { packing, groups, shape: [outputs, inputs], .. } = *self.packed;
-        let Packing { layout, bits, group } = packing;
-        let (mask, count) = ((1 << bits) - 1, packing.count());
+        let Packed { packing, groups, shape: [_, inputs], .. } = *self.packed;
         let rows = out.len() / inputs;
         let mut terms = Vec::with_capacity(groups * rows);
         for group in 0..groups {
-            for output in first..first + rows {
-                let by_output = layout == Layout::Tensors;
-                let scale = self.scale(if by_output { output * groups + group } else { group * outputs + output });
-                terms.push((self.zero(output, group), scale));
-            }
+            terms.extend((first..first + rows).map(|output| self.terms(output, group)));
         }
-        let across = inputs.div_ceil(count);
-        for input in 0..inputs {
-            let own = match (self.order, group) {
+        self.each(first, rows, |row, input, q| {
+            let own = match (self.order, packing.group) {
                 (Some(order), _) => usize::try_from(word(order, input)).unwrap_or(0),
                 (None, Some(size)) => input / size,
                 (None, None) => 0,
             };
+            let (scale, zero) = terms[own * rows + row];
+            out[row * inputs + input] = (small(q) - zero) * scale;
+        });
+    }
+
+    /// The integers of rows `first..`, as many as fit into `out`.
+    pub(super) fn integers(&self, first: usize, out: &mut [u8]) {
+        let [_, inputs] = self.packed.shape;
+        let rows = out.len() / inputs;
+        self.each(first, rows, |row, input, q| out[row * inputs + input] = u8::try_from(q).unwrap_or(u8::MAX));
+    }
+
+    /// Calls with row (from 0), input and integer of `rows` rows from `first`, those of one input together.
+    #[inline(always)]
+    fn each(&self, first: usize, rows: usize, mut with: impl FnMut(usize, usize, u32)) {
+        let Packed { packing, shape: [outputs, inputs], .. } = *self.packed;
+        let Packing { layout, bits, .. } = packing;
+        let (mask, count) = ((1 << bits) - 1, packing.count());
+        let across = inputs.div_ceil(count);
+        for input in 0..inputs {
             let step = u32::try_from(input % count).unwrap_or(0);
             for row in 0..rows {
                 let output = first + row;
@@ -345,8 +382,7 @@ impl PackedView<'_> {
                     Layout::Awq => (input * (outputs / 8) + output / 8, 4 * AWQ_PLACE[output % 8]),
                     Layout::Tensors => (output * across + input / count, bits * step),
                 };
-                let (zero, scale) = terms[own * rows + row];
-                out[row * inputs + input] = (small(word(self.words, index) >> shift & mask) - zero) * scale;
+                with(row, input, word(self.words, index) >> shift & mask);
             }
         }
     }

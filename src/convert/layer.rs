@@ -74,22 +74,16 @@ pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Resu
     graph.finish(Path::new("layer.onnx"))
 }
 
-/// The end of the model. Inputs: hidden `[rows, hidden]`, norm `[hidden]`, output `[hidden, vocabulary]`, or for tied
-/// embeddings `[vocabulary, hidden]` as the checkpoint has it. Output: logits `[rows, vocabulary]` in float32.
+/// The end of the model. Inputs: hidden `[rows, hidden]`, norm `[hidden]`, output `[hidden, vocabulary]`. Output: logits
+/// `[rows, vocabulary]` in float32.
 pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Model, OnnxError> {
     let mut graph = GraphBuilder::new(&format!("{}-head-r{rows}", model.family), OPSET);
     let (hidden, vocabulary) = (model.hidden_size, model.vocab_size);
     graph.input("hidden", dtype, &[Some(rows), Some(hidden)]);
     graph.input("norm", DType::Float32, &[Some(hidden)]);
-    let shape = if model.tied { [Some(vocabulary), Some(hidden)] } else { [Some(hidden), Some(vocabulary)] };
-    graph.input("output", dtype, &shape);
+    graph.input("output", dtype, &[Some(hidden), Some(vocabulary)]);
     let mut emitter = Emitter { graph, model, dtype };
-    let output = if model.tied {
-        emitter.graph.node("Transpose", &["output"], &[("perm", [1, 0].into())])
-    } else {
-        "output".to_owned()
-    };
-    let logits = emitter.head("hidden", "norm", &output);
+    let logits = emitter.head("hidden", "norm", "output");
     let mut graph = emitter.graph;
     graph.node_named("Identity", &[&logits], &["logits"], &[]);
     graph.output("logits", DType::Float32, &[Some(rows), Some(vocabulary)]);

@@ -127,7 +127,7 @@ pub(super) fn disk(examination: &Examination) -> Vec<Finding> {
     if !examination.root.live {
         return Vec::new(); // an image's file system is not the one it will live on
     }
-    let folder = crate::fetch::cache_dir();
+    let folder = crate::artifact::cache_dir();
     let existing = folder.ancestors().find(|path| path.exists());
     let Some(stat) = existing.and_then(|path| rustix::fs::statvfs(path).ok()) else { return Vec::new() };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);

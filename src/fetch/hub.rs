@@ -52,7 +52,7 @@ impl HubSettings {
         Self {
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: token.map(|token| token.trim().to_owned()),
-            cache: cache.unwrap_or_else(|| super::cache_dir().join("hub")),
+            cache: cache.unwrap_or_else(|| crate::artifact::cache_dir().join("hub")),
         }
     }
 }

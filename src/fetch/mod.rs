@@ -159,7 +159,15 @@ impl Fetcher {
     pub fn from_env(progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Self {
         let hub = HubSettings::from_env();
         let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1");
-        Self { hub, cache: cache_dir(), offline, rehash: false, retry: Retry::default(), progress, cancel }
+        Self {
+            hub,
+            cache: crate::artifact::cache_dir(),
+            offline,
+            rehash: false,
+            retry: Retry::default(),
+            progress,
+            cancel,
+        }
     }
 
     /// Brings a source here. `lock` pins hub revisions and is changed when a new one is met.
@@ -203,19 +211,6 @@ impl Fetcher {
         }
         Ok(Fetched::single(target))
     }
-}
-
-/// `WATUS_CACHE_DIR`, or `watus-build` in the user's cache directory.
-pub fn cache_dir() -> PathBuf {
-    user_dir("WATUS_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
-}
-
-fn user_dir(own: &str, xdg: &str, below_home: &str) -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    set(own).unwrap_or_else(|| {
-        let base = set(xdg).or_else(|| Some(set("HOME")?.join(below_home)));
-        base.unwrap_or_else(std::env::temp_dir).join("watus-build")
-    })
 }
 
 fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {

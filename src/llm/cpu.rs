@@ -164,9 +164,7 @@ impl CpuExecutor {
         let head = match self.heads.entry(rows) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
-                // The matrix lies as [vocabulary, hidden], and rten reads it transposed: no need for the tied form.
-                let untied = Transformer { tied: false, ..self.model.clone() };
-                let graph = head_graph(&untied, rows, DType::Float32);
+                let graph = head_graph(&self.model, rows, DType::Float32);
                 entry.insert(Program::new(&graph.map_err(|error| BackendError::Load(error.to_string()))?)?)
             }
         };

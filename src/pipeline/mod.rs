@@ -16,11 +16,11 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 
-use crate::artifact::{StagedDirectory, sha256_file, sweep};
+use crate::artifact::{StagedDirectory, cache_dir, sha256_file, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version, plan};
-use crate::fetch::{Fetched, Fetcher, Lock, cache_dir};
+use crate::fetch::{Fetched, Fetcher, Lock};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
 use crate::memory::{self, Memory};
 use crate::onnx::Model;

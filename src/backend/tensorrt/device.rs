@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::backend::BackendError;
@@ -59,9 +60,16 @@ impl Device {
 
     /// How many multiprocessors it has.
     pub fn multiprocessors(&self) -> Result<usize, BackendError> {
-        let attribute = cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let count = self.context.attribute(attribute).map_err(no_device)?;
-        Ok(usize::try_from(count).unwrap_or(1).max(1))
+        Ok(self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1))
+    }
+
+    /// Bytes of shared memory a block may have.
+    pub fn shared_memory(&self) -> Result<usize, BackendError> {
+        self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
+    }
+
+    fn number(&self, attribute: CUdevice_attribute) -> Result<usize, BackendError> {
+        Ok(usize::try_from(self.context.attribute(attribute).map_err(no_device)?).unwrap_or(0))
     }
 
     /// One line for people.

@@ -57,6 +57,13 @@ impl Buffer {
         Ok(())
     }
 
+    /// Zeroes it, in the stream's order.
+    pub(super) fn clear(&self) -> Result<(), BackendError> {
+        // SAFETY: the buffer lives, and all of it is ours.
+        unsafe { cudarc::driver::result::memset_d8_async(self.address(), 0, self.len(), self.stream.cu_stream()) }
+            .map_err(device_error)
+    }
+
     /// Waits for the stream and copies the first `bytes` into pinned memory.
     pub(super) fn download(&self, pinned: &mut Pinned, bytes: usize) -> Result<(), BackendError> {
         let source = self.slice.slice(..bytes);

@@ -76,15 +76,11 @@ impl Engines {
     pub(super) fn head(&mut self, state: &mut State, rows: usize) -> Result<(), BackendError> {
         let engine = self.heads.get_mut(&rows);
         let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows))))?;
-        let buffers = [
-            ("hidden", &state.last),
-            ("norm", &state.weights.norm),
-            ("output", &state.weights.output),
-            ("logits", &state.logits),
-        ];
+        let buffers = [("hidden", &state.last), ("norm", &state.weights.norm), ("logits", &state.logits)];
         for (name, buffer) in buffers {
             engine.set_address(name, buffer.address() as usize)?;
         }
+        engine.set_address("output", state.weights.output.address() as usize)?;
         engine.enqueue(state.device.stream.cu_stream() as usize)
     }
 
@@ -116,8 +112,8 @@ impl Engines {
                 engine.set_address("past_key", key as usize)?;
                 engine.set_address("past_value", value as usize)?;
             }
-            for (name, buffer) in names.iter().zip(&state.weights.layers[index]) {
-                engine.set_address(name, buffer.address() as usize)?;
+            for (at, name) in names.iter().enumerate() {
+                engine.set_address(name, state.unpacked(index, at)? as usize)?;
             }
             engine.enqueue(stream)?;
             state.append(shape, index, slot)?;

@@ -1,11 +1,13 @@
 //! Our own kernels, compiled when a model is loaded. The one file that launches them, so the one with `unsafe`.
 #![allow(unsafe_code)]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
 
+use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::convert::MASKED;
@@ -16,15 +18,10 @@ const SOURCE: &str = include_str!("kernels.cu");
 /// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
 pub(super) type Address = u64;
 
-/// A source compiled for the oldest GPU we serve; the driver translates it for the one there is.
-fn intermediate_code(source: &str) -> Result<Ptx, BackendError> {
-    compile_for(source, OLDEST)
-}
-
-/// The oldest GPU we serve: Ampere.
+/// The oldest GPU we serve, Ampere: what is compiled for it the driver translates for the one there is.
 const OLDEST: &str = "compute_80";
 
-fn compile_for(source: &str, architecture: &str) -> Result<Ptx, BackendError> {
+fn compile_for(source: &str, architecture: &str, options: &[String]) -> Result<String, BackendError> {
     let missing = |what: String| BackendError::Unavailable {
         what,
         help: "install CUDA's runtime compiler: `sudo apt install cuda-nvrtc-XX-Y` for your CUDA (JetPack's \
@@ -34,17 +31,35 @@ fn compile_for(source: &str, architecture: &str) -> Result<Ptx, BackendError> {
     if !compiler_is_present() {
         return Err(missing("libnvrtc was not found".to_owned()));
     }
-    let options = CompileOptions { options: vec![format!("--gpu-architecture={architecture}")], ..Default::default() };
-    let compiled = compile_ptx_with_opts(source, options);
-    compiled.map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))
+    let mut options = options.to_vec();
+    options.push(format!("--gpu-architecture={architecture}"));
+    let compiled = compile_ptx_with_opts(source, CompileOptions { options, ..Default::default() });
+    let compiled = compiled.map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))?;
+    Ok(compiled.to_src())
 }
 
-/// A source's kernels, compiled and on the device.
-pub(super) fn load(device: &Device, source: &str) -> Result<Arc<CudaModule>, BackendError> {
-    device.context.load_module(intermediate_code(source)?).map_err(|error| BackendError::Unavailable {
+/// A source's kernels, compiled and on the device. What was compiled is kept on disk: NVRTC takes a second.
+pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<Arc<CudaModule>, BackendError> {
+    let kept = kept(source, options);
+    let read = std::fs::read_to_string(&kept);
+    if let Some(module) = read.ok().and_then(|code| device.context.load_module(Ptx::from_src(code)).ok()) {
+        return Ok(module);
+    }
+    let code = compile_for(source, OLDEST, options)?;
+    let module = device.context.load_module(Ptx::from_src(&*code)).map_err(|error| BackendError::Unavailable {
         what: format!("the driver refused our kernels: {error}"),
         help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
-    })
+    })?;
+    // Whoever cannot keep it compiles it again.
+    let _ = kept.parent().map(std::fs::create_dir_all);
+    let _ = write_file(&kept, code.as_bytes());
+    Ok(module)
+}
+
+/// Where compiled kernels of this source are kept; by content, so that nothing old is ever taken.
+fn kept(source: &str, options: &[String]) -> PathBuf {
+    let name = sha256(format!("{OLDEST} {} {source}", options.join(" ")).as_bytes());
+    cache_dir().join("kernels").join(format!("{name}.ptx"))
 }
 
 fn compiler_is_present() -> bool {
@@ -90,7 +105,7 @@ pub(super) fn word(n: usize) -> u32 {
 
 impl Kernels {
     pub(super) fn compile(device: &Device) -> Result<Self, BackendError> {
-        let module = load(device, SOURCE)?;
+        let module = load(device, SOURCE, &[])?;
         let function = |name: &str| module.load_function(name).map_err(device_error);
         Ok(Self {
             stream: Arc::clone(&device.stream),
@@ -211,19 +226,17 @@ mod tests {
             return;
         }
         for architecture in [OLDEST, "compute_87", "compute_90"] {
-            assert_whole(|source| compile_for(source, architecture).unwrap_or_else(|error| panic!("{error}")).to_src());
-        }
-    }
-
-    fn assert_whole(code: impl Fn(&str) -> String) {
-        let has =
-            |code: &str, name: &str| assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
-        let around = code(SOURCE);
-        ["transpose", "convert", "mask", "rotary", "append", "spread"].iter().for_each(|name| has(&around, name));
-        let decode = code(crate::llm::gpu::decode::SOURCE);
-        for kind in ["f16", "bf16"] {
-            [1, 2, 4].iter().for_each(|rows| has(&decode, &format!("product_{kind}_{rows}")));
-            ["place", "attend", "norm_add"].iter().for_each(|name| has(&decode, &format!("{name}_{kind}")));
+            let has = |source: &str, options: &[String], names: &[&str]| {
+                let code = compile_for(source, architecture, options).unwrap_or_else(|error| panic!("{error}"));
+                for name in names {
+                    assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
+                }
+            };
+            has(SOURCE, &[], &["transpose", "convert", "mask", "rotary", "append", "spread"]);
+            let names = ["step_f16", "step_bf16", "expand_int4", "expand_int8"];
+            for options in [["-DDEPTH=3", "-DSLOT=4096"], ["-DDEPTH=5", "-DSLOT=4352"], ["-DDEPTH=4", "-DSLOT=5120"]] {
+                has(crate::llm::gpu::step::SOURCE, &options.map(str::to_owned), &names);
+            }
         }
     }
 }

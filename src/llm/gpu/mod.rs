@@ -1,14 +1,15 @@
 //! The TensorRT executor: one engine per shape runs every layer with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
 //!
-//! `state.rs` is the memory, `engines.rs` TensorRT, `decode.rs` our own kernels for decode steps, `weights.rs` the way in,
-//! `kernels.rs` what neither does. Which of the two takes decode steps is measured when a model is loaded.
+//! `state.rs` is the memory, `engines.rs` TensorRT, `step.rs` our own kernel for decode steps and the head, `weights.rs` the
+//! way in, `kernels.rs` what neither does. Which of the two takes decode steps is measured when a model is loaded.
 
 mod buffers;
-mod decode;
 mod engines;
 mod kernels;
 mod state;
+mod step;
+mod tiles;
 mod weights;
 
 use std::collections::HashMap;
@@ -16,10 +17,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use self::decode::Decode;
 use self::engines::Engines;
 use self::kernels::{Kernels, device_error};
 use self::state::State;
+use self::step::{Kernel, Program};
 use super::executor::{Executor, LlmError, MemoryUse, Rows, Step, check};
 use super::shapes::Shapes;
 use crate::backend::tensorrt::TensorRt;
@@ -59,7 +60,7 @@ pub struct GpuExecutor {
     graphs: HashMap<(LayerShape, Way, usize), Graph>,
     engines: Engines,
     /// Our own kernels, where they can take the model's steps.
-    decode: Option<Decode>,
+    program: Option<Program>,
     state: State,
     /// Positions in each slot, as far as it was told.
     used: Vec<usize>,
@@ -82,19 +83,14 @@ impl GpuExecutor {
         buffers::single_stream(&device.stream);
         let kernels = Kernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
-        let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, options.dtype, progress)?;
-        let state = State::new(device, kernels, (model, checkpoint), (weights, options.dtype), &options.shapes)?;
-        let decode = if decode::supports(&state.model, options.dtype) {
-            let rows = options.shapes.slots.min(decode::ROWS);
-            let longest = options.shapes.caches.last().copied().unwrap_or(options.shapes.max_len);
-            match Decode::new(&state.device, &state.model, options.dtype, (rows, longest)) {
-                // A compiler older than any we could try: TensorRT decodes, as it did before there were kernels.
-                Err(BackendError::Unavailable { .. }) => None,
-                made => Some(made?),
-            }
-        } else {
-            None
-        };
+        let dtype = options.dtype;
+        let tile = weights::largest_tile(&checkpoint, &model)?;
+        let kernel = Kernel::compile(&device, &model, dtype, tile)?.map(Arc::new);
+        let keep = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
+        let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, (dtype, keep), progress)?;
+        let loaded = (weights, dtype, kernel.clone());
+        let state = State::new(device, kernels, (model, checkpoint), loaded, &options.shapes)?;
+        let program = kernel.map(|kernel| Program::new(kernel, &state, options.shapes.slots)).transpose()?;
         let mut executor = Self {
             info,
             graphs: HashMap::new(),
@@ -102,7 +98,7 @@ impl GpuExecutor {
             state,
             used: vec![0; options.shapes.slots],
             ways: HashMap::new(),
-            decode,
+            program,
             launched: (0, Vec::new()),
             options,
         };
@@ -117,14 +113,14 @@ impl GpuExecutor {
         let only = std::env::var(DECODE).ok();
         let mut candidates: Vec<(usize, usize, Way)> =
             self.options.shapes.steps.iter().map(|(batch, chunk)| (*batch, *chunk, Way::Engines)).collect();
-        if self.decode.is_some() {
-            let fits = [1, self.options.shapes.slots].into_iter().filter(|batch| *batch <= decode::ROWS);
+        if self.program.is_some() {
+            let fits = [1, self.options.shapes.slots].into_iter().filter(|batch| *batch <= step::ROWS);
             candidates.extend(fits.map(|batch| (batch, 1, Way::Kernels)));
         }
         let mut best: HashMap<usize, (f64, Way, usize)> = HashMap::new();
         for (batch, chunk, way) in candidates {
             let name = if way == Way::Kernels { "kernels" } else { "engines" };
-            if only.as_ref().is_some_and(|only| only != name) && self.decode.is_some() {
+            if only.as_ref().is_some_and(|only| only != name) && self.program.is_some() {
                 continue;
             }
             let shape = LayerShape { batch, chunk, cache: capacity };
@@ -161,7 +157,7 @@ impl GpuExecutor {
     fn replay(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
         let key = (shape, way, slot);
         let layers = (way == Way::Engines).then_some(shape);
-        let rows = if way == Way::Kernels && !self.state.model.tied { 0 } else { shape.batch };
+        let rows = if self.program.is_some() { 0 } else { shape.batch };
         if self.engines.prepare(&self.state, layers, rows)? {
             self.graphs.clear(); // the scratch memory they refer to has moved
         }
@@ -183,19 +179,22 @@ impl GpuExecutor {
     }
 
     fn step(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
-        match self.decode.as_ref().filter(|_| way == Way::Kernels) {
-            Some(decode) => {
-                decode.enqueue(&mut self.state, shape.batch, slot)?;
-                if !self.state.model.tied {
-                    return decode.head(&self.state, shape.batch);
-                }
-            }
-            None => self.engines.enqueue(&mut self.state, shape, slot)?,
+        if let Some(program) = self.program.as_ref().filter(|_| way == Way::Kernels) {
+            return program.enqueue(&self.state, shape.batch, slot);
         }
+        self.engines.enqueue(&mut self.state, shape, slot)?;
         for row in 0..shape.batch {
             self.state.take_row(row * shape.chunk, row)?;
         }
-        self.engines.head(&mut self.state, shape.batch)
+        self.head(shape.batch)
+    }
+
+    /// The first `rows` of `State::last` to logits.
+    fn head(&mut self, rows: usize) -> Result<(), BackendError> {
+        match &self.program {
+            Some(program) => program.head(&self.state, rows),
+            None => self.engines.head(&mut self.state, rows),
+        }
     }
 }
 
@@ -231,7 +230,7 @@ impl Executor for GpuExecutor {
             let cached = position + done;
             let cache = if cached == 0 { 0 } else { self.state.capacity };
             let shape = LayerShape { batch: 1, chunk, cache };
-            if self.engines.prepare(&self.state, Some(shape), 1)? {
+            if self.engines.prepare(&self.state, Some(shape), usize::from(self.program.is_none()))? {
                 self.graphs.clear();
             }
             // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's
@@ -248,10 +247,14 @@ impl Executor for GpuExecutor {
                 Rows::Last if done == tokens.len() => count - 1..count,
                 Rows::Last | Rows::None => 0..0,
             };
-            for row in wanted {
-                self.state.take_row(row, 0)?;
-                self.engines.head(&mut self.state, 1)?;
-                logits.extend(self.state.fetch_rows(1, &[0])?);
+            let wanted: Vec<usize> = wanted.collect();
+            for wanted in wanted.chunks(if self.program.is_some() { step::ROWS } else { 1 }) {
+                for (to, from) in wanted.iter().enumerate() {
+                    self.state.take_row(*from, to)?;
+                }
+                self.head(wanted.len())?;
+                let rows: Vec<usize> = (0..wanted.len()).collect();
+                logits.extend(self.state.fetch_rows(rows.len(), &rows)?);
             }
         }
         self.used[slot] = position + tokens.len();
@@ -312,7 +315,7 @@ impl Executor for GpuExecutor {
             cache: self.state.cache_bytes() as u64,
             scratch: (self.state.scratch_bytes()
                 + self.engines.scratch_bytes()
-                + self.decode.as_ref().map_or(0, Decode::scratch_bytes)) as u64,
+                + self.program.as_ref().map_or(0, Program::scratch_bytes)) as u64,
         }
     }
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::buffers::{Buffer, Pinned, copy};
 use super::kernels::{Address, Kernels, kind};
-use super::weights::Weights;
+use super::step::Kernel;
+use super::weights::{Matrix, Weights};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Checkpoint;
@@ -31,8 +32,8 @@ pub(super) struct State {
     /// Room of a whole cache for moving it.
     spare: Buffer,
     /// `[rope]`: cosines and sines of every position, `[max_len, rotary]`.
-    tables: Vec<(Buffer, Buffer)>,
-    positions: usize,
+    pub(super) tables: Vec<(Buffer, Buffer)>,
+    pub(super) positions: usize,
     slots: usize,
     /// `[rope]`: the rows of this pass.
     pub(super) rotary: Vec<(Buffer, Buffer)>,
@@ -50,6 +51,9 @@ pub(super) struct State {
     count: Buffer,
     embedded: Buffer,
     bad: Buffer,
+    /// Who unpacks matrices for the engines, and where to: by their place in a layer.
+    pub(super) kernel: Option<Arc<Kernel>>,
+    unpacked: Vec<Buffer>,
     staging: Pinned,
     answer: Pinned,
 }
@@ -59,7 +63,7 @@ impl State {
         device: Device,
         kernels: Kernels,
         (model, checkpoint): (Transformer, Arc<Checkpoint>),
-        (weights, dtype): (Weights, DType),
+        (weights, dtype, kernel): (Weights, DType, Option<Arc<Kernel>>),
         shapes: &Shapes,
     ) -> Result<Self, LlmError> {
         let stream = Arc::clone(&device.stream);
@@ -99,9 +103,18 @@ impl State {
         windows.dedup();
         let masks = windows.into_iter().map(|window| Ok((window, buffer(masked * size, "masks")?)));
         let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
+        let most = |at: usize| {
+            let bytes = weights.layers.iter().map(|layer| match &layer[at] {
+                Matrix::Plain(_) => 0,
+                Matrix::Packed { layout, .. } => layout.inputs * layout.outputs * size,
+            });
+            bytes.max().unwrap_or(0)
+        };
+        let unpacked = (0..weights.layers.first().map_or(0, Vec::len)).map(|at| buffer(most(at), "unpacked weights"));
+        let unpacked = unpacked.collect::<Result<Vec<_>, _>>()?;
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
         let new = || buffer(tokens * model.kv_heads * model.head_dim * size, "activations");
-        let rows = shapes.slots.max(1);
+        let rows = shapes.slots.max(super::step::ROWS);
         Ok(Self {
             embedding: Embedding::new(&checkpoint, &model),
             spare: buffer(cache, "keys and values")?,
@@ -125,6 +138,8 @@ impl State {
             answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
             device,
             kernels,
+            kernel,
+            unpacked,
             weights,
             model,
             dtype,
@@ -140,7 +155,8 @@ impl State {
         let masks: usize = self.masks.iter().map(|(_, mask)| mask.len()).sum();
         let pairs = self.tables.iter().chain(&self.rotary).map(|(a, b)| a.len() + b.len()).sum::<usize>();
         let hidden = self.hidden.iter().map(Buffer::len).sum::<usize>();
-        masks + pairs + hidden + self.spare.len() + self.embedded.len() + self.logits.len()
+        let unpacked: usize = self.unpacked.iter().map(Buffer::len).sum();
+        masks + pairs + hidden + unpacked + self.spare.len() + self.embedded.len() + self.logits.len()
     }
 
     /// Tells the device where the sequences are: (cached, new) positions, one pair per row of the batch.
@@ -192,12 +208,6 @@ impl State {
             let sizes = [batch, self.model.group(), chunk, cache];
             self.kernels.mask((mask.address(), self.dtype), cached, sizes, *window)?;
         }
-        self.turn(batch, chunk)
-    }
-
-    /// The rotary rows alone.
-    pub(super) fn turn(&mut self, batch: usize, chunk: usize) -> Result<(), BackendError> {
-        let cached = self.cached.address();
         for ((rope, table), rows) in self.model.ropes.iter().zip(&self.tables).zip(&self.rotary) {
             let sizes = [batch, chunk, rope.dimension() * self.dtype.size() / 4, self.positions];
             self.kernels.rotary(table.0.address(), rows.0.address(), cached, sizes)?;
@@ -266,6 +276,19 @@ impl State {
         }
         (self.capacity, self.next_capacity) = (capacity, capacity);
         Ok(())
+    }
+
+    /// Where weight `at` of a layer is as the engines want it.
+    pub(super) fn unpacked(&self, layer: usize, at: usize) -> Result<Address, BackendError> {
+        match (&self.weights.layers[layer][at], &self.kernel) {
+            (Matrix::Packed { tiles, order, layout }, Some(kernel)) => {
+                let out = self.unpacked[at].address();
+                let order = order.as_ref().map_or(0, Buffer::address);
+                kernel.expand(&self.device.stream, (tiles.address(), order, *layout), out)?;
+                Ok(out)
+            }
+            (weight, _) => Ok(weight.address()),
+        }
     }
 
     /// Puts hidden state `from` of the last layer's output into row `to` of the head's input.

@@ -8,28 +8,91 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 
 use super::buffers::{Buffer, Pinned};
-use super::kernels::{Kernels, kind};
+use super::kernels::{Address, Kernels, kind, word};
+use super::tiles::{self, Layout};
 use crate::backend::BackendError;
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
-use crate::convert::{Part, Transformer, Weight};
+use crate::convert::{Part, Role, Transformer, Weight};
 use crate::llm::executor::LlmError;
 use crate::tensor::DType;
+
+/// A weight on the device.
+pub(super) enum Matrix {
+    /// A matrix `[inputs, outputs]`, or a vector.
+    Plain(Buffer),
+    /// Small integers in tiles, as the step kernel reads them.
+    Packed {
+        tiles: Buffer,
+        /// uint32: where its inputs are, if not in their place.
+        order: Option<Buffer>,
+        layout: Layout,
+    },
+}
+
+impl Matrix {
+    pub(super) fn address(&self) -> Address {
+        match self {
+            Matrix::Plain(buffer) | Matrix::Packed { tiles: buffer, .. } => buffer.address(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Matrix::Plain(buffer) => buffer.len(),
+            Matrix::Packed { tiles, order, .. } => tiles.len() + order.as_ref().map_or(0, Buffer::len),
+        }
+    }
+}
 
 /// All weights on the device.
 pub(super) struct Weights {
     /// `[layer][weight]`, in the order of [`Transformer::layer_weights`].
-    pub(super) layers: Vec<Vec<Buffer>>,
+    pub(super) layers: Vec<Vec<Matrix>>,
+    roles: Vec<Role>,
     /// The last norm's `[hidden]`, float32.
     pub(super) norm: Buffer,
-    /// `[hidden, vocabulary]`, or as the checkpoint has it if tied.
-    pub(super) output: Buffer,
+    /// `[hidden, vocabulary]`.
+    pub(super) output: Matrix,
 }
 
 impl Weights {
     pub(super) fn bytes(&self) -> usize {
-        let layers: usize = self.layers.iter().flatten().map(Buffer::len).sum();
-        layers + self.norm.len() + self.output.len()
+        let layers: usize = self.layers.iter().flatten().map(Matrix::bytes).sum();
+        layers + self.norm.len() + self.output.bytes()
     }
+
+    /// A layer's weight, if it has such.
+    pub(super) fn of(&self, layer: usize, role: Role) -> Option<&Matrix> {
+        let at = self.roles.iter().position(|have| *have == role)?;
+        self.layers.get(layer)?.get(at)
+    }
+}
+
+/// How these parts can stay packed, if they can.
+fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Option<Layout>, CheckpointError> {
+    let mut integers = Vec::new();
+    let mut rows = 0;
+    for part in parts {
+        let view = checkpoint.expect(&part.tensor, &part.shape)?;
+        rows += view.rows();
+        match view.integers() {
+            Some(part) => integers.push(part),
+            None => return Ok(None),
+        }
+    }
+    Ok(tiles::layout(&integers, rows, columns))
+}
+
+/// Bytes of the largest tile among a model's packed matrices; 0 if there are none.
+pub(super) fn largest_tile(checkpoint: &Checkpoint, model: &Transformer) -> Result<usize, CheckpointError> {
+    let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
+    let matrices = layers.filter(|weight| weight.role.is_matrix()).map(|weight| (weight.parts, weight.columns));
+    let mut largest = 0;
+    for (parts, columns) in matrices.chain([(vec![model.output_matrix()], model.hidden_size)]) {
+        let layout = packed(checkpoint, &parts, columns)?;
+        largest = largest.max(layout.map_or(0, Layout::tile_bytes));
+    }
+    Ok(largest)
 }
 
 struct Loader<'a> {
@@ -38,6 +101,8 @@ struct Loader<'a> {
     kernels: &'a Kernels,
     stream: &'a Arc<CudaStream>,
     dtype: DType,
+    /// Whether integers stay packed.
+    keep: bool,
     /// Raw bytes of one part.
     staging: Buffer,
     /// Count of values out of range.
@@ -53,7 +118,7 @@ pub(super) fn load(
     model: &Transformer,
     kernels: &Kernels,
     stream: &Arc<CudaStream>,
-    dtype: DType,
+    (dtype, keep): (DType, bool),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Weights, LlmError> {
     let layer_parts = (0..model.layers.len()).flat_map(|index| model.layer_weights(index)).flat_map(|w| w.parts);
@@ -71,6 +136,7 @@ pub(super) fn load(
         kernels,
         stream,
         dtype,
+        keep,
         staging: Buffer::new(stream, largest, "a tensor on its way")?,
         bad: Buffer::new(stream, 4, "a counter")?,
         count: Pinned::new(stream, 4)?,
@@ -85,30 +151,53 @@ pub(super) fn load(
     }
     let norm = loader.vector(&[model.final_norm()], model.hidden_size, DType::Float32, model.norm_offset)?;
     let matrix = model.output_matrix();
-    let output = if model.tied {
-        loader.vector(std::slice::from_ref(&matrix), model.vocab_size * model.hidden_size, dtype, 0.0)?
-    } else {
-        loader.matrix(std::slice::from_ref(&matrix), model.vocab_size, model.hidden_size)?
-    };
+    let output = loader.matrix(std::slice::from_ref(&matrix), model.vocab_size, model.hidden_size)?;
     loader.check([&model.final_norm(), &matrix])?;
     progress(total, total);
     // On a Jetson the pages would take the same memory a second time.
     checkpoint.files().iter().for_each(crate::checkpoint::Mapped::release);
-    Ok(Weights { layers, norm, output })
+    let roles = model.layer_weights(0).iter().map(|weight| weight.role).collect();
+    Ok(Weights { layers, roles, norm, output })
 }
 
 impl Loader<'_> {
-    fn weight(&mut self, weight: &Weight) -> Result<Buffer, LlmError> {
+    fn weight(&mut self, weight: &Weight) -> Result<Matrix, LlmError> {
         if weight.role.is_matrix() {
             return self.matrix(&weight.parts, weight.rows, weight.columns);
         }
         let norm = weight.role.is_norm();
         let (dtype, offset) = if norm { (DType::Float32, self.model.norm_offset) } else { (self.dtype, 0.0) };
-        self.vector(&weight.parts, weight.columns, dtype, offset)
+        Ok(Matrix::Plain(self.vector(&weight.parts, weight.columns, dtype, offset)?))
     }
 
-    /// Parts of `[rows, columns]` side by side as `[columns, all rows]`.
-    fn matrix(&mut self, parts: &[Part], rows: usize, columns: usize) -> Result<Buffer, LlmError> {
+    /// Parts that stay packed, if they can.
+    fn packed(&mut self, parts: &[Part], columns: usize) -> Result<Option<Matrix>, LlmError> {
+        let Some(layout) = packed(self.checkpoint, parts, columns)?.filter(|_| self.keep) else { return Ok(None) };
+        let views = parts.iter().map(|part| self.checkpoint.expect(&part.tensor, &part.shape));
+        let views = views.collect::<Result<Vec<_>, _>>()?;
+        let integers: Vec<_> = views.iter().filter_map(|view| view.integers()).collect();
+        let rows: Vec<usize> = views.iter().map(View::rows).collect();
+        let Some(tiled) = tiles::tile(&integers, &rows, layout) else { return Ok(None) };
+        let mut tiles = Buffer::new(self.stream, tiled.bytes.len(), "the weights")?;
+        tiles.upload(&tiled.bytes)?;
+        let order = match tiled.order {
+            Some(order) => {
+                let bytes: Vec<u8> = order.iter().flat_map(|input| word(*input).to_le_bytes()).collect();
+                let mut buffer = Buffer::new(self.stream, bytes.len(), "the weights")?;
+                buffer.upload(&bytes)?;
+                Some(buffer)
+            }
+            None => None,
+        };
+        self.done += views.iter().map(|view| view.bytes.len() as u64).sum::<u64>();
+        Ok(Some(Matrix::Packed { tiles, order, layout: tiled.layout }))
+    }
+
+    /// Parts of `[rows, columns]` side by side as `[columns, all rows]`, or packed.
+    fn matrix(&mut self, parts: &[Part], rows: usize, columns: usize) -> Result<Matrix, LlmError> {
+        if let Some(packed) = self.packed(parts, columns)? {
+            return Ok(packed);
+        }
         let buffer = Buffer::new(self.stream, rows * columns * self.dtype.size(), "the weights")?;
         let mut first = 0;
         for part in parts {
@@ -122,7 +211,7 @@ impl Loader<'_> {
             )?;
             first += view.rows();
         }
-        Ok(buffer)
+        Ok(Matrix::Plain(buffer))
     }
 
     /// Parts one behind the other, in their own layout.

@@ -1,0 +1,283 @@
+//! A decode step on our own kernel: up to eight sequences' next tokens through all layers and the head in one launch. What
+//! each phase reads and writes is fixed when a model is loaded; see `step/common.cu`.
+
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use super::buffers::Buffer;
+use super::kernels::{Address, word};
+use super::state::State;
+use super::weights::Matrix;
+use crate::backend::BackendError;
+use crate::convert::{Activation, Role};
+
+#[cfg(test)]
+pub(super) use kernel::SOURCE;
+use kernel::{ADD, ATTEND, GROUP, Launch, List, PLAIN_DEEP, PLAIN_TILE, PRODUCT, Phase, STRIP, second};
+pub(super) use kernel::{Kernel, ROWS};
+
+/// A model's step: what the kernel does, and what lies between its phases.
+pub(super) struct Program {
+    kernel: Arc<Kernel>,
+    /// All layers and the head; the head alone, of `State::last`.
+    whole: List,
+    /// Eight rows each.
+    heads: Vec<List>,
+    partial: Buffer,
+    attention: Buffer,
+    /// Activations and sums of squares.
+    between: Vec<Buffer>,
+}
+
+/// Builds a list, giving each phase its counters.
+struct Lister {
+    phases: Vec<Phase>,
+    counters: usize,
+}
+
+impl Lister {
+    fn push(&mut self, phase: Phase, counters: usize) {
+        self.phases.push(Phase { counters: word(self.counters), ..phase });
+        self.counters += counters;
+    }
+
+    fn product(&mut self, phase: Phase) {
+        self.push(phase, phase.strips as usize);
+    }
+
+    /// residual + product, or residual + norm(product), which goes through `apart`; each with its squares.
+    fn join(
+        &mut self,
+        product: Phase,
+        norm: Address,
+        residual: Address,
+        (out, out_squares): (Address, Address),
+        apart: (Address, Address),
+    ) {
+        if norm == 0 {
+            return self.product(Phase { residual, out, out_squares, ..product });
+        }
+        self.product(Phase { out: apart.0, out_squares: apart.1, ..product });
+        let add = Phase {
+            kind: ADD,
+            x: apart.0,
+            squares: apart.1,
+            square_count: product.strips,
+            norm,
+            residual,
+            out,
+            out_squares,
+            outputs: product.outputs,
+            strips: product.strips,
+            ..Phase::default()
+        };
+        self.push(add, 0);
+    }
+
+    fn finish(mut self, state: &State) -> Result<List, BackendError> {
+        let first = word(self.phases.len());
+        self.phases.iter_mut().for_each(|phase| phase.counters += first);
+        List::new(&state.device.stream, &self.phases, self.counters)
+    }
+}
+
+/// A product's shape and weights.
+fn product(matrix: &Matrix, inputs: usize, outputs: usize) -> Phase {
+    let strips = outputs.div_ceil(STRIP);
+    let common = Phase {
+        kind: PRODUCT,
+        weights: matrix.address(),
+        inputs: word(inputs),
+        outputs: word(outputs),
+        stride: word(inputs),
+        strips: word(strips),
+        ..Phase::default()
+    };
+    match matrix {
+        Matrix::Plain(_) => Phase {
+            tile_k: word(PLAIN_DEEP),
+            tiles: word(inputs.div_ceil(PLAIN_DEEP)),
+            tile_bytes: word(PLAIN_TILE),
+            ..common
+        },
+        Matrix::Packed { layout, order, .. } => Phase {
+            weight_kind: if layout.bits == 8 { 1 } else { 2 },
+            order: order.as_ref().map_or(0, Buffer::address),
+            tile_k: word(layout.deep()),
+            tiles: word(layout.tiles()),
+            tile_bytes: word(layout.tile_bytes()),
+            group: word(layout.group),
+            second: second(layout.second),
+            ..common
+        },
+    }
+}
+
+impl Program {
+    /// Puts together the steps of the model in `state`, which holds `slots` sequences.
+    pub(super) fn new(kernel: Arc<Kernel>, state: &State, slots: usize) -> Result<Self, BackendError> {
+        let model = &state.model;
+        let rows = slots.min(ROWS);
+        let (hidden, inner, d) = (model.hidden_size, model.intermediate_size, model.head_dim);
+        let (wide, qkv_width) = (model.heads * d, (model.heads + 2 * model.kv_heads) * d);
+        let mut between = Vec::new();
+        let mut buffer = |bytes: usize| -> Result<Address, BackendError> {
+            let buffer = Buffer::new(&state.device.stream, bytes, "decode steps")?;
+            let address = buffer.address();
+            between.push(buffer);
+            Ok(address)
+        };
+        let size = state.dtype.size();
+        let mut activations = |width: usize| buffer(rows * width * size);
+        let (qkv, attended, middle) = (activations(qkv_width)?, activations(wide)?, activations(hidden)?);
+        let (apart, gates) = (activations(hidden)?, activations(2 * inner)?);
+        let strips = hidden.div_ceil(STRIP);
+        let mut squares = || buffer(ROWS * strips * 4);
+        let (apart_squares, middle_squares, hidden_squares) = (squares()?, squares()?, squares()?);
+        let square_count = word(strips);
+        let mut list = Lister { phases: Vec::new(), counters: 0 };
+        for (index, kind) in model.layers.iter().enumerate() {
+            let weight = |role: Role| state.weights.of(index, role);
+            let address = |role: Role| weight(role).map_or(0, Matrix::address);
+            let matrix = |role: Role, inputs: usize, outputs: usize| {
+                let matrix = weight(role).ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
+                Ok::<_, BackendError>(product(matrix, inputs, outputs))
+            };
+            let (input, output) = (state.hidden[index % 2].address(), state.hidden[(index + 1) % 2].address());
+            let first = Phase {
+                x: input,
+                // Nobody has summed up the embeddings' squares.
+                squares: if index == 0 { 0 } else { hidden_squares },
+                square_count,
+                norm: address(Role::AttentionNorm),
+                bias: address(Role::QkvBias),
+                out: qkv,
+                ..matrix(Role::Qkv, hidden, qkv_width)?
+            };
+            list.product(first);
+            let (keys, values) = state.cache(index, 0, 0);
+            let (cos, sin) = &state.tables[kind.rope];
+            let attend = Phase {
+                kind: ATTEND,
+                x: qkv,
+                norm: address(Role::QueryNorm),
+                key_norm: address(Role::KeyNorm),
+                out: attended,
+                keys,
+                values,
+                cos: cos.address(),
+                sin: sin.address(),
+                window: kind.window.map_or(0, word),
+                rotary: word(model.ropes[kind.rope].dimension()),
+                ..Phase::default()
+            };
+            list.push(attend, rows * model.kv_heads);
+            let projected =
+                Phase { x: attended, bias: address(Role::OutputBias), ..matrix(Role::Output, wide, hidden)? };
+            list.join(
+                projected,
+                address(Role::PostAttentionNorm),
+                input,
+                (middle, middle_squares),
+                (apart, apart_squares),
+            );
+            let gate_up = Phase {
+                x: middle,
+                squares: middle_squares,
+                square_count,
+                norm: address(Role::MlpNorm),
+                bias: address(Role::GateUpBias),
+                out: gates,
+                ..matrix(Role::GateUp, hidden, 2 * inner)?
+            };
+            let down = Phase {
+                x: gates,
+                gated: 1,
+                bias: address(Role::DownBias),
+                stride: word(2 * inner),
+                ..matrix(Role::Down, inner, hidden)?
+            };
+            list.product(gate_up);
+            list.join(down, address(Role::PostMlpNorm), middle, (output, hidden_squares), (apart, apart_squares));
+        }
+        let last = state.hidden[model.layers.len() % 2].address();
+        let head = Phase {
+            x: last,
+            squares: hidden_squares,
+            square_count,
+            norm: state.weights.norm.address(),
+            out: state.logits.address(),
+            wide: 1,
+            cap: model.logit_softcap.unwrap_or(0.0),
+            ..product(&state.weights.output, hidden, model.vocab_size)
+        };
+        list.product(head);
+        let heads = (0..slots.max(ROWS).div_ceil(ROWS)).map(|part| {
+            let mut alone = Lister { phases: Vec::new(), counters: 0 };
+            let x = state.last.address() + (part * ROWS * hidden * size) as u64;
+            let out = state.logits.address() + (part * ROWS * model.vocab_size * 4) as u64;
+            alone.product(Phase { x, squares: 0, out, ..head });
+            alone.finish(state)
+        });
+        let heads = heads.collect::<Result<Vec<_>, _>>()?;
+        // As many parts as there are blocks, or pairs of sequence and key head.
+        let attention = kernel.blocks.max(rows * model.kv_heads) * GROUP * (d + 2) * 4;
+        Ok(Self {
+            partial: Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * STRIP * 4, "decode steps")?,
+            attention: Buffer::new(&state.device.stream, attention, "decode steps")?,
+            whole: list.finish(state)?,
+            heads,
+            between,
+            kernel,
+        })
+    }
+
+    /// Bytes between the phases.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        let lists = self.heads.iter().chain([&self.whole]).map(List::bytes);
+        let between: usize = self.between.iter().map(Buffer::len).sum();
+        lists.sum::<usize>() + between + self.partial.len() + self.attention.len()
+    }
+
+    /// Puts a step of `rows` sequences on the stream, the first of which is in `slot`: the hidden states in
+    /// `State::hidden[0]` to logits.
+    pub(super) fn enqueue(&self, state: &State, rows: usize, slot: usize) -> Result<(), BackendError> {
+        self.launch(state, &self.whole, rows, slot)
+    }
+
+    /// The first `rows` of `State::last` to logits.
+    pub(super) fn head(&self, state: &State, rows: usize) -> Result<(), BackendError> {
+        for (part, list) in self.heads.iter().enumerate().take(rows.div_ceil(ROWS)) {
+            self.launch(state, list, (rows - part * ROWS).min(ROWS), 0)?;
+        }
+        Ok(())
+    }
+
+    fn launch(&self, state: &State, list: &List, rows: usize, slot: usize) -> Result<(), BackendError> {
+        let model = &state.model;
+        let (cached, present) = state.places();
+        let launch = Launch {
+            partial: self.partial.address(),
+            attention: self.attention.address(),
+            cached,
+            present,
+            rows: word(rows),
+            slot: word(slot),
+            capacity: word(state.capacity),
+            positions: word(state.positions),
+            heads: word(model.heads),
+            kv_heads: word(model.kv_heads),
+            dim: word(model.head_dim),
+            gelu: u32::from(model.activation == Activation::Gelu),
+            splits: word((self.kernel.blocks / (rows * model.kv_heads)).max(1)),
+            eps: model.norm_eps,
+            scale: model.attention_scale,
+            cap: model.attention_softcap.unwrap_or(0.0),
+            ..Launch::default()
+        };
+        self.kernel.launch(&state.device.stream, list, launch)
+    }
+}

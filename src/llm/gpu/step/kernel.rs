@@ -1,0 +1,248 @@
+//! The step kernel on this device: compiled for it, launched, and told what to do in the terms of `common.cu`. The one file
+//! that launches it.
+#![allow(unsafe_code)]
+
+use cudarc::driver::sys::CUfunction_attribute;
+use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+
+use super::super::buffers::Buffer;
+use super::super::kernels::{self, Address, device_error, word};
+use super::super::tiles::{self, Layout};
+use crate::backend::BackendError;
+use crate::backend::tensorrt::device::Device;
+use crate::checkpoint::Second;
+use crate::convert::Transformer;
+use crate::tensor::DType;
+
+/// Source of the kernels.
+pub(in super::super) const SOURCE: &str =
+    concat!(include_str!("common.cu"), include_str!("product.cu"), include_str!("attend.cu"), include_str!("step.cu"));
+
+/// As common.cu has them.
+pub(super) const STRIP: usize = 2 * tiles::COLUMNS;
+const WARPS: usize = 8;
+pub(super) const GROUP: usize = 16;
+const WORK: usize = 48 << 10;
+/// Inputs of a plain tile.
+pub(super) const PLAIN_DEEP: usize = 32;
+/// Shared memory the kernel has besides.
+const STATIC: usize = 1 << 10;
+const LARGEST_HEAD: usize = 256;
+/// Sequences of a step at most.
+pub(in super::super) const ROWS: usize = 8;
+/// Bytes of a tile of plain weights.
+pub(super) const PLAIN_TILE: usize = 4096;
+/// Tiles a warp has on their way: fewer than two would leave memory waiting, more than eight gains nothing.
+const DEPTHS: std::ops::RangeInclusive<usize> = 2..=8;
+
+/// What a phase does, as common.cu numbers it.
+pub(super) const PRODUCT: u32 = 0;
+pub(super) const ATTEND: u32 = 1;
+pub(super) const ADD: u32 = 2;
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Phase {
+    pub(super) x: Address,
+    pub(super) squares: Address,
+    pub(super) norm: Address,
+    pub(super) key_norm: Address,
+    pub(super) weights: Address,
+    pub(super) order: Address,
+    pub(super) bias: Address,
+    pub(super) residual: Address,
+    pub(super) out: Address,
+    pub(super) out_squares: Address,
+    pub(super) keys: Address,
+    pub(super) values: Address,
+    pub(super) cos: Address,
+    pub(super) sin: Address,
+    pub(super) kind: u32,
+    pub(super) weight_kind: u32,
+    pub(super) inputs: u32,
+    pub(super) outputs: u32,
+    pub(super) stride: u32,
+    pub(super) tile_k: u32,
+    pub(super) tiles: u32,
+    pub(super) strips: u32,
+    pub(super) tile_bytes: u32,
+    pub(super) group: u32,
+    pub(super) second: u32,
+    pub(super) square_count: u32,
+    pub(super) gated: u32,
+    pub(super) wide: u32,
+    pub(super) counters: u32,
+    pub(super) window: u32,
+    pub(super) rotary: u32,
+    pub(super) cap: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Launch {
+    pub(super) phases: Address,
+    pub(super) counters: Address,
+    pub(super) partial: Address,
+    pub(super) attention: Address,
+    pub(super) cached: Address,
+    pub(super) present: Address,
+    pub(super) count: u32,
+    pub(super) rows: u32,
+    pub(super) slot: u32,
+    pub(super) capacity: u32,
+    pub(super) positions: u32,
+    pub(super) heads: u32,
+    pub(super) kv_heads: u32,
+    pub(super) dim: u32,
+    pub(super) gelu: u32,
+    pub(super) splits: u32,
+    pub(super) eps: f32,
+    pub(super) scale: f32,
+    pub(super) cap: f32,
+    pub(super) _end: u32,
+}
+
+// SAFETY: plain numbers, laid out as common.cu declares `Step`.
+unsafe impl DeviceRepr for Launch {}
+
+/// Number of an arrangement of terms in common.cu.
+pub(super) fn second(second: Option<Second>) -> u32 {
+    match second {
+        None => 0,
+        Some(Second::Zero) => 1,
+        Some(Second::Minimum) => 2,
+    }
+}
+
+/// The kernel, compiled for this device.
+pub(in super::super) struct Kernel {
+    step: CudaFunction,
+    expand: [(u32, CudaFunction); 2],
+    /// One on each multiprocessor: all run at once, and may wait for each other.
+    pub(super) blocks: usize,
+    shared: usize,
+    dtype: DType,
+}
+
+/// Whether the kernel can take a model's steps.
+fn supports(model: &Transformer, dtype: DType) -> bool {
+    let d = model.head_dim;
+    let qkv = (model.heads + 2 * model.kv_heads) * d;
+    let sizes = [model.hidden_size, qkv, model.heads * d, model.intermediate_size, model.vocab_size, d];
+    matches!(dtype, DType::Float16 | DType::BFloat16)
+        && d <= LARGEST_HEAD
+        && model.group() <= GROUP
+        && model.ropes.iter().all(|rope| rope.dimension().is_multiple_of(2))
+        // Eight elements are read at once.
+        && sizes.iter().all(|size| size.is_multiple_of(8))
+}
+
+impl Kernel {
+    /// Compiles it for weights whose tiles have up to `tile` bytes; none where it cannot take the model.
+    pub(in super::super) fn compile(
+        device: &Device,
+        model: &Transformer,
+        dtype: DType,
+        tile: usize,
+    ) -> Result<Option<Self>, BackendError> {
+        if supports(model, dtype) { Self::for_device(device, dtype, tile) } else { Ok(None) }
+    }
+
+    /// Compiles it for tiles of up to `tile` bytes; none where there is no compiler, or no room.
+    pub(super) fn for_device(device: &Device, dtype: DType, tile: usize) -> Result<Option<Self>, BackendError> {
+        let slot = tile.max(PLAIN_TILE);
+        let room = device.shared_memory()?.saturating_sub(WORK + STATIC);
+        let depth = (room / (WARPS * slot)).min(*DEPTHS.end());
+        if !DEPTHS.contains(&depth) {
+            return Ok(None);
+        }
+        let options = [format!("-DDEPTH={depth}"), format!("-DSLOT={slot}")];
+        let module = match kernels::load(device, SOURCE, &options) {
+            // A compiler older than any we could try: TensorRT decodes, as it can without our kernel.
+            Err(BackendError::Unavailable { .. }) => return Ok(None),
+            loaded => loaded?,
+        };
+        let function = |name: &str| module.load_function(name).map_err(device_error);
+        let step = function(if dtype == DType::BFloat16 { "step_bf16" } else { "step_f16" })?;
+        let shared = WORK + WARPS * depth * slot;
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        step.set_attribute(attribute, i32::try_from(shared).unwrap_or(i32::MAX)).map_err(device_error)?;
+        let expand = [(4, function("expand_int4")?), (8, function("expand_int8")?)];
+        Ok(Some(Self { step, expand, blocks: device.multiprocessors()?, shared, dtype }))
+    }
+
+    /// Whether it multiplies packed integers.
+    pub(in super::super) fn takes_packed(&self) -> bool {
+        self.dtype == DType::Float16
+    }
+
+    /// A packed matrix to `[inputs, outputs]` in float16.
+    pub(in super::super) fn expand(
+        &self,
+        stream: &CudaStream,
+        (tiled, order, layout): (Address, Address, Layout),
+        out: Address,
+    ) -> Result<(), BackendError> {
+        let function = self.expand.iter().find(|(bits, _)| *bits == layout.bits);
+        let (_, function) = function.ok_or_else(|| BackendError::Run(format!("{} bits", layout.bits)))?;
+        let [inputs, outputs, bytes, group] =
+            [layout.inputs, layout.outputs, layout.tile_bytes(), layout.group].map(word);
+        let second = second(layout.second);
+        let mut launch = stream.launch_builder(function);
+        launch.arg(&tiled).arg(&out).arg(&order).arg(&inputs).arg(&outputs).arg(&bytes).arg(&group).arg(&second);
+        let grid_dim = (word(layout.tiles()), word(layout.columns()), 1);
+        let block_dim = (word(layout.deep() * 2), 1, 1);
+        // SAFETY: arguments as step.cu declares them; the caller's buffers have these sizes.
+        unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
+            .map(drop)
+            .map_err(device_error)
+    }
+
+    /// Puts a list of phases on the stream. Every address in it and in `launch` must be of memory that lives, and is large
+    /// enough for the sizes beside it.
+    pub(super) fn launch(&self, stream: &CudaStream, list: &List, launch: Launch) -> Result<(), BackendError> {
+        let launch = Launch {
+            phases: list.phases.address(),
+            counters: list.counters.address(),
+            count: word(list.count),
+            ..launch
+        };
+        list.counters.clear()?;
+        let mut builder = stream.launch_builder(&self.step);
+        builder.arg(&launch);
+        let config = LaunchConfig {
+            grid_dim: (word(self.blocks), 1, 1),
+            block_dim: (word(32 * WARPS), 1, 1),
+            shared_mem_bytes: word(self.shared),
+        };
+        // SAFETY: arguments as common.cu declares them; for the addresses the caller vouches.
+        unsafe { builder.launch(config) }.map(drop).map_err(device_error)
+    }
+}
+
+/// Phases on the device, and their counters.
+pub(super) struct List {
+    phases: Buffer,
+    counters: Buffer,
+    count: usize,
+}
+
+impl List {
+    /// `counters` of strips and heads come after the phases' own.
+    pub(super) fn new(
+        stream: &std::sync::Arc<CudaStream>,
+        list: &[Phase],
+        counters: usize,
+    ) -> Result<Self, BackendError> {
+        let bytes = size_of_val(list);
+        let mut phases = Buffer::new(stream, bytes, "decode steps")?;
+        // SAFETY: `Phase` is plain numbers without padding.
+        phases.upload(unsafe { std::slice::from_raw_parts(list.as_ptr().cast::<u8>(), bytes) })?;
+        let counters = Buffer::new(stream, (list.len() + counters) * 4, "decode steps")?;
+        Ok(Self { phases, counters, count: list.len() })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.phases.len() + self.counters.len()
+    }
+}
