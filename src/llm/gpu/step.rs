@@ -16,29 +16,71 @@ use crate::convert::{Activation, Role};
 
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
-use kernel::{ADD, ATTEND, GROUP, Launch, List, PLAIN_DEEP, PLAIN_TILE, PRODUCT, Phase, STRIP, second};
+use kernel::{
+    ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PACKED_ACROSS, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, PLAIN_DEEP,
+    PLAIN_TILE, PRODUCT, Phase, TILE, WIDEST, second,
+};
 pub(super) use kernel::{Kernel, ROWS};
 
 /// A model's step: what the kernel does, and what lies between its phases.
 pub(super) struct Program {
     kernel: Arc<Kernel>,
-    /// All layers and the head; the head alone, of `State::last`.
-    whole: List,
-    /// Eight rows each.
+    /// All layers and the head, for one sequence and for more.
+    whole: [List; 2],
+    /// The head alone, of eight rows of `State::last` each.
     heads: Vec<List>,
     partial: Buffer,
     attention: Buffer,
-    /// Activations and sums of squares.
-    between: Vec<Buffer>,
+    between: Between,
+}
+
+/// Activations and sums of squares between the phases.
+struct Between {
+    buffers: Vec<Buffer>,
+    qkv: Address,
+    attended: Address,
+    middle: (Address, Address),
+    apart: (Address, Address),
+    gates: Address,
+    hidden_squares: Address,
+}
+
+impl Between {
+    /// For steps of `rows` sequences.
+    fn new(state: &State, rows: usize) -> Result<Self, BackendError> {
+        let model = &state.model;
+        let (hidden, d) = (model.hidden_size, model.head_dim);
+        let mut buffers = Vec::new();
+        let mut buffer = |bytes: usize| -> Result<Address, BackendError> {
+            let buffer = Buffer::new(&state.device.stream, bytes, "decode steps")?;
+            let address = buffer.address();
+            buffers.push(buffer);
+            Ok(address)
+        };
+        let mut activations = |width: usize| buffer(rows * width * state.dtype.size());
+        let (qkv, attended) = (activations((model.heads + 2 * model.kv_heads) * d)?, activations(model.heads * d)?);
+        let (middle, apart, gates) =
+            (activations(hidden)?, activations(hidden)?, activations(2 * model.intermediate_size)?);
+        // For strips as narrow as they get.
+        let mut squares = || buffer(ROWS * hidden.div_ceil(ADD_WIDTH) * 4);
+        let (middle, apart, hidden_squares) = ((middle, squares()?), (apart, squares()?), squares()?);
+        Ok(Self { qkv, attended, middle, apart, gates, hidden_squares, buffers })
+    }
 }
 
 /// Builds a list, giving each phase its counters.
 struct Lister {
     phases: Vec<Phase>,
     counters: usize,
+    /// Warps side by side on plain weights.
+    across: usize,
 }
 
 impl Lister {
+    fn new(across: usize) -> Self {
+        Self { phases: Vec::new(), counters: 0, across }
+    }
+
     fn push(&mut self, phase: Phase, counters: usize) {
         self.phases.push(Phase { counters: word(self.counters), ..phase });
         self.counters += counters;
@@ -48,7 +90,8 @@ impl Lister {
         self.push(phase, phase.strips as usize);
     }
 
-    /// residual + product, or residual + norm(product), which goes through `apart`; each with its squares.
+    /// residual + product, or residual + norm(product), which goes through `apart`; each with its squares. Returns in how
+    /// many parts those of the sum are.
     fn join(
         &mut self,
         product: Phase,
@@ -56,11 +99,13 @@ impl Lister {
         residual: Address,
         (out, out_squares): (Address, Address),
         apart: (Address, Address),
-    ) {
+    ) -> u32 {
         if norm == 0 {
-            return self.product(Phase { residual, out, out_squares, ..product });
+            self.product(Phase { residual, out, out_squares, ..product });
+            return product.strips;
         }
         self.product(Phase { out: apart.0, out_squares: apart.1, ..product });
+        let strips = word((product.outputs as usize).div_ceil(ADD_WIDTH));
         let add = Phase {
             kind: ADD,
             x: apart.0,
@@ -71,10 +116,11 @@ impl Lister {
             out,
             out_squares,
             outputs: product.outputs,
-            strips: product.strips,
+            strips,
             ..Phase::default()
         };
         self.push(add, 0);
+        strips
     }
 
     fn finish(mut self, state: &State) -> Result<List, BackendError> {
@@ -84,16 +130,17 @@ impl Lister {
     }
 }
 
-/// A product's shape and weights.
-fn product(matrix: &Matrix, inputs: usize, outputs: usize) -> Phase {
-    let strips = outputs.div_ceil(STRIP);
+/// A product's shape and weights; `across` warps side by side if they are plain.
+fn product(matrix: &Matrix, inputs: usize, outputs: usize, across: usize) -> Phase {
+    let across = if matches!(matrix, Matrix::Plain(_)) { across } else { PACKED_ACROSS };
     let common = Phase {
         kind: PRODUCT,
+        across: word(across),
         weights: matrix.address(),
         inputs: word(inputs),
         outputs: word(outputs),
         stride: word(inputs),
-        strips: word(strips),
+        strips: word(outputs.div_ceil(across * TILE)),
         ..Phase::default()
     };
     match matrix {
@@ -116,119 +163,114 @@ fn product(matrix: &Matrix, inputs: usize, outputs: usize) -> Phase {
     }
 }
 
+/// A step of `rows` sequences at most: all layers and the head.
+fn whole(state: &State, between: &Between, rows: usize, across: usize) -> Result<Lister, BackendError> {
+    let model = &state.model;
+    let (hidden, inner, d) = (model.hidden_size, model.intermediate_size, model.head_dim);
+    let (wide, qkv_width) = (model.heads * d, (model.heads + 2 * model.kv_heads) * d);
+    let mut hidden_count = 0;
+    let mut list = Lister::new(across);
+    for (index, kind) in model.layers.iter().enumerate() {
+        let weight = |role: Role| state.weights.of(index, role);
+        let address = |role: Role| weight(role).map_or(0, Matrix::address);
+        let matrix = |role: Role, inputs: usize, outputs: usize| {
+            let matrix = weight(role).ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
+            Ok::<_, BackendError>(product(matrix, inputs, outputs, across))
+        };
+        let (input, output) = (state.hidden[index % 2].address(), state.hidden[(index + 1) % 2].address());
+        let first = Phase {
+            x: input,
+            // Nobody has summed up the embeddings' squares.
+            squares: if index == 0 { 0 } else { between.hidden_squares },
+            square_count: hidden_count,
+            norm: address(Role::AttentionNorm),
+            bias: address(Role::QkvBias),
+            out: between.qkv,
+            ..matrix(Role::Qkv, hidden, qkv_width)?
+        };
+        list.product(first);
+        let (keys, values) = state.cache(index, 0, 0);
+        let (cos, sin) = &state.tables[kind.rope];
+        let attend = Phase {
+            kind: ATTEND,
+            x: between.qkv,
+            norm: address(Role::QueryNorm),
+            key_norm: address(Role::KeyNorm),
+            out: between.attended,
+            keys,
+            values,
+            cos: cos.address(),
+            sin: sin.address(),
+            window: kind.window.map_or(0, word),
+            rotary: word(model.ropes[kind.rope].dimension()),
+            ..Phase::default()
+        };
+        list.push(attend, rows * model.kv_heads);
+        let projected =
+            Phase { x: between.attended, bias: address(Role::OutputBias), ..matrix(Role::Output, wide, hidden)? };
+        let middle_count = list.join(projected, address(Role::PostAttentionNorm), input, between.middle, between.apart);
+        let gate_up = Phase {
+            x: between.middle.0,
+            squares: between.middle.1,
+            square_count: middle_count,
+            norm: address(Role::MlpNorm),
+            bias: address(Role::GateUpBias),
+            out: between.gates,
+            ..matrix(Role::GateUp, hidden, 2 * inner)?
+        };
+        let down = Phase {
+            x: between.gates,
+            gated: 1,
+            bias: address(Role::DownBias),
+            stride: word(2 * inner),
+            ..matrix(Role::Down, inner, hidden)?
+        };
+        list.product(gate_up);
+        hidden_count = list.join(
+            down,
+            address(Role::PostMlpNorm),
+            between.middle.0,
+            (output, between.hidden_squares),
+            between.apart,
+        );
+    }
+    let last = state.hidden[model.layers.len() % 2].address();
+    let head = Phase {
+        x: last,
+        squares: between.hidden_squares,
+        square_count: hidden_count,
+        norm: state.weights.norm.address(),
+        out: state.logits.address(),
+        wide: 1,
+        cap: model.logit_softcap.unwrap_or(0.0),
+        ..product(&state.weights.output, hidden, model.vocab_size, across)
+    };
+    list.product(head);
+    Ok(list)
+}
+
 impl Program {
     /// Puts together the steps of the model in `state`, which holds `slots` sequences.
     pub(super) fn new(kernel: Arc<Kernel>, state: &State, slots: usize) -> Result<Self, BackendError> {
-        let model = &state.model;
-        let rows = slots.min(ROWS);
-        let (hidden, inner, d) = (model.hidden_size, model.intermediate_size, model.head_dim);
-        let (wide, qkv_width) = (model.heads * d, (model.heads + 2 * model.kv_heads) * d);
-        let mut between = Vec::new();
-        let mut buffer = |bytes: usize| -> Result<Address, BackendError> {
-            let buffer = Buffer::new(&state.device.stream, bytes, "decode steps")?;
-            let address = buffer.address();
-            between.push(buffer);
-            Ok(address)
-        };
-        let size = state.dtype.size();
-        let mut activations = |width: usize| buffer(rows * width * size);
-        let (qkv, attended, middle) = (activations(qkv_width)?, activations(wide)?, activations(hidden)?);
-        let (apart, gates) = (activations(hidden)?, activations(2 * inner)?);
-        let strips = hidden.div_ceil(STRIP);
-        let mut squares = || buffer(ROWS * strips * 4);
-        let (apart_squares, middle_squares, hidden_squares) = (squares()?, squares()?, squares()?);
-        let square_count = word(strips);
-        let mut list = Lister { phases: Vec::new(), counters: 0 };
-        for (index, kind) in model.layers.iter().enumerate() {
-            let weight = |role: Role| state.weights.of(index, role);
-            let address = |role: Role| weight(role).map_or(0, Matrix::address);
-            let matrix = |role: Role, inputs: usize, outputs: usize| {
-                let matrix = weight(role).ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
-                Ok::<_, BackendError>(product(matrix, inputs, outputs))
-            };
-            let (input, output) = (state.hidden[index % 2].address(), state.hidden[(index + 1) % 2].address());
-            let first = Phase {
-                x: input,
-                // Nobody has summed up the embeddings' squares.
-                squares: if index == 0 { 0 } else { hidden_squares },
-                square_count,
-                norm: address(Role::AttentionNorm),
-                bias: address(Role::QkvBias),
-                out: qkv,
-                ..matrix(Role::Qkv, hidden, qkv_width)?
-            };
-            list.product(first);
-            let (keys, values) = state.cache(index, 0, 0);
-            let (cos, sin) = &state.tables[kind.rope];
-            let attend = Phase {
-                kind: ATTEND,
-                x: qkv,
-                norm: address(Role::QueryNorm),
-                key_norm: address(Role::KeyNorm),
-                out: attended,
-                keys,
-                values,
-                cos: cos.address(),
-                sin: sin.address(),
-                window: kind.window.map_or(0, word),
-                rotary: word(model.ropes[kind.rope].dimension()),
-                ..Phase::default()
-            };
-            list.push(attend, rows * model.kv_heads);
-            let projected =
-                Phase { x: attended, bias: address(Role::OutputBias), ..matrix(Role::Output, wide, hidden)? };
-            list.join(
-                projected,
-                address(Role::PostAttentionNorm),
-                input,
-                (middle, middle_squares),
-                (apart, apart_squares),
-            );
-            let gate_up = Phase {
-                x: middle,
-                squares: middle_squares,
-                square_count,
-                norm: address(Role::MlpNorm),
-                bias: address(Role::GateUpBias),
-                out: gates,
-                ..matrix(Role::GateUp, hidden, 2 * inner)?
-            };
-            let down = Phase {
-                x: gates,
-                gated: 1,
-                bias: address(Role::DownBias),
-                stride: word(2 * inner),
-                ..matrix(Role::Down, inner, hidden)?
-            };
-            list.product(gate_up);
-            list.join(down, address(Role::PostMlpNorm), middle, (output, hidden_squares), (apart, apart_squares));
-        }
-        let last = state.hidden[model.layers.len() % 2].address();
-        let head = Phase {
-            x: last,
-            squares: hidden_squares,
-            square_count,
-            norm: state.weights.norm.address(),
-            out: state.logits.address(),
-            wide: 1,
-            cap: model.logit_softcap.unwrap_or(0.0),
-            ..product(&state.weights.output, hidden, model.vocab_size)
-        };
-        list.product(head);
+        let (model, rows) = (&state.model, slots.min(ROWS));
+        let between = Between::new(state, rows)?;
+        let one = whole(state, &between, 1, PLAIN_ACROSS)?.finish(state)?;
+        let list = whole(state, &between, rows, PLAIN_ACROSS_TOGETHER)?;
+        let head = list.phases[list.phases.len() - 1];
         let heads = (0..slots.max(ROWS).div_ceil(ROWS)).map(|part| {
-            let mut alone = Lister { phases: Vec::new(), counters: 0 };
-            let x = state.last.address() + (part * ROWS * hidden * size) as u64;
+            let mut alone = Lister::new(list.across);
+            let x = state.last.address() + (part * ROWS * model.hidden_size * state.dtype.size()) as u64;
             let out = state.logits.address() + (part * ROWS * model.vocab_size * 4) as u64;
             alone.product(Phase { x, squares: 0, out, ..head });
             alone.finish(state)
         });
         let heads = heads.collect::<Result<Vec<_>, _>>()?;
         // As many parts as there are blocks, or pairs of sequence and key head.
-        let attention = kernel.blocks.max(rows * model.kv_heads) * GROUP * (d + 2) * 4;
+        let attention = kernel.blocks.max(rows * model.kv_heads) * GROUP * (model.head_dim + 2) * 4;
         Ok(Self {
-            partial: Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * STRIP * 4, "decode steps")?,
+            partial: Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * WIDEST * 4, "decode steps")?,
             attention: Buffer::new(&state.device.stream, attention, "decode steps")?,
-            whole: list.finish(state)?,
+            whole: [one, list.finish(state)?],
             heads,
             between,
             kernel,
@@ -237,15 +279,15 @@ impl Program {
 
     /// Bytes between the phases.
     pub(super) fn scratch_bytes(&self) -> usize {
-        let lists = self.heads.iter().chain([&self.whole]).map(List::bytes);
-        let between: usize = self.between.iter().map(Buffer::len).sum();
+        let lists = self.heads.iter().chain(&self.whole).map(List::bytes);
+        let between: usize = self.between.buffers.iter().map(Buffer::len).sum();
         lists.sum::<usize>() + between + self.partial.len() + self.attention.len()
     }
 
     /// Puts a step of `rows` sequences on the stream, the first of which is in `slot`: the hidden states in
     /// `State::hidden[0]` to logits.
     pub(super) fn enqueue(&self, state: &State, rows: usize, slot: usize) -> Result<(), BackendError> {
-        self.launch(state, &self.whole, rows, slot)
+        self.launch(state, &self.whole[usize::from(rows > 1)], rows, slot)
     }
 
     /// The first `rows` of `State::last` to logits.

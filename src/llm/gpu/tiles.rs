@@ -122,7 +122,9 @@ pub(super) fn tile_of(
         let count = layout.outputs.saturating_sub(first).min(COLUMNS);
         // Integers of the middle stand for nothing, as do scales of 0.
         let mut quants = vec![layout.middle(); COLUMNS * layout.inputs];
-        read(first, &mut quants[..count * layout.inputs]);
+        if count > 0 {
+            read(first, &mut quants[..count * layout.inputs]);
+        }
         fill(bytes, layout, (order.as_deref(), size), count, &quants, &|output, group| terms(first + output, group))
     });
     let (exact, plain_zeros) = exact.reduce(|| (true, true), |a, b| (a.0 && b.0, a.1 && b.1));

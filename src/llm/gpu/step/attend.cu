@@ -2,8 +2,8 @@
 // values put where they belong, and the positions are cut into spans, which blocks share out and whoever comes last adds
 // up. The softmax is carried from span to span (Milakov & Gimelshein 2018).
 
-u32 constexpr SPAN = 64;  // positions at a time; half as many where heads are larger than 128
-u32 constexpr CHUNKS = 4; // sixteen bytes of keys, and of values, a thread of a span
+u32 constexpr SPAN = 32;   // positions at a time; half as many where heads are larger than 128
+u32 constexpr CHUNKS = 2;  // sixteen bytes of keys, and of values, a thread of a span
 
 // A head of `dim`, normed and turned, element i.
 template <u32 KIND>
@@ -94,7 +94,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
     float out[4][4] = {};  // [GROUP, dim]: eight columns of each eighth of them
     for (u32 number = first; number < last; ++number) {
       u32 const begin = number * span;
-      __syncthreads();  // the span before is read
+      meet();  // the span before is read
 #pragma unroll
       for (u32 j = 0; j < CHUNKS; ++j) {
         u32 const i = thread + j * THREADS, at = i / eights;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
         }
       }
-      __syncthreads();
+      meet();
       if (number + 1 < last) {
         load(number + 1);
       }
@@ -138,7 +138,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           score[(lane / 4 + i / 2 * 8) * span + column] = seen ? bounded(c[i], s.cap) : -3.4e38f;
         }
       }
-      __syncthreads();
+      meet();
       for (u32 head = warp; head < GROUP; head += WARPS) {
         u16* const to = weight + head * (span + 8);
         if (head >= group) {
@@ -150,14 +150,13 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
           continue;
         }
-        float const a = score[head * span + lane], b = span > 32 ? score[head * span + lane + 32] : -3.4e38f;
-        float const before = high[head], now = fmaxf(before, warp_max(fmaxf(a, b)));
-        u16 const wa = narrow<KIND>(a > -3.0e38f ? __expf(a - now) : 0.0f), wb = narrow<KIND>(b > -3.0e38f ? __expf(b - now) : 0.0f);
-        to[lane] = wa;
-        if (span > 32) {
-          to[lane + 32] = wb;
+        float const own = lane < span ? score[head * span + lane] : -3.4e38f;
+        float const before = high[head], now = fmaxf(before, warp_max(own));
+        u16 const counts = narrow<KIND>(own > -3.0e38f ? __expf(own - now) : 0.0f);
+        if (lane < span) {
+          to[lane] = counts;
         }
-        float const sum = warp_sum(widen<KIND>(wa) + widen<KIND>(wb)), scale = __expf(before - now);
+        float const sum = warp_sum(widen<KIND>(counts)), scale = __expf(before - now);
         __syncwarp();
         if (lane == 0) {
           high[head] = now;
@@ -165,7 +164,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           factor[head] = scale;
         }
       }
-      __syncthreads();
+      meet();
       float const low_scale = factor[lane / 4], high_scale = factor[lane / 4 + 8];
 #pragma unroll
       for (u32 j = 0; j < 4; ++j) {
@@ -227,7 +226,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           share[head * s.splits + part] /= sum;
         }
       }
-      __syncthreads();
+      meet();
       for (u32 i = thread; i < group * dim; i += THREADS) {
         u32 const head = i / dim;
         float sum = 0.0f;

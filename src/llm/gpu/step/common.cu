@@ -1,9 +1,11 @@
 // A decode step as one kernel: one block on each multiprocessor goes through all phases of all layers. Weights do not
-// depend on what is computed, so each warp fetches its tiles of them far ahead, across the ends of phases, and memory
-// never waits. The files of this folder are one source, compiled at run time (NVRTC) without any header, for compute
-// capability 8.0 and later. Sums are float32. Element kinds: 1 float16, 2 bfloat16.
+// depend on what is computed, so some warps do nothing but fetch tiles of them, across the ends of phases, until shared
+// memory is full: memory works on while the blocks wait for each other. Few are on their way at a time, or whatever else is
+// read would queue behind them. The files of this folder are one source, compiled at run time (NVRTC) without any header,
+// for compute capability 8.0 and later. Sums are float32. Element kinds: 1 float16, 2 bfloat16.
 //
-// The host says with -D: DEPTH, tiles a warp has on their way; SLOT, bytes of a tile's place.
+// The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place; FLIGHT, how many of them
+// are on their way at most.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -16,16 +18,25 @@ typedef unsigned long long u64;
 #ifndef SLOT
 #define SLOT 5120
 #endif
+#ifndef FLIGHT
+#define FLIGHT 2
+#endif
+#ifndef AHEAD
+#define AHEAD 4
+#endif
+#ifndef PACE
+#define PACE 2500
+#endif
 
-u32 constexpr THREADS = 256;
+u32 constexpr THREADS = 256;            // that compute
 u32 constexpr WARPS = THREADS / 32;
-u32 constexpr ACROSS = 2;               // warps side by side
-u32 constexpr ALONG = WARPS / ACROSS;   // warps that take turns along the inputs
+u32 constexpr PAIRS = WARPS / 2;        // of warps side by side, each with one that fetches
+u32 constexpr FETCHERS = 32 * PAIRS;    // threads that fetch
 u32 constexpr TILE = 64;                // columns of a tile
-u32 constexpr STRIP = TILE * ACROSS;    // columns of a block at a time
+u32 constexpr WIDEST = TILE * WARPS;    // columns of a block at a time at most
 u32 constexpr ROWS = 8;                 // sequences at most
 u32 constexpr GROUP = 16;               // query heads of a key head at most
-u32 constexpr WORK = 48 * 1024;         // bytes of shared memory for activations; the tiles' places follow
+u32 constexpr WORK = 32 * 1024;         // bytes of shared memory for activations; the tiles' places follow
 
 // What a phase does.
 u32 constexpr PRODUCT = 0, ATTEND = 1, ADD = 2;
@@ -50,15 +61,16 @@ struct Phase {
   u16 const* cos;         // attend: [positions, rotary]
   u16 const* sin;
   u32 kind, weight_kind, inputs, outputs, stride;
-  u32 tile_k, tiles, strips, tile_bytes, group, second;
+  u32 across, tile_k, tiles, strips, tile_bytes, group, second;
   u32 square_count, gated, wide, counters, window, rotary;
   float cap;
+  u32 end;
 };
 
 struct Step {
   Phase const* phases;
   u32* counters;        // zero: how many parts of each phase are final; then those of strips and heads
-  float* partial;       // [2 * blocks, ROWS, STRIP]
+  float* partial;       // [2 * blocks, ROWS, WIDEST]
   float* attention;     // [rows * kv_heads * splits, GROUP, dim], then as many [GROUP, 2]
   u32 const* cached;    // [rows]
   u32 const* present;   // [rows]: 0 for a row nobody is in
@@ -193,6 +205,25 @@ __device__ __forceinline__ void multiply(float (&c)[4], uint4 a, uint2 b) {
   }
 }
 
+// A barrier in shared memory on which `count` threads arrive; what they wrote before is seen by who finds it passed.
+__device__ __forceinline__ void prepare(u32 barrier, u32 count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
+}
+__device__ __forceinline__ void arrive(u32 barrier) {
+  u64 state;
+  asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(state) : "r"(barrier) : "memory");
+}
+// Whether it was passed an odd or even number of times less one.
+__device__ __forceinline__ bool has_passed(u32 barrier, u32 parity) {
+  u32 passed;
+  asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+               : "=r"(passed) : "r"(barrier), "r"(parity) : "memory");
+  return passed;
+}
+
+// All threads that compute meet.
+__device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
+
 // Waits until `wanted` parts of a phase are final, for the whole block.
 __device__ __forceinline__ void await(u32 const* counter, u32 wanted) {
   if (threadIdx.x == 0) {
@@ -201,13 +232,12 @@ __device__ __forceinline__ void await(u32 const* counter, u32 wanted) {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(have) : "l"(counter) : "memory");
     } while (have < wanted);
   }
-  __syncthreads();
+  meet();
 }
 
 // Says that a part of a phase, which the whole block wrote, is final.
 __device__ __forceinline__ void publish(u32* counter) {
-  __threadfence();
-  __syncthreads();
+  meet();
   if (threadIdx.x == 0) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(counter) : "memory");
   }
@@ -216,15 +246,13 @@ __device__ __forceinline__ void publish(u32* counter) {
 // Whether this block is the last of `parts` that come here with what they wrote.
 __device__ __forceinline__ bool comes_last(u32* counter, u32 parts) {
   __shared__ u32 last;
-  __threadfence();
-  __syncthreads();
+  meet();
   if (threadIdx.x == 0) {
-    last = atomicAdd(counter, 1u) == parts - 1;
+    u32 before;
+    asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    last = before == parts - 1;
   }
-  __syncthreads();
-  if (last) {
-    __threadfence();
-  }
+  meet();
   return last;
 }
 

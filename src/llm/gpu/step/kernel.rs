@@ -19,14 +19,23 @@ pub(in super::super) const SOURCE: &str =
     concat!(include_str!("common.cu"), include_str!("product.cu"), include_str!("attend.cu"), include_str!("step.cu"));
 
 /// As common.cu has them.
-pub(super) const STRIP: usize = 2 * tiles::COLUMNS;
+pub(super) const TILE: usize = tiles::COLUMNS;
+pub(super) const WIDEST: usize = WARPS * TILE;
+/// Columns of a strip where a residual is added after a norm.
+pub(super) const ADD_WIDTH: usize = 128;
+/// Warps side by side. Long rows of plain weights read faster, but more blocks then share a strip, which costs more the
+/// more sequences there are; tiles of packed weights are long by themselves.
+pub(super) const PLAIN_ACROSS: usize = 4;
+pub(super) const PLAIN_ACROSS_TOGETHER: usize = 2;
+pub(super) const PACKED_ACROSS: usize = 2;
 const WARPS: usize = 8;
+const FETCHERS: usize = 4;
 pub(super) const GROUP: usize = 16;
-const WORK: usize = 48 << 10;
+const WORK: usize = 32 << 10;
 /// Inputs of a plain tile.
 pub(super) const PLAIN_DEEP: usize = 32;
 /// Shared memory the kernel has besides.
-const STATIC: usize = 1 << 10;
+const STATIC: usize = 2 << 10;
 const LARGEST_HEAD: usize = 256;
 /// Sequences of a step at most.
 pub(in super::super) const ROWS: usize = 8;
@@ -62,6 +71,7 @@ pub(super) struct Phase {
     pub(super) inputs: u32,
     pub(super) outputs: u32,
     pub(super) stride: u32,
+    pub(super) across: u32,
     pub(super) tile_k: u32,
     pub(super) tiles: u32,
     pub(super) strips: u32,
@@ -75,6 +85,7 @@ pub(super) struct Phase {
     pub(super) window: u32,
     pub(super) rotary: u32,
     pub(super) cap: f32,
+    pub(super) end: u32,
 }
 
 #[repr(C)]
@@ -156,7 +167,11 @@ impl Kernel {
         if !DEPTHS.contains(&depth) {
             return Ok(None);
         }
-        let options = [format!("-DDEPTH={depth}"), format!("-DSLOT={slot}")];
+        let mut options = vec![format!("-DDEPTH={depth}"), format!("-DSLOT={slot}")];
+        if let Ok(more) = std::env::var("WATUS_STEP") {
+            options.retain(|o| !more.contains(o.split('=').next().unwrap_or("")));
+            options.extend(more.split(' ').map(str::to_owned));
+        }
         let module = match kernels::load(device, SOURCE, &options) {
             // A compiler older than any we could try: TensorRT decodes, as it can without our kernel.
             Err(BackendError::Unavailable { .. }) => return Ok(None),
@@ -212,7 +227,7 @@ impl Kernel {
         builder.arg(&launch);
         let config = LaunchConfig {
             grid_dim: (word(self.blocks), 1, 1),
-            block_dim: (word(32 * WARPS), 1, 1),
+            block_dim: (word(32 * (WARPS + FETCHERS)), 1, 1),
             shared_mem_bytes: word(self.shared),
         };
         // SAFETY: arguments as common.cu declares them; for the addresses the caller vouches.

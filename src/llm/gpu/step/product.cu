@@ -1,70 +1,143 @@
-// Products of activations and weights. Work is cut into strips of 128 outputs and these into tiles along the inputs; all
-// tiles in a row are dealt out evenly, so a block has one stretch of them, which may begin and end within a strip. Who
-// comes last to a strip adds the parts, always in the same order.
+// Products of activations and weights. Work is cut into strips of outputs, `across` warps wide, and these into tiles along
+// the inputs, which as many warps as are left take in turn; all tiles in a row are dealt out evenly, so a block has one
+// stretch of them, which may begin and end within a strip. Who comes last to a strip adds the parts, always in the same
+// order. Plain weights are read in wide strips, for memory likes long rows.
 
-__device__ __forceinline__ u32 first_tile(u32 block, u32 tiles) { return block * tiles / gridDim.x; }
+__device__ __forceinline__ u32 first_tile(u32 block, u32 tiles) {
+  u32 const blocks = min(gridDim.x, tiles);
+  return min(block, blocks) * tiles / blocks;
+}
 // The block whose stretch has this tile.
-__device__ __forceinline__ u32 owner(u32 tile, u32 tiles) { return ((tile + 1) * gridDim.x - 1) / tiles; }
+__device__ __forceinline__ u32 owner(u32 tile, u32 tiles) { return ((tile + 1) * min(gridDim.x, tiles) - 1) / tiles; }
 
-// Where a warp's fetching is.
-struct Fetch {
-  u8 const* weights;
-  u32 phase, tile, end, tiles, inputs, outputs, weight_kind, tile_bytes;
+// Barriers of each pair's places for tiles: that one has landed, that both warps have used it.
+struct Places {
+  u64 landed[PAIRS][DEPTH];
+  u64 used[PAIRS][DEPTH];
 };
 
-// Goes on to the next phase in which this warp has a tile, if the present one's are fetched.
-__device__ __forceinline__ void settle(Fetch& at, Step const& s, u32 along) {
+// A tile of a pair of warps: where a fetching warp is in all phases' tiles.
+struct Cursor {
+  u8 const* weights;
+  u32 phase, tile, end, tiles, across, inputs, outputs, weight_kind, tile_bytes;
+};
+
+// Goes on to the next phase in which the pair has a tile, if it is at the end of one's.
+__device__ __forceinline__ void settle(Cursor& at, Step const& s, u32 couple) {
   while (at.tile >= at.end) {
     if (++at.phase >= s.count) {
-      at.tile = 0;
-      at.end = ~0u;
       return;
     }
     Phase const* const p = s.phases + at.phase;
-    if (p->kind != PRODUCT) {
-      continue;
+    if (p->kind == PRODUCT) {
+      u32 const all = p->strips * p->tiles;
+      at.across = p->across;
+      at.tile = first_tile(blockIdx.x, all) + 2 * couple / at.across;
+      at.end = first_tile(blockIdx.x + 1, all);
+      at.weights = p->weights;
+      at.tiles = p->tiles;
+      at.inputs = p->inputs;
+      at.outputs = p->outputs;
+      at.weight_kind = p->weight_kind;
+      at.tile_bytes = p->tile_bytes;
     }
-    u32 const all = p->strips * p->tiles;
-    at.tile = first_tile(blockIdx.x, all) + along;
-    at.end = first_tile(blockIdx.x + 1, all);
-    at.weights = p->weights;
-    at.tiles = p->tiles;
-    at.inputs = p->inputs;
-    at.outputs = p->outputs;
-    at.weight_kind = p->weight_kind;
-    at.tile_bytes = p->tile_bytes;
   }
 }
 
-// Begins to fetch the next tile into a place of the warp's ring.
-__device__ __forceinline__ void fetch(Fetch& at, Step const& s, u32 place) {
-  if (at.phase < s.count) {
-    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    u32 const columns = at.tile / at.tiles * ACROSS + warp % ACROSS, t = at.tile % at.tiles;
-    if (at.weight_kind == PLAIN) {
-      // 32 inputs of 64 outputs; sixteen bytes are swapped about so that ldmatrix meets each bank once.
-      u32 const c = lane % 8, k = lane / 8, column = columns * TILE + c * 8;
-      u8 const* const from = at.weights + ((u64)(t * 32 + k) * at.outputs + column) * 2;
+__device__ __forceinline__ void advance(Cursor& at, Step const& s, u32 couple) {
+  at.tile += WARPS / at.across;
+  settle(at, s, couple);
+}
+
+// Begins to fetch a tile, for both warps of the pair.
+__device__ __forceinline__ void fetch(Cursor const& at, u32 couple, u32 place) {
+  u32 const lane = threadIdx.x % 32, columns = at.tile / at.tiles * at.across + 2 * couple % at.across, t = at.tile % at.tiles;
+  if (at.weight_kind == PLAIN) {
+    // 32 inputs of 2 x 64 outputs; sixteen bytes are swapped about so that ldmatrix meets each bank once.
+    u32 const c = lane % 8, side = lane / 8 % 2, k = lane / 16, column = (columns + side) * TILE + c * 8;
+    u8 const* const from = at.weights + ((u64)(t * 32 + k) * at.outputs + column) * 2;
+#pragma unroll
+    for (u32 j = 0; j < 16; ++j) {
+      u32 const row = k + 2 * j;
+      bool const there = t * 32 + row < at.inputs && column < at.outputs;
+      fetch16(place + side * SLOT + row * 128 + ((c ^ (row % 8)) * 16), there ? from + (u64)(2 * j) * at.outputs * 2 : at.weights, there ? 16 : 0);
+    }
+  } else {
+#pragma unroll
+    for (u32 side = 0; side < 2; ++side) {
+      u8 const* const from = at.weights + ((u64)(columns + side) * at.tiles + t) * at.tile_bytes + lane * 16;
+      u32 const to = place + side * SLOT + lane * 16;
 #pragma unroll
       for (u32 j = 0; j < 8; ++j) {
-        u32 const row = k + 4 * j;
-        bool const there = t * 32 + row < at.inputs && column < at.outputs;
-        fetch16(place + row * 128 + ((c ^ (row % 8)) * 16), there ? from + (u64)(4 * j) * at.outputs * 2 : at.weights, there ? 16 : 0);
-      }
-    } else {
-      u8 const* const from = at.weights + ((u64)columns * at.tiles + t) * at.tile_bytes + lane * 16;
-#pragma unroll
-      for (u32 j = 0; j < 8; ++j) {
-        fetch16(place + j * 512 + lane * 16, from + j * 512, 16);
+        fetch16(to + j * 512, from + j * 512, 16);
       }
       for (u32 j = 4096; j + lane * 16 < at.tile_bytes; j += 512) {
-        fetch16(place + j + lane * 16, from + j, 16);
+        fetch16(to + j, from + j, 16);
       }
     }
-    at.tile += ALONG;
-    settle(at, s, warp / ACROSS);
   }
   asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+// Brings a tile of plain weights into the L2 cache.
+__device__ __forceinline__ void bring(Cursor const& at, u32 couple) {
+  u32 const column = (at.tile / at.tiles * at.across + 2 * couple % at.across) * TILE;
+  u32 const k = at.tile % at.tiles * 32 + threadIdx.x % 32;
+  u8 const* const from = at.weights + ((u64)k * at.outputs + column) * 2;
+  if (k < at.inputs && column < at.outputs) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+    if (column + TILE < at.outputs) {
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(from + 2 * TILE));
+    }
+  }
+}
+
+// Fetches a pair of warps' tiles of all phases.
+__device__ __forceinline__ void fetch_all(Step const& s, Places& places, u32 couple, u32 ring) {
+  u32 const lane = threadIdx.x % 32, landed = shared_address(places.landed[couple]), used = shared_address(places.used[couple]);
+  Cursor at = {nullptr, ~0u, 0, 0, 1, 2, 0, 0, 0, 0};
+  settle(at, s, couple);
+  Cursor ahead = at;
+  u32 fetched = 0, told = 0, lead = 0;
+  // Says that all but the last `flying` tiles have landed, once each lane has seen its own part do so.
+  auto const tell = [&](u32 flying) {
+    __syncwarp();
+    for (; told + flying < fetched; ++told) {
+      if (lane == 0) {
+        arrive(landed + told % DEPTH * 8);
+      }
+    }
+  };
+  while (at.phase < s.count) {
+    u32 const place = fetched % DEPTH, round = fetched / DEPTH;
+    if (round > 0 && !has_passed(used + place * 8, (round + 1) % 2)) {
+      // What is on its way arrives before a place is free. Meanwhile memory goes on, as fast as it can, into the L2 cache.
+      asm volatile("cp.async.wait_all;" ::: "memory");
+      tell(0);
+      u32 since = (u32)clock();
+      while (!has_passed(used + place * 8, (round + 1) % 2)) {
+        if (lead < AHEAD && ahead.phase < s.count && ahead.weight_kind == PLAIN && (u32)clock() - since > PACE) {
+          bring(ahead, couple);
+          advance(ahead, s, couple);
+          ++lead;
+          since += PACE;
+        }
+      }
+      __syncwarp();
+    }
+    fetch(at, couple, ring + (couple * DEPTH + place) * 2 * SLOT);
+    advance(at, s, couple);
+    if (lead > 0) {
+      --lead;
+    } else {
+      ahead = at;
+    }
+    ++fetched;
+    asm volatile("cp.async.wait_group %0;" ::"n"(FLIGHT - 1) : "memory");
+    tell(FLIGHT - 1);
+  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  tell(0);
 }
 
 // Activations of 16 inputs: [inputs, tokens].
@@ -76,15 +149,16 @@ __device__ __forceinline__ uint2 inputs_of(u32 x, u32 stride, u32 rows) {
 template <u32 KIND>
 __device__ __forceinline__ void plain_tile(float (&sum)[4][4], u32 place, u32 x, u32 stride, u32 rows) {
   u32 const lane = threadIdx.x % 32;
+  uint2 const b[2] = {inputs_of(x, stride, rows), inputs_of(x + 32, stride, rows)};
+  uint4 a[8];
 #pragma unroll
-  for (u32 step = 0; step < 2; ++step) {
-    uint2 const b = inputs_of(x + step * 32, stride, rows);
-    u32 const k = step * 16 + lane / 16 * 8 + lane % 8;
+  for (u32 i = 0; i < 8; ++i) {
+    u32 const k = i / 4 * 16 + lane / 16 * 8 + lane % 8, c = i % 4 * 2 + lane / 8 % 2;
+    a[i] = turned4(place + k * 128 + ((c ^ (k % 8)) * 16));
+  }
 #pragma unroll
-    for (u32 m = 0; m < 4; ++m) {
-      u32 const c = m * 2 + lane / 8 % 2;
-      multiply<KIND>(sum[m], turned4(place + k * 128 + ((c ^ (k % 8)) * 16)), b);
-    }
+  for (u32 i = 0; i < 8; ++i) {
+    multiply<KIND>(sum[i % 4], a[i], b[i / 4]);
   }
 }
 
@@ -125,31 +199,37 @@ __device__ __forceinline__ uint4 integers(u32 low, u32 high) {
 }
 
 template <u32 BITS>
-__device__ __forceinline__ void packed_tile(float (&sum)[4][4], Phase const& p, u32 place, u32 x, u32 stride, u32 rows) {
+__device__ __forceinline__ void packed_tile(float (&sum)[4][4], u32 group, u32 second, u32 place, u32 x, u32 stride, u32 rows) {
   u32 constexpr STEPS = BITS == 4 ? 8 : 4;
   float constexpr MIDDLE = BITS == 4 ? 8.0f : 128.0f;
   u32 const lane = threadIdx.x % 32;
-  u32 const steps = min(STEPS, p.group / 16);
+  u32 const steps = min(STEPS, group / 16);
   uint4 const ones = make_uint4(0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00);
   for (u32 begin = 0; begin < STEPS; begin += steps) {
     float part[4][4] = {}, all[4] = {};
-    for (u32 step = begin; step < begin + steps; ++step) {
-      uint2 const b = inputs_of(x + step * 32, stride, rows);
-      if (BITS == 4) {
-        uint4 const w = shared16(place + step * 512 + lane * 16);
-        multiply<1>(part[0], integers<4>(w.x, 0), b);
-        multiply<1>(part[1], integers<4>(w.y, 0), b);
-        multiply<1>(part[2], integers<4>(w.z, 0), b);
-        multiply<1>(part[3], integers<4>(w.w, 0), b);
-      } else {
-        uint4 const v = shared16(place + step * 1024 + lane * 16), w = shared16(place + step * 1024 + 512 + lane * 16);
-        multiply<1>(part[0], integers<8>(v.x, v.y), b);
-        multiply<1>(part[1], integers<8>(v.z, v.w), b);
-        multiply<1>(part[2], integers<8>(w.x, w.y), b);
-        multiply<1>(part[3], integers<8>(w.z, w.w), b);
+    for (u32 step = begin; step < begin + steps; step += 2) {
+      uint2 const b[2] = {inputs_of(x + step * 32, stride, rows), inputs_of(x + step * 32 + 32, stride, rows)};
+      uint4 w[BITS == 4 ? 2 : 4];
+#pragma unroll
+      for (u32 i = 0; i < sizeof(w) / 16; ++i) {
+        w[i] = shared16(place + (step * BITS / 4 + i) * 512 + lane * 16);
       }
-      if (p.second != NONE) {
-        multiply<1>(all, ones, b);  // the inputs' sum
+#pragma unroll
+      for (u32 i = 0; i < 2; ++i) {
+        if (BITS == 4) {
+          multiply<1>(part[0], integers<4>(w[i].x, 0), b[i]);
+          multiply<1>(part[1], integers<4>(w[i].y, 0), b[i]);
+          multiply<1>(part[2], integers<4>(w[i].z, 0), b[i]);
+          multiply<1>(part[3], integers<4>(w[i].w, 0), b[i]);
+        } else {
+          multiply<1>(part[0], integers<8>(w[2 * i].x, w[2 * i].y), b[i]);
+          multiply<1>(part[1], integers<8>(w[2 * i].z, w[2 * i].w), b[i]);
+          multiply<1>(part[2], integers<8>(w[2 * i + 1].x, w[2 * i + 1].y), b[i]);
+          multiply<1>(part[3], integers<8>(w[2 * i + 1].z, w[2 * i + 1].w), b[i]);
+        }
+        if (second != NONE) {
+          multiply<1>(all, ones, b[i]);  // the inputs' sum
+        }
       }
     }
     u32 const terms = place + 4096 + begin / steps * 256 + lane / 4 * 32;
@@ -157,51 +237,64 @@ __device__ __forceinline__ void packed_tile(float (&sum)[4][4], Phase const& p, 
     u32 const words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (u32 i = 0; i < 8; ++i) {
-      float const scale = widen<1>((u16)words[i]), second = widen<1>((u16)(words[i] >> 16));
-      float const offset = p.second == ZERO ? scale * (MIDDLE - second) : p.second == MINIMUM ? fmaf(scale, MIDDLE, second) : 0.0f;
+      float const scale = widen<1>((u16)words[i]), last = widen<1>((u16)(words[i] >> 16));
+      float const offset = second == ZERO ? scale * (MIDDLE - last) : fmaf(scale, MIDDLE, last);
 #pragma unroll
       for (u32 e = 0; e < 2; ++e) {
         float& to = sum[i / 2][i % 2 * 2 + e];
         to = fmaf(scale, part[i / 2][i % 2 * 2 + e], to);
-        to = fmaf(offset, all[e], to);
+        if (second != NONE) {
+          to = fmaf(offset, all[e], to);
+        }
       }
     }
   }
 }
 
-// Eight inputs of a row, as the weights want them.
-template <u32 KIND>
-__device__ __forceinline__ void activations(Step const& s, Phase const& p, u32 row, u32 k, float factor, float* value) {
+// Eight inputs of a row as they lie in memory: x, and what its gate lets through.
+struct Inputs {
+  uint4 x, through;
+};
+
+__device__ __forceinline__ Inputs read_inputs(Phase const& p, u32 row, u32 k) {
+  u16 const* const from = p.x + (u64)row * p.stride + k;
+  return {read16(from), p.gated ? read16(from + p.inputs) : make_uint4(0, 0, 0, 0)};
+}
+
+// Those that are not in their place.
+__device__ __forceinline__ Inputs gather_inputs(Phase const& p, u32 row, u32 k) {
   u16 const* const from = p.x + (u64)row * p.stride;
-  if (p.order) {
+  u32 x[4] = {}, through[4] = {};
 #pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-      u32 const at = p.order[k + i];
-      float one = widen<KIND>(read2(from + at));
-      if (p.gated) {
-        one = activate(one, s.gelu) * widen<KIND>(read2(from + p.inputs + at));
-      }
-      value[i] = p.norm ? one * factor * p.norm[at] : one;
-    }
-    return;
+  for (u32 i = 0; i < 8; ++i) {
+    u32 const at = p.order[k + i];
+    x[i / 2] |= (u32)read2(from + at) << (i % 2 * 16);
+    through[i / 2] |= p.gated ? (u32)read2(from + p.inputs + at) << (i % 2 * 16) : 0;
   }
-  unpack<KIND>(read16(from + k), value);
+  return {make_uint4(x[0], x[1], x[2], x[3]), make_uint4(through[0], through[1], through[2], through[3])};
+}
+
+// Eight inputs as the weights want them: gated, or normed with the row's factor.
+template <u32 KIND>
+__device__ __forceinline__ uint4 activations(Step const& s, Phase const& p, Inputs const& inputs, u32 k, float factor) {
+  float value[8];
+  unpack<KIND>(inputs.x, value);
   if (p.gated) {
     float through[8];
-    unpack<KIND>(read16(from + p.inputs + k), through);
+    unpack<KIND>(inputs.through, through);
 #pragma unroll
     for (u32 i = 0; i < 8; ++i) {
       value[i] = activate(value[i], s.gelu) * through[i];
     }
   }
   if (p.norm) {
-    float4 const low = *(float4 const*)(p.norm + k), high = *(float4 const*)(p.norm + k + 4);
-    float const weight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
     for (u32 i = 0; i < 8; ++i) {
-      value[i] *= factor * weight[i];
+      value[i] *= factor * p.norm[p.order ? p.order[k + i] : k + i];
     }
   }
+  return make_uint4(pair<KIND>(value[0], value[1]), pair<KIND>(value[2], value[3]), pair<KIND>(value[4], value[5]),
+                    pair<KIND>(value[6], value[7]));
 }
 
 // What RMSNorm multiplies each row with: 1 / sqrt(mean of squares + eps).
@@ -229,18 +322,18 @@ __device__ __forceinline__ void norm_factors(Step const& s, Phase const& p, u32 
       factors[row] = rsqrtf(square / size + s.eps);
     }
   }
-  __syncthreads();
+  meet();
 }
 
-// Adds up each row's squares, of which every thread brings some of one row: 128 outputs of a strip.
-__device__ __forceinline__ void keep_squares(Step const& s, Phase const& p, u32 strip, float (*squares)[STRIP / 32]) {
+// Adds up each row's squares, of which warps bring 32 outputs each.
+__device__ __forceinline__ void keep_squares(Step const& s, Phase const& p, u32 strip, u32 width, float (*squares)[WIDEST / 32]) {
   if (p.out_squares == nullptr) {
     return;
   }
-  __syncthreads();
+  meet();
   if (threadIdx.x < s.rows) {
     float all = 0.0f;
-    for (u32 part = 0; part < STRIP / 32; ++part) {
+    for (u32 part = 0; part < width / 32; ++part) {
       all += squares[threadIdx.x][part];
     }
     p.out_squares[threadIdx.x * p.strips + strip] = all;
@@ -248,23 +341,37 @@ __device__ __forceinline__ void keep_squares(Step const& s, Phase const& p, u32 
 }
 
 template <u32 KIND>
-__device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index, Fetch& fetching, u32& turn, u32 ring, u8* work) {
+__device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index, Places& places, u32& used, u32 ring, u8* work) {
   __shared__ float factors[ROWS];
-  __shared__ float squares[ROWS][STRIP / 32];
+  __shared__ float squares[ROWS][WIDEST / 32];
   u32 const thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  u32 const across = warp % ACROSS, along = warp / ACROSS, rows = s.rows;
+  u32 const across = warp % p.across, along = warp / p.across, turns = WARPS / p.across, rows = s.rows;
+  u32 const width = p.across * TILE;  // of a strip
+  u32 const tile_k = p.tile_k, weight_kind = p.weight_kind, group = p.group, second = p.second;
   u32 const all = p.strips * p.tiles, begin = first_tile(blockIdx.x, all), end = first_tile(blockIdx.x + 1, all);
   if (begin == end) {
     return;
   }
+  // Inputs that fit at a time, in tiles.
+  u32 const most = (WORK / 2 / rows - 8) / p.tile_k;
+  // The first eight of this thread are on their way before all is known that they are multiplied with.
+  u32 const k_first = begin % p.tiles * p.tile_k;
+  u32 const eights_first = min(min(end - begin, p.tiles - begin % p.tiles), most) * p.tile_k / 8;
+  u32 const row_first = thread / eights_first, k_early = k_first + thread % eights_first * 8;
+  bool const early = row_first < rows && k_early < p.inputs && p.order == nullptr;
+  if (early && p.norm) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.norm + k_early));
+  }
   if (index > 0) {
     await(s.counters + index - 1, parts_of(s, index - 1));
+  }
+  Inputs first_inputs = {};
+  if (early) {
+    first_inputs = read_inputs(p, row_first, k_early);
   }
   if (p.norm) {
     norm_factors<KIND>(s, p, p.inputs, factors);
   }
-  // Inputs that fit at a time, in tiles.
-  u32 const most = (WORK / 2 / rows - 8) / p.tile_k;
   u32 tile = begin + along;
   for (u32 strip = begin / p.tiles; strip * p.tiles < end; ++strip) {
     u32 const strip_end = min(end, (strip + 1) * p.tiles);
@@ -275,73 +382,84 @@ __device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index
       u32 const stride = count * 2 + 16;
       for (u32 i = thread; i < rows * eights; i += THREADS) {
         u32 const row = i / eights, k = i % eights * 8;
-        float value[8] = {};
+        uint4 staged = make_uint4(0, 0, 0, 0);
         if (k0 + k < p.inputs) {
-          activations<KIND>(s, p, row, k0 + k, p.norm ? factors[row] : 1.0f, value);
+          bool const is_first = early && i == thread && from == begin;
+          Inputs const inputs = is_first ? first_inputs : p.order ? gather_inputs(p, row, k0 + k) : read_inputs(p, row, k0 + k);
+          staged = activations<KIND>(s, p, inputs, k0 + k, p.norm ? factors[row] : 1.0f);
         }
-        *(uint4*)(work + row * stride + k * 2) = make_uint4(pair<KIND>(value[0], value[1]), pair<KIND>(value[2], value[3]),
-                                                            pair<KIND>(value[4], value[5]), pair<KIND>(value[6], value[7]));
+        *(uint4*)(work + row * stride + k * 2) = staged;
       }
-      __syncthreads();
-      for (; tile < to; tile += ALONG) {
-        u32 const place = ring + turn * SLOT;
-        u32 const x = shared_address(work) + (tile - from) * p.tile_k * 2;
-        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1) : "memory");
+      meet();
+      for (; tile < to; tile += turns) {
+        u32 const place = ring + ((warp / 2 * DEPTH + used % DEPTH) * 2 + warp % 2) * SLOT;
+        u32 const x = shared_address(work) + (tile - from) * tile_k * 2;
+        u32 const barriers = shared_address(places.landed[warp / 2]) + used % DEPTH * 8;
+        while (!has_passed(barriers, used / DEPTH % 2)) {
+        }
         __syncwarp();
-        if (KIND == 2 || p.weight_kind == PLAIN) {
+        if (KIND == 2 || weight_kind == PLAIN) {
           plain_tile<KIND>(sum, place, x, stride, rows);
-        } else if (p.weight_kind == INT4) {
-          packed_tile<4>(sum, p, place, x, stride, rows);
+        } else if (weight_kind == INT4) {
+          packed_tile<4>(sum, group, second, place, x, stride, rows);
         } else {
-          packed_tile<8>(sum, p, place, x, stride, rows);
+          packed_tile<8>(sum, group, second, place, x, stride, rows);
         }
         __syncwarp();
-        fetch(fetching, s, place);
-        turn = turn + 1 == DEPTH ? 0 : turn + 1;
+        ++used;
+        if (lane == 0) {
+          arrive(barriers + sizeof(places.landed));
+        }
       }
-      __syncthreads();
+      meet();
     }
     // The block's part of the strip.
-    u32 constexpr WIDE = STRIP + 8;
+    u32 const wide = width + 8;
     float* const parts = (float*)work;
 #pragma unroll
     for (u32 i = 0; i < 16; ++i) {
       u32 const m = i / 4, half = i / 2 % 2, row = lane % 4 * 2 + i % 2;
       if (row < rows) {
-        parts[(along * rows + row) * WIDE + across * TILE + m * 16 + half * 8 + lane / 4] = sum[m][i % 4];
+        parts[(along * rows + row) * wide + across * TILE + m * 16 + half * 8 + lane / 4] = sum[m][i % 4];
       }
     }
-    __syncthreads();
+    meet();
     u32 const first = owner(strip * p.tiles, all), last = owner(strip * p.tiles + p.tiles - 1, all);
     bool const alone = first == last;
     if (!alone) {
       u32 const slot = 2 * blockIdx.x + (strip == begin / p.tiles ? 0 : 1);
-      for (u32 i = thread; i < rows * STRIP; i += THREADS) {
+      for (u32 i = thread; i < rows * width; i += THREADS) {
         float value = 0.0f;
-        for (u32 part = 0; part < ALONG; ++part) {
-          value += parts[(part * rows + i / STRIP) * WIDE + i % STRIP];
+        for (u32 part = 0; part < turns; ++part) {
+          value += parts[(part * rows + i / width) * wide + i % width];
         }
-        __stcg(s.partial + (u64)slot * ROWS * STRIP + i, value);
+        __stcg(s.partial + (u64)slot * ROWS * WIDEST + i, value);
       }
       if (!comes_last(s.counters + p.counters + strip, last - first + 1)) {
         continue;
       }
     }
-    for (u32 i = thread; i < rows * STRIP; i += THREADS) {
-      u32 const row = i / STRIP, n = strip * STRIP + i % STRIP;
+    // Of blocks that share a strip all but the first begin in it.
+    u32 const slot = 2 * first + (first_tile(first, all) < strip * p.tiles ? 1 : 0);
+    float const* const partial = s.partial + (u64)slot * ROWS * WIDEST;
+    for (u32 i = thread; i < rows * width; i += THREADS) {
+      u32 const row = i / width, n = strip * width + i % width;
+      u64 const at = (u64)row * p.outputs + n;
+      bool const added = p.residual && n < p.outputs;
+      float const residual = added ? widen<KIND>(read2(p.residual + at)) : 0.0f;
       float value = 0.0f;
       if (alone) {
-        for (u32 part = 0; part < ALONG; ++part) {
-          value += parts[(part * rows + row) * WIDE + i % STRIP];
+        for (u32 part = 0; part < turns; ++part) {
+          value += parts[(part * rows + row) * wide + i % width];
         }
       } else {
-#pragma unroll 4
-        for (u32 block = first; block <= last; ++block) {
-          u32 const slot = 2 * block + (strip == first_tile(block, all) / p.tiles ? 0 : 1);
-          value += __ldcg(s.partial + (u64)slot * ROWS * STRIP + i);
+        value = __ldcg(partial + i);
+        float const* other = s.partial + (u64)(2 * first + 2) * ROWS * WIDEST + i;
+#pragma unroll 8
+        for (u32 block = first; block < last; ++block, other += 2 * ROWS * WIDEST) {
+          value += __ldcg(other);
         }
       }
-      u64 const at = (u64)row * p.outputs + n;
       if (n >= p.outputs) {
         value = 0.0f;
       } else if (p.wide) {
@@ -351,7 +469,7 @@ __device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index
           value = rounded<KIND>(value) + widen<KIND>(p.bias[n]);
         }
         if (p.residual) {
-          value = rounded<KIND>(value) + widen<KIND>(read2(p.residual + at));
+          value = rounded<KIND>(value) + residual;
         }
         value = rounded<KIND>(value);
         ((u16*)p.out)[at] = narrow<KIND>(value);
@@ -359,11 +477,11 @@ __device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index
       if (p.out_squares) {
         float const part = warp_sum(value * value);
         if (lane == 0) {
-          squares[row][i % STRIP / 32] = part;
+          squares[row][i % width / 32] = part;
         }
       }
     }
-    keep_squares(s, p, strip, squares);
+    keep_squares(s, p, strip, width, squares);
     publish(s.counters + index);
   }
 }
@@ -372,15 +490,16 @@ __device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index
 template <u32 KIND>
 __device__ __forceinline__ void add(Step const& s, Phase const& p, u32 index) {
   __shared__ float factors[ROWS];
-  __shared__ float squares[ROWS][STRIP / 32];
+  __shared__ float squares[ROWS][WIDEST / 32];
+  u32 constexpr width = 128;  // of a strip
   if (blockIdx.x >= p.strips) {
     return;
   }
   await(s.counters + index - 1, parts_of(s, index - 1));
   norm_factors<KIND>(s, p, p.outputs, factors);
   for (u32 strip = blockIdx.x; strip < p.strips; strip += gridDim.x) {
-    for (u32 i = threadIdx.x; i < s.rows * STRIP; i += THREADS) {
-      u32 const row = i / STRIP, n = strip * STRIP + i % STRIP;
+    for (u32 i = threadIdx.x; i < s.rows * width; i += THREADS) {
+      u32 const row = i / width, n = strip * width + i % width;
       u64 const at = (u64)row * p.outputs + n;
       float value = 0.0f;
       if (n < p.outputs) {
@@ -390,10 +509,10 @@ __device__ __forceinline__ void add(Step const& s, Phase const& p, u32 index) {
       }
       float const part = warp_sum(value * value);
       if (threadIdx.x % 32 == 0) {
-        squares[row][i % STRIP / 32] = part;
+        squares[row][i % width / 32] = part;
       }
     }
-    keep_squares(s, p, strip, squares);
+    keep_squares(s, p, strip, width, squares);
     publish(s.counters + index);
   }
 }

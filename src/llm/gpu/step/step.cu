@@ -3,34 +3,37 @@
 template <u32 KIND>
 __device__ __forceinline__ void step(Step const& s) {
   extern __shared__ uint4 shared[];
-  __shared__ Phase held[2];
-  u32 const warp = threadIdx.x / 32;
-  u32 const ring = shared_address(shared) + WORK + warp * DEPTH * SLOT;
-  u32 turn = 0;
-  Fetch fetching = {nullptr, ~0u, 0, 0, 1, 0, 0, 0, 0};
-  settle(fetching, s, warp / ACROSS);
-  for (u32 place = 0; place < DEPTH; ++place) {
-    fetch(fetching, s, ring + place * SLOT);
+  __shared__ Phase p;
+  __shared__ Places places;
+  u32 const warp = threadIdx.x / 32, ring = shared_address(shared) + WORK;
+  if (threadIdx.x < PAIRS * DEPTH) {
+    prepare(shared_address(places.landed) + threadIdx.x * 8, 1);
+    prepare(shared_address(places.used) + threadIdx.x * 8, 2);
   }
+  __syncthreads();
+  if (warp >= WARPS) {
+    fetch_all(s, places, warp - WARPS, ring);
+    return;
+  }
+  u32 used = 0;
   for (u32 index = 0; index < s.count; ++index) {
-    Phase& p = held[index % 2];
+    meet();  // the phase before is done with its description
     if (threadIdx.x < sizeof(Phase) / 4) {
       ((u32*)&p)[threadIdx.x] = ((u32 const*)(s.phases + index))[threadIdx.x];
     }
-    __syncthreads();
+    meet();
     if (p.kind == PRODUCT) {
-      product<KIND>(s, p, index, fetching, turn, ring, (u8*)shared);
+      product<KIND>(s, p, index, places, used, ring, (u8*)shared);
     } else if (p.kind == ATTEND) {
       attend<KIND>(s, p, index, (u8*)shared);
     } else {
       add<KIND>(s, p, index);
     }
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) step_f16(Step s) { step<1>(s); }
-extern "C" __global__ void __launch_bounds__(THREADS, 1) step_bf16(Step s) { step<2>(s); }
+extern "C" __global__ void __launch_bounds__(THREADS + FETCHERS, 1) step_f16(Step s) { step<1>(s); }
+extern "C" __global__ void __launch_bounds__(THREADS + FETCHERS, 1) step_bf16(Step s) { step<2>(s); }
 
 // A packed matrix to [inputs, outputs] in float16, for the engines. Grid (tiles, columns / 64), a warp for each 16 inputs.
 template <u32 BITS>

@@ -8,7 +8,7 @@ use super::super::buffers::{Buffer, Pinned};
 use super::super::tiles::{Layout, tile_of};
 use super::super::weights::Matrix;
 use super::kernel::{ATTEND, Kernel, Launch, List, Phase, ROWS};
-use super::{STRIP, product};
+use super::{WIDEST, product};
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Second;
 use crate::tensor::DType;
@@ -107,7 +107,7 @@ impl Bench {
     fn run(&mut self, phases: &[Phase], counters: usize, launch: Launch) {
         let list = List::new(&self.device.stream, phases, counters).unwrap();
         let (partial, attention) =
-            (self.bytes(&vec![0xff; 2 * self.kernel.blocks * ROWS * STRIP * 4]), self.bytes(&vec![0xff; 1 << 22]));
+            (self.bytes(&vec![0xff; 2 * self.kernel.blocks * ROWS * WIDEST * 4]), self.bytes(&vec![0xff; 1 << 22]));
         self.kernel.launch(&self.device.stream, &list, Launch { partial, attention, ..launch }).unwrap();
         self.device.stream.synchronize().unwrap();
     }
@@ -178,7 +178,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             }
         }
         let deep = if bits == 4 { 128 } else { 64 };
-        let layout = Layout { bits, group: size.min(deep), second: second.or(Some(Second::Zero)), inputs, outputs };
+        let shared = if group == 0 { deep } else { size.min(deep) };
+        let layout = Layout { bits, group: shared, second: second.or(Some(Second::Zero)), inputs, outputs };
         let layout =
             if size.min(deep) == size || size.is_multiple_of(deep) { layout } else { Layout { group: deep, ..layout } };
         let read = |first: usize, out: &mut [u8]| out.copy_from_slice(&quants[first * inputs..][..out.len()]);
@@ -201,7 +202,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let residuals: Vec<f64> = (0..rows * outputs).map(|_| bench.round(draw.float())).collect();
     let eps = 1e-5_f64;
     let out = bench.bytes(&vec![0xff; rows * outputs * 4]);
-    let strips = outputs.div_ceil(STRIP);
+    let shape = product(&matrix, inputs, outputs, draw.of(&[2, 4, 8]));
+    let strips = shape.strips as usize;
     let out_squares = bench.bytes(&vec![0xff; ROWS * strips * 4]);
     let phase = Phase {
         x: bench.short(&x),
@@ -214,7 +216,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         counters: 1,
         out,
         out_squares,
-        ..product(&matrix, inputs, outputs)
+        ..shape
     };
     // Squares are summed over inputs, which gated ones have not.
     let phase = if gated { Phase { norm: 0, ..phase } } else { phase };
@@ -319,7 +321,7 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let qkv = bench.bytes(&vec![0xff; rows * width * 2]);
     let out = bench.bytes(&vec![0xff; rows * heads * dim * 2]);
     let (kept_keys, kept_values) = (bench.short(&keys), bench.short(&values));
-    let first = Phase { x: bench.short(&x), out: qkv, counters: 2, ..product(&matrix, inputs, width) };
+    let first = Phase { x: bench.short(&x), out: qkv, counters: 2, ..product(&matrix, inputs, width, 2) };
     let word = |n: usize| u32::try_from(n).unwrap();
     let attend = Phase {
         kind: ATTEND,
