@@ -72,6 +72,23 @@ pub struct VerifyRecord {
     pub tolerance: f64,
 }
 
+/// What quantising a language model has cost; see `verify::quality`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Quality {
+    /// Tokens compared.
+    pub tokens: usize,
+    /// Mean KL(checkpoint || quantised) in nats a token.
+    pub divergence: f64,
+    /// The largest that passes.
+    pub divergence_limit: f64,
+    /// exp of the mean negative log-likelihood.
+    pub perplexity: f64,
+    /// The checkpoint's own.
+    pub reference_perplexity: f64,
+    /// The largest ratio of the two that passes.
+    pub ratio_limit: f64,
+}
+
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -124,6 +141,9 @@ pub struct Manifest {
     /// For a language model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub llm: Option<llm::Record>,
+    /// For a language model quantised by the build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Quality>,
     /// How it is proved.
     pub verify: VerifyRecord,
     /// How the build went.

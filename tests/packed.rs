@@ -232,7 +232,15 @@ fn logits(paths: &[PathBuf]) -> Vec<f32> {
 
 /// The tiny Llama with its projections packed, and the same with their values as plain floats.
 fn packed_llama(scratch: &Path, case: &Case, seed: u64) -> (Vec<PathBuf>, Vec<PathBuf>, BTreeMap<String, Plain>) {
-    let (mut config, mut plain) = llama();
+    packed(scratch, llama(), case, seed)
+}
+
+fn packed(
+    scratch: &Path,
+    (mut config, mut plain): (Value, BTreeMap<String, Plain>),
+    case: &Case,
+    seed: u64,
+) -> (Vec<PathBuf>, Vec<PathBuf>, BTreeMap<String, Plain>) {
     let mut packed = plain.clone();
     let mut random = SplitMix64(seed);
     let projections: Vec<String> = plain.keys().filter(|name| name.ends_with("proj.weight")).cloned().collect();
@@ -307,6 +315,146 @@ fn damaged_packing_is_one_error() {
     assert!(marlin.contains("`marlin-24`"), "{marlin}");
 }
 
+/// A Llama whose inputs can be cut into groups of 64, in float16.
+fn wide_llama() -> (Value, BTreeMap<String, Plain>) {
+    let (mut config, mut tensors) = llama();
+    let sizes = [("hidden_size", 64), ("intermediate_size", 128), ("head_dim", 16)];
+    sizes.iter().for_each(|(field, size)| config[*field] = json!(size));
+    let mut random = SplitMix64(11);
+    for (name, (dtype, shape, bytes)) in &mut tensors {
+        let wide = |size: usize| match size {
+            32 | 48 => {
+                if size == 32 {
+                    64
+                } else {
+                    128
+                }
+            }
+            16 => 32, // two key heads
+            other => other,
+        };
+        *shape = shape.iter().map(|size| wide(*size)).collect();
+        if name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight") {
+            *shape = vec![64, 64];
+        }
+        let count: usize = shape.iter().product();
+        let scale = if shape.len() == 1 { 0.1 } else { 0.25 };
+        let offset = if shape.len() == 1 { 1.0 } else { 0.0 };
+        let mut draw = || (0..4).map(|_| (random.next_u64() % 2001) as f32 / 1000.0 - 1.0).sum::<f32>() / 2.0;
+        *bytes = (0..count).flat_map(|_| f16::from_f32(offset + scale * draw()).to_le_bytes()).collect();
+        *dtype = Dtype::F16;
+    }
+    (config, tensors)
+}
+
+/// 64 made-up words.
+fn tokenizer() -> String {
+    let vocabulary: BTreeMap<String, u32> = (0..64).map(|token| (format!("w{token}"), token)).collect();
+    let model = json!({"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"});
+    json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+           "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null, "model": model})
+    .to_string()
+}
+
+/// Builds `name` from the folder of that name or another; exit code and what was said.
+fn build(scratch: &Path, name: &str, source: &str, more: &str) -> (i32, String) {
+    fs::write(scratch.join(source).join("tokenizer.json"), tokenizer()).unwrap();
+    let recipe = format!(
+        "version: 1\nname: {name}\nkind: llm\nsource: {{ path: {source} }}\nmax_input_len: 24\nmax_output_len: 16\n{more}"
+    );
+    fs::write(scratch.join(format!("{name}.yaml")), recipe).unwrap();
+    let (code, _, stderr) = output(watus(scratch).args(["build", &format!("{name}.yaml")]));
+    (code, stderr)
+}
+
+/// Where there is a GPU, each build proves the packed kernels: its answers, by unpacking and by packed decoding, against
+/// the CPU's.
+#[test]
+fn layouts_that_stay_packed_are_built() {
+    if !tensorrt_or_skip("layouts_that_stay_packed_are_built") {
+        return;
+    }
+    let case = |name, bits, group, shuffled, symmetric| Case { name, bits, group, shuffled, symmetric };
+    let cases = [
+        case("gptq", 4, Some(32), true, false),
+        case("gptq", 8, Some(64), false, false),
+        case("awq", 4, Some(64), false, false),
+        case("compressed-tensors", 4, Some(32), false, true),
+        case("compressed-tensors", 8, None, false, true),
+    ];
+    for (seed, case) in cases.iter().enumerate() {
+        let scratch = tempfile::tempdir().unwrap();
+        packed(scratch.path(), wide_llama(), case, seed as u64);
+        let (code, said) = build(scratch.path(), "model", "packed", "");
+        assert_eq!(code, 0, "{} of {} bits: {said}", case.name, case.bits);
+        println!("{} of {} bits: {}", case.name, case.bits, said.lines().last().unwrap_or_default());
+    }
+}
+
+#[test]
+fn a_model_is_quantised_while_it_is_built() {
+    if !tensorrt_or_skip("a_model_is_quantised_while_it_is_built") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (config, tensors) = wide_llama();
+    write(&scratch.path().join("plain"), &config, &tensors);
+    for (precision, most) in [("int8", 0.008), ("int4", 0.11)] {
+        let (code, said) = build(scratch.path(), precision, "plain", &format!("build: {{ precision: {precision} }}\n"));
+        assert_eq!(code, 0, "{said}");
+        let folder = scratch.path().join("engines").join(precision);
+        let checkpoint =
+            Checkpoint::open(&[folder.join("config.json"), folder.join("weights/model.safetensors")]).unwrap();
+        for (name, (_, shape, bytes)) in &tensors {
+            let mut values = vec![0.0; shape.iter().product()];
+            checkpoint.expect(name, shape).unwrap().read(0, &mut values);
+            let pairs = bytes.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32()).zip(&values);
+            let (lost, all) =
+                pairs.fold((0.0, 0.0), |(lost, all), (want, have)| (lost + (want - have).powi(2), all + want * want));
+            let error = (lost / all).sqrt();
+            let packed = name.ends_with("proj.weight");
+            assert!(
+                if packed { error > 0.0 && error < most } else { error == 0.0 },
+                "{precision}: {name} is off by {error}"
+            );
+        }
+        let manifest: Value = serde_json::from_str(&fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap();
+        let quality = &manifest["quality"];
+        assert!(quality["divergence"].as_f64().unwrap() > 0.0 && quality["tokens"].as_u64().unwrap() > 10, "{quality}");
+        let (code, answer, _) = output(watus(scratch.path()).args([
+            "run",
+            &format!("engines/{precision}"),
+            "--backend",
+            "cpu",
+            "--raw",
+            "--max-tokens",
+            "4",
+            "w3 w10",
+        ]));
+        assert!(code == 0 && !answer.trim().is_empty());
+        // What is quantised is not quantised again.
+        let more = format!("build: {{ precision: {precision} }}\n");
+        let inside = format!("engines/{precision}-copy");
+        write(
+            &scratch.path().join(&inside),
+            &serde_json::from_str(&fs::read_to_string(folder.join("config.json")).unwrap()).unwrap(),
+            &read(&folder.join("weights/model.safetensors")),
+        );
+        let (code, said) = build(scratch.path(), "again", &inside, &more);
+        assert!(code != 0 && said.contains("is quantised already"), "{said}");
+    }
+    let strict = "build: { precision: int4, group_size: 32 }\nverify: { divergence: 1e-9 }\n";
+    let (code, said) = build(scratch.path(), "strict", "plain", strict);
+    assert!(
+        code != 0 && said.contains("quantisation: on ") && !scratch.path().join("engines/strict").exists(),
+        "{said}"
+    );
+    let (code, said) = build(scratch.path(), "odd", "plain", "build: { precision: int4, group_size: 48 }\n");
+    assert!(code != 0 && said.contains("groups of 48 inputs are not supported"), "{said}");
+    let (code, said) = build(scratch.path(), "large", "plain", "build: { precision: int8, group_size: 128 }\n");
+    assert!(code != 0 && said.contains("cannot be cut"), "{said}");
+}
+
 #[test]
 fn a_packed_model_is_built_and_answers() {
     if !tensorrt_or_skip("a_packed_model_is_built_and_answers") {
@@ -314,18 +462,9 @@ fn a_packed_model_is_built_and_answers() {
     }
     let scratch = tempfile::tempdir().unwrap();
     packed_llama(scratch.path(), &cases()[1], 3);
-    let vocabulary: BTreeMap<String, u32> = (0..64).map(|token| (format!("w{token}"), token)).collect();
-    let model = json!({"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"});
-    let tokenizer = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-                           "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null, "model": model});
     let run = |arguments: &[&str]| output(watus(scratch.path()).args(arguments));
     let answers = ["packed", "plain"].map(|name| {
-        fs::write(scratch.path().join(name).join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let recipe = format!(
-            "version: 1\nname: {name}\nkind: llm\nsource: {{ path: {name} }}\nmax_input_len: 24\nmax_output_len: 16\n"
-        );
-        fs::write(scratch.path().join(format!("{name}.yaml")), recipe).unwrap();
-        let (code, _, stderr) = run(&["build", &format!("{name}.yaml")]);
+        let (code, stderr) = build(scratch.path(), name, name, "");
         assert_eq!(code, 0, "{stderr}");
         let engine = format!("engines/{name}");
         let (code, stdout, stderr) =

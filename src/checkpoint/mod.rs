@@ -13,6 +13,7 @@ mod mapped;
 mod packed;
 mod safetensors;
 pub mod torch;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,7 @@ pub use gguf::{Gguf, Judgement, MetadataValue};
 pub use integers::{Integers, Second};
 pub use mapped::Mapped;
 pub use packed::Packing;
+pub use writer::{Planned, write_safetensors};
 
 /// What is wrong with a checkpoint, and where.
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +93,11 @@ impl View<'_> {
     /// Whether rows lie in the file in the order they are read.
     pub fn is_in_order(&self) -> bool {
         self.interleaved_heads.is_none()
+    }
+
+    /// Whether its integers were packed by a quantising package.
+    pub fn is_packed(&self) -> bool {
+        self.packed.is_some()
     }
 
     /// Row of the file that is row `row` of the tensor. llama.cpp stores each head's rotary halves (i, i + d/2) as

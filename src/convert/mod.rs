@@ -11,6 +11,7 @@ mod layer;
 mod llama;
 mod mistral;
 mod phi3;
+mod quantize;
 mod qwen2;
 mod qwen3;
 mod rope;
@@ -28,6 +29,7 @@ pub use config::Config;
 use layer::OPSET;
 
 pub use layer::{LayerShape, MASKED, head_graph, layer_graph};
+pub use quantize::Scheme;
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};
 pub use whole::{Whole, whole_model};

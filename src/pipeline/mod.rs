@@ -308,6 +308,7 @@ fn common_manifest(
         yolo: None,
         full_products: Vec::new(),
         llm: None,
+        quality: None,
         verify: VerifyRecord { tolerance: plan.verify.tolerance, ..VerifyRecord::default() },
         build: BuildRecord::default(),
         files: BTreeMap::new(),

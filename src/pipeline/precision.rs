@@ -18,7 +18,7 @@ const HALF_MODEL: &str = "half.onnx";
 
 fn half(prepared: &Prepared, full: &[String]) -> Option<Half> {
     let dtype = match prepared.plan.build.precision {
-        Precision::Fp32 => return None,
+        Precision::Fp32 | Precision::Int8 | Precision::Int4 => return None,
         Precision::Fp16 => DType::Float16,
         Precision::Bf16 => DType::BFloat16,
     };

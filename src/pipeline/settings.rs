@@ -78,6 +78,7 @@ pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeR
         Precision::Fp32 => return Ok(options),
         Precision::Fp16 => "fp16",
         Precision::Bf16 => "bf16",
+        Precision::Int8 | Precision::Int4 => bail!("{}: int8 and int4 are for language models", plan.name),
     };
     if typed(version) {
         // The graph says which types; see precision.rs.

@@ -1,6 +1,6 @@
 //! What a recipe must not say, beyond its types: contradictions and missing companions, each with its line.
 
-use super::schema::{Build, ClassifierRecipe, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
+use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
 use crate::artifact::{is_contained, is_sha256};
 use crate::vision::{ClassifierOutput, Preprocess, Resize};
@@ -11,7 +11,7 @@ pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
     name(document, recipe.name())?;
     source(document, &["source"], recipe.source())?;
     if let Some(settings) = recipe.build() {
-        build(document, settings)?;
+        build(document, recipe.kind(), settings)?;
     }
     if let Some(settings) = recipe.verify() {
         verify(document, settings)?;
@@ -146,7 +146,7 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
     Ok(())
 }
 
-fn build(document: &Document, build: &Build) -> Checked {
+fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
     let at = |field: &str, message: &str, help: Option<&str>| Err(document.error(&["build", field], message, help));
     let batch = build.batch.unwrap_or(1);
     if batch == 0 {
@@ -162,6 +162,18 @@ fn build(document: &Document, build: &Build) -> Checked {
     }
     if build.workspace_mib == Some(0) {
         return at("workspace_mib", "workspace_mib is 0", Some("leave it out for TensorRT's default"));
+    }
+    let quantised = build.precision.is_some_and(|precision| precision.bits().is_some());
+    if let Some(group) = build.group_size {
+        if !quantised {
+            return at("group_size", "group_size belongs to `precision: int8` or `int4`", None);
+        }
+        if ![32, 64, 128].contains(&group) {
+            return at("group_size", &format!("groups of {group} inputs are not supported"), Some("use 32, 64 or 128"));
+        }
+    }
+    if quantised && kind != Kind::Llm {
+        return at("precision", "int8 and int4 are for language models", Some("use fp16"));
     }
     for name in build.compute_capabilities.iter().flatten() {
         let number = |part: &str| !part.is_empty() && part.len() <= 2 && part.bytes().all(|b| b.is_ascii_digit());

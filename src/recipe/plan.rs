@@ -89,6 +89,8 @@ pub enum SourcePlan {
 pub struct BuildPlan {
     /// Arithmetic.
     pub precision: Precision,
+    /// Inputs that share a scale, if it was said.
+    pub group_size: Option<usize>,
     /// TF32 for fp32 layers.
     pub tf32: bool,
     /// Batch the engine is tuned for.
@@ -116,6 +118,8 @@ pub struct VerifyPlan {
     pub prompts: Vec<String>,
     /// Allowed relative error.
     pub tolerance: f64,
+    /// Allowed divergence and ratio of perplexities to the checkpoint, where weights are quantised here.
+    pub quality: (f64, f64),
 }
 
 impl Plan {
@@ -155,6 +159,7 @@ impl Plan {
             (_, Precision::Fp32) if !build.tf32 => 1e-3,
             _ => 5e-2,
         };
+        let default_quality = if build.precision == Precision::Int4 { (0.3, 1.3) } else { (0.02, 1.03) };
         let verify = recipe.verify();
         // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
         let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
@@ -176,6 +181,10 @@ impl Plan {
                     .unwrap_or_default(),
                 prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
                 tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
+                quality: (
+                    verify.and_then(|verify| verify.divergence).unwrap_or(default_quality.0),
+                    verify.and_then(|verify| verify.perplexity).unwrap_or(default_quality.1),
+                ),
             },
         }
     }
@@ -245,6 +254,7 @@ fn build_plan(kind: Kind, build: Option<&Build>) -> BuildPlan {
     let batch = size(build.batch.unwrap_or(1));
     BuildPlan {
         precision: build.precision.unwrap_or(if kind == Kind::Llm { Precision::Fp16 } else { Precision::Fp32 }),
+        group_size: build.group_size.map(size),
         tf32: build.tf32.unwrap_or(false),
         batch,
         max_batch: build.max_batch.map_or(batch, size),

@@ -218,15 +218,32 @@ pub enum Precision {
     Fp32,
     Fp16,
     Bf16,
+    Int8,
+    Int4,
+}
+
+impl Precision {
+    /// Bits of a quantised weight.
+    pub fn bits(self) -> Option<u32> {
+        match self {
+            Precision::Int8 => Some(8),
+            Precision::Int4 => Some(4),
+            _ => None,
+        }
+    }
 }
 
 /// TensorRT builder settings.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
-    /// Arithmetic of the engine; of an llm also its KV cache. Default: fp16 for an llm, else fp32.
+    /// Arithmetic of the engine; of an llm also its KV cache. int8 and int4 quantise an llm's layers, computed with in fp16.
+    /// Default: fp16 for an llm, else fp32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
+    /// With int8 and int4: inputs that share a scale, 32, 64 or 128. Default: the largest of them that fits the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<u32>,
     /// TF32 tensor cores for fp32 layers: faster, about 3 decimal digits. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,
@@ -269,6 +286,14 @@ pub struct Verify {
     /// bf16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
+    /// For an llm quantised here: the largest mean Kullback-Leibler divergence from the checkpoint's own distributions, in
+    /// nats a token. Default: 0.02 for int8, 0.3 for int4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub divergence: Option<f64>,
+    /// For an llm quantised here: by how much its perplexity may be above the checkpoint's, as a ratio. Default: 1.03 for
+    /// int8, 1.3 for int4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
 }
 
 /// A picture's place.

@@ -86,6 +86,23 @@ pub(super) fn verify(
     let prompts = prompts(&text, manifest, record)?;
     let what = if text.traits().is_some() { "chat template" } else { "no chat template" };
     report.push("text", Status::Passed, format!("tokenizer, {what}, {} prompts", prompts.len()));
+    if let Some(quality) = &manifest.quality {
+        let ratio = quality.perplexity / quality.reference_perplexity;
+        // Written so that a NaN fails.
+        let passed = quality.divergence <= quality.divergence_limit && ratio <= quality.ratio_limit;
+        let detail = format!(
+            "on {} tokens the weights diverge from the checkpoint's by {:.4} nats of {} allowed, perplexity {:.3} to {:.3}, \
+             {:.3} of {} allowed",
+            quality.tokens,
+            quality.divergence,
+            quality.divergence_limit,
+            quality.perplexity,
+            quality.reference_perplexity,
+            ratio,
+            quality.ratio_limit
+        );
+        report.push("quantisation", if passed { Status::Passed } else { Status::Failed }, detail);
+    }
     if machine_agrees(manifest, report).is_none() {
         return Ok(());
     }
@@ -131,7 +148,7 @@ fn execute(
     }
     let scored = text.encode_text(TEXT)?;
     let scored = &scored[..scored.len().min(record.max_input_len)];
-    let engine_loss = loss(&mut *engine, scored)?;
+    let engine_loss = read(&mut *engine, scored)?;
     drop(engine); // its memory may be the reference's, on a Jetson
     stage("loading the reference");
     let mut reference = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})?;
@@ -142,7 +159,7 @@ fn execute(
     let perplexity = Perplexity {
         tokens: scored.len().saturating_sub(1),
         engine: engine_loss.exp(),
-        reference: loss(&mut *reference, scored)?.exp(),
+        reference: read(&mut *reference, scored)?.exp(),
     };
     report.perplexity = Some(perplexity);
     conclude(manifest.precision == "fp32" && !manifest.tf32, report);
@@ -208,7 +225,7 @@ fn compare(
 }
 
 /// KL(reference || engine) of the distributions two rows of logits stand for, in nats.
-fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
+pub(super) fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
     let (p_total, q_total) = (log_sum_exp(reference), log_sum_exp(engine));
     let terms = reference.iter().zip(engine).map(|(p, q)| {
         let (p, q) = (f64::from(*p) - p_total, f64::from(*q) - q_total);
@@ -218,11 +235,15 @@ fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
 }
 
 /// Mean negative log-likelihood of all tokens but the first.
-fn loss(executor: &mut dyn Executor, tokens: &[u32]) -> anyhow::Result<f64> {
-    anyhow::ensure!(tokens.len() > 1, "the perplexity text has no tokens");
+fn read(executor: &mut dyn Executor, tokens: &[u32]) -> anyhow::Result<f64> {
     executor.release(0);
     let logits = executor.prefill(0, 0, tokens, Rows::All)?;
-    let width = executor.vocab_size();
+    loss(&logits, tokens, executor.vocab_size())
+}
+
+/// The same of logits `[tokens, vocabulary]`.
+pub(super) fn loss(logits: &[f32], tokens: &[u32], width: usize) -> anyhow::Result<f64> {
+    anyhow::ensure!(tokens.len() > 1, "the perplexity text has no tokens");
     let likelihood = |row: &[f32], token: u32| f64::from(row[token as usize]) - log_sum_exp(row);
     let sum: f64 = logits.chunks_exact(width).zip(&tokens[1..]).map(|(row, token)| likelihood(row, *token)).sum();
     Ok(-sum / (tokens.len() - 1) as f64)

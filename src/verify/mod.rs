@@ -5,6 +5,7 @@
 
 mod endpoint;
 mod llm;
+mod quality;
 mod serve;
 mod vision;
 
@@ -27,6 +28,7 @@ use crate::vision as pictures;
 
 pub use endpoint::Endpoint;
 pub use llm::{Perplexity, PromptReport};
+pub use quality::quality;
 pub use vision::Agreement;
 
 /// One check's outcome.

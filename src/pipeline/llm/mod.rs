@@ -3,8 +3,10 @@
 
 mod files;
 mod memory;
+mod quantize;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context as _, bail};
@@ -30,7 +32,7 @@ pub use memory::MemoryPlan;
 
 /// A source that is here, and what it is.
 struct Source {
-    checkpoint: Checkpoint,
+    checkpoint: Arc<Checkpoint>,
     model: Transformer,
     /// Everything that was fetched.
     paths: Vec<PathBuf>,
@@ -90,7 +92,7 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     let wanted =
         fetched.files.iter().filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || file.name == named));
     let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
-    let checkpoint = Checkpoint::open(&paths)?;
+    let checkpoint = Arc::new(Checkpoint::open(&paths)?);
     let length = limits.max_input_len + limits.max_output_len;
     let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, length)?;
     model.locate(&checkpoint)?;
@@ -160,7 +162,7 @@ fn builder_options(plan: &Plan, version: Version) -> anyhow::Result<(DType, Buil
     options.strongly_typed = typed;
     let dtype = match build.precision {
         Precision::Fp32 => DType::Float32,
-        Precision::Fp16 => DType::Float16,
+        Precision::Fp16 | Precision::Int8 | Precision::Int4 => DType::Float16,
         Precision::Bf16 => DType::BFloat16,
     };
     match dtype {
@@ -195,7 +197,7 @@ fn key(
     key.text("gpu", gpu.unwrap_or_else(|| "none".to_owned()));
     key.hashed("source", content.as_bytes());
     key.hashed("options", &serde_json::to_vec(options)?);
-    let verify = (&plan.verify.prompts, plan.verify.tolerance);
+    let verify = (&plan.verify.prompts, plan.verify.tolerance, plan.verify.quality);
     key.hashed("recipe", &serde_json::to_vec(&(shapes, &plan.build, verify))?);
     Ok(key)
 }
@@ -228,10 +230,19 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     };
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
-    let weights = files::link_weights(&prepared.source.checkpoint, staged.path(), context)?;
+    let scheme = quantize::scheme(&prepared)?;
+    let weights = match scheme {
+        Some(scheme) => quantize::write(&prepared, scheme, staged.path(), context)?,
+        None => files::link_weights(&prepared.source.checkpoint, staged.path(), context)?,
+    };
     files::place_text(&prepared, staged.path())?;
     let mut manifest = manifest(&prepared, weights)?;
     manifest.build = record;
+    if let Some(scheme) = scheme {
+        quantize::describe(scheme, staged.path())?;
+        stage("comparing the quantised weights with the checkpoint's");
+        manifest.quality = Some(quantize::quality(&prepared, &manifest, staged.path())?);
+    }
     let hashes = &mut prepared.hashes;
     manifest.record_files(staged.path(), &mut |path| hashes.sha256(path))?;
     manifest.save(staged.path())?;

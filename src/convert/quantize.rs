@@ -1,0 +1,148 @@
+//! Float weights to small integers, each group of neighbouring inputs of an output with a scale and, if asymmetric, a zero
+//! point: weight ≈ (q - zero) · scale. Rounded to nearest; what is cut off at the ends is chosen, group by group, by the
+//! squared error it leaves.
+
+use half::f16;
+
+/// How a matrix is quantised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Scheme {
+    /// 4 or 8.
+    pub bits: u32,
+    /// Inputs that share a scale.
+    pub group: usize,
+    /// The integers' middle stands for 0.
+    pub symmetric: bool,
+}
+
+/// Shares of a group's range that are tried: the rest is cut off.
+const CLIPS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
+
+impl Scheme {
+    /// The integer that stands for 0 in symmetric groups.
+    pub fn middle(self) -> u8 {
+        1 << (self.bits - 1)
+    }
+
+    /// Quantises one output's inputs: integers, and scale and zero of each group.
+    pub fn row(self, values: &[f32], quants: &mut [u8], scales: &mut [f16], zeros: &mut [u8]) {
+        let groups = values.chunks(self.group).zip(quants.chunks_mut(self.group));
+        for ((values, quants), (scale, zero)) in groups.zip(scales.iter_mut().zip(zeros)) {
+            (*scale, *zero) = self.group(values);
+            let (scale, zero, highest) = (f32::from(*scale), f32::from(*zero), self.highest());
+            for (value, quant) in values.iter().zip(quants) {
+                let q = if scale > 0.0 { (value / scale).round() + zero } else { zero };
+                // A saturating cast, after which a NaN is 0.
+                *quant = q.clamp(0.0, highest) as u8;
+            }
+        }
+    }
+
+    fn highest(self) -> f32 {
+        f32::from(u8::try_from((1u32 << self.bits) - 1).unwrap_or(u8::MAX))
+    }
+
+    /// The scale and zero that leave the least squared error: for every clip the scale is fitted once more to the integers
+    /// it gave (least squares).
+    fn group(self, values: &[f32]) -> (f16, u8) {
+        let (low, high) = values.iter().fold((0.0_f32, 0.0_f32), |(low, high), v| (low.min(*v), high.max(*v)));
+        let mut best = (f32::INFINITY, f16::ZERO, self.middle());
+        for clip in CLIPS {
+            let (first, zero) = self.terms(low * clip, high * clip);
+            for scale in [first, self.fitted(values, f32::from(first), f32::from(zero))] {
+                let error = self.error(values, f32::from(scale), f32::from(zero));
+                if error < best.0 {
+                    best = (error, scale, zero);
+                }
+            }
+        }
+        (best.1, best.2)
+    }
+
+    fn fitted(self, values: &[f32], scale: f32, zero: f32) -> f16 {
+        let (mut product, mut square) = (0.0, 0.0);
+        if scale > 0.0 {
+            let (inverse, highest) = (1.0 / scale, self.highest());
+            for value in values {
+                let q = ((value * inverse).round() + zero).clamp(0.0, highest) - zero;
+                product += q * value;
+                square += q * q;
+            }
+        }
+        f16::from_f32(if square > 0.0 { product / square } else { scale })
+    }
+
+    /// Scale and zero with which the integers reach from `low` to `high`.
+    fn terms(self, low: f32, high: f32) -> (f16, u8) {
+        if self.symmetric {
+            // One more below 0 than above: the larger side decides.
+            let side = (high / (self.highest() - f32::from(self.middle()))).max(-low / f32::from(self.middle()));
+            return (f16::from_f32(side), self.middle());
+        }
+        let scale = f16::from_f32((high - low) / self.highest());
+        let wide = f32::from(scale);
+        let zero = if wide > 0.0 { (-low / wide).round().clamp(0.0, self.highest()) } else { 0.0 };
+        (scale, zero as u8)
+    }
+
+    fn error(self, values: &[f32], scale: f32, zero: f32) -> f32 {
+        if scale <= 0.0 || !scale.is_finite() {
+            return values.iter().map(|value| value * value).sum();
+        }
+        let (inverse, highest) = (1.0 / scale, self.highest());
+        let errors = values.iter().map(|value| {
+            let q = ((value * inverse).round() + zero).clamp(0.0, highest);
+            let error = (q - zero) * scale - value;
+            error * error
+        });
+        errors.sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values and what became of them.
+    fn round_trip(scheme: Scheme, values: &[f32]) -> Vec<f32> {
+        let groups = values.len().div_ceil(scheme.group);
+        let (mut quants, mut scales, mut zeros) = (vec![0; values.len()], vec![f16::ZERO; groups], vec![0; groups]);
+        scheme.row(values, &mut quants, &mut scales, &mut zeros);
+        let of = |i: usize| {
+            (f32::from(quants[i]) - f32::from(zeros[i / scheme.group])) * f32::from(scales[i / scheme.group])
+        };
+        (0..values.len()).map(of).collect()
+    }
+
+    fn error(values: &[f32], other: &[f32]) -> f32 {
+        let squares = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>();
+        (squares(values, other) / squares(values, &vec![0.0; values.len()])).sqrt()
+    }
+
+    #[test]
+    fn what_integers_can_say_is_said_exactly() {
+        let scheme = Scheme { bits: 4, group: 16, symmetric: false };
+        let values: Vec<f32> = (0..16).map(|q| (q as f32 - 5.0) * 0.25).collect();
+        assert_eq!(round_trip(scheme, &values), values);
+        let symmetric = Scheme { symmetric: true, ..scheme };
+        let values: Vec<f32> = (0..16).map(|q| (q as f32 - 8.0) * 0.25).collect();
+        assert_eq!(round_trip(symmetric, &values), values);
+        assert_eq!(round_trip(scheme, &[0.0; 16]), [0.0; 16]);
+    }
+
+    #[test]
+    fn clipping_helps_and_bits_do() {
+        // Bell-shaped, as weights are, with one far out.
+        let mut values: Vec<f32> = (0..128).map(|i| ((i * 37 % 128) as f32 / 64.0 - 1.0).powi(3) * 0.1).collect();
+        values[5] = 0.35;
+        let rough = Scheme { bits: 4, group: 128, symmetric: false };
+        let (low, high) = values.iter().fold((0.0_f32, 0.0_f32), |(l, h), v| (l.min(*v), h.max(*v)));
+        let (scale, zero) = rough.terms(low, high);
+        let plain = rough.error(&values, f32::from(scale), f32::from(zero));
+        let (scale, zero) = rough.group(&values);
+        assert!(rough.error(&values, f32::from(scale), f32::from(zero)) < plain);
+        assert!(error(&values, &round_trip(rough, &values)) < 0.12);
+        let fine = Scheme { bits: 8, symmetric: true, ..rough };
+        assert!(error(&values, &round_trip(fine, &values)) < 0.01);
+    }
+}

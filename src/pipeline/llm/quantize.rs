@@ -1,0 +1,262 @@
+//! Quantises a checkpoint's layers while it is put into the engine directory, as compressed-tensors has them
+//! (`pack-quantized`), which the runtime reads and other servers do too. Embedding, output matrix and vectors stay as they
+//! are.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use half::f16;
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::Prepared;
+use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
+use crate::convert::{Part, Scheme, Transformer};
+use crate::llm::CpuExecutor;
+use crate::llm::model::WEIGHTS;
+use crate::llm::text::Text;
+use crate::manifest::{Manifest, Quality};
+use crate::pipeline::Context;
+use crate::progress::Event;
+use crate::verify;
+
+/// Groups that the runtime multiplies packed, largest first.
+const GROUPS: [usize; 3] = [128, 64, 32];
+const FILE: &str = "model.safetensors";
+
+/// The scheme a plan asks for, with groups that every matrix of the model can be cut into.
+pub(super) fn scheme(prepared: &Prepared) -> anyhow::Result<Option<Scheme>> {
+    let (plan, model) = (&prepared.plan, &prepared.source.model);
+    let Some(bits) = plan.build.precision.bits() else { return Ok(None) };
+    for part in matrices(model) {
+        if prepared.source.checkpoint.tensor(&part.tensor)?.is_packed() {
+            bail!(
+                "{}: `{}` is quantised already\n  hint: leave out `precision`, or take a checkpoint in float16 or bfloat16",
+                plan.name,
+                part.tensor
+            );
+        }
+    }
+    let fits = |group: usize| matrices(model).all(|part| part.shape[1].is_multiple_of(group));
+    let group = match plan.build.group_size {
+        Some(group) if fits(group) => Some(group),
+        Some(_) => None,
+        None => GROUPS.into_iter().find(|group| fits(*group)),
+    };
+    let Some(group) = group else {
+        bail!(
+            "{}: its matrices cannot be cut into such groups of inputs\n  hint: use `group_size: 32`, or fp16",
+            plan.name
+        )
+    };
+    // A zero point saves four bits much error and eight bits none.
+    Ok(Some(Scheme { bits, group, symmetric: bits == 8 }))
+}
+
+/// Parts of the layers' matrices.
+fn matrices(model: &Transformer) -> impl Iterator<Item = Part> {
+    let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
+    weights.filter(|weight| weight.role.is_matrix()).flat_map(|weight| weight.parts)
+}
+
+/// Everything else the model is made of.
+fn others(model: &Transformer) -> Vec<Part> {
+    let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
+    let vectors = weights.filter(|weight| !weight.role.is_matrix()).flat_map(|weight| weight.parts);
+    let mut parts: Vec<Part> = vectors.chain([model.embedding(), model.final_norm()]).collect();
+    if !model.tied {
+        parts.push(model.output_matrix());
+    }
+    parts
+}
+
+/// One matrix, quantised.
+struct Packed {
+    words: Vec<u8>,
+    scales: Vec<u8>,
+    zeros: Vec<u8>,
+    /// Sum of the squares of what was lost, and of all.
+    lost: f64,
+    whole: f64,
+}
+
+/// Integers of `bits` in 32-bit words, the first in the lowest bits.
+fn pack(quants: impl Iterator<Item = u8>, bits: u32) -> Vec<u8> {
+    let count = (32 / bits) as usize;
+    let quants: Vec<u8> = quants.collect();
+    let word = |some: &[u8]| some.iter().rev().fold(0_u32, |word, q| word << bits | u32::from(*q));
+    quants.chunks(count).flat_map(|some| word(some).to_le_bytes()).collect()
+}
+
+fn quantize(view: &View<'_>, scheme: Scheme) -> Packed {
+    let (rows, columns) = (view.rows(), view.columns());
+    let groups = columns / scheme.group;
+    let done: Vec<_> = (0..rows)
+        .into_par_iter()
+        .map(|row| {
+            let mut values = vec![0.0; columns];
+            view.read_row(row, &mut values);
+            let (mut quants, mut scales, mut zeros) = (vec![0; columns], vec![f16::ZERO; groups], vec![0; groups]);
+            scheme.row(&values, &mut quants, &mut scales, &mut zeros);
+            let (mut lost, mut whole) = (0.0, 0.0);
+            for (index, value) in values.iter().enumerate() {
+                let group = index / scheme.group;
+                let (scale, zero) = (scales[group].to_f32(), f32::from(zeros[group]));
+                let error = f64::from((f32::from(quants[index]) - zero) * scale - value);
+                lost += error * error;
+                whole += f64::from(*value) * f64::from(*value);
+            }
+            (pack(quants.into_iter(), scheme.bits), scales, zeros, lost, whole)
+        })
+        .collect();
+    let count = (32 / scheme.bits) as usize;
+    // Words of zero points run down the outputs.
+    let zeros = (0..rows.div_ceil(count)).flat_map(|word| (0..groups).map(move |group| (word, group)));
+    let zeros = zeros.flat_map(|(word, group)| {
+        let rows = done[word * count..].iter().take(count);
+        pack(rows.map(|row| row.2[group]), scheme.bits)
+    });
+    Packed {
+        zeros: zeros.collect(),
+        words: done.iter().flat_map(|row| row.0.iter().copied()).collect(),
+        scales: done.iter().flat_map(|row| row.1.iter().flat_map(|scale| scale.to_le_bytes())).collect(),
+        lost: done.iter().map(|row| row.3).sum(),
+        whole: done.iter().map(|row| row.4).sum(),
+    }
+}
+
+/// A tensor that stays: its bytes, or where it is in blocks float16.
+fn kept(view: &View<'_>) -> (&'static str, Vec<u8>) {
+    let name = match view.encoding.dtype() {
+        Some(crate::tensor::DType::Float32) => "F32",
+        Some(crate::tensor::DType::BFloat16) => "BF16",
+        _ => "F16",
+    };
+    if view.encoding.dtype().is_some() {
+        return (name, (0..view.rows()).flat_map(|row| view.row(row)).copied().collect());
+    }
+    let mut values = vec![0.0; view.rows() * view.columns()];
+    view.read(0, &mut values);
+    (name, values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect())
+}
+
+/// Writes the quantised weights into `staged`; their file's name below `weights/`.
+pub(super) fn write(
+    prepared: &Prepared,
+    scheme: Scheme,
+    staged: &Path,
+    context: &Context,
+) -> anyhow::Result<Vec<String>> {
+    let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
+    let folder = staged.join(WEIGHTS);
+    fs::create_dir_all(&folder)?;
+    let (mut planned, mut filled) = (Vec::new(), Vec::new());
+    let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
+        let bytes = shape.iter().product::<usize>() * size;
+        planned.push(Planned { name, dtype, shape: shape.to_vec(), bytes });
+        filled.push(part.clone());
+    };
+    let count = (32 / scheme.bits) as usize;
+    for part in others(model) {
+        let view = checkpoint.tensor(&part.tensor)?;
+        let size = view.encoding.dtype().map_or(2, crate::tensor::DType::size);
+        let dtype = match size {
+            4 => "F32",
+            _ if view.encoding.dtype() == Some(crate::tensor::DType::BFloat16) => "BF16",
+            _ => "F16",
+        };
+        plan(&part, part.tensor.clone(), dtype, &part.shape, size);
+    }
+    for part in matrices(model) {
+        let stem = part.tensor.trim_end_matches(".weight");
+        let (rows, columns) = (part.shape[0], part.shape[1]);
+        let groups = columns / scheme.group;
+        plan(&part, format!("{stem}.weight_packed"), "I32", &[rows, columns.div_ceil(count)], 4);
+        plan(&part, format!("{stem}.weight_scale"), "F16", &[rows, groups], 2);
+        plan(&part, format!("{stem}.weight_shape"), "I64", &[2], 8);
+        if !scheme.symmetric {
+            plan(&part, format!("{stem}.weight_zero_point"), "I32", &[rows.div_ceil(count), groups], 4);
+        }
+    }
+    let path = folder.join(FILE);
+    let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
+    let name = format!("quantising to {} bits", scheme.bits);
+    let total = planned.len() as u64;
+    context.progress.event(Event::Phase { name: &name, steps: total });
+    let (mut lost, mut whole) = (0.0, 0.0);
+    // The parts of the matrix at hand, by the ends of their names.
+    let mut at_hand: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
+    let written = write_safetensors(&mut out, &planned, |index| {
+        context.progress.event(Event::Step { phase: &name, done: index as u64 });
+        let view = checkpoint.tensor(&filled[index].tensor).map_err(std::io::Error::other)?;
+        let end = planned[index].name.rsplit('.').next().unwrap_or_default();
+        if end == "weight_packed" {
+            let packed = quantize(&view, scheme);
+            lost += packed.lost;
+            whole += packed.whole;
+            let shape = filled[index].shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
+            at_hand = BTreeMap::from([
+                ("weight_scale", packed.scales),
+                ("weight_shape", shape),
+                ("weight_zero_point", packed.zeros),
+            ]);
+            return Ok(packed.words);
+        }
+        Ok(match at_hand.remove(end) {
+            Some(bytes) => bytes,
+            None => kept(&view).1,
+        })
+    });
+    context.progress.event(Event::PhaseDone { name: &name });
+    written.with_context(|| format!("cannot write {}", path.display()))?;
+    out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
+    let text = format!(
+        "{}: layers in {} bits, groups of {}; what is lost is {:.1} % of the weights (root mean square)",
+        prepared.plan.name,
+        scheme.bits,
+        scheme.group,
+        100.0 * (lost / whole).sqrt()
+    );
+    context.progress.event(Event::Stage(&text));
+    Ok(vec![FILE.to_owned()])
+}
+
+/// Says in the directory's config.json how the weights are packed.
+pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
+    let path = staged.join("config.json");
+    let mut config = read_json(&path)?;
+    let weights = json!({
+        "num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric,
+        "strategy": "group", "group_size": scheme.group,
+    });
+    let group = json!({ "targets": ["Linear"], "weights": weights, "input_activations": null });
+    config["quantization_config"] = json!({
+        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+        "config_groups": { "group_0": group }, "ignore": ["lm_head"],
+    });
+    // Its number tells transformers how the floats are to be read, which stayed as they were.
+    if config.get("torch_dtype").is_none_or(Value::is_null) {
+        config["torch_dtype"] = json!("float16");
+    }
+    let mut text = serde_json::to_string_pretty(&config)?;
+    text.push('\n');
+    Ok(fs::write(&path, text)?)
+}
+
+/// What it has cost.
+pub(super) fn quality(prepared: &Prepared, manifest: &Manifest, staged: &Path) -> anyhow::Result<Quality> {
+    let record = manifest.llm.as_ref().context("the manifest has no language model")?;
+    let text = Text::open(staged)?;
+    let longest = record.shapes.max_len;
+    let model = prepared.source.model.clone();
+    let mut reference = CpuExecutor::new(model, Arc::clone(&prepared.source.checkpoint), 1, longest)?;
+    let (model, checkpoint) = crate::llm::model::checkpoint(staged, record)?;
+    let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
+    let (divergence_limit, ratio_limit) = prepared.plan.verify.quality;
+    let found = verify::quality(&text, &mut reference, &mut quantised, longest)?;
+    Ok(Quality { divergence_limit, ratio_limit, ..found })
+}
