@@ -1,6 +1,8 @@
 //! Measures a session: latency percentiles with and without host copies, throughput; as Markdown, JSON and a chart.
 
 mod chart;
+mod compare;
+mod compare_chart;
 mod llm;
 mod llm_chart;
 
@@ -9,6 +11,8 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 pub use chart::svg;
+pub use compare::{Peer, markdown as compare_markdown};
+pub use compare_chart::compare_svg;
 pub use llm::{Decode, LlmPlan, LlmReport, Prefill, llm_markdown, measure_llm};
 pub use llm_chart::llm_svg;
 

@@ -40,6 +40,10 @@ pub(super) struct Args {
     /// Batch sizes of an engine with a dynamic one [default: the one it is tuned for]
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     batch: Vec<usize>,
+    /// Language models: result files to set beside ours, of llama-bench (`-o json`), llama-batched-bench
+    /// (`--output-format jsonl`) or `bench --json`
+    #[arg(long, value_name = "FILE", conflicts_with = "json", num_args = 1..)]
+    compare: Vec<PathBuf>,
     /// Print JSON instead of Markdown
     #[arg(long)]
     json: bool,
@@ -76,18 +80,38 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         models.is_empty() || reports.is_empty(),
         "language models and other engines are measured differently: give one kind at a time"
     );
+    anyhow::ensure!(args.compare.is_empty() || reports.is_empty(), "--compare is for language models");
+    let peers = peers(&args.compare)?;
     match (args.json, models.is_empty()) {
         (true, true) => print_json(&reports)?,
         (true, false) => print_json(&models)?,
         (false, true) => print(bench::markdown(&reports).trim_end())?,
         (false, false) => print(bench::llm_markdown(&models).trim_end())?,
     }
+    for report in models.iter().filter(|_| !peers.is_empty()) {
+        print(format!("\n{}", bench::compare_markdown(report, &peers).trim_end()))?;
+    }
     if let Some(path) = &args.chart {
-        let svg = if models.is_empty() { bench::svg(&reports) } else { bench::llm_svg(&models) };
+        let svg = match &models[..] {
+            [] => bench::svg(&reports),
+            [report] if !peers.is_empty() => bench::compare_svg(report, &peers),
+            _ => bench::llm_svg(&models),
+        };
         let svg = svg.map_err(anyhow::Error::msg)?;
         write_file(path, svg.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(Exit::Success)
+}
+
+/// Others' figures.
+fn peers(files: &[PathBuf]) -> anyhow::Result<Vec<bench::Peer>> {
+    let mut peers = Vec::new();
+    for path in files {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let read = bench::Peer::read(&text).map_err(anyhow::Error::msg);
+        peers.extend(read.with_context(|| format!("{} is no result file", path.display()))?);
+    }
+    Ok(peers)
 }
 
 /// Measures an engine at one batch size: on seeded inputs, and from a picture to its answer where it takes pictures.

@@ -1,0 +1,235 @@
+//! A language model beside others' figures and beside what memory allows: result files of llama.cpp's `llama-bench -o json`
+//! and `llama-batched-bench --output-format jsonl`, of this tool's `bench --json`, and of any script that writes the last.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::llm::LlmReport;
+
+/// Tokens a second of one program.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// (prompt tokens, tokens a second).
+    pub prefill: Vec<(usize, f64)>,
+    /// (sequences, tokens before, tokens a second of all).
+    pub decode: Vec<(usize, usize, f64)>,
+}
+
+/// What `bench --json` writes, as far as it is needed: a script's file may have just this.
+#[derive(Deserialize)]
+struct Own {
+    name: String,
+    #[serde(default)]
+    prefill: Vec<OwnPrefill>,
+    #[serde(default)]
+    decode: Vec<OwnDecode>,
+}
+
+#[derive(Deserialize)]
+struct OwnPrefill {
+    tokens: usize,
+    tokens_per_second: f64,
+}
+
+#[derive(Deserialize)]
+struct OwnDecode {
+    batch: usize,
+    context: usize,
+    tokens_per_second: f64,
+}
+
+/// llama-bench's tests are prompts (`n_prompt`) or answers (`n_gen`) after `n_depth` tokens.
+#[derive(Deserialize)]
+struct LlamaBench {
+    build_number: u64,
+    model_type: String,
+    n_prompt: usize,
+    n_gen: usize,
+    #[serde(default)]
+    n_depth: usize,
+    avg_ts: f64,
+}
+
+/// llama-batched-bench's: `pl` sequences, each of `pp` prompt and `tg` answer tokens.
+#[derive(Deserialize)]
+struct LlamaBatched {
+    pp: usize,
+    pl: usize,
+    speed_tg: f64,
+}
+
+/// Contexts that differ by no more are compared.
+const NEAR: usize = 160;
+
+impl Peer {
+    /// Reads a result file's text; the error says what it is not.
+    pub fn read(text: &str) -> Result<Vec<Self>, String> {
+        let values: Vec<Value> = match serde_json::from_str(text) {
+            Ok(Value::Array(values)) => values,
+            Ok(value) => vec![value],
+            // A JSON document on each line.
+            Err(_) => text
+                .lines()
+                .filter(|line| !line.trim().is_empty())
+                .map(|line| serde_json::from_str(line).map_err(|error| format!("not JSON: {error}")))
+                .collect::<Result<_, _>>()?,
+        };
+        let mut peers: Vec<Self> = Vec::new();
+        let mut of = |name: String| -> usize {
+            let at = peers.iter().position(|peer| peer.name == name);
+            at.unwrap_or_else(|| {
+                peers.push(Self { name, ..Self::default() });
+                peers.len() - 1
+            })
+        };
+        let mut found = Vec::new();
+        for value in values {
+            if let Ok(own) = Own::deserialize(&value) {
+                let at = of(own.name);
+                found.extend(own.prefill.iter().map(|p| (at, None, p.tokens, p.tokens_per_second)));
+                found.extend(own.decode.iter().map(|d| (at, Some(d.batch), d.context, d.tokens_per_second)));
+            } else if let Ok(test) = LlamaBench::deserialize(&value) {
+                let at = of(format!("llama.cpp {} {}", test.build_number, test.model_type));
+                match (test.n_prompt, test.n_gen) {
+                    (0, _) => found.push((at, Some(1), test.n_depth, test.avg_ts)),
+                    (tokens, 0) if test.n_depth == 0 => found.push((at, None, tokens, test.avg_ts)),
+                    _ => {}
+                }
+            } else if let Ok(test) = LlamaBatched::deserialize(&value) {
+                found.push((of("llama.cpp, batched".to_owned()), Some(test.pl), test.pp, test.speed_tg));
+            } else {
+                return Err("neither llama-bench's nor llama-batched-bench's nor `bench --json`'s".to_owned());
+            }
+        }
+        for (at, batch, tokens, rate) in found {
+            match batch {
+                Some(batch) => peers[at].decode.push((batch, tokens, rate)),
+                None => peers[at].prefill.push((tokens, rate)),
+            }
+        }
+        Ok(peers)
+    }
+
+    fn prompt(&self, tokens: usize) -> Option<f64> {
+        self.prefill.iter().find(|(have, _)| *have == tokens).map(|(_, rate)| *rate)
+    }
+
+    fn answer(&self, batch: usize, context: usize) -> Option<f64> {
+        let same = self.decode.iter().filter(|(have, _, _)| *have == batch);
+        let near = same.min_by_key(|(_, have, _)| have.abs_diff(context));
+        near.filter(|(_, have, _)| have.abs_diff(context) <= NEAR).map(|(_, _, rate)| *rate)
+    }
+}
+
+/// One measure: what it is, our tokens a second, what memory allows, and each peer's.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Line {
+    /// "prompt of 512", "4 at 1024".
+    pub what: String,
+    /// Ours.
+    pub own: f64,
+    /// Of an answer: bandwidth over the bytes of weights, times the sequences.
+    pub limit: Option<f64>,
+    /// In the order of the peers.
+    pub peers: Vec<Option<f64>>,
+}
+
+/// All measures of a report beside the peers'.
+pub fn lines(report: &LlmReport, peers: &[Peer]) -> Vec<Line> {
+    let prompts = report.prefill.iter().map(|own| Line {
+        what: format!("prompt of {}", own.tokens),
+        own: own.tokens_per_second,
+        limit: None,
+        peers: peers.iter().map(|peer| peer.prompt(own.tokens)).collect(),
+    });
+    let answers = report.decode.iter().map(|own| Line {
+        what: format!("{} at {}", own.batch, own.context),
+        own: own.tokens_per_second,
+        // The share is of the weights' bytes in what memory moves in that time.
+        limit: Some(own.tokens_per_second / own.bandwidth_share),
+        peers: peers.iter().map(|peer| peer.answer(own.batch, own.context)).collect(),
+    });
+    prompts.chain(answers).collect()
+}
+
+/// One table, in GitHub's Markdown: tokens a second, and how many times a peer's ours are.
+pub fn markdown(report: &LlmReport, peers: &[Peer]) -> String {
+    let names = peers.iter().map(|peer| format!(" {} |", peer.name)).collect::<String>();
+    let mut text = format!("| {}, tok/s | ours | memory's limit |{names}\n|---|---|---|", report.name);
+    text.push_str(&"---|".repeat(peers.len()));
+    text.push('\n');
+    for Line { what, own, limit, peers } in lines(report, peers) {
+        let limit = limit.map_or_else(|| "–".to_owned(), |limit| format!("{limit:.1} ({:.0} %)", 100.0 * own / limit));
+        text.push_str(&format!("| {what} | {own:.1} | {limit} |"));
+        for rate in peers {
+            let cell = rate.map_or_else(|| " – |".to_owned(), |rate| format!(" {rate:.1} ({:.2}x) |", own / rate));
+            text.push_str(&cell);
+        }
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Latency;
+    use super::super::llm::{Decode, Prefill};
+    use super::*;
+    use crate::backend::BackendInfo;
+
+    const LLAMA: &str = r#"[
+        {"build_number": 9993, "model_type": "llama 7B F16", "n_prompt": 512, "n_gen": 0, "n_depth": 0, "avg_ts": 20000.0},
+        {"build_number": 9993, "model_type": "llama 7B F16", "n_prompt": 0, "n_gen": 64, "n_depth": 128, "avg_ts": 170.0},
+        {"build_number": 9993, "model_type": "llama 7B Q4_0", "n_prompt": 0, "n_gen": 64, "n_depth": 1024, "avg_ts": 300.0}]"#;
+
+    #[test]
+    fn peers_are_read_and_set_beside() {
+        let mut peers = Peer::read(LLAMA).unwrap();
+        assert_eq!(
+            peers.iter().map(|p| &*p.name).collect::<Vec<_>>(),
+            ["llama.cpp 9993 llama 7B F16", "llama.cpp 9993 llama 7B Q4_0"]
+        );
+        peers.extend(Peer::read("{\"pp\": 128, \"tg\": 64, \"pl\": 4, \"speed_tg\": 400.0}\n").unwrap());
+        peers.extend(
+            Peer::read(
+                r#"{"name": "transformers", "decode": [{"batch": 1, "context": 128, "tokens_per_second": 10}]}"#,
+            )
+            .unwrap(),
+        );
+        assert!(Peer::read("[{\"speed\": 1}]").unwrap_err().contains("neither"));
+        assert!(Peer::read("speed 1").unwrap_err().contains("not JSON"));
+        let latency = Latency::of(&[1.0]).unwrap();
+        let report = LlmReport {
+            name: "m7b".to_owned(),
+            backend: BackendInfo { name: "TensorRT".to_owned(), device: "GPU".to_owned() },
+            load_seconds: 1.0,
+            memory: crate::llm::MemoryUse::default(),
+            bandwidth: 1e12,
+            prefill: vec![Prefill { tokens: 512, latency: latency.clone(), tokens_per_second: 30000.0 }],
+            decode: [(1, 128, 187.0), (4, 128, 600.0)]
+                .map(|(batch, context, rate)| Decode {
+                    batch,
+                    context,
+                    latency: latency.clone(),
+                    tokens_per_second: rate,
+                    bandwidth_share: 0.85,
+                })
+                .to_vec(),
+            notes: Vec::new(),
+        };
+        let table = markdown(&report, &peers);
+        for part in [
+            "| prompt of 512 | 30000.0 | – | 20000.0 (1.50x) | – | – | – |",
+            "| 1 at 128 | 187.0 | 220.0 (85 %) | 170.0 (1.10x) | – | – | 10.0 (18.70x) |",
+            "400.0 (1.50x)",
+        ] {
+            assert!(table.contains(part), "{part} is not in\n{table}");
+        }
+        let svg = super::super::compare_svg(&report, &peers).unwrap();
+        for part in ["m7b on GPU", "transformers", "memory", "1 at 128"] {
+            assert!(svg.contains(part), "{part}");
+        }
+    }
+}
