@@ -4,7 +4,8 @@ use anyhow::bail;
 
 use super::Prepared;
 use crate::backend::BackendError;
-use crate::convert::Transformer;
+use crate::checkpoint::Checkpoint;
+use crate::convert::{Scheme, Transformer};
 use crate::llm::Shapes;
 use crate::memory;
 use crate::pipeline::Context;
@@ -14,7 +15,7 @@ use crate::tensor::DType;
 /// What the device will hold when the model runs.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryPlan {
-    /// Weights in the engines' type.
+    /// Weights in the engines' type, or packed.
     pub weights: u64,
     /// Keys and values of all slots, and room to move one layer's.
     pub cache: u64,
@@ -23,25 +24,69 @@ pub struct MemoryPlan {
 }
 
 impl MemoryPlan {
-    pub(super) fn new(model: &Transformer, shapes: &Shapes, dtype: DType) -> Self {
+    pub(super) fn new(
+        (checkpoint, model): (&Checkpoint, &Transformer),
+        shapes: &Shapes,
+        dtype: DType,
+        quantised: Option<Scheme>,
+    ) -> anyhow::Result<Self> {
         let size = dtype.size();
+        let (weights, unpacked) = weights((checkpoint, model), dtype, quantised)?;
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
         let cache = model.kv_bytes(size) * longest * shapes.slots;
         let chunk = shapes.chunks.last().copied().unwrap_or(1);
         let scores = model.heads * chunk * (longest + chunk) * size;
         let activations = chunk * (8 * model.hidden_size + 3 * model.intermediate_size) * size;
         let masks = model.group() * chunk * (longest + chunk) * size;
-        Self {
-            weights: (model.parameters() * size) as u64,
+        Ok(Self {
+            weights,
             cache: (cache + cache / model.layers.len().max(1)) as u64,
-            scratch: (2 * scores + activations + masks) as u64 + (200 << 20),
-        }
+            scratch: (2 * scores + activations + masks) as u64 + unpacked + (200 << 20),
+        })
     }
 
     /// All of it.
     pub fn total(&self) -> u64 {
         self.weights + self.cache + self.scratch
     }
+}
+
+/// Bytes of the weights on the device, packed where they can be, and of one layer of such unpacked for the engines.
+fn weights(
+    (checkpoint, model): (&Checkpoint, &Transformer),
+    dtype: DType,
+    quantised: Option<Scheme>,
+) -> anyhow::Result<(u64, u64)> {
+    let (mut weights, mut unpacked) = (0, 0);
+    let outer = [(vec![model.output_matrix()], model.hidden_size, true), (vec![model.final_norm()], 1, false)];
+    let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
+    let first = model.layer_weights(0).len();
+    let inner = layers.map(|weight| (weight.parts, weight.columns, weight.role.is_matrix()));
+    for (at, (parts, columns, is_matrix)) in inner.chain(outer).enumerate() {
+        let elements: usize = parts.iter().map(|part| part.shape.iter().product::<usize>()).sum();
+        let plain = (elements * dtype.size()) as u64;
+        let in_layer = at < first * model.layers.len();
+        let views = parts.iter().map(|part| checkpoint.tensor(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
+        let packed = match quantised.filter(|_| in_layer) {
+            Some(scheme) => Some((scheme.bits, scheme.group)),
+            None => views
+                .iter()
+                .map(|view| view.integers().map(|q| (q.bits, q.group)))
+                .collect::<Option<Vec<_>>>()
+                .map(|all| all[0]),
+        };
+        let Some((bits, group)) = packed.filter(|_| is_matrix && dtype == DType::Float16) else {
+            weights += plain;
+            continue;
+        };
+        // Scale and zero point of each group are four bytes; groups end with a tile.
+        let deep = if bits == 4 { 128 } else { 64 };
+        weights += (elements * bits as usize / 8 + elements / columns * columns.div_ceil(group.min(deep)) * 4) as u64;
+        if at < first {
+            unpacked += plain;
+        }
+    }
+    Ok((weights, unpacked))
 }
 
 /// Refuses what could not run on the GPU it is built on.

@@ -16,7 +16,7 @@ use crate::artifact::{StagedDirectory, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
-use crate::convert::{self, Transformer};
+use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
 use crate::llm::text::TEXT_FILES;
 use crate::llm::{Record, Shapes};
@@ -48,6 +48,8 @@ pub struct Prepared {
     shapes: Shapes,
     dtype: DType,
     options: BuildOptions,
+    /// How the layers are quantised.
+    scheme: Option<Scheme>,
     key: Key,
     tensorrt: Version,
     device: Option<DeviceInfo>,
@@ -119,7 +121,8 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let shapes = Shapes::new(limits.max_batch_size, limits.max_input_len, limits.max_input_len + limits.max_output_len);
     let (dtype, options) = builder_options(plan, tensorrt)?;
     let device = Device::open().and_then(|device| device.info()).ok();
-    let memory = MemoryPlan::new(&source.model, &shapes, dtype);
+    let scheme = quantize::scheme(plan, &source)?;
+    let memory = MemoryPlan::new((&source.checkpoint, &source.model), &shapes, dtype, scheme)?;
     let mut hashes = Hashes::open(&context.fetcher.cache);
     let key = key(plan, &source, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
     if hashes.hashed_bytes > 0 {
@@ -140,6 +143,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         shapes,
         dtype,
         options,
+        scheme,
         key,
         tensorrt,
         device,
@@ -230,7 +234,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     };
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
-    let scheme = quantize::scheme(&prepared)?;
+    let scheme = prepared.scheme;
     let weights = match scheme {
         Some(scheme) => quantize::write(&prepared, scheme, staged.path(), context)?,
         None => files::link_weights(&prepared.source.checkpoint, staged.path(), context)?,

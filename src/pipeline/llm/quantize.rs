@@ -13,7 +13,7 @@ use half::f16;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::Prepared;
+use super::{Prepared, Source};
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
 use crate::llm::CpuExecutor;
@@ -22,6 +22,7 @@ use crate::llm::text::Text;
 use crate::manifest::{Manifest, Quality};
 use crate::pipeline::Context;
 use crate::progress::Event;
+use crate::recipe::Plan;
 use crate::verify;
 
 /// Groups that the runtime multiplies packed, largest first.
@@ -29,11 +30,11 @@ const GROUPS: [usize; 3] = [128, 64, 32];
 const FILE: &str = "model.safetensors";
 
 /// The scheme a plan asks for, with groups that every matrix of the model can be cut into.
-pub(super) fn scheme(prepared: &Prepared) -> anyhow::Result<Option<Scheme>> {
-    let (plan, model) = (&prepared.plan, &prepared.source.model);
+pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Scheme>> {
+    let model = &source.model;
     let Some(bits) = plan.build.precision.bits() else { return Ok(None) };
     for part in matrices(model) {
-        if prepared.source.checkpoint.tensor(&part.tensor)?.is_packed() {
+        if source.checkpoint.tensor(&part.tensor)?.is_packed() {
             bail!(
                 "{}: `{}` is quantised already\n  hint: leave out `precision`, or take a checkpoint in float16 or bfloat16",
                 plan.name,

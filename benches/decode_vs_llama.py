@@ -1,0 +1,168 @@
+"""Decoding at the speed of memory: this tool against llama.cpp on one GPU in one run, Mistral-7B's shape, float16 and 4 bits.
+
+    python3 benches/decode_vs_llama.py make    --work DIR --gguf-py LLAMA/gguf-py [--layers 32]
+    python3 benches/decode_vs_llama.py build   --work DIR --watus BIN
+    python3 benches/decode_vs_llama.py measure --work DIR --watus BIN --llama LLAMA/build/bin
+
+`make` writes random weights (speed does not depend on their values) in four forms: safetensors in bfloat16, the same
+shape as GPTQ (4 bits, groups of 128, zero points), GGUF in float16, GGUF in Q4_0 with its output matrix in Q6_K, as
+llama-quantize makes it. `build` builds and proves engines of the first two. `measure` runs llama-bench (flash attention,
+all layers on the GPU) after 128 and 1024 tokens and prompts of 512, llama-batched-bench with 1 and 4 sequences, and
+`watus-build bench --compare` with their results: tables, and charts in DIR.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import torch
+
+import llm_vs_peers as model
+
+GROUP, BITS = 128, 4
+PROMPT, CONTEXTS, TOKENS = 512, (128, 1024), 64
+
+
+def gptq(folder, layers):
+    """The checkpoint as AutoGPTQ writes it (version 1: zero points less one)."""
+    from safetensors.torch import save_file
+    if (folder / "done").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator(model.DEVICE).manual_seed(1)
+    per, middle = 32 // BITS, 1 << (BITS - 1)
+
+    def random(*shape):
+        return (torch.randn(*shape, generator=generator, device=model.DEVICE) * 0.02).half()
+
+    def packed(outputs, inputs):
+        draw = lambda: torch.randint(1, 2 * middle, (inputs // per, outputs), generator=generator, device=model.DEVICE)
+        words = sum(draw() << (BITS * i) for i in range(per)).int()
+        zeros = torch.full((inputs // GROUP, outputs // per), 0x77777777, device=model.DEVICE, dtype=torch.int64)
+        zeros[0, 0] -= 1  # one that is not the middle: zero points are multiplied
+        spread = 0.8 + 0.4 * torch.rand(inputs // GROUP, outputs, generator=generator, device=model.DEVICE)
+        return {"qweight": words, "qzeros": zeros.int(), "scales": (0.02 / 4.3 * spread).half()}
+
+    index, hidden, vocabulary = {}, model.SHAPE["hidden_size"], model.SHAPE["vocab_size"]
+    for shard in range(-1, layers // 4):
+        tensors = {}
+        if shard < 0:
+            tensors = {"model.embed_tokens.weight": random(vocabulary, hidden), "lm_head.weight": random(vocabulary, hidden),
+                       "model.norm.weight": 1 + random(hidden)}
+        for layer in range(4 * shard, 4 * shard + 4) if shard >= 0 else ():
+            for name, value in model.layer(layer, lambda *shape: torch.empty(*shape, device="meta")).items():
+                if value.dim() == 1:
+                    tensors[name] = 1 + random(*value.shape)
+                else:
+                    stem = name.removesuffix("weight")
+                    tensors.update({stem + part: data for part, data in packed(*value.shape).items()})
+        name = f"model-{shard + 2:05d}-of-{layers // 4 + 1:05d}.safetensors"
+        save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, folder / name, metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, name))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    packing = {"quant_method": "gptq", "bits": BITS, "group_size": GROUP, "desc_act": False, "sym": False}
+    config = {**model.CONFIG, "torch_dtype": "float16", "num_hidden_layers": layers, "quantization_config": packing}
+    (folder / "config.json").write_text(json.dumps(config))
+    model.tokenizer(folder)
+    (folder / "done").touch()
+
+
+def q4_0(path, layers):
+    """A GGUF of random blocks: Q4_0, 18 bytes for 32 weights; output in Q6_K, 210 bytes for 256."""
+    import gguf
+    if path.exists():
+        return
+    random = np.random.default_rng(2)
+    writer = gguf.GGUFWriter(path, "llama")
+    shape = model.SHAPE
+    for add, value in ((writer.add_block_count, layers), (writer.add_context_length, 4096),
+                       (writer.add_embedding_length, shape["hidden_size"]),
+                       (writer.add_feed_forward_length, shape["intermediate_size"]),
+                       (writer.add_head_count, shape["num_attention_heads"]),
+                       (writer.add_head_count_kv, shape["num_key_value_heads"]),
+                       (writer.add_rope_freq_base, model.CONFIG["rope_theta"]), (writer.add_layer_norm_rms_eps, 1e-5),
+                       (writer.add_vocab_size, shape["vocab_size"]), (writer.add_rope_dimension_count, model.HEAD),
+                       (writer.add_tokenizer_model, "no_vocab"), (writer.add_file_type, 2)):
+        add(value)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
+    types = gguf.GGMLQuantizationType
+
+    def blocks(rows, columns, kind):
+        elements, size = gguf.GGML_QUANT_SIZES[kind]
+        data = random.integers(0, 256, (rows, columns // elements, size), dtype=np.uint8)
+        scale, place = (0.0045, 0) if kind == types.Q4_0 else (2e-5, 208)
+        data[:, :, place:place + 2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+        return data.reshape(rows, -1)
+
+    outer = {"model.embed_tokens.weight": (shape["vocab_size"], shape["hidden_size"]),
+             "lm_head.weight": (shape["vocab_size"], shape["hidden_size"]), "model.norm.weight": (shape["hidden_size"],)}
+    inner = [{k: tuple(v.shape) for k, v in model.layer(i, lambda *s: torch.empty(*s, device="meta")).items()} for i in range(layers)]
+    for key, size in [item for part in [outer, *inner] for item in part.items()]:
+        name = names.get_name(key.removesuffix(".weight")) + ".weight"
+        if len(size) == 1:
+            writer.add_tensor(name, np.ones(size, np.float32))
+        else:
+            kind = types.Q6_K if key.startswith("lm_head") else types.Q4_0
+            writer.add_tensor(name, blocks(*size, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def run(*command, into=None):
+    print("$", *command, flush=True)
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{command[0]} failed: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+    if into:
+        into.write_text(done.stdout)
+    return done.stdout
+
+
+def build(args):
+    for name in ("m7b", "m7b-int4"):
+        recipe = args.work / f"{name}.yaml"
+        recipe.write_text(f"version: 1\nname: {name}\nkind: llm\nsource: {{ path: {name} }}\n")
+        print(run(args.watus, "build", recipe, "-o", args.work / "engines"))
+
+
+def measure(args):
+    for name, gguf_file in (("m7b", "m7b.gguf"), ("m7b-int4", "m7b-q4_0.gguf")):
+        results = [args.work / f"{name}-llama.json", args.work / f"{name}-batched.jsonl"]
+        common = ["-m", args.work / gguf_file, "-ngl", 99]
+        depths = ",".join(map(str, CONTEXTS))
+        prompts = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", PROMPT, "-n", 0, "-r", 3, "-o", "json")
+        answers = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", 0, "-n", TOKENS, "-d", depths, "-r", 3, "-o", "json")
+        results[0].write_text(json.dumps(json.loads(prompts) + json.loads(answers)))
+        batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 8192, "-npp", CONTEXTS[0], "-ntg", TOKENS,
+                      "-npl", "1,4", "--output-format", "jsonl")
+        results[1].write_text("\n".join(line for line in batched.splitlines() if line.startswith("{")))
+        print(run(args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", PROMPT, "--contexts", depths,
+                  "--chart", args.work / f"{name}.svg", "--compare", *results), flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["make", "build", "measure"])
+    parser.add_argument("--work", required=True, type=pathlib.Path)
+    parser.add_argument("--watus", type=pathlib.Path)
+    parser.add_argument("--llama", type=pathlib.Path)
+    parser.add_argument("--gguf-py", type=pathlib.Path)
+    parser.add_argument("--layers", type=int, default=model.SHAPE["num_hidden_layers"])
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.what == "make":
+        sys.path.insert(0, str(args.gguf_py))
+        model.make(args.work / "m7b", str(args.work / "m7b.gguf"), args.layers)
+        gptq(args.work / "m7b-int4", args.layers)
+        q4_0(args.work / "m7b-q4_0.gguf", args.layers)
+    else:
+        {"build": build, "measure": measure}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
