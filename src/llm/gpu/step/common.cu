@@ -205,22 +205,6 @@ __device__ __forceinline__ void multiply(float (&c)[4], uint4 a, uint2 b) {
   }
 }
 
-#ifdef FENCES
-__device__ __forceinline__ void prepare(u32 barrier, u32 count) {
-  asm volatile("st.volatile.shared.v2.u32 [%0], {%1, %2};" ::"r"(barrier), "r"(0), "r"(count) : "memory");
-}
-__device__ __forceinline__ void arrive(u32 barrier) {
-  __threadfence_block();
-  asm volatile("red.shared.add.u32 [%0], 1;" ::"r"(barrier) : "memory");
-}
-__device__ __forceinline__ bool has_passed(u32 barrier, u32 parity) {
-  u32 have, count;
-  asm volatile("ld.volatile.shared.v2.u32 {%0, %1}, [%2];" : "=r"(have), "=r"(count) : "r"(barrier) : "memory");
-  bool const passed = (have / count) % 2 != parity;
-  if (passed) __threadfence_block();
-  return passed;
-}
-#else
 // A barrier in shared memory on which `count` threads arrive; what they wrote before is seen by who finds it passed.
 __device__ __forceinline__ void prepare(u32 barrier, u32 count) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
@@ -236,7 +220,6 @@ __device__ __forceinline__ bool has_passed(u32 barrier, u32 parity) {
                : "=r"(passed) : "r"(barrier), "r"(parity) : "memory");
   return passed;
 }
-#endif
 
 // All threads that compute meet.
 __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }

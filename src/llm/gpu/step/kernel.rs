@@ -167,11 +167,7 @@ impl Kernel {
         if !DEPTHS.contains(&depth) {
             return Ok(None);
         }
-        let mut options = vec![format!("-DDEPTH={depth}"), format!("-DSLOT={slot}")];
-        if let Ok(more) = std::env::var("WATUS_STEP") {
-            options.retain(|o| !more.contains(o.split('=').next().unwrap_or("")));
-            options.extend(more.split(' ').map(str::to_owned));
-        }
+        let options = [format!("-DDEPTH={depth}"), format!("-DSLOT={slot}")];
         let module = match kernels::load(device, SOURCE, &options) {
             // A compiler older than any we could try: TensorRT decodes, as it can without our kernel.
             Err(BackendError::Unavailable { .. }) => return Ok(None),

@@ -1,0 +1,172 @@
+//! Products of every kind of weight, gated, normed, with bias and residual.
+
+use super::*;
+
+#[test]
+fn products_are_those_of_float64() {
+    for dtype in [DType::Float16, DType::BFloat16] {
+        let Some(mut bench) = Bench::open("products_are_those_of_float64", dtype) else { return };
+        let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
+        for case in 0..60 {
+            bench.held.clear();
+            one_product(&mut bench, &mut draw, case);
+        }
+    }
+}
+
+fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
+    let bits = if bench.dtype == DType::Float16 { draw.of(&[16, 8, 4]) } else { 16 };
+    let group = draw.of(&[32, 64, 128, 0]);
+    let step = if bits == 16 || group == 0 { 8 } else { group };
+    let inputs = step * (1 + draw.below(2400 / step));
+    let (outputs, rows) = (8 * (1 + draw.below(120)), 1 + draw.below(ROWS));
+    let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
+    let x: Vec<f64> = (0..rows * inputs * if gated { 2 } else { 1 }).map(|_| bench.round(2.0 * draw.float())).collect();
+    let stride = x.len() / rows;
+    let mut weights = vec![0.0; inputs * outputs];
+    let mut magnitudes = vec![0.0; inputs * outputs];
+    let mut order: Option<Vec<usize>> = None;
+    let matrix = if bits == 16 {
+        weights.iter_mut().for_each(|w| *w = bench.round(0.1 * draw.float()));
+        magnitudes.iter_mut().zip(&weights).for_each(|(m, w)| *m = w.abs());
+        let address = bench.short(&weights);
+        let buffer = bench.held.pop().unwrap();
+        assert_eq!(buffer.address(), address);
+        Matrix::Plain(buffer)
+    } else {
+        let size = if group == 0 { inputs } else { group };
+        let second = draw.of(&[None, Some(Second::Zero), Some(Second::Minimum)]);
+        let groups = inputs / size;
+        if group > 0 && draw.below(2) == 1 {
+            let mut shuffled: Vec<usize> = (0..inputs).collect();
+            (1..inputs).for_each(|at| shuffled.swap(at, draw.below(at + 1)));
+            order = Some(shuffled);
+        }
+        let quants: Vec<u8> = (0..inputs * outputs).map(|_| u8::try_from(draw.below(1 << bits)).unwrap()).collect();
+        let middle = f64::from(1 << (bits - 1));
+        let terms: Vec<(f64, f64)> = (0..groups * outputs)
+            .map(|_| {
+                let scale = f16::from_f64(0.1 / middle * (0.2 + draw.float().abs())).to_f64();
+                let last = match second {
+                    None => middle,
+                    Some(Second::Zero) => draw.below((1 << bits) + 1) as f64,
+                    Some(Second::Minimum) => f16::from_f64(0.1 * draw.float()).to_f64(),
+                };
+                (scale, last)
+            })
+            .collect();
+        for place in 0..inputs {
+            let input = order.as_ref().map_or(place, |order| order[place]);
+            for output in 0..outputs {
+                let (scale, last) = terms[place / size * outputs + output];
+                let q = f64::from(quants[output * inputs + input]);
+                let minimum = second == Some(Second::Minimum);
+                weights[input * outputs + output] = if minimum { scale * q + last } else { scale * (q - last) };
+                // The kernel adds q - middle and the rest apart.
+                magnitudes[input * outputs + output] = scale * 3.0 * middle + if minimum { last.abs() } else { 0.0 };
+            }
+        }
+        let deep = if bits == 4 { 128 } else { 64 };
+        let shared = if group == 0 { deep } else { size.min(deep) };
+        let layout = Layout { bits, group: shared, second: second.or(Some(Second::Zero)), inputs, outputs };
+        let layout =
+            if size.min(deep) == size || size.is_multiple_of(deep) { layout } else { Layout { group: deep, ..layout } };
+        let read = |first: usize, out: &mut [u8]| out.copy_from_slice(&quants[first * inputs..][..out.len()]);
+        let short = |output: usize, group: usize| {
+            let (scale, last) = terms[group * outputs + output];
+            (scale as f32, last as f32)
+        };
+        let tiled = tile_of(layout, (order.clone(), size), &read, &short).unwrap();
+        assert_eq!(tiled.layout.second, second, "{case}");
+        let mut tiles = Buffer::new(&bench.device.stream, tiled.bytes.len(), "a test").unwrap();
+        tiles.upload(&tiled.bytes).unwrap();
+        let order = tiled.order.map(|order| {
+            bench.words(&order);
+            bench.held.pop().unwrap()
+        });
+        Matrix::Packed { tiles, order, layout: tiled.layout }
+    };
+    let norm: Vec<f64> = (0..inputs).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
+    let biases: Vec<f64> = (0..outputs).map(|_| bench.round(draw.float())).collect();
+    let residuals: Vec<f64> = (0..rows * outputs).map(|_| bench.round(draw.float())).collect();
+    let eps = 1e-5_f64;
+    let out = bench.bytes(&vec![0xff; rows * outputs * 4]);
+    let shape = product(&matrix, inputs, outputs, draw.of(&[2, 4, 8]));
+    let strips = shape.strips as usize;
+    let out_squares = bench.bytes(&vec![0xff; ROWS * strips * 4]);
+    let phase = Phase {
+        x: bench.short(&x),
+        stride: u32::try_from(stride).unwrap(),
+        norm: if normed { bench.floats(&norm) } else { 0 },
+        bias: if bias && !wide { bench.short(&biases) } else { 0 },
+        residual: if residual && !wide { bench.short(&residuals) } else { 0 },
+        gated: u32::from(gated),
+        wide: u32::from(wide),
+        counters: 1,
+        out,
+        out_squares,
+        ..shape
+    };
+    // Squares are summed over inputs, which gated ones have not.
+    let phase = if gated { Phase { norm: 0, ..phase } } else { phase };
+    let launch = Launch { rows: u32::try_from(rows).unwrap(), eps: eps as f32, ..Launch::default() };
+    bench.run(&[phase], strips, launch);
+    let have: Vec<f64> = match wide {
+        true => bench
+            .read(out, rows * outputs * 4)
+            .chunks_exact(4)
+            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+            .collect(),
+        false => bench.read_short(out, rows * outputs),
+    };
+    let what = format!(
+        "case {case}: {inputs}x{outputs}, {rows} rows, {bits} bits, group {group}, gated {gated}, norm {normed}, order {}",
+        order.is_some()
+    );
+    let unit = bench.unit();
+    let exact = phase.norm == 0 && !gated;
+    for row in 0..rows {
+        let from = &x[row * stride..][..stride];
+        let mean = from[..inputs].iter().map(|x| x * x).sum::<f64>() / inputs as f64;
+        let values: Vec<f64> = (0..inputs)
+            .map(|k| {
+                let mut value = from[k];
+                if gated {
+                    value = value / (1.0 + (-value).exp()) * from[inputs + k];
+                }
+                if phase.norm != 0 {
+                    value *= norm[k] / (mean + eps).sqrt();
+                }
+                bench.round(value)
+            })
+            .collect();
+        let mut square = 0.0;
+        for n in 0..outputs {
+            let (mut sum, mut size) = (0.0, 0.0);
+            for (k, value) in values.iter().enumerate() {
+                sum += value * weights[k * outputs + n];
+                size += value.abs() * magnitudes[k * outputs + n];
+            }
+            // Sums in float32 are off by some units of 2^-24, roundings of inputs by one unit where they may differ.
+            let mut bound = size * (32.0 / f64::from(1 << 24) + if exact { 0.0 } else { 2.0 * unit }) + 1e-7;
+            if !wide {
+                let bias = (phase.bias != 0).then(|| biases[n]);
+                let residual = (phase.residual != 0).then(|| residuals[row * outputs + n]);
+                for extra in bias.into_iter().chain(residual) {
+                    bound += sum.abs() * unit;
+                    sum += extra;
+                }
+                bound += (sum.abs() + bound) * unit;
+            }
+            let got = have[row * outputs + n];
+            assert!((got - sum).abs() <= bound, "{what}: [{row}, {n}] is {got}, not {sum} within {bound:e}");
+            square += got * got;
+        }
+        if !wide {
+            let kept = bench.read(out_squares, ROWS * strips * 4);
+            let kept = kept.chunks_exact(4).skip(row * strips).take(strips);
+            let kept: f64 = kept.map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).sum();
+            assert!((kept - square).abs() <= 1e-5 * square, "{what}: squares of row {row} are {kept}, not {square}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! What a verification found, as it is kept in the engine directory.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::llm::{Perplexity, PromptReport};
+use super::vision::Agreement;
+use crate::manifest::REPORT_FILE;
+
+/// One check's outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Status {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Check {
+    /// E.g. "hashes".
+    pub name: String,
+    /// Outcome.
+    pub status: Status,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Comparison of one output for one input.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// "seed 1" or a picture's name.
+    pub case: String,
+    /// Output tensor.
+    pub output: String,
+    /// max|engine - reference| / max|reference|; infinite when something is not finite.
+    #[serde(deserialize_with = "not_finite")]
+    pub relative_error: f64,
+    /// Index of the worst element.
+    pub worst: Vec<usize>,
+    /// The engine's value there.
+    #[serde(deserialize_with = "not_finite")]
+    pub engine: f64,
+    /// The reference's value there.
+    #[serde(deserialize_with = "not_finite")]
+    pub reference: f64,
+}
+
+/// JSON has no infinity and no NaN; serde_json writes null.
+fn not_finite<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// What `verify` found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Engine name.
+    pub name: String,
+    /// When, in seconds since 1970.
+    pub time: u64,
+    /// Who executed the engine; `None` when nobody could.
+    pub executed_on: Option<String>,
+    /// Allowed relative error.
+    pub tolerance: f64,
+    /// The checks, in order.
+    pub checks: Vec<Check>,
+    /// Every comparison made.
+    pub comparisons: Vec<Comparison>,
+    /// What the engine and the reference said of each picture.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Agreement>,
+    /// A language model's answers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prompts: Vec<PromptReport>,
+    /// A language model's perplexity on a short text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<Perplexity>,
+}
+
+impl Report {
+    /// Whether any check failed.
+    pub fn failed(&self) -> bool {
+        self.checks.iter().any(|check| check.status == Status::Failed)
+    }
+
+    /// Whether the engine ran here and computed something wrong, as another precision may not.
+    pub fn wrong_answers(&self) -> bool {
+        let numbers = |check: &Check| matches!(check.name.as_str(), "execution" | "answers");
+        self.executed_on.is_some() && self.checks.iter().any(|check| check.status == Status::Failed && numbers(check))
+    }
+
+    /// The report of an earlier verification, if there is a readable one.
+    pub fn load(folder: &Path) -> Option<Self> {
+        serde_json::from_str(&fs::read_to_string(folder.join(REPORT_FILE)).ok()?).ok()
+    }
+
+    pub(super) fn push(&mut self, name: &str, status: Status, detail: impl Into<String>) {
+        self.checks.push(Check { name: name.to_owned(), status, detail: detail.into() });
+    }
+}
