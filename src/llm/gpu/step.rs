@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::buffers::Buffer;
 use super::kernels::{Address, word};
 use super::state::State;
+use super::tiles::Layout;
 use super::weights::Matrix;
 use crate::backend::BackendError;
 use crate::convert::{Activation, Role};
@@ -132,27 +133,40 @@ impl Lister {
 
 /// A product's shape and weights; `across` warps side by side if they are plain.
 fn product(matrix: &Matrix, inputs: usize, outputs: usize, across: usize) -> Phase {
-    let across = if matches!(matrix, Matrix::Plain(_)) { across } else { PACKED_ACROSS };
+    let packed = match matrix {
+        Matrix::Plain(_) => None,
+        Matrix::Packed { layout, order, .. } => Some((*layout, order.as_ref().map_or(0, Buffer::address))),
+    };
+    shape((matrix.address(), packed), [inputs, outputs], across)
+}
+
+/// The same of weights at an address, packed in a layout and in an order or plain.
+fn shape(
+    (weights, packed): (Address, Option<(Layout, Address)>),
+    [inputs, outputs]: [usize; 2],
+    across: usize,
+) -> Phase {
+    let across = if packed.is_none() { across } else { PACKED_ACROSS };
     let common = Phase {
         kind: PRODUCT,
         across: word(across),
-        weights: matrix.address(),
+        weights,
         inputs: word(inputs),
         outputs: word(outputs),
         stride: word(inputs),
         strips: word(outputs.div_ceil(across * TILE)),
         ..Phase::default()
     };
-    match matrix {
-        Matrix::Plain(_) => Phase {
+    match packed {
+        None => Phase {
             tile_k: word(PLAIN_DEEP),
             tiles: word(inputs.div_ceil(PLAIN_DEEP)),
             tile_bytes: word(PLAIN_TILE),
             ..common
         },
-        Matrix::Packed { layout, order, .. } => Phase {
+        Some((layout, order)) => Phase {
             weight_kind: if layout.bits == 8 { 1 } else { 2 },
-            order: order.as_ref().map_or(0, Buffer::address),
+            order,
             tile_k: word(layout.deep()),
             tiles: word(layout.tiles()),
             tile_bytes: word(layout.tile_bytes()),

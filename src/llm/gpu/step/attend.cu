@@ -5,34 +5,72 @@
 u32 constexpr SPAN = 32;   // positions at a time; half as many where heads are larger than 128
 u32 constexpr CHUNKS = 2;  // sixteen bytes of keys, and of values, a thread of a span
 
-// A head of `dim`, normed and turned, element i.
-template <u32 KIND>
-__device__ __forceinline__ float turned(Step const& s, Phase const& p, u16 const* x, float const* norm, float factor, u32 position, u32 i) {
-  auto const at = [&](u32 j) {
-    float const value = widen<KIND>(read2(x + j));
-    return norm ? rounded<KIND>(value * factor * norm[j]) : value;
-  };
-  if (i >= p.rotary) {
-    return at(i);
+u32 constexpr PAIRS_OF_LANE = 4;  // elements a lane turns with those half a rotation on: of 256 at most
+
+// A position's angles, as a lane needs them: for elements lane + 32 j, and for those half a rotation on.
+struct Angles {
+  u16 cos[2][PAIRS_OF_LANE], sin[2][PAIRS_OF_LANE];
+};
+
+__device__ __forceinline__ Angles angles_at(Step const& s, Phase const& p, u32 position) {
+  u32 const half = p.rotary / 2, lane = threadIdx.x % 32;
+  u64 const first = (u64)min(position, s.positions - 1) * p.rotary;
+  Angles angles;
+#pragma unroll
+  for (u32 j = 0; j < PAIRS_OF_LANE; ++j) {
+#pragma unroll
+    for (u32 side = 0; side < 2; ++side) {
+      u32 const i = lane + 32 * j;
+      angles.cos[side][j] = i < half ? p.cos[first + side * half + i] : (u16)0;
+      angles.sin[side][j] = i < half ? p.sin[first + side * half + i] : (u16)0;
+    }
   }
-  u32 const half = p.rotary / 2;
-  float const other = i < half ? -at(i + half) : at(i - half);
-  u64 const angle = (u64)min(position, s.positions - 1) * p.rotary + i;
-  return at(i) * widen<KIND>(p.cos[angle]) + other * widen<KIND>(p.sin[angle]);
+  return angles;
 }
 
-// RMSNorm's factor of a head, for a warp.
-template <u32 KIND>
-__device__ __forceinline__ float head_factor(Step const& s, u16 const* x, float const* norm) {
-  if (!norm) {
-    return 1.0f;
+// A warp norms and turns a head, and hands each element, times `scale`, to `keep`. All of it is read before any is used.
+template <u32 KIND, typename Keep>
+__device__ __forceinline__ void turn(Step const& s, Phase const& p, u16 const* x, float const* norm, Angles const& angles, float scale, Keep keep) {
+  u32 const half = p.rotary / 2, lane = threadIdx.x % 32;
+  u16 read[2][PAIRS_OF_LANE];
+#pragma unroll
+  for (u32 j = 0; j < PAIRS_OF_LANE; ++j) {
+    u32 const i = lane + 32 * j;
+    read[0][j] = i < half ? read2(x + i) : (u16)0;
+    read[1][j] = i < half ? read2(x + half + i) : (u16)0;
   }
-  float square = 0.0f;
-  for (u32 i = threadIdx.x % 32; i < s.dim; i += 32) {
-    float const value = widen<KIND>(read2(x + i));
-    square = fmaf(value, value, square);
+  float factor = 1.0f;
+  if (norm) {
+    float square = 0.0f;
+#pragma unroll
+    for (u32 j = 0; j < PAIRS_OF_LANE; ++j) {
+      float const low = widen<KIND>(read[0][j]), high = widen<KIND>(read[1][j]);
+      square = fmaf(low, low, fmaf(high, high, square));
+    }
+    for (u32 i = p.rotary + lane; i < s.dim; i += 32) {
+      float const value = widen<KIND>(read2(x + i));
+      square = fmaf(value, value, square);
+    }
+    factor = rsqrtf(warp_sum(square) / s.dim + s.eps);
   }
-  return rsqrtf(warp_sum(square) / s.dim + s.eps);
+  auto const normed = [&](u16 bits, u32 i) {
+    float const value = widen<KIND>(bits);
+    return norm ? rounded<KIND>(value * factor * norm[i]) : value;
+  };
+#pragma unroll
+  for (u32 j = 0; j < PAIRS_OF_LANE; ++j) {
+    u32 const i = lane + 32 * j;
+    if (i < half) {
+      float const low = normed(read[0][j], i), high = normed(read[1][j], half + i);
+      float const turned_low = low * widen<KIND>(angles.cos[0][j]) - high * widen<KIND>(angles.sin[0][j]);
+      float const turned_high = high * widen<KIND>(angles.cos[1][j]) + low * widen<KIND>(angles.sin[1][j]);
+      keep(i, narrow<KIND>(turned_low * scale));
+      keep(half + i, narrow<KIND>(turned_high * scale));
+    }
+  }
+  for (u32 i = p.rotary + lane; i < s.dim; i += 32) {
+    keep(i, narrow<KIND>(normed(read2(x + i), i) * scale));
+  }
 }
 
 // Keys and values of a span on their way to shared memory.
@@ -51,6 +89,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
   u16* const query = values + span * stride; // [GROUP, stride]
   u16* const weight = query + GROUP * stride; // [GROUP, span + 8]
   float* const score = (float*)(weight + GROUP * (span + 8)); // [GROUP, span]
+  u16* const fresh = (u16*)(score + GROUP * span);            // [2, stride]: the new key and value
   u32 const pairs = s.rows * s.kv_heads;
   for (u32 unit = blockIdx.x; unit < pairs * s.splits; unit += gridDim.x) {
     u32 const split = unit % s.splits, kv = unit / s.splits % s.kv_heads, row = unit / s.splits / s.kv_heads;
@@ -76,49 +115,63 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
         }
       }
     };
-    load(first);  // before it is known that the queries are there
+    // On their way before it is known that the queries are there.
+    load(first);
+    Angles const angles = angles_at(s, p, position);
     await(s.counters + index - 1, parts_of(s, index - 1));
     u16 const* const heads = p.x + (u64)row * width * dim;
-    for (u32 head = warp; head < GROUP; head += WARPS) {
-      u16 const* const x = heads + (u64)(kv * group + head) * dim;
-      float const own = head < group ? head_factor<KIND>(s, x, p.norm) : 0.0f;
-      for (u32 i = lane; i < padded; i += 32) {
-        bool const there = head < group && i < dim;
-        query[head * stride + i] = there ? narrow<KIND>(turned<KIND>(s, p, x, p.norm, own, position, i) * s.scale) : (u16)0;
+    bool const has_new = last == first_span + spans;
+    // A warp for each query, the new key and the new value; queries nobody has are 0, and so is what fills up a row.
+    for (u32 head = warp; head < GROUP + 2; head += WARPS) {
+      if (head < group) {
+        u16* const to = query + head * stride;
+        turn<KIND>(s, p, heads + (u64)(kv * group + head) * dim, p.norm, angles, s.scale, [&](u32 i, u16 value) { to[i] = value; });
+      } else if (head == GROUP && has_new) {
+        u16* const kept = p.keys + base + (u64)position * dim;
+        bool const present = s.present[row];
+        turn<KIND>(s, p, heads + (u64)(s.heads + kv) * dim, p.key_norm, angles, 1.0f, [&](u32 i, u16 value) {
+          fresh[i] = value;
+          if (present) {
+            kept[i] = value;
+          }
+        });
+      } else if (head == GROUP + 1 && has_new) {
+        u16 const* const x = heads + (u64)(s.heads + s.kv_heads + kv) * dim;
+        u16* const kept = p.values + base + (u64)position * dim;
+        bool const present = s.present[row];
+        for (u32 i = lane * 8; i < dim; i += 256) {
+          uint4 const value = read16(x + i);
+          *(uint4*)(fresh + stride + i) = value;
+          if (present) {
+            *(uint4*)(kept + i) = value;
+          }
+        }
       }
-      if (lane == 0) {
-        high[head] = -3.4e38f;
-        total[head] = 0.0f;
+      if (head < GROUP) {
+        for (u32 i = (head < group ? dim : 0) + lane; i < padded; i += 32) {
+          query[head * stride + i] = 0;
+        }
+        if (lane == 0) {
+          high[head] = -3.4e38f;
+          total[head] = 0.0f;
+        }
       }
     }
     float out[4][4] = {};  // [GROUP, dim]: eight columns of each eighth of them
     for (u32 number = first; number < last; ++number) {
       u32 const begin = number * span;
-      meet();  // the span before is read
+      meet();  // the span before is read, what is new is there
 #pragma unroll
       for (u32 j = 0; j < CHUNKS; ++j) {
-        u32 const i = thread + j * THREADS, at = i / eights;
-        if (i < span * eights && begin + at != position) {
-          *(uint4*)(keys + at * stride + i % eights * 8) = loaded.keys[j];
-          *(uint4*)(values + at * stride + i % eights * 8) = loaded.values[j];
+        u32 const i = thread + j * THREADS, at = i / eights, c = i % eights * 8;
+        if (i < span * eights) {
+          bool const is_new = begin + at == position;
+          *(uint4*)(keys + at * stride + c) = is_new ? *(uint4 const*)(fresh + c) : loaded.keys[j];
+          *(uint4*)(values + at * stride + c) = is_new ? *(uint4 const*)(fresh + stride + c) : loaded.values[j];
         }
       }
       if (padded != dim && thread < span) {
         *(uint4*)(keys + thread * stride + dim) = make_uint4(0, 0, 0, 0);
-      }
-      if (begin <= position && position < begin + span && warp < 2) {
-        // The new one: its key by one warp, its value by another.
-        u16 const* const x = heads + (u64)(s.heads + warp * s.kv_heads + kv) * dim;
-        u16* const to = (warp == 0 ? keys : values) + (position - begin) * stride;
-        u16* const kept = (warp == 0 ? p.keys : p.values) + base + (u64)position * dim;
-        float const own = warp == 0 ? head_factor<KIND>(s, x, p.key_norm) : 1.0f;
-        for (u32 i = lane; i < dim; i += 32) {
-          u16 const value = warp == 0 ? narrow<KIND>(turned<KIND>(s, p, x, p.key_norm, own, position, i)) : read2(x + i);
-          to[i] = value;
-          if (s.present[row]) {
-            kept[i] = value;
-          }
-        }
       }
       meet();
       if (number + 1 < last) {

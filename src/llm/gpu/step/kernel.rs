@@ -15,8 +15,14 @@ use crate::convert::Transformer;
 use crate::tensor::DType;
 
 /// Source of the kernels.
-pub(in super::super) const SOURCE: &str =
-    concat!(include_str!("common.cu"), include_str!("product.cu"), include_str!("attend.cu"), include_str!("step.cu"));
+pub(in super::super) const SOURCE: &str = concat!(
+    include_str!("common.cu"),
+    include_str!("primitives.cu"),
+    include_str!("helpers.cu"),
+    include_str!("product.cu"),
+    include_str!("attend.cu"),
+    include_str!("step.cu")
+);
 
 /// As common.cu has them.
 pub(super) const TILE: usize = tiles::COLUMNS;

@@ -76,18 +76,18 @@ __device__ __forceinline__ void fetch(Cursor const& at, u32 couple, u32 place) {
       }
     }
   }
-  asm volatile("cp.async.commit_group;" ::: "memory");
+  commit();
 }
 
 // Brings a tile of plain weights into the L2 cache.
-__device__ __forceinline__ void bring(Cursor const& at, u32 couple) {
+__device__ __forceinline__ void bring_tile(Cursor const& at, u32 couple) {
   u32 const column = (at.tile / at.tiles * at.across + 2 * couple % at.across) * TILE;
   u32 const k = at.tile % at.tiles * 32 + threadIdx.x % 32;
   u8 const* const from = at.weights + ((u64)k * at.outputs + column) * 2;
   if (k < at.inputs && column < at.outputs) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+    bring(from);
     if (column + TILE < at.outputs) {
-      asm volatile("prefetch.global.L2 [%0];" ::"l"(from + 2 * TILE));
+      bring(from + 2 * TILE);
     }
   }
 }
@@ -112,12 +112,12 @@ __device__ __forceinline__ void fetch_all(Step const& s, Places& places, u32 cou
     u32 const place = fetched % DEPTH, round = fetched / DEPTH;
     if (round > 0 && !has_passed(used + place * 8, (round + 1) % 2)) {
       // What is on its way arrives before a place is free. Meanwhile memory goes on, as fast as it can, into the L2 cache.
-      asm volatile("cp.async.wait_all;" ::: "memory");
+      wait_for_all();
       tell(0);
       u32 since = (u32)clock();
       while (!has_passed(used + place * 8, (round + 1) % 2)) {
         if (lead < AHEAD && ahead.phase < s.count && ahead.weight_kind == PLAIN && (u32)clock() - since > PACE) {
-          bring(ahead, couple);
+          bring_tile(ahead, couple);
           advance(ahead, s, couple);
           ++lead;
           since += PACE;
@@ -133,10 +133,10 @@ __device__ __forceinline__ void fetch_all(Step const& s, Places& places, u32 cou
       ahead = at;
     }
     ++fetched;
-    asm volatile("cp.async.wait_group %0;" ::"n"(FLIGHT - 1) : "memory");
+    wait_for_all_but<FLIGHT - 1>();
     tell(FLIGHT - 1);
   }
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  wait_for_all();
   tell(0);
 }
 
@@ -162,18 +162,6 @@ __device__ __forceinline__ void plain_tile(float (&sum)[4][4], u32 place, u32 x,
   }
 }
 
-// Two halves minus a third, twice.
-__device__ __forceinline__ u32 minus(u32 a, u32 b) {
-  u32 v;
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-  return v;
-}
-// (a & mask) | bits
-__device__ __forceinline__ u32 select(u32 a, u32 mask, u32 bits) {
-  u32 v;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(v) : "r"(a), "r"(mask), "r"(bits));
-  return v;
-}
 
 // Integers as they are in float16, less the middle of their range. A tile of INT4 is 128 inputs of 64 outputs: for each 16
 // inputs and each lane sixteen bytes, a word for each 16 outputs, whose nibbles 0 and 4, 1 and 5, 2 and 6, 3 and 7 are the
@@ -360,7 +348,7 @@ __device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index
   u32 const row_first = thread / eights_first, k_early = k_first + thread % eights_first * 8;
   bool const early = row_first < rows && k_early < p.inputs && p.order == nullptr;
   if (early && p.norm) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.norm + k_early));
+    bring(p.norm + k_early);
   }
   if (index > 0) {
     await(s.counters + index - 1, parts_of(s, index - 1));

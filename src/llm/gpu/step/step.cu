@@ -2,7 +2,7 @@
 
 template <u32 KIND>
 __device__ __forceinline__ void step(Step const& s) {
-  extern __shared__ uint4 shared[];
+  SHARED_MEMORY(shared);
   __shared__ Phase p;
   __shared__ Places places;
   u32 const warp = threadIdx.x / 32, ring = shared_address(shared) + WORK;

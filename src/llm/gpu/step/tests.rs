@@ -1,19 +1,18 @@
 //! The step kernel against float64, on shapes drawn at random: products of every kind of weight, attention of every kind.
-//! Outputs are poisoned before. Needs a GPU.
+//! Outputs are poisoned before. The same source runs on the GPU, where there is one, and on the CPU (`emulator.h`).
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod attention;
+mod emulator;
 mod products;
 
 use half::{bf16, f16};
 
-use super::super::buffers::{Buffer, Pinned};
-use super::super::tiles::{Layout, tile_of};
-use super::super::weights::Matrix;
-use super::kernel::{ATTEND, Kernel, Launch, List, Phase, ROWS};
-use super::{WIDEST, product};
+use self::emulator::Emulator;
+use super::super::buffers::{Buffer, Pinned, single_stream};
+use super::kernel::{Kernel, Launch, List, Phase, ROWS};
+use super::{WIDEST, shape};
 use crate::backend::tensorrt::device::Device;
-use crate::checkpoint::Second;
 use crate::tensor::DType;
 
 /// Numbers that look random (Vigna 2015, xorshift64*).
@@ -37,20 +36,56 @@ impl Draw {
     }
 }
 
-/// A GPU, a kernel for any weights, and memory that lives as long as this.
-struct Bench {
-    device: Device,
-    kernel: Kernel,
-    dtype: DType,
-    held: Vec<Buffer>,
+/// Who runs the kernel.
+enum Machine {
+    Gpu(Device, Kernel),
+    Cpu(Emulator),
 }
 
+/// Memory of either, and what a test does with it.
+struct Bench {
+    machine: Machine,
+    dtype: DType,
+    device: Vec<Buffer>,
+    host: Vec<Box<[Line]>>,
+}
+
+/// Host memory, aligned as the kernel wants it.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
 impl Bench {
-    fn open(test: &str, dtype: DType) -> Option<Self> {
-        let device = Device::open().inspect_err(|error| eprintln!("SKIPPED {test}: {error}")).ok()?;
-        super::super::buffers::single_stream(&device.stream);
-        let kernel = Kernel::for_device(&device, dtype, 5120).unwrap().expect("no kernel");
-        Some(Self { device, kernel, dtype, held: Vec::new() })
+    /// The CPU, and the GPU if there is one.
+    fn all(test: &str, dtype: DType) -> Vec<Self> {
+        let bench = |machine| Self { machine, dtype, device: Vec::new(), host: Vec::new() };
+        let mut all = vec![bench(Machine::Cpu(Emulator::get()))];
+        match Device::open() {
+            Ok(device) => {
+                single_stream(&device.stream);
+                let kernel = Kernel::for_device(&device, dtype, 5120).unwrap().expect("no kernel");
+                all.push(bench(Machine::Gpu(device, kernel)));
+            }
+            Err(error) => eprintln!("SKIPPED {test} on the GPU: {error}"),
+        }
+        all
+    }
+
+    /// Whether large shapes take no time.
+    fn is_fast(&self) -> bool {
+        matches!(self.machine, Machine::Gpu(..))
+    }
+
+    fn blocks(&self) -> usize {
+        match &self.machine {
+            Machine::Gpu(_, kernel) => kernel.blocks,
+            Machine::Cpu(_) => emulator::BLOCKS,
+        }
+    }
+
+    fn clear(&mut self) {
+        self.device.clear();
+        self.host.clear();
     }
 
     fn round(&self, value: f64) -> f64 {
@@ -66,10 +101,23 @@ impl Bench {
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> u64 {
-        let mut buffer = Buffer::new(&self.device.stream, bytes.len(), "a test").unwrap();
-        buffer.upload(bytes).unwrap();
-        self.held.push(buffer);
-        self.held[self.held.len() - 1].address()
+        match &self.machine {
+            Machine::Gpu(device, _) => {
+                let mut buffer = Buffer::new(&device.stream, bytes.len(), "a test").unwrap();
+                buffer.upload(bytes).unwrap();
+                self.device.push(buffer);
+                self.device[self.device.len() - 1].address()
+            }
+            Machine::Cpu(_) => {
+                let lines = bytes.chunks(64).map(|some| {
+                    let mut line = Line([0; 64]);
+                    line.0[..some.len()].copy_from_slice(some);
+                    line
+                });
+                self.host.push(lines.collect());
+                self.host[self.host.len() - 1].as_ptr() as u64
+            }
+        }
     }
 
     fn short(&mut self, values: &[f64]) -> u64 {
@@ -92,10 +140,18 @@ impl Bench {
     }
 
     fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
-        let buffer = self.held.iter().find(|buffer| buffer.address() == address).unwrap();
-        let mut pinned = Pinned::new(&self.device.stream, bytes).unwrap();
-        buffer.download(&mut pinned, bytes).unwrap();
-        pinned.bytes().unwrap()[..bytes].to_vec()
+        match &self.machine {
+            Machine::Gpu(device, _) => {
+                let buffer = self.device.iter().find(|buffer| buffer.address() == address).unwrap();
+                let mut pinned = Pinned::new(&device.stream, bytes).unwrap();
+                buffer.download(&mut pinned, bytes).unwrap();
+                pinned.bytes().unwrap()[..bytes].to_vec()
+            }
+            Machine::Cpu(_) => {
+                let lines = self.host.iter().find(|lines| lines.as_ptr() as u64 == address).unwrap();
+                lines.iter().flat_map(|line| line.0).take(bytes).collect()
+            }
+        }
     }
 
     fn read_short(&self, address: u64, count: usize) -> Vec<f64> {
@@ -107,11 +163,22 @@ impl Bench {
         }
     }
 
+    fn read_floats(&self, address: u64, count: usize) -> Vec<f64> {
+        let bytes = self.read(address, 4 * count);
+        bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+    }
+
     fn run(&mut self, phases: &[Phase], counters: usize, launch: Launch) {
-        let list = List::new(&self.device.stream, phases, counters).unwrap();
-        let (partial, attention) =
-            (self.bytes(&vec![0xff; 2 * self.kernel.blocks * ROWS * WIDEST * 4]), self.bytes(&vec![0xff; 1 << 22]));
-        self.kernel.launch(&self.device.stream, &list, Launch { partial, attention, ..launch }).unwrap();
-        self.device.stream.synchronize().unwrap();
+        let partial = self.bytes(&vec![0xff; 2 * self.blocks() * ROWS * WIDEST * 4]);
+        let attention = self.bytes(&vec![0xff; 1 << 22]);
+        let launch = Launch { partial, attention, ..launch };
+        match &self.machine {
+            Machine::Gpu(device, kernel) => {
+                let list = List::new(&device.stream, phases, counters).unwrap();
+                kernel.launch(&device.stream, &list, launch).unwrap();
+                device.stream.synchronize().unwrap();
+            }
+            Machine::Cpu(emulator) => emulator.run(phases, counters, launch, self.dtype),
+        }
     }
 }

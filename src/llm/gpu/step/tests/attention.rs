@@ -1,22 +1,25 @@
 //! Attention with windows, caps, norms and partial rotation.
 
+use super::super::kernel::ATTEND;
 use super::*;
 
 #[test]
 fn attention_is_that_of_float64() {
     for dtype in [DType::Float16, DType::BFloat16] {
-        let Some(mut bench) = Bench::open("attention_is_that_of_float64", dtype) else { return };
-        let mut draw = Draw(0x2545_f491_4f6c_dd1d);
-        for case in 0..40 {
-            bench.held.clear();
-            one_attention(&mut bench, &mut draw, case);
+        for mut bench in Bench::all("attention_is_that_of_float64", dtype) {
+            let mut draw = Draw(0x2545_f491_4f6c_dd1d);
+            for case in 0..if bench.is_fast() { 40 } else { 16 } {
+                bench.clear();
+                one_attention(&mut bench, &mut draw, case);
+            }
         }
     }
 }
 
 fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let (kv_heads, group, dim) = (1 + draw.below(4), 1 + draw.below(16), draw.of(&[8, 16, 64, 80, 96, 128, 192, 256]));
-    let (rows, capacity) = (1 + draw.below(ROWS), draw.of(&[64, 512, 1344]));
+    let (rows, capacity) =
+        (1 + draw.below(ROWS), if bench.is_fast() { draw.of(&[64, 512, 1344]) } else { draw.of(&[32, 64, 192]) });
     let (heads, rotary) = (kv_heads * group, draw.of(&[dim, dim / 2, dim]) / 2 * 2);
     let (window, cap) = (draw.of(&[0, 0, 1, 37, 130]), draw.of(&[0.0, 0.0, 3.0]));
     let (normed, width, eps) = (draw.below(2) == 1, (heads + 2 * kv_heads) * dim, 1e-6);
@@ -34,12 +37,11 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     );
     let (cos, sin) = (numbers(bench, draw, capacity * rotary), numbers(bench, draw, capacity * rotary));
     let norms: Vec<f64> = (0..2 * dim).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
-    bench.short(&weights);
-    let matrix = Matrix::Plain(bench.held.pop().unwrap());
+    let matrix = (bench.short(&weights), None);
     let qkv = bench.bytes(&vec![0xff; rows * width * 2]);
     let out = bench.bytes(&vec![0xff; rows * heads * dim * 2]);
     let (kept_keys, kept_values) = (bench.short(&keys), bench.short(&values));
-    let first = Phase { x: bench.short(&x), out: qkv, counters: 2, ..product(&matrix, inputs, width, 2) };
+    let first = Phase { x: bench.short(&x), out: qkv, counters: 2, ..shape(matrix, [inputs, width], 2) };
     let word = |n: usize| u32::try_from(n).unwrap();
     let attend = Phase {
         kind: ATTEND,
@@ -66,7 +68,7 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
         heads: word(heads),
         kv_heads: word(kv_heads),
         dim: word(dim),
-        splits: word((bench.kernel.blocks / (rows * kv_heads)).max(1)),
+        splits: word((bench.blocks() / (rows * kv_heads)).max(draw.of(&[1, 2, 3]))),
         eps: eps as f32,
         scale: scale as f32,
         cap: cap as f32,

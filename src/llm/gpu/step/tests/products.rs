@@ -1,15 +1,18 @@
 //! Products of every kind of weight, gated, normed, with bias and residual.
 
+use super::super::super::tiles::{Layout, tile_of};
 use super::*;
+use crate::checkpoint::Second;
 
 #[test]
 fn products_are_those_of_float64() {
     for dtype in [DType::Float16, DType::BFloat16] {
-        let Some(mut bench) = Bench::open("products_are_those_of_float64", dtype) else { return };
-        let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
-        for case in 0..60 {
-            bench.held.clear();
-            one_product(&mut bench, &mut draw, case);
+        for mut bench in Bench::all("products_are_those_of_float64", dtype) {
+            let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
+            for case in 0..if bench.is_fast() { 60 } else { 24 } {
+                bench.clear();
+                one_product(&mut bench, &mut draw, case);
+            }
         }
     }
 }
@@ -18,8 +21,9 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let bits = if bench.dtype == DType::Float16 { draw.of(&[16, 8, 4]) } else { 16 };
     let group = draw.of(&[32, 64, 128, 0]);
     let step = if bits == 16 || group == 0 { 8 } else { group };
-    let inputs = step * (1 + draw.below(2400 / step));
-    let (outputs, rows) = (8 * (1 + draw.below(120)), 1 + draw.below(ROWS));
+    let most = if bench.is_fast() { 2400 } else { 420 };
+    let inputs = step * (1 + draw.below(most / step));
+    let (outputs, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(ROWS));
     let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
     let x: Vec<f64> = (0..rows * inputs * if gated { 2 } else { 1 }).map(|_| bench.round(2.0 * draw.float())).collect();
     let stride = x.len() / rows;
@@ -29,10 +33,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let matrix = if bits == 16 {
         weights.iter_mut().for_each(|w| *w = bench.round(0.1 * draw.float()));
         magnitudes.iter_mut().zip(&weights).for_each(|(m, w)| *m = w.abs());
-        let address = bench.short(&weights);
-        let buffer = bench.held.pop().unwrap();
-        assert_eq!(buffer.address(), address);
-        Matrix::Plain(buffer)
+        (bench.short(&weights), None)
     } else {
         let size = if group == 0 { inputs } else { group };
         let second = draw.of(&[None, Some(Second::Zero), Some(Second::Minimum)]);
@@ -78,20 +79,15 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         };
         let tiled = tile_of(layout, (order.clone(), size), &read, &short).unwrap();
         assert_eq!(tiled.layout.second, second, "{case}");
-        let mut tiles = Buffer::new(&bench.device.stream, tiled.bytes.len(), "a test").unwrap();
-        tiles.upload(&tiled.bytes).unwrap();
-        let order = tiled.order.map(|order| {
-            bench.words(&order);
-            bench.held.pop().unwrap()
-        });
-        Matrix::Packed { tiles, order, layout: tiled.layout }
+        let order = tiled.order.map_or(0, |order| bench.words(&order));
+        (bench.bytes(&tiled.bytes), Some((tiled.layout, order)))
     };
     let norm: Vec<f64> = (0..inputs).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
     let biases: Vec<f64> = (0..outputs).map(|_| bench.round(draw.float())).collect();
     let residuals: Vec<f64> = (0..rows * outputs).map(|_| bench.round(draw.float())).collect();
     let eps = 1e-5_f64;
     let out = bench.bytes(&vec![0xff; rows * outputs * 4]);
-    let shape = product(&matrix, inputs, outputs, draw.of(&[2, 4, 8]));
+    let shape = shape(matrix, [inputs, outputs], draw.of(&[2, 4, 8]));
     let strips = shape.strips as usize;
     let out_squares = bench.bytes(&vec![0xff; ROWS * strips * 4]);
     let phase = Phase {
@@ -111,12 +107,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let phase = if gated { Phase { norm: 0, ..phase } } else { phase };
     let launch = Launch { rows: u32::try_from(rows).unwrap(), eps: eps as f32, ..Launch::default() };
     bench.run(&[phase], strips, launch);
-    let have: Vec<f64> = match wide {
-        true => bench
-            .read(out, rows * outputs * 4)
-            .chunks_exact(4)
-            .map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]])))
-            .collect(),
+    let have = match wide {
+        true => bench.read_floats(out, rows * outputs),
         false => bench.read_short(out, rows * outputs),
     };
     let what = format!(
@@ -163,9 +155,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             square += got * got;
         }
         if !wide {
-            let kept = bench.read(out_squares, ROWS * strips * 4);
-            let kept = kept.chunks_exact(4).skip(row * strips).take(strips);
-            let kept: f64 = kept.map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).sum();
+            let kept = bench.read_floats(out_squares, ROWS * strips);
+            let kept: f64 = kept.iter().skip(row * strips).take(strips).sum();
             assert!((kept - square).abs() <= 1e-5 * square, "{what}: squares of row {row} are {kept}, not {square}");
         }
     }

@@ -1,0 +1,84 @@
+//! The step kernel compiled for the CPU by the host's C++ compiler, with `emulator.h` in place of `primitives.cu`; every block
+//! a library of its own and a thread.
+#![allow(unsafe_code)]
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use libloading::{Library, Symbol};
+
+use super::super::kernel::{Launch, Phase};
+use crate::llm::gpu::kernels::word;
+use crate::tensor::DType;
+
+/// More than one, so that they wait for each other.
+pub(super) const BLOCKS: usize = 3;
+
+type RunBlock = unsafe extern "C" fn(*const Launch, u32, u32, u32);
+
+/// The blocks' libraries.
+#[derive(Clone, Copy)]
+pub(super) struct Emulator(&'static [Library]);
+
+impl Emulator {
+    /// Compiled once for all tests.
+    pub(super) fn get() -> Self {
+        static LIBRARIES: OnceLock<Vec<Library>> = OnceLock::new();
+        Self(LIBRARIES.get_or_init(compile))
+    }
+
+    pub(super) fn run(self, phases: &[Phase], counters: usize, launch: Launch, dtype: DType) {
+        // One at a time: a library has one block's state.
+        static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+        let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counters = vec![0_u32; phases.len() + counters];
+        let launch = Launch {
+            phases: phases.as_ptr() as u64,
+            counters: counters.as_mut_ptr() as u64,
+            count: word(phases.len()),
+            ..launch
+        };
+        let kind = if dtype == DType::BFloat16 { 2 } else { 1 };
+        std::thread::scope(|scope| {
+            for (block, library) in self.0.iter().enumerate() {
+                let launch = &launch;
+                scope.spawn(move || {
+                    // SAFETY: the function has this signature; addresses in `launch` are of memory that outlives this.
+                    unsafe {
+                        let run: Symbol<'_, RunBlock> = library.get(b"run_block").unwrap();
+                        run(launch, kind, word(block), word(BLOCKS));
+                    }
+                });
+            }
+        });
+    }
+}
+
+fn compile() -> Vec<Library> {
+    let folder = tempfile::tempdir().unwrap();
+    let source = concat!(
+        include_str!("../common.cu"),
+        include_str!("emulator.h"),
+        include_str!("../helpers.cu"),
+        include_str!("../product.cu"),
+        include_str!("../attend.cu"),
+        include_str!("../step.cu"),
+        include_str!("emulator.cc")
+    );
+    let (path, library) = (folder.path().join("step.cc"), folder.path().join("step.so"));
+    std::fs::write(&path, source).unwrap();
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let mut command = Command::new(&compiler);
+    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-DDEPTH=3", "-DSLOT=5120", "-o"]);
+    // A library's templates must keep their own variables.
+    let done = command.arg(&library).arg(&path).arg("-fno-gnu-unique").output();
+    let done = done.unwrap_or_else(|error| panic!("{compiler}: {error}"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let load = |block: usize| {
+        let copy = folder.path().join(format!("block{block}.so"));
+        std::fs::copy(&library, &copy).unwrap();
+        // SAFETY: it was made here.
+        unsafe { Library::new(copy) }.unwrap()
+    };
+    (0..BLOCKS).map(load).collect()
+}
