@@ -443,6 +443,28 @@ fn a_model_is_quantised_while_it_is_built() {
         let (code, said) = build(scratch.path(), "again", &inside, &more);
         assert!(code != 0 && said.contains("is quantised already"), "{said}");
     }
+    // Inputs that are large on a text are rounded with more care.
+    let divergence = |name: &str| {
+        let path = scratch.path().join("engines").join(name).join("manifest.json");
+        let manifest: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+        manifest["quality"]["divergence"].as_f64().unwrap()
+    };
+    fs::write(scratch.path().join("text.txt"), "w3 w10 w17 w24 w31 w38 w45 w52 w59 w2 w9 w16 w23 w30 w37").unwrap();
+    for precision in ["int8", "int4"] {
+        let (name, more) = (
+            format!("calibrated-{precision}"),
+            format!("build: {{ precision: {precision}, calibration: text.txt }}\n"),
+        );
+        let (code, said) = build(scratch.path(), &name, "plain", &more);
+        assert_eq!(code, 0, "{said}");
+        // The scales cancel out, but for rounding.
+        let (plain, calibrated) = (divergence(precision), divergence(&name));
+        assert!(calibrated != plain && calibrated < 1.5 * plain, "{precision}: {plain} without, {calibrated} with");
+    }
+    let (code, said) = build(scratch.path(), "lost", "plain", "build: { precision: int4, calibration: no.txt }\n");
+    assert!(code != 0 && said.contains("no.txt"), "{said}");
+    let (code, said) = build(scratch.path(), "plainly", "plain", "build: { calibration: text.txt }\n");
+    assert!(code != 0 && said.contains("calibration belongs to"), "{said}");
     let strict = "build: { precision: int4, group_size: 32 }\nverify: { divergence: 1e-9 }\n";
     let (code, said) = build(scratch.path(), "strict", "plain", strict);
     assert!(

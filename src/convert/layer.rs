@@ -41,6 +41,15 @@ pub const MASKED: f32 = -30_000.0;
 ///
 /// Row (g, t) of the mask is query t of any head g of a group.
 pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Result<Model, OnnxError> {
+    graph_of(model, shape, dtype, false)
+}
+
+/// The same in float32 with two more outputs, `[batch, chunk, hidden]`: what the first and the third matrix read.
+pub fn observed_layer_graph(model: &Transformer, shape: LayerShape) -> Result<Model, OnnxError> {
+    graph_of(model, shape, DType::Float32, true)
+}
+
+fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool) -> Result<Model, OnnxError> {
     let LayerShape { batch, chunk, cache } = shape;
     let mut graph = GraphBuilder::new(&format!("{}-layer-{shape}", model.family), OPSET);
     let dims = |dims: &[usize]| dims.iter().copied().map(Some).collect::<Vec<_>>();
@@ -60,7 +69,7 @@ pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Resu
         let shape = if weight.role.is_matrix() { vec![weight.columns, weight.rows] } else { vec![weight.columns] };
         graph.input(weight.role.name(), kind, &dims(&shape));
     }
-    let mut emitter = Emitter { graph, model, dtype };
+    let mut emitter = Emitter { graph, model, dtype, read: Vec::new() };
     let past = if cache > 0 { Past::Apart { key: "past_key", value: "past_value", length: cache } } else { Past::None };
     let context = Context { cos: "cos", sin: "sin", mask: "mask", past, key: "key", value: "value" };
     let mut inputs = |_: &mut GraphBuilder, role: Role| vec![role.name().to_owned()];
@@ -71,6 +80,10 @@ pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Resu
     let new = dims(&[batch, model.kv_heads, chunk, model.head_dim]);
     graph.output("key", dtype, &new);
     graph.output("value", dtype, &new);
+    for (name, read) in ["attention_input", "mlp_input"].iter().zip(emitter.read.iter().filter(|_| observed)) {
+        graph.node_named("Identity", &[read], &[name], &[]);
+        graph.output(name, dtype, &hidden);
+    }
     graph.finish(Path::new("layer.onnx"))
 }
 
@@ -82,7 +95,7 @@ pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Mode
     graph.input("hidden", dtype, &[Some(rows), Some(hidden)]);
     graph.input("norm", DType::Float32, &[Some(hidden)]);
     graph.input("output", dtype, &[Some(hidden), Some(vocabulary)]);
-    let mut emitter = Emitter { graph, model, dtype };
+    let mut emitter = Emitter { graph, model, dtype, read: Vec::new() };
     let logits = emitter.head("hidden", "norm", "output");
     let mut graph = emitter.graph;
     graph.node_named("Identity", &[&logits], &["logits"], &[]);
@@ -125,6 +138,8 @@ pub(super) struct Emitter<'a> {
     pub(super) graph: GraphBuilder,
     pub(super) model: &'a Transformer,
     pub(super) dtype: DType,
+    /// What the layers' normed inputs are called, in order.
+    pub(super) read: Vec<String>,
 }
 
 impl Emitter<'_> {
@@ -236,11 +251,13 @@ impl Emitter<'_> {
         let model = self.model;
         let norm = weights(&mut self.graph, Role::AttentionNorm).remove(0);
         let x = self.norm(hidden, &norm);
+        self.read.push(x.clone());
         let attended = self.attention(&x, context, weights);
         let attended = self.post_norm(attended, Role::PostAttentionNorm, weights);
         let hidden = self.node("Add", &[hidden, &attended], &[]);
         let norm = weights(&mut self.graph, Role::MlpNorm).remove(0);
         let x = self.norm(&hidden, &norm);
+        self.read.push(x.clone());
         let inner = model.intermediate_size;
         let roles = (Role::GateUp, model.mlp_bias.then_some(Role::GateUpBias));
         let gate_up = self.linear(&x, roles, &[inner, inner], weights);

@@ -28,7 +28,7 @@ use crate::checkpoint::{CheckpointError, Packing};
 pub use config::Config;
 use layer::OPSET;
 
-pub use layer::{LayerShape, MASKED, head_graph, layer_graph};
+pub use layer::{LayerShape, MASKED, head_graph, layer_graph, observed_layer_graph};
 pub use quantize::Scheme;
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};

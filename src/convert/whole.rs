@@ -32,7 +32,7 @@ pub fn whole_model(
     let mut graph = GraphBuilder::new(transformer.family, OPSET);
     declare(&mut graph, transformer);
     let mut source = Source { checkpoint, name: &name, offset: transformer.norm_offset, error: None };
-    let mut emitter = Emitter { graph, model: transformer, dtype: DType::Float32 };
+    let mut emitter = Emitter { graph, model: transformer, dtype: DType::Float32, read: Vec::new() };
     let embedding = source.stored(&mut emitter.graph, &transformer.embedding());
     let rows = emitter.graph.node("Gather", &[&embedding, "input_ids"], &[]);
     let mut hidden = emitter.cast(&rows, DType::Float32);

@@ -13,7 +13,7 @@ use super::host::{self, Embedding, Floats};
 use crate::backend::cpu::{Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, Transformer, head_graph, layer_graph};
+use crate::convert::{LayerShape, Transformer, head_graph, layer_graph, observed_layer_graph};
 use crate::memory::Memory;
 use crate::tensor::DType;
 
@@ -40,6 +40,9 @@ fn capacity_for(positions: usize) -> usize {
 /// A layer's weights.
 type Layer = Vec<Floats>;
 
+/// Mean squares of the inputs of a layer's query, key and value matrix, and of its gate and up matrix: `[hidden]` each.
+pub type Squares = [Vec<f32>; 2];
+
 /// See the module.
 pub struct CpuExecutor {
     model: Transformer,
@@ -49,7 +52,10 @@ pub struct CpuExecutor {
     resident: Vec<Layer>,
     norm: Vec<f32>,
     output: Vec<f32>,
-    layers: HashMap<LayerShape, Program>,
+    layers: HashMap<(LayerShape, bool), Program>,
+    /// Sums of squares of what each layer's first and third matrix read, `[hidden]`, and of how many tokens; while they are
+    /// wanted.
+    observed: Option<(Vec<Squares>, usize)>,
     heads: HashMap<usize, Program>,
     /// `[slot][layer]`.
     caches: Vec<Vec<Cache>>,
@@ -79,6 +85,7 @@ impl CpuExecutor {
             norm,
             output,
             layers: HashMap::new(),
+            observed: None,
             heads: HashMap::new(),
             caches,
             launched: Vec::new(),
@@ -98,16 +105,32 @@ impl CpuExecutor {
         weights.iter().map(|weight| Ok(host::weight(&self.checkpoint, &self.model, weight)?)).collect()
     }
 
+    /// What each layer's matrices read of `tokens`.
+    pub fn observe(&mut self, tokens: &[u32]) -> Result<Vec<Squares>, LlmError> {
+        let nothing = || vec![0.0; self.model.hidden_size];
+        self.observed = Some((self.model.layers.iter().map(|_| [nothing(), nothing()]).collect(), 0));
+        self.release(0);
+        let read = self.prefill(0, 0, tokens, Rows::None);
+        let (mut sums, count) = self.observed.take().unwrap_or_default();
+        read?;
+        sums.iter_mut().flatten().flatten().for_each(|sum| *sum /= count.max(1) as f32);
+        Ok(sums)
+    }
+
     /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
     /// the new keys and values.
     fn forward(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());
         let cache = if position == 0 { 0 } else { capacity_for(position) };
         let shape = LayerShape { batch: 1, chunk, cache };
-        if !self.layers.contains_key(&shape) {
-            let graph = layer_graph(&self.model, shape, DType::Float32);
+        let observed = self.observed.is_some();
+        if !self.layers.contains_key(&(shape, observed)) {
+            let graph = match observed {
+                true => observed_layer_graph(&self.model, shape),
+                false => layer_graph(&self.model, shape, DType::Float32),
+            };
             let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
-            self.layers.insert(shape, Program::new(&graph)?);
+            self.layers.insert((shape, observed), Program::new(&graph)?);
         }
         let mut hidden = vec![0.0; chunk * hidden_size];
         self.embedding.rows(tokens, &mut hidden)?;
@@ -150,10 +173,21 @@ impl CpuExecutor {
                 data: &weight.values,
                 transposed: weight.role.is_matrix(),
             }));
-            let mut outputs = self.layers[&shape].run(&operands)?;
+            let mut outputs = self.layers[&(shape, observed)].run(&operands)?;
+            if let Some((sums, _)) = &mut self.observed {
+                for sums in sums[index].iter_mut().rev() {
+                    let read = outputs.pop().unwrap_or_default();
+                    for row in read.chunks_exact(hidden_size).take(tokens.len()) {
+                        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
+                    }
+                }
+            }
             let (value, key) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
             hidden = outputs.pop().unwrap_or_default();
             stored.append(position, tokens.len(), chunk, (&key, &value), &self.model);
+        }
+        if let Some((_, count)) = &mut self.observed {
+            *count += tokens.len();
         }
         Ok(hidden)
     }

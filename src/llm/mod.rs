@@ -15,7 +15,7 @@ mod sampler;
 mod shapes;
 pub mod text;
 
-pub use cpu::CpuExecutor;
+pub use cpu::{CpuExecutor, Squares};
 pub use executor::{Executor, LlmError, MemoryUse, Rows, Step};
 pub use generate::{Finish, Generator, Piece, Request, Usage};
 pub use gpu::{GpuExecutor, GpuOptions};

@@ -172,6 +172,9 @@ fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
             return at("group_size", &format!("groups of {group} inputs are not supported"), Some("use 32, 64 or 128"));
         }
     }
+    if build.calibration.is_some() && !quantised {
+        return at("calibration", "calibration belongs to `precision: int8` or `int4`", None);
+    }
     if quantised && kind != Kind::Llm {
         return at("precision", "int8 and int4 are for language models", Some("use fp16"));
     }

@@ -91,6 +91,8 @@ pub struct BuildPlan {
     pub precision: Precision,
     /// Inputs that share a scale, if it was said.
     pub group_size: Option<usize>,
+    /// Text the model reads before it is quantised.
+    pub calibration: Option<PathBuf>,
     /// TF32 for fp32 layers.
     pub tf32: bool,
     /// Batch the engine is tuned for.
@@ -126,7 +128,7 @@ impl Plan {
     /// Resolves `recipe`, read from `path`.
     pub fn new(path: &Path, recipe: &Recipe) -> Self {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let build = build_plan(recipe.kind(), recipe.build());
+        let build = build_plan(folder, recipe.kind(), recipe.build());
         let classifier = match recipe {
             Recipe::Classifier(recipe) => Some(ClassifierPlan {
                 preprocess: recipe.preprocess.clone(),
@@ -248,13 +250,14 @@ fn default_files(kind: Kind) -> Vec<String> {
     globs.iter().map(|glob| (*glob).to_owned()).collect()
 }
 
-fn build_plan(kind: Kind, build: Option<&Build>) -> BuildPlan {
+fn build_plan(folder: &Path, kind: Kind, build: Option<&Build>) -> BuildPlan {
     let build = build.cloned().unwrap_or_default();
     let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
     let batch = size(build.batch.unwrap_or(1));
     BuildPlan {
         precision: build.precision.unwrap_or(if kind == Kind::Llm { Precision::Fp16 } else { Precision::Fp32 }),
         group_size: build.group_size.map(size),
+        calibration: build.calibration.map(|file| folder.join(file)),
         tf32: build.tf32.unwrap_or(false),
         batch,
         max_batch: build.max_batch.map_or(batch, size),

@@ -244,6 +244,10 @@ pub struct Build {
     /// With int8 and int4: inputs that share a scale, 32, 64 or 128. Default: the largest of them that fits the model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_size: Option<u32>,
+    /// With int8 and int4: a text file, relative to the recipe, of what the model will read. Inputs that are large on it are
+    /// rounded with more care (activation-aware scaling). Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<String>,
     /// TF32 tensor cores for fp32 layers: faster, about 3 decimal digits. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,

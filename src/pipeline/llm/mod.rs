@@ -190,7 +190,8 @@ fn key(
     let mut content = String::new();
     let used =
         source.paths.iter().filter(|path| is_text(path) || source.checkpoint.files().iter().any(|f| f.path() == *path));
-    for path in used.chain(plan.llm.iter().filter_map(|llm| llm.chat_template.as_ref())) {
+    let named = plan.llm.iter().filter_map(|llm| llm.chat_template.as_ref()).chain(&plan.build.calibration);
+    for path in used.chain(named) {
         let hash = hashes.sha256(path).with_context(|| format!("cannot read {}", path.display()))?;
         content.push_str(&format!("{} {hash}\n", path.file_name().unwrap_or_default().to_string_lossy()));
     }
@@ -235,11 +236,11 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
     let scheme = prepared.scheme;
+    files::place_text(&prepared, staged.path())?;
     let weights = match scheme {
         Some(scheme) => quantize::write(&prepared, scheme, staged.path(), context)?,
         None => files::link_weights(&prepared.source.checkpoint, staged.path(), context)?,
     };
-    files::place_text(&prepared, staged.path())?;
     let mut manifest = manifest(&prepared, weights)?;
     manifest.build = record;
     if let Some(scheme) = scheme {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{Prepared, Source};
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
-use crate::convert::{Part, Scheme, Transformer};
+use crate::convert::{Part, Role, Scheme, Transformer};
 use crate::llm::CpuExecutor;
 use crate::llm::model::WEIGHTS;
 use crate::llm::text::Text;
@@ -75,6 +75,88 @@ fn others(model: &Transformer) -> Vec<Part> {
     parts
 }
 
+fn multiply(values: &mut [f32], scales: Option<&[f32]>) {
+    if let Some(scales) = scales {
+        values.iter_mut().zip(scales).for_each(|(value, scale)| *value *= scale);
+    }
+}
+
+/// What inputs are multiplied with before their matrix is rounded, by the name of each part of the matrix and of the norm
+/// before it, which is divided by the same (Lin et al. 2023, "AWQ").
+type Scales = BTreeMap<String, Arc<Vec<f32>>>;
+
+/// Powers of the inputs' root mean squares that are tried.
+const POWERS: [f32; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];
+/// Rows of a matrix on which they are.
+const SAMPLE: usize = 256;
+
+/// Lets the model read the calibration text, and chooses for each matrix after a norm the scales with which rounding changes
+/// its outputs least.
+fn scales(prepared: &Prepared, scheme: Scheme, staged: &Path) -> anyhow::Result<Scales> {
+    let Some(path) = &prepared.plan.build.calibration else { return Ok(Scales::new()) };
+    let (checkpoint, model) = (&prepared.source.checkpoint, &prepared.source.model);
+    let content = fs::read_to_string(path).with_context(|| format!("calibration {}", path.display()))?;
+    let mut tokens = Text::open(staged)?.encode_text(&content)?;
+    tokens.truncate(prepared.shapes.max_len);
+    let squares =
+        CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, prepared.shapes.max_len)?.observe(&tokens)?;
+    let mut found = Scales::new();
+    for (index, squares) in squares.iter().enumerate() {
+        let weights = model.layer_weights(index);
+        let pairs = [(Role::AttentionNorm, Role::Qkv), (Role::MlpNorm, Role::GateUp)];
+        for ((norm, matrix), squares) in pairs.into_iter().zip(squares) {
+            let parts =
+                |role: Role| weights.iter().filter(move |weight| weight.role == role).flat_map(|weight| &weight.parts);
+            let mut rows = Vec::new();
+            for part in parts(matrix) {
+                let view = checkpoint.tensor(&part.tensor)?;
+                for row in (0..view.rows()).step_by((view.rows() / SAMPLE).max(1)) {
+                    let mut values = vec![0.0; view.columns()];
+                    view.read_row(row, &mut values);
+                    rows.push(values);
+                }
+            }
+            let scales = Arc::new(best(&rows, squares, scheme));
+            found.extend(parts(matrix).chain(parts(norm)).map(|part| (part.tensor.clone(), Arc::clone(&scales))));
+        }
+    }
+    Ok(found)
+}
+
+/// Of the powers the one with the least squared error of the outputs, taking inputs as independent.
+fn best(rows: &[Vec<f32>], squares: &[f32], scheme: Scheme) -> Vec<f32> {
+    let candidates = POWERS.map(|power| {
+        let scales: Vec<f32> = squares.iter().map(|square| square.sqrt().max(1e-6).powf(power)).collect();
+        let (low, high) = scales.iter().fold((f32::MAX, 0.0_f32), |(low, high), s| (low.min(*s), high.max(*s)));
+        let middle = (low * high).sqrt();
+        scales.iter().map(|scale| scale / middle).collect::<Vec<f32>>()
+    });
+    let error = |scales: &Vec<f32>| -> f64 {
+        let errors = rows.par_iter().map(|row| {
+            let mut values = row.clone();
+            multiply(&mut values, Some(scales));
+            let groups = values.len() / scheme.group;
+            let (mut quants, mut terms, mut zeros) = (vec![0; values.len()], vec![f16::ZERO; groups], vec![0; groups]);
+            scheme.row(&values, &mut quants, &mut terms, &mut zeros);
+            let errors = row.iter().enumerate().map(|(at, value)| {
+                let group = at / scheme.group;
+                let have = (f32::from(quants[at]) - f32::from(zeros[group])) * terms[group].to_f32() / scales[at];
+                f64::from((have - value) * (have - value) * squares[at])
+            });
+            errors.sum::<f64>()
+        });
+        errors.sum()
+    };
+    let mut best = (f64::INFINITY, Vec::new());
+    for scales in candidates {
+        let error = error(&scales);
+        if error < best.0 {
+            best = (error, scales);
+        }
+    }
+    best.1
+}
+
 /// One matrix, quantised.
 struct Packed {
     words: Vec<u8>,
@@ -93,7 +175,8 @@ fn pack(quants: impl Iterator<Item = u8>, bits: u32) -> Vec<u8> {
     quants.chunks(count).flat_map(|some| word(some).to_le_bytes()).collect()
 }
 
-fn quantize(view: &View<'_>, scheme: Scheme) -> Packed {
+/// `factors`, if there are any, multiply the inputs' columns first.
+fn quantize(view: &View<'_>, scheme: Scheme, factors: Option<&[f32]>) -> Packed {
     let (rows, columns) = (view.rows(), view.columns());
     let groups = columns / scheme.group;
     let done: Vec<_> = (0..rows)
@@ -101,15 +184,17 @@ fn quantize(view: &View<'_>, scheme: Scheme) -> Packed {
         .map(|row| {
             let mut values = vec![0.0; columns];
             view.read_row(row, &mut values);
+            multiply(&mut values, factors);
             let (mut quants, mut scales, mut zeros) = (vec![0; columns], vec![f16::ZERO; groups], vec![0; groups]);
             scheme.row(&values, &mut quants, &mut scales, &mut zeros);
             let (mut lost, mut whole) = (0.0, 0.0);
             for (index, value) in values.iter().enumerate() {
                 let group = index / scheme.group;
                 let (scale, zero) = (scales[group].to_f32(), f32::from(zeros[group]));
-                let error = f64::from((f32::from(quants[index]) - zero) * scale - value);
+                let by = f64::from(factors.map_or(1.0, |factors| factors[index]));
+                let error = f64::from((f32::from(quants[index]) - zero) * scale - value) / by;
                 lost += error * error;
-                whole += f64::from(*value) * f64::from(*value);
+                whole += f64::from(*value) / by * f64::from(*value) / by;
             }
             (pack(quants.into_iter(), scheme.bits), scales, zeros, lost, whole)
         })
@@ -145,6 +230,14 @@ fn kept(view: &View<'_>) -> (&'static str, Vec<u8>) {
     (name, values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect())
 }
 
+/// A norm's weight, which is added to `offset`, divided: float32.
+fn divided(view: &View<'_>, offset: f32, scales: &[f32]) -> Vec<u8> {
+    let mut values = vec![0.0; view.columns()];
+    view.read(0, &mut values);
+    let values = values.iter().zip(scales).map(|(value, scale)| (value + offset) / scale - offset);
+    values.flat_map(f32::to_le_bytes).collect()
+}
+
 /// Writes the quantised weights into `staged`; their file's name below `weights/`.
 pub(super) fn write(
     prepared: &Prepared,
@@ -155,6 +248,7 @@ pub(super) fn write(
     let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
     let folder = staged.join(WEIGHTS);
     fs::create_dir_all(&folder)?;
+    let scales = scales(prepared, scheme, staged)?;
     let (mut planned, mut filled) = (Vec::new(), Vec::new());
     let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
         let bytes = shape.iter().product::<usize>() * size;
@@ -164,7 +258,11 @@ pub(super) fn write(
     let count = (32 / scheme.bits) as usize;
     for part in others(model) {
         let view = checkpoint.tensor(&part.tensor)?;
-        let size = view.encoding.dtype().map_or(2, crate::tensor::DType::size);
+        // What is divided keeps its digits.
+        let size = match scales.contains_key(&part.tensor) {
+            true => 4,
+            false => view.encoding.dtype().map_or(2, crate::tensor::DType::size),
+        };
         let dtype = match size {
             4 => "F32",
             _ if view.encoding.dtype() == Some(crate::tensor::DType::BFloat16) => "BF16",
@@ -196,7 +294,7 @@ pub(super) fn write(
         let view = checkpoint.tensor(&filled[index].tensor).map_err(std::io::Error::other)?;
         let end = planned[index].name.rsplit('.').next().unwrap_or_default();
         if end == "weight_packed" {
-            let packed = quantize(&view, scheme);
+            let packed = quantize(&view, scheme, scales.get(&filled[index].tensor).map(|scales| &***scales));
             lost += packed.lost;
             whole += packed.whole;
             let shape = filled[index].shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
@@ -207,8 +305,11 @@ pub(super) fn write(
             ]);
             return Ok(packed.words);
         }
-        Ok(match at_hand.remove(end) {
-            Some(bytes) => bytes,
+        if let Some(bytes) = at_hand.remove(end) {
+            return Ok(bytes);
+        }
+        Ok(match scales.get(&filled[index].tensor) {
+            Some(scales) => divided(&view, model.norm_offset, scales),
             None => kept(&view).1,
         })
     });
