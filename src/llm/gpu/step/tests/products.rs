@@ -1,6 +1,7 @@
 //! Products of every kind of weight, gated, normed, with bias and residual.
 
 use super::super::super::tiles::{Layout, tile_of};
+use super::super::kernel::{ADD, ADD_WIDTH};
 use super::*;
 use crate::checkpoint::Second;
 
@@ -90,7 +91,14 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let shape = shape(matrix, [inputs, outputs], draw.of(&[2, 4, 8]));
     let strips = shape.strips as usize;
     let out_squares = bench.bytes(&vec![0xff; ROWS * strips * 4]);
+    // The sums of squares come from the phase before, in some parts, or nobody has made them.
+    let parts = if draw.below(2) == 1 { 1 + draw.below(40) } else { 0 };
+    let share = |row: usize| x[row * stride..][..inputs].iter().map(|x| x * x).sum::<f64>() / parts.max(1) as f64;
+    let squares: Vec<f64> =
+        (0..ROWS * parts).map(|at| if at / parts < rows { share(at / parts) } else { f64::NAN }).collect();
     let phase = Phase {
+        squares: if parts > 0 { bench.floats(&squares) } else { 0 },
+        square_count: u32::try_from(parts).unwrap(),
         x: bench.short(&x),
         stride: u32::try_from(stride).unwrap(),
         norm: if normed { bench.floats(&norm) } else { 0 },
@@ -159,5 +167,75 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             let kept: f64 = kept.iter().skip(row * strips).take(strips).sum();
             assert!((kept - square).abs() <= 1e-5 * square, "{what}: squares of row {row} are {kept}, not {square}");
         }
+    }
+}
+
+#[test]
+fn sums_after_a_norm_are_those_of_float64() {
+    for dtype in [DType::Float16, DType::BFloat16] {
+        for mut bench in Bench::all("sums_after_a_norm_are_those_of_float64", dtype) {
+            let mut draw = Draw(0x1234_5678_9abc_def1);
+            for _ in 0..8 {
+                bench.clear();
+                one_sum(&mut bench, &mut draw);
+            }
+        }
+    }
+}
+
+/// residual + norm(x · weights), whose squares the product made.
+fn one_sum(bench: &mut Bench, draw: &mut Draw) {
+    let (inputs, outputs, rows) = (8, 8 * (1 + draw.below(60)), 1 + draw.below(ROWS));
+    let numbers = |bench: &Bench, draw: &mut Draw, count: usize| -> Vec<f64> {
+        (0..count).map(|_| bench.round(draw.float())).collect()
+    };
+    let (x, weights) = (numbers(bench, draw, rows * inputs), numbers(bench, draw, inputs * outputs));
+    let residual = numbers(bench, draw, rows * outputs);
+    let norm: Vec<f64> = (0..outputs).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
+    let apart = bench.bytes(&vec![0xff; rows * outputs * 2]);
+    let (out, squares, out_squares) = (
+        bench.bytes(&vec![0xff; rows * outputs * 2]),
+        bench.bytes(&vec![0xff; ROWS * 64 * 4]),
+        bench.bytes(&vec![0xff; ROWS * 64 * 4]),
+    );
+    let weights = bench.short(&weights);
+    let first = Phase {
+        x: bench.short(&x),
+        out: apart,
+        out_squares: squares,
+        counters: 2,
+        ..shape((weights, None), [inputs, outputs], draw.of(&[2, 4]))
+    };
+    let strips = outputs.div_ceil(ADD_WIDTH);
+    let add = Phase {
+        kind: ADD,
+        x: apart,
+        squares,
+        square_count: first.strips,
+        norm: bench.floats(&norm),
+        residual: bench.short(&residual),
+        out,
+        out_squares,
+        outputs: first.outputs,
+        strips: u32::try_from(strips).unwrap(),
+        ..Phase::default()
+    };
+    let launch = Launch { rows: u32::try_from(rows).unwrap(), eps: 1e-5, ..Launch::default() };
+    bench.run(&[first, add], first.strips as usize, launch);
+    let (apart, have) = (bench.read_short(apart, rows * outputs), bench.read_short(out, rows * outputs));
+    let kept = bench.read_floats(out_squares, ROWS * strips);
+    for row in 0..rows {
+        let x = &apart[row * outputs..][..outputs];
+        let factor = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / outputs as f64 + 1e-5).sqrt();
+        let mut square = 0.0;
+        for n in 0..outputs {
+            let at = row * outputs + n;
+            let want = bench.round(x[n] * factor * norm[n]) + residual[at];
+            let bound = bench.unit() * (2.0 * (x[n] * factor * norm[n]).abs() + want.abs()) + 1e-6;
+            assert!((have[at] - want).abs() <= bound, "{outputs} outputs: [{row}, {n}] is {}, not {want}", have[at]);
+            square += have[at] * have[at];
+        }
+        let kept: f64 = kept[row * strips..][..strips].iter().sum();
+        assert!((kept - square).abs() <= 1e-5 * square, "squares of row {row} are {kept}, not {square}");
     }
 }
