@@ -114,8 +114,7 @@ impl GpuExecutor {
         let mut candidates: Vec<(usize, usize, Way)> =
             self.options.shapes.steps.iter().map(|(batch, chunk)| (*batch, *chunk, Way::Engines)).collect();
         if self.program.is_some() {
-            let fits = [1, self.options.shapes.slots].into_iter().filter(|batch| *batch <= step::ROWS);
-            candidates.extend(fits.map(|batch| (batch, 1, Way::Kernels)));
+            candidates.extend([1, self.options.shapes.slots].map(|batch| (batch, 1, Way::Kernels)));
         }
         let mut best: HashMap<usize, (f64, Way, usize)> = HashMap::new();
         for (batch, chunk, way) in candidates {

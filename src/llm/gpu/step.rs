@@ -26,8 +26,10 @@ pub(super) use kernel::{Kernel, ROWS};
 /// A model's step: what the kernel does, and what lies between its phases.
 pub(super) struct Program {
     kernel: Arc<Kernel>,
-    /// All layers and the head, for one sequence and for more.
-    whole: [List; 2],
+    /// All layers and the head for one sequence.
+    one: List,
+    /// The same for up to eight at a time.
+    many: Vec<List>,
     /// The head alone, of eight rows of `State::last` each.
     heads: Vec<List>,
     partial: Buffer,
@@ -70,18 +72,13 @@ impl Between {
 }
 
 /// Builds a list, giving each phase its counters.
+#[derive(Default)]
 struct Lister {
     phases: Vec<Phase>,
     counters: usize,
-    /// Warps side by side on plain weights.
-    across: usize,
 }
 
 impl Lister {
-    fn new(across: usize) -> Self {
-        Self { phases: Vec::new(), counters: 0, across }
-    }
-
     fn push(&mut self, phase: Phase, counters: usize) {
         self.phases.push(Phase { counters: word(self.counters), ..phase });
         self.counters += counters;
@@ -177,13 +174,20 @@ fn shape(
     }
 }
 
-/// A step of `rows` sequences at most: all layers and the head.
-fn whole(state: &State, between: &Between, rows: usize, across: usize) -> Result<Lister, BackendError> {
+/// A step of `rows` sequences at most, of which the first is row `first` of what the step reads: all layers and the head.
+fn whole(
+    state: &State,
+    between: &Between,
+    (first, rows): (usize, usize),
+    across: usize,
+) -> Result<Lister, BackendError> {
     let model = &state.model;
+    let states =
+        |index: usize| state.hidden[index % 2].address() + (first * model.hidden_size * state.dtype.size()) as Address;
     let (hidden, inner, d) = (model.hidden_size, model.intermediate_size, model.head_dim);
     let (wide, qkv_width) = (model.heads * d, (model.heads + 2 * model.kv_heads) * d);
     let mut hidden_count = 0;
-    let mut list = Lister::new(across);
+    let mut list = Lister::default();
     for (index, kind) in model.layers.iter().enumerate() {
         let weight = |role: Role| state.weights.of(index, role);
         let address = |role: Role| weight(role).map_or(0, Matrix::address);
@@ -191,7 +195,7 @@ fn whole(state: &State, between: &Between, rows: usize, across: usize) -> Result
             let matrix = weight(role).ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
             Ok::<_, BackendError>(product(matrix, inputs, outputs, across))
         };
-        let (input, output) = (state.hidden[index % 2].address(), state.hidden[(index + 1) % 2].address());
+        let (input, output) = (states(index), states(index + 1));
         let first = Phase {
             x: input,
             // Nobody has summed up the embeddings' squares.
@@ -248,13 +252,13 @@ fn whole(state: &State, between: &Between, rows: usize, across: usize) -> Result
             between.apart,
         );
     }
-    let last = state.hidden[model.layers.len() % 2].address();
+    let last = states(model.layers.len());
     let head = Phase {
         x: last,
         squares: between.hidden_squares,
         square_count: hidden_count,
         norm: state.weights.norm.address(),
-        out: state.logits.address(),
+        out: state.logits.address() + (first * model.vocab_size * 4) as Address,
         wide: 1,
         cap: model.logit_softcap.unwrap_or(0.0),
         ..product(&state.weights.output, hidden, model.vocab_size, across)
@@ -268,11 +272,15 @@ impl Program {
     pub(super) fn new(kernel: Arc<Kernel>, state: &State, slots: usize) -> Result<Self, BackendError> {
         let (model, rows) = (&state.model, slots.min(ROWS));
         let between = Between::new(state, rows)?;
-        let one = whole(state, &between, 1, PLAIN_ACROSS)?.finish(state)?;
-        let list = whole(state, &between, rows, PLAIN_ACROSS_TOGETHER)?;
-        let head = list.phases[list.phases.len() - 1];
+        let one = whole(state, &between, (0, 1), PLAIN_ACROSS)?;
+        let head = one.phases[one.phases.len() - 1];
+        let many = (0..slots).step_by(ROWS).map(|first| {
+            let rows = rows.min(slots - first);
+            whole(state, &between, (first, rows), PLAIN_ACROSS_TOGETHER)?.finish(state)
+        });
+        let many = many.collect::<Result<Vec<_>, _>>()?;
         let heads = (0..slots.max(ROWS).div_ceil(ROWS)).map(|part| {
-            let mut alone = Lister::new(list.across);
+            let mut alone = Lister::default();
             let x = state.last.address() + (part * ROWS * model.hidden_size * state.dtype.size()) as u64;
             let out = state.logits.address() + (part * ROWS * model.vocab_size * 4) as u64;
             alone.product(Phase { x, squares: 0, out, ..head });
@@ -284,7 +292,8 @@ impl Program {
         Ok(Self {
             partial: Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * WIDEST * 4, "decode steps")?,
             attention: Buffer::new(&state.device.stream, attention, "decode steps")?,
-            whole: [one, list.finish(state)?],
+            one: one.finish(state)?,
+            many,
             heads,
             between,
             kernel,
@@ -293,7 +302,7 @@ impl Program {
 
     /// Bytes between the phases.
     pub(super) fn scratch_bytes(&self) -> usize {
-        let lists = self.heads.iter().chain(&self.whole).map(List::bytes);
+        let lists = self.heads.iter().chain(&self.many).chain([&self.one]).map(List::bytes);
         let between: usize = self.between.buffers.iter().map(Buffer::len).sum();
         lists.sum::<usize>() + between + self.partial.len() + self.attention.len()
     }
@@ -301,20 +310,35 @@ impl Program {
     /// Puts a step of `rows` sequences on the stream, the first of which is in `slot`: the hidden states in
     /// `State::hidden[0]` to logits.
     pub(super) fn enqueue(&self, state: &State, rows: usize, slot: usize) -> Result<(), BackendError> {
-        self.launch(state, &self.whole[usize::from(rows > 1)], rows, slot)
+        if rows == 1 {
+            return self.launch(state, &self.one, (0, 1), slot);
+        }
+        for (part, list) in self.many.iter().enumerate().take(rows.div_ceil(ROWS)) {
+            let first = part * ROWS;
+            self.launch(state, list, (first, (rows - first).min(ROWS)), slot + first)?;
+        }
+        Ok(())
     }
 
     /// The first `rows` of `State::last` to logits.
     pub(super) fn head(&self, state: &State, rows: usize) -> Result<(), BackendError> {
         for (part, list) in self.heads.iter().enumerate().take(rows.div_ceil(ROWS)) {
-            self.launch(state, list, (rows - part * ROWS).min(ROWS), 0)?;
+            self.launch(state, list, (0, (rows - part * ROWS).min(ROWS)), 0)?;
         }
         Ok(())
     }
 
-    fn launch(&self, state: &State, list: &List, rows: usize, slot: usize) -> Result<(), BackendError> {
+    /// Puts a list on the stream for `rows` sequences, of which the first is row `first` of those that were placed.
+    fn launch(
+        &self,
+        state: &State,
+        list: &List,
+        (first, rows): (usize, usize),
+        slot: usize,
+    ) -> Result<(), BackendError> {
         let model = &state.model;
         let (cached, present) = state.places();
+        let (cached, present) = (cached + 4 * first as Address, present + 4 * first as Address);
         let launch = Launch {
             partial: self.partial.address(),
             attention: self.attention.address(),
