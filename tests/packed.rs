@@ -477,6 +477,29 @@ fn a_model_is_quantised_while_it_is_built() {
     assert!(code != 0 && said.contains("cannot be cut"), "{said}");
 }
 
+/// A model that comes quantised is judged by a reference, if the recipe has one.
+#[test]
+fn a_reference_judges_what_comes_quantised() {
+    if !tensorrt_or_skip("a_reference_judges_what_comes_quantised") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let case = Case { name: "gptq", bits: 4, group: Some(32), shuffled: false, symmetric: false };
+    let (_, _, floats) = packed(scratch.path(), wide_llama(), &case, 5);
+    // The same values: nothing was lost.
+    let same = "verify: { reference: { path: plain }, divergence: 1e-6, perplexity: 1.000001 }\n";
+    let (code, said) = build(scratch.path(), "same", "packed", same);
+    assert_eq!(code, 0, "{said}");
+    // Others: all was.
+    let (config, mut others) = (wide_llama().0, floats);
+    others.extend(wide_llama().1.into_iter().filter(|(name, _)| name.ends_with("proj.weight")));
+    write(&scratch.path().join("others"), &config, &others);
+    let (code, said) = build(scratch.path(), "other", "packed", "verify: { reference: { path: others } }\n");
+    assert!(code != 0 && said.contains("quantisation: on "), "{said}");
+    let (code, said) = build(scratch.path(), "none", "packed", "verify: { reference: { path: nowhere } }\n");
+    assert!(code != 0 && said.contains("the reference of `verify`") && said.contains("nowhere"), "{said}");
+}
+
 #[test]
 fn a_packed_model_is_built_and_answers() {
     if !tensorrt_or_skip("a_packed_model_is_built_and_answers") {

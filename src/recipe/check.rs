@@ -14,7 +14,7 @@ pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
         build(document, recipe.kind(), settings)?;
     }
     if let Some(settings) = recipe.verify() {
-        verify(document, settings)?;
+        verify(document, recipe.kind(), settings)?;
     }
     match recipe {
         Recipe::Classifier(recipe) => classifier(document, recipe),
@@ -193,7 +193,13 @@ fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
     Ok(())
 }
 
-fn verify(document: &Document, verify: &Verify) -> Checked {
+fn verify(document: &Document, kind: Kind, verify: &Verify) -> Checked {
+    if let Some(reference) = &verify.reference {
+        if kind != Kind::Llm {
+            return Err(document.error(&["verify", "reference"], "reference is for language models", None));
+        }
+        source(document, &["verify", "reference"], reference)?;
+    }
     for picture in verify.images.iter().flatten() {
         if let Picture::Source(place) = picture {
             source(document, &["verify", "images"], place)?;

@@ -120,6 +120,8 @@ pub struct VerifyPlan {
     pub prompts: Vec<String>,
     /// Allowed relative error.
     pub tolerance: f64,
+    /// What a model that comes quantised was made of.
+    pub reference: Option<SourcePlan>,
     /// Allowed divergence and ratio of perplexities to the checkpoint, where weights are quantised here.
     pub quality: (f64, f64),
 }
@@ -161,7 +163,8 @@ impl Plan {
             (_, Precision::Fp32) if !build.tf32 => 1e-3,
             _ => 5e-2,
         };
-        let default_quality = if build.precision == Precision::Int4 { (0.3, 1.3) } else { (0.02, 1.03) };
+        // What comes quantised has mostly 4 bits.
+        let default_quality = if build.precision == Precision::Int8 { (0.02, 1.03) } else { (0.3, 1.3) };
         let verify = recipe.verify();
         // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
         let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
@@ -183,6 +186,9 @@ impl Plan {
                     .unwrap_or_default(),
                 prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
                 tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
+                reference: verify
+                    .and_then(|verify| verify.reference.as_ref())
+                    .map(|reference| source_plan(folder, recipe.kind(), reference)),
                 quality: (
                     verify.and_then(|verify| verify.divergence).unwrap_or(default_quality.0),
                     verify.and_then(|verify| verify.perplexity).unwrap_or(default_quality.1),

@@ -50,6 +50,8 @@ pub struct Prepared {
     options: BuildOptions,
     /// How the layers are quantised.
     scheme: Option<Scheme>,
+    /// What a model that comes quantised was made of.
+    reference: Option<Source>,
     key: Key,
     tensorrt: Version,
     device: Option<DeviceInfo>,
@@ -117,6 +119,13 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let folder = context.output.join(&plan.name);
     sweep(&folder)?;
     let source = open(plan, &context.fetcher, lock)?;
+    let reference = match &plan.verify.reference {
+        Some(source) => {
+            let reference = open(&Plan { source: source.clone(), ..plan.clone() }, &context.fetcher, lock);
+            Some(reference.with_context(|| format!("{}: the reference of `verify`", plan.name))?)
+        }
+        None => None,
+    };
     let tensorrt = TensorRt::open()?.version;
     let shapes = Shapes::new(limits.max_batch_size, limits.max_input_len, limits.max_input_len + limits.max_output_len);
     let (dtype, options) = builder_options(plan, tensorrt)?;
@@ -144,6 +153,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         dtype,
         options,
         scheme,
+        reference,
         key,
         tensorrt,
         device,
@@ -202,7 +212,7 @@ fn key(
     key.text("gpu", gpu.unwrap_or_else(|| "none".to_owned()));
     key.hashed("source", content.as_bytes());
     key.hashed("options", &serde_json::to_vec(options)?);
-    let verify = (&plan.verify.prompts, plan.verify.tolerance, plan.verify.quality);
+    let verify = (&plan.verify.prompts, plan.verify.tolerance, plan.verify.quality, &plan.verify.reference);
     key.hashed("recipe", &serde_json::to_vec(&(shapes, &plan.build, verify))?);
     Ok(key)
 }
@@ -245,6 +255,8 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     manifest.build = record;
     if let Some(scheme) = scheme {
         quantize::describe(scheme, staged.path())?;
+    }
+    if scheme.is_some() || prepared.reference.is_some() {
         stage("comparing the quantised weights with the checkpoint's");
         manifest.quality = Some(quantize::quality(&prepared, &manifest, staged.path())?);
     }

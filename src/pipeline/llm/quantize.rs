@@ -349,13 +349,21 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
     Ok(fs::write(&path, text)?)
 }
 
-/// What it has cost.
+/// What it has cost, here or whoever did it: by the checkpoint in floats.
 pub(super) fn quality(prepared: &Prepared, manifest: &Manifest, staged: &Path) -> anyhow::Result<Quality> {
     let record = manifest.llm.as_ref().context("the manifest has no language model")?;
+    let Source { model, checkpoint, .. } = prepared.reference.as_ref().unwrap_or(&prepared.source);
+    if model.vocab_size != prepared.source.model.vocab_size {
+        bail!(
+            "{}: the reference of `verify` has {} tokens, the model {}\n  hint: it must be the checkpoint the model was made of",
+            prepared.plan.name,
+            model.vocab_size,
+            prepared.source.model.vocab_size
+        );
+    }
     let text = Text::open(staged)?;
     let longest = record.shapes.max_len;
-    let model = prepared.source.model.clone();
-    let mut reference = CpuExecutor::new(model, Arc::clone(&prepared.source.checkpoint), 1, longest)?;
+    let mut reference = CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, longest)?;
     let (model, checkpoint) = crate::llm::model::checkpoint(staged, record)?;
     let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
     let (divergence_limit, ratio_limit) = prepared.plan.verify.quality;
