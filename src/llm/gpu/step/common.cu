@@ -4,8 +4,9 @@
 // read would queue behind them. The files of this folder are one source, compiled at run time (NVRTC) without any header,
 // for compute capability 8.0 and later. Sums are float32. Element kinds: 1 float16, 2 bfloat16.
 //
-// The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place; FLIGHT, how many of them
-// are on their way at most.
+// The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place. As measured: FLIGHT, how
+// many of them are on their way at most; AHEAD, how many pairs' tiles are brought into the L2 cache once shared memory is
+// full, one in PACE clocks.
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -47,7 +47,7 @@ const LARGEST_HEAD: usize = 256;
 pub(in super::super) const ROWS: usize = 8;
 /// Bytes of a tile of plain weights.
 pub(super) const PLAIN_TILE: usize = 4096;
-/// Tiles a warp has on their way: fewer than two would leave memory waiting, more than eight gains nothing.
+/// Tiles a warp has in shared memory: fewer than two would leave memory waiting, more than eight gains nothing.
 const DEPTHS: std::ops::RangeInclusive<usize> = 2..=8;
 
 /// What a phase does, as common.cu numbers it.
