@@ -174,10 +174,7 @@ pub fn markdown(report: &LlmReport, peers: &[Peer]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Latency;
-    use super::super::llm::{Decode, Prefill};
     use super::*;
-    use crate::backend::BackendInfo;
 
     const LLAMA: &str = r#"[
         {"build_number": 9993, "model_type": "llama 7B F16", "n_prompt": 512, "n_gen": 0, "n_depth": 0, "avg_ts": 20000.0},
@@ -200,25 +197,7 @@ mod tests {
         );
         assert!(Peer::read("[{\"speed\": 1}]").unwrap_err().contains("neither"));
         assert!(Peer::read("speed 1").unwrap_err().contains("not JSON"));
-        let latency = Latency::of(&[1.0]).unwrap();
-        let report = LlmReport {
-            name: "m7b".to_owned(),
-            backend: BackendInfo { name: "TensorRT".to_owned(), device: "GPU".to_owned() },
-            load_seconds: 1.0,
-            memory: crate::llm::MemoryUse::default(),
-            bandwidth: 1e12,
-            prefill: vec![Prefill { tokens: 512, latency: latency.clone(), tokens_per_second: 30000.0 }],
-            decode: [(1, 128, 187.0), (4, 128, 600.0)]
-                .map(|(batch, context, rate)| Decode {
-                    batch,
-                    context,
-                    latency: latency.clone(),
-                    tokens_per_second: rate,
-                    bandwidth_share: 0.85,
-                })
-                .to_vec(),
-            notes: Vec::new(),
-        };
+        let report = LlmReport::of_rates(&[(512, 30000.0)], &[(1, 128, 187.0), (4, 128, 600.0)], 0.85);
         let table = markdown(&report, &peers);
         for part in [
             "| prompt of 512 | 30000.0 | – | 20000.0 (1.50x) | – | – | – |",

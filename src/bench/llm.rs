@@ -68,6 +68,36 @@ pub struct LlmReport {
     pub notes: Vec<String>,
 }
 
+#[cfg(test)]
+impl LlmReport {
+    /// A report of (prompt tokens, rate) and (sequences, context, rate), for tests of what is made of it.
+    pub(super) fn of_rates(prefill: &[(usize, f64)], decode: &[(usize, usize, f64)], bandwidth_share: f64) -> Self {
+        let latency = || Latency::of(&[1.0]).unwrap_or_else(|| unreachable!("one sample is enough"));
+        let prompt = |(tokens, tokens_per_second): &(usize, f64)| Prefill {
+            tokens: *tokens,
+            latency: latency(),
+            tokens_per_second: *tokens_per_second,
+        };
+        let answer = |(batch, context, tokens_per_second): &(usize, usize, f64)| Decode {
+            batch: *batch,
+            context: *context,
+            latency: latency(),
+            tokens_per_second: *tokens_per_second,
+            bandwidth_share,
+        };
+        Self {
+            name: "m7b".to_owned(),
+            backend: BackendInfo { name: "TensorRT".to_owned(), device: "GPU".to_owned() },
+            load_seconds: 1.0,
+            memory: MemoryUse::default(),
+            bandwidth: 1e12,
+            prefill: prefill.iter().map(prompt).collect(),
+            decode: decode.iter().map(answer).collect(),
+            notes: Vec::new(),
+        }
+    }
+}
+
 /// Tokens that differ, as text would.
 fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|at| u32::try_from((at * 7919 + 13) % vocabulary).unwrap_or(0)).collect()

@@ -80,32 +80,12 @@ fn bars<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Decode, Latency, Prefill};
     use super::*;
-    use crate::backend::BackendInfo;
 
     #[test]
     fn every_value_is_drawn() {
-        let latency = || Latency::of(&[1.0]).unwrap();
         let prefill = [(128, 14802.0), (512, 32241.0), (2048, 26067.0)];
-        let prefill = prefill.map(|(tokens, rate)| Prefill { tokens, latency: latency(), tokens_per_second: rate });
-        let decode = [(1, 123.0), (4, 462.0)].map(|(batch, rate)| Decode {
-            batch,
-            context: 128,
-            latency: latency(),
-            tokens_per_second: rate,
-            bandwidth_share: 0.5,
-        });
-        let report = LlmReport {
-            name: "m7b".to_owned(),
-            backend: BackendInfo { name: "TensorRT".to_owned(), device: "GPU".to_owned() },
-            load_seconds: 1.0,
-            memory: crate::llm::MemoryUse::default(),
-            bandwidth: 1e12,
-            prefill: prefill.to_vec(),
-            decode: decode.to_vec(),
-            notes: Vec::new(),
-        };
+        let report = LlmReport::of_rates(&prefill, &[(1, 128, 123.0), (4, 128, 462.0)], 0.5);
         let svg = llm_svg(&[report]).unwrap();
         for text in ["m7b on GPU", "14802", "32241", "26067", "123", "462", "1 at 128", "2048"] {
             assert!(svg.contains(text), "{text}");

@@ -15,6 +15,26 @@ pub struct Scheme {
     pub symmetric: bool,
 }
 
+/// One output's inputs, quantised.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    group: usize,
+    /// An integer for each input.
+    pub quants: Vec<u8>,
+    /// Of each group.
+    pub scales: Vec<f16>,
+    /// Of each group: the integer that stands for 0.
+    pub zeros: Vec<u8>,
+}
+
+impl Row {
+    /// What became of input `at`.
+    pub fn value(&self, at: usize) -> f32 {
+        let group = at / self.group;
+        (f32::from(self.quants[at]) - f32::from(self.zeros[group])) * self.scales[group].to_f32()
+    }
+}
+
 /// Shares of a group's range that are tried: the rest is cut off.
 const CLIPS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
 
@@ -24,18 +44,21 @@ impl Scheme {
         1 << (self.bits - 1)
     }
 
-    /// Quantises one output's inputs: integers, and scale and zero of each group.
-    pub fn row(self, values: &[f32], quants: &mut [u8], scales: &mut [f16], zeros: &mut [u8]) {
-        let groups = values.chunks(self.group).zip(quants.chunks_mut(self.group));
-        for ((values, quants), (scale, zero)) in groups.zip(scales.iter_mut().zip(zeros)) {
-            (*scale, *zero) = self.group(values);
-            let (scale, zero, highest) = (f32::from(*scale), f32::from(*zero), self.highest());
-            for (value, quant) in values.iter().zip(quants) {
+    /// Quantises one output's inputs.
+    pub fn row(self, values: &[f32]) -> Row {
+        let (mut quants, mut scales, mut zeros) = (Vec::with_capacity(values.len()), Vec::new(), Vec::new());
+        for values in values.chunks(self.group) {
+            let (scale, zero) = self.group(values);
+            scales.push(scale);
+            zeros.push(zero);
+            let (scale, zero, highest) = (f32::from(scale), f32::from(zero), self.highest());
+            quants.extend(values.iter().map(|value| {
                 let q = if scale > 0.0 { (value / scale).round() + zero } else { zero };
                 // A saturating cast, after which a NaN is 0.
-                *quant = q.clamp(0.0, highest) as u8;
-            }
+                q.clamp(0.0, highest) as u8
+            }));
         }
+        Row { group: self.group, quants, scales, zeros }
     }
 
     fn highest(self) -> f32 {
@@ -105,13 +128,8 @@ mod tests {
 
     /// Values and what became of them.
     fn round_trip(scheme: Scheme, values: &[f32]) -> Vec<f32> {
-        let groups = values.len().div_ceil(scheme.group);
-        let (mut quants, mut scales, mut zeros) = (vec![0; values.len()], vec![f16::ZERO; groups], vec![0; groups]);
-        scheme.row(values, &mut quants, &mut scales, &mut zeros);
-        let of = |i: usize| {
-            (f32::from(quants[i]) - f32::from(zeros[i / scheme.group])) * f32::from(scales[i / scheme.group])
-        };
-        (0..values.len()).map(of).collect()
+        let row = scheme.row(values);
+        (0..values.len()).map(|at| row.value(at)).collect()
     }
 
     fn error(values: &[f32], other: &[f32]) -> f32 {

@@ -18,7 +18,7 @@ pub mod text;
 pub use cpu::{CpuExecutor, Squares};
 pub use executor::{Executor, LlmError, MemoryUse, Rows, Step};
 pub use generate::{Finish, Generator, Piece, Request, Usage};
-pub use gpu::{GpuExecutor, GpuOptions};
+pub use gpu::{GpuExecutor, GpuOptions, packed_bytes, quantised_bytes};
 pub use grammar::{Grammar, Grammars};
 pub use model::Record;
 pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};

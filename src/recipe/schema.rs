@@ -293,12 +293,12 @@ pub struct Verify {
     /// For an llm that comes quantised: the checkpoint in floats it was made of, to be judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<Box<Source>>,
-    /// For an llm quantised here, or with a `reference`: the largest mean Kullback-Leibler divergence from the checkpoint's own distributions, in
-    /// nats a token. Default: 0.02 for int8, 0.3 for int4.
+    /// For an llm quantised here, or with a `reference`: the largest mean Kullback-Leibler divergence from the
+    /// checkpoint's own distributions, in nats a token. Default: 0.02 for int8, else 0.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergence: Option<f64>,
-    /// For an llm quantised here, or with a `reference`: by how much its perplexity may be above the checkpoint's, as a ratio. Default: 1.03 for
-    /// int8, 1.3 for int4.
+    /// For an llm quantised here, or with a `reference`: by how much its perplexity may be above the checkpoint's, as a
+    /// ratio. Default: 1.03 for int8, else 1.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
 }

@@ -23,7 +23,7 @@ const PROMPTS: [&str; 3] =
 /// Tokens of each answer.
 const ANSWER: usize = 32;
 /// The perplexity text.
-const TEXT: &str = "The robot rolled slowly through the corridor. Its camera saw an open door on the left, and behind the \
+pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its camera saw an open door on the left, and behind the \
                     door a table with two cups of tea. It stopped, turned its head and said good morning to the people \
                     in the room, who were surprised to hear it speak.";
 /// Where the reference itself hesitates by less (in logits), another choice is no error.

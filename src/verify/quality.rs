@@ -8,9 +8,7 @@ use crate::manifest::Quality;
 
 /// The text; each paragraph is read by itself.
 const TEXT: [&str; 3] = [
-    "The robot rolled slowly through the corridor. Its camera saw an open door on the left, and behind the door a table \
-     with two cups of tea. It stopped, turned its head and said good morning to the people in the room, who were surprised \
-     to hear it speak.",
+    super::llm::TEXT,
     "Water boils at a lower temperature in the mountains, because the pressure of the air decreases with height. At sea \
      level it boils at one hundred degrees Celsius; on the summit of Mount Everest, at about seventy. This is why cooking \
      takes longer there, although the water bubbles just as it does at home.",

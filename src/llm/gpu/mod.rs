@@ -27,7 +27,7 @@ use crate::backend::tensorrt::TensorRt;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Integers};
 use crate::convert::{LayerShape, Transformer};
 use crate::tensor::DType;
 
@@ -40,6 +40,16 @@ pub struct GpuOptions {
     pub dtype: DType,
     /// As they were built.
     pub tf32: bool,
+}
+
+/// Bytes of a matrix whose parts are packed, if they can stay so on the device (in float16).
+pub fn packed_bytes(parts: &[Integers<'_>], [inputs, outputs]: [usize; 2]) -> Option<usize> {
+    tiles::layout(parts, outputs, inputs).map(tiles::Layout::bytes)
+}
+
+/// The same of one that will be quantised to `bits`, in groups of so many inputs.
+pub fn quantised_bytes((bits, group): (u32, usize), sizes: [usize; 2]) -> Option<usize> {
+    tiles::Layout::new((bits, group), sizes).map(tiles::Layout::bytes)
 }
 
 /// Who computes a decode step.

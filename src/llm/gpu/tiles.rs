@@ -25,6 +25,18 @@ pub(super) struct Layout {
 }
 
 impl Layout {
+    /// Of `bits` in groups of so many inputs, if there is a layout for such.
+    pub(super) fn new((bits, group): (u32, usize), [inputs, outputs]: [usize; 2]) -> Option<Self> {
+        let mut layout = Self { bits, group, second: None, inputs, outputs };
+        layout.group = match group {
+            group if group >= inputs => layout.deep(),
+            group if group.is_multiple_of(layout.deep()) => layout.deep(),
+            group @ (32 | 64) => group,
+            _ => return None,
+        };
+        (inputs.is_multiple_of(8) && outputs.is_multiple_of(8)).then_some(layout)
+    }
+
     /// Inputs of a tile.
     pub(super) fn deep(self) -> usize {
         if self.bits == 4 { 128 } else { 64 }
@@ -67,17 +79,9 @@ pub(super) struct Tiled {
 /// What the parts of one matrix have in common, if they can stay packed together: without reading their integers.
 pub(super) fn layout(parts: &[Integers<'_>], outputs: usize, inputs: usize) -> Option<Layout> {
     let first = parts.first()?;
-    if !parts.iter().all(|part| (part.bits, part.group, part.second) == (first.bits, first.group, first.second)) {
-        return None;
-    }
-    let mut layout = Layout { bits: first.bits, group: 0, second: Some(first.second), inputs, outputs };
-    layout.group = match first.group {
-        group if group >= inputs => layout.deep(),
-        group if group.is_multiple_of(layout.deep()) => layout.deep(),
-        group @ (32 | 64) => group,
-        _ => return None,
-    };
-    (inputs.is_multiple_of(8) && outputs.is_multiple_of(8)).then_some(layout)
+    let same = |part: &Integers<'_>| (part.bits, part.group, part.second) == (first.bits, first.group, first.second);
+    let layout = Layout::new((first.bits, first.group), [inputs, outputs]).filter(|_| parts.iter().all(same))?;
+    Some(Layout { second: Some(first.second), ..layout })
 }
 
 /// Lays out a matrix; none if its scales are finer than float16 or its order of inputs differs from part to part.

@@ -4,9 +4,9 @@ use anyhow::bail;
 
 use super::Prepared;
 use crate::backend::BackendError;
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, View};
 use crate::convert::{Scheme, Transformer};
-use crate::llm::Shapes;
+use crate::llm::{Shapes, packed_bytes, quantised_bytes};
 use crate::memory;
 use crate::pipeline::Context;
 use crate::recipe::LlmPlan;
@@ -67,21 +67,19 @@ fn weights(
         let plain = (elements * dtype.size()) as u64;
         let in_layer = at < first * model.layers.len();
         let views = parts.iter().map(|part| checkpoint.tensor(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
+        let sizes = [columns, elements / columns];
         let packed = match quantised.filter(|_| in_layer) {
-            Some(scheme) => Some((scheme.bits, scheme.group)),
-            None => views
-                .iter()
-                .map(|view| view.integers().map(|q| (q.bits, q.group)))
-                .collect::<Option<Vec<_>>>()
-                .map(|all| all[0]),
+            Some(scheme) => quantised_bytes((scheme.bits, scheme.group), sizes),
+            None => {
+                let parts: Option<Vec<_>> = views.iter().map(View::integers).collect();
+                parts.and_then(|parts| packed_bytes(&parts, sizes))
+            }
         };
-        let Some((bits, group)) = packed.filter(|_| is_matrix && dtype == DType::Float16) else {
+        let Some(packed) = packed.filter(|_| is_matrix && dtype == DType::Float16) else {
             weights += plain;
             continue;
         };
-        // Scale and zero point of each group are four bytes; groups end with a tile.
-        let deep = if bits == 4 { 128 } else { 64 };
-        weights += (elements * bits as usize / 8 + elements / columns * columns.div_ceil(group.min(deep)) * 4) as u64;
+        weights += packed as u64;
         if at < first {
             unpacked += plain;
         }

@@ -23,6 +23,7 @@ use crate::manifest::{Manifest, Quality};
 use crate::pipeline::Context;
 use crate::progress::Event;
 use crate::recipe::Plan;
+use crate::tensor::DType;
 use crate::verify;
 
 /// Groups that the runtime multiplies packed, largest first.
@@ -135,12 +136,9 @@ fn best(rows: &[Vec<f32>], squares: &[f32], scheme: Scheme) -> Vec<f32> {
         let errors = rows.par_iter().map(|row| {
             let mut values = row.clone();
             multiply(&mut values, Some(scales));
-            let groups = values.len() / scheme.group;
-            let (mut quants, mut terms, mut zeros) = (vec![0; values.len()], vec![f16::ZERO; groups], vec![0; groups]);
-            scheme.row(&values, &mut quants, &mut terms, &mut zeros);
+            let rounded = scheme.row(&values);
             let errors = row.iter().enumerate().map(|(at, value)| {
-                let group = at / scheme.group;
-                let have = (f32::from(quants[at]) - f32::from(zeros[group])) * terms[group].to_f32() / scales[at];
+                let have = rounded.value(at) / scales[at];
                 f64::from((have - value) * (have - value) * squares[at])
             });
             errors.sum::<f64>()
@@ -167,12 +165,15 @@ struct Packed {
     whole: f64,
 }
 
+/// Integers of `bits` in a 32-bit word.
+fn in_word(bits: u32) -> usize {
+    (32 / bits) as usize
+}
+
 /// Integers of `bits` in 32-bit words, the first in the lowest bits.
-fn pack(quants: impl Iterator<Item = u8>, bits: u32) -> Vec<u8> {
-    let count = (32 / bits) as usize;
-    let quants: Vec<u8> = quants.collect();
+fn pack(quants: &[u8], bits: u32) -> Vec<u8> {
     let word = |some: &[u8]| some.iter().rev().fold(0_u32, |word, q| word << bits | u32::from(*q));
-    quants.chunks(count).flat_map(|some| word(some).to_le_bytes()).collect()
+    quants.chunks(in_word(bits)).flat_map(|some| word(some).to_le_bytes()).collect()
 }
 
 /// `factors`, if there are any, multiply the inputs' columns first.
@@ -185,49 +186,46 @@ fn quantize(view: &View<'_>, scheme: Scheme, factors: Option<&[f32]>) -> Packed 
             let mut values = vec![0.0; columns];
             view.read_row(row, &mut values);
             multiply(&mut values, factors);
-            let (mut quants, mut scales, mut zeros) = (vec![0; columns], vec![f16::ZERO; groups], vec![0; groups]);
-            scheme.row(&values, &mut quants, &mut scales, &mut zeros);
+            let rounded = scheme.row(&values);
             let (mut lost, mut whole) = (0.0, 0.0);
-            for (index, value) in values.iter().enumerate() {
-                let group = index / scheme.group;
-                let (scale, zero) = (scales[group].to_f32(), f32::from(zeros[group]));
-                let by = f64::from(factors.map_or(1.0, |factors| factors[index]));
-                let error = f64::from((f32::from(quants[index]) - zero) * scale - value) / by;
+            for (at, value) in values.iter().enumerate() {
+                let by = f64::from(factors.map_or(1.0, |factors| factors[at]));
+                let error = f64::from(rounded.value(at) - value) / by;
                 lost += error * error;
                 whole += f64::from(*value) / by * f64::from(*value) / by;
             }
-            (pack(quants.into_iter(), scheme.bits), scales, zeros, lost, whole)
+            (pack(&rounded.quants, scheme.bits), rounded, lost, whole)
         })
         .collect();
-    let count = (32 / scheme.bits) as usize;
+    let count = in_word(scheme.bits);
     // Words of zero points run down the outputs.
     let zeros = (0..rows.div_ceil(count)).flat_map(|word| (0..groups).map(move |group| (word, group)));
     let zeros = zeros.flat_map(|(word, group)| {
-        let rows = done[word * count..].iter().take(count);
-        pack(rows.map(|row| row.2[group]), scheme.bits)
+        let zeros: Vec<u8> = done[word * count..].iter().take(count).map(|row| row.1.zeros[group]).collect();
+        pack(&zeros, scheme.bits)
     });
     Packed {
         zeros: zeros.collect(),
         words: done.iter().flat_map(|row| row.0.iter().copied()).collect(),
-        scales: done.iter().flat_map(|row| row.1.iter().flat_map(|scale| scale.to_le_bytes())).collect(),
-        lost: done.iter().map(|row| row.3).sum(),
-        whole: done.iter().map(|row| row.4).sum(),
+        scales: done.iter().flat_map(|row| &row.1.scales).flat_map(|scale| scale.to_le_bytes()).collect(),
+        lost: done.iter().map(|row| row.2).sum(),
+        whole: done.iter().map(|row| row.3).sum(),
     }
 }
 
-/// A tensor that stays: its bytes, or where it is in blocks float16.
-fn kept(view: &View<'_>) -> (&'static str, Vec<u8>) {
-    let name = match view.encoding.dtype() {
-        Some(crate::tensor::DType::Float32) => "F32",
-        Some(crate::tensor::DType::BFloat16) => "BF16",
-        _ => "F16",
-    };
+/// The type of a tensor that stays: its own, or where it is in blocks float16.
+fn kept_type(view: &View<'_>) -> DType {
+    view.encoding.dtype().unwrap_or(DType::Float16)
+}
+
+/// Its bytes.
+fn kept(view: &View<'_>) -> Vec<u8> {
     if view.encoding.dtype().is_some() {
-        return (name, (0..view.rows()).flat_map(|row| view.row(row)).copied().collect());
+        return (0..view.rows()).map(|row| view.row(row)).collect::<Vec<_>>().concat();
     }
     let mut values = vec![0.0; view.rows() * view.columns()];
     view.read(0, &mut values);
-    (name, values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect())
+    values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
 }
 
 /// A norm's weight, which is added to `offset`, divided: float32.
@@ -255,20 +253,17 @@ pub(super) fn write(
         planned.push(Planned { name, dtype, shape: shape.to_vec(), bytes });
         filled.push(part.clone());
     };
-    let count = (32 / scheme.bits) as usize;
+    let count = in_word(scheme.bits);
     for part in others(model) {
         let view = checkpoint.tensor(&part.tensor)?;
         // What is divided keeps its digits.
-        let size = match scales.contains_key(&part.tensor) {
-            true => 4,
-            false => view.encoding.dtype().map_or(2, crate::tensor::DType::size),
-        };
-        let dtype = match size {
-            4 => "F32",
-            _ if view.encoding.dtype() == Some(crate::tensor::DType::BFloat16) => "BF16",
+        let dtype = if scales.contains_key(&part.tensor) { DType::Float32 } else { kept_type(&view) };
+        let name = match dtype {
+            DType::Float32 => "F32",
+            DType::BFloat16 => "BF16",
             _ => "F16",
         };
-        plan(&part, part.tensor.clone(), dtype, &part.shape, size);
+        plan(&part, part.tensor.clone(), name, &part.shape, dtype.size());
     }
     for part in matrices(model) {
         let stem = part.tensor.trim_end_matches(".weight");
@@ -310,7 +305,7 @@ pub(super) fn write(
         }
         Ok(match scales.get(&filled[index].tensor) {
             Some(scales) => divided(&view, model.norm_offset, scales),
-            None => kept(&view).1,
+            None => kept(&view),
         })
     });
     context.progress.event(Event::PhaseDone { name: &name });

@@ -176,9 +176,12 @@ inline void bring(void const*) {}
 inline u32 shared4(u32 at) { return *(u32 const*)shared_at(at, 4); }
 inline uint4 shared16(u32 at) { return *(uint4 const*)shared_at(at, 16); }
 
-template <u32 COUNT, bool TURNED>
-static void matrices(u32 at, u32* out) {
-  together(&at, 1, out, COUNT, [](auto& in, auto& out) {
+// As many 8x8 matrices as `Words` has words.
+template <typename Words, bool TURNED>
+static Words matrices(u32 at) {
+  u32 constexpr COUNT = sizeof(Words) / 4;
+  Words words;
+  together(&at, 1, &words.x, COUNT, [](auto& in, auto& out) {
     for (u32 m = 0; m < COUNT; ++m) {
       u16 rows[8][8];
       for (u32 row = 0; row < 8; ++row) {
@@ -191,27 +194,12 @@ static void matrices(u32 at, u32* out) {
       }
     }
   });
+  return words;
 }
-inline uint4 matrices4(u32 at) {
-  uint4 v;
-  matrices<4, false>(at, &v.x);
-  return v;
-}
-inline uint4 turned4(u32 at) {
-  uint4 v;
-  matrices<4, true>(at, &v.x);
-  return v;
-}
-inline uint2 matrices2(u32 at) {
-  uint2 v;
-  matrices<2, false>(at, &v.x);
-  return v;
-}
-inline uint2 turned2(u32 at) {
-  uint2 v;
-  matrices<2, true>(at, &v.x);
-  return v;
-}
+inline uint4 matrices4(u32 at) { return matrices<uint4, false>(at); }
+inline uint4 turned4(u32 at) { return matrices<uint4, true>(at); }
+inline uint2 matrices2(u32 at) { return matrices<uint2, false>(at); }
+inline uint2 turned2(u32 at) { return matrices<uint2, true>(at); }
 
 template <u32 KIND>
 inline void multiply(float (&c)[4], uint4 a, uint2 b) {
