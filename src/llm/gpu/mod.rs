@@ -94,8 +94,8 @@ impl GpuExecutor {
         let kernels = Kernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
         let dtype = options.dtype;
-        let tile = weights::largest_tile(&checkpoint, &model)?;
-        let kernel = Kernel::compile(&device, &model, dtype, tile)?.map(Arc::new);
+        let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
+        let kernel = Kernel::compile(&device, &model, dtype, kinds)?.map(Arc::new);
         let keep = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
         let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, (dtype, keep), progress)?;
         let loaded = (weights, dtype, kernel.clone());

@@ -1,6 +1,7 @@
 //! A decode step on our own kernel: up to eight sequences' next tokens through all layers and the head in one launch. What
 //! each phase reads and writes is fixed when a model is loaded; see `step/common.cu`.
 
+mod deal;
 mod kernel;
 #[cfg(test)]
 mod tests;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use super::buffers::Buffer;
 use super::kernels::{Address, word};
 use super::state::State;
-use super::tiles::Layout;
+use super::tiles::{self, Layout};
 use super::weights::Matrix;
 use crate::backend::BackendError;
 use crate::convert::{Activation, Role};
@@ -18,10 +19,10 @@ use crate::convert::{Activation, Role};
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
 use kernel::{
-    ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PACKED_ACROSS, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, PLAIN_DEEP,
-    PLAIN_TILE, PRODUCT, Phase, TILE, WIDEST, second,
+    ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, PLAIN_DEEP, PLAIN_TILE, PRODUCT,
+    Phase, TILE, WIDEST, second,
 };
-pub(super) use kernel::{Kernel, ROWS};
+pub(super) use kernel::{Kernel, Kinds, ROWS};
 
 /// A model's step: what the kernel does, and what lies between its phases.
 pub(super) struct Program {
@@ -63,9 +64,9 @@ impl Between {
         let mut activations = |width: usize| buffer(rows * width * state.dtype.size());
         let (qkv, attended) = (activations((model.heads + 2 * model.kv_heads) * d)?, activations(model.heads * d)?);
         let (middle, apart, gates) =
-            (activations(hidden)?, activations(hidden)?, activations(2 * model.intermediate_size)?);
+            (activations(hidden)?, activations(hidden)?, activations(model.intermediate_size)?);
         // For strips as narrow as they get.
-        let mut squares = || buffer(ROWS * hidden.div_ceil(ADD_WIDTH) * 4);
+        let mut squares = || buffer(ROWS * hidden.div_ceil(tiles::STRIP) * 4);
         let (middle, apart, hidden_squares) = ((middle, squares()?), (apart, squares()?), squares()?);
         Ok(Self { qkv, attended, middle, apart, gates, hidden_squares, buffers })
     }
@@ -121,29 +122,44 @@ impl Lister {
         strips
     }
 
-    fn finish(mut self, state: &State) -> Result<List, BackendError> {
+    fn finish(mut self, state: &State, blocks: usize) -> Result<List, BackendError> {
         let first = word(self.phases.len());
         self.phases.iter_mut().for_each(|phase| phase.counters += first);
-        List::new(&state.device.stream, &self.phases, self.counters)
+        List::new(&state.device.stream, &self.phases, self.counters, blocks)
     }
 }
 
-/// A product's shape and weights; `across` warps side by side if they are plain.
-fn product(matrix: &Matrix, inputs: usize, outputs: usize, across: usize) -> Phase {
+/// How a product is cut: `across` warps side by side if its weights are plain, for so many blocks.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    across: usize,
+    blocks: usize,
+}
+
+/// A product's shape and weights.
+fn product(matrix: &Matrix, sizes: [usize; 2], gated: bool, cut: Cut) -> Phase {
     let packed = match matrix {
         Matrix::Plain(_) => None,
         Matrix::Packed { layout, order, .. } => Some((*layout, order.as_ref().map_or(0, Buffer::address))),
     };
-    shape((matrix.address(), packed), [inputs, outputs], across)
+    shape((matrix.address(), packed), sizes, gated, cut)
 }
 
-/// The same of weights at an address, packed in a layout and in an order or plain.
+/// The same of weights at an address, packed in a layout and in an order or plain. Gated, half of the outputs are gates of
+/// the other half.
 fn shape(
     (weights, packed): (Address, Option<(Layout, Address)>),
     [inputs, outputs]: [usize; 2],
-    across: usize,
+    gated: bool,
+    cut: Cut,
 ) -> Phase {
-    let across = if packed.is_none() { across } else { PACKED_ACROSS };
+    // One strip of packed weights at a time, two if gates and what they let through are in two, or if there are many.
+    let across = match packed {
+        None => cut.across,
+        Some(_) => 1 + usize::from(gated || outputs > 4 * tiles::STRIP * cut.blocks),
+    };
+    let width = across * if packed.is_none() { TILE } else { tiles::STRIP };
+    let (made, width) = if gated { (outputs / 2, width / 2) } else { (outputs, width) };
     let common = Phase {
         kind: PRODUCT,
         across: word(across),
@@ -151,7 +167,8 @@ fn shape(
         inputs: word(inputs),
         outputs: word(outputs),
         stride: word(inputs),
-        strips: word(outputs.div_ceil(across * TILE)),
+        strips: word(made.div_ceil(width)),
+        gated: u32::from(gated),
         ..Phase::default()
     };
     match packed {
@@ -175,12 +192,7 @@ fn shape(
 }
 
 /// A step of `rows` sequences at most, of which the first is row `first` of what the step reads: all layers and the head.
-fn whole(
-    state: &State,
-    between: &Between,
-    (first, rows): (usize, usize),
-    across: usize,
-) -> Result<Lister, BackendError> {
+fn whole(state: &State, between: &Between, (first, rows): (usize, usize), cut: Cut) -> Result<Lister, BackendError> {
     let model = &state.model;
     let states =
         |index: usize| state.hidden[index % 2].address() + (first * model.hidden_size * state.dtype.size()) as Address;
@@ -193,7 +205,7 @@ fn whole(
         let address = |role: Role| weight(role).map_or(0, Matrix::address);
         let matrix = |role: Role, inputs: usize, outputs: usize| {
             let matrix = weight(role).ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
-            Ok::<_, BackendError>(product(matrix, inputs, outputs, across))
+            Ok::<_, BackendError>(product(matrix, [inputs, outputs], role == Role::GateUp, cut))
         };
         let (input, output) = (states(index), states(index + 1));
         let first = Phase {
@@ -236,13 +248,7 @@ fn whole(
             out: between.gates,
             ..matrix(Role::GateUp, hidden, 2 * inner)?
         };
-        let down = Phase {
-            x: between.gates,
-            gated: 1,
-            bias: address(Role::DownBias),
-            stride: word(2 * inner),
-            ..matrix(Role::Down, inner, hidden)?
-        };
+        let down = Phase { x: between.gates, bias: address(Role::DownBias), ..matrix(Role::Down, inner, hidden)? };
         list.product(gate_up);
         hidden_count = list.join(
             down,
@@ -261,7 +267,7 @@ fn whole(
         out: state.logits.address() + (first * model.vocab_size * 4) as Address,
         wide: 1,
         cap: model.logit_softcap.unwrap_or(0.0),
-        ..product(&state.weights.output, hidden, model.vocab_size, across)
+        ..product(&state.weights.output, [hidden, model.vocab_size], false, cut)
     };
     list.product(head);
     Ok(list)
@@ -272,11 +278,12 @@ impl Program {
     pub(super) fn new(kernel: Arc<Kernel>, state: &State, slots: usize) -> Result<Self, BackendError> {
         let (model, rows) = (&state.model, slots.min(ROWS));
         let between = Between::new(state, rows)?;
-        let one = whole(state, &between, (0, 1), PLAIN_ACROSS)?;
+        let blocks = kernel.blocks;
+        let one = whole(state, &between, (0, 1), Cut { across: PLAIN_ACROSS, blocks })?;
         let head = one.phases[one.phases.len() - 1];
         let many = (0..slots).step_by(ROWS).map(|first| {
             let rows = rows.min(slots - first);
-            whole(state, &between, (first, rows), PLAIN_ACROSS_TOGETHER)?.finish(state)
+            whole(state, &between, (first, rows), Cut { across: PLAIN_ACROSS_TOGETHER, blocks })?.finish(state, blocks)
         });
         let many = many.collect::<Result<Vec<_>, _>>()?;
         let heads = (0..slots.max(ROWS).div_ceil(ROWS)).map(|part| {
@@ -284,7 +291,7 @@ impl Program {
             let x = state.last.address() + (part * ROWS * model.hidden_size * state.dtype.size()) as u64;
             let out = state.logits.address() + (part * ROWS * model.vocab_size * 4) as u64;
             alone.product(Phase { x, squares: 0, out, ..head });
-            alone.finish(state)
+            alone.finish(state, blocks)
         });
         let heads = heads.collect::<Result<Vec<_>, _>>()?;
         // As many parts as there are blocks, or pairs of sequence and key head.
@@ -292,7 +299,7 @@ impl Program {
         Ok(Self {
             partial: Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * WIDEST * 4, "decode steps")?,
             attention: Buffer::new(&state.device.stream, attention, "decode steps")?,
-            one: one.finish(state)?,
+            one: one.finish(state, blocks)?,
             many,
             heads,
             between,

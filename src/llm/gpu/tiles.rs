@@ -1,4 +1,4 @@
-//! Packed integers laid out for the step kernel (`step/product.cu`): tiles of 64 outputs and 128 (4 bits) or 64 (8 bits)
+//! Packed integers laid out for the step kernel (`step/tiles.cu`): tiles of 16 outputs and 128 (4 bits) or 64 (8 bits)
 //! inputs, in the order in which the lanes of a warp hand them to the tensor cores, each tile with its scales.
 
 use half::f16;
@@ -6,12 +6,17 @@ use rayon::prelude::*;
 
 use crate::checkpoint::{Integers, Second};
 
-/// Outputs of a tile.
-pub(super) const COLUMNS: usize = 64;
+/// Outputs of a tile; the tiles along the inputs are a strip.
+pub(super) const STRIP: usize = 16;
 /// Bytes of a tile's integers.
-const QUANTS: usize = 4096;
+const QUANTS: usize = 1024;
 /// Bytes of a group's terms in a tile: two float16 for each output.
-const TERMS: usize = 4 * COLUMNS;
+const TERMS: usize = 4 * STRIP;
+
+/// Bytes of a tile with so many groups.
+pub(super) fn bytes_of_tile(groups: usize) -> usize {
+    QUANTS + groups * TERMS
+}
 
 /// How a packed matrix lies on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,7 +24,7 @@ pub(super) struct Layout {
     pub(super) bits: u32,
     /// Inputs that share terms, within a tile.
     pub(super) group: usize,
-    pub(super) second: Option<Second>,
+    pub(super) second: Second,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
 }
@@ -27,7 +32,7 @@ pub(super) struct Layout {
 impl Layout {
     /// Of `bits` in groups of so many inputs, if there is a layout for such.
     pub(super) fn new((bits, group): (u32, usize), [inputs, outputs]: [usize; 2]) -> Option<Self> {
-        let mut layout = Self { bits, group, second: None, inputs, outputs };
+        let mut layout = Self { bits, group, second: Second::Zero, inputs, outputs };
         layout.group = match group {
             group if group >= inputs => layout.deep(),
             group if group.is_multiple_of(layout.deep()) => layout.deep(),
@@ -54,17 +59,17 @@ impl Layout {
 
     /// Bytes of a tile.
     pub(super) fn tile_bytes(self) -> usize {
-        QUANTS + self.deep() / self.group * TERMS
+        bytes_of_tile(self.deep() / self.group)
     }
 
-    /// Columns of tiles: two at a time are a block's.
-    pub(super) fn columns(self) -> usize {
-        self.outputs.div_ceil(2 * COLUMNS) * 2
+    /// Strips, an even number: two at a time may be a block's.
+    fn strips(self) -> usize {
+        self.outputs.div_ceil(2 * STRIP) * 2
     }
 
     /// Bytes of the matrix.
     pub(super) fn bytes(self) -> usize {
-        self.columns() * self.tiles() * self.tile_bytes()
+        self.strips() * self.tiles() * self.tile_bytes()
     }
 }
 
@@ -81,7 +86,7 @@ pub(super) fn layout(parts: &[Integers<'_>], outputs: usize, inputs: usize) -> O
     let first = parts.first()?;
     let same = |part: &Integers<'_>| (part.bits, part.group, part.second) == (first.bits, first.group, first.second);
     let layout = Layout::new((first.bits, first.group), [inputs, outputs]).filter(|_| parts.iter().all(same))?;
-    Some(Layout { second: Some(first.second), ..layout })
+    Some(Layout { second: first.second, ..layout })
 }
 
 /// Lays out a matrix; none if its scales are finer than float16 or its order of inputs differs from part to part.
@@ -120,20 +125,18 @@ pub(super) fn tile_of(
     terms: &(dyn Fn(usize, usize) -> (f32, f32) + Sync),
 ) -> Option<Tiled> {
     let mut bytes = vec![0; layout.bytes()];
-    let columns = bytes.par_chunks_mut(layout.tiles() * layout.tile_bytes()).enumerate();
-    let exact = columns.map(|(column, bytes)| {
-        let first = column * COLUMNS;
-        let count = layout.outputs.saturating_sub(first).min(COLUMNS);
+    let strips = bytes.par_chunks_mut(layout.tiles() * layout.tile_bytes()).enumerate();
+    let exact = strips.map(|(strip, bytes)| {
+        let first = strip * STRIP;
+        let count = layout.outputs.saturating_sub(first).min(STRIP);
         // Integers of the middle stand for nothing, as do scales of 0.
-        let mut quants = vec![layout.middle(); COLUMNS * layout.inputs];
+        let mut quants = vec![layout.middle(); STRIP * layout.inputs];
         if count > 0 {
             read(first, &mut quants[..count * layout.inputs]);
         }
         fill(bytes, layout, (order.as_deref(), size), count, &quants, &|output, group| terms(first + output, group))
     });
-    let (exact, plain_zeros) = exact.reduce(|| (true, true), |a, b| (a.0 && b.0, a.1 && b.1));
-    let second = layout.second.filter(|second| *second == Second::Minimum || !plain_zeros);
-    exact.then_some(Tiled { layout: Layout { second, ..layout }, order, bytes })
+    exact.reduce(|| true, |a, b| a && b).then_some(Tiled { layout, order, bytes })
 }
 
 /// Inputs sorted by group, where they are not; none if a group has not its number of them, or parts differ.
@@ -153,7 +156,7 @@ fn order(parts: &[Integers<'_>], inputs: usize) -> Option<Option<Vec<usize>>> {
     order.iter().enumerate().all(|(place, input)| place / size == groups[*input]).then_some(Some(order))
 }
 
-/// Fills a column of tiles; says whether every scale is a float16, and whether every zero is the middle.
+/// Fills a strip; says whether every term is a float16.
 fn fill(
     bytes: &mut [u8],
     layout: Layout,
@@ -161,8 +164,8 @@ fn fill(
     count: usize,
     quants: &[u8],
     terms: &dyn Fn(usize, usize) -> (f32, f32),
-) -> (bool, bool) {
-    let (mut exact, mut plain) = (true, true);
+) -> bool {
+    let mut exact = true;
     let (deep, inputs) = (layout.deep(), layout.inputs);
     let middle = layout.middle();
     let quant = |output: usize, k: usize| match k < inputs {
@@ -172,26 +175,21 @@ fn fill(
     for (tile, bytes) in bytes.chunks_exact_mut(layout.tile_bytes()).enumerate() {
         for step in 0..deep / 16 {
             for lane in 0..32 {
-                let (g, t) = (lane / 4, lane % 4);
-                for m in 0..4 {
-                    // The pairs of the first operand of m16n8k16: (output, input) of the lower one.
-                    let pairs = [(g, 2 * t), (g + 8, 2 * t), (g, 2 * t + 8), (g + 8, 2 * t + 8)];
-                    let one = |(output, k): (usize, usize), next: usize| {
-                        u64::from(quant(m * 16 + output, tile * deep + step * 16 + k + next))
+                let (g, k) = (lane / 4, tile * deep + step / 2 * 32 + lane % 4 * 8 + step % 2 * 4);
+                // The pairs of the first operand of m16n8k16: (output, input) of the lower one. See tiles.cu.
+                let pairs = [(g, k), (g + 8, k), (g, k + 2), (g + 8, k + 2)];
+                let pairs = pairs.map(|(output, k)| [quant(output, k), quant(output, k + 1)]);
+                if layout.bits == 4 {
+                    let half = |e: usize| {
+                        let [a, b, c, d] = pairs.map(|pair| u16::from(pair[e]));
+                        a << 6 | b << 2 | d << 10 | (c & 3) << 14 | c >> 2
                     };
-                    if layout.bits == 4 {
-                        let nibbles = pairs.iter().enumerate();
-                        let word = nibbles
-                            .fold(0, |word, (i, pair)| word | one(*pair, 0) << (4 * i) | one(*pair, 1) << (16 + 4 * i));
-                        bytes[step * 512 + lane * 16 + m * 4..][..4].copy_from_slice(&word.to_le_bytes()[..4]);
-                    } else {
-                        let two = pairs.iter().enumerate();
-                        let word = two.fold(0, |word, (i, pair)| {
-                            word | one(*pair, 0) << (16 * i) | one(*pair, 1) << (16 * i + 8)
-                        });
-                        let at = step * 1024 + m / 2 * 512 + lane * 16 + m % 2 * 8;
-                        bytes[at..][..8].copy_from_slice(&word.to_le_bytes());
-                    }
+                    let at = step / 4 * 512 + lane * 16 + step % 4 * 4;
+                    bytes[at..][..2].copy_from_slice(&half(0).to_le_bytes());
+                    bytes[at + 2..][..2].copy_from_slice(&half(1).to_le_bytes());
+                } else {
+                    let at = step / 2 * 512 + lane * 16 + step % 2 * 8;
+                    bytes[at..][..8].copy_from_slice(pairs.as_flattened());
                 }
             }
         }
@@ -201,12 +199,11 @@ fn fill(
                 let (scale, second) = terms(output, k / size);
                 let (narrow, last) = (f16::from_f32(scale), f16::from_f32(second));
                 exact &= narrow.to_f32() == scale && last.to_f32() == second;
-                plain &= second == f32::from(middle);
-                let at = QUANTS + part * TERMS + output % 8 * 32 + (output / 16 * 2 + output / 8 % 2) * 4;
+                let at = QUANTS + part * TERMS + output % 8 * 8 + output / 8 * 4;
                 bytes[at..at + 2].copy_from_slice(&narrow.to_le_bytes());
                 bytes[at + 2..at + 4].copy_from_slice(&last.to_le_bytes());
             }
         }
     }
-    (exact, plain)
+    exact
 }

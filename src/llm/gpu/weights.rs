@@ -9,6 +9,7 @@ use cudarc::driver::CudaStream;
 
 use super::buffers::{Buffer, Pinned};
 use super::kernels::{Address, Kernels, kind, word};
+use super::step::Kinds;
 use super::tiles::{self, Layout};
 use crate::backend::BackendError;
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
@@ -83,16 +84,15 @@ fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Opt
     Ok(tiles::layout(&integers, rows, columns))
 }
 
-/// Bytes of the largest tile among a model's packed matrices; 0 if there are none.
-pub(super) fn largest_tile(checkpoint: &Checkpoint, model: &Transformer) -> Result<usize, CheckpointError> {
+/// What kinds of tiles a model's packed matrices have.
+pub(super) fn kinds_of_tiles(checkpoint: &Checkpoint, model: &Transformer) -> Result<Kinds, CheckpointError> {
     let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
     let matrices = layers.filter(|weight| weight.role.is_matrix()).map(|weight| (weight.parts, weight.columns));
-    let mut largest = 0;
+    let mut kinds = Kinds::default();
     for (parts, columns) in matrices.chain([(vec![model.output_matrix()], model.hidden_size)]) {
-        let layout = packed(checkpoint, &parts, columns)?;
-        largest = largest.max(layout.map_or(0, Layout::tile_bytes));
+        packed(checkpoint, &parts, columns)?.into_iter().for_each(|layout| kinds.add(layout));
     }
-    Ok(largest)
+    Ok(kinds)
 }
 
 struct Loader<'a> {

@@ -2,8 +2,15 @@
 // values put where they belong, and the positions are cut into spans, which blocks share out and whoever comes last adds
 // up. The softmax is carried from span to span (Milakov & Gimelshein 2018).
 
-u32 constexpr SPAN = 32;   // positions at a time; half as many where heads are larger than 128
-u32 constexpr CHUNKS = 2;  // sixteen bytes of keys, and of values, a thread of a span
+u32 constexpr SPAN = WORK < 48 * 1024 ? 32 : 64;  // positions at a time; half as many where heads are larger than 128
+u32 constexpr CHUNKS = SPAN / 16;                 // sixteen bytes of keys, and of values, a thread of a span
+#ifndef ALONE
+#define ALONE (6 * 64 / SPAN)  // spans that a block had better take alone
+#endif
+#ifndef LEAST
+#define LEAST (3 * 64 / SPAN)  // those of a block, of more
+#endif
+u32 constexpr SPLITS = 8;                         // parts that are read at once
 
 u32 constexpr PAIRS_OF_LANE = 4;  // elements a lane turns with those half a rotation on: of 256 at most
 
@@ -96,7 +103,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
     u32 const position = min(s.cached[row], s.capacity - 1), length = position + 1;
     u32 const from = p.window && length > p.window ? length - p.window : 0;
     u32 const first_span = from / span, spans = (length + span - 1) / span - first_span;
-    u32 const active = min(s.splits, spans);
+    u32 const active = spans <= ALONE ? 1 : min(s.splits, spans / LEAST);
     if (split >= active) {
       continue;
     }
@@ -118,27 +125,37 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
     // On their way before it is known that the queries are there.
     load(first);
     Angles const angles = angles_at(s, p, position);
+    // Queries nobody has are 0, and so is what fills up a row.
+    for (u32 i = thread; i < GROUP * padded; i += THREADS) {
+      u32 const head = i / padded, column = i % padded;
+      if (head >= group || column >= dim) {
+        query[head * stride + column] = 0;
+      }
+    }
+    if (thread < GROUP) {
+      high[thread] = -3.4e38f;
+      total[thread] = 0.0f;
+    }
+    bool const has_new = last == first_span + spans, present = s.present[row];
     await(s.counters + index - 1, parts_of(s, index - 1));
+    MARK(1);
     u16 const* const heads = p.x + (u64)row * width * dim;
-    bool const has_new = last == first_span + spans;
-    // A warp for each query, the new key and the new value; queries nobody has are 0, and so is what fills up a row.
-    for (u32 head = warp; head < GROUP + 2; head += WARPS) {
+    // A warp for each query, the new key and the new value.
+    for (u32 head = warp; head < group + 2; head += WARPS) {
       if (head < group) {
         u16* const to = query + head * stride;
         turn<KIND>(s, p, heads + (u64)(kv * group + head) * dim, p.norm, angles, s.scale, [&](u32 i, u16 value) { to[i] = value; });
-      } else if (head == GROUP && has_new) {
+      } else if (head == group && has_new) {
         u16* const kept = p.keys + base + (u64)position * dim;
-        bool const present = s.present[row];
         turn<KIND>(s, p, heads + (u64)(s.heads + kv) * dim, p.key_norm, angles, 1.0f, [&](u32 i, u16 value) {
           fresh[i] = value;
           if (present) {
             kept[i] = value;
           }
         });
-      } else if (head == GROUP + 1 && has_new) {
+      } else if (has_new) {
         u16 const* const x = heads + (u64)(s.heads + s.kv_heads + kv) * dim;
         u16* const kept = p.values + base + (u64)position * dim;
-        bool const present = s.present[row];
         for (u32 i = lane * 8; i < dim; i += 256) {
           uint4 const value = read16(x + i);
           *(uint4*)(fresh + stride + i) = value;
@@ -147,16 +164,8 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
         }
       }
-      if (head < GROUP) {
-        for (u32 i = (head < group ? dim : 0) + lane; i < padded; i += 32) {
-          query[head * stride + i] = 0;
-        }
-        if (lane == 0) {
-          high[head] = -3.4e38f;
-          total[head] = 0.0f;
-        }
-      }
     }
+    MARK(2);
     float out[4][4] = {};  // [GROUP, dim]: eight columns of each eighth of them
     for (u32 number = first; number < last; ++number) {
       u32 const begin = number * span;
@@ -203,14 +212,25 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
           continue;
         }
-        float const own = lane < span ? score[head * span + lane] : -3.4e38f;
-        float const before = high[head], now = fmaxf(before, warp_max(own));
-        u16 const counts = narrow<KIND>(own > -3.0e38f ? __expf(own - now) : 0.0f);
-        if (lane < span) {
-          to[lane] = counts;
+        float own[SPAN / 32], largest = -3.4e38f, sum = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < SPAN / 32; ++j) {
+          u32 const column = lane + 32 * j;
+          own[j] = column < span ? score[head * span + column] : -3.4e38f;
+          largest = fmaxf(largest, own[j]);
         }
-        float const sum = warp_sum(widen<KIND>(counts)), scale = __expf(before - now);
-        __syncwarp();
+        float const before = high[head], now = fmaxf(before, warp_max(largest));
+#pragma unroll
+        for (u32 j = 0; j < SPAN / 32; ++j) {
+          u32 const column = lane + 32 * j;
+          u16 const counts = narrow<KIND>(own[j] > -3.0e38f ? __expf(own[j] - now) : 0.0f);
+          if (column < span) {
+            to[column] = counts;
+          }
+          sum += widen<KIND>(counts);
+        }
+        float const scale = __expf(before - now);
+        sum = warp_sum(sum);
         if (lane == 0) {
           high[head] = now;
           total[head] = total[head] * scale + sum;
@@ -235,18 +255,23 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
         }
       }
     }
+    MARK(3);
     u64 const place = (u64)unit * GROUP;
     float* const stats = s.attention + (u64)pairs * s.splits * GROUP * dim;
 #pragma unroll
-    for (u32 j = 0; j < 4; ++j) {
+    for (u32 half = 0; half < 2; ++half) {
+      u32 const head = lane / 4 + half * 8;
+      if (head < group) {
+        float const share = __fdividef(1.0f, total[head]);
+        u64 const row_of = (u64)row * s.heads + kv * group + head;
 #pragma unroll
-      for (u32 i = 0; i < 4; ++i) {
-        u32 const head = lane / 4 + i / 2 * 8, column = (warp + j * WARPS) * 8 + lane % 4 * 2 + i % 2;
-        if (head < group && column < dim) {
-          if (active == 1) {
-            ((u16*)p.out)[((u64)row * s.heads + kv * group + head) * dim + column] = narrow<KIND>(out[j][i] / total[head]);
-          } else {
-            __stcg(s.attention + (place + head) * dim + column, out[j][i]);
+        for (u32 j = 0; j < 4; ++j) {
+          u32 const column = (warp + j * WARPS) * 8 + lane % 4 * 2;
+          float const low = out[j][half * 2], next = out[j][half * 2 + 1];
+          if (column < dim && active == 1) {
+            *(u32*)((u16*)p.out + row_of * dim + column) = pair<KIND>(low * share, next * share);
+          } else if (column < dim) {
+            __stcg((float2*)(s.attention + (place + head) * dim + column), make_float2(low, next));
           }
         }
       }
@@ -259,37 +284,40 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
       if (!comes_last(s.counters + p.counters + row * s.kv_heads + kv, active)) {
         continue;
       }
-      float* const share = (float*)work;  // [GROUP, splits]: what each part counts
+      MARK(4);
+      // Each thread scales and adds an element of all parts, so many of them at a time.
       u64 const parts = (u64)(row * s.kv_heads + kv) * s.splits;
-      for (u32 head = warp; head < group; head += WARPS) {
-        float largest = -3.4e38f, sum = 0.0f;
-        for (u32 part = lane; part < active; part += 32) {
-          largest = fmaxf(largest, __ldcg(stats + ((parts + part) * GROUP + head) * 2));
-        }
-        largest = warp_max(largest);
-        for (u32 part = lane; part < active; part += 32) {
-          float const* const one = stats + ((parts + part) * GROUP + head) * 2;
-          float const scale = __expf(__ldcg(one) - largest);
-          share[head * s.splits + part] = scale;
-          sum += scale * __ldcg(one + 1);
-        }
-        sum = warp_sum(sum);
-        __syncwarp();
-        for (u32 part = lane; part < active; part += 32) {
-          share[head * s.splits + part] /= sum;
-        }
-      }
-      meet();
       for (u32 i = thread; i < group * dim; i += THREADS) {
         u32 const head = i / dim;
-        float sum = 0.0f;
-#pragma unroll 8
-        for (u32 part = 0; part < active; ++part) {
-          sum = fmaf(share[head * s.splits + part], __ldcg(s.attention + (parts + part) * GROUP * dim + i), sum);
+        float largest = -3.4e38f, sum = 0.0f, count = 0.0f;
+        for (u32 begin = 0; begin < active; begin += SPLITS) {
+          float value[SPLITS], peak[SPLITS], counted[SPLITS], now = largest;
+#pragma unroll
+          for (u32 j = 0; j < SPLITS; ++j) {
+            u64 const part = parts + min(begin + j, active - 1);
+            value[j] = __ldcg(s.attention + part * GROUP * dim + i);
+            peak[j] = __ldcg(stats + (part * GROUP + head) * 2);
+            counted[j] = __ldcg(stats + (part * GROUP + head) * 2 + 1);
+          }
+#pragma unroll
+          for (u32 j = 0; j < SPLITS; ++j) {
+            now = fmaxf(now, peak[j]);
+          }
+          float const scale = __expf(largest - now);
+          sum *= scale;
+          count *= scale;
+#pragma unroll
+          for (u32 j = 0; j < SPLITS; ++j) {
+            float const share = begin + j < active ? __expf(peak[j] - now) : 0.0f;
+            sum = fmaf(share, value[j], sum);
+            count = fmaf(share, counted[j], count);
+          }
+          largest = now;
         }
-        ((u16*)p.out)[((u64)row * s.heads + kv * group) * dim + i] = narrow<KIND>(sum);
+        ((u16*)p.out)[((u64)row * s.heads + kv * group) * dim + i] = narrow<KIND>(sum / count);
       }
     }
     publish(s.counters + index);
+    MARK(5);
   }
 }

@@ -4,7 +4,8 @@
 // read would queue behind them. The files of this folder are one source, compiled at run time (NVRTC) without any header,
 // for compute capability 8.0 and later. Sums are float32. Element kinds: 1 float16, 2 bfloat16.
 //
-// The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place. As measured: FLIGHT, how
+// The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place; WORK, bytes of shared memory
+// for activations, before the tiles; PACKED, which kinds of packed tiles there are, a bit each. As measured: FLIGHT, how
 // many of them are on their way at most; AHEAD, how many pairs' tiles are brought into the L2 cache once shared memory is
 // full, one in PACE clocks.
 
@@ -19,6 +20,12 @@ typedef unsigned long long u64;
 #ifndef SLOT
 #define SLOT 5120
 #endif
+#ifndef WORK
+#define WORK 32768
+#endif
+#ifndef PACKED
+#define PACKED 31
+#endif
 #ifndef FLIGHT
 #define FLIGHT 2
 #endif
@@ -27,6 +34,9 @@ typedef unsigned long long u64;
 #endif
 #ifndef PACE
 #define PACE 2500
+#endif
+#ifndef MARK
+#define MARK(point)  // where benches/step_phases.cu takes the time
 #endif
 
 u32 constexpr THREADS = 256;            // that compute
@@ -37,14 +47,14 @@ u32 constexpr TILE = 64;                // columns of a tile
 u32 constexpr WIDEST = TILE * WARPS;    // columns of a block at a time at most
 u32 constexpr ROWS = 8;                 // sequences at most
 u32 constexpr GROUP = 16;               // query heads of a key head at most
-u32 constexpr WORK = 32 * 1024;         // bytes of shared memory for activations; the tiles' places follow
+u32 constexpr STRIP = 16;               // outputs of a strip of packed tiles
 
 // What a phase does.
 u32 constexpr PRODUCT = 0, ATTEND = 1, ADD = 2;
-// How weights lie. PLAIN: [inputs, outputs]. INT8 and INT4: in tiles, see `packed_tile`.
+// How weights lie. PLAIN: [inputs, outputs]. INT8 and INT4: in tiles, see tiles.cu.
 u32 constexpr PLAIN = 0, INT8 = 1, INT4 = 2;
-// What the second number of a group is: nothing, the integer that stands for 0, or what 0 stands for.
-u32 constexpr NONE = 0, ZERO = 1, MINIMUM = 2;
+// What the second number of a group is: the integer that stands for 0, or what 0 stands for.
+u32 constexpr ZERO = 1, MINIMUM = 2;
 
 struct Phase {
   u16 const* x;           // product: [rows, stride]; attend: queries, keys, values; add: [rows, outputs]
@@ -53,19 +63,21 @@ struct Phase {
   float const* key_norm;  // attend
   u8 const* weights;      // product
   u32 const* order;       // product: where in x the weights' inputs are, if not in their place
-  u16 const* bias;        // product: [outputs]
+  u16 const* bias;        // product: [outputs]; gated: of gates, then of what they let through
   u16 const* residual;    // [rows, outputs], added last
-  void* out;              // [rows, outputs]; float32 if wide
+  void* out;              // [rows, outputs], half of them if gated; float32 if wide
   float* out_squares;     // [ROWS, strips]
   u16* keys;              // attend: [slots, kv_heads, capacity, dim]
   u16* values;
   u16 const* cos;         // attend: [positions, rotary]
   u16 const* sin;
+  u32 const* dealt;       // product: [blocks + 1], each block's first strip << 16 and, plain, tile in it
+  u32 const* owners;      // product, plain: [strips], first and last << 16 of the blocks with a part
   u32 kind, weight_kind, inputs, outputs, stride;
   u32 across, tile_k, tiles, strips, tile_bytes, group, second;
   u32 square_count, gated, wide, counters, window, rotary;
   float cap;
-  u32 end;
+  u32 parts;              // product, add: how many times a part of it becomes final
 };
 
 struct Step {
@@ -78,4 +90,7 @@ struct Step {
   u32 count, rows, slot, capacity, positions;
   u32 heads, kv_heads, dim, gelu, splits;
   float eps, scale, cap;
+  u32 end;
+  u32 const* ranks;     // [multiprocessors]: which block's work each does
+  u32* times;           // [blocks]: if wanted, clocks until a product's own work was done
 };

@@ -38,5 +38,5 @@ __device__ __forceinline__ float activate(float x, u32 gelu) {
 
 // How many parts of a phase become final.
 __device__ __forceinline__ u32 parts_of(Step const& s, u32 index) {
-  return s.phases[index].kind == ATTEND ? s.rows * s.kv_heads : s.phases[index].strips;
+  return s.phases[index].kind == ATTEND ? s.rows * s.kv_heads : s.phases[index].parts;
 }

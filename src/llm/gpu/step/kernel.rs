@@ -8,6 +8,7 @@ use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKer
 use super::super::buffers::Buffer;
 use super::super::kernels::{self, Address, device_error, word};
 use super::super::tiles::{self, Layout};
+use super::deal::Dealt;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Second;
@@ -19,34 +20,37 @@ pub(in super::super) const SOURCE: &str = concat!(
     include_str!("common.cu"),
     include_str!("primitives.cu"),
     include_str!("helpers.cu"),
+    include_str!("tiles.cu"),
+    include_str!("fetch.cu"),
     include_str!("product.cu"),
     include_str!("attend.cu"),
     include_str!("step.cu")
 );
 
 /// As common.cu has them.
-pub(super) const TILE: usize = tiles::COLUMNS;
+pub(super) const TILE: usize = 64;
 pub(super) const WIDEST: usize = WARPS * TILE;
 /// Columns of a strip where a residual is added after a norm.
 pub(super) const ADD_WIDTH: usize = 128;
 /// Warps side by side. Long rows of plain weights read faster, but more blocks then share a strip, which costs more the
-/// more sequences there are; tiles of packed weights are long by themselves.
+/// more sequences there are.
 pub(super) const PLAIN_ACROSS: usize = 4;
 pub(super) const PLAIN_ACROSS_TOGETHER: usize = 2;
-pub(super) const PACKED_ACROSS: usize = 2;
 const WARPS: usize = 8;
 const FETCHERS: usize = 4;
 pub(super) const GROUP: usize = 16;
-const WORK: usize = 32 << 10;
+/// Bytes of shared memory for activations, of plain and of packed weights, whose blocks take all inputs.
+const WORK: [usize; 2] = [32 << 10, 48 << 10];
 /// Inputs of a plain tile.
 pub(super) const PLAIN_DEEP: usize = 32;
 /// Shared memory the kernel has besides.
-const STATIC: usize = 2 << 10;
+const STATIC: usize = 3 << 10;
 const LARGEST_HEAD: usize = 256;
 /// Sequences of a step at most.
 pub(in super::super) const ROWS: usize = 8;
-/// Bytes of a tile of plain weights.
+/// Bytes of a tile of plain weights; of packed ones a warp takes four at a time.
 pub(super) const PLAIN_TILE: usize = 4096;
+const PACKED_TILES: usize = 4;
 /// Tiles a warp has in shared memory: fewer than two would leave memory waiting, more than eight gains nothing.
 const DEPTHS: std::ops::RangeInclusive<usize> = 2..=8;
 
@@ -72,6 +76,8 @@ pub(super) struct Phase {
     pub(super) values: Address,
     pub(super) cos: Address,
     pub(super) sin: Address,
+    pub(super) dealt: Address,
+    pub(super) owners: Address,
     pub(super) kind: u32,
     pub(super) weight_kind: u32,
     pub(super) inputs: u32,
@@ -91,7 +97,7 @@ pub(super) struct Phase {
     pub(super) window: u32,
     pub(super) rotary: u32,
     pub(super) cap: f32,
-    pub(super) end: u32,
+    pub(super) parts: u32,
 }
 
 #[repr(C)]
@@ -117,17 +123,41 @@ pub(super) struct Launch {
     pub(super) scale: f32,
     pub(super) cap: f32,
     pub(super) _end: u32,
+    pub(super) ranks: Address,
+    pub(super) times: Address,
 }
 
 // SAFETY: plain numbers, laid out as common.cu declares `Step`.
 unsafe impl DeviceRepr for Launch {}
 
 /// Number of an arrangement of terms in common.cu.
-pub(super) fn second(second: Option<Second>) -> u32 {
+pub(super) fn second(second: Second) -> u32 {
     match second {
-        None => 0,
-        Some(Second::Zero) => 1,
-        Some(Second::Minimum) => 2,
+        Second::Zero => 1,
+        Second::Minimum => 2,
+    }
+}
+
+/// Kinds of packed tiles, bits and groups, as product.cu numbers them.
+const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
+
+/// Which kinds of packed tiles the kernel is compiled for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(in super::super) struct Kinds(u32);
+
+impl Kinds {
+    #[cfg(test)]
+    pub(super) const ALL: Self = Self(31);
+
+    pub(in super::super) fn add(&mut self, layout: Layout) {
+        let kind = (layout.bits, layout.deep() / layout.group);
+        self.0 |= KINDS.iter().position(|have| *have == kind).map_or(0, |at| 1 << at);
+    }
+
+    /// Bytes of a warp's place for a tile.
+    fn slot(self) -> usize {
+        let groups = KINDS.iter().enumerate().filter(|(at, _)| self.0 >> at & 1 == 1).map(|(_, (_, groups))| *groups);
+        groups.map(|groups| PACKED_TILES * tiles::bytes_of_tile(groups)).fold(PLAIN_TILE, usize::max)
     }
 }
 
@@ -150,30 +180,33 @@ fn supports(model: &Transformer, dtype: DType) -> bool {
         && d <= LARGEST_HEAD
         && model.group() <= GROUP
         && model.ropes.iter().all(|rope| rope.dimension().is_multiple_of(2))
-        // Eight elements are read at once.
+        // Eight elements are read at once; gates come in strips.
         && sizes.iter().all(|size| size.is_multiple_of(8))
+        && model.intermediate_size.is_multiple_of(tiles::STRIP)
 }
 
 impl Kernel {
-    /// Compiles it for weights whose tiles have up to `tile` bytes; none where it cannot take the model.
+    /// Compiles it for a model with these kinds of packed tiles; none where it cannot take the model.
     pub(in super::super) fn compile(
         device: &Device,
         model: &Transformer,
         dtype: DType,
-        tile: usize,
+        kinds: Kinds,
     ) -> Result<Option<Self>, BackendError> {
-        if supports(model, dtype) { Self::for_device(device, dtype, tile) } else { Ok(None) }
+        if supports(model, dtype) { Self::for_device(device, dtype, kinds) } else { Ok(None) }
     }
 
-    /// Compiles it for tiles of up to `tile` bytes; none where there is no compiler, or no room.
-    pub(super) fn for_device(device: &Device, dtype: DType, tile: usize) -> Result<Option<Self>, BackendError> {
-        let slot = tile.max(PLAIN_TILE);
-        let room = device.shared_memory()?.saturating_sub(WORK + STATIC);
+    /// Compiles it for these kinds of packed tiles; none where there is no compiler, or no room.
+    pub(super) fn for_device(device: &Device, dtype: DType, kinds: Kinds) -> Result<Option<Self>, BackendError> {
+        let kinds = if dtype == DType::Float16 { kinds } else { Kinds::default() };
+        let (slot, work) = (kinds.slot(), WORK[usize::from(kinds != Kinds::default())]);
+        let room = device.shared_memory()?.saturating_sub(work + STATIC);
         let depth = (room / (WARPS * slot)).min(*DEPTHS.end());
         if !DEPTHS.contains(&depth) {
             return Ok(None);
         }
-        let options = [format!("-DDEPTH={depth}"), format!("-DSLOT={slot}")];
+        let options = [("DEPTH", depth), ("SLOT", slot), ("WORK", work), ("PACKED", kinds.0 as usize)];
+        let options = options.map(|(name, value)| format!("-D{name}={value}"));
         let module = match kernels::load(device, SOURCE, &options) {
             // A compiler older than any we could try: TensorRT decodes, as it can without our kernel.
             Err(BackendError::Unavailable { .. }) => return Ok(None),
@@ -181,7 +214,7 @@ impl Kernel {
         };
         let function = |name: &str| module.load_function(name).map_err(device_error);
         let step = function(if dtype == DType::BFloat16 { "step_bf16" } else { "step_f16" })?;
-        let shared = WORK + WARPS * depth * slot;
+        let shared = work + WARPS * depth * slot;
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         step.set_attribute(attribute, i32::try_from(shared).unwrap_or(i32::MAX)).map_err(device_error)?;
         let expand = [(4, function("expand_int4")?), (8, function("expand_int8")?)];
@@ -207,8 +240,9 @@ impl Kernel {
         let second = second(layout.second);
         let mut launch = stream.launch_builder(function);
         launch.arg(&tiled).arg(&out).arg(&order).arg(&inputs).arg(&outputs).arg(&bytes).arg(&group).arg(&second);
-        let grid_dim = (word(layout.tiles()), word(layout.columns()), 1);
-        let block_dim = (word(layout.deep() * 2), 1, 1);
+        let grid_dim = (word(layout.tiles()), word(layout.outputs.div_ceil(TILE)), 1);
+        // A warp for each 32 inputs of each strip.
+        let block_dim = (word(layout.deep() * TILE / tiles::STRIP), 1, 1);
         // SAFETY: arguments as step.cu declares them; the caller's buffers have these sizes.
         unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
             .map(drop)
@@ -241,25 +275,33 @@ impl Kernel {
 pub(super) struct List {
     phases: Buffer,
     counters: Buffer,
+    /// What falls to each block.
+    table: Buffer,
     count: usize,
 }
 
 impl List {
-    /// `counters` of strips and heads come after the phases' own.
+    /// For so many blocks; `counters` of strips and heads come after the phases' own.
     pub(super) fn new(
         stream: &std::sync::Arc<CudaStream>,
         list: &[Phase],
         counters: usize,
+        blocks: usize,
     ) -> Result<Self, BackendError> {
-        let bytes = size_of_val(list);
+        let dealt = Dealt::new(list, blocks);
+        let bytes: Vec<u8> = dealt.table.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let mut table = Buffer::new(stream, bytes.len().max(4), "decode steps")?;
+        table.upload(&bytes)?;
+        let list = dealt.at(table.address());
+        let bytes = size_of_val(list.as_slice());
         let mut phases = Buffer::new(stream, bytes, "decode steps")?;
         // SAFETY: `Phase` is plain numbers without padding.
         phases.upload(unsafe { std::slice::from_raw_parts(list.as_ptr().cast::<u8>(), bytes) })?;
         let counters = Buffer::new(stream, (list.len() + counters) * 4, "decode steps")?;
-        Ok(Self { phases, counters, count: list.len() })
+        Ok(Self { phases, counters, table, count: list.len() })
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.phases.len() + self.counters.len()
+        self.phases.len() + self.counters.len() + self.table.len()
     }
 }

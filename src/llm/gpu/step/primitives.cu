@@ -44,9 +44,9 @@ __device__ __forceinline__ void fetch16(u32 to, void const* from, u32 bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-__device__ __forceinline__ u32 shared4(u32 at) {
-  u32 v;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at) : "memory");
+__device__ __forceinline__ uint2 shared8(u32 at) {
+  uint2 v;
+  asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "r"(at) : "memory");
   return v;
 }
 
@@ -100,11 +100,11 @@ __device__ __forceinline__ uint2 turned2(u32 at) {
 template <u32 KIND>
 __device__ __forceinline__ void multiply(float (&c)[4], uint4 a, uint2 b) {
   if (KIND == 2) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
   } else {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b.x), "r"(b.y));
   }
@@ -127,6 +127,16 @@ __device__ __forceinline__ bool has_passed(u32 barrier, u32 parity) {
                : "=r"(passed) : "r"(barrier), "r"(parity) : "memory");
   return passed;
 }
+
+// The multiprocessor this block is on.
+__device__ __forceinline__ u32 multiprocessor() {
+  u32 v;
+  asm("mov.u32 %0, %%smid;" : "=r"(v));
+  return v;
+}
+
+// Leaves the multiprocessor to others for a moment.
+__device__ __forceinline__ void pause() { asm volatile("nanosleep.u32 64;" ::: "memory"); }
 
 // All threads that compute meet.
 __device__ __forceinline__ void meet() { asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory"); }
@@ -161,13 +171,6 @@ __device__ __forceinline__ bool comes_last(u32* counter, u32 parts) {
   }
   meet();
   return last;
-}
-
-// Two halves minus a third, twice.
-__device__ __forceinline__ u32 minus(u32 a, u32 b) {
-  u32 v;
-  asm("sub.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
-  return v;
 }
 
 // (a & mask) | bits

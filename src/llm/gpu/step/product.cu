@@ -1,302 +1,62 @@
-// Products of activations and weights. Work is cut into strips of outputs, `across` warps wide, and these into tiles along
-// the inputs, which as many warps as are left take in turn; all tiles in a row are dealt out evenly, so a block has one
-// stretch of them, which may begin and end within a strip. Who comes last to a strip adds the parts, always in the same
-// order. Plain weights are read in wide strips, for memory likes long rows.
+// Products of activations and weights, strip of outputs by strip. Plain weights are read in wide strips, for memory likes long
+// rows: a block's stretch of tiles may begin and end within a strip, and who comes last to a strip adds the parts, always in
+// the same order. Strips of packed weights are narrow, and a block's alone.
 
-__device__ __forceinline__ u32 first_tile(u32 block, u32 tiles) {
-  u32 const blocks = min(gridDim.x, tiles);
-  return min(block, blocks) * tiles / blocks;
-}
-// The block whose stretch has this tile.
-__device__ __forceinline__ u32 owner(u32 tile, u32 tiles) { return ((tile + 1) * min(gridDim.x, tiles) - 1) / tiles; }
-
-// Barriers of each pair's places for tiles: that one has landed, that both warps have used it.
-struct Places {
-  u64 landed[PAIRS][DEPTH];
-  u64 used[PAIRS][DEPTH];
-};
-
-// A tile of a pair of warps: where a fetching warp is in all phases' tiles.
-struct Cursor {
-  u8 const* weights;
-  u32 phase, tile, end, tiles, across, inputs, outputs, weight_kind, tile_bytes;
-};
-
-// Goes on to the next phase in which the pair has a tile, if it is at the end of one's.
-__device__ __forceinline__ void settle(Cursor& at, Step const& s, u32 couple) {
-  while (at.tile >= at.end) {
-    if (++at.phase >= s.count) {
-      return;
-    }
-    Phase const* const p = s.phases + at.phase;
-    if (p->kind == PRODUCT) {
-      u32 const all = p->strips * p->tiles;
-      at.across = p->across;
-      at.tile = first_tile(blockIdx.x, all) + 2 * couple / at.across;
-      at.end = first_tile(blockIdx.x + 1, all);
-      at.weights = p->weights;
-      at.tiles = p->tiles;
-      at.inputs = p->inputs;
-      at.outputs = p->outputs;
-      at.weight_kind = p->weight_kind;
-      at.tile_bytes = p->tile_bytes;
-    }
-  }
-}
-
-__device__ __forceinline__ void advance(Cursor& at, Step const& s, u32 couple) {
-  at.tile += WARPS / at.across;
-  settle(at, s, couple);
-}
-
-// Begins to fetch a tile, for both warps of the pair.
-__device__ __forceinline__ void fetch(Cursor const& at, u32 couple, u32 place) {
-  u32 const lane = threadIdx.x % 32, columns = at.tile / at.tiles * at.across + 2 * couple % at.across, t = at.tile % at.tiles;
-  if (at.weight_kind == PLAIN) {
-    // 32 inputs of 2 x 64 outputs; sixteen bytes are swapped about so that ldmatrix meets each bank once.
-    u32 const c = lane % 8, side = lane / 8 % 2, k = lane / 16, column = (columns + side) * TILE + c * 8;
-    u8 const* const from = at.weights + ((u64)(t * 32 + k) * at.outputs + column) * 2;
-#pragma unroll
-    for (u32 j = 0; j < 16; ++j) {
-      u32 const row = k + 2 * j;
-      bool const there = t * 32 + row < at.inputs && column < at.outputs;
-      fetch16(place + side * SLOT + row * 128 + ((c ^ (row % 8)) * 16), there ? from + (u64)(2 * j) * at.outputs * 2 : at.weights, there ? 16 : 0);
-    }
-  } else {
-#pragma unroll
-    for (u32 side = 0; side < 2; ++side) {
-      u8 const* const from = at.weights + ((u64)(columns + side) * at.tiles + t) * at.tile_bytes + lane * 16;
-      u32 const to = place + side * SLOT + lane * 16;
-#pragma unroll
-      for (u32 j = 0; j < 8; ++j) {
-        fetch16(to + j * 512, from + j * 512, 16);
-      }
-      for (u32 j = 4096; j + lane * 16 < at.tile_bytes; j += 512) {
-        fetch16(to + j, from + j, 16);
-      }
-    }
-  }
-  commit();
-}
-
-// Brings a tile of plain weights into the L2 cache.
-__device__ __forceinline__ void bring_tile(Cursor const& at, u32 couple) {
-  u32 const column = (at.tile / at.tiles * at.across + 2 * couple % at.across) * TILE;
-  u32 const k = at.tile % at.tiles * 32 + threadIdx.x % 32;
-  u8 const* const from = at.weights + ((u64)k * at.outputs + column) * 2;
-  if (k < at.inputs && column < at.outputs) {
-    bring(from);
-    if (column + TILE < at.outputs) {
-      bring(from + 2 * TILE);
-    }
-  }
-}
-
-// Fetches a pair of warps' tiles of all phases.
-__device__ __forceinline__ void fetch_all(Step const& s, Places& places, u32 couple, u32 ring) {
-  u32 const lane = threadIdx.x % 32, landed = shared_address(places.landed[couple]), used = shared_address(places.used[couple]);
-  Cursor at = {nullptr, ~0u, 0, 0, 1, 2, 0, 0, 0, 0};
-  settle(at, s, couple);
-  Cursor ahead = at;
-  u32 fetched = 0, told = 0, lead = 0;
-  // Says that all but the last `flying` tiles have landed, once each lane has seen its own part do so.
-  auto const tell = [&](u32 flying) {
-    __syncwarp();
-    for (; told + flying < fetched; ++told) {
-      if (lane == 0) {
-        arrive(landed + told % DEPTH * 8);
-      }
-    }
-  };
-  while (at.phase < s.count) {
-    u32 const place = fetched % DEPTH, round = fetched / DEPTH;
-    if (round > 0 && !has_passed(used + place * 8, (round + 1) % 2)) {
-      // What is on its way arrives before a place is free. Meanwhile memory goes on, as fast as it can, into the L2 cache.
-      wait_for_all();
-      tell(0);
-      u32 since = (u32)clock();
-      while (!has_passed(used + place * 8, (round + 1) % 2)) {
-        if (lead < AHEAD && ahead.phase < s.count && ahead.weight_kind == PLAIN && (u32)clock() - since > PACE) {
-          bring_tile(ahead, couple);
-          advance(ahead, s, couple);
-          ++lead;
-          since += PACE;
-        }
-      }
-      __syncwarp();
-    }
-    fetch(at, couple, ring + (couple * DEPTH + place) * 2 * SLOT);
-    advance(at, s, couple);
-    if (lead > 0) {
-      --lead;
-    } else {
-      ahead = at;
-    }
-    ++fetched;
-    wait_for_all_but<FLIGHT - 1>();
-    tell(FLIGHT - 1);
-  }
-  wait_for_all();
-  tell(0);
-}
-
-// Activations of 16 inputs: [inputs, tokens].
-__device__ __forceinline__ uint2 inputs_of(u32 x, u32 stride, u32 rows) {
-  u32 const lane = threadIdx.x % 32, at = x + lane / 4 * stride + lane % 4 * 4;
-  return lane / 4 < rows ? make_uint2(shared4(at), shared4(at + 16)) : make_uint2(0, 0);
-}
-
-template <u32 KIND>
-__device__ __forceinline__ void plain_tile(float (&sum)[4][4], u32 place, u32 x, u32 stride, u32 rows) {
-  u32 const lane = threadIdx.x % 32;
-  uint2 const b[2] = {inputs_of(x, stride, rows), inputs_of(x + 32, stride, rows)};
-  uint4 a[8];
-#pragma unroll
-  for (u32 i = 0; i < 8; ++i) {
-    u32 const k = i / 4 * 16 + lane / 16 * 8 + lane % 8, c = i % 4 * 2 + lane / 8 % 2;
-    a[i] = turned4(place + k * 128 + ((c ^ (k % 8)) * 16));
-  }
-#pragma unroll
-  for (u32 i = 0; i < 8; ++i) {
-    multiply<KIND>(sum[i % 4], a[i], b[i / 4]);
-  }
-}
-
-
-// Integers as they are in float16, less the middle of their range. A tile of INT4 is 128 inputs of 64 outputs: for each 16
-// inputs and each lane sixteen bytes, a word for each 16 outputs, whose nibbles 0 and 4, 1 and 5, 2 and 6, 3 and 7 are the
-// pairs of `multiply`'s first operand. INT8: 64 inputs, for each 16 of them twice sixteen bytes a lane, two words for each 16
-// outputs. Then for each group of inputs, and in the order of `sixteen_of`, two float16 an output: scale and second.
-template <u32 BITS>
-__device__ __forceinline__ uint4 integers(u32 low, u32 high) {
-  u32 constexpr base = 0x64006400;                            // 1024: the integers are the last bits
-  u32 constexpr middle = BITS == 4 ? 0x64086408 : 0x64806480;  // 1024 + 8, 1024 + 128
-  uint4 a;
-  if (BITS == 4) {
-    a.x = minus(select(low, 0x000f000f, base), middle);
-    a.y = minus(select(low >> 4, 0x000f000f, base), middle);
-    a.z = minus(select(low >> 8, 0x000f000f, base), middle);
-    a.w = minus(select(low >> 12, 0x000f000f, base), middle);
-  } else {
-    a.x = minus(__byte_perm(low, base, 0x5150), middle);
-    a.y = minus(__byte_perm(low, base, 0x5352), middle);
-    a.z = minus(__byte_perm(high, base, 0x5150), middle);
-    a.w = minus(__byte_perm(high, base, 0x5352), middle);
-  }
-  return a;
-}
-
-template <u32 BITS>
-__device__ __forceinline__ void packed_tile(float (&sum)[4][4], u32 group, u32 second, u32 place, u32 x, u32 stride, u32 rows) {
-  u32 constexpr STEPS = BITS == 4 ? 8 : 4;
-  float constexpr MIDDLE = BITS == 4 ? 8.0f : 128.0f;
-  u32 const lane = threadIdx.x % 32;
-  u32 const steps = min(STEPS, group / 16);
-  uint4 const ones = make_uint4(0x3c003c00, 0x3c003c00, 0x3c003c00, 0x3c003c00);
-  for (u32 begin = 0; begin < STEPS; begin += steps) {
-    float part[4][4] = {}, all[4] = {};
-    for (u32 step = begin; step < begin + steps; step += 2) {
-      uint2 const b[2] = {inputs_of(x + step * 32, stride, rows), inputs_of(x + step * 32 + 32, stride, rows)};
-      uint4 w[BITS == 4 ? 2 : 4];
-#pragma unroll
-      for (u32 i = 0; i < sizeof(w) / 16; ++i) {
-        w[i] = shared16(place + (step * BITS / 4 + i) * 512 + lane * 16);
-      }
-#pragma unroll
-      for (u32 i = 0; i < 2; ++i) {
-        if (BITS == 4) {
-          multiply<1>(part[0], integers<4>(w[i].x, 0), b[i]);
-          multiply<1>(part[1], integers<4>(w[i].y, 0), b[i]);
-          multiply<1>(part[2], integers<4>(w[i].z, 0), b[i]);
-          multiply<1>(part[3], integers<4>(w[i].w, 0), b[i]);
-        } else {
-          multiply<1>(part[0], integers<8>(w[2 * i].x, w[2 * i].y), b[i]);
-          multiply<1>(part[1], integers<8>(w[2 * i].z, w[2 * i].w), b[i]);
-          multiply<1>(part[2], integers<8>(w[2 * i + 1].x, w[2 * i + 1].y), b[i]);
-          multiply<1>(part[3], integers<8>(w[2 * i + 1].z, w[2 * i + 1].w), b[i]);
-        }
-        if (second != NONE) {
-          multiply<1>(all, ones, b[i]);  // the inputs' sum
-        }
-      }
-    }
-    u32 const terms = place + 4096 + begin / steps * 256 + lane / 4 * 32;
-    uint4 const low = shared16(terms), high = shared16(terms + 16);
-    u32 const words[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-      float const scale = widen<1>((u16)words[i]), last = widen<1>((u16)(words[i] >> 16));
-      float const offset = second == ZERO ? scale * (MIDDLE - last) : fmaf(scale, MIDDLE, last);
-#pragma unroll
-      for (u32 e = 0; e < 2; ++e) {
-        float& to = sum[i / 2][i % 2 * 2 + e];
-        to = fmaf(scale, part[i / 2][i % 2 * 2 + e], to);
-        if (second != NONE) {
-          to = fmaf(offset, all[e], to);
-        }
-      }
-    }
-  }
-}
-
-// Eight inputs of a row as they lie in memory: x, and what its gate lets through.
-struct Inputs {
-  uint4 x, through;
-};
-
-__device__ __forceinline__ Inputs read_inputs(Phase const& p, u32 row, u32 k) {
-  u16 const* const from = p.x + (u64)row * p.stride + k;
-  return {read16(from), p.gated ? read16(from + p.inputs) : make_uint4(0, 0, 0, 0)};
-}
-
-// Those that are not in their place.
-__device__ __forceinline__ Inputs gather_inputs(Phase const& p, u32 row, u32 k) {
+// Eight inputs of a row that are not in their place.
+__device__ __forceinline__ uint4 gathered(Phase const& p, u32 row, u32 k) {
   u16 const* const from = p.x + (u64)row * p.stride;
-  u32 x[4] = {}, through[4] = {};
+  u32 x[4] = {};
 #pragma unroll
   for (u32 i = 0; i < 8; ++i) {
-    u32 const at = p.order[k + i];
-    x[i / 2] |= (u32)read2(from + at) << (i % 2 * 16);
-    through[i / 2] |= p.gated ? (u32)read2(from + p.inputs + at) << (i % 2 * 16) : 0;
+    x[i / 2] |= (u32)read2(from + p.order[k + i]) << (i % 2 * 16);
   }
-  return {make_uint4(x[0], x[1], x[2], x[3]), make_uint4(through[0], through[1], through[2], through[3])};
+  return make_uint4(x[0], x[1], x[2], x[3]);
 }
 
-// Eight inputs as the weights want them: gated, or normed with the row's factor.
-template <u32 KIND>
-__device__ __forceinline__ uint4 activations(Step const& s, Phase const& p, Inputs const& inputs, u32 k, float factor) {
-  float value[8];
-  unpack<KIND>(inputs.x, value);
-  if (p.gated) {
-    float through[8];
-    unpack<KIND>(inputs.through, through);
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-      value[i] = activate(value[i], s.gelu) * through[i];
-    }
+// RMSNorm's weights of eight inputs.
+struct Weights {
+  float4 low, high;
+};
+
+__device__ __forceinline__ Weights norms_of(Phase const& p, u32 k) {
+  if (p.order) {
+    u32 const* const at = p.order + k;
+    float const* const n = p.norm;
+    return {{n[at[0]], n[at[1]], n[at[2]], n[at[3]]}, {n[at[4]], n[at[5]], n[at[6]], n[at[7]]}};
   }
-  if (p.norm) {
-#pragma unroll
-    for (u32 i = 0; i < 8; ++i) {
-      value[i] *= factor * p.norm[p.order ? p.order[k + i] : k + i];
-    }
-  }
-  return make_uint4(pair<KIND>(value[0], value[1]), pair<KIND>(value[2], value[3]), pair<KIND>(value[4], value[5]),
-                    pair<KIND>(value[6], value[7]));
+  return {*(float4 const*)(p.norm + k), *(float4 const*)(p.norm + k + 4)};
 }
 
-// What RMSNorm multiplies each row with: 1 / sqrt(mean of squares + eps).
+// Eight inputs, normed with the row's factor.
 template <u32 KIND>
-__device__ __forceinline__ void norm_factors(Step const& s, Phase const& p, u32 size, float* factors) {
-  u32 const lane = threadIdx.x % 32, row = threadIdx.x / 32;
-  if (row < s.rows) {
+__device__ __forceinline__ uint4 normed(uint4 x, Weights const& norm, float factor) {
+  float v[8];
+  unpack<KIND>(x, v);
+  return make_uint4(pair<KIND>(v[0] * (factor * norm.low.x), v[1] * (factor * norm.low.y)),
+                    pair<KIND>(v[2] * (factor * norm.low.z), v[3] * (factor * norm.low.w)),
+                    pair<KIND>(v[4] * (factor * norm.high.x), v[5] * (factor * norm.high.y)),
+                    pair<KIND>(v[6] * (factor * norm.high.z), v[7] * (factor * norm.high.w)));
+}
+
+// What RMSNorm multiplies each row with: 1 / sqrt(mean of squares + eps). As many warps as there can be for each row.
+struct Factors {
+  float parts[ROWS][WARPS], of[ROWS];
+};
+
+template <u32 KIND>
+__device__ __forceinline__ void norm_factors(Step const& s, Phase const& p, u32 size, Factors& factors) {
+  u32 const rows = s.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
+  u32 const lane = threadIdx.x % 32, row = threadIdx.x / 32 / warps, part = threadIdx.x / 32 % warps;
+  if (row < rows) {
     float square = 0.0f;
     if (p.squares) {
-      for (u32 i = lane; i < p.square_count; i += 32) {
+#pragma unroll 1
+      for (u32 i = part * 32 + lane; i < p.square_count; i += warps * 32) {
         square += __ldcg(p.squares + row * p.square_count + i);
       }
     } else {
-      for (u32 k = lane * 8; k < size; k += 256) {
+#pragma unroll 1
+      for (u32 k = (part * 32 + lane) * 8; k < size; k += warps * 256) {
         float value[8];
         unpack<KIND>(read16(p.x + (u64)row * p.stride + k), value);
 #pragma unroll
@@ -307,10 +67,137 @@ __device__ __forceinline__ void norm_factors(Step const& s, Phase const& p, u32 
     }
     square = warp_sum(square);
     if (lane == 0) {
-      factors[row] = rsqrtf(square / size + s.eps);
+      factors.parts[row][part] = square;
     }
   }
   meet();
+  if (threadIdx.x < rows) {
+    float square = 0.0f;
+#pragma unroll 1
+    for (u32 i = 0; i < warps; ++i) {
+      square += factors.parts[threadIdx.x][i];
+    }
+    factors.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + s.eps);
+  }
+  meet();
+}
+
+// The norm's weights of a thread's first two times eight inputs, read before the inputs are there.
+struct Early {
+  Weights first, second;
+};
+
+// Brings inputs of all rows to shared memory, as the weights want them. A thread takes every THREADSth eight of each row.
+struct Stager {
+  u32 first, eights;  // the first input, and how many times eight there are of a row
+  u32 group;          // inputs that are summed up, a power of 2, if any
+
+  // Bytes from row to row: rows two apart meet other banks. Sums of a row come after all rows.
+  __device__ __forceinline__ u32 stride() const { return (eights * 16 + 127) / 128 * 128 + 64; }
+  __device__ __forceinline__ u32 shift() const { return 28 - __clz(group); }
+  __device__ __forceinline__ u32 sums() const { return eights >> shift(); }
+
+  // The norm's weights of the thread's first inputs.
+  __device__ __forceinline__ Early early(Phase const& p) const {
+    auto const of = [&](u32 eight) {
+      return p.norm && eight < eights && first + eight * 8 < p.inputs ? norms_of(p, first + eight * 8) : Weights{};
+    };
+    return {of(threadIdx.x), of(threadIdx.x + THREADS)};
+  }
+
+  // Begins to read them.
+  __device__ __forceinline__ void begin(Phase const& p, u32 rows, u8* work) const {
+#pragma unroll 1
+    for (u32 row = 0; row < rows; ++row) {
+      u16 const* const from = p.x + (u64)row * p.stride + first;
+      u32 const to = shared_address(work) + row * stride(), there = p.inputs - first;
+#pragma unroll 1
+      for (u32 eight = threadIdx.x; eight < eights; eight += THREADS) {
+        if (p.order) {
+          *(uint4*)(work + row * stride() + eight * 16) = eight * 8 < there ? gathered(p, row, first + eight * 8) : make_uint4(0, 0, 0, 0);
+        } else {
+          fetch16(to + eight * 16, eight * 8 < there ? from + eight * 8 : p.x, eight * 8 < there ? 16 : 0);
+        }
+      }
+    }
+    commit();
+  }
+
+  // Norms each once it is there, and adds up groups.
+  template <u32 KIND>
+  __device__ __forceinline__ void finish(Phase const& p, u32 rows, Factors const& factors, Early const& early, u8* work) const {
+    wait_for_all();
+    float* const totals = (float*)(work + rows * stride());
+    if (p.norm || group) {
+#pragma unroll 2
+      for (u32 eight = threadIdx.x; eight < eights; eight += THREADS) {
+        u32 const k = first + eight * 8;
+        bool const is_normed = p.norm && k < p.inputs;
+        Weights norm = eight == threadIdx.x ? early.first : early.second;
+        if (is_normed && eight > threadIdx.x + THREADS) {
+          norm = norms_of(p, k);
+        }
+#pragma unroll 1
+        for (u32 row = 0; row < rows; ++row) {
+          uint4* const at = (uint4*)(work + row * stride() + eight * 16);
+          uint4 x = *at;
+          if (is_normed) {
+            x = normed<KIND>(x, norm, factors.of[row]);
+            *at = x;
+          }
+          if (group) {
+            float v[8];
+            unpack<KIND>(x, v);
+            float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+            if (group > 32) {
+              sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+            }
+            if (group > 64) {
+              sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+            }
+            if ((eight & (group / 8 - 1)) == 0) {
+              totals[row * sums() + (eight >> shift())] = sum;
+            }
+          }
+        }
+      }
+    }
+    meet();
+  }
+};
+
+// An output as it is written: value and what comes to it. `gate` is what it is multiplied with once activated.
+template <u32 KIND>
+__device__ __forceinline__ float put(Step const& s, Phase const& p, u32 row, u32 n, float value, float gate, float residual) {
+  u32 const outputs = p.gated ? p.outputs / 2 : p.outputs;
+  u64 const at = (u64)row * outputs + n;
+  if (n >= outputs) {
+    return 0.0f;
+  }
+  if (p.wide) {
+    ((float*)p.out)[at] = bounded(value, p.cap);
+    return 0.0f;
+  }
+  if (p.bias) {
+    value = rounded<KIND>(value) + widen<KIND>(p.bias[p.gated ? outputs + n : n]);
+  }
+  if (p.gated) {
+    gate = p.bias ? rounded<KIND>(gate) + widen<KIND>(p.bias[n]) : gate;
+    value = activate(rounded<KIND>(gate), s.gelu) * rounded<KIND>(value);
+  }
+  if (p.residual) {
+    value = rounded<KIND>(value) + residual;
+  }
+  value = rounded<KIND>(value);
+  ((u16*)p.out)[at] = narrow<KIND>(value);
+  return value;
+}
+
+template <u32 KIND>
+__device__ __forceinline__ float residual_of(Phase const& p, u32 row, u32 n) {
+  return p.residual && n < p.outputs ? widen<KIND>(read2(p.residual + (u64)row * p.outputs + n)) : 0.0f;
 }
 
 // Adds up each row's squares, of which warps bring 32 outputs each.
@@ -328,79 +215,79 @@ __device__ __forceinline__ void keep_squares(Step const& s, Phase const& p, u32 
   }
 }
 
+// Where a warp takes its tiles from: how many it has used, of places in `ring`.
+struct Ring {
+  Places& places;
+  u32 ring, used;
+
+  // Waits for the pair's next tiles; returns where they are.
+  __device__ __forceinline__ u32 next() const {
+    u32 const couple = threadIdx.x / 64, barrier = shared_address(places.landed[couple]) + used % DEPTH * 8;
+    while (!has_passed(barrier, used / DEPTH % 2)) {
+    }
+    __syncwarp();
+    return ring + (couple * DEPTH + used % DEPTH) * 2 * SLOT;
+  }
+
+  __device__ __forceinline__ void release() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      arrive(shared_address(places.used[threadIdx.x / 64]) + used % DEPTH * 8);
+    }
+    ++used;
+  }
+};
+
 template <u32 KIND>
-__device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index, Places& places, u32& used, u32 ring, u8* work) {
-  __shared__ float factors[ROWS];
+__device__ __forceinline__ void plain_product(Step const& s, Phase const& p, u32 index, u32 me, Ring& ring, u8* work) {
+  __shared__ Factors factors;
   __shared__ float squares[ROWS][WIDEST / 32];
   u32 const thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   u32 const across = warp % p.across, along = warp / p.across, turns = WARPS / p.across, rows = s.rows;
-  u32 const width = p.across * TILE;  // of a strip
-  u32 const tile_k = p.tile_k, weight_kind = p.weight_kind, group = p.group, second = p.second;
-  u32 const all = p.strips * p.tiles, begin = first_tile(blockIdx.x, all), end = first_tile(blockIdx.x + 1, all);
+  // Columns of a strip and outputs it makes: powers of 2.
+  u32 const width = p.across * TILE, made = p.gated ? width / 2 : width, made_shift = 31 - __clz(made);
+  u32 const begin = p.dealt[me], end = p.dealt[me + 1], first_strip = begin >> 16, first_tile = begin % 65536;
   if (begin == end) {
     return;
   }
+  u32 const end_strip = end >> 16, end_tile = end % 65536;
   // Inputs that fit at a time, in tiles.
-  u32 const most = (WORK / 2 / rows - 8) / p.tile_k;
-  // The first eight of this thread are on their way before all is known that they are multiplied with.
-  u32 const k_first = begin % p.tiles * p.tile_k;
-  u32 const eights_first = min(min(end - begin, p.tiles - begin % p.tiles), most) * p.tile_k / 8;
-  u32 const row_first = thread / eights_first, k_early = k_first + thread % eights_first * 8;
-  bool const early = row_first < rows && k_early < p.inputs && p.order == nullptr;
-  if (early && p.norm) {
-    bring(p.norm + k_early);
-  }
+  u32 const most = (WORK / rows - 192) / 64;
+  auto const tiles_of = [&](u32 strip) { return strip == end_strip ? end_tile : p.tiles; };
+  auto const stager = [&](u32 from, u32 to) { return Stager{from * p.tile_k, (to - from) * p.tile_k / 8, 0}; };
+  Stager const first = stager(first_tile, min(tiles_of(first_strip), first_tile + most));
+  Early const early = first.early(p);
   if (index > 0) {
     await(s.counters + index - 1, parts_of(s, index - 1));
   }
-  Inputs first_inputs = {};
-  if (early) {
-    first_inputs = read_inputs(p, row_first, k_early);
-  }
+  MARK(1);
+  first.begin(p, rows, work);
   if (p.norm) {
     norm_factors<KIND>(s, p, p.inputs, factors);
   }
-  u32 tile = begin + along;
-  for (u32 strip = begin / p.tiles; strip * p.tiles < end; ++strip) {
-    u32 const strip_end = min(end, (strip + 1) * p.tiles);
+  first.finish<KIND>(p, rows, factors, early, work);
+  MARK(2);
+  u32 tile = first_tile + along;
+  for (u32 strip = first_strip; strip < end_strip || (strip == end_strip && end_tile > 0); ++strip) {
+    u32 const strip_begin = strip == first_strip ? first_tile : 0, strip_end = tiles_of(strip);
     float sum[4][4] = {};
-    for (u32 from = max(begin, strip * p.tiles); from < strip_end; from += most) {
+    for (u32 from = strip_begin; from < strip_end; from += most) {
       u32 const to = min(strip_end, from + most);
-      u32 const k0 = (from - strip * p.tiles) * p.tile_k, count = (to - from) * p.tile_k, eights = count / 8;
-      u32 const stride = count * 2 + 16;
-      for (u32 i = thread; i < rows * eights; i += THREADS) {
-        u32 const row = i / eights, k = i % eights * 8;
-        uint4 staged = make_uint4(0, 0, 0, 0);
-        if (k0 + k < p.inputs) {
-          bool const is_first = early && i == thread && from == begin;
-          Inputs const inputs = is_first ? first_inputs : p.order ? gather_inputs(p, row, k0 + k) : read_inputs(p, row, k0 + k);
-          staged = activations<KIND>(s, p, inputs, k0 + k, p.norm ? factors[row] : 1.0f);
-        }
-        *(uint4*)(work + row * stride + k * 2) = staged;
+      Stager const stage = stager(from, to);
+      if (strip > first_strip || from > strip_begin) {
+        stage.begin(p, rows, work);
+        stage.finish<KIND>(p, rows, factors, stage.early(p), work);
       }
-      meet();
+      u32 const stride = stage.stride();
       for (; tile < to; tile += turns) {
-        u32 const place = ring + ((warp / 2 * DEPTH + used % DEPTH) * 2 + warp % 2) * SLOT;
-        u32 const x = shared_address(work) + (tile - from) * tile_k * 2;
-        u32 const barriers = shared_address(places.landed[warp / 2]) + used % DEPTH * 8;
-        while (!has_passed(barriers, used / DEPTH % 2)) {
-        }
-        __syncwarp();
-        if (KIND == 2 || weight_kind == PLAIN) {
-          plain_tile<KIND>(sum, place, x, stride, rows);
-        } else if (weight_kind == INT4) {
-          packed_tile<4>(sum, group, second, place, x, stride, rows);
-        } else {
-          packed_tile<8>(sum, group, second, place, x, stride, rows);
-        }
-        __syncwarp();
-        ++used;
-        if (lane == 0) {
-          arrive(barriers + sizeof(places.landed));
-        }
+        u32 const place = ring.next() + warp % 2 * SLOT;
+        plain_tile<KIND>(sum, place, shared_address(work) + (tile - from) * 64, stride, rows);
+        ring.release();
       }
       meet();
     }
+    tile -= p.tiles;
+    MARK(3);
     // The block's part of the strip.
     u32 const wide = width + 8;
     float* const parts = (float*)work;
@@ -412,72 +299,193 @@ __device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index
       }
     }
     meet();
-    u32 const first = owner(strip * p.tiles, all), last = owner(strip * p.tiles + p.tiles - 1, all);
-    bool const alone = first == last;
-    if (!alone) {
-      u32 const slot = 2 * blockIdx.x + (strip == begin / p.tiles ? 0 : 1);
-      for (u32 i = thread; i < rows * width; i += THREADS) {
-        float value = 0.0f;
-        for (u32 part = 0; part < turns; ++part) {
-          value += parts[(part * rows + i / width) * wide + i % width];
-        }
-        __stcg(s.partial + (u64)slot * ROWS * WIDEST + i, value);
+    u32 const owners = p.owners[strip], first_owner = owners % 65536, last_owner = owners / 65536;
+    bool const alone = first_owner == last_owner;
+    auto const own = [&](u32 row, u32 column) {
+      float value = 0.0f;
+      for (u32 part = 0; part < turns; ++part) {
+        value += parts[(part * rows + row) * wide + column];
       }
-      if (!comes_last(s.counters + p.counters + strip, last - first + 1)) {
+      return value;
+    };
+    // Of blocks that share a strip all but the first begin in it.
+    if (!alone) {
+      u32 const slot = 2 * me + (strip == first_strip ? 0 : 1);
+      u32 const shift = 31 - __clz(width);
+      for (u32 i = thread; i < rows * width; i += THREADS) {
+        __stcg(s.partial + (u64)slot * ROWS * WIDEST + i, own(i >> shift, i & (width - 1)));
+      }
+      if (!comes_last(s.counters + p.counters + strip, last_owner - first_owner + 1)) {
         continue;
       }
     }
-    // Of blocks that share a strip all but the first begin in it.
-    u32 const slot = 2 * first + (first_tile(first, all) < strip * p.tiles ? 1 : 0);
-    float const* const partial = s.partial + (u64)slot * ROWS * WIDEST;
-    for (u32 i = thread; i < rows * width; i += THREADS) {
-      u32 const row = i / width, n = strip * width + i % width;
-      u64 const at = (u64)row * p.outputs + n;
-      bool const added = p.residual && n < p.outputs;
-      float const residual = added ? widen<KIND>(read2(p.residual + at)) : 0.0f;
-      float value = 0.0f;
+    MARK(4);
+    u32 const slot = 2 * first_owner + (p.dealt[first_owner] >> 16 < strip ? 1 : 0);
+    auto const value_of = [&](u32 row, u32 column) {
       if (alone) {
-        for (u32 part = 0; part < turns; ++part) {
-          value += parts[(part * rows + row) * wide + i % width];
-        }
-      } else {
-        value = __ldcg(partial + i);
-        float const* other = s.partial + (u64)(2 * first + 2) * ROWS * WIDEST + i;
+        return own(row, column);
+      }
+      u32 const at = row * width + column;
+      float value = __ldcg(s.partial + (u64)slot * ROWS * WIDEST + at);
+      float const* other = s.partial + (u64)(2 * first_owner + 2) * ROWS * WIDEST + at;
 #pragma unroll 8
-        for (u32 block = first; block < last; ++block, other += 2 * ROWS * WIDEST) {
-          value += __ldcg(other);
-        }
+      for (u32 block = first_owner; block < last_owner; ++block, other += 2 * ROWS * WIDEST) {
+        value += __ldcg(other);
       }
-      if (n >= p.outputs) {
-        value = 0.0f;
-      } else if (p.wide) {
-        ((float*)p.out)[at] = bounded(value, p.cap);
-      } else {
-        if (p.bias) {
-          value = rounded<KIND>(value) + widen<KIND>(p.bias[n]);
-        }
-        if (p.residual) {
-          value = rounded<KIND>(value) + residual;
-        }
-        value = rounded<KIND>(value);
-        ((u16*)p.out)[at] = narrow<KIND>(value);
+      return value;
+    };
+    for (u32 i = thread; i < rows * made; i += THREADS) {
+      u32 const row = i >> made_shift, column = i & (made - 1), n = strip * made + column;
+      float const residual = residual_of<KIND>(p, row, n);
+      // Last what is written, before it, if any, its gate.
+      float value = 0.0f, gate = 0.0f;
+#pragma unroll 1
+      for (u32 side = column; side < width; side += made) {
+        gate = value;
+        value = value_of(row, side);
       }
+      float const written = put<KIND>(s, p, row, n, value, gate, residual);
       if (p.out_squares) {
-        float const part = warp_sum(value * value);
+        float const part = warp_sum(written * written);
         if (lane == 0) {
-          squares[row][i % width / 32] = part;
+          squares[row][column / 32] = part;
         }
       }
     }
-    keep_squares(s, p, strip, width, squares);
+    keep_squares(s, p, strip, made, squares);
     publish(s.counters + index);
+    MARK(5);
+  }
+}
+
+// A block's strips of packed weights, all warps' sums of which are in `parts` [2, WARPS, rows, columns + 1], inputs and their
+// sums in `inputs`, as many pairs at a time as fit.
+template <u32 BITS, u32 GROUPS, u32 ACROSS>
+__device__ __forceinline__ void packed_strips(Step const& s, Phase const& p, u32 index, Ring& ring, u32 begin, u32 end, u32 pairs, u32 chunk,
+                                              float* parts, u8* inputs, Factors const& factors) {
+  u32 constexpr OWN = 4 / ACROSS, DEEP = 512 / BITS, WIDE = ACROSS * STRIP + 1;  // a warp's tiles along the inputs, inputs of one
+  u32 const thread = threadIdx.x, lane = thread % 32, warp = thread / 32, side = warp % 2, rows = s.rows;
+  u32 const made = p.gated ? STRIP : ACROSS * STRIP, shift = made == STRIP ? 4 : 5;
+  bool const is_minimum = p.second == MINIMUM;
+  u32 at = warp / 2;  // of the strip's pairs, this one's next
+#pragma unroll 1
+  for (u32 strip = begin; strip < end; ++strip) {
+    float sum[2][4] = {};
+#pragma unroll 1
+    for (u32 from = 0; from < pairs; from += chunk) {
+      u32 const to = min(pairs, from + chunk);
+      Stager const stage = {from * 2 * OWN * DEEP, (to - from) * 2 * OWN * DEEP / 8, DEEP / GROUPS};
+      if (chunk < pairs && (strip > begin || from > 0)) {
+        meet();  // those before were used
+        stage.begin(p, rows, inputs);
+        stage.finish<1>(p, rows, factors, stage.early(p), inputs);
+      }
+      u32 const x = shared_address(inputs), stride = stage.stride();
+      float const* const totals = (float const*)(inputs + rows * stride);
+#pragma unroll 1
+      for (; at < to; at += PAIRS) {
+        u32 const place = ring.next() + side * OWN * (1024 + 64 * GROUPS), tile = ((at - from) * 2 + side) * OWN;
+        packed_tiles<BITS, GROUPS, ACROSS>(sum, is_minimum, place, x + tile * DEEP * 2, stride, rows, totals + tile * GROUPS, stage.sums());
+        ring.release();
+      }
+    }
+    at -= pairs;
+    MARK(3);
+    float* const mine = parts + strip % 2 * WARPS * rows * WIDE;
+#pragma unroll
+    for (u32 i = 0; i < 4 * ACROSS; ++i) {
+      u32 const row = lane % 4 * 2 + i % 2;
+      if (row < rows) {
+        mine[(warp * rows + row) * WIDE + i / 4 * STRIP + i / 2 % 2 * 8 + lane / 4] = sum[i / 4][i % 4];
+      }
+    }
+    meet();
+    MARK(4);
+    // Some warps finish the strip, other ones each time, while the rest go on.
+#pragma unroll 1
+    for (u32 i = (thread + strip * 32) % THREADS; i < (rows * made + 31) / 32 * 32; i += THREADS) {
+      bool const there = i < rows * made;
+      u32 const row = min(i >> shift, rows - 1), column = i & (made - 1), n = strip * made + column;
+      float const residual = residual_of<1>(p, row, n);
+      float const* const from = mine + row * WIDE + column;
+      float value = 0.0f, gate = 0.0f;
+#pragma unroll
+      for (u32 w = 0; w < WARPS; ++w) {
+        value += from[w * rows * WIDE + (p.gated ? STRIP : 0)];
+        gate += from[w * rows * WIDE];
+      }
+      float square = there ? put<1>(s, p, row, n, value, gate, residual) : 0.0f;
+      if (p.out_squares) {
+        square *= square;
+        for (u32 step = made / 2; step > 0; step /= 2) {
+          square += __shfl_xor_sync(0xffffffffu, square, step);
+        }
+        if (there && column == 0) {
+          p.out_squares[row * p.strips + strip] = square;
+        }
+      }
+    }
+  }
+}
+
+__device__ __forceinline__ void packed_product(Step const& s, Phase const& p, u32 index, u32 me, Ring& ring, u8* work) {
+  __shared__ Factors factors;
+  u32 const rows = s.rows, begin = p.dealt[me] >> 16, end = p.dealt[me + 1] >> 16;
+  if (begin == end) {
+    return;
+  }
+  u32 const pairs = pairs_of(p.tiles, p.across), deep = 8 / p.across * p.tile_k;  // along the inputs; inputs of a pair
+  float* const parts = (float*)work;
+  u8* const inputs = work + (2 * WARPS * rows * (p.across * STRIP + 1) * 4 + 127) / 128 * 128;
+  u32 const room = (u32)(work + WORK - inputs) / rows - 192, chunk = min(pairs, room / (deep * 2 + deep / p.group * 4));
+  Stager const first = {0, chunk * deep / 8, p.group};
+  Early const early = first.early(p);
+  if (index > 0) {
+    await(s.counters + index - 1, parts_of(s, index - 1));
+  }
+  MARK(1);
+  first.begin(p, rows, inputs);
+  if (p.norm) {
+    norm_factors<1>(s, p, p.inputs, factors);
+  }
+  first.finish<1>(p, rows, factors, early, inputs);
+  MARK(2);
+  switch ((p.weight_kind * 8 + (p.tile_bytes - 1024) / 64) * 2 + p.across / 2) {
+#define CASE(number, kind, bits, groups)                                                                   \
+  case (kind * 8 + groups) * 2:                                                                            \
+    if (PACKED >> number & 1) {                                                                            \
+      packed_strips<bits, groups, 1>(s, p, index, ring, begin, end, pairs, chunk, parts, inputs, factors); \
+    }                                                                                                      \
+    break;                                                                                                 \
+  case (kind * 8 + groups) * 2 + 1:                                                                        \
+    if (PACKED >> number & 1) {                                                                            \
+      packed_strips<bits, groups, 2>(s, p, index, ring, begin, end, pairs, chunk, parts, inputs, factors); \
+    }                                                                                                      \
+    break;
+    CASE(0, INT4, 4, 1)
+    CASE(1, INT4, 4, 2)
+    CASE(2, INT4, 4, 4)
+    CASE(3, INT8, 8, 1)
+    CASE(4, INT8, 8, 2)
+#undef CASE
+  }
+  publish(s.counters + index);
+  MARK(5);
+}
+
+template <u32 KIND>
+__device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index, u32 me, Ring& ring, u8* work) {
+  if (KIND == 1 && PACKED && p.weight_kind != PLAIN) {
+    packed_product(s, p, index, me, ring, work);
+  } else {
+    plain_product<KIND>(s, p, index, me, ring, work);
   }
 }
 
 // out = residual + norm(x): Gemma's norms after attention and MLP.
 template <u32 KIND>
 __device__ __forceinline__ void add(Step const& s, Phase const& p, u32 index) {
-  __shared__ float factors[ROWS];
+  __shared__ Factors factors;
   __shared__ float squares[ROWS][WIDEST / 32];
   u32 constexpr width = 128;  // of a strip
   if (blockIdx.x >= p.strips) {
@@ -491,7 +499,7 @@ __device__ __forceinline__ void add(Step const& s, Phase const& p, u32 index) {
       u64 const at = (u64)row * p.outputs + n;
       float value = 0.0f;
       if (n < p.outputs) {
-        value = rounded<KIND>(widen<KIND>(read2(p.x + at)) * factors[row] * p.norm[n]) + widen<KIND>(read2(p.residual + at));
+        value = rounded<KIND>(widen<KIND>(read2(p.x + at)) * factors.of[row] * p.norm[n]) + widen<KIND>(read2(p.residual + at));
         value = rounded<KIND>(value);
         ((u16*)p.out)[at] = narrow<KIND>(value);
       }

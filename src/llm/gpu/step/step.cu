@@ -5,86 +5,73 @@ __device__ __forceinline__ void step(Step const& s) {
   SHARED_MEMORY(shared);
   __shared__ Phase p;
   __shared__ Places places;
-  u32 const warp = threadIdx.x / 32, ring = shared_address(shared) + WORK;
+  u32 const warp = threadIdx.x / 32, first_place = shared_address(shared) + WORK, start = (u32)clock();
+  u32 const me = s.ranks ? s.ranks[multiprocessor()] : blockIdx.x;
   if (threadIdx.x < PAIRS * DEPTH) {
     prepare(shared_address(places.landed) + threadIdx.x * 8, 1);
     prepare(shared_address(places.used) + threadIdx.x * 8, 2);
   }
   __syncthreads();
   if (warp >= WARPS) {
-    fetch_all(s, places, warp - WARPS, ring);
+    fetch_all(s, places, me, warp - WARPS, first_place);
     return;
   }
-  u32 used = 0;
+  Ring ring = {places, first_place, 0};
   for (u32 index = 0; index < s.count; ++index) {
     meet();  // the phase before is done with its description
     if (threadIdx.x < sizeof(Phase) / 4) {
       ((u32*)&p)[threadIdx.x] = ((u32 const*)(s.phases + index))[threadIdx.x];
     }
     meet();
+    MARK(0);
     if (p.kind == PRODUCT) {
-      product<KIND>(s, p, index, places, used, ring, (u8*)shared);
+      product<KIND>(s, p, index, me, ring, (u8*)shared);
     } else if (p.kind == ATTEND) {
       attend<KIND>(s, p, index, (u8*)shared);
     } else {
       add<KIND>(s, p, index);
     }
   }
+  if (s.times && threadIdx.x == 0) {
+    s.times[me] = (u32)clock() - start;
+  }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS + FETCHERS, 1) step_f16(Step s) { step<1>(s); }
 extern "C" __global__ void __launch_bounds__(THREADS + FETCHERS, 1) step_bf16(Step s) { step<2>(s); }
 
-// A packed matrix to [inputs, outputs] in float16, for the engines. Grid (tiles, columns / 64), a warp for each 16 inputs.
+// A packed matrix to [inputs, outputs] in float16, for the engines. Grid (tiles, 64 outputs); a warp for each 32 inputs of each
+// strip.
 template <u32 BITS>
 __device__ __forceinline__ void expand(u8 const* weights, u16* out, u32 const* order, u32 inputs, u32 outputs, u32 tile_bytes, u32 group, u32 second) {
-  u32 constexpr DEEP = BITS == 4 ? 128 : 64;
-  float constexpr MIDDLE = BITS == 4 ? 8.0f : 128.0f;
-  u32 const lane = threadIdx.x % 32, step = threadIdx.x / 32;
-  u8 const* const tile = weights + ((u64)blockIdx.y * gridDim.x + blockIdx.x) * tile_bytes;
-  u32 words[8] = {};
-  if (BITS == 4) {
-    uint4 const w = *(uint4 const*)(tile + step * 512 + lane * 16);
-    words[0] = w.x;
-    words[2] = w.y;
-    words[4] = w.z;
-    words[6] = w.w;
-  } else {
-    uint4 const v = *(uint4 const*)(tile + step * 1024 + lane * 16), w = *(uint4 const*)(tile + step * 1024 + 512 + lane * 16);
-    words[0] = v.x;
-    words[1] = v.y;
-    words[2] = v.z;
-    words[3] = v.w;
-    words[4] = w.x;
-    words[5] = w.y;
-    words[6] = w.z;
-    words[7] = w.w;
-  }
-  u32 const* const terms = (u32 const*)(tile + 4096 + step * 16 / min(group, DEEP) * 256 + lane / 4 * 32);
-  // Rows of 16 inputs and 64 outputs, through shared memory: a row is written whole.
-  __shared__ __align__(16) u16 turned[8][16][TILE + 8];
+  u32 constexpr DEEP = 512 / BITS, BLOCKS = 16 / BITS;
+  u32 const lane = threadIdx.x % 32, block = threadIdx.x / 32 % BLOCKS, q = threadIdx.x / 32 / BLOCKS, strip = blockIdx.y * 4 + q;
+  // Through shared memory: a row is written whole.
+  __shared__ __align__(16) u16 turned[DEEP][TILE + 8];
+  if (strip * STRIP < outputs) {
+    u8 const* const tile = weights + ((u64)strip * gridDim.x + blockIdx.x) * tile_bytes;
+    uint4 const w = *(uint4 const*)(tile + block * BITS / 8 * 512 + lane * 16);
+    uint2 const words = *(uint2 const*)(tile + 1024 + block * 32 / min(group, DEEP) * 64 + lane / 4 * 8);
+    Terms const terms[2] = {terms_of(words.x, second == MINIMUM), terms_of(words.y, second == MINIMUM)};
 #pragma unroll
-  for (u32 m = 0; m < 4; ++m) {
-    uint4 const a = integers<BITS>(words[2 * m], words[2 * m + 1]);
-    u32 const quads[4] = {a.x, a.y, a.z, a.w};
+    for (u32 half = 0; half < 2; ++half) {
+      u32 const word = block % 2 ? (half ? w.w : w.z) : (half ? w.y : w.x);
+      uint4 const a = BITS == 4 ? integers<BITS>(word, 0) : half ? integers<BITS>(w.z, w.w) : integers<BITS>(w.x, w.y);
+      u32 const quads[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-      u32 const term = terms[m * 2 + i % 2];
-      float const scale = widen<1>((u16)term), last = widen<1>((u16)(term >> 16));
-      float const offset = second == ZERO ? scale * (MIDDLE - last) : second == MINIMUM ? fmaf(scale, MIDDLE, last) : 0.0f;
-#pragma unroll
-      for (u32 e = 0; e < 2; ++e) {
-        float const q = widen<1>((u16)(quads[i] >> (16 * e)));
-        turned[step][lane % 4 * 2 + e + i / 2 * 8][m * 16 + i % 2 * 8 + lane / 4] = narrow<1>(fmaf(scale, q, offset));
+      for (u32 i = 0; i < 8; ++i) {
+        u32 const k = block * 32 + lane % 4 * 8 + half * 4 + i / 4 * 2 + i % 2, m = i / 2 % 2;
+        float const value = widen<1>((u16)(quads[i / 2] >> (16 * (i % 2)))) - base_of<BITS>(m);
+        turned[k][q * STRIP + m * 8 + lane / 4] = narrow<1>(fmaf(terms[m].scale, value, terms[m].second));
       }
     }
   }
-  __syncwarp();
-  for (u32 i = lane; i < 16 * 8; i += 32) {
-    u32 const k = blockIdx.x * DEEP + step * 16 + i / 8, n = blockIdx.y * TILE + i % 8 * 8;
+  __syncthreads();
+  for (u32 i = threadIdx.x; i < DEEP * 8; i += 128 * BLOCKS) {
+    u32 const k = blockIdx.x * DEEP + i / 8, n = blockIdx.y * TILE + i % 8 * 8;
     if (k < inputs && n < outputs) {
       u32 const to = order ? order[k] : k;
-      *(uint4*)(out + (u64)to * outputs + n) = *(uint4 const*)&turned[step][i / 8][i % 8 * 8];
+      *(uint4*)(out + (u64)to * outputs + n) = *(uint4 const*)&turned[i / 8][i % 8 * 8];
     }
   }
 }

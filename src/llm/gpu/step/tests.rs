@@ -10,8 +10,8 @@ use half::{bf16, f16};
 
 use self::emulator::Emulator;
 use super::super::buffers::{Buffer, Pinned, single_stream};
-use super::kernel::{Kernel, Launch, List, Phase, ROWS};
-use super::{WIDEST, shape};
+use super::kernel::{Kernel, Kinds, Launch, List, Phase, ROWS};
+use super::{Cut, WIDEST, shape};
 use crate::backend::tensorrt::device::Device;
 use crate::tensor::DType;
 
@@ -59,11 +59,11 @@ impl Bench {
     /// The CPU, and the GPU if there is one.
     fn all(test: &str, dtype: DType) -> Vec<Self> {
         let bench = |machine| Self { machine, dtype, device: Vec::new(), host: Vec::new() };
-        let mut all = vec![bench(Machine::Cpu(Emulator::get()))];
+        let mut all = vec![bench(Machine::Cpu(Emulator::get(dtype)))];
         match Device::open() {
             Ok(device) => {
                 single_stream(&device.stream);
-                let kernel = Kernel::for_device(&device, dtype, 5120).unwrap().expect("no kernel");
+                let kernel = Kernel::for_device(&device, dtype, Kinds::ALL).unwrap().expect("no kernel");
                 all.push(bench(Machine::Gpu(device, kernel)));
             }
             Err(error) => eprintln!("SKIPPED {test} on the GPU: {error}"),
@@ -174,7 +174,7 @@ impl Bench {
         let launch = Launch { partial, attention, ..launch };
         match &self.machine {
             Machine::Gpu(device, kernel) => {
-                let list = List::new(&device.stream, phases, counters).unwrap();
+                let list = List::new(&device.stream, phases, counters, kernel.blocks).unwrap();
                 kernel.launch(&device.stream, &list, launch).unwrap();
                 device.stream.synchronize().unwrap();
             }

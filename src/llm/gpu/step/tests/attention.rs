@@ -41,7 +41,12 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let qkv = bench.bytes(&vec![0xff; rows * width * 2]);
     let out = bench.bytes(&vec![0xff; rows * heads * dim * 2]);
     let (kept_keys, kept_values) = (bench.short(&keys), bench.short(&values));
-    let first = Phase { x: bench.short(&x), out: qkv, counters: 2, ..shape(matrix, [inputs, width], 2) };
+    let first = Phase {
+        x: bench.short(&x),
+        out: qkv,
+        counters: 2,
+        ..shape(matrix, [inputs, width], false, Cut { across: 2, blocks: 1 })
+    };
     let word = |n: usize| u32::try_from(n).unwrap();
     let attend = Phase {
         kind: ATTEND,

@@ -29,15 +29,20 @@ struct alignas(16) uint4 {
 struct uint2 {
   unsigned x, y;
 };
+struct float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }
 inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T>
 inline T __ldcg(T const* at) { return *(T const volatile*)at; }
 template <typename T>
-inline void __stcg(T* at, T value) { *(T volatile*)at = value; }
+inline void __stcg(T* at, T value) { memcpy((void*)at, &value, sizeof value); }
 
 // A thread.
 struct Fiber {
@@ -121,6 +126,7 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
   }
   return out;
 }
+inline int __clz(u32 v) { return __builtin_clz(v); }
 inline u32 clock() {
   static u32 now;
   return now += 100;
@@ -173,7 +179,7 @@ inline void wait_for_all() {}
 template <u32 COUNT>
 inline void wait_for_all_but() {}
 inline void bring(void const*) {}
-inline u32 shared4(u32 at) { return *(u32 const*)shared_at(at, 4); }
+inline uint2 shared8(u32 at) { return *(uint2 const*)shared_at(at, 8); }
 inline uint4 shared16(u32 at) { return *(uint4 const*)shared_at(at, 16); }
 
 // As many 8x8 matrices as `Words` has words.
@@ -231,10 +237,8 @@ inline void multiply(float (&c)[4], uint4 a, uint2 b) {
   });
   memcpy(c, out, 16);
 }
-inline u32 minus(u32 a, u32 b) {
-  auto const one = [&](u32 shift) { return (u32)narrow<1>(widen<1>((u16)(a >> shift)) - widen<1>((u16)(b >> shift))) << shift; };
-  return one(0) | one(16);
-}
+inline void pause() {}
+inline u32 multiprocessor() { return this_block; }
 inline u32 select(u32 a, u32 mask, u32 bits) { return (a & mask) | bits; }
 
 inline void prepare(u32 barrier, u32 count) {

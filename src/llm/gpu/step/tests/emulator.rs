@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
+use super::super::deal::Dealt;
 use super::super::kernel::{Launch, Phase};
 use crate::llm::gpu::kernels::word;
 use crate::tensor::DType;
@@ -21,10 +22,15 @@ type RunBlock = unsafe extern "C" fn(*const Launch, u32, u32, u32);
 pub(super) struct Emulator(&'static [Library]);
 
 impl Emulator {
-    /// Compiled once for all tests.
-    pub(super) fn get() -> Self {
-        static LIBRARIES: OnceLock<Vec<Library>> = OnceLock::new();
-        Self(LIBRARIES.get_or_init(compile))
+    /// Compiled once for all tests: for float16 with packed weights as for a GPU, for bfloat16 as where there is little shared
+    /// memory, and with attention in many parts.
+    pub(super) fn get(dtype: DType) -> Self {
+        static LIBRARIES: [OnceLock<Vec<Library>>; 2] = [const { OnceLock::new() }; 2];
+        let (which, options): (_, &[&str]) = match dtype {
+            DType::BFloat16 => (0, &["-DSLOT=4096", "-DWORK=32768", "-DPACKED=0", "-DALONE=1", "-DLEAST=1"]),
+            _ => (1, &["-DSLOT=5120", "-DWORK=49152", "-DPACKED=31"]),
+        };
+        Self(LIBRARIES[which].get_or_init(|| compile(options)))
     }
 
     pub(super) fn run(self, phases: &[Phase], counters: usize, launch: Launch, dtype: DType) {
@@ -32,6 +38,9 @@ impl Emulator {
         static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut counters = vec![0_u32; phases.len() + counters];
+        let mut dealt = Dealt::new(phases, BLOCKS);
+        let table = std::mem::take(&mut dealt.table);
+        let phases = dealt.at(table.as_ptr() as u64);
         let launch = Launch {
             phases: phases.as_ptr() as u64,
             counters: counters.as_mut_ptr() as u64,
@@ -54,12 +63,14 @@ impl Emulator {
     }
 }
 
-fn compile() -> Vec<Library> {
+fn compile(options: &[&str]) -> Vec<Library> {
     let folder = tempfile::tempdir().unwrap();
     let source = concat!(
         include_str!("../common.cu"),
         include_str!("emulator.h"),
         include_str!("../helpers.cu"),
+        include_str!("../tiles.cu"),
+        include_str!("../fetch.cu"),
         include_str!("../product.cu"),
         include_str!("../attend.cu"),
         include_str!("../step.cu"),
@@ -69,7 +80,7 @@ fn compile() -> Vec<Library> {
     std::fs::write(&path, source).unwrap();
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let mut command = Command::new(&compiler);
-    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-DDEPTH=3", "-DSLOT=5120", "-o"]);
+    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-DDEPTH=3"]).args(options).arg("-o");
     // A library's templates must keep their own variables.
     let done = command.arg(&library).arg(&path).arg("-fno-gnu-unique").output();
     let done = done.unwrap_or_else(|error| panic!("{compiler}: {error}"));

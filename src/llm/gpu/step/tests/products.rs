@@ -24,10 +24,12 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let step = if bits == 16 || group == 0 { 8 } else { group };
     let most = if bench.is_fast() { 2400 } else { 420 };
     let inputs = step * (1 + draw.below(most / step));
-    let (outputs, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(ROWS));
+    let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(ROWS));
     let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
-    let x: Vec<f64> = (0..rows * inputs * if gated { 2 } else { 1 }).map(|_| bench.round(2.0 * draw.float())).collect();
-    let stride = x.len() / rows;
+    // Half of the weights' outputs are gates, in strips of their own.
+    let (wide, residual) = (wide && !gated, residual && !gated);
+    let (made, outputs) = if gated { (2 * columns, 4 * columns) } else { (columns, columns) };
+    let x: Vec<f64> = (0..rows * inputs).map(|_| bench.round(2.0 * draw.float())).collect();
     let mut weights = vec![0.0; inputs * outputs];
     let mut magnitudes = vec![0.0; inputs * outputs];
     let mut order: Option<Vec<usize>> = None;
@@ -37,7 +39,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         (bench.short(&weights), None)
     } else {
         let size = if group == 0 { inputs } else { group };
-        let second = draw.of(&[None, Some(Second::Zero), Some(Second::Minimum)]);
+        let second = draw.of(&[Second::Zero, Second::Minimum]);
         let groups = inputs / size;
         if group > 0 && draw.below(2) == 1 {
             let mut shuffled: Vec<usize> = (0..inputs).collect();
@@ -50,9 +52,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             .map(|_| {
                 let scale = f16::from_f64(0.1 / middle * (0.2 + draw.float().abs())).to_f64();
                 let last = match second {
-                    None => middle,
-                    Some(Second::Zero) => draw.below((1 << bits) + 1) as f64,
-                    Some(Second::Minimum) => f16::from_f64(0.1 * draw.float()).to_f64(),
+                    Second::Zero => draw.below((1 << bits) + 1) as f64,
+                    Second::Minimum => f16::from_f64(0.1 * draw.float()).to_f64(),
                 };
                 (scale, last)
             })
@@ -62,15 +63,16 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             for output in 0..outputs {
                 let (scale, last) = terms[place / size * outputs + output];
                 let q = f64::from(quants[output * inputs + input]);
-                let minimum = second == Some(Second::Minimum);
+                let minimum = second == Second::Minimum;
                 weights[input * outputs + output] = if minimum { scale * q + last } else { scale * (q - last) };
-                // The kernel adds q - middle and the rest apart.
-                magnitudes[input * outputs + output] = scale * 3.0 * middle + if minimum { last.abs() } else { 0.0 };
+                // The kernel adds q + 2^8 or 2^10 and the rest apart.
+                let base = if bits == 4 { 256.0 } else { 1024.0 };
+                magnitudes[input * outputs + output] = scale * 2.0 * base + if minimum { last.abs() } else { 0.0 };
             }
         }
         let deep = if bits == 4 { 128 } else { 64 };
         let shared = if group == 0 { deep } else { size.min(deep) };
-        let layout = Layout { bits, group: shared, second: second.or(Some(Second::Zero)), inputs, outputs };
+        let layout = Layout { bits, group: shared, second, inputs, outputs };
         let layout =
             if size.min(deep) == size || size.is_multiple_of(deep) { layout } else { Layout { group: deep, ..layout } };
         let read = |first: usize, out: &mut [u8]| out.copy_from_slice(&quants[first * inputs..][..out.len()]);
@@ -79,61 +81,55 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             (scale as f32, last as f32)
         };
         let tiled = tile_of(layout, (order.clone(), size), &read, &short).unwrap();
-        assert_eq!(tiled.layout.second, second, "{case}");
         let order = tiled.order.map_or(0, |order| bench.words(&order));
         (bench.bytes(&tiled.bytes), Some((tiled.layout, order)))
     };
     let norm: Vec<f64> = (0..inputs).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
     let biases: Vec<f64> = (0..outputs).map(|_| bench.round(draw.float())).collect();
-    let residuals: Vec<f64> = (0..rows * outputs).map(|_| bench.round(draw.float())).collect();
+    let residuals: Vec<f64> = (0..rows * made).map(|_| bench.round(draw.float())).collect();
     let eps = 1e-5_f64;
-    let out = bench.bytes(&vec![0xff; rows * outputs * 4]);
-    let shape = shape(matrix, [inputs, outputs], draw.of(&[2, 4, 8]));
+    let out = bench.bytes(&vec![0xff; rows * made * 4]);
+    // Few blocks make wide strips of packed weights.
+    let cut = Cut { across: draw.of(&[2, 4, 8]), blocks: draw.of(&[0, 1000]) };
+    let shape = shape(matrix, [inputs, outputs], gated, cut);
     let strips = shape.strips as usize;
     let out_squares = bench.bytes(&vec![0xff; ROWS * strips * 4]);
     // The sums of squares come from the phase before, in some parts, or nobody has made them.
     let parts = if draw.below(2) == 1 { 1 + draw.below(40) } else { 0 };
-    let share = |row: usize| x[row * stride..][..inputs].iter().map(|x| x * x).sum::<f64>() / parts.max(1) as f64;
+    let share = |row: usize| x[row * inputs..][..inputs].iter().map(|x| x * x).sum::<f64>() / parts.max(1) as f64;
     let squares: Vec<f64> =
         (0..ROWS * parts).map(|at| if at / parts < rows { share(at / parts) } else { f64::NAN }).collect();
     let phase = Phase {
         squares: if parts > 0 { bench.floats(&squares) } else { 0 },
         square_count: u32::try_from(parts).unwrap(),
         x: bench.short(&x),
-        stride: u32::try_from(stride).unwrap(),
         norm: if normed { bench.floats(&norm) } else { 0 },
         bias: if bias && !wide { bench.short(&biases) } else { 0 },
         residual: if residual && !wide { bench.short(&residuals) } else { 0 },
-        gated: u32::from(gated),
         wide: u32::from(wide),
         counters: 1,
         out,
         out_squares,
         ..shape
     };
-    // Squares are summed over inputs, which gated ones have not.
-    let phase = if gated { Phase { norm: 0, ..phase } } else { phase };
     let launch = Launch { rows: u32::try_from(rows).unwrap(), eps: eps as f32, ..Launch::default() };
     bench.run(&[phase], strips, launch);
     let have = match wide {
-        true => bench.read_floats(out, rows * outputs),
-        false => bench.read_short(out, rows * outputs),
+        true => bench.read_floats(out, rows * made),
+        false => bench.read_short(out, rows * made),
     };
     let what = format!(
         "case {case}: {inputs}x{outputs}, {rows} rows, {bits} bits, group {group}, gated {gated}, norm {normed}, order {}",
         order.is_some()
     );
     let unit = bench.unit();
-    let exact = phase.norm == 0 && !gated;
+    let exact = phase.norm == 0;
     for row in 0..rows {
-        let from = &x[row * stride..][..stride];
+        let from = &x[row * inputs..][..inputs];
         let mean = from[..inputs].iter().map(|x| x * x).sum::<f64>() / inputs as f64;
         let values: Vec<f64> = (0..inputs)
             .map(|k| {
                 let mut value = from[k];
-                if gated {
-                    value = value / (1.0 + (-value).exp()) * from[inputs + k];
-                }
                 if phase.norm != 0 {
                     value *= norm[k] / (mean + eps).sqrt();
                 }
@@ -141,24 +137,43 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             })
             .collect();
         let mut square = 0.0;
-        for n in 0..outputs {
+        // A sum with its bias, and by how much it may be off: float32 by some units of 2^-24, roundings of inputs by one
+        // unit where they may differ.
+        let column = |n: usize| {
             let (mut sum, mut size) = (0.0, 0.0);
             for (k, value) in values.iter().enumerate() {
                 sum += value * weights[k * outputs + n];
                 size += value.abs() * magnitudes[k * outputs + n];
             }
-            // Sums in float32 are off by some units of 2^-24, roundings of inputs by one unit where they may differ.
-            let mut bound = size * (32.0 / f64::from(1 << 24) + if exact { 0.0 } else { 2.0 * unit }) + 1e-7;
+            let mut bound = size * 32.0 / f64::from(1 << 24) + 1e-7;
+            if !exact {
+                let terms = values.iter().enumerate().map(|(k, value)| (value * weights[k * outputs + n]).abs());
+                bound += 2.0 * unit * terms.sum::<f64>();
+            }
+            if phase.bias != 0 {
+                bound += sum.abs() * unit;
+                sum += biases[n];
+            }
+            (sum, bound)
+        };
+        for n in 0..made {
+            let (mut sum, mut bound) = column(if gated { made + n } else { n });
+            if gated {
+                let (gate, off) = column(n);
+                let (off, through) = (off + gate.abs() * unit, bound + sum.abs() * unit);
+                // SiLU's slope is 1.1 at most.
+                let active = gate / (1.0 + (-gate).exp());
+                bound = (active.abs() + 1.1 * off) * through + 1.1 * off * sum.abs() + 1e-6;
+                sum *= active;
+            }
             if !wide {
-                let bias = (phase.bias != 0).then(|| biases[n]);
-                let residual = (phase.residual != 0).then(|| residuals[row * outputs + n]);
-                for extra in bias.into_iter().chain(residual) {
+                if phase.residual != 0 {
                     bound += sum.abs() * unit;
-                    sum += extra;
+                    sum += residuals[row * made + n];
                 }
                 bound += (sum.abs() + bound) * unit;
             }
-            let got = have[row * outputs + n];
+            let got = have[row * made + n];
             assert!((got - sum).abs() <= bound, "{what}: [{row}, {n}] is {got}, not {sum} within {bound:e}");
             square += got * got;
         }
@@ -204,7 +219,7 @@ fn one_sum(bench: &mut Bench, draw: &mut Draw) {
         out: apart,
         out_squares: squares,
         counters: 2,
-        ..shape((weights, None), [inputs, outputs], draw.of(&[2, 4]))
+        ..shape((weights, None), [inputs, outputs], false, Cut { across: draw.of(&[2, 4]), blocks: 1 })
     };
     let strips = outputs.div_ceil(ADD_WIDTH);
     let add = Phase {

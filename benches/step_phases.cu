@@ -1,0 +1,417 @@
+// Where the time of a decode step goes: the step kernel alone on a model of Mistral-7B's shape with random weights, and for
+// each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between which
+// points of its blocks that passes. Times of the points are medians over blocks and layers.
+//
+//   nvcc -O3 -std=c++17 -arch=native benches/step_phases.cu -o step_phases && ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
+//
+// BITS 16, 8 or 4. Results are not checked: the unit tests do that.
+#include <cstdio>
+#include <cstdlib>
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+__device__ unsigned long long* trace;  // [phases, blocks, POINTS, 2]: nanoseconds, clocks
+constexpr unsigned POINTS = 6;
+#ifndef SHARES
+#define SHARES 1
+#endif
+#ifndef PLAIN_ACROSS
+#define PLAIN_ACROSS 4
+#endif
+#ifndef GATED_ACROSS
+#define GATED_ACROSS 4
+#endif
+#ifndef NO_MARKS
+#define MARK(point) mark(index, point)
+static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
+  if (threadIdx.x == 0) {
+    unsigned long long now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    unsigned long long* const to = trace + (((unsigned long long)index * gridDim.x + blockIdx.x) * POINTS + point) * 2;
+    to[0] = now;
+    to[1] = clock64();
+  }
+}
+#endif
+
+#include "../src/llm/gpu/step/common.cu"
+#include "../src/llm/gpu/step/primitives.cu"
+#include "../src/llm/gpu/step/helpers.cu"
+#include "../src/llm/gpu/step/tiles.cu"
+#include "../src/llm/gpu/step/fetch.cu"
+#include "../src/llm/gpu/step/product.cu"
+#include "../src/llm/gpu/step/attend.cu"
+#include "../src/llm/gpu/step/step.cu"
+
+#define CHECK(call)                                                                      \
+  do {                                                                                   \
+    cudaError_t const e_ = (call);                                                       \
+    if (e_ != cudaSuccess) {                                                             \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_));   \
+      std::exit(1);                                                                      \
+    }                                                                                    \
+  } while (0)
+
+// Small random float16 values, or random integers and scales: any bits but those of infinities.
+__global__ void fill(u16* to, u64 count, u32 mask) {
+  for (u64 i = blockIdx.x * (u64)blockDim.x + threadIdx.x; i < count; i += (u64)gridDim.x * blockDim.x) {
+    u32 x = (u32)i * 2654435761u + (u32)(i >> 32) * 40503u;
+    x ^= x >> 15;
+    to[i] = (u16)(x * 2246822519u >> 16) & (u16)mask;
+  }
+}
+
+static void* memory(u64 bytes, u32 mask) {
+  void* at;
+  CHECK(cudaMalloc(&at, bytes));
+  fill<<<1024, 256>>>((u16*)at, bytes / 2, mask);
+  return at;
+}
+
+static double bandwidth() {
+  u64 const bytes = 1ull << 30;
+  void *a = memory(bytes, 0xffff), *b = memory(bytes, 0xffff);
+  cudaEvent_t begin, end;
+  CHECK(cudaEventCreate(&begin));
+  CHECK(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = 0; i < 10; ++i) {
+    CHECK(cudaEventRecord(begin));
+    CHECK(cudaMemcpyAsync(a, b, bytes, cudaMemcpyDeviceToDevice));
+    CHECK(cudaEventRecord(end));
+    CHECK(cudaEventSynchronize(end));
+    float ms;
+    CHECK(cudaEventElapsedTime(&ms, begin, end));
+    times.push_back(ms);
+  }
+  std::sort(times.begin(), times.end());
+  CHECK(cudaFree(a));
+  CHECK(cudaFree(b));
+  return 2.0 * bytes / (times[5] * 1e-3);
+}
+
+template <typename T>
+static T median(std::vector<T> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// Deals tiles of plain weights, or strips of packed ones, out to blocks by their shares, as step/deal.rs does.
+static void deal(std::vector<Phase>& phases, std::vector<u32> const& shares, u32** table) {
+  std::vector<u32> words;
+  std::vector<std::pair<u32, u32>> places;
+  u32 const blocks = (u32)shares.size();
+  std::vector<u64> before(blocks + 1);
+  for (u32 b = 0; b < blocks; ++b) {
+    before[b + 1] = before[b] + shares[b];
+  }
+  for (Phase& p : phases) {
+    if (p.kind != PRODUCT) {
+      places.push_back({0, 0});
+      continue;
+    }
+    bool const plain = p.weight_kind == PLAIN;
+    u32 const units = plain ? p.strips * p.tiles : p.strips, start = (u32)words.size();
+    u32 parts = 0;
+    for (u32 b = 0; b <= blocks; ++b) {
+      u32 const used = std::min(blocks, units);
+      u32 const first = units < 4 * blocks ? (u32)((u64)std::min(b, used) * units / used) : (u32)(units * before[b] / before[blocks]);
+      // A strip and, of plain weights, a tile in it.
+      u32 const place = plain ? first / p.tiles << 16 | first % p.tiles : first << 16;
+      parts += b && place > words.back();
+      words.push_back(place);
+    }
+    p.parts = plain ? p.strips : parts;
+    u32 const owners = (u32)words.size();
+    for (u32 strip = 0; plain && strip < p.strips; ++strip) {
+      auto const owner = [&](u32 tile) {
+        u32 const place = tile / p.tiles << 16 | tile % p.tiles;
+        return (u32)(std::upper_bound(words.begin() + start, words.begin() + start + blocks + 1, place) - words.begin() - start - 1);
+      };
+      words.push_back(owner(strip * p.tiles) | owner(strip * p.tiles + p.tiles - 1) << 16);
+    }
+    places.push_back({start, owners});
+  }
+  if (!*table) {
+    CHECK(cudaMalloc(table, words.size() * 8));
+  }
+  CHECK(cudaMemcpy(*table, words.data(), words.size() * 4, cudaMemcpyHostToDevice));
+  for (size_t i = 0; i < phases.size(); ++i) {
+    phases[i].dealt = *table + places[i].first;
+    phases[i].owners = *table + places[i].second;
+  }
+}
+
+int main(int argc, char** argv) {
+  auto const argument = [&](int i, u32 otherwise) { return argc > i ? (u32)std::atoi(argv[i]) : otherwise; };
+  u32 const bits = argument(1, 16), rows = argument(2, 1), context = argument(3, 128), layers = argument(4, 32);
+  u32 const hidden = 4096, inner = 14336, heads = 32, kv_heads = 8, dim = 128, vocabulary = 32000, capacity = 2560;
+  u32 const qkv = (heads + 2 * kv_heads) * dim;
+  cudaDeviceProp device;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  u32 const blocks = device.multiProcessorCount;
+  int clocks;
+  CHECK(cudaDeviceGetAttribute(&clocks, cudaDevAttrClockRate, 0));
+  double const copied = bandwidth();
+
+  std::vector<Phase> phases;
+  std::vector<char const*> names;
+  std::vector<u64> moved;
+  u32 counters = 0;
+  auto const push = [&](char const* name, Phase p, u32 count, u64 bytes) {
+    p.counters = counters;
+    counters += count;
+    phases.push_back(p);
+    names.push_back(name);
+    moved.push_back(bytes);
+  };
+  auto const activations = [&](u32 width) { return (u16*)memory(8ull * width * 2, 0xa7ff); };
+  auto const floats = [&](u32 count) {
+    float* at;
+    std::vector<float> ones(count, 1.0f);
+    CHECK(cudaMalloc(&at, count * 4));
+    CHECK(cudaMemcpy(at, ones.data(), count * 4, cudaMemcpyHostToDevice));
+    return at;
+  };
+  u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv), *const attended = activations(hidden),
+                 *const middle = activations(hidden), *const gates = activations(inner);
+  float *const norm = floats(hidden), *const squares[2] = {floats(8 * hidden / 64), floats(8 * hidden / 64)};
+  u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin = (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
+  u32 counted = 0;
+  auto const product = [&](char const* name, Phase p, u32 inputs, u32 outputs, u32 kind_bits) {
+    p.kind = PRODUCT;
+    p.inputs = inputs;
+    p.outputs = outputs;
+    bool const plain = kind_bits == 16;
+    p.across = plain ? (p.gated ? GATED_ACROSS : rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
+    p.strips = (outputs + p.across * (plain ? TILE : STRIP) - 1) / (p.across * (plain ? TILE : STRIP));
+    p.tile_k = plain ? 32 : 512 / kind_bits;
+    p.tiles = (inputs + p.tile_k - 1) / p.tile_k;
+    p.weight_kind = plain ? PLAIN : kind_bits == 8 ? INT8 : INT4;
+    p.tile_bytes = plain ? 4096 : 1024 + 64;
+    p.group = p.tile_k;
+    p.second = ZERO;
+    u64 const bytes = plain ? (u64)inputs * outputs * 2 : (u64)outputs / 16 * p.tiles * p.tile_bytes;
+    p.weights = (u8 const*)memory(bytes, 0xa7ff);
+    push(name, p, p.strips, bytes);
+    return p.strips;
+  };
+  for (u32 layer = 0; layer < layers; ++layer) {
+    Phase p = {};
+    p.x = states[layer % 2];
+    p.squares = layer ? squares[1] : nullptr;
+    p.square_count = counted;
+    p.norm = norm;
+    p.stride = hidden;
+    p.out = joined;
+    product("query, key, value", p, hidden, qkv, bits);
+    p = {};
+    p.kind = ATTEND;
+    p.x = joined;
+    p.out = attended;
+    u64 const cache = (u64)rows * kv_heads * capacity * dim * 2;
+    p.keys = (u16*)memory(cache, 0xa7ff);
+    p.values = (u16*)memory(cache, 0xa7ff);
+    p.cos = cos;
+    p.sin = sin;
+    p.rotary = dim;
+    push("attention", p, rows * kv_heads, (u64)rows * kv_heads * context * dim * 4);
+    p = {};
+    p.x = attended;
+    p.stride = hidden;
+    p.residual = states[layer % 2];
+    p.out = middle;
+    p.out_squares = squares[0];
+    counted = product("output", p, hidden, hidden, bits);
+    p = {};
+    p.x = middle;
+    p.squares = squares[0];
+    p.square_count = counted;
+    p.norm = norm;
+    p.stride = hidden;
+    p.out = gates;
+    p.gated = 1;
+    product("gate and up", p, hidden, 2 * inner, bits);
+    p = {};
+    p.x = gates;
+    p.stride = inner;
+    p.residual = middle;
+    p.out = states[(layer + 1) % 2];
+    p.out_squares = squares[1];
+    counted = product("down", p, inner, hidden, bits);
+  }
+  Phase p = {};
+  p.x = states[layers % 2];
+  p.squares = squares[1];
+  p.square_count = counted;
+  p.norm = norm;
+  p.stride = hidden;
+  p.out = memory(8ull * vocabulary * 4, 0);
+  p.wide = 1;
+  product("head", p, hidden, vocabulary, 16);
+
+  u32 const count = (u32)phases.size();
+  for (Phase& phase : phases) {
+    phase.counters += count;
+  }
+  Phase* listed;
+  CHECK(cudaMalloc(&listed, count * sizeof(Phase)));
+  u32* table = nullptr;
+  std::vector<u32> shares(blocks, 1 << 16), ranks(1024);
+  auto const upload = [&] {
+    deal(phases, shares, &table);
+    CHECK(cudaMemcpy(listed, phases.data(), count * sizeof(Phase), cudaMemcpyHostToDevice));
+  };
+  upload();
+  std::vector<u32> cached(8, context - 1), present(8, 1);
+  u32 *places, *counts;
+  CHECK(cudaMalloc(&places, 64));
+  CHECK(cudaMemcpy(places, cached.data(), 32, cudaMemcpyHostToDevice));
+  CHECK(cudaMemcpy(places + 8, present.data(), 32, cudaMemcpyHostToDevice));
+  u64 const counter_bytes = (count + counters) * 4;
+  CHECK(cudaMalloc(&counts, counter_bytes));
+  unsigned long long* points;
+  u64 const trace_count = (u64)count * blocks * POINTS * 2;
+  CHECK(cudaMalloc(&points, trace_count * 8));
+  CHECK(cudaMemset(points, 0, trace_count * 8));
+  CHECK(cudaMemcpyToSymbol(trace, &points, sizeof points));
+  Step s = {};
+  s.phases = listed;
+  s.counters = counts;
+  s.partial = floats(2 * blocks * ROWS * WIDEST);
+  s.splits = std::max(1u, blocks / (rows * kv_heads));
+  s.attention = floats(std::max(blocks, rows * kv_heads) * GROUP * (dim + 2));
+  s.cached = places;
+  s.present = places + 8;
+  s.count = count;
+  s.rows = rows;
+  s.capacity = s.positions = capacity;
+  s.heads = heads;
+  s.kv_heads = kv_heads;
+  s.dim = dim;
+  s.eps = 1e-5f;
+  s.scale = 0.088f;
+  u32 const shared = WORK + WARPS * DEPTH * SLOT;
+  CHECK(cudaFuncSetAttribute(step_f16, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  // Multiprocessors are not alike: each gets as much as it can read in the time the others need for theirs.
+  u32* clocks_of;
+  CHECK(cudaMalloc(&clocks_of, blocks * 4));
+  Phase* alone;
+  CHECK(cudaMalloc(&alone, sizeof(Phase)));
+  for (u32 b = 0; b < blocks; ++b) {
+    ranks[b] = b;
+  }
+  u32* ranked;
+  CHECK(cudaMalloc(&ranked, ranks.size() * 4));
+  CHECK(cudaMemcpy(ranked, ranks.data(), ranks.size() * 4, cudaMemcpyHostToDevice));
+  s.ranks = ranked;
+  if (SHARES) {
+    for (int round = 0; round < 4; ++round) {
+      Phase one = phases.back();
+      one.counters = 1;
+      CHECK(cudaMemcpy(alone, &one, sizeof one, cudaMemcpyHostToDevice));
+      Step only = s;
+      only.phases = alone;
+      only.count = 1;
+      only.times = clocks_of;
+      std::vector<u32> taken(blocks);
+      std::vector<std::vector<double>> all(blocks);
+      for (int i = 0; i < 5; ++i) {
+        CHECK(cudaMemset(counts, 0, counter_bytes));
+        step_f16<<<blocks, THREADS + FETCHERS, shared>>>(only);
+        CHECK(cudaMemcpy(taken.data(), clocks_of, blocks * 4, cudaMemcpyDeviceToHost));
+        for (u32 b = 0; b < blocks; ++b) {
+          all[b].push_back(taken[b]);
+        }
+      }
+      double mean = 0, low = 1e30, high = 0;
+      std::vector<double> t(blocks);
+      for (u32 b = 0; b < blocks; ++b) {
+        t[b] = median(all[b]);
+        mean += t[b] / blocks;
+        low = std::min(low, t[b]);
+        high = std::max(high, t[b]);
+      }
+      std::printf("clocks %.0f to %.0f, mean %.0f\n", low, high, mean);
+      for (u32 b = 0; b < blocks; ++b) {
+        shares[b] = (u32)(shares[b] * mean / t[b]);
+      }
+      upload();
+    }
+    if (argc > 5) {
+      for (u32 b = 0; b < blocks; ++b) {
+        std::printf("%u:%.2f ", b, shares[b] / 65536.0);
+      }
+      std::printf("\n");
+    }
+  }
+  cudaEvent_t begin, end;
+  CHECK(cudaEventCreate(&begin));
+  CHECK(cudaEventCreate(&end));
+  std::vector<float> times;
+  for (int i = 0; i < 40; ++i) {
+    CHECK(cudaMemset(points, 0, trace_count * 8));
+    CHECK(cudaEventRecord(begin));
+    CHECK(cudaMemsetAsync(counts, 0, counter_bytes));
+    step_f16<<<blocks, THREADS + FETCHERS, shared>>>(s);
+    CHECK(cudaEventRecord(end));
+    CHECK(cudaEventSynchronize(end));
+    float ms;
+    CHECK(cudaEventElapsedTime(&ms, begin, end));
+    if (i >= 10) {
+      times.push_back(ms);
+    }
+  }
+  u64 bytes = 0;
+  for (u64 part : moved) {
+    bytes += part;
+  }
+  double const ms = median(times);
+  std::printf("%s, copies move %.0f GB/s; %u bits, %u sequences, context %u, %u layers: %.3f ms a step, %.1f %% of it memory's\n",
+              device.name, copied * 1e-9, bits, rows, context, layers, ms, bytes / copied / (ms * 1e-3) * 100);
+#ifndef NO_MARKS
+  std::vector<unsigned long long> host(trace_count);
+  CHECK(cudaMemcpy(host.data(), points, trace_count * 8, cudaMemcpyDeviceToHost));
+  auto const at = [&](u32 phase, u32 block, u32 point, u32 what) { return host[(((u64)phase * blocks + block) * POINTS + point) * 2 + what]; };
+  std::printf("%-18s %8s %8s %8s | %8s %8s | %8s %8s %8s %8s %8s us\n", "phase", "MB", "at limit", "takes", "first", "last", "wait", "inputs",
+              "work", "parts", "final");
+  for (u32 kind = 0; kind < 6; ++kind) {
+    std::vector<double> takes, segments[POINTS - 1], first, last;
+    u32 const start = kind == 5 ? count - 1 : kind, stride = kind == 5 ? count : 5;
+    for (u32 phase = start; phase < count - (kind < 5); phase += stride) {
+      unsigned long long finished = 0, before = 0, soonest = ~0ull, latest = 0;
+      for (u32 block = 0; block < blocks; ++block) {
+        for (u32 point = 0; point < POINTS; ++point) {
+          finished = std::max(finished, at(phase, block, point, 0));
+          if (phase) {
+            before = std::max(before, at(phase - 1, block, point, 0));
+          }
+        }
+        // When a block's own work is done.
+        if (at(phase, block, 3, 0)) {
+          soonest = std::min(soonest, at(phase, block, 3, 0));
+          latest = std::max(latest, at(phase, block, 3, 0));
+        }
+        for (u32 point = 0; point + 1 < POINTS; ++point) {
+          if (at(phase, block, point + 1, 1) > at(phase, block, point, 1) && at(phase, block, point, 1)) {
+            segments[point].push_back((at(phase, block, point + 1, 1) - at(phase, block, point, 1)) / (clocks * 1e-3));
+          }
+        }
+      }
+      if (phase) {
+        takes.push_back((finished - before) * 1e-3);
+        first.push_back(((double)soonest - (double)before) * 1e-3);
+        last.push_back(((double)latest - (double)before) * 1e-3);
+      }
+    }
+    std::printf("%-18s %8.1f %8.1f %8.1f | %8.1f %8.1f |", names[start], moved[start] * 1e-6, moved[start] / copied * 1e6, median(takes),
+                median(first), median(last));
+    for (auto& segment : segments) {
+      std::printf(" %8.1f", segment.empty() ? 0.0 : median(segment));
+    }
+    std::printf("\n");
+  }
+#endif
+}

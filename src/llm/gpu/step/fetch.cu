@@ -1,0 +1,181 @@
+// Fetching weights. A product's tiles are dealt out by the host (`dealt`), a block has one stretch of them. Four warps fetch,
+// each for a pair of warps that compute, and each pair has places in shared memory for tiles of its own.
+
+// Columns of a tile of plain weights: those of a block's warps are `across` tiles wide, and if pairs of outputs are gates and
+// what they let through, half of them are gates.
+struct Columns {
+  u32 first, end;
+};
+
+__device__ __forceinline__ Columns columns_of(u32 strip, u32 column, u32 across, u32 outputs, u32 gated) {
+  u32 const half = across / 2, inner = outputs / 2;
+  if (gated && column >= half) {
+    return {min(inner + (strip * half + column - half) * TILE, outputs), outputs};
+  }
+  return gated ? Columns{(strip * half + column) * TILE, inner} : Columns{(strip * across + column) * TILE, outputs};
+}
+
+// Barriers of each pair's places for tiles: that one has landed, that both warps have used it.
+struct Places {
+  u64 landed[PAIRS][DEPTH];
+  u64 used[PAIRS][DEPTH];
+};
+
+// Where a fetching warp is in all phases' tiles: the strip, and where along the inputs, in tiles or, packed, in pairs of
+// times four tiles. The pairs of warps that are side by side in turn take each the next.
+struct Cursor {
+  u8 const* weights;
+  u32 phase, strip, at, along, end, end_at, step, tiles, across, inputs, outputs, weight_kind, tile_bytes, gated;
+};
+
+// Pairs of packed tiles along the inputs.
+__device__ __forceinline__ u32 pairs_of(u32 tiles, u32 across) { return (tiles * across + 7) / 8; }
+
+__device__ __forceinline__ bool is_done(Cursor const& at) {
+  return at.strip > at.end || (at.strip == at.end && at.at >= at.end_at);
+}
+
+// From behind the end of a strip to the next strip.
+__device__ __forceinline__ void wrap(Cursor& at) {
+  for (; at.at >= at.along && !is_done(at); ++at.strip) {
+    at.at -= at.along;
+  }
+}
+
+// Goes on to the next phase in which the pair has a tile, if it is at the end of one's.
+__device__ __forceinline__ void settle(Cursor& at, Step const& s, u32 me, u32 couple) {
+  while (is_done(at)) {
+    if (++at.phase >= s.count) {
+      return;
+    }
+    Phase const* const p = s.phases + at.phase;
+    if (p->kind == PRODUCT) {
+      bool const plain = p->weight_kind == PLAIN;
+      u32 const first = p->dealt[me], end = p->dealt[me + 1];
+      at.weights = p->weights;
+      at.tiles = p->tiles;
+      at.across = p->across;
+      at.inputs = p->inputs;
+      at.outputs = p->outputs;
+      at.weight_kind = p->weight_kind;
+      at.tile_bytes = p->tile_bytes;
+      at.gated = p->gated;
+      at.along = plain ? at.tiles : pairs_of(at.tiles, at.across);
+      at.step = plain ? WARPS / at.across : PAIRS;
+      at.strip = first >> 16;
+      at.at = first % 65536 + (plain ? 2 * couple / at.across : couple);
+      at.end = end >> 16;
+      at.end_at = end % 65536;
+      wrap(at);
+    }
+  }
+}
+
+__device__ __forceinline__ void advance(Cursor& at, Step const& s, u32 me, u32 couple) {
+  at.at += at.step;
+  wrap(at);
+  settle(at, s, me, couple);
+}
+
+// The first of a pair's packed tiles in one of its strips, and how many bytes of it there are.
+struct Stretch {
+  u8 const* from;
+  u32 bytes;
+};
+
+__device__ __forceinline__ Stretch stretch_of(Cursor const& at, u32 side) {
+  u32 const deep = 8 / at.across, first = at.at * deep;
+  u32 const strip = at.gated ? at.strip + side * (at.outputs / 2 / STRIP) : at.strip * at.across + side;
+  return {at.weights + ((u64)strip * at.tiles + first) * at.tile_bytes, min(deep, at.tiles - first) * at.tile_bytes};
+}
+
+// Begins to fetch a tile for each warp of the pair.
+__device__ __forceinline__ void fetch(Cursor const& at, u32 couple, u32 place) {
+  u32 const lane = threadIdx.x % 32;
+  if (at.weight_kind == PLAIN) {
+    // 32 inputs of 2 x 64 outputs; sixteen bytes are swapped about so that ldmatrix meets each bank once.
+    u32 const t = at.at, c = lane % 8, side = lane / 8 % 2, k = lane / 16;
+    Columns const columns = columns_of(at.strip, 2 * couple % at.across + side, at.across, at.outputs, at.gated);
+    u32 const column = columns.first + c * 8;
+    u8 const* const from = at.weights + ((u64)(t * 32 + k) * at.outputs + column) * 2;
+#pragma unroll
+    for (u32 j = 0; j < 16; ++j) {
+      u32 const row = k + 2 * j;
+      bool const there = t * 32 + row < at.inputs && column < columns.end;
+      fetch16(place + side * SLOT + row * 128 + ((c ^ turn_of(row)) * 16), there ? from + (u64)(2 * j) * at.outputs * 2 : at.weights,
+              there ? 16 : 0);
+    }
+  } else {
+    for (u32 side = 0; side < at.across; ++side) {
+      Stretch const stretch = stretch_of(at, side);
+      u32 const all = 8 / at.across * at.tile_bytes, to = place + side * all;
+#pragma unroll 8
+      for (u32 i = lane * 16; i < all; i += 512) {
+        fetch16(to + i, i < stretch.bytes ? stretch.from + i : at.weights, i < stretch.bytes ? 16 : 0);
+      }
+    }
+  }
+  commit();
+}
+
+// Brings a pair's plain tiles into the L2 cache.
+__device__ __forceinline__ void bring_tile(Cursor const& at, u32 couple) {
+  u32 const k = at.at * 32 + threadIdx.x % 32;
+#pragma unroll
+  for (u32 side = 0; side < 2; ++side) {
+    Columns const columns = columns_of(at.strip, 2 * couple % at.across + side, at.across, at.outputs, at.gated);
+    if (k < at.inputs && columns.first < columns.end) {
+      bring(at.weights + ((u64)k * at.outputs + columns.first) * 2);
+    }
+  }
+}
+
+// Fetches a pair of warps' tiles of all phases.
+__device__ __forceinline__ void fetch_all(Step const& s, Places& places, u32 me, u32 couple, u32 ring) {
+  u32 const lane = threadIdx.x % 32, landed = shared_address(places.landed[couple]), used = shared_address(places.used[couple]);
+  Cursor at = {nullptr, ~0u};
+  settle(at, s, me, couple);
+  Cursor ahead = at;
+  u32 fetched = 0, told = 0, lead = 0;
+  // Says that all but the last `flying` tiles have landed, once each lane has seen its own part do so.
+  auto const tell = [&](u32 flying) {
+    __syncwarp();
+    for (; told + flying < fetched; ++told) {
+      if (lane == 0) {
+        arrive(landed + told % DEPTH * 8);
+      }
+    }
+  };
+  while (at.phase < s.count) {
+    u32 const place = fetched % DEPTH, round = fetched / DEPTH;
+    if (round > 0 && !has_passed(used + place * 8, (round + 1) % 2)) {
+      // What is on its way arrives before a place is free. Meanwhile memory goes on, as fast as it can, into the L2 cache.
+      wait_for_all();
+      tell(0);
+      u32 since = (u32)clock();
+      while (!has_passed(used + place * 8, (round + 1) % 2)) {
+        if (lead < AHEAD && ahead.phase < s.count && ahead.weight_kind == PLAIN && (u32)clock() - since > PACE) {
+          bring_tile(ahead, couple);
+          advance(ahead, s, me, couple);
+          ++lead;
+          since += PACE;
+        } else {
+          pause();
+        }
+      }
+      __syncwarp();
+    }
+    fetch(at, couple, ring + (couple * DEPTH + place) * 2 * SLOT);
+    advance(at, s, me, couple);
+    if (lead > 0) {
+      --lead;
+    } else {
+      ahead = at;
+    }
+    ++fetched;
+    wait_for_all_but<FLIGHT - 1>();
+    tell(FLIGHT - 1);
+  }
+  wait_for_all();
+  tell(0);
+}
