@@ -2,14 +2,10 @@
 // values put where they belong, and the positions are cut into spans, which blocks share out and whoever comes last adds
 // up. The softmax is carried from span to span (Milakov & Gimelshein 2018).
 
-u32 constexpr SPAN = WORK < 48 * 1024 ? 32 : 64;  // positions at a time; half as many where heads are larger than 128
+#ifndef SPAN
+#define SPAN (WORK < 48 * 1024 ? 32 : 64)  // positions at a time; half as many where heads are larger than 128
+#endif
 u32 constexpr CHUNKS = SPAN / 16;                 // sixteen bytes of keys, and of values, a thread of a span
-#ifndef ALONE
-#define ALONE (6 * 64 / SPAN)  // spans that a block had better take alone
-#endif
-#ifndef LEAST
-#define LEAST (3 * 64 / SPAN)  // those of a block, of more
-#endif
 u32 constexpr SPLITS = 8;                         // parts that are read at once
 
 u32 constexpr PAIRS_OF_LANE = 4;  // elements a lane turns with those half a rotation on: of 256 at most
@@ -103,7 +99,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
     u32 const position = min(s.cached[row], s.capacity - 1), length = position + 1;
     u32 const from = p.window && length > p.window ? length - p.window : 0;
     u32 const first_span = from / span, spans = (length + span - 1) / span - first_span;
-    u32 const active = spans <= ALONE ? 1 : min(s.splits, spans / LEAST);
+    u32 const active = min(s.splits, spans);
     if (split >= active) {
       continue;
     }

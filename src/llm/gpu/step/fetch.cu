@@ -21,24 +21,57 @@ struct Places {
   u64 used[PAIRS][DEPTH];
 };
 
-// Where a fetching warp is in all phases' tiles: the strip, and where along the inputs, in tiles or, packed, in pairs of
-// times four tiles. The pairs of warps that are side by side in turn take each the next.
-struct Cursor {
-  u8 const* weights;
-  u32 phase, strip, at, along, end, end_at, step, tiles, across, inputs, outputs, weight_kind, tile_bytes, gated;
+// The order of a block's strips. Inputs of packed weights that do not fit at once are taken in chunks, for two strips each.
+struct Walk {
+  u32 along, chunk, end;       // along the inputs: of a strip, at a time; the strip after the last
+  u32 strip, from, to, first;  // the first is that of the two
+
+  __device__ __forceinline__ void next() {
+    if (chunk >= along || (strip == first && first + 1 < end)) {
+      ++strip;
+      return;
+    }
+    bool const is_over = to >= along;
+    first += is_over ? 2 : 0;
+    from = is_over ? 0 : to;
+    to = is_over ? chunk : min(along, to + chunk);
+    strip = first;
+  }
 };
 
-// Pairs of packed tiles along the inputs.
-__device__ __forceinline__ u32 pairs_of(u32 tiles, u32 across) { return (tiles * across + 7) / 8; }
+// Packed weights, along the inputs, in pairs of times four tiles: how many of a strip, how many inputs one has, how many fit
+// at a time.
+struct Pairs {
+  u32 all, deep, chunk;
+};
 
-__device__ __forceinline__ bool is_done(Cursor const& at) {
-  return at.strip > at.end || (at.strip == at.end && at.at >= at.end_at);
+// Bytes of all warps' sums for two strips, before the inputs.
+__device__ __forceinline__ u32 sums_of(u32 across, u32 rows) { return (2 * WARPS * rows * (across * STRIP + 1) * 4 + 127) / 128 * 128; }
+
+__device__ __forceinline__ Pairs pairs_of(Phase const& p, u32 rows) {
+  u32 const all = (p.tiles * p.across + 7) / 8, deep = 8 / p.across * p.tile_k;
+  u32 const room = (WORK - sums_of(p.across, rows)) / rows - 192;
+  return {all, deep, min(all, room / (deep * 2 + deep / p.group * 4))};
 }
 
-// From behind the end of a strip to the next strip.
+// Where a fetching warp is in all phases' tiles: the strip, and where along the inputs, in tiles or, packed, in pairs of
+// times four tiles. Pairs of warps that are not side by side take the next in turn.
+struct Cursor {
+  u8 const* weights;
+  u32 phase, at, end_at, step, tiles, across, inputs, outputs, weight_kind, tile_bytes, gated;
+  Walk walk;
+};
+
+__device__ __forceinline__ bool is_done(Cursor const& at) {
+  return at.walk.strip > at.walk.end || (at.walk.strip == at.walk.end && at.at >= at.end_at);
+}
+
+// From behind an end along the inputs to where it goes on.
 __device__ __forceinline__ void wrap(Cursor& at) {
-  for (; at.at >= at.along && !is_done(at); ++at.strip) {
-    at.at -= at.along;
+  while (at.at >= at.walk.to && !is_done(at)) {
+    u32 const over = at.at - at.walk.to;
+    at.walk.next();
+    at.at = at.walk.from + over;
   }
 }
 
@@ -48,24 +81,23 @@ __device__ __forceinline__ void settle(Cursor& at, Step const& s, u32 me, u32 co
     if (++at.phase >= s.count) {
       return;
     }
-    Phase const* const p = s.phases + at.phase;
-    if (p->kind == PRODUCT) {
-      bool const plain = p->weight_kind == PLAIN;
-      u32 const first = p->dealt[me], end = p->dealt[me + 1];
-      at.weights = p->weights;
-      at.tiles = p->tiles;
-      at.across = p->across;
-      at.inputs = p->inputs;
-      at.outputs = p->outputs;
-      at.weight_kind = p->weight_kind;
-      at.tile_bytes = p->tile_bytes;
-      at.gated = p->gated;
-      at.along = plain ? at.tiles : pairs_of(at.tiles, at.across);
+    Phase const& p = s.phases[at.phase];
+    if (p.kind == PRODUCT) {
+      bool const plain = p.weight_kind == PLAIN;
+      u32 const first = p.dealt[me], end = p.dealt[me + 1];
+      Pairs const pairs = plain ? Pairs{p.tiles, 0, p.tiles} : pairs_of(p, s.rows);
+      at.weights = p.weights;
+      at.tiles = p.tiles;
+      at.across = p.across;
+      at.inputs = p.inputs;
+      at.outputs = p.outputs;
+      at.weight_kind = p.weight_kind;
+      at.tile_bytes = p.tile_bytes;
+      at.gated = p.gated;
       at.step = plain ? WARPS / at.across : PAIRS;
-      at.strip = first >> 16;
       at.at = first % 65536 + (plain ? 2 * couple / at.across : couple);
-      at.end = end >> 16;
       at.end_at = end % 65536;
+      at.walk = {pairs.all, pairs.chunk, end >> 16, first >> 16, 0, pairs.chunk, first >> 16};
       wrap(at);
     }
   }
@@ -85,7 +117,7 @@ struct Stretch {
 
 __device__ __forceinline__ Stretch stretch_of(Cursor const& at, u32 side) {
   u32 const deep = 8 / at.across, first = at.at * deep;
-  u32 const strip = at.gated ? at.strip + side * (at.outputs / 2 / STRIP) : at.strip * at.across + side;
+  u32 const strip = at.gated ? at.walk.strip + side * (at.outputs / 2 / STRIP) : at.walk.strip * at.across + side;
   return {at.weights + ((u64)strip * at.tiles + first) * at.tile_bytes, min(deep, at.tiles - first) * at.tile_bytes};
 }
 
@@ -95,7 +127,7 @@ __device__ __forceinline__ void fetch(Cursor const& at, u32 couple, u32 place) {
   if (at.weight_kind == PLAIN) {
     // 32 inputs of 2 x 64 outputs; sixteen bytes are swapped about so that ldmatrix meets each bank once.
     u32 const t = at.at, c = lane % 8, side = lane / 8 % 2, k = lane / 16;
-    Columns const columns = columns_of(at.strip, 2 * couple % at.across + side, at.across, at.outputs, at.gated);
+    Columns const columns = columns_of(at.walk.strip, 2 * couple % at.across + side, at.across, at.outputs, at.gated);
     u32 const column = columns.first + c * 8;
     u8 const* const from = at.weights + ((u64)(t * 32 + k) * at.outputs + column) * 2;
 #pragma unroll
@@ -123,7 +155,7 @@ __device__ __forceinline__ void bring_tile(Cursor const& at, u32 couple) {
   u32 const k = at.at * 32 + threadIdx.x % 32;
 #pragma unroll
   for (u32 side = 0; side < 2; ++side) {
-    Columns const columns = columns_of(at.strip, 2 * couple % at.across + side, at.across, at.outputs, at.gated);
+    Columns const columns = columns_of(at.walk.strip, 2 * couple % at.across + side, at.across, at.outputs, at.gated);
     if (k < at.inputs && columns.first < columns.end) {
       bring(at.weights + ((u64)k * at.outputs + columns.first) * 2);
     }

@@ -39,8 +39,9 @@ pub(super) const PLAIN_ACROSS_TOGETHER: usize = 2;
 const WARPS: usize = 8;
 const FETCHERS: usize = 4;
 pub(super) const GROUP: usize = 16;
-/// Bytes of shared memory for activations, of plain and of packed weights, whose blocks take all inputs.
-const WORK: [usize; 2] = [32 << 10, 48 << 10];
+/// Bytes of shared memory for activations. Blocks of packed weights take all inputs, of several sequences better at a time.
+const WORK: usize = 32 << 10;
+const WORK_PACKED: [usize; 2] = [80 << 10, 48 << 10];
 /// Inputs of a plain tile.
 pub(super) const PLAIN_DEEP: usize = 32;
 /// Shared memory the kernel has besides.
@@ -51,8 +52,10 @@ pub(in super::super) const ROWS: usize = 8;
 /// Bytes of a tile of plain weights; of packed ones a warp takes four at a time.
 pub(super) const PLAIN_TILE: usize = 4096;
 const PACKED_TILES: usize = 4;
-/// Tiles a warp has in shared memory: fewer than two would leave memory waiting, more than eight gains nothing.
-const DEPTHS: std::ops::RangeInclusive<usize> = 2..=8;
+/// Tiles a warp has in shared memory: fewer than two would leave memory waiting, more gain nothing.
+const LEAST_DEPTH: usize = 2;
+const DEPTH: usize = 8;
+const DEPTH_PACKED: usize = 4;
 
 /// What a phase does, as common.cu numbers it.
 pub(super) const PRODUCT: u32 = 0;
@@ -199,10 +202,16 @@ impl Kernel {
     /// Compiles it for these kinds of packed tiles; none where there is no compiler, or no room.
     pub(super) fn for_device(device: &Device, dtype: DType, kinds: Kinds) -> Result<Option<Self>, BackendError> {
         let kinds = if dtype == DType::Float16 { kinds } else { Kinds::default() };
-        let (slot, work) = (kinds.slot(), WORK[usize::from(kinds != Kinds::default())]);
-        let room = device.shared_memory()?.saturating_sub(work + STATIC);
-        let depth = (room / (WARPS * slot)).min(*DEPTHS.end());
-        if !DEPTHS.contains(&depth) {
+        let (slot, memory) = (kinds.slot(), device.shared_memory()?.saturating_sub(STATIC));
+        let depth = |work: usize| memory.saturating_sub(work) / (WARPS * slot);
+        let [much, little] = WORK_PACKED;
+        let (work, most) = match kinds == Kinds::default() {
+            true => (WORK, DEPTH),
+            false if depth(much) >= DEPTH_PACKED => (much, DEPTH_PACKED),
+            false => (little, DEPTH_PACKED),
+        };
+        let depth = depth(work).min(most);
+        if depth < LEAST_DEPTH {
             return Ok(None);
         }
         let options = [("DEPTH", depth), ("SLOT", slot), ("WORK", work), ("PACKED", kinds.0 as usize)];

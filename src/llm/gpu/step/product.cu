@@ -358,47 +358,65 @@ __device__ __forceinline__ void plain_product(Step const& s, Phase const& p, u32
   }
 }
 
-// A block's strips of packed weights, all warps' sums of which are in `parts` [2, WARPS, rows, columns + 1], inputs and their
-// sums in `inputs`, as many pairs at a time as fit.
+__device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) {
+    float const kept = a[i / 4][i % 4];
+    a[i / 4][i % 4] = b[i / 4][i % 4];
+    b[i / 4][i % 4] = kept;
+  }
+}
+
+// A block's strips of packed weights: in shared memory all warps' sums of two strips, [2, WARPS, rows, columns + 1], then
+// inputs and their sums.
 template <u32 BITS, u32 GROUPS, u32 ACROSS>
-__device__ __forceinline__ void packed_strips(Step const& s, Phase const& p, u32 index, Ring& ring, u32 begin, u32 end, u32 pairs, u32 chunk,
-                                              float* parts, u8* inputs, Factors const& factors) {
+__device__ __forceinline__ void packed_strips(Step const& s, Phase const& p, u32 index, Ring& ring, u32 begin, u32 end, Pairs const& pairs,
+                                              Factors const& factors, u8* work) {
   u32 constexpr OWN = 4 / ACROSS, DEEP = 512 / BITS, WIDE = ACROSS * STRIP + 1;  // a warp's tiles along the inputs, inputs of one
   u32 const thread = threadIdx.x, lane = thread % 32, warp = thread / 32, side = warp % 2, rows = s.rows;
   u32 const made = p.gated ? STRIP : ACROSS * STRIP, shift = made == STRIP ? 4 : 5;
+  u8* const inputs = work + sums_of(ACROSS, rows);
   bool const is_minimum = p.second == MINIMUM;
-  u32 at = warp / 2;  // of the strip's pairs, this one's next
+  Walk walk = {pairs.all, pairs.chunk, end, begin, 0, pairs.chunk, begin};
+  u32 at = warp / 2, staged = 0;  // of the strip's pairs, this one's next
+  float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll 1
-  for (u32 strip = begin; strip < end; ++strip) {
-    float sum[2][4] = {};
-#pragma unroll 1
-    for (u32 from = 0; from < pairs; from += chunk) {
-      u32 const to = min(pairs, from + chunk);
-      Stager const stage = {from * 2 * OWN * DEEP, (to - from) * 2 * OWN * DEEP / 8, DEEP / GROUPS};
-      if (chunk < pairs && (strip > begin || from > 0)) {
-        meet();  // those before were used
-        stage.begin(p, rows, inputs);
-        stage.finish<1>(p, rows, factors, stage.early(p), inputs);
-      }
-      u32 const x = shared_address(inputs), stride = stage.stride();
-      float const* const totals = (float const*)(inputs + rows * stride);
-#pragma unroll 1
-      for (; at < to; at += PAIRS) {
-        u32 const place = ring.next() + side * OWN * (1024 + 64 * GROUPS), tile = ((at - from) * 2 + side) * OWN;
-        packed_tiles<BITS, GROUPS, ACROSS>(sum, is_minimum, place, x + tile * DEEP * 2, stride, rows, totals + tile * GROUPS, stage.sums());
-        ring.release();
-      }
+  for (u32 over = at; walk.strip < end; walk.next()) {
+    at = walk.from + over;
+    Stager const stage = {walk.from * pairs.deep, (walk.to - walk.from) * pairs.deep / 8, DEEP / GROUPS};
+    if (walk.from != staged) {
+      meet();  // those before were used
+      stage.begin(p, rows, inputs);
+      stage.finish<1>(p, rows, factors, stage.early(p), inputs);
+      staged = walk.from;
     }
-    at -= pairs;
+    u32 const x = shared_address(inputs), stride = stage.stride();
+    float const* const totals = (float const*)(inputs + rows * stride);
+#pragma unroll 1
+    for (; at < walk.to; at += PAIRS) {
+      u32 const place = ring.next() + side * OWN * (1024 + 64 * GROUPS), tile = ((at - walk.from) * 2 + side) * OWN;
+      packed_tiles<BITS, GROUPS, ACROSS>(sum, is_minimum, place, x + tile * DEEP * 2, stride, rows, totals + tile * GROUPS, stage.sums());
+      ring.release();
+    }
+    over = at - walk.to;
+    if (walk.to < pairs.all) {
+      if (walk.first + 1 < end) {
+        swap(sum, other);  // the other strip's turn
+      }
+      continue;
+    }
     MARK(3);
-    float* const mine = parts + strip % 2 * WARPS * rows * WIDE;
+    u32 const strip = walk.strip;
+    float* const mine = (float*)work + strip % 2 * WARPS * rows * WIDE;
 #pragma unroll
     for (u32 i = 0; i < 4 * ACROSS; ++i) {
       u32 const row = lane % 4 * 2 + i % 2;
       if (row < rows) {
         mine[(warp * rows + row) * WIDE + i / 4 * STRIP + i / 2 % 2 * 8 + lane / 4] = sum[i / 4][i % 4];
       }
+      sum[i / 4][i % 4] = 0.0f;
     }
+    swap(sum, other);
     meet();
     MARK(4);
     // Some warps finish the strip, other ones each time, while the rest go on.
@@ -434,11 +452,9 @@ __device__ __forceinline__ void packed_product(Step const& s, Phase const& p, u3
   if (begin == end) {
     return;
   }
-  u32 const pairs = pairs_of(p.tiles, p.across), deep = 8 / p.across * p.tile_k;  // along the inputs; inputs of a pair
-  float* const parts = (float*)work;
-  u8* const inputs = work + (2 * WARPS * rows * (p.across * STRIP + 1) * 4 + 127) / 128 * 128;
-  u32 const room = (u32)(work + WORK - inputs) / rows - 192, chunk = min(pairs, room / (deep * 2 + deep / p.group * 4));
-  Stager const first = {0, chunk * deep / 8, p.group};
+  Pairs const pairs = pairs_of(p, rows);
+  u8* const inputs = work + sums_of(p.across, rows);
+  Stager const first = {0, pairs.chunk * pairs.deep / 8, p.group};
   Early const early = first.early(p);
   if (index > 0) {
     await(s.counters + index - 1, parts_of(s, index - 1));
@@ -454,12 +470,12 @@ __device__ __forceinline__ void packed_product(Step const& s, Phase const& p, u3
 #define CASE(number, kind, bits, groups)                                                                   \
   case (kind * 8 + groups) * 2:                                                                            \
     if (PACKED >> number & 1) {                                                                            \
-      packed_strips<bits, groups, 1>(s, p, index, ring, begin, end, pairs, chunk, parts, inputs, factors); \
+      packed_strips<bits, groups, 1>(s, p, index, ring, begin, end, pairs, factors, work); \
     }                                                                                                      \
     break;                                                                                                 \
   case (kind * 8 + groups) * 2 + 1:                                                                        \
     if (PACKED >> number & 1) {                                                                            \
-      packed_strips<bits, groups, 2>(s, p, index, ring, begin, end, pairs, chunk, parts, inputs, factors); \
+      packed_strips<bits, groups, 2>(s, p, index, ring, begin, end, pairs, factors, work); \
     }                                                                                                      \
     break;
     CASE(0, INT4, 4, 1)

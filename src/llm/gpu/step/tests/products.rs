@@ -22,8 +22,10 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let bits = if bench.dtype == DType::Float16 { draw.of(&[16, 8, 4]) } else { 16 };
     let group = draw.of(&[32, 64, 128, 0]);
     let step = if bits == 16 || group == 0 { 8 } else { group };
+    // Some have so many inputs that they come in chunks.
     let most = if bench.is_fast() { 2400 } else { 420 };
-    let inputs = step * (1 + draw.below(most / step));
+    let (most, long) = if case % 3 == 0 { (most / 3, 4 * most) } else { (most, most) };
+    let inputs = step * (1 + draw.below(long / step));
     let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(ROWS));
     let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
     // Half of the weights' outputs are gates, in strips of their own.
