@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use half::slice::HalfFloatSliceExt as _;
+
 use super::buffers::{Buffer, Pinned, copy};
-use super::kernels::{Address, Kernels, kind};
-use super::step::Kernel;
+use super::kernels::{Address, Kernels, kind, word};
+use super::step::{Kernel, ROWS};
 use super::weights::{Matrix, Weights};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
@@ -46,9 +48,8 @@ pub(super) struct State {
     /// Hidden states whose logits are wanted: `[rows, hidden]`.
     pub(super) last: Buffer,
     pub(super) logits: Buffer,
-    /// Per sequence: positions cached, positions new. uint32.
-    cached: Buffer,
-    count: Buffer,
+    /// Positions cached of each sequence, then positions new of each. uint32.
+    placed: Buffer,
     embedded: Buffer,
     bad: Buffer,
     /// Who unpacks matrices for the engines, and where to: by their place in a layer.
@@ -114,7 +115,7 @@ impl State {
         let unpacked = unpacked.collect::<Result<Vec<_>, _>>()?;
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
         let new = || buffer(tokens * model.kv_heads * model.head_dim * size, "activations");
-        let rows = shapes.slots.max(super::step::ROWS);
+        let rows = shapes.slots.max(ROWS);
         Ok(Self {
             embedding: Embedding::new(&checkpoint, &model),
             spare: buffer(cache, "keys and values")?,
@@ -130,8 +131,7 @@ impl State {
             new: (new()?, new()?),
             last: buffer(rows * model.hidden_size * size, "activations")?,
             logits: buffer(rows * model.vocab_size * 4, "logits")?,
-            cached: buffer(4 * rows, "positions")?,
-            count: buffer(4 * rows, "positions")?,
+            placed: buffer(2 * 4 * rows, "positions")?,
             embedded: buffer(tokens * model.hidden_size * 4, "embeddings")?,
             bad: buffer(4, "a counter")?,
             staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
@@ -161,14 +161,13 @@ impl State {
 
     /// Tells the device where the sequences are: (cached, new) positions, one pair per row of the batch.
     pub(super) fn place(&mut self, rows: &[(usize, usize)]) -> Result<(), BackendError> {
-        let words = |pick: fn(&(usize, usize)) -> usize| {
-            rows.iter()
-                .flat_map(move |row| u32::try_from(pick(row)).unwrap_or(u32::MAX).to_le_bytes())
-                .collect::<Vec<u8>>()
-        };
-        let (cached, count) = (words(|row| row.0), words(|row| row.1));
-        self.cached.upload(&cached)?;
-        self.count.upload(&count)
+        let half = self.placed.len() / 2;
+        let mut bytes = vec![0; half + 4 * rows.len()];
+        for (row, (cached, count)) in rows.iter().enumerate() {
+            bytes[4 * row..][..4].copy_from_slice(&word(*cached).to_le_bytes());
+            bytes[half + 4 * row..][..4].copy_from_slice(&word(*count).to_le_bytes());
+        }
+        self.placed.upload(&bytes)
     }
 
     /// Brings the embeddings of `tokens` up as the first layer's input; `places` are their rows there.
@@ -177,6 +176,16 @@ impl State {
         let last = places.iter().max().map_or(0, |row| row + 1);
         let view = self.embedding.stored()?;
         let staging = self.staging.write()?;
+        if tokens.len() <= ROWS {
+            // So few are converted faster here than a kernel starts.
+            let (mut row, size) = (vec![0.0; hidden], hidden * self.dtype.size());
+            for (token, place) in tokens.iter().zip(places) {
+                self.embedding.rows(&[*token], &mut row)?;
+                staging[size * place..][..size].copy_from_slice(&narrow(&row, self.dtype));
+            }
+            self.hidden[0].upload_pinned(&self.staging, last * size)?;
+            return Ok(());
+        }
         let (dtype, scale) = match view.encoding.dtype() {
             // As they are stored; the device converts.
             Some(dtype @ (DType::Float16 | DType::BFloat16)) => {
@@ -203,7 +212,7 @@ impl State {
     /// Masks and rotary rows of a pass, from where [`State::place`] said the sequences are.
     pub(super) fn prologue(&mut self, shape: LayerShape) -> Result<(), BackendError> {
         let LayerShape { batch, chunk, cache } = shape;
-        let cached = self.cached.address();
+        let (cached, _) = self.places();
         for (window, mask) in &self.masks {
             let sizes = [batch, self.model.group(), chunk, cache];
             self.kernels.mask((mask.address(), self.dtype), cached, sizes, *window)?;
@@ -218,7 +227,7 @@ impl State {
 
     /// Where [`State::place`] has put its numbers.
     pub(super) fn places(&self) -> (Address, Address) {
-        (self.cached.address(), self.count.address())
+        (self.placed.address(), self.placed.address() + (self.placed.len() / 2) as Address)
     }
 
     /// Where `slot`'s keys and values of a layer begin, in caches of `capacity`.
@@ -252,7 +261,7 @@ impl State {
         let sizes = [shape.batch, self.model.kv_heads, shape.chunk, self.next_capacity, words];
         let new = (self.new.0.address(), self.new.1.address());
         let caches = self.cache(layer, slot, self.next_capacity);
-        self.kernels.append(new, caches, (self.cached.address(), self.count.address()), sizes)
+        self.kernels.append(new, caches, self.places(), sizes)
     }
 
     /// Gives every slot of a layer's caches room for `capacity` positions, keeping what is in them.
@@ -312,8 +321,16 @@ impl State {
 /// float32 to the bytes of `dtype`.
 fn narrow(values: &[f32], dtype: DType) -> Vec<u8> {
     match kind(dtype) {
-        1 => values.iter().flat_map(|value| half::f16::from_f32(*value).to_le_bytes()).collect(),
-        2 => values.iter().flat_map(|value| half::bf16::from_f32(*value).to_le_bytes()).collect(),
-        _ => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        1 => {
+            let mut halves = vec![half::f16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            bytemuck::cast_slice::<u16, u8>(halves.reinterpret_cast()).to_vec()
+        }
+        2 => {
+            let mut halves = vec![half::bf16::ZERO; values.len()];
+            halves.convert_from_f32_slice(values);
+            bytemuck::cast_slice::<u16, u8>(halves.reinterpret_cast()).to_vec()
+        }
+        _ => bytemuck::cast_slice(values).to_vec(),
     }
 }

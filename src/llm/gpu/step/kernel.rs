@@ -164,6 +164,12 @@ impl Kinds {
     }
 }
 
+/// Grid and threads of a matrix' unpacking: a block for a tile of four strips, a warp for each 32 inputs of each.
+pub(super) fn expansion(layout: Layout) -> ((u32, u32), u32) {
+    let grid = (word(layout.tiles()), word(layout.outputs.div_ceil(TILE)));
+    (grid, word(layout.deep() * TILE / tiles::STRIP))
+}
+
 /// The kernel, compiled for this device.
 pub(in super::super) struct Kernel {
     step: CudaFunction,
@@ -249,9 +255,8 @@ impl Kernel {
         let second = second(layout.second);
         let mut launch = stream.launch_builder(function);
         launch.arg(&tiled).arg(&out).arg(&order).arg(&inputs).arg(&outputs).arg(&bytes).arg(&group).arg(&second);
-        let grid_dim = (word(layout.tiles()), word(layout.outputs.div_ceil(TILE)), 1);
-        // A warp for each 32 inputs of each strip.
-        let block_dim = (word(layout.deep() * TILE / tiles::STRIP), 1, 1);
+        let ((tiles, columns), threads) = expansion(layout);
+        let (grid_dim, block_dim) = ((tiles, columns, 1), (threads, 1, 1));
         // SAFETY: arguments as step.cu declares them; the caller's buffers have these sizes.
         unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
             .map(drop)

@@ -1,22 +1,12 @@
-
-// What the test calls: one block, until all its threads have ended.
-static Step step_of_all;
-static u32 kind_of_all;
+// What the tests call: a block, until all its threads have ended.
+static void (*entry)();
 static void thread_entry() {
-  if (kind_of_all == 2) {
-    step_bf16(step_of_all);
-  } else {
-    step_f16(step_of_all);
-  }
+  entry();
   running->done = true;
   yield();
 }
-extern "C" void run_block(Step const* step, u32 kind, u32 block, u32 blocks) {
-  step_of_all = *step;
-  kind_of_all = kind;
-  this_block = block;
-  blocks_in_all = blocks;
-  threads_in_all = THREADS + FETCHERS;
+static void run_threads(u32 threads) {
+  threads_in_all = threads;
   block_gate = meet_gate = Gate();
   for (Gate& gate : warp_gates) {
     gate = Gate();
@@ -45,5 +35,38 @@ extern "C" void run_block(Step const* step, u32 kind, u32 block, u32 blocks) {
       }
     }
     sched_yield();  // other blocks' turn
+  }
+}
+
+// A block of a step.
+static Step step_of_all;
+extern "C" void run_block(Step const* step, u32 kind, u32 block, u32 blocks) {
+  step_of_all = *step;
+  this_block = block;
+  blocks_in_all = blocks;
+  entry = kind == 2 ? [] { step_bf16(step_of_all); } : [] { step_f16(step_of_all); };
+  run_threads(THREADS + FETCHERS);
+}
+
+// All blocks of a matrix that is unpacked.
+struct Unpacked {
+  u8 const* weights;
+  u16* out;
+  u32 const* order;
+  u32 bits, inputs, outputs, tile_bytes, group, second;
+};
+static Unpacked unpacked;
+extern "C" void run_expand(Unpacked const* what, u32 tiles, u32 columns, u32 threads) {
+  unpacked = *what;
+  blocks_in_all = tiles;
+  columns_in_all = columns;
+  entry = [] {
+    Unpacked const& u = unpacked;
+    (u.bits == 4 ? expand_int4 : expand_int8)(u.weights, u.out, u.order, u.inputs, u.outputs, u.tile_bytes, u.group, u.second);
+  };
+  for (this_column = 0; this_column < columns; ++this_column) {
+    for (this_block = 0; this_block < tiles; ++this_block) {
+      run_threads(threads);
+    }
   }
 }

@@ -59,9 +59,10 @@ static void yield() { swapcontext(&running->context, &scheduler); }
 struct Index {
   unsigned x, y;
 };
+static unsigned this_column, columns_in_all = 1;  // of a grid's second dimension
 #define threadIdx (Index{running->thread, 0})
-#define blockIdx (Index{this_block, 0})
-#define gridDim (Index{blocks_in_all, 1})
+#define blockIdx (Index{this_block, this_column})
+#define gridDim (Index{blocks_in_all, columns_in_all})
 
 // Where some threads wait for each other.
 struct Gate {

@@ -8,12 +8,16 @@ use std::sync::OnceLock;
 use libloading::{Library, Symbol};
 
 use super::super::deal::Dealt;
-use super::super::kernel::{Launch, Phase};
+use super::super::kernel::{Launch, Phase, expansion, second};
 use crate::llm::gpu::kernels::word;
+use crate::llm::gpu::tiles::Layout;
 use crate::tensor::DType;
 
 /// More than one, so that they wait for each other.
 pub(super) const BLOCKS: usize = 3;
+
+/// One at a time: a library has one block's state.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 type RunBlock = unsafe extern "C" fn(*const Launch, u32, u32, u32);
 
@@ -34,8 +38,6 @@ impl Emulator {
     }
 
     pub(super) fn run(self, phases: &[Phase], counters: usize, launch: Launch, dtype: DType) {
-        // One at a time: a library has one block's state.
-        static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
         let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut counters = vec![0_u32; phases.len() + counters];
         let mut dealt = Dealt::new(phases, BLOCKS);
@@ -60,6 +62,29 @@ impl Emulator {
                 });
             }
         });
+    }
+}
+
+impl Emulator {
+    /// A packed matrix to `[inputs, outputs]` in float16.
+    pub(super) fn expand(self, (tiled, order, layout): (&[u8], Option<&[u32]>, Layout)) -> Vec<u16> {
+        #[repr(C)]
+        struct Unpacked(*const u8, *mut u16, *const u32, [u32; 6]);
+        type RunExpand = unsafe extern "C" fn(*const Unpacked, u32, u32, u32);
+        let mut out = vec![u16::MAX; layout.inputs * layout.outputs];
+        let sizes = [layout.inputs, layout.outputs, layout.tile_bytes(), layout.group].map(word);
+        let [inputs, outputs, bytes, group] = sizes;
+        let order = order.map_or(std::ptr::null(), <[u32]>::as_ptr);
+        let numbers = [layout.bits, inputs, outputs, bytes, group, second(layout.second)];
+        let what = Unpacked(tiled.as_ptr(), out.as_mut_ptr(), order, numbers);
+        let (grid, threads) = expansion(layout);
+        let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: the function has this signature; the buffers have these sizes.
+        unsafe {
+            let run: Symbol<'_, RunExpand> = self.0[0].get(b"run_expand").unwrap();
+            run(&raw const what, grid.0, grid.1, threads);
+        }
+        out
     }
 }
 

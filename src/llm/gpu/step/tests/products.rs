@@ -83,6 +83,17 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             (scale as f32, last as f32)
         };
         let tiled = tile_of(layout, (order.clone(), size), &read, &short).unwrap();
+        if let Machine::Cpu(emulator) = bench.machine {
+            let order: Option<Vec<u32>> =
+                order.as_ref().map(|order| order.iter().map(|at| u32::try_from(*at).unwrap()).collect());
+            let unpacked = emulator.expand((&tiled.bytes, order.as_deref(), tiled.layout));
+            for (at, (have, want)) in unpacked.iter().zip(&weights).enumerate() {
+                let have = f16::from_bits(*have).to_f64();
+                // The sum is rounded to float32, then to float16.
+                let bound = want.abs() * 1.01 * bench.unit() + 1e-7;
+                assert!((have - want).abs() <= bound, "case {case}: weight {at} is {have}, not {want}");
+            }
+        }
         let order = tiled.order.map_or(0, |order| bench.words(&order));
         (bench.bytes(&tiled.bytes), Some((tiled.layout, order)))
     };
