@@ -2,9 +2,11 @@
 // each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between which
 // points of its blocks that passes. Times of the points are medians over blocks and layers.
 //
-//   nvcc -O3 -std=c++17 -arch=native benches/step_phases.cu -o step_phases && ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
+//   nvcc -O3 -std=c++17 -arch=native OPTIONS benches/step_phases.cu -o step_phases && ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
 //
-// BITS 16, 8 or 4. Results are not checked: the unit tests do that.
+// BITS 16, 8 or 4. OPTIONS as the host has them on an H100: for float16 -DDEPTH=6 -DSLOT=4096 -DPACKED=0, for 4 bits -DDEPTH=4
+// -DSLOT=4352 -DWORK=81920 -DPACKED=1 (8 bits: -DPACKED=8); with -DNO_MARKS the step's time alone, which marking lengthens.
+// Results are not checked: the unit tests do that.
 #include <cstdio>
 #include <cstdlib>
 #include <algorithm>
@@ -14,14 +16,8 @@
 
 __device__ unsigned long long* trace;  // [phases, blocks, POINTS, 2]: nanoseconds, clocks
 constexpr unsigned POINTS = 6;
-#ifndef SHARES
-#define SHARES 1
-#endif
 #ifndef PLAIN_ACROSS
 #define PLAIN_ACROSS 4
-#endif
-#ifndef GATED_ACROSS
-#define GATED_ACROSS 4
 #endif
 #ifndef NO_MARKS
 #define MARK(point) mark(index, point)
@@ -41,7 +37,9 @@ static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
 #include "../src/llm/gpu/step/helpers.cu"
 #include "../src/llm/gpu/step/tiles.cu"
 #include "../src/llm/gpu/step/fetch.cu"
+#include "../src/llm/gpu/step/stage.cu"
 #include "../src/llm/gpu/step/product.cu"
+#include "../src/llm/gpu/step/packed.cu"
 #include "../src/llm/gpu/step/attend.cu"
 #include "../src/llm/gpu/step/step.cu"
 
@@ -98,50 +96,37 @@ static T median(std::vector<T> values) {
   return values[values.size() / 2];
 }
 
-// Deals tiles of plain weights, or strips of packed ones, out to blocks by their shares, as step/deal.rs does.
-static void deal(std::vector<Phase>& phases, std::vector<u32> const& shares, u32** table) {
+// Deals tiles of plain weights, or strips of packed ones, out to the blocks evenly, as step/deal.rs does.
+static u32* deal(std::vector<Phase>& phases, u32 blocks) {
   std::vector<u32> words;
   std::vector<std::pair<u32, u32>> places;
-  u32 const blocks = (u32)shares.size();
-  std::vector<u64> before(blocks + 1);
-  for (u32 b = 0; b < blocks; ++b) {
-    before[b + 1] = before[b] + shares[b];
-  }
   for (Phase& p : phases) {
-    if (p.kind != PRODUCT) {
+    if (p.kind == PRODUCT) {
+      bool const plain = p.weight_kind == PLAIN;
+      u32 const tiles = plain ? p.tiles : 1, units = p.strips * tiles, used = std::min(blocks, units), start = (u32)words.size();
+      for (u32 b = 0; b <= blocks; ++b) {
+        u32 const first = (u32)((u64)std::min(b, used) * units / used);
+        words.push_back(first / tiles << 16 | first % tiles);
+      }
+      u32 const owners = (u32)words.size();
+      auto const owner = [&](u32 tile) { return (u32)(((u64)(tile + 1) * used - 1) / units); };
+      for (u32 strip = 0; plain && strip < p.strips; ++strip) {
+        words.push_back(owner(strip * tiles) | owner(strip * tiles + tiles - 1) << 16);
+      }
+      p.parts = plain ? p.strips : used;
+      places.push_back({start, owners});
+    } else {
       places.push_back({0, 0});
-      continue;
     }
-    bool const plain = p.weight_kind == PLAIN;
-    u32 const units = plain ? p.strips * p.tiles : p.strips, start = (u32)words.size();
-    u32 parts = 0;
-    for (u32 b = 0; b <= blocks; ++b) {
-      u32 const used = std::min(blocks, units);
-      u32 const first = units < 4 * blocks ? (u32)((u64)std::min(b, used) * units / used) : (u32)(units * before[b] / before[blocks]);
-      // A strip and, of plain weights, a tile in it.
-      u32 const place = plain ? first / p.tiles << 16 | first % p.tiles : first << 16;
-      parts += b && place > words.back();
-      words.push_back(place);
-    }
-    p.parts = plain ? p.strips : parts;
-    u32 const owners = (u32)words.size();
-    for (u32 strip = 0; plain && strip < p.strips; ++strip) {
-      auto const owner = [&](u32 tile) {
-        u32 const place = tile / p.tiles << 16 | tile % p.tiles;
-        return (u32)(std::upper_bound(words.begin() + start, words.begin() + start + blocks + 1, place) - words.begin() - start - 1);
-      };
-      words.push_back(owner(strip * p.tiles) | owner(strip * p.tiles + p.tiles - 1) << 16);
-    }
-    places.push_back({start, owners});
   }
-  if (!*table) {
-    CHECK(cudaMalloc(table, words.size() * 8));
-  }
-  CHECK(cudaMemcpy(*table, words.data(), words.size() * 4, cudaMemcpyHostToDevice));
+  u32* table;
+  CHECK(cudaMalloc(&table, words.size() * 4));
+  CHECK(cudaMemcpy(table, words.data(), words.size() * 4, cudaMemcpyHostToDevice));
   for (size_t i = 0; i < phases.size(); ++i) {
-    phases[i].dealt = *table + places[i].first;
-    phases[i].owners = *table + places[i].second;
+    phases[i].dealt = table + places[i].first;
+    phases[i].owners = table + places[i].second;
   }
+  return table;
 }
 
 int main(int argc, char** argv) {
@@ -185,7 +170,7 @@ int main(int argc, char** argv) {
     p.inputs = inputs;
     p.outputs = outputs;
     bool const plain = kind_bits == 16;
-    p.across = plain ? (p.gated ? GATED_ACROSS : rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
+    p.across = plain ? (rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
     p.strips = (outputs + p.across * (plain ? TILE : STRIP) - 1) / (p.across * (plain ? TILE : STRIP));
     p.tile_k = plain ? 32 : 512 / kind_bits;
     p.tiles = (inputs + p.tile_k - 1) / p.tile_k;
@@ -258,13 +243,8 @@ int main(int argc, char** argv) {
   }
   Phase* listed;
   CHECK(cudaMalloc(&listed, count * sizeof(Phase)));
-  u32* table = nullptr;
-  std::vector<u32> shares(blocks, 1 << 16), ranks(1024);
-  auto const upload = [&] {
-    deal(phases, shares, &table);
-    CHECK(cudaMemcpy(listed, phases.data(), count * sizeof(Phase), cudaMemcpyHostToDevice));
-  };
-  upload();
+  deal(phases, blocks);
+  CHECK(cudaMemcpy(listed, phases.data(), count * sizeof(Phase), cudaMemcpyHostToDevice));
   std::vector<u32> cached(8, context - 1), present(8, 1);
   u32 *places, *counts;
   CHECK(cudaMalloc(&places, 64));
@@ -295,58 +275,6 @@ int main(int argc, char** argv) {
   s.scale = 0.088f;
   u32 const shared = WORK + WARPS * DEPTH * SLOT;
   CHECK(cudaFuncSetAttribute(step_f16, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  // Multiprocessors are not alike: each gets as much as it can read in the time the others need for theirs.
-  u32* clocks_of;
-  CHECK(cudaMalloc(&clocks_of, blocks * 4));
-  Phase* alone;
-  CHECK(cudaMalloc(&alone, sizeof(Phase)));
-  for (u32 b = 0; b < blocks; ++b) {
-    ranks[b] = b;
-  }
-  u32* ranked;
-  CHECK(cudaMalloc(&ranked, ranks.size() * 4));
-  CHECK(cudaMemcpy(ranked, ranks.data(), ranks.size() * 4, cudaMemcpyHostToDevice));
-  s.ranks = ranked;
-  if (SHARES) {
-    for (int round = 0; round < 4; ++round) {
-      Phase one = phases.back();
-      one.counters = 1;
-      CHECK(cudaMemcpy(alone, &one, sizeof one, cudaMemcpyHostToDevice));
-      Step only = s;
-      only.phases = alone;
-      only.count = 1;
-      only.times = clocks_of;
-      std::vector<u32> taken(blocks);
-      std::vector<std::vector<double>> all(blocks);
-      for (int i = 0; i < 5; ++i) {
-        CHECK(cudaMemset(counts, 0, counter_bytes));
-        step_f16<<<blocks, THREADS + FETCHERS, shared>>>(only);
-        CHECK(cudaMemcpy(taken.data(), clocks_of, blocks * 4, cudaMemcpyDeviceToHost));
-        for (u32 b = 0; b < blocks; ++b) {
-          all[b].push_back(taken[b]);
-        }
-      }
-      double mean = 0, low = 1e30, high = 0;
-      std::vector<double> t(blocks);
-      for (u32 b = 0; b < blocks; ++b) {
-        t[b] = median(all[b]);
-        mean += t[b] / blocks;
-        low = std::min(low, t[b]);
-        high = std::max(high, t[b]);
-      }
-      std::printf("clocks %.0f to %.0f, mean %.0f\n", low, high, mean);
-      for (u32 b = 0; b < blocks; ++b) {
-        shares[b] = (u32)(shares[b] * mean / t[b]);
-      }
-      upload();
-    }
-    if (argc > 5) {
-      for (u32 b = 0; b < blocks; ++b) {
-        std::printf("%u:%.2f ", b, shares[b] / 65536.0);
-      }
-      std::printf("\n");
-    }
-  }
   cudaEvent_t begin, end;
   CHECK(cudaEventCreate(&begin));
   CHECK(cudaEventCreate(&end));

@@ -68,6 +68,11 @@ impl Device {
         self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
     }
 
+    /// Bytes of the L2 cache.
+    pub fn cache(&self) -> Result<usize, BackendError> {
+        self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
+    }
+
     fn number(&self, attribute: CUdevice_attribute) -> Result<usize, BackendError> {
         Ok(usize::try_from(self.context.attribute(attribute).map_err(no_device)?).unwrap_or(0))
     }

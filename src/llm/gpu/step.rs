@@ -3,6 +3,8 @@
 
 mod deal;
 mod kernel;
+mod shape;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -11,31 +13,36 @@ use std::sync::Arc;
 use super::buffers::Buffer;
 use super::kernels::{Address, word};
 use super::state::State;
-use super::tiles::{self, Layout};
+use super::tiles;
 use super::weights::Matrix;
 use crate::backend::BackendError;
 use crate::convert::{Activation, Role};
 
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
-use kernel::{
-    ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, PLAIN_DEEP, PLAIN_TILE, PRODUCT,
-    Phase, TILE, WIDEST, second,
-};
+use kernel::{ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, WIDEST};
 pub(super) use kernel::{Kernel, Kinds, ROWS};
+use shape::{Cut, product};
+use shares::Shares;
 
 /// A model's step: what the kernel does, and what lies between its phases.
 pub(super) struct Program {
     kernel: Arc<Kernel>,
+    shares: Shares,
+    lists: Lists,
+    partial: Buffer,
+    attention: Buffer,
+    between: Between,
+}
+
+/// What the kernel does.
+struct Lists {
     /// All layers and the head for one sequence.
     one: List,
     /// The same for up to eight at a time.
     many: Vec<List>,
     /// The head alone, of eight rows of `State::last` each.
     heads: Vec<List>,
-    partial: Buffer,
-    attention: Buffer,
-    between: Between,
 }
 
 /// Activations and sums of squares between the phases.
@@ -122,72 +129,10 @@ impl Lister {
         strips
     }
 
-    fn finish(mut self, state: &State, blocks: usize) -> Result<List, BackendError> {
+    fn finish(mut self, state: &State, shares: &[u32]) -> Result<List, BackendError> {
         let first = word(self.phases.len());
         self.phases.iter_mut().for_each(|phase| phase.counters += first);
-        List::new(&state.device.stream, &self.phases, self.counters, blocks)
-    }
-}
-
-/// How a product is cut: `across` warps side by side if its weights are plain, for so many blocks.
-#[derive(Debug, Clone, Copy)]
-struct Cut {
-    across: usize,
-    blocks: usize,
-}
-
-/// A product's shape and weights.
-fn product(matrix: &Matrix, sizes: [usize; 2], gated: bool, cut: Cut) -> Phase {
-    let packed = match matrix {
-        Matrix::Plain(_) => None,
-        Matrix::Packed { layout, order, .. } => Some((*layout, order.as_ref().map_or(0, Buffer::address))),
-    };
-    shape((matrix.address(), packed), sizes, gated, cut)
-}
-
-/// The same of weights at an address, packed in a layout and in an order or plain. Gated, half of the outputs are gates of
-/// the other half.
-fn shape(
-    (weights, packed): (Address, Option<(Layout, Address)>),
-    [inputs, outputs]: [usize; 2],
-    gated: bool,
-    cut: Cut,
-) -> Phase {
-    // One strip of packed weights at a time, two if gates and what they let through are in two, or if there are many.
-    let across = match packed {
-        None => cut.across,
-        Some(_) => 1 + usize::from(gated || outputs > 4 * tiles::STRIP * cut.blocks),
-    };
-    let width = across * if packed.is_none() { TILE } else { tiles::STRIP };
-    let (made, width) = if gated { (outputs / 2, width / 2) } else { (outputs, width) };
-    let common = Phase {
-        kind: PRODUCT,
-        across: word(across),
-        weights,
-        inputs: word(inputs),
-        outputs: word(outputs),
-        stride: word(inputs),
-        strips: word(made.div_ceil(width)),
-        gated: u32::from(gated),
-        ..Phase::default()
-    };
-    match packed {
-        None => Phase {
-            tile_k: word(PLAIN_DEEP),
-            tiles: word(inputs.div_ceil(PLAIN_DEEP)),
-            tile_bytes: word(PLAIN_TILE),
-            ..common
-        },
-        Some((layout, order)) => Phase {
-            weight_kind: if layout.bits == 8 { 1 } else { 2 },
-            order,
-            tile_k: word(layout.deep()),
-            tiles: word(layout.tiles()),
-            tile_bytes: word(layout.tile_bytes()),
-            group: word(layout.group),
-            second: second(layout.second),
-            ..common
-        },
+        List::new(&state.device.stream, &self.phases, self.counters, shares)
     }
 }
 
@@ -273,43 +218,55 @@ fn whole(state: &State, between: &Between, (first, rows): (usize, usize), cut: C
     Ok(list)
 }
 
-impl Program {
-    /// Puts together the steps of the model in `state`, which holds `slots` sequences.
-    pub(super) fn new(kernel: Arc<Kernel>, state: &State, slots: usize) -> Result<Self, BackendError> {
-        let (model, rows) = (&state.model, slots.min(ROWS));
-        let between = Between::new(state, rows)?;
-        let blocks = kernel.blocks;
-        let one = whole(state, &between, (0, 1), Cut { across: PLAIN_ACROSS, blocks })?;
+impl Lists {
+    fn new(state: &State, between: &Between, slots: usize, shares: &[u32]) -> Result<Self, BackendError> {
+        let (model, rows, blocks) = (&state.model, slots.min(ROWS), shares.len());
+        let one = whole(state, between, (0, 1), Cut { across: PLAIN_ACROSS, blocks })?;
         let head = one.phases[one.phases.len() - 1];
         let many = (0..slots).step_by(ROWS).map(|first| {
             let rows = rows.min(slots - first);
-            whole(state, &between, (first, rows), Cut { across: PLAIN_ACROSS_TOGETHER, blocks })?.finish(state, blocks)
+            let cut = Cut { across: PLAIN_ACROSS_TOGETHER, blocks };
+            whole(state, between, (first, rows), cut)?.finish(state, shares)
         });
-        let many = many.collect::<Result<Vec<_>, _>>()?;
         let heads = (0..slots.max(ROWS).div_ceil(ROWS)).map(|part| {
             let mut alone = Lister::default();
             let x = state.last.address() + (part * ROWS * model.hidden_size * state.dtype.size()) as u64;
             let out = state.logits.address() + (part * ROWS * model.vocab_size * 4) as u64;
             alone.product(Phase { x, squares: 0, out, ..head });
-            alone.finish(state, blocks)
+            alone.finish(state, shares)
         });
-        let heads = heads.collect::<Result<Vec<_>, _>>()?;
+        let (many, heads) = (many.collect::<Result<_, _>>()?, heads.collect::<Result<_, _>>()?);
+        Ok(Self { one: one.finish(state, shares)?, many, heads })
+    }
+}
+
+impl Program {
+    /// Puts together the steps of the model in `state`, which holds `slots` sequences.
+    pub(super) fn new(kernel: Arc<Kernel>, state: &State, slots: usize) -> Result<Self, BackendError> {
+        let (model, rows) = (&state.model, slots.min(ROWS));
+        let between = Between::new(state, rows)?;
+        let shares = Shares::even(kernel.blocks);
+        let lists = Lists::new(state, &between, slots, &shares.of)?;
         // As many parts as there are blocks, or pairs of sequence and key head.
         let attention = kernel.blocks.max(rows * model.kv_heads) * GROUP * (model.head_dim + 2) * 4;
-        Ok(Self {
-            partial: Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * WIDEST * 4, "decode steps")?,
-            attention: Buffer::new(&state.device.stream, attention, "decode steps")?,
-            one: one.finish(state, blocks)?,
-            many,
-            heads,
-            between,
-            kernel,
-        })
+        let partial = Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * WIDEST * 4, "decode steps")?;
+        let attention = Buffer::new(&state.device.stream, attention, "decode steps")?;
+        let mut program = Self { partial, attention, shares, lists, between, kernel };
+        // Where reading takes long enough to be timed.
+        let outputs = &state.weights.output;
+        if matches!(outputs, Matrix::Plain(_)) && outputs.bytes() > 2 * state.device.cache()? {
+            let launch = program.launch_of(state, (0, 1), 0);
+            if let Some(shares) = Shares::measure(&program.kernel, state, &program.lists.heads[0], launch)? {
+                program.lists = Lists::new(state, &program.between, slots, &shares.of)?;
+                program.shares = shares;
+            }
+        }
+        Ok(program)
     }
 
     /// Bytes between the phases.
     pub(super) fn scratch_bytes(&self) -> usize {
-        let lists = self.heads.iter().chain(&self.many).chain([&self.one]).map(List::bytes);
+        let lists = self.lists.heads.iter().chain(&self.lists.many).chain([&self.lists.one]).map(List::bytes);
         let between: usize = self.between.buffers.iter().map(Buffer::len).sum();
         lists.sum::<usize>() + between + self.partial.len() + self.attention.len()
     }
@@ -318,9 +275,9 @@ impl Program {
     /// `State::hidden[0]` to logits.
     pub(super) fn enqueue(&self, state: &State, rows: usize, slot: usize) -> Result<(), BackendError> {
         if rows == 1 {
-            return self.launch(state, &self.one, (0, 1), slot);
+            return self.launch(state, &self.lists.one, (0, 1), slot);
         }
-        for (part, list) in self.many.iter().enumerate().take(rows.div_ceil(ROWS)) {
+        for (part, list) in self.lists.many.iter().enumerate().take(rows.div_ceil(ROWS)) {
             let first = part * ROWS;
             self.launch(state, list, (first, (rows - first).min(ROWS)), slot + first)?;
         }
@@ -329,7 +286,7 @@ impl Program {
 
     /// The first `rows` of `State::last` to logits.
     pub(super) fn head(&self, state: &State, rows: usize) -> Result<(), BackendError> {
-        for (part, list) in self.heads.iter().enumerate().take(rows.div_ceil(ROWS)) {
+        for (part, list) in self.lists.heads.iter().enumerate().take(rows.div_ceil(ROWS)) {
             self.launch(state, list, (0, (rows - part * ROWS).min(ROWS)), 0)?;
         }
         Ok(())
@@ -343,14 +300,18 @@ impl Program {
         (first, rows): (usize, usize),
         slot: usize,
     ) -> Result<(), BackendError> {
+        self.kernel.launch(&state.device.stream, list, self.launch_of(state, (first, rows), slot))
+    }
+
+    /// What all lists are launched with.
+    fn launch_of(&self, state: &State, (first, rows): (usize, usize), slot: usize) -> Launch {
         let model = &state.model;
         let (cached, present) = state.places();
-        let (cached, present) = (cached + 4 * first as Address, present + 4 * first as Address);
-        let launch = Launch {
+        Launch {
             partial: self.partial.address(),
             attention: self.attention.address(),
-            cached,
-            present,
+            cached: cached + 4 * first as Address,
+            present: present + 4 * first as Address,
             rows: word(rows),
             slot: word(slot),
             capacity: word(state.capacity),
@@ -363,8 +324,8 @@ impl Program {
             eps: model.norm_eps,
             scale: model.attention_scale,
             cap: model.attention_softcap.unwrap_or(0.0),
+            ranks: self.shares.ranks(),
             ..Launch::default()
-        };
-        self.kernel.launch(&state.device.stream, list, launch)
+        }
     }
 }

@@ -91,6 +91,6 @@ struct Step {
   u32 heads, kv_heads, dim, gelu, splits;
   float eps, scale, cap;
   u32 end;
-  u32 const* ranks;     // [multiprocessors]: which block's work each does
-  u32* times;           // [blocks]: if wanted, clocks until a product's own work was done
+  u32 const* ranks;     // [multiprocessors]: which block's work each does, if not any's
+  u32* times;           // [blocks, 2]: if wanted, clocks a block took, and the multiprocessor it was on
 };

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use super::super::kernels::word;
 use super::kernel::{ADD, PRODUCT, Phase};
 
+/// So few tiles or strips a block are dealt out evenly.
+const FEW: usize = 8;
+
 /// Phases, and the tables of their products.
 pub(super) struct Dealt {
     phases: Vec<Phase>,
@@ -17,8 +20,19 @@ fn place(unit: usize, tiles: usize) -> u32 {
 }
 
 impl Dealt {
-    /// Deals every product out to `blocks`, evenly; of packed weights in whole strips.
-    pub(super) fn new(phases: &[Phase], blocks: usize) -> Self {
+    /// Deals every product out to blocks by their shares, evenly where there is little for each; of packed weights in whole
+    /// strips.
+    pub(super) fn new(phases: &[Phase], shares: &[u32]) -> Self {
+        let blocks = shares.len();
+        // Shares of the blocks before each.
+        let before: Vec<usize> = [0]
+            .into_iter()
+            .chain(shares.iter().scan(0, |sum, share| {
+                *sum += *share as usize;
+                Some(*sum)
+            }))
+            .collect();
+        let before_all = before[blocks];
         let mut dealt = Self { phases: phases.to_vec(), table: Vec::new() };
         let mut known = HashMap::new();
         for phase in &mut dealt.phases {
@@ -34,12 +48,15 @@ impl Dealt {
             let (first, owners, parts) = *known.entry((plain, strips, tiles)).or_insert_with(|| {
                 let units = strips * tiles;
                 let used = blocks.min(units);
-                let first = |block: usize| block.min(used) * units / used;
+                let firsts: Vec<usize> = match units < FEW * blocks {
+                    true => (0..=blocks).map(|block| block.min(used) * units / used).collect(),
+                    false => before.iter().map(|before| units * before / before_all).collect(),
+                };
                 let start = table.len();
-                table.extend((0..=blocks).map(|block| place(first(block), tiles)));
+                table.extend(firsts.iter().map(|first| place(*first, tiles)));
                 let owners = table.len();
                 // The block whose stretch has this tile.
-                let owner = |tile: usize| ((tile + 1) * used - 1) / units;
+                let owner = |tile: usize| firsts.partition_point(|first| *first <= tile) - 1;
                 let both = |strip: usize| word(owner(strip * tiles)) | word(owner(strip * tiles + tiles - 1)) << 16;
                 table.extend((0..strips).filter(|_| plain).map(both));
                 (start, owners, word(if plain { strips } else { used }))

@@ -22,7 +22,9 @@ pub(in super::super) const SOURCE: &str = concat!(
     include_str!("helpers.cu"),
     include_str!("tiles.cu"),
     include_str!("fetch.cu"),
+    include_str!("stage.cu"),
     include_str!("product.cu"),
+    include_str!("packed.cu"),
     include_str!("attend.cu"),
     include_str!("step.cu")
 );
@@ -295,14 +297,14 @@ pub(super) struct List {
 }
 
 impl List {
-    /// For so many blocks; `counters` of strips and heads come after the phases' own.
+    /// For blocks with these shares; `counters` of strips and heads come after the phases' own.
     pub(super) fn new(
         stream: &std::sync::Arc<CudaStream>,
         list: &[Phase],
         counters: usize,
-        blocks: usize,
+        shares: &[u32],
     ) -> Result<Self, BackendError> {
-        let dealt = Dealt::new(list, blocks);
+        let dealt = Dealt::new(list, shares);
         let bytes: Vec<u8> = dealt.table.iter().flat_map(|word| word.to_le_bytes()).collect();
         let mut table = Buffer::new(stream, bytes.len().max(4), "decode steps")?;
         table.upload(&bytes)?;

@@ -1,6 +1,15 @@
 // The kernel: phase after phase, and what the host calls it.
 
 template <u32 KIND>
+__device__ __forceinline__ void product(Step const& s, Phase const& p, u32 index, u32 me, Ring& ring, u8* work) {
+  if (KIND == 1 && PACKED && p.weight_kind != PLAIN) {
+    packed_product(s, p, index, me, ring, work);
+  } else {
+    plain_product<KIND>(s, p, index, me, ring, work);
+  }
+}
+
+template <u32 KIND>
 __device__ __forceinline__ void step(Step const& s) {
   SHARED_MEMORY(shared);
   __shared__ Phase p;
@@ -33,7 +42,8 @@ __device__ __forceinline__ void step(Step const& s) {
     }
   }
   if (s.times && threadIdx.x == 0) {
-    s.times[me] = (u32)clock() - start;
+    s.times[2 * me] = (u32)clock() - start;
+    s.times[2 * me + 1] = multiprocessor();
   }
 }
 

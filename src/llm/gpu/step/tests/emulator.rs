@@ -40,7 +40,7 @@ impl Emulator {
     pub(super) fn run(self, phases: &[Phase], counters: usize, launch: Launch, dtype: DType) {
         let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut counters = vec![0_u32; phases.len() + counters];
-        let mut dealt = Dealt::new(phases, BLOCKS);
+        let mut dealt = Dealt::new(phases, &super::shares(BLOCKS));
         let table = std::mem::take(&mut dealt.table);
         let phases = dealt.at(table.as_ptr() as u64);
         let launch = Launch {
@@ -96,7 +96,9 @@ fn compile(options: &[&str]) -> Vec<Library> {
         include_str!("../helpers.cu"),
         include_str!("../tiles.cu"),
         include_str!("../fetch.cu"),
+        include_str!("../stage.cu"),
         include_str!("../product.cu"),
+        include_str!("../packed.cu"),
         include_str!("../attend.cu"),
         include_str!("../step.cu"),
         include_str!("emulator.cc")

@@ -24,7 +24,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let step = if bits == 16 || group == 0 { 8 } else { group };
     // Some have so many inputs that they come in chunks.
     let most = if bench.is_fast() { 2400 } else { 420 };
-    let (most, long) = if case % 3 == 0 { (most / 3, 4 * most) } else { (most, most) };
+    let (most, long) = if case.is_multiple_of(3) { (most / 3, 4 * most) } else { (most, most) };
     let inputs = step * (1 + draw.below(long / step));
     let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(ROWS));
     let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
