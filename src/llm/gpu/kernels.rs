@@ -234,8 +234,11 @@ mod tests {
             };
             has(SOURCE, &[], &["transpose", "convert", "mask", "rotary", "append", "spread"]);
             let names = ["step_f16", "step_bf16", "expand_int4", "expand_int8"];
-            for options in [["-DDEPTH=3", "-DSLOT=4096"], ["-DDEPTH=5", "-DSLOT=4352"], ["-DDEPTH=4", "-DSLOT=5120"]] {
-                has(crate::llm::gpu::step::SOURCE, &options.map(str::to_owned), &names);
+            // Plain weights on a large GPU, one kind of packed ones on it, all kinds on a Jetson.
+            for options in ["6 4096 32768 0", "4 4352 81920 1", "2 5120 49152 31"] {
+                let options = ["DEPTH", "SLOT", "WORK", "PACKED"].into_iter().zip(options.split(' '));
+                let options: Vec<String> = options.map(|(name, value)| format!("-D{name}={value}")).collect();
+                has(crate::llm::gpu::step::SOURCE, &options, &names);
             }
         }
     }

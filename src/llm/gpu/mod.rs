@@ -120,7 +120,9 @@ impl GpuExecutor {
     /// token counts.
     fn tune(&mut self) -> Result<(), LlmError> {
         let capacity = self.state.capacity;
-        let only = std::env::var(DECODE).ok();
+        // Engines would unpack every layer at every step.
+        let packed = self.state.weights.are_packed().then(|| "kernels".to_owned());
+        let only = std::env::var(DECODE).ok().or(packed);
         let mut candidates: Vec<(usize, usize, Way)> =
             self.options.shapes.steps.iter().map(|(batch, chunk)| (*batch, *chunk, Way::Engines)).collect();
         if self.program.is_some() {

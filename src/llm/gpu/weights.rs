@@ -62,6 +62,11 @@ impl Weights {
         layers + self.norm.len() + self.output.bytes()
     }
 
+    /// Whether some stayed packed.
+    pub(super) fn are_packed(&self) -> bool {
+        self.layers.iter().flatten().any(|matrix| matches!(matrix, Matrix::Packed { .. }))
+    }
+
     /// A layer's weight, if it has such.
     pub(super) fn of(&self, layer: usize, role: Role) -> Option<&Matrix> {
         let at = self.roles.iter().position(|have| *have == role)?;
