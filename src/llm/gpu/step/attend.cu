@@ -2,11 +2,9 @@
 // values put where they belong, and the positions are cut into spans, which blocks share out and whoever comes last adds
 // up. The softmax is carried from span to span (Milakov & Gimelshein 2018).
 
-#ifndef SPAN
-#define SPAN (WORK < 48 * 1024 ? 32 : 64)  // positions at a time; half as many where heads are larger than 128
-#endif
-u32 constexpr CHUNKS = SPAN / 16;                 // sixteen bytes of keys, and of values, a thread of a span
-u32 constexpr SPLITS = 8;                         // parts that are read at once
+u32 constexpr SPAN = 32;           // positions at a time; half as many where heads are larger than 128
+u32 constexpr CHUNKS = SPAN / 16;  // sixteen bytes of keys, and of values, a thread of a span
+u32 constexpr SPLITS = 8;          // parts that are read at once
 
 u32 constexpr PAIRS_OF_LANE = 4;  // elements a lane turns with those half a rotation on: of 256 at most
 
@@ -208,25 +206,13 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
           continue;
         }
-        float own[SPAN / 32], largest = -3.4e38f, sum = 0.0f;
-#pragma unroll
-        for (u32 j = 0; j < SPAN / 32; ++j) {
-          u32 const column = lane + 32 * j;
-          own[j] = column < span ? score[head * span + column] : -3.4e38f;
-          largest = fmaxf(largest, own[j]);
+        float const own = lane < span ? score[head * span + lane] : -3.4e38f;
+        float const before = high[head], now = fmaxf(before, warp_max(own));
+        u16 const counts = narrow<KIND>(own > -3.0e38f ? __expf(own - now) : 0.0f);
+        if (lane < span) {
+          to[lane] = counts;
         }
-        float const before = high[head], now = fmaxf(before, warp_max(largest));
-#pragma unroll
-        for (u32 j = 0; j < SPAN / 32; ++j) {
-          u32 const column = lane + 32 * j;
-          u16 const counts = narrow<KIND>(own[j] > -3.0e38f ? __expf(own[j] - now) : 0.0f);
-          if (column < span) {
-            to[column] = counts;
-          }
-          sum += widen<KIND>(counts);
-        }
-        float const scale = __expf(before - now);
-        sum = warp_sum(sum);
+        float const sum = warp_sum(widen<KIND>(counts)), scale = __expf(before - now);
         if (lane == 0) {
           high[head] = now;
           total[head] = total[head] * scale + sum;

@@ -127,7 +127,7 @@ struct Stager {
     wait_for_all();
     float* const totals = (float*)(work + rows * stride());
     if (p.norm || group) {
-#pragma unroll 2
+#pragma unroll 1
       for (u32 eight = threadIdx.x; eight < eights; eight += THREADS) {
         u32 const k = first + eight * 8;
         bool const is_normed = p.norm && k < p.inputs;
