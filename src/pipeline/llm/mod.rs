@@ -133,7 +133,8 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let scheme = quantize::scheme(plan, &source)?;
     let memory = MemoryPlan::new((&source.checkpoint, &source.model), &shapes, dtype, scheme)?;
     let mut hashes = Hashes::open(&context.fetcher.cache);
-    let key = key(plan, &source, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
+    let sources = (&source, reference.as_ref());
+    let key = key(plan, sources, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
     if hashes.hashed_bytes > 0 {
         let (bytes, seconds) = (crate::memory::text(hashes.hashed_bytes), hashes.seconds);
         let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
@@ -192,19 +193,22 @@ fn builder_options(plan: &Plan, version: Version) -> anyhow::Result<(DType, Buil
 
 fn key(
     plan: &Plan,
-    source: &Source,
+    (source, reference): (&Source, Option<&Source>),
     shapes: &Shapes,
     (tensorrt, device, options): (Version, Option<&DeviceInfo>, &BuildOptions),
     hashes: &mut Hashes,
 ) -> anyhow::Result<Key> {
-    let mut content = String::new();
-    let used =
-        source.paths.iter().filter(|path| is_text(path) || source.checkpoint.files().iter().any(|f| f.path() == *path));
+    let mut content = |paths: &mut dyn Iterator<Item = &PathBuf>| -> anyhow::Result<String> {
+        let mut content = String::new();
+        for path in paths {
+            let hash = hashes.sha256(path).with_context(|| format!("cannot read {}", path.display()))?;
+            content.push_str(&format!("{} {hash}\n", path.file_name().unwrap_or_default().to_string_lossy()));
+        }
+        Ok(content)
+    };
     let named = plan.llm.iter().filter_map(|llm| llm.chat_template.as_ref()).chain(&plan.build.calibration);
-    for path in used.chain(named) {
-        let hash = hashes.sha256(path).with_context(|| format!("cannot read {}", path.display()))?;
-        content.push_str(&format!("{} {hash}\n", path.file_name().unwrap_or_default().to_string_lossy()));
-    }
+    let judged_by = reference.map(|reference| content(&mut used(reference))).transpose()?;
+    let content = content(&mut used(source).chain(named))?;
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", tensorrt.to_string());
@@ -212,9 +216,15 @@ fn key(
     key.text("gpu", gpu.unwrap_or_else(|| "none".to_owned()));
     key.hashed("source", content.as_bytes());
     key.hashed("options", &serde_json::to_vec(options)?);
-    let verify = (&plan.verify.prompts, plan.verify.tolerance, plan.verify.quality, &plan.verify.reference);
+    let verify = (&plan.verify.prompts, plan.verify.tolerance, plan.verify.quality, &judged_by);
     key.hashed("recipe", &serde_json::to_vec(&(shapes, &plan.build, verify))?);
     Ok(key)
+}
+
+/// The files of a source that a build uses.
+fn used(source: &Source) -> impl Iterator<Item = &PathBuf> {
+    let weights = |path: &Path| source.checkpoint.files().iter().any(|file| file.path() == path);
+    source.paths.iter().filter(move |path| is_text(path) || weights(path))
 }
 
 fn is_text(path: &Path) -> bool {

@@ -109,16 +109,16 @@ __device__ __forceinline__ void packed_product(Step const& s, Phase const& p, u3
   first.finish<1>(p, rows, factors, early, inputs);
   MARK(2);
   switch ((p.weight_kind * 8 + (p.tile_bytes - 1024) / 64) * 2 + p.across / 2) {
-#define CASE(number, kind, bits, groups)                                                                   \
-  case (kind * 8 + groups) * 2:                                                                            \
-    if (PACKED >> number & 1) {                                                                            \
+#define CASE(number, kind, bits, groups)                                                   \
+  case (kind * 8 + groups) * 2:                                                            \
+    if (PACKED >> number & 1) {                                                            \
       packed_strips<bits, groups, 1>(s, p, index, ring, begin, end, pairs, factors, work); \
-    }                                                                                                      \
-    break;                                                                                                 \
-  case (kind * 8 + groups) * 2 + 1:                                                                        \
-    if (PACKED >> number & 1) {                                                                            \
+    }                                                                                      \
+    break;                                                                                 \
+  case (kind * 8 + groups) * 2 + 1:                                                        \
+    if (PACKED >> number & 1) {                                                            \
       packed_strips<bits, groups, 2>(s, p, index, ring, begin, end, pairs, factors, work); \
-    }                                                                                                      \
+    }                                                                                      \
     break;
     CASE(0, INT4, 4, 1)
     CASE(1, INT4, 4, 2)
