@@ -449,7 +449,8 @@ fn a_model_is_quantised_while_it_is_built() {
         let manifest: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         manifest["quality"]["divergence"].as_f64().unwrap()
     };
-    fs::write(scratch.path().join("text.txt"), "w3 w10 w17 w24 w31 w38 w45 w52 w59 w2 w9 w16 w23 w30 w37").unwrap();
+    let words: Vec<String> = (0..400).map(|at| format!("w{}", (at * 7 + at / 9 + 3) % 60)).collect();
+    fs::write(scratch.path().join("text.txt"), words.join(" ")).unwrap();
     for precision in ["int8", "int4"] {
         let (name, more) = (
             format!("calibrated-{precision}"),

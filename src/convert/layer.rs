@@ -44,10 +44,13 @@ pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Resu
     graph_of(model, shape, dtype, false)
 }
 
-/// The same in float32 with two more outputs, `[batch, chunk, hidden]`: what the first and the third matrix read.
+/// The same in float32 with four more outputs, `[batch, chunk, inputs]`: what each matrix reads.
 pub fn observed_layer_graph(model: &Transformer, shape: LayerShape) -> Result<Model, OnnxError> {
     graph_of(model, shape, DType::Float32, true)
 }
+
+/// What the observed outputs are called.
+const READ: [&str; 4] = ["attention_input", "output_input", "mlp_input", "down_input"];
 
 fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool) -> Result<Model, OnnxError> {
     let LayerShape { batch, chunk, cache } = shape;
@@ -80,9 +83,9 @@ fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool
     let new = dims(&[batch, model.kv_heads, chunk, model.head_dim]);
     graph.output("key", dtype, &new);
     graph.output("value", dtype, &new);
-    for (name, read) in ["attention_input", "mlp_input"].iter().zip(emitter.read.iter().filter(|_| observed)) {
+    for (name, (read, size)) in READ.iter().zip(emitter.read.iter().filter(|_| observed)) {
         graph.node_named("Identity", &[read], &[name], &[]);
-        graph.output(name, dtype, &hidden);
+        graph.output(name, dtype, &dims(&[batch, chunk, *size]));
     }
     graph.finish(Path::new("layer.onnx"))
 }
@@ -138,8 +141,8 @@ pub(super) struct Emitter<'a> {
     pub(super) graph: GraphBuilder,
     pub(super) model: &'a Transformer,
     pub(super) dtype: DType,
-    /// What the layers' normed inputs are called, in order.
-    pub(super) read: Vec<String>,
+    /// What the layers' matrices read, in order, and how wide it is.
+    pub(super) read: Vec<(String, usize)>,
 }
 
 impl Emitter<'_> {
@@ -251,18 +254,19 @@ impl Emitter<'_> {
         let model = self.model;
         let norm = weights(&mut self.graph, Role::AttentionNorm).remove(0);
         let x = self.norm(hidden, &norm);
-        self.read.push(x.clone());
+        self.read.push((x.clone(), model.hidden_size));
         let attended = self.attention(&x, context, weights);
         let attended = self.post_norm(attended, Role::PostAttentionNorm, weights);
         let hidden = self.node("Add", &[hidden, &attended], &[]);
         let norm = weights(&mut self.graph, Role::MlpNorm).remove(0);
         let x = self.norm(&hidden, &norm);
-        self.read.push(x.clone());
+        self.read.push((x.clone(), model.hidden_size));
         let inner = model.intermediate_size;
         let roles = (Role::GateUp, model.mlp_bias.then_some(Role::GateUpBias));
         let gate_up = self.linear(&x, roles, &[inner, inner], weights);
         let gate = self.activate(&gate_up[0]);
         let gated = self.node("Mul", &[&gate, &gate_up[1]], &[]);
+        self.read.push((gated.clone(), inner));
         let roles = (Role::Down, model.mlp_bias.then_some(Role::DownBias));
         let down = self.linear(&gated, roles, &[model.hidden_size], weights).remove(0);
         let down = self.post_norm(down, Role::PostMlpNorm, weights);
@@ -324,6 +328,7 @@ impl Emitter<'_> {
         let attended = self.reshape(&attended, &[0, model.heads as i64, -1, model.head_dim as i64]);
         let attended = self.node("Transpose", &[&attended], &[("perm", [0, 2, 1, 3].into())]);
         let attended = self.reshape(&attended, &[0, 0, query as i64]);
+        self.read.push((attended.clone(), query));
         let roles = (Role::Output, model.output_bias.then_some(Role::OutputBias));
         self.linear(&attended, roles, &[model.hidden_size], weights).remove(0)
     }

@@ -40,8 +40,8 @@ fn capacity_for(positions: usize) -> usize {
 /// A layer's weights.
 type Layer = Vec<Floats>;
 
-/// Mean squares of the inputs of a layer's query, key and value matrix, and of its gate and up matrix: `[hidden]` each.
-pub type Squares = [Vec<f32>; 2];
+/// Mean squares of the inputs of a layer's four matrices, in the order in which they read.
+pub type Squares = [Vec<f32>; 4];
 
 /// See the module.
 pub struct CpuExecutor {
@@ -53,8 +53,7 @@ pub struct CpuExecutor {
     norm: Vec<f32>,
     output: Vec<f32>,
     layers: HashMap<(LayerShape, bool), Program>,
-    /// Sums of squares of what each layer's first and third matrix read, `[hidden]`, and of how many tokens; while they are
-    /// wanted.
+    /// Sums of squares of what each layer's matrices read, and of how many tokens; while they are wanted.
     observed: Option<(Vec<Squares>, usize)>,
     heads: HashMap<usize, Program>,
     /// `[slot][layer]`.
@@ -107,8 +106,9 @@ impl CpuExecutor {
 
     /// What each layer's matrices read of `tokens`.
     pub fn observe(&mut self, tokens: &[u32]) -> Result<Vec<Squares>, LlmError> {
-        let nothing = || vec![0.0; self.model.hidden_size];
-        self.observed = Some((self.model.layers.iter().map(|_| [nothing(), nothing()]).collect(), 0));
+        let model = &self.model;
+        let sizes = [model.hidden_size, model.heads * model.head_dim, model.hidden_size, model.intermediate_size];
+        self.observed = Some((vec![sizes.map(|size| vec![0.0; size]); model.layers.len()], 0));
         self.release(0);
         let read = self.prefill(0, 0, tokens, Rows::None);
         let (mut sums, count) = self.observed.take().unwrap_or_default();
@@ -177,7 +177,7 @@ impl CpuExecutor {
             if let Some((sums, _)) = &mut self.observed {
                 for sums in sums[index].iter_mut().rev() {
                     let read = outputs.pop().unwrap_or_default();
-                    for row in read.chunks_exact(hidden_size).take(tokens.len()) {
+                    for row in read.chunks_exact(sums.len()).take(tokens.len()) {
                         sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
                     }
                 }

@@ -1,6 +1,7 @@
 //! The stages of a language model's build: look at the configuration, fetch, plan the memory, emit the layer graphs,
 //! build their engines, link the weights, verify, publish. The weights are never read, but for their hash.
 
+mod calibrate;
 mod files;
 mod memory;
 mod quantize;

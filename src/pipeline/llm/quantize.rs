@@ -13,9 +13,10 @@ use half::f16;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use super::calibrate::{self, Divisor};
 use super::{Prepared, Source};
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
-use crate::convert::{Part, Role, Scheme, Transformer};
+use crate::convert::{Part, Scheme, Transformer};
 use crate::llm::CpuExecutor;
 use crate::llm::model::WEIGHTS;
 use crate::llm::text::Text;
@@ -76,85 +77,6 @@ fn others(model: &Transformer) -> Vec<Part> {
     parts
 }
 
-fn multiply(values: &mut [f32], scales: Option<&[f32]>) {
-    if let Some(scales) = scales {
-        values.iter_mut().zip(scales).for_each(|(value, scale)| *value *= scale);
-    }
-}
-
-/// What inputs are multiplied with before their matrix is rounded, by the name of each part of the matrix and of the norm
-/// before it, which is divided by the same (Lin et al. 2023, "AWQ").
-type Scales = BTreeMap<String, Arc<Vec<f32>>>;
-
-/// Powers of the inputs' root mean squares that are tried.
-const POWERS: [f32; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];
-/// Rows of a matrix on which they are.
-const SAMPLE: usize = 256;
-
-/// Lets the model read the calibration text, and chooses for each matrix after a norm the scales with which rounding changes
-/// its outputs least.
-fn scales(prepared: &Prepared, scheme: Scheme, staged: &Path) -> anyhow::Result<Scales> {
-    let Some(path) = &prepared.plan.build.calibration else { return Ok(Scales::new()) };
-    let (checkpoint, model) = (&prepared.source.checkpoint, &prepared.source.model);
-    let content = fs::read_to_string(path).with_context(|| format!("calibration {}", path.display()))?;
-    let mut tokens = Text::open(staged)?.encode_text(&content)?;
-    tokens.truncate(prepared.shapes.max_len);
-    let squares =
-        CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, prepared.shapes.max_len)?.observe(&tokens)?;
-    let mut found = Scales::new();
-    for (index, squares) in squares.iter().enumerate() {
-        let weights = model.layer_weights(index);
-        let pairs = [(Role::AttentionNorm, Role::Qkv), (Role::MlpNorm, Role::GateUp)];
-        for ((norm, matrix), squares) in pairs.into_iter().zip(squares) {
-            let parts =
-                |role: Role| weights.iter().filter(move |weight| weight.role == role).flat_map(|weight| &weight.parts);
-            let mut rows = Vec::new();
-            for part in parts(matrix) {
-                let view = checkpoint.tensor(&part.tensor)?;
-                for row in (0..view.rows()).step_by((view.rows() / SAMPLE).max(1)) {
-                    let mut values = vec![0.0; view.columns()];
-                    view.read_row(row, &mut values);
-                    rows.push(values);
-                }
-            }
-            let scales = Arc::new(best(&rows, squares, scheme));
-            found.extend(parts(matrix).chain(parts(norm)).map(|part| (part.tensor.clone(), Arc::clone(&scales))));
-        }
-    }
-    Ok(found)
-}
-
-/// Of the powers the one with the least squared error of the outputs, taking inputs as independent.
-fn best(rows: &[Vec<f32>], squares: &[f32], scheme: Scheme) -> Vec<f32> {
-    let candidates = POWERS.map(|power| {
-        let scales: Vec<f32> = squares.iter().map(|square| square.sqrt().max(1e-6).powf(power)).collect();
-        let (low, high) = scales.iter().fold((f32::MAX, 0.0_f32), |(low, high), s| (low.min(*s), high.max(*s)));
-        let middle = (low * high).sqrt();
-        scales.iter().map(|scale| scale / middle).collect::<Vec<f32>>()
-    });
-    let error = |scales: &Vec<f32>| -> f64 {
-        let errors = rows.par_iter().map(|row| {
-            let mut values = row.clone();
-            multiply(&mut values, Some(scales));
-            let rounded = scheme.row(&values);
-            let errors = row.iter().enumerate().map(|(at, value)| {
-                let have = rounded.value(at) / scales[at];
-                f64::from((have - value) * (have - value) * squares[at])
-            });
-            errors.sum::<f64>()
-        });
-        errors.sum()
-    };
-    let mut best = (f64::INFINITY, Vec::new());
-    for scales in candidates {
-        let error = error(&scales);
-        if error < best.0 {
-            best = (error, scales);
-        }
-    }
-    best.1
-}
-
 /// One matrix, quantised.
 struct Packed {
     words: Vec<u8>,
@@ -176,8 +98,8 @@ fn pack(quants: &[u8], bits: u32) -> Vec<u8> {
     quants.chunks(in_word(bits)).flat_map(|some| word(some).to_le_bytes()).collect()
 }
 
-/// `factors`, if there are any, multiply the inputs' columns first.
-fn quantize(view: &View<'_>, scheme: Scheme, factors: Option<&[f32]>) -> Packed {
+/// Its columns multiplied and its rows divided first, if there is anything by which.
+fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by: Option<&[f32]>) -> Packed {
     let (rows, columns) = (view.rows(), view.columns());
     let groups = columns / scheme.group;
     let done: Vec<_> = (0..rows)
@@ -185,11 +107,13 @@ fn quantize(view: &View<'_>, scheme: Scheme, factors: Option<&[f32]>) -> Packed 
         .map(|row| {
             let mut values = vec![0.0; columns];
             view.read_row(row, &mut values);
-            multiply(&mut values, factors);
+            let of_row = rows_by.map_or(1.0, |by| by[row]);
+            let by = |at: usize| columns_by.map_or(1.0, |by| by[at]) / of_row;
+            values.iter_mut().enumerate().for_each(|(at, value)| *value *= by(at));
             let rounded = scheme.row(&values);
             let (mut lost, mut whole) = (0.0, 0.0);
             for (at, value) in values.iter().enumerate() {
-                let by = f64::from(factors.map_or(1.0, |factors| factors[at]));
+                let by = f64::from(by(at));
                 let error = f64::from(rounded.value(at) - value) / by;
                 lost += error * error;
                 whole += f64::from(*value) / by * f64::from(*value) / by;
@@ -228,11 +152,11 @@ fn kept(view: &View<'_>) -> Vec<u8> {
     values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
 }
 
-/// A norm's weight, which is added to `offset`, divided: float32.
-fn divided(view: &View<'_>, offset: f32, scales: &[f32]) -> Vec<u8> {
+/// A vector's bytes, divided: float32.
+fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
     let mut values = vec![0.0; view.columns()];
     view.read(0, &mut values);
-    let values = values.iter().zip(scales).map(|(value, scale)| (value + offset) / scale - offset);
+    let values = values.iter().zip(&divisor.by).map(|(value, by)| (value + divisor.offset) / by - divisor.offset);
     values.flat_map(f32::to_le_bytes).collect()
 }
 
@@ -246,7 +170,7 @@ pub(super) fn write(
     let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
     let folder = staged.join(WEIGHTS);
     fs::create_dir_all(&folder)?;
-    let scales = scales(prepared, scheme, staged)?;
+    let scales = calibrate::scales(prepared, scheme, staged)?;
     let (mut planned, mut filled) = (Vec::new(), Vec::new());
     let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
         let bytes = shape.iter().product::<usize>() * size;
@@ -257,7 +181,7 @@ pub(super) fn write(
     for part in others(model) {
         let view = checkpoint.tensor(&part.tensor)?;
         // What is divided keeps its digits.
-        let dtype = if scales.contains_key(&part.tensor) { DType::Float32 } else { kept_type(&view) };
+        let dtype = if scales.rows(&part.tensor).is_some() { DType::Float32 } else { kept_type(&view) };
         let name = match dtype {
             DType::Float32 => "F32",
             DType::BFloat16 => "BF16",
@@ -289,7 +213,9 @@ pub(super) fn write(
         let view = checkpoint.tensor(&filled[index].tensor).map_err(std::io::Error::other)?;
         let end = planned[index].name.rsplit('.').next().unwrap_or_default();
         if end == "weight_packed" {
-            let packed = quantize(&view, scheme, scales.get(&filled[index].tensor).map(|scales| &***scales));
+            let tensor = &filled[index].tensor;
+            let rows = scales.rows(tensor).map(|divisor| divisor.by.as_slice());
+            let packed = quantize(&view, scheme, scales.columns(tensor), rows);
             lost += packed.lost;
             whole += packed.whole;
             let shape = filled[index].shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
@@ -303,10 +229,7 @@ pub(super) fn write(
         if let Some(bytes) = at_hand.remove(end) {
             return Ok(bytes);
         }
-        Ok(match scales.get(&filled[index].tensor) {
-            Some(scales) => divided(&view, model.norm_offset, scales),
-            None => kept(&view),
-        })
+        Ok(scales.rows(&filled[index].tensor).map_or_else(|| kept(&view), |divisor| divided(&view, divisor)))
     });
     context.progress.event(Event::PhaseDone { name: &name });
     written.with_context(|| format!("cannot write {}", path.display()))?;
