@@ -97,7 +97,7 @@ static T median(std::vector<T> values) {
 }
 
 // Deals tiles of plain weights, or strips of packed ones, out to the blocks evenly, as step/deal.rs does.
-static u32* deal(std::vector<Phase>& phases, u32 blocks) {
+static void deal(std::vector<Phase>& phases, u32 blocks) {
   std::vector<u32> words;
   std::vector<std::pair<u32, u32>> places;
   for (Phase& p : phases) {
@@ -126,7 +126,6 @@ static u32* deal(std::vector<Phase>& phases, u32 blocks) {
     phases[i].dealt = table + places[i].first;
     phases[i].owners = table + places[i].second;
   }
-  return table;
 }
 
 int main(int argc, char** argv) {
@@ -162,7 +161,7 @@ int main(int argc, char** argv) {
   };
   u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv), *const attended = activations(hidden),
                  *const middle = activations(hidden), *const gates = activations(inner);
-  float *const norm = floats(hidden), *const squares[2] = {floats(8 * hidden / 64), floats(8 * hidden / 64)};
+  float *const norm = floats(hidden), *const squares[2] = {floats(ROWS * hidden / STRIP), floats(ROWS * hidden / STRIP)};
   u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin = (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
   u32 counted = 0;
   auto const product = [&](char const* name, Phase p, u32 inputs, u32 outputs, u32 kind_bits) {

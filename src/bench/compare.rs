@@ -92,8 +92,10 @@ impl Peer {
                 found.extend(own.decode.iter().map(|d| (at, Some(d.batch), d.context, d.tokens_per_second)));
             } else if let Ok(test) = LlamaBench::deserialize(&value) {
                 // Builds outside a repository have no number.
-                let number = Some(test.build_number).filter(|number| *number > 0);
-                let number = number.map_or_else(String::new, |number| format!(" {number}"));
+                let number = match test.build_number {
+                    0 => String::new(),
+                    number => format!(" {number}"),
+                };
                 let at = of(format!("llama.cpp{number} {}", test.model_type));
                 match (test.n_prompt, test.n_gen) {
                     (0, _) => found.push((at, Some(1), test.n_depth, test.avg_ts)),

@@ -83,9 +83,9 @@ fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool
     let new = dims(&[batch, model.kv_heads, chunk, model.head_dim]);
     graph.output("key", dtype, &new);
     graph.output("value", dtype, &new);
-    for (name, (read, size)) in READ.iter().zip(emitter.read.iter().filter(|_| observed)) {
+    for ((name, inputs), read) in READ.iter().zip(model.matrix_inputs()).zip(emitter.read.iter().filter(|_| observed)) {
         graph.node_named("Identity", &[read], &[name], &[]);
-        graph.output(name, dtype, &dims(&[batch, chunk, *size]));
+        graph.output(name, dtype, &dims(&[batch, chunk, inputs]));
     }
     graph.finish(Path::new("layer.onnx"))
 }
@@ -141,8 +141,8 @@ pub(super) struct Emitter<'a> {
     pub(super) graph: GraphBuilder,
     pub(super) model: &'a Transformer,
     pub(super) dtype: DType,
-    /// What the layers' matrices read, in order, and how wide it is.
-    pub(super) read: Vec<(String, usize)>,
+    /// What the layers' matrices read, in order.
+    pub(super) read: Vec<String>,
 }
 
 impl Emitter<'_> {
@@ -254,19 +254,19 @@ impl Emitter<'_> {
         let model = self.model;
         let norm = weights(&mut self.graph, Role::AttentionNorm).remove(0);
         let x = self.norm(hidden, &norm);
-        self.read.push((x.clone(), model.hidden_size));
+        self.read.push(x.clone());
         let attended = self.attention(&x, context, weights);
         let attended = self.post_norm(attended, Role::PostAttentionNorm, weights);
         let hidden = self.node("Add", &[hidden, &attended], &[]);
         let norm = weights(&mut self.graph, Role::MlpNorm).remove(0);
         let x = self.norm(&hidden, &norm);
-        self.read.push((x.clone(), model.hidden_size));
+        self.read.push(x.clone());
         let inner = model.intermediate_size;
         let roles = (Role::GateUp, model.mlp_bias.then_some(Role::GateUpBias));
         let gate_up = self.linear(&x, roles, &[inner, inner], weights);
         let gate = self.activate(&gate_up[0]);
         let gated = self.node("Mul", &[&gate, &gate_up[1]], &[]);
-        self.read.push((gated.clone(), inner));
+        self.read.push(gated.clone());
         let roles = (Role::Down, model.mlp_bias.then_some(Role::DownBias));
         let down = self.linear(&gated, roles, &[model.hidden_size], weights).remove(0);
         let down = self.post_norm(down, Role::PostMlpNorm, weights);
@@ -328,7 +328,7 @@ impl Emitter<'_> {
         let attended = self.reshape(&attended, &[0, model.heads as i64, -1, model.head_dim as i64]);
         let attended = self.node("Transpose", &[&attended], &[("perm", [0, 2, 1, 3].into())]);
         let attended = self.reshape(&attended, &[0, 0, query as i64]);
-        self.read.push((attended.clone(), query));
+        self.read.push(attended.clone());
         let roles = (Role::Output, model.output_bias.then_some(Role::OutputBias));
         self.linear(&attended, roles, &[model.hidden_size], weights).remove(0)
     }

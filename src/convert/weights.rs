@@ -79,6 +79,11 @@ pub struct Weight {
 }
 
 impl Transformer {
+    /// How many inputs each of a layer's matrices has, in the order in which they read.
+    pub fn matrix_inputs(&self) -> Vec<usize> {
+        self.layer_weights(0).iter().filter(|weight| weight.role.is_matrix()).map(|weight| weight.columns).collect()
+    }
+
     /// The weights of layer `index`, in the order of the layer graph's inputs.
     pub fn layer_weights(&self, index: usize) -> Vec<Weight> {
         let (hidden, inner) = (self.hidden_size, self.intermediate_size);

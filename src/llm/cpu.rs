@@ -40,8 +40,8 @@ fn capacity_for(positions: usize) -> usize {
 /// A layer's weights.
 type Layer = Vec<Floats>;
 
-/// Mean squares of the inputs of a layer's four matrices, in the order in which they read.
-pub type Squares = [Vec<f32>; 4];
+/// Mean squares of the inputs of each of a layer's matrices, in the order in which they read.
+pub type Squares = Vec<Vec<f32>>;
 
 /// See the module.
 pub struct CpuExecutor {
@@ -106,9 +106,8 @@ impl CpuExecutor {
 
     /// What each layer's matrices read of `tokens`.
     pub fn observe(&mut self, tokens: &[u32]) -> Result<Vec<Squares>, LlmError> {
-        let model = &self.model;
-        let sizes = [model.hidden_size, model.heads * model.head_dim, model.hidden_size, model.intermediate_size];
-        self.observed = Some((vec![sizes.map(|size| vec![0.0; size]); model.layers.len()], 0));
+        let nothing: Squares = self.model.matrix_inputs().into_iter().map(|inputs| vec![0.0; inputs]).collect();
+        self.observed = Some((vec![nothing; self.model.layers.len()], 0));
         self.release(0);
         let read = self.prefill(0, 0, tokens, Rows::None);
         let (mut sums, count) = self.observed.take().unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use half::slice::HalfFloatSliceExt as _;
+use half::slice::HalfFloatSliceExt;
 
 use super::buffers::{Buffer, Pinned, copy};
 use super::kernels::{Address, Kernels, kind, word};
@@ -174,7 +174,6 @@ impl State {
     pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize]) -> Result<(), LlmError> {
         let hidden = self.model.hidden_size;
         let last = places.iter().max().map_or(0, |row| row + 1);
-        let view = self.embedding.stored()?;
         let staging = self.staging.write()?;
         if tokens.len() <= ROWS {
             // So few are converted faster here than a kernel starts.
@@ -186,6 +185,7 @@ impl State {
             self.hidden[0].upload_pinned(&self.staging, last * size)?;
             return Ok(());
         }
+        let view = self.embedding.stored()?;
         let (dtype, scale) = match view.encoding.dtype() {
             // As they are stored; the device converts.
             Some(dtype @ (DType::Float16 | DType::BFloat16)) => {
@@ -318,19 +318,21 @@ impl State {
     }
 }
 
+/// float32 to the bytes of sixteen bits each, many at a time.
+fn halves<T: Copy>(values: &[f32], zero: T) -> Vec<u8>
+where
+    [T]: HalfFloatSliceExt,
+{
+    let mut halves = vec![zero; values.len()];
+    halves.as_mut_slice().convert_from_f32_slice(values);
+    bytemuck::cast_slice::<u16, u8>(halves.as_slice().reinterpret_cast()).to_vec()
+}
+
 /// float32 to the bytes of `dtype`.
 fn narrow(values: &[f32], dtype: DType) -> Vec<u8> {
     match kind(dtype) {
-        1 => {
-            let mut halves = vec![half::f16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
-            bytemuck::cast_slice::<u16, u8>(halves.reinterpret_cast()).to_vec()
-        }
-        2 => {
-            let mut halves = vec![half::bf16::ZERO; values.len()];
-            halves.convert_from_f32_slice(values);
-            bytemuck::cast_slice::<u16, u8>(halves.reinterpret_cast()).to_vec()
-        }
+        1 => halves(values, half::f16::ZERO),
+        2 => halves(values, half::bf16::ZERO),
         _ => bytemuck::cast_slice(values).to_vec(),
     }
 }

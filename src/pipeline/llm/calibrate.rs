@@ -21,7 +21,6 @@ const POWERS: [f32; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];
 const SAMPLE: usize = 256;
 
 /// What a tensor's rows, or a vector's elements added to `offset`, are divided by.
-#[derive(Default)]
 pub(super) struct Divisor {
     pub(super) offset: f32,
     pub(super) by: Vec<f32>,

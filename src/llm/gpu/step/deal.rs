@@ -25,14 +25,11 @@ impl Dealt {
     pub(super) fn new(phases: &[Phase], shares: &[u32]) -> Self {
         let blocks = shares.len();
         // Shares of the blocks before each.
-        let before: Vec<usize> = [0]
-            .into_iter()
-            .chain(shares.iter().scan(0, |sum, share| {
-                *sum += *share as usize;
-                Some(*sum)
-            }))
-            .collect();
-        let before_all = before[blocks];
+        let (mut before, mut all) = (vec![0], 0);
+        for share in shares {
+            all += *share as usize;
+            before.push(all);
+        }
         let mut dealt = Self { phases: phases.to_vec(), table: Vec::new() };
         let mut known = HashMap::new();
         for phase in &mut dealt.phases {
@@ -50,7 +47,7 @@ impl Dealt {
                 let used = blocks.min(units);
                 let firsts: Vec<usize> = match units < FEW * blocks {
                     true => (0..=blocks).map(|block| block.min(used) * units / used).collect(),
-                    false => before.iter().map(|before| units * before / before_all).collect(),
+                    false => before.iter().map(|before| units * before / all).collect(),
                 };
                 let start = table.len();
                 table.extend(firsts.iter().map(|first| place(*first, tiles)));

@@ -143,7 +143,7 @@ pub(super) fn second(second: Second) -> u32 {
     }
 }
 
-/// Kinds of packed tiles, bits and groups, as product.cu numbers them.
+/// Kinds of packed tiles, bits and groups, as packed.cu numbers them.
 const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
 
 /// Which kinds of packed tiles the kernel is compiled for.

@@ -20,16 +20,15 @@ __device__ __forceinline__ void packed_strips(Step const& s, Phase const& p, u32
   u8* const inputs = work + sums_of(ACROSS, rows);
   bool const is_minimum = p.second == MINIMUM;
   Walk walk = {pairs.all, pairs.chunk, end, begin, 0, pairs.chunk, begin};
-  u32 at = warp / 2, staged = 0;  // of the strip's pairs, this one's next
+  u32 over = warp / 2, staged = 0;  // how far behind the next chunk's begin this pair's next tiles are
   float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll 1
-  for (u32 over = at; walk.strip < end; walk.next()) {
-    at = walk.from + over;
+  for (; walk.strip < end; walk.next()) {
+    u32 at = walk.from + over;
     Stager const stage = {walk.from * pairs.deep, (walk.to - walk.from) * pairs.deep / 8, DEEP / GROUPS};
     if (walk.from != staged) {
       meet();  // those before were used
-      stage.begin(p, rows, inputs);
-      stage.finish<1>(p, rows, factors, stage.early(p), inputs);
+      stage.bring<1>(p, rows, factors, inputs);
       staged = walk.from;
     }
     u32 const x = shared_address(inputs), stride = stage.stride();
@@ -97,17 +96,7 @@ __device__ __forceinline__ void packed_product(Step const& s, Phase const& p, u3
   Pairs const pairs = pairs_of(p, rows);
   u8* const inputs = work + sums_of(p.across, rows);
   Stager const first = {0, pairs.chunk * pairs.deep / 8, p.group};
-  Early const early = first.early(p);
-  if (index > 0) {
-    await(s.counters + index - 1, parts_of(s, index - 1));
-  }
-  MARK(1);
-  first.begin(p, rows, inputs);
-  if (p.norm) {
-    norm_factors<1>(s, p, p.inputs, factors);
-  }
-  first.finish<1>(p, rows, factors, early, inputs);
-  MARK(2);
+  first.open<1>(s, p, index, factors, inputs);
   switch ((p.weight_kind * 8 + (p.tile_bytes - 1024) / 64) * 2 + p.across / 2) {
 #define CASE(number, kind, bits, groups)                                                   \
   case (kind * 8 + groups) * 2:                                                            \

@@ -90,17 +90,7 @@ __device__ __forceinline__ void plain_product(Step const& s, Phase const& p, u32
   auto const tiles_of = [&](u32 strip) { return strip == end_strip ? end_tile : p.tiles; };
   auto const stager = [&](u32 from, u32 to) { return Stager{from * p.tile_k, (to - from) * p.tile_k / 8, 0}; };
   Stager const first = stager(first_tile, min(tiles_of(first_strip), first_tile + most));
-  Early const early = first.early(p);
-  if (index > 0) {
-    await(s.counters + index - 1, parts_of(s, index - 1));
-  }
-  MARK(1);
-  first.begin(p, rows, work);
-  if (p.norm) {
-    norm_factors<KIND>(s, p, p.inputs, factors);
-  }
-  first.finish<KIND>(p, rows, factors, early, work);
-  MARK(2);
+  first.open<KIND>(s, p, index, factors, work);
   u32 tile = first_tile + along;
   for (u32 strip = first_strip; strip < end_strip || (strip == end_strip && end_tile > 0); ++strip) {
     u32 const strip_begin = strip == first_strip ? first_tile : 0, strip_end = tiles_of(strip);
@@ -109,8 +99,7 @@ __device__ __forceinline__ void plain_product(Step const& s, Phase const& p, u32
       u32 const to = min(strip_end, from + most);
       Stager const stage = stager(from, to);
       if (strip > first_strip || from > strip_begin) {
-        stage.begin(p, rows, work);
-        stage.finish<KIND>(p, rows, factors, stage.early(p), work);
+        stage.bring<KIND>(p, rows, factors, work);
       }
       u32 const stride = stage.stride();
       for (; tile < to; tile += turns) {

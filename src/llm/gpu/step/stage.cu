@@ -164,4 +164,27 @@ struct Stager {
     }
     meet();
   }
+
+  // Both, for inputs that are there.
+  template <u32 KIND>
+  __device__ __forceinline__ void bring(Phase const& p, u32 rows, Factors const& factors, u8* work) const {
+    begin(p, rows, work);
+    finish<KIND>(p, rows, factors, early(p), work);
+  }
+
+  // The first inputs of a phase, once the phase before is done, and what their rows are normed with.
+  template <u32 KIND>
+  __device__ __forceinline__ void open(Step const& s, Phase const& p, u32 index, Factors& factors, u8* work) const {
+    Early const norms = early(p);
+    if (index > 0) {
+      await(s.counters + index - 1, parts_of(s, index - 1));
+    }
+    MARK(1);
+    begin(p, s.rows, work);
+    if (p.norm) {
+      norm_factors<KIND>(s, p, p.inputs, factors);
+    }
+    finish<KIND>(p, s.rows, factors, norms, work);
+    MARK(2);
+  }
 };
