@@ -5,7 +5,8 @@
 //   nvcc -O3 -std=c++17 -arch=native OPTIONS benches/step_phases.cu -o step_phases && ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
 //
 // BITS 16, 8 or 4. OPTIONS as the host has them on an H100: for float16 -DDEPTH=6 -DSLOT=4096 -DPACKED=0, for 4 bits -DDEPTH=4
-// -DSLOT=4352 -DWORK=81920 -DPACKED=1 (8 bits: -DPACKED=8); with -DNO_MARKS the step's time alone, which marking lengthens.
+// -DSLOT=4352 -DWORK=81920 -DPACKED=1 (8 bits: -DPACKED=8); -DKEPT=8 for a cache in 8 bits; with -DNO_MARKS the step's time
+// alone, which marking lengthens.
 // Results are not checked: the unit tests do that.
 #include <cstdio>
 #include <cstdlib>
@@ -195,13 +196,15 @@ int main(int argc, char** argv) {
     p.kind = ATTEND;
     p.x = joined;
     p.out = attended;
-    u64 const cache = (u64)rows * kv_heads * capacity * dim * 2;
-    p.keys = (u16*)memory(cache, 0xa7ff);
-    p.values = (u16*)memory(cache, 0xa7ff);
+    u64 const kept = (u64)rows * kv_heads * capacity;
+    p.keys = (u8*)memory(kept * dim * KEPT / 8, 0xa7ff);
+    p.values = (u8*)memory(kept * dim * KEPT / 8, 0xa7ff);
+    p.key_scales = (float*)memory(kept * 4, 0x37ff);
+    p.value_scales = (float*)memory(kept * 4, 0x37ff);
     p.cos = cos;
     p.sin = sin;
     p.rotary = dim;
-    push("attention", p, rows * kv_heads, (u64)rows * kv_heads * context * dim * 4);
+    push("attention", p, rows * kv_heads, (u64)rows * kv_heads * context * (KEPT == 8 ? 2 * dim + 8 : 4 * dim));
     p = {};
     p.x = attended;
     p.stride = hidden;

@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
     let first = prefilled.first().map_or(Ok(tokens.len()), |count| count.parse())?.clamp(1, tokens.len());
     let mut logits = executor.prefill(0, 0, &tokens[..first], Rows::All)?;
     for (position, token) in tokens.iter().enumerate().skip(first) {
-        logits.extend(executor.decode(&[Step { slot: 0, token: *token, position }])?);
+        logits.extend(executor.decode(&[Step { slot: 0, token: *token, position, temperature: 0.0 }])?);
     }
     let shape = vec![tokens.len(), executor.vocab_size()];
     let tensor = Tensor::from_f32(shape, logits).context("logits do not fill their shape")?;

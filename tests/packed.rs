@@ -385,7 +385,8 @@ fn layouts_that_stay_packed_are_built() {
     for (seed, case) in cases.iter().enumerate() {
         let scratch = tempfile::tempdir().unwrap();
         packed(scratch.path(), wide_llama(), case, seed as u64);
-        let (code, said) = build(scratch.path(), "model", "packed", "");
+        let more = if seed == 0 { "build: { kv_cache: int8 }\n" } else { "" };
+        let (code, said) = build(scratch.path(), "model", "packed", more);
         assert_eq!(code, 0, "{} of {} bits: {said}", case.name, case.bits);
         println!("{} of {} bits: {}", case.name, case.bits, said.lines().last().unwrap_or_default());
     }
@@ -476,6 +477,40 @@ fn a_model_is_quantised_while_it_is_built() {
     assert!(code != 0 && said.contains("groups of 48 inputs are not supported"), "{said}");
     let (code, said) = build(scratch.path(), "large", "plain", "build: { precision: int8, group_size: 128 }\n");
     assert!(code != 0 && said.contains("cannot be cut"), "{said}");
+}
+
+/// Where there is a GPU, each build proves it there.
+#[test]
+fn keys_and_values_are_kept_in_8_bits() {
+    if !tensorrt_or_skip("keys_and_values_are_kept_in_8_bits") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let (config, tensors) = wide_llama();
+    write(&scratch.path().join("plain"), &config, &tensors);
+    let manifest = |name: &str| -> Value {
+        let path = scratch.path().join("engines").join(name).join("manifest.json");
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    };
+    for precision in ["fp32", "fp16", "bf16"] {
+        let more = format!("build: {{ precision: {precision}, kv_cache: int8 }}\n");
+        let (code, said) = build(scratch.path(), precision, "plain", &more);
+        assert_eq!(code, 0, "{precision}: {said}");
+        let manifest = manifest(precision);
+        assert_eq!(manifest["llm"]["kv_type"], "int8");
+        let divergence = manifest["quality"]["divergence"].as_f64().unwrap();
+        assert!(divergence > 0.0 && divergence < 2e-3, "{precision}: {divergence}");
+    }
+    // Nothing is lost, and nothing judged, where nothing is asked for.
+    let (code, said) = build(scratch.path(), "auto", "plain", "build: { kv_cache: auto }\n");
+    assert!(code == 0 && manifest("auto")["quality"].is_null(), "{said}");
+    let (code, said) =
+        build(scratch.path(), "strict", "plain", "build: { kv_cache: int8 }\nverify: { divergence: 1e-12 }\n");
+    assert!(code != 0 && said.contains("it diverges from the checkpoint"), "{said}");
+    let (config, tensors) = llama();
+    write(&scratch.path().join("narrow"), &config, &tensors);
+    let (code, said) = build(scratch.path(), "small", "narrow", "build: { kv_cache: int8 }\n");
+    assert!(code != 0 && said.contains("heads of 8 elements cannot be kept in 8 bits"), "{said}");
 }
 
 /// A model that comes quantised is judged by a reference, if the recipe has one.

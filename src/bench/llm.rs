@@ -143,10 +143,12 @@ pub fn measure_llm(
             }
             let mut samples = Vec::new();
             for step in 0..plan.steps.max(1) + 2 {
-                let steps: Vec<Step> =
-                    (0..batch).map(|slot| Step { slot, token: prompt[0], position: context + step }).collect();
+                let steps: Vec<Step> = (0..batch)
+                    .map(|slot| Step { slot, token: prompt[0], position: context + step, temperature: 0.0 })
+                    .collect();
                 let start = Instant::now();
-                executor.decode(&steps)?;
+                executor.launch(&steps)?;
+                executor.collect()?;
                 // The first captures a graph, the second warms it.
                 if step >= 2 {
                     samples.push(start.elapsed().as_secs_f64() * 1e3);

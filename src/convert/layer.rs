@@ -241,6 +241,21 @@ impl Emitter<'_> {
         }
     }
 
+    /// Rows (the last axis) as they are kept in 8 bits: multiples of 1/127 of their largest magnitude. Rounded before they are
+    /// attended to, so that an answer does not depend on how its prompt was cut into passes.
+    fn round_rows(&mut self, x: &str) -> String {
+        let wide = if self.dtype == DType::Float32 { x.to_owned() } else { self.cast(x, DType::Float32) };
+        let sizes = self.node("Abs", &[&wide], &[]);
+        let largest = self.node("ReduceMax", &[&sizes], &[("axes", [-1].into()), ("keepdims", 1.into())]);
+        let (share, least) = (self.graph.scalar(1.0 / 127.0), self.graph.scalar(1e-30));
+        let scale = self.node("Mul", &[&largest, &share], &[]);
+        let scale = self.node("Add", &[&scale, &least], &[]); // a row of zeros stays one
+        let units = self.node("Div", &[&wide, &scale], &[]);
+        let whole = self.node("Round", &[&units], &[]);
+        let rounded = self.node("Mul", &[&whole, &scale], &[]);
+        if self.dtype == DType::Float32 { rounded } else { self.cast(&rounded, self.dtype) }
+    }
+
     /// cap · tanh(x / cap).
     fn softcap(&mut self, x: &str, cap: f32, constant: impl Fn(&mut Self, f32) -> String) -> String {
         let (inverse, cap) = (constant(self, 1.0 / cap), constant(self, cap));
@@ -320,6 +335,7 @@ impl Emitter<'_> {
         let v = self.heads(&qkv[2], model.kv_heads, None);
         let q = self.rotate(&q, context.cos, context.sin);
         let k = self.rotate(&k, context.cos, context.sin);
+        let (k, v) = if model.kv_type.is_some() { (self.round_rows(&k), self.round_rows(&v)) } else { (k, v) };
         let scale = self.constant(model.attention_scale);
         let q = self.node("Mul", &[&q, &scale], &[]);
         // [batch, heads, chunk, d] -> [batch, kv_heads, group · chunk, d]: the same memory.

@@ -24,6 +24,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::checkpoint::{CheckpointError, Packing};
+use crate::tensor::DType;
 
 pub use config::Config;
 use layer::OPSET;
@@ -87,6 +88,9 @@ pub struct Transformer {
     pub post_norms: bool,
     /// q, k and v are one tensor, gate and up too (Phi-3).
     pub fused: bool,
+    /// How keys and values are kept, if not as they are computed: int8 with a scale for each position and head. Not the
+    /// configuration's to say.
+    pub kv_type: Option<DType>,
     /// The embedding is the output matrix too.
     pub tied: bool,
     pub max_position: usize,
@@ -139,9 +143,13 @@ impl Transformer {
         self.heads / self.kv_heads
     }
 
-    /// Bytes of key and value of one position, over all layers.
-    pub fn kv_bytes(&self, element: usize) -> usize {
-        2 * self.layers.len() * self.kv_heads * self.head_dim * element
+    /// Bytes of key and value of one position, over all layers, computed in `dtype`.
+    pub fn kv_bytes(&self, dtype: DType) -> usize {
+        let row = match self.kv_type {
+            Some(kept) => self.head_dim * kept.size() + 4,
+            None => self.head_dim * dtype.size(),
+        };
+        2 * self.layers.len() * self.kv_heads * row
     }
 
     /// Elements of all weights, the embedding counted once if tied.

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::executor::{Executor, LlmError, MemoryUse, Rows, Sight, Step, check};
+use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
 use super::host::{self, Embedding, Floats};
 use crate::backend::cpu::{Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
@@ -294,12 +294,14 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<f32>, LlmError> {
-        let mut logits = Vec::new();
-        for step in std::mem::take(&mut self.launched) {
-            logits.extend(self.prefill(step.slot, step.position, &[step.token], Rows::Last)?);
-        }
-        Ok(logits)
+    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
+        let steps = std::mem::take(&mut self.launched);
+        let logits = steps.iter().map(|step| self.prefill(step.slot, step.position, &[step.token], Rows::Last));
+        logits.map(|logits| Ok(Logits::All(logits?))).collect()
+    }
+
+    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
+        Err(LlmError::Request(format!("the logits of step {step} were handed out")))
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {

@@ -21,7 +21,7 @@ pub enum LlmError {
 }
 
 /// One token to continue a sequence with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// Where the sequence's keys and values are.
     pub slot: usize,
@@ -29,6 +29,28 @@ pub struct Step {
     pub token: u32,
     /// Tokens before it.
     pub position: usize,
+    /// At which the next will be drawn, see [`Likeliest::warm`]; 0 takes the likeliest.
+    pub temperature: f32,
+}
+
+/// What is known of the logits of a next token.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Logits {
+    /// `[vocabulary]`
+    All(Vec<f32>),
+    /// The likeliest; [`Executor::logits`] has the rest.
+    Likeliest(Likeliest),
+}
+
+/// The likeliest tokens, and what all weigh.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Likeliest {
+    /// Tokens and their logits, best first; of equals the first.
+    pub tokens: Vec<(u32, f32)>,
+    /// Sum over all tokens of exp(logit - largest logit).
+    pub total: f64,
+    /// Sum over all tokens of exp((logit - largest logit) / temperature).
+    pub warm: f64,
 }
 
 /// Which logits a prefill computes.
@@ -70,12 +92,21 @@ pub trait Executor: Send {
     /// Begins to continue several sequences, each in a slot of its own, by one token. Until [`Executor::collect`] nothing
     /// else may be begun; a device computes meanwhile.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
-    /// Waits for what was launched. Logits: `[steps, vocabulary]`.
-    fn collect(&mut self) -> Result<Vec<f32>, LlmError>;
-    /// Both at once.
+    /// Waits for what was launched: what is known of each step's logits.
+    fn collect(&mut self) -> Result<Vec<Logits>, LlmError>;
+    /// All logits of a step that was collected, until something else is begun.
+    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError>;
+    /// All of it at once. Logits: `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
         self.launch(steps)?;
-        self.collect()
+        let mut all = Vec::new();
+        for (step, logits) in self.collect()?.into_iter().enumerate() {
+            match logits {
+                Logits::All(logits) => all.extend(logits),
+                Logits::Likeliest(_) => all.extend(self.logits(step)?),
+            }
+        }
+        Ok(all)
     }
     /// Makes the first `positions` of slot `to` those of `from`.
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError>;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::executor::{Executor, LlmError, Rows, Step};
+use super::executor::{Executor, LlmError, Logits, Rows, Step};
 use super::grammar::Grammar;
 use super::queue::Queue;
 use super::sampler::{Choice, Sampler, Sampling};
@@ -200,7 +200,8 @@ impl Generator {
         let mut steps = Vec::new();
         for (slot, Slot { tokens, active }) in self.slots.iter().enumerate() {
             if let Some(active) = active.as_ref().filter(|active| active.goes_on()) {
-                steps.push(Step { slot, token: active.next, position: tokens.len() });
+                let temperature = active.sampler.temperature();
+                steps.push(Step { slot, token: active.next, position: tokens.len(), temperature });
                 self.launched.push((slot, active.request));
             }
         }
@@ -231,13 +232,26 @@ impl Generator {
         if self.launched.is_empty() {
             return Ok(());
         }
-        let mut logits = self.executor.collect()?;
-        let (width, max_len) = (self.executor.vocab_size(), self.executor.max_len());
-        for ((slot, request), logits) in self.launched.drain(..).zip(logits.chunks_exact_mut(width)) {
+        let known = self.executor.collect()?;
+        let max_len = self.executor.max_len();
+        for (step, ((slot, request), known)) in self.launched.drain(..).zip(known).enumerate() {
             let Slot { tokens, active } = &mut self.slots[slot];
             if let Some(active) = active.as_mut().filter(|active| active.request == request) {
                 tokens.push(active.next);
-                active.choose(&self.text, logits, tokens.len() + 1 >= max_len);
+                let last = tokens.len() + 1 >= max_len;
+                let chosen = match &known {
+                    Logits::Likeliest(likeliest) if active.grammar.is_none() => {
+                        active.sampler.choose_likeliest(likeliest)
+                    }
+                    _ => None,
+                };
+                match (chosen, known) {
+                    (Some(choice), _) => active.take(&self.text, Ok(choice), last),
+                    (None, Logits::All(mut logits)) => active.choose(&self.text, &mut logits, last),
+                    (None, Logits::Likeliest(_)) => {
+                        active.choose(&self.text, &mut self.executor.logits(step)?, last);
+                    }
+                }
             }
         }
         Ok(())
@@ -331,6 +345,11 @@ impl Active {
     /// Chooses the next token; `last` if there is no room for another.
     fn choose(&mut self, text: &Text, logits: &mut [f32], last: bool) {
         let choice = self.sampler.choose(logits, self.grammar.as_mut());
+        self.take(text, choice, last);
+    }
+
+    /// Takes the token that was chosen.
+    fn take(&mut self, text: &Text, choice: Result<Choice, LlmError>, last: bool) {
         let now = Instant::now();
         if self.usage.answer == 0 {
             self.usage.first = now - self.since;

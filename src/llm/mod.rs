@@ -16,7 +16,7 @@ mod shapes;
 pub mod text;
 
 pub use cpu::{CpuExecutor, Squares};
-pub use executor::{Executor, LlmError, MemoryUse, Rows, Step};
+pub use executor::{Executor, Likeliest, LlmError, Logits, MemoryUse, Rows, Step};
 pub use generate::{Finish, Generator, Piece, Request, Usage};
 pub use gpu::{GpuExecutor, GpuOptions, packed_bytes, quantised_bytes};
 pub use grammar::{Grammar, Grammars};

@@ -29,6 +29,9 @@ pub struct Record {
     pub parameters: u64,
     /// Arithmetic of the engines.
     pub dtype: DType,
+    /// How keys and values are kept, if not in `dtype`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_type: Option<DType>,
     /// Longest prompt in tokens.
     pub max_input_len: usize,
     /// Longest answer in tokens.
@@ -67,6 +70,7 @@ pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Ch
     let path = folder.join("config.json");
     let mut model = convert::describe(&path, &read_json(&path)?, length)?;
     model.locate(&checkpoint)?;
+    model.kv_type = record.kv_type;
     Ok((model, checkpoint))
 }
 

@@ -3,13 +3,16 @@
 //! In this order, as `transformers` has it: biases and penalties, what a grammar forbids, temperature, top-k, top-p
 //! (Holtzman et al. 2020), min-p (Nguyen et al. 2024), one draw. Log-probabilities are those of the model, before any of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::executor::LlmError;
+use super::executor::{Likeliest, LlmError};
 use super::grammar::Grammar;
 use crate::tensor::SplitMix64;
+
+/// Tokens that are drawn first, in this order, whether all logits are known or the likeliest alone.
+const LIKELIEST: usize = 64;
 
 /// How to choose.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -142,16 +145,50 @@ impl Sampler {
         Ok(Choice { token, logprob, top })
     }
 
+    /// Chooses where only the likeliest tokens are known, as [`Sampler::choose`] would of all; `None` if that takes the rest.
+    pub fn choose_likeliest(&mut self, likeliest: &Likeliest) -> Option<Choice> {
+        let Sampling { temperature, top_logprobs, .. } = self.settings;
+        if self.penalises() || top_logprobs.is_some_and(|count| count > likeliest.tokens.len()) {
+            return None;
+        }
+        let (first, best) = *likeliest.tokens.first().filter(|(_, logit)| logit.is_finite())?;
+        let token = match temperature == 0.0 {
+            true => first,
+            false => self.draw_from(&likeliest.tokens, Some(likeliest.warm))?,
+        };
+        self.seen.entry(token).or_default().1 += 1;
+        let of = |logit: f32| (f64::from(logit - best) - likeliest.total.ln()) as f32;
+        let logprob = likeliest.tokens.iter().find(|(other, _)| *other == token).map(|(_, logit)| of(*logit));
+        let reported = likeliest.tokens.iter().take(top_logprobs.unwrap_or(0));
+        Some(Choice {
+            token,
+            logprob: logprob.filter(|_| top_logprobs.is_some()),
+            top: reported.map(|(token, logit)| (*token, of(*logit))).collect(),
+        })
+    }
+
+    /// Whether logits are changed before the choice.
+    fn penalises(&self) -> bool {
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
+        let penalties = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
+        penalties || !self.settings.logit_bias.is_empty()
+    }
+
+    /// The temperature a token will be drawn at.
+    pub fn temperature(&self) -> f32 {
+        self.settings.temperature
+    }
+
     fn penalise(&self, logits: &mut [f32]) {
         for (token, bias) in &self.settings.logit_bias {
             if let Some(logit) = logits.get_mut(*token as usize) {
                 *logit += bias;
             }
         }
-        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
-        if repetition_penalty == 1.0 && presence_penalty == 0.0 && frequency_penalty == 0.0 {
+        if !self.penalises() {
             return;
         }
+        let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
         for (token, (_, answered)) in &self.seen {
             let Some(logit) = logits.get_mut(*token as usize) else { continue };
             *logit = if *logit > 0.0 { *logit / repetition_penalty } else { *logit * repetition_penalty };
@@ -161,38 +198,77 @@ impl Sampler {
         }
     }
 
+    /// Draws from all logits: from the likeliest if they decide it, as [`Sampler::choose_likeliest`] would.
     fn draw(&mut self, logits: &[f32]) -> u32 {
+        let limited = self.settings.top_p < 1.0 || self.settings.top_k > LIKELIEST;
+        let order = match limited {
+            true => largest(logits, logits.len()),
+            // Beyond the likeliest the order does not matter, and sorting a vocabulary would take longer than the rest.
+            false => {
+                let mut order = largest(logits, LIKELIEST);
+                let known: HashSet<u32> = order.iter().copied().collect();
+                order.extend((0..logits.len() as u32).filter(|token| !known.contains(token)));
+                order
+            }
+        };
+        let tokens: Vec<(u32, f32)> = order.into_iter().map(|token| (token, logits[token as usize])).collect();
+        self.draw_from(&tokens, None).unwrap_or_else(|| argmax(logits))
+    }
+
+    /// Draws from the likeliest tokens, best first, of a row whose weights add up to `total`, or from all. `None` if what
+    /// lies beyond may decide.
+    fn draw_from(&mut self, tokens: &[(u32, f32)], total: Option<f64>) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
-        let count = if top_k == 0 { logits.len() } else { top_k.min(logits.len()) };
-        // Without a limit the order does not matter, and sorting a vocabulary would take longer than the rest.
-        let whole = count == logits.len() && top_p >= 1.0;
-        let order: Vec<u32> = if whole { (0..logits.len() as u32).collect() } else { largest(logits, count) };
-        let likeliest = if whole { argmax(logits) } else { order[0] };
-        let best = f64::from(logits[likeliest as usize]);
-        let weigh = |token: &u32| ((f64::from(logits[*token as usize]) - best) / f64::from(temperature)).exp();
-        let mut weights: Vec<f64> = order.iter().map(weigh).collect();
+        let (top_p, min_p) = (f64::from(top_p), f64::from(min_p));
+        // The likeliest weighs 1.
+        let (likeliest, best) = *tokens.first()?;
+        let weigh = |logit: f32| (f64::from(logit - best) / f64::from(temperature)).exp();
+        let mut weights: Vec<f64> = tokens.iter().map(|(_, logit)| weigh(*logit)).collect();
+        // What the weights here lack to all that may be drawn; nothing once they are known to be all.
+        let mut missing = total.is_some();
+        if top_k > 0 && (top_k <= weights.len() || !missing) {
+            weights.truncate(top_k);
+            missing = false;
+        } else if top_k > 0 {
+            return None;
+        }
+        let sum = |weights: &[f64]| weights.iter().sum::<f64>();
+        let mut all = if missing { total.unwrap_or_default().max(sum(&weights)) } else { sum(&weights) };
         if top_p < 1.0 {
-            let total: f64 = weights.iter().sum();
-            let mut sum = 0.0;
-            let mut kept = 0;
+            let (mut reached, mut kept) = (0.0, 0);
             // The token that crosses the border stays.
-            while kept < weights.len() && sum < f64::from(top_p) * total {
-                sum += weights[kept];
+            while kept < weights.len() && reached < top_p * all {
+                reached += weights[kept];
                 kept += 1;
             }
+            if missing && reached < top_p * all {
+                return None;
+            }
             weights.truncate(kept.max(1));
+            (missing, all) = (false, sum(&weights));
         }
-        // The likeliest weighs 1.
-        weights.iter_mut().filter(|weight| **weight < f64::from(min_p)).for_each(|weight| *weight = 0.0);
-        let total: f64 = weights.iter().sum();
-        let mut at = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 * total;
-        for (token, weight) in order.iter().zip(&weights) {
+        if min_p > 0.0 {
+            // They fall, so the first too light one ends them.
+            let light = weights.iter().position(|weight| *weight < min_p);
+            if missing && light.is_none() {
+                return None;
+            }
+            weights.iter_mut().filter(|weight| **weight < min_p).for_each(|weight| *weight = 0.0);
+            (missing, all) = (false, sum(&weights));
+        }
+        let before = self.random.clone();
+        let mut at = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 * all;
+        for ((token, _), weight) in tokens.iter().zip(&weights) {
             if *weight > 0.0 && at < *weight {
-                return *token;
+                return Some(*token);
             }
             at -= weight;
         }
-        likeliest
+        if missing {
+            self.random = before; // whoever draws from all draws the same
+            return None;
+        }
+        Some(likeliest)
     }
 }
 
@@ -280,6 +356,55 @@ mod tests {
         let total: f32 = LOGITS.iter().map(|logit| logit.exp()).sum::<f32>().ln();
         assert!((choice.logprob.unwrap() - (2.0 - total)).abs() < 1e-5);
         assert_eq!(choice.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
+    }
+
+    /// The likeliest of a row of logits, as a device reports them.
+    fn likeliest(logits: &[f32], count: usize, temperature: f32) -> Likeliest {
+        let order = largest(logits, count);
+        let best = logits[order[0] as usize];
+        let sum = |inverse: f64| logits.iter().map(|l| (f64::from(l - best) * inverse).exp()).sum();
+        let tokens = order.into_iter().map(|token| (token, logits[token as usize])).collect();
+        let warm = if temperature > 0.0 { sum(1.0 / f64::from(temperature)) } else { 0.0 };
+        Likeliest { tokens, total: sum(1.0), warm }
+    }
+
+    #[test]
+    fn the_likeliest_decide_as_all_would() {
+        let mut random = SplitMix64(3);
+        let (mut decided, mut open) = (0, 0);
+        for case in 0..4000 {
+            // Steep and flat distributions.
+            let steep = [0.5, 3.0, 9.0][case % 3];
+            let mut logits: Vec<f32> = (0..300).map(|_| (random.next_u64() % 1000) as f32 / 1000.0 * steep).collect();
+            let pick = |random: &mut SplitMix64, of: &[f32]| of[random.next_u64() as usize % of.len()];
+            let settings = Sampling {
+                temperature: pick(&mut random, &[0.0, 0.3, 1.0, 2.0]),
+                top_k: pick(&mut random, &[0.0, 0.0, 1.0, 20.0, 64.0, 100.0]) as usize,
+                top_p: pick(&mut random, &[1.0, 0.9, 0.5]),
+                min_p: pick(&mut random, &[0.0, 0.0, 0.1, 0.9]),
+                top_logprobs: [None, None, Some(5)][case % 3],
+                logit_bias: if case % 50 == 0 { vec![(3, 5.0)] } else { Vec::new() },
+                seed: case as u64,
+                ..Sampling::default()
+            };
+            let found = likeliest(&logits, LIKELIEST, settings.temperature);
+            let (mut by_all, mut by_few) = (Sampler::new(settings.clone(), &[]), Sampler::new(settings.clone(), &[]));
+            for _ in 0..3 {
+                let want = by_all.choose(&mut logits.clone(), None).unwrap();
+                let Some(have) = by_few.choose_likeliest(&found) else {
+                    open += 1;
+                    assert_eq!(by_few.choose(&mut logits, None).unwrap(), want, "{settings:?}");
+                    break;
+                };
+                decided += 1;
+                assert_eq!((have.token, have.top.len()), (want.token, want.top.len()), "{settings:?}");
+                let pairs = have.top.iter().zip(&want.top).map(|(a, b)| (a.1, b.1));
+                let logprobs = pairs.chain(have.logprob.zip(want.logprob));
+                logprobs.for_each(|(a, b)| assert!((a - b).abs() < 1e-5, "{settings:?}: {a}, not {b}"));
+                assert_eq!(have.logprob.is_some(), settings.top_logprobs.is_some());
+            }
+        }
+        assert!(decided > 5000 && open > 300, "{decided} decided, {open} open");
     }
 
     #[test]

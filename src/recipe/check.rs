@@ -178,6 +178,9 @@ fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
     if quantised && kind != Kind::Llm {
         return at("precision", "int8 and int4 are for language models", Some("use fp16"));
     }
+    if build.kv_cache.is_some() && kind != Kind::Llm {
+        return at("kv_cache", "kv_cache is for language models", None);
+    }
     for name in build.compute_capabilities.iter().flatten() {
         let number = |part: &str| !part.is_empty() && part.len() <= 2 && part.bytes().all(|b| b.is_ascii_digit());
         if !name.split_once('.').is_some_and(|(major, minor)| number(major) && number(minor)) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::schema::{Build, Kind, Picture, Precision, Recipe, Source, YoloRecipe};
+use super::schema::{Build, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
 use crate::vision::{ClassifierOutput, Preprocess};
 
 /// A recipe with nothing left to decide.
@@ -93,6 +93,8 @@ pub struct BuildPlan {
     pub group_size: Option<usize>,
     /// Text the model reads before it is quantised.
     pub calibration: Option<PathBuf>,
+    /// How keys and values are kept.
+    pub kv_cache: KvCache,
     /// TF32 for fp32 layers.
     pub tf32: bool,
     /// Batch the engine is tuned for.
@@ -122,7 +124,7 @@ pub struct VerifyPlan {
     pub tolerance: f64,
     /// What a model that comes quantised was made of.
     pub reference: Option<SourcePlan>,
-    /// Allowed divergence and ratio of perplexities to the checkpoint, where weights are quantised here.
+    /// Allowed divergence and ratio of perplexities to the checkpoint, where weights or cache are quantised here.
     pub quality: (f64, f64),
 }
 
@@ -157,15 +159,22 @@ impl Plan {
             _ => None,
         };
         let default_tolerance = match (recipe.kind(), build.precision) {
-            (Kind::Llm, Precision::Fp32) if !build.tf32 => 1e-5,
+            // Kept in 8 bits a value at the border between two of them may fall to either side.
+            (Kind::Llm, Precision::Fp32) if !build.tf32 && build.kv_cache == KvCache::Auto => 1e-5,
             (Kind::Llm, Precision::Bf16) => 5e-2,
             (Kind::Llm, _) => 1e-2,
             (_, Precision::Fp32) if !build.tf32 => 1e-3,
             _ => 5e-2,
         };
-        // What comes quantised has mostly 4 bits.
-        let default_quality = if build.precision == Precision::Int8 { (0.02, 1.03) } else { (0.3, 1.3) };
         let verify = recipe.verify();
+        // What comes quantised has mostly 4 bits.
+        let only_cache = build.kv_cache == KvCache::Int8 && verify.is_none_or(|verify| verify.reference.is_none());
+        let default_quality = match build.precision {
+            Precision::Int8 => (0.02, 1.03),
+            Precision::Int4 => (0.3, 1.3),
+            _ if only_cache => (0.02, 1.03),
+            _ => (0.3, 1.3),
+        };
         // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
         let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
         let default_seeds = if recipe.kind() == Kind::Yolo && has_pictures { 0 } else { 3 };
@@ -264,6 +273,7 @@ fn build_plan(folder: &Path, kind: Kind, build: Option<&Build>) -> BuildPlan {
         precision: build.precision.unwrap_or(if kind == Kind::Llm { Precision::Fp16 } else { Precision::Fp32 }),
         group_size: build.group_size.map(size),
         calibration: build.calibration.map(|file| folder.join(file)),
+        kv_cache: build.kv_cache.unwrap_or(KvCache::Auto),
         tf32: build.tf32.unwrap_or(false),
         batch,
         max_batch: build.max_batch.map_or(batch, size),

@@ -233,11 +233,20 @@ impl Precision {
     }
 }
 
+/// How keys and values are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum KvCache {
+    Auto,
+    Int8,
+}
+
 /// TensorRT builder settings.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
-    /// Arithmetic of the engine; of an llm also its KV cache. int8 and int4 quantise an llm's layers, computed with in fp16.
+    /// Arithmetic of the engine; of an llm also its KV cache, see `kv_cache`. int8 and int4 quantise an llm's layers, computed with in fp16.
     /// Default: fp16 for an llm, else fp32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
@@ -248,6 +257,10 @@ pub struct Build {
     /// rounded with more care (activation-aware scaling). Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub calibration: Option<String>,
+    /// How an llm keeps keys and values: `auto` as it computes them, `int8` in 8 bits with a scale for each position and head,
+    /// which takes half the room of fp16. Default: auto.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_cache: Option<KvCache>,
     /// TF32 tensor cores for fp32 layers: faster, about 3 decimal digits. Default: false.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tf32: Option<bool>,
@@ -286,19 +299,20 @@ pub struct Verify {
     pub prompts: Option<Vec<String>>,
     /// Largest allowed max|engine - reference| / max|reference| of any output; default 1e-3 for fp32, 5e-2 below, where
     /// the answers on the pictures decide. For an
-    /// llm: the largest mean Kullback-Leibler divergence in nats a token; default 1e-5 for fp32, 1e-2 for fp16, 5e-2 for
-    /// bf16.
+    /// llm: the largest mean Kullback-Leibler divergence in nats a token; default 1e-5 for fp32, 1e-2 for fp16 or a
+    /// cache in 8 bits, 5e-2 for bf16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tolerance: Option<f64>,
     /// For an llm that comes quantised: the checkpoint in floats it was made of, to be judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<Box<Source>>,
-    /// For an llm quantised here, or with a `reference`: the largest mean Kullback-Leibler divergence from the
-    /// checkpoint's own distributions, in nats a token. Default: 0.02 for int8, else 0.3.
+    /// For an llm whose weights or cache are quantised here, or with a `reference`: the largest mean Kullback-Leibler
+    /// divergence from the checkpoint's own distributions, in nats a token. Default: 0.02 for int8 or where the cache alone
+    /// is quantised, else 0.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergence: Option<f64>,
-    /// For an llm quantised here, or with a `reference`: by how much its perplexity may be above the checkpoint's, as a
-    /// ratio. Default: 1.03 for int8, else 1.3.
+    /// For the same: by how much its perplexity may be above the checkpoint's, as a ratio. Default: 1.03 where 0.02 is
+    /// above, else 1.3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
 }

@@ -91,7 +91,7 @@ pub(super) fn verify(
         // Written so that a NaN fails.
         let passed = quality.divergence <= quality.divergence_limit && ratio <= quality.ratio_limit;
         let detail = format!(
-            "on {} tokens the weights diverge from the checkpoint's by {:.4} nats of {} allowed, perplexity {:.3} to {:.3}, \
+            "on {} tokens it diverges from the checkpoint by {:.4} nats of {} allowed, perplexity {:.3} to {:.3}, \
              {:.3} of {} allowed",
             quality.tokens,
             quality.divergence,
@@ -181,7 +181,8 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
         if text.stop_tokens.contains(&token) {
             break;
         }
-        let row = engine.decode(&[Step { slot: 0, token, position: prompt.len() + tokens.len() - 1 }])?;
+        let row =
+            engine.decode(&[Step { slot: 0, token, position: prompt.len() + tokens.len() - 1, temperature: 0.0 }])?;
         tokens.push(argmax(&row));
         logits.push(row);
     }

@@ -64,9 +64,9 @@ impl Buffer {
             .map_err(device_error)
     }
 
-    /// Waits for the stream and copies the first `bytes` into pinned memory.
-    pub(super) fn download(&self, pinned: &mut Pinned, bytes: usize) -> Result<(), BackendError> {
-        let source = self.slice.slice(..bytes);
+    /// Waits for the stream and copies `bytes` from `first` on into pinned memory.
+    pub(super) fn download(&self, pinned: &mut Pinned, first: usize, bytes: usize) -> Result<(), BackendError> {
+        let source = self.slice.slice(first..first + bytes);
         let target = &mut pinned.slice.as_mut_slice().map_err(device_error)?[..bytes];
         self.stream.memcpy_dtoh(&source, target).map_err(device_error)?;
         self.stream.synchronize().map_err(device_error)

@@ -94,8 +94,8 @@ impl Engines {
         let engine = self.layers.get_mut(&shape);
         let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape))))?;
         let stream = state.device.stream.cu_stream() as usize;
-        engine.set_address("key", state.new.0.address() as usize)?;
-        engine.set_address("value", state.new.1.address() as usize)?;
+        engine.set_address("key", state.new[0].address() as usize)?;
+        engine.set_address("value", state.new[1].address() as usize)?;
         let names: Vec<&str> = state.model.layer_weights(0).iter().map(|weight| weight.role.name()).collect();
         for index in 0..state.model.layers.len() {
             let kind = state.model.layers[index];
@@ -108,7 +108,7 @@ impl Engines {
             engine.set_address("sin", sin.address() as usize)?;
             engine.set_address("mask", mask as usize)?;
             if shape.cache > 0 {
-                let (key, value) = state.cache(index, slot, state.capacity);
+                let [key, value] = state.cache.past(&state.kernels, index, (slot, shape.batch), state.places().0)?;
                 engine.set_address("past_key", key as usize)?;
                 engine.set_address("past_value", value as usize)?;
             }
@@ -116,9 +116,10 @@ impl Engines {
                 engine.set_address(name, state.unpacked(index, at)? as usize)?;
             }
             engine.enqueue(stream)?;
-            state.append(shape, index, slot)?;
+            let new = state.new.each_ref().map(Buffer::address);
+            state.cache.append(&state.kernels, (index, slot, shape), new, state.places())?;
         }
-        state.capacity = state.next_capacity;
+        state.cache.capacity = state.cache.next_capacity;
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 // The small kernels around TensorRT's engines: masks, rotary rows, caches, embeddings, and weights on their way in.
 // Compiled at run time (NVRTC) without any header. Element kinds: 0 float32, 1 float16, 2 bfloat16.
 
+typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -114,6 +115,56 @@ extern "C" __global__ void append(u32 const* key, u32 const* value, u32* keys, u
   for (u32 i = threadIdx.x; i < words; i += blockDim.x) {
     keys[to + i] = key[from + i];
     values[to + i] = value[from + i];
+  }
+}
+
+// A row's largest magnitude, by one warp.
+__device__ __forceinline__ float largest_of(void const* in, u64 first, u32 dim, u32 kind) {
+  float largest = 0.0f;
+  for (u32 i = threadIdx.x % 32; i < dim; i += 32) {
+    largest = fmaxf(largest, fabsf(load(in, first + i, kind)));
+  }
+  for (u32 step = 16; step > 0; step /= 2) {
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+  }
+  return largest;
+}
+
+// The same of caches in 8 bits [batch, heads, capacity, dim], integers plus 128, each row with what they are multiplied with
+// [batch, heads, capacity]. Block 64: a warp for the key, one for the value.
+extern "C" __global__ void append8(void const* key, void const* value, u32 kind, u8* keys, u8* values, float* key_scales,
+                                   float* value_scales, u32 const* cached, u32 const* count, u32 heads, u32 capacity,
+                                   u32 dim) {
+  u32 const sequence = blockIdx.y / heads;
+  if (blockIdx.x >= count[sequence]) {
+    return;
+  }
+  bool const is_key = threadIdx.x < 32;
+  void const* const in = is_key ? key : value;
+  u64 const from = ((u64)blockIdx.y * gridDim.x + blockIdx.x) * dim;
+  u64 const to = (u64)blockIdx.y * capacity + cached[sequence] + blockIdx.x;
+  float const largest = largest_of(in, from, dim, kind), inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  u8* const out = (is_key ? keys : values) + to * dim;
+  for (u32 i = threadIdx.x % 32; i < dim; i += 32) {
+    out[i] = (u8)(int)(rintf(load(in, from + i, kind) * inverse) + 128.0f);
+  }
+  if (threadIdx.x % 32 == 0) {
+    (is_key ? key_scales : value_scales)[to] = largest / 127.0f;
+  }
+}
+
+// Such caches as the engines want them, as far as they are filled. Grid (capacity, batch * heads), block 64.
+extern "C" __global__ void widen8(u8 const* keys, u8 const* values, float const* key_scales, float const* value_scales,
+                                  void* key, void* value, u32 kind, u32 const* cached, u32 heads, u32 dim) {
+  if (blockIdx.x >= cached[blockIdx.y / heads]) {
+    return;
+  }
+  bool const is_key = threadIdx.x < 32;
+  u64 const row = (u64)blockIdx.y * gridDim.x + blockIdx.x;
+  float const scale = (is_key ? key_scales : value_scales)[row];
+  u8 const* const in = is_key ? keys : values;
+  for (u32 i = threadIdx.x % 32; i < dim; i += 32) {
+    store(is_key ? key : value, row * dim + i, ((int)in[row * dim + i] - 128) * scale, kind);
   }
 }
 

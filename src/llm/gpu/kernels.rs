@@ -75,6 +75,8 @@ pub(super) struct Kernels {
     mask: CudaFunction,
     rotary: CudaFunction,
     append: CudaFunction,
+    append8: CudaFunction,
+    widen8: CudaFunction,
     spread: CudaFunction,
 }
 
@@ -114,6 +116,8 @@ impl Kernels {
             mask: function("mask")?,
             rotary: function("rotary")?,
             append: function("append")?,
+            append8: function("append8")?,
+            widen8: function("widen8")?,
             spread: function("spread")?,
         })
     }
@@ -190,17 +194,50 @@ impl Kernels {
     /// Appends new (key, value) to the caches (keys, values).
     pub(super) fn append(
         &self,
-        new: (Address, Address),
-        caches: (Address, Address),
+        new: [Address; 2],
+        caches: [Address; 2],
         (cached, count): (Address, Address),
         [batch, heads, chunk, capacity, words]: [usize; 5],
     ) -> Launched {
         let (heads_, capacity, words_) = (word(heads), word(capacity), word(words));
         let mut launch = self.stream.launch_builder(&self.append);
-        launch.arg(&new.0).arg(&new.1).arg(&caches.0).arg(&caches.1).arg(&cached).arg(&count);
+        launch.arg(&new[0]).arg(&new[1]).arg(&caches[0]).arg(&caches[1]).arg(&cached).arg(&count);
         launch.arg(&heads_).arg(&capacity).arg(&words_);
         // SAFETY: as above; the executor keeps cached + count within the capacity.
         unsafe { launch.launch(grid(chunk, batch * heads, 1, 64)) }.map(drop).map_err(device_error)
+    }
+
+    /// The same of caches in 8 bits and their scales.
+    pub(super) fn append8(
+        &self,
+        (new, dtype): ([Address; 2], DType),
+        (caches, scales): ([Address; 2], [Address; 2]),
+        (cached, count): (Address, Address),
+        [batch, heads, chunk, capacity, dim]: [usize; 5],
+    ) -> Launched {
+        let (kind, heads_, capacity, dim) = (kind(dtype), word(heads), word(capacity), word(dim));
+        let mut launch = self.stream.launch_builder(&self.append8);
+        launch.arg(&new[0]).arg(&new[1]).arg(&kind);
+        launch.arg(&caches[0]).arg(&caches[1]).arg(&scales[0]).arg(&scales[1]).arg(&cached).arg(&count);
+        launch.arg(&heads_).arg(&capacity).arg(&dim);
+        // SAFETY: as above.
+        unsafe { launch.launch(grid(chunk, batch * heads, 1, 64)) }.map(drop).map_err(device_error)
+    }
+
+    /// Caches in 8 bits, as far as they are filled, to those the engines read.
+    pub(super) fn widen8(
+        &self,
+        (caches, scales): ([Address; 2], [Address; 2]),
+        (wide, dtype): ([Address; 2], DType),
+        cached: Address,
+        [batch, heads, capacity, dim]: [usize; 4],
+    ) -> Launched {
+        let (kind, heads_, dim) = (kind(dtype), word(heads), word(dim));
+        let mut launch = self.stream.launch_builder(&self.widen8);
+        launch.arg(&caches[0]).arg(&caches[1]).arg(&scales[0]).arg(&scales[1]);
+        launch.arg(&wide[0]).arg(&wide[1]).arg(&kind).arg(&cached).arg(&heads_).arg(&dim);
+        // SAFETY: as above.
+        unsafe { launch.launch(grid(capacity, batch * heads, 1, 64)) }.map(drop).map_err(device_error)
     }
 
     /// Blocks of `from` rows to blocks of `to` rows.
@@ -232,11 +269,11 @@ mod tests {
                     assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
                 }
             };
-            has(SOURCE, &[], &["transpose", "convert", "mask", "rotary", "append", "spread"]);
-            let names = ["step_f16", "step_bf16", "expand_int4", "expand_int8"];
+            has(SOURCE, &[], &["transpose", "convert", "mask", "rotary", "append", "append8", "widen8", "spread"]);
+            let names = ["step_f16", "step_bf16", "expand_int4", "expand_int8", "rank"];
             // Plain weights on a large GPU, one kind of packed ones on it, all kinds on a Jetson.
-            for options in ["6 4096 32768 0", "4 4352 81920 1", "2 5120 49152 31"] {
-                let options = ["DEPTH", "SLOT", "WORK", "PACKED"].into_iter().zip(options.split(' '));
+            for options in ["6 4096 32768 0 16", "4 4352 81920 1 8", "2 5120 49152 31 16"] {
+                let options = ["DEPTH", "SLOT", "WORK", "PACKED", "KEPT"].into_iter().zip(options.split(' '));
                 let options: Vec<String> = options.map(|(name, value)| format!("-D{name}={value}")).collect();
                 has(crate::llm::gpu::step::SOURCE, &options, &names);
             }

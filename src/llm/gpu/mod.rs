@@ -5,6 +5,7 @@
 //! way in, `kernels.rs` what neither does. Which of the two takes decode steps is measured when a model is loaded.
 
 mod buffers;
+mod cache;
 mod engines;
 mod kernels;
 mod state;
@@ -19,9 +20,9 @@ use std::time::Instant;
 
 use self::engines::Engines;
 use self::kernels::{Kernels, device_error};
-use self::state::State;
+use self::state::{Place, State};
 use self::step::{Kernel, Program};
-use super::executor::{Executor, LlmError, MemoryUse, Rows, Step, check};
+use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
 use super::shapes::Shapes;
 use crate::backend::tensorrt::TensorRt;
 use crate::backend::tensorrt::device::Device;
@@ -76,8 +77,8 @@ pub struct GpuExecutor {
     used: Vec<usize>,
     /// The fastest way through a decode step, by batch, and the tokens it is padded to.
     ways: HashMap<usize, (Way, usize)>,
-    /// Rows of the last step's batch, and which of them are wanted.
-    launched: (usize, Vec<usize>),
+    /// Rows of the last steps.
+    launched: Vec<usize>,
 }
 
 impl GpuExecutor {
@@ -109,7 +110,7 @@ impl GpuExecutor {
             used: vec![0; options.shapes.slots],
             ways: HashMap::new(),
             program,
-            launched: (0, Vec::new()),
+            launched: Vec::new(),
             options,
         };
         executor.tune()?;
@@ -119,7 +120,7 @@ impl GpuExecutor {
     /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
     /// token counts.
     fn tune(&mut self) -> Result<(), LlmError> {
-        let capacity = self.state.capacity;
+        let capacity = self.state.cache.capacity;
         // Engines would unpack every layer at every step.
         let packed = self.state.weights.are_packed().then(|| "kernels".to_owned());
         let only = std::env::var(DECODE).ok().or(packed);
@@ -135,7 +136,7 @@ impl GpuExecutor {
                 continue;
             }
             let shape = LayerShape { batch, chunk, cache: capacity };
-            self.state.place(&vec![(0, 0); batch])?;
+            self.state.place(&vec![Place::default(); batch])?;
             self.replay(shape, way, 0)?;
             let mut seconds = f64::INFINITY;
             for _ in 0..3 {
@@ -158,8 +159,8 @@ impl GpuExecutor {
     fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
         let longest = self.used.iter().copied().max().unwrap_or(0);
         let wanted = self.options.shapes.cache_for(needed.max(longest));
-        if wanted > self.state.capacity || (longest == 0 && wanted < self.state.capacity) {
-            self.state.resize(wanted)?;
+        if wanted > self.state.cache.capacity || (longest == 0 && wanted < self.state.cache.capacity) {
+            self.state.cache.resize(&self.state.kernels, wanted)?;
         }
         Ok(())
     }
@@ -190,14 +191,17 @@ impl GpuExecutor {
     }
 
     fn step(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
-        if let Some(program) = self.program.as_ref().filter(|_| way == Way::Kernels) {
-            return program.enqueue(&self.state, shape.batch, slot);
+        match self.program.as_ref().filter(|_| way == Way::Kernels) {
+            Some(program) => program.enqueue(&self.state, shape.batch, slot)?,
+            None => {
+                self.engines.enqueue(&mut self.state, shape, slot)?;
+                for row in 0..shape.batch {
+                    self.state.take_row(row * shape.chunk, row)?;
+                }
+                self.head(shape.batch)?;
+            }
         }
-        self.engines.enqueue(&mut self.state, shape, slot)?;
-        for row in 0..shape.batch {
-            self.state.take_row(row * shape.chunk, row)?;
-        }
-        self.head(shape.batch)
+        self.program.as_ref().map_or(Ok(()), |program| program.rank(&self.state, shape.batch))
     }
 
     /// The first `rows` of `State::last` to logits.
@@ -239,7 +243,7 @@ impl Executor for GpuExecutor {
             let chunk = self.options.shapes.chunk_for(tokens.len() - done);
             let count = chunk.min(tokens.len() - done);
             let cached = position + done;
-            let cache = if cached == 0 { 0 } else { self.state.capacity };
+            let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
             let shape = LayerShape { batch: 1, chunk, cache };
             if self.engines.prepare(&self.state, Some(shape), usize::from(self.program.is_none()))? {
                 self.graphs.clear();
@@ -247,10 +251,10 @@ impl Executor for GpuExecutor {
             // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's
             // first chunks need not attend to the room of its last.
             let room = self.options.shapes.cache_for(cached + count);
-            self.state.next_capacity = room.max(self.state.capacity);
+            self.state.cache.next_capacity = room.max(self.state.cache.capacity);
             let places: Vec<usize> = (0..count).collect();
             self.state.embed(&tokens[done..done + count], &places)?;
-            self.state.place(&[(cached, count)])?;
+            self.state.place(&[Place { cached, count, ..Place::default() }])?;
             self.engines.enqueue(&mut self.state, shape, slot)?;
             done += count;
             let wanted = match rows {
@@ -264,8 +268,7 @@ impl Executor for GpuExecutor {
                     self.state.take_row(*from, to)?;
                 }
                 self.head(wanted.len())?;
-                let rows: Vec<usize> = (0..wanted.len()).collect();
-                logits.extend(self.state.fetch_rows(rows.len(), &rows)?);
+                logits.extend(self.state.fetch_rows(0, wanted.len())?);
             }
         }
         self.used[slot] = position + tokens.len();
@@ -287,29 +290,38 @@ impl Executor for GpuExecutor {
         let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
         let (way, chunk) = self.ways.get(&batch).copied().unwrap_or((Way::Engines, 1));
         let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
-        let mut places = vec![(0, 0); batch];
+        let mut places = vec![Place::default(); batch];
         for step in steps {
-            places[row(step)] = (step.position, 1);
+            let inverse_temperature = if step.temperature > 0.0 { 1.0 / step.temperature } else { 1.0 };
+            places[row(step)] = Place { cached: step.position, count: 1, inverse_temperature };
         }
         let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
         let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
         self.state.embed(&tokens, &rows)?;
         self.state.place(&places)?;
-        self.replay(LayerShape { batch, chunk, cache: self.state.capacity }, way, first)?;
+        self.replay(LayerShape { batch, chunk, cache: self.state.cache.capacity }, way, first)?;
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
-        self.launched = (batch, steps.iter().map(row).collect());
+        self.launched = steps.iter().map(row).collect();
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<f32>, LlmError> {
-        let (batch, rows) = std::mem::take(&mut self.launched);
-        Ok(self.state.fetch_rows(batch, &rows)?)
+    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
+        let Some(program) = &mut self.program else {
+            return (0..self.launched.len()).map(|step| Ok(Logits::All(self.logits(step)?))).collect();
+        };
+        let mut found = program.likeliest(self.launched.iter().max().map_or(0, |row| row + 1))?;
+        Ok(self.launched.iter().map(|row| Logits::Likeliest(std::mem::take(&mut found[*row]))).collect())
+    }
+
+    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
+        let row = self.launched.get(step).ok_or_else(|| LlmError::Request(format!("step {step} was not launched")))?;
+        Ok(self.state.fetch_rows(*row, 1)?)
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
-        self.state.copy_slot(from, to, positions)?;
+        self.state.cache.copy_slot(from, to, positions)?;
         self.used[to] = positions;
         Ok(())
     }
@@ -323,7 +335,7 @@ impl Executor for GpuExecutor {
     fn memory(&self) -> MemoryUse {
         MemoryUse {
             weights: self.state.weights.bytes() as u64,
-            cache: self.state.cache_bytes() as u64,
+            cache: self.state.cache.bytes() as u64,
             scratch: (self.state.scratch_bytes()
                 + self.engines.scratch_bytes()
                 + self.program.as_ref().map_or(0, Program::scratch_bytes)) as u64,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use half::slice::HalfFloatSliceExt;
 
 use super::buffers::{Buffer, Pinned, copy};
+use super::cache::Cache;
 use super::kernels::{Address, Kernels, kind, word};
 use super::step::{Kernel, ROWS};
 use super::weights::{Matrix, Weights};
@@ -17,6 +18,23 @@ use crate::llm::host::Embedding;
 use crate::llm::shapes::Shapes;
 use crate::tensor::DType;
 
+/// Where a row of a batch is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Positions cached, and new.
+    pub(super) cached: usize,
+    pub(super) count: usize,
+    /// Of the temperature its next token is drawn at.
+    pub(super) inverse_temperature: f32,
+}
+
+impl Default for Place {
+    /// Nobody is there.
+    fn default() -> Self {
+        Self { cached: 0, count: 0, inverse_temperature: 1.0 }
+    }
+}
+
 /// See the module. Batches of one use the slot they are told, larger ones row b for slot b.
 pub(super) struct State {
     pub(super) device: Device,
@@ -25,18 +43,10 @@ pub(super) struct State {
     pub(super) dtype: DType,
     pub(super) weights: Weights,
     embedding: Embedding,
-    /// `[layer]`: keys and values, `[slots, kv_heads, capacity, head_dim]`.
-    caches: Vec<(Buffer, Buffer)>,
-    /// Positions a slot has room for now; the engines want caches dense.
-    pub(super) capacity: usize,
-    /// The room after the present pass: each layer is moved when its engine has read it.
-    pub(super) next_capacity: usize,
-    /// Room of a whole cache for moving it.
-    spare: Buffer,
+    pub(super) cache: Cache,
     /// `[rope]`: cosines and sines of every position, `[max_len, rotary]`.
     pub(super) tables: Vec<(Buffer, Buffer)>,
     pub(super) positions: usize,
-    slots: usize,
     /// `[rope]`: the rows of this pass.
     pub(super) rotary: Vec<(Buffer, Buffer)>,
     /// Each kind of window and its mask.
@@ -44,11 +54,11 @@ pub(super) struct State {
     /// Layer inputs and outputs, by turns: `[batch, chunk, hidden]`.
     pub(super) hidden: [Buffer; 2],
     /// A layer's new keys and values.
-    pub(super) new: (Buffer, Buffer),
+    pub(super) new: [Buffer; 2],
     /// Hidden states whose logits are wanted: `[rows, hidden]`.
     pub(super) last: Buffer,
     pub(super) logits: Buffer,
-    /// Positions cached of each sequence, then positions new of each. uint32.
+    /// Positions cached of each sequence, then positions new of each (uint32), then 1 / temperature (float32).
     placed: Buffer,
     embedded: Buffer,
     bad: Buffer,
@@ -82,10 +92,8 @@ impl State {
         let masked = layers.iter().map(|s| s.batch * model.group() * s.chunk * (s.cache + s.chunk)).max().unwrap_or(1);
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
         let buffer = |bytes: usize, what: &str| Buffer::new(&stream, bytes, what);
-        let cache = shapes.slots * model.kv_heads * longest * model.head_dim * size;
-        let caches = (0..model.layers.len())
-            .map(|_| Ok((buffer(cache, "keys and values")?, buffer(cache, "keys and values")?)))
-            .collect::<Result<Vec<_>, BackendError>>()?;
+        let capacity = shapes.caches.first().copied().unwrap_or(longest);
+        let cache = Cache::new(&stream, (&model, dtype), shapes.slots, (capacity, longest))?;
         let mut tables = Vec::new();
         let mut rotary = Vec::new();
         for rope in &model.ropes {
@@ -118,20 +126,16 @@ impl State {
         let rows = shapes.slots.max(ROWS);
         Ok(Self {
             embedding: Embedding::new(&checkpoint, &model),
-            spare: buffer(cache, "keys and values")?,
-            capacity: shapes.caches.first().copied().unwrap_or(longest),
-            next_capacity: shapes.caches.first().copied().unwrap_or(longest),
-            slots: shapes.slots,
-            caches,
+            cache,
             tables,
             positions: longest,
             rotary,
             masks,
             hidden: [hidden()?, hidden()?],
-            new: (new()?, new()?),
+            new: [new()?, new()?],
             last: buffer(rows * model.hidden_size * size, "activations")?,
             logits: buffer(rows * model.vocab_size * 4, "logits")?,
-            placed: buffer(2 * 4 * rows, "positions")?,
+            placed: buffer(3 * 4 * rows, "positions")?,
             embedded: buffer(tokens * model.hidden_size * 4, "embeddings")?,
             bad: buffer(4, "a counter")?,
             staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
@@ -146,26 +150,24 @@ impl State {
         })
     }
 
-    /// Bytes of keys and values, and of what is between engines.
-    pub(super) fn cache_bytes(&self) -> usize {
-        self.caches.iter().map(|(key, value)| key.len() + value.len()).sum()
-    }
-
+    /// Bytes of what is between engines.
     pub(super) fn scratch_bytes(&self) -> usize {
         let masks: usize = self.masks.iter().map(|(_, mask)| mask.len()).sum();
         let pairs = self.tables.iter().chain(&self.rotary).map(|(a, b)| a.len() + b.len()).sum::<usize>();
         let hidden = self.hidden.iter().map(Buffer::len).sum::<usize>();
         let unpacked: usize = self.unpacked.iter().map(Buffer::len).sum();
-        masks + pairs + hidden + unpacked + self.spare.len() + self.embedded.len() + self.logits.len()
+        masks + pairs + hidden + unpacked + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
     }
 
-    /// Tells the device where the sequences are: (cached, new) positions, one pair per row of the batch.
-    pub(super) fn place(&mut self, rows: &[(usize, usize)]) -> Result<(), BackendError> {
-        let half = self.placed.len() / 2;
-        let mut bytes = vec![0; half + 4 * rows.len()];
-        for (row, (cached, count)) in rows.iter().enumerate() {
-            bytes[4 * row..][..4].copy_from_slice(&word(*cached).to_le_bytes());
-            bytes[half + 4 * row..][..4].copy_from_slice(&word(*count).to_le_bytes());
+    /// Tells the device where the sequences are, one place per row of the batch.
+    pub(super) fn place(&mut self, rows: &[Place]) -> Result<(), BackendError> {
+        let third = self.placed.len() / 3;
+        let mut bytes = vec![0; 2 * third + 4 * rows.len()];
+        for (row, place) in rows.iter().enumerate() {
+            let words = [word(place.cached), word(place.count), place.inverse_temperature.to_bits()];
+            for (part, word) in words.into_iter().enumerate() {
+                bytes[part * third + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+            }
         }
         self.placed.upload(&bytes)
     }
@@ -227,64 +229,12 @@ impl State {
 
     /// Where [`State::place`] has put its numbers.
     pub(super) fn places(&self) -> (Address, Address) {
-        (self.placed.address(), self.placed.address() + (self.placed.len() / 2) as Address)
+        (self.placed.address(), self.placed.address() + (self.placed.len() / 3) as Address)
     }
 
-    /// Where `slot`'s keys and values of a layer begin, in caches of `capacity`.
-    pub(super) fn cache(&self, layer: usize, slot: usize, capacity: usize) -> (Address, Address) {
-        let (key, value) = &self.caches[layer];
-        let offset = slot * self.model.kv_heads * capacity * self.model.head_dim * self.dtype.size();
-        (key.address() + offset as u64, value.address() + offset as u64)
-    }
-
-    /// Copies the first `positions` of a slot's keys and values to another slot.
-    pub(super) fn copy_slot(&self, from: usize, to: usize, positions: usize) -> Result<(), BackendError> {
-        let row = self.model.head_dim * self.dtype.size();
-        for layer in 0..self.caches.len() {
-            let (from, to) = (self.cache(layer, from, self.capacity), self.cache(layer, to, self.capacity));
-            for head in 0..self.model.kv_heads {
-                let offset = (head * self.capacity * row) as u64;
-                for (from, to) in [(from.0, to.0), (from.1, to.1)] {
-                    copy(&self.device.stream, from + offset, to + offset, positions * row)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Appends a layer's new keys and values to the caches from `slot` on.
-    pub(super) fn append(&mut self, shape: LayerShape, layer: usize, slot: usize) -> Result<(), BackendError> {
-        let words = self.model.head_dim * self.dtype.size() / 4;
-        if self.next_capacity != self.capacity {
-            self.move_layer(layer, self.next_capacity)?;
-        }
-        let sizes = [shape.batch, self.model.kv_heads, shape.chunk, self.next_capacity, words];
-        let new = (self.new.0.address(), self.new.1.address());
-        let caches = self.cache(layer, slot, self.next_capacity);
-        self.kernels.append(new, caches, self.places(), sizes)
-    }
-
-    /// Gives every slot of a layer's caches room for `capacity` positions, keeping what is in them.
-    fn move_layer(&self, layer: usize, capacity: usize) -> Result<(), BackendError> {
-        let words = self.model.head_dim * self.dtype.size() / 4;
-        let blocks = self.slots * self.model.kv_heads;
-        let (key, value) = &self.caches[layer];
-        for cache in [key, value] {
-            let sizes = [blocks, self.capacity, capacity, words];
-            self.kernels.spread(cache.address(), self.spare.address(), sizes)?;
-            let bytes = blocks * capacity * words * 4;
-            copy(&self.device.stream, self.spare.address(), cache.address(), bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Changes the room of every slot in every layer.
-    pub(super) fn resize(&mut self, capacity: usize) -> Result<(), BackendError> {
-        for layer in 0..self.caches.len() {
-            self.move_layer(layer, capacity)?;
-        }
-        (self.capacity, self.next_capacity) = (capacity, capacity);
-        Ok(())
+    /// And the temperatures.
+    pub(super) fn inverse_temperatures(&self) -> Address {
+        self.placed.address() + (self.placed.len() / 3 * 2) as Address
     }
 
     /// Where weight `at` of a layer is as the engines want it.
@@ -307,14 +257,11 @@ impl State {
         copy(&self.device.stream, output + (from * bytes) as u64, self.last.address() + (to * bytes) as u64, bytes)
     }
 
-    /// Waits for the logits of a batch; these rows of them.
-    pub(super) fn fetch_rows(&mut self, batch: usize, rows: &[usize]) -> Result<Vec<f32>, BackendError> {
-        let width = self.model.vocab_size;
-        self.logits.download(&mut self.answer, batch * width * 4)?;
-        let all: &[f32] = bytemuck::cast_slice(&self.answer.bytes()?[..batch * width * 4]);
-        let mut logits = Vec::with_capacity(rows.len() * width);
-        rows.iter().for_each(|row| logits.extend_from_slice(&all[row * width..(row + 1) * width]));
-        Ok(logits)
+    /// Waits for logits: `count` rows from `first` on.
+    pub(super) fn fetch_rows(&mut self, first: usize, count: usize) -> Result<Vec<f32>, BackendError> {
+        let row = self.model.vocab_size * 4;
+        self.logits.download(&mut self.answer, first * row, count * row)?;
+        Ok(bytemuck::cast_slice(&self.answer.bytes()?[..count * row]).to_vec())
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod deal;
 mod kernel;
+mod rank;
 mod shape;
 mod shares;
 #[cfg(test)]
@@ -11,13 +12,16 @@ mod tests;
 use std::sync::Arc;
 
 use super::buffers::Buffer;
+use super::cache::Places;
 use super::kernels::{Address, word};
 use super::state::State;
 use super::tiles;
 use super::weights::Matrix;
 use crate::backend::BackendError;
 use crate::convert::{Activation, Role};
+use crate::llm::executor::Likeliest;
 
+use self::rank::Ranking;
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
 use kernel::{ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, WIDEST};
@@ -33,6 +37,7 @@ pub(super) struct Program {
     partial: Buffer,
     attention: Buffer,
     between: Between,
+    ranking: Ranking,
 }
 
 /// What the kernel does.
@@ -164,7 +169,7 @@ fn whole(state: &State, between: &Between, (first, rows): (usize, usize), cut: C
             ..matrix(Role::Qkv, hidden, qkv_width)?
         };
         list.product(first);
-        let (keys, values) = state.cache(index, 0, 0);
+        let Places { rows: [keys, values], scales: [key_scales, value_scales] } = state.cache.places(index, 0, 0);
         let (cos, sin) = &state.tables[kind.rope];
         let attend = Phase {
             kind: ATTEND,
@@ -174,6 +179,8 @@ fn whole(state: &State, between: &Between, (first, rows): (usize, usize), cut: C
             out: between.attended,
             keys,
             values,
+            key_scales,
+            value_scales,
             cos: cos.address(),
             sin: sin.address(),
             window: kind.window.map_or(0, word),
@@ -251,7 +258,8 @@ impl Program {
         let attention = kernel.blocks.max(rows * model.kv_heads) * GROUP * (model.head_dim + 2) * 4;
         let partial = Buffer::new(&state.device.stream, 2 * kernel.blocks * ROWS * WIDEST * 4, "decode steps")?;
         let attention = Buffer::new(&state.device.stream, attention, "decode steps")?;
-        let mut program = Self { partial, attention, shares, lists, between, kernel };
+        let ranking = Ranking::new(&state.device.stream, model.vocab_size, slots)?;
+        let mut program = Self { partial, attention, shares, lists, between, ranking, kernel };
         // Where reading takes long enough to be timed.
         let outputs = &state.weights.output;
         if matches!(outputs, Matrix::Plain(_)) && outputs.bytes() > 2 * state.device.cache()? {
@@ -268,7 +276,7 @@ impl Program {
     pub(super) fn scratch_bytes(&self) -> usize {
         let lists = self.lists.heads.iter().chain(&self.lists.many).chain([&self.lists.one]).map(List::bytes);
         let between: usize = self.between.buffers.iter().map(Buffer::len).sum();
-        lists.sum::<usize>() + between + self.partial.len() + self.attention.len()
+        lists.sum::<usize>() + between + self.partial.len() + self.attention.len() + self.ranking.bytes()
     }
 
     /// Puts a step of `rows` sequences on the stream, the first of which is in `slot`: the hidden states in
@@ -290,6 +298,17 @@ impl Program {
             self.launch(state, list, (0, (rows - part * ROWS).min(ROWS)), 0)?;
         }
         Ok(())
+    }
+
+    /// Finds the likeliest tokens of the first `rows` of `State::logits`.
+    pub(super) fn rank(&self, state: &State, rows: usize) -> Result<(), BackendError> {
+        let by = (&*self.kernel, &*state.device.stream);
+        self.ranking.enqueue(by, state.logits.address(), state.inverse_temperatures(), rows)
+    }
+
+    /// Waits for them.
+    pub(super) fn likeliest(&mut self, rows: usize) -> Result<Vec<Likeliest>, BackendError> {
+        self.ranking.collect(rows)
     }
 
     /// Puts a list on the stream for `rows` sequences, of which the first is row `first` of those that were placed.
@@ -314,7 +333,7 @@ impl Program {
             present: present + 4 * first as Address,
             rows: word(rows),
             slot: word(slot),
-            capacity: word(state.capacity),
+            capacity: word(state.cache.capacity),
             positions: word(state.positions),
             heads: word(model.heads),
             kv_heads: word(model.kv_heads),

@@ -249,7 +249,7 @@ impl Loader<'_> {
 
     /// Fails if a value so far was not finite, or out of range of the engine's type; finds out which tensor on the host.
     fn check<'p>(&mut self, parts: impl IntoIterator<Item = &'p Part>) -> Result<(), LlmError> {
-        self.bad.download(&mut self.count, 4)?;
+        self.bad.download(&mut self.count, 0, 4)?;
         if self.count.bytes()?[..4] == [0; 4] {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use crate::tensor::DType;
 pub struct MemoryPlan {
     /// Weights in the engines' type, or packed.
     pub weights: u64,
-    /// Keys and values of all slots, and room to move one layer's.
+    /// Keys and values of all slots, and room to move them.
     pub cache: u64,
     /// Masks, activations, engines: an estimate.
     pub scratch: u64,
@@ -33,14 +33,17 @@ impl MemoryPlan {
         let size = dtype.size();
         let (weights, unpacked) = weights((checkpoint, model), dtype, quantised)?;
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
-        let cache = model.kv_bytes(size) * longest * shapes.slots;
+        let cache = model.kv_bytes(dtype) * longest * shapes.slots;
+        // Room to move half a layer's, and to widen one's for the engines.
+        let rows = 2 * model.kv_heads * longest * shapes.slots;
+        let moved = cache / (2 * model.layers.len().max(1)) + model.kv_type.map_or(0, |_| rows * model.head_dim * size);
         let chunk = shapes.chunks.last().copied().unwrap_or(1);
         let scores = model.heads * chunk * (longest + chunk) * size;
         let activations = chunk * (8 * model.hidden_size + 3 * model.intermediate_size) * size;
         let masks = model.group() * chunk * (longest + chunk) * size;
         Ok(Self {
             weights,
-            cache: (cache + cache / model.layers.len().max(1)) as u64,
+            cache: (cache + moved) as u64,
             scratch: (2 * scores + activations + masks) as u64 + unpacked + (200 << 20),
         })
     }
@@ -98,7 +101,7 @@ pub(super) fn check(prepared: &Prepared, context: &Context) -> anyhow::Result<()
     let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = prepared.limits;
     // What would fit, if anything does.
     let room = device.memory.saturating_sub(weights + scratch);
-    let tokens = room / (prepared.source.model.kv_bytes(prepared.dtype.size()) as u64).max(1);
+    let tokens = room / (prepared.source.model.kv_bytes(prepared.dtype) as u64).max(1);
     let help = if tokens < 256 {
         "the weights alone are too large: take a smaller model".to_owned()
     } else {

@@ -23,7 +23,7 @@ use crate::llm::text::TEXT_FILES;
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
-use crate::recipe::{LlmPlan, Plan, Precision, SourcePlan};
+use crate::recipe::{KvCache, LlmPlan, Plan, Precision, SourcePlan};
 use crate::tensor::DType;
 use crate::verify;
 use crate::worker::{self, Job};
@@ -119,7 +119,8 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let limits = limits(plan)?.clone();
     let folder = context.output.join(&plan.name);
     sweep(&folder)?;
-    let source = open(plan, &context.fetcher, lock)?;
+    let mut source = open(plan, &context.fetcher, lock)?;
+    source.model.kv_type = kv_type(plan, &source.model)?;
     let reference = match &plan.verify.reference {
         Some(source) => {
             let reference = open(&Plan { source: source.clone(), ..plan.clone() }, &context.fetcher, lock);
@@ -163,6 +164,22 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         stale,
         memory,
     })
+}
+
+/// How keys and values are kept, if not as they are computed.
+fn kv_type(plan: &Plan, model: &Transformer) -> anyhow::Result<Option<DType>> {
+    if plan.build.kv_cache == KvCache::Auto {
+        return Ok(None);
+    }
+    // Sixteen bytes are read at once.
+    if !model.head_dim.is_multiple_of(16) {
+        bail!(
+            "{}: heads of {} elements cannot be kept in 8 bits\n  hint: leave out `kv_cache`",
+            plan.name,
+            model.head_dim
+        );
+    }
+    Ok(Some(DType::Int8))
 }
 
 /// The layer graphs carry their types; TensorRT before 9 takes them as a permission only.
@@ -267,8 +284,8 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     if let Some(scheme) = scheme {
         quantize::describe(scheme, staged.path())?;
     }
-    if scheme.is_some() || prepared.reference.is_some() {
-        stage("comparing the quantised weights with the checkpoint's");
+    if scheme.is_some() || prepared.reference.is_some() || prepared.source.model.kv_type.is_some() {
+        stage("comparing what is quantised with the checkpoint");
         manifest.quality = Some(quantize::quality(&prepared, &manifest, staged.path())?);
     }
     let hashes = &mut prepared.hashes;
@@ -295,6 +312,7 @@ fn manifest(prepared: &Prepared, weights: Vec<String>) -> anyhow::Result<Manifes
         family: source.model.family.to_owned(),
         parameters: source.model.parameters() as u64,
         dtype: prepared.dtype,
+        kv_type: source.model.kv_type,
         max_input_len: limits.max_input_len,
         max_output_len: limits.max_output_len,
         shapes: prepared.shapes.clone(),

@@ -281,7 +281,8 @@ pub(super) fn quality(prepared: &Prepared, manifest: &Manifest, staged: &Path) -
     }
     let text = Text::open(staged)?;
     let longest = record.shapes.max_len;
-    let mut reference = CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, longest)?;
+    let exact = Transformer { kv_type: None, ..model.clone() };
+    let mut reference = CpuExecutor::new(exact, Arc::clone(checkpoint), 1, longest)?;
     let (model, checkpoint) = crate::llm::model::checkpoint(staged, record)?;
     let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
     let (divergence_limit, ratio_limit) = prepared.plan.verify.quality;

@@ -2,9 +2,10 @@
 // values put where they belong, and the positions are cut into spans, which blocks share out and whoever comes last adds
 // up. The softmax is carried from span to span (Milakov & Gimelshein 2018).
 
-u32 constexpr SPAN = 32;           // positions at a time; half as many where heads are larger than 128
-u32 constexpr CHUNKS = SPAN / 16;  // sixteen bytes of keys, and of values, a thread of a span
-u32 constexpr SPLITS = 8;          // parts that are read at once
+u32 constexpr SPAN = 32;                    // positions at a time; half as many where heads are larger than 128
+u32 constexpr CHUNKS = SPAN * KEPT / 256;   // sixteen bytes of keys, and of values, a thread of a span
+u32 constexpr ELEMENTS = 128 / KEPT;        // of sixteen bytes
+u32 constexpr SPLITS = 8;                   // parts that are read at once
 
 u32 constexpr PAIRS_OF_LANE = 4;  // elements a lane turns with those half a rotation on: of 256 at most
 
@@ -77,13 +78,66 @@ __device__ __forceinline__ void turn(Step const& s, Phase const& p, u16 const* x
 // Keys and values of a span on their way to shared memory.
 struct Loaded {
   uint4 keys[CHUNKS], values[CHUNKS];
+  float key_scales[CHUNKS], value_scales[CHUNKS];  // in 8 bits
 };
+
+// Sixteen bytes of a cached row to where the products want them.
+template <u32 KIND>
+__device__ __forceinline__ void lay_down(uint4 bytes, float scale, u16* to) {
+  if (KEPT == 16) {
+    *(uint4*)to = bytes;
+    return;
+  }
+  u32 const words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
+  u32 pairs[8];
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) {
+    float value[2];
+#pragma unroll
+    for (u32 j = 0; j < 2; ++j) {
+      // 2^23 + byte, whose last bits count ones.
+      u32 const word = words[i / 2] >> (i % 2 * 16 + j * 8);
+      value[j] = (__uint_as_float(select(word, 255, 0x4b000000u)) - 8388736.0f) * scale;
+    }
+    pairs[i] = pair<KIND>(value[0], value[1]);
+  }
+  ((uint4*)to)[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  ((uint4*)to)[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
+}
+
+// A warp rounds a row in shared memory to 8 bits, by its largest element, and puts it where it is kept, if anywhere.
+template <u32 KIND>
+__device__ __forceinline__ void round_row(u16* row, u32 dim, u8* kept, float* scale_at) {
+  u32 const lane = threadIdx.x % 32;
+  __syncwarp();
+  float largest = 0.0f;
+  for (u32 i = lane; i < dim; i += 32) {
+    largest = fmaxf(largest, fabsf(widen<KIND>(row[i])));
+  }
+  largest = warp_max(largest);
+  float const scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
+  for (u32 i = lane * 4; i < dim; i += 128) {
+    u32 bytes = 0;
+#pragma unroll
+    for (u32 j = 0; j < 4; ++j) {
+      float const q = rintf(widen<KIND>(row[i + j]) * inverse);
+      bytes |= (u32)(int)(q + 128.0f) << (8 * j);
+      row[i + j] = narrow<KIND>(q * scale);
+    }
+    if (kept) {
+      *(u32*)(kept + i) = bytes;
+    }
+  }
+  if (kept && lane == 0) {
+    *scale_at = scale;
+  }
+}
 
 template <u32 KIND>
 __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index, u8* work) {
   __shared__ float high[GROUP], total[GROUP], factor[GROUP];
   u32 const thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
-  u32 const dim = s.dim, padded = (dim + 15) / 16 * 16, stride = padded + 8, eights = dim / 8;
+  u32 const dim = s.dim, padded = (dim + 15) / 16 * 16, stride = padded + 8, chunks = dim / ELEMENTS;
   u32 const span = dim <= 128 ? SPAN : SPAN / 2, group = s.heads / s.kv_heads, width = s.heads + 2 * s.kv_heads;
   u16* const keys = (u16*)work;             // [span, stride]
   u16* const values = keys + span * stride;  // [span, stride]
@@ -102,17 +156,22 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
       continue;
     }
     u32 const first = first_span + split * spans / active, last = first_span + (split + 1) * spans / active;
-    u64 const base = ((u64)(s.slot + row) * s.kv_heads + kv) * s.capacity * dim;
+    u64 const base = ((u64)(s.slot + row) * s.kv_heads + kv) * s.capacity;  // of the head's rows
     Loaded loaded;
     auto const load = [&](u32 number) {
 #pragma unroll
       for (u32 j = 0; j < CHUNKS; ++j) {
-        u32 const i = thread + j * THREADS, at = number * span + i / eights;
+        u32 const i = thread + j * THREADS, at = number * span + i / chunks;
         loaded.keys[j] = loaded.values[j] = make_uint4(0, 0, 0, 0);
-        if (i < span * eights && at >= from && at < position) {
-          u64 const where = base + (u64)at * dim + i % eights * 8;
+        loaded.key_scales[j] = loaded.value_scales[j] = 0.0f;
+        if (i < span * chunks && at >= from && at < position) {
+          u64 const where = (base + at) * dim * KEPT / 8 + i % chunks * 16;
           loaded.keys[j] = read16(p.keys + where);
           loaded.values[j] = read16(p.values + where);
+          if (KEPT == 8) {
+            loaded.key_scales[j] = __ldcg(p.key_scales + base + at);
+            loaded.value_scales[j] = __ldcg(p.value_scales + base + at);
+          }
         }
       }
     };
@@ -140,22 +199,28 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
         u16* const to = query + head * stride;
         turn<KIND>(s, p, heads + (u64)(kv * group + head) * dim, p.norm, angles, s.scale, [&](u32 i, u16 value) { to[i] = value; });
       } else if (head == group && has_new) {
-        u16* const kept = p.keys + base + (u64)position * dim;
+        u8* const kept = p.keys + (base + position) * dim * KEPT / 8;
         turn<KIND>(s, p, heads + (u64)(s.heads + kv) * dim, p.key_norm, angles, 1.0f, [&](u32 i, u16 value) {
           fresh[i] = value;
-          if (present) {
-            kept[i] = value;
+          if (KEPT == 16 && present) {
+            ((u16*)kept)[i] = value;
           }
         });
+        if (KEPT == 8) {
+          round_row<KIND>(fresh, dim, present ? kept : nullptr, p.key_scales + base + position);
+        }
       } else if (has_new) {
         u16 const* const x = heads + (u64)(s.heads + s.kv_heads + kv) * dim;
-        u16* const kept = p.values + base + (u64)position * dim;
+        u8* const kept = p.values + (base + position) * dim * KEPT / 8;
         for (u32 i = lane * 8; i < dim; i += 256) {
           uint4 const value = read16(x + i);
           *(uint4*)(fresh + stride + i) = value;
-          if (present) {
-            *(uint4*)(kept + i) = value;
+          if (KEPT == 16 && present) {
+            *(uint4*)((u16*)kept + i) = value;
           }
+        }
+        if (KEPT == 8) {
+          round_row<KIND>(fresh + stride, dim, present ? kept : nullptr, p.value_scales + base + position);
         }
       }
     }
@@ -166,12 +231,15 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
       meet();  // the span before is read, what is new is there
 #pragma unroll
       for (u32 j = 0; j < CHUNKS; ++j) {
-        u32 const i = thread + j * THREADS, at = i / eights, c = i % eights * 8;
-        if (i < span * eights) {
-          bool const is_new = begin + at == position;
-          *(uint4*)(keys + at * stride + c) = is_new ? *(uint4 const*)(fresh + c) : loaded.keys[j];
-          *(uint4*)(values + at * stride + c) = is_new ? *(uint4 const*)(fresh + stride + c) : loaded.values[j];
+        u32 const i = thread + j * THREADS, at = i / chunks, c = i % chunks * ELEMENTS;
+        if (i < span * chunks && begin + at != position) {
+          lay_down<KIND>(loaded.keys[j], loaded.key_scales[j], keys + at * stride + c);
+          lay_down<KIND>(loaded.values[j], loaded.value_scales[j], values + at * stride + c);
         }
+      }
+      if (position - begin < span && thread < dim / 8) {
+        *(uint4*)(keys + (position - begin) * stride + thread * 8) = *(uint4 const*)(fresh + thread * 8);
+        *(uint4*)(values + (position - begin) * stride + thread * 8) = *(uint4 const*)(fresh + stride + thread * 8);
       }
       if (padded != dim && thread < span) {
         *(uint4*)(keys + thread * stride + dim) = make_uint4(0, 0, 0, 0);

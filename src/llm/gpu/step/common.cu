@@ -5,9 +5,9 @@
 // for compute capability 8.0 and later. Sums are float32. Element kinds: 1 float16, 2 bfloat16.
 //
 // The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place; WORK, bytes of shared memory
-// for activations, before the tiles; PACKED, which kinds of packed tiles there are, a bit each. As measured: FLIGHT, how
-// many of them are on their way at most; AHEAD, how many pairs' tiles are brought into the L2 cache once shared memory is
-// full, one in PACE clocks.
+// for activations, before the tiles; PACKED, which kinds of packed tiles there are, a bit each; KEPT, bits of a cached
+// element, 16 or 8. As measured: FLIGHT, how many of them are on their way at most; AHEAD, how many pairs' tiles are brought
+// into the L2 cache once shared memory is full, one in PACE clocks.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -25,6 +25,9 @@ typedef unsigned long long u64;
 #endif
 #ifndef PACKED
 #define PACKED 31
+#endif
+#ifndef KEPT
+#define KEPT 16
 #endif
 #ifndef FLIGHT
 #define FLIGHT 2
@@ -67,8 +70,10 @@ struct Phase {
   u16 const* residual;    // [rows, outputs], added last
   void* out;              // [rows, outputs], half of them if gated; float32 if wide
   float* out_squares;     // [ROWS, strips]
-  u16* keys;              // attend: [slots, kv_heads, capacity, dim]
-  u16* values;
+  u8* keys;               // attend: [slots, kv_heads, capacity, dim]; in 8 bits an integer is 128 less than its byte
+  u8* values;
+  float* key_scales;      // attend, in 8 bits: [slots, kv_heads, capacity], what a row's integers are multiplied with
+  float* value_scales;
   u16 const* cos;         // attend: [positions, rotary]
   u16 const* sin;
   u32 const* dealt;       // product: [blocks + 1], each block's first strip << 16 and, plain, tile in it

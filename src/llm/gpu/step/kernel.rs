@@ -9,6 +9,7 @@ use super::super::buffers::Buffer;
 use super::super::kernels::{self, Address, device_error, word};
 use super::super::tiles::{self, Layout};
 use super::deal::Dealt;
+use super::rank::Places;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Second;
@@ -26,7 +27,8 @@ pub(in super::super) const SOURCE: &str = concat!(
     include_str!("product.cu"),
     include_str!("packed.cu"),
     include_str!("attend.cu"),
-    include_str!("step.cu")
+    include_str!("step.cu"),
+    include_str!("rank.cu")
 );
 
 /// As common.cu has them.
@@ -79,6 +81,8 @@ pub(super) struct Phase {
     pub(super) out_squares: Address,
     pub(super) keys: Address,
     pub(super) values: Address,
+    pub(super) key_scales: Address,
+    pub(super) value_scales: Address,
     pub(super) cos: Address,
     pub(super) sin: Address,
     pub(super) dealt: Address,
@@ -176,6 +180,7 @@ pub(super) fn expansion(layout: Layout) -> ((u32, u32), u32) {
 pub(in super::super) struct Kernel {
     step: CudaFunction,
     expand: [(u32, CudaFunction); 2],
+    rank: CudaFunction,
     /// One on each multiprocessor: all run at once, and may wait for each other.
     pub(super) blocks: usize,
     shared: usize,
@@ -204,11 +209,16 @@ impl Kernel {
         dtype: DType,
         kinds: Kinds,
     ) -> Result<Option<Self>, BackendError> {
-        if supports(model, dtype) { Self::for_device(device, dtype, kinds) } else { Ok(None) }
+        let kept = if model.kv_type.is_some() { 8 } else { 16 };
+        if supports(model, dtype) { Self::for_device(device, dtype, (kinds, kept)) } else { Ok(None) }
     }
 
-    /// Compiles it for these kinds of packed tiles; none where there is no compiler, or no room.
-    pub(super) fn for_device(device: &Device, dtype: DType, kinds: Kinds) -> Result<Option<Self>, BackendError> {
+    /// Compiles it for these kinds of packed tiles and caches of so many bits; none where there is no compiler, or no room.
+    pub(super) fn for_device(
+        device: &Device,
+        dtype: DType,
+        (kinds, kept): (Kinds, usize),
+    ) -> Result<Option<Self>, BackendError> {
         let kinds = if dtype == DType::Float16 { kinds } else { Kinds::default() };
         let (slot, memory) = (kinds.slot(), device.shared_memory()?.saturating_sub(STATIC));
         let depth = |work: usize| memory.saturating_sub(work) / (WARPS * slot);
@@ -222,7 +232,7 @@ impl Kernel {
         if depth < LEAST_DEPTH {
             return Ok(None);
         }
-        let options = [("DEPTH", depth), ("SLOT", slot), ("WORK", work), ("PACKED", kinds.0 as usize)];
+        let options = [("DEPTH", depth), ("SLOT", slot), ("WORK", work), ("PACKED", kinds.0 as usize), ("KEPT", kept)];
         let options = options.map(|(name, value)| format!("-D{name}={value}"));
         let module = match kernels::load(device, SOURCE, &options) {
             // A compiler older than any we could try: TensorRT decodes, as it can without our kernel.
@@ -235,7 +245,8 @@ impl Kernel {
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         step.set_attribute(attribute, i32::try_from(shared).unwrap_or(i32::MAX)).map_err(device_error)?;
         let expand = [(4, function("expand_int4")?), (8, function("expand_int8")?)];
-        Ok(Some(Self { step, expand, blocks: device.multiprocessors()?, shared, dtype }))
+        let rank = function("rank")?;
+        Ok(Some(Self { step, expand, rank, blocks: device.multiprocessors()?, shared, dtype }))
     }
 
     /// Whether it multiplies packed integers.
@@ -260,6 +271,24 @@ impl Kernel {
         let ((tiles, columns), threads) = expansion(layout);
         let (grid_dim, block_dim) = ((tiles, columns, 1), (threads, 1, 1));
         // SAFETY: arguments as step.cu declares them; the caller's buffers have these sizes.
+        unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
+            .map(drop)
+            .map_err(device_error)
+    }
+
+    /// Finds the likeliest of rows of logits, which so many blocks share; see `rank.cu`.
+    pub(super) fn rank(
+        &self,
+        stream: &CudaStream,
+        (shares, rows): (usize, usize),
+        vocabulary: u32,
+        places: &Places,
+    ) -> Result<(), BackendError> {
+        let mut launch = stream.launch_builder(&self.rank);
+        launch.arg(&places.logits).arg(&vocabulary).arg(&places.inverses);
+        launch.arg(&places.lists).arg(&places.masses).arg(&places.counters).arg(&places.out);
+        let (grid_dim, block_dim) = ((word(shares), word(rows), 1), (word(32 * WARPS), 1, 1));
+        // SAFETY: arguments as rank.cu declares them; the caller's buffers have these sizes.
         unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
             .map(drop)
             .map_err(device_error)

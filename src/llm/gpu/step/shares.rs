@@ -43,7 +43,7 @@ impl Shares {
         let mut taken: Vec<(u32, Vec<u32>)> = Vec::new();
         for _ in 0..RUNS {
             kernel.launch(stream, list, Launch { times: times.address(), ..launch })?;
-            times.download(&mut answer, 8 * blocks)?;
+            times.download(&mut answer, 0, 8 * blocks)?;
             let words: &[u32] = bytemuck::cast_slice(&answer.bytes()?[..8 * blocks]);
             for pair in words.chunks_exact(2) {
                 match taken.iter_mut().find(|(multiprocessor, _)| *multiprocessor == pair[1]) {

@@ -5,6 +5,7 @@
 mod attention;
 mod emulator;
 mod products;
+mod rank;
 
 use half::{bf16, f16};
 
@@ -52,6 +53,8 @@ enum Machine {
 struct Bench {
     machine: Machine,
     dtype: DType,
+    /// Bits of a cached element.
+    kept: usize,
     device: Vec<Buffer>,
     host: Vec<Box<[Line]>>,
 }
@@ -63,13 +66,13 @@ struct Line([u8; 64]);
 
 impl Bench {
     /// The CPU, and the GPU if there is one.
-    fn all(test: &str, dtype: DType) -> Vec<Self> {
-        let bench = |machine| Self { machine, dtype, device: Vec::new(), host: Vec::new() };
-        let mut all = vec![bench(Machine::Cpu(Emulator::get(dtype)))];
+    fn all(test: &str, (dtype, kept): (DType, usize)) -> Vec<Self> {
+        let bench = |machine| Self { machine, dtype, kept, device: Vec::new(), host: Vec::new() };
+        let mut all = vec![bench(Machine::Cpu(Emulator::get(dtype, kept)))];
         match Device::open() {
             Ok(device) => {
                 single_stream(&device.stream);
-                let kernel = Kernel::for_device(&device, dtype, Kinds::ALL).unwrap().expect("no kernel");
+                let kernel = Kernel::for_device(&device, dtype, (Kinds::ALL, kept)).unwrap().expect("no kernel");
                 all.push(bench(Machine::Gpu(device, kernel)));
             }
             Err(error) => eprintln!("SKIPPED {test} on the GPU: {error}"),
@@ -150,7 +153,7 @@ impl Bench {
             Machine::Gpu(device, _) => {
                 let buffer = self.device.iter().find(|buffer| buffer.address() == address).unwrap();
                 let mut pinned = Pinned::new(&device.stream, bytes).unwrap();
-                buffer.download(&mut pinned, bytes).unwrap();
+                buffer.download(&mut pinned, 0, bytes).unwrap();
                 pinned.bytes().unwrap()[..bytes].to_vec()
             }
             Machine::Cpu(_) => {

@@ -5,8 +5,8 @@ use super::*;
 
 #[test]
 fn attention_is_that_of_float64() {
-    for dtype in [DType::Float16, DType::BFloat16] {
-        for mut bench in Bench::all("attention_is_that_of_float64", dtype) {
+    for (dtype, kept) in [(DType::Float16, 16), (DType::BFloat16, 16), (DType::Float16, 8), (DType::BFloat16, 8)] {
+        for mut bench in Bench::all("attention_is_that_of_float64", (dtype, kept)) {
             let mut draw = Draw(0x2545_f491_4f6c_dd1d);
             for case in 0..if bench.is_fast() { 40 } else { 16 } {
                 bench.clear();
@@ -16,8 +16,46 @@ fn attention_is_that_of_float64() {
     }
 }
 
+/// Cached rows, and what they stand for.
+struct Kept {
+    rows: u64,
+    scales: u64,
+    count: usize,
+    dim: usize,
+    values: Vec<f64>,
+}
+
+impl Kept {
+    fn random(bench: &mut Bench, draw: &mut Draw, [count, dim]: [usize; 2]) -> Self {
+        if bench.kept == 16 {
+            let values: Vec<f64> = (0..count * dim).map(|_| bench.round(draw.float())).collect();
+            return Self { rows: bench.short(&values), scales: 0, count, dim, values };
+        }
+        let bytes: Vec<u8> = (0..count * dim).map(|_| u8::try_from(1 + draw.below(255)).unwrap()).collect();
+        let scales: Vec<f64> = (0..count).map(|_| f64::from((draw.float().abs() / 127.0) as f32)).collect();
+        let values = Self::values_of(bench, &bytes, &scales);
+        Self { rows: bench.bytes(&bytes), scales: bench.floats(&scales), count, dim, values }
+    }
+
+    fn values_of(bench: &Bench, bytes: &[u8], scales: &[f64]) -> Vec<f64> {
+        let dim = bytes.len() / scales.len();
+        let of = |(at, byte): (usize, &u8)| bench.round((f64::from(*byte) - 128.0) * scales[at / dim]);
+        bytes.iter().enumerate().map(of).collect()
+    }
+
+    /// What they stand for now.
+    fn read(&self, bench: &Bench) -> Vec<f64> {
+        if bench.kept == 16 {
+            return bench.read_short(self.rows, self.count * self.dim);
+        }
+        let scales = bench.read_floats(self.scales, self.count);
+        Self::values_of(bench, &bench.read(self.rows, self.count * self.dim), &scales)
+    }
+}
+
 fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let (kv_heads, group, dim) = (1 + draw.below(4), 1 + draw.below(16), draw.of(&[8, 16, 64, 80, 96, 128, 192, 256]));
+    let dim = if bench.kept == 8 { dim.max(16) } else { dim };
     let (rows, capacity) =
         (1 + draw.below(ROWS), if bench.is_fast() { draw.of(&[64, 512, 1344]) } else { draw.of(&[32, 64, 192]) });
     let (heads, rotary) = (kv_heads * group, draw.of(&[dim, dim / 2, dim]) / 2 * 2);
@@ -31,16 +69,12 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let numbers = |bench: &Bench, draw: &mut Draw, count: usize| -> Vec<f64> {
         (0..count).map(|_| bench.round(draw.float())).collect()
     };
-    let (keys, values) = (
-        numbers(bench, draw, rows * kv_heads * capacity * dim),
-        numbers(bench, draw, rows * kv_heads * capacity * dim),
-    );
+    let [keys, values] = [0; 2].map(|_| Kept::random(bench, draw, [rows * kv_heads * capacity, dim]));
     let (cos, sin) = (numbers(bench, draw, capacity * rotary), numbers(bench, draw, capacity * rotary));
     let norms: Vec<f64> = (0..2 * dim).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
     let matrix = (bench.short(&weights), None);
     let qkv = bench.bytes(&vec![0xff; rows * width * 2]);
     let out = bench.bytes(&vec![0xff; rows * heads * dim * 2]);
-    let (kept_keys, kept_values) = (bench.short(&keys), bench.short(&values));
     let first = Phase {
         x: bench.short(&x),
         out: qkv,
@@ -54,8 +88,10 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
         norm: if normed { bench.floats(&norms[..dim]) } else { 0 },
         key_norm: if normed { bench.floats(&norms[dim..]) } else { 0 },
         out,
-        keys: kept_keys,
-        values: kept_values,
+        keys: keys.rows,
+        values: values.rows,
+        key_scales: keys.scales,
+        value_scales: values.scales,
         cos: bench.short(&cos),
         sin: bench.short(&sin),
         window: word(window),
@@ -84,7 +120,7 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
         "case {case}: {heads} heads on {kv_heads}, {dim} wide, {rows} rows at {cached:?} of {capacity}, window {window}"
     );
     let (qkv, have) = (bench.read_short(qkv, rows * width), bench.read_short(out, rows * heads * dim));
-    let (new_keys, new_values) = (bench.read_short(kept_keys, keys.len()), bench.read_short(kept_values, values.len()));
+    let (new_keys, new_values) = (keys.read(bench), values.read(bench));
     let unit = bench.unit();
     for row in 0..rows {
         let position = cached[row];
@@ -112,23 +148,40 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
             let value = &qkv[row * width + (heads + kv_heads + kv) * dim..][..dim];
             for at in 0..capacity {
                 for i in 0..dim {
-                    let (want_key, want_value) = match at == position && present[row] == 1 {
+                    let is_new = at == position && present[row] == 1;
+                    let (want_key, want_value) = match is_new {
                         true => (key[i], value[i]),
-                        false => (keys[place(at) + i], values[place(at) + i]),
+                        false => (keys.values[place(at) + i], values.values[place(at) + i]),
                     };
                     let (got_key, got_value) = (new_keys[place(at) + i], new_values[place(at) + i]);
+                    // In 8 bits half a step, one of 127.
+                    let step = |row: &[f64]| {
+                        let largest = row.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
+                        if bench.kept == 8 && is_new { largest * (0.501 / 127.0 + unit) } else { 0.0 }
+                    };
                     assert!(
-                        (got_key - want_key).abs() <= 4.0 * unit,
+                        (got_key - want_key).abs() <= 4.0 * unit + step(&key),
                         "{what}: key {at} of row {row}: {got_key}, not {want_key}"
                     );
-                    assert!(got_value == want_value, "{what}: value {at} of row {row}: {got_value}, not {want_value}");
+                    assert!(
+                        (got_value - want_value).abs() <= step(value),
+                        "{what}: value {at} of row {row}: {got_value}, not {want_value}"
+                    );
                 }
             }
+            if bench.kept == 8 && present[row] == 0 {
+                continue; // what was attended to is nowhere to be read
+            }
+            // In 8 bits the new row is attended to as it was kept.
+            let stored = |new: &[f64], exact: &[f64]| {
+                if bench.kept == 8 { new[place(position)..][..dim].to_vec() } else { exact.to_vec() }
+            };
+            let (key, value) = (stored(&new_keys, &key), stored(&new_values, value));
             for head in kv * group..(kv + 1) * group {
                 let query: Vec<f64> = turned(head, &norms[..dim]).iter().map(|x| x * scale).collect();
                 let from = if window > 0 { (position + 1).saturating_sub(window) } else { 0 };
-                let key_at = |at: usize| if at == position { &key[..] } else { &keys[place(at)..][..dim] };
-                let value_at = |at: usize| if at == position { value } else { &values[place(at)..][..dim] };
+                let key_at = |at: usize| if at == position { &key[..] } else { &keys.values[place(at)..][..dim] };
+                let value_at = |at: usize| if at == position { &value[..] } else { &values.values[place(at)..][..dim] };
                 let mut slack = 0.0_f64;
                 let scores: Vec<f64> = (from..=position)
                     .map(|at| {

@@ -48,6 +48,30 @@ extern "C" void run_block(Step const* step, u32 kind, u32 block, u32 blocks) {
   run_threads(THREADS + FETCHERS);
 }
 
+// All blocks that rank rows of logits.
+struct Ranks {
+  float const* logits;
+  float const* inverses;
+  u64* lists;
+  Mass* masses;
+  u32* counters;
+  Ranked* out;
+};
+static Ranks ranks;
+static u32 ranked_vocabulary;
+extern "C" void run_rank(Ranks const* what, u32 vocabulary, u32 shares, u32 rows) {
+  ranks = *what;
+  ranked_vocabulary = vocabulary;
+  blocks_in_all = shares;
+  entry = [] { rank(ranks.logits, ranked_vocabulary, ranks.inverses, ranks.lists, ranks.masses, ranks.counters, ranks.out); };
+  for (this_column = 0; this_column < rows; ++this_column) {
+    for (this_block = 0; this_block < shares; ++this_block) {
+      run_threads(THREADS);
+    }
+  }
+  this_column = 0;
+}
+
 // All blocks of a matrix that is unpacked.
 struct Unpacked {
   u8 const* weights;

@@ -107,6 +107,17 @@ static void together(u32 const* in, u32 count, u32* out, u32 results_of_lane, F 
   __syncwarp();
 }
 
+inline u64 __shfl_xor_sync(u32, u64 value, u32 step) {
+  u32 words[2];
+  memcpy(words, &value, 8);
+  together(words, 2, words, 2, [step](auto& in, auto& out) {
+    for (u32 lane = 0; lane < 32; ++lane) {
+      memcpy(out[lane], in[lane ^ step], 8);
+    }
+  });
+  memcpy(&value, words, 8);
+  return value;
+}
 inline float __shfl_xor_sync(u32, float value, u32 step) {
   u32 bits;
   memcpy(&bits, &value, 4);
@@ -126,6 +137,16 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
     out |= (u32)(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
   }
   return out;
+}
+inline float __uint_as_float(u32 bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+inline u32 __float_as_uint(float value) {
+  u32 bits;
+  memcpy(&bits, &value, 4);
+  return bits;
 }
 inline int __clz(u32 v) { return __builtin_clz(v); }
 inline u32 clock() {

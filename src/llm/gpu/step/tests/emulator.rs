@@ -9,6 +9,7 @@ use libloading::{Library, Symbol};
 
 use super::super::deal::Dealt;
 use super::super::kernel::{Launch, Phase, expansion, second};
+use super::super::rank::Places;
 use crate::llm::gpu::kernels::word;
 use crate::llm::gpu::tiles::Layout;
 use crate::tensor::DType;
@@ -19,6 +20,7 @@ pub(super) const BLOCKS: usize = 3;
 /// One at a time: a library has one block's state.
 static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
+type RunRank = unsafe extern "C" fn(*const u64, u32, u32, u32);
 type RunBlock = unsafe extern "C" fn(*const Launch, u32, u32, u32);
 
 /// The blocks' libraries.
@@ -27,14 +29,27 @@ pub(super) struct Emulator(&'static [Library]);
 
 impl Emulator {
     /// Compiled once for all tests: for float16 with packed weights, and so little memory that inputs come in chunks; for
-    /// bfloat16 with much.
-    pub(super) fn get(dtype: DType) -> Self {
-        static LIBRARIES: [OnceLock<Vec<Library>>; 2] = [const { OnceLock::new() }; 2];
-        let (which, options): (_, &[&str]) = match dtype {
-            DType::BFloat16 => (0, &["-DSLOT=4096", "-DWORK=49152", "-DPACKED=0"]),
+    /// bfloat16 with much; for caches in 8 bits.
+    pub(super) fn get(dtype: DType, kept: usize) -> Self {
+        static LIBRARIES: [OnceLock<Vec<Library>>; 3] = [const { OnceLock::new() }; 3];
+        let (which, options): (_, &[&str]) = match (dtype, kept) {
+            (_, 8) => (2, &["-DSLOT=4096", "-DWORK=49152", "-DPACKED=0", "-DKEPT=8"]),
+            (DType::BFloat16, _) => (0, &["-DSLOT=4096", "-DWORK=49152", "-DPACKED=0"]),
             _ => (1, &["-DSLOT=5120", "-DWORK=28672", "-DPACKED=31"]),
         };
         Self(LIBRARIES[which].get_or_init(|| compile(options)))
+    }
+
+    /// Runs `rank.cu` with so many blocks to a row.
+    pub(super) fn rank(self, (shares, rows): (usize, usize), vocabulary: usize, places: &Places) {
+        let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let Places { logits, inverses, lists, masses, counters, out } = *places;
+        let addresses = [logits, inverses, lists, masses, counters, out];
+        // SAFETY: the function has this signature; the caller's buffers have these sizes.
+        unsafe {
+            let run: Symbol<'_, RunRank> = self.0[0].get(b"run_rank").unwrap();
+            run(addresses.as_ptr(), word(vocabulary), word(shares), word(rows));
+        }
     }
 
     pub(super) fn run(self, phases: &[Phase], counters: usize, launch: Launch, dtype: DType) {
@@ -101,6 +116,7 @@ fn compile(options: &[&str]) -> Vec<Library> {
         include_str!("../packed.cu"),
         include_str!("../attend.cu"),
         include_str!("../step.cu"),
+        include_str!("../rank.cu"),
         include_str!("emulator.cc")
     );
     let (path, library) = (folder.path().join("step.cc"), folder.path().join("step.so"));

@@ -8,7 +8,7 @@ use crate::checkpoint::Second;
 #[test]
 fn products_are_those_of_float64() {
     for dtype in [DType::Float16, DType::BFloat16] {
-        for mut bench in Bench::all("products_are_those_of_float64", dtype) {
+        for mut bench in Bench::all("products_are_those_of_float64", (dtype, 16)) {
             let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
             for case in 0..if bench.is_fast() { 60 } else { 24 } {
                 bench.clear();
@@ -201,7 +201,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
 #[test]
 fn sums_after_a_norm_are_those_of_float64() {
     for dtype in [DType::Float16, DType::BFloat16] {
-        for mut bench in Bench::all("sums_after_a_norm_are_those_of_float64", dtype) {
+        for mut bench in Bench::all("sums_after_a_norm_are_those_of_float64", (dtype, 16)) {
             let mut draw = Draw(0x1234_5678_9abc_def1);
             for _ in 0..8 {
                 bench.clear();

@@ -1,0 +1,169 @@
+//! Keys and values of all layers and sequences: as they are, or each row in 8 bits with a scale of its own.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+
+use super::buffers::{Buffer, copy};
+use super::kernels::{Address, Kernels};
+use crate::backend::BackendError;
+use crate::convert::{LayerShape, Transformer};
+use crate::tensor::DType;
+
+/// A layer's keys, or its values.
+struct Store {
+    /// `[slots, kv_heads, capacity, head_dim]`
+    rows: Buffer,
+    /// In 8 bits: what each row's integers are multiplied with, `[slots, kv_heads, capacity]` in float32.
+    scales: Option<Buffer>,
+}
+
+/// See the module.
+pub(super) struct Cache {
+    stream: Arc<CudaStream>,
+    /// `[layer]`: keys and values.
+    layers: Vec<[Store; 2]>,
+    /// Positions a slot has room for now; the engines want caches dense.
+    pub(super) capacity: usize,
+    /// The room after the present pass: each layer is moved when its engine has read it.
+    pub(super) next_capacity: usize,
+    /// Room for moving a store's rows.
+    spare: Buffer,
+    /// Where the engines read a layer that is kept in 8 bits.
+    wide: Option<[Buffer; 2]>,
+    dtype: DType,
+    slots: usize,
+    heads: usize,
+    dim: usize,
+}
+
+/// Where a layer's keys and values are, and their scales, if they have any.
+pub(super) struct Places {
+    pub(super) rows: [Address; 2],
+    pub(super) scales: [Address; 2],
+}
+
+impl Cache {
+    /// For `slots` sequences of at most `longest` positions, at first `capacity`.
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        (model, dtype): (&Transformer, DType),
+        slots: usize,
+        (capacity, longest): (usize, usize),
+    ) -> Result<Self, BackendError> {
+        let buffer = |bytes: usize| Buffer::new(stream, bytes, "keys and values");
+        let (rows, dim) = (slots * model.kv_heads * longest, model.head_dim);
+        let kept = model.kv_type.unwrap_or(dtype).size();
+        let store = || {
+            let scales = model.kv_type.map(|_| buffer(4 * rows)).transpose()?;
+            Ok::<_, BackendError>(Store { rows: buffer(rows * dim * kept)?, scales })
+        };
+        let layers = (0..model.layers.len()).map(|_| Ok([store()?, store()?])).collect::<Result<_, BackendError>>()?;
+        let wide = || buffer(rows * dim * dtype.size());
+        Ok(Self {
+            layers,
+            spare: buffer(rows * (dim * kept).max(4))?,
+            wide: model.kv_type.map(|_| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
+            stream: Arc::clone(stream),
+            capacity,
+            next_capacity: capacity,
+            dtype,
+            slots,
+            heads: model.kv_heads,
+            dim,
+        })
+    }
+
+    /// All buffers, and bytes of a position in each.
+    fn parts(&self, layer: usize) -> impl Iterator<Item = (&Buffer, usize)> {
+        self.layers[layer].iter().flat_map(|store| {
+            let row = if store.scales.is_some() { self.dim } else { self.dim * self.dtype.size() };
+            [Some((&store.rows, row)), store.scales.as_ref().map(|scales| (scales, 4))].into_iter().flatten()
+        })
+    }
+
+    /// Bytes of keys and values.
+    pub(super) fn bytes(&self) -> usize {
+        (0..self.layers.len()).flat_map(|layer| self.parts(layer)).map(|(part, _)| part.len()).sum()
+    }
+
+    /// Bytes needed to work with them.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        self.spare.len() + self.wide.iter().flatten().map(Buffer::len).sum::<usize>()
+    }
+
+    /// Where a slot's begin, in caches of `capacity`.
+    pub(super) fn places(&self, layer: usize, slot: usize, capacity: usize) -> Places {
+        let first = slot * self.heads * capacity;
+        let row = if self.wide.is_some() { self.dim } else { self.dim * self.dtype.size() };
+        let stores = self.layers[layer].each_ref();
+        Places {
+            rows: stores.map(|store| store.rows.address() + (first * row) as u64),
+            scales: stores.map(|store| store.scales.as_ref().map_or(0, |scales| scales.address() + 4 * first as u64)),
+        }
+    }
+
+    /// Copies the first `positions` of a slot to another.
+    pub(super) fn copy_slot(&self, from: usize, to: usize, positions: usize) -> Result<(), BackendError> {
+        for (part, bytes) in (0..self.layers.len()).flat_map(|layer| self.parts(layer)) {
+            for head in 0..self.heads {
+                let at = |slot: usize| part.address() + ((slot * self.heads + head) * self.capacity * bytes) as u64;
+                copy(&self.stream, at(from), at(to), positions * bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every slot of a layer room for `capacity` positions, keeping what is in them.
+    fn move_layer(&self, kernels: &Kernels, layer: usize, capacity: usize) -> Result<(), BackendError> {
+        let blocks = self.slots * self.heads;
+        for (part, bytes) in self.parts(layer) {
+            kernels.spread(part.address(), self.spare.address(), [blocks, self.capacity, capacity, bytes / 4])?;
+            copy(&self.stream, self.spare.address(), part.address(), blocks * capacity * bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the room of every slot in every layer.
+    pub(super) fn resize(&mut self, kernels: &Kernels, capacity: usize) -> Result<(), BackendError> {
+        for layer in 0..self.layers.len() {
+            self.move_layer(kernels, layer, capacity)?;
+        }
+        (self.capacity, self.next_capacity) = (capacity, capacity);
+        Ok(())
+    }
+
+    /// What the engines read of a layer for the sequences from `slot` on: keys and values. `cached` are their positions.
+    pub(super) fn past(
+        &self,
+        kernels: &Kernels,
+        layer: usize,
+        (slot, batch): (usize, usize),
+        cached: Address,
+    ) -> Result<[Address; 2], BackendError> {
+        let Places { rows, scales } = self.places(layer, slot, self.capacity);
+        let Some(wide) = &self.wide else { return Ok(rows) };
+        let wide = wide.each_ref().map(Buffer::address);
+        kernels.widen8((rows, scales), (wide, self.dtype), cached, [batch, self.heads, self.capacity, self.dim])?;
+        Ok(wide)
+    }
+
+    /// Appends a layer's `new` keys and values from `slot` on; `placed` says how many are cached of each and how many new.
+    pub(super) fn append(
+        &self,
+        kernels: &Kernels,
+        (layer, slot, shape): (usize, usize, LayerShape),
+        new: [Address; 2],
+        placed: (Address, Address),
+    ) -> Result<(), BackendError> {
+        if self.next_capacity != self.capacity {
+            self.move_layer(kernels, layer, self.next_capacity)?;
+        }
+        let Places { rows, scales } = self.places(layer, slot, self.next_capacity);
+        let sizes = |width: usize| [shape.batch, self.heads, shape.chunk, self.next_capacity, width];
+        match self.wide {
+            Some(_) => kernels.append8((new, self.dtype), (rows, scales), placed, sizes(self.dim)),
+            None => kernels.append(new, rows, placed, sizes(self.dim * self.dtype.size() / 4)),
+        }
+    }
+}
