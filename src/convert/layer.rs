@@ -6,6 +6,8 @@
 //! Attention never copies the cache: scores against the cache and against the chunk's own keys are made apart, joined
 //! for the softmax, and parted again. Query heads that share a key head are rows of one product.
 
+mod attention;
+
 use std::path::Path;
 
 use super::weights::Role;
@@ -215,47 +217,6 @@ impl Emitter<'_> {
         if outputs.len() == 1 && sizes.len() > 1 { self.split(&outputs[0], sizes, -1) } else { outputs }
     }
 
-    /// `[batch, chunk, heads · head_dim]` to `[batch, heads, chunk, head_dim]`, normed if the model does so.
-    fn heads(&mut self, x: &str, heads: usize, norm: Option<&str>) -> String {
-        let mut x = self.reshape(x, &[0, 0, heads as i64, self.model.head_dim as i64]);
-        if let Some(weight) = norm {
-            x = self.norm(&x, weight);
-        }
-        self.node("Transpose", &[&x], &[("perm", [0, 2, 1, 3].into())])
-    }
-
-    /// Rotates pairs (i, i + d/2) of the first `d` dimensions: x · cos + (-x2, x1) · sin.
-    fn rotate(&mut self, x: &str, cos: &str, sin: &str) -> String {
-        let rotary = self.model.ropes[0].dimension();
-        let rest = self.model.head_dim - rotary;
-        let parts = if rest > 0 { self.split(x, &[rotary, rest], -1) } else { vec![x.to_owned()] };
-        let halves = self.split(&parts[0], &[rotary / 2, rotary / 2], -1);
-        let negated = self.node("Neg", &[&halves[1]], &[]);
-        let turned = self.node("Concat", &[&negated, &halves[0]], &[("axis", (-1).into())]);
-        let a = self.node("Mul", &[&parts[0], cos], &[]);
-        let b = self.node("Mul", &[&turned, sin], &[]);
-        let rotated = self.node("Add", &[&a, &b], &[]);
-        match parts.get(1) {
-            Some(rest) => self.node("Concat", &[&rotated, rest], &[("axis", (-1).into())]),
-            None => rotated,
-        }
-    }
-
-    /// Rows (the last axis) as they are kept in 8 bits: multiples of 1/127 of their largest magnitude. Rounded before they are
-    /// attended to, so that an answer does not depend on how its prompt was cut into passes.
-    fn round_rows(&mut self, x: &str) -> String {
-        let wide = if self.dtype == DType::Float32 { x.to_owned() } else { self.cast(x, DType::Float32) };
-        let sizes = self.node("Abs", &[&wide], &[]);
-        let largest = self.node("ReduceMax", &[&sizes], &[("axes", [-1].into()), ("keepdims", 1.into())]);
-        let (share, least) = (self.graph.scalar(1.0 / 127.0), self.graph.scalar(1e-30));
-        let scale = self.node("Mul", &[&largest, &share], &[]);
-        let scale = self.node("Add", &[&scale, &least], &[]); // a row of zeros stays one
-        let units = self.node("Div", &[&wide, &scale], &[]);
-        let whole = self.node("Round", &[&units], &[]);
-        let rounded = self.node("Mul", &[&whole, &scale], &[]);
-        if self.dtype == DType::Float32 { rounded } else { self.cast(&rounded, self.dtype) }
-    }
-
     /// cap · tanh(x / cap).
     fn softcap(&mut self, x: &str, cap: f32, constant: impl Fn(&mut Self, f32) -> String) -> String {
         let (inverse, cap) = (constant(self, 1.0 / cap), constant(self, cap));
@@ -319,78 +280,6 @@ impl Emitter<'_> {
                 self.node("Mul", &[&halved, &raised], &[])
             }
         }
-    }
-
-    fn attention(&mut self, x: &str, context: &Context, weights: &mut Weights) -> String {
-        let model = self.model;
-        let (query, key) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
-        let roles = (Role::Qkv, model.qkv_bias.then_some(Role::QkvBias));
-        let qkv = self.linear(x, roles, &[query, key, key], weights);
-        let norm = |emitter: &mut Self, weights: &mut Weights, role: Role| {
-            model.qk_norm.then(|| weights(&mut emitter.graph, role).remove(0))
-        };
-        let (query_norm, key_norm) = (norm(self, weights, Role::QueryNorm), norm(self, weights, Role::KeyNorm));
-        let q = self.heads(&qkv[0], model.heads, query_norm.as_deref());
-        let k = self.heads(&qkv[1], model.kv_heads, key_norm.as_deref());
-        let v = self.heads(&qkv[2], model.kv_heads, None);
-        let q = self.rotate(&q, context.cos, context.sin);
-        let k = self.rotate(&k, context.cos, context.sin);
-        let (k, v) = if model.kv_type.is_some() { (self.round_rows(&k), self.round_rows(&v)) } else { (k, v) };
-        let scale = self.constant(model.attention_scale);
-        let q = self.node("Mul", &[&q, &scale], &[]);
-        // [batch, heads, chunk, d] -> [batch, kv_heads, group · chunk, d]: the same memory.
-        let q = self.reshape(&q, &[0, model.kv_heads as i64, -1, model.head_dim as i64]);
-        let attended = self.attend(&q, &k, &v, context);
-        let attended = self.reshape(&attended, &[0, model.heads as i64, -1, model.head_dim as i64]);
-        let attended = self.node("Transpose", &[&attended], &[("perm", [0, 2, 1, 3].into())]);
-        let attended = self.reshape(&attended, &[0, 0, query as i64]);
-        self.read.push(attended.clone());
-        let roles = (Role::Output, model.output_bias.then_some(Role::OutputBias));
-        self.linear(&attended, roles, &[model.hidden_size], weights).remove(0)
-    }
-
-    /// softmax(q · `[past, k]`ᵀ + mask) · `[past, v]`; names the new (or joined) keys and values.
-    fn attend(&mut self, q: &str, k: &str, v: &str, context: &Context) -> String {
-        let (k, v) = match context.past {
-            Past::Joined { key, value } => {
-                self.graph.node_named("Concat", &[key, k], &[context.key], &[("axis", 2.into())]);
-                self.graph.node_named("Concat", &[value, v], &[context.value], &[("axis", 2.into())]);
-                (context.key, context.value)
-            }
-            _ => {
-                self.graph.node_named("Identity", &[k], &[context.key], &[]);
-                self.graph.node_named("Identity", &[v], &[context.value], &[]);
-                (k, v)
-            }
-        };
-        let mut scores = self.scores(q, k);
-        if let Past::Apart { key, .. } = context.past {
-            let cached = self.scores(q, key);
-            scores = self.node("Concat", &[&cached, &scores], &[("axis", 3.into())]);
-        }
-        if let Some(cap) = self.model.attention_softcap {
-            scores = self.softcap(&scores, cap, Self::constant);
-        }
-        let masked = self.node("Add", &[&scores, context.mask], &[]);
-        let weights = self.node("Softmax", &[&masked], &[("axis", (-1).into())]);
-        let Past::Apart { value, length, .. } = context.past else {
-            return self.product(&weights, v);
-        };
-        let slice = |emitter: &mut Self, from: i64, to: i64| {
-            let (from, to, axis) =
-                (emitter.graph.integers(&[from]), emitter.graph.integers(&[to]), emitter.graph.integers(&[3]));
-            emitter.node("Slice", &[&weights, &from, &to, &axis], &[])
-        };
-        let cached = slice(self, 0, length as i64);
-        let new = slice(self, length as i64, i64::MAX);
-        let cached = self.product(&cached, value);
-        let new = self.product(&new, v);
-        self.node("Add", &[&cached, &new], &[])
-    }
-
-    fn scores(&mut self, q: &str, k: &str) -> String {
-        let transposed = self.node("Transpose", &[k], &[("perm", [0, 1, 3, 2].into())]);
-        self.product(q, &transposed)
     }
 
     /// Logits in float32 of hidden states [.., hidden].

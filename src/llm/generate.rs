@@ -2,75 +2,14 @@
 //! prompts are read a pass at a time between their steps. What any slot holds of a new prompt is not computed again.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::executor::{Executor, LlmError, Logits, Rows, Step};
 use super::grammar::Grammar;
 use super::queue::Queue;
-use super::sampler::{Choice, Sampler, Sampling};
+use super::request::{Finish, Piece, Request, Usage};
+use super::sampler::{Choice, Sampler};
 use super::text::{StopFinder, Text, TextStream};
-
-/// What to answer.
-#[derive(Debug, Clone, Default)]
-pub struct Request {
-    /// The tokens to continue.
-    pub prompt: Vec<u32>,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// At most so many.
-    pub max_tokens: usize,
-    /// The answer ends before the first of these.
-    pub stop: Vec<String>,
-    /// Only what this accepts may be said; the answer ends when it is complete.
-    pub grammar: Option<Grammar>,
-    /// Spell special tokens out instead of leaving them away.
-    pub special: bool,
-    /// Go on after the tokens that end an answer: for measurements.
-    pub ignore_end: bool,
-    /// Who asks, as a number: clients wait their turn.
-    pub client: u64,
-}
-
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// The model ended it, a stop string was met, or the grammar is complete.
-    Stop,
-    /// `max_tokens`, or no more room.
-    Length,
-}
-
-/// Something of an answer.
-#[derive(Debug, Clone)]
-pub struct Piece {
-    /// Which request's.
-    pub request: u64,
-    /// Text that is now certain; may be empty.
-    pub text: String,
-    /// The token behind it.
-    pub choice: Choice,
-    /// What the answer has taken so far.
-    pub usage: Usage,
-    /// Set on the last piece.
-    pub finish: Option<Finish>,
-    /// Why there will be no more, if this answer failed. Others go on.
-    pub failure: Option<String>,
-}
-
-/// What an answer took.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt: usize,
-    /// Of these, how many were in the cache already.
-    pub reused: usize,
-    /// Tokens of the answer, an end token included.
-    pub answer: usize,
-    /// From leaving the queue until the first token was chosen.
-    pub first: Duration,
-    /// From the first token to the last.
-    pub rest: Duration,
-}
 
 struct Active {
     request: u64,
@@ -239,19 +178,16 @@ impl Generator {
             if let Some(active) = active.as_mut().filter(|active| active.request == request) {
                 tokens.push(active.next);
                 let last = tokens.len() + 1 >= max_len;
-                let chosen = match &known {
-                    Logits::Likeliest(likeliest) if active.grammar.is_none() => {
-                        active.sampler.choose_likeliest(likeliest)
-                    }
+                let decided = match &known {
+                    Logits::Likeliest(few) if active.grammar.is_none() => active.sampler.choose_likeliest(few),
                     _ => None,
                 };
-                match (chosen, known) {
-                    (Some(choice), _) => active.take(&self.text, Ok(choice), last),
-                    (None, Logits::All(mut logits)) => active.choose(&self.text, &mut logits, last),
-                    (None, Logits::Likeliest(_)) => {
-                        active.choose(&self.text, &mut self.executor.logits(step)?, last);
-                    }
-                }
+                let choice = match (decided, known) {
+                    (Some(choice), _) => Ok(choice),
+                    (None, Logits::All(mut all)) => active.choose(&mut all),
+                    (None, Logits::Likeliest(_)) => active.choose(&mut self.executor.logits(step)?),
+                };
+                active.take(&self.text, choice, last);
             }
         }
         Ok(())
@@ -309,7 +245,8 @@ impl Generator {
         tokens.extend_from_slice(new);
         if count == remaining {
             active.prompt = Vec::new();
-            active.choose(&self.text, &mut logits, tokens.len() + 1 >= self.executor.max_len());
+            let choice = active.choose(&mut logits);
+            active.take(&self.text, choice, tokens.len() + 1 >= self.executor.max_len());
         }
         Ok(())
     }
@@ -342,13 +279,11 @@ impl Active {
         self.prompt.is_empty() && !self.complete && !self.full && !matches!(self.chosen, Some(Err(_)))
     }
 
-    /// Chooses the next token; `last` if there is no room for another.
-    fn choose(&mut self, text: &Text, logits: &mut [f32], last: bool) {
-        let choice = self.sampler.choose(logits, self.grammar.as_mut());
-        self.take(text, choice, last);
+    fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, LlmError> {
+        self.sampler.choose(logits, self.grammar.as_mut())
     }
 
-    /// Takes the token that was chosen.
+    /// Takes the next token; `last` if there is no room for another.
     fn take(&mut self, text: &Text, choice: Result<Choice, LlmError>, last: bool) {
         let now = Instant::now();
         if self.usage.answer == 0 {

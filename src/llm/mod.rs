@@ -11,15 +11,17 @@ mod grammar;
 mod host;
 pub mod model;
 mod queue;
+mod request;
 mod sampler;
 mod shapes;
 pub mod text;
 
 pub use cpu::{CpuExecutor, Squares};
 pub use executor::{Executor, Likeliest, LlmError, Logits, MemoryUse, Rows, Step};
-pub use generate::{Finish, Generator, Piece, Request, Usage};
+pub use generate::Generator;
 pub use gpu::{GpuExecutor, GpuOptions, packed_bytes, quantised_bytes};
 pub use grammar::{Grammar, Grammars};
 pub use model::Record;
+pub use request::{Finish, Piece, Request, Usage};
 pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};
 pub use shapes::{Shapes, head_name, layer_name};

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::generate::Request;
+use super::request::Request;
 
 /// See the module.
 #[derive(Debug, Default)]

@@ -167,3 +167,76 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::print_stderr)]
+mod tests {
+    use super::super::buffers::{Pinned, single_stream};
+    use super::super::kernels::word;
+    use super::*;
+    use crate::backend::tensorrt::device::Device;
+    use crate::convert;
+    use crate::tensor::SplitMix64;
+
+    /// What is appended is read again, within half a step of 8 bits, wherever it is moved meanwhile.
+    #[test]
+    fn what_is_appended_is_read() {
+        let device = match Device::open() {
+            Ok(device) => device,
+            Err(error) => return eprintln!("SKIPPED what_is_appended_is_read: {error}"),
+        };
+        single_stream(&device.stream);
+        let kernels = Kernels::compile(&device).unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama/config.json");
+        let mut model = convert::describe(&path, &crate::checkpoint::read_json(&path).unwrap(), 64).unwrap();
+        let (heads, dim, chunk) = (model.kv_heads, model.head_dim, 4);
+        for kept in [None, Some(DType::Int8)] {
+            model.kv_type = kept;
+            let mut cache = Cache::new(&device.stream, (&model, DType::Float32), 3, (16, 64)).unwrap();
+            let mut random = SplitMix64(5);
+            let buffer = |bytes: &[u8]| {
+                let mut buffer = Buffer::new(&device.stream, bytes.len(), "a test").unwrap();
+                buffer.upload(bytes).unwrap();
+                buffer
+            };
+            // `[2 sequences, heads, chunk, dim]` from slot 1 on: three new after five, four after none.
+            let mut draw = || (random.next_u64() % 2001) as f32 / 1000.0 - 1.0;
+            let new: [Vec<f32>; 2] = [0; 2].map(|_| (0..2 * heads * chunk * dim).map(|_| draw()).collect());
+            let sent = new.each_ref().map(|new| buffer(bytemuck::cast_slice(new)));
+            let placed = buffer(bytemuck::cast_slice(&[word(5), word(0), word(3), word(4)]));
+            let counts = placed.address() + 8;
+            cache.next_capacity = 32;
+            let shape = LayerShape { batch: 2, chunk, cache: 16 };
+            let layer = model.layers.len() - 1;
+            let at = (placed.address(), counts);
+            cache.append(&kernels, (layer, 1, shape), sent.each_ref().map(Buffer::address), at).unwrap();
+            cache.capacity = 32;
+            cache.resize(&kernels, 64).unwrap();
+            cache.copy_slot(1, 0, 8).unwrap();
+            let filled = buffer(bytemuck::cast_slice(&[word(8), word(8), word(4)]));
+            let past = cache.past(&kernels, layer, (0, 3), filled.address()).unwrap();
+            for (new, past) in new.iter().zip(past) {
+                let count = 3 * heads * 64 * dim;
+                let mut pinned = Pinned::new(&device.stream, count * 4).unwrap();
+                let read = Buffer::new(&device.stream, count * 4, "a test").unwrap();
+                copy(&device.stream, past, read.address(), count * 4).unwrap();
+                read.download(&mut pinned, 0, count * 4).unwrap();
+                let have: &[f32] = bytemuck::cast_slice(&pinned.bytes().unwrap()[..count * 4]);
+                for (slot, sequence, first, count) in [(0, 0, 5, 3), (1, 0, 5, 3), (2, 1, 0, 4)] {
+                    for (head, at) in (0..heads).flat_map(|head| (0..count).map(move |at| (head, at))) {
+                        let want = &new[((sequence * heads + head) * chunk + at) * dim..][..dim];
+                        let have = &have[((slot * heads + head) * 64 + first + at) * dim..][..dim];
+                        let largest = want.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                        let step = if kept.is_some() { largest * 0.501 / 127.0 } else { 0.0 };
+                        for (have, want) in have.iter().zip(want) {
+                            assert!(
+                                (have - want).abs() <= step,
+                                "{kept:?}: slot {slot}, head {head}: {have}, not {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

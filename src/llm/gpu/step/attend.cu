@@ -2,10 +2,10 @@
 // values put where they belong, and the positions are cut into spans, which blocks share out and whoever comes last adds
 // up. The softmax is carried from span to span (Milakov & Gimelshein 2018).
 
-u32 constexpr SPAN = 32;                    // positions at a time; half as many where heads are larger than 128
-u32 constexpr CHUNKS = SPAN * KEPT / 256;   // sixteen bytes of keys, and of values, a thread of a span
-u32 constexpr ELEMENTS = 128 / KEPT;        // of sixteen bytes
-u32 constexpr SPLITS = 8;                   // parts that are read at once
+u32 constexpr SPAN = 32;                   // positions at a time; half as many where heads are larger than 128
+u32 constexpr CHUNKS = SPAN * KEPT / 256;  // sixteen bytes of keys, and of values, a thread of a span
+u32 constexpr ELEMENTS = 128 / KEPT;       // of sixteen bytes
+u32 constexpr SPLITS = 8;                  // parts that are read at once
 
 u32 constexpr PAIRS_OF_LANE = 4;  // elements a lane turns with those half a rotation on: of 256 at most
 

@@ -79,9 +79,8 @@ struct Found {
     u32 const lane = threadIdx.x % 32;
     for (u32 part = first; part < count; part += step) {
       u64 const* const list = lists + (u64)part * BEST;
-      float const* const sums = (float const*)(masses + part);
-      keys.join({__ldcg(list + lane), __ldcg(list + lane + 32)});
-      mass.add({__ldcg(sums), __ldcg(sums + 1), __ldcg(sums + 2)}, inverse);
+      keys.join({list[lane], list[lane + 32]});
+      mass.add(masses[part], inverse);
     }
   }
 
