@@ -44,7 +44,9 @@ impl Device {
             return Err(no_device("the CUDA driver library (libcuda.so.1) is not installed"));
         }
         let context = CudaContext::new(0).map_err(no_device)?;
-        let stream = context.new_stream().map_err(no_device)?;
+        // Before whatever else is begun beside it.
+        let (_, greatest) = cudarc::driver::result::stream::get_priority_range().map_err(no_device)?;
+        let stream = context.new_stream_with_priority(greatest).map_err(no_device)?;
         Ok(Self { context, stream })
     }
 

@@ -105,6 +105,6 @@ pub(super) fn copy(stream: &CudaStream, from: Address, to: Address, bytes: usize
 
 /// Leaves the order of work to the one stream there is: cudarc's own events would end up in captured graphs.
 pub(super) fn single_stream(stream: &CudaStream) {
-    // SAFETY: every buffer of the executor is used on this stream alone.
+    // SAFETY: every buffer of the executor is used on this stream alone, or where events of our own say in which order.
     unsafe { stream.context().disable_event_tracking() };
 }

@@ -97,6 +97,9 @@ impl Engines {
         engine.set_address("key", state.new[0].address() as usize)?;
         engine.set_address("value", state.new[1].address() as usize)?;
         let names: Vec<&str> = state.model.layer_weights(0).iter().map(|weight| weight.role.name()).collect();
+        if let Some(unpacker) = &state.unpacker {
+            unpacker.begin(&state.weights)?;
+        }
         for index in 0..state.model.layers.len() {
             let kind = state.model.layers[index];
             let (cos, sin) = &state.rotary[kind.rope];
@@ -113,9 +116,15 @@ impl Engines {
                 engine.set_address("past_value", value as usize)?;
             }
             for (at, name) in names.iter().enumerate() {
-                engine.set_address(name, state.unpacked(index, at)? as usize)?;
+                engine.set_address(name, state.weight(index, at) as usize)?;
+            }
+            if let Some(unpacker) = &state.unpacker {
+                unpacker.enter(&state.weights, index)?;
             }
             engine.enqueue(stream)?;
+            if let Some(unpacker) = &state.unpacker {
+                unpacker.leave(index)?;
+            }
             let new = state.new.each_ref().map(Buffer::address);
             state.cache.append(&state.kernels, (index, slot, shape), new, state.places())?;
         }

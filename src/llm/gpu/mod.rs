@@ -11,6 +11,7 @@ mod kernels;
 mod state;
 mod step;
 mod tiles;
+mod unpack;
 mod weights;
 
 use std::collections::HashMap;

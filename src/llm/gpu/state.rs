@@ -8,6 +8,7 @@ use super::buffers::{Buffer, Pinned, copy};
 use super::cache::Cache;
 use super::kernels::{Address, Kernels, kind, word};
 use super::step::{Kernel, ROWS};
+use super::unpack::Unpacker;
 use super::weights::{Matrix, Weights};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
@@ -62,9 +63,8 @@ pub(super) struct State {
     placed: Buffer,
     embedded: Buffer,
     bad: Buffer,
-    /// Who unpacks matrices for the engines, and where to: by their place in a layer.
-    pub(super) kernel: Option<Arc<Kernel>>,
-    unpacked: Vec<Buffer>,
+    /// Where weights are packed.
+    pub(super) unpacker: Option<Unpacker>,
     staging: Pinned,
     answer: Pinned,
 }
@@ -112,15 +112,10 @@ impl State {
         windows.dedup();
         let masks = windows.into_iter().map(|window| Ok((window, buffer(masked * size, "masks")?)));
         let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
-        let most = |at: usize| {
-            let bytes = weights.layers.iter().map(|layer| match &layer[at] {
-                Matrix::Plain(_) => 0,
-                Matrix::Packed { layout, .. } => layout.inputs * layout.outputs * size,
-            });
-            bytes.max().unwrap_or(0)
+        let unpacker = match kernel.filter(|_| weights.are_packed()) {
+            Some(kernel) => Some(Unpacker::new(&device, kernel, &weights)?),
+            None => None,
         };
-        let unpacked = (0..weights.layers.first().map_or(0, Vec::len)).map(|at| buffer(most(at), "unpacked weights"));
-        let unpacked = unpacked.collect::<Result<Vec<_>, _>>()?;
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
         let new = || buffer(tokens * model.kv_heads * model.head_dim * size, "activations");
         let rows = shapes.slots.max(ROWS);
@@ -142,8 +137,7 @@ impl State {
             answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
             device,
             kernels,
-            kernel,
-            unpacked,
+            unpacker,
             weights,
             model,
             dtype,
@@ -155,7 +149,7 @@ impl State {
         let masks: usize = self.masks.iter().map(|(_, mask)| mask.len()).sum();
         let pairs = self.tables.iter().chain(&self.rotary).map(|(a, b)| a.len() + b.len()).sum::<usize>();
         let hidden = self.hidden.iter().map(Buffer::len).sum::<usize>();
-        let unpacked: usize = self.unpacked.iter().map(Buffer::len).sum();
+        let unpacked = self.unpacker.as_ref().map_or(0, Unpacker::bytes);
         masks + pairs + hidden + unpacked + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
     }
 
@@ -237,16 +231,11 @@ impl State {
         self.placed.address() + (self.placed.len() / 3 * 2) as Address
     }
 
-    /// Where weight `at` of a layer is as the engines want it.
-    pub(super) fn unpacked(&self, layer: usize, at: usize) -> Result<Address, BackendError> {
-        match (&self.weights.layers[layer][at], &self.kernel) {
-            (Matrix::Packed { tiles, order, layout }, Some(kernel)) => {
-                let out = self.unpacked[at].address();
-                let order = order.as_ref().map_or(0, Buffer::address);
-                kernel.expand(&self.device.stream, (tiles.address(), order, *layout), out)?;
-                Ok(out)
-            }
-            (weight, _) => Ok(weight.address()),
+    /// Where an engine reads weight `at` of a layer.
+    pub(super) fn weight(&self, layer: usize, at: usize) -> Address {
+        match (&self.weights.layers[layer][at], &self.unpacker) {
+            (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(layer, at),
+            (weight, _) => weight.address(),
         }
     }
 

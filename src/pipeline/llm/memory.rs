@@ -54,7 +54,7 @@ impl MemoryPlan {
     }
 }
 
-/// Bytes of the weights on the device, packed where they can be, and of one layer of such unpacked for the engines.
+/// Bytes of the weights on the device, packed where they can be, and of two layers of such unpacked for the engines.
 fn weights(
     (checkpoint, model): (&Checkpoint, &Transformer),
     dtype: DType,
@@ -84,7 +84,7 @@ fn weights(
         };
         weights += packed as u64;
         if at < first {
-            unpacked += plain;
+            unpacked += 2 * plain;
         }
     }
     Ok((weights, unpacked))

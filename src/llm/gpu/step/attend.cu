@@ -81,9 +81,13 @@ struct Loaded {
   float key_scales[CHUNKS], value_scales[CHUNKS];  // in 8 bits
 };
 
+// What rows in 8 bits are multiplied with is not multiplied with them: scores are with a key's, weights with a value's, and with
+// so much that float16 holds them, which is taken off at last.
+float constexpr RAISE = KEPT == 8 ? 256.0f : 1.0f;
+
 // Sixteen bytes of a cached row to where the products want them.
 template <u32 KIND>
-__device__ __forceinline__ void lay_down(uint4 bytes, float scale, u16* to) {
+__device__ __forceinline__ void lay_down(uint4 bytes, u16* to) {
   if (KEPT == 16) {
     *(uint4*)to = bytes;
     return;
@@ -92,50 +96,64 @@ __device__ __forceinline__ void lay_down(uint4 bytes, float scale, u16* to) {
   u32 pairs[8];
 #pragma unroll
   for (u32 i = 0; i < 8; ++i) {
-    float value[2];
-#pragma unroll
-    for (u32 j = 0; j < 2; ++j) {
-      // 2^23 + byte, whose last bits count ones.
-      u32 const word = words[i / 2] >> (i % 2 * 16 + j * 8);
-      value[j] = (__uint_as_float(select(word, 255, 0x4b000000u)) - 8388736.0f) * scale;
+    if (KIND == 1) {
+      // 1024 + byte, whose last bits count ones, less 1152.
+      pairs[i] = less(__byte_perm(words[i / 2], 0x64646464u, i % 2 ? 0x4342 : 0x4140), 0x64806480u);
+    } else {
+      u32 const word = words[i / 2] >> (i % 2 * 16);
+      // 2^23 + byte.
+      float const low = __uint_as_float(select(word, 255, 0x4b000000u)) - 8388736.0f;
+      pairs[i] = pair<KIND>(low, __uint_as_float(select(word >> 8, 255, 0x4b000000u)) - 8388736.0f);
     }
-    pairs[i] = pair<KIND>(value[0], value[1]);
   }
   ((uint4*)to)[0] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
   ((uint4*)to)[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
 }
 
-// A warp rounds a row in shared memory to 8 bits, by its largest element, and puts it where it is kept, if anywhere.
+// A warp rounds a row in shared memory to 8 bits, by its largest element, and puts it where it is kept, if anywhere. Returns
+// what its integers are multiplied with.
 template <u32 KIND>
-__device__ __forceinline__ void round_row(u16* row, u32 dim, u8* kept, float* scale_at) {
+__device__ __noinline__ float round_row(u16* row, u32 dim, u8* kept, float* scale_at) {
   u32 const lane = threadIdx.x % 32;
   __syncwarp();
   float largest = 0.0f;
-  for (u32 i = lane; i < dim; i += 32) {
-    largest = fmaxf(largest, fabsf(widen<KIND>(row[i])));
-  }
+  auto const each = [&](auto act) {
+#pragma unroll 1
+    for (u32 i = lane * 4; i < dim; i += 128) {
+      uint2& at = *(uint2*)(row + i);
+      float v[4] = {widen<KIND>((u16)at.x), widen<KIND>((u16)(at.x >> 16)), widen<KIND>((u16)at.y), widen<KIND>((u16)(at.y >> 16))};
+      act(i, at, v);
+    }
+  };
+  each([&](u32, uint2&, float const(&v)[4]) {
+    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))));
+  });
   largest = warp_max(largest);
-  float const scale = largest / 127.0f, inverse = largest > 0.0f ? 127.0f / largest : 0.0f;
-  for (u32 i = lane * 4; i < dim; i += 128) {
+  float const scale = largest * (1.0f / 127.0f), inverse = largest > 0.0f ? __fdividef(127.0f, largest) : 0.0f;
+  each([&](u32 i, uint2& at, float(&v)[4]) {
     u32 bytes = 0;
 #pragma unroll
     for (u32 j = 0; j < 4; ++j) {
-      float const q = rintf(widen<KIND>(row[i + j]) * inverse);
-      bytes |= (u32)(int)(q + 128.0f) << (8 * j);
-      row[i + j] = narrow<KIND>(q * scale);
+      // Rounded by being added to 1.5 * 2^23, whose last bits count ones.
+      float const q = v[j] * inverse + 12582912.0f;
+      bytes |= (__float_as_uint(q) + 128 & 255) << (8 * j);
+      v[j] = q - 12582912.0f;
     }
+    at = make_uint2(pair<KIND>(v[0], v[1]), pair<KIND>(v[2], v[3]));
     if (kept) {
       *(u32*)(kept + i) = bytes;
     }
-  }
+  });
   if (kept && lane == 0) {
     *scale_at = scale;
   }
+  return scale;
 }
 
 template <u32 KIND>
 __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index, u8* work) {
   __shared__ float high[GROUP], total[GROUP], factor[GROUP];
+  __shared__ float key_scale[SPAN], value_scale[SPAN], fresh_scale[2];  // in 8 bits
   u32 const thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   u32 const dim = s.dim, padded = (dim + 15) / 16 * 16, stride = padded + 8, chunks = dim / ELEMENTS;
   u32 const span = dim <= 128 ? SPAN : SPAN / 2, group = s.heads / s.kv_heads, width = s.heads + 2 * s.kv_heads;
@@ -207,7 +225,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
         });
         if (KEPT == 8) {
-          round_row<KIND>(fresh, dim, present ? kept : nullptr, p.key_scales + base + position);
+          fresh_scale[0] = round_row<KIND>(fresh, dim, present ? kept : nullptr, p.key_scales + base + position);
         }
       } else if (has_new) {
         u16 const* const x = heads + (u64)(s.heads + s.kv_heads + kv) * dim;
@@ -220,7 +238,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           }
         }
         if (KEPT == 8) {
-          round_row<KIND>(fresh + stride, dim, present ? kept : nullptr, p.value_scales + base + position);
+          fresh_scale[1] = round_row<KIND>(fresh + stride, dim, present ? kept : nullptr, p.value_scales + base + position);
         }
       }
     }
@@ -233,13 +251,21 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
       for (u32 j = 0; j < CHUNKS; ++j) {
         u32 const i = thread + j * THREADS, at = i / chunks, c = i % chunks * ELEMENTS;
         if (i < span * chunks && begin + at != position) {
-          lay_down<KIND>(loaded.keys[j], loaded.key_scales[j], keys + at * stride + c);
-          lay_down<KIND>(loaded.values[j], loaded.value_scales[j], values + at * stride + c);
+          lay_down<KIND>(loaded.keys[j], keys + at * stride + c);
+          lay_down<KIND>(loaded.values[j], values + at * stride + c);
+          if (KEPT == 8 && c == 0) {
+            key_scale[at] = loaded.key_scales[j];
+            value_scale[at] = loaded.value_scales[j];
+          }
         }
       }
       if (position - begin < span && thread < dim / 8) {
         *(uint4*)(keys + (position - begin) * stride + thread * 8) = *(uint4 const*)(fresh + thread * 8);
         *(uint4*)(values + (position - begin) * stride + thread * 8) = *(uint4 const*)(fresh + stride + thread * 8);
+        if (KEPT == 8 && thread == 0) {
+          key_scale[position - begin] = fresh_scale[0];
+          value_scale[position - begin] = fresh_scale[1];
+        }
       }
       if (padded != dim && thread < span) {
         *(uint4*)(keys + thread * stride + dim) = make_uint4(0, 0, 0, 0);
@@ -259,7 +285,8 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
         for (u32 i = 0; i < 4; ++i) {
           u32 const column = warp * 8 + lane % 4 * 2 + i % 2;
           bool const seen = begin + column >= from && begin + column < length;
-          score[(lane / 4 + i / 2 * 8) * span + column] = seen ? bounded(c[i], s.cap) : -3.4e38f;
+          float const value = KEPT == 8 ? c[i] * key_scale[column] : c[i];
+          score[(lane / 4 + i / 2 * 8) * span + column] = seen ? bounded(value, s.cap) : -3.4e38f;
         }
       }
       meet();
@@ -276,11 +303,14 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
         }
         float const own = lane < span ? score[head * span + lane] : -3.4e38f;
         float const before = high[head], now = fmaxf(before, warp_max(own));
-        u16 const counts = narrow<KIND>(own > -3.0e38f ? __expf(own - now) : 0.0f);
-        if (lane < span) {
-          to[lane] = counts;
+        float counts = own > -3.0e38f ? __expf(own - now) : 0.0f;
+        if (KEPT == 16) {
+          counts = rounded<KIND>(counts);
         }
-        float const sum = warp_sum(widen<KIND>(counts)), scale = __expf(before - now);
+        if (lane < span) {
+          to[lane] = narrow<KIND>(KEPT == 8 ? counts * (value_scale[lane] * RAISE) : counts);
+        }
+        float const sum = warp_sum(counts), scale = __expf(before - now);
         if (lane == 0) {
           high[head] = now;
           total[head] = total[head] * scale + sum;
@@ -312,7 +342,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
     for (u32 half = 0; half < 2; ++half) {
       u32 const head = lane / 4 + half * 8;
       if (head < group) {
-        float const share = __fdividef(1.0f, total[head]);
+        float const share = active == 1 ? __fdividef(1.0f / RAISE, total[head]) : 1.0f / RAISE;
         u64 const row_of = (u64)row * s.heads + kv * group + head;
 #pragma unroll
         for (u32 j = 0; j < 4; ++j) {
@@ -321,7 +351,7 @@ __device__ __forceinline__ void attend(Step const& s, Phase const& p, u32 index,
           if (column < dim && active == 1) {
             *(u32*)((u16*)p.out + row_of * dim + column) = pair<KIND>(low * share, next * share);
           } else if (column < dim) {
-            __stcg((float2*)(s.attention + (place + head) * dim + column), make_float2(low, next));
+            __stcg((float2*)(s.attention + (place + head) * dim + column), make_float2(low * share, next * share));
           }
         }
       }

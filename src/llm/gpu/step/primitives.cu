@@ -173,6 +173,13 @@ __device__ __forceinline__ bool comes_last(u32* counter, u32 parts) {
   return last;
 }
 
+// Two float16, each less the other's.
+__device__ __forceinline__ u32 less(u32 a, u32 b) {
+  u32 v;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+}
+
 // (a & mask) | bits
 __device__ __forceinline__ u32 select(u32 a, u32 mask, u32 bits) {
   u32 v;

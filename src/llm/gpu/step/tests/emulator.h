@@ -259,6 +259,10 @@ inline void multiply(float (&c)[4], uint4 a, uint2 b) {
   });
   memcpy(c, out, 16);
 }
+inline u32 less(u32 a, u32 b) {
+  u32 const low = narrow<1>(widen<1>((u16)a) - widen<1>((u16)b));
+  return low | (u32)narrow<1>(widen<1>((u16)(a >> 16)) - widen<1>((u16)(b >> 16))) << 16;
+}
 inline void pause() {}
 inline u32 multiprocessor() { return this_block; }
 inline u32 select(u32 a, u32 mask, u32 bits) { return (a & mask) | bits; }

@@ -1,0 +1,91 @@
+//! Packed matrices, unpacked for the engines on a stream beside theirs, a layer ahead of them.
+
+use std::sync::Arc;
+
+use cudarc::driver::{CudaEvent, CudaStream};
+
+use super::buffers::Buffer;
+use super::kernels::{Address, device_error};
+use super::step::Kernel;
+use super::weights::{Matrix, Weights};
+use crate::backend::BackendError;
+use crate::backend::tensorrt::device::Device;
+
+/// See the module.
+pub(super) struct Unpacker {
+    kernel: Arc<Kernel>,
+    stream: Arc<CudaStream>,
+    engines: Arc<CudaStream>,
+    /// Even and odd layers take turns.
+    sets: [Set; 2],
+}
+
+/// Room for a layer's matrices, by their place in it: `[inputs, outputs]` in float16.
+struct Set {
+    matrices: Vec<Buffer>,
+    /// They are unpacked; the engine is done with them.
+    ready: CudaEvent,
+    free: CudaEvent,
+}
+
+impl Unpacker {
+    pub(super) fn new(device: &Device, kernel: Arc<Kernel>, weights: &Weights) -> Result<Self, BackendError> {
+        let bytes = |at: usize| {
+            let bytes = weights.layers.iter().map(|layer| match &layer[at] {
+                Matrix::Plain(_) => 0,
+                Matrix::Packed { layout, .. } => 2 * layout.inputs * layout.outputs,
+            });
+            bytes.max().unwrap_or(0)
+        };
+        let buffer = |at: usize| Buffer::new(&device.stream, bytes(at), "unpacked weights");
+        let set = || {
+            let matrices = (0..weights.layers.first().map_or(0, Vec::len)).map(buffer).collect::<Result<_, _>>()?;
+            let event = || device.context.new_event(None).map_err(device_error);
+            Ok::<_, BackendError>(Set { matrices, ready: event()?, free: event()? })
+        };
+        let sets = [set()?, set()?];
+        let stream = device.context.new_stream().map_err(device_error)?;
+        Ok(Self { kernel, stream, engines: Arc::clone(&device.stream), sets })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.sets.iter().flat_map(|set| &set.matrices).map(Buffer::len).sum()
+    }
+
+    /// Before a pass over the layers.
+    pub(super) fn begin(&self, weights: &Weights) -> Result<(), BackendError> {
+        for set in &self.sets {
+            set.free.record(&self.engines).map_err(device_error)?;
+        }
+        self.unpack(weights, 0)
+    }
+
+    /// Before a layer's engine: it waits for its matrices, and the next layer's are begun.
+    pub(super) fn enter(&self, weights: &Weights, layer: usize) -> Result<(), BackendError> {
+        self.unpack(weights, layer + 1)?;
+        self.engines.wait(&self.sets[layer % 2].ready).map_err(device_error)
+    }
+
+    /// After it.
+    pub(super) fn leave(&self, layer: usize) -> Result<(), BackendError> {
+        self.sets[layer % 2].free.record(&self.engines).map_err(device_error)
+    }
+
+    fn unpack(&self, weights: &Weights, layer: usize) -> Result<(), BackendError> {
+        let Some(matrices) = weights.layers.get(layer) else { return Ok(()) };
+        let set = &self.sets[layer % 2];
+        self.stream.wait(&set.free).map_err(device_error)?;
+        for (matrix, out) in matrices.iter().zip(&set.matrices) {
+            if let Matrix::Packed { tiles, order, layout } = matrix {
+                let order = order.as_ref().map_or(0, Buffer::address);
+                self.kernel.expand(&self.stream, (tiles.address(), order, *layout), out.address())?;
+            }
+        }
+        set.ready.record(&self.stream).map_err(device_error)
+    }
+
+    /// Where the engine reads what is in place `at` of a layer.
+    pub(super) fn address(&self, layer: usize, at: usize) -> Address {
+        self.sets[layer % 2].matrices[at].address()
+    }
+}
