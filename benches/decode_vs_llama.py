@@ -6,9 +6,10 @@
 
 `make` writes random weights (speed does not depend on their values) in four forms: safetensors in bfloat16, the same
 shape as GPTQ (4 bits, groups of 128, zero points), GGUF in float16, GGUF in Q4_0 with its output matrix in Q6_K, as
-llama-quantize makes it. `build` builds and proves engines of the first two. `measure` runs llama-bench (flash attention,
-all layers on the GPU) after 128 and 1024 tokens and prompts of 512, llama-batched-bench with 1 and 4 sequences, and
-`watus-build bench --compare` with their results: tables, and charts in DIR.
+llama-quantize makes it. `build` builds and proves engines of the first two, of the second also with keys and values in 8
+bits. `measure` runs llama-bench (flash attention, all layers on the GPU; keys and values in Q8_0 beside ours in 8 bits) after
+128, 1024 and 2048 tokens and prompts of 512, llama-batched-bench with 1 and 4 sequences, and `watus-build bench --compare`
+with their results: tables, and charts in DIR.
 """
 
 import argparse
@@ -23,7 +24,10 @@ import torch
 import llm_vs_peers as model
 
 GROUP, BITS = 128, 4
-PROMPT, CONTEXTS, TOKENS = 512, (128, 1024), 64
+PROMPT, CONTEXTS, TOKENS = 512, (128, 1024, 2048), 64
+# Engine directory: checkpoint, GGUF, how keys and values are kept here and there.
+RUNS = {"m7b": ("m7b", "m7b.gguf", "auto", "f16"), "m7b-int4": ("m7b-int4", "m7b-q4_0.gguf", "auto", "f16"),
+        "m7b-int4-kv8": ("m7b-int4", "m7b-q4_0.gguf", "int8", "q8_0")}
 
 
 def gptq(folder, layers):
@@ -124,21 +128,21 @@ def run(*command, into=None):
 
 
 def build(args):
-    for name in ("m7b", "m7b-int4"):
+    for name, (checkpoint, _, cache, _) in RUNS.items():
         recipe = args.work / f"{name}.yaml"
-        recipe.write_text(f"version: 1\nname: {name}\nkind: llm\nsource: {{ path: {name} }}\n")
+        recipe.write_text(f"version: 1\nname: {name}\nkind: llm\nsource: {{ path: {checkpoint} }}\nbuild: {{ kv_cache: {cache} }}\n")
         print(run(args.watus, "build", recipe, "-o", args.work / "engines"))
 
 
 def measure(args):
-    for name, gguf_file in (("m7b", "m7b.gguf"), ("m7b-int4", "m7b-q4_0.gguf")):
+    for name, (_, gguf_file, _, cache) in RUNS.items():
         results = [args.work / f"{name}-llama.json", args.work / f"{name}-batched.jsonl"]
-        common = ["-m", args.work / gguf_file, "-ngl", 99]
+        common = ["-m", args.work / gguf_file, "-ngl", 99, "-ctk", cache, "-ctv", cache]
         depths = ",".join(map(str, CONTEXTS))
         prompts = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", PROMPT, "-n", 0, "-r", 3, "-o", "json")
         answers = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", 0, "-n", TOKENS, "-d", depths, "-r", 3, "-o", "json")
         results[0].write_text(json.dumps(json.loads(prompts) + json.loads(answers)))
-        batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 8192, "-npp", CONTEXTS[0], "-ntg", TOKENS,
+        batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 9216, "-npp", f"{CONTEXTS[0]},{CONTEXTS[-1]}", "-ntg", TOKENS,
                       "-npl", "1,4", "--output-format", "jsonl")
         results[1].write_text("\n".join(line for line in batched.splitlines() if line.startswith("{")))
         print(run(args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", PROMPT, "--contexts", depths,

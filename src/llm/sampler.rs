@@ -3,7 +3,7 @@
 //! In this order, as `transformers` has it: biases and penalties, what a grammar forbids, temperature, top-k, top-p
 //! (Holtzman et al. 2020), min-p (Nguyen et al. 2024), one draw. Log-probabilities are those of the model, before any of it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -200,18 +200,22 @@ impl Sampler {
 
     /// Draws from all logits: from the likeliest if they decide it, as [`Sampler::choose_likeliest`] would.
     fn draw(&mut self, logits: &[f32]) -> u32 {
-        let limited = self.settings.top_p < 1.0 || self.settings.top_k > LIKELIEST;
-        let order = match limited {
-            true => largest(logits, logits.len()),
+        let Sampling { temperature, top_k, top_p, .. } = self.settings;
+        let with_logit = |token: u32| (token, logits[token as usize]);
+        let mut tokens: Vec<(u32, f32)> = largest(logits, LIKELIEST).into_iter().map(with_logit).collect();
+        let best = tokens.first().map_or(0.0, |(_, best)| *best);
+        let weigh = |logit: &f32| (f64::from(logit - best) / f64::from(temperature)).exp();
+        let total = if (1..=LIKELIEST).contains(&top_k) { 0.0 } else { logits.iter().map(weigh).sum() };
+        if let Some(token) = self.draw_from(&tokens, Some(total)) {
+            return token;
+        }
+        if top_p < 1.0 || top_k > 0 {
+            tokens = largest(logits, logits.len()).into_iter().map(with_logit).collect();
+        } else if let Some((last, least)) = tokens.last().copied() {
             // Beyond the likeliest the order does not matter, and sorting a vocabulary would take longer than the rest.
-            false => {
-                let mut order = largest(logits, LIKELIEST);
-                let known: HashSet<u32> = order.iter().copied().collect();
-                order.extend((0..logits.len() as u32).filter(|token| !known.contains(token)));
-                order
-            }
-        };
-        let tokens: Vec<(u32, f32)> = order.into_iter().map(|token| (token, logits[token as usize])).collect();
+            let rest = (0..).zip(logits).filter(|(token, logit)| least.total_cmp(logit).then(token.cmp(&last)).is_gt());
+            tokens.extend(rest.map(|(token, logit)| (token, *logit)));
+        }
         self.draw_from(&tokens, None).unwrap_or_else(|| argmax(logits))
     }
 
@@ -275,16 +279,25 @@ impl Sampler {
 /// The `count` likeliest tokens, best first; equals in order of their number.
 fn largest(logits: &[f32], count: usize) -> Vec<u32> {
     let count = count.min(logits.len());
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let compare = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     if count == 0 {
         return Vec::new();
     }
-    if count < order.len() {
-        order.select_nth_unstable_by(count - 1, compare);
-        order.truncate(count);
+    let compare = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    let mut order: Vec<u32> = Vec::new();
+    // Where few are wanted most are passed over: they are below the worst of those so far.
+    let mut least = f32::NEG_INFINITY;
+    for (token, logit) in (0..).zip(logits) {
+        if order.len() < count || logit.total_cmp(&least).is_gt() {
+            order.push(token);
+            if order.len() == 2 * count {
+                order.select_nth_unstable_by(count - 1, compare);
+                order.truncate(count);
+                least = logits[order[count - 1] as usize];
+            }
+        }
     }
     order.sort_unstable_by(compare);
+    order.truncate(count);
     order
 }
 

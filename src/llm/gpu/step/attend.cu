@@ -110,40 +110,43 @@ __device__ __forceinline__ void lay_down(uint4 bytes, u16* to) {
   ((uint4*)to)[1] = make_uint4(pairs[4], pairs[5], pairs[6], pairs[7]);
 }
 
-// A warp rounds a row in shared memory to 8 bits, by its largest element, and puts it where it is kept, if anywhere. Returns
-// what its integers are multiplied with.
 template <u32 KIND>
-__device__ __noinline__ float round_row(u16* row, u32 dim, u8* kept, float* scale_at) {
+__device__ __forceinline__ float4 four_of(uint2 packed) {
+  return {widen<KIND>((u16)packed.x), widen<KIND>((u16)(packed.x >> 16)), widen<KIND>((u16)packed.y), widen<KIND>((u16)(packed.y >> 16))};
+}
+
+// A float by being added to 1.5 * 2^23 is rounded to an integer, which its last bits count.
+__device__ __forceinline__ float to_nearest(float value) { return value + 12582912.0f; }
+
+// A warp rounds a row in shared memory to 8 bits, by its largest element, and puts it where it is kept, if anywhere. Returns
+// what its integers are multiplied with. One copy for keys and values: what runs once a phase is paid by its length.
+template <u32 KIND>
+__device__ __attribute__((noinline)) float round_row(u16* row, u32 dim, u8* kept, float* scale_at) {
   u32 const lane = threadIdx.x % 32;
   __syncwarp();
   float largest = 0.0f;
-  auto const each = [&](auto act) {
 #pragma unroll 1
-    for (u32 i = lane * 4; i < dim; i += 128) {
-      uint2& at = *(uint2*)(row + i);
-      float v[4] = {widen<KIND>((u16)at.x), widen<KIND>((u16)(at.x >> 16)), widen<KIND>((u16)at.y), widen<KIND>((u16)(at.y >> 16))};
-      act(i, at, v);
-    }
-  };
-  each([&](u32, uint2&, float const(&v)[4]) {
-    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))));
-  });
+  for (u32 i = lane * 4; i < dim; i += 128) {
+    float4 const v = four_of<KIND>(*(uint2*)(row + i));
+    largest = fmaxf(largest, fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w))));
+  }
   largest = warp_max(largest);
   float const scale = largest * (1.0f / 127.0f), inverse = largest > 0.0f ? __fdividef(127.0f, largest) : 0.0f;
-  each([&](u32 i, uint2& at, float(&v)[4]) {
+#pragma unroll 1
+  for (u32 i = lane * 4; i < dim; i += 128) {
+    float4 const v = four_of<KIND>(*(uint2*)(row + i));
+    float q[4] = {to_nearest(v.x * inverse), to_nearest(v.y * inverse), to_nearest(v.z * inverse), to_nearest(v.w * inverse)};
     u32 bytes = 0;
 #pragma unroll
     for (u32 j = 0; j < 4; ++j) {
-      // Rounded by being added to 1.5 * 2^23, whose last bits count ones.
-      float const q = v[j] * inverse + 12582912.0f;
-      bytes |= (__float_as_uint(q) + 128 & 255) << (8 * j);
-      v[j] = q - 12582912.0f;
+      bytes |= (__float_as_uint(q[j]) + 128 & 255) << (8 * j);
+      q[j] -= to_nearest(0.0f);
     }
-    at = make_uint2(pair<KIND>(v[0], v[1]), pair<KIND>(v[2], v[3]));
+    *(uint2*)(row + i) = make_uint2(pair<KIND>(q[0], q[1]), pair<KIND>(q[2], q[3]));
     if (kept) {
       *(u32*)(kept + i) = bytes;
     }
-  });
+  }
   if (kept && lane == 0) {
     *scale_at = scale;
   }
