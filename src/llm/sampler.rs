@@ -154,7 +154,7 @@ impl Sampler {
         let (first, best) = *likeliest.tokens.first().filter(|(_, logit)| logit.is_finite())?;
         let token = match temperature == 0.0 {
             true => first,
-            false => self.draw_from(&likeliest.tokens, Some(likeliest.warm))?,
+            false => self.draw_from(&likeliest.tokens, Some(likeliest.warm), None)?,
         };
         self.seen.entry(token).or_default().1 += 1;
         let of = |logit: f32| (f64::from(logit - best) - likeliest.total.ln()) as f32;
@@ -200,28 +200,21 @@ impl Sampler {
 
     /// Draws from all logits: from the likeliest if they decide it, as [`Sampler::choose_likeliest`] would.
     fn draw(&mut self, logits: &[f32]) -> u32 {
-        let Sampling { temperature, top_k, top_p, .. } = self.settings;
+        let Sampling { temperature, top_k, .. } = self.settings;
         let with_logit = |token: u32| (token, logits[token as usize]);
         let mut tokens: Vec<(u32, f32)> = largest(logits, LIKELIEST).into_iter().map(with_logit).collect();
         let best = tokens.first().map_or(0.0, |(_, best)| *best);
         let weigh = |logit: &f32| (f64::from(logit - best) / f64::from(temperature)).exp();
         let total = if (1..=LIKELIEST).contains(&top_k) { 0.0 } else { logits.iter().map(weigh).sum() };
-        if let Some(token) = self.draw_from(&tokens, Some(total)) {
-            return token;
-        }
-        if top_p < 1.0 || top_k > 0 {
+        self.draw_from(&tokens, Some(total), Some(logits)).unwrap_or_else(|| {
             tokens = largest(logits, logits.len()).into_iter().map(with_logit).collect();
-        } else if let Some((last, least)) = tokens.last().copied() {
-            // Beyond the likeliest the order does not matter, and sorting a vocabulary would take longer than the rest.
-            let rest = (0..).zip(logits).filter(|(token, logit)| least.total_cmp(logit).then(token.cmp(&last)).is_gt());
-            tokens.extend(rest.map(|(token, logit)| (token, *logit)));
-        }
-        self.draw_from(&tokens, None).unwrap_or_else(|| argmax(logits))
+            self.draw_from(&tokens, None, None).unwrap_or_else(|| argmax(logits))
+        })
     }
 
     /// Draws from the likeliest tokens, best first, of a row whose weights add up to `total`, or from all. `None` if what
-    /// lies beyond may decide.
-    fn draw_from(&mut self, tokens: &[(u32, f32)], total: Option<f64>) -> Option<u32> {
+    /// lies beyond may decide, unless the draw can go on in `row`.
+    fn draw_from(&mut self, tokens: &[(u32, f32)], total: Option<f64>, row: Option<&[f32]>) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
         let (top_p, min_p) = (f64::from(top_p), f64::from(min_p));
         // The likeliest weighs 1.
@@ -269,8 +262,20 @@ impl Sampler {
             at -= weight;
         }
         if missing {
-            self.random = before; // whoever draws from all draws the same
-            return None;
+            let Some(row) = row else {
+                self.random = before; // whoever draws from all draws the same
+                return None;
+            };
+            // Beyond the likeliest the order does not matter, and sorting a vocabulary would take longer than the rest.
+            let (last, least) = *tokens.last()?;
+            let beyond = |(token, logit): &(u32, &f32)| least.total_cmp(logit).then(token.cmp(&last)).is_gt();
+            for (token, logit) in (0..).zip(row).filter(beyond) {
+                let weight = weigh(*logit);
+                if at < weight {
+                    return Some(token);
+                }
+                at -= weight;
+            }
         }
         Some(likeliest)
     }
