@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Report, Status, machine_agrees, plan_agrees};
 use crate::llm::model::{ENGINES, Runner, open_executor};
 use crate::llm::text::{Message, Text};
-use crate::llm::{Executor, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
+use crate::llm::{Executor, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
 use crate::manifest::Manifest;
 use crate::progress::{Event, Progress};
 
@@ -181,9 +181,23 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
         if text.stop_tokens.contains(&token) {
             break;
         }
-        let row =
-            engine.decode(&[Step { slot: 0, token, position: prompt.len() + tokens.len() - 1, temperature: 0.0 }])?;
-        tokens.push(argmax(&row));
+        let step = Step { slot: 0, token, position: prompt.len() + tokens.len() - 1, temperature: 0.0 };
+        engine.launch(&[step])?;
+        let known = engine.collect()?.pop();
+        let row = match &known {
+            Some(Logits::All(row)) => row.clone(),
+            _ => engine.logits(0)?,
+        };
+        let best = argmax(&row);
+        // What answers are chosen by, where the device ranks tokens.
+        if let Some(Logits::Likeliest(likeliest)) = known {
+            let ranked = likeliest.tokens.first().map(|(token, _)| *token);
+            anyhow::ensure!(
+                ranked == Some(best),
+                "the device ranks token {ranked:?} first, but {best} is the likeliest"
+            );
+        }
+        tokens.push(best);
         logits.push(row);
     }
     Ok(Answer { tokens, logits })
