@@ -142,7 +142,8 @@ def measure(args):
         prompts = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", PROMPT, "-n", 0, "-r", 3, "-o", "json")
         answers = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", 0, "-n", TOKENS, "-d", depths, "-r", 3, "-o", "json")
         results[0].write_text(json.dumps(json.loads(prompts) + json.loads(answers)))
-        batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 9216, "-npp", f"{CONTEXTS[0]},{CONTEXTS[-1]}", "-ntg", TOKENS,
+        ends = f"{CONTEXTS[0]},{CONTEXTS[-1]}"
+        batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 9216, "-npp", ends, "-ntg", TOKENS,
                       "-npl", "1,4", "--output-format", "jsonl")
         results[1].write_text("\n".join(line for line in batched.splitlines() if line.startswith("{")))
         print(run(args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", PROMPT, "--contexts", depths,

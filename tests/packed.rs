@@ -367,6 +367,12 @@ fn build(scratch: &Path, name: &str, source: &str, more: &str) -> (i32, String) 
     (code, stderr)
 }
 
+/// What the manifest of an engine built there says.
+fn manifest(scratch: &Path, name: &str) -> Value {
+    let path = scratch.join("engines").join(name).join("manifest.json");
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
 /// Where there is a GPU, each build proves the packed kernels: its answers, by unpacking and by packed decoding, against
 /// the CPU's.
 #[test]
@@ -419,8 +425,7 @@ fn a_model_is_quantised_while_it_is_built() {
                 "{precision}: {name} is off by {error}"
             );
         }
-        let manifest: Value = serde_json::from_str(&fs::read_to_string(folder.join("manifest.json")).unwrap()).unwrap();
-        let quality = &manifest["quality"];
+        let quality = &manifest(scratch.path(), precision)["quality"];
         assert!(quality["divergence"].as_f64().unwrap() > 0.0 && quality["tokens"].as_u64().unwrap() > 10, "{quality}");
         let (code, answer, _) = output(watus(scratch.path()).args([
             "run",
@@ -445,11 +450,7 @@ fn a_model_is_quantised_while_it_is_built() {
         assert!(code != 0 && said.contains("is quantised already"), "{said}");
     }
     // Inputs that are large on a text are rounded with more care.
-    let divergence = |name: &str| {
-        let path = scratch.path().join("engines").join(name).join("manifest.json");
-        let manifest: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
-        manifest["quality"]["divergence"].as_f64().unwrap()
-    };
+    let divergence = |name: &str| manifest(scratch.path(), name)["quality"]["divergence"].as_f64().unwrap();
     let words: Vec<String> = (0..400).map(|at| format!("w{}", (at * 7 + at / 9 + 3) % 60)).collect();
     fs::write(scratch.path().join("text.txt"), words.join(" ")).unwrap();
     for precision in ["int8", "int4"] {
@@ -488,22 +489,18 @@ fn keys_and_values_are_kept_in_8_bits() {
     let scratch = tempfile::tempdir().unwrap();
     let (config, tensors) = wide_llama();
     write(&scratch.path().join("plain"), &config, &tensors);
-    let manifest = |name: &str| -> Value {
-        let path = scratch.path().join("engines").join(name).join("manifest.json");
-        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
-    };
     for precision in ["fp32", "fp16", "bf16"] {
         let more = format!("build: {{ precision: {precision}, kv_cache: int8 }}\n");
         let (code, said) = build(scratch.path(), precision, "plain", &more);
         assert_eq!(code, 0, "{precision}: {said}");
-        let manifest = manifest(precision);
+        let manifest = manifest(scratch.path(), precision);
         assert_eq!(manifest["llm"]["kv_type"], "int8");
         let divergence = manifest["quality"]["divergence"].as_f64().unwrap();
         assert!(divergence > 0.0 && divergence < 2e-3, "{precision}: {divergence}");
     }
     // Nothing is lost, and nothing judged, where nothing is asked for.
     let (code, said) = build(scratch.path(), "auto", "plain", "build: { kv_cache: auto }\n");
-    assert!(code == 0 && manifest("auto")["quality"].is_null(), "{said}");
+    assert!(code == 0 && manifest(scratch.path(), "auto")["quality"].is_null(), "{said}");
     let (code, said) =
         build(scratch.path(), "strict", "plain", "build: { kv_cache: int8 }\nverify: { divergence: 1e-12 }\n");
     assert!(code != 0 && said.contains("it diverges from the checkpoint"), "{said}");

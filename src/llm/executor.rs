@@ -42,6 +42,9 @@ pub enum Logits {
     Likeliest(Likeliest),
 }
 
+/// Tokens that are drawn first, in their order, whether all logits are known or the likeliest alone; a device finds as many.
+pub(super) const LIKELIEST: usize = 64;
+
 /// The likeliest tokens, and what all weigh.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Likeliest {

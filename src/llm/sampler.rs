@@ -7,12 +7,9 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::executor::{Likeliest, LlmError};
+use super::executor::{LIKELIEST, Likeliest, LlmError};
 use super::grammar::Grammar;
 use crate::tensor::SplitMix64;
-
-/// Tokens that are drawn first, in this order, whether all logits are known or the likeliest alone.
-const LIKELIEST: usize = 64;
 
 /// How to choose.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -179,7 +179,7 @@ fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
         return at("precision", "int8 and int4 are for language models", Some("use fp16"));
     }
     if build.kv_cache.is_some() && kind != Kind::Llm {
-        return at("kv_cache", "kv_cache is for language models", None);
+        return at("kv_cache", "kv_cache is for language models", Some("leave it out"));
     }
     for name in build.compute_capabilities.iter().flatten() {
         let number = |part: &str| !part.is_empty() && part.len() <= 2 && part.bytes().all(|b| b.is_ascii_digit());

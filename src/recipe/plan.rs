@@ -169,12 +169,8 @@ impl Plan {
         let verify = recipe.verify();
         // What comes quantised has mostly 4 bits.
         let only_cache = build.kv_cache == KvCache::Int8 && verify.is_none_or(|verify| verify.reference.is_none());
-        let default_quality = match build.precision {
-            Precision::Int8 => (0.02, 1.03),
-            Precision::Int4 => (0.3, 1.3),
-            _ if only_cache => (0.02, 1.03),
-            _ => (0.3, 1.3),
-        };
+        let is_close = build.precision == Precision::Int8 || (only_cache && build.precision != Precision::Int4);
+        let default_quality = if is_close { (0.02, 1.03) } else { (0.3, 1.3) };
         // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
         let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
         let default_seeds = if recipe.kind() == Kind::Yolo && has_pictures { 0 } else { 3 };

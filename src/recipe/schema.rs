@@ -246,8 +246,8 @@ pub enum KvCache {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Build {
-    /// Arithmetic of the engine; of an llm also its KV cache, see `kv_cache`. int8 and int4 quantise an llm's layers, computed with in fp16.
-    /// Default: fp16 for an llm, else fp32.
+    /// Arithmetic of the engine; of an llm also its KV cache, see `kv_cache`. int8 and int4 quantise an llm's layers, computed
+    /// with in fp16. Default: fp16 for an llm, else fp32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     /// With int8 and int4: inputs that share a scale, 32, 64 or 128. Default: the largest of them that fits the model.

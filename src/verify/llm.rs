@@ -183,21 +183,22 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
         }
         let step = Step { slot: 0, token, position: prompt.len() + tokens.len() - 1, temperature: 0.0 };
         engine.launch(&[step])?;
-        let known = engine.collect()?.pop();
-        let row = match &known {
-            Some(Logits::All(row)) => row.clone(),
-            _ => engine.logits(0)?,
+        let row = match engine.collect()?.pop() {
+            Some(Logits::All(row)) => row,
+            // Answers are chosen by what the device ranks.
+            Some(Logits::Likeliest(likeliest)) => {
+                let row = engine.logits(0)?;
+                let (ranked, best) = (likeliest.tokens.first().map(|(token, _)| *token), argmax(&row));
+                anyhow::ensure!(
+                    ranked == Some(best),
+                    "the device ranks token {ranked:?} first, but {best} is the likeliest\n  hint: our kernels or the \
+                     driver miscompute here: update the driver (`watus-build doctor`), or report it"
+                );
+                row
+            }
+            None => anyhow::bail!("the engine computed nothing"),
         };
-        let best = argmax(&row);
-        // What answers are chosen by, where the device ranks tokens.
-        if let Some(Logits::Likeliest(likeliest)) = known {
-            let ranked = likeliest.tokens.first().map(|(token, _)| *token);
-            anyhow::ensure!(
-                ranked == Some(best),
-                "the device ranks token {ranked:?} first, but {best} is the likeliest"
-            );
-        }
-        tokens.push(best);
+        tokens.push(argmax(&row));
         logits.push(row);
     }
     Ok(Answer { tokens, logits })

@@ -31,7 +31,10 @@ pub(super) struct Cache {
     spare: Buffer,
     /// Where the engines read a layer that is kept in 8 bits.
     wide: Option<[Buffer; 2]>,
+    /// Of what the engines read.
     dtype: DType,
+    /// Bytes of a row as it is kept.
+    row: usize,
     slots: usize,
     heads: usize,
     dim: usize,
@@ -53,21 +56,22 @@ impl Cache {
     ) -> Result<Self, BackendError> {
         let buffer = |bytes: usize| Buffer::new(stream, bytes, "keys and values");
         let (rows, dim) = (slots * model.kv_heads * longest, model.head_dim);
-        let kept = model.kv_type.unwrap_or(dtype).size();
+        let row = dim * model.kv_type.unwrap_or(dtype).size();
         let store = || {
             let scales = model.kv_type.map(|_| buffer(4 * rows)).transpose()?;
-            Ok::<_, BackendError>(Store { rows: buffer(rows * dim * kept)?, scales })
+            Ok::<_, BackendError>(Store { rows: buffer(rows * row)?, scales })
         };
         let layers = (0..model.layers.len()).map(|_| Ok([store()?, store()?])).collect::<Result<_, BackendError>>()?;
         let wide = || buffer(rows * dim * dtype.size());
         Ok(Self {
             layers,
-            spare: buffer(rows * (dim * kept).max(4))?,
+            spare: buffer(rows * row)?,
             wide: model.kv_type.map(|_| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
             stream: Arc::clone(stream),
             capacity,
             next_capacity: capacity,
             dtype,
+            row,
             slots,
             heads: model.kv_heads,
             dim,
@@ -77,8 +81,7 @@ impl Cache {
     /// All buffers, and bytes of a position in each.
     fn parts(&self, layer: usize) -> impl Iterator<Item = (&Buffer, usize)> {
         self.layers[layer].iter().flat_map(|store| {
-            let row = if store.scales.is_some() { self.dim } else { self.dim * self.dtype.size() };
-            [Some((&store.rows, row)), store.scales.as_ref().map(|scales| (scales, 4))].into_iter().flatten()
+            [Some((&store.rows, self.row)), store.scales.as_ref().map(|scales| (scales, 4))].into_iter().flatten()
         })
     }
 
@@ -95,10 +98,9 @@ impl Cache {
     /// Where a slot's begin, in caches of `capacity`.
     pub(super) fn places(&self, layer: usize, slot: usize, capacity: usize) -> Places {
         let first = slot * self.heads * capacity;
-        let row = if self.wide.is_some() { self.dim } else { self.dim * self.dtype.size() };
         let stores = self.layers[layer].each_ref();
         Places {
-            rows: stores.map(|store| store.rows.address() + (first * row) as u64),
+            rows: stores.map(|store| store.rows.address() + (first * self.row) as u64),
             scales: stores.map(|store| store.scales.as_ref().map_or(0, |scales| scales.address() + 4 * first as u64)),
         }
     }
@@ -163,7 +165,7 @@ impl Cache {
         let sizes = |width: usize| [shape.batch, self.heads, shape.chunk, self.next_capacity, width];
         match self.wide {
             Some(_) => kernels.append8((new, self.dtype), (rows, scales), placed, sizes(self.dim)),
-            None => kernels.append(new, rows, placed, sizes(self.dim * self.dtype.size() / 4)),
+            None => kernels.append(new, rows, placed, sizes(self.row / 4)),
         }
     }
 }

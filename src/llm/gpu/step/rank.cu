@@ -104,19 +104,17 @@ extern "C" __global__ void __launch_bounds__(THREADS) rank(float const* logits, 
   float const inverse = inverses[row];
   Found const nothing = {{0, 0}, {-3.0e38f, 0.0f, 0.0f}};
   Found found = nothing;
+  auto const take = [&](u32 token) -> u64 {
+    if (token >= vocabulary) {
+      return 0;
+    }
+    float const logit = logits[(u64)row * vocabulary + token];
+    found.mass.add({logit, 1.0f, 1.0f}, inverse);
+    return key_of(logit, token);
+  };
   for (u32 i = warp; i < SHARE / 64; i += WARPS) {
     u32 const at = blockIdx.x * SHARE + i * 64 + lane;
-    Keys keys = {0, 0};
-    if (at < vocabulary) {
-      float const logit = logits[(u64)row * vocabulary + at];
-      keys.first = key_of(logit, at);
-      found.mass.add({logit, 1.0f, 1.0f}, inverse);
-    }
-    if (at + 32 < vocabulary) {
-      float const logit = logits[(u64)row * vocabulary + at + 32];
-      keys.second = key_of(logit, at + 32);
-      found.mass.add({logit, 1.0f, 1.0f}, inverse);
-    }
+    Keys keys = {take(at), take(at + 32)};
     keys.sort();
     found.keys.join(keys);
   }

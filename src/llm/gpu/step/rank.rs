@@ -8,13 +8,13 @@ use super::super::buffers::{Buffer, Pinned};
 use super::super::kernels::{Address, word};
 use super::kernel::Kernel;
 use crate::backend::BackendError;
-use crate::llm::executor::Likeliest;
+use crate::llm::executor::{LIKELIEST, Likeliest};
 
-/// As rank.cu has them.
-pub(super) const BEST: usize = 64;
+/// As rank.cu has them: tokens that are found, logits of a block, bytes of a row's result and of a block's sums.
+pub(super) const BEST: usize = LIKELIEST;
 const SHARE: usize = 2048;
-const RANKED: usize = 8 * BEST + 8;
-const MASS: usize = 12;
+pub(super) const RANKED: usize = 8 * BEST + 8;
+pub(super) const MASS: usize = 12;
 
 /// Blocks that share a row of logits.
 pub(super) fn shares(vocabulary: usize) -> usize {

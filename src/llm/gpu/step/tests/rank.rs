@@ -1,6 +1,6 @@
 //! The likeliest tokens and what all weigh, against a sort on the host.
 
-use super::super::rank::{BEST, Places, read, shares};
+use super::super::rank::{BEST, MASS, Places, RANKED, read, shares};
 use super::*;
 use crate::llm::gpu::kernels::word;
 
@@ -30,9 +30,9 @@ fn one_ranking(bench: &mut Bench, draw: &mut Draw, vocabulary: usize) {
         logits: bench.floats(&logits),
         inverses: bench.floats(&inverses),
         lists: bench.bytes(&vec![0xff; parts * BEST * 8]),
-        masses: bench.bytes(&vec![0xff; parts * 12]),
+        masses: bench.bytes(&vec![0xff; parts * MASS]),
         counters: bench.words(&vec![0; rows]),
-        out: bench.bytes(&vec![0xff; rows * (BEST * 8 + 8)]),
+        out: bench.bytes(&vec![0xff; rows * RANKED]),
     };
     // Twice: who comes last leaves counters as they were.
     for _ in 0..2 {
@@ -44,8 +44,8 @@ fn one_ranking(bench: &mut Bench, draw: &mut Draw, vocabulary: usize) {
             Machine::Cpu(emulator) => emulator.rank((shares(vocabulary), rows), vocabulary, &places),
         }
     }
-    let bytes = bench.read(places.out, rows * (BEST * 8 + 8));
-    for (row, found) in bytes.chunks_exact(BEST * 8 + 8).map(read).enumerate() {
+    let bytes = bench.read(places.out, rows * RANKED);
+    for (row, found) in bytes.chunks_exact(RANKED).map(read).enumerate() {
         let logits = &logits[row * vocabulary..][..vocabulary];
         let mut order: Vec<usize> = (0..vocabulary).collect();
         order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b)));
