@@ -37,6 +37,9 @@ pub struct Job {
     pub timing_cache: Option<PathBuf>,
     /// Builder settings.
     pub options: BuildOptions,
+    /// Everything TensorRT logs is wanted.
+    #[serde(default)]
+    pub verbose: bool,
 }
 
 /// What a child reports.
@@ -46,7 +49,7 @@ enum Message {
     Phase { name: String, steps: u64 },
     Step { phase: String, done: u64 },
     PhaseDone { name: String },
-    Log { severity: i32, text: String },
+    Log { severity: i32, text: String, engine: String },
     Done,
     Failed { message: String, unavailable: Option<String> },
 }
@@ -66,6 +69,9 @@ const WARNING_LIMIT: usize = 20;
 const SKIPPED_TACTIC: &str = "Skipping tactic";
 /// How long a cancelled build may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(10);
+
+/// The engine this process builds, for its log.
+static CURRENT: Mutex<String> = Mutex::new(String::new());
 
 /// Collects TensorRT's log into a build record.
 #[derive(Default)]
@@ -97,6 +103,7 @@ pub fn build(
     cancel: &Arc<AtomicBool>,
 ) -> Result<BuildRecord, BackendError> {
     let start = Instant::now();
+    let job = &Job { verbose: tracing::enabled!(tracing::Level::DEBUG), ..job.clone() };
     let mut record = match isolation {
         Isolation::InProcess => in_process(job, progress, cancel)?,
         Isolation::Child(executable) if job.processes > 1 => in_children(executable, job, progress.as_ref(), cancel)?,
@@ -177,8 +184,8 @@ fn in_children(
         let children: Vec<_> = (0..count)
             .map(|index| {
                 scope.spawn({
-                    let counting = &counting;
-                    move || in_child(executable, &share(index), counting, cancel)
+                    let (counting, span) = (&counting, tracing::Span::current());
+                    move || span.in_scope(|| in_child(executable, &share(index), counting, cancel))
                 })
             })
             .collect();
@@ -207,6 +214,9 @@ fn one(
     progress: Arc<dyn Progress>,
     cancel: Arc<AtomicBool>,
 ) -> Result<(), BackendError> {
+    if let Ok(mut current) = CURRENT.lock() {
+        *current = engine.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    }
     let timings = job.timing_cache.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
     let built = tensorrt.build(onnx, &job.options, timings, progress, cancel)?;
     let failed = |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()));
@@ -313,7 +323,11 @@ fn handle(
         Message::Phase { name, steps } => progress.event(Event::Phase { name: &name, steps }),
         Message::Step { phase, done } => progress.event(Event::Step { phase: &phase, done }),
         Message::PhaseDone { name } => progress.event(Event::PhaseDone { name: &name }),
-        Message::Log { severity, text } => collector.log(severity, &text),
+        Message::Log { severity, text, engine } => {
+            // In the span of who builds, here; of which engine it is, the child knows.
+            tracing::debug!(severity, engine, "TensorRT: {text}");
+            collector.log(severity, &text);
+        }
         Message::Done => *outcome = Some(Ok(())),
         Message::Failed { message, unavailable: Some(help) } => {
             *outcome = Some(Err(BackendError::Unavailable { what: message, help }));
@@ -357,9 +371,11 @@ pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write +
     });
     let speaker = Arc::new(Speaker(Mutex::new(output)));
     let log = Arc::clone(&speaker);
+    let all = job.verbose;
     TensorRt::set_log_sink(move |severity, text| {
-        if severity <= 2 || text.contains(SKIPPED_TACTIC) {
-            log.say(&Message::Log { severity, text });
+        if severity <= 2 || all || text.contains(SKIPPED_TACTIC) {
+            let engine = CURRENT.lock().map(|engine| engine.clone()).unwrap_or_default();
+            log.say(&Message::Log { severity, text, engine });
         }
     });
     let result = run(&job, Arc::clone(&speaker) as Arc<dyn Progress>, cancel);

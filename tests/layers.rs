@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Lines from the bottom; modules on one line do not import each other.
 const LINES: &[&[&str]] = &[
-    &["artifact", "memory", "progress", "tensor"],
+    &["artifact", "confined", "log", "memory", "progress", "tensor"],
     &["checkpoint", "onnx", "vision"],
     &["backend", "convert", "recipe"],
     &["fetch", "llm"],
@@ -35,10 +35,11 @@ const OWNERS: &[(&str, &str)] = &[
     ("minijinja", "llm/text/template.rs"),
     ("llguidance", "llm/grammar.rs"),
     ("axum", "serve/"),
-    ("hyper", "serve/connection.rs"),
+    ("hyper", "serve/connection.rs serve/crowd.rs"),
     ("tokio", "serve/"),
     ("prometheus_client", "serve/metrics.rs"),
     ("nvml_wrapper", "serve/metrics.rs"),
+    ("tracing_subscriber", "log.rs"),
     ("sd_notify", "serve/systemd.rs"),
     ("plotters", "bench/chart.rs bench/llm_chart.rs"),
     ("clap", "cli/"),

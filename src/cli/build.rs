@@ -81,7 +81,8 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     };
     let mut exit = Exit::Success;
     for plan in &plans {
-        match one(args, plan, &context) {
+        let span = tracing::error_span!("build", recipe = plan.name);
+        match span.in_scope(|| one(args, plan, &context)) {
             Ok(Exit::Success) => {}
             Ok(code) => exit = code,
             // One bad recipe does not stop the others; the exit code remembers.

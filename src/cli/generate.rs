@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 
 use anyhow::bail;
 
-use super::{Environment, Exit, print_json};
-use crate::llm::text::{Message, Wishes};
+use super::{Environment, Exit, print_json, say};
+use crate::llm::text::{Chat, Message, Wishes};
 use crate::llm::{Finish, Generator, Request, Usage};
+use crate::log::printable_text;
 
 /// How a language model answers. What is not given is as the model's makers say, or greedy if they do not.
 #[derive(Debug, clap::Args)]
@@ -19,6 +20,9 @@ pub(super) struct GenerateArgs {
     /// What the model is told before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    /// Take special tokens that the prompt spells for what they are, not for words
+    #[arg(long)]
+    allow_special_tokens: bool,
     /// Continue the prompt as it is, without the chat template
     #[arg(long)]
     raw: bool,
@@ -93,7 +97,7 @@ pub(super) fn execute(
     messages.push(Message::new("user", text.clone()));
     let tokens = match args.raw {
         true => generator.text().encode_text(&text)?,
-        false => generator.text().encode_chat(&messages)?,
+        false => encode(&generator, &messages, args)?,
     };
     let answer = answer(&mut generator, tokens, args, !json, environment)?;
     if json {
@@ -113,6 +117,11 @@ pub(super) fn execute(
         finish(&mut generator, &answer.usage)?;
     }
     Ok(if environment.cancel.load(Ordering::Relaxed) { Exit::Cancelled } else { Exit::Success })
+}
+
+fn encode(generator: &Generator, messages: &[Message], args: &GenerateArgs) -> anyhow::Result<Vec<u32>> {
+    let chat = Chat { messages: messages.to_vec(), special: args.allow_special_tokens, ..Chat::default() };
+    Ok(generator.text().encode(&chat)?.tokens)
 }
 
 /// An answer that has been given.
@@ -153,7 +162,9 @@ fn answer(
         });
         if stream && !piece.text.is_empty() {
             let mut out = std::io::stdout().lock();
-            if let Err(error) = out.write_all(piece.text.as_bytes()).and_then(|()| out.flush()) {
+            // A terminal must not obey what a model says.
+            let text = if out.is_terminal() { printable_text(&piece.text) } else { piece.text.as_str().into() };
+            if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
                 failed = Some(error);
                 return false;
             }
@@ -175,7 +186,7 @@ fn rate(usage: &Usage) -> f64 {
 fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
     writeln!(std::io::stdout())?;
     let info = generator.executor().info();
-    eprintln!(
+    say(format!(
         "[{} tokens at {:.1} tok/s; {} prompt tokens, first token after {:.2} s; {}, {}]",
         usage.answer,
         rate(usage),
@@ -183,22 +194,22 @@ fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
         usage.first.as_secs_f64(),
         info.name,
         info.device
-    );
+    ));
     Ok(())
 }
 
 /// Turns until the end of input; the cache keeps what was said.
 fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
     let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
-    eprintln!("(an empty line or Ctrl-D ends the conversation)");
+    say("(an empty line or Ctrl-D ends the conversation)");
     loop {
-        eprint!("> ");
+        let _ = write!(std::io::stderr(), "> ");
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
             return Ok(Exit::Success);
         }
         messages.push(Message::new("user", line.trim()));
-        let tokens = generator.text().encode_chat(&messages)?;
+        let tokens = encode(generator, &messages, args)?;
         let answer = answer(generator, tokens, args, true, environment)?;
         finish(generator, &answer.usage)?;
         if environment.cancel.load(Ordering::Relaxed) {

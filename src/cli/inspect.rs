@@ -9,6 +9,7 @@ use super::{Exit, print, print_json};
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::checkpoint::torch::TorchFile;
 use crate::convert::vision::yolo_root;
+use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::onnx::{Model, Summary};
@@ -48,21 +49,22 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
         .iter()
         .map(|(domain, version)| format!("{} {version}", if domain.is_empty() { "ai.onnx" } else { domain }))
         .collect();
-    print(format!("ONNX IR {}, opset {}, by {}", summary.ir_version, opsets.join(", "), summary.producer))?;
+    let producer = printable(&summary.producer);
+    print(format!("ONNX IR {}, opset {}, by {producer}", summary.ir_version, printable(&opsets.join(", "))))?;
     for input in &summary.inputs {
-        print(format!("input   {input}"))?;
+        print(printable(&format!("input   {input}")))?;
     }
     for output in &summary.outputs {
-        print(format!("output  {output}"))?;
+        print(printable(&format!("output  {output}")))?;
     }
     print(format!("weights {} parameters, {}", summary.parameters, memory::text(summary.parameter_bytes)))?;
     for file in &summary.external_data {
-        print(format!("data    {file}"))?;
+        print(printable(&format!("data    {file}")))?;
     }
     let mut operators: Vec<_> = summary.operators.iter().collect();
     operators.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
     let operators: Vec<String> = operators.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    print(format!("nodes   {}", operators.join(", ")))
+    print(printable(&format!("nodes   {}", operators.join(", "))))
 }
 
 fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
@@ -80,7 +82,8 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
     if args.json {
         return print_json(&serde_json::json!({ "manifest": manifest, "verify": report }));
     }
-    print(format!("{}: {} engine, {}, by {}", manifest.name, manifest.kind, manifest.precision, manifest.tool))?;
+    let Manifest { name, kind, precision, tool, .. } = &manifest;
+    print(printable(&format!("{name}: {kind} engine, {precision}, by {tool}")))?;
     let gpu = manifest
         .device
         .as_ref()
@@ -92,10 +95,11 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         manifest.tensorrt,
         memory::text(manifest.build.peak_memory_bytes)
     ))?;
-    print(format!("source  {}", manifest.source))?;
+    print(printable(&format!("source  {}", manifest.source)))?;
     if let Some(llm) = &manifest.llm {
         let parameters = llm.parameters as f64 / 1e9;
-        print(format!("model   {}, {parameters:.2} G parameters, {} engines", llm.family, llm.shapes.layers().len()))?;
+        let engines = llm.shapes.layers().len();
+        print(printable(&format!("model   {}, {parameters:.2} G parameters, {engines} engines", llm.family)))?;
         print(format!(
             "limits  {} sequences, {} prompt and {} answer tokens",
             llm.shapes.slots, llm.max_input_len, llm.max_output_len
@@ -106,19 +110,20 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         print(format!("model   YOLO, {} classes, {height} x {width} pixels", yolo.names.len()))?;
     }
     if !manifest.full_products.is_empty() {
-        print(format!("float32 {}", manifest.full_products.join(", ")))?;
+        print(printable(&format!("float32 {}", manifest.full_products.join(", "))))?;
     }
     for input in &manifest.inputs {
-        print(format!("input   {input}"))?;
+        print(printable(&format!("input   {input}")))?;
     }
     for output in &manifest.outputs {
-        print(format!("output  {output}"))?;
+        print(printable(&format!("output  {output}")))?;
     }
     for (name, file) in &manifest.files {
-        print(format!("file    {} {:>11} {name}", &file.sha256[..12.min(file.sha256.len())], file.bytes))?;
+        let hash = file.sha256.get(..12).unwrap_or(&file.sha256);
+        print(printable(&format!("file    {hash} {:>11} {name}", file.bytes)))?;
     }
     for warning in &manifest.build.warnings {
-        print(format!("warned  {warning}"))?;
+        print(printable(&format!("warned  {warning}")))?;
     }
     for check in report.iter().flat_map(|report| &report.checks) {
         let status = match check.status {
@@ -155,14 +160,14 @@ fn torch(args: &Args) -> anyhow::Result<()> {
             "class": class, "names": names, "tensors": tensors, "parameters": parameters, "modules": modules,
         }));
     }
-    print(format!("{class}, {tensors} tensors, {parameters} parameters and statistics"))?;
+    print(printable(&format!("{class}, {tensors} tensors, {parameters} parameters and statistics")))?;
     if !names.is_empty() {
-        print(format!("names   {}: {}", names.len(), names.join(", ")))?;
+        print(printable(&format!("names   {}: {}", names.len(), names.join(", "))))?;
     }
     let mut classes: Vec<_> = classes.into_iter().collect();
     classes.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
     let classes: Vec<String> = classes.iter().map(|(name, count)| format!("{name} {count}")).collect();
-    print(format!("modules {}", classes.join(", ")))
+    print(printable(&format!("modules {}", classes.join(", "))))
 }
 
 fn plan_file(args: &Args) -> anyhow::Result<()> {
@@ -186,7 +191,7 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     let Some(metadata) = metadata else { return Ok(()) };
     print("begins with Ultralytics' metadata (`watus-build strip` takes them off):")?;
     for (key, value) in metadata.as_object().into_iter().flatten() {
-        print(format!("{key:<12} {value}"))?;
+        print(printable(&format!("{key:<12} {value}")))?;
     }
     Ok(())
 }

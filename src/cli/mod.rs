@@ -1,5 +1,4 @@
 //! The command line: arguments, dispatch, exit codes. Only this module prints: data to stdout, the rest to stderr.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
 mod build;
@@ -17,6 +16,7 @@ mod session;
 mod strip;
 mod verify;
 
+use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -25,6 +25,9 @@ use clap::{Parser, Subcommand};
 pub use exit::Exit;
 
 use crate::backend::BackendError;
+use crate::confined;
+use crate::llm::text::child;
+use crate::log;
 use crate::progress::Progress;
 use crate::worker;
 
@@ -55,6 +58,9 @@ enum Command {
     /// Builds one engine for a parent process
     #[command(name = worker::SUBCOMMAND, hide = true)]
     BuildEngine,
+    /// Renders templates and compiles grammars for a parent process
+    #[command(name = child::SUBCOMMAND, hide = true)]
+    Text,
 }
 
 /// What every subcommand gets.
@@ -66,15 +72,24 @@ struct Environment {
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
     let cli = Cli::parse();
+    let json = matches!(cli.command, Command::Serve(_)) && !std::io::stderr().is_terminal();
+    log::subscribe(if json { log::Format::Json } else { log::Format::Text });
     if matches!(cli.command, Command::BuildEngine) {
         let input = std::io::BufReader::new(std::io::stdin());
         return match worker::child_main(input, std::io::stdout()) {
             Ok(()) => Exit::Success,
             Err(message) => {
-                eprintln!("error: {message}");
+                say(format!("error: {message}"));
                 Exit::Failure
             }
         };
+    }
+    if matches!(cli.command, Command::Text) {
+        let served = confined::serve(child::answerer());
+        return served.map_or(Exit::Failure, |()| Exit::Success);
+    }
+    if let Ok(executable) = std::env::current_exe() {
+        confined::use_program(executable);
     }
     let environment = Environment { progress: progress::new(cli.quiet), cancel: cancel_on_signal() };
     let result = match cli.command {
@@ -89,17 +104,22 @@ pub fn main() -> Exit {
         Command::Inspect(args) => inspect::execute(&args),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
-        Command::BuildEngine => Ok(Exit::Success),
+        Command::BuildEngine | Command::Text => Ok(Exit::Success),
     };
     drop(environment); // progress bars end before the last word
-    result.unwrap_or_else(|error| {
+    let exit = result.unwrap_or_else(|error| {
         if is_broken_pipe(&error) {
             return Exit::Success; // `watus-build … | head` is not an error
         }
         report(&error);
         Exit::of(&error)
-    })
+    });
+    log::flush(LAST_LINES);
+    exit
 }
+
+/// How long the last lines of the log may take, where somebody reads them slowly or not at all.
+const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Prints an error and its causes, a cause only if it says something new.
 fn report(error: &anyhow::Error) {
@@ -110,11 +130,11 @@ fn report(error: &anyhow::Error) {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    eprintln!("error: {text}");
+    say(format!("error: {text}"));
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
     if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
-        eprintln!(
-            "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`"
+        say(
+            "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
         );
     }
 }
@@ -132,21 +152,27 @@ fn cancel_on_signal() -> Arc<AtomicBool> {
         if flag.swap(true, Ordering::Relaxed) {
             std::process::exit(i32::from(Exit::Cancelled as u8));
         }
-        eprintln!("stopping (once more to insist)");
+        say("stopping (once more to insist)");
     };
     // Fails only when a handler is set already; then Ctrl-C simply ends the process.
     let _ = ctrlc::set_handler(handler);
     cancel
 }
 
+/// Writes lines to standard error; whoever closed it does not want them. What strangers named is shown, not obeyed.
+fn say(text: impl std::fmt::Display) {
+    log::line(&log::printable_text(&text.to_string()));
+}
+
 /// Writes a line to stdout; a closed pipe is an error, not a panic.
 fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
-    use std::io::Write;
-    writeln!(std::io::stdout(), "{text}")?;
+    writeln!(std::io::stdout(), "{}", log::printable_text(&text.to_string()))?;
     Ok(())
 }
 
 /// Writes a document to stdout as pretty JSON.
 fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
-    print(serde_json::to_string_pretty(document)?)
+    let json = serde_json::to_string_pretty(document)?;
+    writeln!(std::io::stdout(), "{}", log::printable_json(&json))?;
+    Ok(())
 }

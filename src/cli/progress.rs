@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
+use super::say;
+use crate::log::{printable, printable_text};
 use crate::memory;
 use crate::progress::{Event, Progress, Silent};
 
@@ -35,7 +37,7 @@ impl Bars {
         };
         let bar = length.map_or_else(ProgressBar::new_spinner, ProgressBar::new);
         let bar = self.multi.add(bar.with_style(ProgressStyle::with_template(template).ok()?));
-        bar.set_message(name.to_owned());
+        bar.set_message(printable(name).into_owned());
         bar.enable_steady_tick(Duration::from_millis(200));
         let old = self.open.lock().ok()?.insert(name.to_owned(), bar.clone());
         if let Some(old) = old {
@@ -65,10 +67,10 @@ impl Progress for Bars {
     fn event(&self, event: Event<'_>) {
         match event {
             Event::Stage(text) => {
-                let _ = self.multi.println(text);
+                let _ = self.multi.println(printable_text(text));
             }
             Event::Warning(text) => {
-                let _ = self.multi.println(format!("warning: {text}"));
+                let _ = self.multi.println(printable_text(&format!("warning: {text}")));
             }
             Event::Transfer { name, done, total } => {
                 if let Some(bar) = self.add(name, total, true) {
@@ -98,11 +100,11 @@ impl Progress for Lines {
     fn event(&self, event: Event<'_>) {
         let Ok(mut transfers) = self.transfers.lock() else { return };
         match event {
-            Event::Stage(text) => eprintln!("{text}"),
-            Event::Warning(text) => eprintln!("warning: {text}"),
+            Event::Stage(text) => say(text),
+            Event::Warning(text) => say(format!("warning: {text}")),
             Event::Transfer { name, total, .. } => {
                 let size = total.map(|total| format!(" ({})", memory::text(total))).unwrap_or_default();
-                eprintln!("  fetching {name}{size}");
+                say(format!("  fetching {name}{size}"));
                 transfers.insert(name.to_owned(), (total, Instant::now()));
             }
             Event::TransferAt { name, done } => {
@@ -110,7 +112,7 @@ impl Progress for Lines {
                     && last.elapsed() >= LINE_EVERY
                 {
                     let percent = total.filter(|total| *total > 0).map(|total| format!(" {} %", done * 100 / total));
-                    eprintln!("  {name}: {}{}", memory::text(done), percent.unwrap_or_default());
+                    say(format!("  {name}: {}{}", memory::text(done), percent.unwrap_or_default()));
                     *last = Instant::now();
                 }
             }

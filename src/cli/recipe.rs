@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::{Exit, print};
+use super::{Exit, print, say};
 use crate::recipe::{self, Plan};
 
 /// Check recipes, or print their JSON Schema
@@ -45,7 +45,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
                         print(format!("{}: ok, {} from {source}", path.display(), plan.name))?;
                     }
                     Err(error) => {
-                        eprintln!("error: {error}");
+                        say(format!("error: {error}"));
                         exit = Exit::Recipe;
                     }
                 }

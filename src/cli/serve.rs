@@ -1,6 +1,6 @@
 //! `serve`: an OpenAI-compatible endpoint for a language model.
 
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::session::{Choice, open_llm};
-use super::{Environment, Exit};
+use super::{Environment, Exit, say};
 use crate::llm::Record;
+use crate::log::{self, LINES, printable};
 use crate::manifest::Manifest;
 use crate::serve::{self, Entry, Options};
 
@@ -45,6 +46,18 @@ pub(super) struct Args {
     /// Let pages of this origin use the server, such as `http://robot.local:3000`
     #[arg(long, value_name = "ORIGIN")]
     pub(super) cors_origin: Option<String>,
+    /// A name besides its own by which clients may reach a server at a loopback address, such as a proxy's; may be given
+    /// several times
+    #[arg(long = "allowed-host", value_name = "NAME")]
+    pub(super) allowed_hosts: Vec<String>,
+    /// Take special tokens that messages spell for what they are, not for words: who writes them can end a turn and begin
+    /// one of the system's
+    #[arg(long)]
+    pub(super) allow_special_tokens: bool,
+    /// A file of instructions (a system turn) that all clients may share in the cache; what else is cached is shared by
+    /// requests of one key and `user` alone
+    #[arg(long, value_name = "FILE")]
+    pub(super) shared_system: Option<PathBuf>,
     /// Write what is asked and answered to the log
     #[arg(long)]
     pub(super) log_prompts: bool,
@@ -64,14 +77,17 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         false => args.names.clone(),
     };
     for name in names.iter().filter(|name| name.starts_with('o') || name.starts_with("gpt-5")) {
-        eprintln!(
+        say(format!(
             "warning: pydantic-ai takes `{name}` for a model that only reasons, and drops temperature and penalties"
-        );
+        ));
     }
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?.unwrap_or_default();
     if !args.host.is_loopback() && keys.is_empty() {
-        eprintln!("warning: everybody who reaches {} may use this server; --api-key-file asks for a key", args.host);
+        say(format!("warning: everybody who reaches {} may use this server; --api-key-file asks for a key", args.host));
     }
+    let shared = args.shared_system.as_deref().map(read_text).transpose()?;
+    // From here on nobody waits for who reads the log.
+    log::queue().context("cannot start the log's thread")?;
     let plain = std::io::stderr().is_terminal();
     let options = Options {
         address: SocketAddr::new(args.host, args.port),
@@ -83,6 +99,9 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         timeout: Duration::from_secs(args.timeout),
         drain: Duration::from_secs(args.drain),
         cors: args.cors_origin,
+        allowed_hosts: args.allowed_hosts,
+        special_tokens: args.allow_special_tokens,
+        shared_system: shared,
         log_prompts: args.log_prompts,
         log: Arc::new(move |entry: &Entry| write_entry(entry, plain)),
     };
@@ -90,11 +109,11 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     let load = move || {
         let mut generator = open_llm(&folder, &manifest, &record, args.backend, &*progress)?;
         let info = generator.executor().info();
-        eprintln!("{} is ready on {}, {}", manifest.name, info.device, info.name);
+        say(format!("{} is ready on {}, {}", printable(&manifest.name), info.device, info.name));
         anyhow::Ok(generator)
     };
     let listening = |address: SocketAddr| {
-        eprintln!("loading; programs will find the model at http://{address}/v1, people at http://{address}");
+        say(format!("loading; programs will find the model at http://{address}/v1, people at http://{address}"));
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
@@ -109,15 +128,24 @@ pub(super) fn language_model(engine: &Path) -> anyhow::Result<(Manifest, Record)
     Ok((manifest, record))
 }
 
+/// A page of text.
+fn read_text(path: &Path) -> anyhow::Result<String> {
+    let cannot = || format!("cannot read {}", path.display());
+    let about = std::fs::metadata(path).with_context(cannot)?;
+    anyhow::ensure!(about.is_file() && about.len() <= 1 << 20, "{} is no file of at most 1 MiB", path.display());
+    std::fs::read_to_string(path).with_context(cannot)
+}
+
 fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text = read_text(path)?;
     let keys: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     if keys.is_empty() {
         bail!("{} holds no key\n  hint: one a line, for example from `openssl rand -hex 32`", path.display());
     }
     use std::os::unix::fs::PermissionsExt;
     if std::fs::metadata(path)?.permissions().mode() & 0o004 != 0 {
-        eprintln!("warning: everybody on this machine may read {}; `chmod 640` keeps keys secret", path.display());
+        let path = path.display();
+        say(format!("warning: everybody on this machine may read {path}; `chmod 640` keeps keys secret"));
     }
     Ok(keys)
 }
@@ -128,12 +156,11 @@ fn write_entry(entry: &Entry, plain: bool) {
         true => text_line(entry),
         false => serde_json::to_string(entry).unwrap_or_default(),
     };
-    // Whoever closed the log does not want it.
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    tracing::info!(target: LINES, "{line}");
 }
 
 fn text_line(entry: &Entry) -> String {
-    let mut line = format!("{} {} {:.2} s", entry.status, entry.path, entry.seconds);
+    let mut line = format!("{} {} {:.2} s", entry.status, printable(&entry.path), entry.seconds);
     if let Some(answer) = &entry.answer {
         line.push_str(&format!(
             ", prompt {} ({} cached), first token after {:.0} ms, {} tokens at {:.1} tok/s, {}",
@@ -146,7 +173,7 @@ fn text_line(entry: &Entry) -> String {
         ));
     }
     if let Some(error) = &entry.error {
-        line.push_str(&format!(": {error}"));
+        line.push_str(&format!(": {}", printable(error)));
     }
     for (what, text) in [("asked", &entry.prompt), ("answered", &entry.text)] {
         if let Some(text) = text {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::ValueEnum;
 
+use super::say;
 use crate::backend::cpu::Cpu;
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, Session};
@@ -36,7 +37,7 @@ fn decide(manifest: &Manifest, choice: Choice) -> anyhow::Result<Choice> {
                 .into());
             }
             Err(_) => {
-                eprintln!("no GPU here: {} is computed by the CPU reference", manifest.name);
+                say(format!("no GPU here: {} is computed by the CPU reference", manifest.name));
                 Choice::Cpu
             }
         },

@@ -20,6 +20,13 @@ pub enum LlmError {
     Request(String),
 }
 
+impl LlmError {
+    /// The device or the weights failed: what they hold may be anything. All else is one request's own affair.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Backend(_) | Self::Checkpoint(_))
+    }
+}
+
 /// One token to continue a sequence with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {

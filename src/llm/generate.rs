@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::executor::{Executor, LlmError, Logits, Rows, Step};
 use super::grammar::Grammar;
 use super::queue::Queue;
-use super::request::{Finish, Piece, Request, Usage};
+use super::request::{Finish, Limits, Piece, Request, Usage};
 use super::sampler::{Choice, Sampler};
 use super::text::{StopFinder, Text, TextStream};
 
@@ -38,6 +38,8 @@ struct Active {
 struct Slot {
     /// What the executor holds for it.
     tokens: Vec<u32>,
+    /// Whose they are, see [`Request::scope`].
+    scope: u64,
     active: Option<Active>,
 }
 
@@ -56,13 +58,16 @@ pub struct Generator {
     requests: u64,
     /// (slot, request) of the steps the executor is computing.
     launched: Vec<(usize, u64)>,
+    /// A beginning that all scopes may share.
+    shared: Vec<u32>,
 }
 
 impl Generator {
     /// Answers with `executor`; prompts of at most `max_input` tokens.
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
-        Self { executor, text, max_input, slots, queue: Queue::default(), requests: 0, launched: Vec::new() }
+        let (queue, requests, launched, shared) = (Queue::default(), 0, Vec::new(), Vec::new());
+        Self { executor, text, max_input, slots, queue, requests, launched, shared }
     }
 
     /// The model's text side.
@@ -80,6 +85,16 @@ impl Generator {
         self.max_input.min(self.executor.max_len() - 1)
     }
 
+    /// What it takes.
+    pub fn limits(&self) -> Limits {
+        Limits { max_input: self.max_input(), vocabulary: self.executor.vocab_size() }
+    }
+
+    /// Lets all scopes share what begins with these tokens: instructions that are nobody's secret.
+    pub fn share(&mut self, beginning: Vec<u32>) {
+        self.shared = beginning;
+    }
+
     /// Requests that wait for a slot, and those that have one.
     pub fn load(&self) -> (usize, usize) {
         (self.queue.len(), self.slots.iter().filter(|slot| slot.active.is_some()).count())
@@ -87,20 +102,7 @@ impl Generator {
 
     /// Takes a request, or says why not; returns its number.
     pub fn submit(&mut self, request: Request) -> Result<u64, LlmError> {
-        if request.prompt.is_empty() {
-            return Err(LlmError::Request("the prompt is empty".to_owned()));
-        }
-        let (have, limit) = (request.prompt.len(), self.max_input());
-        if have > limit {
-            let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
-            return Err(LlmError::TooLong { what: "a prompt", have, limit, help });
-        }
-        if let Some(complaint) = request.sampling.complaint() {
-            return Err(LlmError::Request(complaint));
-        }
-        if request.max_tokens == 0 {
-            return Err(LlmError::Request("max_tokens is 0".to_owned()));
-        }
+        request.check(&self.limits())?;
         self.requests += 1;
         self.queue.push(self.requests, request);
         Ok(self.requests)
@@ -133,19 +135,29 @@ impl Generator {
             (!active.prompt.is_empty()).then_some(active.request)
         };
         let oldest = (0..self.slots.len()).filter(|slot| reading(slot).is_some()).min_by_key(|slot| reading(slot));
-        if let Some(slot) = oldest {
-            self.read(slot)?;
+        if let Some(slot) = oldest
+            && let Err(error) = self.read(slot)
+        {
+            self.fail(slot, error)?;
         }
         let mut steps = Vec::new();
-        for (slot, Slot { tokens, active }) in self.slots.iter().enumerate() {
+        for (slot, Slot { tokens, active, .. }) in self.slots.iter().enumerate() {
             if let Some(active) = active.as_ref().filter(|active| active.goes_on()) {
                 let temperature = active.sampler.temperature();
                 steps.push(Step { slot, token: active.next, position: tokens.len(), temperature });
                 self.launched.push((slot, active.request));
             }
         }
-        if !steps.is_empty() {
-            self.executor.launch(&steps)?;
+        if !steps.is_empty()
+            && let Err(error) = self.executor.launch(&steps)
+        {
+            let refused = error.to_string();
+            if error.is_fatal() {
+                return Err(error);
+            }
+            for (slot, _) in std::mem::take(&mut self.launched) {
+                self.fail(slot, LlmError::Request(refused.clone()))?;
+            }
         }
         let mut pieces = Vec::new();
         for slot in &mut self.slots {
@@ -161,6 +173,18 @@ impl Generator {
         Ok(pieces)
     }
 
+    /// Ends one answer by an error that is its own; an engine's is everybody's.
+    fn fail(&mut self, slot: usize, error: LlmError) -> Result<(), LlmError> {
+        if error.is_fatal() {
+            return Err(error);
+        }
+        if let Some(active) = &mut self.slots[slot].active {
+            active.prompt.clear();
+            active.chosen = Some(Err(error));
+        }
+        Ok(())
+    }
+
     /// Whose requests have slots.
     fn clients(&self) -> Vec<u64> {
         self.slots.iter().filter_map(|slot| Some(slot.active.as_ref()?.client)).collect()
@@ -174,7 +198,7 @@ impl Generator {
         let known = self.executor.collect()?;
         let max_len = self.executor.max_len();
         for (step, ((slot, request), known)) in self.launched.drain(..).zip(known).enumerate() {
-            let Slot { tokens, active } = &mut self.slots[slot];
+            let Slot { tokens, active, .. } = &mut self.slots[slot];
             if let Some(active) = active.as_mut().filter(|active| active.request == request) {
                 tokens.push(active.next);
                 let last = tokens.len() + 1 >= max_len;
@@ -196,9 +220,12 @@ impl Generator {
     /// Gives a request a free slot: where most of its prompt is held already and least else would be lost.
     fn admit(&mut self, number: u64, request: Request) -> Result<(), LlmError> {
         let prompt = request.prompt;
-        let same = |slot: &Slot| slot.tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let same = |tokens: &[u32]| tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let open = same(&self.shared);
+        let visible = |slot: &Slot| if slot.scope == request.scope { usize::MAX } else { open };
         // The last token's logits are wanted.
-        let held: Vec<usize> = self.slots.iter().map(|slot| same(slot).min(prompt.len() - 1)).collect();
+        let usable = |slot: &Slot| same(&slot.tokens).min(visible(slot)).min(prompt.len() - 1);
+        let held: Vec<usize> = self.slots.iter().map(usable).collect();
         let gain = |slot: &usize| (LOSS * held[*slot]) as i64 - (self.slots[*slot].tokens.len() - held[*slot]) as i64;
         let free = (0..self.slots.len()).filter(|slot| self.slots[*slot].active.is_none());
         let place = free.max_by_key(gain).unwrap_or_default();
@@ -213,6 +240,7 @@ impl Generator {
         }
         let slot = &mut self.slots[place];
         slot.tokens.truncate(reused);
+        slot.scope = request.scope;
         slot.active = Some(Active {
             request: number,
             client: request.client,
@@ -235,7 +263,7 @@ impl Generator {
 
     /// One pass of a slot's prompt; after the last, the first token.
     fn read(&mut self, slot: usize) -> Result<(), LlmError> {
-        let Slot { tokens, active: Some(active) } = &mut self.slots[slot] else { return Ok(()) };
+        let Slot { tokens, active: Some(active), .. } = &mut self.slots[slot] else { return Ok(()) };
         let done = tokens.len();
         let remaining = active.prompt.len() - done;
         let count = self.executor.pass(remaining).clamp(1, remaining);

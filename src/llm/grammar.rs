@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use llguidance::api::TopLevelGrammar;
+use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
@@ -32,17 +32,70 @@ impl Grammars {
         let factory = ParserFactory::new_simple(&environment);
         let mut factory = factory.map_err(|error| LlmError::Request(format!("grammars: {error:#}")))?;
         factory.quiet();
-        factory.limits_mut().verbose_errors = false;
+        bound(factory.limits_mut());
         Ok(Self(factory))
     }
 
-    /// Compiles a grammar.
+    /// For bytes alone: enough to find out what compiling costs.
+    pub fn of_bytes() -> Result<Self, LlmError> {
+        let words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).chain([vec![SPECIAL, b'.']]).collect();
+        Self::new(&words, &BTreeSet::from([256]))
+    }
+
+    /// Compiles a grammar, and takes its first steps: what cannot go on is refused before an answer has begun.
     pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
         let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
-        let parser = parser.map_err(|error| LlmError::Request(format!("{error:#}")))?;
-        Ok(Grammar { matcher: Matcher::new(Ok(parser)), mask: None })
+        let parser = parser.map_err(|error| refused(&error))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        try_out(matcher.deep_clone()).map_err(|error| refused(&error))?;
+        let mask = Some(matcher.compute_mask_or_eos().map_err(|error| refused(&error))?);
+        Ok(Grammar { matcher, mask })
     }
 }
+
+/// What one grammar and one step of it may cost; llguidance's own figures are 14,000 units of a lexer's fuel and 20,000 items
+/// a millisecond.
+fn bound(limits: &mut ParserLimits) {
+    limits.verbose_errors = false;
+    limits.initial_lexer_fuel = 1_000_000;
+    limits.step_lexer_fuel = 200_000;
+    limits.step_max_items = 50_000;
+    // 1 to 2 KB each.
+    limits.max_lexer_states = 50_000;
+    // The whole vocabulary at once: a step's budget would not hold.
+    limits.precompute_large_lexemes = false;
+}
+
+/// Steps that are tried before an answer begins: an object's brace, a key's quote and a little of the key.
+const TRIED: usize = 6;
+
+fn try_out(mut matcher: Matcher) -> anyhow::Result<()> {
+    for _ in 0..TRIED {
+        let mask = matcher.compute_mask_or_eos()?;
+        let words = mask.as_slice().iter().zip(0u32..);
+        let Some(token) =
+            words.filter(|(word, _)| **word != 0).map(|(word, at)| at * 32 + word.trailing_zeros()).next()
+        else {
+            return Ok(());
+        };
+        matcher.consume_token(token)?;
+        if matcher.is_stopped() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// An error in a line: some repeat the grammar, which a stranger wrote.
+fn refused(error: &anyhow::Error) -> LlmError {
+    let text = format!("{error:#}");
+    let line = text.lines().next().unwrap_or_default();
+    let end = line.floor_char_boundary(LONGEST);
+    LlmError::Request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
+}
+
+/// Bytes of an error's text.
+const LONGEST: usize = 300;
 
 /// How far an answer has got in its grammar.
 #[derive(Clone)]
@@ -93,7 +146,7 @@ impl Grammar {
 }
 
 fn failed(error: &anyhow::Error) -> LlmError {
-    LlmError::Request(format!("the answer left its grammar: {error:#}"))
+    LlmError::Request(format!("the answer cannot go on as its schema or functions demand: {}", refused(error)))
 }
 
 /// A rule that is JSON of a schema, written as models write it: one space after colons and commas, no other.

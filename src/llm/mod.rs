@@ -13,6 +13,7 @@ pub mod model;
 mod queue;
 mod request;
 mod sampler;
+pub mod schema;
 mod shapes;
 pub mod text;
 
@@ -22,6 +23,6 @@ pub use generate::Generator;
 pub use gpu::{GpuExecutor, GpuOptions, packed_bytes, quantised_bytes};
 pub use grammar::{Grammar, Grammars};
 pub use model::Record;
-pub use request::{Finish, Piece, Request, Usage};
+pub use request::{Finish, Limits, Piece, Request, Usage};
 pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};
 pub use shapes::{Shapes, head_name, layer_name};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::executor::LlmError;
 use super::grammar::Grammar;
 use super::sampler::{Choice, Sampling};
 
@@ -24,6 +25,53 @@ pub struct Request {
     pub ignore_end: bool,
     /// Who asks, as a number: clients wait their turn.
     pub client: u64,
+    /// Whose cached positions it may use: those of requests with the same number. What is cached tells what others have
+    /// said: how many positions were reused is reported, and a reused beginning is quicker.
+    pub scope: u64,
+}
+
+/// What a model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest prompt in tokens.
+    pub max_input: usize,
+    /// Tokens the model knows: numbers from this on have no row in its embeddings.
+    pub vocabulary: usize,
+}
+
+impl Request {
+    /// Says what is wrong with it. Nothing that passes can fail in an executor but by the executor's own fault, so every
+    /// way to the queue asks this first.
+    pub fn check(&self, limits: &Limits) -> Result<(), LlmError> {
+        let refuse = |message: String| Err(LlmError::Request(message));
+        if self.prompt.is_empty() {
+            return refuse("the prompt is empty".to_owned());
+        }
+        if self.prompt.len() > limits.max_input {
+            let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
+            let (have, limit) = (self.prompt.len(), limits.max_input);
+            return Err(LlmError::TooLong { what: "a prompt", have, limit, help });
+        }
+        let unknown = |token: &u32| usize::try_from(*token).is_ok_and(|token| token >= limits.vocabulary);
+        if let Some(token) = self.prompt.iter().copied().find(unknown) {
+            // Fine-tunes add tokens to the tokenizer and forget the embeddings ("[PAD]" of many a Llama 2).
+            return refuse(format!(
+                "the prompt holds token {token}, and the model knows {} tokens: its tokenizer has an added token the \
+                 weights lack; leave that token's text out",
+                limits.vocabulary
+            ));
+        }
+        if let Some((token, _)) = self.sampling.logit_bias.iter().find(|(token, _)| unknown(token)) {
+            return refuse(format!("logit_bias: token {token} is not one of the model's {}", limits.vocabulary));
+        }
+        if let Some(complaint) = self.sampling.complaint() {
+            return refuse(complaint);
+        }
+        if self.max_tokens == 0 {
+            return refuse("max_tokens is 0".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// Why an answer ended.

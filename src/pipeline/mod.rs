@@ -164,6 +164,7 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
         processes: 1,
         timing_cache: timing_cache(prepared.tensorrt, prepared.device.as_ref()),
         options,
+        verbose: false,
     };
     stage(&format!("building with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel);

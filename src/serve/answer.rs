@@ -330,7 +330,7 @@ impl Telling {
                 Ok(chunks)
             }
             event => {
-                let lost = || ApiError::engine("the server is shutting down");
+                let lost = ApiError::cut_off;
                 let error = if let Some(Event::Failed(error)) = event { error } else { lost() };
                 self.over = true;
                 self.record.failed(error.status.as_u16(), &error.message);

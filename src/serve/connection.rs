@@ -9,25 +9,44 @@ use std::time::Duration;
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutStream;
 
 use super::ServeError;
+use super::crowd::{Activity, Crowd, Guest};
+use super::head::Strict;
 
-/// Connections at once.
-const MOST: usize = 1024;
 /// How long headers may take to arrive, and a client to take what is written.
 const HEADERS: Duration = Duration::from_secs(15);
 const WRITE: Duration = Duration::from_secs(60);
+/// The same for a connection that may only ask after the server's health.
+const SPARE_HEADERS: Duration = Duration::from_secs(2);
 /// Bytes of headers (hyper's least is 8 KiB).
 const HEADER_BYTES: usize = 32 << 10;
+/// For last words, when answers are cut off.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Peer(pub(super) IpAddr);
+
+/// The connection a request came on.
+#[derive(Clone)]
+pub(super) struct Line {
+    pub(super) activity: Arc<Activity>,
+    /// It may ask after the server's health alone.
+    pub(super) spare: bool,
+}
+
+/// How serving ends.
+pub(super) struct End<C> {
+    /// For running answers.
+    pub(super) drain: Duration,
+    /// Cuts off those that still run then.
+    pub(super) cut: C,
+}
 
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| {
@@ -41,43 +60,78 @@ pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, ServeErro
     })
 }
 
-/// Serves until `over`, then lets answers end for as long as `drain`.
-pub(super) async fn serve(listener: TcpListener, router: Router, over: impl Future<Output = ()>, drain: Duration) {
+/// Serves until `over`, then lets answers end for as long as `end` says. Who asks meanwhile hears how things stand.
+pub(super) async fn serve(
+    listener: TcpListener,
+    router: Router,
+    over: impl Future<Output = ()>,
+    end: End<impl FnOnce()>,
+) {
     let graceful = GracefulShutdown::new();
-    let room = Arc::new(Semaphore::new(MOST));
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEADERS).max_buf_size(HEADER_BYTES);
+    let crowd = Crowd::new();
     let mut over = pin!(over);
     loop {
-        let permit = tokio::select! {
-            permit = Arc::clone(&room).acquire_owned() => permit,
+        tokio::select! {
+            accepted = accept(&listener, &crowd) => {
+                if let Some((stream, guest, peer)) = accepted {
+                    attend(stream, (guest, peer), &router, graceful.watcher());
+                }
+            }
             () = &mut over => break,
-        };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = &mut over => break,
-        };
-        let Ok((stream, peer)) = accepted else {
-            // Out of files, most likely: others must end first.
+        }
+    }
+    let mut done = pin!(graceful.shutdown());
+    let mut late = pin!(tokio::time::sleep(end.drain));
+    // Connections that come now are not waited for.
+    let unwatched = GracefulShutdown::new();
+    loop {
+        tokio::select! {
+            () = &mut done => return,
+            () = &mut late => break,
+            accepted = accept(&listener, &crowd) => {
+                if let Some((stream, guest, peer)) = accepted {
+                    attend(stream, (guest, peer), &router, unwatched.watcher());
+                }
+            }
+        }
+    }
+    (end.cut)();
+    let _ = tokio::time::timeout(LAST_WORDS, done).await;
+}
+
+/// The next connection that is let in.
+async fn accept(listener: &TcpListener, crowd: &Arc<Crowd>) -> Option<(TcpStream, Guest, Peer)> {
+    match listener.accept().await {
+        Ok((stream, peer)) => Some((stream, crowd.enter(peer.ip())?, Peer(peer.ip()))),
+        Err(_) => {
+            // Out of files, most likely.
+            crowd.make_room();
             tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
-        // Every token is sent as it comes.
-        let _ = stream.set_nodelay(true);
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(WRITE));
-        let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer.ip()))));
-        let connection = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
-        let connection = graceful.watch(connection);
-        tokio::spawn(async move {
+            None
+        }
+    }
+}
+
+/// Answers on a connection until it ends or must make room.
+fn attend(stream: TcpStream, (guest, peer): (Guest, Peer), router: &Router, watcher: Watcher) {
+    // Every token is sent as it comes.
+    let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(WRITE));
+    let line = Line { activity: Arc::clone(&guest.activity), spare: guest.spare };
+    let service = router.clone().layer(Extension(peer)).layer(Extension(line));
+    let mut builder = http1::Builder::new();
+    let headers = if guest.spare { SPARE_HEADERS } else { HEADERS };
+    builder.timer(TokioTimer::new()).header_read_timeout(headers).max_buf_size(HEADER_BYTES);
+    let connection = builder.serve_connection(TokioIo::new(Strict::new(stream)), TowerToHyperService::new(service));
+    let connection = watcher.watch(connection);
+    tokio::spawn(async move {
+        let activity = Arc::clone(&guest.activity);
+        tokio::select! {
             // A client's broken connection is its own affair.
-            let _ = connection.await;
-            drop(permit);
-        });
-    }
-    drop(listener);
-    tokio::select! {
-        () = graceful.shutdown() => {}
-        () = tokio::time::sleep(drain) => {}
-    }
+            _ = connection => {}
+            () = activity.closed() => {}
+        }
+        drop(guest);
+    });
 }

@@ -7,6 +7,18 @@ use serde_json::{Value, json};
 
 use crate::llm::LlmError;
 
+/// Bytes of a message, and of what it repeats of a request: a refused request must not come back whole, or fill the log.
+const MESSAGE: usize = 600;
+const PARAM: usize = 120;
+
+/// A text cut to so many bytes.
+pub(super) fn brief(text: String, most: usize) -> String {
+    if text.len() <= most {
+        return text;
+    }
+    format!("{}…", &text[..text.floor_char_boundary(most)])
+}
+
 /// What a client is told. A client retries 408, 409, 429 and 5xx by itself, unless `x-should-retry` says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
@@ -20,12 +32,12 @@ pub(super) struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), param: None, code: None, retry_after: None }
+        Self { status, kind, message: brief(message.into(), MESSAGE), param: None, code: None, retry_after: None }
     }
 
     /// The request is wrong.
     pub(super) fn invalid(param: &str, message: impl Into<String>) -> Self {
-        let param = (!param.is_empty()).then(|| param.to_owned());
+        let param = (!param.is_empty()).then(|| brief(param.to_owned(), PARAM));
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message) }
     }
 
@@ -35,6 +47,7 @@ impl ApiError {
     }
 
     pub(super) fn no_model(name: &str, names: &[String]) -> Self {
+        let name = brief(name.to_owned(), PARAM);
         let message = format!("The model `{name}` does not exist here; this server has {}", names.join(", "));
         Self {
             code: Some("model_not_found"),
@@ -53,8 +66,8 @@ impl ApiError {
 
     pub(super) fn too_long(have: usize, limit: usize) -> Self {
         let message = format!(
-            "This model's longest prompt is {limit} tokens, and the messages (with functions, if any) are {have}; shorten \
-             them, or build the engine with a larger max_input_len"
+            "This model's longest prompt is {limit} tokens, and the messages (with functions, if any) are {have} or more; \
+             shorten them, or build the engine with a larger max_input_len"
         );
         Self { code: Some("context_length_exceeded"), ..Self::invalid("messages", message) }
     }
@@ -80,6 +93,62 @@ impl ApiError {
 
     pub(super) fn slow() -> Self {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", "the body did not arrive in time")
+    }
+
+    /// This one answer cannot be given; asking again would not help, and others are not concerned.
+    pub(super) fn unanswerable(message: impl Into<String>) -> Self {
+        Self { code: Some("unanswerable"), ..Self::invalid("", message) }
+    }
+
+    pub(super) fn headers() -> Self {
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        Self::new(status, "invalid_request_error", "the headers are larger than 32 KiB")
+    }
+
+    /// A name that is not the server's, which a page in a visitor's browser may have given itself.
+    pub(super) fn host(name: &str) -> Self {
+        let name = brief(name.to_owned(), PARAM);
+        let message = format!("this server does not go by the name `{name}`; `serve --allowed-host {name}` lets it");
+        Self { code: Some("host_not_allowed"), ..Self::forbidden(message) }
+    }
+
+    /// A connection beyond those that can be served.
+    pub(super) fn crowded() -> Self {
+        Self {
+            code: Some("too_many_connections"),
+            retry_after: Some(1),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", "too many connections; try again in 1 s")
+        }
+    }
+
+    fn limited(message: &str, code: &'static str) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message);
+        Self { code: Some(code), retry_after: Some(1), ..error }
+    }
+
+    /// Too many wrong keys.
+    pub(super) fn braked() -> Self {
+        Self::limited("too many wrong keys from this address; try again in 1 s", "too_many_wrong_keys")
+    }
+
+    /// More large bodies at once than there is room for.
+    pub(super) fn flooded() -> Self {
+        Self::limited("too many large requests at once; try again in 1 s", "rate_limit_exceeded")
+    }
+
+    /// The server ends before the answer does.
+    pub(super) fn cut_off() -> Self {
+        let message = "the server is shutting down, and the time it gives running answers is over (--drain)";
+        Self {
+            code: Some("shutting_down"),
+            retry_after: Some(5),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+        }
+    }
+
+    /// Something went wrong here, and nothing is known to be broken.
+    pub(super) fn internal(message: impl Into<String>) -> Self {
+        Self { code: Some("internal_error"), ..Self::engine(message) }
     }
 
     /// The queue is full.

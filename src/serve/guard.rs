@@ -1,12 +1,14 @@
-//! What stands before every handler: request ids, keys, origins, sizes, time, and the log.
+//! What stands before every handler: request ids, hosts, keys, origins, and the log.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
-use axum::body::{Body, Bytes, HttpBody, to_bytes};
 use axum::extract::{MatchedPath, Request, State as Shared};
 use axum::http::request::Parts;
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -14,16 +16,28 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::App;
-use super::connection::Peer;
+use super::connection::{Line, Peer};
+use super::crowd::Running;
 use super::error::ApiError;
 use super::log::Record;
 
-/// Who asks, as a number: by address, key and, where it is given, the user the client asks for.
-pub(super) fn client(parts: &Parts, user: Option<&Value>) -> u64 {
-    static SEED: OnceLock<RandomState> = OnceLock::new();
-    let key = parts.headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let user = user.map(Value::to_string);
-    SEED.get_or_init(RandomState::new).hash_one((parts.extensions.get::<Peer>(), key, user))
+/// Who asks, as numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Client {
+    /// By address, key and, where it is given, the user the client asks for: whose turn it is.
+    pub(super) turn: u64,
+    /// By key and user: what is cached of one's prompts is for the same alone. What a client says of itself narrows this,
+    /// and a key it does not know cannot be said.
+    pub(super) scope: u64,
+}
+
+impl Client {
+    pub(super) fn of(parts: &Parts, user: Option<&Value>) -> Self {
+        static SEED: OnceLock<RandomState> = OnceLock::new();
+        let seed = SEED.get_or_init(RandomState::new);
+        let (key, user) = (key(&parts.headers), user.map(Value::to_string));
+        Self { turn: seed.hash_one((parts.extensions.get::<Peer>(), key, &user)), scope: seed.hash_one((key, &user)) }
+    }
 }
 
 /// Names a request in the log and in `x-request-id`.
@@ -70,27 +84,152 @@ pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, nex
     response
 }
 
-/// A key in `Authorization: Bearer`, where the server has keys. Digests are compared, in constant time.
+/// One of the server's keys, where it has some. Digests are compared, in constant time. An address with many wrong ones has
+/// to wait.
 pub(super) async fn authorize(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
-    if app.keys.is_empty() || allowed(&app.keys, request.headers()) {
+    if app.keys.is_empty() {
         return next.run(request).await;
     }
+    let peer = request.extensions().get::<Peer>().copied();
+    let Some(given) = key(request.headers()) else { return unauthorized() };
+    if !app.brake.may_try(peer) {
+        return ApiError::braked().into_response();
+    }
+    if !allowed(&app.keys, given) {
+        app.brake.failed(peer);
+        return unauthorized();
+    }
+    next.run(request).await
+}
+
+fn unauthorized() -> Response {
     let mut response = ApiError::unauthorized().into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }
 
-fn allowed(keys: &[[u8; 32]], headers: &HeaderMap) -> bool {
-    let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    let Some(given) = given.and_then(|value| value.strip_prefix("Bearer ")) else { return false };
-    let given = digest(given.trim());
+/// The key a client shows: as OpenAI's clients do, or Azure's, or Anthropic's.
+fn key(headers: &HeaderMap) -> Option<&str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let bearer = text("authorization").and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    bearer.or_else(|| text("api-key")).or_else(|| text("x-api-key"))
+}
+
+fn allowed(keys: &[[u8; 32]], given: &str) -> bool {
+    let given = digest(given);
     // Every byte of every key is looked at, whatever is found.
     let differs = |key: &[u8; 32]| key.iter().zip(&given).fold(0, |sum, (a, b)| sum | (a ^ b));
     keys.iter().fold(false, |found, key| found | (differs(key) == 0))
 }
 
+/// Wrong keys by address: some at once, then one a second.
+#[derive(Debug, Default)]
+pub(super) struct Brake(Mutex<HashMap<Option<Peer>, (f64, Instant)>>);
+
+/// Wrong keys an address may try in a row.
+const TRIES: f64 = 10.0;
+/// Tries that come back each second.
+const TRIES_PER_SECOND: f64 = 1.0;
+/// Addresses remembered.
+const ADDRESSES: usize = 4096;
+
+impl Brake {
+    fn left(&self, peer: Option<Peer>, spend: f64) -> f64 {
+        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let regained =
+            |(left, since): &(f64, Instant)| (left + TRIES_PER_SECOND * (now - *since).as_secs_f64()).min(TRIES);
+        let left = tried.get(&peer).map_or(TRIES, regained);
+        if spend > 0.0 {
+            if tried.len() >= ADDRESSES {
+                tried.retain(|_, entry| regained(entry) < TRIES);
+            }
+            if tried.len() < ADDRESSES {
+                tried.insert(peer, ((left - spend).max(0.0), now));
+            }
+        }
+        left
+    }
+
+    fn may_try(&self, peer: Option<Peer>) -> bool {
+        self.left(peer, 0.0) >= 1.0
+    }
+
+    fn failed(&self, peer: Option<Peer>) {
+        self.left(peer, 1.0);
+    }
+}
+
 pub(super) fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
+}
+
+/// Bytes of all headers.
+const HEADERS: usize = 32 << 10;
+
+/// The name a client uses for this server must be one of its own: a page whose name is suddenly this machine's address (DNS
+/// rebinding) would be of the server's own origin. And a connection that was let in for the server's health asks for that.
+pub(super) async fn host(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
+    let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if size > HEADERS {
+        return ApiError::headers().into_response();
+    }
+    let named = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let absolute = request.uri().authority().map(Authority::as_str);
+    if let Some(strange) = absolute.into_iter().chain([named]).find(|host| !app.hosts.has(host)) {
+        return ApiError::host(strange).into_response();
+    }
+    let line = request.extensions().get::<Line>().cloned();
+    let Some(line) = line else { return next.run(request).await };
+    if line.spare && !request.uri().path().starts_with("/health") {
+        let mut response = ApiError::crowded().into_response();
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        return response;
+    }
+    let running = Running::begin(&line.activity);
+    running.until_the_end(next.run(request).await)
+}
+
+/// Names of this server.
+#[derive(Debug)]
+pub(super) struct Hosts {
+    /// Lower case, without ports; any will do if there is none.
+    names: Vec<String>,
+}
+
+impl Hosts {
+    /// For a server at `address`; `allowed` are names besides. One that networks reach goes by any name, unless some are given.
+    pub(super) fn new(address: IpAddr, allowed: &[String]) -> Self {
+        if !address.is_loopback() && allowed.is_empty() {
+            return Self { names: Vec::new() };
+        }
+        let own = ["localhost", "127.0.0.1", "[::1]"].map(str::to_owned);
+        let address = match address {
+            IpAddr::V4(address) => address.to_string(),
+            IpAddr::V6(address) => format!("[{address}]"),
+        };
+        let mut names: Vec<String> = own.into_iter().chain([address]).collect();
+        names.extend(allowed.iter().map(|name| bare(name).to_ascii_lowercase()));
+        Self { names }
+    }
+
+    fn has(&self, host: &str) -> bool {
+        self.names.is_empty() || self.names.iter().any(|name| name.eq_ignore_ascii_case(bare(host)))
+    }
+}
+
+/// A host without its port and the root's dot.
+fn bare(host: &str) -> &str {
+    let end = match host.rsplit_once(':') {
+        Some((before, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !before.ends_with(':') => before,
+        _ => host,
+    };
+    // "[::1" of "[::1]" has no port.
+    let end = if host.starts_with('[') && !end.ends_with(']') { host } else { end };
+    end.strip_suffix('.').unwrap_or(end)
 }
 
 /// Pages of other origins may not use the server through a visitor's browser, unless one is allowed.
@@ -99,7 +238,7 @@ pub(super) async fn origin(Shared(app): Shared<Arc<App>>, request: Request, next
     let (origin, host) = (text(request.headers(), header::ORIGIN), text(request.headers(), header::HOST));
     let Some(origin) = origin else { return next.run(request).await };
     let host = host.unwrap_or_default();
-    let own = origin.split_once("://").is_some_and(|(_, rest)| rest == host);
+    let own = origin.split_once("://").is_some_and(|(scheme, rest)| matches!(scheme, "http" | "https") && rest == host);
     if own {
         return next.run(request).await;
     }
@@ -119,28 +258,62 @@ pub(super) async fn origin(Shared(app): Shared<Arc<App>>, request: Request, next
     headers.insert(header::VARY, HeaderValue::from_static("origin"));
     if preflight {
         headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static("authorization, content-type"));
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_static("authorization, content-type, api-key, x-api-key"),
+        );
     }
     response
 }
 
-/// The largest body.
-const LARGEST: usize = 8 << 20;
-/// How long one may take to arrive.
-const ARRIVAL: Duration = Duration::from_secs(30);
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// A JSON body, whole. Nothing else may be sent: a browser asks first before it sends JSON to another origin.
-pub(super) async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, ApiError> {
-    let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    if !kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
-        return Err(ApiError::media_type());
+    #[test]
+    fn a_loopback_server_goes_by_its_own_names() {
+        let hosts = Hosts::new(IpAddr::from([127, 0, 0, 1]), &["Robot.local:8080".to_owned()]);
+        for own in
+            ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "robot.local", "robot.local.:99"]
+        {
+            assert!(hosts.has(own), "{own}");
+        }
+        for strange in
+            ["", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil", "[::2]:80", "127.0.0.2", "::1"]
+        {
+            assert!(!hosts.has(strange), "{strange}");
+        }
+        let reached = Hosts::new(IpAddr::from([0, 0, 0, 0]), &[]);
+        assert!(reached.has("robot") && reached.has("10.0.0.7:8080"));
+        let named = Hosts::new(IpAddr::from([10, 0, 0, 7]), &["robot".to_owned()]);
+        assert!(named.has("10.0.0.7:8080") && named.has("robot") && !named.has("evil.example"));
     }
-    if body.size_hint().lower() > LARGEST as u64 {
-        return Err(ApiError::too_large(LARGEST));
+
+    #[test]
+    fn keys_come_in_several_headers() {
+        let of = |name: &'static str, value: &str| {
+            key(&HeaderMap::from_iter([(header::HeaderName::from_static(name), value.parse().unwrap())]))
+                .map(str::to_owned)
+        };
+        for (name, value) in [
+            ("authorization", "Bearer k"),
+            ("authorization", "bearer  k "),
+            ("authorization", "BEARER k"),
+            ("api-key", "k"),
+            ("x-api-key", " k"),
+        ] {
+            assert_eq!(of(name, value).as_deref(), Some("k"), "{name}: {value}");
+        }
+        assert_eq!((of("authorization", "Basic k"), of("authorization", "Bearer")), (None, None));
     }
-    match tokio::time::timeout(ARRIVAL, to_bytes(body, LARGEST)).await {
-        Ok(Ok(body)) => Ok(body),
-        Ok(Err(_)) => Err(ApiError::too_large(LARGEST)),
-        Err(_) => Err(ApiError::slow()),
+
+    #[test]
+    fn wrong_keys_are_braked_by_address() {
+        let brake = Brake::default();
+        let (one, other) = (Some(Peer([10, 0, 0, 1].into())), Some(Peer([10, 0, 0, 2].into())));
+        let tried = (0..100).take_while(|_| brake.may_try(one)).map(|_| brake.failed(one)).count();
+        // As many as are free, and what comes back meanwhile.
+        assert!((10..20).contains(&tried), "{tried}");
+        assert!(brake.may_try(other));
     }
 }

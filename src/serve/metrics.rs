@@ -44,6 +44,7 @@ pub(super) struct Metrics {
     tokens: Family<Kind, Counter>,
     memory: Family<Kind, Gauge>,
     load: Gauge<f64, AtomicU64>,
+    lost: Counter,
 }
 
 impl Metrics {
@@ -64,6 +65,7 @@ impl Metrics {
             tokens: Family::default(),
             memory: Family::default(),
             load: Gauge::default(),
+            lost: Counter::default(),
         };
         let info: Family<Model, Gauge> = Family::default();
         info.get_or_create(&Model { model: model.to_owned(), version: env!("CARGO_PKG_VERSION") }).set(1);
@@ -81,6 +83,7 @@ impl Metrics {
         seconds("time_to_first_token", "From arrival to the first token", &metrics.first);
         seconds("inter_token_latency", "Between tokens of an answer", &metrics.between);
         seconds("request", "From arrival to the last token", &metrics.whole);
+        registry.register("log_lines_dropped", "Lines of the log that nobody read in time", metrics.lost.clone());
         let memory = metrics.memory.clone();
         registry.register_with_unit("memory", "The model's memory and the process's", Unit::Bytes, memory);
         registry.register("gpu_load", "Share of time the GPU was busy, 0 to 1", metrics.load.clone());
@@ -132,6 +135,7 @@ impl Metrics {
         if let Some(bytes) = of_process("self", "VmRSS") {
             self.memory.get_or_create(&Kind { kind: "resident" }).set(whole(bytes));
         }
+        self.lost.inc_by(crate::log::dropped().saturating_sub(self.lost.get()));
         self.load.set(gpu_load().unwrap_or(f64::NAN));
         let mut text = String::new();
         // Writing to a string does not fail.

@@ -1,20 +1,23 @@
 //! An OpenAI-compatible server for one language model.
 //!
 //! ```text
-//! connection ─▶ guard ─▶ routes ─▶ prepare ──▶ scheduler ──▶ worker thread: Generator
-//!               keys,    paths      template,    queue           slots, prefixes, grammars
-//!               origins             grammar                          │ pieces
-//!               log                 limits                           ▼
-//!                        JSON or events ◀────────── answer: words, thoughts, calls
+//! connection ─▶ guard ─▶ routes ─▶ body, prepare ──▶ scheduler ──▶ worker thread: Generator
+//! head          hosts,   paths      bytes, template,    queue           slots, prefixes, grammars
+//! crowd         keys,               grammar, limits                        │ pieces
+//!               origins                                                    ▼
+//!                        JSON or events ◀──────────────── answer: words, thoughts, calls
 //! ```
 //!
 //! JSON stays on this side: the worker knows tokens and texts. `openai.rs` and `turn.rs` are what requests say, `answer.rs`
 //! what responses do, `error.rs` what clients are told when it does not work.
 
 mod answer;
+mod body;
 mod connection;
+mod crowd;
 mod error;
 mod guard;
+mod head;
 mod log;
 mod metrics;
 mod openai;
@@ -34,6 +37,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub use log::{Answered, Entry, Log};
 
 use crate::llm::Generator;
+
+/// Bytes of a thread's stack, reserved and not used.
+const STACK: usize = 32 << 20;
+/// Threads that prepare requests, at most.
+const BLOCKING: usize = 64;
 
 /// The chat page.
 const PAGE: &str = include_str!("page.html");
@@ -58,6 +66,12 @@ pub struct Options {
     pub drain: Duration,
     /// An origin whose pages may use the server.
     pub cors: Option<String>,
+    /// Names besides its own by which clients may reach it.
+    pub allowed_hosts: Vec<String>,
+    /// Special tokens spelled in contents are special, not words.
+    pub special_tokens: bool,
+    /// Instructions that many conversations begin with, and that all clients may share in the cache.
+    pub shared_system: Option<String>,
     /// Log what is asked and answered.
     pub log_prompts: bool,
     /// Takes log entries.
@@ -86,6 +100,9 @@ struct App {
     created: u64,
     max_output: usize,
     keys: Vec<[u8; 32]>,
+    brake: guard::Brake,
+    hosts: guard::Hosts,
+    intake: body::Intake,
     cors: Option<String>,
     log_prompts: bool,
     log: Log,
@@ -109,19 +126,29 @@ pub fn run<E: Send + 'static>(
         created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         max_output: options.max_output,
         keys: options.keys.iter().map(|key| guard::digest(key)).collect(),
+        brake: guard::Brake::default(),
+        hosts: guard::Hosts::new(options.address.ip(), &options.allowed_hosts),
+        intake: body::Intake::new(),
         cors: options.cors,
         log_prompts: options.log_prompts,
         log: options.log,
     });
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    // Schemas are compiled by recursion, on threads of this runtime.
+    let runtime =
+        runtime.worker_threads(2).thread_stack_size(STACK).max_blocking_threads(BLOCKING).enable_all().build()?;
     let listener = runtime.block_on(connection::listen(options.address))?;
     listening(listener.local_addr()?);
     let owner = Arc::clone(&app);
     let worker = std::thread::Builder::new().name("model".to_owned()).spawn(move || {
         let mut generator = load()?;
+        if let Some(system) = &options.shared_system {
+            let beginning = generator.text().beginning(system);
+            generator.share(beginning);
+        }
         owner.scheduler.set_slots(generator.executor().slots());
         owner.metrics.set_slots(generator.executor().slots());
-        owner.state.loaded(scheduler::about(&mut generator));
+        owner.state.loaded(scheduler::about(&mut generator, options.special_tokens));
         Ok(inbox.work(generator, &owner.state, &owner.metrics))
     })?;
     runtime.block_on(async {
@@ -133,7 +160,8 @@ pub fn run<E: Send + 'static>(
             systemd::stopping();
             app.state.enter(state::Phase::Draining);
         };
-        connection::serve(listener, routes::router(&app), over, options.drain).await;
+        let end = connection::End { drain: options.drain, cut: || app.scheduler.cut_off() };
+        connection::serve(listener, routes::router(&app), over, end).await;
     });
     // The worker ends by itself when it has failed, and with the process when it has not.
     if !worker.is_finished() {

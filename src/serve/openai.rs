@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -35,6 +36,13 @@ pub(super) struct Common {
     pub(super) user: Option<Value>,
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    // What other servers honour and this one does not.
+    guided_json: Option<IgnoredAny>,
+    guided_regex: Option<IgnoredAny>,
+    guided_choice: Option<IgnoredAny>,
+    guided_grammar: Option<IgnoredAny>,
+    structured_outputs: Option<IgnoredAny>,
+    prompt_embeds: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -61,10 +69,33 @@ enum OneOrMany {
 
 /// Stop strings in one request.
 const MOST_STOPS: usize = 16;
+/// Bytes of what the template is told besides, as JSON.
+const MOST_OPTIONS: usize = 64 << 10;
 /// Alternatives per token.
 const MOST_LOGPROBS: i64 = 20;
 
 impl Common {
+    /// Refuses what other servers take to change the answer.
+    fn refuse(&self) -> Result<(), ApiError> {
+        let fields = [
+            ("guided_json", &self.guided_json),
+            ("guided_regex", &self.guided_regex),
+            ("guided_choice", &self.guided_choice),
+            ("guided_grammar", &self.guided_grammar),
+            ("structured_outputs", &self.structured_outputs),
+            ("prompt_embeds", &self.prompt_embeds),
+        ];
+        match fields.into_iter().find(|(_, value)| value.is_some()) {
+            Some(("prompt_embeds", _)) => {
+                Err(ApiError::unsupported("prompt_embeds", "this server takes words and tokens"))
+            }
+            Some((field, _)) => {
+                Err(ApiError::unsupported(field, format!("{field}: use response_format with a json_schema")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Tokens of the answer at most, if it says so.
     pub(super) fn limit(&self) -> Result<Option<usize>, ApiError> {
         let (name, limit) = match self.max_completion_tokens {
@@ -141,7 +172,8 @@ impl Common {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ChatRequest {
-    #[serde(flatten)]
+    /// Read by itself: serde's `flatten` would keep all that is ignored.
+    #[serde(skip)]
     pub(super) common: Common,
     messages: Option<Vec<InMessage>>,
     logprobs: Option<bool>,
@@ -291,7 +323,12 @@ impl ChatRequest {
                 return Err(ApiError::invalid("reasoning_effort", message));
             }
         }
-        options.extend(self.chat_template_kwargs.clone().unwrap_or_default());
+        let given = self.chat_template_kwargs.as_ref();
+        if given.is_some_and(|given| Value::from(given.clone()).to_string().len() > MOST_OPTIONS) {
+            let message = format!("chat_template_kwargs has more than {} KiB", MOST_OPTIONS >> 10);
+            return Err(ApiError::invalid("chat_template_kwargs", message));
+        }
+        options.extend(given.cloned().unwrap_or_default());
         for taken in ["messages", "tools", "bos_token", "eos_token", "add_generation_prompt"] {
             options.remove(taken);
         }
@@ -300,6 +337,7 @@ impl ChatRequest {
 
     /// Refuses what would change the answer and cannot be had.
     pub(super) fn refuse(&self) -> Result<(), ApiError> {
+        self.common.refuse()?;
         let speaks = self.modalities.iter().flatten().any(|modality| modality != "text");
         if speaks || self.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
             return Err(ApiError::unsupported("modalities", "this model answers in text"));
@@ -320,7 +358,7 @@ fn logprob_count(name: &str, count: i64) -> Result<usize, ApiError> {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct CompletionRequest {
-    #[serde(flatten)]
+    #[serde(skip)]
     pub(super) common: Common,
     pub(super) prompt: Option<InPrompt>,
     logprobs: Option<i64>,
@@ -338,12 +376,39 @@ pub(super) enum InPrompt {
     TokenLists(Vec<Vec<u32>>),
 }
 
+/// `Common` and the rest are each read from the whole body.
+pub(super) trait FromBody: serde::de::DeserializeOwned {
+    fn with(self, common: Common) -> Self;
+    fn common(&self) -> &Common;
+}
+
+impl FromBody for ChatRequest {
+    fn with(self, common: Common) -> Self {
+        Self { common, ..self }
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
+impl FromBody for CompletionRequest {
+    fn with(self, common: Common) -> Self {
+        Self { common, ..self }
+    }
+
+    fn common(&self) -> &Common {
+        &self.common
+    }
+}
+
 impl CompletionRequest {
     pub(super) fn top_logprobs(&self) -> Result<Option<usize>, ApiError> {
         self.logprobs.map(|count| logprob_count("logprobs", count)).transpose()
     }
 
     pub(super) fn refuse(&self) -> Result<(), ApiError> {
+        self.common.refuse()?;
         if self.echo == Some(true) {
             return Err(ApiError::unsupported("echo", "this server does not repeat the prompt: echo must be false"));
         }
@@ -365,7 +430,7 @@ mod tests {
     use super::*;
 
     fn chat(text: &str) -> ChatRequest {
-        serde_json::from_str(text).unwrap()
+        ChatRequest { common: serde_json::from_str(text).unwrap(), ..serde_json::from_str(text).unwrap() }
     }
 
     #[test]
@@ -380,6 +445,8 @@ mod tests {
         assert_eq!((fine.format().unwrap(), fine.tool_choice(&[]).unwrap()), (Format::Text, ToolChoice::Auto));
         for (text, param) in [
             (r#"{"n": 2}"#, "n"),
+            (r#"{"guided_json": {"type": "object"}}"#, "guided_json"),
+            (r#"{"prompt_embeds": "AAAA"}"#, "prompt_embeds"),
             (r#"{"temperature": 3}"#, "temperature"),
             (r#"{"frequency_penalty": -3}"#, "frequency_penalty"),
             (r#"{"logit_bias": {"x": 1}}"#, "logit_bias"),

@@ -5,21 +5,38 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::openai::{ChatRequest, Common, CompletionRequest, Format, InPrompt};
 use super::state::About;
-use crate::llm::Request;
-use crate::llm::text::tools::{self, Rules, ToolChoice};
-use crate::llm::text::{AnswerReader, Chat};
+use crate::llm::text::tools::{self, Rules, Style, ToolChoice};
+use crate::llm::text::{AnswerReader, Chat, Message};
+use crate::llm::{LlmError, Request, schema};
 
 /// What the scheduler and the answer's reader need.
 pub(super) struct Prepared {
     pub(super) request: Request,
     pub(super) reader: AnswerReader,
+    /// The grammar of the answer, still to be compiled.
+    pub(super) rules: Option<Demand>,
 }
 
-fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Result<usize, ApiError> {
-    if prompt > about.max_input {
-        return Err(ApiError::too_long(prompt, about.max_input));
+/// What an answer must be.
+pub(super) struct Demand {
+    pub(super) lark: String,
+    /// Whose fault it is if it cannot be: the request's field, and what of it.
+    pub(super) param: &'static str,
+    pub(super) names: String,
+}
+
+impl Demand {
+    pub(super) fn refused(&self, why: &LlmError) -> ApiError {
+        let Self { param, names, .. } = self;
+        ApiError::unsupported(param, format!("{param}: the JSON schema of {names} cannot be enforced: {why}"))
     }
-    let room = about.max_len - prompt;
+}
+
+/// Bytes of a conversation's contents that are looked at, however short the prompt may be: templates leave some away.
+const CONTENTS: usize = 1 << 20;
+
+fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Result<usize, ApiError> {
+    let room = about.max_len.saturating_sub(prompt);
     Ok(common.limit()?.unwrap_or(default).min(room))
 }
 
@@ -30,6 +47,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let offered = request.tools()?;
     let choice = request.tool_choice(&offered)?;
     let format = request.format()?;
+    check_schemas(&offered, &format)?;
     let traits = text.traits();
     let mut options = request.options()?;
     let called = !offered.is_empty() && choice != ToolChoice::None;
@@ -38,57 +56,88 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     if forced && traits.is_some_and(|traits| traits.switch) {
         options.entry("enable_thinking").or_insert(Value::Bool(false));
     }
-    let chat = Chat { messages: request.messages()?, tools: offered, options };
+    let limits = about.limits;
+    let (special, messages) = (about.special, request.messages()?);
+    check_contents(&messages, &offered, about)?;
+    let chat = Chat { messages, tools: offered, options, special, limit: Some(limits.max_input) };
     let prompt = text.encode(&chat)?;
     let thinks = traits.is_some_and(|traits| traits.thoughts) || prompt.thinking;
     let wanted = chat.options.get("enable_thinking").is_none_or(|wanted| *wanted != Value::Bool(false));
     let thoughts = (thinks && (wanted || prompt.thinking)).then_some(prompt.thinking);
-    let schema = match &format {
+    let style = traits.map(|traits| traits.style);
+    let rules = style.and_then(|style| demand(&chat, (style, thoughts), (&choice, request.parallel()), &format, about));
+    let max_tokens = limit(&request.common, about, prompt.tokens.len(), max_output)?;
+    let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
+    let stop = request.common.stops()?;
+    let request = Request { prompt: prompt.tokens, sampling, max_tokens, stop, special: called, ..Request::default() };
+    request.check(&limits)?;
+    Ok(Prepared { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
+}
+
+/// The grammar of an answer in this style, which may begin with thoughts.
+fn demand(
+    chat: &Chat,
+    (style, thinking): (Style, Option<bool>),
+    (choice, parallel): (&ToolChoice, bool),
+    format: &Format,
+    about: &About,
+) -> Option<Demand> {
+    let schema = match format {
         Format::Json(schema) => Some(schema),
         Format::Text => None,
     };
-    let style = traits.map(|traits| traits.style);
-    let special = |spelling: &str| text.special(spelling);
-    let rules = style.and_then(|style| {
-        tools::grammar(&Rules {
-            style,
-            tools: &chat.tools,
-            choice: &choice,
-            parallel: request.parallel(),
-            schema,
-            thinking: thoughts,
-            special: &special,
-        })
-    });
-    let grammar = rules.map(|lark| text.grammar(&lark)).transpose().map_err(|error| {
-        let param = if schema.is_some() { "response_format" } else { "tools" };
-        ApiError::unsupported(param, format!("the JSON schema cannot be enforced: {error}"))
-    })?;
-    let max_tokens = limit(&request.common, about, prompt.tokens.len(), max_output)?;
-    let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
-    Ok(Prepared {
-        request: Request {
-            prompt: prompt.tokens,
-            sampling,
-            max_tokens,
-            stop: request.common.stops()?,
-            grammar,
-            special: called,
-            ..Request::default()
-        },
-        reader: AnswerReader::new(style.filter(|_| called), thoughts),
-    })
+    let special = |spelling: &str| about.text.special(spelling);
+    let lark =
+        tools::grammar(&Rules { style, tools: &chat.tools, choice, parallel, schema, thinking, special: &special })?;
+    let named: Vec<&str> = chat.tools.iter().filter_map(|tool| tool["function"]["name"].as_str()).take(8).collect();
+    let (param, names) = match (schema, &named[..]) {
+        (Some(_), []) => ("response_format", "response_format".to_owned()),
+        (Some(_), _) => ("response_format", format!("response_format or of {}", named.join(", "))),
+        (None, _) => ("tools", named.join(", ")),
+    };
+    Some(Demand { lark, param, names })
+}
+
+/// Every schema of a request, before anything is done with it.
+fn check_schemas(tools: &[Value], format: &Format) -> Result<(), ApiError> {
+    if let Format::Json(schema) = format {
+        schema::check(schema)
+            .map_err(|error| ApiError::unsupported("response_format", format!("response_format: {error}")))?;
+    }
+    for (index, tool) in tools.iter().enumerate() {
+        let name = tool["function"]["name"].as_str().unwrap_or_default();
+        schema::check(&tool["function"]["parameters"]).map_err(|error| {
+            ApiError::unsupported(&format!("tools[{index}]"), format!("tools[{index}] (`{name}`): {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// What cannot fit is not shown to the template.
+fn check_contents(messages: &[Message], tools: &[Value], about: &About) -> Result<(), ApiError> {
+    let arguments = |message: &Message| -> usize {
+        message.tool_calls.iter().map(|call| call.function.arguments.to_string().len()).sum()
+    };
+    let said: usize = messages.iter().map(|message| message.content.len() + arguments(message)).sum();
+    let offered: usize = tools.iter().map(|tool| tool.to_string().len()).sum();
+    let max_input = about.limits.max_input;
+    let bytes = said + offered;
+    if bytes > about.text.most_bytes(max_input).max(CONTENTS) {
+        return Err(ApiError::too_long(bytes / about.text.most_bytes(1).max(1), max_input));
+    }
+    Ok(())
 }
 
 /// A text to continue.
 pub(super) fn completion(request: &CompletionRequest, about: &About, max_output: usize) -> Result<Request, ApiError> {
     request.refuse()?;
     let one = || ApiError::unsupported("prompt", "this server continues one text at a time: prompt must be one");
+    let words = |text: &str| about.text.encode_text_within(text, about.limits.max_input);
     let prompt = match request.prompt.as_ref() {
         None => return Err(ApiError::invalid("prompt", "prompt is missing")),
-        Some(InPrompt::Text(text)) => about.text.encode_text(text)?,
+        Some(InPrompt::Text(text)) => words(text)?,
         Some(InPrompt::Texts(texts)) => match &texts[..] {
-            [text] => about.text.encode_text(text)?,
+            [text] => words(text)?,
             _ => return Err(one()),
         },
         Some(InPrompt::Tokens(tokens)) => tokens.clone(),
@@ -97,14 +146,13 @@ pub(super) fn completion(request: &CompletionRequest, about: &About, max_output:
             _ => return Err(one()),
         },
     };
-    if prompt.is_empty() {
-        return Err(ApiError::invalid("prompt", "prompt is empty"));
-    }
-    if let Some(token) = prompt.iter().find(|token| **token as usize >= about.vocabulary) {
-        return Err(ApiError::invalid("prompt", format!("token {token} is not in the vocabulary")));
-    }
     let max_tokens = limit(&request.common, about, prompt.len(), max_output)?;
     let sampling = about.text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
     let stop = request.common.stops()?;
-    Ok(Request { prompt, sampling, max_tokens, stop, ..Request::default() })
+    let request = Request { prompt, sampling, max_tokens, stop, ..Request::default() };
+    request.check(&about.limits).map_err(|error| match error {
+        LlmError::Request(message) => ApiError::invalid("prompt", message),
+        error => error.into(),
+    })?;
+    Ok(request)
 }

@@ -2,10 +2,13 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State as Shared};
+use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
@@ -20,10 +23,12 @@ use super::answer::{ChatShape, Frame, Shape, Telling, TextShape};
 use super::error::ApiError;
 use super::guard::{self, RequestId};
 use super::log::Record;
-use super::openai::{ChatRequest, Common, CompletionRequest};
-use super::prepare::{self, Prepared};
+use super::openai::{ChatRequest, Common, CompletionRequest, FromBody};
+use super::prepare::{self, Demand, Prepared};
+use super::scheduler::Place;
 use super::state::{About, Phase};
 use super::{App, PAGE};
+use crate::llm::Grammar;
 
 /// Every path, with what guards them.
 pub(super) fn router(app: &Arc<App>) -> Router {
@@ -46,6 +51,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .fallback(|| async { ApiError::not_found("there is no such path; the API is below /v1") })
         .method_not_allowed_fallback(|| async { ApiError::method() })
         .layer(from_fn_with_state(Arc::clone(app), guard::origin))
+        .layer(from_fn_with_state(Arc::clone(app), guard::host))
         .layer(from_fn_with_state(Arc::clone(app), guard::observe))
         .layer(from_fn(guard::identify))
         .with_state(Arc::clone(app))
@@ -68,7 +74,11 @@ async fn models(Shared(app): Shared<Arc<App>>) -> Json<Value> {
     Json(json!({"object": "list", "data": list}))
 }
 
-async fn model(Shared(app): Shared<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn model(
+    Shared(app): Shared<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, ApiError> {
+    let Path(id) = id.map_err(|error| ApiError::not_found(error.body_text()))?;
     Ok(Json(entry(&app, named(&app, Some(&id))?)))
 }
 
@@ -96,7 +106,7 @@ async fn health(Shared(app): Shared<Arc<App>>) -> Json<Value> {
         "backend": about.map(|about| about.engine.as_str()),
         "device": about.map(|about| about.device.as_str()),
         "engine": app.engine,
-        "max_input_tokens": about.map(|about| about.max_input),
+        "max_input_tokens": about.map(|about| about.limits.max_input),
         "slots": about.map(|about| about.slots),
         "requests": app.scheduler.open(),
         "tokens_per_second": app.state.rate(),
@@ -126,7 +136,12 @@ fn named<'a>(app: &'a App, name: Option<&str>) -> Result<&'a str, ApiError> {
 }
 
 /// Reads a JSON body, saying where it is wrong.
-fn parse<T: DeserializeOwned>(body: &Bytes) -> Result<T, ApiError> {
+fn parse<T: FromBody>(body: &[u8]) -> Result<T, ApiError> {
+    let common: Common = part(body)?;
+    Ok(part::<T>(body)?.with(common))
+}
+
+fn part<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(body);
     let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -147,44 +162,70 @@ fn loaded(app: &App) -> Result<&About, ApiError> {
     }
 }
 
-/// Runs what takes a moment (templates, grammars) off the threads that serve.
+/// Runs what takes a moment (templates, tokens) off the threads that serve.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
-    let failed = |error: tokio::task::JoinError| ApiError::engine(format!("preparing the request failed: {error}"));
+    let failed = |error: tokio::task::JoinError| ApiError::internal(format!("preparing the request failed: {error}"));
     tokio::task::spawn_blocking(work).await.map_err(failed)?
+}
+
+/// A request of either kind on its way in: its body is here, it has a place, and its turn to be prepared comes.
+async fn take_in<T: FromBody + Send + 'static, P: Send + 'static>(
+    app: &Arc<App>,
+    (parts, body): (&Parts, Body),
+    prepare: impl FnOnce(&T, &About, usize) -> Result<P, ApiError> + Send + 'static,
+) -> Result<(T, P, Place), ApiError> {
+    loaded(app)?;
+    let body = app.intake.json(parts, body).await?;
+    let place = app.scheduler.reserve()?;
+    let turn = app.intake.turn(body.bytes.len()).await;
+    let owner = Arc::clone(app);
+    aside(move || {
+        let _turn = turn;
+        let asked: T = parse(&body.bytes)?;
+        drop(body);
+        named(&owner, asked.common().model.as_deref())?;
+        let prepared = prepare(&asked, loaded(&owner)?, owner.max_output)?;
+        Ok((asked, prepared, place))
+    })
+    .await
+}
+
+/// Compiles what an answer must be, as long as somebody waits for it.
+async fn compile(app: &Arc<App>, demand: Demand) -> Result<Grammar, ApiError> {
+    struct Leave(Arc<AtomicBool>);
+    impl Drop for Leave {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let text = Arc::clone(&loaded(app)?.text);
+    let left = Arc::new(AtomicBool::new(false));
+    let _leave = Leave(Arc::clone(&left));
+    aside(move || text.grammar(&demand.lark, &left).map_err(|error| demand.refused(&error))).await
 }
 
 async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
     let (parts, body) = request.into_parts();
-    let body = guard::json_body(&parts, body).await?;
-    let owner = Arc::clone(&app);
-    let (chat, prepared) = aside(move || {
-        let chat: ChatRequest = parse(&body)?;
-        named(&owner, chat.common.model.as_deref())?;
-        let prepared = prepare::chat(&chat, loaded(&owner)?, owner.max_output)?;
-        Ok((chat, prepared))
-    })
-    .await?;
-    let Prepared { mut request, reader } = prepared;
-    request.client = guard::client(&parts, chat.common.user.as_ref());
+    let taken: (ChatRequest, Prepared, Place) = take_in(&app, (&parts, body), prepare::chat).await?;
+    let (chat, Prepared { mut request, reader, rules }, place) = taken;
+    if let Some(rules) = rules {
+        request.grammar = Some(compile(&app, rules).await?);
+    }
+    let client = guard::Client::of(&parts, chat.common.user.as_ref());
+    (request.client, request.scope) = (client.turn, client.scope);
     let text = Arc::clone(&loaded(&app)?.text);
     let shape = ChatShape::new(frame("chatcmpl", &chat.common), text, reader);
-    answer(&app, (&id.0.0, "/v1/chat/completions"), request, Box::new(shape), &chat.common).await
+    answer(&app, (&id.0.0, "/v1/chat/completions"), (place, request), Box::new(shape), &chat.common).await
 }
 
 async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
     let (parts, body) = request.into_parts();
-    let body = guard::json_body(&parts, body).await?;
-    let owner = Arc::clone(&app);
-    let (asked, mut request) = aside(move || {
-        let asked: CompletionRequest = parse(&body)?;
-        named(&owner, asked.common.model.as_deref())?;
-        let request = prepare::completion(&asked, loaded(&owner)?, owner.max_output)?;
-        Ok((asked, request))
-    })
-    .await?;
-    request.client = guard::client(&parts, asked.common.user.as_ref());
+    let taken: (CompletionRequest, _, Place) = take_in(&app, (&parts, body), prepare::completion).await?;
+    let (asked, mut request, place) = taken;
+    let client = guard::Client::of(&parts, asked.common.user.as_ref());
+    (request.client, request.scope) = (client.turn, client.scope);
     let shape = TextShape::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
-    answer(&app, (&id.0.0, "/v1/completions"), request, Box::new(shape), &asked.common).await
+    answer(&app, (&id.0.0, "/v1/completions"), (place, request), Box::new(shape), &asked.common).await
 }
 
 fn frame(prefix: &str, common: &Common) -> Frame {
@@ -198,13 +239,13 @@ const PING: Duration = Duration::from_secs(10);
 async fn answer(
     app: &App,
     (id, path): (&str, &str),
-    request: crate::llm::Request,
+    (place, request): (Place, crate::llm::Request),
     shape: Box<dyn Shape>,
     common: &Common,
 ) -> Handled {
     let text = &loaded(app)?.text;
     let asked = app.log_prompts.then(|| text.decode(&request.prompt, false).unwrap_or_default());
-    let answer = app.scheduler.submit(request)?;
+    let answer = app.scheduler.submit(place, request)?;
     let telling = Telling::new(answer, shape, Record::new(&app.log, id, path, asked));
     if common.stream != Some(true) {
         // Its record is written either way.

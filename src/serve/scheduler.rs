@@ -21,8 +21,19 @@ pub(super) enum Event {
     Failed(ApiError),
 }
 
+/// A place among the requests that run, wait or are prepared; it is free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 struct Job {
     request: Request,
+    place: Place,
     arrived: Instant,
     deadline: Instant,
     events: UnboundedSender<Event>,
@@ -31,6 +42,8 @@ struct Job {
 enum Command {
     Submit(u64, Box<Job>),
     Cancel(u64),
+    /// All of them: the server ends.
+    CutOff,
 }
 
 /// The handlers' side.
@@ -72,7 +85,7 @@ impl Scheduler {
         let open = Arc::new(AtomicUsize::new(0));
         let (numbers, limit) = (AtomicUsize::new(0), OnceLock::new());
         let scheduler = Self { commands, open: Arc::clone(&open), numbers, limit, queue, timeout };
-        (scheduler, Inbox { commands: receiver, open, jobs: HashMap::new(), numbers: HashMap::new() })
+        (scheduler, Inbox { commands: receiver, jobs: HashMap::new(), numbers: HashMap::new() })
     }
 
     /// Sets how many answers are made at once, when the model says so.
@@ -80,22 +93,32 @@ impl Scheduler {
         let _ = self.limit.set(slots + self.queue);
     }
 
-    /// Queues a request, if there is room.
-    pub(super) fn submit(&self, request: Request) -> Result<Answer, ApiError> {
+    /// A place for a request that is still to be prepared, if there is one.
+    pub(super) fn reserve(&self) -> Result<Place, ApiError> {
         let limit = self.limit.get().copied().unwrap_or(self.queue);
         let room = |open: usize| (open < limit).then_some(open + 1);
-        if let Err(open) = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
-            return Err(ApiError::busy(open, 1));
+        match self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
+            Ok(_) => Ok(Place(Arc::clone(&self.open))),
+            Err(open) => Err(ApiError::busy(open, 1)),
         }
+    }
+
+    /// Queues a request in its place.
+    pub(super) fn submit(&self, place: Place, request: Request) -> Result<Answer, ApiError> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) as u64;
         let (events, receiver) = unbounded_channel();
         let arrived = Instant::now();
-        let job = Job { request, arrived, deadline: arrived + self.timeout, events };
+        let job = Job { request, place, arrived, deadline: arrived + self.timeout, events };
         let answer = Answer { number, events: receiver, commands: self.commands.clone() };
         match self.commands.send(Command::Submit(number, Box::new(job))) {
             Ok(()) => Ok(answer),
             Err(_) => Err(ApiError::not_ready(Phase::Failed.name())),
         }
+    }
+
+    /// Ends every answer at once, saying why.
+    pub(super) fn cut_off(&self) {
+        let _ = self.commands.send(Command::CutOff);
     }
 
     /// Requests that have not ended.
@@ -107,7 +130,6 @@ impl Scheduler {
 /// The worker's side.
 pub(super) struct Inbox {
     commands: Receiver<Command>,
-    open: Arc<AtomicUsize>,
     /// By the generator's number.
     jobs: HashMap<u64, Running>,
     /// The generator's numbers, by the handlers'.
@@ -116,6 +138,7 @@ pub(super) struct Inbox {
 
 struct Running {
     number: u64,
+    _place: Place,
     arrived: Instant,
     deadline: Instant,
     last: Option<Instant>,
@@ -145,6 +168,7 @@ impl Inbox {
                 Ok(pieces) => pieces,
                 Err(error) => {
                     // The device's memory may be in any state: only a fresh process may be trusted.
+                    state.enter(Phase::Failed);
                     let message = format!("the engine failed: {error}");
                     let numbers: Vec<u64> = self.jobs.keys().copied().collect();
                     numbers.iter().for_each(|number| self.end(*number, Some(ApiError::engine(&*message)), metrics));
@@ -176,16 +200,20 @@ impl Inbox {
             };
             match command {
                 Command::Submit(number, job) => {
-                    let Job { request, arrived, deadline, events } = *job;
+                    let Job { request, place, arrived, deadline, events } = *job;
                     match generator.submit(request) {
                         Ok(own) => {
                             self.numbers.insert(number, own);
-                            self.jobs.insert(own, Running { number, arrived, deadline, last: None, events });
+                            let running = Running { number, _place: place, arrived, deadline, last: None, events };
+                            self.jobs.insert(own, running);
                         }
-                        Err(error) => {
-                            let _ = events.send(Event::Failed(error.into()));
-                            self.open.fetch_sub(1, Ordering::Relaxed);
-                        }
+                        Err(error) => drop(events.send(Event::Failed(error.into()))),
+                    }
+                }
+                Command::CutOff => {
+                    for own in self.jobs.keys().copied().collect::<Vec<_>>() {
+                        generator.cancel(own);
+                        self.end(own, Some(ApiError::cut_off()), metrics);
                     }
                 }
                 Command::Cancel(number) => {
@@ -209,7 +237,7 @@ impl Inbox {
             Some(last) => metrics.next_token(now - last),
         }
         if let Some(failure) = piece.failure {
-            return self.end(number, Some(ApiError::engine(failure)), metrics);
+            return self.end(number, Some(ApiError::unanswerable(failure)), metrics);
         }
         let (finish, usage) = (piece.finish, piece.usage);
         let heard = job.events.send(Event::Piece(piece)).is_ok();
@@ -229,20 +257,19 @@ impl Inbox {
             let _ = job.events.send(Event::Failed(failure));
         }
         metrics.answered(job.arrived.elapsed());
-        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 /// What the model says of itself when it is loaded.
-pub(super) fn about(generator: &mut Generator) -> About {
+pub(super) fn about(generator: &mut Generator, special: bool) -> About {
     let info = generator.executor().info();
     About {
         engine: info.name,
         device: info.device,
         slots: generator.executor().slots(),
-        max_input: generator.max_input(),
+        limits: generator.limits(),
         max_len: generator.executor().max_len(),
-        vocabulary: generator.executor().vocab_size(),
         text: Arc::clone(generator.text()),
+        special,
     }
 }

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::llm::Usage;
 use crate::llm::text::Text;
+use crate::llm::{Limits, Usage};
 
 /// In order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +33,11 @@ pub(super) struct About {
     pub(super) engine: String,
     pub(super) device: String,
     pub(super) slots: usize,
-    pub(super) max_input: usize,
+    pub(super) limits: Limits,
     pub(super) max_len: usize,
-    pub(super) vocabulary: usize,
     pub(super) text: Arc<Text>,
+    /// Special tokens spelled in contents are special.
+    pub(super) special: bool,
 }
 
 /// See the module.
@@ -70,8 +71,9 @@ impl State {
         }
     }
 
+    /// Phases follow each other; none goes back.
     pub(super) fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Relaxed);
+        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
     }
 
     pub(super) fn loaded(&self, about: About) {

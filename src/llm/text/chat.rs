@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::plain::Plain;
 use super::tools::{self, Style};
 use super::{ChatTemplate, Text};
 use crate::llm::executor::LlmError;
@@ -54,7 +55,7 @@ pub struct Function {
 }
 
 /// What is to be answered.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Chat {
     /// The turns so far.
     pub messages: Vec<Message>,
@@ -62,6 +63,10 @@ pub struct Chat {
     pub tools: Vec<Value>,
     /// More of what the template may look at, such as `enable_thinking`.
     pub options: Map<String, Value>,
+    /// Special tokens spelled in contents are special, instead of words.
+    pub special: bool,
+    /// Tokens the prompt may have; longer ones are refused without being made into tokens in full.
+    pub limit: Option<usize>,
 }
 
 /// What a template does with a conversation, found by trying.
@@ -106,6 +111,16 @@ impl Text {
         Ok(self.encode(&Chat { messages: messages.to_vec(), ..Chat::default() })?.tokens)
     }
 
+    /// The tokens that conversations with these instructions begin with, whatever comes after; none if that cannot be said.
+    pub fn beginning(&self, system: &str) -> Vec<u32> {
+        let ask = |words: &str| {
+            let messages = vec![Message::new("system", system), Message::new("user", words)];
+            self.encode_chat(&messages).unwrap_or_default()
+        };
+        let (one, other) = (ask("A"), ask("7"));
+        one.iter().zip(&other).take_while(|(one, other)| one == other).map(|(token, _)| *token).collect()
+    }
+
     /// The same, with functions and options.
     pub fn encode(&self, chat: &Chat) -> Result<Prompt, LlmError> {
         let (template, traits) = self.template.as_ref().zip(self.traits).ok_or_else(|| LlmError::Text {
@@ -115,7 +130,9 @@ impl Text {
                       /v1/completions, or give the recipe a `chat_template: FILE.jinja`"
                     .to_owned(),
         })?;
-        let chat = arrange(chat.clone(), traits);
+        let mut chat = chat.clone();
+        let mark = if chat.special { None } else { self.plain.protect(&mut chat) };
+        let chat = arrange(chat, traits);
         let rendered = match template.render(&chat) {
             // Some insist on turns that alternate.
             Err(first) => {
@@ -127,7 +144,11 @@ impl Text {
         };
         let thinking = rendered.trim_end().ends_with("<think>");
         // The template writes the special tokens itself.
-        Ok(Prompt { tokens: self.tokens(&rendered, false)?, thinking })
+        let tokens = match mark.filter(|mark| *mark != char::REPLACEMENT_CHARACTER) {
+            None => self.tokens_within(&rendered, false, chat.limit)?,
+            Some(mark) => self.joined(&Plain::parts(&rendered, mark), chat.limit)?,
+        };
+        Ok(Prompt { tokens, thinking })
     }
 }
 

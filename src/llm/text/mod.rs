@@ -5,7 +5,9 @@
 
 mod answer;
 mod chat;
+pub mod child;
 mod gguf;
+mod plain;
 mod stream;
 mod template;
 pub mod tools;
@@ -14,6 +16,7 @@ mod vocabulary;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicBool;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
@@ -96,7 +99,11 @@ pub struct Text {
     tokenizer: tokenizers::Tokenizer,
     template: Option<ChatTemplate>,
     traits: Option<Traits>,
+    plain: plain::Plain,
+    probes: child::Probes,
     words: OnceLock<Vec<Vec<u8>>>,
+    /// Bytes of the longest token's text.
+    longest: usize,
     grammars: OnceLock<Result<Grammars, String>>,
     /// Tokens that end an answer.
     pub stop_tokens: BTreeSet<u32>,
@@ -146,7 +153,9 @@ impl Text {
         if let Some(eos) = template::token(&settings, "eos_token") {
             stop_tokens.extend(tokenizer.token_to_id(&eos));
         }
-        let (template, traits) = ChatTemplate::find(folder, &settings)?.unzip();
+        let found = ChatTemplate::find(folder, &settings)?;
+        let plain = plain::Plain::new(&tokenizer, found.as_ref().map_or("", |(template, _)| template.text()));
+        let (template, traits) = found.unzip();
         let defaults = Defaults {
             sample: generation.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
             temperature: number(&generation, "temperature"),
@@ -155,8 +164,10 @@ impl Text {
             min_p: number(&generation, "min_p"),
             repetition_penalty: number(&generation, "repetition_penalty"),
         };
-        let (words, grammars) = (OnceLock::new(), OnceLock::new());
-        Ok(Self { tokenizer, template, traits, words, grammars, stop_tokens, defaults, folder: folder.to_owned() })
+        let (words, grammars, folder) = (OnceLock::new(), OnceLock::new(), folder.to_owned());
+        let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1).max(1);
+        let probes = child::Probes::new();
+        Ok(Self { tokenizer, template, traits, plain, probes, words, longest, grammars, stop_tokens, defaults, folder })
     }
 
     /// Tokens of a text as it is, with the tokens the model wants around one (usually a first one).
@@ -164,15 +175,29 @@ impl Text {
         self.tokens(text, true)
     }
 
+    /// The same of a text that may have `limit` tokens.
+    pub fn encode_text_within(&self, text: &str, limit: usize) -> Result<Vec<u32>, LlmError> {
+        self.tokens_within(text, true, Some(limit))
+    }
+
+    /// Bytes that `limit` tokens can spell: a longer text need not be looked at. No token's own text is shorter than what
+    /// it spells.
+    pub fn most_bytes(&self, limit: usize) -> usize {
+        limit.saturating_mul(self.longest)
+    }
+
     /// What its chat template can do; none if it cannot converse.
     pub fn traits(&self) -> Option<Traits> {
         self.traits
     }
 
-    /// Compiles a grammar for its tokens. The first takes a moment longer.
-    pub fn grammar(&self, lark: &str) -> Result<Grammar, LlmError> {
+    /// Compiles a grammar for its tokens. The first takes a moment longer. What it costs is tried out in a process of its own
+    /// first, where there is a program for that, until `left` is true.
+    pub fn grammar(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
         let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(|error| error.to_string());
-        self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?.compile(lark)
+        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?;
+        self.probes.check(lark, left)?;
+        grammars.compile(lark)
     }
 
     fn words(&self) -> &[Vec<u8>] {
@@ -205,7 +230,62 @@ impl Text {
         let encoding = self.tokenizer.encode_fast(text, special);
         Ok(encoding.map_err(|error| LlmError::Request(error.to_string()))?.get_ids().to_vec())
     }
+
+    /// Tokens of a text, unless they are more than `limit`: megabytes that would be refused are not made into tokens first.
+    fn tokens_within(&self, text: &str, special: bool, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
+        let Some(limit) = limit else { return self.tokens(text, special) };
+        let too_long = |have: usize| {
+            let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
+            LlmError::TooLong { what: "a prompt", have, limit, help }
+        };
+        if text.len() > self.most_bytes(limit) {
+            return Err(too_long(text.len().div_ceil(self.longest)));
+        }
+        // Beginnings that double tell soon. A cut may add a few tokens.
+        let mut size = limit.saturating_mul(8).max(4096);
+        while size < text.len() {
+            let have = self.tokens(&text[..text.floor_char_boundary(size)], special)?.len();
+            if have > limit + CUT {
+                return Err(too_long(have));
+            }
+            size = size.saturating_mul(2);
+        }
+        self.tokens(text, special)
+    }
+
+    /// Tokens of parts that follow each other, each for itself.
+    fn joined(&self, parts: &[String], limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
+        let mut tokens = Vec::new();
+        for (index, part) in parts.iter().enumerate() {
+            let left = limit.map(|limit| (limit + CUT).saturating_sub(tokens.len()));
+            let new = match index {
+                0 => self.tokens_within(part, false, left)?,
+                _ => self.continuation(part, left)?,
+            };
+            tokens.extend(new);
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens of a text that goes on: SentencePiece's tokenizers put a space before whatever they are given, so it is given
+    /// a newline first, which is a token of its own.
+    fn continuation(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
+        let begins =
+            |text: &str| self.tokens(text, false).map(|tokens| tokens.first().and_then(|one| self.piece(*one)));
+        if part.is_empty() || !begins("x")?.is_some_and(|piece| piece.starts_with('\u{2581}')) {
+            return self.tokens_within(part, false, limit);
+        }
+        let tokens = self.tokens_within(&format!("\n{part}"), false, limit.map(|limit| limit + 2))?;
+        let newline = |token: &u32| self.piece(*token).is_some_and(|piece| piece == "<0x0A>" || piece == "\n");
+        match tokens.iter().position(newline) {
+            Some(at) => Ok(tokens[at + 1..].to_vec()),
+            None => self.tokens_within(part, false, limit),
+        }
+    }
 }
+
+/// Tokens by which a text cut in two may have more than the whole.
+const CUT: usize = 64;
 
 fn token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())

@@ -9,12 +9,16 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use super::chat::{Chat, Traits};
+use super::child::Renderer;
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
 
 /// A compiled template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    /// Where it is rendered, if not in this process.
+    renderer: Option<Renderer>,
+    text: String,
     bos: String,
     eos: String,
     source: std::path::PathBuf,
@@ -46,7 +50,8 @@ impl ChatTemplate {
         let Some(text) = text else { return Ok(None) };
         let bos = token(settings, "bos_token").unwrap_or_default();
         let eos = token(settings, "eos_token").unwrap_or_default();
-        let template = Self::compile(text.clone(), bos, eos, &source)?;
+        let mut template = Self::compile(text.clone(), bos, eos, &source)?;
+        template.renderer = Renderer::of(&template);
         let traits = Traits::of(&template, &text);
         Ok(Some((template, traits)))
     }
@@ -75,22 +80,45 @@ impl ChatTemplate {
         environment.add_function("strftime_now", |format: String| strftime(&format, now()));
         // A crafted template must not compute for ever.
         environment.set_fuel(Some(5_000_000));
-        let compiled = environment.add_template_owned(NAME, without_marks(text));
+        let compiled = environment.add_template_owned(NAME, without_marks(text.clone()));
         compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error) })?;
-        Ok(Self { environment, bos, eos, source: source.to_owned() })
+        Ok(Self { environment, renderer: None, text, bos, eos, source: source.to_owned() })
+    }
+
+    /// What another process needs to render it.
+    pub(super) fn parts(&self) -> [&str; 3] {
+        [&self.text, &self.bos, &self.eos]
+    }
+
+    /// From [`ChatTemplate::parts`].
+    pub(super) fn of_parts([text, bos, eos]: [String; 3]) -> Result<Self, LlmError> {
+        Self::compile(text, bos, eos, Path::new("the template"))
+    }
+
+    /// The template itself.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// The text of a conversation, up to where the assistant's answer begins.
     pub fn render(&self, chat: &Chat) -> Result<String, LlmError> {
-        let fail = |error: &Error| LlmError::Text { path: self.source.clone(), message: describe(error) };
-        let template = self.environment.get_template(NAME).map_err(|error| fail(&error))?;
+        let rendered = match &self.renderer {
+            Some(renderer) => renderer.render(chat),
+            None => self.render_here(chat),
+        };
+        rendered.map_err(|message| LlmError::Text { path: self.source.clone(), message })
+    }
+
+    /// In this process, where the steps of a template are bounded, and what they may take of memory is not.
+    pub(super) fn render_here(&self, chat: &Chat) -> Result<String, String> {
+        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
         let (bos_token, eos_token) = (&self.bos, &self.eos);
         let (messages, options) = (&chat.messages, &chat.options);
         let tools = (!chat.tools.is_empty()).then_some(&chat.tools);
         let rendered = template.render(context! {
             messages, tools, bos_token, eos_token, add_generation_prompt => true, ..Value::from_serialize(options)
         });
-        rendered.map_err(|error| fail(&error))
+        rendered.map_err(|error| describe(&error))
     }
 }
 

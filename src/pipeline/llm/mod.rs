@@ -270,6 +270,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
         processes: if rtx { cores.min(3) } else { 1 },
         timing_cache: super::timing_cache(prepared.tensorrt, prepared.device.as_ref()),
         options: prepared.options.clone(),
+        verbose: false,
     };
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;

@@ -1,0 +1,294 @@
+//! A look at a JSON schema before a grammar is made of it: what a stranger sends must not take more than a moment.
+//!
+//! llguidance follows references and nested schemas by recursion, compares all patterns of an object with each other, and
+//! multiplies alternatives out. Each has a bound here, far above what people and pydantic write.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use serde_json::{Map, Value};
+
+/// Where a schema asks too much, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {message}")]
+pub struct SchemaError {
+    /// A JSON pointer as references write it, "#/properties/a".
+    pub path: String,
+    /// What is too much.
+    pub message: String,
+}
+
+/// Bytes of all keys and texts.
+const BYTES: usize = 256 << 10;
+/// Objects, lists, texts and numbers in all.
+const VALUES: usize = 20_000;
+/// Schemas within schemas, references followed.
+const DEPTH: usize = 64;
+/// Properties of one object. The parser keeps an item for each that may come next.
+const PROPERTIES: usize = 256;
+/// Alternatives of one `anyOf` or `oneOf`, and parts of one `allOf`.
+const ALTERNATIVES: usize = 256;
+/// What the alternatives within one `allOf` multiply to.
+const PRODUCT: usize = 256;
+/// Patterns of one object: each is compared with every other.
+const PATTERNS: usize = 16;
+/// Bytes of one pattern.
+const PATTERN_BYTES: usize = 1024;
+
+/// Keywords that hold one schema, several by name, or a list of them. What is in `$defs` counts where it is referred to.
+const ONE: [&str; 9] =
+    ["additionalProperties", "additionalItems", "contains", "else", "if", "items", "not", "propertyNames", "then"];
+const NAMED: [&str; 2] = ["properties", "patternProperties"];
+const LISTS: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
+/// Through these, and references, a schema is still about the same value.
+const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];
+
+/// Refuses what would take too long to compile or to follow.
+pub fn check(schema: &Value) -> Result<(), SchemaError> {
+    size(schema)?;
+    let mut walk = Walk { root: schema, seen: HashSet::new(), targets: Vec::new() };
+    walk.schema(schema, "#", 0)?;
+    let mut colours = HashMap::new();
+    for target in std::mem::take(&mut walk.targets) {
+        walk.circles(&target, &mut colours)?;
+    }
+    Ok(())
+}
+
+fn error<T>(path: &str, message: impl Into<String>) -> Result<T, SchemaError> {
+    // Keys may be long.
+    let path =
+        if path.len() > 200 { format!("{}…", &path[..path.floor_char_boundary(200)]) } else { path.to_owned() };
+    Err(SchemaError { path, message: message.into() })
+}
+
+fn size(schema: &Value) -> Result<(), SchemaError> {
+    let (mut bytes, mut values) = (0usize, 0usize);
+    let mut pending = vec![schema];
+    while let Some(value) = pending.pop() {
+        values += 1;
+        match value {
+            Value::String(text) => bytes += text.len(),
+            Value::Array(list) => pending.extend(list),
+            Value::Object(map) => {
+                bytes += map.keys().map(String::len).sum::<usize>();
+                pending.extend(map.values());
+            }
+            _ => {}
+        }
+    }
+    if bytes > BYTES {
+        return error("#", format!("the schema holds {} KiB of text; {} KiB are the most", bytes >> 10, BYTES >> 10));
+    }
+    if values > VALUES {
+        return error("#", format!("the schema holds {values} values; {VALUES} are the most"));
+    }
+    Ok(())
+}
+
+struct Walk<'a> {
+    root: &'a Value,
+    /// References that were followed: a grammar has one rule for each.
+    seen: HashSet<String>,
+    targets: Vec<String>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Colour {
+    Open,
+    Done,
+}
+
+impl<'a> Walk<'a> {
+    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<(), SchemaError> {
+        let Value::Object(object) = schema else { return Ok(()) };
+        if depth > DEPTH {
+            return error(path, format!("schemas and references are nested deeper than {DEPTH}"));
+        }
+        counts(object, path)?;
+        if let Some(reference) = object.get("$ref") {
+            let reference = reference.as_str().unwrap_or_default();
+            let target = self.target(reference, path)?;
+            if self.seen.insert(reference.to_owned()) {
+                self.targets.push(reference.to_owned());
+                self.schema(target, reference, depth + 1)?;
+            }
+        }
+        for (keyword, value) in object {
+            let below = format!("{path}/{keyword}");
+            match value {
+                Value::Object(_) if ONE.contains(&keyword.as_str()) => self.schema(value, &below, depth + 1)?,
+                Value::Object(named) if NAMED.contains(&keyword.as_str()) => {
+                    for (name, value) in named {
+                        self.schema(value, &format!("{below}/{name}"), depth + 1)?;
+                    }
+                }
+                Value::Array(list) if LISTS.contains(&keyword.as_str()) => {
+                    for (index, value) in list.iter().enumerate() {
+                        self.schema(value, &format!("{below}/{index}"), depth + 1)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn target(&self, reference: &str, path: &str) -> Result<&'a Value, SchemaError> {
+        let found = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(&unescape(pointer)));
+        match found {
+            Some(target) => Ok(target),
+            None => error(path, "$ref must name a place within the schema that exists, such as #/$defs/Name"),
+        }
+    }
+
+    /// A schema that leads back to itself and is still about the same value says nothing.
+    fn circles(&self, reference: &str, colours: &mut HashMap<String, Colour>) -> Result<(), SchemaError> {
+        match colours.get(reference) {
+            Some(Colour::Done) => return Ok(()),
+            Some(Colour::Open) => return error(reference, "the schema refers to itself, with nothing in between"),
+            None => {}
+        }
+        colours.insert(reference.to_owned(), Colour::Open);
+        let mut pending = VecDeque::from([self.target(reference, reference)?]);
+        while let Some(schema) = pending.pop_front() {
+            if let Some(next) = schema.get("$ref").and_then(Value::as_str) {
+                self.circles(next, colours)?;
+            }
+            pending.extend(SAME.iter().filter_map(|keyword| schema.get(*keyword)?.as_array()).flatten());
+        }
+        colours.insert(reference.to_owned(), Colour::Done);
+        Ok(())
+    }
+}
+
+/// The bounds of one schema's own keywords.
+fn counts(object: &Map<String, Value>, path: &str) -> Result<(), SchemaError> {
+    let length = |keyword: &str| match object.get(keyword) {
+        Some(Value::Object(map)) => map.len(),
+        Some(Value::Array(list)) => list.len(),
+        _ => 0,
+    };
+    let bounds = [
+        ("properties", PROPERTIES),
+        ("required", PROPERTIES),
+        ("patternProperties", PATTERNS),
+        ("anyOf", ALTERNATIVES),
+        ("oneOf", ALTERNATIVES),
+        ("allOf", ALTERNATIVES),
+        ("prefixItems", ALTERNATIVES),
+    ];
+    if let Some((keyword, most)) = bounds.into_iter().find(|(keyword, most)| length(keyword) > *most) {
+        return error(path, format!("{keyword} has {} entries; {most} are the most", length(keyword)));
+    }
+    let alternatives = |part: &Value| {
+        let one = |keyword: &str| part.get(keyword).and_then(Value::as_array).map_or(1, |list| list.len().max(1));
+        one("anyOf").saturating_mul(one("oneOf"))
+    };
+    let parts = object.get("allOf").and_then(Value::as_array).into_iter().flatten();
+    let product = parts.map(alternatives).fold(1usize, usize::saturating_mul);
+    if product > PRODUCT {
+        return error(path, format!("the alternatives within allOf make {product} together; {PRODUCT} are the most"));
+    }
+    let named = object.get("patternProperties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+    let patterns = named.map(String::as_str).chain(object.get("pattern").and_then(Value::as_str));
+    match patterns.map(str::len).max() {
+        Some(longest) if longest > PATTERN_BYTES => {
+            error(path, format!("a pattern has {longest} bytes; {PATTERN_BYTES} are the most"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A reference's fragment without its percent signs (RFC 6901, section 6).
+fn unescape(pointer: &str) -> String {
+    let bytes = pointer.as_bytes();
+    let mut plain = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| bytes[at] == b'%') {
+            Some(byte) => {
+                plain.push(byte);
+                at += 3;
+            }
+            None => {
+                plain.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn chain(links: usize, link: impl Fn(Value) -> Value) -> Value {
+        let mut defs = Map::new();
+        for at in 0..links {
+            defs.insert(format!("a{at}"), link(json!({"$ref": format!("#/$defs/a{}", at + 1)})));
+        }
+        defs.insert(format!("a{links}"), json!({"type": "string"}));
+        json!({"$ref": "#/$defs/a0", "$defs": defs})
+    }
+
+    fn refused(schema: &Value, part: &str) {
+        let error = check(schema).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}, which lacks `{part}`");
+        assert!(error.to_string().len() < 400, "{error}");
+    }
+
+    #[test]
+    fn chains_are_bounded_whatever_links_them() {
+        let links: [fn(Value) -> Value; 7] = [
+            |next| next,
+            |next| json!({"type": "object", "properties": {"x": next}}),
+            |next| json!({"type": "array", "items": next}),
+            |next| json!({"allOf": [next]}),
+            |next| json!({"anyOf": [next, {"type": "null"}]}),
+            |next| json!({"oneOf": [{"type": "null"}, next]}),
+            |next| json!({"type": "object", "additionalProperties": next}),
+        ];
+        for link in links {
+            assert_eq!(check(&chain(20, link)), Ok(()));
+            for many in [245, 500, 2000] {
+                refused(&chain(many, link), "deeper than 64");
+            }
+        }
+    }
+
+    #[test]
+    fn schemas_of_a_size_nobody_writes_are_refused() {
+        let many = |count: usize| -> Map<String, Value> {
+            (0..count).map(|at| (format!("p{at}"), json!({"type": "string"}))).collect()
+        };
+        refused(&json!({"type": "object", "properties": many(1000)}), "properties has 1000 entries");
+        let patterns: Map<String, Value> =
+            (0..500).map(|at| (format!("^a{at}(x|y)*z{{1,30}}"), json!({"type": "string"}))).collect();
+        refused(&json!({"type": "object", "patternProperties": patterns}), "patternProperties has 500 entries");
+        refused(&json!({"pattern": "a?".repeat(5000)}), "10000 bytes");
+        refused(&json!({"enum": ["x".repeat(4_700_000)]}), "KiB of text");
+        refused(&json!({"enum": vec![1; 30_000]}), "values");
+        let wide = json!({"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "integer"}]});
+        refused(&json!({"allOf": vec![wide; 12]}), "make 531441 together");
+        refused(&json!({"properties": {"k".repeat(10_000): {"anyOf": vec![json!({}); 300]}}}), "anyOf has 300");
+        assert_eq!(check(&json!({"type": "object", "properties": many(256)})), Ok(()));
+    }
+
+    #[test]
+    fn trees_may_refer_to_themselves_and_circles_may_not() {
+        let tree = json!({"$ref": "#/$defs/Node", "$defs": {"Node": {"type": "object", "properties":
+            {"left": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}, "right": {"$ref": "#/$defs/Node"}}}}});
+        assert_eq!(check(&tree), Ok(()));
+        assert_eq!(check(&json!({"type": "array", "items": {"$ref": "#"}})), Ok(()));
+        refused(&json!({"$ref": "#"}), "refers to itself");
+        refused(&json!({"anyOf": [{"$ref": "#"}, {"type": "null"}]}), "refers to itself");
+        let two = json!({"$ref": "#/$defs/a", "$defs": {"a": {"allOf": [{"$ref": "#/$defs/b"}]}, "b": {"oneOf": [{"$ref": "#/$defs/a"}]}}});
+        refused(&two, "refers to itself");
+        refused(&json!({"properties": {"x": {"$ref": "http://evil.example/s.json"}}}), "#/properties/x");
+        refused(&json!({"$ref": "#/$defs/none"}), "that exists");
+        assert_eq!(check(&json!({"$ref": "#/$defs/a%20b", "$defs": {"a b": {"type": "null"}}})), Ok(()));
+    }
+}

@@ -1,0 +1,175 @@
+//! What strangers wrote as programs runs in a process of its own: chat templates, which come with a model, and grammars, which
+//! are made of a client's schemas. Both may take all memory, or for ever, and neither library can be stopped from outside.
+//!
+//! Where the program says that its executable answers to [`SUBCOMMAND`] (`confined::program`), a template is rendered by
+//! a child that stays; and a grammar is compiled by one before it is compiled here, so that here it takes a moment.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::chat::Chat;
+use super::template::ChatTemplate;
+use crate::artifact::sha256;
+use crate::confined::{self, Confined, ConfinedError, Limits};
+use crate::llm::executor::LlmError;
+use crate::llm::grammar::Grammars;
+
+/// What a child is started with.
+pub const SUBCOMMAND: &str = "__text";
+
+/// For a prompt of any length.
+const RENDERING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(10) };
+/// For a schema far larger than people write: FHIR's takes half a second.
+const COMPILING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(3) };
+/// Grammars that are tried at once.
+const PROBES: usize = 2;
+/// Grammars that are known to be harmless.
+const KNOWN: usize = 512;
+
+#[derive(Serialize, Deserialize)]
+enum Question {
+    Template([String; 3]),
+    Render(Box<Chat>),
+    Grammar(String),
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ask(child: &mut Confined, question: &Question, left: &AtomicBool) -> Result<Result<String, String>, ConfinedError> {
+    let question = serde_json::to_vec(question).unwrap_or_default();
+    let answer = child.ask_until(&question, &|| left.load(Ordering::Relaxed))?;
+    Ok(serde_json::from_slice(&answer)
+        .unwrap_or_else(|error| Err(format!("the child's answer makes no sense: {error}"))))
+}
+
+/// Renders a template out of this process.
+pub(super) struct Renderer {
+    parts: [String; 3],
+    child: Mutex<Option<Confined>>,
+}
+
+impl Renderer {
+    /// None where this process is to do it.
+    pub(super) fn of(template: &ChatTemplate) -> Option<Self> {
+        confined::program()?;
+        Some(Self { parts: template.parts().map(str::to_owned), child: Mutex::new(None) })
+    }
+
+    pub(super) fn render(&self, chat: &Chat) -> Result<String, String> {
+        let mut place = lock(&self.child);
+        let never = AtomicBool::new(false);
+        let rendered = (|| {
+            let mut child = match place.take() {
+                Some(child) => child,
+                None => {
+                    let mut child = confined::start(SUBCOMMAND, RENDERING)?;
+                    if let Err(message) = ask(&mut child, &Question::Template(self.parts.clone()), &never)? {
+                        return Ok(Err(message));
+                    }
+                    child
+                }
+            };
+            let rendered = ask(&mut child, &Question::Render(Box::new(chat.clone())), &never)?;
+            // A child that failed is not asked again.
+            *place = Some(child);
+            Ok(rendered)
+        })();
+        rendered
+            .unwrap_or_else(|error: ConfinedError| Err(format!("the chat template cannot be used for this: {error}")))
+    }
+}
+
+/// Tries grammars out of this process.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    idle: Mutex<Vec<Confined>>,
+    running: Mutex<usize>,
+    freed: Condvar,
+    known: Mutex<HashSet<String>>,
+}
+
+/// How long somebody waits for a turn before it is asked whether he still does.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+impl Probes {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Refuses a grammar that takes too much.
+    pub(super) fn check(&self, lark: &str, left: &AtomicBool) -> Result<(), LlmError> {
+        if confined::program().is_none() {
+            return Ok(());
+        }
+        let name = sha256(lark.as_bytes());
+        if lock(&self.known).contains(&name) {
+            return Ok(());
+        }
+        let mut running = lock(&self.running);
+        while *running >= PROBES {
+            if left.load(Ordering::Relaxed) {
+                return Err(LlmError::Request("nobody waits for it any more".to_owned()));
+            }
+            running = self.freed.wait_timeout(running, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        *running += 1;
+        drop(running);
+        let outcome = self.try_out(lark, left);
+        *lock(&self.running) -= 1;
+        self.freed.notify_one();
+        match outcome {
+            Ok(Ok(_)) => {
+                let mut known = lock(&self.known);
+                if known.len() >= KNOWN {
+                    known.clear();
+                }
+                known.insert(name);
+                Ok(())
+            }
+            Ok(Err(message)) => Err(LlmError::Request(message)),
+            Err(error) => Err(LlmError::Request(format!("compiling it {error}"))),
+        }
+    }
+
+    fn try_out(&self, lark: &str, left: &AtomicBool) -> Result<Result<String, String>, ConfinedError> {
+        let idle = lock(&self.idle).pop();
+        let mut child = idle.map_or_else(|| confined::start(SUBCOMMAND, COMPILING), Ok)?;
+        let outcome = ask(&mut child, &Question::Grammar(lark.to_owned()), left)?;
+        lock(&self.idle).push(child);
+        Ok(outcome)
+    }
+}
+
+/// The child's answers.
+pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
+    let (mut template, mut grammars) = (None, None);
+    move |question: &[u8]| {
+        let answer: Result<String, String> = match serde_json::from_slice(question) {
+            Ok(Question::Template(parts)) => match ChatTemplate::of_parts(parts) {
+                Ok(new) => {
+                    template = Some(new);
+                    Ok(String::new())
+                }
+                Err(error) => Err(error.to_string()),
+            },
+            Ok(Question::Render(chat)) => match &template {
+                Some(template) => template.render_here(&chat),
+                None => Err("no template was given".to_owned()),
+            },
+            Ok(Question::Grammar(lark)) => grammars
+                .get_or_insert_with(Grammars::of_bytes)
+                .as_ref()
+                .map_err(ToString::to_string)
+                .and_then(|grammars| grammars.compile(&lark).map_err(|error| error.to_string()))
+                .map(|_| String::new()),
+            Err(error) => Err(format!("not a question: {error}")),
+        };
+        serde_json::to_vec(&answer).unwrap_or_default()
+    }
+}

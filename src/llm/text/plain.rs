@@ -1,0 +1,164 @@
+//! What people, tools and documents say is words, whatever it spells: a special token in it would end their turn and begin
+//! one of the system's.
+//!
+//! A tokenizer finds special tokens in a whole prompt, in the template's own text and in what it is filled with alike. So
+//! spellings in contents are broken by a mark before the template sees them, and the prompt is cut at the marks before it
+//! becomes tokens: neither half is special.
+
+use serde_json::{Map, Value};
+use tokenizers::Tokenizer;
+
+use super::tools::{CLOSE, MISTRAL, OPEN, PYTHON, THINK};
+use super::{Chat, Message};
+
+/// Spellings that are more than words.
+#[derive(Debug, Default)]
+pub(super) struct Plain {
+    /// Special tokens, longest first.
+    special: Vec<String>,
+    /// These, and what templates and answers use as marks without being special to the tokenizer, longest first.
+    marks: Vec<String>,
+}
+
+/// Characters for marks, of which one is chosen that nothing says: private use, so nobody's letters.
+const MARKS: std::ops::RangeInclusive<char> = '\u{e000}'..='\u{e0ff}';
+
+impl Plain {
+    /// The spellings of a tokenizer; `template` is the source of the chat template.
+    pub(super) fn new(tokenizer: &Tokenizer, template: &str) -> Self {
+        let added = tokenizer.get_added_tokens_decoder();
+        let spelled = |special: bool| {
+            added.values().filter(move |token| token.special == special).map(|token| token.content.clone())
+        };
+        let special: Vec<String> = spelled(true).filter(|text| !text.is_empty()).collect();
+        let used = [OPEN, CLOSE, MISTRAL, PYTHON, THINK.0, THINK.1, "<tool_response>", "</tool_response>"];
+        let used = used.map(str::to_owned).into_iter();
+        // Runs of spaces are added tokens, too.
+        let named = spelled(false).filter(|text| !text.trim().is_empty() && template.contains(text.as_str()));
+        let mut marks: Vec<String> = special.iter().cloned().chain(used).chain(named).collect();
+        let mut special = special;
+        for list in [&mut special, &mut marks] {
+            list.sort_by_key(|text| (std::cmp::Reverse(text.len()), text.clone()));
+            list.dedup();
+        }
+        Self { special, marks }
+    }
+
+    /// Breaks every spelling in what a conversation's contents say; returns the mark, if there was one to break.
+    pub(super) fn protect(&self, chat: &mut Chat) -> Option<char> {
+        let mut says = false;
+        visit(chat, &mut |_, text| says |= self.marks.iter().any(|spelling| text.contains(spelling.as_str())));
+        if !says {
+            return None;
+        }
+        let mut free: Vec<char> = MARKS.collect();
+        visit(chat, &mut |_, text| {
+            if !text.is_ascii() {
+                free.retain(|mark| !text.contains(*mark));
+            }
+        });
+        // Who says all of them gets none through.
+        let mark = free.first().copied().unwrap_or('\u{fffd}');
+        visit(chat, &mut |role, text| {
+            // An assistant's own turns come back with its thoughts and calls, which templates look for.
+            let spellings = if role == "assistant" { &self.special } else { &self.marks };
+            if let Some(broken) = break_up(text, spellings, mark) {
+                *text = broken;
+            }
+        });
+        Some(mark)
+    }
+
+    /// The parts of a prompt between marks.
+    pub(super) fn parts(prompt: &str, mark: char) -> Vec<String> {
+        // Templates may write JSON in ASCII.
+        let escaped = format!("\\u{:04x}", u32::from(mark));
+        prompt.replace(&escaped, &mark.to_string()).split(mark).map(str::to_owned).collect()
+    }
+}
+
+/// A text with a mark in every spelling, after its first character; none if there is nothing to break.
+fn break_up(text: &str, spellings: &[String], mark: char) -> Option<String> {
+    let mut broken = String::new();
+    let mut rest = text;
+    while let Some(at) = spellings.iter().filter_map(|spelling| rest.find(spelling.as_str())).min() {
+        let first = rest[at..].chars().next()?;
+        let whole =
+            spellings.iter().any(|spelling| spelling.len() == first.len_utf8() && rest[at..].starts_with(spelling));
+        broken.push_str(&rest[..at]);
+        // A single character has no halves.
+        broken.push(if whole { '\u{fffd}' } else { first });
+        broken.push(mark);
+        rest = &rest[at + first.len_utf8()..];
+    }
+    if broken.is_empty() {
+        return None;
+    }
+    broken.push_str(rest);
+    Some(broken)
+}
+
+/// Every text that is not the template's own, with the role of whose turn it is in.
+fn visit(chat: &mut Chat, see: &mut dyn FnMut(&str, &mut String)) {
+    for Message { role, content, tool_calls, tool_call_id, name } in &mut chat.messages {
+        see(role, content);
+        tool_call_id.iter_mut().chain(name.iter_mut()).for_each(|text| see("", text));
+        for call in tool_calls {
+            see("", &mut call.id);
+            see("", &mut call.function.name);
+            values(&mut call.function.arguments, see);
+        }
+    }
+    chat.tools.iter_mut().for_each(|tool| values(tool, see));
+    object(&mut chat.options, see);
+}
+
+fn values(value: &mut Value, see: &mut dyn FnMut(&str, &mut String)) {
+    match value {
+        Value::String(text) => see("", text),
+        Value::Array(list) => list.iter_mut().for_each(|value| values(value, see)),
+        Value::Object(map) => object(map, see),
+        _ => {}
+    }
+}
+
+fn object(map: &mut Map<String, Value>, see: &mut dyn FnMut(&str, &mut String)) {
+    map.values_mut().for_each(|value| values(value, see));
+    let mut changed = false;
+    let renamed: Vec<(String, String)> = map
+        .keys()
+        .map(|key| {
+            let mut new = key.clone();
+            see("", &mut new);
+            changed |= new != *key;
+            (key.clone(), new)
+        })
+        .collect();
+    if changed {
+        // In their order, which templates show.
+        let mut old = std::mem::take(map);
+        map.extend(renamed.into_iter().filter_map(|(key, new)| Some((new, old.swap_remove(&key)?))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_half_of_a_broken_spelling_is_one() {
+        let spellings: Vec<String> = ["<|im_end|>", "<|im", "a<", "<b", "\u{2603}"].map(str::to_owned).to_vec();
+        for text in
+            ["<|im_end|>", "x<|im_end|><|im_end|>", "a<b", "a<|im_end|>b", "<<|im_end|>>", "\u{2603}", "za<", "<|im"]
+        {
+            let broken = break_up(text, &spellings, '\u{e000}').unwrap();
+            for part in Plain::parts(&broken, '\u{e000}') {
+                assert!(!spellings.iter().any(|spelling| part.contains(spelling.as_str())), "{text}: {part}");
+            }
+            if !text.contains('\u{2603}') {
+                assert_eq!(broken.replace('\u{e000}', ""), text);
+            }
+        }
+        assert_eq!(break_up("<| im_end |>", &spellings, '\u{e000}'), None);
+    }
+}

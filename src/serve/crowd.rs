@@ -1,0 +1,233 @@
+//! Who is connected: so many in all and from one address, and room for whoever asks after the server's health.
+//!
+//! A connection on which no request runs is worth little: when there are too many, the one that has been silent longest makes
+//! room, of the address that has most. Half a head, too, is no request yet.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::{Body, Bytes, HttpBody};
+use axum::http::Response;
+use tokio::sync::Notify;
+
+/// Connections at once, where the process may have so many files.
+const MOST: usize = 1024;
+/// Beyond these, connections that are asked nothing but the server's health.
+const SPARE: usize = 16;
+/// Files for everything else: libraries, weights, the journal.
+const FILES: usize = 48;
+
+/// See the module.
+pub(super) struct Crowd {
+    most: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    count: u64,
+    seated: HashMap<u64, Seat>,
+    spare: usize,
+}
+
+struct Seat {
+    peer: IpAddr,
+    activity: Arc<Activity>,
+}
+
+/// What a connection does.
+pub(super) struct Activity {
+    /// Requests that run on it.
+    running: AtomicUsize,
+    last: Mutex<Instant>,
+    close: Notify,
+}
+
+/// A connection's place; it is free again when this is dropped.
+pub(super) struct Guest {
+    crowd: Arc<Crowd>,
+    number: u64,
+    pub(super) activity: Arc<Activity>,
+    /// It may ask after the server's health alone.
+    pub(super) spare: bool,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut inner = self.crowd.inner();
+        if self.spare {
+            inner.spare -= 1;
+        } else {
+            inner.seated.remove(&self.number);
+        }
+    }
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self { running: AtomicUsize::new(0), last: Mutex::new(Instant::now()), close: Notify::new() }
+    }
+
+    /// Waits until the connection has to make room.
+    pub(super) async fn closed(&self) {
+        self.close.notified().await;
+    }
+
+    fn last(&self) -> MutexGuard<'_, Instant> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request that runs on a connection.
+pub(super) struct Running(Arc<Activity>);
+
+impl Running {
+    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
+        activity.running.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(activity))
+    }
+
+    /// Lasts as long as the response's body.
+    pub(super) fn until_the_end(self, response: Response<Body>) -> Response<Body> {
+        response.map(|body| Body::new(Held { body, _running: self }))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        *self.0.last() = Instant::now();
+        self.0.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Held {
+    body: Body,
+    _running: Running,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> hyper::body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Crowd {
+    /// For as many connections as this process may have files, within reason.
+    pub(super) fn new() -> Arc<Self> {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
+        let open = std::fs::read_dir("/proc/self/fd").map_or(FILES, Iterator::count);
+        let free = limit.saturating_sub(open);
+        let most = free.saturating_sub(FILES + SPARE).max(free / 4).clamp(4, MOST);
+        Arc::new(Self { most, inner: Mutex::default() })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place for a connection from `peer`; none if it must be closed at once.
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Guest> {
+        let mut inner = self.inner();
+        let own = inner.seated.values().filter(|seat| seat.peer == peer).count();
+        let full = inner.seated.len() >= self.most;
+        // One address leaves others a quarter.
+        let crowded = own >= self.most - self.most / 4;
+        let seated = match (full, crowded) {
+            (false, false) => true,
+            (_, true) => inner.make_room(Some(peer)),
+            (true, false) => inner.make_room(None),
+        };
+        if !seated && inner.spare >= SPARE {
+            return None;
+        }
+        inner.count += 1;
+        let (number, activity) = (inner.count, Arc::new(Activity::new()));
+        if seated {
+            inner.seated.insert(number, Seat { peer, activity: Arc::clone(&activity) });
+        } else {
+            inner.spare += 1;
+        }
+        Some(Guest { crowd: Arc::clone(self), number, activity, spare: !seated })
+    }
+
+    /// The process has no file left for a connection.
+    pub(super) fn make_room(&self) {
+        self.inner().make_room(None);
+    }
+}
+
+impl Inner {
+    /// Sends the longest silent connection of `peer`, or of the address that has most, away; false if all are busy.
+    fn make_room(&mut self, peer: Option<IpAddr>) -> bool {
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        self.seated.values().for_each(|seat| *counts.entry(seat.peer).or_default() += 1);
+        let idle = self.seated.iter().filter(|(_, seat)| {
+            seat.activity.running.load(Ordering::Relaxed) == 0 && peer.is_none_or(|peer| seat.peer == peer)
+        });
+        let rank = |seat: &Seat| (std::cmp::Reverse(counts.get(&seat.peer).copied()), *seat.activity.last());
+        let Some(number) = idle.min_by_key(|(_, seat)| rank(seat)).map(|(number, _)| *number) else { return false };
+        if let Some(seat) = self.seated.remove(&number) {
+            seat.activity.close.notify_one();
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crowd(most: usize) -> Arc<Crowd> {
+        Arc::new(Crowd { most, inner: Mutex::default() })
+    }
+
+    #[test]
+    fn silent_connections_of_whoever_has_most_make_room() {
+        let crowd = crowd(8);
+        let (flood, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        let many: Vec<Guest> = (0..20).filter_map(|_| crowd.enter(flood)).collect();
+        assert!(many.iter().all(|guest| !guest.spare));
+        assert_eq!(crowd.inner().seated.len(), 6, "an address leaves others a quarter");
+        let innocent: Vec<Guest> = (0..2).filter_map(|_| crowd.enter(other)).collect();
+        let third = crowd.enter(other).unwrap();
+        let of = |peer| crowd.inner().seated.values().filter(|seat| seat.peer == peer).count();
+        assert_eq!((of(flood), of(other)), (5, 3), "the flood makes room");
+        assert!(crowd.inner().seated.contains_key(&innocent[0].number) && !third.spare);
+        drop((many, innocent, third));
+        assert!(crowd.inner().seated.is_empty());
+    }
+
+    #[test]
+    fn busy_connections_stay_and_health_has_spare_ones() {
+        let crowd = crowd(4);
+        let addresses: Vec<IpAddr> = (0..4).map(|last| IpAddr::from([10, 0, 0, last])).collect();
+        let guests: Vec<Guest> = addresses.iter().map(|peer| crowd.enter(*peer).unwrap()).collect();
+        let running: Vec<Running> = guests.iter().map(|guest| Running::begin(&guest.activity)).collect();
+        let spare: Vec<Guest> = (0..SPARE).map(|_| crowd.enter(addresses[0]).unwrap()).collect();
+        assert!(spare.iter().all(|guest| guest.spare));
+        assert!(crowd.enter(addresses[0]).is_none());
+        drop(spare);
+        drop(running);
+        assert!(!crowd.enter(addresses[1]).unwrap().spare, "who has answered is idle");
+    }
+}
