@@ -96,11 +96,12 @@ impl Hashes {
         identity(path).is_ok_and(|identity| self.entries.contains_key(&identity))
     }
 
-    /// Says that `copy` was made of `original`, so that it need not be read. Nothing is said of an original that changed
+    /// Says that `copy` was made of `original`, or is a link to it, so that it need not be read. Nothing is said of an original that changed
     /// since it was hashed.
     pub fn copied(&mut self, original: &Path, copy: &Path) -> io::Result<()> {
         let (from, to) = (identity(original)?, identity(copy)?);
-        if let Some(known) = self.entries.get(&from).map(|entry| entry.sha256.clone()) {
+        let known = self.entries.get(&from).map(|entry| entry.sha256.clone());
+        if let Some(known) = known.or_else(|| Self::of_store(original)) {
             self.remember(to, &known);
         }
         Ok(())
