@@ -82,12 +82,11 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let mut exit = Exit::Success;
     for plan in &plans {
         match one(args, plan, &context) {
-            Ok(Exit::Success) => {}
-            Ok(code) => exit = code,
+            Ok(code) => exit = exit.worst(code),
             // One bad recipe does not stop the others; the exit code remembers.
             Err(error) => {
                 super::report(&error);
-                exit = Exit::of(&error);
+                exit = exit.worst(Exit::of(&error));
             }
         }
         if environment.cancel.load(Ordering::Relaxed) {

@@ -8,6 +8,7 @@ mod exit;
 mod fetch;
 mod generate;
 mod inspect;
+mod outputs;
 mod progress;
 mod recipe;
 mod run;

@@ -45,6 +45,9 @@ pub(super) struct Args {
     /// Let pages of this origin use the server, such as `http://robot.local:3000`
     #[arg(long, value_name = "ORIGIN")]
     pub(super) cors_origin: Option<String>,
+    /// Hash every file of the engine directory first, also those that are known
+    #[arg(long)]
+    pub(super) verify: bool,
     /// Write what is asked and answered to the log
     #[arg(long)]
     pub(super) log_prompts: bool,
@@ -88,6 +91,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     let (folder, progress) = (args.engine, Arc::clone(&environment.progress));
     let load = move || {
+        manifest.check(&folder, args.verify, &*progress)?;
         let mut generator = open_llm(&folder, &manifest, &record, args.backend, &*progress)?;
         let info = generator.executor().info();
         eprintln!("{} is ready on {}, {}", manifest.name, info.device, info.name);
