@@ -94,7 +94,7 @@ fn staging_path(target: &Path) -> io::Result<PathBuf> {
     Ok(target.with_file_name(staged))
 }
 
-/// Whether `name` is what [`staging_path`] calls a writer's work on `target`: users may have files that merely begin so.
+/// Whether `name` is what [`staging_path`] calls a writer's work on `target`. A user's may merely begin so.
 fn is_staged(name: &OsStr, target: &OsStr) -> bool {
     let after = name.as_bytes().strip_prefix(b".").and_then(|name| name.strip_prefix(target.as_bytes()));
     let Some(numbers) = after.and_then(|name| name.strip_prefix(STAGING.as_bytes())) else { return false };

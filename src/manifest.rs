@@ -212,7 +212,7 @@ impl Manifest {
             fail(format!("not a manifest: {error}\n  hint: build the engine again: `watus-build build RECIPE`"))
         };
         // First: another layout need not have this one's fields.
-        let Layout { format } = serde_json::from_str(&text).map_err(damaged)?;
+        let Layout { format }: Layout = serde_json::from_str(&text).map_err(damaged)?;
         if format != u64::from(FORMAT) {
             return Err(fail(format!(
                 "layout {format} is not supported\n  hint: build the engine again (or update watus-build)"
@@ -279,9 +279,9 @@ impl Manifest {
         write_file(&folder.join(FILE), text.as_bytes()).map(drop)
     }
 
-    /// The first file that is missing or differs from its hash.
+    /// The first file that is missing, differs from its hash, or would be read though nobody proved it.
     pub fn damage(&self, folder: &Path, hash: Hasher<'_>) -> Option<String> {
-        self.damage_of(folder, hash, &mut |_| false)
+        self.stranger(folder).or_else(|| self.damage_of(folder, hash, &mut |_| false))
     }
 
     /// The same, but for files whose absence `forgives`.

@@ -65,8 +65,8 @@ impl Exit {
         if other.severity() > self.severity() { other } else { self }
     }
 
-    /// What must not be overlooked is high: an engine that is wrong, then what does not mend itself, then what may by a second
-    /// try, then what merely was not looked at.
+    /// What must not be overlooked is high: an engine that is wrong, then what does not mend itself, then what may by a
+    /// second try, then what merely was not looked at.
     fn severity(self) -> u8 {
         match self {
             Exit::Success => 0,

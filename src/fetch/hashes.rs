@@ -96,8 +96,8 @@ impl Hashes {
         identity(path).is_ok_and(|identity| self.entries.contains_key(&identity))
     }
 
-    /// Says that `copy` was made of `original`, or is a link to it, so that it need not be read. Nothing is said of an original that changed
-    /// since it was hashed.
+    /// Says that `copy` was made of `original`, or is a link to it, so that it need not be read. Nothing is said of an
+    /// original that changed since it was hashed.
     pub fn copied(&mut self, original: &Path, copy: &Path) -> io::Result<()> {
         let (from, to) = (identity(original)?, identity(copy)?);
         let known = self.entries.get(&from).map(|entry| entry.sha256.clone());

@@ -1,5 +1,5 @@
-//! Whether an engine directory is what its manifest says: asked at every start, so that a flipped bit is an error and not a
-//! wrong answer. `verify` hashes everything; a start hashes what is small and goes by memory for the rest.
+//! Whether an engine directory is what its manifest says: asked at every start, so that a flipped bit is an error and not
+//! a wrong answer. `verify` hashes everything; a start hashes what is small and goes by memory for the rest.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,8 @@ const SMALL: u64 = 64 << 20;
 /// An engine directory that is not what it was when it was published.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{}: {what}\n  hint: build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {}` looks at every file",
+    "{}: {what}\n  hint: build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {}` looks at every \
+     file",
     folder.display(), folder.display()
 )]
 pub struct Damage {
@@ -80,7 +81,7 @@ impl Manifest {
     }
 
     /// A file that the runtime would read though it is not in the manifest: nobody has proved what it does.
-    fn stranger(&self, folder: &Path) -> Option<String> {
+    pub(super) fn stranger(&self, folder: &Path) -> Option<String> {
         self.llm.as_ref()?;
         let texts = TEXT_FILES.iter().map(|name| (*name).to_owned());
         let engines = fs::read_dir(folder.join(ENGINES)).into_iter().flatten().flatten();

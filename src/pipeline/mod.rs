@@ -1,8 +1,8 @@
 //! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
 //!
-//! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's plan
-//! to builder options, `precision.rs` to an engine that is right in half precision; `place.rs` knows what may be replaced and
-//! what may be linked.
+//! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's
+//! plan to builder options, `precision.rs` to an engine that is right in half precision; `place.rs` knows what may be
+//! replaced and what may be linked.
 
 pub mod llm;
 mod place;

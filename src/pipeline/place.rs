@@ -1,5 +1,5 @@
-//! Where results go, and what of the user's is there already: only what this tool made is replaced, and what a user owns is
-//! copied, never linked. A hard link would change a published engine with the user's next write to his own file, and
+//! Where results go, and what of the user's is there already: only what this tool made is replaced, and what a user owns
+//! is copied, never linked. A hard link would change a published engine with the user's next write to his own file, and
 //! `onnx.load` refuses files of more than one name.
 
 use std::fs::{self, File};
@@ -62,8 +62,9 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     Err(occupied(place, "is a folder that is no engine directory", ""))
 }
 
-/// Whether a folder without a readable manifest was one of ours: the manifest names the tool, or all there is has our names
-/// and an engine is among it. A folder that merely holds one called `engines` is a user's: that is our default output.
+/// Whether a folder without a readable manifest was one of ours: the manifest names the tool, or all there is has our
+/// names and an engine is among it. A folder that merely holds one called `engines` is a user's: that is our default
+/// output.
 fn is_damaged_engine(folder: &Path, names: &[String]) -> bool {
     let mut manifest = Vec::new();
     if let Ok(file) = File::open(folder.join(FILE)) {
@@ -88,8 +89,8 @@ fn is_damaged_engine(folder: &Path, names: &[String]) -> bool {
     built && names.iter().all(ours)
 }
 
-/// Whether we wrote an ONNX file: graphs made here name the tool, those that were only given shapes keep their maker's name.
-fn is_our_model(path: &Path) -> Option<Model> {
+/// A model that we wrote: graphs made here name the tool, those that were only given shapes keep their maker's name.
+fn our_model(path: &Path) -> Option<Model> {
     let model = Model::load(path).ok()?;
     model.summary().ok()?.producer.starts_with("watus-build").then_some(model)
 }
@@ -97,7 +98,7 @@ fn is_our_model(path: &Path) -> Option<Model> {
 /// Refuses a place for an ONNX file that holds one of somebody else's.
 pub(super) fn check_onnx_file(place: &Path, force: bool) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
-    if metadata.is_file() && (force || is_our_model(place).is_some()) {
+    if metadata.is_file() && (force || our_model(place).is_some()) {
         return Ok(());
     }
     let or = if metadata.is_file() { ", or replace it with --force" } else { "" };
@@ -109,7 +110,7 @@ pub(super) fn check_onnx_folder(place: &Path) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
     if metadata.is_dir() {
         let mut others = names(place)?;
-        if let Some(model) = is_our_model(&place.join(super::MODEL)) {
+        if let Some(model) = our_model(&place.join(super::MODEL)) {
             let data = model.external_files();
             others.retain(|name| name != super::MODEL && !data.contains(name));
         }
@@ -123,9 +124,9 @@ pub(super) fn check_onnx_folder(place: &Path) -> anyhow::Result<()> {
 /// A file to put somewhere: where it is, where it goes.
 pub(super) type Move = (PathBuf, PathBuf);
 
-/// Puts files of a source into a folder that is being filled. What lies in a store (the hub cache, ours, Ollama's), where
-/// files never change, is linked, with `point` symbolically if nothing else works; the rest is copied, at best by sharing
-/// blocks (FICLONE: btrfs, XFS).
+/// Puts files of a source into a folder that is being filled. What lies in a store (the hub cache, ours, Ollama's),
+/// where files never change, is linked, with `point` symbolically if nothing else works; the rest is copied, at best by
+/// sharing blocks (FICLONE: btrfs, XFS).
 pub(super) fn place(moves: &[Move], source: &SourcePlan, point: bool, context: &Context) -> anyhow::Result<()> {
     let mut copies = Vec::new();
     for (from, to) in moves {
@@ -171,8 +172,8 @@ fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
     let free = free_space(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
     ensure!(
         bytes <= free,
-        "{} are to be copied to {}, {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a `hub:` \
-         source is linked and takes none",
+        "{} are to be copied to {}, {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a \
+         `hub:` source is linked and takes none",
         crate::memory::text(bytes),
         folder.display(),
         crate::memory::text(free)

@@ -39,7 +39,8 @@ UMask=0077
 WantedBy=multi-user.target
 ";
 
-/// The unit of an engine. What a unit's name cannot hold is escaped as systemd-escape(1) does; dashes, which it can, are kept.
+/// The unit of an engine. What a unit's name cannot hold is escaped as systemd-escape(1) does; dashes, which it can hold,
+/// are kept.
 pub(super) fn name(engine: &str) -> anyhow::Result<String> {
     let mut unit = PREFIX.to_owned();
     for (index, byte) in engine.bytes().enumerate() {

@@ -1,5 +1,4 @@
-//! What a language model's directory is filled with: graphs, links to the weights, text files; and the model as one ONNX
-//! file.
+//! What a language model's directory is filled with: graphs, weights, text files; and the model as one ONNX file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
