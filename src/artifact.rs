@@ -4,13 +4,15 @@
 //! writer holds a lock on the staged file or directory, so a later run can tell a crashed writer's leftovers from
 //! one at work, and [`sweep`] removes them.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
 
 /// Lower-case hexadecimal.
@@ -56,6 +58,18 @@ pub fn is_contained(path: &str) -> bool {
         && Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
+/// Whether both are there and one file: the same path, a link to it, or another name of it.
+pub fn is_same_file(a: &Path, b: &Path) -> bool {
+    let (Ok(a), Ok(b)) = (fs::metadata(a), fs::metadata(b)) else { return false };
+    (a.dev(), a.ino()) == (b.dev(), b.ino())
+}
+
+/// Bytes that can still be written in `folder`, which must be there.
+pub fn free_space(folder: &Path) -> io::Result<u64> {
+    let stat = rustix::fs::statvfs(folder)?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
 /// `WATUS_CACHE_DIR`, or `watus-build` in the user's cache directory.
 pub fn cache_dir() -> PathBuf {
     user_dir("WATUS_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
@@ -80,23 +94,33 @@ fn staging_path(target: &Path) -> io::Result<PathBuf> {
     Ok(target.with_file_name(staged))
 }
 
+/// Whether `name` is what [`staging_path`] calls a writer's work on `target`. A user's may merely begin so.
+fn is_staged(name: &OsStr, target: &OsStr) -> bool {
+    let after = name.as_bytes().strip_prefix(b".").and_then(|name| name.strip_prefix(target.as_bytes()));
+    let Some(numbers) = after.and_then(|name| name.strip_prefix(STAGING.as_bytes())) else { return false };
+    let parts: Vec<&[u8]> = numbers.split(|byte| *byte == b'-').collect();
+    parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit))
+}
+
 /// Removes what crashed writers of `target` left behind; the work of living ones is locked and stays.
 pub fn sweep(target: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return Ok(()) };
-    let prefix = format!(".{}{STAGING}", name.to_string_lossy());
     let entries = match fs::read_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
     for entry in entries.flatten() {
-        if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+        // The entry's own type: no writer stages a link, and what one points to is somebody else's.
+        let Ok(kind) = entry.file_type() else { continue };
+        if !is_staged(&entry.file_name(), name) || !(kind.is_file() || kind.is_dir()) {
             continue;
         }
         let path = entry.path();
-        let Ok(file) = File::open(&path) else { continue };
+        let no_links = OFlags::NOFOLLOW.bits().cast_signed();
+        let Ok(file) = OpenOptions::new().read(true).custom_flags(no_links).open(&path) else { continue };
         if file.try_lock().is_ok() {
-            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
         }
     }
@@ -191,7 +215,7 @@ impl StagedDirectory {
         &self.staged
     }
 
-    /// Swaps the directory into place in one step, replacing an older one.
+    /// Swaps the directory into place in one step, replacing an older one. Whose that is, is the caller's to know.
     pub fn publish(mut self) -> io::Result<()> {
         sync_directory(&self.staged)?;
         match fs::symlink_metadata(&self.target) {
@@ -200,6 +224,13 @@ impl StagedDirectory {
                 self.lock = None;
             }
             Err(error) => return Err(error),
+            // Exchanged, it would be swept away as somebody's leftover.
+            Ok(old) if !old.is_dir() => {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotADirectory,
+                    format!("{} is no folder", self.target.display()),
+                ));
+            }
             // The old directory takes the staged one's name, and `drop` removes it.
             Ok(_) => renameat_with(CWD, &self.staged, CWD, &self.target, RenameFlags::EXCHANGE)?,
         }
@@ -276,6 +307,38 @@ mod tests {
         sweep(&target).unwrap();
         assert_eq!(names(dir.path()).len(), 2, "{:?}", names(dir.path()));
         assert!(living.path().exists());
+    }
+
+    #[test]
+    fn sweep_touches_nothing_that_no_writer_made() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("mine"), "x").unwrap();
+        let kept = [
+            ".e.staging-",
+            ".e.staging-old",
+            ".e.staging-1",
+            ".e.staging-1-0.bak",
+            ".e.staging-1-2-3",
+            ".e.staging--1",
+        ];
+        kept.iter().for_each(|name| fs::write(dir.path().join(name), "x").unwrap());
+        std::os::unix::fs::symlink("mine", dir.path().join(".e.staging-7-0")).unwrap();
+        fs::create_dir(dir.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("folder", dir.path().join(".e.staging-7-1")).unwrap();
+        let before = names(dir.path());
+        fs::write(dir.path().join(".e.staging-7-2"), "x").unwrap();
+        sweep(&dir.path().join("e")).unwrap();
+        assert_eq!(names(dir.path()), before);
+    }
+
+    #[test]
+    fn a_file_is_no_predecessor_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("engine");
+        let staged = StagedDirectory::create(&target).unwrap();
+        fs::write(&target, "mine").unwrap();
+        assert!(staged.publish().is_err());
+        assert_eq!((fs::read_to_string(&target).unwrap().as_str(), names(dir.path()).len()), ("mine", 1));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `manifest.json`: what an engine directory holds, how it came to be, and the hash of every file in it.
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -13,6 +15,8 @@ use crate::backend::tensorrt::{ShapeRange, Version};
 use crate::llm;
 use crate::tensor::TensorSpec;
 use crate::vision::{Classifier, Preprocess, Yolo};
+
+pub use check::Damage;
 
 /// Layout version of the directory.
 pub const FORMAT: u32 = 1;
@@ -152,6 +156,12 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileRecord>,
 }
 
+/// What a manifest of any layout says.
+#[derive(Deserialize)]
+struct Layout {
+    format: u64,
+}
+
 /// The parts an engine depends on, each a short text or a hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -198,10 +208,17 @@ impl Manifest {
             return Err(fail("too long for a manifest".to_owned()));
         }
         let text = fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
-        let manifest: Self = serde_json::from_str(&text).map_err(|error| fail(format!("not a manifest: {error}")))?;
-        if manifest.format != FORMAT {
-            return Err(fail(format!("layout {} is not supported; build the engine again", manifest.format)));
+        let damaged = |error: serde_json::Error| {
+            fail(format!("not a manifest: {error}\n  hint: build the engine again: `watus-build build RECIPE`"))
+        };
+        // First: another layout need not have this one's fields.
+        let Layout { format }: Layout = serde_json::from_str(&text).map_err(damaged)?;
+        if format != u64::from(FORMAT) {
+            return Err(fail(format!(
+                "layout {format} is not supported\n  hint: build the engine again (or update watus-build)"
+            )));
         }
+        let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
         let names = [&manifest.engine, &manifest.model].into_iter().filter(|name| !name.is_empty());
         if manifest.llm.is_none() && names.clone().count() != 2 {
             return Err(fail("engine or model is missing".to_owned()));
@@ -262,11 +279,17 @@ impl Manifest {
         write_file(&folder.join(FILE), text.as_bytes()).map(drop)
     }
 
-    /// The first file that is missing or differs from its hash.
+    /// The first file that is missing, differs from its hash, or would be read though nobody proved it.
     pub fn damage(&self, folder: &Path, hash: Hasher<'_>) -> Option<String> {
+        self.stranger(folder).or_else(|| self.damage_of(folder, hash, &mut |_| false))
+    }
+
+    /// The same, but for files whose absence `forgives`.
+    fn damage_of(&self, folder: &Path, hash: Hasher<'_>, forgives: &mut dyn FnMut(&str) -> bool) -> Option<String> {
         self.files.iter().find_map(|(name, record)| {
             let path = folder.join(name);
             match fs::metadata(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && forgives(name) => None,
                 Err(error) => Some(format!("{name}: {error}")),
                 Ok(metadata) if metadata.len() != record.bytes => {
                     Some(format!("{name} has {} bytes, the manifest says {}", metadata.len(), record.bytes))
@@ -284,6 +307,22 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn broken_manifests_say_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        for (text, said) in [
+            ("{\"format\": 99}", "layout 99 is not supported"),
+            ("{\"format\": 99, \"name\": []}", "layout 99 is not supported"),
+            ("{}", "missing field `format`"),
+            ("{\"format\": 1}", "missing field"),
+            ("", "not a manifest"),
+        ] {
+            fs::write(folder.path().join(FILE), text).unwrap();
+            let error = Manifest::load(folder.path()).unwrap_err().to_string();
+            assert!(error.contains(said) && error.contains("build the engine again"), "{text}: {error}");
+        }
+    }
 
     #[test]
     fn key_differences_are_told() {

@@ -225,7 +225,7 @@ fn verify_finds_damage_and_tells_unproved_from_proved() {
     document["engine"] = "../../../etc/passwd".into();
     fs::write(engine.join("manifest.json"), document.to_string()).unwrap();
     let (code, _, stderr) = verify(&[]);
-    assert_eq!((code, stderr.contains("leaves the directory")), (1, true), "{stderr}");
+    assert_eq!((code, stderr.contains("leaves the directory")), (6, true), "{stderr}");
 }
 
 #[test]

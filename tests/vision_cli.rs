@@ -56,6 +56,12 @@ fn from_a_yolo_checkpoint_to_a_drawing() {
         run(&["run", "engines/yolo11-seg", "engines/yolo11-seg/images", "--backend", "cpu", "--no-annotated"]);
     assert!(code == 0 && stdout.starts_with("yolo11-seg: ") && !stdout.contains("drawn in"), "{stdout}");
 
+    // A drawing never takes the place of the picture it is made of.
+    let face = fs::read(scratch.path().join("face.png")).unwrap();
+    let (code, _, stderr) = run(&["run", "engines/yolo11-seg", "face.png", "--backend", "cpu", "--annotated", "."]);
+    assert_eq!((code, stderr.contains("face.png would be replaced")), (1, true), "{stderr}");
+    assert_eq!(fs::read(scratch.path().join("face.png")).unwrap(), face);
+
     // The engine file: Ultralytics' metadata, and without.
     let engine = "engines/yolo11-seg/yolo11-seg.engine";
     let (_, stdout, _) = run(&["inspect", engine]);

@@ -26,6 +26,9 @@ pub enum BackendError {
     Build(String),
     #[error("{0}")]
     Load(String),
+    /// An engine that was built for another TensorRT or GPU, or that TensorRT does not take for one.
+    #[error("{0}")]
+    Foreign(String),
     #[error("{0}")]
     Run(String),
     #[error("input `{name}`: {message}")]

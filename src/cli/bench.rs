@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
+use super::outputs::refuse_others;
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
@@ -25,6 +26,9 @@ pub(super) struct Args {
     /// Who computes
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
+    /// Hash every file of the engine directories first, also those that are known
+    #[arg(long)]
+    verify: bool,
     /// Timed runs
     #[arg(short = 'n', long, default_value_t = 200)]
     iterations: usize,
@@ -53,6 +57,9 @@ pub(super) struct Args {
 }
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
+    if let Some(chart) = &args.chart {
+        refuse_others(chart, |head| head.starts_with(b"<svg"), "SVG")?;
+    }
     let mut reports = Vec::new();
     let notes = crate::doctor::performance_notes();
     let mut models = Vec::new();
@@ -65,7 +72,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         let (manifest, mut session) = if is_model {
             (None, session::open_onnx(path, args.backend)?)
         } else {
-            let manifest = Manifest::load(path)?;
+            let manifest = session::load(path, args.verify, &*environment.progress)?;
             let session = session::open(path, &manifest, args.backend)?;
             (Some(manifest), session)
         };
@@ -153,9 +160,13 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     if !path.is_dir() {
         return Ok(None);
     }
-    let manifest = Manifest::load(path)?;
-    let Some(record) = &manifest.llm else { return Ok(None) };
+    // Of other engines the caller checks the files.
+    if Manifest::load(path)?.llm.is_none() {
+        return Ok(None);
+    }
     let progress = &*environment.progress;
+    let manifest = session::load(path, args.verify, progress)?;
+    let Some(record) = &manifest.llm else { return Ok(None) };
     let start = Instant::now();
     let mut generator = session::open_llm(path, &manifest, record, args.backend, progress)?;
     let loaded = start.elapsed().as_secs_f64();

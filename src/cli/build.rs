@@ -83,12 +83,11 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     for plan in &plans {
         let span = tracing::error_span!("build", recipe = plan.name);
         match span.in_scope(|| one(args, plan, &context)) {
-            Ok(Exit::Success) => {}
-            Ok(code) => exit = code,
+            Ok(code) => exit = exit.worst(code),
             // One bad recipe does not stop the others; the exit code remembers.
             Err(error) => {
                 super::report(&error);
-                exit = Exit::of(&error);
+                exit = exit.worst(Exit::of(&error));
             }
         }
         if environment.cancel.load(Ordering::Relaxed) {

@@ -3,6 +3,7 @@
 use crate::backend::BackendError;
 use crate::fetch::FetchError;
 use crate::llm::LlmError;
+use crate::manifest::{Damage, ManifestError};
 use crate::pipeline::NotProved;
 use crate::recipe::RecipeError;
 
@@ -39,7 +40,7 @@ impl Exit {
             if cause.is::<RecipeError>() {
                 return Exit::Recipe;
             }
-            if cause.is::<NotProved>() {
+            if cause.is::<NotProved>() || cause.is::<ManifestError>() || cause.is::<Damage>() {
                 return Exit::NotProved;
             }
             match cause.downcast_ref::<FetchError>() {
@@ -51,11 +52,34 @@ impl Exit {
                 Some(BackendError::Unavailable { .. } | BackendError::NoDevice(_)) => return Exit::Environment,
                 Some(BackendError::Cancelled) => return Exit::Cancelled,
                 Some(BackendError::Build(_)) => return Exit::Build,
+                Some(BackendError::Foreign(_)) => return Exit::NotProved,
                 Some(_) => return Exit::Failure,
                 None => {}
             }
         }
         Exit::Failure
+    }
+
+    /// The code of several jobs, which must not hide the worst of theirs.
+    pub fn worst(self, other: Self) -> Self {
+        if other.severity() > self.severity() { other } else { self }
+    }
+
+    /// What must not be overlooked is high: an engine that is wrong, then what does not mend itself, then what may by a
+    /// second try, then what merely was not looked at.
+    fn severity(self) -> u8 {
+        match self {
+            Exit::Success => 0,
+            Exit::NotExecuted => 1,
+            Exit::Fetch => 2,
+            Exit::Failure => 3,
+            Exit::Environment => 4,
+            Exit::Usage => 5,
+            Exit::Recipe => 6,
+            Exit::Build => 7,
+            Exit::NotProved => 8,
+            Exit::Cancelled => 9,
+        }
     }
 }
 
@@ -70,5 +94,48 @@ pub(super) fn backend_error<'a>(cause: &'a (dyn std::error::Error + 'static)) ->
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         std::process::ExitCode::from(exit as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_follow_the_kind_of_error() {
+        use std::path::PathBuf;
+        let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".to_owned() };
+        let damage = Damage { folder: PathBuf::from("m"), what: "x".to_owned() };
+        let text = || "x".to_owned();
+        let cases: [(anyhow::Error, Exit); 9] = [
+            (manifest().into(), Exit::NotProved),
+            (anyhow::Error::from(manifest()).context("while opening"), Exit::NotProved),
+            (damage.into(), Exit::NotProved),
+            (BackendError::Foreign(text()).into(), Exit::NotProved),
+            (LlmError::Backend(BackendError::Foreign(text())).into(), Exit::NotProved),
+            (BackendError::Load(text()).into(), Exit::Failure),
+            (BackendError::Build(text()).into(), Exit::Build),
+            (BackendError::NoDevice(text()).into(), Exit::Environment),
+            (LlmError::Request(text()).into(), Exit::Failure),
+        ];
+        for (error, exit) in cases {
+            assert_eq!(Exit::of(&error), exit, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn the_worst_code_wins_in_any_order() {
+        use Exit::{Build, Cancelled, Fetch, NotExecuted, NotProved, Recipe, Success};
+        for (codes, worst) in [
+            ([Success, NotExecuted, Success], NotExecuted),
+            ([NotProved, Fetch, Success], NotProved),
+            ([Fetch, NotProved, NotExecuted], NotProved),
+            ([Build, Recipe, Fetch], Build),
+            ([Success, Cancelled, NotProved], Cancelled),
+            ([Success, Success, Success], Success),
+        ] {
+            assert_eq!(codes.into_iter().fold(Success, Exit::worst), worst, "{codes:?}");
+            assert_eq!(codes.into_iter().rev().fold(Success, Exit::worst), worst, "{codes:?}");
+        }
     }
 }

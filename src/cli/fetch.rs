@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::{Environment, Exit, print};
 use crate::fetch::{Fetcher, Lock};
@@ -51,21 +52,37 @@ impl SourceArgs {
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let fetcher = args.sources.fetcher(environment);
+    let mut exit = Exit::Success;
     for path in &args.recipes {
-        let plan = Plan::new(path, &recipe::load(path)?);
-        let mut lock = args.sources.lock(path)?;
-        lock.update = args.update;
-        let fetched = pipeline::fetch(&plan, &fetcher, &mut lock)?;
-        if let Some(commit) = &fetched.commit {
-            print(format!("{}: commit {commit}", plan.name))?;
+        // As with `build`, one that cannot be had does not stop the others.
+        if let Err(error) = one(args, path, &fetcher) {
+            if super::is_broken_pipe(&error) {
+                return Err(error);
+            }
+            super::report(&error);
+            exit = exit.worst(Exit::of(&error));
         }
-        let pictures = pipeline::fetch_pictures(&plan, &fetcher, &mut lock)?;
-        for (_, path) in &pictures {
-            print(format!("{}: {}", plan.name, path.display()))?;
-        }
-        for file in &fetched.files {
-            print(format!("{}: {}", plan.name, file.path.display()))?;
+        if environment.cancel.load(Ordering::Relaxed) {
+            return Ok(Exit::Cancelled);
         }
     }
-    Ok(Exit::Success)
+    Ok(exit)
+}
+
+fn one(args: &Args, path: &Path, fetcher: &Fetcher) -> anyhow::Result<()> {
+    let plan = Plan::new(path, &recipe::load(path)?);
+    let mut lock = args.sources.lock(path)?;
+    lock.update = args.update;
+    let fetched = pipeline::fetch(&plan, fetcher, &mut lock)?;
+    if let Some(commit) = &fetched.commit {
+        print(format!("{}: commit {commit}", plan.name))?;
+    }
+    let pictures = pipeline::fetch_pictures(&plan, fetcher, &mut lock)?;
+    for (_, path) in &pictures {
+        print(format!("{}: {}", plan.name, path.display()))?;
+    }
+    for file in &fetched.files {
+        print(format!("{}: {}", plan.name, file.path.display()))?;
+    }
+    Ok(())
 }

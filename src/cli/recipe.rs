@@ -46,7 +46,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
                     }
                     Err(error) => {
                         say(format!("error: {error}"));
-                        exit = Exit::Recipe;
+                        exit = exit.worst(Exit::Recipe);
                     }
                 }
             }

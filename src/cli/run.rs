@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::generate::{self, GenerateArgs};
+use super::outputs::refuse_inputs;
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::StagedFile;
@@ -42,6 +43,9 @@ pub(super) struct Args {
     /// Who computes
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
+    /// Hash every file of the engine directory first, also those that are known
+    #[arg(long)]
+    verify: bool,
     /// Print the answers as JSON
     #[arg(long)]
     json: bool,
@@ -51,9 +55,10 @@ pub(super) struct Args {
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx");
-    let manifest = if is_model { None } else { Some(Manifest::load(&args.engine)?) };
+    let progress = &*environment.progress;
+    let manifest = if is_model { None } else { Some(session::load(&args.engine, args.verify, progress)?) };
     if let Some((manifest, record)) = manifest.as_ref().and_then(|manifest| Some((manifest, manifest.llm.as_ref()?))) {
-        let generator = session::open_llm(&args.engine, manifest, record, args.backend, &*environment.progress)?;
+        let generator = session::open_llm(&args.engine, manifest, record, args.backend, progress)?;
         let words: Vec<String> = args.images.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
     }
@@ -81,9 +86,11 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
     let batch = input.shape.first().copied().flatten().unwrap_or(1);
     let info = session.info();
     let mut answers = Vec::new();
-    let mut drawn: Vec<PathBuf> = Vec::new();
-    for path in files(&args.images)? {
-        let picture = vision::read_picture(&path)?;
+    let files = files(&args.images)?;
+    let draws = manifest.classifier.is_none() && manifest.yolo.is_some() && !args.no_annotated;
+    let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
+    for (index, path) in files.iter().enumerate() {
+        let picture = vision::read_picture(path)?;
         let outputs = session.run(&[vision::to_tensor(&picture, &preprocess, size).repeated(batch)])?;
         save(args, session, &outputs)?;
         let mut document = serde_json::json!({
@@ -97,10 +104,9 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
             document["answer"] = serde_json::to_value(answer)?;
         } else if let Some(yolo) = &manifest.yolo {
             let detections = yolo.detections(&outputs, [picture.height(), picture.width()])?;
-            let target = if args.no_annotated { None } else { Some(annotated(args, &path, &drawn)) };
-            if let Some(target) = &target {
+            let target = drawings.get(index);
+            if let Some(target) = target {
                 vision::save_picture(target, &vision::annotate(&picture, &detections))?;
-                drawn.push(target.clone());
                 document["annotated"] = serde_json::json!(target);
             }
             if !args.json {
@@ -133,6 +139,17 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         files.extend(inside);
     }
     Ok(files)
+}
+
+/// Where the drawings go, before the first is made: none may take a picture's place.
+fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut drawings: Vec<PathBuf> = Vec::new();
+    for path in files {
+        let drawing = annotated(args, path, &drawings);
+        refuse_inputs(&drawing, files.iter().map(PathBuf::as_path))?;
+        drawings.push(drawing);
+    }
+    Ok(drawings)
 }
 
 /// Where a picture's drawing goes; pictures of one name from several folders do not overwrite each other's.
@@ -194,9 +211,16 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
 
 fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
     let Some(folder) = &args.save else { return Ok(()) };
+    let target = |name: &str| {
+        let name: String = name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        folder.join(format!("{name}.npy"))
+    };
+    for spec in session.outputs() {
+        let given = args.inputs.iter().filter_map(|input| Some(Path::new(input.split_once('=')?.1)));
+        refuse_inputs(&target(&spec.name), given)?;
+    }
     for (spec, output) in session.outputs().iter().zip(outputs) {
-        let name: String = spec.name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
-        write(&folder.join(format!("{name}.npy")), output)?;
+        write(&target(&spec.name), output)?;
     }
     Ok(())
 }

@@ -58,6 +58,9 @@ pub(super) struct Args {
     /// requests of one key and `user` alone
     #[arg(long, value_name = "FILE")]
     pub(super) shared_system: Option<PathBuf>,
+    /// Hash every file of the engine directory first, also those that are known
+    #[arg(long)]
+    pub(super) verify: bool,
     /// Write what is asked and answered to the log
     #[arg(long)]
     pub(super) log_prompts: bool,
@@ -107,6 +110,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     let (folder, progress) = (args.engine, Arc::clone(&environment.progress));
     let load = move || {
+        manifest.check(&folder, args.verify, &*progress)?;
         let mut generator = open_llm(&folder, &manifest, &record, args.backend, &*progress)?;
         let info = generator.executor().info();
         say(format!("{} is ready on {}, {}", printable(&manifest.name), info.device, info.name));

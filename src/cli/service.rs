@@ -1,6 +1,9 @@
-//! `service`: the server as a systemd unit.
+//! `service`: servers as systemd units, one for each engine.
 
-use std::path::{Path, PathBuf};
+mod unit;
+
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -17,12 +20,18 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Write the unit, enable and start it
+    /// Write the engine's unit, watus-build@NAME.service, enable and start it
     Install(Box<Install>),
-    /// Stop the service and remove its unit
-    Uninstall,
-    /// Say whether it runs
-    Status,
+    /// Stop services and remove their units
+    Uninstall {
+        /// The engine's name [default: all]
+        name: Option<String>,
+    },
+    /// Say whether services run
+    Status {
+        /// The engine's name [default: all]
+        name: Option<String>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -37,166 +46,173 @@ struct Install {
     serve: serve::Args,
 }
 
-const UNIT: &str = "watus-build.service";
-
-fn unit_path() -> PathBuf {
-    Path::new("/etc/systemd/system").join(UNIT)
-}
+/// Where an administrator's units are.
+const FOLDER: &str = "/etc/systemd/system";
 
 pub(super) fn execute(args: Args) -> anyhow::Result<Exit> {
+    let folder = Path::new(FOLDER);
     match args.action {
-        Action::Install(install) => {
-            let unit = unit(&install)?;
-            if install.print {
-                print(unit.trim_end())?;
-                return Ok(Exit::Success);
-            }
-            needs_root("install")?;
-            write_file(&unit_path(), unit.as_bytes())
-                .with_context(|| format!("cannot write {}", unit_path().display()))?;
-            systemctl(&["daemon-reload"])?;
-            systemctl(&["enable", "--now", UNIT])?;
-            print(format!(
-                "{UNIT} runs, and will after every boot. `journalctl -u {UNIT} -f` shows its log, `curl \
-                 http://localhost:{}/health/ready` whether the model is loaded.",
-                install.serve.port
-            ))?;
-            Ok(Exit::Success)
-        }
-        Action::Uninstall => {
-            if !unit_path().exists() {
-                print(format!("{UNIT} is not installed"))?;
-                return Ok(Exit::Success);
-            }
-            needs_root("uninstall")?;
-            systemctl(&["disable", "--now", UNIT])?;
-            std::fs::remove_file(unit_path()).with_context(|| format!("cannot remove {}", unit_path().display()))?;
-            systemctl(&["daemon-reload"])?;
-            print(format!("{UNIT} is stopped and removed; engines and keys are where they were"))?;
-            Ok(Exit::Success)
-        }
-        Action::Status => {
-            if !unit_path().exists() {
-                print(format!("{UNIT} is not installed\n  hint: sudo watus-build service install ENGINE"))?;
-                return Ok(Exit::Failure);
-            }
-            let status = Command::new("systemctl").args(["status", "--no-pager", "--lines", "10", UNIT]).status();
-            Ok(if status.context("cannot run systemctl")?.success() { Exit::Success } else { Exit::Failure })
+        Action::Install(args) => install(&args, folder),
+        Action::Uninstall { name } => uninstall(name.as_deref(), folder),
+        Action::Status { name } => status(name.as_deref(), folder),
+    }
+}
+
+/// A unit that `install` wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Installed {
+    unit: String,
+    /// Engine directory and port, if the unit can be read.
+    serves: Option<(String, u16)>,
+}
+
+impl Installed {
+    /// "watus-build@x.service (/engines/x at port 8080)".
+    fn told(&self) -> String {
+        match &self.serves {
+            Some((engine, port)) => format!("{} ({engine} at port {port})", self.unit),
+            None => self.unit.clone(),
         }
     }
+}
+
+/// Our units in a folder, in the order of their names; what somebody else wrote is not among them.
+fn installed(folder: &Path) -> Vec<Installed> {
+    let mut units = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let unit = entry.file_name().to_string_lossy().into_owned();
+        if unit != unit::SINGLE && !(unit.starts_with(unit::PREFIX) && unit.ends_with(".service")) {
+            continue;
+        }
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        if text.starts_with(unit::HEADER) {
+            units.push(Installed { unit, serves: unit::serves(&text) });
+        }
+    }
+    units.sort_by(|a, b| a.unit.cmp(&b.unit));
+    units
+}
+
+/// Our units that a new one takes the place of; refuses what would be in its way.
+fn replaced<'a>(there: &'a [Installed], folder: &Path, unit: &str, port: u16) -> anyhow::Result<Vec<&'a Installed>> {
+    let (replaced, others): (Vec<&Installed>, Vec<&Installed>) =
+        there.iter().partition(|old| old.unit == unit || old.unit == unit::SINGLE);
+    // Port 0 is a free one.
+    let same = |old: &&&Installed| port != 0 && old.serves.as_ref().is_some_and(|(_, taken)| *taken == port);
+    if let Some(other) = others.iter().find(same) {
+        bail!("{} has this port already\n  hint: choose another with --port", other.told());
+    }
+    let path = folder.join(unit);
+    if path.symlink_metadata().is_ok() && !replaced.iter().any(|old| old.unit == unit) {
+        bail!("{} is there, and watus-build did not write it\n  hint: move it away", path.display());
+    }
+    Ok(replaced)
+}
+
+fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
+    let (manifest, _) = serve::language_model(&args.serve.engine)?;
+    let unit = unit::name(&manifest.name)?;
+    let text = unit::text(args, &manifest.name)?;
+    if args.print {
+        print(text.trim_end())?;
+        return Ok(Exit::Success);
+    }
+    needs_root("install …")?;
+    let there = installed(folder);
+    let replaced = replaced(&there, folder, &unit, args.serve.port)?;
+    let path = folder.join(&unit);
+    write_file(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
+    for old in replaced {
+        if old.unit == unit {
+            print(format!("replaces {}", old.told()))?;
+        } else {
+            remove(folder, old)?;
+            print(format!("{} is stopped and removed: each engine has a unit of its own now", old.told()))?;
+        }
+    }
+    systemctl(&["daemon-reload"], &unit)?;
+    systemctl(&["enable", &unit], &unit)?;
+    // Not `enable --now`: one that runs has the old engine.
+    systemctl(&["restart", &unit], &unit)?;
+    print(format!(
+        "{unit} runs, and will after every boot. `journalctl -u '{unit}' -f` shows its log, `curl \
+         http://localhost:{}/health/ready` whether the model is loaded.",
+        args.serve.port
+    ))?;
+    Ok(Exit::Success)
+}
+
+/// The units that are meant: of one engine, or all.
+fn chosen<'a>(there: &'a [Installed], name: Option<&str>) -> anyhow::Result<Vec<&'a Installed>> {
+    let Some(name) = name else { return Ok(there.iter().collect()) };
+    let unit = unit::name(name)?;
+    let found: Vec<&Installed> = there.iter().filter(|old| old.unit == unit || old.unit == name).collect();
+    if found.is_empty() {
+        let others: Vec<String> = there.iter().map(Installed::told).collect();
+        let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
+        bail!("{unit} is not installed\n  hint: installed is {others}");
+    }
+    Ok(found)
+}
+
+fn uninstall(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
+    let there = installed(folder);
+    let chosen = chosen(&there, name)?;
+    if chosen.is_empty() {
+        print("no engine is installed as a service")?;
+        return Ok(Exit::Success);
+    }
+    needs_root("uninstall")?;
+    for old in chosen {
+        remove(folder, old)?;
+        print(format!("{} is stopped and removed; engine and keys are where they were", old.told()))?;
+    }
+    systemctl(&["daemon-reload"], "systemd")?;
+    Ok(Exit::Success)
+}
+
+/// Stops a unit of ours and removes it.
+fn remove(folder: &Path, old: &Installed) -> anyhow::Result<()> {
+    systemctl(&["disable", "--now", &old.unit], &old.unit)?;
+    let path = folder.join(&old.unit);
+    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
+}
+
+fn status(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
+    let there = installed(folder);
+    let chosen = chosen(&there, name)?;
+    if chosen.is_empty() {
+        let hint = format!("hint: sudo {} service install ENGINE", program());
+        print(format!("no engine is installed as a service\n  {hint}"))?;
+        return Ok(Exit::Failure);
+    }
+    let mut command = Command::new("systemctl");
+    command.args(["status", "--no-pager", "--lines", "10", "--"]).args(chosen.iter().map(|old| &old.unit));
+    let status = command.status().context("cannot run systemctl")?;
+    Ok(if status.success() { Exit::Success } else { Exit::Failure })
+}
+
+/// This program as a shell finds it whoever asks: sudo looks in a few folders, and `~/.cargo/bin` is none of them.
+fn program() -> String {
+    let path = std::env::current_exe().map_or_else(|_| "watus-build".to_owned(), |path| path.display().to_string());
+    let plain = |c: char| c.is_alphanumeric() || "/-_.+@".contains(c);
+    if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }
 
 fn needs_root(action: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("this changes {}, which is root's\n  hint: sudo watus-build service {action} …", unit_path().display());
+        bail!("this changes {FOLDER}, which is root's\n  hint: sudo {} service {action}", program());
     }
     Ok(())
 }
 
-fn systemctl(arguments: &[&str]) -> anyhow::Result<()> {
+fn systemctl(arguments: &[&str], unit: &str) -> anyhow::Result<()> {
     let run = Command::new("systemctl").args(arguments).status();
     let status = run.context("cannot run systemctl\n  hint: this machine does not seem to use systemd")?;
     if !status.success() {
-        bail!("`systemctl {}` failed\n  hint: `journalctl -u {UNIT} -n 30` says why", arguments.join(" "));
+        bail!("`systemctl {}` failed\n  hint: `journalctl -u '{unit}' -n 30` says why", arguments.join(" "));
     }
     Ok(())
-}
-
-/// The unit: only what the server needs, and the GPU.
-fn unit(install: &Install) -> anyhow::Result<String> {
-    let args = &install.serve;
-    let (manifest, _) = serve::language_model(&args.engine)?;
-    let absolute = |path: &Path| path.canonicalize().with_context(|| format!("cannot find {}", path.display()));
-    let user = install.user.clone().or_else(|| std::env::var("SUDO_USER").ok()).or_else(|| std::env::var("USER").ok());
-    let user = user.unwrap_or_else(|| "root".to_owned());
-    let mut words = vec![
-        absolute(&std::env::current_exe().context("cannot find this program")?)?.display().to_string(),
-        "serve".to_owned(),
-        absolute(&args.engine)?.display().to_string(),
-        format!("--host={}", args.host),
-        format!("--port={}", args.port),
-        format!("--queue={}", args.queue),
-        format!("--timeout={}", args.timeout),
-        format!("--drain={}", args.drain),
-    ];
-    words.extend(args.names.iter().map(|name| format!("--name={name}")));
-    if let Some(path) = &args.api_key_file {
-        words.push(format!("--api-key-file={}", absolute(path)?.display()));
-    }
-    words.extend(args.cors_origin.iter().map(|origin| format!("--cors-origin={origin}")));
-    words.extend(args.log_prompts.then(|| "--log-prompts".to_owned()));
-    if let Some(backend) = clap::ValueEnum::to_possible_value(&args.backend) {
-        words.push(format!("--backend={}", backend.get_name()));
-    }
-    let command = words.iter().map(|word| quote(word)).collect::<Result<Vec<_>, _>>()?.join(" ");
-    // A Jetson's GPU is for these groups.
-    let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let has = |name: &&str| groups.lines().any(|line| line.split(':').next() == Some(name));
-    let groups = ["video", "render"].into_iter().filter(has).collect::<Vec<_>>().join(" ");
-    let library = std::env::var("WATUS_TENSORRT_LIB").ok().filter(|value| !value.is_empty());
-    let library = library.map(|path| quote(&format!("WATUS_TENSORRT_LIB={path}"))).transpose()?;
-    let library = library.map(|setting| format!("Environment={setting}\n")).unwrap_or_default();
-    // Longer than answers get to end, or systemd would cut them off.
-    let stop = args.drain + 15;
-    Ok(format!(
-        "# Written by `watus-build service install`.
-[Unit]
-Description=watus-build: {name}, for OpenAI's clients
-After=network.target
-# For ever, not five times: a robot has nobody to start it by hand.
-StartLimitIntervalSec=0
-
-[Service]
-Type=notify
-User={user}
-SupplementaryGroups={groups}
-ExecStart={command}
-{library}Environment=CUDA_CACHE_PATH=/var/cache/watus-build
-CacheDirectory=watus-build
-Restart=on-failure
-RestartSec=5
-# Wrong arguments and damaged engines do not mend themselves.
-RestartPreventExitStatus=2 6
-# Weights are read from disk first.
-TimeoutStartSec=15min
-TimeoutStopSec={stop}
-WatchdogSec=120
-# When memory runs out, this program goes first and comes back; the robot's others stay.
-OOMScoreAdjust=500
-# The GPU is a device: PrivateDevices and MemoryDenyWriteExecute must stay off.
-NoNewPrivileges=yes
-CapabilityBoundingSet=
-ProtectSystem=strict
-ProtectHome=read-only
-PrivateTmp=yes
-ProtectKernelModules=yes
-ProtectKernelLogs=yes
-ProtectControlGroups=yes
-ProtectClock=yes
-ProtectHostname=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-LockPersonality=yes
-SystemCallArchitectures=native
-UMask=0077
-
-[Install]
-WantedBy=multi-user.target
-",
-        name = manifest.name.replace(['%', '\n'], ""),
-    ))
-}
-
-/// A word of a unit file (systemd.syntax(7)): quoted, with specifiers and variables taken literally.
-fn quote(word: &str) -> anyhow::Result<String> {
-    if word.chars().any(char::is_control) {
-        bail!("{word:?} holds a control character, which a unit file cannot");
-    }
-    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.=:,@+".contains(c);
-    Ok(if word.chars().all(plain) { word.to_owned() } else { format!("\"{escaped}\"") })
 }
 
 #[cfg(test)]
@@ -204,10 +220,55 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_a_unit_are_quoted() {
-        assert_eq!(quote("--port=8080").unwrap(), "--port=8080");
-        assert_eq!(quote("/my engines/100%").unwrap(), "\"/my engines/100%%\"");
-        assert_eq!(quote("a\"$b\\").unwrap(), "\"a\\\"$$b\\\\\"");
-        assert!(quote("a\nExecStart=evil").is_err());
+    fn a_second_install_knows_the_first() {
+        let scratch = tempfile::tempdir().unwrap();
+        let write = |unit: &str, header: &str, engine: &str, port: u16| {
+            let text = format!("{header}.\n[Service]\nExecStart=/x/watus-build serve {engine} --port={port}\n");
+            fs::write(scratch.path().join(unit), text).unwrap();
+        };
+        write("watus-build.service", unit::HEADER, "/engines/old", 8080);
+        write("watus-build@a.service", unit::HEADER, "/engines/a", 8081);
+        write("watus-build@b.service", unit::HEADER, "/engines/b", 8082);
+        write("watus-build@mine.service", "# mine", "/engines/mine", 8083);
+        write("nginx.service", unit::HEADER, "/engines/x", 8084);
+        let there = installed(scratch.path());
+        let names: Vec<&str> = there.iter().map(|old| old.unit.as_str()).collect();
+        assert_eq!(names, ["watus-build.service", "watus-build@a.service", "watus-build@b.service"]);
+
+        let cases: [(&str, u16, Result<&[&str], &str>); 6] = [
+            ("watus-build@c.service", 8080, Ok(&["watus-build.service (/engines/old at port 8080)"])),
+            (
+                "watus-build@a.service",
+                8081,
+                Ok(&[
+                    "watus-build.service (/engines/old at port 8080)",
+                    "watus-build@a.service (/engines/a at port 8081)",
+                ]),
+            ),
+            ("watus-build@c.service", 8081, Err("watus-build@a.service (/engines/a at port 8081) has this port")),
+            ("watus-build@a.service", 8082, Err("watus-build@b.service")),
+            ("watus-build@mine.service", 9000, Err("did not write it")),
+            ("watus-build@c.service", 0, Ok(&["watus-build.service (/engines/old at port 8080)"])),
+        ];
+        for (unit, port, expected) in cases {
+            let found = replaced(&there, scratch.path(), unit, port);
+            match (found, expected) {
+                (Ok(found), Ok(told)) => {
+                    assert_eq!(found.iter().map(|old| old.told()).collect::<Vec<_>>(), told, "{unit} {port}");
+                }
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (found, _) => panic!("{unit} at {port}: {found:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn units_are_chosen_by_the_engines_name() {
+        let unit = |unit: &str| Installed { unit: unit.to_owned(), serves: None };
+        let there = [unit("watus-build.service"), unit("watus-build@a.service")];
+        let count = |name| chosen(&there, name).map(|units| units.len()).ok();
+        assert_eq!([count(None), count(Some("a")), count(Some("watus-build.service"))], [Some(2), Some(1), Some(1)]);
+        assert_eq!([count(Some("b")), count(Some("--all")), count(Some(""))], [None; 3]);
+        assert_eq!(chosen(&[], None).unwrap().len(), 0);
     }
 }

@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::say;
 use crate::backend::cpu::Cpu;
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, Session};
-use crate::llm::{self, Generator, Record, model::Runner};
-use crate::manifest::Manifest;
+use crate::llm::{self, Generator, LlmError, Record, model::Runner};
+use crate::manifest::{Damage, Manifest};
 use crate::progress::{Event, Progress};
 
 /// Who computes
@@ -21,6 +22,18 @@ pub(super) enum Choice {
     Tensorrt,
     /// The CPU reference on the engine's ONNX model
     Cpu,
+}
+
+/// The manifest of an engine directory whose files are what it says; all of them are hashed if `full`.
+pub(super) fn load(folder: &Path, full: bool, progress: &dyn Progress) -> anyhow::Result<Manifest> {
+    let manifest = Manifest::load(folder)?;
+    manifest.check(folder, full, progress)?;
+    Ok(manifest)
+}
+
+/// An engine that was built elsewhere, and what to do about it.
+fn foreign(manifest: &Manifest, why: &str) -> BackendError {
+    BackendError::Foreign(format!("{} {why}\n  hint: build it again here: `watus-build build RECIPE`", manifest.name))
 }
 
 /// Who computes an engine directory, with nothing left open.
@@ -48,11 +61,8 @@ fn decide(manifest: &Manifest, choice: Choice) -> anyhow::Result<Choice> {
     }
     let tensorrt = TensorRt::open()?;
     if tensorrt.version != manifest.tensorrt {
-        return Err(BackendError::Load(format!(
-            "{} was built by {}, this machine has {}\n  hint: build it again here",
-            manifest.name, manifest.tensorrt, tensorrt.version
-        ))
-        .into());
+        let why = format!("was built by {}, this machine has {}", manifest.tensorrt, tensorrt.version);
+        return Err(foreign(manifest, &why).into());
     }
     Ok(Choice::Tensorrt)
 }
@@ -62,9 +72,16 @@ pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow
     if decide(manifest, choice)? == Choice::Cpu {
         return Ok(Cpu.open(&folder.join(&manifest.model))?);
     }
-    let file = std::fs::read(folder.join(&manifest.engine))?;
+    let path = folder.join(&manifest.engine);
+    let file = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let (_, plan) = plan::split(&file);
-    Ok(TensorRt::open()?.load(plan, manifest.tf32)?)
+    Ok(TensorRt::open()?.load(plan, manifest.tf32).map_err(|error| match error {
+        BackendError::Load(message) => {
+            let on = manifest.device.as_ref().map(|device| format!(" (it was built on {})", device.name));
+            foreign(manifest, &format!("cannot be loaded{}: {message}", on.unwrap_or_default()))
+        }
+        other => other,
+    })?)
 }
 
 /// Loads a language model.
@@ -89,7 +106,13 @@ pub(super) fn open_llm(
         progress.event(Event::Step { phase: PHASE, done });
     });
     progress.event(Event::PhaseDone { name: PHASE });
-    Ok(generator?)
+    generator.map_err(|error| match error {
+        // What was published had a checkpoint and a tokenizer that could be read.
+        error @ (LlmError::Checkpoint(_) | LlmError::Text { .. }) => {
+            anyhow::Error::from(Damage { folder: folder.to_owned(), what: error.to_string() })
+        }
+        other => other.into(),
+    })
 }
 
 /// Opens a bare ONNX file on the CPU reference, or builds and loads it.

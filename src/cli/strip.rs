@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 
+use super::outputs::{refuse_inputs, refuse_others};
 use super::{Exit, print};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::plan;
@@ -27,6 +28,8 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
         args.engine.display()
     );
     let output = args.output.clone().unwrap_or_else(|| args.engine.with_extension("plan"));
+    refuse_inputs(&output, std::iter::once(args.engine.as_path()))?;
+    refuse_others(&output, |head| plan::Header::parse(plan::split(head).1).is_some(), "TensorRT engine")?;
     write_file(&output, plan).with_context(|| format!("cannot write {}", output.display()))?;
     let what = if metadata.is_some() { "without its metadata" } else { "had no metadata" };
     print(format!("{}: {what}: {}", args.engine.display(), output.display()))?;

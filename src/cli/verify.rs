@@ -1,12 +1,12 @@
 //! `verify`: prove engine directories.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::sha256_file;
-use crate::verify::{self, Check, Endpoint, Status};
+use crate::verify::{self, Check, Endpoint, Report, Status};
 
 /// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's
 /// clients need
@@ -71,30 +71,47 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     }
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
-        let report = verify::verify(folder, &environment.progress, &mut sha256_file)?;
-        if !args.json {
-            for check in &report.checks {
-                tell(&report.name, check)?;
+        // One that cannot be looked at does not hide what the others are like.
+        match verify::verify(folder, &environment.progress, &mut sha256_file) {
+            Ok(report) => {
+                exit = exit.worst(conclude(args, folder, &report)?);
+                reports.push(report);
             }
-            for prompt in &report.prompts {
-                let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");
-                print(format!("     {}: \"{}\" -> \"{answer}\"", report.name, prompt.prompt))?;
-            }
-        }
-        if report.failed() {
-            exit = Exit::NotProved;
-        } else if report.executed_on.is_none() {
-            if !args.json {
-                print(format!("     {}: not proved: its execution was not checked", report.name))?;
-            }
-            if args.require_execution && exit == Exit::Success {
-                exit = Exit::NotExecuted;
+            Err(error) => {
+                super::report(&error);
+                exit = exit.worst(Exit::of(&error));
             }
         }
-        reports.push(report);
     }
     if args.json {
         print_json(&reports)?;
     }
     Ok(exit)
+}
+
+/// Says what was found of one engine.
+fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
+    if !args.json {
+        for check in &report.checks {
+            tell(&report.name, check)?;
+        }
+        for prompt in &report.prompts {
+            let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");
+            print(format!("     {}: \"{}\" -> \"{answer}\"", report.name, prompt.prompt))?;
+        }
+    }
+    if report.failed() {
+        eprintln!(
+            "  hint: {} is not to be used as it is; build it again: `watus-build build --rebuild RECIPE`",
+            folder.display()
+        );
+        return Ok(Exit::NotProved);
+    }
+    if report.executed_on.is_some() {
+        return Ok(Exit::Success);
+    }
+    if !args.json {
+        print(format!("     {}: not proved: its execution was not checked", report.name))?;
+    }
+    Ok(if args.require_execution { Exit::NotExecuted } else { Exit::Success })
 }

@@ -37,6 +37,8 @@ fn today() -> u64 {
 pub struct Hashes {
     path: PathBuf,
     entries: BTreeMap<String, Entry>,
+    /// Something is known that the file does not say.
+    changed: bool,
     /// Bytes hashed because nothing was known of them.
     pub hashed_bytes: u64,
     /// Seconds that took.
@@ -48,21 +50,33 @@ impl Hashes {
     pub fn open(cache: &Path) -> Self {
         let path = cache.join("hashes.json");
         let entries = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
-        Self { path, entries, hashed_bytes: 0, seconds: 0.0 }
+        Self { path, entries, changed: false, hashed_bytes: 0, seconds: 0.0 }
+    }
+
+    /// The SHA-256 a file has for a name in a hub cache or an Ollama store, whose files never change.
+    pub fn of_store(path: &Path) -> Option<String> {
+        let real = fs::canonicalize(path).ok()?;
+        let name = real.file_name()?.to_str()?;
+        let named = name.strip_prefix("sha256-").unwrap_or(name);
+        let in_store = real.parent()?.file_name()? == "blobs";
+        (in_store && is_sha256(named)).then(|| named.to_ascii_lowercase())
     }
 
     /// A file's SHA-256: from its name in a hub cache or an Ollama store, which were checked when it came; from memory;
     /// or by reading it.
     pub fn sha256(&mut self, path: &Path) -> io::Result<String> {
-        let real = fs::canonicalize(path)?;
-        let name = real.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let in_store = real.parent().and_then(Path::file_name).is_some_and(|folder| folder == "blobs");
-        let named = name.strip_prefix("sha256-").unwrap_or(&name);
-        if in_store && is_sha256(named) {
-            return Ok(named.to_ascii_lowercase());
+        match Self::of_store(path) {
+            Some(named) => Ok(named),
+            None => self.read(path),
         }
+    }
+
+    /// The SHA-256 of what a file holds, whatever its name says: from memory, or by reading it.
+    pub fn read(&mut self, path: &Path) -> io::Result<String> {
+        let real = fs::canonicalize(path)?;
         let before = identity(&real)?;
         if let Some(entry) = self.entries.get_mut(&before) {
+            self.changed |= entry.day != today();
             entry.day = today();
             return Ok(entry.sha256.clone());
         }
@@ -72,16 +86,42 @@ impl Hashes {
         self.hashed_bytes += fs::metadata(&real)?.len();
         // Changed while it was read: nothing is known of it.
         if identity(&real)? == before {
-            self.entries.insert(before, Entry { sha256: sha256.clone(), day: today() });
+            self.remember(before, &sha256);
         }
         Ok(sha256)
     }
 
+    /// Whether [`Hashes::read`] need not read this file.
+    pub fn knows(&self, path: &Path) -> bool {
+        identity(path).is_ok_and(|identity| self.entries.contains_key(&identity))
+    }
+
+    /// Says that `copy` was made of `original`, or is a link to it, so that it need not be read. Nothing is said of an
+    /// original that changed since it was hashed.
+    pub fn copied(&mut self, original: &Path, copy: &Path) -> io::Result<()> {
+        let (from, to) = (identity(original)?, identity(copy)?);
+        let known = self.entries.get(&from).map(|entry| entry.sha256.clone());
+        if let Some(known) = known.or_else(|| Self::of_store(original)) {
+            self.remember(to, &known);
+        }
+        Ok(())
+    }
+
+    fn remember(&mut self, identity: String, sha256: &str) {
+        self.entries.insert(identity, Entry { sha256: sha256.to_owned(), day: today() });
+        self.changed = true;
+    }
+
     /// Keeps what was learnt.
     pub fn save(&mut self) -> io::Result<()> {
+        if !self.changed {
+            return Ok(());
+        }
         let oldest = today().saturating_sub(KEPT_DAYS);
         self.entries.retain(|_, entry| entry.day >= oldest);
-        write_file(&self.path, &serde_json::to_vec(&self.entries).map_err(io::Error::other)?).map(drop)
+        write_file(&self.path, &serde_json::to_vec(&self.entries).map_err(io::Error::other)?)?;
+        self.changed = false;
+        Ok(())
     }
 }
 
@@ -102,5 +142,32 @@ mod tests {
         fs::write(&file, "b").unwrap();
         assert_ne!(again.sha256(&file).unwrap(), first);
         assert_eq!(again.hashed_bytes, 1);
+    }
+
+    #[test]
+    fn a_copy_is_known_as_its_original_unless_that_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, copy) = (folder.path().join("weights"), folder.path().join("copy"));
+        fs::write(&file, "a").unwrap();
+        let mut hashes = Hashes::open(folder.path());
+        let known = hashes.sha256(&file).unwrap();
+        fs::copy(&file, &copy).unwrap();
+        hashes.copied(&file, &copy).unwrap();
+        assert_eq!((hashes.read(&copy).unwrap(), hashes.hashed_bytes, hashes.knows(&copy)), (known, 1, true));
+        fs::write(&file, "bc").unwrap();
+        fs::copy(&file, &copy).unwrap();
+        hashes.copied(&file, &copy).unwrap();
+        assert!(!hashes.knows(&copy));
+    }
+
+    #[test]
+    fn what_a_file_holds_is_not_told_by_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let blob = folder.path().join("blobs").join("0".repeat(64));
+        fs::create_dir(folder.path().join("blobs")).unwrap();
+        fs::write(&blob, "a").unwrap();
+        let mut hashes = Hashes::open(folder.path());
+        assert_eq!(hashes.sha256(&blob).unwrap(), "0".repeat(64));
+        assert_eq!(hashes.read(&blob).unwrap(), crate::artifact::sha256(b"a"));
     }
 }

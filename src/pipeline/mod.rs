@@ -1,9 +1,11 @@
 //! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
 //!
-//! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's plan
-//! to builder options, `precision.rs` to an engine that is right in half precision.
+//! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's
+//! plan to builder options, `precision.rs` to an engine that is right in half precision; `place.rs` knows what may be
+//! replaced and what may be linked.
 
 pub mod llm;
+mod place;
 mod precision;
 mod settings;
 mod vision;
@@ -16,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 
-use crate::artifact::{StagedDirectory, cache_dir, sha256_file, sweep};
+use crate::artifact::{StagedDirectory, cache_dir, is_same_file, sha256_file, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version, plan};
@@ -97,6 +99,7 @@ pub struct Prepared {
 /// Fetches the source and decides what a build would do.
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let folder = context.output.join(&plan.name);
+    place::check_engine(&folder)?;
     sweep(&folder)?;
     let fetched = fetch(plan, &context.fetcher, lock)?;
     let pictures = fetch_pictures(plan, &context.fetcher, lock)?;
@@ -148,7 +151,7 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     check_memory(&prepared, context)?;
     let staged = StagedDirectory::create(&folder)?;
     stage("preparing the model");
-    place_inputs(&prepared, staged.path())?;
+    place_inputs(&prepared, staged.path(), context)?;
     let report = precision::build_right(&prepared, staged.path(), context)?;
     publish(staged, report, &name, context)
 }
@@ -209,6 +212,8 @@ fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Contex
     if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(BackendError::Cancelled.into());
     }
+    // Minutes have passed since it was looked at.
+    place::check_engine(&folder)?;
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
     Ok(Outcome { folder, cached: false, report: Some(report) })
 }
@@ -232,17 +237,12 @@ fn check_memory(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
 const MODEL: &str = "model.onnx";
 
 /// Puts the model, its external data and the pictures into the staged directory.
-fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
+fn place_inputs(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow::Result<()> {
     let mut model = prepared.model.clone();
-    for (old, new) in model.flatten_external() {
-        // The hub cache holds links; a hard link of the blob itself costs no space.
-        let from = prepared.model.path().with_file_name(old);
-        let from = fs::canonicalize(&from).with_context(|| format!("external data {}", from.display()))?;
-        let to = staged.join(new);
-        if fs::hard_link(&from, &to).is_err() {
-            fs::copy(&from, &to).with_context(|| format!("external data {}", from.display()))?;
-        }
-    }
+    let data = model.flatten_external().into_iter();
+    let moves: Vec<place::Move> =
+        data.map(|(old, new)| (prepared.model.path().with_file_name(old), staged.join(new))).collect();
+    place::place(&moves, &prepared.plan.source, false, context).context("external data")?;
     fs::write(staged.join(MODEL), model.to_bytes()?)?;
     for (name, from) in &prepared.pictures {
         fs::create_dir_all(staged.join("images"))?;
@@ -253,7 +253,12 @@ fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
 
 /// Writes the float32 model alone, as it would be built from: NAME.onnx in the output folder.
 pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<PathBuf> {
+    let path = context.output.join(format!("{}.onnx", plan.name));
+    place::check_onnx_file(&path, context.force)?;
     let fetched = fetch(plan, &context.fetcher, lock)?;
+    if fetched.files.iter().any(|file| is_same_file(&file.path, &path)) {
+        bail!("{} is the source itself\n  hint: choose another folder with --output", path.display());
+    }
     let loaded = vision::load(plan, &fetched)?;
     let size = loaded.size();
     let mut model = loaded.model;
@@ -264,7 +269,6 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
         plan.name,
         model.path().display()
     );
-    let path = context.output.join(format!("{}.onnx", plan.name));
     fs::create_dir_all(&context.output)?;
     crate::artifact::write_file(&path, &model.to_bytes()?)
         .with_context(|| format!("cannot write {}", path.display()))?;

@@ -1,5 +1,4 @@
-//! What a language model's directory is filled with: graphs, links to the weights, text files; and the model as one ONNX
-//! file.
+//! What a language model's directory is filled with: graphs, weights, text files; and the model as one ONNX file.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,16 +7,15 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use super::{Prepared, is_text, open};
-use crate::artifact::{StagedDirectory, sweep, write_file};
-use crate::checkpoint::Checkpoint;
+use crate::artifact::{StagedDirectory, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
 use crate::llm::model::{ENGINES, WEIGHTS};
 use crate::llm::text::text_files;
 use crate::llm::{head_name, layer_name};
-use crate::pipeline::Context;
-use crate::progress::Event;
-use crate::recipe::Plan;
+use crate::pipeline::place::{self, Move};
+use crate::pipeline::{Context, MODEL};
+use crate::recipe::{Plan, SourcePlan};
 
 /// Writes every graph; returns graphs and engines.
 pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
@@ -40,33 +38,24 @@ pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(Pa
     Ok(engines)
 }
 
-/// Puts the checkpoint's files into `staged`, without a second copy wherever that is possible.
-pub(super) fn link_weights(checkpoint: &Checkpoint, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
-    let folder = staged.join(WEIGHTS);
+/// Puts the checkpoint's files into `staged`, without a second copy wherever that does no harm.
+pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
+    let (checkpoint, folder) = (&prepared.source.checkpoint, staged.join(WEIGHTS));
     fs::create_dir_all(&folder)?;
-    let mut names = Vec::new();
+    let (mut names, mut moves) = (Vec::new(), Vec::<Move>::new());
     for file in checkpoint.files() {
         let mut name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
         if checkpoint.gguf.is_some() && !name.ends_with(".gguf") {
             name = "model.gguf".to_owned(); // a blob of an Ollama store
         }
-        link(file.path(), &folder.join(&name), context)?;
+        moves.push((file.path().to_owned(), folder.join(&name)));
         names.push(name);
     }
-    Ok(names)
-}
-
-/// A hard link, or where that cannot be a symbolic one.
-fn link(from: &Path, to: &Path, context: &Context) -> anyhow::Result<()> {
-    // Hub caches hold links; what is linked is the blob itself.
-    let real = fs::canonicalize(from).with_context(|| format!("cannot find {}", from.display()))?;
-    if fs::hard_link(&real, to).is_err() {
-        // Another disk, or another user's file.
-        std::os::unix::fs::symlink(&real, to).with_context(|| format!("cannot link {}", real.display()))?;
-        let text = format!("{} is only pointed to: the engine directory needs it where it is", real.display());
-        context.progress.event(Event::Warning(&text));
+    place::place(&moves, &prepared.plan.source, true, context)?;
+    for (from, to) in &moves {
+        prepared.hashes.copied(from, to)?;
     }
-    Ok(())
+    Ok(names)
 }
 
 /// Copies or makes the text files.
@@ -95,10 +84,20 @@ pub(super) fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<(
 /// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.
 ///
 /// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
-/// written there; elsewhere NAME-onnx/ gets model.onnx and links to the checkpoint's files. (onnxruntime follows hard
-/// links; onnx.checker, given a path, takes them for an attack.)
+/// written there; elsewhere NAME-onnx/ gets model.onnx and the checkpoint's files, links where they lie in a
+/// store. (onnxruntime follows hard links; onnx.checker, given a path, takes them for an attack.)
 pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
     let folder = context.output.join(format!("{}-onnx", plan.name));
+    let path = context.output.join(format!("{}.onnx", plan.name));
+    let own = match &plan.source {
+        SourcePlan::Path { path, .. } if path.is_dir() => Some(path.as_path()),
+        SourcePlan::Path { path, .. } => path.parent(),
+        _ => None,
+    };
+    match own.is_some_and(|own| is_same_file(own, &context.output)) {
+        true => place::check_onnx_file(&path, context.force)?,
+        false => place::check_onnx_folder(&folder)?,
+    }
     sweep(&folder)?;
     let source = open(plan, &context.fetcher, lock)?;
     let start = Instant::now();
@@ -110,16 +109,18 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
         fs::canonicalize(file.path()).is_ok_and(|real| real.parent() == output.as_deref())
     };
     if files.iter().all(beside) {
-        let path = context.output.join(format!("{}.onnx", plan.name));
+        place::check_onnx_file(&path, context.force)?;
         write_file(&path, &whole.model.to_bytes()?)?;
         return Ok((path, start.elapsed().as_secs_f64()));
     }
     let staged = StagedDirectory::create(&folder)?;
-    fs::write(staged.path().join("model.onnx"), whole.model.to_bytes()?)?;
-    for (name, index) in &whole.files {
-        link(files[*index].path(), &staged.path().join(name), context)?;
-    }
+    fs::write(staged.path().join(MODEL), whole.model.to_bytes()?)?;
     let seconds = start.elapsed().as_secs_f64();
+    let data = whole.files.iter();
+    let moves: Vec<Move> =
+        data.map(|(name, index)| (files[*index].path().to_owned(), staged.path().join(name))).collect();
+    place::place(&moves, &plan.source, true, context)?;
+    place::check_onnx_folder(&folder)?;
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
-    Ok((folder.join("model.onnx"), seconds))
+    Ok((folder.join(MODEL), seconds))
 }

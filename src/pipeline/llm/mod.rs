@@ -1,5 +1,5 @@
 //! The stages of a language model's build: look at the configuration, fetch, plan the memory, emit the layer graphs,
-//! build their engines, link the weights, verify, publish. The weights are never read, but for their hash.
+//! build their engines, place the weights, verify, publish. The weights are never read, but for their hash.
 
 mod calibrate;
 mod files;
@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, Outcome, common_manifest, fetch, publish, settings};
+use super::{Context, Outcome, common_manifest, fetch, place, publish, settings};
 use crate::artifact::{StagedDirectory, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
@@ -118,6 +118,7 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let limits = limits(plan)?.clone();
     let folder = context.output.join(&plan.name);
+    place::check_engine(&folder)?;
     sweep(&folder)?;
     let mut source = open(plan, &context.fetcher, lock)?;
     source.model.kv_type = kv_type(plan, &source.model)?;
@@ -278,7 +279,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     files::place_text(&prepared, staged.path())?;
     let weights = match scheme {
         Some(scheme) => quantize::write(&prepared, scheme, staged.path(), context)?,
-        None => files::link_weights(&prepared.source.checkpoint, staged.path(), context)?,
+        None => files::place_weights(&mut prepared, staged.path(), context)?,
     };
     let mut manifest = manifest(&prepared, weights)?;
     manifest.build = record;

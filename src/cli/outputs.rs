@@ -1,0 +1,63 @@
+//! What a command writes is neither what it reads nor somebody else's.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context as _, bail};
+
+use crate::artifact::is_same_file;
+
+/// Refuses to write over one of the files that are read.
+pub(super) fn refuse_inputs<'a>(target: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> anyhow::Result<()> {
+    if let Some(input) = inputs.find(|input| is_same_file(input, target)) {
+        bail!(
+            "{} would be replaced by what is made of it{}\n  hint: choose another place",
+            input.display(),
+            if input == target { String::new() } else { format!(" (as {})", target.display()) }
+        );
+    }
+    Ok(())
+}
+
+/// Refuses to replace a file that is not of the kind the command writes, told by its first bytes.
+pub(super) fn refuse_others(target: &Path, is_ours: impl Fn(&[u8]) -> bool, kind: &str) -> anyhow::Result<()> {
+    if target.is_dir() {
+        bail!("{} is a folder\n  hint: name a file", target.display());
+    }
+    if !target.exists() {
+        return Ok(());
+    }
+    let mut head = Vec::new();
+    let read = File::open(target).and_then(|file| file.take(1 << 20).read_to_end(&mut head));
+    read.with_context(|| format!("cannot read {}", target.display()))?;
+    if !is_ours(&head) && !head.is_empty() {
+        bail!("{} is there already, and no {kind}\n  hint: choose another place, or move it away", target.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_and_what_is_not_ours_stays() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = |name: &str| scratch.path().join(name);
+        for (name, text) in [("in", "x"), ("chart", "<svg/>"), ("notes", "mine"), ("empty", "")] {
+            std::fs::write(path(name), text).unwrap();
+        }
+        std::fs::create_dir(path("folder")).unwrap();
+        std::os::unix::fs::symlink(path("in"), path("link")).unwrap();
+        std::fs::hard_link(path("in"), path("twin")).unwrap();
+        for (target, fine) in [("in", false), ("link", false), ("twin", false), ("notes", true), ("absent", true)] {
+            assert_eq!(refuse_inputs(&path(target), std::iter::once(path("in").as_path())).is_ok(), fine, "{target}");
+        }
+        for (target, fine) in [("chart", true), ("notes", false), ("empty", true), ("absent", true), ("folder", false)]
+        {
+            let checked = refuse_others(&path(target), |head| head.starts_with(b"<svg"), "SVG");
+            assert_eq!(checked.is_ok(), fine, "{target}");
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Whether an engine directory is what its manifest says: asked at every start, so that a flipped bit is an error and not
+//! a wrong answer. `verify` hashes everything; a start hashes what is small and goes by memory for the rest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{FILE, Manifest};
+use crate::artifact::{cache_dir, sha256_file};
+use crate::fetch::Hashes;
+use crate::llm::model::ENGINES;
+use crate::llm::text::TEXT_FILES;
+use crate::progress::{Event, Progress};
+
+/// Larger files are hashed once and then remembered while they stay as they are; smaller ones take no time.
+const SMALL: u64 = 64 << 20;
+
+/// An engine directory that is not what it was when it was published.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{}: {what}\n  hint: build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {}` looks at every \
+     file",
+    folder.display(), folder.display()
+)]
+pub struct Damage {
+    /// The engine directory.
+    pub folder: PathBuf,
+    /// Which file, and what is wrong with it.
+    pub what: String,
+}
+
+impl Manifest {
+    /// Checks the files of an engine directory before they are used, all by their content if `full`.
+    pub fn check(&self, folder: &Path, full: bool, progress: &dyn Progress) -> Result<(), Damage> {
+        self.check_with(folder, full, progress, &mut Hashes::open(&cache_dir()))
+    }
+
+    fn check_with(
+        &self,
+        folder: &Path,
+        full: bool,
+        progress: &dyn Progress,
+        hashes: &mut Hashes,
+    ) -> Result<(), Damage> {
+        if let Some(what) = self.stranger(folder) {
+            return Err(Damage { folder: folder.to_owned(), what });
+        }
+        self.hear_of_long_reading(folder, full, progress, hashes);
+        let damage = self.damage_of(
+            folder,
+            &mut |path| {
+                let small = fs::metadata(path)?.len() <= SMALL;
+                if full || small { sha256_file(path) } else { hashes.read(path) }
+            },
+            &mut |name| {
+                if !is_spare(name) {
+                    return false;
+                }
+                let text = format!("{} is missing: `verify` needs it", folder.join(name).display());
+                progress.event(Event::Warning(&text));
+                true
+            },
+        );
+        // A robot's disk may be read only, and losing this costs time alone.
+        let _ = hashes.save();
+        match damage {
+            Some(what) => Err(Damage { folder: folder.to_owned(), what }),
+            None => Ok(()),
+        }
+    }
+
+    /// Gigabytes take their time to be read.
+    fn hear_of_long_reading(&self, folder: &Path, full: bool, progress: &dyn Progress, hashes: &Hashes) {
+        let large = self.files.iter().filter(|(_, file)| file.bytes > SMALL);
+        let unread = large.filter(|(name, _)| full || !hashes.knows(&folder.join(name)));
+        let bytes: u64 = unread.map(|(_, file)| file.bytes).sum();
+        if bytes > 1_000_000_000 {
+            let once = if full { "" } else { ", once: it is remembered" };
+            let text = format!("{}: hashing {}{once}", self.name, crate::memory::text(bytes));
+            progress.event(Event::Stage(&text));
+        }
+    }
+
+    /// A file that the runtime would read though it is not in the manifest: nobody has proved what it does.
+    pub(super) fn stranger(&self, folder: &Path) -> Option<String> {
+        self.llm.as_ref()?;
+        let texts = TEXT_FILES.iter().map(|name| (*name).to_owned());
+        let engines = fs::read_dir(folder.join(ENGINES)).into_iter().flatten().flatten();
+        let engines = engines.map(|entry| format!("{ENGINES}/{}", entry.file_name().to_string_lossy()));
+        let mut read = texts.chain(engines.filter(|name| name.ends_with(".engine")));
+        let stranger =
+            read.find(|name| !self.files.contains_key(name) && folder.join(name).symlink_metadata().is_ok())?;
+        Some(format!("{stranger} is not in the manifest ({FILE}): it came later, and nothing was proved with it"))
+    }
+}
+
+/// Whether running works without: what is only looked at by `verify` and by people.
+fn is_spare(name: &str) -> bool {
+    name.starts_with("images/") || (name.starts_with("engines/") && name.ends_with(".onnx"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::progress::Silent;
+
+    /// A vision manifest as an old tool would have left it, with `files` in `folder`.
+    fn manifest(folder: &Path, files: &[(&str, &str)]) -> Manifest {
+        let mut manifest: Manifest = serde_json::from_value(serde_json::json!({
+            "format": 1, "name": "m", "kind": "onnx", "tool": "watus-build 0", "key": {},
+            "tensorrt": { "family": "rtx", "major": 1, "minor": 6, "patch": 1 }, "device": null, "l4t": null,
+            "precision": "fp32", "tf32": false, "source": "path:m",
+            "verify": { "seeds": 1, "images": [], "tolerance": 1e-3 },
+            "build": { "seconds": 0.0, "peak_memory_bytes": 0, "skipped_tactics": 0, "warnings": [] }, "files": {},
+        }))
+        .unwrap();
+        for (name, content) in files {
+            let path = folder.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+        manifest.record_files(folder, &mut sha256_file).unwrap();
+        manifest
+    }
+
+    #[test]
+    fn every_kind_of_damage_is_found_and_named() {
+        type Change = fn(&Path);
+        let cases: [(&str, Change, &str); 4] = [
+            ("a flipped bit", |folder| fs::write(folder.join("m.engine"), b"plaO").unwrap(), "m.engine does not match"),
+            ("a cut", |folder| fs::write(folder.join("m.engine"), b"pl").unwrap(), "m.engine has 2 bytes"),
+            ("a loss", |folder| fs::remove_file(folder.join("m.engine")).unwrap(), "m.engine"),
+            ("a lost picture", |folder| fs::remove_file(folder.join("images/a.png")).unwrap(), ""),
+        ];
+        for (case, change, said) in cases {
+            let scratch = tempfile::tempdir().unwrap();
+            let folder = scratch.path().join("engine");
+            let manifest = manifest(&folder, &[("m.engine", "plan"), ("images/a.png", "x")]);
+            let check = |full| {
+                let mut hashes = Hashes::open(scratch.path());
+                manifest.check_with(&folder, full, &Silent, &mut hashes).err().map(|error| error.to_string())
+            };
+            assert_eq!(check(false), None, "{case}");
+            change(&folder);
+            for full in [false, true] {
+                let found = check(full);
+                assert_eq!(found.is_some(), !said.is_empty(), "{case}: {found:?}");
+                assert!(found.unwrap_or_default().contains(said), "{case}");
+            }
+        }
+    }
+
+    #[test]
+    fn large_files_are_remembered_and_read_again_when_they_change() {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("engine");
+        let mut manifest = manifest(&folder, &[("m.engine", "plan")]);
+        let path = folder.join("m.data");
+        let large = usize::try_from(SMALL).unwrap() + 1;
+        fs::write(&path, vec![7_u8; large]).unwrap();
+        manifest.record_files(&folder, &mut sha256_file).unwrap();
+        let mut hashes = Hashes::open(scratch.path());
+        let mut check = |full| manifest.check_with(&folder, full, &Silent, &mut hashes).is_ok();
+        assert!(check(false) && check(false));
+        let mut changed = vec![7_u8; large];
+        changed[large / 2] = 6;
+        fs::write(&path, changed).unwrap();
+        assert!(!check(false) && !check(true));
+        assert_eq!(hashes.hashed_bytes, 2 * large as u64, "once each, and `full` goes by no memory");
+    }
+}
