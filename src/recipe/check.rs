@@ -118,24 +118,13 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
         let message = format!("`{}` is not an http address", address::shown(url));
         return error("url", &message, Some("write https://…"));
     }
-    if let Some(package) = &source.pypi
-        && !is_package_name(package)
-    {
-        let help = "letters, digits, and `.`, `_` and `-` between them, as pypi.org spells it";
-        return error("pypi", &format!("`{package}` is not a package name"), Some(help));
-    }
     if let Some(model) = &source.ollama
         && (!is_contained(&model.replace(':', "/")) || model.matches(':').count() > 1)
     {
         let message = format!("`{model}` is not an Ollama model");
         return error("ollama", &message, Some("write e.g. llama3.2:1b, as `ollama list` does"));
     }
-    if let Some(version) = &source.package_version
-        && !is_package_version(version)
-    {
-        let message = format!("`{version}` is not one exact version");
-        return error("package_version", &message, Some("write e.g. 2.0.0"));
-    }
+    package(source, error)?;
     if let Some(file) = &source.file
         && !is_contained(file)
     {
@@ -154,6 +143,22 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
                 return error("files", &format!("bad glob: {mistake}"), None);
             }
         }
+    }
+    Ok(())
+}
+
+fn package(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) -> Checked {
+    if let Some(package) = &source.pypi
+        && !is_package_name(package)
+    {
+        let help = "letters, digits, and `.`, `_` and `-` between them, as pypi.org spells it";
+        return error("pypi", &format!("`{package}` is not a package name"), Some(help));
+    }
+    if let Some(version) = &source.package_version
+        && !is_package_version(version)
+    {
+        let message = format!("`{version}` is not one exact version");
+        return error("package_version", &message, Some("write e.g. 2.0.0"));
     }
     Ok(())
 }
