@@ -89,10 +89,7 @@ pub(super) fn fetch(
     lock: &mut Lock,
 ) -> Result<Fetched, FetchError> {
     let name = format!("{repository}@{revision}");
-    // Both become paths in the cache; a plan made by hand was not checked as a recipe is.
-    if let Some(file) = [repository, revision].into_iter().find(|text| !is_contained(text)) {
-        return Err(FetchError::UnsafeName { name: name.clone(), file: file.to_owned() });
-    }
+    check_contained(&name, [repository, revision])?;
     let locked = match lock.get(repository, revision) {
         Some(locked) => locked.clone(),
         None if fetcher.offline => return offline(fetcher, repository, revision, globs),
@@ -142,6 +139,14 @@ pub(super) fn fetch(
         write_file(&folder.join("refs").join(revision), locked.commit.as_bytes())?;
     }
     Ok(Fetched { files, commit: Some(locked.commit) })
+}
+
+/// What becomes a path in the cache must stay there; a plan made by hand was not checked as a recipe is.
+fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
+    match parts.into_iter().find(|part| !is_contained(part)) {
+        Some(part) => Err(FetchError::UnsafeName { name: name.to_owned(), file: part.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 /// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, whatever it holds.
