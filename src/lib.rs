@@ -24,6 +24,7 @@
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod address;
 pub mod artifact;
 pub mod backend;
 pub mod bench;
@@ -41,6 +42,7 @@ pub mod onnx;
 pub mod pipeline;
 pub mod progress;
 pub mod recipe;
+pub mod regular_file;
 pub mod serve;
 pub mod tensor;
 pub mod verify;

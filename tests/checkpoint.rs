@@ -156,6 +156,77 @@ fn mistakes_are_told_one_by_one() {
 }
 
 #[test]
+fn numbers_have_ranges() {
+    use serde_json::json;
+    let scaled = |fields: serde_json::Value| {
+        let mut all = json!({"factor": 8.0, "original_max_position_embeddings": 32});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({ "rope_scaling": all, "rope_parameters": null })
+    };
+    let gemma = |field: &str, value: f64| json!({"model_type": "gemma2", "head_dim": 16, field: value});
+    let llama3 =
+        |low: f64, high: f64| scaled(json!({"rope_type": "llama3", "low_freq_factor": low, "high_freq_factor": high}));
+    let cases = [
+        (json!({"rms_norm_eps": -1e-5}), "`rms_norm_eps` is -0.00001; it must be 0 or more"),
+        (json!({"rms_norm_eps": 1e300}), "`rms_norm_eps` is 1e"),
+        (json!({"rope_theta": 0.0, "rope_parameters": null}), "rope_theta 0"),
+        (json!({"rope_theta": -10000.0, "rope_parameters": null}), "rope_theta -10000"),
+        (json!({"rotary_dim": 1 << 27}), "rotary dimensions makes no sense"),
+        (json!({"num_attention_heads": 0}), "`num_attention_heads` is 0"),
+        (json!({"num_attention_heads": 1 << 20}), "`num_attention_heads` is 1048576; it must be from 1 to 4096"),
+        (json!({"num_key_value_heads": 1 << 20}), "`num_key_value_heads` is 1048576"),
+        (json!({"num_hidden_layers": 200_000_000}), "`num_hidden_layers` is 200000000; it must be from 1 to 4096"),
+        (json!({"hidden_size": 0}), "`hidden_size` is 0"),
+        (json!({"head_dim": 200_000_000}), "`head_dim` is 200000000"),
+        (json!({"vocab_size": 0}), "`vocab_size` is 0"),
+        (json!({"vocab_size": -1}), "`vocab_size` is -1"),
+        (json!({"vocab_size": 200_000_000, "hidden_size": 200_000_000, "head_dim": 16}), "10^12 parameters"),
+        (json!({"intermediate_size": 200_000_000, "hidden_size": 200_000_000, "head_dim": 16}), "10^12 parameters"),
+        (scaled(json!({"rope_type": "linear", "factor": 0.0})), "`factor` is 0; it must be above 0"),
+        (scaled(json!({"rope_type": "linear", "factor": -2.0})), "`factor` is -2"),
+        (scaled(json!({"rope_type": "dynamic", "factor": -2.0})), "`factor` is -2"),
+        (scaled(json!({"rope_type": "yarn", "factor": 0.0})), "`factor` is 0"),
+        (scaled(json!({"rope_type": "yarn", "beta_fast": -1.0})), "`beta_fast` is -1"),
+        (scaled(json!({"rope_type": "yarn", "attention_factor": 0.0})), "`attention_factor` is 0"),
+        (
+            scaled(json!({"rope_type": "longrope", "short_factor": [1, 1, 1, 1], "long_factor": [1, -1, 1, 1]})),
+            "numbers above 0",
+        ),
+        (llama3(0.0, 4.0), "`low_freq_factor` is 0"),
+        (llama3(4.0, 4.0), "`high_freq_factor` is 4; it must be above"),
+        (gemma("attn_logit_softcapping", 0.0), "`attn_logit_softcapping` is 0; it must be above 0"),
+        (gemma("final_logit_softcapping", -30.0), "`final_logit_softcapping` is -30"),
+        (gemma("query_pre_attn_scalar", 0.0), "`query_pre_attn_scalar` is 0"),
+    ];
+    let folder = llama();
+    let path = folder.path().join("config.json");
+    let good: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    convert::describe(&path, &good, 64).unwrap();
+    for (change, expected) in cases {
+        let mut config = good.clone();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        let error = convert::describe(&path, &config, 64).expect_err(&change.to_string()).to_string();
+        assert!(error.contains("config.json") && error.contains(expected), "{change}: `{error}` lacks `{expected}`");
+    }
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    for name in ["config.json", "model.safetensors"] {
+        let folder = llama();
+        let path = folder.path().join(name);
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        let error = run(folder.path()).unwrap_err();
+        assert!(error.contains(name) && error.contains("it is a pipe, not a file"), "{error}");
+        let other = folder.path().join("m.gguf");
+        fs::rename(&path, &other).unwrap();
+        let error = Checkpoint::open(&[other]).unwrap_err().to_string();
+        assert!(error.contains("it is a pipe, not a file"), "{error}");
+    }
+}
+
+#[test]
 fn sequences_beyond_the_limit_are_refused() {
     let folder = llama();
     let files: Vec<PathBuf> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path()).collect();

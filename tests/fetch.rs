@@ -6,13 +6,13 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use support::hub::{COMMIT, Fault, Hub};
 use support::leftovers;
 use watus_build::fetch::{FetchError, Fetched, Fetcher, HubSettings, Lock, Retry};
-use watus_build::progress::Silent;
+use watus_build::progress::{Event, Progress, Silent};
 use watus_build::recipe::SourcePlan;
 
 /// Reproducible bytes.
@@ -47,7 +47,12 @@ impl World {
             cache: self.folder.path().join("cache"),
             offline: false,
             rehash: false,
-            retry: Retry { attempts: 4, pause: Duration::from_millis(5), longest: Duration::from_secs(2) },
+            retry: Retry {
+                attempts: 4,
+                pause: Duration::from_millis(5),
+                longest: Duration::from_secs(2),
+                ..Retry::default()
+            },
             progress: Arc::new(Silent),
             cancel: Arc::default(),
         }
@@ -316,4 +321,222 @@ fn a_bad_lock_file_is_refused() {
     }
     fs::write(&path, entry(COMMIT, "a")).unwrap();
     assert!(Lock::open(Path::new(&path)).unwrap().get("a/b", "main").is_some());
+}
+
+/// Keeps the warnings.
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Progress for Warnings {
+    fn event(&self, event: Event<'_>) {
+        if let Event::Warning(text) = event {
+            self.0.lock().unwrap().push(text.to_owned());
+        }
+    }
+}
+
+#[test]
+fn waits_are_announced_and_bounded() {
+    let drip = Fault::Drip(10, Duration::from_millis(20));
+    let cases: [(&str, Fault, usize, &str, &str); 9] = [
+        (
+            "safetensors",
+            Fault::Status(429, "", Some(86_400)),
+            1,
+            "asks to wait 86400 s, and 2 s are waited at most",
+            "",
+        ),
+        ("api", Fault::Status(503, "", Some(86_400)), 1, "org/model@main: the server asks to wait 86400 s", ""),
+        (
+            "safetensors",
+            Fault::Status(429, "", Some(1)),
+            9,
+            "asks to wait 1 s, and 2 s",
+            "(429); trying again in 1.0 s (try 2 of 4)",
+        ),
+        (
+            "api",
+            Fault::Status(503, "", None),
+            9,
+            "gave up after 4 tries",
+            "status 503; trying again in 0.0 s (try 4 of 4)",
+        ),
+        ("safetensors", drip.clone(), 9, "gave up after 4 tries: model.safetensors: stalled", "stalled: "),
+        ("api", drip, 9, "gave up after 4 tries", "org/model@main: timeout"),
+        ("safetensors", Fault::Silence, 9, "gave up after 4 tries", "model.safetensors: timeout"),
+        ("api", Fault::Silence, 9, "gave up after 4 tries", "org/model@main: timeout"),
+        // A byte more each time is no progress that could go on for ever.
+        ("safetensors", Fault::Cut(1), 99, "gave up after 4 tries", "(try 4 of 4)"),
+    ];
+    for (path, fault, times, expected, warning) in cases {
+        let world = World::new();
+        world.hub.fault(path, fault.clone(), times);
+        let warnings = Arc::new(Warnings::default());
+        let mut fetcher = world.fetcher();
+        fetcher.progress = Arc::clone(&warnings) as Arc<dyn Progress>;
+        if matches!(fault, Fault::Drip(..) | Fault::Silence) {
+            fetcher.retry.stall = Duration::from_millis(500);
+            fetcher.retry.answer = Duration::from_secs(1);
+        }
+        let error = world.fetch_with(&fetcher, &mut world.lock()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{fault:?}: `{error}` lacks `{expected}`");
+        let said = warnings.0.lock().unwrap().join("\n");
+        assert!(said.contains(warning), "{fault:?}: `{said}` lacks `{warning}`");
+        world.nothing_corrupt();
+    }
+}
+
+#[test]
+fn redirects_are_followed_and_a_token_stays_with_its_origin() {
+    let name = "/org/model/resolve/0123456789abcdef0123456789abcdef01234567/model.safetensors";
+    for path in ["/api/models", "model.safetensors"] {
+        let world = World::new();
+        world.hub.require_token("hf_secret");
+        // The same host, another port.
+        let other = World::new();
+        let target = if path == "model.safetensors" { name } else { "/api/models/org/model/revision/main?blobs=true" };
+        world.hub.fault(path, Fault::Redirect(format!("{}{target}", other.hub.endpoint)), 1);
+        // And on, by a path alone.
+        other.hub.fault(path, Fault::Redirect(target.to_owned()), 1);
+        let mut fetcher = world.fetcher();
+        fetcher.hub.token = Some("hf_secret".into());
+        world.check(&world.fetch_with(&fetcher, &mut world.lock()).unwrap());
+        assert_eq!(other.hub.tokens(), [None, None], "{path}");
+        assert!(world.hub.tokens().iter().all(Option::is_some));
+    }
+}
+
+#[test]
+fn redirects_that_lead_nowhere_are_errors() {
+    let cases = [
+        ("/loop", "redirects more than 10 times"),
+        ("ftp://me:secret@host/x", "cannot fetch ftp://host/x: only http and https"),
+        ("http://me:secret@/x?sig=secret", "cannot fetch http:///x?…"),
+    ];
+    for (location, expected) in cases {
+        let world = World::new();
+        world.hub.fault("/api/models", Fault::Redirect(location.to_owned()), 1000);
+        world.hub.fault("/loop", Fault::Redirect("/loop".to_owned()), 1000);
+        let error = world.fetch().unwrap_err().to_string();
+        assert!(error.contains(expected) && !error.contains("secret"), "{location}: {error}");
+    }
+}
+
+#[test]
+fn revisions_are_one_segment_of_an_address() {
+    let cases = [("refs/pr/1", "refs%2Fpr%2F1"), ("a?b#c", "a%3Fb%23c"), ("50% ü", "50%25%20%C3%BC"), ("v1.0", "v1.0")];
+    for (revision, escaped) in cases {
+        let world = World::new();
+        world.fetcher().fetch(&source(revision, &["*.json"]), &mut world.lock()).unwrap();
+        let expected = format!("GET /api/models/org/model/revision/{escaped}?blobs=true");
+        assert_eq!(world.hub.log()[0], expected);
+        // And again from what the cache remembers of the revision.
+        let offline = Fetcher { offline: true, ..world.fetcher() };
+        offline.fetch(&source(revision, &["*.json"]), &mut world.lock()).unwrap();
+    }
+    let world = World::new();
+    for revision in ["../../x", "/x", ""] {
+        let error = world.fetcher().fetch(&source(revision, &["*.json"]), &mut world.lock()).unwrap_err();
+        assert!(matches!(error, FetchError::UnsafeName { .. }), "{error}");
+    }
+    assert_eq!(world.hub.log(), Vec::<String>::new());
+}
+
+#[test]
+fn addresses_are_sent_encoded_and_shown_without_secrets() {
+    let world = World { hub: Hub::start(&[("a%20b.bin", bytes(100, 3), true)]), folder: tempfile::tempdir().unwrap() };
+    let host = world.hub.endpoint.strip_prefix("http://").unwrap();
+    let right = watus_build::artifact::sha256(&bytes(100, 3));
+    let fetch = |url: String, sha256: &str| {
+        world.fetcher().fetch(&SourcePlan::Url { url, sha256: sha256.into() }, &mut world.lock())
+    };
+    let url = |name: &str| format!("http://me:secret@{host}/org/model/resolve/main/{name}");
+    assert_eq!(fs::read(&fetch(url("a b.bin"), &right).unwrap().files[0].path).unwrap(), bytes(100, 3));
+    let wrong = watus_build::artifact::sha256(b"other");
+    let cases = [
+        (url("missing.bin?sig=secret"), "missing.bin?…"),
+        (url("a b.bin"), "does not match its hash (from http://127.0.0.1"),
+        (url(".."), "would leave the cache"),
+        (url("."), "would leave the cache"),
+        ("http://me:secret@ho st/x.bin".to_owned(), "cannot fetch http://ho"),
+    ];
+    for (url, expected) in cases {
+        let error = fetch(url.clone(), &wrong).unwrap_err().to_string();
+        assert!(error.contains(expected) && !error.contains("secret"), "{url}: {error}");
+    }
+    let offline = Fetcher { offline: true, ..world.fetcher() };
+    let source = SourcePlan::Url { url: url("x.bin"), sha256: wrong };
+    let error = offline.fetch(&source, &mut world.lock()).unwrap_err().to_string();
+    assert!(error.contains("x.bin is not in the cache") && !error.contains("secret"), "{error}");
+}
+
+#[test]
+fn what_is_no_file_is_not_waited_for() {
+    let world = World::new();
+    let pipe = world.folder.path().join("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+    for sha256 in [None, Some("0".repeat(64))] {
+        let source = SourcePlan::Path { path: pipe.clone(), sha256 };
+        let error = world.fetcher().fetch(&source, &mut world.lock()).unwrap_err().to_string();
+        assert!(error.contains("it is a pipe, not a file") && error.contains("hint: "), "{error}");
+    }
+    assert!(Lock::open(&pipe).unwrap_err().to_string().contains("it is a pipe, not a file"));
+    // A folder's files are those that are files.
+    let folder = SourcePlan::Path { path: world.folder.path().to_owned(), sha256: None };
+    assert!(world.fetcher().fetch(&folder, &mut world.lock()).unwrap().files.is_empty());
+}
+
+#[test]
+fn pip_is_given_a_package_and_no_option() {
+    let world = World::new();
+    let cases = [
+        ("--requirement", "1.0"),
+        ("-r", "1.0"),
+        ("", "1.0"),
+        ("p", ""),
+        ("p", "1.0 -r x"),
+        ("p", "*"),
+        ("./p", "1.0"),
+    ];
+    for (package, version) in cases {
+        let source =
+            SourcePlan::Pypi { package: package.into(), version: version.into(), file: "f".into(), sha256: None };
+        let error = world.fetcher().fetch(&source, &mut world.lock()).unwrap_err().to_string();
+        assert!(error.contains("no package with one exact version"), "{package} {version}: {error}");
+    }
+}
+
+#[test]
+fn nothing_beside_a_recipe_is_run_by_python() {
+    let scratch = tempfile::tempdir().unwrap();
+    let run = "open('was_run', 'w').close()\n";
+    // What Python would import from the folder it starts in, and what pip would be told to build.
+    for name in ["pip.py", "sitecustomize.py", "setup.py"] {
+        fs::write(scratch.path().join(name), run).unwrap();
+    }
+    fs::write(scratch.path().join("more.txt"), ".\n").unwrap();
+    let recipe =
+        "version: 1\nname: m\nkind: onnx\nsource: { pypi: no-such-package, package_version: '1.0', file: m.onnx }\n";
+    fs::write(scratch.path().join("m.yaml"), recipe).unwrap();
+    let mut command = support::watus(scratch.path());
+    command.env("PIP_NO_INDEX", "1").env("PIP_REQUIREMENT", scratch.path().join("more.txt"));
+    let (code, _, stderr) = support::output(command.args(["fetch", "m.yaml"]));
+    assert!(code != 0 && stderr.contains("pip could not download no-such-package==1.0"), "{stderr}");
+    let ran: Vec<String> = support::tree(scratch.path()).into_iter().filter(|name| name.ends_with("was_run")).collect();
+    assert_eq!(ran, Vec::<String>::new());
+}
+
+#[test]
+fn lock_files_are_guarded_as_recipes_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("watus.lock");
+    let cases =
+        [(format!("a: {}", "[".repeat(40_000)).into_bytes(), "too many brackets"), (b"\xFF\xFEv\0".to_vec(), "UTF-16")];
+    for (bytes, expected) in cases {
+        fs::write(&path, bytes).unwrap();
+        let error = Lock::open(&path).unwrap_err().to_string();
+        assert!(error.contains("watus.lock") && error.contains(expected), "{error}");
+    }
+    fs::write(&path, "\u{feff}version: 1\nsources: {}\n").unwrap();
+    Lock::open(&path).unwrap();
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Lines from the bottom; modules on one line do not import each other.
 const LINES: &[&[&str]] = &[
-    &["artifact", "confined", "log", "memory", "progress", "tensor"],
+    &["address", "artifact", "confined", "log", "memory", "progress", "regular_file", "tensor"],
     &["checkpoint", "onnx", "vision"],
     &["backend", "convert", "recipe"],
     &["fetch", "llm"],

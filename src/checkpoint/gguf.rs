@@ -1,13 +1,14 @@
 //! GGUF files: header, metadata, tensor directory (ggml, docs/gguf.md, versions 2 and 3, little endian).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use super::encoding::Encoding;
+use super::gguf_lists::{Numbers, Texts};
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
+use crate::regular_file;
 
 /// A metadata value.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,9 +18,8 @@ pub enum MetadataValue {
     Float(f64),
     Bool(bool),
     Text(String),
-    Integers(Vec<i64>),
-    Floats(Vec<f64>),
-    Texts(Vec<String>),
+    Numbers(Numbers),
+    Texts(Texts),
 }
 
 /// A file's metadata.
@@ -44,13 +44,17 @@ const MAGIC: &[u8; 4] = b"GGUF";
 /// In every message about a header that ends too early.
 const SHORT: &str = "truncated";
 /// No model has more tensors or keys; a count above is damage.
-const COUNT_LIMIT: u64 = 1 << 20;
+const COUNT_LIMIT: u64 = 1 << 16;
+/// Bytes of metadata and tensor directory; vocabularies take 10 MB.
+const HEADER_LIMIT: usize = 256 << 20;
+/// The longest key (docs/gguf.md).
+const NAME_LIMIT: usize = 65_535;
 
 impl Gguf {
     /// Whether a file begins like one.
     pub fn is_one(path: &Path) -> bool {
         let mut magic = [0; 4];
-        File::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == MAGIC
+        regular_file::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == MAGIC
     }
 
     /// Judges a file by its first bytes: before the rest is downloaded. `total` is its whole length.
@@ -106,40 +110,34 @@ impl Gguf {
     }
 
     /// A list of texts.
-    pub fn texts(&self, key: &str) -> Option<&[String]> {
+    pub fn texts(&self, key: &str) -> Option<&Texts> {
         match self.metadata.get(key)? {
             MetadataValue::Texts(values) => Some(values),
             _ => None,
         }
     }
 
-    /// A list of whole numbers.
-    pub fn integers(&self, key: &str) -> Option<&[i64]> {
-        match self.metadata.get(key)? {
-            MetadataValue::Integers(values) => Some(values),
-            _ => None,
-        }
-    }
-
     /// A list of numbers.
-    pub fn floats(&self, key: &str) -> Option<&[f64]> {
+    pub fn numbers(&self, key: &str) -> Option<&Numbers> {
         match self.metadata.get(key)? {
-            MetadataValue::Floats(values) => Some(values),
+            MetadataValue::Numbers(values) => Some(values),
             _ => None,
         }
     }
 }
 
-struct Reader<'a> {
-    rest: &'a [u8],
+/// Takes a header apart, from the front.
+pub(super) struct Reader<'a> {
+    pub(super) rest: &'a [u8],
+    /// What it means that there is no more.
+    pub(super) end: &'static str,
 }
 
-type Parsed<T> = Result<T, String>;
+pub(super) type Parsed<T> = Result<T, String>;
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, count: usize) -> Parsed<&'a [u8]> {
-        let (taken, rest) =
-            self.rest.split_at_checked(count).ok_or("truncated: the header ends beyond the file; fetch it again")?;
+    pub(super) fn take(&mut self, count: usize) -> Parsed<&'a [u8]> {
+        let (taken, rest) = self.rest.split_at_checked(count).ok_or(self.end)?;
         self.rest = rest;
         Ok(taken)
     }
@@ -156,17 +154,25 @@ impl<'a> Reader<'a> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn size(&mut self) -> Parsed<usize> {
+    pub(super) fn size(&mut self) -> Parsed<usize> {
         usize::try_from(self.u64()?).map_err(|_| "a size is out of range".to_owned())
     }
 
     fn text(&mut self) -> Parsed<String> {
         let length = self.size()?;
-        // Some vocabularies hold tokens that are not UTF-8; they keep their place.
         Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
     }
 
-    fn scalar(&mut self, kind: u32) -> Parsed<MetadataValue> {
+    /// A key or a tensor's name.
+    fn name(&mut self) -> Parsed<String> {
+        let length = self.size()?;
+        if length > NAME_LIMIT {
+            return Err(format!("a name of {length} bytes makes no sense"));
+        }
+        Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
+    }
+
+    pub(super) fn scalar(&mut self, kind: u32) -> Parsed<MetadataValue> {
         use MetadataValue::{Bool, Float, Integer, Text};
         Ok(match kind {
             0 => Integer(i64::from(u8::from_le_bytes(self.array()?))),
@@ -191,25 +197,11 @@ impl<'a> Reader<'a> {
             return self.scalar(kind);
         }
         let (kind, count) = (self.u32()?, self.size()?);
-        // An element takes a byte or more: a count beyond the file is damage, not a reason to allocate.
-        if count > self.rest.len() {
-            return Err("truncated: a list ends beyond the file".to_owned());
+        match kind {
+            8 => Ok(MetadataValue::Texts(Texts::read(self, count)?)),
+            9 => Err("a list of lists".to_owned()),
+            kind => Ok(MetadataValue::Numbers(Numbers::read(self, kind, count)?)),
         }
-        let (mut integers, mut floats, mut texts) = (Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..count {
-            match self.scalar(kind)? {
-                MetadataValue::Integer(value) => integers.push(value),
-                MetadataValue::Bool(value) => integers.push(i64::from(value)),
-                MetadataValue::Float(value) => floats.push(value),
-                MetadataValue::Text(value) => texts.push(value),
-                _ => return Err("a list of lists".to_owned()),
-            }
-        }
-        Ok(match kind {
-            6 | 12 => MetadataValue::Floats(floats),
-            8 => MetadataValue::Texts(texts),
-            _ => MetadataValue::Integers(integers),
-        })
     }
 }
 
@@ -221,7 +213,13 @@ pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), Check
 
 /// `bytes` may be the beginning of a file of `total` bytes, if it holds the header.
 fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
-    let mut reader = Reader { rest: bytes };
+    let header = &bytes[..bytes.len().min(HEADER_LIMIT)];
+    let end = if header.len() < bytes.len() {
+        "a header of more than 256 MiB makes no sense"
+    } else {
+        "truncated: the header ends beyond the file; fetch it again"
+    };
+    let mut reader = Reader { rest: header, end };
     if reader.take(4)? != MAGIC {
         return Err("it does not begin with `GGUF`".to_owned());
     }
@@ -235,13 +233,13 @@ fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>
     }
     let mut gguf = Gguf::default();
     for _ in 0..key_count {
-        let key = reader.text()?;
+        let key = reader.name()?;
         let value = reader.value().map_err(|message| format!("key `{key}`: {message}"))?;
         gguf.metadata.insert(key, value);
     }
     let mut tensors = Vec::new();
     for _ in 0..tensor_count {
-        let name = reader.text()?;
+        let name = reader.name()?;
         let rank = reader.u32()?;
         if rank > 4 {
             return Err(format!("tensor `{name}` has {rank} dimensions"));
@@ -262,7 +260,7 @@ fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>
     let alignment = gguf.integer("general.alignment").unwrap_or(32);
     let alignment = usize::try_from(alignment).ok().filter(|alignment| alignment.is_power_of_two());
     let alignment = alignment.ok_or("general.alignment is not a power of two")?;
-    let data = (bytes.len() - reader.rest.len()).next_multiple_of(alignment);
+    let data = (header.len() - reader.rest.len()).next_multiple_of(alignment);
     for (name, entry) in &mut tensors {
         let start = data.checked_add(entry.offset);
         let end = start.and_then(|start| start.checked_add(entry.bytes)).filter(|end| *end <= total);

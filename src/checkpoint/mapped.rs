@@ -1,12 +1,12 @@
 //! A file mapped into memory, read only.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use super::CheckpointError;
+use crate::regular_file;
 
 /// A mapped file and its path, for messages.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ impl Mapped {
     /// Maps `path`; nothing is read yet.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let fail = |error: std::io::Error| CheckpointError::new(path, error.to_string());
-        let file = File::open(path).map_err(fail)?;
+        let file = regular_file::open(path).map_err(fail)?;
         // SAFETY: the map is read only. A file that another process truncates while it is mapped ends this one with
         // SIGBUS; engine directories hold hard links that nobody writes to.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;

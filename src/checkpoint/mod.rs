@@ -7,6 +7,7 @@
 
 mod encoding;
 mod gguf;
+mod gguf_lists;
 mod gguf_names;
 mod integers;
 mod mapped;
@@ -23,10 +24,13 @@ use serde_json::Value;
 
 pub use encoding::Encoding;
 pub use gguf::{Gguf, Judgement, MetadataValue};
+pub use gguf_lists::{Numbers, Texts};
 pub use integers::{Integers, Second};
 pub use mapped::Mapped;
 pub use packed::Packing;
 pub use writer::{Planned, write_safetensors};
+
+use crate::regular_file;
 
 /// What is wrong with a checkpoint, and where.
 #[derive(Debug, thiserror::Error)]
@@ -158,11 +162,7 @@ const CONFIG_LIMIT: u64 = 16 << 20;
 /// Reads a JSON file of at most 16 MB.
 pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
     let fail = |message: String| CheckpointError::new(path, message);
-    let size = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
-    if size > CONFIG_LIMIT {
-        return Err(fail("too long for a configuration".to_owned()));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let text = regular_file::read_text(path, CONFIG_LIMIT).map_err(|error| fail(error.to_string()))?;
     serde_json::from_str(&text).map_err(|error| fail(format!("not JSON: {error}")))
 }
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::{Exit, print, say};
-use crate::recipe::{self, Plan};
+use crate::address;
+use crate::recipe::{self, Plan, SourcePlan};
 
 /// Check recipes, or print their JSON Schema
 #[derive(Debug, clap::Args)]
@@ -34,7 +35,16 @@ enum Action {
 pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
     match &args.command {
         Action::Schema => print(recipe::json_schema().trim_end())?,
-        Action::Show { recipe } => super::print_json(&Plan::new(recipe, &recipe::load(recipe)?))?,
+        Action::Show { recipe } => {
+            let mut plan = Plan::new(recipe, &recipe::load(recipe)?);
+            let reference = plan.verify.reference.iter_mut();
+            for source in [&mut plan.source].into_iter().chain(&mut plan.verify.images).chain(reference) {
+                if let SourcePlan::Url { url, .. } = source {
+                    *url = address::shown(url);
+                }
+            }
+            super::print_json(&plan)?;
+        }
         Action::Check { recipes } => {
             let mut exit = Exit::Success;
             for path in recipes {

@@ -60,21 +60,57 @@ impl<'a> Config<'a> {
         size.map(Some).ok_or_else(|| self.error(format!("`{field}` is {value}, which is no size")))
     }
 
+    /// A positive whole number up to `limit`, if there.
+    pub fn optional_size_to(&self, field: &str, limit: usize) -> Read<Option<usize>> {
+        match self.optional_size(field)? {
+            Some(size) if size > limit => Err(self.error(format!("`{field}` is {size}; it must be from 1 to {limit}"))),
+            size => Ok(size),
+        }
+    }
+
+    /// A positive whole number up to `limit`.
+    pub fn size_to(&self, field: &str, limit: usize) -> Read<usize> {
+        self.optional_size_to(field, limit)?.ok_or_else(|| self.error(format!("`{field}` is missing")))
+    }
+
     /// A positive whole number.
     pub fn size(&self, field: &str) -> Read<usize> {
         self.optional_size(field)?.ok_or_else(|| self.error(format!("`{field}` is missing")))
     }
 
-    /// A finite number, if there.
+    /// A number that is finite in float32 too, if there.
     pub fn optional_number(&self, field: &str) -> Read<Option<f64>> {
         let Some(value) = self.get(field) else { return Ok(None) };
-        let number = value.as_f64().filter(|number| number.is_finite());
+        let number = value.as_f64().filter(|number| (*number as f32).is_finite());
         number.map(Some).ok_or_else(|| self.error(format!("`{field}` is {value}, which is no number")))
     }
 
     /// A finite number.
     pub fn number(&self, field: &str) -> Read<f64> {
         self.optional_number(field)?.ok_or_else(|| self.error(format!("`{field}` is missing")))
+    }
+
+    /// A number above 0, in float32 too, if there: a divisor, or the argument of a logarithm.
+    pub fn optional_positive(&self, field: &str) -> Read<Option<f64>> {
+        match self.optional_number(field)? {
+            Some(number) if (number as f32) <= 0.0 => {
+                Err(self.error(format!("`{field}` is {number}; it must be above 0")))
+            }
+            number => Ok(number),
+        }
+    }
+
+    /// A number above 0.
+    pub fn positive(&self, field: &str) -> Read<f64> {
+        self.optional_positive(field)?.ok_or_else(|| self.error(format!("`{field}` is missing")))
+    }
+
+    /// A number of 0 or more, if there: what is added below a root.
+    pub fn optional_not_negative(&self, field: &str) -> Read<Option<f64>> {
+        match self.optional_number(field)? {
+            Some(number) if number < 0.0 => Err(self.error(format!("`{field}` is {number}; it must be 0 or more"))),
+            number => Ok(number),
+        }
     }
 
     /// A truth value; false when absent.

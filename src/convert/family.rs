@@ -7,17 +7,25 @@ use super::rope::{Base, Rope, rope};
 use super::{Activation, LayerKind, Transformer};
 use crate::checkpoint::CheckpointError;
 
+/// Larger than any model has them; beyond, tables that are made for each would take gigabytes before a tensor is missed.
+const HEADS_LIMIT: usize = 1 << 12;
+const HEAD_DIM_LIMIT: usize = 1 << 13;
+const LAYERS_LIMIT: usize = 1 << 12;
+
 /// Reads what most families have in common; a family then changes what it does differently.
 pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Result<Transformer, CheckpointError> {
-    let (hidden_size, heads) = (config.size("hidden_size")?, config.size("num_attention_heads")?);
-    let head_dim = match config.optional_size("head_dim")? {
+    let (hidden_size, heads) = (config.size("hidden_size")?, config.size_to("num_attention_heads", HEADS_LIMIT)?);
+    let head_dim = match config.optional_size_to("head_dim", HEAD_DIM_LIMIT)? {
         Some(head_dim) => head_dim,
         None if hidden_size.is_multiple_of(heads) => hidden_size / heads,
         None => {
             return Err(config.error("hidden_size does not divide into num_attention_heads, and head_dim is missing"));
         }
     };
-    let layers = config.size("num_hidden_layers")?;
+    if head_dim > HEAD_DIM_LIMIT {
+        return Err(config.error(format!("heads of {head_dim} dimensions; there may be {HEAD_DIM_LIMIT}")));
+    }
+    let layers = config.size_to("num_hidden_layers", LAYERS_LIMIT)?;
     let max_position = config.optional_size("max_position_embeddings")?.unwrap_or(2048);
     if !family.starts_with("gemma") {
         config.only("hidden_act", &["silu"])?;
@@ -28,11 +36,11 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
         hidden_size,
         intermediate_size: config.size("intermediate_size")?,
         heads,
-        kv_heads: config.optional_size("num_key_value_heads")?.unwrap_or(heads),
+        kv_heads: config.optional_size_to("num_key_value_heads", HEADS_LIMIT)?.unwrap_or(heads),
         head_dim,
         layers: vec![LayerKind { window: None, rope: 0 }; layers],
         ropes: Vec::new(),
-        norm_eps: config.optional_number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+        norm_eps: config.optional_not_negative("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         norm_offset: 0.0,
         activation: Activation::Silu,
         attention_scale: 1.0 / (head_dim as f32).sqrt(),
@@ -56,7 +64,9 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
         && scaling.text("rope_type").or(scaling.text("type")) == Some("dynamic")
     {
         // Dynamic scaling is for sequences beyond what the model was trained for.
-        transformer.max_position = (max_position as f64 * scaling.number("factor")?) as usize;
+        // A factor no model has stretches it no further than a size goes.
+        let stretched = max_position as f64 * scaling.positive("factor")?;
+        transformer.max_position = stretched.clamp(1.0, f64::from(1 << 28)) as usize;
     }
     Ok(transformer)
 }
@@ -85,7 +95,7 @@ pub(super) fn rotary_of(
     let dimension = config
         .optional_size("rotary_dim")?
         .unwrap_or((transformer.head_dim as f64 * fraction.clamp(0.0, 1.0)) as usize);
-    if theta <= 1.0 || dimension < 2 || !dimension.is_multiple_of(2) {
+    if theta <= 1.0 || dimension < 2 || !dimension.is_multiple_of(2) || dimension > transformer.head_dim {
         return Err(config.error(format!("rope_theta {theta} with {dimension} rotary dimensions makes no sense")));
     }
     rope(config, scaling, &Base { theta, dimension, max_position: transformer.max_position, length })

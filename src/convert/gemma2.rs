@@ -9,7 +9,7 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     let mut transformer = family::common(config, "gemma2", length)?;
     gemma(config, &mut transformer)?;
     let cap = |field: &str, default: f64| -> Result<Option<f32>, CheckpointError> {
-        Ok(Some(config.optional_number(field)?.unwrap_or(default) as f32))
+        Ok(Some(config.optional_positive(field)?.unwrap_or(default) as f32))
     };
     transformer.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
     transformer.logit_softcap = cap("final_logit_softcapping", 30.0)?;
@@ -22,7 +22,7 @@ pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<()
     config.only("hidden_activation", &["gelu_pytorch_tanh"])?;
     transformer.activation = Activation::Gelu;
     transformer.norm_offset = config.optional_number("norm_weight_offset")?.unwrap_or(1.0) as f32;
-    let scalar = config.optional_number("query_pre_attn_scalar")?.unwrap_or(256.0);
+    let scalar = config.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0);
     transformer.attention_scale = (1.0 / scalar.sqrt()) as f32;
     transformer.embedding_scale = (transformer.hidden_size as f32).sqrt();
     transformer.post_norms = true;

@@ -26,7 +26,7 @@ pub(super) fn describe(outer: &Config, length: usize) -> Result<Transformer, Che
     let mut transformer = family::common(&config, "gemma3", length)?;
     gemma2::gemma(&config, &mut transformer)?;
     transformer.qk_norm = true;
-    let cap = |field: &str| config.optional_number(field).map(|cap| cap.map(|cap| cap as f32));
+    let cap = |field: &str| config.optional_positive(field).map(|cap| cap.map(|cap| cap as f32));
     transformer.attention_softcap = cap("attn_logit_softcapping")?;
     transformer.logit_softcap = cap("final_logit_softcapping")?;
     let pattern = config.optional_size("sliding_window_pattern")?.unwrap_or(6);
@@ -38,7 +38,7 @@ pub(super) fn describe(outer: &Config, length: usize) -> Result<Transformer, Che
         Some(full) => family::rotary_of(&config, Some(full), &transformer, length, 1e6)?,
         None => family::rotary_of(&config, config.within("rope_scaling"), &transformer, length, 1e6)?,
     };
-    let local = config.optional_number("rope_local_base_freq")?.unwrap_or(1e4);
+    let local = config.optional_positive("rope_local_base_freq")?.unwrap_or(1e4);
     let sliding = json!({ "rope_theta": local });
     let sliding = kind("sliding_attention").unwrap_or(config.with(&sliding));
     let sliding = family::rotary_of(&config, Some(sliding), &transformer, length, local)?;

@@ -154,9 +154,12 @@ impl Transformer {
 
     /// Elements of all weights, the embedding counted once if tied.
     pub fn parameters(&self) -> usize {
-        let layer: usize = self.layer_weights(0).iter().map(|weight| weight.rows * weight.columns).sum();
-        let outer = self.vocab_size * self.hidden_size * if self.tied { 1 } else { 2 };
-        layer * self.layers.len() + outer + self.hidden_size
+        // What no machine holds must not come out small: `check` asks before anyone believes the sizes.
+        let weights = self.layer_weights(0);
+        let sizes = weights.iter().map(|weight| weight.rows.saturating_mul(weight.columns));
+        let layer = sizes.fold(0, usize::saturating_add);
+        let outer = self.vocab_size.saturating_mul(self.hidden_size).saturating_mul(if self.tied { 1 } else { 2 });
+        layer.saturating_mul(self.layers.len()).saturating_add(outer).saturating_add(self.hidden_size)
     }
 
     fn check(&self, config: &Config<'_>) -> Result<(), CheckpointError> {
@@ -169,6 +172,10 @@ impl Transformer {
             if rope.dimension() > self.head_dim || rope.frequencies.is_empty() {
                 let message = format!("{} rotary dimensions in heads of {}", rope.dimension(), self.head_dim);
                 return Err(config.error(message));
+            }
+            let is_usable = |number: &f32| number.is_finite() && *number > 0.0;
+            if !rope.frequencies.iter().chain([&rope.factor]).all(is_usable) {
+                return Err(config.error("the rotary base and its scaling lead to numbers that are 0 or infinite"));
             }
         }
         if self.parameters() >= 1 << 40 {

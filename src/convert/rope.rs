@@ -70,12 +70,12 @@ pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Resu
         .or(outer.optional_size("original_max_position_embeddings")?);
     match kind {
         "linear" => {
-            let factor = scaling.number("factor")?;
+            let factor = scaling.positive("factor")?;
             Ok(narrow(frequencies.iter().map(|f| f / factor).collect(), 1.0))
         }
         "dynamic" => {
             // bloc97's NTK-aware base change, for the longest sequence instead of the present one.
-            let factor = scaling.number("factor")?;
+            let factor = scaling.positive("factor")?;
             let ratio = base.length.max(base.max_position) as f64 / base.max_position as f64;
             let d = base.dimension as f64;
             let theta = base.theta * ((factor * ratio) - (factor - 1.0)).powf(d / (d - 2.0));
@@ -110,14 +110,17 @@ fn missing(outer: &Config) -> CheckpointError {
 }
 
 fn factors(scaling: &Config, field: &str, count: usize) -> Result<Vec<f64>, CheckpointError> {
-    let factors = scaling.numbers(field).filter(|f| f.len() == count && f.iter().all(|f| *f != 0.0));
-    factors.ok_or_else(|| scaling.error(format!("`{field}` must have {count} numbers other than 0")))
+    let factors = scaling.numbers(field).filter(|f| f.len() == count && f.iter().all(|f| (*f as f32) > 0.0));
+    factors.ok_or_else(|| scaling.error(format!("`{field}` must have {count} numbers above 0")))
 }
 
 /// Llama 3.1's: low frequencies are divided, high ones kept, those between blended (`modeling_rope_utils.py`).
 fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
     let (factor, low, high) =
-        (scaling.number("factor")?, scaling.number("low_freq_factor")?, scaling.number("high_freq_factor")?);
+        (scaling.positive("factor")?, scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);
+    if high <= low {
+        return Err(scaling.error(format!("`high_freq_factor` is {high}; it must be above `low_freq_factor`, {low}")));
+    }
     let original = original as f64;
     let scaled = frequencies.iter().map(|frequency| {
         let wavelength = 2.0 * PI / frequency;
@@ -135,9 +138,11 @@ fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope
 
 /// YaRN (Peng et al. 2023, section 3): a ramp between interpolated and kept frequencies, and a temperature.
 fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
-    let factor = scaling.optional_number("factor")?.unwrap_or(base.max_position as f64 / original as f64);
-    let (fast, slow) =
-        (scaling.optional_number("beta_fast")?.unwrap_or(32.0), scaling.optional_number("beta_slow")?.unwrap_or(1.0));
+    let factor = scaling.optional_positive("factor")?.unwrap_or(base.max_position as f64 / original as f64);
+    let (fast, slow) = (
+        scaling.optional_positive("beta_fast")?.unwrap_or(32.0),
+        scaling.optional_positive("beta_slow")?.unwrap_or(1.0),
+    );
     let d = base.dimension as f64;
     let correction = |rotations: f64| d * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * base.theta.ln());
     let (mut low, mut high) = (correction(fast), correction(slow));
@@ -153,10 +158,10 @@ fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> 
         frequency / factor * (1.0 - kept) + frequency * kept
     });
     let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-    let attention = match (scaling.optional_number("attention_factor")?, scaling.optional_number("mscale")?) {
+    let attention = match (scaling.optional_positive("attention_factor")?, scaling.optional_not_negative("mscale")?) {
         (Some(given), _) => given,
         (None, Some(mscale)) if scaling.get("mscale_all_dim").is_some() => {
-            temperature(mscale) / temperature(scaling.number("mscale_all_dim")?)
+            temperature(mscale) / temperature(scaling.optional_not_negative("mscale_all_dim")?.unwrap_or(0.0))
         }
         _ => temperature(1.0),
     };
@@ -171,8 +176,8 @@ fn longrope(scaling: &Config, base: &Base, frequencies: &[f64], original: usize)
     let list = if base.length > original { "long_factor" } else { "short_factor" };
     let factors = factors(scaling, list, frequencies.len())?;
     let stretch = base.max_position as f64 / original as f64;
-    let stretch = scaling.optional_number("factor")?.unwrap_or(stretch);
+    let stretch = scaling.optional_positive("factor")?.unwrap_or(stretch);
     let default = if stretch <= 1.0 { 1.0 } else { (1.0 + stretch.ln() / (original as f64).ln()).sqrt() };
-    let attention = scaling.optional_number("attention_factor")?.unwrap_or(default);
+    let attention = scaling.optional_positive("attention_factor")?.unwrap_or(default);
     Ok(narrow(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(), attention))
 }

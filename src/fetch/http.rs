@@ -1,79 +1,25 @@
 //! One file over HTTP into a part file, however badly the server behaves.
 //!
 //! A download resumes where the last run stopped (`Range`), is checked against its digest before it gets its name,
-//! and gives up after a bounded number of failures in a row. Progress resets the count.
+//! and gives up after a bounded number of failures in a row. Progress worth the name resets the count (`retry.rs`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
-use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
 use ureq::http::{Response, StatusCode, header};
 use ureq::{Agent, Body};
 
+use super::FetchError;
+use super::digest::Digest;
 use super::look;
-use super::{Cancelled, FetchError};
-use crate::artifact::{feed, hex};
+use super::request::{Request, send};
+use super::retry::{Failure, Retrier, Retry, refusal};
+use crate::address;
 use crate::progress::{Event, Progress};
-
-/// What a file's content must hash to.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Digest {
-    /// SHA-256 of the content: large files on the hub, `url:` and `pypi:` sources.
-    Sha256(String),
-    /// Git's object id, SHA-1 of "blob LENGTH\0" and the content: small files on the hub.
-    GitBlob(String),
-}
-
-impl Digest {
-    /// The digest in hexadecimal; the hub names its blobs by it.
-    pub fn hex(&self) -> &str {
-        match self {
-            Digest::Sha256(hex) | Digest::GitBlob(hex) => hex,
-        }
-    }
-
-    /// Whether the file at `path` has this digest.
-    pub fn matches(&self, path: &Path) -> io::Result<bool> {
-        let mut file = File::open(path)?;
-        let found = match self {
-            Digest::Sha256(_) => {
-                let mut hasher = Sha256::new();
-                feed(&mut file, |chunk| hasher.update(chunk))?;
-                hex(&hasher.finalize())
-            }
-            Digest::GitBlob(_) => {
-                let mut hasher = Sha1::new();
-                hasher.update(format!("blob {}\0", file.metadata()?.len()));
-                feed(&mut file, |chunk| hasher.update(chunk))?;
-                hex(&hasher.finalize())
-            }
-        };
-        Ok(found.eq_ignore_ascii_case(self.hex()))
-    }
-}
-
-/// How often and how patiently to try again.
-#[derive(Debug, Clone, Copy)]
-pub struct Retry {
-    /// Failures in a row before giving up.
-    pub attempts: u32,
-    /// First pause; doubles each time.
-    pub pause: Duration,
-    /// Longest pause, `Retry-After` included.
-    pub longest: Duration,
-}
-
-impl Default for Retry {
-    fn default() -> Self {
-        Self { attempts: 6, pause: Duration::from_millis(500), longest: Duration::from_secs(120) }
-    }
-}
 
 /// One file to download.
 #[derive(Debug, Clone)]
@@ -88,38 +34,14 @@ pub struct Download {
     pub digest: Digest,
     /// Length, where known beforehand.
     pub size: Option<u64>,
-    /// Sent as `Authorization: Bearer …`, to the named host only.
+    /// Sent as `Authorization: Bearer …`, to the address's own origin only.
     pub token: Option<String>,
 }
 
 /// Downloads files with one agent and one set of rules.
 pub struct Downloader {
     agent: Agent,
-    retry: Retry,
-    progress: Arc<dyn Progress>,
-    cancel: Arc<AtomicBool>,
-}
-
-/// Why one attempt ended early.
-pub(super) enum Failure {
-    /// Trying again cannot help.
-    Final(FetchError),
-    /// Trying again may help, after this pause if the server named one.
-    Passing { error: FetchError, wait: Option<Duration> },
-}
-
-impl Failure {
-    /// A fault of the network or the server that another try may not meet.
-    pub(super) fn passing(name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        let error = FetchError::Network { name: name.to_owned(), source: source.into() };
-        Failure::Passing { error, wait: None }
-    }
-}
-
-impl From<io::Error> for Failure {
-    fn from(error: io::Error) -> Self {
-        Failure::Final(FetchError::Io(error))
-    }
+    retrier: Retrier,
 }
 
 impl Downloader {
@@ -127,15 +49,30 @@ impl Downloader {
     pub fn new(retry: Retry, progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Self {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(Duration::from_secs(15)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            // A stalled body is cut and resumed.
-            .timeout_per_read(Some(Duration::from_secs(30)))
+            // `request.rs` follows them.
+            .max_redirects(0)
+            // Silence is a stall too.
+            .timeout_per_read(Some(retry.stall))
             .user_agent(concat!("watus-build/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        Self { agent, retry, progress, cancel }
+        Self { agent, retrier: Retrier { settings: retry, progress, cancel } }
+    }
+
+    /// A text of at most `limit` bytes, e.g. a hub's description of a repository.
+    pub(super) fn text(&self, name: &str, url: &str, token: Option<&str>, limit: u64) -> Result<String, FetchError> {
+        let patience = self.retrier.settings.answer;
+        let request = Request { name, address: url, token, from: None, patience, whole: true };
+        let attempt = || -> Result<String, Failure> {
+            self.retrier.check_cancel().map_err(Failure::Final)?;
+            let mut response = send(&self.agent, &request)?;
+            if !response.status().is_success() {
+                return Err(refusal(name, url, response.status(), &response));
+            }
+            let read = response.body_mut().with_config().limit(limit).read_to_string();
+            read.map_err(|error| Failure::of_ureq(name, error))
+        };
+        self.retrier.retrying(name, || 0, attempt)
     }
 
     /// Downloads unless the target is there already. The target appears complete and checked, or not at all.
@@ -155,13 +92,13 @@ impl Downloader {
             return Ok(());
         }
         let result = self.fill(download, file, &part);
-        self.progress.event(Event::TransferDone { name: &download.name });
+        self.retrier.progress.event(Event::TransferDone { name: &download.name });
         result
     }
 
     fn fill(&self, download: &Download, mut file: File, part: &Path) -> Result<(), FetchError> {
         let have = file.metadata()?.len();
-        self.progress.event(Event::Transfer { name: &download.name, done: have, total: download.size });
+        self.retrier.progress.event(Event::Transfer { name: &download.name, done: have, total: download.size });
         let mut wrong_once = false;
         loop {
             self.complete(download, &mut file)?;
@@ -174,7 +111,7 @@ impl Downloader {
             file.set_len(0)?;
             if wrong_once {
                 let _ = fs::remove_file(part);
-                return Err(FetchError::WrongHash { name: download.name.clone(), url: download.url.clone() });
+                return Err(FetchError::WrongHash { name: download.name.clone(), url: address::shown(&download.url) });
             }
             wrong_once = true;
         }
@@ -183,48 +120,12 @@ impl Downloader {
     /// Tries until the part file is as long as the server says.
     fn complete(&self, download: &Download, file: &mut File) -> Result<(), FetchError> {
         let length = file.try_clone()?;
-        self.retrying(|| length.metadata().map_or(0, |metadata| metadata.len()), || self.attempt(download, file))
-    }
-
-    /// Tries again after passing failures, a bounded number of times in a row; growth of `progress` starts a new count.
-    pub(super) fn retrying<T>(
-        &self,
-        progress: impl Fn() -> u64,
-        mut attempt: impl FnMut() -> Result<T, Failure>,
-    ) -> Result<T, FetchError> {
-        let mut failures = 0;
-        loop {
-            let before = progress();
-            let (error, wait) = match attempt() {
-                Ok(done) => return Ok(done),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing { error, wait }) => (error, wait),
-            };
-            failures = if progress() > before { 1 } else { failures + 1 };
-            if failures >= self.retry.attempts {
-                return Err(FetchError::GaveUp { attempts: failures, last: Box::new(error) });
-            }
-            let doubled = self.retry.pause.saturating_mul(1 << (failures - 1).min(16));
-            self.pause(wait.unwrap_or(doubled).min(self.retry.longest))?;
-        }
-    }
-
-    fn pause(&self, mut left: Duration) -> Result<(), FetchError> {
-        while !left.is_zero() {
-            self.check_cancel()?;
-            let step = left.min(Duration::from_millis(100));
-            std::thread::sleep(step);
-            left -= step;
-        }
-        Ok(())
-    }
-
-    fn check_cancel(&self) -> Result<(), FetchError> {
-        if self.cancel.load(Ordering::Relaxed) { Err(FetchError::Cancelled(Cancelled)) } else { Ok(()) }
+        let arrived = || length.metadata().map_or(0, |metadata| metadata.len());
+        self.retrier.retrying(&download.name, arrived, || self.attempt(download, file))
     }
 
     fn attempt(&self, download: &Download, file: &mut File) -> Result<(), Failure> {
-        self.check_cancel().map_err(Failure::Final)?;
+        self.retrier.check_cancel().map_err(Failure::Final)?;
         let mut start = file.metadata()?.len();
         if download.size.is_some_and(|size| start > size) {
             file.set_len(0)?;
@@ -233,13 +134,15 @@ impl Downloader {
         if start > 0 && download.size == Some(start) {
             return Ok(());
         }
-        let mut request = self.agent.get(&download.url).header(header::RANGE, format!("bytes={start}-"));
-        // Compressed, a length and a range would mean other bytes.
-        request = request.header(header::ACCEPT_ENCODING, "identity");
-        if let Some(token) = &download.token {
-            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
-        }
-        let response = request.call().map_err(|error| Failure::passing(&download.name, error))?;
+        let request = Request {
+            name: &download.name,
+            address: &download.url,
+            token: download.token.as_deref(),
+            from: Some(start),
+            patience: self.retrier.settings.answer,
+            whole: false,
+        };
+        let response = send(&self.agent, &request)?;
         let total = match accept(download, &response, file, &mut start)? {
             Answer::Complete => return Ok(()),
             Answer::Follows(total) => total,
@@ -259,12 +162,13 @@ impl Downloader {
         let limit = download.size.or(total);
         let mut reader = response.into_body().into_reader();
         let mut done = start;
+        let mut pace = Pace { since: Instant::now(), done };
         let mut buffer = vec![0u8; 256 * 1024];
         // A GGUF's header tells whether the rest is worth having.
         let mut look_at = (name.ends_with(".gguf") && limit.is_some()).then_some(look::FIRST);
         file.seek(SeekFrom::End(0))?;
         loop {
-            self.check_cancel().map_err(Failure::Final)?;
+            self.retrier.check_cancel().map_err(Failure::Final)?;
             let read = match reader.read(&mut buffer) {
                 Ok(read) => read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -279,7 +183,10 @@ impl Downloader {
                 return Err(Failure::passing(name, "the server sends more than it announced"));
             }
             file.write_all(&buffer[..read])?;
-            self.progress.event(Event::TransferAt { name: &download.name, done });
+            self.retrier.progress.event(Event::TransferAt { name, done });
+            if limit != Some(done) {
+                pace.check(&self.retrier.settings, done).map_err(|slow| Failure::passing(name, slow))?;
+            }
             if let (Some(at), Some(total)) = (look_at, limit)
                 && done >= at.min(total)
             {
@@ -292,6 +199,28 @@ impl Downloader {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// How fast a body comes.
+struct Pace {
+    since: Instant,
+    done: u64,
+}
+
+impl Pace {
+    /// Looks back once in [`Retry::stall`]; bytes that drip keep every single read alive.
+    fn check(&mut self, settings: &Retry, done: u64) -> Result<(), String> {
+        let time = self.since.elapsed();
+        if time < settings.stall {
+            return Ok(());
+        }
+        let came = done - self.done;
+        if came < settings.least(time) {
+            return Err(format!("stalled: {came} bytes came in {:.1} s", time.as_secs_f64()));
+        }
+        (self.since, self.done) = (Instant::now(), done);
+        Ok(())
     }
 }
 
@@ -351,53 +280,9 @@ fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
     Some((first.parse().ok()?, total.parse().ok()))
 }
 
-/// What to make of an answer that is not the content.
-pub(super) fn refusal(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> Failure {
-    let error = status_error(name, url, status, response);
-    match status.as_u16() {
-        408 | 429 | 500..=599 => Failure::Passing { error, wait: retry_after(response) },
-        _ => Failure::Final(error),
-    }
-}
-
-/// `Retry-After` in seconds; the date form is not worth a parser here.
-fn retry_after(response: &Response<Body>) -> Option<Duration> {
-    let value = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
-    value.trim().parse().ok().map(Duration::from_secs)
-}
-
-/// What a status means, from the hub's own error code header where there is one.
-fn status_error(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> FetchError {
-    let code = response.headers().get("x-error-code").and_then(|value| value.to_str().ok()).unwrap_or("");
-    let name = name.to_owned();
-    match (status.as_u16(), code) {
-        (_, "GatedRepo") => FetchError::Gated { name },
-        (_, "RevisionNotFound") => FetchError::NoSuchRevision { name },
-        (401 | 403, _) => FetchError::Unauthorized { name },
-        (404, _) => FetchError::NotFound { name, url: url.to_owned() },
-        (429, _) => FetchError::RateLimited { name },
-        (status, _) => FetchError::Status { name, status },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn digests_match_what_git_and_sha256sum_print() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("f");
-        fs::write(&path, "hello\n").unwrap();
-        // printf 'hello\n' | git hash-object --stdin; printf 'hello\n' | sha256sum
-        let git = Digest::GitBlob("ce013625030ba8dba906f756967f9e9ca394464a".into());
-        let sha = Digest::Sha256("5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03".into());
-        assert!(git.matches(&path).unwrap());
-        assert!(sha.matches(&path).unwrap());
-        fs::write(&path, "hellO\n").unwrap();
-        assert!(!git.matches(&path).unwrap());
-        assert!(!sha.matches(&path).unwrap());
-    }
 
     #[test]
     fn content_range() {

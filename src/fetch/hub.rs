@@ -1,8 +1,8 @@
 //! Repositories of a Hugging Face hub, into the cache huggingface_hub and hf-hub share:
 //! `models--OWNER--NAME/{blobs/DIGEST, snapshots/COMMIT/FILE -> blob, refs/REVISION}`.
 //!
-//! hf-hub supplies addresses, token and cache layout. Its own transfer appends a whole file to a part file when a
-//! server ignores `Range`, and checks no hash, so the bytes are moved by `http.rs`.
+//! hf-hub supplies token and cache layout. Its own transfer appends a whole file to a part file when a server ignores
+//! `Range`, and checks no hash, and its addresses hold a revision as it was typed, so the bytes are moved by `http.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,16 +10,16 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::Duration;
 
 use globset::{Glob, GlobSet, GlobSetBuilder};
-use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 
-use super::http::{Digest, Download, Failure, refusal};
+use super::digest::Digest;
+use super::http::Download;
 use super::lock::{Lock, LockedFile, LockedSource, is_object_id};
 use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk};
+use crate::address::{path, segment};
 use crate::artifact::{is_contained, write_file};
 
 /// Files of one repository moved at the same time.
@@ -89,6 +89,7 @@ pub(super) fn fetch(
     lock: &mut Lock,
 ) -> Result<Fetched, FetchError> {
     let name = format!("{repository}@{revision}");
+    check_contained(&name, [repository, revision])?;
     let locked = match lock.get(repository, revision) {
         Some(locked) => locked.clone(),
         None if fetcher.offline => return offline(fetcher, repository, revision, globs),
@@ -100,7 +101,7 @@ pub(super) fn fetch(
     };
     let wanted = select(&name, &locked, globs)?;
     let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, locked.commit.clone());
-    let cache = Cache::new(fetcher.hub.cache.clone()).repo(repo.clone());
+    let cache = Cache::new(fetcher.hub.cache.clone()).repo(repo);
     let missing: Vec<_> = wanted
         .iter()
         .filter(|(_, file)| !is_cached(&cache.blob_path(file.digest.hex()), file, fetcher.rehash))
@@ -113,11 +114,10 @@ pub(super) fn fetch(
             fs::metadata(super::http::part_path(&cache.blob_path(file.digest.hex()))).map_or(0, |part| part.len())
         };
         check_disk(&fetcher.hub.cache, missing.iter().map(|(_, file)| file.size.saturating_sub(have(file))).sum())?;
-        let api = api(fetcher, repo)?;
         let downloads: Vec<Download> = missing
             .iter()
             .map(|(name, file)| Download {
-                url: api.url(&escape(name)),
+                url: format!("{}/{}", address(fetcher, "", repository, "resolve", &locked.commit), path(name)),
                 name: (*name).clone(),
                 target: cache.blob_path(file.digest.hex()),
                 digest: file.digest.clone(),
@@ -141,23 +141,24 @@ pub(super) fn fetch(
     Ok(Fetched { files, commit: Some(locked.commit) })
 }
 
-fn api(fetcher: &Fetcher, repo: Repo) -> Result<ApiRepo, FetchError> {
-    let name = repo.url();
-    let api = ApiBuilder::from_cache(Cache::new(fetcher.hub.cache.clone()))
-        .with_endpoint(fetcher.hub.endpoint.clone())
-        .with_token(fetcher.hub.token.clone())
-        .with_progress(false)
-        .build()
-        .map_err(|error| FetchError::Network { name, source: Box::new(error) })?;
-    Ok(api.repo(repo))
+/// What becomes a path in the cache must stay there; a plan made by hand was not checked as a recipe is.
+fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
+    match parts.into_iter().find(|part| !is_contained(part)) {
+        Some(part) => Err(FetchError::UnsafeName { name: name.to_owned(), file: part.to_owned() }),
+        None => Ok(()),
+    }
+}
+
+/// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, whatever it holds.
+fn address(fetcher: &Fetcher, place: &str, repository: &str, what: &str, revision: &str) -> String {
+    format!("{}{place}/{}/{what}/{}", fetcher.hub.endpoint, path(repository), segment(revision))
 }
 
 /// Asks the hub what a revision is, with every file's size and hash.
 fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<LockedSource, FetchError> {
     let name = format!("{repository}@{revision}");
-    let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, revision.to_owned());
-    let api = api(fetcher, repo)?;
-    let text = fetcher.downloader().retrying(|| 0, || request_info(&api, &name))?;
+    let url = format!("{}?blobs=true", address(fetcher, "/api/models", repository, "revision", revision));
+    let text = fetcher.downloader().text(&name, &url, fetcher.hub.token.as_deref(), INFO_LIMIT)?;
     let bad = |what: &str| FetchError::BadAnswer { name: name.clone(), what: what.to_owned() };
     let info: Info = serde_json::from_str(&text).map_err(|error| bad(&error.to_string()))?;
     if !is_object_id(&info.sha) {
@@ -180,24 +181,6 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
         files.insert(sibling.rfilename, LockedFile { size, digest });
     }
     Ok(LockedSource { commit: info.sha, files })
-}
-
-fn request_info(api: &ApiRepo, name: &str) -> Result<String, Failure> {
-    let passing = |error: ureq::Error| Failure::passing(name, error);
-    let mut response = api
-        .info_request()
-        .query("blobs", "true")
-        .config()
-        .http_status_as_error(false)
-        .timeout_connect(Some(Duration::from_secs(15)))
-        .timeout_global(Some(Duration::from_secs(60)))
-        .build()
-        .call()
-        .map_err(passing)?;
-    if !response.status().is_success() {
-        return Err(refusal(name, &api.url(""), response.status(), &response));
-    }
-    response.body_mut().with_config().limit(INFO_LIMIT).read_to_string().map_err(passing)
 }
 
 fn matcher(globs: &[String]) -> Result<GlobSet, FetchError> {
@@ -322,14 +305,4 @@ fn offline(fetcher: &Fetcher, repository: &str, revision: &str, globs: &[String]
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(Fetched { files, commit: Some(commit) })
-}
-
-/// Percent-encodes what a path segment must not hold bare.
-fn escape(name: &str) -> String {
-    name.bytes()
-        .map(|byte| match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' => char::from(byte).to_string(),
-            other => format!("%{other:02X}"),
-        })
-        .collect()
 }

@@ -2,14 +2,15 @@
 //! day or machine gets the same bytes. It lies beside the recipe and belongs in version control.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::FetchError;
-use super::http::Digest;
+use super::digest::Digest;
 use crate::artifact::{is_contained, write_file};
+use crate::recipe::yaml_danger;
+use crate::regular_file;
 
 /// One file of a pinned source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,18 +49,26 @@ pub struct Lock {
     pub update: bool,
 }
 
+/// Two lines a file, for some thousand files of some hundred repositories.
+const SIZE_LIMIT: u64 = 64 << 20;
+
 const HEADER: &str = "# Written by watus-build: what each revision stood for. Commit it; `fetch --update` pins anew.\n";
 
 impl Lock {
     /// Reads the lock file at `path`; a missing one is empty.
     pub fn open(path: &Path) -> Result<Self, FetchError> {
-        let document = match fs::read_to_string(path) {
-            Ok(text) => serde_yaml::from_str(&text)
-                .map_err(|error| FetchError::Lock { path: path.to_owned(), message: error.to_string() })?,
+        let bad = |message: String| FetchError::Lock { path: path.to_owned(), message };
+        let document = match regular_file::read_text(path, SIZE_LIMIT) {
+            Ok(text) => {
+                if let Some((what, _)) = yaml_danger(&text) {
+                    return Err(bad(what.to_owned()));
+                }
+                serde_yaml::from_str(&text).map_err(|error| bad(error.to_string()))?
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 Document { version: 1, ..Document::default() }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(bad(error.to_string())),
         };
         let lock = Self { path: path.to_owned(), document, changed: false, update: false };
         lock.check()?;

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 use super::FetchError;
-use super::http::{Download, Failure};
+use super::http::Download;
+use super::retry::Failure;
 use crate::checkpoint::{Gguf, Judgement};
 
 /// Bytes of a GGUF before its header is looked at for the first time.

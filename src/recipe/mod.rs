@@ -3,16 +3,21 @@
 //! `schema.rs` is what may be written, `check.rs` what must not be combined, `plan.rs` what it means.
 
 mod check;
+mod package;
 mod plan;
 mod schema;
+mod yaml;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::regular_file;
+
+pub use package::{is_package_name, is_package_version};
 pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};
 pub use schema::*;
+pub(crate) use yaml::danger as yaml_danger;
 
 /// Recipes are a page of text; anything longer is not one.
 const SIZE_LIMIT: u64 = 1 << 20;
@@ -49,15 +54,17 @@ fn at(line: Option<usize>) -> String {
 /// Reads and checks one recipe.
 pub fn load(path: &Path) -> Result<Recipe, RecipeError> {
     let read = |source| RecipeError::Read { path: path.to_owned(), source };
-    if fs::metadata(path).map_err(read)?.len() > SIZE_LIMIT {
-        return Err(read(std::io::Error::other("longer than 1 MiB")));
-    }
-    parse(path, &fs::read_to_string(path).map_err(read)?)
+    parse(path, &regular_file::read_text(path, SIZE_LIMIT).map_err(read)?)
 }
 
 /// Checks the text of a recipe; `path` is for messages and relative files.
 pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
+    // Text from elsewhere than `load` may have one too.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let document = Document { path, text };
+    if let Some((what, help)) = yaml::danger(text) {
+        return Err(document.error(&[], what, Some(help)));
+    }
     let header: Header = serde_yaml::from_str(text).map_err(|error| document.yaml_error(&error))?;
     let Some(version) = header.version else {
         return Err(document.error(&[], "a recipe starts with its schema version", Some("add the line `version: 1`")));
@@ -172,6 +179,8 @@ mod tests {
 
     const GOOD: &str = "version: 1\nname: face\nkind: classifier\nsource:\n  path: face.onnx\npreprocess:\n  mean: [0, 0, 0]\n  std: [255, 255, 255]\n";
 
+    const YOLO: &str = "version: 1\nname: y\nkind: yolo\nsource:\n  path: y.pt\n";
+
     fn error(text: &str) -> String {
         parse(Path::new("r.yaml"), text).unwrap_err().to_string()
     }
@@ -180,6 +189,27 @@ mod tests {
     fn a_good_recipe_parses() {
         let recipe = parse(Path::new("r.yaml"), GOOD).unwrap();
         assert_eq!((recipe.name(), recipe.kind()), ("face", Kind::Classifier));
+    }
+
+    #[test]
+    fn files_are_read_as_editors_write_them_and_pipes_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("r.yaml");
+        std::fs::write(&path, format!("\u{feff}{GOOD}")).unwrap();
+        assert_eq!(load(&path).unwrap().name(), "face");
+        assert!(parse(&path, &format!("\u{feff}{GOOD}verison: 1\n")).unwrap_err().to_string().contains("verison"));
+        let utf16: Vec<u8> = GOOD.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        std::fs::write(&path, [&[0xFF, 0xFE], &utf16[..]].concat()).unwrap();
+        let error = load(&path).unwrap_err().to_string();
+        assert!(error.contains("r.yaml") && error.contains("UTF-16") && error.contains("hint: "), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        for (path, what) in
+            [(path.as_path(), "a pipe"), (folder.path(), "a directory"), (Path::new("/dev/zero"), "a device")]
+        {
+            let error = load(path).unwrap_err().to_string();
+            assert!(error.contains(&format!("it is {what}, not a file")), "{error}");
+        }
     }
 
     #[test]
@@ -210,6 +240,39 @@ mod tests {
             (format!("{GOOD}class_values: [1, 2]\n"), &["r.yaml:9", "expectation"]),
             (format!("{GOOD}verify:\n  tolerance: 0\n"), &["r.yaml:10", "tolerance"]),
             ("version: [".to_owned(), &["r.yaml"]),
+            (
+                with("  path: face.onnx", "  pypi: --requirement\n  package_version: '1.0'\n  file: x"),
+                &["r.yaml:5", "pack"],
+            ),
+            (
+                with("  path: face.onnx", "  pypi: p\n  package_version: '1.*'\n  file: x"),
+                &["r.yaml:6", "exact version"],
+            ),
+            (with("  path: face.onnx", "  pypi: ''\n  package_version: '1'\n  file: x"), &["r.yaml:5", "package name"]),
+            (
+                format!("{GOOD}verify:\n  images: [{{pypi: \"-r\", package_version: \"1.0\", file: a.png}}]\n"),
+                &["`-r` is not a package name"],
+            ),
+            (with("  path: face.onnx", "  url: ftp://me:secret@x/y\n  sha256: aa"), &["`ftp://x/y` is not an http"]),
+            (format!("a: {}", "[".repeat(40_000)), &["too many brackets"]),
+            (format!("version: {}1{}", "[".repeat(200), "]".repeat(200)), &["r.yaml"]),
+            (with("mean: [0, 0, 0]", "mean: [0, .nan, 0]"), &["r.yaml:7", "mean must be finite"]),
+            (with("[255, 255, 255]", "[.inf, 1, 1]"), &["r.yaml:8", "std"]),
+            (format!("{GOOD}  size: [20000, 1]\n"), &["r.yaml:9", "size is 20000", "from 1 to 16384"]),
+            (format!("{GOOD}  size: [0, 1]\n"), &["r.yaml:9", "size is 0"]),
+            (format!("{GOOD}output: expectation\nclass_values: [1, -.inf]\n"), &["r.yaml:10", "finite"]),
+            (format!("{GOOD}build:\n  batch: 0\n"), &["r.yaml:10", "batch is 0", "from 1 to 65536"]),
+            (format!("{GOOD}build:\n  max_batch: 4000000000\n"), &["r.yaml:10", "from 1 to 65536"]),
+            (format!("{GOOD}build:\n  workspace_mib: 4000000000\n"), &["r.yaml:10", "from 1 to 4194304"]),
+            (format!("{GOOD}build:\n  shapes: {{x: [4000000000, 4000000000]}}\n"), &["r.yaml:10", "elements"]),
+            (format!("{GOOD}verify:\n  tolerance: .nan\n"), &["r.yaml:10", "tolerance"]),
+            (format!("{GOOD}verify:\n  divergence: .inf\n"), &["r.yaml:10", "divergence must be"]),
+            (format!("{GOOD}verify:\n  perplexity: .nan\n"), &["r.yaml:10", "perplexity must be"]),
+            (format!("{GOOD}verify:\n  seeds: 4000000000\n"), &["r.yaml:10", "from 0 to 10000"]),
+            (format!("{YOLO}confidence: .nan\n"), &["r.yaml:6", "confidence is NaN", "from 0 to 1"]),
+            (format!("{YOLO}iou: -1\n"), &["r.yaml:6", "iou is -1"]),
+            (format!("{YOLO}max_detections: 4000000000\n"), &["r.yaml:6", "from 1 to 100000"]),
+            (format!("{YOLO}max_batch_size: 5000\n").replace("yolo", "llm"), &["r.yaml:6", "from 1 to 4096"]),
         ];
         for (text, expected) in cases {
             let message = error(&text);

@@ -15,6 +15,12 @@ use sha1::Digest as _;
 pub enum Fault {
     /// Answer with this status, error code header and Retry-After.
     Status(u16, &'static str, Option<u32>),
+    /// Answer with a redirect to this address.
+    Redirect(String),
+    /// Take the request and say nothing.
+    Silence,
+    /// Send the body's head, then a byte every so often.
+    Drip(usize, Duration),
     /// Send this many bytes of the body, then close.
     Cut(usize),
     /// Flip a bit of the body.
@@ -41,6 +47,8 @@ struct State {
     commit: String,
     faults: Schedule,
     log: Vec<String>,
+    /// Authorization headers, one a request.
+    tokens: Vec<Option<String>>,
     token: Option<String>,
     /// Pause between pieces of 16 KiB.
     pace: Duration,
@@ -59,6 +67,7 @@ impl Hub {
             commit: COMMIT.to_owned(),
             faults: Vec::new(),
             log: Vec::new(),
+            tokens: Vec::new(),
             token: None,
             pace: Duration::ZERO,
         }));
@@ -98,6 +107,11 @@ impl Hub {
     /// Requests so far, as "GET PATH RANGE".
     pub fn log(&self) -> Vec<String> {
         self.state.lock().unwrap().log.clone()
+    }
+
+    /// The token each request came with.
+    pub fn tokens(&self) -> Vec<Option<String>> {
+        self.state.lock().unwrap().tokens.clone()
     }
 
     pub fn clear_log(&self) {
@@ -170,6 +184,7 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         let mut state = state.lock().unwrap();
         let range = request.range.map(|start| format!(" {start}-")).unwrap_or_default();
         state.log.push(format!("GET {}{range}", request.path));
+        state.tokens.push(request.token.clone());
         let fault = take_fault(&mut state, &request.path);
         let denied = state.token.is_some() && state.token != request.token;
         let body = if request.path.starts_with("/api/models/org/model/revision/") {
@@ -181,6 +196,16 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         let fault = if denied { Some(Fault::Status(401, "GatedRepo", None)) } else { fault };
         (body, fault, state.pace)
     };
+    if let Some(Fault::Redirect(address)) = &fault {
+        let head =
+            format!("HTTP/1.1 307 There\r\nLocation: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        return stream.write_all(head.as_bytes());
+    }
+    if fault == Some(Fault::Silence) {
+        // Until the client goes away.
+        let _ = std::io::Read::read(&mut stream, &mut [0]);
+        return Ok(());
+    }
     let Some(mut body) = body else {
         return stream.write_all(
             b"HTTP/1.1 404 Not Found\r\nX-Error-Code: RepoNotFound\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
@@ -225,6 +250,14 @@ fn serve(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         }
         Some(Fault::TooLong) => body.extend_from_slice(b"more"),
         _ => {}
+    }
+    if let Some(Fault::Drip(head, pause)) = fault {
+        stream.write_all(&body[..head.min(body.len())])?;
+        for byte in &body[head.min(body.len())..] {
+            std::thread::sleep(pause);
+            stream.write_all(&[*byte])?;
+        }
+        return Ok(());
     }
     for piece in body.chunks(16 * 1024) {
         stream.write_all(piece)?;

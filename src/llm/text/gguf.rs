@@ -3,12 +3,13 @@
 //! Keys are those of ggml's docs/gguf.md. What a vocabulary's name stands for (`tokenizer.ggml.pre`) is the
 //! pre-tokenizer of the model's own tokenizer.json.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::{CheckpointError, Gguf};
+use crate::checkpoint::{CheckpointError, Gguf, Texts};
 
 /// Token types.
 const CONTROL: i64 = 3;
@@ -42,19 +43,21 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     let fail = |message: String| CheckpointError::new(path, message);
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let tokens = gguf.texts(&key("tokens")).ok_or_else(|| fail("the file has no vocabulary".to_owned()))?;
+    let tokens: &[Cow<'_, str>] = &tokens.iter().collect::<Vec<_>>();
     let model = gguf.text(&key("model")).unwrap_or_default();
     let id =
         |name: &str| gguf.integer(&key(name)).and_then(|id| usize::try_from(id).ok()).filter(|id| *id < tokens.len());
-    let spelled = |name: &str| id(name).map(|id| tokens[id].as_str());
-    let kinds = gguf.integers(&key("token_type")).unwrap_or_default();
+    let spelled = |name: &str| id(name).map(|id| &*tokens[id]);
+    let kinds = gguf.numbers(&key("token_type"));
+    let kind = |id: usize| kinds.and_then(|kinds| kinds.integer(id));
     let added: Vec<Value> = tokens
         .iter()
-        .zip(kinds)
         .enumerate()
-        .filter(|(_, (_, kind))| matches!(**kind, CONTROL | USER_DEFINED))
-        .map(|(id, (content, kind))| {
+        .filter_map(|(id, content)| Some((id, content, kind(id)?)))
+        .filter(|(_, _, kind)| matches!(*kind, CONTROL | USER_DEFINED))
+        .map(|(id, content, kind)| {
             json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": *kind == CONTROL})
+                   "normalized": false, "special": kind == CONTROL})
         })
         .collect();
     let mut tokenizer = match model {
@@ -63,17 +66,20 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
             let pre = byte_level(name).ok_or_else(|| {
                 fail(format!("vocabulary `{name}` is not known\n  hint: use the model's safetensors repository"))
             })?;
-            bpe(tokens, gguf.texts(&key("merges")).unwrap_or_default(), &pre, name)
+            let merges: Vec<Cow<'_, str>> = gguf.texts(&key("merges")).into_iter().flat_map(Texts::iter).collect();
+            bpe(tokens, &merges, &pre, name)
         }
         "llama" => {
-            let scores = gguf.floats(&key("scores")).unwrap_or_default();
+            let scores = gguf.numbers(&key("scores"));
+            let score = |id: usize| scores.and_then(|scores| scores.float(id));
+            let scores: Vec<f64> = (0..tokens.len()).map_while(score).collect();
             if scores.len() != tokens.len() {
                 return Err(fail("the vocabulary's scores do not match its tokens".to_owned()));
             }
             // Absent means yes: the key came later than the first Llamas.
             sentence_piece(
                 tokens,
-                scores,
+                &scores,
                 gguf.flag(&key("add_space_prefix")).unwrap_or(true),
                 spelled("unknown_token_id"),
             )
@@ -104,10 +110,8 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     // Some files name only the end of a text and not the end of a turn; its usual spellings tell.
     let turns = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"];
     let mut ends: Vec<usize> = ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(id).collect();
-    let special = |at: usize| kinds.get(at).is_some_and(|kind| *kind == CONTROL);
-    ends.extend(
-        tokens.iter().enumerate().filter(|(at, t)| special(*at) && turns.contains(&t.as_str())).map(|(at, _)| at),
-    );
+    let special = |at: usize| kind(at) == Some(CONTROL);
+    ends.extend(tokens.iter().enumerate().filter(|(at, t)| special(*at) && turns.contains(&&***t)).map(|(at, _)| at));
     ends.sort_unstable();
     ends.dedup();
     let generation = json!({ "eos_token_id": ends });
@@ -120,11 +124,11 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     ])
 }
 
-fn vocabulary(tokens: &[String]) -> serde_json::Map<String, Value> {
-    tokens.iter().enumerate().map(|(id, token)| (token.clone(), json!(id))).collect()
+fn vocabulary(tokens: &[Cow<'_, str>]) -> serde_json::Map<String, Value> {
+    tokens.iter().enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect()
 }
 
-fn bpe(tokens: &[String], merges: &[String], pre: &Value, name: &str) -> Value {
+fn bpe(tokens: &[Cow<'_, str>], merges: &[Cow<'_, str>], pre: &Value, name: &str) -> Value {
     json!({
         "version": "1.0",
         "normalizer": if name == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
@@ -141,8 +145,8 @@ fn bpe(tokens: &[String], merges: &[String], pre: &Value, name: &str) -> Value {
 }
 
 /// SentencePiece's BPE: the best-scored piece is merged first, so merges are all ways to split a piece, best first.
-fn sentence_piece(tokens: &[String], scores: &[f64], prefix: bool, unknown: Option<&str>) -> Value {
-    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+fn sentence_piece(tokens: &[Cow<'_, str>], scores: &[f64], prefix: bool, unknown: Option<&str>) -> Value {
+    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (&**token, id)).collect();
     let mut merges: Vec<(f64, usize, usize, &str, &str)> = Vec::new();
     for (token, score) in tokens.iter().zip(scores) {
         for (at, _) in token.char_indices().skip(1) {

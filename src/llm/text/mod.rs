@@ -31,6 +31,7 @@ use super::executor::LlmError;
 use super::grammar::{Grammar, Grammars, SPECIAL};
 use super::sampler::Sampling;
 use crate::checkpoint::read_json;
+use crate::regular_file;
 
 /// The files an engine directory keeps, besides weights and engines.
 pub const TEXT_FILES: [&str; 7] = [
@@ -42,6 +43,9 @@ pub const TEXT_FILES: [&str; 7] = [
     "chat_template.jinja",
     "chat_template.json",
 ];
+
+/// Vocabularies of a quarter of a million tokens take 35 MB.
+const TOKENIZER_LIMIT: u64 = 256 << 20;
 
 /// How a model's makers want it sampled; `None` where they do not say.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -127,7 +131,7 @@ impl Text {
     pub fn open(folder: &Path) -> Result<Self, LlmError> {
         let path = folder.join("tokenizer.json");
         let fail = |message: String| LlmError::Text { path: path.clone(), message };
-        let bytes = std::fs::read(&path).map_err(|error| {
+        let bytes = regular_file::read(&path, TOKENIZER_LIMIT).map_err(|error| {
             fail(format!(
                 "{error}\n  hint: the model needs a tokenizer.json; `tokenizers` converts a tokenizer.model: \
                  AutoTokenizer.from_pretrained(…).save_pretrained(…)"

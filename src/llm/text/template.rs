@@ -12,6 +12,7 @@ use super::chat::{Chat, Traits};
 use super::child::Renderer;
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
+use crate::regular_file;
 
 /// A compiled template.
 pub struct ChatTemplate {
@@ -31,6 +32,8 @@ pub(super) fn token(settings: &serde_json::Value, name: &str) -> Option<String> 
 }
 
 const NAME: &str = "chat";
+/// Templates are pages.
+const TEMPLATE_LIMIT: u64 = 16 << 20;
 
 impl ChatTemplate {
     /// The template of `folder`, from the first of the places it may be in.
@@ -38,7 +41,7 @@ impl ChatTemplate {
         let jinja = folder.join("chat_template.jinja");
         let json = folder.join("chat_template.json");
         let (source, text) = if jinja.exists() {
-            let text = std::fs::read_to_string(&jinja);
+            let text = regular_file::read_text(&jinja, TEMPLATE_LIMIT);
             let text = text.map_err(|error| LlmError::Text { path: jinja.clone(), message: error.to_string() })?;
             (jinja, Some(text))
         } else if json.exists() {

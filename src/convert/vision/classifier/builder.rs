@@ -182,8 +182,9 @@ impl Builder<'_> {
         }
     }
 
+    /// A number of 0 or more.
     pub(super) fn number(&self, field: &str, default: f32) -> Read<f32> {
-        Ok(self.config.optional_number(field)?.map_or(default, |value| value as f32))
+        Ok(self.config.optional_not_negative(field)?.map_or(default, |value| value as f32))
     }
 
     /// A list of positive sizes.

@@ -37,7 +37,10 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
             (Some(Resize::Both([edge; 2])), Some([edge; 2]))
         }
         (true, Some(Size::ShortestEdge(edge))) if convnext => {
-            let share = config.optional_number("crop_pct")?.unwrap_or(224.0 / 256.0);
+            let share = config.optional_positive("crop_pct")?.unwrap_or(224.0 / 256.0);
+            if !(0.01..=1.0).contains(&share) {
+                return Err(config.error(format!("`crop_pct` is {share}; it must be from 0.01 to 1")));
+            }
             (Some(Resize::ShortestEdge((f64::from(edge) / share) as u32)), Some([edge; 2]))
         }
         (true, Some(Size::ShortestEdge(edge))) => (Some(Resize::ShortestEdge(edge)), None),
@@ -61,7 +64,7 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
         other => return Err(config.error(format!("`resample: {other}` is not supported"))),
     };
     let scale =
-        if said("do_rescale", true) { config.optional_number("rescale_factor")?.unwrap_or(1.0 / 255.0) } else { 1.0 };
+        if said("do_rescale", true) { config.optional_positive("rescale_factor")?.unwrap_or(1.0 / 255.0) } else { 1.0 };
     let three = |field: &str, default: f64| -> Read<[f64; 3]> {
         let values = config.numbers(field).unwrap_or(vec![default; 3]);
         values.try_into().map_err(|_| config.error(format!("`{field}` has not three numbers")))
@@ -71,11 +74,12 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
     } else {
         ([0.0; 3], [1.0; 3])
     };
-    if std.contains(&0.0) || scale == 0.0 {
-        return Err(config.error("`image_std` or `rescale_factor` is 0"));
-    }
     // (byte · scale - mean) / std = (byte - mean / scale) / (std / scale)
     let bytes = |values: [f64; 3]| values.map(|value| (value / scale) as f32);
+    if bytes(mean).iter().any(|mean| !mean.is_finite()) || bytes(std).iter().any(|std| !std.is_finite() || *std == 0.0)
+    {
+        return Err(config.error("`image_mean` and `image_std` must be finite, and `image_std` not 0"));
+    }
     Ok(Preprocess {
         size: target,
         fit: None,
