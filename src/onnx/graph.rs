@@ -247,7 +247,7 @@ impl GraphBuilder {
     }
 }
 
-fn entry(key: &str, value: String) -> StringStringEntryProto {
+pub(super) fn entry(key: &str, value: String) -> StringStringEntryProto {
     StringStringEntryProto { key: key.to_owned(), value, ..StringStringEntryProto::default() }
 }
 

@@ -243,6 +243,8 @@ fn place_inputs(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
         }
     }
     fs::write(staged.join(MODEL), model.to_bytes()?)?;
+    // The files may have changed since they were checked: what TensorRT maps is what is looked at here.
+    Model::load(&staged.join(MODEL))?;
     for (name, from) in &prepared.pictures {
         fs::create_dir_all(staged.join("images"))?;
         fs::copy(from, staged.join(name)).with_context(|| format!("picture {}", from.display()))?;
