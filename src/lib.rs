@@ -29,6 +29,7 @@ pub mod backend;
 pub mod bench;
 pub mod checkpoint;
 pub mod cli;
+pub mod confined;
 pub mod convert;
 pub mod doctor;
 pub mod fetch;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Lines from the bottom; modules on one line do not import each other.
 const LINES: &[&[&str]] = &[
-    &["artifact", "memory", "progress", "tensor"],
+    &["artifact", "confined", "memory", "progress", "tensor"],
     &["checkpoint", "onnx", "vision"],
     &["backend", "convert", "recipe"],
     &["fetch", "llm"],
@@ -25,7 +25,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("zip", "fetch/pypi.rs checkpoint/torch/"),
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
-    ("rten", "backend/cpu.rs"),
+    ("rten", "backend/cpu/"),
     ("image", "vision/"),
     ("fast_image_resize", "vision/picture.rs"),
     ("noto_sans_mono_bitmap", "vision/draw.rs"),

@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, cpu};
 use crate::progress::Progress;
 use crate::worker;
 
@@ -55,6 +55,9 @@ enum Command {
     /// Builds one engine for a parent process
     #[command(name = worker::SUBCOMMAND, hide = true)]
     BuildEngine,
+    /// Computes a graph for a parent process
+    #[command(name = cpu::SUBCOMMAND, hide = true)]
+    Reference,
 }
 
 /// What every subcommand gets.
@@ -66,9 +69,13 @@ struct Environment {
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
     let cli = Cli::parse();
-    if matches!(cli.command, Command::BuildEngine) {
-        let input = std::io::BufReader::new(std::io::stdin());
-        return match worker::child_main(input, std::io::stdout()) {
+    let work = match cli.command {
+        Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
+        Command::Reference => Some(cpu::child_main()),
+        _ => None,
+    };
+    if let Some(outcome) = work {
+        return match outcome {
             Ok(()) => Exit::Success,
             Err(message) => {
                 eprintln!("error: {message}");
@@ -89,7 +96,7 @@ pub fn main() -> Exit {
         Command::Inspect(args) => inspect::execute(&args),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
-        Command::BuildEngine => Ok(Exit::Success),
+        Command::BuildEngine | Command::Reference => Ok(Exit::Success),
     };
     drop(environment); // progress bars end before the last word
     result.unwrap_or_else(|error| {

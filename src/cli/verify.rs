@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
-use super::{Environment, Exit, print, print_json};
+use super::{Environment, Exit, print, print_json, session};
 use crate::artifact::sha256_file;
 use crate::verify::{self, Check, Endpoint, Status};
 
@@ -69,9 +69,10 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     if let Some(url) = &args.serve {
         return serving(args, url);
     }
+    let reference = session::reference()?;
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
-        let report = verify::verify(folder, &environment.progress, &mut sha256_file)?;
+        let report = verify::verify(folder, &reference, &environment.progress, &mut sha256_file)?;
         if !args.json {
             for check in &report.checks {
                 tell(&report.name, check)?;

@@ -194,7 +194,8 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
     manifest.record_files(staged, &mut sha256_file)?;
     manifest.save(staged)?;
     stage("verifying");
-    verify::verify(staged, &context.progress, &mut sha256_file)
+    let reference = settings::reference(&context.isolation);
+    verify::verify(staged, &*reference, &context.progress, &mut sha256_file)
 }
 
 /// Puts a verified directory in its place, if it passed or `--force` was given.

@@ -1,0 +1,322 @@
+//! A child process of this executable that works for this one under limits of memory and time: what a stranger's graph
+//! does to it (a crash, an endless loop, all memory) is an error here, and nothing worse.
+//!
+//! Questions and answers go over the child's standard streams, each as its length (u64, little endian) and its bytes;
+//! the first frame is the memory limit. The child ends when its input does.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// What a child may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory.
+    pub memory: u64,
+    /// For one question.
+    pub time: Duration,
+}
+
+/// Why there is no answer. Sentences about "it", the work.
+#[derive(Debug, Clone, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ConfinedError {
+    #[error("it took longer than the {} s it may take", .0.as_secs_f64())]
+    TooLong(Duration),
+    #[error("{0}")]
+    Died(Death),
+    #[error("cannot talk to the process it runs in: {0}")]
+    Io(String),
+}
+
+/// How a child ended.
+#[derive(Debug, Clone)]
+pub struct Death {
+    status: ExitStatus,
+    /// Its last words, one line without control characters.
+    last: String,
+    memory: u64,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last = if self.last.is_empty() { String::new() } else { format!(": {}", self.last) };
+        match self.status.signal() {
+            // The standard library's words before it aborts; signal 9 is the kernel's answer to a machine that is full.
+            Some(6) if self.last.contains(OUT_OF_MEMORY) => self.too_large(f),
+            Some(9) => self.too_large(f),
+            Some(signal) => write!(f, "it crashed (signal {signal}){last}"),
+            None => write!(f, "it ended without an answer ({}){last}", self.status),
+        }
+    }
+}
+
+impl Death {
+    fn too_large(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it needs more than the {:.1} GB of memory it may use", self.memory as f64 / 1e9)
+    }
+}
+
+const OUT_OF_MEMORY: &str = "memory allocation of";
+/// Bytes of a child's last words that are kept.
+const WORDS_LIMIT: usize = 64 * 1024;
+/// Characters of them that are told.
+const LINE_LIMIT: usize = 500;
+/// How long a child that closed its output may take to be gone.
+const GRACE: Duration = Duration::from_secs(1);
+/// Stack of the child's working thread: recursion over a deep graph fits.
+const STACK: usize = 64 << 20;
+/// What the standard library gives any other thread.
+const THREAD_STACK: u64 = 2 << 20;
+
+/// A child at work.
+#[derive(Debug)]
+pub struct Confined {
+    child: Child,
+    input: ChildStdin,
+    answers: Receiver<Vec<u8>>,
+    words: Option<JoinHandle<Vec<u8>>>,
+    limits: Limits,
+    /// Set once it is over; then every question has this answer.
+    over: Option<ConfinedError>,
+}
+
+impl Confined {
+    /// Starts `executable` with `subcommand`, which has to call [`serve`].
+    pub fn start(executable: &Path, subcommand: &str, limits: Limits) -> Result<Self, ConfinedError> {
+        let failed = |error: io::Error| ConfinedError::Io(format!("{}: {error}", executable.display()));
+        let mut child = Command::new(executable)
+            .arg(subcommand)
+            // Its output is ours alone.
+            .env_remove("RTEN_TIMING")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // Out of the terminal's process group: Ctrl-C is for the parent.
+            .process_group(0)
+            .spawn()
+            .map_err(failed)?;
+        // When memory runs out, the kernel should take this one.
+        let _ = fs::write(format!("/proc/{}/oom_score_adj", child.id()), "1000");
+        let (input, output, words) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+        let (Some(input), Some(mut output), Some(words)) = (input, output, words) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(ConfinedError::Io("it has no standard streams".to_owned()));
+        };
+        // One at a time: a child that answers without being asked has to wait.
+        let (sender, answers) = mpsc::sync_channel(1);
+        thread::spawn(move || {
+            // An answer can be no larger than the memory it was made in.
+            while let Ok(Some(answer)) = read_frame(&mut output, limits.memory) {
+                if sender.send(answer).is_err() {
+                    break;
+                }
+            }
+        });
+        let words = Some(thread::spawn(move || listen(words)));
+        let mut confined = Self { child, input, answers, words, limits, over: None };
+        // A child that is gone already is told of at the first question.
+        let _ = write_frame(&mut confined.input, &limits.memory.to_le_bytes());
+        Ok(confined)
+    }
+
+    /// Asks and waits. Any error ends the child, and every later question has the same error.
+    pub fn ask(&mut self, question: &[u8]) -> Result<Vec<u8>, ConfinedError> {
+        if let Some(error) = &self.over {
+            return Err(error.clone());
+        }
+        let answer = match write_frame(&mut self.input, question) {
+            Ok(()) => self.answers.recv_timeout(self.limits.time),
+            Err(_) => Err(RecvTimeoutError::Disconnected),
+        };
+        let error = match answer {
+            Ok(answer) => return Ok(answer),
+            Err(RecvTimeoutError::Timeout) => ConfinedError::TooLong(self.limits.time),
+            Err(RecvTimeoutError::Disconnected) => self.death(),
+        };
+        self.end();
+        self.over = Some(error.clone());
+        Err(error)
+    }
+
+    /// What became of a child that speaks no more.
+    fn death(&mut self) -> ConfinedError {
+        let start = Instant::now();
+        let status = loop {
+            match self.child.try_wait() {
+                Ok(Some(status)) => break status,
+                Ok(None) if start.elapsed() < GRACE => thread::sleep(Duration::from_millis(5)),
+                Ok(None) => return ConfinedError::Io("it closed its output".to_owned()),
+                Err(error) => return ConfinedError::Io(error.to_string()),
+            }
+        };
+        let words = self.words.take().and_then(|words| words.join().ok()).unwrap_or_default();
+        ConfinedError::Died(Death { status, last: last_line(&words), memory: self.limits.memory })
+    }
+
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Confined {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Everything a child says of itself, of which the end is kept.
+fn listen(mut words: ChildStderr) -> Vec<u8> {
+    let (mut kept, mut buffer) = (Vec::new(), [0u8; 4096]);
+    while let Ok(count @ 1..) = words.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..count]);
+        if kept.len() > 2 * WORDS_LIMIT {
+            kept.drain(..kept.len() - WORDS_LIMIT);
+        }
+    }
+    kept
+}
+
+/// The line that says why, fit for a terminal.
+fn last_line(words: &[u8]) -> String {
+    let words = String::from_utf8_lossy(words);
+    let mut lines = words.lines().filter(|line| !line.trim().is_empty());
+    let told = lines.clone().find(|line| line.contains(OUT_OF_MEMORY)).or_else(|| lines.next_back());
+    let mut line = String::new();
+    for letter in told.unwrap_or_default().trim().chars().take(LINE_LIMIT) {
+        if letter.is_control() { line.extend(letter.escape_default()) } else { line.push(letter) }
+    }
+    line
+}
+
+/// The child's side: answers until the input ends.
+///
+/// The calling thread only reads, so that a parent that is gone ends the work at once, whatever is being worked on. (A
+/// death signal would be bound to the thread of the parent that started this process, which may end before the parent.)
+pub fn serve(mut answer: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let mut input = io::stdin().lock();
+    let Some(first) = read_frame(&mut input, 8).map_err(text)? else { return Ok(()) };
+    let memory: [u8; 8] = first.try_into().map_err(|_| "the first frame is no memory limit".to_owned())?;
+    confine(u64::from_le_bytes(memory)).map_err(|error| format!("cannot limit this process: {error}"))?;
+    let (questions, asked) = mpsc::channel::<Vec<u8>>();
+    let work = move || {
+        let mut output = io::stdout().lock();
+        for question in asked {
+            if write_frame(&mut output, &answer(&question)).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("answers".to_owned()).stack_size(STACK).spawn(work).map_err(text)?;
+    while let Some(question) = read_frame(&mut input, u64::MAX).map_err(text)? {
+        if questions.send(question).is_err() {
+            return Err("nobody answers any more".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Takes this process's right to more memory, and to dumps of it.
+fn confine(memory: u64) -> io::Result<()> {
+    // Threads' stacks count as data, though hardly any of them is touched. Mapped files do not: RLIMIT_AS would count
+    // them, and all that allocators and thread pools reserve and never use.
+    let threads = thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let stacks = (STACK as u64).saturating_add(threads.saturating_mul(THREAD_STACK));
+    for (resource, limit) in [(Resource::Data, memory.saturating_add(stacks)), (Resource::Core, 0)] {
+        let most = getrlimit(resource).maximum;
+        let limit = Some(most.map_or(limit, |most| most.min(limit)));
+        setrlimit(resource, Rlimit { current: limit, maximum: limit })?;
+    }
+    Ok(())
+}
+
+fn write_frame(output: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    output.write_all(&(bytes.len() as u64).to_le_bytes())?;
+    output.write_all(bytes)?;
+    output.flush()
+}
+
+/// The next frame, at most `limit` long; `None` at the end.
+fn read_frame(input: &mut impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut length = [0u8; 8];
+    match input.read_exact(&mut length) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    }
+    let length = u64::from_le_bytes(length);
+    if length > limit {
+        return Err(io::Error::other(format!("a frame of {length} bytes, {limit} are allowed")));
+    }
+    // Grows with what comes: the length alone allocates nothing.
+    let mut bytes = Vec::new();
+    if input.take(length).read_to_end(&mut bytes)? as u64 != length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Some(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_round_trip_and_are_bounded() {
+        let mut bytes = Vec::new();
+        write_frame(&mut bytes, b"one").unwrap();
+        write_frame(&mut bytes, b"").unwrap();
+        let mut reader = bytes.as_slice();
+        assert_eq!(read_frame(&mut reader, 3).unwrap().unwrap(), b"one");
+        assert_eq!(read_frame(&mut reader, 3).unwrap().unwrap(), b"");
+        assert_eq!(read_frame(&mut reader, 3).unwrap(), None);
+        assert!(read_frame(&mut bytes.as_slice(), 2).is_err(), "longer than allowed");
+        assert!(read_frame(&mut &bytes[..10], 3).is_err(), "cut off");
+        assert!(read_frame(&mut [0xff; 8].as_slice(), u64::MAX).is_err(), "no such memory is asked for");
+    }
+
+    #[test]
+    fn a_death_is_a_sentence() {
+        let limits = Limits { memory: 2_000_000_000, time: Duration::from_secs(60) };
+        let death = |script: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("child");
+            fs::write(&path, script).unwrap();
+            let mut child = Confined::start(Path::new("/bin/sh"), path.to_str().unwrap(), limits).unwrap();
+            let first = child.ask(b"?").unwrap_err().to_string();
+            assert_eq!(child.ask(b"?").unwrap_err().to_string(), first, "it stays dead");
+            first
+        };
+        for (script, expected) in [
+            (
+                "echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$",
+                "it needs more than the 2.0 GB of memory",
+            ),
+            ("kill -KILL $$", "it needs more than the 2.0 GB of memory"),
+            ("printf 'a\\n\\033[2Jb\\n' >&2; kill -SEGV $$", "it crashed (signal 11): \\u{1b}[2Jb"),
+            ("exit 3", "it ended without an answer (exit status: 3)"),
+        ] {
+            let said = death(script);
+            assert!(said.starts_with(expected), "{script}: {said}");
+        }
+    }
+
+    #[test]
+    fn who_takes_too_long_is_ended() {
+        let limits = Limits { memory: 1 << 30, time: Duration::from_millis(50) };
+        let mut silent = Confined::start(Path::new("/bin/sleep"), "1000", limits).unwrap();
+        let error = silent.ask(b"?").unwrap_err().to_string();
+        assert_eq!(error, "it took longer than the 0.05 s it may take");
+        assert!(silent.child.try_wait().unwrap().is_some(), "nothing is left running");
+    }
+}
