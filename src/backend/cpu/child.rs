@@ -95,7 +95,7 @@ impl Backend for IsolatedCpu {
         let broken = |message: String| BackendError::Load(format!("CPU reference: {name}: {message}"));
         let question = encode(&Question::Open(path.as_os_str().as_bytes().to_vec()), &[]).map_err(broken)?;
         let answer = child.ask(&question).map_err(lost)?;
-        match decode(&answer).map_err(broken)? {
+        match decode::<Reply>(&answer).map_err(broken)? {
             (Reply::Opened { inputs, outputs }, _) => Ok(Box::new(IsolatedSession { child, name, inputs, outputs })),
             (other, _) => Err(other.into_error()),
         }
@@ -152,7 +152,7 @@ impl Session for IsolatedSession {
         let broken = |message: String| BackendError::Run(format!("CPU reference: {}: {message}", self.name));
         let question = encode(&Question::Run, inputs).map_err(broken)?;
         let answer = self.child.ask(&question).map_err(|error| BackendError::Run(lost(&self.name, &error)))?;
-        let outputs = match decode(&answer).map_err(broken)? {
+        let outputs = match decode::<Reply>(&answer).map_err(broken)? {
             (Reply::Ran, outputs) => outputs,
             (other, _) => return Err(other.into_error()),
         };
@@ -177,7 +177,7 @@ pub fn child_main() -> Result<(), String> {
 }
 
 fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Reply, Vec<Tensor>), String> {
-    let (question, inputs) = decode(question)?;
+    let (question, inputs): (Question, _) = decode(question)?;
     let result = match question {
         Question::Open(path) => Cpu.open(&PathBuf::from(std::ffi::OsString::from_vec(path))).map(|opened| {
             let reply = Reply::Opened { inputs: opened.inputs().to_vec(), outputs: opened.outputs().to_vec() };
