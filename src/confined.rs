@@ -135,7 +135,8 @@ impl Confined {
             let _ = child.wait();
             return Err(ConfinedError::Io("it has no standard streams".to_owned()));
         };
-        let (sender, answers) = mpsc::channel();
+        // One at a time: a child that answers without being asked has to wait.
+        let (sender, answers) = mpsc::sync_channel(1);
         thread::spawn(move || {
             // An answer can be no larger than the memory it was made in.
             while let Ok(Some(answer)) = read_frame(&mut output, limits.memory) {
@@ -240,9 +241,8 @@ pub fn serve(mut answer: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Resul
     let text = |error: io::Error| error.to_string();
     let mut input = io::stdin().lock();
     let Some(first) = read_frame(&mut input, 8).map_err(text)? else { return Ok(()) };
-    let memory =
-        first.try_into().map(u64::from_le_bytes).map_err(|_| "the first frame is no memory limit".to_owned())?;
-    confine(memory).map_err(|error| format!("cannot limit this process: {error}"))?;
+    let memory: [u8; 8] = first.try_into().map_err(|_| "the first frame is no memory limit".to_owned())?;
+    confine(u64::from_le_bytes(memory)).map_err(|error| format!("cannot limit this process: {error}"))?;
     let (questions, asked) = mpsc::channel::<Vec<u8>>();
     let work = move || {
         let mut output = io::stdout().lock();
@@ -325,9 +325,8 @@ mod tests {
         let death = |script: &str| {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("child");
-            fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-            fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
-            let mut child = Confined::start(&path, "x", limits).unwrap();
+            fs::write(&path, script).unwrap();
+            let mut child = Confined::start(Path::new("/bin/sh"), path.to_str().unwrap(), limits).unwrap();
             let first = child.ask(b"?").unwrap_err().to_string();
             assert_eq!(child.ask(b"?").unwrap_err().to_string(), first, "it stays dead");
             first

@@ -59,7 +59,7 @@ enum Message {
 pub enum Isolation {
     /// In this process: for programs that use the library.
     InProcess,
-    /// In a child of this executable, which answers to [`SUBCOMMAND`].
+    /// In a child of this executable, which answers to [`SUBCOMMAND`] and the CPU reference's.
     Child(PathBuf),
 }
 

@@ -7,6 +7,9 @@ use proptest::prelude::*;
 use watus_build::backend::tensorrt::plan::Header;
 use watus_build::onnx::{GraphBuilder, Model};
 use watus_build::tensor::{DType, Tensor, read_npy, write_npy};
+use watus_build::vision::{
+    Classifier, ClassifierOutput, Detection, Mask, Preprocess, RgbImage, Task, VisionError, Yolo, annotate,
+};
 
 fn onnx() -> Vec<u8> {
     let mut graph = GraphBuilder::new("g", 17);
@@ -39,6 +42,148 @@ fn damaged(original: Vec<u8>) -> impl Strategy<Value = Vec<u8>> {
             bytes.repeat(repeat + 1)
         },
     )
+}
+
+/// Any float32, and often one that decoders trip over.
+fn float() -> BoxedStrategy<f32> {
+    prop_oneof![
+        8 => -100.0f32..100.0,
+        2 => 0.0f32..1.0,
+        1 => prop::sample::select(vec![0.0, -0.0, f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1e30, -1e30]),
+        1 => any::<u32>().prop_map(f32::from_bits),
+    ]
+    .boxed()
+}
+
+/// As [`float`], but finite: what is not ends most decoders early.
+fn finite() -> BoxedStrategy<f32> {
+    float().prop_map(|value| if value.is_finite() { value } else { 1.0 }).boxed()
+}
+
+/// A tensor of any small shape of `rank` dimensions.
+fn tensor(rank: usize, value: BoxedStrategy<f32>) -> BoxedStrategy<Tensor> {
+    let shapes = prop::collection::vec(0..9usize, rank);
+    let of_shape = move |shape: Vec<usize>| {
+        let count = shape.iter().product::<usize>();
+        prop::collection::vec(value.clone(), count)
+            .prop_map(move |values| Tensor::from_f32(shape.clone(), values).unwrap())
+    };
+    shapes.prop_flat_map(of_shape).boxed()
+}
+
+/// What an engine might answer for `classes` classes and `masks` prototypes: the right ranks, and mostly the right rows.
+fn outputs(classes: usize, masks: usize) -> BoxedStrategy<Vec<Tensor>> {
+    let values = prop_oneof![4 => finite(), 1 => float()].boxed();
+    let right = (0..9usize, 1..9usize, 1..9usize).prop_flat_map(move |(anchors, height, width)| {
+        let rows = 4 + classes + masks;
+        let raw = prop::collection::vec(finite(), rows * anchors);
+        let proto = prop::collection::vec(finite(), masks * height * width);
+        (raw, proto).prop_map(move |(raw, proto)| {
+            vec![
+                Tensor::from_f32(vec![1, rows, anchors], raw).unwrap(),
+                Tensor::from_f32(vec![1, masks, height, width], proto).unwrap(),
+            ]
+        })
+    });
+    let any = (tensor(3, values.clone()), tensor(4, values)).prop_map(|(raw, proto)| vec![raw, proto]);
+    prop_oneof![3 => right, 1 => any].boxed()
+}
+
+fn yolo(task: Task, size: [u32; 2]) -> Yolo {
+    Yolo {
+        task,
+        names: vec!["owl".to_owned(), "wąż".to_owned()],
+        stride: 32,
+        size,
+        confidence: 0.25,
+        iou: 0.7,
+        max_detections: 20,
+        metadata: false,
+        about: Default::default(),
+    }
+}
+
+/// Boxes in the picture, masks as large as they say.
+fn check_detections(found: Result<Vec<Detection>, VisionError>, [height, width]: [u32; 2]) {
+    let found = found.unwrap_or_default();
+    for detection in &found {
+        let [left, top, right, bottom] = detection.bbox;
+        assert!(0.0 <= left && left <= right && right <= width as f32, "{detection:?}");
+        assert!(0.0 <= top && top <= bottom && bottom <= height as f32, "{detection:?}");
+        let Some(mask) = &detection.mask else { continue };
+        let [columns, rows] = [right.round() - left.round(), bottom.round() - top.round()];
+        assert_eq!((mask.width, mask.inside.len()), (columns as u32, (columns * rows) as usize), "{detection:?}");
+        assert!(mask.pixels().all(|(x, y)| x < width && y < height), "{detection:?}");
+        assert_eq!(mask.pixels().count(), mask.area());
+        assert_eq!(mask.overlap(mask), 1.0);
+        serde_json::to_string(mask).unwrap();
+        for other in &found {
+            let overlap = mask.overlap(other.mask.as_ref().unwrap());
+            assert!((0.0..=1.0).contains(&overlap), "{overlap}");
+        }
+    }
+    annotate(&RgbImage::new(width, height), &found);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(500))]
+
+    #[test]
+    fn answers_of_detectors(
+        given in outputs(2, 0),
+        picture in [0..70u32, 0..70u32],
+        size in [0..3u32, 0..3u32],
+    ) {
+        let model = yolo(Task::Detect, size.map(|side| 32 * side));
+        check_detections(model.detections(&given[..1], picture), picture);
+    }
+
+    #[test]
+    fn answers_of_segmenting_detectors(
+        given in outputs(2, 3),
+        picture in [0..70u32, 0..70u32],
+        size in [0..3u32, 0..3u32],
+    ) {
+        let model = yolo(Task::Segment, size.map(|side| 32 * side));
+        check_detections(model.detections(&given, picture), picture);
+    }
+
+    #[test]
+    fn answers_of_classifiers(
+        output in prop_oneof![tensor(2, float()), tensor(2, finite()), tensor(3, finite())],
+        kind in prop::sample::select(vec![
+            ClassifierOutput::Logits,
+            ClassifierOutput::Probabilities,
+            ClassifierOutput::Expectation,
+        ]),
+        labels in prop::option::of(0..9usize),
+        values in prop::option::of(prop::collection::vec(finite(), 0..9)),
+    ) {
+        let preprocess = Preprocess {
+            size: None, fit: None, resize: None, resample: None, color: None, mean: [0.0; 3], std: [1.0; 3],
+        };
+        let labels = labels.map(|count| (0..count).map(|class| class.to_string()).collect());
+        let classifier = Classifier { preprocess, labels, output: kind, class_values: values };
+        if let Ok(answer) = classifier.answer(&output) {
+            assert!(answer.probability.is_finite() && answer.value.is_none_or(f32::is_finite), "{answer:?}");
+            assert!(answer.class < output.shape()[1] && !answer.top.is_empty() && answer.top.len() <= 5, "{answer:?}");
+        }
+    }
+
+    #[test]
+    fn drawings(
+        bbox in [float(), float(), float(), float()],
+        origin in any::<[u32; 2]>(),
+        width in 0..9u32,
+        inside in prop::collection::vec(any::<bool>(), 0..70),
+        picture in [0..50u32, 0..50u32],
+    ) {
+        let mask = Some(Mask { origin, width, inside });
+        let detection = Detection { label: "wąż".to_owned(), class: 7, score: bbox[0], bbox, mask };
+        let picture = RgbImage::new(picture[0], picture[1]);
+        assert_eq!(annotate(&picture, std::slice::from_ref(&detection)).dimensions(), picture.dimensions());
+        serde_json::to_string(&detection).unwrap();
+    }
 }
 
 proptest! {

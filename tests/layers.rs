@@ -25,7 +25,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("zip", "fetch/pypi.rs checkpoint/torch/"),
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
-    ("rten", "backend/cpu.rs"),
+    ("rten", "backend/cpu/"),
     ("image", "vision/"),
     ("fast_image_resize", "vision/picture.rs"),
     ("noto_sans_mono_bitmap", "vision/draw.rs"),

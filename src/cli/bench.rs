@@ -135,6 +135,12 @@ fn engine(
     };
     let inputs = seeded(&specs, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
     environment.progress.event(Event::Stage(&format!("{name}: {} runs of {batch}", args.warmup + args.iterations)));
+    let model = manifest.map_or(path.to_owned(), |manifest| path.join(&manifest.model));
+    let mut own = session::measured(session, &model, &inputs)?;
+    let session: &mut dyn Session = match &mut own {
+        Some(own) => &mut **own,
+        None => session,
+    };
     let mut report = bench::measure(&name, session, &inputs, args.warmup, args.iterations)?;
     let Some((manifest, preprocess)) = manifest.and_then(|manifest| Some((manifest, manifest.preprocess()?))) else {
         return Ok(report);

@@ -32,7 +32,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
     if args.path.is_dir() {
         engine(args, &args.path)?;
     } else if args.path.extension().is_some_and(|extension| extension == "onnx") {
-        let model = Model::load(&args.path)?;
+        let model = Model::read(&args.path)?;
         let summary = model.summary()?;
         if args.json { print_json(&summary)? } else { model_text(&summary)? }
     } else if args.path.extension().is_some_and(|extension| extension == "pt") {

@@ -25,7 +25,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::BackendError;
+use crate::backend::{BackendError, cpu};
 use crate::confined;
 use crate::llm::text::child;
 use crate::log;
@@ -62,6 +62,9 @@ enum Command {
     /// Renders templates and compiles grammars for a parent process
     #[command(name = child::SUBCOMMAND, hide = true)]
     Text,
+    /// Computes a graph for a parent process
+    #[command(name = cpu::SUBCOMMAND, hide = true)]
+    Reference,
 }
 
 /// What every subcommand gets.
@@ -75,19 +78,20 @@ pub fn main() -> Exit {
     let cli = Cli::parse();
     let json = matches!(cli.command, Command::Serve(_)) && !std::io::stderr().is_terminal();
     log::subscribe(if json { log::Format::Json } else { log::Format::Text });
-    if matches!(cli.command, Command::BuildEngine) {
-        let input = std::io::BufReader::new(std::io::stdin());
-        return match worker::child_main(input, std::io::stdout()) {
+    let work = match cli.command {
+        Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
+        Command::Reference => Some(cpu::child_main()),
+        Command::Text => Some(confined::serve(child::answerer())),
+        _ => None,
+    };
+    if let Some(outcome) = work {
+        return match outcome {
             Ok(()) => Exit::Success,
             Err(message) => {
                 say(format!("error: {message}"));
                 Exit::Failure
             }
         };
-    }
-    if matches!(cli.command, Command::Text) {
-        let served = confined::serve(child::answerer());
-        return served.map_or(Exit::Failure, |()| Exit::Success);
     }
     if let Ok(executable) = std::env::current_exe() {
         confined::use_program(executable);
@@ -105,7 +109,7 @@ pub fn main() -> Exit {
         Command::Inspect(args) => inspect::execute(&args),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
-        Command::BuildEngine | Command::Text => Ok(Exit::Success),
+        Command::BuildEngine | Command::Reference | Command::Text => Ok(Exit::Success),
     };
     drop(environment); // progress bars end before the last word
     let exit = result.unwrap_or_else(|error| {

@@ -6,12 +6,13 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 
 use super::say;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{self, Cpu, IsolatedCpu};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, Session};
 use crate::llm::{self, Generator, LlmError, Record, model::Runner};
 use crate::manifest::{Damage, Manifest};
 use crate::progress::{Event, Progress};
+use crate::tensor::Tensor;
 
 /// Who computes
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -67,10 +68,29 @@ fn decide(manifest: &Manifest, choice: Choice) -> anyhow::Result<Choice> {
     Ok(Choice::Tensorrt)
 }
 
+/// The CPU reference in a child of this tool: a graph that is too much for it is an error, not a crash.
+pub(super) fn reference() -> anyhow::Result<IsolatedCpu> {
+    Ok(IsolatedCpu::new(std::env::current_exe()?))
+}
+
+/// The session to measure instead of `probe`: the CPU reference in this process, where nothing is sent about, once the
+/// graph has shown in its child that it can be computed. `None` where `probe` is on the GPU.
+pub(super) fn measured(
+    probe: &mut dyn Session,
+    model: &Path,
+    inputs: &[Tensor],
+) -> Result<Option<Box<dyn Session>>, BackendError> {
+    if probe.info() != cpu::info() {
+        return Ok(None);
+    }
+    probe.run(inputs)?;
+    Cpu.open(model).map(Some)
+}
+
 /// Opens an engine directory.
 pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
     if decide(manifest, choice)? == Choice::Cpu {
-        return Ok(Cpu.open(&folder.join(&manifest.model))?);
+        return Ok(reference()?.open(&folder.join(&manifest.model))?);
     }
     let path = folder.join(&manifest.engine);
     let file = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -119,6 +139,6 @@ pub(super) fn open_llm(
 pub(super) fn open_onnx(path: &Path, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
     match choice {
         Choice::Tensorrt => Ok(Backend::open(&*TensorRt::open()?, path)?),
-        Choice::Auto | Choice::Cpu => Ok(Cpu.open(path)?),
+        Choice::Auto | Choice::Cpu => Ok(reference()?.open(path)?),
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Environment, Exit, print, print_json};
+use super::{Environment, Exit, print, print_json, session};
 use crate::artifact::sha256_file;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
@@ -69,10 +69,11 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     if let Some(url) = &args.serve {
         return serving(args, url);
     }
+    let reference = session::reference()?;
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
         // One that cannot be looked at does not hide what the others are like.
-        match verify::verify(folder, &environment.progress, &mut sha256_file) {
+        match verify::verify(folder, &reference, &environment.progress, &mut sha256_file) {
             Ok(report) => {
                 exit = exit.worst(conclude(args, folder, &report)?);
                 reports.push(report);

@@ -1,57 +1,204 @@
-//! External data: where a model says its weights are. A model file is hostile until its references stay in its folder,
-//! else a crafted one could feed any file of the machine through the network and out of its outputs.
+//! External data: where a model says its weights are. A model file is hostile until its references stay in its folder and
+//! in their files, else a crafted one could feed any file of the machine, or the memory behind a mapped file, through the
+//! network and out of its outputs.
 
-use onnx_protobuf::{ModelProto, TensorProto, tensor_proto::DataLocation};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 
+use onnx_protobuf::{ModelProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
+
+use super::tensors::{exclusive, shared};
+use super::{element_bits, elements, graph::entry};
 use crate::artifact::is_contained;
 
-fn location(tensor: &TensorProto) -> Option<&str> {
-    if tensor.data_location.enum_value_or_default() != DataLocation::EXTERNAL {
-        return None;
+/// Where a tensor's bytes are.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    location: String,
+    offset: u64,
+    /// What shape and element type take.
+    length: u64,
+}
+
+impl Place {
+    /// Reads a tensor's `external_data`; `None` for a tensor that holds its data itself.
+    fn of(tensor: &TensorProto) -> Result<Option<Self>, String> {
+        if !is_external(tensor) {
+            return Ok(None);
+        }
+        let name = &tensor.name;
+        let mut entries: BTreeMap<&str, &str> = BTreeMap::new();
+        for entry in &tensor.external_data {
+            if entries.insert(&entry.key, &entry.value).is_some() {
+                // Readers differ in which of the two they take.
+                return Err(format!("tensor `{name}` gives `{}` of its external data twice{REPAIR}", entry.key));
+            }
+        }
+        let location = entries.get("location").copied().unwrap_or_default();
+        if !is_contained(location) {
+            return Err(format!(
+                "tensor `{name}` keeps its data in `{location}`, outside the model's folder\n  hint: external data \
+                 belongs beside or below the model: move it there and export again"
+            ));
+        }
+        let number = |key: &str| match entries.get(key) {
+            None => Ok(None),
+            Some(text) => match text.parse::<u64>() {
+                Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(number)),
+                _ => Err(format!("tensor `{name}` in `{location}` has {key} `{text}`, which is no size{REPAIR}")),
+            },
+        };
+        let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
+        let needed = needed(tensor).ok_or_else(|| {
+            format!(
+                "tensor `{name}` in `{location}` has shape {:?} of element type {}, of no known size{REPAIR}",
+                tensor.dims, tensor.data_type
+            )
+        })?;
+        if let Some(length) = length.filter(|length| *length != needed) {
+            return Err(format!(
+                "tensor `{name}` in `{location}` has length {length}, its shape {:?} takes {needed} bytes{REPAIR}",
+                tensor.dims
+            ));
+        }
+        Ok(Some(Self { location: location.to_owned(), offset, length: needed }))
     }
-    let entry = tensor.external_data.iter().find(|entry| entry.key == "location");
-    Some(entry.map_or("", |entry| entry.value.as_str()))
+
+    /// As `external_data` of a tensor, nothing left out: rten takes no model without offset and length, and none with
+    /// a checksum.
+    fn entries(self) -> Vec<StringStringEntryProto> {
+        vec![
+            entry("location", self.location),
+            entry("offset", self.offset.to_string()),
+            entry("length", self.length.to_string()),
+        ]
+    }
 }
 
-/// Tensors of the graph that may be external: initializers and attribute tensors of nodes.
-fn tensors(model: &ModelProto) -> impl Iterator<Item = &TensorProto> {
-    let graph = &model.graph;
-    let attributes = graph.node.iter().flat_map(|node| &node.attribute).filter_map(|attribute| attribute.t.as_ref());
-    graph.initializer.iter().chain(attributes)
+/// The next step where the model itself is wrong.
+const REPAIR: &str = "\n  hint: the file is damaged or was made by a faulty exporter: fetch or export it again";
+
+fn is_external(tensor: &TensorProto) -> bool {
+    tensor.data_location.enum_value_or_default() == DataLocation::EXTERNAL
 }
 
-/// Every external tensor must name a file beside or below the model.
+/// Bytes of a tensor's data; `None` for strings, unknown types and shapes that are no shapes.
+fn needed(tensor: &TensorProto) -> Option<u64> {
+    Some(elements(tensor)?.checked_mul(element_bits(tensor.data_type)?)?.div_ceil(8))
+}
+
+/// What can be told without the files: every external tensor, wherever it is, must name a file beside or below the model
+/// and the right number of bytes.
 pub(super) fn check(model: &ModelProto) -> Result<(), String> {
-    for tensor in tensors(model) {
-        if let Some(location) = location(tensor)
-            && !is_contained(location)
-        {
-            return Err(format!("tensor `{}` keeps its data in `{location}`, outside the model's folder", tensor.name));
+    shared::tensors(model).into_iter().try_for_each(|tensor| Place::of(tensor).map(drop))
+}
+
+/// The files of the model at `path`: each a regular one, in the model's folder, long enough for every tensor.
+pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), String> {
+    let mut lengths: BTreeMap<String, u64> = BTreeMap::new();
+    for tensor in shared::tensors(model) {
+        let Some(place) = Place::of(tensor)? else { continue };
+        let length = match lengths.get(&place.location) {
+            Some(length) => *length,
+            None => {
+                let length = file_length(path, &place.location)
+                    .map_err(|why| format!("tensor `{}` keeps its data in `{}`, {why}", tensor.name, place.location))?;
+                lengths.insert(place.location.clone(), length);
+                length
+            }
+        };
+        if place.offset.checked_add(place.length).is_none_or(|end| end > length) {
+            return Err(format!(
+                "tensor `{}` wants {} bytes from offset {} of `{}`, which has {length}\n  hint: is the file whole? fetch \
+                 or export model and data again",
+                tensor.name, place.length, place.offset, place.location
+            ));
         }
     }
     Ok(())
 }
 
+/// The length of a data file, or what is wrong with it. Nothing is opened: a pipe would wait for its writer.
+fn file_length(model: &Path, location: &str) -> Result<u64, String> {
+    let unreadable = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => "which is missing\n  hint: put it beside the model".to_owned(),
+        _ => format!("which cannot be read: {error}"),
+    };
+    let file = model.with_file_name(location);
+    let metadata = fs::metadata(&file).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err("which is not a regular file\n  hint: put the data themselves beside the model".to_owned());
+    }
+    let real = fs::canonicalize(&file).map_err(unreadable)?;
+    let homes = homes(model).map_err(unreadable)?;
+    if !real.starts_with(&homes.below) && homes.blobs.is_none_or(|blobs| real.parent() != Some(blobs.as_path())) {
+        return Err(format!(
+            "which is a link to {}, outside the model's folder\n  hint: put the data themselves beside the model",
+            real.display()
+        ));
+    }
+    Ok(metadata.len())
+}
+
+/// Where a model's data may be.
+struct Homes {
+    /// Anywhere below the folder of the model as it is named.
+    below: PathBuf,
+    /// Right in the hub cache's folder of contents, where `snapshots/COMMIT/model.onnx` and its data are links into it.
+    blobs: Option<PathBuf>,
+}
+
+fn homes(model: &Path) -> io::Result<Homes> {
+    let folder = model.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real = fs::canonicalize(model)?;
+    let blobs = real.parent().filter(|folder| folder.ends_with("blobs")).map(Path::to_owned);
+    Ok(Homes { below: fs::canonicalize(folder)?, blobs })
+}
+
 /// The files named, each once, sorted.
 pub(super) fn files(model: &ModelProto) -> Vec<String> {
-    let mut files: Vec<String> = tensors(model).filter_map(location).map(str::to_owned).collect();
+    let location = |tensor: &TensorProto| Some(Place::of(tensor).ok()??.location);
+    let mut files: Vec<String> = shared::tensors(model).into_iter().filter_map(location).collect();
     files.sort();
     files.dedup();
     files
 }
 
 /// Renames the files to `weights-N.data` beside the model, names every runtime accepts (rten reads no other folder and
-/// no other extension). Returns (old, new).
+/// no other extension), and spells out offsets and lengths. Returns (old, new).
 pub(super) fn flatten(model: &mut ModelProto) -> Vec<(String, String)> {
     let renamed = files(model).into_iter().enumerate().map(|(index, old)| (old, format!("weights-{index}.data")));
-    let renamed: Vec<(String, String)> = renamed.collect();
-    let Some(graph) = model.graph.as_mut() else { return renamed };
-    let attributes = graph.node.iter_mut().flat_map(|node| &mut node.attribute).filter_map(|a| a.t.as_mut());
-    let external = graph.initializer.iter_mut().chain(attributes).filter(|tensor| location(tensor).is_some());
-    for entry in external.flat_map(|tensor| &mut tensor.external_data).filter(|entry| entry.key == "location") {
-        if let Some((_, new)) = renamed.iter().find(|(old, _)| *old == entry.value) {
-            entry.value.clone_from(new);
-        }
-    }
-    renamed
+    let renamed: BTreeMap<String, String> = renamed.collect();
+    rewrite(model, |place| match renamed.get(&place.location) {
+        Some(new) => Place { location: new.clone(), ..place },
+        None => place,
+    });
+    renamed.into_iter().collect()
 }
+
+/// Gives every external tensor location, offset and length, and nothing else; tells whether any had something else.
+pub(super) fn spell_out(model: &mut ModelProto) -> bool {
+    const KEYS: [&str; 3] = ["location", "offset", "length"];
+    let whole = |tensor: &TensorProto| {
+        let has = |key: &&str| tensor.external_data.iter().any(|entry| entry.key == **key);
+        !is_external(tensor) || (tensor.external_data.len() == KEYS.len() && KEYS.iter().all(has))
+    };
+    if shared::tensors(model).into_iter().all(whole) {
+        return false;
+    }
+    rewrite(model, |place| place);
+    true
+}
+
+fn rewrite(model: &mut ModelProto, change: impl Fn(Place) -> Place) {
+    for tensor in exclusive::tensors(model) {
+        // What cannot be read was refused when the model was.
+        let Ok(Some(place)) = Place::of(tensor) else { continue };
+        tensor.external_data = change(place).entries();
+    }
+}
+
+#[cfg(test)]
+mod tests;

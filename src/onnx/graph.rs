@@ -24,6 +24,8 @@ pub enum Attribute {
     Float(f32),
     Ints(Vec<i64>),
     Text(String),
+    /// From [`GraphBuilder::subgraph`].
+    Graph(Box<GraphProto>),
 }
 
 impl From<i64> for Attribute {
@@ -219,6 +221,11 @@ impl GraphBuilder {
         });
     }
 
+    /// The graph as an attribute: a branch of `If`, the body of `Loop`. It may read what the graph around it makes.
+    pub fn subgraph(self) -> Attribute {
+        Attribute::Graph(Box::new(self.graph))
+    }
+
     /// The finished model, checked; `path` is where it will be written.
     pub fn finish(self, path: &Path) -> Result<Model, OnnxError> {
         let proto = ModelProto {
@@ -247,7 +254,7 @@ impl GraphBuilder {
     }
 }
 
-fn entry(key: &str, value: String) -> StringStringEntryProto {
+pub(super) fn entry(key: &str, value: String) -> StringStringEntryProto {
     StringStringEntryProto { key: key.to_owned(), value, ..StringStringEntryProto::default() }
 }
 
@@ -290,6 +297,10 @@ fn attribute(name: &str, value: &Attribute) -> AttributeProto {
         Attribute::Text(value) => {
             proto.s = value.clone().into_bytes();
             AttributeType::STRING
+        }
+        Attribute::Graph(graph) => {
+            proto.g = Some((**graph).clone()).into();
+            AttributeType::GRAPH
         }
     };
     proto.type_ = kind.into();

@@ -1,22 +1,25 @@
 //! ONNX files: read with suspicion, described, given fixed shapes, and written.
 //!
-//! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references,
-//! `check.rs` finds what TensorRT would get wrong, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs`
-//! builds graphs.
+//! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references, `tensors.rs`
+//! finds every tensor, `check.rs` finds what TensorRT would get wrong, `depth.rs` what would overflow the CPU reference's
+//! stack, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs.
 
 mod check;
+mod depth;
 mod external_data;
 mod graph;
 mod half;
 mod shapes;
+mod tensors;
 mod wire;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use onnx_protobuf::{Message, ModelProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
+use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
+pub use depth::Depth;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
 pub use half::Half;
 
@@ -66,18 +69,30 @@ pub struct Summary {
 }
 
 impl Model {
-    /// Reads and checks a model. External data files must lie beside or below it; they are not read.
+    /// Reads and checks a model and what it says of its external data: regular files beside or below it that hold
+    /// every tensor. (Links into one `blobs` folder, as the Hugging Face cache has them, count as beside.)
     pub fn load(path: &Path) -> Result<Self, OnnxError> {
+        let model = Self::read(path)?;
+        external_data::check_files(&model.proto, path).map_err(|message| model.fail(message))?;
+        Ok(model)
+    }
+
+    /// Reads a model for a look at it: its external data need not be there.
+    pub fn read(path: &Path) -> Result<Self, OnnxError> {
         let fail = |message: String| OnnxError { path: path.to_owned(), message };
-        let length = fs::metadata(path).map_err(|error| fail(error.to_string()))?.len();
-        if length > SIZE_LIMIT {
+        let metadata = fs::metadata(path).map_err(|error| fail(error.to_string()))?;
+        // A pipe would wait for its writer, and a device need not end.
+        if !metadata.is_file() {
+            return Err(fail("is not a regular file\n  hint: name the .onnx file itself".to_owned()));
+        }
+        if metadata.len() > SIZE_LIMIT {
             return Err(fail("larger than protobuf's 2 GiB: store the weights as external data".to_owned()));
         }
         let bytes = fs::read(path).map_err(|error| fail(error.to_string()))?;
         Self::parse(path, &bytes)
     }
 
-    /// Checks a model in memory; `path` is for messages and external data.
+    /// Checks a model in memory; `path` is for messages and external data, whose files are not looked at.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, OnnxError> {
         let fail = |message: String| OnnxError { path: path.to_owned(), message };
         wire::check_model(bytes).map_err(|message| fail(format!("not an ONNX model: {message}")))?;
@@ -174,7 +189,8 @@ impl Model {
         named
     }
 
-    /// Gives external data files flat names, as (old, new); the caller puts the files there.
+    /// Gives external data files flat names, as (old, new), and spells out where in them tensors are; the caller puts the
+    /// files there.
     pub fn flatten_external(&mut self) -> Vec<(String, String)> {
         external_data::flatten(&mut self.proto)
     }
@@ -189,9 +205,15 @@ impl Model {
         check::complaint(self, newest)
     }
 
-    /// Spells out optional attributes some runtimes cannot infer; tells whether any was missing.
+    /// Spells out optional attributes and offsets some runtimes cannot infer; tells whether any was missing.
     pub fn spell_out(&mut self) -> bool {
-        shapes::spell_out_kernels(&mut self.proto)
+        let places = external_data::spell_out(&mut self.proto);
+        shapes::spell_out_kernels(&mut self.proto) || places
+    }
+
+    /// How long chains of nodes are that wait for each other.
+    pub fn depth(&self) -> Depth {
+        depth::of(&self.proto)
     }
 
     fn spec(&self, value: &ValueInfoProto) -> Result<TensorSpec, OnnxError> {
@@ -217,11 +239,9 @@ impl Model {
         let (mut parameters, mut parameter_bytes) = (0u64, 0u64);
         for tensor in &graph.initializer {
             let elements =
-                tensor.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(u64::try_from(*dim).ok()?));
-            let elements =
-                elements.ok_or_else(|| self.fail(format!("initializer `{}` has no size", tensor.name.as_str())))?;
+                elements(tensor).ok_or_else(|| self.fail(format!("initializer `{}` has no size", tensor.name)))?;
             parameters = parameters.saturating_add(elements);
-            let bits = element_bits(tensor.data_type);
+            let bits = element_bits(tensor.data_type).unwrap_or(8);
             parameter_bytes = parameter_bytes.saturating_add(elements.saturating_mul(bits).div_ceil(8));
         }
         Ok(Summary {
@@ -279,14 +299,21 @@ fn elem_type(dtype: DType) -> tensor_proto::DataType {
     }
 }
 
-/// Bits per element of an ONNX element type; the 4-bit types are packed.
-fn element_bits(elem_type: i32) -> u64 {
-    match elem_type {
+/// Elements of a tensor; `None` for a negative dimension or too large a product.
+fn elements(tensor: &TensorProto) -> Option<u64> {
+    tensor.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(u64::try_from(*dim).ok()?))
+}
+
+/// Bits per element of an ONNX element type; those of 2 and 4 bits are packed. Strings have no fixed size.
+fn element_bits(elem_type: i32) -> Option<u64> {
+    Some(match elem_type {
         7 | 11 | 13 | 14 => 64,
         15 => 128,
         1 | 6 | 12 => 32,
         4 | 5 | 10 | 16 => 16,
+        2 | 3 | 9 | 17..=20 | 24 => 8,
         21..=23 => 4,
-        _ => 8,
-    }
+        25 | 26 => 2,
+        _ => return None,
+    })
 }

@@ -198,7 +198,8 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
     manifest.record_files(staged, &mut sha256_file)?;
     manifest.save(staged)?;
     stage("verifying");
-    verify::verify(staged, &context.progress, &mut sha256_file)
+    let reference = settings::reference(&context.isolation);
+    verify::verify(staged, &*reference, &context.progress, &mut sha256_file)
 }
 
 /// Puts a verified directory in its place, if it passed or `--force` was given.
@@ -244,6 +245,8 @@ fn place_inputs(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow
         data.map(|(old, new)| (prepared.model.path().with_file_name(old), staged.join(new))).collect();
     place::place(&moves, &prepared.plan.source, false, context).context("external data")?;
     fs::write(staged.join(MODEL), model.to_bytes()?)?;
+    // The files may have changed since they were checked: what TensorRT maps is what is looked at here.
+    Model::load(&staged.join(MODEL))?;
     for (name, from) in &prepared.pictures {
         fs::create_dir_all(staged.join("images"))?;
         fs::copy(from, staged.join(name)).with_context(|| format!("picture {}", from.display()))?;
@@ -341,7 +344,7 @@ pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
             format!("hub:{repository}@{}", commit.unwrap_or(revision))
         }
         SourcePlan::Path { path, .. } => format!("path:{}", path.display()),
-        SourcePlan::Url { url, .. } => format!("url:{url}"),
+        SourcePlan::Url { url, .. } => format!("url:{}", crate::address::shown(url)),
         SourcePlan::Pypi { package, version, file, .. } => format!("pypi:{package}=={version}/{file}"),
         SourcePlan::Ollama { model } => format!("ollama:{model}"),
     }

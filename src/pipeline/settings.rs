@@ -7,10 +7,21 @@ use anyhow::{Context as _, bail};
 
 use super::Prepared;
 use crate::artifact::sha256_file;
+use crate::backend::Backend;
+use crate::backend::cpu::{Cpu, IsolatedCpu};
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::Model;
 use crate::recipe::{Plan, Precision};
+use crate::worker::Isolation;
+
+/// The CPU reference that judges a build: in a child where TensorRT is in one too.
+pub(super) fn reference(isolation: &Isolation) -> Box<dyn Backend> {
+    match isolation {
+        Isolation::InProcess => Box::new(Cpu),
+        Isolation::Child(executable) => Box::new(IsolatedCpu::new(executable.clone())),
+    }
+}
 
 /// Fixes the model's shapes, pictures being of `size`; what must stay dynamic comes back as a profile.
 pub(super) fn resolve_shapes(

@@ -15,7 +15,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::artifact::write_file;
-use crate::backend::cpu::Cpu;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{Backend, BackendError, Session};
@@ -31,8 +30,14 @@ pub use quality::quality;
 pub use report::{Check, Comparison, Report, Status};
 pub use vision::Agreement;
 
-/// Verifies the engine in `folder` and writes the report into it. `hash` reads files, or remembers having done so.
-pub fn verify(folder: &Path, progress: &Arc<dyn Progress>, hash: Hasher<'_>) -> anyhow::Result<Report> {
+/// Verifies the engine in `folder` against `reference` and writes the report into it. `hash` reads files, or remembers
+/// having done so.
+pub fn verify(
+    folder: &Path,
+    reference: &dyn Backend,
+    progress: &Arc<dyn Progress>,
+    hash: Hasher<'_>,
+) -> anyhow::Result<Report> {
     let manifest = Manifest::load(folder)?;
     let mut report = Report {
         name: manifest.name.clone(),
@@ -56,8 +61,11 @@ pub fn verify(folder: &Path, progress: &Arc<dyn Progress>, hash: Hasher<'_>) -> 
         signature(folder, &manifest, &mut report);
         let file = fs::read(folder.join(&manifest.engine))?;
         let (_, plan) = plan::split(&file);
-        if let Some(tensorrt) = header(&manifest, plan, &mut report) {
-            execution(folder, &manifest, &tensorrt, plan, progress, &mut report)?;
+        if let Some(tensorrt) = header(&manifest, plan, &mut report)
+            && let Some(mut engine) = load(&manifest, &tensorrt, plan, &mut report)
+        {
+            let reference = reference.open(&folder.join(&manifest.model))?;
+            execution(folder, &manifest, (&mut *engine, reference), progress, &mut report)?;
         }
     }
     let mut text = serde_json::to_string_pretty(&report)?;
@@ -147,19 +155,13 @@ fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
     }
 }
 
-fn execution(
-    folder: &Path,
-    manifest: &Manifest,
-    tensorrt: &TensorRt,
-    plan: &[u8],
-    progress: &Arc<dyn Progress>,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let mut engine = match tensorrt.load(plan, manifest.tf32) {
+/// The engine on the GPU, if its inputs and outputs are the manifest's.
+fn load(manifest: &Manifest, tensorrt: &TensorRt, plan: &[u8], report: &mut Report) -> Option<Box<dyn Session>> {
+    let engine = match tensorrt.load(plan, manifest.tf32) {
         Ok(engine) => engine,
         Err(error) => {
             report.push("execution", Status::Failed, error.to_string());
-            return Ok(());
+            return None;
         }
     };
     let info = engine.info();
@@ -169,9 +171,18 @@ fn execution(
         compare_specs(&manifest.inputs, engine.inputs()).or_else(|| compare_specs(&manifest.outputs, engine.outputs()));
     if let Some(difference) = found {
         report.push("engine signature", Status::Failed, difference);
-        return Ok(());
+        return None;
     }
-    let mut reference = Cpu.open(&folder.join(&manifest.model))?;
+    Some(engine)
+}
+
+fn execution(
+    folder: &Path,
+    manifest: &Manifest,
+    (engine, mut reference): (&mut dyn Session, Box<dyn Session>),
+    progress: &Arc<dyn Progress>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     for Case { name, inputs, picture } in cases(folder, manifest)? {
         progress.event(Event::Stage(&format!("{}: comparing {name}", manifest.name)));
         let both = engine.run(&inputs).and_then(|have| Ok((have, reference.run(&inputs)?)));

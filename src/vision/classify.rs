@@ -63,10 +63,13 @@ impl Classifier {
             Some(labels) => labels[class].clone(),
             None => class.to_string(),
         };
-        let value = self
+        let value: Option<f32> = self
             .class_values
             .as_ref()
             .map(|values| values.iter().zip(&probabilities).map(|(value, probability)| value * probability).sum());
+        if value.is_some_and(|value| !value.is_finite()) {
+            return Err(wrong("its expectation is not finite"));
+        }
         Ok(Answer {
             label: label(order[0]),
             class: order[0],
@@ -117,5 +120,7 @@ mod tests {
         classifier.labels = None;
         let output = Tensor::from_f32(vec![1, 2], vec![f32::NAN, 0.5]).unwrap();
         assert!(classifier.answer(&output).unwrap_err().to_string().contains("not finite"));
+        let output = Tensor::from_f32(vec![1, 2], vec![f32::MAX, 0.5]).unwrap();
+        assert!(classifier.answer(&output).unwrap_err().to_string().contains("expectation is not finite"));
     }
 }

@@ -13,6 +13,8 @@ use crate::tensor::Tensor;
 /// Candidates that go into suppression; more are cut off, best first.
 const CANDIDATE_LIMIT: usize = 30_000;
 
+const NOT_FINITE: &str = "it holds values that are not finite";
+
 /// A YOLO model's way in and out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Yolo {
@@ -79,10 +81,11 @@ impl Letterbox {
         self.picture.map(|size| ((f64::from(size) * self.scale).round() as u32).max(1))
     }
 
-    /// A place in the input as one in the picture, along an axis (0 vertical).
+    /// A place in the input as one in the picture, along an axis (0 vertical): never outside it.
     pub fn place(&self, value: f32, axis: usize) -> f32 {
         let place = (f64::from(value) - f64::from(self.offset[axis])) / self.scale;
-        place.clamp(0.0, f64::from(self.picture[axis])) as f32
+        // An input without pixels has scale 0, and `clamp` lets a NaN through.
+        if place.is_nan() { 0.0 } else { place.clamp(0.0, f64::from(self.picture[axis])) as f32 }
     }
 }
 
@@ -110,7 +113,8 @@ impl Yolo {
         }
     }
 
-    /// Objects on the first picture of the batch, of `picture` (height, width), best first.
+    /// Objects on the first picture of the batch, of `picture` (height, width), best first. Boxes are clipped to the
+    /// picture; one of negative width or height, which no trained head gives, has no area and is not reported.
     pub fn detections(&self, outputs: &[Tensor], picture: [u32; 2]) -> Result<Vec<Detection>, VisionError> {
         let (output, proto) = self.checked(outputs)?;
         let letterbox = Letterbox::new(picture, self.size);
@@ -154,8 +158,12 @@ impl Yolo {
         };
         let masks = match (self.task, outputs.get(1)) {
             (Task::Segment, Some(proto)) => {
-                let found = mask::Prototypes::of(proto);
-                Some(found.ok_or_else(|| wrong(proto, "float32 [batch, masks, height, width] is wanted".to_owned()))?)
+                let found = mask::Prototypes::of(proto)
+                    .ok_or_else(|| wrong(proto, "float32 [batch, masks, height, width] is wanted".to_owned()))?;
+                if !found.is_finite() {
+                    return Err(wrong(proto, NOT_FINITE.to_owned()));
+                }
+                Some(found)
             }
             (Task::Segment, None) => return Err(missing()),
             _ => None,
@@ -167,7 +175,7 @@ impl Yolo {
         let values = &values[..rows * anchors];
         // Where a score is not finite nothing can be said; an engine that overflowed must not look like an empty picture.
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(wrong(first, "it holds values that are not finite".to_owned()));
+            return Err(wrong(first, NOT_FINITE.to_owned()));
         }
         Ok((Raw { values, rows, anchors }, masks))
     }
@@ -192,6 +200,7 @@ impl Yolo {
                 let (width, height) = (at(2, anchor) / 2.0, at(3, anchor) / 2.0);
                 Candidate { class, score, anchor, corners: [x - width, y - height, x + width, y + height] }
             })
+            .filter(|Candidate { corners: [left, top, right, bottom], .. }| left <= right && top <= bottom)
             .collect();
         candidates.sort_by(|a, b| b.score.total_cmp(&a.score));
         candidates.truncate(CANDIDATE_LIMIT);
@@ -277,6 +286,27 @@ mod tests {
         let spoilt = output(&[[f32::NAN, 0.0, 0.0, 0.0, 0.9, 0.1]]);
         assert!(yolo().detections(&[spoilt], [64, 64]).unwrap_err().to_string().contains("not finite"));
         assert!(yolo().detections(&[], [64, 64]).is_err());
+        let segmenting = Yolo { task: Task::Segment, ..yolo() };
+        let raw = Tensor::from_f32(vec![1, 7, 1], vec![32.0, 32.0, 8.0, 8.0, 0.9, 0.1, 1.0]).unwrap();
+        for spoilt in [f32::NAN, f32::INFINITY] {
+            let proto = Tensor::from_f32(vec![1, 1, 1, 2], vec![1.0, spoilt]).unwrap();
+            let error = segmenting.detections(&[raw.clone(), proto], [64, 64]).unwrap_err();
+            assert!(error.to_string().contains("not finite"));
+        }
+    }
+
+    #[test]
+    fn boxes_that_are_none_are_left_out_and_huge_ones_clipped() {
+        let raw = output(&[
+            [32.0, 32.0, -20.0, 10.0, 0.9, 0.1],
+            [32.0, 32.0, 20.0, -10.0, 0.8, 0.1],
+            [0.0, 0.0, f32::MAX, f32::MAX, 0.7, 0.1],
+            [f32::MAX, f32::MAX, f32::MAX, f32::MAX, 0.1, 0.6],
+            [16.0, 16.0, 0.0, 0.0, 0.1, 0.5],
+        ]);
+        let found = yolo().detections(&[raw], [64, 64]).unwrap();
+        let boxes: Vec<[f32; 4]> = found.iter().map(|found| found.bbox).collect();
+        assert_eq!(boxes, [[0.0, 0.0, 64.0, 64.0], [64.0; 4], [16.0; 4]]);
     }
 
     #[test]

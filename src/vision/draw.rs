@@ -52,7 +52,7 @@ pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
         let [left, top, ..] = detection.bbox.map(|side| side.round() as u32);
         let text = format!("{} {:.2}", detection.label, detection.score);
         let (wide, high) = (get_raster_width(FontWeight::Bold, letters) as u32, letters.val() as u32);
-        let width = wide * text.chars().count() as u32 + 2 * line;
+        let width = wide.saturating_mul(text.chars().count() as u32).saturating_add(2 * line);
         // Above the box, or inside where there is no room; never beyond the right edge.
         let y = if top >= high { top - high } else { top };
         let x = left.min(picture.width().saturating_sub(width));
@@ -70,19 +70,19 @@ fn blend(canvas: &mut RgbImage, x: u32, y: u32, color: [u8; 3], share: f32) {
 }
 
 fn fill(canvas: &mut RgbImage, [x, y, width, height]: [u32; 4], color: [u8; 3]) {
-    for row in y..(y + height).min(canvas.height()) {
-        for column in x..(x + width).min(canvas.width()) {
+    for row in y..y.saturating_add(height).min(canvas.height()) {
+        for column in x..x.saturating_add(width).min(canvas.width()) {
             canvas.put_pixel(column, row, Rgb(color));
         }
     }
 }
 
-/// White letters; what the font lacks is a question mark.
+/// White letters as far as the edge; what the font lacks is a question mark.
 fn write(canvas: &mut RgbImage, x: u32, y: u32, text: &str, size: RasterHeight) {
     let mut x = x;
     for letter in text.chars() {
         let raster = get_raster(letter, FontWeight::Bold, size).or_else(|| get_raster('?', FontWeight::Bold, size));
-        let Some(raster) = raster else { continue };
+        let Some(raster) = raster.filter(|_| x < canvas.width() && y < canvas.height()) else { continue };
         for (row, line) in raster.rows().enumerate() {
             for (column, ink) in line.iter().enumerate() {
                 blend(canvas, x + column as u32, y + row as u32, [255; 3], f32::from(*ink) / 255.0);

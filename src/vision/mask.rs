@@ -31,6 +31,10 @@ impl<'a> Prototypes<'a> {
         let values = values.get(..count * height * width)?;
         (batch > 0 && !values.is_empty()).then_some(Self { count, height, width, values })
     }
+
+    pub(super) fn is_finite(&self) -> bool {
+        self.values.iter().all(|value| value.is_finite())
+    }
 }
 
 /// The object's pixels within its box: where the weighted sum of prototypes, interpolated between their cells, is above 0.
@@ -49,8 +53,11 @@ pub(super) fn cut(
         let at = (place * size as f64 / f64::from(input[axis]) - 0.5).clamp(0.0, size as f64 - 1.0);
         (at as usize, at.fract() as f32)
     };
-    let columns = bbox[0].round() as u32..bbox[2].round() as u32;
-    let rows = bbox[1].round() as u32..bbox[3].round() as u32;
+    // Within the picture, and from left to right, whatever the box is.
+    let pixel = |place: f32, axis: usize| (place.round() as u32).min(letterbox.picture[axis]);
+    let pixels = |from: f32, to: f32, axis| pixel(from, axis)..pixel(to, axis).max(pixel(from, axis));
+    let (columns, rows) = (pixels(bbox[0], bbox[2], 1), pixels(bbox[1], bbox[3], 0));
+    let origin = [columns.start, rows.start];
     let mut inside = Vec::with_capacity(columns.len() * rows.len());
     // The sum over prototypes is needed at the cells around the box alone.
     let (first_row, first_column) = (cell(rows.start, 0, height).0, cell(columns.start, 1, width).0);
@@ -83,7 +90,7 @@ pub(super) fn cut(
         inside
             .extend(along.iter().map(|(left, right, share)| line[*left] * (1.0 - share) + line[*right] * share > 0.0));
     }
-    Mask { origin: [bbox[0].round() as u32, bbox[1].round() as u32], width: columns.len() as u32, inside }
+    Mask { origin, width: columns.len() as u32, inside }
 }
 
 impl Mask {
@@ -95,11 +102,9 @@ impl Mask {
     /// The object's pixels, as places in the picture.
     pub fn pixels(&self) -> impl Iterator<Item = (u32, u32)> {
         let width = self.width.max(1);
-        self.inside
-            .iter()
-            .zip(0u32..)
-            .filter(|(inside, _)| **inside)
-            .map(move |(_, index)| (self.origin[0] + index % width, self.origin[1] + index / width))
+        self.inside.iter().zip(0u32..).filter(|(inside, _)| **inside).map(move |(_, index)| {
+            (self.origin[0].saturating_add(index % width), self.origin[1].saturating_add(index / width))
+        })
     }
 
     /// Intersection over union with another mask of the same picture; 1 where both are empty.
@@ -108,10 +113,12 @@ impl Mask {
             let (Some(x), Some(y)) = (x.checked_sub(mask.origin[0]), y.checked_sub(mask.origin[1])) else {
                 return false;
             };
-            x < mask.width && mask.inside.get((y * mask.width + x) as usize).copied().unwrap_or(false)
+            // In usize: a place far below this mask does not wrap into it.
+            let index = y as usize * mask.width as usize + x as usize;
+            x < mask.width && mask.inside.get(index).copied().unwrap_or(false)
         };
         let shared = self.pixels().filter(|(x, y)| has(other, *x, *y)).count();
-        let union = self.area() + other.area() - shared;
+        let union = (self.area() + other.area()).saturating_sub(shared);
         if union == 0 { 1.0 } else { shared as f64 / union as f64 }
     }
 }
@@ -159,5 +166,23 @@ mod tests {
         assert_eq!((json["area"].as_u64(), json["runs"][1].as_u64()), (Some(16), Some(4)));
         let none = cut(&proto, &[1.0, 0.0], [3.0, 3.0, 3.0, 3.0], &letterbox, [16, 16]);
         assert_eq!(none.area(), 0);
+        for strange in [
+            [12.0, 6.0, 4.0, 2.0],
+            [f32::NAN; 4],
+            [f32::NEG_INFINITY, f32::NEG_INFINITY, f32::INFINITY, f32::INFINITY],
+            [99.0, 99.0, 1e30, 1e30],
+        ] {
+            let mask = cut(&proto, &[1.0, f32::NAN], strange, &letterbox, [16, 16]);
+            let [left, top] = mask.origin;
+            assert!(left + mask.width <= 16 && top <= 16, "{strange:?}: {mask:?}");
+            assert_eq!(mask.inside.len() % mask.width.max(1) as usize, 0, "{strange:?}");
+        }
+    }
+
+    #[test]
+    fn masks_far_apart_do_not_meet() {
+        let mask = |origin| Mask { origin, width: 1 << 16, inside: vec![true; 1 << 16] };
+        assert_eq!(mask([0, 0]).overlap(&mask([0, 1 << 16])), 0.0);
+        assert_eq!(mask([0, 1 << 16]).overlap(&mask([0, 0])), 0.0);
     }
 }

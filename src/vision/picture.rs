@@ -117,6 +117,9 @@ fn fit(picture: &RgbImage, preprocess: &Preprocess, [height, width]: [u32; 2]) -
     let resample = preprocess.resample.unwrap_or(Resample::Bilinear);
     let resize = |width: u32, height: u32| resize(picture, width.max(1), height.max(1), resample);
     let (own_width, own_height) = picture.dimensions();
+    if own_width == 0 || own_height == 0 {
+        return RgbImage::new(width, height); // nothing to scale: black
+    }
     match (preprocess.resize, preprocess.fit.unwrap_or(Fit::Stretch)) {
         (Some(Resize::Both([rows, columns])), _) => crop(&resize(columns, rows), width, height),
         (Some(Resize::ShortestEdge(edge)), _) => {

@@ -28,7 +28,8 @@ impl Engines {
 
     fn load(&mut self, state: &State, name: &str) -> Result<Engine, BackendError> {
         let path = self.folder.join(format!("{name}.engine"));
-        let plan = std::fs::read(&path).map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display())))?;
+        let plan =
+            std::fs::read(&path).map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display())))?;
         let mut engine = self.tensorrt.engine(&plan, self.tf32).map_err(|error| {
             BackendError::Foreign(format!(
                 "{}: {error}\n  hint: engines run on the kind of GPU they were built for; build again here",

@@ -2,6 +2,12 @@
 //!
 //! rten computes in float32 and int32: float16 values are widened on the way in and rounded on the way out, int64 and
 //! bool become int32 (ONNX's own indices fit).
+//!
+//! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
+//! process; [`IsolatedCpu`] computes in a child under limits, and is what the command line uses.
+
+mod child;
+mod guard;
 
 use std::path::Path;
 
@@ -13,7 +19,9 @@ use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
-/// The reference backend.
+pub use child::{IsolatedCpu, SUBCOMMAND, child_main, default_limits};
+
+/// The reference backend, in this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
 
@@ -28,16 +36,29 @@ impl Backend for Cpu {
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
+        let depth = guard::depth(&described)?;
+        let session = guard::guarded(depth, BackendError::Load, || CpuSession::open(path, described, depth))?;
+        Ok(Box::new(session))
+    }
+}
+
+impl CpuSession {
+    fn open(path: &Path, mut described: onnx::Model, depth: usize) -> Result<Self, BackendError> {
         let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()));
-        let mut described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
         let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| {
             specs.map_err(|error| BackendError::Load(error.to_string()))
         };
         let (inputs, outputs) = (specs(described.inputs())?, specs(described.outputs())?);
         let mut options = ModelOptions::with_all_ops();
         // rten maps external data itself, but only from files beside the model that are named like data; engine
-        // directories hold nothing else.
-        let mappable = |file: &String| !file.contains('/') && file.ends_with(".data");
+        // directories hold nothing else. It follows a link to the model first, and would find, or miss, data there that
+        // are not the ones that were checked.
+        let real = std::fs::canonicalize(path).map_err(|error| load(error.to_string()))?;
+        let mappable = |file: &String| {
+            let data = std::fs::canonicalize(path.with_file_name(file));
+            !file.contains('/') && file.ends_with(".data") && data.is_ok_and(|data| data.parent() == real.parent())
+        };
         let model = if described.spell_out() || !described.external_files().iter().all(mappable) {
             for (old, new) in described.flatten_external() {
                 let data = path.with_file_name(old);
@@ -53,7 +74,7 @@ impl Backend for Cpu {
             let id = |spec: &TensorSpec| model.node_id(&spec.name).map_err(|error| load(error.to_string()));
             specs.iter().map(id).collect::<Result<Vec<NodeId>, _>>()
         };
-        Ok(Box::new(CpuSession { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, outputs, model }))
+        Ok(Self { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, outputs, model, depth })
     }
 }
 
@@ -129,6 +150,8 @@ struct CpuSession {
     outputs: Vec<TensorSpec>,
     input_ids: Vec<NodeId>,
     output_ids: Vec<NodeId>,
+    /// Longest chain of nodes.
+    depth: usize,
 }
 
 impl Session for CpuSession {
@@ -146,6 +169,12 @@ impl Session for CpuSession {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
+        guard::guarded(self.depth, BackendError::Run, || self.compute(inputs))
+    }
+}
+
+impl CpuSession {
+    fn compute(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         let mut values = Vec::with_capacity(inputs.len());
         for ((id, spec), tensor) in self.input_ids.iter().zip(&self.inputs).zip(inputs) {
             values.push((*id, ValueOrView::Value(to_rten(&spec.name, tensor)?)));

@@ -1,0 +1,60 @@
+//! Every tensor of a model, wherever onnx.proto (IR version 11) lets one be: initializers, dense and sparse, attributes of
+//! nodes, subgraphs in attributes, functions, training graphs.
+
+/// The walk, once for reading and once for changing. It keeps its own list of what is left, so nesting costs no stack.
+macro_rules! walk {
+    ($get:ident $(, $mutable:tt)?) => {
+        use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto};
+
+        /// The tensors, in no order.
+        pub(in crate::onnx) fn tensors(model: &$($mutable)? ModelProto) -> Vec<&$($mutable)? TensorProto> {
+            let mut found: Vec<&$($mutable)? TensorProto> = Vec::new();
+            let mut sparse: Vec<&$($mutable)? SparseTensorProto> = Vec::new();
+            let mut attributes: Vec<&$($mutable)? AttributeProto> = Vec::new();
+            let mut graphs: Vec<&$($mutable)? GraphProto> = model.graph.$get().into_iter().collect();
+            for training in &$($mutable)? model.training_info {
+                graphs.extend(training.initialization.$get());
+                graphs.extend(training.algorithm.$get());
+            }
+            for function in &$($mutable)? model.functions {
+                attributes.extend(&$($mutable)? function.attribute_proto);
+                for node in &$($mutable)? function.node {
+                    attributes.extend(&$($mutable)? node.attribute);
+                }
+            }
+            loop {
+                if let Some(attribute) = attributes.pop() {
+                    found.extend(attribute.t.$get());
+                    found.extend(&$($mutable)? attribute.tensors);
+                    sparse.extend(attribute.sparse_tensor.$get());
+                    sparse.extend(&$($mutable)? attribute.sparse_tensors);
+                    graphs.extend(attribute.g.$get());
+                    graphs.extend(&$($mutable)? attribute.graphs);
+                } else if let Some(graph) = graphs.pop() {
+                    found.extend(&$($mutable)? graph.initializer);
+                    sparse.extend(&$($mutable)? graph.sparse_initializer);
+                    for node in &$($mutable)? graph.node {
+                        attributes.extend(&$($mutable)? node.attribute);
+                    }
+                } else {
+                    break;
+                }
+            }
+            for tensor in sparse {
+                found.extend(tensor.values.$get());
+                found.extend(tensor.indices.$get());
+            }
+            found
+        }
+    };
+}
+
+/// For looking.
+pub(super) mod shared {
+    walk!(as_ref);
+}
+
+/// For changing.
+pub(super) mod exclusive {
+    walk!(as_mut, mut);
+}
