@@ -235,7 +235,8 @@ mod tests {
         let names: Vec<&str> = there.iter().map(|old| old.unit.as_str()).collect();
         assert_eq!(names, ["watus-build.service", "watus-build@a.service", "watus-build@b.service"]);
 
-        let cases: [(&str, u16, Result<&[&str], &str>); 6] = [
+        type Case<'a> = (&'a str, u16, Result<&'a [&'a str], &'a str>);
+        let cases: [Case<'_>; 6] = [
             ("watus-build@c.service", 8080, Ok(&["watus-build.service (/engines/old at port 8080)"])),
             (
                 "watus-build@a.service",

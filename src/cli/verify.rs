@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Environment, Exit, print, print_json, session};
+use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
@@ -102,10 +102,10 @@ fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit>
         }
     }
     if report.failed() {
-        eprintln!(
+        say(format!(
             "  hint: {} is not to be used as it is; build it again: `watus-build build --rebuild RECIPE`",
             folder.display()
-        );
+        ));
         return Ok(Exit::NotProved);
     }
     if report.executed_on.is_some() {

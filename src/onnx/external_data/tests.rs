@@ -117,7 +117,8 @@ fn a_tensor_is_found_wherever_it_is() {
 #[test]
 fn offsets_and_lengths_stay_in_the_file() {
     let scratch = tempfile::tempdir().unwrap();
-    let cases: &[(&[(&str, &str)], Option<&str>)] = &[
+    type Case<'a> = (&'a [(&'a str, &'a str)], Option<&'a str>);
+    let cases: &[Case<'_>] = &[
         (&[], None),
         (&[("offset", "0"), ("length", "16")], None),
         (&[("offset", "48")], None),
