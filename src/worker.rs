@@ -4,6 +4,8 @@
 //! Parent and child talk over the child's standard streams, one JSON document a line: the [`Job`] in, messages
 //! out. A closed or "cancel" input stops the build.
 
+mod child;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -14,6 +16,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+
+pub use child::child_main;
 
 use crate::artifact::write_file;
 use crate::backend::BackendError;
@@ -353,59 +357,4 @@ fn died(status: std::process::ExitStatus, collector: &Collector) -> BackendError
         ),
         None => format!("the build process ended without an answer ({status}){last}"),
     })
-}
-
-/// The child's main: reads the job from `input`, reports to `output`.
-pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write + Send + 'static) -> Result<(), String> {
-    // Die with the parent, whatever kills it.
-    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let mut line = String::new();
-    input.read_line(&mut line).map_err(|error| error.to_string())?;
-    let job: Job = serde_json::from_str(&line).map_err(|error| format!("not a build job: {error}"))?;
-    let cancel = Arc::new(AtomicBool::new(false));
-    let stop = Arc::clone(&cancel);
-    std::thread::spawn(move || {
-        let mut rest = String::new();
-        let _ = input.read_line(&mut rest);
-        stop.store(true, Ordering::Relaxed);
-    });
-    let speaker = Arc::new(Speaker(Mutex::new(output)));
-    let log = Arc::clone(&speaker);
-    let all = job.verbose;
-    TensorRt::set_log_sink(move |severity, text| {
-        if severity <= 2 || all || text.contains(SKIPPED_TACTIC) {
-            let engine = CURRENT.lock().map(|engine| engine.clone()).unwrap_or_default();
-            log.say(&Message::Log { severity, text, engine });
-        }
-    });
-    let result = run(&job, Arc::clone(&speaker) as Arc<dyn Progress>, cancel);
-    speaker.say(&match result {
-        Ok(()) => Message::Done,
-        Err(BackendError::Unavailable { what, help }) => Message::Failed { message: what, unavailable: Some(help) },
-        Err(error) => Message::Failed { message: error.to_string(), unavailable: None },
-    });
-    Ok(())
-}
-
-/// Writes messages, one a line, whole.
-struct Speaker<W>(Mutex<W>);
-
-impl<W: Write> Speaker<W> {
-    fn say(&self, message: &Message) {
-        if let (Ok(mut output), Ok(line)) = (self.0.lock(), serde_json::to_string(message)) {
-            let _ = writeln!(output, "{line}");
-            let _ = output.flush();
-        }
-    }
-}
-
-impl<W: Write + Send> Progress for Speaker<W> {
-    fn event(&self, event: Event<'_>) {
-        match event {
-            Event::Phase { name, steps } => self.say(&Message::Phase { name: name.to_owned(), steps }),
-            Event::Step { phase, done } => self.say(&Message::Step { phase: phase.to_owned(), done }),
-            Event::PhaseDone { name } => self.say(&Message::PhaseDone { name: name.to_owned() }),
-            _ => {}
-        }
-    }
 }

@@ -72,7 +72,7 @@ fn nothing_is_replaced_that_is_not_ours() {
                     continue;
                 }
                 let (code, _, stderr) = output(watus(scratch.path()).args(arguments).args(more));
-                assert_eq!((code, stderr.contains("left as it was")), (1, true), "{what}, {arguments:?}: {stderr}");
+                assert_eq!((code, stderr.contains("left as it is")), (1, true), "{what}, {arguments:?}: {stderr}");
                 assert!(stderr.contains(&*place.file_name().unwrap().to_string_lossy()), "{stderr}");
                 assert_eq!(content(scratch.path()), before, "{what}, {arguments:?} {more:?}");
             }

@@ -88,7 +88,10 @@ fn answers_refusals_and_errors() {
     assert_eq!(status(&Server::request("POST", CHAT, &format!("{JSON}Origin: http://evil.example\r\n"), "{}")), 403);
     assert_eq!(status(&Server::request("GET", CHAT, "", "")), 405);
     assert_eq!(status(&Server::request("GET", "/v2/what", "", "")), 404);
-    assert_eq!(status(&format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\n{JSON}Content-Length: 99999999999\r\n\r\n")), 413);
+    assert_eq!(
+        status(&format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 99999999999\r\n\r\n")),
+        413
+    );
     assert_eq!(status(&Server::request("GET", "/health", &format!("X-Long: {}\r\n", "x".repeat(64 << 10)), "")), 431);
     assert_eq!(status("nonsense\r\n\r\n"), 400);
 
@@ -225,7 +228,7 @@ fn half_a_request_holds_nothing_up() {
     let scratch = tempfile::tempdir().unwrap();
     let engine = tiny(scratch.path());
     let mut server = Server::start(scratch.path(), &engine, &["--drain", "1"]);
-    let half = format!("POST {CHAT} HTTP/1.1\r\nHost: x\r\n{JSON}Content-Length: 100\r\n\r\n{{\"model\"");
+    let half = format!("POST {CHAT} HTTP/1.1\r\nHost: localhost\r\n{JSON}Content-Length: 100\r\n\r\n{{\"model\"");
     let mut waiting: Vec<_> = (0..20).map(|_| server.raw(&half)).collect();
     waiting.extend((0..20).map(|_| server.raw("POST /v1/chat/compl")));
     assert_eq!(server.complete("ABC", 4)["usage"]["completion_tokens"], 4);

@@ -23,6 +23,8 @@ const ROOM: usize = 48 << 20;
 const PIECE: usize = 4 << 10;
 /// Of a body that is too large, so much is read for the client to hear why it is refused.
 const PASSED_OVER: usize = 64 << 20;
+/// Unless it stops for so long.
+const PAUSE: Duration = Duration::from_millis(500);
 /// Values in a body: what a few bytes of JSON become in memory is many times their size.
 const VALUES: usize = 1 << 18;
 
@@ -63,9 +65,12 @@ impl Intake {
         if !kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
             return Err(ApiError::media_type());
         }
-        // Who waits for leave to send it need not.
-        if body.size_hint().lower() > LARGEST as u64 && parts.headers.contains_key(header::EXPECT) {
-            return Err(ApiError::too_large(LARGEST));
+        if body.size_hint().lower() > LARGEST as u64 {
+            // Who waits for leave to send it need not.
+            return Err(match parts.headers.contains_key(header::EXPECT) {
+                true => ApiError::too_large(LARGEST),
+                false => pass_over(body.into_data_stream(), 0).await,
+            });
         }
         let received = tokio::time::timeout(ARRIVAL, self.read(body)).await.map_err(|_| ApiError::slow())??;
         if values(&received.bytes) > VALUES {
@@ -99,7 +104,7 @@ impl Intake {
 
 /// Reads on for a while: a client that is still sending would see a broken pipe instead of the answer.
 async fn pass_over(mut stream: axum::body::BodyDataStream, mut size: usize) -> ApiError {
-    while let Some(Ok(part)) = stream.next().await {
+    while let Ok(Some(Ok(part))) = tokio::time::timeout(PAUSE, stream.next()).await {
         size += part.len();
         if size > PASSED_OVER {
             break;

@@ -13,6 +13,7 @@
 
 mod answer;
 mod body;
+mod completion;
 mod connection;
 mod crowd;
 mod error;

@@ -76,7 +76,7 @@ const MOST_LOGPROBS: i64 = 20;
 
 impl Common {
     /// Refuses what other servers take to change the answer.
-    fn refuse(&self) -> Result<(), ApiError> {
+    pub(super) fn refuse(&self) -> Result<(), ApiError> {
         let fields = [
             ("guided_json", &self.guided_json),
             ("guided_regex", &self.guided_regex),
@@ -349,31 +349,9 @@ impl ChatRequest {
     }
 }
 
-fn logprob_count(name: &str, count: i64) -> Result<usize, ApiError> {
+pub(super) fn logprob_count(name: &str, count: i64) -> Result<usize, ApiError> {
     let range = format!("{name} is {count}; it goes from 0 to {MOST_LOGPROBS}");
     usize::try_from(count).ok().filter(|_| count <= MOST_LOGPROBS).ok_or_else(|| ApiError::invalid(name, range))
-}
-
-/// `POST /v1/completions`.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-pub(super) struct CompletionRequest {
-    #[serde(skip)]
-    pub(super) common: Common,
-    pub(super) prompt: Option<InPrompt>,
-    logprobs: Option<i64>,
-    echo: Option<bool>,
-    suffix: Option<String>,
-    best_of: Option<i64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a text or a list of tokens")]
-pub(super) enum InPrompt {
-    Text(String),
-    Tokens(Vec<u32>),
-    Texts(Vec<String>),
-    TokenLists(Vec<Vec<u32>>),
 }
 
 /// `Common` and the rest are each read from the whole body.
@@ -383,16 +361,6 @@ pub(super) trait FromBody: serde::de::DeserializeOwned {
 }
 
 impl FromBody for ChatRequest {
-    fn with(self, common: Common) -> Self {
-        Self { common, ..self }
-    }
-
-    fn common(&self) -> &Common {
-        &self.common
-    }
-}
-
-impl FromBody for CompletionRequest {
     fn with(self, common: Common) -> Self {
         Self { common, ..self }
     }

@@ -2,8 +2,9 @@
 
 use serde_json::Value;
 
+use super::completion::{CompletionRequest, InPrompt};
 use super::error::ApiError;
-use super::openai::{ChatRequest, Common, CompletionRequest, Format, InPrompt};
+use super::openai::{ChatRequest, Common, Format};
 use super::state::About;
 use crate::llm::text::tools::{self, Rules, Style, ToolChoice};
 use crate::llm::text::{AnswerReader, Chat, Message};

@@ -20,10 +20,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::answer::{ChatShape, Frame, Shape, Telling, TextShape};
+use super::completion::CompletionRequest;
 use super::error::ApiError;
 use super::guard::{self, RequestId};
 use super::log::Record;
-use super::openai::{ChatRequest, Common, CompletionRequest, FromBody};
+use super::openai::{ChatRequest, Common, FromBody};
 use super::prepare::{self, Demand, Prepared};
 use super::scheduler::Place;
 use super::state::{About, Phase};
