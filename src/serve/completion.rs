@@ -27,6 +27,29 @@ pub(super) enum InPrompt {
     TokenLists(Vec<Vec<u32>>),
 }
 
+impl CompletionRequest {
+    pub(super) fn top_logprobs(&self) -> Result<Option<usize>, ApiError> {
+        self.logprobs.map(|count| logprob_count("logprobs", count)).transpose()
+    }
+
+    pub(super) fn refuse(&self) -> Result<(), ApiError> {
+        self.common.refuse()?;
+        if self.echo == Some(true) {
+            return Err(ApiError::unsupported("echo", "this server does not repeat the prompt: echo must be false"));
+        }
+        if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(ApiError::unsupported("suffix", "this server continues texts, it does not fill gaps"));
+        }
+        if self.best_of.is_some_and(|best| best != 1) {
+            return Err(ApiError::unsupported(
+                "best_of",
+                "this server gives one answer to a request: best_of must be 1",
+            ));
+        }
+        Ok(())
+    }
+}
+
 impl FromBody for CompletionRequest {
     fn with(self, common: Common) -> Self {
         Self { common, ..self }
