@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
 """The server under load.
 
-    serve_load.py soak  --watus BIN ENGINE [--backend cpu] [--requests 2000] [--clients 4]
+    serve_load.py soak  --watus BIN ENGINE [--backend cpu] [--requests 2000] [--clients 4] [--json FILE]
+    serve_load.py soak --hostile --watus BIN ENGINE [--backend cpu] [--requests 2000] [--clients 16] [--json FILE]
     serve_load.py speed --watus BIN ENGINE [--tokens 256] [--json FILE]
 
 soak: mixed requests, a tenth of whose clients go away and a twentieth of which make no sense. Every whole answer must be
 what it was when it was asked for alone; at the end no slot may be taken, and memory is shown as it went.
+
+--hostile adds what strangers send (hostile.py): schemas that would take for ever, prompts of 8 MB, spellings of special
+tokens, wrong hosts; and nobody reads the log after its first lines. One innocent client asks meanwhile, /health is looked
+at twice a second, and SIGTERM must end the server with code 0. Times are reported, and fail nothing.
 
 speed: tokens a second of 1, 2 and 4 clients, what the server costs over the bare engine (`watus-build bench`), and the
 first token of a prompt of 2,000 tokens, new and known. Prompts are token numbers, so any vocabulary does.
@@ -15,40 +20,58 @@ Needs nothing but Python.
 
 import argparse
 import collections
+import fcntl
+import functools
 import http.client
+import itertools
 import json
 import random
 import statistics
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+import soak
+from hostile import MODEL, TEXT
+
+# Bytes of the log that may wait for a reader that has stopped.
+PIPE = 4096
 
 
 class Server:
-    def __init__(self, args, *more):
+    """A server that runs. Of its log `log_lines` are read, then no more, as by a reader that hangs; all if it says nothing."""
+
+    def __init__(self, args, *more, log_lines=None):
         command = [args.watus, "serve", args.engine, "--backend", args.backend, "--port", "0", *more]
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        if log_lines is not None:
+            # Full soon.
+            fcntl.fcntl(self.process.stderr, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE)
         for line in self.process.stderr:
             if "http://" in line:
                 self.address = line.split("http://")[1].split("/v1")[0]
                 break
         else:
             sys.exit("the server did not start")
-        threading.Thread(target=collections.deque, args=(self.process.stderr, 0), daemon=True).start()
+        lines = itertools.islice(self.process.stderr, log_lines)
+        threading.Thread(target=collections.deque, args=(lines, 0), daemon=True).start()
         while self.request("GET", "/health/ready")[0] != 200:
             time.sleep(0.1)
 
-    def connect(self, method, path, body=None):
-        connection = http.client.HTTPConnection(self.address, timeout=600)
+    def connect(self, method, path, body=None, headers=None, source=None):
+        connection = http.client.HTTPConnection(self.address, timeout=600, source_address=source)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        connection.request(method, path, data, {"Content-Type": "application/json"})
+        try:
+            connection.request(method, path, data, {"Content-Type": "application/json", **(headers or {})})
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # refused before all of it was sent: the answer says why
         return connection, connection.getresponse()
 
-    def request(self, method, path, body=None):
-        connection, response = self.connect(method, path, body)
+    def request(self, method, path, body=None, headers=None, source=None):
+        connection, response = self.connect(method, path, body, headers, source)
         text = response.read().decode()
         connection.close()
         return response.status, text
@@ -57,97 +80,34 @@ class Server:
         lines = self.request("GET", "/metrics")[1].splitlines()
         return {line.split(" ")[0]: float(line.split(" ")[1]) for line in lines if not line.startswith("#")}
 
-    def stop(self):
+    def unread(self):
+        """Bytes of the log that wait in the pipe."""
+        return struct.unpack("i", fcntl.ioctl(self.process.stderr, termios.FIONREAD, b"\0" * 4))[0]
+
+    def end(self):
+        """Asks the server to end; its exit code, or none if it has to be killed."""
         self.process.terminate()
-        assert self.process.wait() == 0, "the server did not end well"
+        try:
+            return self.process.wait(120)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return None
+
+    def stop(self):
+        assert self.end() == 0, "the server did not end well"
 
 
-def soak(args):
-    random.seed(0)
-    server = Server(args, "--queue", str(args.clients))
-    topics = "whales trains rain bread moons robots chess rivers bees clocks".split()
-    asks = [f"Tell me {kind} about {topic}." for topic in topics for kind in ("a fact", "a short story", "a joke", "much")]
-    system = "You are a robot that helps in a museum. " * 10
-
-    def body(index):
-        messages = [{"role": "user", "content": asks[index]}]
-        if index % 3 == 0:
-            messages.insert(0, {"role": "system", "content": system})
-        return {"model": "local-trt-llm", "messages": messages, "max_tokens": 2 + index % 12, "temperature": 0}
-
-    def answer(text):
-        choice = json.loads(text)["choices"][0]
-        return choice["message"]["content"], choice["finish_reason"]
-    expected = [answer(server.request("POST", CHAT, body(index))[1]) for index in range(len(asks))]
-    plan = [(number, random.randrange(len(asks)), random.random()) for number in range(args.requests)]
-    plan.reverse()
-    lock, counts, wrong, memory = threading.Lock(), collections.Counter(), [], []
-    nonsense = [b"", b"{", b"[]", json.dumps({**body(0), "model": "x"}).encode(), json.dumps({**body(0), "n": 3}).encode(),
-                json.dumps({**body(0), "messages": [{"role": "user", "content": "long " * 4000}]}).encode()]
-
-    def work():
-        while True:
-            with lock:
-                if not plan:
-                    return
-                number, index, kind = plan.pop()
-            if number % 100 == 0:
-                metrics = server.metrics()
-                memory.append((number, metrics['watus_memory_bytes{kind="resident"}'] / 1e6))
-                print(f"{number:6d} requests, {memory[-1][1]:.0f} MB", flush=True)
-            if kind < 0.05:
-                status, text = server.request("POST", CHAT, random.choice(nonsense))
-                good = 400 <= status < 500 and json.loads(text)["error"]["message"]
-                outcome = "refused" if good else "wrong"
-            elif kind < 0.15:
-                connection, response = server.connect("POST", CHAT, {**body(index), "stream": True, "max_tokens": 100})
-                response.read(random.randrange(1, 900))
-                connection.close()
-                outcome = "left"
-            elif kind < 0.5:
-                connection, response = server.connect("POST", CHAT, {**body(index), "stream": True})
-                text, reason, events = "", None, response.read().decode().split("\n\n")
-                connection.close()
-                for event in events:
-                    if event.startswith("data: {"):
-                        choice = json.loads(event[6:])["choices"][0]
-                        text += choice["delta"].get("content") or ""
-                        reason = choice["finish_reason"] or reason
-                outcome = "streamed" if (text, reason) == expected[index] and "data: [DONE]" in events else "wrong"
-                if outcome == "wrong":
-                    wrong.append((index, text, expected[index]))
-            else:
-                status, text = server.request("POST", CHAT, body(index))
-                outcome = "whole" if status == 200 and answer(text) == expected[index] else "wrong"
-                if outcome == "wrong":
-                    wrong.append((index, text, expected[index]))
-            counts[outcome] += 1
-    begun = time.monotonic()
-    workers = [threading.Thread(target=work) for _ in range(args.clients)]
-    [worker.start() for worker in workers]
-    [worker.join() for worker in workers]
-    seconds = time.monotonic() - begun
-    for _ in range(600):
-        metrics = server.metrics()
-        stuck = metrics["watus_requests_running"] + metrics["watus_requests_waiting"]
-        if not stuck:
-            break
-        time.sleep(0.1)
-    prompt, reused = (metrics[f'watus_tokens_total{{kind="{kind}"}}'] for kind in ("prompt", "reused"))
-    server.stop()
-    warm = [value for number, value in memory if number >= args.requests // 4]
-    print(f"{args.requests} requests of {args.clients} clients in {seconds:.0f} s: {dict(counts)}; slots still taken: {stuck:.0f}; "
-          f"{100 * reused / prompt:.0f} % of {prompt:.0f} prompt tokens reused; resident memory after warm-up "
-          f"{min(warm):.0f} to {max(warm):.0f} MB, at the end {memory[-1][1]:.0f} MB")
-    print(*wrong[:5], sep="\n")
-    sys.exit(1 if counts["wrong"] or stuck else 0)
+def save(args, results):
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(results, file, indent=1)
 
 
 def stream(server, prompt, tokens):
     """Seconds to the first text, and of each one after it."""
     begun = time.perf_counter()
     connection, response = server.connect("POST", TEXT, {
-        "model": "local-trt-llm", "prompt": prompt, "max_tokens": tokens, "stream": True, "temperature": 0,
+        "model": MODEL, "prompt": prompt, "max_tokens": tokens, "stream": True, "temperature": 0,
         "logit_bias": {"2": -100}})
     assert response.status == 200, response.read()
     times = []
@@ -190,7 +150,7 @@ def speed(args):
     results["first_token_2000"] = {"new_ms": 1e3 * statistics.median(cold), "known_ms": 1e3 * statistics.median(warm)}
     # The same answers, alone, again (from what its slot holds), and side by side (from what another slot holds).
     def whole(prompt):
-        body = {"model": "local-trt-llm", "prompt": prompt, "max_tokens": 16, "temperature": 0}
+        body = {"model": MODEL, "prompt": prompt, "max_tokens": 16, "temperature": 0}
         return json.loads(server.request("POST", TEXT, body)[1])["choices"][0]["text"]
     prompts = [prompt(length) for length in (20, 100, 300, 700)]
     alone, again, beside, copied = [whole(p) for p in prompts], [whole(p) for p in prompts], {}, {}
@@ -215,9 +175,7 @@ def speed(args):
                str(128 + args.tokens // 2)]
     results["bare"] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)[0]
     print(json.dumps(results, indent=1))
-    if args.json:
-        with open(args.json, "w") as file:
-            json.dump(results, file, indent=1)
+    save(args, results)
 
 
 def main():
@@ -227,13 +185,18 @@ def main():
     parser.add_argument("--watus", required=True)
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--requests", type=int, default=2000)
-    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--clients", type=int, help="4, hostile 16")
+    parser.add_argument("--hostile", action="store_true")
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocabulary", type=int, default=32000)
     parser.add_argument("--json")
     args = parser.parse_args()
-    {"soak": soak, "speed": speed}[args.what](args)
+    if args.what == "speed":
+        return speed(args)
+    results, good = soak.soak(args, functools.partial(Server, args))
+    save(args, results)
+    sys.exit(0 if good else 1)
 
 
 main()
