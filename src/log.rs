@@ -237,7 +237,7 @@ impl Lines {
         if !spans.is_empty() {
             entry["spans"] = spans.into();
         }
-        entry.to_string()
+        printable_json(&entry.to_string()).into_owned()
     }
 }
 

@@ -95,12 +95,14 @@ fn schemas_are_refused_before_they_cost() {
         json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"$ref": "#"}}}});
     assert_eq!(server.post(CHAT, &chat("AB", circle)).status, 400);
     assert!(server.log().lines().all(|line| line.len() < 2000), "a schema is in the log");
-    // Trees that people write work, and nobody noticed.
-    let tree =
-        json!({"type": "object", "properties": {"name": {"enum": ["a"]}, "next": {"$ref": "#"}}, "required": ["name"]});
-    let format = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": tree}}});
-    let reply = server.post(CHAT, &chat("AB", format));
-    assert_eq!(reply.status, 200, "{}", reply.body);
+    let format = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
+    // A tree works; one that this model's few letters cannot spell is refused before the answer begins.
+    let reply =
+        server.post(CHAT, &chat("AB", format(json!({"type": "object", "properties": {"next": {"$ref": "#"}}}))));
+    assert_eq!(reply.json()["choices"][0]["message"]["content"], "{}", "{}", reply.body);
+    let spelled = json!({"type": "object", "properties": {"name": {"enum": ["a"]}}, "required": ["name"]});
+    let reply = server.post(CHAT, &chat("AB", format(spelled)));
+    assert!(reply.status == 400 && reply.body.contains("no token of the model"), "{}", reply.body);
     assert_eq!(server.complete("ABC", 8)["choices"][0]["text"], innocent);
 }
 
@@ -273,12 +275,13 @@ fn clients_do_not_see_each_other() {
     let secret = "THE DOOR CODE OF THE LABORATORY IS 4711";
     cached("one", "", "BE BRIEF", secret);
     assert!(cached("one", "", "BE BRIEF", secret) > 30, "one's own is reused");
-    assert_eq!(cached("two", "", "BE BRIEF", secret), 0, "another key");
+    assert!(cached("two", "", "BE BRIEF", secret) <= 2, "another key");
     for guess in ["THE DOOR CODE OF THE LABORATORY IS 9", "THE DOOR CODE OF THE LABORATORY IS 4", secret] {
         // Each guess by somebody else: one's own guesses are one's own.
         let somebody = format!("eve {guess}");
-        assert_eq!(cached("two", &somebody, "BE BRIEF", guess), 0, "another key, {guess}");
-        assert_eq!(cached("one", &somebody, "BE BRIEF", guess), 0, "another user, {guess}");
+        // At most what all conversations begin with.
+        assert!(cached("two", &somebody, "BE BRIEF", guess) <= 2, "another key, {guess}");
+        assert!(cached("one", &somebody, "BE BRIEF", guess) <= 2, "another user, {guess}");
     }
     // What the operator names is shared, to its end and no further.
     let system = "COMMON INSTRUCTIONS OF THE ROBOT";

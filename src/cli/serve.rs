@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use super::session::{Choice, open_llm};
 use super::{Environment, Exit, say};
 use crate::llm::Record;
-use crate::log::{self, LINES, printable};
+use crate::log::{self, LINES, printable, printable_json};
 use crate::manifest::Manifest;
 use crate::serve::{self, Entry, Options};
 
@@ -158,7 +158,7 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
 fn write_entry(entry: &Entry, plain: bool) {
     let line = match plain {
         true => text_line(entry),
-        false => serde_json::to_string(entry).unwrap_or_default(),
+        false => printable_json(&serde_json::to_string(entry).unwrap_or_default()).into_owned(),
     };
     tracing::info!(target: LINES, "{line}");
 }

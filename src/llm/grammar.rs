@@ -89,7 +89,10 @@ fn try_out(mut matcher: Matcher) -> anyhow::Result<()> {
 /// An error in a line: some repeat the grammar, which a stranger wrote.
 fn refused(error: &anyhow::Error) -> LlmError {
     let text = format!("{error:#}");
-    let line = text.lines().next().unwrap_or_default();
+    let line = match text.lines().next().unwrap_or_default() {
+        line if line.contains("NoExtensionBias") => "no token of the model spells what would have to follow",
+        line => line,
+    };
     let end = line.floor_char_boundary(LONGEST);
     LlmError::Request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
 }

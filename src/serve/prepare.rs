@@ -29,7 +29,7 @@ pub(super) struct Demand {
 impl Demand {
     pub(super) fn refused(&self, why: &LlmError) -> ApiError {
         let Self { param, names, .. } = self;
-        ApiError::unsupported(param, format!("{param}: the JSON schema of {names} cannot be enforced: {why}"))
+        ApiError::unsupported(param, format!("the JSON schema of {names} cannot be enforced: {why}"))
     }
 }
 

@@ -80,8 +80,7 @@ impl Renderer {
             *place = Some(child);
             Ok(rendered)
         })();
-        rendered
-            .unwrap_or_else(|error: ConfinedError| Err(format!("the chat template cannot be used for this: {error}")))
+        rendered.unwrap_or_else(|error: ConfinedError| Err(format!("the chat template cannot be rendered: {error}")))
     }
 }
 
@@ -133,7 +132,7 @@ impl Probes {
                 Ok(())
             }
             Ok(Err(message)) => Err(LlmError::Request(message)),
-            Err(error) => Err(LlmError::Request(format!("compiling it {error}"))),
+            Err(error) => Err(LlmError::Request(format!("compiled on its own, {error}"))),
         }
     }
 
