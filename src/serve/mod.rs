@@ -16,6 +16,8 @@ mod body;
 mod connection;
 mod crowd;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod guard;
 mod head;
 mod log;
