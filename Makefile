@@ -38,9 +38,9 @@ bench: demo
 	"$$(scripts/setup-oracles.sh)" benches/cpu_vs_onnxruntime.py --watus $(BINARY) engines/gender/model.onnx engines/age/model.onnx \
 	  engines/yolov8n.onnx
 
-# Ten minutes of checkpoints that are anything at all (needs `cargo install cargo-fuzz`).
+# Anything at all for whatever reads files or requests, 15 minutes a target, two at a time (needs `cargo install cargo-fuzz`).
 fuzz:
-	scripts/fuzz.sh 600
+	scripts/fuzz.sh 900
 
 fmt:
 	cargo fmt

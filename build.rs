@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const PROVISIONED: &str = "watus-build/tensorrt-rtx-1.6.1.120/include";
 
 fn main() {
-    println!("cargo::rustc-check-cfg=cfg(watus_tensorrt)");
+    println!("cargo::rustc-check-cfg=cfg(watus_tensorrt,fuzzing)");
     println!("cargo::rerun-if-env-changed=WATUS_TENSORRT_INCLUDE");
     println!("cargo::rerun-if-changed=cpp");
     println!("cargo::rerun-if-changed=src/backend/tensorrt/ffi.rs");

@@ -34,6 +34,9 @@ pub mod confined;
 pub mod convert;
 pub mod doctor;
 pub mod fetch;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod llm;
 pub mod log;
 pub mod manifest;

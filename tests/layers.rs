@@ -13,7 +13,7 @@ const LINES: &[&[&str]] = &[
     &["bench", "manifest"],
     &["doctor", "serve", "verify", "worker"],
     &["pipeline"],
-    &["cli"],
+    &["cli", "fuzzing"],
 ];
 
 /// Crates with one owner: everything else goes through that module.

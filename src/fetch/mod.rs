@@ -5,6 +5,8 @@
 //! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
 
 mod digest;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod hashes;
 mod http;
 mod hub;

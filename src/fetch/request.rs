@@ -82,7 +82,7 @@ fn origin(uri: &Uri) -> Option<(String, String, u16)> {
     Some((scheme, uri.host()?.to_ascii_lowercase(), port))
 }
 
-fn parse(name: &str, text: &str) -> Result<Uri, Failure> {
+pub(super) fn parse(name: &str, text: &str) -> Result<Uri, Failure> {
     let uri = text.parse::<Uri>().map_err(|error| bad(name, text, error.to_string()))?;
     let has_host = uri.host().is_some_and(|host| !host.is_empty());
     if !has_host || !matches!(uri.scheme_str(), Some("http" | "https")) {
@@ -109,7 +109,7 @@ fn redirect(from: &Uri, response: &Response<Body>) -> Option<String> {
 }
 
 /// `location` as seen from `base` (RFC 3986, section 5.2).
-fn join(base: &Uri, location: &str) -> Option<String> {
+pub(super) fn join(base: &Uri, location: &str) -> Option<String> {
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;
     let before_path = location.split(['/', '?']).next().unwrap_or_default();

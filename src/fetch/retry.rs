@@ -159,7 +159,7 @@ fn retry_after(response: &Response<Body>) -> Option<Duration> {
     seconds(response.headers().get(header::RETRY_AFTER)?.to_str().ok()?)
 }
 
-fn seconds(text: &str) -> Option<Duration> {
+pub(super) fn seconds(text: &str) -> Option<Duration> {
     let text = text.trim();
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     // More digits than a number holds are a long time too.

@@ -17,6 +17,8 @@ mod completion;
 mod connection;
 mod crowd;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzz;
 mod guard;
 mod head;
 mod log;

@@ -137,7 +137,7 @@ fn named<'a>(app: &'a App, name: Option<&str>) -> Result<&'a str, ApiError> {
 }
 
 /// Reads a JSON body, saying where it is wrong.
-fn parse<T: FromBody>(body: &[u8]) -> Result<T, ApiError> {
+pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T, ApiError> {
     let common: Common = part(body)?;
     Ok(part::<T>(body)?.with(common))
 }

@@ -1,6 +1,4 @@
 //! A PyTorch checkpoint whose pickle is anything at all: read, looked through and converted without a panic.
-//!
-//! `scripts/fuzz.sh` seeds it with the pickles of the test checkpoints.
 #![no_main]
 
 use std::io::{Cursor, Write};

@@ -1,0 +1,33 @@
+//! An ONNX file that is anything at all: read, described, changed as a build changes it, and written without a panic. What
+//! is written can be read.
+#![no_main]
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use watus_build::onnx::{Half, Model};
+use watus_build::tensor::DType;
+
+fuzz_target!(|data: &[u8]| {
+    let path = Path::new("folder/m.onnx");
+    let Ok(mut model) = Model::parse(path, data) else { return };
+    let _ = (model.summary(), model.outputs(), model.complaint(17), model.name_nodes("node #0 and node #99"));
+    model.depth();
+    model.spell_out();
+    let fixed = model.inputs().unwrap_or_default().into_iter().map(|input| {
+        let shape: Vec<usize> = input.shape.iter().map(|size| size.unwrap_or(2)).collect();
+        (input.name, shape)
+    });
+    let fixed: BTreeMap<String, Vec<usize>> = fixed.collect();
+    let _ = model.fix_shapes(&fixed);
+    model.flatten_external();
+    assert!(model.external_files().iter().all(|file| !file.contains('/')), "{:?}", model.external_files());
+    let bytes = model.to_bytes().expect("a model can be written");
+    Model::parse(path, &bytes).expect("what is written can be read");
+    for dtype in [DType::Float16, DType::BFloat16] {
+        if let Ok(half) = model.to_half(&Half { dtype, keep: HashSet::new() }) {
+            half.to_bytes().expect("a half-precision model can be written");
+        }
+    }
+});

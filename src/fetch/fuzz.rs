@@ -1,0 +1,23 @@
+//! Entries for the fuzz target `address`.
+
+use std::time::Duration;
+
+use super::request;
+use super::retry::{self, Failure};
+use crate::address;
+
+/// The address that `location`, said by the server at `from`, sends us to, or why it is not followed; none if `from` is no
+/// address, or the location says nothing.
+pub fn follow(from: &str, location: &[u8]) -> Option<Result<String, String>> {
+    let from = request::parse("name", &address::typed(from)).ok()?;
+    let next = request::join(&from, &address::typed(&String::from_utf8_lossy(location)))?;
+    Some(match request::parse("name", &next) {
+        Ok(uri) => Ok(uri.to_string()),
+        Err(Failure::Final(error) | Failure::Passing { error, .. }) => Err(error.to_string()),
+    })
+}
+
+/// The wait that a `Retry-After` asks for.
+pub fn retry_after(text: &str) -> Option<Duration> {
+    retry::seconds(text)
+}
