@@ -245,6 +245,8 @@ pub fn serve(mut answer: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Resul
     confine(u64::from_le_bytes(memory)).map_err(|error| format!("cannot limit this process: {error}"))?;
     let (questions, asked) = mpsc::channel::<Vec<u8>>();
     let work = move || {
+        // Who asks should hear of a panic at once.
+        let _end = EndOnPanic;
         let mut output = io::stdout().lock();
         for question in asked {
             if write_frame(&mut output, &answer(&question)).is_err() {
@@ -259,6 +261,17 @@ pub fn serve(mut answer: impl FnMut(&[u8]) -> Vec<u8> + Send + 'static) -> Resul
         }
     }
     Ok(())
+}
+
+/// Ends the process if the thread panics.
+struct EndOnPanic;
+
+impl Drop for EndOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            std::process::exit(101);
+        }
+    }
 }
 
 /// Takes this process's right to more memory, and to dumps of it.

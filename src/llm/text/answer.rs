@@ -106,8 +106,8 @@ impl AnswerReader {
                 }
             }
             State::Thoughts => {
-                if self.held.starts_with('\n') && !self.said {
-                    self.held.remove(0);
+                if !self.said {
+                    self.held = self.held.trim_start_matches('\n').to_owned();
                 }
                 let (thoughts, ended) = split(&mut self.held, THINK.1, true);
                 if !thoughts.is_empty() {

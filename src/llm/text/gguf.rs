@@ -144,11 +144,15 @@ fn bpe(tokens: &[Cow<'_, str>], merges: &[Cow<'_, str>], pre: &Value, name: &str
     })
 }
 
+/// Bytes of the longest token that is made of others.
+const LONGEST_PIECE: usize = 1024;
+
 /// SentencePiece's BPE: the best-scored piece is merged first, so merges are all ways to split a piece, best first.
 fn sentence_piece(tokens: &[Cow<'_, str>], scores: &[f64], prefix: bool, unknown: Option<&str>) -> Value {
     let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (&**token, id)).collect();
     let mut merges: Vec<(f64, usize, usize, &str, &str)> = Vec::new();
-    for (token, score) in tokens.iter().zip(scores) {
+    // A longer token is no word, and trying every way to part it would take for ever.
+    for (token, score) in tokens.iter().zip(scores).filter(|(token, _)| token.len() <= LONGEST_PIECE) {
         for (at, _) in token.char_indices().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(l), Some(r)) = (ids.get(left), ids.get(right)) {

@@ -158,7 +158,7 @@ impl Text {
             stop_tokens.extend(tokenizer.token_to_id(&eos));
         }
         let found = ChatTemplate::find(folder, &settings)?;
-        let plain = plain::Plain::new(&tokenizer, found.as_ref().map_or("", |(template, _)| template.text()));
+        let plain = plain::Plain::new(&tokenizer, found.as_ref().map_or("", |(template, _)| template.text()))?;
         let (template, traits) = found.unzip();
         let defaults = Defaults {
             sample: generation.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
@@ -238,19 +238,15 @@ impl Text {
     /// Tokens of a text, unless they are more than `limit`: megabytes that would be refused are not made into tokens first.
     fn tokens_within(&self, text: &str, special: bool, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
         let Some(limit) = limit else { return self.tokens(text, special) };
-        let too_long = |have: usize| {
-            let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
-            LlmError::TooLong { what: "a prompt", have, limit, help }
-        };
         if text.len() > self.most_bytes(limit) {
-            return Err(too_long(text.len().div_ceil(self.longest)));
+            return Err(too_long(text.len().div_ceil(self.longest), limit));
         }
         // Beginnings that double tell soon. A cut may add a few tokens.
         let mut size = limit.saturating_mul(8).max(4096);
         while size < text.len() {
             let have = self.tokens(&text[..text.floor_char_boundary(size)], special)?.len();
             if have > limit + CUT {
-                return Err(too_long(have));
+                return Err(too_long(have, limit));
             }
             size = size.saturating_mul(2);
         }
@@ -260,13 +256,22 @@ impl Text {
     /// Tokens of parts that follow each other, each for itself.
     fn joined(&self, parts: &[String], limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
         let mut tokens = Vec::new();
+        let too_long = |have: usize| too_long(have, limit.unwrap_or(usize::MAX));
+        let bytes: usize = parts.iter().map(String::len).sum();
+        if limit.is_some_and(|limit| bytes > self.most_bytes(limit)) {
+            return Err(too_long(bytes.div_ceil(self.longest)));
+        }
         for (index, part) in parts.iter().enumerate() {
             let left = limit.map(|limit| (limit + CUT).saturating_sub(tokens.len()));
             let new = match index {
-                0 => self.tokens_within(part, false, left)?,
-                _ => self.continuation(part, left)?,
+                0 => self.tokens_within(part, false, left),
+                _ => self.continuation(part, left),
             };
-            tokens.extend(new);
+            let have = tokens.len();
+            tokens.extend(new.map_err(|error| match error {
+                LlmError::TooLong { have: more, .. } => too_long(have + more),
+                error => error,
+            })?);
         }
         Ok(tokens)
     }
@@ -286,6 +291,11 @@ impl Text {
             None => self.tokens_within(part, false, limit),
         }
     }
+}
+
+fn too_long(have: usize, limit: usize) -> LlmError {
+    let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
+    LlmError::TooLong { what: "a prompt", have, limit, help }
 }
 
 /// Tokens by which a text cut in two may have more than the whole.

@@ -5,19 +5,21 @@
 //! spellings in contents are broken by a mark before the template sees them, and the prompt is cut at the marks before it
 //! becomes tokens: neither half is special.
 
+use aho_corasick::AhoCorasick;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
 use super::tools::{CLOSE, MISTRAL, OPEN, PYTHON, THINK};
 use super::{Chat, Message};
+use crate::llm::executor::LlmError;
 
 /// Spellings that are more than words.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Plain {
-    /// Special tokens, longest first.
-    special: Vec<String>,
-    /// These, and what templates and answers use as marks without being special to the tokenizer, longest first.
-    marks: Vec<String>,
+    /// Special tokens.
+    special: AhoCorasick,
+    /// These, and what templates and answers use as marks without being special to the tokenizer.
+    marks: AhoCorasick,
 }
 
 /// Characters for marks, of which one is chosen that nothing says: private use, so nobody's letters.
@@ -25,7 +27,7 @@ const MARKS: std::ops::RangeInclusive<char> = '\u{e000}'..='\u{e0ff}';
 
 impl Plain {
     /// The spellings of a tokenizer; `template` is the source of the chat template.
-    pub(super) fn new(tokenizer: &Tokenizer, template: &str) -> Self {
+    pub(super) fn new(tokenizer: &Tokenizer, template: &str) -> Result<Self, LlmError> {
         let added = tokenizer.get_added_tokens_decoder();
         let spelled = |special: bool| {
             added.values().filter(move |token| token.special == special).map(|token| token.content.clone())
@@ -35,19 +37,15 @@ impl Plain {
         let used = used.map(str::to_owned).into_iter();
         // Runs of spaces are added tokens, too.
         let named = spelled(false).filter(|text| !text.trim().is_empty() && template.contains(text.as_str()));
-        let mut marks: Vec<String> = special.iter().cloned().chain(used).chain(named).collect();
-        let mut special = special;
-        for list in [&mut special, &mut marks] {
-            list.sort_by_key(|text| (std::cmp::Reverse(text.len()), text.clone()));
-            list.dedup();
-        }
-        Self { special, marks }
+        let marks: Vec<String> = special.iter().cloned().chain(used).chain(named).collect();
+        let build = |list: &[String]| AhoCorasick::new(list).map_err(|error| LlmError::Request(error.to_string()));
+        Ok(Self { special: build(&special)?, marks: build(&marks)? })
     }
 
     /// Breaks every spelling in what a conversation's contents say; returns the mark, if there was one to break.
     pub(super) fn protect(&self, chat: &mut Chat) -> Option<char> {
         let mut says = false;
-        visit(chat, &mut |_, text| says |= self.marks.iter().any(|spelling| text.contains(spelling.as_str())));
+        visit(chat, &mut |_, text| says |= self.marks.is_match(text.as_str()));
         if !says {
             return None;
         }
@@ -78,23 +76,26 @@ impl Plain {
 }
 
 /// A text with a mark in every spelling, after its first character; none if there is nothing to break.
-fn break_up(text: &str, spellings: &[String], mark: char) -> Option<String> {
-    let mut broken = String::new();
-    let mut rest = text;
-    while let Some(at) = spellings.iter().filter_map(|spelling| rest.find(spelling.as_str())).min() {
-        let first = rest[at..].chars().next()?;
-        let whole =
-            spellings.iter().any(|spelling| spelling.len() == first.len_utf8() && rest[at..].starts_with(spelling));
-        broken.push_str(&rest[..at]);
-        // A single character has no halves.
-        broken.push(if whole { '\u{fffd}' } else { first });
-        broken.push(mark);
-        rest = &rest[at + first.len_utf8()..];
-    }
-    if broken.is_empty() {
+fn break_up(text: &str, spellings: &AhoCorasick, mark: char) -> Option<String> {
+    let found = spellings.find_overlapping_iter(text);
+    let mut starts: Vec<(usize, usize)> = found.map(|spelling| (spelling.start(), spelling.end())).collect();
+    if starts.is_empty() {
         return None;
     }
-    broken.push_str(rest);
+    starts.sort_unstable();
+    // Of those that begin in one place the shortest.
+    starts.dedup_by_key(|(start, _)| *start);
+    let mut broken = String::with_capacity(text.len() + starts.len() * mark.len_utf8());
+    let mut done = 0;
+    for (start, end) in starts {
+        let Some(first) = text[start..].chars().next() else { continue };
+        broken.push_str(&text[done..start]);
+        // A single character has no halves.
+        broken.push(if start + first.len_utf8() == end { '\u{fffd}' } else { first });
+        broken.push(mark);
+        done = start + first.len_utf8();
+    }
+    broken.push_str(&text[done..]);
     Some(broken)
 }
 
@@ -147,18 +148,19 @@ mod tests {
 
     #[test]
     fn no_half_of_a_broken_spelling_is_one() {
-        let spellings: Vec<String> = ["<|im_end|>", "<|im", "a<", "<b", "\u{2603}"].map(str::to_owned).to_vec();
+        let spellings = ["<|im_end|>", "<|im", "a<", "<b", "\u{2603}"];
+        let found = AhoCorasick::new(spellings).unwrap();
         for text in
             ["<|im_end|>", "x<|im_end|><|im_end|>", "a<b", "a<|im_end|>b", "<<|im_end|>>", "\u{2603}", "za<", "<|im"]
         {
-            let broken = break_up(text, &spellings, '\u{e000}').unwrap();
+            let broken = break_up(text, &found, '\u{e000}').unwrap();
             for part in Plain::parts(&broken, '\u{e000}') {
-                assert!(!spellings.iter().any(|spelling| part.contains(spelling.as_str())), "{text}: {part}");
+                assert!(!found.is_match(part.as_str()), "{text}: {part}");
             }
             if !text.contains('\u{2603}') {
                 assert_eq!(broken.replace('\u{e000}', ""), text);
             }
         }
-        assert_eq!(break_up("<| im_end |>", &spellings, '\u{e000}'), None);
+        assert_eq!(break_up("<| im_end |>", &found, '\u{e000}'), None);
     }
 }
