@@ -169,3 +169,49 @@ fn characters_are_never_split() {
     let shown: String = tokens[..2].iter().map(|token| stream.push(&text, *token).unwrap()).collect();
     assert_eq!((shown.as_str(), stream.finish(&text).unwrap().as_str()), ("a", "\u{fffd}"));
 }
+
+#[test]
+fn what_is_cached_is_for_the_same_scope() {
+    let (mut generator, _scratch) = generator(2);
+    let prompt: Vec<u32> = (5..35).collect();
+    let mut reused = |scope: u64, prompt: &[u32]| {
+        generator.answer(Request { scope, ..request(prompt, 2) }, |_| true).unwrap().reused
+    };
+    assert_eq!((reused(1, &prompt), reused(1, &prompt)), (0, 29), "one's own");
+    assert_eq!((reused(2, &prompt), reused(2, &prompt)), (0, 29), "another's, then one's own");
+    // What is nobody's secret is everybody's.
+    let (mut generator, _scratch) = self::generator(2);
+    generator.share(prompt[..20].to_vec());
+    let mut reused = |scope: u64, prompt: &[u32]| {
+        generator.answer(Request { scope, ..request(prompt, 2) }, |_| true).unwrap().reused
+    };
+    assert_eq!((reused(1, &prompt), reused(2, &prompt)), (0, 20));
+    // The answers are the same either way.
+    let alone = answer(&mut self::generator(1).0, request(&prompt, 8)).0;
+    let (mut generator, _scratch) = self::generator(2);
+    generator.share(prompt[..20].to_vec());
+    for scope in [1, 2, 1] {
+        assert_eq!(answer(&mut generator, Request { scope, ..request(&prompt, 8) }).0, alone, "{scope}");
+    }
+}
+
+#[test]
+fn a_request_is_looked_at_once_and_everywhere() {
+    let (mut generator, _scratch) = generator(1);
+    let vocabulary = u32::try_from(generator.limits().vocabulary).unwrap();
+    let sampling = |token: u32| Sampling { logit_bias: vec![(token, 1.0)], ..Sampling::default() };
+    for (bad, why) in [
+        (request(&[], 1), "empty"),
+        (request(&[5, vocabulary], 1), "the model knows"),
+        (request(&[5; 41], 1), "longer than the 40"),
+        (request(&[5], 0), "max_tokens"),
+        (Request { sampling: sampling(vocabulary), ..request(&[5], 1) }, "logit_bias"),
+        (Request { sampling: Sampling { top_p: f32::NAN, ..Sampling::default() }, ..request(&[5], 1) }, "top_p"),
+    ] {
+        let error = generator.submit(bad).unwrap_err();
+        assert!(error.to_string().contains(why) && !error.is_fatal(), "{error}");
+    }
+    assert!(
+        generator.submit(Request { sampling: sampling(vocabulary - 1), ..request(&[5, vocabulary - 1], 1) }).is_ok()
+    );
+}

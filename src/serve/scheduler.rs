@@ -273,3 +273,112 @@ pub(super) fn about(generator: &mut Generator, special: bool) -> About {
         special,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::{BackendError, BackendInfo};
+    use crate::checkpoint::Checkpoint;
+    use crate::llm::text::{Text, text_files};
+    use crate::llm::{Executor, LlmError, Logits, MemoryUse, Rows, Step};
+
+    /// Refuses one token as a request's fault, and fails at another as a device would.
+    struct Faulty;
+
+    const REFUSED: u32 = 3;
+    const FATAL: u32 = 4;
+
+    impl Executor for Faulty {
+        fn info(&self) -> BackendInfo {
+            BackendInfo { name: "faulty".to_owned(), device: "none".to_owned() }
+        }
+        fn slots(&self) -> usize {
+            2
+        }
+        fn max_len(&self) -> usize {
+            16
+        }
+        fn vocab_size(&self) -> usize {
+            64
+        }
+        fn pass(&self, remaining: usize) -> usize {
+            remaining
+        }
+        fn prefill(&mut self, _: usize, _: usize, tokens: &[u32], _: Rows) -> Result<Vec<f32>, LlmError> {
+            match tokens {
+                [.., REFUSED] => Err(LlmError::Request("not this one".to_owned())),
+                [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".to_owned()))),
+                _ => Ok(vec![0.0; 64]),
+            }
+        }
+        fn launch(&mut self, _: &[Step]) -> Result<(), LlmError> {
+            Ok(())
+        }
+        fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
+            Ok(vec![Logits::All(vec![0.0; 64])])
+        }
+        fn logits(&mut self, _: usize) -> Result<Vec<f32>, LlmError> {
+            Ok(vec![0.0; 64])
+        }
+        fn copy(&mut self, _: usize, _: usize, _: usize) -> Result<(), LlmError> {
+            Ok(())
+        }
+        fn release(&mut self, _: usize) {}
+        fn memory(&self) -> MemoryUse {
+            MemoryUse::default()
+        }
+        fn bandwidth(&mut self) -> Result<f64, LlmError> {
+            Ok(1.0)
+        }
+        fn bytes_per_step(&self) -> u64 {
+            1
+        }
+    }
+
+    fn generator() -> (Generator, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf/llama.gguf");
+        let checkpoint = Checkpoint::open(&[path]).unwrap();
+        let gguf = checkpoint.gguf.as_ref().unwrap();
+        for (name, content) in text_files(&checkpoint.config_path, gguf, &checkpoint.config).unwrap() {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let text = Arc::new(Text::open(folder.path()).unwrap());
+        (Generator::new(Box::new(Faulty), text, 15), folder)
+    }
+
+    #[test]
+    fn only_the_engines_own_failure_ends_the_server() {
+        let (generator, _folder) = generator();
+        let (scheduler, inbox) = Scheduler::new(8, Duration::from_secs(60));
+        let (state, metrics) = (State::new(), Metrics::new("m"));
+        let ask = |last: u32| {
+            let request = Request { prompt: vec![5, last], max_tokens: 1, ignore_end: true, ..Request::default() };
+            scheduler.submit(scheduler.reserve().unwrap(), request).unwrap()
+        };
+        let mut answers = [ask(REFUSED), ask(7), ask(FATAL), ask(8)];
+        let ended = inbox.work(generator, &state, &metrics);
+        assert_eq!(ended, Err("the engine failed: illegal address".to_owned()));
+        assert_eq!(state.phase(), Phase::Failed);
+        let mut heard = |answer: usize| match answers[answer].events.try_recv() {
+            Ok(Event::Failed(error)) => (error.status.as_u16(), error.message),
+            Ok(Event::Piece(piece)) => (200, format!("{:?}", piece.finish)),
+            Err(error) => (0, error.to_string()),
+        };
+        assert_eq!(heard(0), (400, "not this one".to_owned()), "one request's own fault");
+        assert_eq!(heard(1).0, 200, "others go on");
+        assert_eq!(heard(2).0, 500);
+        assert_eq!(heard(3).0, 500, "who waits is told, too");
+        drop(answers);
+        assert_eq!(scheduler.open(), 0, "every place is free again");
+    }
+
+    #[test]
+    fn places_are_taken_before_anything_is_prepared() {
+        let (scheduler, _inbox) = Scheduler::new(2, Duration::from_secs(60));
+        let places: Vec<Place> = (0..2).map(|_| scheduler.reserve().unwrap()).collect();
+        assert_eq!(scheduler.reserve().unwrap_err().status.as_u16(), 429);
+        drop(places);
+        assert!(scheduler.reserve().is_ok());
+    }
+}

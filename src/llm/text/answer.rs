@@ -283,6 +283,15 @@ mod tests {
     }
 
     #[test]
+    fn newlines_before_a_thought_are_no_part_of_it() {
+        for size in 1..8 {
+            let reader = AnswerReader::new(None, Some(true));
+            let parted = read(reader, "\n\nHm.\n</think>\n\nYes.", size);
+            assert_eq!(parted, ("Yes.".to_owned(), "Hm.".to_owned(), Vec::new()), "{size}");
+        }
+    }
+
+    #[test]
     fn answers_are_parted_however_they_come() {
         let call = |name: &str, arguments: &str| (name.to_owned(), arguments.to_owned(), true);
         let hermes = "I look.\n<tool_call>\n{\"name\": \"look\", \"arguments\": {\"at\": \"}\\\"{\", \"n\": [{}]}}\n\
