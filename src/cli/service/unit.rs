@@ -134,6 +134,11 @@ fn command(install: &Install) -> anyhow::Result<String> {
         words.push(format!("--api-key-file={}", absolute(path)?.display()));
     }
     words.extend(args.cors_origin.iter().map(|origin| format!("--cors-origin={origin}")));
+    words.extend(args.allowed_hosts.iter().map(|name| format!("--allowed-host={name}")));
+    if let Some(path) = &args.shared_system {
+        words.push(format!("--shared-system={}", absolute(path)?.display()));
+    }
+    words.extend(args.allow_special_tokens.then(|| "--allow-special-tokens".to_owned()));
     words.extend(args.verify.then(|| "--verify".to_owned()));
     words.extend(args.log_prompts.then(|| "--log-prompts".to_owned()));
     if let Some(backend) = clap::ValueEnum::to_possible_value(&args.backend) {
