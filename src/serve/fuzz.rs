@@ -12,9 +12,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::runtime::{Builder, Runtime};
 
 use super::body::Intake;
+use super::completion::CompletionRequest;
 use super::error::ApiError;
 use super::head::Strict;
-use super::openai::{ChatRequest, CompletionRequest, FromBody};
+use super::openai::{ChatRequest, FromBody};
 use super::state::About;
 use super::{prepare, routes};
 use crate::llm::Limits;
