@@ -49,65 +49,69 @@ impl<S> Strict<S> {
 fn look(state: &mut State, bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {
-        let byte = bytes[at];
-        let next = match state {
-            State::Body(left) | State::Chunk(left) => {
-                let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                *left -= taken as u64;
-                at += taken;
-                match state {
-                    State::Body(0) => *state = State::Head(Vec::new()),
-                    State::Chunk(0) => *state = State::Size(Vec::new()),
-                    _ => {}
-                }
-                continue;
+        if let State::Body(left) | State::Chunk(left) = state {
+            let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
+            *left -= taken as u64;
+            at += taken;
+            match state {
+                State::Body(0) => *state = State::Head(Vec::new()),
+                State::Chunk(0) => *state = State::Size(Vec::new()),
+                _ => {}
             }
-            State::Head(head) => {
-                head.push(byte);
-                // An empty line before a request is passed over (section 2.2).
-                if head.as_slice() == b"\r\n" {
-                    head.clear();
-                }
-                match () {
-                    () if head.len() > LONGEST => Some(State::Bad),
-                    () if byte != b'\n' => None,
-                    () if head.is_empty() => None,
-                    () if !head.ends_with(b"\r\n") => Some(State::Bad),
-                    () if head.ends_with(b"\r\n\r\n") => Some(after(head)),
-                    () => None,
-                }
-            }
-            State::Size(line) => {
-                line.push(byte);
-                match () {
-                    () if line.len() > SIZE_LINE => Some(State::Bad),
-                    () if byte != b'\n' => None,
-                    () => Some(chunk(line)),
-                }
-            }
-            State::Trailer(line) => {
-                line.push(byte);
-                match () {
-                    () if line.len() > LONGEST => Some(State::Bad),
-                    () if byte != b'\n' => None,
-                    () if !line.ends_with(b"\r\n") => Some(State::Bad),
-                    () if line.len() == 2 => Some(State::Head(Vec::new())),
-                    () => {
-                        line.clear();
-                        None
-                    }
-                }
-            }
-            State::Bad => return,
-        };
-        if let Some(next) = next {
-            if matches!(next, State::Bad) {
+            continue;
+        }
+        match step(state, bytes[at]) {
+            Some(State::Bad) => {
                 // No head, size or trailer may hold it, so hyper refuses what it is in.
                 bytes[at] = 0;
+                *state = State::Bad;
             }
-            *state = next;
+            Some(next) => *state = next,
+            None => {}
         }
         at += 1;
+    }
+}
+
+/// Takes one byte of a head, a size line or a trailer; what comes after it, if it was the last.
+fn step(state: &mut State, byte: u8) -> Option<State> {
+    match state {
+        State::Head(head) => {
+            head.push(byte);
+            // An empty line before a request is passed over (section 2.2).
+            if head.as_slice() == b"\r\n" {
+                head.clear();
+            }
+            match () {
+                () if head.len() > LONGEST => Some(State::Bad),
+                () if byte != b'\n' || head.is_empty() => None,
+                () if !head.ends_with(b"\r\n") => Some(State::Bad),
+                () if head.ends_with(b"\r\n\r\n") => Some(after(head)),
+                () => None,
+            }
+        }
+        State::Size(line) => {
+            line.push(byte);
+            match () {
+                () if line.len() > SIZE_LINE => Some(State::Bad),
+                () if byte != b'\n' => None,
+                () => Some(chunk(line)),
+            }
+        }
+        State::Trailer(line) => {
+            line.push(byte);
+            match () {
+                () if line.len() > LONGEST => Some(State::Bad),
+                () if byte != b'\n' => None,
+                () if !line.ends_with(b"\r\n") => Some(State::Bad),
+                () if line.len() == 2 => Some(State::Head(Vec::new())),
+                () => {
+                    line.clear();
+                    None
+                }
+            }
+        }
+        State::Body(_) | State::Chunk(_) | State::Bad => None,
     }
 }
 

@@ -111,6 +111,27 @@ struct App {
     log: Log,
 }
 
+impl App {
+    fn new(options: Options, scheduler: scheduler::Scheduler) -> Self {
+        Self {
+            state: state::State::new(),
+            scheduler,
+            metrics: metrics::Metrics::new(&options.names[0]),
+            names: options.names,
+            engine: options.engine.display().to_string(),
+            created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            max_output: options.max_output,
+            keys: options.keys.iter().map(|key| guard::digest(key)).collect(),
+            brake: guard::Brake::default(),
+            hosts: guard::Hosts::new(options.address.ip(), &options.allowed_hosts),
+            intake: body::Intake::new(),
+            cors: options.cors,
+            log_prompts: options.log_prompts,
+            log: options.log,
+        }
+    }
+}
+
 /// Serves until `cancel` is set. `load` makes the model, on the thread that will own it; `listening` hears where clients
 /// find the server, before the model is loaded.
 pub fn run<E: Send + 'static>(
@@ -120,38 +141,28 @@ pub fn run<E: Send + 'static>(
     cancel: &AtomicBool,
 ) -> Result<Result<(), E>, ServeError> {
     let (scheduler, inbox) = scheduler::Scheduler::new(options.queue, options.timeout);
-    let app = Arc::new(App {
-        state: state::State::new(),
-        scheduler,
-        metrics: metrics::Metrics::new(&options.names[0]),
-        names: options.names,
-        engine: options.engine.display().to_string(),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        max_output: options.max_output,
-        keys: options.keys.iter().map(|key| guard::digest(key)).collect(),
-        brake: guard::Brake::default(),
-        hosts: guard::Hosts::new(options.address.ip(), &options.allowed_hosts),
-        intake: body::Intake::new(),
-        cors: options.cors,
-        log_prompts: options.log_prompts,
-        log: options.log,
-    });
+    let (special, shared) = (options.special_tokens, options.shared_system.clone());
+    let (address, drain) = (options.address, options.drain);
+    let app = Arc::new(App::new(options, scheduler));
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Schemas are compiled by recursion, on threads of this runtime.
     let runtime =
         runtime.worker_threads(2).thread_stack_size(STACK).max_blocking_threads(BLOCKING).enable_all().build()?;
-    let listener = runtime.block_on(connection::listen(options.address))?;
+    let listener = runtime.block_on(connection::listen(address))?;
     listening(listener.local_addr()?);
     let owner = Arc::clone(&app);
     let worker = std::thread::Builder::new().name("model".to_owned()).spawn(move || {
         let mut generator = load()?;
-        if let Some(system) = &options.shared_system {
+        if let Some(system) = &shared {
             let beginning = generator.text().beginning(system);
+            if beginning.is_empty() {
+                tracing::warn!("--shared-system: the chat template says nothing of it first, so nothing is shared");
+            }
             generator.share(beginning);
         }
         owner.scheduler.set_slots(generator.executor().slots());
         owner.metrics.set_slots(generator.executor().slots());
-        owner.state.loaded(scheduler::about(&mut generator, options.special_tokens));
+        owner.state.loaded(scheduler::about(&mut generator, special));
         Ok(inbox.work(generator, &owner.state, &owner.metrics))
     })?;
     runtime.block_on(async {
@@ -163,7 +174,7 @@ pub fn run<E: Send + 'static>(
             systemd::stopping();
             app.state.enter(state::Phase::Draining);
         };
-        let end = connection::End { drain: options.drain, cut: || app.scheduler.cut_off() };
+        let end = connection::End { drain, cut: || app.scheduler.cut_off() };
         connection::serve(listener, routes::router(&app), over, end).await;
     });
     // The worker ends by itself when it has failed, and with the process when it has not.
