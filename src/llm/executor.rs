@@ -18,6 +18,11 @@ pub enum LlmError {
     Text { path: std::path::PathBuf, message: String },
     #[error("{0}")]
     Request(String),
+    #[error(
+        "the model's logits for this prompt are not finite: its activations overflow\n  hint: build the engine with \
+         `precision: bf16` or `fp32`"
+    )]
+    NotFinite,
 }
 
 impl LlmError {
@@ -122,6 +127,12 @@ pub trait Executor: Send {
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError>;
     /// Says that a slot's sequence has ended; its room may be given back.
     fn release(&mut self, slot: usize);
+    /// The same of a sequence whose keys and values may not be numbers: nothing of them may stay where later ones are only
+    /// masked from it.
+    fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
+        self.release(slot);
+        Ok(())
+    }
     /// What it holds.
     fn memory(&self) -> MemoryUse;
     /// Bytes per second that reading weights can reach here; the limit of decoding.

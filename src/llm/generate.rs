@@ -159,6 +159,7 @@ impl Generator {
                 self.fail(slot, LlmError::Request(refused.clone()))?;
             }
         }
+        self.forget_spoilt()?;
         let mut pieces = Vec::new();
         for slot in &mut self.slots {
             let Some(piece) = slot.active.as_mut().and_then(|active| active.speak(&self.text)) else { continue };
@@ -171,6 +172,21 @@ impl Generator {
             self.collect()?; // a stop string was met after the next token had been begun
         }
         Ok(pieces)
+    }
+
+    /// Slots in which something is no number are emptied: it would be in the way of whoever comes next.
+    fn forget_spoilt(&mut self) -> Result<(), LlmError> {
+        let spoilt = |slot: &Slot| {
+            let chosen = slot.active.as_ref().and_then(|active| active.chosen.as_ref());
+            matches!(chosen, Some(Err(LlmError::NotFinite)))
+        };
+        for at in 0..self.slots.len() {
+            if spoilt(&self.slots[at]) {
+                self.slots[at].tokens.clear();
+                self.executor.forget(at)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends one answer by an error that is its own; an engine's is everybody's.

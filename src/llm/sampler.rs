@@ -134,6 +134,9 @@ impl Sampler {
             grammar.mask(logits)?;
         }
         let token = if self.settings.temperature == 0.0 { argmax(logits) } else { self.draw(logits) };
+        if !logits.get(token as usize).is_some_and(|logit| logit.is_finite()) {
+            return Err(LlmError::NotFinite);
+        }
         self.seen.entry(token).or_default().1 += 1;
         let (logprob, top) = match reported {
             Some((raw, total, best)) => (Some((f64::from(raw[token as usize]) - total) as f32), best),

@@ -282,11 +282,14 @@ mod tests {
     use crate::llm::text::{Text, text_files};
     use crate::llm::{Executor, LlmError, Logits, MemoryUse, Rows, Step};
 
-    /// Refuses one token as a request's fault, and fails at another as a device would.
-    struct Faulty;
+    /// Refuses one token as a request's fault, computes no numbers for another, and fails at a third as a device would.
+    /// Counts the slots it was told to empty.
+    #[derive(Default)]
+    struct Faulty(Arc<AtomicUsize>);
 
     const REFUSED: u32 = 3;
     const FATAL: u32 = 4;
+    const SPOILT: u32 = 6;
 
     impl Executor for Faulty {
         fn info(&self) -> BackendInfo {
@@ -308,8 +311,13 @@ mod tests {
             match tokens {
                 [.., REFUSED] => Err(LlmError::Request("not this one".to_owned())),
                 [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".to_owned()))),
+                [.., SPOILT] => Ok(vec![f32::NAN; 64]),
                 _ => Ok(vec![0.0; 64]),
             }
+        }
+        fn forget(&mut self, _: usize) -> Result<(), LlmError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
         }
         fn launch(&mut self, _: &[Step]) -> Result<(), LlmError> {
             Ok(())
@@ -335,7 +343,7 @@ mod tests {
         }
     }
 
-    fn generator() -> (Generator, tempfile::TempDir) {
+    fn generator(forgotten: &Arc<AtomicUsize>) -> (Generator, tempfile::TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/gguf/llama.gguf");
         let checkpoint = Checkpoint::open(&[path]).unwrap();
@@ -344,19 +352,20 @@ mod tests {
             std::fs::write(folder.path().join(name), content).unwrap();
         }
         let text = Arc::new(Text::open(folder.path()).unwrap());
-        (Generator::new(Box::new(Faulty), text, 15), folder)
+        (Generator::new(Box::new(Faulty(Arc::clone(forgotten))), text, 15), folder)
     }
 
     #[test]
     fn only_the_engines_own_failure_ends_the_server() {
-        let (generator, _folder) = generator();
+        let forgotten = Arc::new(AtomicUsize::new(0));
+        let (generator, _folder) = generator(&forgotten);
         let (scheduler, inbox) = Scheduler::new(8, Duration::from_secs(60));
         let (state, metrics) = (State::new(), Metrics::new("m"));
         let ask = |last: u32| {
             let request = Request { prompt: vec![5, last], max_tokens: 1, ignore_end: true, ..Request::default() };
             scheduler.submit(scheduler.reserve().unwrap(), request).unwrap()
         };
-        let mut answers = [ask(REFUSED), ask(7), ask(FATAL), ask(8)];
+        let mut answers = [ask(REFUSED), ask(7), ask(SPOILT), ask(FATAL), ask(8)];
         let ended = inbox.work(generator, &state, &metrics);
         assert_eq!(ended, Err("the engine failed: illegal address".to_owned()));
         assert_eq!(state.phase(), Phase::Failed);
@@ -367,8 +376,11 @@ mod tests {
         };
         assert_eq!(heard(0), (400, "not this one".to_owned()), "one request's own fault");
         assert_eq!(heard(1).0, 200, "others go on");
-        assert_eq!(heard(2).0, 500);
-        assert_eq!(heard(3).0, 500, "who waits is told, too");
+        let spoilt = heard(2);
+        assert!(spoilt.0 == 400 && spoilt.1.contains("not finite"), "{spoilt:?}");
+        assert_eq!(forgotten.load(Ordering::Relaxed), 1, "what is no number stays in no slot");
+        assert_eq!(heard(3).0, 500);
+        assert_eq!(heard(4).0, 500, "who waits is told, too");
         drop(answers);
         assert_eq!(scheduler.open(), 0, "every place is free again");
     }

@@ -64,6 +64,19 @@ impl Buffer {
             .map_err(device_error)
     }
 
+    /// Zeroes `bytes` from `first` on, in the stream's order.
+    pub(super) fn clear_part(&self, first: usize, bytes: usize) -> Result<(), BackendError> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        let end = first.checked_add(bytes).filter(|end| *end <= self.len());
+        end.ok_or_else(|| BackendError::Run(format!("{bytes} bytes from {first} on of {} to clear", self.len())))?;
+        let place = self.address() + first as u64;
+        // SAFETY: the buffer lives, and the part is within it.
+        unsafe { cudarc::driver::result::memset_d8_async(place, 0, bytes, self.stream.cu_stream()) }
+            .map_err(device_error)
+    }
+
     /// Waits for the stream and copies `bytes` from `first` on into pinned memory.
     pub(super) fn download(&self, pinned: &mut Pinned, first: usize, bytes: usize) -> Result<(), BackendError> {
         let source = self.slice.slice(first..first + bytes);

@@ -116,6 +116,15 @@ impl Cache {
         Ok(())
     }
 
+    /// Zeroes all that a slot holds.
+    pub(super) fn clear_slot(&self, slot: usize) -> Result<(), BackendError> {
+        for (part, bytes) in (0..self.layers.len()).flat_map(|layer| self.parts(layer)) {
+            let size = self.heads * self.capacity * bytes;
+            part.clear_part(slot * size, size)?;
+        }
+        Ok(())
+    }
+
     /// Gives every slot of a layer room for `capacity` positions, keeping what is in them.
     fn move_layer(&self, kernels: &Kernels, layer: usize, capacity: usize) -> Result<(), BackendError> {
         let blocks = self.slots * self.heads;

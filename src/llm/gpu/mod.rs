@@ -254,7 +254,7 @@ impl Executor for GpuExecutor {
             let room = self.options.shapes.cache_for(cached + count);
             self.state.cache.next_capacity = room.max(self.state.cache.capacity);
             let places: Vec<usize> = (0..count).collect();
-            self.state.embed(&tokens[done..done + count], &places)?;
+            self.state.embed(&tokens[done..done + count], &places, chunk)?;
             self.state.place(&[Place { cached, count, ..Place::default() }])?;
             self.engines.enqueue(&mut self.state, shape, slot)?;
             done += count;
@@ -298,7 +298,8 @@ impl Executor for GpuExecutor {
         }
         let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
         let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
-        self.state.embed(&tokens, &rows)?;
+        // Rows of the kernel's do not meet each other.
+        self.state.embed(&tokens, &rows, if way == Way::Engines { batch * chunk } else { 0 })?;
         self.state.place(&places)?;
         self.replay(LayerShape { batch, chunk, cache: self.state.cache.capacity }, way, first)?;
         for step in steps {
@@ -331,6 +332,11 @@ impl Executor for GpuExecutor {
         if let Some(used) = self.used.get_mut(slot) {
             *used = 0;
         }
+    }
+
+    fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
+        self.release(slot);
+        Ok(self.state.cache.clear_slot(slot)?)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -166,14 +166,19 @@ impl State {
         self.placed.upload(&bytes)
     }
 
-    /// Brings the embeddings of `tokens` up as the first layer's input; `places` are their rows there.
-    pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize]) -> Result<(), LlmError> {
+    /// Brings the embeddings of `tokens` up as the first layer's input; `places` are their rows of the pass's `rows`. The
+    /// others are zero: what an earlier pass left in them would go through all layers again and again and grow until it
+    /// is no number, and a key that is none spoils every query it is masked from.
+    pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize], rows: usize) -> Result<(), LlmError> {
         let hidden = self.model.hidden_size;
         let last = places.iter().max().map_or(0, |row| row + 1);
+        let size = hidden * self.dtype.size();
+        self.hidden[0].clear_part(last * size, rows.saturating_sub(last) * size)?;
         let staging = self.staging.write()?;
         if tokens.len() <= ROWS {
             // So few are converted faster here than a kernel starts.
-            let (mut row, size) = (vec![0.0; hidden], hidden * self.dtype.size());
+            let mut row = vec![0.0; hidden];
+            staging[..size * last].fill(0);
             for (token, place) in tokens.iter().zip(places) {
                 self.embedding.rows(&[*token], &mut row)?;
                 staging[size * place..][..size].copy_from_slice(&narrow(&row, self.dtype));
