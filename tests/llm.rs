@@ -316,3 +316,31 @@ fn every_family_agrees_on_the_gpu() {
         }
     }
 }
+
+/// Rows that pad a pass kept the last layer's output, and with some hundred passes grew until float16 had no number for
+/// them: SmolLM2 on an H100 then answered nothing, for ever.
+#[test]
+fn short_prompts_leave_nothing_behind_on_the_gpu() {
+    use watus_build::llm::model::{Runner, open_executor};
+    if !support::tensorrt_or_skip("short_prompts_leave_nothing_behind_on_the_gpu")
+        || no_gpu("short_prompts_leave_nothing_behind_on_the_gpu")
+    {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mut build = support::watus(scratch.path());
+    build.env_remove("WATUS_CACHE_DIR").arg("build").arg(support::repository().join("recipes/smollm2-135m.yaml"));
+    let (code, _, stderr) = support::output(&mut build);
+    assert_eq!(code, 0, "{stderr}");
+    let engine = scratch.path().join("engines/smollm2-135m");
+    let manifest = watus_build::manifest::Manifest::load(&engine).unwrap();
+    let (record, runner) = (manifest.llm.clone().unwrap(), Runner::TensorRt { tf32: manifest.tf32 });
+    let mut executor = open_executor(&engine, &record, runner, &mut |_, _| {}).unwrap();
+    let prompt = [1, 9690, 198, 2683];
+    let first = executor.prefill(0, 0, &prompt, Rows::Last).unwrap();
+    for round in 0..1000 {
+        let again = executor.prefill(round % 2, 0, &prompt, Rows::Last).unwrap();
+        assert!(again.iter().all(|logit| logit.is_finite()), "round {round}");
+        assert!(relative_error(&again, &first) < 1e-3, "round {round}");
+    }
+}
