@@ -250,6 +250,23 @@ fn templates_that_blow_up_are_one_error() {
 }
 
 #[test]
+fn children_that_are_killed_are_replaced() {
+    if !tensorrt_or_skip("children_that_are_killed_are_replaced") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let server = Server::start(scratch.path(), &tiny(scratch.path()), &[]);
+    for round in 1..4 {
+        // Each a schema of its own: those that are known are not tried again.
+        let schema = json!({"type": "object", "properties": {"next": {"$ref": "#"}}, "maxProperties": round});
+        let format =
+            json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}});
+        assert_eq!(server.post(CHAT, &chat("AB", format)).status, 200, "{round}");
+        assert_eq!(server.kill_children(), 2, "one that renders, one that compiles");
+    }
+}
+
+#[test]
 fn clients_do_not_see_each_other() {
     if !tensorrt_or_skip("clients_do_not_see_each_other") {
         return;

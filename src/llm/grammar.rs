@@ -61,7 +61,7 @@ fn bound(limits: &mut ParserLimits) {
     limits.step_lexer_fuel = 200_000;
     limits.step_max_items = 50_000;
     // 1 to 2 KB each.
-    limits.max_lexer_states = 50_000;
+    limits.max_lexer_states = 25_000;
     // The whole vocabulary at once: a step's budget would not hold.
     limits.precompute_large_lexemes = false;
 }

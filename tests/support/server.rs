@@ -124,6 +124,22 @@ impl Server {
         }
     }
 
+    /// Kills every child of the server's, as a machine without memory would; how many there were.
+    pub fn kill_children(&self) -> usize {
+        let parent = self.child.id().to_string();
+        let mut killed = 0;
+        for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
+            let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
+            // "PID (NAME) STATE PPID …"
+            let above = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1));
+            let number = entry.file_name().to_string_lossy().parse().ok();
+            if let Some(pid) = number.and_then(rustix::process::Pid::from_raw).filter(|_| above == Some(&parent)) {
+                killed += usize::from(rustix::process::kill_process(pid, rustix::process::Signal::KILL).is_ok());
+            }
+        }
+        killed
+    }
+
     /// SIGTERM.
     pub fn ask_to_end(&self) {
         let pid = i32::try_from(self.child.id()).expect("a process number");

@@ -25,7 +25,7 @@ pub const SUBCOMMAND: &str = "__text";
 const RENDERING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(10) };
 /// For a schema far larger than people write: FHIR's takes half a second.
 const COMPILING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(3) };
-/// Grammars that are tried at once.
+/// Grammars that are compiled at once, in children or here.
 const PROBES: usize = 2;
 /// Grammars that are known to be harmless.
 const KNOWN: usize = 512;
@@ -63,25 +63,42 @@ impl Renderer {
 
     pub(super) fn render(&self, chat: &Chat) -> Result<String, String> {
         let mut place = lock(&self.child);
-        let never = AtomicBool::new(false);
-        let rendered = (|| {
-            let mut child = match place.take() {
-                Some(child) => child,
-                None => {
-                    let mut child = confined::start(SUBCOMMAND, RENDERING)?;
-                    if let Err(message) = ask(&mut child, &Question::Template(self.parts.clone()), &never)? {
-                        return Ok(Err(message));
-                    }
-                    child
-                }
-            };
-            let rendered = ask(&mut child, &Question::Render(Box::new(chat.clone())), &never)?;
-            // A child that failed is not asked again.
-            *place = Some(child);
-            Ok(rendered)
-        })();
-        rendered.unwrap_or_else(|error: ConfinedError| Err(format!("the chat template cannot be rendered: {error}")))
+        if let Some(child) = place.take() {
+            match self.ask(child, chat, &mut place) {
+                // It may have died long ago: when memory runs out, the kernel takes children first.
+                Err(ConfinedError::Died(_) | ConfinedError::Io(_)) => {}
+                rendered => return rendered.unwrap_or_else(refused),
+            }
+        }
+        let rendered = self.start().and_then(|child| match child {
+            Ok(child) => self.ask(child, chat, &mut place),
+            Err(message) => Ok(Err(message)),
+        });
+        rendered.unwrap_or_else(refused)
     }
+
+    /// A child that knows the template, or why it takes it for none.
+    fn start(&self) -> Result<Result<Confined, String>, ConfinedError> {
+        let mut child = confined::start(SUBCOMMAND, RENDERING)?;
+        let taken = ask(&mut child, &Question::Template(self.parts.clone()), &AtomicBool::new(false))?;
+        Ok(taken.map(|_| child))
+    }
+
+    /// Asks a child, which is kept in its `place` if it lives.
+    fn ask(
+        &self,
+        mut child: Confined,
+        chat: &Chat,
+        place: &mut Option<Confined>,
+    ) -> Result<Result<String, String>, ConfinedError> {
+        let rendered = ask(&mut child, &Question::Render(Box::new(chat.clone())), &AtomicBool::new(false))?;
+        *place = Some(child);
+        Ok(rendered)
+    }
+}
+
+fn refused(error: ConfinedError) -> Result<String, String> {
+    Err(format!("the chat template cannot be rendered: {error}"))
 }
 
 /// Tries grammars out of this process.
@@ -93,6 +110,16 @@ pub(super) struct Probes {
     known: Mutex<HashSet<String>>,
 }
 
+/// A turn to compile a grammar; the next has it when this is dropped.
+pub(super) struct Turn<'a>(&'a Probes);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *lock(&self.0.running) -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
 /// How long somebody waits for a turn before it is asked whether he still does.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -101,15 +128,9 @@ impl Probes {
         Self::default()
     }
 
-    /// Refuses a grammar that takes too much.
-    pub(super) fn check(&self, lark: &str, left: &AtomicBool) -> Result<(), LlmError> {
-        if confined::program().is_none() {
-            return Ok(());
-        }
-        let name = sha256(lark.as_bytes());
-        if lock(&self.known).contains(&name) {
-            return Ok(());
-        }
+    /// Waits for a turn to compile a grammar, and refuses one that takes too much. A few are compiled at once, wherever that
+    /// is, and whether they are known or not.
+    pub(super) fn check(&self, lark: &str, left: &AtomicBool) -> Result<Turn<'_>, LlmError> {
         let mut running = lock(&self.running);
         while *running >= PROBES {
             if left.load(Ordering::Relaxed) {
@@ -119,17 +140,19 @@ impl Probes {
         }
         *running += 1;
         drop(running);
-        let outcome = self.try_out(lark, left);
-        *lock(&self.running) -= 1;
-        self.freed.notify_one();
-        match outcome {
+        let turn = Turn(self);
+        let name = sha256(lark.as_bytes());
+        if confined::program().is_none() || lock(&self.known).contains(&name) {
+            return Ok(turn);
+        }
+        match self.try_out(lark, left) {
             Ok(Ok(_)) => {
                 let mut known = lock(&self.known);
                 if known.len() >= KNOWN {
                     known.clear();
                 }
                 known.insert(name);
-                Ok(())
+                Ok(turn)
             }
             Ok(Err(message)) => Err(LlmError::Request(message)),
             Err(error) => Err(LlmError::Request(format!("compiled on its own, {error}"))),
@@ -137,9 +160,22 @@ impl Probes {
     }
 
     fn try_out(&self, lark: &str, left: &AtomicBool) -> Result<Result<String, String>, ConfinedError> {
+        let question = Question::Grammar(lark.to_owned());
         let idle = lock(&self.idle).pop();
-        let mut child = idle.map_or_else(|| confined::start(SUBCOMMAND, COMPILING), Ok)?;
-        let outcome = ask(&mut child, &Question::Grammar(lark.to_owned()), left)?;
+        if let Some(mut child) = idle {
+            match ask(&mut child, &question, left) {
+                // As above.
+                Err(ConfinedError::Died(_) | ConfinedError::Io(_)) => {}
+                outcome => {
+                    if outcome.is_ok() {
+                        lock(&self.idle).push(child);
+                    }
+                    return outcome;
+                }
+            }
+        }
+        let mut child = confined::start(SUBCOMMAND, COMPILING)?;
+        let outcome = ask(&mut child, &question, left)?;
         lock(&self.idle).push(child);
         Ok(outcome)
     }

@@ -200,7 +200,7 @@ impl Text {
     pub fn grammar(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
         let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(|error| error.to_string());
         let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?;
-        self.probes.check(lark, left)?;
+        let _turn = self.probes.check(lark, left)?;
         grammars.compile(lark)
     }
 
