@@ -53,6 +53,7 @@ pub(super) struct Record {
     begun: Instant,
     log: Log,
     over: bool,
+    silent: bool,
 }
 
 /// nginx's status for a client that closed the connection.
@@ -69,13 +70,18 @@ impl Record {
             prompt,
             ..Entry::default()
         };
-        Self { entry, begun: Instant::now(), log: Arc::clone(log), over: false }
+        Self { entry, begun: Instant::now(), log: Arc::clone(log), over: false, silent: false }
     }
 
     /// It began earlier.
     pub(super) fn since(mut self, begun: Instant) -> Self {
         self.begun = begun;
         self
+    }
+
+    /// It is not logged: somebody else does that.
+    pub(super) fn unneeded(mut self) {
+        self.silent = true;
     }
 
     pub(super) fn said(&mut self, text: &str) {
@@ -116,6 +122,9 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.silent {
+            return;
+        }
         if !self.over {
             self.entry.error = Some("the client went away".to_owned());
         }

@@ -1,6 +1,7 @@
 //! What each path answers.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -205,28 +206,47 @@ async fn compile(app: &Arc<App>, demand: Demand) -> Result<Grammar, ApiError> {
     aside(move || text.grammar(&demand.lark, &left).map_err(|error| demand.refused(&error))).await
 }
 
+/// Prepares a request. A client that goes away meanwhile takes all of this along: that is logged, too.
+async fn noting_who_leaves<T>(
+    app: &App,
+    (id, path): (&str, &str),
+    prepared: impl Future<Output = Result<T, ApiError>>,
+) -> Result<T, ApiError> {
+    let record = Record::new(&app.log, id, path, None);
+    let prepared = prepared.await;
+    record.unneeded();
+    prepared
+}
+
 async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
     let (parts, body) = request.into_parts();
-    let taken: (ChatRequest, Prepared, Place) = take_in(&app, (&parts, body), prepare::chat).await?;
-    let (chat, Prepared { mut request, reader, rules }, place) = taken;
-    if let Some(rules) = rules {
-        request.grammar = Some(compile(&app, rules).await?);
-    }
+    let path = "/v1/chat/completions";
+    let prepared = async {
+        let taken: (ChatRequest, Prepared, Place) = take_in(&app, (&parts, body), prepare::chat).await?;
+        let (chat, Prepared { mut request, reader, rules }, place) = taken;
+        if let Some(rules) = rules {
+            request.grammar = Some(compile(&app, rules).await?);
+        }
+        Ok((chat, request, reader, place))
+    };
+    let (chat, mut request, reader, place) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
     let client = guard::Client::of(&parts, chat.common.user.as_ref());
     (request.client, request.scope) = (client.turn, client.scope);
     let text = Arc::clone(&loaded(&app)?.text);
     let shape = ChatShape::new(frame("chatcmpl", &chat.common), text, reader);
-    answer(&app, (&id.0.0, "/v1/chat/completions"), (place, request), Box::new(shape), &chat.common).await
+    answer(&app, (&id.0.0, path), (place, request), Box::new(shape), &chat.common).await
 }
 
 async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
     let (parts, body) = request.into_parts();
-    let taken: (CompletionRequest, _, Place) = take_in(&app, (&parts, body), prepare::completion).await?;
+    let path = "/v1/completions";
+    let prepared = take_in(&app, (&parts, body), prepare::completion);
+    let taken: (CompletionRequest, _, Place) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
     let (asked, mut request, place) = taken;
     let client = guard::Client::of(&parts, asked.common.user.as_ref());
     (request.client, request.scope) = (client.turn, client.scope);
     let shape = TextShape::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
-    answer(&app, (&id.0.0, "/v1/completions"), (place, request), Box::new(shape), &asked.common).await
+    answer(&app, (&id.0.0, path), (place, request), Box::new(shape), &asked.common).await
 }
 
 fn frame(prefix: &str, common: &Common) -> Frame {
