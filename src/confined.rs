@@ -78,7 +78,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// How long a child that closed its output may take to be gone.
 const GRACE: Duration = Duration::from_secs(1);
 /// Stack of the child's working thread: recursion over a deep graph fits.
-const STACK: usize = 64 << 20;
+pub(crate) const STACK: usize = 64 << 20;
 /// What the standard library gives any other thread.
 const THREAD_STACK: u64 = 2 << 20;
 

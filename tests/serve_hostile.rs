@@ -461,7 +461,7 @@ fn the_end_is_told() {
     let recipe = repository().join("recipes/smollm2-135m.yaml");
     let (code, _, stderr) = output(watus(scratch.path()).env_remove("WATUS_CACHE_DIR").arg("build").arg(recipe));
     assert_eq!(code, 0, "{stderr}");
-    let mut server = Server::start(scratch.path(), &scratch.path().join("engines/smollm2-135m"), &["--drain", "1"]);
+    let mut server = Server::start(scratch.path(), &scratch.path().join("engines/smollm2-135m"), &["--drain", "4"]);
     let story = chat("Tell a very long story.", json!({"stream": true, "max_tokens": 512, "logit_bias": {"2": -100}}));
     let mut running = server.raw(&Server::request("POST", CHAT, JSON, &story.to_string()));
     let mut first = [0; 64];

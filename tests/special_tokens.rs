@@ -191,6 +191,17 @@ fn what_is_said_is_words_in_every_style() {
 }
 
 #[test]
+fn no_word_is_taken_for_a_mark() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = open(folder.path(), &STYLES[0], &byte_level(&STYLES[0]));
+    for words in ["say \\ue000 <tool_call>", "[\\ue000-\\ue0ff] <|im_end|>", "\u{e000}<|im_end|>\\ue001"] {
+        let chat = Chat { messages: vec![Message::new("user", words)], ..Chat::default() };
+        let spelled = text.decode(&text.encode(&chat).unwrap().tokens, false).unwrap();
+        assert!(spelled.contains(words), "{words}: {spelled}");
+    }
+}
+
+#[test]
 fn a_limit_is_known_before_all_is_tokens() {
     let folder = tempfile::tempdir().unwrap();
     let text = open(folder.path(), &STYLES[0], &byte_level(&STYLES[0]));

@@ -3,7 +3,7 @@
 //! llguidance follows references and nested schemas by recursion, compares all patterns of an object with each other, and
 //! multiplies alternatives out. Each has a bound here, far above what people and pydantic write.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use serde_json::{Map, Value};
 
@@ -47,7 +47,7 @@ const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 /// Refuses what would take too long to compile or to follow.
 pub fn check(schema: &Value) -> Result<(), SchemaError> {
     size(schema)?;
-    let mut walk = Walk { root: schema, seen: HashSet::new(), targets: Vec::new(), properties: 0 };
+    let mut walk = Walk { root: schema, heights: HashMap::new(), targets: Vec::new(), properties: 0 };
     walk.schema(schema, "#", 0)?;
     let mut colours = HashMap::new();
     for target in std::mem::take(&mut walk.targets) {
@@ -89,8 +89,9 @@ fn size(schema: &Value) -> Result<(), SchemaError> {
 
 struct Walk<'a> {
     root: &'a Value,
-    /// References that were followed: a grammar has one rule for each.
-    seen: HashSet<String>,
+    /// References that were followed, a grammar has one rule for each, and the levels below them. None while they are being
+    /// followed: what leads back to itself is as deep as the answer makes it.
+    heights: HashMap<String, Option<usize>>,
     targets: Vec<String>,
     /// Properties so far.
     properties: usize,
@@ -103,8 +104,11 @@ enum Colour {
 }
 
 impl<'a> Walk<'a> {
-    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<(), SchemaError> {
-        let Value::Object(object) = schema else { return Ok(()) };
+    /// Looks through a schema at this depth; returns how many levels it has. However it is reached first, the longest way
+    /// counts: llguidance may take it.
+    fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<usize, SchemaError> {
+        let Value::Object(object) = schema else { return Ok(0) };
+        let mut height = 0;
         if depth > DEPTH {
             return error(path, format!("schemas and references are nested deeper than {DEPTH}"));
         }
@@ -112,33 +116,45 @@ impl<'a> Walk<'a> {
         if let Some(reference) = object.get("$ref") {
             let reference = reference.as_str().unwrap_or_default();
             let target = self.target(reference, path)?;
-            if self.seen.insert(reference.to_owned()) {
-                self.targets.push(reference.to_owned());
-                self.schema(target, reference, depth + 1)?;
-            }
+            let known = self.heights.get(reference).copied();
+            height = match known {
+                Some(known) => known.unwrap_or(0),
+                None => {
+                    self.targets.push(reference.to_owned());
+                    self.heights.insert(reference.to_owned(), None);
+                    let below = self.schema(target, reference, depth + 1)?;
+                    self.heights.insert(reference.to_owned(), Some(below));
+                    below
+                }
+            };
         }
         for (keyword, value) in object {
             let below = format!("{path}/{keyword}");
             match value {
-                Value::Object(_) if ONE.contains(&keyword.as_str()) => self.schema(value, &below, depth + 1)?,
+                Value::Object(_) if ONE.contains(&keyword.as_str()) => {
+                    height = height.max(self.schema(value, &below, depth + 1)?);
+                }
                 Value::Object(named) if NAMED.contains(&keyword.as_str()) => {
                     self.properties += named.len();
                     if self.properties > ALL_PROPERTIES {
                         return error(&below, format!("the schema has more than {ALL_PROPERTIES} properties in all"));
                     }
                     for (name, value) in named {
-                        self.schema(value, &format!("{below}/{name}"), depth + 1)?;
+                        height = height.max(self.schema(value, &format!("{below}/{name}"), depth + 1)?);
                     }
                 }
                 Value::Array(list) if LISTS.contains(&keyword.as_str()) => {
                     for (index, value) in list.iter().enumerate() {
-                        self.schema(value, &format!("{below}/{index}"), depth + 1)?;
+                        height = height.max(self.schema(value, &format!("{below}/{index}"), depth + 1)?);
                     }
                 }
                 _ => {}
             }
         }
-        Ok(())
+        if depth + height > DEPTH {
+            return error(path, format!("schemas and references are nested deeper than {DEPTH}"));
+        }
+        Ok(height + 1)
     }
 
     fn target(&self, reference: &str, path: &str) -> Result<&'a Value, SchemaError> {
@@ -263,6 +279,32 @@ mod tests {
             assert_eq!(check(&chain(20, link)), Ok(()));
             for many in [245, 500, 2000] {
                 refused(&chain(many, link), "deeper than 64");
+            }
+        }
+    }
+
+    /// A chain whose links are first met from its end, so that each looks shallow.
+    #[test]
+    fn the_longest_way_counts_whatever_was_met_first() {
+        let links: [fn(Value) -> Value; 3] = [
+            |next| json!({"type": "object", "properties": {"x": next}}),
+            |next| json!({"anyOf": [next, {"type": "null"}]}),
+            |next| json!({"type": "array", "items": next}),
+        ];
+        for link in links {
+            for (links, deep) in [(20, false), (1000, true)] {
+                let mut schema = chain(links, link);
+                let backwards: Vec<Value> =
+                    (0..links).rev().map(|at| json!({"$ref": format!("#/$defs/a{at}")})).collect();
+                let groups: Vec<Value> = backwards.chunks(200).map(|part| json!({"prefixItems": part})).collect();
+                let first = json!({"if": {"prefixItems": groups}, "properties": {"x": {"$ref": "#/$defs/a0"}}});
+                let defs = schema["$defs"].take();
+                schema = first;
+                schema["$defs"] = defs;
+                match deep {
+                    true => refused(&schema, "deeper than 64"),
+                    false => assert_eq!(check(&schema), Ok(())),
+                }
             }
         }
     }

@@ -25,6 +25,8 @@ const PIECE: usize = 4 << 10;
 const PASSED_OVER: usize = 64 << 20;
 /// Unless it stops for so long.
 const PAUSE: Duration = Duration::from_millis(500);
+/// And no longer than this in all.
+const PASSING: Duration = Duration::from_secs(10);
 /// Values in a body: what a few bytes of JSON become in memory is many times their size.
 const VALUES: usize = 1 << 18;
 
@@ -104,12 +106,16 @@ impl Intake {
 
 /// Reads on for a while: a client that is still sending would see a broken pipe instead of the answer.
 async fn pass_over(mut stream: axum::body::BodyDataStream, mut size: usize) -> ApiError {
-    while let Ok(Some(Ok(part))) = tokio::time::timeout(PAUSE, stream.next()).await {
-        size += part.len();
-        if size > PASSED_OVER {
-            break;
+    let read = async {
+        while let Ok(Some(Ok(part))) = tokio::time::timeout(PAUSE, stream.next()).await {
+            size += part.len();
+            if size > PASSED_OVER {
+                break;
+            }
         }
-    }
+    };
+    // One that drips is not listened to for ever.
+    let _ = tokio::time::timeout(PASSING, read).await;
     ApiError::too_large(LARGEST)
 }
 

@@ -203,6 +203,8 @@ pub(super) struct Hosts {
 impl Hosts {
     /// For a server at `address`; `allowed` are names besides. One that networks reach goes by any name, unless some are given.
     pub(super) fn new(address: IpAddr, allowed: &[String]) -> Self {
+        // 127.0.0.1 may be written as ::ffff:127.0.0.1.
+        let address = address.to_canonical();
         if !address.is_loopback() && allowed.is_empty() {
             return Self { names: Vec::new() };
         }
@@ -283,6 +285,8 @@ mod tests {
         {
             assert!(!hosts.has(strange), "{strange}");
         }
+        let mapped = Hosts::new("::ffff:127.0.0.1".parse().unwrap(), &[]);
+        assert!(mapped.has("localhost") && !mapped.has("evil.example"));
         let reached = Hosts::new(IpAddr::from([0, 0, 0, 0]), &[]);
         assert!(reached.has("robot") && reached.has("10.0.0.7:8080"));
         let named = Hosts::new(IpAddr::from([10, 0, 0, 7]), &["robot".to_owned()]);

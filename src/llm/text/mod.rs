@@ -201,7 +201,13 @@ impl Text {
         let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(|error| error.to_string());
         let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?;
         let _turn = self.probes.check(lark, left)?;
-        grammars.compile(lark)
+        // With far more stack than the child had: what that held, this does.
+        let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(4 * crate::confined::STACK);
+        std::thread::scope(|scope| {
+            let failed = |what: &str| LlmError::Request(format!("the grammar's thread {what}"));
+            let thread = thread.spawn_scoped(scope, || grammars.compile(lark)).map_err(|_| failed("did not start"))?;
+            thread.join().unwrap_or_else(|_| Err(failed("panicked")))
+        })
     }
 
     fn words(&self) -> &[Vec<u8>] {

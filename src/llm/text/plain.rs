@@ -51,8 +51,9 @@ impl Plain {
         }
         let mut free: Vec<char> = MARKS.collect();
         visit(chat, &mut |_, text| {
-            if !text.is_ascii() {
-                free.retain(|mark| !text.contains(*mark));
+            // Neither the mark nor what JSON in ASCII makes of it.
+            if !text.is_ascii() || text.contains("\\u") {
+                free.retain(|mark| !text.contains(*mark) && !text.contains(&escaped(*mark)));
             }
         });
         // Who says all of them gets none through.
@@ -70,9 +71,12 @@ impl Plain {
     /// The parts of a prompt between marks.
     pub(super) fn parts(prompt: &str, mark: char) -> Vec<String> {
         // Templates may write JSON in ASCII.
-        let escaped = format!("\\u{:04x}", u32::from(mark));
-        prompt.replace(&escaped, &mark.to_string()).split(mark).map(str::to_owned).collect()
+        prompt.replace(&escaped(mark), &mark.to_string()).split(mark).map(str::to_owned).collect()
     }
+}
+
+fn escaped(mark: char) -> String {
+    format!("\\u{:04x}", u32::from(mark))
 }
 
 /// A text with a mark in every spelling, after its first character; none if there is nothing to break.
