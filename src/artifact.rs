@@ -28,6 +28,10 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// SHA-256 of a file, in hexadecimal.
 pub fn sha256_file(path: &Path) -> io::Result<String> {
     let mut hasher = Sha256::new();
+    // A pipe would be waited for, a device has no end.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
     feed(&mut File::open(path)?, |chunk| hasher.update(chunk))?;
     Ok(hex(&hasher.finalize()))
 }
@@ -154,6 +158,13 @@ impl StagedFile {
     /// Flushes to the disk, renames to the target, and returns (sha256, length).
     pub fn publish(mut self) -> io::Result<(String, u64)> {
         self.file.sync_all()?;
+        // A device or a pipe in the place is somebody's, /dev/null of all programs'.
+        if let Ok(old) = fs::symlink_metadata(&self.target)
+            && !old.is_file()
+            && !old.is_symlink()
+        {
+            return Err(io::Error::other(format!("{} is there already, and no file", self.target.display())));
+        }
         fs::rename(&self.staged, &self.target)?;
         self.published = true;
         Ok((hex(&self.hasher.clone().finalize()), self.length))

@@ -207,7 +207,7 @@ impl Manifest {
         if metadata.len() > SIZE_LIMIT {
             return Err(fail("too long for a manifest".to_owned()));
         }
-        let text = fs::read_to_string(&path).map_err(|error| fail(error.to_string()))?;
+        let text = crate::regular_file::read_text(&path, SIZE_LIMIT).map_err(|error| fail(error.to_string()))?;
         let damaged = |error: serde_json::Error| {
             fail(format!("not a manifest: {error}\n  hint: build the engine again: `watus-build build RECIPE`"))
         };
@@ -219,6 +219,12 @@ impl Manifest {
             )));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
+        // Names stand in lines that people read as what was proved.
+        let controls = |text: &&String| text.chars().any(char::is_control);
+        let told = [&manifest.name, &manifest.kind, &manifest.tool, &manifest.source, &manifest.precision];
+        if let Some(text) = told.into_iter().chain(manifest.files.keys()).find(controls) {
+            return Err(fail(format!("{text:?} holds a control character")));
+        }
         let names = [&manifest.engine, &manifest.model].into_iter().filter(|name| !name.is_empty());
         if manifest.llm.is_none() && names.clone().count() != 2 {
             return Err(fail("engine or model is missing".to_owned()));

@@ -122,6 +122,14 @@ macro_rules! for_data {
     };
 }
 
+/// So many of a value; none if there is no room for them.
+fn filled<T: Clone>(value: T, count: usize) -> Option<Vec<T>> {
+    let mut values = Vec::new();
+    values.try_reserve_exact(count).ok()?;
+    values.resize(count, value);
+    Some(values)
+}
+
 impl Tensor {
     /// A tensor of `shape` holding `data`; `None` when the counts disagree.
     pub fn new(shape: Vec<usize>, data: TensorData) -> Option<Self> {
@@ -156,13 +164,13 @@ impl Tensor {
     pub fn zeros(dtype: DType, shape: Vec<usize>) -> Option<Self> {
         let count = element_count(&shape)?;
         let data = match dtype {
-            DType::Float32 => TensorData::F32(vec![0.0; count]),
-            DType::Float16 => TensorData::F16(vec![f16::ZERO; count]),
-            DType::Int8 => TensorData::I8(vec![0; count]),
-            DType::UInt8 => TensorData::U8(vec![0; count]),
-            DType::Int32 => TensorData::I32(vec![0; count]),
-            DType::Int64 => TensorData::I64(vec![0; count]),
-            DType::Bool => TensorData::Bool(vec![0; count]),
+            DType::Float32 => TensorData::F32(filled(0.0, count)?),
+            DType::Float16 => TensorData::F16(filled(f16::ZERO, count)?),
+            DType::Int8 => TensorData::I8(filled(0, count)?),
+            DType::UInt8 => TensorData::U8(filled(0, count)?),
+            DType::Int32 => TensorData::I32(filled(0, count)?),
+            DType::Int64 => TensorData::I64(filled(0, count)?),
+            DType::Bool => TensorData::Bool(filled(0, count)?),
             DType::BFloat16 => return None,
         };
         Some(Self { shape, data })

@@ -114,7 +114,8 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
 fn peers(files: &[PathBuf]) -> anyhow::Result<Vec<bench::Peer>> {
     let mut peers = Vec::new();
     for path in files {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = crate::regular_file::read_text(path, 64 << 20)
+            .with_context(|| format!("cannot read {}", path.display()))?;
         let read = bench::Peer::read(&text).map_err(anyhow::Error::msg);
         peers.extend(read.with_context(|| format!("{} is no result file", path.display()))?);
     }

@@ -174,7 +174,8 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     if args.layers {
         return layers(&args.path);
     }
-    let file = std::fs::read(&args.path).with_context(|| format!("cannot read {}", args.path.display()))?;
+    let file = crate::regular_file::read(&args.path, u64::MAX)
+        .with_context(|| format!("cannot read {}", args.path.display()))?;
     let (metadata, plan) = plan::split(&file);
     let Some(header) = plan::Header::parse(plan) else {
         bail!(
@@ -197,6 +198,6 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
 }
 
 fn layers(path: &Path) -> anyhow::Result<()> {
-    let plan = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let plan = crate::regular_file::read(path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;
     print(TensorRt::open()?.inspect(plan::split(&plan).1)?)
 }

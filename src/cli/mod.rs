@@ -96,7 +96,9 @@ pub fn main() -> Exit {
     if let Ok(executable) = std::env::current_exe() {
         confined::use_program(executable);
     }
-    let environment = Environment { progress: progress::new(cli.quiet), cancel: cancel_on_signal() };
+    // A server drains for as long as it was told.
+    let patience = (!matches!(cli.command, Command::Serve(_))).then_some(STOPPING);
+    let environment = Environment { progress: progress::new(cli.quiet), cancel: cancel_on_signal(patience) };
     let result = match cli.command {
         Command::Doctor(args) => doctor::execute(&args),
         Command::Fetch(args) => fetch::execute(&args, &environment),
@@ -123,6 +125,8 @@ pub fn main() -> Exit {
     exit
 }
 
+/// How long a command may take to stop by itself: longer than a build gives its child.
+const STOPPING: std::time::Duration = std::time::Duration::from_secs(15);
 /// How long the last lines of the log may take, where somebody reads them slowly or not at all.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -150,7 +154,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// The first Ctrl-C or SIGTERM asks to stop, the second insists.
-fn cancel_on_signal() -> Arc<AtomicBool> {
+fn cancel_on_signal(patience: Option<std::time::Duration>) -> Arc<AtomicBool> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&cancel);
     let handler = move || {
@@ -158,6 +162,14 @@ fn cancel_on_signal() -> Arc<AtomicBool> {
             std::process::exit(i32::from(Exit::Cancelled as u8));
         }
         say("stopping (once more to insist)");
+        // Services and `timeout` ask once. What does not look at the flag (one long computation) is ended all the same.
+        if let Some(patience) = patience {
+            // Aside: the second signal is heard meanwhile.
+            std::thread::spawn(move || {
+                std::thread::sleep(patience);
+                std::process::exit(i32::from(Exit::Cancelled as u8));
+            });
+        }
     };
     // Fails only when a handler is set already; then Ctrl-C simply ends the process.
     let _ = ctrlc::set_handler(handler);

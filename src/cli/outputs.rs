@@ -25,8 +25,9 @@ pub(super) fn refuse_others(target: &Path, is_ours: impl Fn(&[u8]) -> bool, kind
     if target.is_dir() {
         bail!("{} is a folder\n  hint: name a file", target.display());
     }
-    if !target.exists() {
-        return Ok(());
+    let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
+    if !metadata.is_file() {
+        bail!("{} is a device or a pipe\n  hint: name a file", target.display());
     }
     let mut head = Vec::new();
     let read = File::open(target).and_then(|file| file.take(1 << 20).read_to_end(&mut head));
@@ -40,6 +41,16 @@ pub(super) fn refuse_others(target: &Path, is_ours: impl Fn(&[u8]) -> bool, kind
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices_are_nobodys_to_replace() {
+        assert!(refuse_others(Path::new("/dev/null"), |_| true, "SVG").is_err());
+        let scratch = tempfile::tempdir().unwrap();
+        let pipe = scratch.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
+        assert!(refuse_others(&pipe, |_| true, "SVG").is_err());
+        assert!(crate::artifact::write_file(&pipe, b"x").is_err());
+    }
 
     #[test]
     fn what_is_read_and_what_is_not_ours_stays() {

@@ -1,18 +1,18 @@
 //! `run`: one answer from an engine.
 
-use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
 use super::generate::{self, GenerateArgs};
-use super::outputs::refuse_inputs;
+use super::outputs::{refuse_inputs, refuse_others};
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::manifest::Manifest;
+use crate::regular_file;
 use crate::tensor::{Tensor, read_npy, write_npy};
 use crate::vision::{self, Answer, Detection};
 
@@ -94,7 +94,7 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
         let outputs = session.run(&[vision::to_tensor(&picture, &preprocess, size).repeated(batch)])?;
         save(args, session, &outputs)?;
         let mut document = serde_json::json!({
-            "engine": manifest.name, "picture": path, "backend": info.name, "device": info.device,
+            "engine": manifest.name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
         });
         if let Some(classifier) = &manifest.classifier {
             let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
@@ -147,6 +147,7 @@ fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     for path in files {
         let drawing = annotated(args, path, &drawings);
         refuse_inputs(&drawing, files.iter().map(PathBuf::as_path))?;
+        refuse_others(&drawing, |head| head.starts_with(b"\x89PNG") || head.starts_with(b"\xff\xd8"), "picture")?;
         drawings.push(drawing);
     }
     Ok(drawings)
@@ -179,7 +180,8 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
     let mut given = Vec::new();
     for input in &args.inputs {
         let (name, file) = input.split_once('=').with_context(|| format!("--input {input}: write NAME=FILE.npy"))?;
-        let reader = BufReader::new(File::open(file).with_context(|| format!("cannot open {file}"))?);
+        let reader =
+            BufReader::new(regular_file::open(Path::new(file)).with_context(|| format!("cannot open {file}"))?);
         given.push((name, read_npy(reader).with_context(|| format!("cannot read {file}"))?));
     }
     let names: Vec<&str> = session.inputs().iter().map(|spec| spec.name.as_str()).collect();
@@ -218,6 +220,7 @@ fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Resul
     for spec in session.outputs() {
         let given = args.inputs.iter().filter_map(|input| Some(Path::new(input.split_once('=')?.1)));
         refuse_inputs(&target(&spec.name), given)?;
+        refuse_others(&target(&spec.name), |head| head.starts_with(b"\x93NUMPY"), "tensor in .npy")?;
     }
     for (spec, output) in session.outputs().iter().zip(outputs) {
         write(&target(&spec.name), output)?;

@@ -93,7 +93,7 @@ pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow
         return Ok(reference()?.open(&folder.join(&manifest.model))?);
     }
     let path = folder.join(&manifest.engine);
-    let file = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let file = crate::regular_file::read(&path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;
     let (_, plan) = plan::split(&file);
     Ok(TensorRt::open()?.load(plan, manifest.tf32).map_err(|error| match error {
         BackendError::Load(message) => {

@@ -20,7 +20,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
-    let file = std::fs::read(&args.engine).with_context(|| format!("cannot read {}", args.engine.display()))?;
+    let file = crate::regular_file::read(&args.engine, u64::MAX)
+        .with_context(|| format!("cannot read {}", args.engine.display()))?;
     let (metadata, plan) = plan::split(&file);
     ensure!(
         plan::Header::parse(plan).is_some(),

@@ -44,7 +44,8 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
 
 fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
     let read = |path: &PathBuf| -> anyhow::Result<String> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            crate::regular_file::read_text(path, 1 << 20).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(text.lines().next().unwrap_or_default().trim().to_owned())
     };
     let key = args.api_key_file.as_ref().map(read).transpose()?;

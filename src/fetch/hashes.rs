@@ -49,7 +49,10 @@ impl Hashes {
     /// What is remembered in `cache`.
     pub fn open(cache: &Path) -> Self {
         let path = cache.join("hashes.json");
-        let entries = fs::read(&path).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        let entries = crate::regular_file::read(&path, 64 << 20)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default();
         Self { path, entries, changed: false, hashed_bytes: 0, seconds: 0.0 }
     }
 

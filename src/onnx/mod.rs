@@ -109,6 +109,16 @@ impl Model {
     /// Every node input must be produced before it is used (ONNX IR, "graphs are topologically sorted").
     fn check_names(&self) -> Result<(), String> {
         let graph = &self.proto.graph;
+        // They stand in messages, which are lines.
+        let nodes = graph.node.iter().flat_map(|node| {
+            let ends = node.input.iter().chain(&node.output);
+            [&node.name, &node.op_type].into_iter().chain(ends)
+        });
+        let ends = graph.input.iter().chain(&graph.output).map(|value| &value.name);
+        let tensors = graph.initializer.iter().map(|tensor| &tensor.name);
+        if let Some(name) = nodes.chain(ends).chain(tensors).find(|name| name.chars().any(char::is_control)) {
+            return Err(format!("the name {name:?} holds a control character"));
+        }
         let mut known: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
         known.extend(graph.sparse_initializer.iter().map(|tensor| tensor.values.name.as_str()));
         known.extend(graph.input.iter().map(|input| input.name.as_str()));

@@ -55,38 +55,70 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     if !metadata.is_dir() {
         return Err(occupied(place, "is a file, and an engine directory is to go there", ""));
     }
-    let names = names(place)?;
-    if names.is_empty() || Manifest::load(place).is_ok() || is_damaged_engine(place, &names) {
+    let mut found = Vec::new();
+    list(place, place, &mut found)?;
+    let manifest = look(&place.join(FILE))?.is_some_and(|metadata| metadata.is_file());
+    if found.is_empty() {
         return Ok(());
     }
-    Err(occupied(place, "is a folder that is no engine directory", ""))
+    let strange = match Manifest::load(place) {
+        Ok(manifest) => {
+            found.into_iter().find(|name| name != FILE && name != REPORT_FILE && !manifest.files.contains_key(name))
+        }
+        Err(_) if manifest && is_damaged_engine(place) => found.into_iter().find(|name| !is_our_name(place, name)),
+        Err(_) => return Err(occupied(place, "is a folder that is no engine directory", "")),
+    };
+    match strange.filter(|_| manifest) {
+        None if manifest => Ok(()),
+        None => Err(occupied(place, "is a folder whose manifest is no file", "")),
+        Some(name) => Err(occupied(place, &format!("holds `{name}`, which watus-build did not put there"), "")),
+    }
 }
 
-/// Whether a folder without a readable manifest was one of ours: the manifest names the tool, or all there is has our
-/// names and an engine is among it. A folder that merely holds one called `engines` is a user's: that is our default
-/// output.
-fn is_damaged_engine(folder: &Path, names: &[String]) -> bool {
+/// Everything below a folder but folders themselves, as paths from `top`; an empty folder counts as a file.
+fn list(top: &Path, folder: &Path, found: &mut Vec<String>) -> anyhow::Result<()> {
+    let names = names(folder)?;
+    for name in &names {
+        let path = folder.join(name);
+        if fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_dir()) {
+            list(top, &path, found)?;
+        } else {
+            found.push(path.strip_prefix(top).unwrap_or(&path).to_string_lossy().into_owned());
+        }
+    }
+    if names.is_empty() && folder != top {
+        found.push(folder.strip_prefix(top).unwrap_or(folder).to_string_lossy().into_owned());
+    }
+    Ok(())
+}
+
+/// Whether a manifest that cannot be read was one of ours: it still names the tool as a manifest does.
+fn is_damaged_engine(folder: &Path) -> bool {
     let mut manifest = Vec::new();
     if let Ok(file) = File::open(folder.join(FILE)) {
         let _ = file.take(1 << 20).read_to_end(&mut manifest); // what could be read tells
     }
     let manifest = String::from_utf8_lossy(&manifest);
-    if manifest.contains("\"tool\"") && manifest.contains("watus-build") {
-        return true;
-    }
+    let named = manifest.split_once("\"tool\"").map(|(_, rest)| rest.trim_start_matches([':', ' ']));
+    named.is_some_and(|tool| tool.starts_with("\"watus-build "))
+}
+
+/// Whether a build makes files of this name.
+fn is_our_name(folder: &Path, name: &str) -> bool {
     let engine = folder.file_name().map(|name| format!("{}.engine", name.to_string_lossy())).unwrap_or_default();
-    let ours = |name: &String| {
-        [FILE, REPORT_FILE, super::MODEL, ENGINES, WEIGHTS, "images", engine.as_str()].contains(&name.as_str())
-            || TEXT_FILES.contains(&name.as_str())
-            || name.ends_with(".data")
+    let numbered = |name: &str| {
+        let number = name.strip_prefix("weights-").and_then(|name| name.strip_suffix(".data"));
+        number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
     };
-    let mut layers = fs::read_dir(folder.join(ENGINES)).into_iter().flatten().flatten();
-    let built = folder.join(&engine).is_file()
-        || layers.any(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.starts_with("head-r") && name.ends_with(".engine") && entry.path().is_file()
-        });
-    built && names.iter().all(ours)
+    match name.split_once('/') {
+        None => {
+            [FILE, REPORT_FILE, super::MODEL, engine.as_str()].contains(&name)
+                || TEXT_FILES.contains(&name)
+                || numbered(name)
+        }
+        Some((ENGINES, file)) => ["layer-", "head-"].iter().any(|begin| file.starts_with(begin)),
+        Some((folder, _)) => [WEIGHTS, "images"].contains(&folder),
+    }
 }
 
 /// A model that we wrote: graphs made here name the tool, those that were only given shapes keep their maker's name.
@@ -213,12 +245,19 @@ mod tests {
     #[test]
     fn only_engine_directories_make_room_for_one() {
         let tool = "{ \"format\": 7, \"tool\": \"watus-build 9\"";
-        let cases: [(&[(&str, &str)], bool); 9] = [
+        let cases: [(&[(&str, &str)], bool); 15] = [
             (&[], true),
             (&[("manifest.json", tool)], true),
             (&[("manifest.json", tool), ("x.engine", "")], true),
-            (&[("x.engine", ""), ("model.onnx", "")], true),
-            (&[("engines/head-r1.engine", ""), ("config.json", ""), ("weights/m.gguf", "")], true),
+            (&[("manifest.json", tool), ("engines/head-r1.engine", ""), ("weights/m.gguf", "")], true),
+            (&[("manifest.json", tool), (".git/HEAD", "")], false),
+            (&[("manifest.json", tool), ("measurements.data", "")], false),
+            (&[("manifest.json", tool), ("mine/deep.txt", "")], false),
+            (&[("manifest.json", "[\"tool\", \"built with watus-build\"]")], false),
+            // A user's own, as trtexec leaves it.
+            (&[("x.engine", ""), ("model.onnx", "")], false),
+            (&[("engines/head-r1.engine", ""), ("config.json", ""), ("weights/m.gguf", "")], false),
+            (&[("x.engine", ""), ("images/wedding.jpg", "")], false),
             (&[("manifest.json", "{ \"name\": \"a web page\" }")], false),
             (&[("engines/gender/manifest.json", tool)], false),
             (&[("x.engine", ""), ("thesis.tex", "")], false),

@@ -10,7 +10,6 @@ mod report;
 mod serve;
 mod vision;
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -59,7 +58,7 @@ pub fn verify(
         llm::verify(folder, &manifest, record, progress, &mut report)?;
     } else if !report.failed() {
         signature(folder, &manifest, &mut report);
-        let file = fs::read(folder.join(&manifest.engine))?;
+        let file = crate::regular_file::read(&folder.join(&manifest.engine), u64::MAX)?;
         let (_, plan) = plan::split(&file);
         if let Some(tensorrt) = header(&manifest, plan, &mut report)
             && let Some(mut engine) = load(&manifest, &tensorrt, plan, &mut report)

@@ -24,7 +24,8 @@ const RATIO_LIMIT: u32 = 100;
 pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     let fail = |message: String| VisionError::Picture { path: path.to_owned(), message };
     // The reader's default limits bound memory: a small file may claim a huge picture.
-    let reader = ImageReader::open(path).map_err(|error| fail(error.to_string()))?;
+    let file = crate::regular_file::open(path).map_err(|error| fail(error.to_string()))?;
+    let reader = ImageReader::new(std::io::BufReader::new(file));
     let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string()))?;
     let mut decoder = reader.into_decoder().map_err(|error| fail(error.to_string()))?;
     let orientation = decoder.orientation().map_err(|error| fail(error.to_string()))?;
