@@ -22,7 +22,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 pub struct Limits {
     /// Bytes of memory.
     pub memory: u64,
-    /// For one question.
+    /// For one question: the processor's time on a machine that has other work, and never less than this by the clock.
     pub time: Duration,
 }
 
@@ -32,6 +32,8 @@ pub struct Limits {
 pub enum ConfinedError {
     #[error("it took longer than the {} s it may take", .0.as_secs_f64())]
     TooLong(Duration),
+    #[error("it had too little of this busy machine's time; try again")]
+    Starved,
     #[error("it was stopped")]
     Stopped,
     #[error("{0}")]
@@ -63,6 +65,12 @@ impl fmt::Display for Death {
 }
 
 impl Death {
+    /// The same for strangers: without its last words, which are a library's internals.
+    pub fn without_words(&self) -> Self {
+        let last = if self.last.contains(OUT_OF_MEMORY) { OUT_OF_MEMORY } else { "" };
+        Self { last: last.to_owned(), ..self.clone() }
+    }
+
     fn too_large(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "it needs more than the {:.1} GB of memory it may use", self.memory as f64 / 1e9)
     }
@@ -75,6 +83,8 @@ const WORDS_LIMIT: usize = 64 * 1024;
 const LINE_LIMIT: usize = 500;
 /// How often it is asked whether an answer is still wanted.
 const PATIENCE: Duration = Duration::from_millis(50);
+/// Times the limit, by the clock, for a child that hardly gets the processor.
+const STARVED: u32 = 8;
 /// How long a child that closed its output may take to be gone.
 const GRACE: Duration = Duration::from_secs(1);
 /// Stack of the child's working thread: recursion over a deep graph fits.
@@ -162,20 +172,23 @@ impl Confined {
         if let Some(error) = &self.over {
             return Err(error.clone());
         }
-        let begun = Instant::now();
+        let clock = Clock::start(&self.child, self.limits.time);
         let mut answer = match write_frame(&mut self.input, question) {
             Ok(()) => Err(RecvTimeoutError::Timeout),
             Err(_) => Err(RecvTimeoutError::Disconnected),
         };
-        while answer == Err(RecvTimeoutError::Timeout) && begun.elapsed() < self.limits.time && !stop() {
-            let left = self.limits.time.saturating_sub(begun.elapsed());
-            answer = self.answers.recv_timeout(left.min(PATIENCE));
+        let mut over = None;
+        while answer == Err(RecvTimeoutError::Timeout) {
+            over = if stop() { Some(ConfinedError::Stopped) } else { clock.over() };
+            if over.is_some() {
+                break;
+            }
+            answer = self.answers.recv_timeout(PATIENCE);
         }
-        let error = match answer {
-            Ok(answer) => return Ok(answer),
-            Err(RecvTimeoutError::Timeout) if begun.elapsed() < self.limits.time => ConfinedError::Stopped,
-            Err(RecvTimeoutError::Timeout) => ConfinedError::TooLong(self.limits.time),
-            Err(RecvTimeoutError::Disconnected) => self.death(),
+        let error = match (answer, over) {
+            (Ok(answer), _) => return Ok(answer),
+            (_, Some(over)) => over,
+            (Err(_), None) => self.death(),
         };
         self.end();
         self.over = Some(error.clone());
@@ -207,6 +220,48 @@ impl Drop for Confined {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// What a question has taken.
+struct Clock {
+    limit: Duration,
+    begun: Instant,
+    child: u32,
+    /// The child's processor time when it was asked.
+    before: Option<Duration>,
+}
+
+impl Clock {
+    fn start(child: &Child, limit: Duration) -> Self {
+        Self { limit, begun: Instant::now(), child: child.id(), before: processor_time(child.id()) }
+    }
+
+    /// Why the question is to be given up, if it is.
+    fn over(&self) -> Option<ConfinedError> {
+        let elapsed = self.begun.elapsed();
+        if elapsed < self.limit {
+            return None;
+        }
+        let (Some(before), Some(now)) = (self.before, processor_time(self.child)) else {
+            return Some(ConfinedError::TooLong(self.limit));
+        };
+        match now.saturating_sub(before) {
+            worked if worked >= self.limit => Some(ConfinedError::TooLong(self.limit)),
+            _ if elapsed >= self.limit * STARVED => Some(ConfinedError::Starved),
+            _ => None,
+        }
+    }
+}
+
+/// What a process has had of the processors: the 14th and 15th field of its `stat` (proc(5)), in ticks.
+fn processor_time(process: u32) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is a name in brackets, which may hold anything.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
+    let ticks = |at: usize| fields.get(at)?.parse::<u64>().ok();
+    let ticks = ticks(11)?.checked_add(ticks(12)?)?;
+    let a_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
 }
 
 /// Everything a child says of itself, of which the end is kept.
@@ -360,10 +415,18 @@ mod tests {
 
     #[test]
     fn who_takes_too_long_is_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("child");
         let limits = Limits { memory: 1 << 30, time: Duration::from_millis(50) };
-        let mut silent = Confined::start(Path::new("/bin/sleep"), "1000", limits).unwrap();
-        let error = silent.ask(b"?").unwrap_err().to_string();
-        assert_eq!(error, "it took longer than the 0.05 s it may take");
-        assert!(silent.child.try_wait().unwrap().is_some(), "nothing is left running");
+        // One works all the time; the other hardly gets to work, as on a machine that is busy with something else.
+        for (script, expected) in [
+            ("while :; do :; done", "it took longer than the 0.05 s it may take"),
+            ("sleep 1000", "it had too little of this busy machine's time; try again"),
+        ] {
+            fs::write(&path, script).unwrap();
+            let mut child = Confined::start(Path::new("/bin/sh"), path.to_str().unwrap(), limits).unwrap();
+            assert_eq!(child.ask(b"?").unwrap_err().to_string(), expected);
+            assert!(child.child.try_wait().unwrap().is_some(), "nothing is left running");
+        }
     }
 }

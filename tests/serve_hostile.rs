@@ -148,8 +148,21 @@ fn a_bad_request_is_no_broken_engine() {
     invalid(&server.post(TEXT, &text(json!({"logit_bias": {"5000": 1}}))));
     invalid(&server.post(CHAT, &chat("AB", json!({"logit_bias": {"4294967295": -100}}))));
     invalid(&server.post(TEXT, &text(json!({"min_p": 7}))));
-    let guided = server.post(CHAT, &chat("AB", json!({"guided_regex": "a+"})));
-    assert_eq!((guided.status, guided.code().as_str()), (400, "unsupported_value"));
+    for foreign in [
+        json!({"guided_regex": "a+"}),
+        json!({"min_tokens": 3}),
+        json!({"echo": true}),
+        json!({"best_of": 2}),
+        json!({"chat_template": "x"}),
+        json!({"stop_token_ids": [1]}),
+    ] {
+        for reply in [server.post(CHAT, &chat("AB", foreign.clone())), server.post(TEXT, &text(foreign.clone()))] {
+            assert_eq!((reply.status, reply.code().as_str()), (400, "unsupported_value"), "{foreign}: {}", reply.body);
+        }
+    }
+    assert_eq!(server.post(CHAT, &chat("AB", json!({"min_tokens": 0, "add_generation_prompt": true}))).status, 200);
+    let function = json!({"type": "function", "function": {"name": "f"}});
+    invalid(&server.post(CHAT, &chat("AB", json!({"tools": [function, function]}))));
     assert_eq!(server.get("/v1/models/%ff").code(), "not_found");
     assert_eq!(server.complete("ABC", 4)["usage"]["completion_tokens"], 4);
     drop(server);
@@ -352,6 +365,9 @@ fn only_its_own_names_and_keys_open_the_server() {
     for header in ["Authorization: Bearer k", "authorization: bearer k", "API-Key: k", "X-API-Key: k"] {
         assert_eq!(with(header), 200, "{header}");
     }
+    // An old key is one guess, however often it is shown.
+    assert!((0..40).all(|_| with("X-API-Key: old") == 401));
+    assert_eq!(with("X-API-Key: k"), 200);
     // Guesses: some are told that they are wrong, then it is too many; whoever waits gets in.
     let guesses: Vec<u16> = (0..40).map(|at| with(&format!("X-API-Key: guess-{at}"))).collect();
     assert!(guesses.starts_with(&[401, 401, 401]) && guesses.contains(&429), "{guesses:?}");
@@ -361,6 +377,30 @@ fn only_its_own_names_and_keys_open_the_server() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert_eq!(host("localhost", "/health"), 200);
+}
+
+/// Behind a proxy all come from one address: who guesses is told apart by what the proxy says of him, if it is trusted.
+#[test]
+fn a_proxys_clients_are_told_apart() {
+    if !tensorrt_or_skip("a_proxys_clients_are_told_apart") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let engine = tiny(scratch.path());
+    fs::write(scratch.path().join("keys"), "k\n").unwrap();
+    for trusted in [true, false] {
+        let proxy = if trusted { "127.0.0.1" } else { "10.9.8.7" };
+        let server = Server::start(scratch.path(), &engine, &["--api-key-file", "keys", "--trusted-proxy", proxy]);
+        let ask = |client: &str, key: &str| {
+            let headers = format!("X-Forwarded-For: {client}\r\nX-API-Key: {key}\r\n");
+            server.exchange(&Server::request("GET", "/v1/models", &headers, "")).status
+        };
+        // What the guesser puts before his own address is not the proxy's word.
+        let guesses: Vec<u16> =
+            (0..40).map(|at| ask(&format!("10.0.0.{at}, 10.0.0.66"), &format!("guess-{at}"))).collect();
+        assert!(guesses.contains(&429), "{guesses:?}");
+        assert_eq!(ask("10.0.0.1", "k"), if trusted { 200 } else { 429 });
+    }
 }
 
 /// A server whose standard error is what a test makes it.

@@ -50,6 +50,10 @@ pub(super) struct Args {
     /// several times
     #[arg(long = "allowed-host", value_name = "NAME")]
     pub(super) allowed_hosts: Vec<String>,
+    /// Address of a proxy that says in X-Forwarded-For for whom it asks: turns and wrong keys are then counted by its
+    /// clients' addresses; may be given several times
+    #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
+    pub(super) trusted_proxies: Vec<IpAddr>,
     /// Take special tokens that messages spell for what they are, not for words: who writes them can end a turn and begin
     /// one of the system's
     #[arg(long)]
@@ -103,6 +107,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         drain: Duration::from_secs(args.drain),
         cors: args.cors_origin,
         allowed_hosts: args.allowed_hosts,
+        proxies: args.trusted_proxies,
         special_tokens: args.allow_special_tokens,
         shared_system: shared,
         log_prompts: args.log_prompts,

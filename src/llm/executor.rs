@@ -18,6 +18,9 @@ pub enum LlmError {
     Text { path: std::path::PathBuf, message: String },
     #[error("{0}")]
     Request(String),
+    /// Nobody's fault: the same request may be answered a moment later.
+    #[error("{0}")]
+    Busy(String),
     #[error(
         "the model's logits for this prompt are not finite: its activations overflow\n  hint: build the engine with \
          `precision: bf16` or `fp32`"

@@ -62,6 +62,8 @@ fn bound(limits: &mut ParserLimits) {
     limits.step_max_items = 50_000;
     // 1 to 2 KB each.
     limits.max_lexer_states = 25_000;
+    // Symbols; every waiting request holds its grammar.
+    limits.max_grammar_size = 100_000;
     // The whole vocabulary at once: a step's budget would not hold.
     limits.precompute_large_lexemes = false;
 }
@@ -91,6 +93,11 @@ fn refused(error: &anyhow::Error) -> LlmError {
     let text = format!("{error:#}");
     let line = match text.lines().next().unwrap_or_default() {
         line if line.contains("NoExtensionBias") => "no token of the model spells what would have to follow",
+        // The library's own words about itself.
+        line if line.contains("panic") || line.contains("assertion") => {
+            tracing::warn!("compiling a grammar: {line}");
+            "it is beyond what the grammar's compiler can do"
+        }
         line => line,
     };
     let end = line.floor_char_boundary(LONGEST);

@@ -158,7 +158,13 @@ impl<'a> Walk<'a> {
     }
 
     fn target(&self, reference: &str, path: &str) -> Result<&'a Value, SchemaError> {
-        let found = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(&unescape(pointer)));
+        if reference.contains(['~', '%']) {
+            return error(
+                path,
+                "escapes (~ and %) in a $ref cannot be followed; rename what it names, or write it as it is",
+            );
+        }
+        let found = reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer));
         match found {
             Some(target) => Ok(target),
             None => error(path, "$ref must name a place within the schema that exists, such as #/$defs/Name"),
@@ -221,27 +227,6 @@ fn counts(object: &Map<String, Value>, path: &str) -> Result<(), SchemaError> {
         }
         _ => Ok(()),
     }
-}
-
-/// A reference's fragment without its percent signs (RFC 6901, section 6).
-fn unescape(pointer: &str) -> String {
-    let bytes = pointer.as_bytes();
-    let mut plain = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let hex = bytes.get(at + 1..at + 3).and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()).filter(|_| bytes[at] == b'%') {
-            Some(byte) => {
-                plain.push(byte);
-                at += 3;
-            }
-            None => {
-                plain.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&plain).into_owned()
 }
 
 #[cfg(test)]
@@ -342,6 +327,9 @@ mod tests {
         refused(&two, "refers to itself");
         refused(&json!({"properties": {"x": {"$ref": "http://evil.example/s.json"}}}), "#/properties/x");
         refused(&json!({"$ref": "#/$defs/none"}), "that exists");
-        assert_eq!(check(&json!({"$ref": "#/$defs/a%20b", "$defs": {"a b": {"type": "null"}}})), Ok(()));
+        assert_eq!(check(&json!({"$ref": "#/$defs/a b", "$defs": {"a b": {"type": "null"}}})), Ok(()));
+        for escaped in ["#/$defs/a%20b", "#/%24defs/a b", "#/$defs/a~1b"] {
+            refused(&json!({"$ref": escaped, "$defs": {"a b": {}, "a/b": {}}}), "escapes");
+        }
     }
 }

@@ -13,9 +13,7 @@ pub(super) struct CompletionRequest {
     pub(super) common: Common,
     pub(super) prompt: Option<InPrompt>,
     logprobs: Option<i64>,
-    echo: Option<bool>,
     suffix: Option<String>,
-    best_of: Option<i64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -33,18 +31,8 @@ impl CompletionRequest {
     }
 
     pub(super) fn refuse(&self) -> Result<(), ApiError> {
-        self.common.refuse()?;
-        if self.echo == Some(true) {
-            return Err(ApiError::unsupported("echo", "this server does not repeat the prompt: echo must be false"));
-        }
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported("suffix", "this server continues texts, it does not fill gaps"));
-        }
-        if self.best_of.is_some_and(|best| best != 1) {
-            return Err(ApiError::unsupported(
-                "best_of",
-                "this server gives one answer to a request: best_of must be 1",
-            ));
         }
         Ok(())
     }

@@ -32,7 +32,7 @@ pub(super) struct Crowd {
 struct Inner {
     count: u64,
     seated: HashMap<u64, Seat>,
-    spare: usize,
+    spare: HashMap<u64, Seat>,
 }
 
 struct Seat {
@@ -60,11 +60,8 @@ pub(super) struct Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         let mut inner = self.crowd.inner();
-        if self.spare {
-            inner.spare -= 1;
-        } else {
-            inner.seated.remove(&self.number);
-        }
+        let seats = if self.spare { &mut inner.spare } else { &mut inner.seated };
+        seats.remove(&self.number);
     }
 }
 
@@ -157,16 +154,17 @@ impl Crowd {
             (_, true) => inner.make_room(Some(peer)),
             (true, false) => inner.make_room(None),
         };
-        if !seated && inner.spare >= SPARE {
+        // Who asks after the server's health does so at once: whoever came earlier and has not yet, makes room.
+        if !seated
+            && inner.spare.len() >= SPARE
+            && !dismiss_idlest(&mut inner.spare, |seat| Some(*seat.activity.last()))
+        {
             return None;
         }
         inner.count += 1;
         let (number, activity) = (inner.count, Arc::new(Activity::new()));
-        if seated {
-            inner.seated.insert(number, Seat { peer, activity: Arc::clone(&activity) });
-        } else {
-            inner.spare += 1;
-        }
+        let seats = if seated { &mut inner.seated } else { &mut inner.spare };
+        seats.insert(number, Seat { peer, activity: Arc::clone(&activity) });
         Some(Guest { crowd: Arc::clone(self), number, activity, spare: !seated })
     }
 
@@ -181,16 +179,22 @@ impl Inner {
     fn make_room(&mut self, peer: Option<IpAddr>) -> bool {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         self.seated.values().for_each(|seat| *counts.entry(seat.peer).or_default() += 1);
-        let idle = self.seated.iter().filter(|(_, seat)| {
-            seat.activity.running.load(Ordering::Relaxed) == 0 && peer.is_none_or(|peer| seat.peer == peer)
-        });
-        let rank = |seat: &Seat| (std::cmp::Reverse(counts.get(&seat.peer).copied()), *seat.activity.last());
-        let Some(number) = idle.min_by_key(|(_, seat)| rank(seat)).map(|(number, _)| *number) else { return false };
-        if let Some(seat) = self.seated.remove(&number) {
-            seat.activity.close.notify_one();
-        }
-        true
+        dismiss_idlest(&mut self.seated, |seat| {
+            let his = peer.is_none_or(|peer| seat.peer == peer);
+            his.then(|| (std::cmp::Reverse(counts.get(&seat.peer).copied()), *seat.activity.last()))
+        })
     }
+}
+
+/// Sends the first of the idle connections that have a rank away; false if there is none.
+fn dismiss_idlest<R: Ord>(seats: &mut HashMap<u64, Seat>, rank: impl Fn(&Seat) -> Option<R>) -> bool {
+    let idle = seats.iter().filter(|(_, seat)| seat.activity.running.load(Ordering::Relaxed) == 0);
+    let ranked = idle.filter_map(|(number, seat)| Some((rank(seat)?, *number)));
+    let Some((_, number)) = ranked.min() else { return false };
+    if let Some(seat) = seats.remove(&number) {
+        seat.activity.close.notify_one();
+    }
+    true
 }
 
 #[cfg(test)]
@@ -225,8 +229,14 @@ mod tests {
         let running: Vec<Running> = guests.iter().map(|guest| Running::begin(&guest.activity)).collect();
         let spare: Vec<Guest> = (0..SPARE).map(|_| crowd.enter(addresses[0]).unwrap()).collect();
         assert!(spare.iter().all(|guest| guest.spare));
+        // Who says nothing on a spare connection makes room for the next; who is being answered does not.
+        assert!(crowd.enter(addresses[0]).is_some_and(|guest| guest.spare));
+        assert!(!crowd.inner().spare.contains_key(&spare[0].number));
+        let asking: Vec<Running> = spare.iter().map(|guest| Running::begin(&guest.activity)).collect();
+        let last = crowd.enter(addresses[0]).unwrap();
+        let _asking_too = Running::begin(&last.activity);
         assert!(crowd.enter(addresses[0]).is_none());
-        drop(spare);
+        drop((spare, asking, last));
         drop(running);
         assert!(!crowd.enter(addresses[1]).unwrap().spare, "who has answered is idle");
     }

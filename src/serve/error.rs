@@ -161,6 +161,15 @@ impl ApiError {
         }
     }
 
+    /// The machine has too much to do for this now.
+    fn overloaded(message: impl Into<String>) -> Self {
+        Self {
+            code: Some("overloaded"),
+            retry_after: Some(5),
+            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", message)
+        }
+    }
+
     /// Loading, or about to end.
     pub(super) fn not_ready(state: &str) -> Self {
         Self {
@@ -194,6 +203,7 @@ impl From<LlmError> for ApiError {
         match error {
             LlmError::TooLong { have, limit, .. } => Self::too_long(have, limit),
             LlmError::Request(message) => Self::invalid("", message),
+            LlmError::Busy(message) => Self::overloaded(message),
             LlmError::Text { message, .. } => Self::invalid("messages", message),
             error @ LlmError::NotFinite => Self::unanswerable(error.to_string()),
             error => Self::engine(error.to_string()),

@@ -1,9 +1,9 @@
 //! What stands before every handler: request ids, hosts, keys, origins, and the log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State as Shared};
@@ -66,6 +66,22 @@ pub(super) async fn identify(mut request: Request, next: Next) -> Response {
     response
 }
 
+/// Takes the word of the operator's own proxy for whom it asks: the last address of `X-Forwarded-For` that is no such proxy.
+pub(super) async fn forwarded(Shared(app): Shared<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let trusted = |peer: &Peer| app.proxies.contains(&peer.0.to_canonical());
+    if request.extensions().get::<Peer>().is_some_and(trusted) {
+        let lists = request.headers().get_all("x-forwarded-for").iter().filter_map(|list| list.to_str().ok());
+        let addresses = lists.flat_map(|list| list.split(',')).map(|address| address.trim().parse::<IpAddr>());
+        // What stands before an entry that is no address was not written by a proxy of ours.
+        let known: Vec<Option<Peer>> = addresses.map(|address| address.ok().map(Peer)).collect();
+        let first_strange = known.into_iter().rev().find(|peer| peer.is_none_or(|peer| !trusted(&peer))).flatten();
+        if let Some(client) = first_strange {
+            request.extensions_mut().insert(client);
+        }
+    }
+    next.run(request).await
+}
+
 /// Counts responses; logs those that no handler does, errors alone.
 pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
@@ -96,7 +112,7 @@ pub(super) async fn authorize(Shared(app): Shared<Arc<App>>, request: Request, n
         return ApiError::braked().into_response();
     }
     if !allowed(&app.keys, given) {
-        app.brake.failed(peer);
+        app.brake.failed(peer, digest(given));
         return unauthorized();
     }
     next.run(request).await
@@ -125,41 +141,59 @@ fn allowed(keys: &[[u8; 32]], given: &str) -> bool {
     keys.iter().fold(false, |found, key| found | (differs(key) == 0))
 }
 
-/// Wrong keys by address: some at once, then one a second.
+/// Wrong keys by address: some at once, then one a second. The same one again is no guess: a client with an old key that
+/// tries for ever does not keep others of its address out.
 #[derive(Debug, Default)]
-pub(super) struct Brake(Mutex<HashMap<Option<Peer>, (f64, Instant)>>);
+pub(super) struct Brake(Mutex<HashMap<Option<Peer>, Tried>>);
+
+#[derive(Debug)]
+struct Tried {
+    /// Tries that were left then.
+    left: f64,
+    then: Instant,
+    /// Digests of the last wrong keys.
+    wrong: VecDeque<[u8; 32]>,
+}
 
 /// Wrong keys an address may try in a row.
 const TRIES: f64 = 10.0;
 /// Tries that come back each second.
 const TRIES_PER_SECOND: f64 = 1.0;
-/// Addresses remembered.
+/// Addresses remembered, and wrong keys of each.
 const ADDRESSES: usize = 4096;
+const WRONG: usize = 16;
+
+impl Tried {
+    fn left(&self, now: Instant) -> f64 {
+        (self.left + TRIES_PER_SECOND * now.duration_since(self.then).as_secs_f64()).min(TRIES)
+    }
+}
 
 impl Brake {
-    fn left(&self, peer: Option<Peer>, spend: f64) -> f64 {
-        let mut tried = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let regained =
-            |(left, since): &(f64, Instant)| (left + TRIES_PER_SECOND * (now - *since).as_secs_f64()).min(TRIES);
-        let left = tried.get(&peer).map_or(TRIES, regained);
-        if spend > 0.0 {
-            if tried.len() >= ADDRESSES {
-                tried.retain(|_, entry| regained(entry) < TRIES);
-            }
-            if tried.len() < ADDRESSES {
-                tried.insert(peer, ((left - spend).max(0.0), now));
-            }
-        }
-        left
+    fn tried(&self) -> MutexGuard<'_, HashMap<Option<Peer>, Tried>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn may_try(&self, peer: Option<Peer>) -> bool {
-        self.left(peer, 0.0) >= 1.0
+        self.tried().get(&peer).is_none_or(|tried| tried.left(Instant::now()) >= 1.0)
     }
 
-    fn failed(&self, peer: Option<Peer>) {
-        self.left(peer, 1.0);
+    fn failed(&self, peer: Option<Peer>, key: [u8; 32]) {
+        let (mut all, now) = (self.tried(), Instant::now());
+        if all.len() >= ADDRESSES && !all.contains_key(&peer) {
+            all.retain(|_, tried| tried.left(now) < TRIES);
+            if all.len() >= ADDRESSES {
+                return;
+            }
+        }
+        let fresh = || Tried { left: TRIES, then: now, wrong: VecDeque::new() };
+        let tried = all.entry(peer).or_insert_with(fresh);
+        if tried.wrong.contains(&key) {
+            return;
+        }
+        (tried.left, tried.then) = ((tried.left(now) - 1.0).max(0.0), now);
+        tried.wrong.truncate(WRONG - 1);
+        tried.wrong.push_front(key);
     }
 }
 
@@ -315,7 +349,10 @@ mod tests {
     fn wrong_keys_are_braked_by_address() {
         let brake = Brake::default();
         let (one, other) = (Some(Peer([10, 0, 0, 1].into())), Some(Peer([10, 0, 0, 2].into())));
-        let tried = (0..100).take_while(|_| brake.may_try(one)).map(|_| brake.failed(one)).count();
+        let guess = |peer, number: u32| brake.failed(peer, digest(&number.to_string()));
+        // A client with an old key, which tries again and again.
+        (0..100).for_each(|_| guess(other, 7));
+        let tried = (0..100).take_while(|_| brake.may_try(one)).map(|number| guess(one, number)).count();
         // As many as are free, and what comes back meanwhile.
         assert!((10..20).contains(&tried), "{tried}");
         assert!(brake.may_try(other));

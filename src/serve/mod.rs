@@ -17,6 +17,7 @@ mod completion;
 mod connection;
 mod crowd;
 mod error;
+mod foreign;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod guard;
@@ -24,6 +25,7 @@ mod head;
 mod log;
 mod metrics;
 mod openai;
+mod permits;
 mod prepare;
 mod routes;
 mod scheduler;
@@ -45,6 +47,9 @@ use crate::llm::Generator;
 const STACK: usize = 32 << 20;
 /// Threads that prepare requests, at most.
 const BLOCKING: usize = 64;
+
+/// Large grammars at once, of answers that are made or wait: each takes up to some 30 MB.
+const LARGE_GRAMMARS: usize = 8;
 
 /// The chat page.
 const PAGE: &str = include_str!("page.html");
@@ -71,6 +76,8 @@ pub struct Options {
     pub cors: Option<String>,
     /// Names besides its own by which clients may reach it.
     pub allowed_hosts: Vec<String>,
+    /// Addresses of proxies whose `X-Forwarded-For` is believed.
+    pub proxies: Vec<std::net::IpAddr>,
     /// Special tokens spelled in contents are special, not words.
     pub special_tokens: bool,
     /// Instructions that many conversations begin with, and that all clients may share in the cache.
@@ -105,7 +112,10 @@ struct App {
     keys: Vec<[u8; 32]>,
     brake: guard::Brake,
     hosts: guard::Hosts,
+    proxies: Vec<std::net::IpAddr>,
     intake: body::Intake,
+    /// To hold a large grammar.
+    grammars: permits::Permits,
     cors: Option<String>,
     log_prompts: bool,
     log: Log,
@@ -124,7 +134,9 @@ impl App {
             keys: options.keys.iter().map(|key| guard::digest(key)).collect(),
             brake: guard::Brake::default(),
             hosts: guard::Hosts::new(options.address.ip(), &options.allowed_hosts),
+            proxies: options.proxies.iter().map(std::net::IpAddr::to_canonical).collect(),
             intake: body::Intake::new(),
+            grammars: permits::Permits::new(LARGE_GRAMMARS),
             cors: options.cors,
             log_prompts: options.log_prompts,
             log: options.log,

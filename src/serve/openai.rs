@@ -2,10 +2,9 @@
 //!
 //! A field that changes the answer is honoured or refused; one that does not (`metadata`, `store`, …) is ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
@@ -36,13 +35,6 @@ pub(super) struct Common {
     pub(super) user: Option<Value>,
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
-    // What other servers honour and this one does not.
-    guided_json: Option<IgnoredAny>,
-    guided_regex: Option<IgnoredAny>,
-    guided_choice: Option<IgnoredAny>,
-    guided_grammar: Option<IgnoredAny>,
-    structured_outputs: Option<IgnoredAny>,
-    prompt_embeds: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
@@ -75,27 +67,6 @@ const MOST_OPTIONS: usize = 64 << 10;
 const MOST_LOGPROBS: i64 = 20;
 
 impl Common {
-    /// Refuses what other servers take to change the answer.
-    pub(super) fn refuse(&self) -> Result<(), ApiError> {
-        let fields = [
-            ("guided_json", &self.guided_json),
-            ("guided_regex", &self.guided_regex),
-            ("guided_choice", &self.guided_choice),
-            ("guided_grammar", &self.guided_grammar),
-            ("structured_outputs", &self.structured_outputs),
-            ("prompt_embeds", &self.prompt_embeds),
-        ];
-        match fields.into_iter().find(|(_, value)| value.is_some()) {
-            Some(("prompt_embeds", _)) => {
-                Err(ApiError::unsupported("prompt_embeds", "this server takes words and tokens"))
-            }
-            Some((field, _)) => {
-                Err(ApiError::unsupported(field, format!("{field}: use response_format with a json_schema")))
-            }
-            None => Ok(()),
-        }
-    }
-
     /// Tokens of the answer at most, if it says so.
     pub(super) fn limit(&self) -> Result<Option<usize>, ApiError> {
         let (name, limit) = match self.max_completion_tokens {
@@ -237,7 +208,15 @@ impl ChatRequest {
             }
             Ok(text::tool(function["name"].as_str().unwrap_or_default(), function["description"].as_str(), parameters))
         };
-        self.tools.iter().flatten().enumerate().map(check).collect()
+        let tools: Vec<Value> = self.tools.iter().flatten().enumerate().map(check).collect::<Result<_, _>>()?;
+        let mut names = BTreeSet::new();
+        match tools.iter().position(|tool| !names.insert(tool["function"]["name"].as_str().unwrap_or_default())) {
+            None => Ok(tools),
+            Some(second) => {
+                let (param, name) = (format!("tools[{second}]"), &tools[second]["function"]["name"]);
+                Err(ApiError::invalid(&param, format!("{param}: an earlier function is called {name}, too")))
+            }
+        }
     }
 
     /// Which of `tools`.
@@ -337,7 +316,6 @@ impl ChatRequest {
 
     /// Refuses what would change the answer and cannot be had.
     pub(super) fn refuse(&self) -> Result<(), ApiError> {
-        self.common.refuse()?;
         let speaks = self.modalities.iter().flatten().any(|modality| modality != "text");
         if speaks || self.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
             return Err(ApiError::unsupported("modalities", "this model answers in text"));
@@ -390,8 +368,6 @@ mod tests {
         assert_eq!((fine.format().unwrap(), fine.tool_choice(&[]).unwrap()), (Format::Text, ToolChoice::Auto));
         for (text, param) in [
             (r#"{"n": 2}"#, "n"),
-            (r#"{"guided_json": {"type": "object"}}"#, "guided_json"),
-            (r#"{"prompt_embeds": "AAAA"}"#, "prompt_embeds"),
             (r#"{"temperature": 3}"#, "temperature"),
             (r#"{"frequency_penalty": -3}"#, "frequency_penalty"),
             (r#"{"logit_bias": {"x": 1}}"#, "logit_bias"),
@@ -408,6 +384,10 @@ mod tests {
                 r#"{"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "string"}}}]}"#,
                 "tools[0]",
             ),
+            (
+                r#"{"tools": [{"type": "function", "function": {"name": "a"}}, {"type": "function", "function": {"name": "a"}}]}"#,
+                "tools[1]",
+            ),
             (r#"{"tool_choice": "required"}"#, "tool_choice"),
             (r#"{"tool_choice": {"type": "function", "function": {"name": "a"}}}"#, "tool_choice"),
             (r#"{"response_format": {"type": "xml"}}"#, "response_format"),
@@ -417,6 +397,7 @@ mod tests {
             (r#"{"messages": [{"role": "robot", "content": ""}]}"#, "messages[0].role"),
             (r#"{"messages": [{"content": "x"}]}"#, "messages[0].role"),
             (r#"{"messages": [{"role": "user"}]}"#, "messages[0].content"),
+            (r#"{"messages": [{"role": "assistant", "content": "x", "prefix": true}]}"#, "messages[0].prefix"),
             (r#"{"messages": [{"role": "tool", "content": "x"}]}"#, "messages[0].tool_call_id"),
             (r#"{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}"#, "messages[0].content"),
             (

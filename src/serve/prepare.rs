@@ -26,10 +26,20 @@ pub(super) struct Demand {
     pub(super) names: String,
 }
 
+/// Bytes of a large grammar: what is smaller takes a few MB at most when it is compiled.
+const LARGE: usize = 16 << 10;
+
 impl Demand {
-    pub(super) fn refused(&self, why: &LlmError) -> ApiError {
+    pub(super) fn is_large(&self) -> bool {
+        self.lark.len() > LARGE
+    }
+
+    pub(super) fn refused(&self, why: LlmError) -> ApiError {
         let Self { param, names, .. } = self;
-        ApiError::unsupported(param, format!("the JSON schema of {names} cannot be enforced: {why}"))
+        match why {
+            LlmError::Busy(_) => why.into(),
+            why => ApiError::unsupported(param, format!("the JSON schema of {names} cannot be enforced: {why}")),
+        }
     }
 }
 

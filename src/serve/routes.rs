@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use super::answer::{ChatShape, Frame, Shape, Telling, TextShape};
 use super::completion::CompletionRequest;
 use super::error::ApiError;
+use super::foreign::Foreign;
 use super::guard::{self, RequestId};
 use super::log::Record;
 use super::openai::{ChatRequest, Common, FromBody};
@@ -54,6 +55,7 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .method_not_allowed_fallback(|| async { ApiError::method() })
         .layer(from_fn_with_state(Arc::clone(app), guard::origin))
         .layer(from_fn_with_state(Arc::clone(app), guard::host))
+        .layer(from_fn_with_state(Arc::clone(app), guard::forwarded))
         .layer(from_fn_with_state(Arc::clone(app), guard::observe))
         .layer(from_fn(guard::identify))
         .with_state(Arc::clone(app))
@@ -139,6 +141,7 @@ fn named<'a>(app: &'a App, name: Option<&str>) -> Result<&'a str, ApiError> {
 
 /// Reads a JSON body, saying where it is wrong.
 pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T, ApiError> {
+    part::<Foreign>(body)?.refuse()?;
     let common: Common = part(body)?;
     Ok(part::<T>(body)?.with(common))
 }
@@ -203,7 +206,7 @@ async fn compile(app: &Arc<App>, demand: Demand) -> Result<Grammar, ApiError> {
     let text = Arc::clone(&loaded(app)?.text);
     let left = Arc::new(AtomicBool::new(false));
     let _leave = Leave(Arc::clone(&left));
-    aside(move || text.grammar(&demand.lark, &left).map_err(|error| demand.refused(&error))).await
+    aside(move || text.grammar(&demand.lark, &left).map_err(|error| demand.refused(error))).await
 }
 
 /// Prepares a request. A client that goes away meanwhile takes all of this along: that is logged, too.
@@ -223,15 +226,18 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
     let path = "/v1/chat/completions";
     let prepared = async {
         let taken: (ChatRequest, Prepared, Place) = take_in(&app, (&parts, body), prepare::chat).await?;
-        let (chat, Prepared { mut request, reader, rules }, place) = taken;
+        let (chat, Prepared { mut request, reader, rules }, mut place) = taken;
+        let client = guard::Client::of(&parts, chat.common.user.as_ref());
+        (request.client, request.scope) = (client.turn, client.scope);
         if let Some(rules) = rules {
+            if rules.is_large() {
+                place.keep(app.grammars.acquire(client.turn).await);
+            }
             request.grammar = Some(compile(&app, rules).await?);
         }
         Ok((chat, request, reader, place))
     };
-    let (chat, mut request, reader, place) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
-    let client = guard::Client::of(&parts, chat.common.user.as_ref());
-    (request.client, request.scope) = (client.turn, client.scope);
+    let (chat, request, reader, place) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
     let text = Arc::clone(&loaded(&app)?.text);
     let shape = ChatShape::new(frame("chatcmpl", &chat.common), text, reader);
     answer(&app, (&id.0.0, path), (place, request), Box::new(shape), &chat.common).await

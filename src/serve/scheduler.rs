@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::error::ApiError;
 use super::metrics::Metrics;
+use super::permits::Permit;
 use super::state::{About, Phase, State};
 use crate::llm::{Generator, Piece, Request};
 
@@ -23,11 +24,22 @@ pub(super) enum Event {
 
 /// A place among the requests that run, wait or are prepared; it is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<AtomicUsize>);
+pub(super) struct Place {
+    open: Arc<AtomicUsize>,
+    /// For a large grammar.
+    permit: Option<Permit>,
+}
+
+impl Place {
+    /// Keeps a permit as long as the place.
+    pub(super) fn keep(&mut self, permit: Option<Permit>) {
+        self.permit = permit;
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -98,7 +110,7 @@ impl Scheduler {
         let limit = self.limit.get().copied().unwrap_or(self.queue);
         let room = |open: usize| (open < limit).then_some(open + 1);
         match self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
-            Ok(_) => Ok(Place(Arc::clone(&self.open))),
+            Ok(_) => Ok(Place { open: Arc::clone(&self.open), permit: None }),
             Err(open) => Err(ApiError::busy(open, 1)),
         }
     }

@@ -14,6 +14,9 @@ pub(super) struct InMessage {
     tool_calls: Option<Vec<InCall>>,
     tool_call_id: Option<String>,
     name: Option<String>,
+    /// Elsewhere, the answer goes on with this turn.
+    prefix: Option<bool>,
+    partial: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -49,6 +52,12 @@ impl InMessage {
                 return Err(ApiError::invalid(&at("role"), message));
             }
         };
+        for (field, wanted) in [("prefix", self.prefix), ("partial", self.partial)] {
+            if wanted == Some(true) {
+                let message = format!("{}: this server answers with turns of its own", at(field));
+                return Err(ApiError::unsupported(&at(field), message));
+            }
+        }
         let content = match &self.content {
             None => String::new(),
             Some(Content::Text(text)) => text.clone(),

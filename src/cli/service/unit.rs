@@ -135,6 +135,7 @@ fn command(install: &Install) -> anyhow::Result<String> {
     }
     words.extend(args.cors_origin.iter().map(|origin| format!("--cors-origin={origin}")));
     words.extend(args.allowed_hosts.iter().map(|name| format!("--allowed-host={name}")));
+    words.extend(args.trusted_proxies.iter().map(|address| format!("--trusted-proxy={address}")));
     if let Some(path) = &args.shared_system {
         words.push(format!("--shared-system={}", absolute(path)?.display()));
     }

@@ -61,20 +61,20 @@ impl Renderer {
         Some(Self { parts: template.parts().map(str::to_owned), child: Mutex::new(None) })
     }
 
-    pub(super) fn render(&self, chat: &Chat) -> Result<String, String> {
+    /// The text, or what the template says against it.
+    pub(super) fn render(&self, chat: &Chat) -> Result<Result<String, String>, ConfinedError> {
         let mut place = lock(&self.child);
         if let Some(child) = place.take() {
             match self.ask(child, chat, &mut place) {
                 // It may have died long ago: when memory runs out, the kernel takes children first.
                 Err(ConfinedError::Died(_) | ConfinedError::Io(_)) => {}
-                rendered => return rendered.unwrap_or_else(refused),
+                rendered => return rendered,
             }
         }
-        let rendered = self.start().and_then(|child| match child {
+        match self.start()? {
             Ok(child) => self.ask(child, chat, &mut place),
             Err(message) => Ok(Err(message)),
-        });
-        rendered.unwrap_or_else(refused)
+        }
     }
 
     /// A child that knows the template, or why it takes it for none.
@@ -97,8 +97,17 @@ impl Renderer {
     }
 }
 
-fn refused(error: ConfinedError) -> Result<String, String> {
-    Err(format!("the chat template cannot be rendered: {error}"))
+/// What a child's failure is to whoever asked: another time may do, or it is what was asked.
+pub(super) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(String) -> LlmError) -> LlmError {
+    let message = format!("{what}: {error}");
+    match error {
+        ConfinedError::Starved | ConfinedError::Io(_) => LlmError::Busy(message),
+        ConfinedError::Died(death) => {
+            tracing::warn!("{message}");
+            asked(format!("{what}: {}", death.without_words()))
+        }
+        _ => asked(message),
+    }
 }
 
 /// Tries grammars out of this process.
@@ -155,7 +164,7 @@ impl Probes {
                 Ok(turn)
             }
             Ok(Err(message)) => Err(LlmError::Request(message)),
-            Err(error) => Err(LlmError::Request(format!("compiled on its own, {error}"))),
+            Err(error) => Err(unanswered("it cannot be compiled", &error, LlmError::Request)),
         }
     }
 

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::ser::Formatter;
 
 use super::chat::{Chat, Traits};
-use super::child::Renderer;
+use super::child::{Renderer, unanswered};
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
 use crate::regular_file;
@@ -105,11 +105,14 @@ impl ChatTemplate {
 
     /// The text of a conversation, up to where the assistant's answer begins.
     pub fn render(&self, chat: &Chat) -> Result<String, LlmError> {
-        let rendered = match &self.renderer {
-            Some(renderer) => renderer.render(chat),
-            None => self.render_here(chat),
-        };
-        rendered.map_err(|message| LlmError::Text { path: self.source.clone(), message })
+        let failed = |message: String| LlmError::Text { path: self.source.clone(), message };
+        match &self.renderer {
+            None => self.render_here(chat).map_err(failed),
+            Some(renderer) => match renderer.render(chat) {
+                Ok(rendered) => rendered.map_err(failed),
+                Err(error) => Err(unanswered("the chat template cannot be rendered", &error, failed)),
+            },
+        }
     }
 
     /// In this process, where the steps of a template are bounded, and what they may take of memory is not.

@@ -1,0 +1,122 @@
+//! A few permits for what many would like to hold: the next is for whoever holds fewest, of these for the one who came first.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(super) struct Permits(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    free: usize,
+    /// By client; nobody with none.
+    held: HashMap<u64, usize>,
+    waiting: Vec<(u64, oneshot::Sender<Permit>)>,
+}
+
+/// Somebody else's when this is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    permits: Permits,
+    client: u64,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut inner = self.permits.inner();
+        inner.free += 1;
+        if let Some(held) = inner.held.get_mut(&self.client) {
+            *held -= 1;
+            if *held == 0 {
+                inner.held.remove(&self.client);
+            }
+        }
+        drop(inner);
+        self.permits.grant();
+    }
+}
+
+impl Permits {
+    pub(super) fn new(count: usize) -> Self {
+        Self(Arc::new(Mutex::new(Inner { free: count, held: HashMap::new(), waiting: Vec::new() })))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for one; none if there will be no more.
+    pub(super) async fn acquire(&self, client: u64) -> Option<Permit> {
+        let (sender, receiver) = oneshot::channel();
+        self.inner().waiting.push((client, sender));
+        self.grant();
+        receiver.await.ok()
+    }
+
+    fn grant(&self) {
+        loop {
+            let mut inner = self.inner();
+            inner.waiting.retain(|(_, sender)| !sender.is_closed());
+            let held = |client: u64| inner.held.get(&client).copied().unwrap_or(0);
+            // The first of equals came first.
+            let next = inner.waiting.iter().enumerate().min_by_key(|(_, (client, _))| held(*client));
+            let Some(at) = next.map(|(at, _)| at).filter(|_| inner.free > 0) else { return };
+            let (client, sender) = inner.waiting.remove(at);
+            inner.free -= 1;
+            *inner.held.entry(client).or_default() += 1;
+            drop(inner);
+            // Whoever has gone meanwhile gives it back, by dropping it.
+            drop(sender.send(Permit { permits: self.clone(), client }));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::mpsc::unbounded_channel;
+
+    #[tokio::test]
+    async fn whoever_holds_fewest_is_next() {
+        let permits = Permits::new(2);
+        let held = [permits.acquire(7).await.unwrap(), permits.acquire(7).await.unwrap()];
+        let (sender, mut granted) = unbounded_channel();
+        let mut waiting = Vec::new();
+        for (number, client) in [(0, 7), (1, 7), (2, 8), (3, 9), (4, 8)] {
+            let (permits, sender) = (permits.clone(), sender.clone());
+            waiting.push(tokio::spawn(async move { sender.send((number, permits.acquire(client).await)) }));
+            tokio::task::yield_now().await;
+        }
+        // One goes away before its turn.
+        waiting.remove(3).abort();
+        tokio::task::yield_now().await;
+        let mut order = Vec::new();
+        drop(held);
+        while order.len() < 4 {
+            let (number, permit) = granted.recv().await.unwrap();
+            order.push(number);
+            drop(permit);
+        }
+        order.sort_unstable();
+        assert_eq!(order, [0, 1, 2, 4]);
+        let inner = permits.inner();
+        assert!(inner.free == 2 && inner.held.is_empty() && inner.waiting.is_empty(), "{inner:?}");
+    }
+
+    #[tokio::test]
+    async fn a_flood_does_not_keep_others_out() {
+        let permits = Permits::new(2);
+        let [first, _second] = [permits.acquire(7).await.unwrap(), permits.acquire(7).await.unwrap()];
+        let (sender, mut granted) = unbounded_channel();
+        for client in [7, 7, 7, 7, 8] {
+            let (permits, sender) = (permits.clone(), sender.clone());
+            tokio::spawn(async move { sender.send((client, permits.acquire(client).await)) });
+        }
+        tokio::task::yield_now().await;
+        drop(first);
+        assert_eq!(granted.recv().await.unwrap().0, 8);
+    }
+}
