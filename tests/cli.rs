@@ -229,6 +229,29 @@ fn verify_finds_damage_and_tells_unproved_from_proved() {
 }
 
 #[test]
+fn verify_says_what_it_found_where_it_cannot_keep_it() {
+    if !tensorrt_or_skip("verify_says_what_it_found_where_it_cannot_keep_it") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    assert_eq!(output(watus(scratch.path()).arg("build").arg(&recipe)).0, 0);
+    let engine = scratch.path().join("engines/tiny");
+    // Whoever runs the tests may write everywhere, but over no folder.
+    fs::remove_file(engine.join("verify.json")).unwrap();
+    fs::create_dir(engine.join("verify.json")).unwrap();
+    let verify = || output(watus(scratch.path()).args(["verify", "engines/tiny"]));
+    let (code, stdout, stderr) = verify();
+    assert_eq!((code, stdout.contains("ok   tiny: signature")), (0, true), "{stdout}{stderr}");
+    let warned = |stderr: &str| stderr.contains("warning: the report is not kept: cannot write engines/tiny/verify.json");
+    assert!(warned(&stderr), "{stderr}");
+    fs::write(engine.join("model.onnx"), "x").unwrap();
+    let (code, stdout, stderr) = verify();
+    assert_eq!((code, stdout.contains("FAIL tiny: hashes"), warned(&stderr)), (6, true, true), "{stdout}{stderr}");
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+}
+
+#[test]
 fn tensorrt_errors_name_the_node() {
     if !tensorrt_or_skip("tensorrt_errors_name_the_node") {
         return;

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
+use crate::manifest::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
 /// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's
@@ -74,8 +75,9 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
         // One that cannot be looked at does not hide what the others are like.
-        match verify::verify(folder, &reference, &environment.progress, &mut sha256_file) {
+        match verify::examine(folder, &reference, &environment.progress, &mut sha256_file) {
             Ok(report) => {
+                keep(folder, &report);
                 exit = exit.worst(conclude(args, folder, &report)?);
                 reports.push(report);
             }
@@ -89,6 +91,18 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         print_json(&reports)?;
     }
     Ok(exit)
+}
+
+/// Writes the report beside the engine. Where that is not possible (a disk that is read only), what was found still counts.
+fn keep(folder: &Path, report: &Report) {
+    if let Err(error) = report.save(folder) {
+        let path = folder.join(REPORT_FILE);
+        say(format!(
+            "warning: the report is not kept: cannot write {}: {error}\n  hint: make the folder writable, or keep \
+             what `--json` prints",
+            path.display()
+        ));
+    }
 }
 
 /// Says what was found of one engine.
