@@ -222,7 +222,10 @@ impl Manifest {
         // Names stand in lines that people read as what was proved.
         let controls = |text: &&String| text.chars().any(char::is_control);
         let told = [&manifest.name, &manifest.kind, &manifest.tool, &manifest.source, &manifest.precision];
-        if let Some(text) = told.into_iter().chain(manifest.files.keys()).find(controls) {
+        let device = manifest.device.iter().flat_map(|device| [&device.name, &device.compute_capability]);
+        let tensors = manifest.inputs.iter().chain(&manifest.outputs).map(|spec| &spec.name);
+        let told = told.into_iter().chain(device).chain(&manifest.l4t).chain(tensors);
+        if let Some(text) = told.chain(manifest.files.keys()).find(controls) {
             return Err(fail(format!("{text:?} holds a control character")));
         }
         let names = [&manifest.engine, &manifest.model].into_iter().filter(|name| !name.is_empty());

@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
+use crate::log::printable;
 use crate::manifest::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
@@ -40,7 +41,8 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
         Status::Failed => "FAIL",
         Status::Skipped => "--  ",
     };
-    print(format!("{mark} {name}: {}: {}", check.name, check.detail))
+    // A server's name for its model is the server's own.
+    print(format!("{mark} {}: {}: {}", printable(name), check.name, check.detail))
 }
 
 fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
@@ -113,7 +115,8 @@ fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit>
         }
         for prompt in &report.prompts {
             let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");
-            print(format!("     {}: \"{}\" -> \"{answer}\"", report.name, prompt.prompt))?;
+            let asked = printable(&prompt.prompt);
+            print(format!("     {}: \"{asked}\" -> \"{}\"", report.name, printable(&answer)))?;
         }
     }
     if report.failed() {

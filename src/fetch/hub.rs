@@ -149,6 +149,11 @@ fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
     }
 }
 
+/// Whether a hub's name for a file stays in the cache and in the line it is told in.
+pub(super) fn is_file_name(name: &str) -> bool {
+    is_contained(name) && !name.chars().any(char::is_control)
+}
+
 /// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, whatever it holds.
 fn address(fetcher: &Fetcher, place: &str, repository: &str, what: &str, revision: &str) -> String {
     format!("{}{place}/{}/{what}/{}", fetcher.hub.endpoint, path(repository), segment(revision))
@@ -166,7 +171,7 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
     }
     let mut files = BTreeMap::new();
     for sibling in info.siblings {
-        if !is_contained(&sibling.rfilename) {
+        if !is_file_name(&sibling.rfilename) {
             return Err(FetchError::UnsafeName { name, file: sibling.rfilename });
         }
         let (digest, size) = match (sibling.lfs, sibling.blob_id) {

@@ -82,7 +82,7 @@ pub enum FetchError {
     WrongHash { name: String, url: String },
     #[error("{}: sha256 is {found}, the recipe says {expected}\n  hint: get the right file, or correct the recipe if you trust this one", path.display())]
     WrongSha256 { path: PathBuf, found: String, expected: String },
-    #[error("{name}: the server names a file `{file}`, which would leave the cache; refused")]
+    #[error("{name}: the server names a file {file:?}, which would leave the cache or forge a line; refused")]
     UnsafeName { name: String, file: String },
     #[error("{name}: the server's answer makes no sense: {what}")]
     BadAnswer { name: String, what: String },
