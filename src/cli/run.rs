@@ -114,7 +114,8 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
                 document["annotated"] = serde_json::json!(target);
             }
             if !args.json {
-                let drawn = target.map(|target| format!(", drawn in {}", printable(&target.display().to_string()))).unwrap_or_default();
+                let drawn = target.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
+                let drawn = printable(&drawn);
                 let count = detections.len();
                 let name = &manifest.name;
                 print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
