@@ -206,17 +206,25 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
     let outputs = session.run(&inputs)?;
     save(args, session, &outputs)?;
     for (spec, output) in session.outputs().iter().zip(&outputs) {
-        let values = output.to_f64();
-        let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
-        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-        print(format!(
-            "{} {}{:?}: min {low:.6}, max {high:.6}, mean {mean:.6}",
-            spec.name,
-            output.dtype(),
-            output.shape()
-        ))?;
+        let values = summary(&output.to_f64());
+        print(format!("{} {}{:?}: {values}", printable(&spec.name), output.dtype(), output.shape()))?;
     }
     Ok(())
+}
+
+/// Least, greatest and mean of what are numbers, and how many are not.
+fn summary(values: &[f64]) -> String {
+    let numbers: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
+    let [Some(low), Some(high)] = [f64::min, f64::max].map(|choose| numbers.iter().copied().reduce(choose)) else {
+        let why = if values.is_empty() { "it is empty".to_owned() } else { format!("all {} are NaN", values.len()) };
+        return format!("no numbers: {why}");
+    };
+    let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
+    let text = format!("min {low:.6}, max {high:.6}, mean {mean:.6}");
+    match values.len() - numbers.len() {
+        0 => text,
+        odd => format!("{text}, {odd} of {} are NaN", values.len()),
+    }
 }
 
 fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
@@ -246,6 +254,20 @@ fn write(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_number_is_counted_and_not_compared() {
+        let nan = f64::NAN;
+        for (values, text) in [
+            (&[][..], "no numbers: it is empty"),
+            (&[nan, nan], "no numbers: all 2 are NaN"),
+            (&[1.0, nan, 3.0], "min 1.000000, max 3.000000, mean 2.000000, 1 of 3 are NaN"),
+            (&[-2.0, 4.0], "min -2.000000, max 4.000000, mean 1.000000"),
+            (&[f64::INFINITY, 1.0], "min 1.000000, max inf, mean inf"),
+        ] {
+            assert_eq!(summary(values), text);
+        }
+    }
 
     #[test]
     fn labels_stay_in_their_line() {
