@@ -17,6 +17,7 @@ mod session;
 mod strip;
 mod verify;
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,13 +140,29 @@ fn report(error: &anyhow::Error) {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    say(format!("error: {text}"));
+    say(format!("error: {}", shortened(&text)));
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
     if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
         say(
             "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
         );
     }
+}
+
+/// Bytes of an error that are shown: it may quote a name or a key from a file, and those may be megabytes.
+const SHOWN: usize = 4096;
+
+/// A text as it is shown, cut if it is long; what comes after `hint:` is kept, since it says what to do.
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN {
+        return Cow::Borrowed(text);
+    }
+    let cut = |part: &str, limit: usize| match part.len() <= limit {
+        true => part.to_owned(),
+        false => format!("{}…", &part[..part.floor_char_boundary(limit)]),
+    };
+    let (said, hint) = text.split_at(text.rfind("\n  hint:").unwrap_or(text.len()));
+    Cow::Owned(cut(said, SHOWN) + &cut(hint, SHOWN))
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -192,4 +209,25 @@ fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(document)?;
     writeln!(std::io::stdout(), "{}", log::printable_json(&json))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_errors_are_cut_and_hints_are_kept() {
+        let long = "ż".repeat(450_000);
+        for (text, begin, end) in [
+            ("a: short\n  hint: do".to_owned(), "a: short\n  hint: do", "a: short\n  hint: do"),
+            (format!("a: `{long}` is odd"), "a: `ż", "ż…"),
+            (format!("a: `{long}` is odd\n  hint: do this"), "a: `ż", "ż…\n  hint: do this"),
+            (format!("a: short\n  hint: not {long}"), "a: short\n  hint: not ż", "ż…"),
+        ] {
+            let shown = shortened(&text);
+            assert!(shown.len() <= 2 * SHOWN + 6, "{}", shown.len());
+            assert!(shown.starts_with(begin) && shown.ends_with(end), "{shown}");
+        }
+        assert!(matches!(shortened("short"), Cow::Borrowed(_)));
+    }
 }

@@ -42,7 +42,7 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
         Status::Skipped => "--  ",
     };
     // A server's name for its model is the server's own.
-    print(format!("{mark} {}: {}: {}", printable(name), check.name, check.detail))
+    print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(&check.detail)))
 }
 
 fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
