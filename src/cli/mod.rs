@@ -14,13 +14,14 @@ mod run;
 mod serve;
 mod service;
 mod session;
+mod signals;
 mod strip;
 mod verify;
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
 
@@ -77,7 +78,9 @@ struct Environment {
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
     let cli = Cli::parse();
-    let json = matches!(cli.command, Command::Serve(_)) && !std::io::stderr().is_terminal();
+    let serves = matches!(cli.command, Command::Serve(_));
+    signals::block(serves);
+    let json = serves && !std::io::stderr().is_terminal();
     log::subscribe(if json { log::Format::Json } else { log::Format::Text });
     let work = match cli.command {
         Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
@@ -97,9 +100,7 @@ pub fn main() -> Exit {
     if let Ok(executable) = std::env::current_exe() {
         confined::use_program(executable);
     }
-    // A server drains for as long as it was told.
-    let patience = (!matches!(cli.command, Command::Serve(_))).then_some(STOPPING);
-    let environment = Environment { progress: progress::new(cli.quiet), cancel: cancel_on_signal(patience) };
+    let environment = Environment { progress: progress::new(cli.quiet), cancel: signals::cancel(serves) };
     let result = match cli.command {
         Command::Doctor(args) => doctor::execute(&args),
         Command::Fetch(args) => fetch::execute(&args, &environment),
@@ -126,8 +127,6 @@ pub fn main() -> Exit {
     exit
 }
 
-/// How long a command may take to stop by itself: longer than a build gives its child.
-const STOPPING: std::time::Duration = std::time::Duration::from_secs(15);
 /// How long the last lines of the log may take, where somebody reads them slowly or not at all.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -168,29 +167,6 @@ fn shortened(text: &str) -> Cow<'_, str> {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.into_iter().any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// The first Ctrl-C or SIGTERM asks to stop, the second insists.
-fn cancel_on_signal(patience: Option<std::time::Duration>) -> Arc<AtomicBool> {
-    let cancel = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&cancel);
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(Exit::Cancelled as u8));
-        }
-        say("stopping (once more to insist)");
-        // Services and `timeout` ask once. What does not look at the flag (one long computation) is ended all the same.
-        if let Some(patience) = patience {
-            // Aside: the second signal is heard meanwhile.
-            std::thread::spawn(move || {
-                std::thread::sleep(patience);
-                std::process::exit(i32::from(Exit::Cancelled as u8));
-            });
-        }
-    };
-    // Fails only when a handler is set already; then Ctrl-C simply ends the process.
-    let _ = ctrlc::set_handler(handler);
-    cancel
 }
 
 /// Writes lines to standard error; whoever closed it does not want them. What strangers named is shown, not obeyed.

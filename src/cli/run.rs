@@ -245,10 +245,11 @@ fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Resul
 }
 
 fn write(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
-    let mut file = StagedFile::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    write_npy(&mut file, tensor)?;
-    file.publish()?;
-    Ok(())
+    let written = StagedFile::create(path).and_then(|mut file| {
+        write_npy(&mut file, tensor)?;
+        file.publish().map(drop)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 #[cfg(test)]
