@@ -63,6 +63,32 @@ fn recipe_check_names_line_and_remedy() {
 }
 
 #[test]
+fn errors_name_the_path_they_are_about() {
+    let scratch = tempfile::tempdir().unwrap();
+    let long = "x".repeat(300);
+    let (model, tensor, recipe) = (format!("{long}.onnx"), format!("x={long}.npy"), format!("{long}.yaml"));
+    let cases: [(&[&str], i32); 9] = [
+        (&["run", &long, "face.png"], 6),
+        (&["run", &model, "--backend", "cpu", "--input", &tensor], 1),
+        (&["inspect", &long], 6),
+        (&["inspect", &model], 1),
+        (&["strip", &long], 6),
+        (&["verify", &long], 6),
+        (&["recipe", "check", &recipe], 3),
+        (&["build", &recipe], 3),
+        (&["fetch", &recipe], 3),
+    ];
+    for (arguments, expected) in cases {
+        let (code, _, stderr) = output(watus(scratch.path()).args(arguments));
+        assert_eq!((code, stderr.contains(&long)), (expected, true), "{arguments:?}: {stderr}");
+    }
+    let text = format!("version: 1\nname: m\nkind: onnx\nsource: {{ path: {model} }}\n");
+    fs::write(scratch.path().join("long.yaml"), text).unwrap();
+    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "long.yaml"]));
+    assert_eq!((code, stderr.contains(&long)), (4, true), "{stderr}");
+}
+
+#[test]
 fn fetch_pins_and_then_needs_no_network() {
     let scratch = tempfile::tempdir().unwrap();
     let hub = support::hub::Hub::start(&[("m.onnx", vec![7; 1000], true), ("big.bin", vec![8; 1000], true)]);
