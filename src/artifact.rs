@@ -15,6 +15,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
 
+/// Makes an error of the system say which path it is about; the system's own words do not.
+pub fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -279,6 +284,14 @@ mod tests {
             fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn errors_name_their_path() {
+        let long = PathBuf::from("x".repeat(300));
+        let error = fs::read(&long).map_err(about(&long)).unwrap_err();
+        assert_eq!(error.kind(), fs::read(&long).unwrap_err().kind());
+        assert!(error.to_string().starts_with(&format!("{}: ", long.display())), "{error}");
     }
 
     #[test]

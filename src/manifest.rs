@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{is_contained, sha256, write_file};
+use crate::artifact::{about, is_contained, sha256, write_file};
 use crate::backend::tensorrt::device::DeviceInfo;
 use crate::backend::tensorrt::{ShapeRange, Version};
 use crate::llm;
@@ -222,7 +222,10 @@ impl Manifest {
         // Names stand in lines that people read as what was proved.
         let controls = |text: &&String| text.chars().any(char::is_control);
         let told = [&manifest.name, &manifest.kind, &manifest.tool, &manifest.source, &manifest.precision];
-        if let Some(text) = told.into_iter().chain(manifest.files.keys()).find(controls) {
+        let device = manifest.device.iter().flat_map(|device| [&device.name, &device.compute_capability]);
+        let tensors = manifest.inputs.iter().chain(&manifest.outputs).map(|spec| &spec.name);
+        let told = told.into_iter().chain(device).chain(&manifest.l4t).chain(tensors);
+        if let Some(text) = told.chain(manifest.files.keys()).find(controls) {
             return Err(fail(format!("{text:?} holds a control character")));
         }
         let names = [&manifest.engine, &manifest.model].into_iter().filter(|name| !name.is_empty());
@@ -250,15 +253,17 @@ impl Manifest {
         self.files.clear();
         let mut pending = vec![folder.to_owned()];
         while let Some(current) = pending.pop() {
-            for entry in fs::read_dir(&current)? {
-                let path = entry?.path();
+            for entry in fs::read_dir(&current).map_err(about(&current))? {
+                let path = entry.map_err(about(&current))?.path();
                 if path.is_dir() {
                     pending.push(path);
                     continue;
                 }
                 let name = path.strip_prefix(folder).map_err(io::Error::other)?.to_string_lossy().into_owned();
                 if name != FILE && name != REPORT_FILE {
-                    let record = FileRecord { sha256: hash(&path)?, bytes: fs::metadata(&path)?.len() };
+                    let sha256 = hash(&path).map_err(about(&path))?;
+                    let bytes = fs::metadata(&path).map_err(about(&path))?.len();
+                    let record = FileRecord { sha256, bytes };
                     self.files.insert(name, record);
                 }
             }
@@ -282,7 +287,8 @@ impl Manifest {
     pub fn save(&self, folder: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
         text.push('\n');
-        write_file(&folder.join(FILE), text.as_bytes()).map(drop)
+        let path = folder.join(FILE);
+        write_file(&path, text.as_bytes()).map(drop).map_err(about(&path))
     }
 
     /// The first file that is missing, differs from its hash, or would be read though nobody proved it.

@@ -63,6 +63,32 @@ fn recipe_check_names_line_and_remedy() {
 }
 
 #[test]
+fn errors_name_the_path_they_are_about() {
+    let scratch = tempfile::tempdir().unwrap();
+    let long = "x".repeat(300);
+    let (model, tensor, recipe) = (format!("{long}.onnx"), format!("x={long}.npy"), format!("{long}.yaml"));
+    let cases: [(&[&str], i32); 9] = [
+        (&["run", &long, "face.png"], 6),
+        (&["run", &model, "--backend", "cpu", "--input", &tensor], 1),
+        (&["inspect", &long], 6),
+        (&["inspect", &model], 1),
+        (&["strip", &long], 6),
+        (&["verify", &long], 6),
+        (&["recipe", "check", &recipe], 3),
+        (&["build", &recipe], 3),
+        (&["fetch", &recipe], 3),
+    ];
+    for (arguments, expected) in cases {
+        let (code, _, stderr) = output(watus(scratch.path()).args(arguments));
+        assert_eq!((code, stderr.contains(&long)), (expected, true), "{arguments:?}: {stderr}");
+    }
+    let text = format!("version: 1\nname: m\nkind: onnx\nsource: {{ path: {model} }}\n");
+    fs::write(scratch.path().join("long.yaml"), text).unwrap();
+    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "long.yaml"]));
+    assert_eq!((code, stderr.contains(&long)), (4, true), "{stderr}");
+}
+
+#[test]
 fn fetch_pins_and_then_needs_no_network() {
     let scratch = tempfile::tempdir().unwrap();
     let hub = support::hub::Hub::start(&[("m.onnx", vec![7; 1000], true), ("big.bin", vec![8; 1000], true)]);
@@ -226,6 +252,29 @@ fn verify_finds_damage_and_tells_unproved_from_proved() {
     fs::write(engine.join("manifest.json"), document.to_string()).unwrap();
     let (code, _, stderr) = verify(&[]);
     assert_eq!((code, stderr.contains("leaves the directory")), (6, true), "{stderr}");
+}
+
+#[test]
+fn verify_says_what_it_found_where_it_cannot_keep_it() {
+    if !tensorrt_or_skip("verify_says_what_it_found_where_it_cannot_keep_it") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    assert_eq!(output(watus(scratch.path()).arg("build").arg(&recipe)).0, 0);
+    let engine = scratch.path().join("engines/tiny");
+    // Whoever runs the tests may write everywhere, but over no folder.
+    fs::remove_file(engine.join("verify.json")).unwrap();
+    fs::create_dir(engine.join("verify.json")).unwrap();
+    let verify = || output(watus(scratch.path()).args(["verify", "engines/tiny"]));
+    let (code, stdout, stderr) = verify();
+    assert_eq!((code, stdout.contains("ok   tiny: signature")), (0, true), "{stdout}{stderr}");
+    let warned = |stderr: &str| stderr.contains("warning: the report is not kept: cannot write engines/tiny/verify.json");
+    assert!(warned(&stderr), "{stderr}");
+    fs::write(engine.join("model.onnx"), "x").unwrap();
+    let (code, stdout, stderr) = verify();
+    assert_eq!((code, stdout.contains("FAIL tiny: hashes"), warned(&stderr)), (6, true, true), "{stdout}{stderr}");
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
 }
 
 #[test]

@@ -61,6 +61,30 @@ fn killed_at_random_moments_a_rerun_is_right() {
 }
 
 #[test]
+fn a_file_that_may_not_grow_is_an_error_and_leaves_nothing() {
+    use watus_build::onnx::GraphBuilder;
+    use watus_build::tensor::{DType, Tensor, write_npy};
+    let scratch = tempfile::tempdir().unwrap();
+    let mut graph = GraphBuilder::new("g", 17);
+    graph.input("x", DType::Float32, &[Some(65_536)]);
+    graph.node_named("Relu", &["x"], &["y"], &[]);
+    graph.output("y", DType::Float32, &[Some(65_536)]);
+    let model = graph.finish(&scratch.path().join("g.onnx")).unwrap();
+    fs::write(scratch.path().join("g.onnx"), model.to_bytes().unwrap()).unwrap();
+    let x = Tensor::seeded(DType::Float32, vec![65_536], 1).unwrap();
+    write_npy(fs::File::create(scratch.path().join("x.npy")).unwrap(), &x).unwrap();
+    let arguments = ["run", "g.onnx", "--backend", "cpu", "--input", "x=x.npy", "--save", "out"];
+    let mut limited = std::process::Command::new("sh");
+    limited.current_dir(scratch.path()).env("WATUS_CACHE_DIR", scratch.path().join("cache"));
+    // Far less than the 256 KiB of the output, whatever the shell's blocks are.
+    limited.args(["-c", "ulimit -f 16; exec \"$0\" \"$@\""]).arg(watus(scratch.path()).get_program()).args(arguments);
+    let (code, stdout, stderr) = output(&mut limited);
+    assert_eq!((code, stderr.contains("cannot write out/y.npy")), (1, true), "{stdout}{stderr}");
+    assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
+    assert!(!scratch.path().join("out/y.npy").exists());
+}
+
+#[test]
 fn ctrl_c_ends_a_build_cleanly() {
     if !tensorrt_or_skip("ctrl_c_ends_a_build_cleanly") {
         return;

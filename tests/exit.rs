@@ -62,8 +62,10 @@ fn make_foreign(folder: &Path) {
     fs::write(path, document.to_string()).unwrap();
 }
 
-const LOOKS: &[&str] = &["run", "bench", "serve", "verify"];
-const READS: &[&str] = &["run", "bench", "serve", "verify", "inspect", "service"];
+/// Commands that run what is in an engine directory, that look at its files, and that read its manifest.
+const RUNS: &[&str] = &["run", "bench", "serve", "verify"];
+const LOOKS: &[&str] = &["run", "bench", "serve", "verify", "strip"];
+const READS: &[&str] = &["run", "bench", "serve", "verify", "strip", "inspect", "service"];
 
 /// The arguments of `command` on `engine`; `None` where it is not for such engines.
 fn arguments<'a>(command: &'a str, engine: &'a str, llm: bool, backend: &'a str) -> Option<Vec<&'a str>> {
@@ -123,7 +125,7 @@ fn what_is_wrong_with_an_engine_is_code_6_for_every_command() {
         let engine = format!("broken/{name}-foreign");
         copy(&scratch.path().join("engines").join(name), &scratch.path().join(&engine));
         make_foreign(&scratch.path().join(&engine));
-        for command in LOOKS {
+        for command in RUNS {
             let Some(arguments) = arguments(command, &engine, llm, "tensorrt") else { continue };
             let (code, stdout, stderr) = output(watus(scratch.path()).args(&arguments));
             let text = format!("{stdout}{stderr}");
@@ -146,11 +148,29 @@ fn every_other_code_by_the_commands_that_meet_it() {
     recipes(scratch.path());
     let run = |arguments: &[&str]| output(watus(scratch.path()).args(arguments));
     assert_eq!(run(&["build", "m.yaml", "tiny.yaml"]).0, 0);
+    fs::create_dir(scratch.path().join("models")).unwrap();
     copy(&scratch.path().join("engines/m"), &scratch.path().join("engines/flipped"));
     flip(&scratch.path().join("engines/flipped/model.onnx"));
+    let plan = fs::read(scratch.path().join("engines/m/m.engine")).unwrap();
+    let header = watus_build::backend::tensorrt::plan::Header::parse(&plan).unwrap();
+    // Where the header has no length, half an engine looks like one.
+    let cut = if header.length.is_some() { plan.len() / 2 } else { 16 };
+    fs::write(scratch.path().join("cut.engine"), &plan[..cut]).unwrap();
     let cases: &[(&[&str], i32)] = &[
         (&["recipe", "check", "m.yaml"], 0),
-        (&["strip", "m.yaml"], 1),
+        (&["inspect", "engines/m/m.engine"], 0),
+        (&["strip", "engines/m"], 1),
+        (&["strip", "engines/tiny"], 1),
+        (&["strip", "m.yaml"], 6),
+        (&["strip", "nowhere.engine"], 6),
+        (&["strip", "cut.engine"], 6),
+        (&["strip", "engines/flipped"], 6),
+        (&["inspect", "m.yaml"], 6),
+        (&["inspect", "nowhere"], 6),
+        (&["inspect", "cut.engine"], 6),
+        (&["inspect", "--layers", "cut.engine"], 6),
+        (&["inspect", "--layers", "engines/flipped"], 6),
+        (&["inspect", "models"], 6),
         (&["run", "odd.onnx", "--backend", "cpu", "--input", "x=x.npy"], 1),
         (&["run", "engines/m", "--backend", "cpu"], 1),
         (&["run", "engines/m", "--backend", "cpu", "--save", ".", "--input", "x=y.npy"], 1),
@@ -158,6 +178,10 @@ fn every_other_code_by_the_commands_that_meet_it() {
         (&["strip", "engines/m/m.engine", "-o", "engines/m/m.engine"], 1),
         (&["strip", "engines/m/m.engine", "-o", "m.yaml"], 1),
         (&["run"], 2),
+        (&["bench", "engines/m", "--batch", "0"], 2),
+        (&["bench", "engines/m", "--batch", "1,65537"], 2),
+        (&["bench", "engines/m", "-n", "0"], 2),
+        (&["bench", "engines/tiny", "--lengths", "0"], 2),
         (&["recipe", "check", "bad.yaml", "m.yaml"], 3),
         (&["recipe", "check", "m.yaml", "bad.yaml", "m.yaml"], 3),
         (&["fetch", "bad.yaml"], 3),

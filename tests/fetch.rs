@@ -246,10 +246,12 @@ fn missing_repositories_and_patterns_are_told_apart() {
 
 #[test]
 fn names_that_leave_the_cache_are_refused() {
-    for name in ["../evil.json", "/etc/evil.json", "a/../../evil.json"] {
+    let names = ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\nerror: forged.json", "a\u{1b}[2J.json"];
+    for name in names {
         let world = World { hub: Hub::start(&[(name, b"x".to_vec(), false)]), folder: tempfile::tempdir().unwrap() };
         let error = world.fetch().unwrap_err();
         assert!(matches!(error, FetchError::UnsafeName { .. }), "{error}");
+        assert!(!error.to_string().chars().any(char::is_control), "{error}");
         assert_eq!(support::tree(world.folder.path()), Vec::<String>::new());
     }
 }

@@ -44,7 +44,8 @@ const OWNERS: &[(&str, &str)] = &[
     ("plotters", "bench/chart.rs bench/llm_chart.rs"),
     ("clap", "cli/"),
     ("indicatif", "cli/progress.rs"),
-    ("ctrlc", "cli/"),
+    ("ctrlc", "cli/signals.rs"),
+    ("nix", "cli/signals.rs"),
     ("serde_yaml", "recipe/ fetch/lock.rs"),
     ("schemars", "recipe/ vision/"),
 ];

@@ -465,6 +465,26 @@ fn nobody_waits_for_who_reads_the_log() {
 }
 
 #[test]
+fn no_signal_cuts_answers_off() {
+    if !tensorrt_or_skip("no_signal_cuts_answers_off") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let engine = tiny(scratch.path());
+    let (mut child, address) = start_with(scratch.path(), &engine, Stdio::piped(), None);
+    wait_until_ready(&address);
+    for ignored in [rustix::process::Signal::USR1, rustix::process::Signal::USR2] {
+        signal(&child, ignored);
+        assert_eq!(get(&address, "/health").unwrap().0, 200);
+    }
+    signal(&child, rustix::process::Signal::QUIT);
+    assert!(child.wait().unwrap().success(), "SIGQUIT ends it as SIGTERM does");
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    assert!(log.contains("SIGUSR1 is ignored") && log.contains("SIGUSR2 is ignored"), "{log}");
+}
+
+#[test]
 fn idle_connections_make_room() {
     if !tensorrt_or_skip("idle_connections_make_room") {
         return;

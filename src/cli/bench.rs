@@ -1,9 +1,11 @@
 //! `bench`: how fast an engine is here.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context as _;
+use clap::builder::TypedValueParser;
 
 use super::outputs::refuse_others;
 use super::session::{self, Choice};
@@ -16,6 +18,19 @@ use crate::onnx::Model;
 use crate::progress::Event;
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision;
+
+/// Runs of one measurement, whose times are kept in memory.
+const RUNS: u32 = 10_000_000;
+/// Tokens of a language model's prompt, as in recipes.
+const TOKENS: u32 = 1_048_576;
+/// As in recipes.
+const BATCH: u32 = 65_536;
+
+/// Takes numbers of a range.
+fn within(range: RangeInclusive<u32>) -> impl TypedValueParser<Value = usize> {
+    let range = i64::from(*range.start())..=i64::from(*range.end());
+    clap::value_parser!(u32).range(range).try_map(usize::try_from)
+}
 
 /// Measure an engine's latency and throughput on seeded inputs; of a language model, first token and tokens a second
 #[derive(Debug, clap::Args)]
@@ -30,19 +45,21 @@ pub(super) struct Args {
     #[arg(long)]
     verify: bool,
     /// Timed runs
-    #[arg(short = 'n', long, default_value_t = 200)]
+    #[arg(short = 'n', long, default_value_t = 200, value_parser = within(1..=RUNS))]
     iterations: usize,
     /// Untimed runs before
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = within(0..=RUNS))]
     warmup: usize,
     /// Language models: prompt lengths
     #[arg(long, value_delimiter = ',', default_value = "128,512,2048", value_name = "N,…")]
+    #[arg(value_parser = within(1..=TOKENS))]
     lengths: Vec<usize>,
     /// Language models: tokens in the cache when decoding begins
     #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
+    #[arg(value_parser = within(0..=TOKENS))]
     contexts: Vec<usize>,
     /// Batch sizes of an engine with a dynamic one [default: the one it is tuned for]
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = within(1..=BATCH))]
     batch: Vec<usize>,
     /// Language models: result files to set beside ours, of llama-bench (`-o json`), llama-batched-bench
     /// (`--output-format jsonl`) or `bench --json`

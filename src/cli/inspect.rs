@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
-use super::{Exit, print, print_json};
+use super::{Exit, print, print_json, session};
+use crate::backend::BackendError;
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::checkpoint::torch::TorchFile;
 use crate::convert::vision::yolo_root;
@@ -13,7 +14,10 @@ use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::memory;
 use crate::onnx::{Model, Summary};
+use crate::progress::Silent;
 use crate::verify::{Report, Status};
+
+const IS_NOT: &str = "neither an ONNX model (.onnx), a PyTorch checkpoint (.pt), an engine directory nor a TensorRT plan";
 
 /// Look inside an ONNX model, an engine directory or a plan
 #[derive(Debug, clap::Args)]
@@ -70,13 +74,7 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
 fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
     let manifest = Manifest::load(folder)?;
     if args.layers {
-        if manifest.llm.is_some() {
-            bail!(
-                "a language model has many engines: name one, e.g. {}",
-                folder.join("engines/head-r1.engine").display()
-            );
-        }
-        return layers(&folder.join(&manifest.engine));
+        return layers_of(&manifest, folder);
     }
     let report = Report::load(folder);
     if args.json {
@@ -174,15 +172,9 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     if args.layers {
         return layers(&args.path);
     }
-    let file = crate::regular_file::read(&args.path, u64::MAX)
-        .with_context(|| format!("cannot read {}", args.path.display()))?;
+    let file = session::read_engine(&args.path, IS_NOT)?;
     let (metadata, plan) = plan::split(&file);
-    let Some(header) = plan::Header::parse(plan) else {
-        bail!(
-            "{} is neither an ONNX model, a PyTorch checkpoint, an engine directory nor a TensorRT plan",
-            args.path.display()
-        );
-    };
+    let Some(header) = plan::Header::parse(plan) else { bail!("{}: {IS_NOT}", args.path.display()) };
     if args.json {
         return print_json(&serde_json::json!({ "header": header, "bytes": plan.len(), "metadata": metadata }));
     }
@@ -197,7 +189,33 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The layers of an engine directory's one engine, if its files are what they were.
+fn layers_of(manifest: &Manifest, folder: &Path) -> anyhow::Result<()> {
+    if manifest.llm.is_some() {
+        bail!(
+            "a language model has many engines: name one, e.g. {}",
+            folder.join("engines/head-r1.engine").display()
+        );
+    }
+    manifest.check(folder, false, &Silent)?;
+    layers(&folder.join(&manifest.engine))
+}
+
 fn layers(path: &Path) -> anyhow::Result<()> {
-    let plan = crate::regular_file::read(path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;
-    print(TensorRt::open()?.inspect(plan::split(&plan).1)?)
+    let file = session::read_engine(path, IS_NOT)?;
+    let plan = plan::split(&file).1;
+    let tensorrt = TensorRt::open()?;
+    let foreign = |why: String| {
+        let hint = "hint: build it again here: `watus-build build RECIPE`";
+        BackendError::Foreign(format!("{} {why}\n  {hint}", path.display()))
+    };
+    if let Some(version) = plan::Header::parse(plan).and_then(|header| header.version)
+        && version != tensorrt.version
+    {
+        return Err(foreign(format!("was built by {version}, this machine has {}", tensorrt.version)).into());
+    }
+    print(tensorrt.inspect(plan).map_err(|error| match error {
+        BackendError::Load(message) => foreign(format!("cannot be loaded: {message}")),
+        other => other,
+    })?)
 }

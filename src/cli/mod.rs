@@ -14,12 +14,14 @@ mod run;
 mod serve;
 mod service;
 mod session;
+mod signals;
 mod strip;
 mod verify;
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
 
@@ -76,7 +78,9 @@ struct Environment {
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
     let cli = Cli::parse();
-    let json = matches!(cli.command, Command::Serve(_)) && !std::io::stderr().is_terminal();
+    let serves = matches!(cli.command, Command::Serve(_));
+    signals::block(serves);
+    let json = serves && !std::io::stderr().is_terminal();
     log::subscribe(if json { log::Format::Json } else { log::Format::Text });
     let work = match cli.command {
         Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
@@ -96,9 +100,7 @@ pub fn main() -> Exit {
     if let Ok(executable) = std::env::current_exe() {
         confined::use_program(executable);
     }
-    // A server drains for as long as it was told.
-    let patience = (!matches!(cli.command, Command::Serve(_))).then_some(STOPPING);
-    let environment = Environment { progress: progress::new(cli.quiet), cancel: cancel_on_signal(patience) };
+    let environment = Environment { progress: progress::new(cli.quiet), cancel: signals::cancel(serves) };
     let result = match cli.command {
         Command::Doctor(args) => doctor::execute(&args),
         Command::Fetch(args) => fetch::execute(&args, &environment),
@@ -125,8 +127,6 @@ pub fn main() -> Exit {
     exit
 }
 
-/// How long a command may take to stop by itself: longer than a build gives its child.
-const STOPPING: std::time::Duration = std::time::Duration::from_secs(15);
 /// How long the last lines of the log may take, where somebody reads them slowly or not at all.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
@@ -139,7 +139,7 @@ fn report(error: &anyhow::Error) {
             text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
         }
     }
-    say(format!("error: {text}"));
+    say(format!("error: {}", shortened(&text)));
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
     if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
         say(
@@ -148,32 +148,25 @@ fn report(error: &anyhow::Error) {
     }
 }
 
+/// Bytes of an error that are shown: it may quote a name or a key from a file, and those may be megabytes.
+const SHOWN: usize = 4096;
+
+/// A text as it is shown, cut if it is long; what comes after `hint:` is kept, since it says what to do.
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= SHOWN {
+        return Cow::Borrowed(text);
+    }
+    let cut = |part: &str, limit: usize| match part.len() <= limit {
+        true => part.to_owned(),
+        false => format!("{}…", &part[..part.floor_char_boundary(limit)]),
+    };
+    let (said, hint) = text.split_at(text.rfind("\n  hint:").unwrap_or(text.len()));
+    Cow::Owned(cut(said, SHOWN) + &cut(hint, SHOWN))
+}
+
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.into_iter().any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// The first Ctrl-C or SIGTERM asks to stop, the second insists.
-fn cancel_on_signal(patience: Option<std::time::Duration>) -> Arc<AtomicBool> {
-    let cancel = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&cancel);
-    let handler = move || {
-        if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(i32::from(Exit::Cancelled as u8));
-        }
-        say("stopping (once more to insist)");
-        // Services and `timeout` ask once. What does not look at the flag (one long computation) is ended all the same.
-        if let Some(patience) = patience {
-            // Aside: the second signal is heard meanwhile.
-            std::thread::spawn(move || {
-                std::thread::sleep(patience);
-                std::process::exit(i32::from(Exit::Cancelled as u8));
-            });
-        }
-    };
-    // Fails only when a handler is set already; then Ctrl-C simply ends the process.
-    let _ = ctrlc::set_handler(handler);
-    cancel
 }
 
 /// Writes lines to standard error; whoever closed it does not want them. What strangers named is shown, not obeyed.
@@ -192,4 +185,25 @@ fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(document)?;
     writeln!(std::io::stdout(), "{}", log::printable_json(&json))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_errors_are_cut_and_hints_are_kept() {
+        let long = "ż".repeat(450_000);
+        for (text, begin, end) in [
+            ("a: short\n  hint: do".to_owned(), "a: short\n  hint: do", "a: short\n  hint: do"),
+            (format!("a: `{long}` is odd"), "a: `ż", "ż…"),
+            (format!("a: `{long}` is odd\n  hint: do this"), "a: `ż", "ż…\n  hint: do this"),
+            (format!("a: short\n  hint: not {long}"), "a: short\n  hint: not ż", "ż…"),
+        ] {
+            let shown = shortened(&text);
+            assert!(shown.len() <= 2 * SHOWN + 6, "{}", shown.len());
+            assert!(shown.starts_with(begin) && shown.ends_with(end), "{shown}");
+        }
+        assert!(matches!(shortened("short"), Cow::Borrowed(_)));
+    }
 }

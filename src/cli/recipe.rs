@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::{Exit, print, say};
+use super::{Exit, print};
 use crate::address;
 use crate::recipe::{self, Plan, SourcePlan};
 
@@ -55,7 +55,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
                         print(format!("{}: ok, {} from {source}", path.display(), plan.name))?;
                     }
                     Err(error) => {
-                        say(format!("error: {error}"));
+                        super::report(&error.into());
                         exit = exit.worst(Exit::Recipe);
                     }
                 }

@@ -11,6 +11,7 @@ use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
+use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::regular_file;
 use crate::tensor::{Tensor, read_npy, write_npy};
@@ -91,6 +92,9 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
     let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
     for (index, path) in files.iter().enumerate() {
         let picture = vision::read_picture(path)?;
+        // A folder's files may be called anything.
+        let place = path.display().to_string();
+        let place = printable(&place);
         let outputs = session.run(&[vision::to_tensor(&picture, &preprocess, size).repeated(batch)])?;
         save(args, session, &outputs)?;
         let mut document = serde_json::json!({
@@ -99,7 +103,7 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
         if let Some(classifier) = &manifest.classifier {
             let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
             if !args.json {
-                print(format!("{}: {}  [{}, {}]", manifest.name, said(&answer), path.display(), info.name))?;
+                print(format!("{}: {}  [{place}, {}]", manifest.name, said(&answer), info.name))?;
             }
             document["answer"] = serde_json::to_value(answer)?;
         } else if let Some(yolo) = &manifest.yolo {
@@ -111,9 +115,10 @@ fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyh
             }
             if !args.json {
                 let drawn = target.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
+                let drawn = printable(&drawn);
                 let count = detections.len();
                 let name = &manifest.name;
-                print(format!("{name}: {count} objects{drawn}  [{}, {}]", path.display(), info.name))?;
+                print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
                 detections.iter().try_for_each(|detection| print(found(detection)))?;
             }
             document["detections"] = serde_json::to_value(detections)?;
@@ -164,16 +169,19 @@ fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
 
 fn said(answer: &Answer) -> String {
     let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
+    // Labels are a checkpoint's; a line end in one would forge a line.
+    let label = printable(&answer.label);
     match answer.value {
-        Some(value) => format!("{value:.1} (most likely class {}, {})", answer.label, percent(answer.probability)),
-        None => format!("{} ({})", answer.label, percent(answer.probability)),
+        Some(value) => format!("{value:.1} (most likely class {label}, {})", percent(answer.probability)),
+        None => format!("{label} ({})", percent(answer.probability)),
     }
 }
 
 fn found(detection: &Detection) -> String {
     let [left, top, right, bottom] = detection.bbox;
     let mask = detection.mask.as_ref().map(|mask| format!(", {} pixels", mask.area())).unwrap_or_default();
-    format!("  {} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}", detection.label, detection.score)
+    let label = printable(&detection.label);
+    format!("  {label} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}", detection.score)
 }
 
 fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
@@ -198,17 +206,25 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
     let outputs = session.run(&inputs)?;
     save(args, session, &outputs)?;
     for (spec, output) in session.outputs().iter().zip(&outputs) {
-        let values = output.to_f64();
-        let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(*v), high.max(*v)));
-        let mean = values.iter().sum::<f64>() / values.len().max(1) as f64;
-        print(format!(
-            "{} {}{:?}: min {low:.6}, max {high:.6}, mean {mean:.6}",
-            spec.name,
-            output.dtype(),
-            output.shape()
-        ))?;
+        let values = summary(&output.to_f64());
+        print(format!("{} {}{:?}: {values}", printable(&spec.name), output.dtype(), output.shape()))?;
     }
     Ok(())
+}
+
+/// Least, greatest and mean of what are numbers, and how many are not.
+fn summary(values: &[f64]) -> String {
+    let numbers: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
+    let [Some(low), Some(high)] = [f64::min, f64::max].map(|choose| numbers.iter().copied().reduce(choose)) else {
+        let why = if values.is_empty() { "it is empty".to_owned() } else { format!("all {} are NaN", values.len()) };
+        return format!("no numbers: {why}");
+    };
+    let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
+    let text = format!("min {low:.6}, max {high:.6}, mean {mean:.6}");
+    match values.len() - numbers.len() {
+        0 => text,
+        odd => format!("{text}, {odd} of {} are NaN", values.len()),
+    }
 }
 
 fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
@@ -229,8 +245,42 @@ fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Resul
 }
 
 fn write(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
-    let mut file = StagedFile::create(path).with_context(|| format!("cannot write {}", path.display()))?;
-    write_npy(&mut file, tensor)?;
-    file.publish()?;
-    Ok(())
+    let written = StagedFile::create(path).and_then(|mut file| {
+        write_npy(&mut file, tensor)?;
+        file.publish().map(drop)
+    });
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_counted_and_not_compared() {
+        let nan = f64::NAN;
+        for (values, text) in [
+            (&[][..], "no numbers: it is empty"),
+            (&[nan, nan], "no numbers: all 2 are NaN"),
+            (&[1.0, nan, 3.0], "min 1.000000, max 3.000000, mean 2.000000, 1 of 3 are NaN"),
+            (&[-2.0, 4.0], "min -2.000000, max 4.000000, mean 1.000000"),
+            (&[f64::INFINITY, 1.0], "min 1.000000, max inf, mean inf"),
+        ] {
+            assert_eq!(summary(values), text);
+        }
+    }
+
+    #[test]
+    fn labels_stay_in_their_line() {
+        for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")] {
+            let answer =
+                Answer { label: label.to_owned(), class: 0, probability: 0.5, value: None, top: Vec::new() };
+            assert_eq!(said(&answer), format!("{shown} (50.0 %)"));
+            let valued = Answer { value: Some(3.0), ..answer };
+            assert_eq!(said(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
+            let detection =
+                Detection { label: label.to_owned(), class: 0, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], mask: None };
+            assert_eq!(found(&detection), format!("  {shown} 0.500  from 1, 2 to 3, 4"));
+        }
+    }
 }

@@ -152,7 +152,8 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
         bail!("{} holds no key\n  hint: one a line, for example from `openssl rand -hex 32`", path.display());
     }
     use std::os::unix::fs::PermissionsExt;
-    if std::fs::metadata(path)?.permissions().mode() & 0o004 != 0 {
+    let about = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    if about.permissions().mode() & 0o004 != 0 {
         let path = path.display();
         say(format!("warning: everybody on this machine may read {path}; `chmod 640` keeps keys secret"));
     }

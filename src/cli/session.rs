@@ -1,8 +1,8 @@
-//! Which backend runs an engine, for `run` and `bench`.
+//! Engines opened: their files checked, and which backend runs them.
 
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use super::say;
@@ -10,8 +10,8 @@ use crate::backend::cpu::{self, Cpu, IsolatedCpu};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, Session};
 use crate::llm::{self, Generator, LlmError, Record, model::Runner};
-use crate::manifest::{Damage, Manifest};
-use crate::progress::{Event, Progress};
+use crate::manifest::{Damage, Manifest, ManifestError};
+use crate::progress::{Event, Progress, Silent};
 use crate::tensor::Tensor;
 
 /// Who computes
@@ -30,6 +30,28 @@ pub(super) fn load(folder: &Path, full: bool, progress: &dyn Progress) -> anyhow
     let manifest = Manifest::load(folder)?;
     manifest.check(folder, full, progress)?;
     Ok(manifest)
+}
+
+/// The bytes of an engine file; what it is instead is an error of the kind that an engine directory's are. `what` it is not
+/// is the caller's to say.
+pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
+    let fail = |message: String| ManifestError { path: path.to_owned(), message };
+    if path.is_dir() {
+        let manifest = load(path, false, &Silent)?;
+        let engine = if manifest.llm.is_some() { "engines/head-r1.engine" } else { manifest.engine.as_str() };
+        let engine = path.join(engine);
+        bail!("{} is an engine directory\n  hint: name a file in it, e.g. {}", path.display(), engine.display());
+    }
+    let file = crate::regular_file::read(path, u64::MAX).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let (_, plan) = plan::split(&file);
+    let header = plan::Header::parse(plan);
+    let header = header.ok_or_else(|| fail(format!("{what}\n  hint: an engine directory keeps it as NAME.engine")))?;
+    if let Some(length) = header.length.filter(|length| *length != plan.len() as u64) {
+        let have = plan.len();
+        let again = "hint: build it again: `watus-build build --rebuild RECIPE`";
+        return Err(fail(format!("the plan has {have} bytes, its header says {length}\n  {again}")).into());
+    }
+    Ok(file)
 }
 
 /// An engine that was built elsewhere, and what to do about it.

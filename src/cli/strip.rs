@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::outputs::{refuse_inputs, refuse_others};
+use super::session::read_engine;
 use super::{Exit, print};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::plan;
@@ -20,14 +21,8 @@ pub(super) struct Args {
 }
 
 pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
-    let file = crate::regular_file::read(&args.engine, u64::MAX)
-        .with_context(|| format!("cannot read {}", args.engine.display()))?;
+    let file = read_engine(&args.engine, "no TensorRT engine")?;
     let (metadata, plan) = plan::split(&file);
-    ensure!(
-        plan::Header::parse(plan).is_some(),
-        "{} is no TensorRT engine\n  hint: an engine directory keeps it as NAME.engine",
-        args.engine.display()
-    );
     let output = args.output.clone().unwrap_or_else(|| args.engine.with_extension("plan"));
     refuse_inputs(&output, std::iter::once(args.engine.as_path()))?;
     refuse_others(&output, |head| plan::Header::parse(plan::split(head).1).is_some(), "TensorRT engine")?;

@@ -6,6 +6,8 @@ use anyhow::Context;
 
 use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
+use crate::log::printable;
+use crate::manifest::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
 /// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's
@@ -39,7 +41,8 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
         Status::Failed => "FAIL",
         Status::Skipped => "--  ",
     };
-    print(format!("{mark} {name}: {}: {}", check.name, check.detail))
+    // A server's name for its model is the server's own.
+    print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(&check.detail)))
 }
 
 fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
@@ -74,8 +77,9 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
         // One that cannot be looked at does not hide what the others are like.
-        match verify::verify(folder, &reference, &environment.progress, &mut sha256_file) {
+        match verify::examine(folder, &reference, &environment.progress, &mut sha256_file) {
             Ok(report) => {
+                keep(folder, &report);
                 exit = exit.worst(conclude(args, folder, &report)?);
                 reports.push(report);
             }
@@ -91,6 +95,18 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
+/// Writes the report beside the engine. Where that is not possible (a disk that is read only), what was found still counts.
+fn keep(folder: &Path, report: &Report) {
+    if let Err(error) = report.save(folder) {
+        let path = folder.join(REPORT_FILE);
+        say(format!(
+            "warning: the report is not kept: cannot write {}: {error}\n  hint: make the folder writable, or keep \
+             what `--json` prints",
+            path.display()
+        ));
+    }
+}
+
 /// Says what was found of one engine.
 fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
     if !args.json {
@@ -99,7 +115,8 @@ fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit>
         }
         for prompt in &report.prompts {
             let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");
-            print(format!("     {}: \"{}\" -> \"{answer}\"", report.name, prompt.prompt))?;
+            let asked = printable(&prompt.prompt);
+            print(format!("     {}: \"{asked}\" -> \"{}\"", report.name, printable(&answer)))?;
         }
     }
     if report.failed() {

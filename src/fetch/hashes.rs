@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::artifact::{is_sha256, sha256_file, write_file};
+use crate::artifact::{about, is_sha256, sha256_file, write_file};
 
 /// A file while its content stays: device, inode, length, and the content's time in nanoseconds. Links share it, so a
 /// published engine directory's weights are known as the checkpoint's.
@@ -122,7 +122,8 @@ impl Hashes {
         }
         let oldest = today().saturating_sub(KEPT_DAYS);
         self.entries.retain(|_, entry| entry.day >= oldest);
-        write_file(&self.path, &serde_json::to_vec(&self.entries).map_err(io::Error::other)?)?;
+        let entries = serde_json::to_vec(&self.entries).map_err(io::Error::other)?;
+        write_file(&self.path, &entries).map_err(about(&self.path))?;
         self.changed = false;
         Ok(())
     }

@@ -19,6 +19,7 @@ use super::look;
 use super::request::{Request, send};
 use super::retry::{Failure, Retrier, Retry, refusal};
 use crate::address;
+use crate::artifact::about;
 use crate::progress::{Event, Progress};
 
 /// One file to download.
@@ -81,12 +82,12 @@ impl Downloader {
             return Ok(());
         }
         if let Some(parent) = download.target.parent() {
-            fs::create_dir_all(parent)?;
+            fs::create_dir_all(parent).map_err(about(parent))?;
         }
         let part = part_path(&download.target);
-        let file = OpenOptions::new().read(true).append(true).create(true).open(&part)?;
+        let file = OpenOptions::new().read(true).append(true).create(true).open(&part).map_err(about(&part))?;
         // Two runs may want the same file: the second waits, then finds it done.
-        file.lock()?;
+        file.lock().map_err(about(&part))?;
         if download.target.exists() {
             let _ = fs::remove_file(&part);
             return Ok(());
@@ -97,18 +98,18 @@ impl Downloader {
     }
 
     fn fill(&self, download: &Download, mut file: File, part: &Path) -> Result<(), FetchError> {
-        let have = file.metadata()?.len();
+        let have = file.metadata().map_err(about(part))?.len();
         self.retrier.progress.event(Event::Transfer { name: &download.name, done: have, total: download.size });
         let mut wrong_once = false;
         loop {
             self.complete(download, &mut file)?;
-            if download.digest.matches(part)? {
-                file.sync_all()?;
-                fs::rename(part, &download.target)?;
+            if download.digest.matches(part).map_err(about(part))? {
+                file.sync_all().map_err(about(part))?;
+                fs::rename(part, &download.target).map_err(about(&download.target))?;
                 return Ok(());
             }
             // Resumed onto a stale or damaged part? One clean try tells.
-            file.set_len(0)?;
+            file.set_len(0).map_err(about(part))?;
             if wrong_once {
                 let _ = fs::remove_file(part);
                 return Err(FetchError::WrongHash { name: download.name.clone(), url: address::shown(&download.url) });

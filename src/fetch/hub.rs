@@ -20,7 +20,7 @@ use super::http::Download;
 use super::lock::{Lock, LockedFile, LockedSource, is_object_id};
 use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk};
 use crate::address::{path, segment};
-use crate::artifact::{is_contained, write_file};
+use crate::artifact::{about, is_contained, write_file};
 
 /// Files of one repository moved at the same time.
 const PARALLEL: usize = 4;
@@ -136,7 +136,8 @@ pub(super) fn fetch(
     }
     if revision != locked.commit {
         let folder = snapshot.ancestors().nth(2).ok_or_else(|| io::Error::other("no cache folder"))?;
-        write_file(&folder.join("refs").join(revision), locked.commit.as_bytes())?;
+        let reference = folder.join("refs").join(revision);
+        write_file(&reference, locked.commit.as_bytes()).map_err(about(&reference))?;
     }
     Ok(Fetched { files, commit: Some(locked.commit) })
 }
@@ -147,6 +148,11 @@ fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
         Some(part) => Err(FetchError::UnsafeName { name: name.to_owned(), file: part.to_owned() }),
         None => Ok(()),
     }
+}
+
+/// Whether a hub's name for a file stays in the cache and in the line it is told in.
+pub(super) fn is_file_name(name: &str) -> bool {
+    is_contained(name) && !name.chars().any(char::is_control)
 }
 
 /// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, whatever it holds.
@@ -166,7 +172,7 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
     }
     let mut files = BTreeMap::new();
     for sibling in info.siblings {
-        if !is_contained(&sibling.rfilename) {
+        if !is_file_name(&sibling.rfilename) {
             return Err(FetchError::UnsafeName { name, file: sibling.rfilename });
         }
         let (digest, size) = match (sibling.lfs, sibling.blob_id) {
@@ -253,20 +259,20 @@ fn download_all(fetcher: &Fetcher, mut downloads: Vec<Download>) -> Result<(), F
 /// Points `snapshots/COMMIT/NAME` at its blob, relatively, as huggingface_hub does.
 fn link(blob: &Path, path: &Path, name: &str) -> Result<(), FetchError> {
     let parent = path.parent().ok_or_else(|| io::Error::other("no folder"))?;
-    fs::create_dir_all(parent)?;
+    fs::create_dir_all(parent).map_err(about(parent))?;
     let up = "../".repeat(2 + name.matches('/').count());
     let digest = blob.file_name().ok_or_else(|| io::Error::other("no blob name"))?.to_string_lossy();
     let target = PathBuf::from(format!("{up}blobs/{digest}"));
     match fs::read_link(path) {
         Ok(existing) if existing == target => return Ok(()),
-        Ok(_) => fs::remove_file(path)?,
+        Ok(_) => fs::remove_file(path).map_err(about(path))?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(_) => fs::remove_file(path)?,
+        Err(_) => fs::remove_file(path).map_err(about(path))?,
     }
     match symlink(&target, path) {
         // Another run of this tool made it first.
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => Ok(other?),
+        other => Ok(other.map_err(about(path))?),
     }
 }
 

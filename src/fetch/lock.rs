@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::FetchError;
 use super::digest::Digest;
-use crate::artifact::{is_contained, write_file};
+use super::hub::is_file_name;
+use crate::artifact::write_file;
 use crate::recipe::yaml_danger;
 use crate::regular_file;
 
@@ -86,8 +87,8 @@ impl Lock {
                 return bad(format!("{key}: `{}` is not a commit", source.commit));
             }
             for (name, file) in &source.files {
-                if !is_contained(name) || !is_object_id(file.digest.hex()) {
-                    return bad(format!("{key}: bad entry `{name}`"));
+                if !is_file_name(name) || !is_object_id(file.digest.hex()) {
+                    return bad(format!("{key}: bad entry {name:?}"));
                 }
             }
         }

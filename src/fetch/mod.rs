@@ -30,7 +30,7 @@ pub use lock::{Lock, LockedFile, LockedSource};
 pub use retry::Retry;
 
 use crate::address;
-use crate::artifact::{is_contained, sha256_file};
+use crate::artifact::{about, is_contained, sha256_file};
 use crate::progress::Progress;
 use crate::recipe::SourcePlan;
 use crate::regular_file;
@@ -82,7 +82,7 @@ pub enum FetchError {
     WrongHash { name: String, url: String },
     #[error("{}: sha256 is {found}, the recipe says {expected}\n  hint: get the right file, or correct the recipe if you trust this one", path.display())]
     WrongSha256 { path: PathBuf, found: String, expected: String },
-    #[error("{name}: the server names a file `{file}`, which would leave the cache; refused")]
+    #[error("{name}: the server names a file {file:?}, which would leave the cache or forge a line; refused")]
     UnsafeName { name: String, file: String },
     #[error("{name}: the server's answer makes no sense: {what}")]
     BadAnswer { name: String, what: String },
@@ -211,8 +211,8 @@ impl Fetcher {
             return Err(FetchError::UnsafeName { name: address::shown(url), file: name.to_owned() });
         }
         let target = self.cache.join("url").join(sha256.to_ascii_lowercase()).join(name);
-        if target.exists() && self.rehash && sha256_file(&target)? != sha256.to_ascii_lowercase() {
-            fs::remove_file(&target)?;
+        if target.exists() && self.rehash && sha256_file(&target).map_err(about(&target))? != sha256.to_ascii_lowercase() {
+            fs::remove_file(&target).map_err(about(&target))?;
         }
         if !target.exists() {
             if self.offline {
@@ -237,8 +237,8 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
     }
     if path.is_dir() {
         let mut files = Vec::new();
-        for entry in fs::read_dir(path)? {
-            let entry = entry?;
+        for entry in fs::read_dir(path).map_err(about(path))? {
+            let entry = entry.map_err(about(path))?;
             if entry.path().is_file() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 files.push(FetchedFile { name, path: entry.path() });
@@ -251,7 +251,7 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
     let no_file = |error: io::Error| FetchError::NotAFile { path: path.to_owned(), message: error.to_string() };
     regular_file::open(path).map_err(no_file)?;
     if let Some(expected) = sha256 {
-        let found = sha256_file(path)?;
+        let found = sha256_file(path).map_err(about(path))?;
         if !found.eq_ignore_ascii_case(expected) {
             return Err(FetchError::WrongSha256 { path: path.to_owned(), found, expected: expected.to_owned() });
         }
@@ -261,8 +261,8 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
 
 /// Refuses to begin what the disk cannot hold; keeps 64 MB in reserve.
 fn check_disk(folder: &Path, bytes: u64) -> Result<(), FetchError> {
-    fs::create_dir_all(folder)?;
-    let stat = rustix::fs::statvfs(folder).map_err(io::Error::from)?;
+    fs::create_dir_all(folder).map_err(about(folder))?;
+    let stat = rustix::fs::statvfs(folder).map_err(io::Error::from).map_err(about(folder))?;
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
     const MB: u64 = 1_000_000;
     if bytes > 0 && bytes.saturating_add(64 * MB) > free {

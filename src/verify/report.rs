@@ -1,12 +1,14 @@
 //! What a verification found, as it is kept in the engine directory.
 
 use std::fs;
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::llm::{Perplexity, PromptReport};
 use super::vision::Agreement;
+use crate::artifact::write_file;
 use crate::manifest::REPORT_FILE;
 
 /// One check's outcome.
@@ -96,6 +98,13 @@ impl Report {
     /// The report of an earlier verification, if there is a readable one.
     pub fn load(folder: &Path) -> Option<Self> {
         serde_json::from_str(&fs::read_to_string(folder.join(REPORT_FILE)).ok()?).ok()
+    }
+
+    /// Writes the report into `folder`, in the place of an earlier one.
+    pub fn save(&self, folder: &Path) -> io::Result<()> {
+        let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
+        text.push('\n');
+        write_file(&folder.join(REPORT_FILE), text.as_bytes()).map(drop)
     }
 
     pub(super) fn push(&mut self, name: &str, status: Status, detail: impl Into<String>) {

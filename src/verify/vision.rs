@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Report, Status};
+use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::tensor::Tensor;
 use crate::vision::{Answer, Classifier, Detection, Yolo};
@@ -80,12 +81,12 @@ fn classes(classifier: &Classifier, gate: Gate, have: &[Tensor], want: &[Tensor]
     let mut differences = Vec::new();
     // Two classes that are as good as equally probable may change places.
     if have.class != want.class && probability(&want, &have.label).is_none_or(|p| want.probability - p > gate.score) {
-        differences.push(format!("{} instead of {}", have.label, want.label));
+        differences.push(format!("{} instead of {}", printable(&have.label), printable(&want.label)));
     }
     if score_difference > gate.score {
         differences.push(format!("a probability differs by {score_difference:.3}"));
     }
-    let reference = format!("{} ({:.1} %)", want.label, want.probability * 100.0);
+    let reference = format!("{} ({:.1} %)", printable(&want.label), want.probability * 100.0);
     Ok(Agreement { case: String::new(), reference, differences, score_difference, overlap: 1.0 })
 }
 
@@ -103,6 +104,7 @@ fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Ten
     let sure = yolo.confidence + gate.score;
     let mut free: Vec<&Detection> = have.iter().collect();
     for object in &want {
+        let label = printable(&object.label);
         let candidates = free.iter().enumerate().filter(|(_, other)| other.class == object.class);
         let best = candidates.map(|(index, other)| (index, overlap(object, other))).max_by(|a, b| a.1.total_cmp(&b.1));
         match best {
@@ -112,23 +114,22 @@ fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Ten
                 agreement.score_difference = agreement.score_difference.max(difference);
                 agreement.overlap = agreement.overlap.min(overlap);
                 if difference > gate.score {
-                    agreement
-                        .differences
-                        .push(format!("{} has {:.3} instead of {:.3}", object.label, twin.score, object.score));
+                    let scores = format!("{:.3} instead of {:.3}", twin.score, object.score);
+                    agreement.differences.push(format!("{label} has {scores}"));
                 }
             }
             _ if object.score < sure => {}
             best => {
                 let nearest = best.map_or(0.0, |(_, overlap)| overlap);
                 agreement.overlap = agreement.overlap.min(nearest);
-                let text =
-                    format!("{} ({:.2}) is missing, the nearest overlaps {nearest:.2}", object.label, object.score);
+                let text = format!("{label} ({:.2}) is missing, the nearest overlaps {nearest:.2}", object.score);
                 agreement.differences.push(text);
             }
         }
     }
     let invented = free.iter().filter(|object| object.score >= sure);
-    agreement.differences.extend(invented.map(|object| format!("{} ({:.2}) is not there", object.label, object.score)));
+    let invented = invented.map(|object| format!("{} ({:.2}) is not there", printable(&object.label), object.score));
+    agreement.differences.extend(invented);
     Ok(agreement)
 }
 
@@ -207,6 +208,9 @@ mod tests {
             let found = agree(have).differences.join(", ");
             assert!(found.contains(part), "{found}");
         }
+        let forged = Yolo { names: vec!["owl\nok   a: answers".to_owned()], ..yolo() };
+        let found = objects(&forged, gate, [64, 64], &output(&[]), &want).unwrap().differences.join(", ");
+        assert!(found.contains("owl\\nok   a: answers (0.90) is missing"), "{found}");
         let spoilt = output(&[[f32::NAN, 32.0, 20.0, 20.0, 0.9]]);
         assert!(objects(&yolo(), gate, [64, 64], &spoilt, &want).is_err());
     }

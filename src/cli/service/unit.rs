@@ -66,9 +66,14 @@ pub(super) fn text(install: &Install, engine: &str) -> anyhow::Result<String> {
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
     let has = |name: &&str| groups.lines().any(|line| line.split(':').next() == Some(name));
     let groups = ["video", "render"].into_iter().filter(has).collect::<Vec<_>>().join(" ");
-    let library = std::env::var("WATUS_TENSORRT_LIB").ok().filter(|value| !value.is_empty());
-    let library = library.map(|path| quote(&format!("WATUS_TENSORRT_LIB={path}"))).transpose()?;
-    let library = library.map(|setting| format!("Environment={setting}\n")).unwrap_or_default();
+    let library = std::env::var_os("WATUS_TENSORRT_LIB").filter(|value| !value.is_empty());
+    let library = match library {
+        Some(path) => {
+            let setting = quote(&format!("WATUS_TENSORRT_LIB={}", text_of(Path::new(&path))?))?;
+            format!("Environment={setting}\n")
+        }
+        None => String::new(),
+    };
     Ok(format!(
         "{HEADER}: {unit}
 [Unit]
@@ -119,10 +124,11 @@ fn user(install: &Install) -> anyhow::Result<String> {
 fn command(install: &Install) -> anyhow::Result<String> {
     let args = &install.serve;
     let absolute = |path: &Path| path.canonicalize().with_context(|| format!("cannot find {}", path.display()));
+    let absolute = |path: &Path| text_of(&absolute(path)?);
+    let program = executable(&absolute(&std::env::current_exe().context("cannot find this program")?)?)?;
     let mut words = vec![
-        absolute(&std::env::current_exe().context("cannot find this program")?)?.display().to_string(),
         "serve".to_owned(),
-        absolute(&args.engine)?.display().to_string(),
+        absolute(&args.engine)?,
         format!("--host={}", args.host),
         format!("--port={}", args.port),
         format!("--queue={}", args.queue),
@@ -131,13 +137,13 @@ fn command(install: &Install) -> anyhow::Result<String> {
     ];
     words.extend(args.names.iter().map(|name| format!("--name={name}")));
     if let Some(path) = &args.api_key_file {
-        words.push(format!("--api-key-file={}", absolute(path)?.display()));
+        words.push(format!("--api-key-file={}", absolute(path)?));
     }
     words.extend(args.cors_origin.iter().map(|origin| format!("--cors-origin={origin}")));
     words.extend(args.allowed_hosts.iter().map(|name| format!("--allowed-host={name}")));
     words.extend(args.trusted_proxies.iter().map(|address| format!("--trusted-proxy={address}")));
     if let Some(path) = &args.shared_system {
-        words.push(format!("--shared-system={}", absolute(path)?.display()));
+        words.push(format!("--shared-system={}", absolute(path)?));
     }
     words.extend(args.allow_special_tokens.then(|| "--allow-special-tokens".to_owned()));
     words.extend(args.verify.then(|| "--verify".to_owned()));
@@ -145,20 +151,46 @@ fn command(install: &Install) -> anyhow::Result<String> {
     if let Some(backend) = clap::ValueEnum::to_possible_value(&args.backend) {
         words.push(format!("--backend={}", backend.get_name()));
     }
-    Ok(words.iter().map(|word| quote(word)).collect::<Result<Vec<_>, _>>()?.join(" "))
+    let words = words.iter().map(|word| argument(word)).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(format!("{program} {}", words.join(" ")))
 }
 
-/// A word of a unit file (systemd.syntax(7)): quoted, with specifiers and variables taken literally.
+/// A path as a unit file holds it.
+fn text_of(path: &Path) -> anyhow::Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    text.with_context(|| format!("{} is not UTF-8, which a unit file must be\n  hint: rename it", path.display()))
+}
+
+/// The program of `ExecStart=`. systemd reads it as any word, then refuses quotes and backslashes in it, and expands no
+/// variables in it: there a doubled `$` stays double (`config_parse_exec` in systemd's src/core/load-fragment.c).
+fn executable(path: &str) -> anyhow::Result<String> {
+    if let Some(odd) = path.chars().find(|character| "\"'\\$".contains(*character)) {
+        bail!(
+            "systemd starts no program whose path holds {odd:?}: {path:?}\n  hint: install watus-build elsewhere, e.g. in \
+             /usr/local/bin"
+        );
+    }
+    quote(path)
+}
+
+/// An argument of `ExecStart=`, where a variable begins with `$` and a doubled one stands for itself
+/// (systemd.service(5), "Command lines").
+fn argument(word: &str) -> anyhow::Result<String> {
+    Ok(quote(word)?.replace('$', "$$"))
+}
+
+/// A word of a unit file (systemd.syntax(7)): quoted, with specifiers taken literally. In `Environment=` a `$` has no
+/// meaning.
 fn quote(word: &str) -> anyhow::Result<String> {
     if word.chars().any(char::is_control) {
-        bail!("{word:?} holds a control character, which a unit file cannot");
+        bail!("{word:?} holds a control character, which a unit file cannot\n  hint: rename it");
     }
-    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%");
     let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.=:,@+".contains(c);
     Ok(if word.chars().all(plain) { word.to_owned() } else { format!("\"{escaped}\"") })
 }
 
-/// The words of a line that [`quote`] wrote.
+/// The words of a line that [`executable`] and [`argument`] wrote.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
     let mut chars = line.chars();
@@ -189,16 +221,42 @@ mod tests {
 
     #[test]
     fn words_of_a_unit_are_quoted_and_read_again() {
-        assert_eq!(quote("--port=8080").unwrap(), "--port=8080");
-        assert_eq!(quote("/my engines/100%").unwrap(), "\"/my engines/100%%\"");
-        assert_eq!(quote("a\"$b\\").unwrap(), "\"a\\\"$$b\\\\\"");
-        assert!(quote("a\nExecStart=evil").is_err());
+        let cases = [
+            ("--port=8080", "--port=8080", "--port=8080"),
+            ("/my engines/100%", "\"/my engines/100%%\"", "\"/my engines/100%%\""),
+            ("a\"$b\\", "\"a\\\"$$b\\\\\"", "\"a\\\"$b\\\\\""),
+            ("${HOME} %h", "\"$${HOME} %%h\"", "\"${HOME} %%h\""),
+            (";", "\";\"", "\";\""),
+            ("żółw's", "\"żółw's\"", "\"żółw's\""),
+        ];
+        for (word, as_argument, as_setting) in cases {
+            assert_eq!((argument(word).unwrap().as_str(), quote(word).unwrap().as_str()), (as_argument, as_setting));
+        }
+        for odd in ["a\nExecStart=evil", "a\tb", "a\r", "a\u{7f}"] {
+            assert!(quote(odd).is_err() && argument(odd).is_err() && executable(odd).is_err(), "{odd:?}");
+        }
         let all = ["/bin/x", "serve", "/my engines/100%", "a\"$b\\", "--port=8080"];
-        let line: Vec<String> = all.iter().map(|word| quote(word).unwrap()).collect();
+        let line: Vec<String> = all.iter().map(|word| argument(word).unwrap()).collect();
         assert_eq!(words(&line.join(" ")), all);
         let unit = format!("[Service]\nExecStart={}\nUser=x\n", line.join(" "));
         assert_eq!(serves(&unit), Some(("/my engines/100%".to_owned(), 8080)));
         assert_eq!(serves("[Service]\nExecStart=/bin/true\n"), None);
+    }
+
+    #[test]
+    fn programs_that_systemd_refuses_are_refused_first() {
+        for (path, written) in [
+            ("/usr/local/bin/watus-build", "/usr/local/bin/watus-build"),
+            ("/my tools/100%/watus-build", "\"/my tools/100%%/watus-build\""),
+        ] {
+            assert_eq!(executable(path).unwrap(), written);
+        }
+        for path in ["/a\"b/x", "/a'b/x", "/a\\b/x", "/a$b/x"] {
+            let error = executable(path).unwrap_err().to_string();
+            assert!(error.contains("hint: install watus-build elsewhere"), "{error}");
+        }
+        use std::os::unix::ffi::OsStrExt;
+        assert!(text_of(Path::new(std::ffi::OsStr::from_bytes(b"/a\xff"))).is_err());
     }
 
     #[test]

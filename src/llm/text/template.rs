@@ -12,6 +12,7 @@ use super::chat::{Chat, Traits};
 use super::child::{Renderer, unanswered};
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
+use crate::log::printable;
 use crate::regular_file;
 
 /// A compiled template.
@@ -185,7 +186,9 @@ impl Formatter for Spaced {
 
 fn describe(error: &Error) -> String {
     let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
-    format!("chat template{line}: {}", error.detail().map_or_else(|| error.to_string(), str::to_owned))
+    let detail = error.detail().map_or_else(|| error.to_string(), str::to_owned);
+    // The template's own words: what they say must not look like other lines.
+    format!("chat template{line}: {}", printable(&detail))
 }
 
 /// A template, or the one called "default" of a list.
@@ -289,6 +292,8 @@ mod tests {
     fn a_template_says_why_it_refuses() {
         let error = render("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err().to_string();
         assert!(error.contains("t.json") && error.contains("roles must alternate"), "{error}");
+        let error = render("{{ raise_exception('a\nerror: \u{1b}') }}", &[]).unwrap_err().to_string();
+        assert!(error.ends_with("a\\nerror: \\u{1b}"), "{error}");
         let error = render("{% for x in %}", &[]).unwrap_err().to_string();
         assert!(error.contains("line 1"), "{error}");
         let error = render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", &[]);

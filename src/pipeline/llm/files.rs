@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::Context as _;
 
 use super::{Prepared, is_text, open};
-use crate::artifact::{StagedDirectory, is_same_file, sweep, write_file};
+use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
 use crate::llm::model::{ENGINES, WEIGHTS};
@@ -20,12 +20,12 @@ use crate::recipe::{Plan, SourcePlan};
 /// Writes every graph; returns graphs and engines.
 pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let folder = staged.join(ENGINES);
-    fs::create_dir_all(&folder)?;
+    fs::create_dir_all(&folder).map_err(about(&folder))?;
     let (model, dtype) = (&prepared.source.model, prepared.dtype);
     let mut engines = Vec::new();
     let mut write = |name: String, graph: crate::onnx::Model| -> anyhow::Result<()> {
         let onnx = folder.join(format!("{name}.onnx"));
-        fs::write(&onnx, graph.to_bytes()?)?;
+        fs::write(&onnx, graph.to_bytes()?).map_err(about(&onnx))?;
         engines.push((onnx, folder.join(format!("{name}.engine"))));
         Ok(())
     };
@@ -41,7 +41,7 @@ pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(Pa
 /// Puts the checkpoint's files into `staged`, without a second copy wherever that does no harm.
 pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
     let (checkpoint, folder) = (&prepared.source.checkpoint, staged.join(WEIGHTS));
-    fs::create_dir_all(&folder)?;
+    fs::create_dir_all(&folder).map_err(about(&folder))?;
     let (mut names, mut moves) = (Vec::new(), Vec::<Move>::new());
     for file in checkpoint.files() {
         let mut name = file.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -53,7 +53,7 @@ pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Co
     }
     place::place(&moves, &prepared.plan.source, true, context)?;
     for (from, to) in &moves {
-        prepared.hashes.copied(from, to)?;
+        prepared.hashes.copied(from, to).map_err(about(from))?;
     }
     Ok(names)
 }
@@ -64,7 +64,8 @@ pub(super) fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<(
     match &checkpoint.gguf {
         Some(gguf) => {
             for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
-                fs::write(staged.join(name), text)?;
+                let path = staged.join(name);
+                fs::write(&path, text).map_err(about(&path))?;
             }
         }
         None => {
@@ -98,7 +99,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
         true => place::check_onnx_file(&path, context.force)?,
         false => place::check_onnx_folder(&folder)?,
     }
-    sweep(&folder)?;
+    sweep(&folder).map_err(about(&folder))?;
     let source = open(plan, &context.fetcher, lock)?;
     let start = Instant::now();
     let files = source.checkpoint.files();
@@ -110,11 +111,12 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     };
     if files.iter().all(beside) {
         place::check_onnx_file(&path, context.force)?;
-        write_file(&path, &whole.model.to_bytes()?)?;
+        write_file(&path, &whole.model.to_bytes()?).map_err(about(&path))?;
         return Ok((path, start.elapsed().as_secs_f64()));
     }
-    let staged = StagedDirectory::create(&folder)?;
-    fs::write(staged.path().join(MODEL), whole.model.to_bytes()?)?;
+    let staged = StagedDirectory::create(&folder).map_err(about(&folder))?;
+    let model = staged.path().join(MODEL);
+    fs::write(&model, whole.model.to_bytes()?).map_err(about(&model))?;
     let seconds = start.elapsed().as_secs_f64();
     let data = whole.files.iter();
     let moves: Vec<Move> =

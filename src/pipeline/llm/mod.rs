@@ -13,7 +13,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 
 use super::{Context, Outcome, common_manifest, fetch, place, publish, settings};
-use crate::artifact::{StagedDirectory, sweep};
+use crate::artifact::{StagedDirectory, about, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
@@ -119,7 +119,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let limits = limits(plan)?.clone();
     let folder = context.output.join(&plan.name);
     place::check_engine(&folder)?;
-    sweep(&folder)?;
+    sweep(&folder).map_err(about(&folder))?;
     let mut source = open(plan, &context.fetcher, lock)?;
     source.model.kv_type = kv_type(plan, &source.model)?;
     let reference = match &plan.verify.reference {
@@ -259,7 +259,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     }
     memory::check(&prepared, context)?;
     let start = Instant::now();
-    let staged = StagedDirectory::create(&prepared.folder)?;
+    let staged = StagedDirectory::create(&prepared.folder).map_err(about(&prepared.folder))?;
     let stage = |what: &str| context.progress.event(Event::Stage(&format!("{name}: {what}")));
     let engines = files::emit(&prepared, staged.path())?;
     let count = engines.len();

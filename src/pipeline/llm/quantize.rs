@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use super::calibrate::{self, Divisor};
 use super::{Prepared, Source};
+use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
 use crate::llm::CpuExecutor;
@@ -169,7 +170,7 @@ pub(super) fn write(
 ) -> anyhow::Result<Vec<String>> {
     let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
     let folder = staged.join(WEIGHTS);
-    fs::create_dir_all(&folder)?;
+    fs::create_dir_all(&folder).map_err(about(&folder))?;
     let scales = calibrate::scales(prepared, scheme, staged)?;
     let (mut planned, mut filled) = (Vec::new(), Vec::new());
     let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
@@ -264,7 +265,7 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
     }
     let mut text = serde_json::to_string_pretty(&config)?;
     text.push('\n');
-    Ok(fs::write(&path, text)?)
+    Ok(fs::write(&path, text).map_err(about(&path))?)
 }
 
 /// What it has cost, here or whoever did it: by the checkpoint in floats.

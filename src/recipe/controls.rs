@@ -1,0 +1,36 @@
+//! No text of a recipe holds control characters: they stand in lines that people read as what was fetched, built and
+//! proved, and a line end in one would forge a line. Prompts alone may, since they are what a model reads.
+
+use serde_json::Value;
+
+use super::schema::Recipe;
+use super::{Document, RecipeError};
+
+/// Refuses the first text that holds a control character.
+pub(super) fn check(document: &Document, recipe: &Recipe) -> Result<(), RecipeError> {
+    // What is not a number (`.nan`) becomes null here, and is refused by its own check.
+    let Ok(value) = serde_json::to_value(recipe) else { return Ok(()) };
+    let mut field = Vec::new();
+    let Some(character) = find(&value, &mut field) else { return Ok(()) };
+    // The text itself is left out: an address may hold a password.
+    let message = format!("`{}` holds a control character (U+{:04X})", field.join("."), u32::from(character));
+    let keys: Vec<&str> = field.iter().map(String::as_str).collect();
+    Err(document.error(&keys, &message, Some("write names and addresses in one line, without tabs")))
+}
+
+/// The first control character below `value`, with the keys that lead to it left in `field`.
+fn find(value: &Value, field: &mut Vec<String>) -> Option<char> {
+    match value {
+        Value::String(text) => text.chars().find(|character| character.is_control()),
+        Value::Array(entries) => entries.iter().find_map(|entry| find(entry, field)),
+        Value::Object(entries) => entries.iter().filter(|(key, _)| *key != "prompts").find_map(|(key, entry)| {
+            field.push(key.clone());
+            let found = key.chars().find(|character| character.is_control()).or_else(|| find(entry, field));
+            if found.is_none() {
+                field.pop();
+            }
+            found
+        }),
+        Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    }
+}
