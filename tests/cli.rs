@@ -269,7 +269,8 @@ fn verify_says_what_it_found_where_it_cannot_keep_it() {
     let verify = || output(watus(scratch.path()).args(["verify", "engines/tiny"]));
     let (code, stdout, stderr) = verify();
     assert_eq!((code, stdout.contains("ok   tiny: signature")), (0, true), "{stdout}{stderr}");
-    let warned = |stderr: &str| stderr.contains("warning: the report is not kept: cannot write engines/tiny/verify.json");
+    let warned =
+        |stderr: &str| stderr.contains("warning: the report is not kept: cannot write engines/tiny/verify.json");
     assert!(warned(&stderr), "{stderr}");
     fs::write(engine.join("model.onnx"), "x").unwrap();
     let (code, stdout, stderr) = verify();

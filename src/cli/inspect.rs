@@ -17,7 +17,8 @@ use crate::onnx::{Model, Summary};
 use crate::progress::Silent;
 use crate::verify::{Report, Status};
 
-const IS_NOT: &str = "neither an ONNX model (.onnx), a PyTorch checkpoint (.pt), an engine directory nor a TensorRT plan";
+const IS_NOT: &str =
+    "neither an ONNX model (.onnx), a PyTorch checkpoint (.pt), an engine directory nor a TensorRT plan";
 
 /// Look inside an ONNX model, an engine directory or a plan
 #[derive(Debug, clap::Args)]
@@ -192,10 +193,7 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
 /// The layers of an engine directory's one engine, if its files are what they were.
 fn layers_of(manifest: &Manifest, folder: &Path) -> anyhow::Result<()> {
     if manifest.llm.is_some() {
-        bail!(
-            "a language model has many engines: name one, e.g. {}",
-            folder.join("engines/head-r1.engine").display()
-        );
+        bail!("a language model has many engines: name one, e.g. {}", folder.join("engines/head-r1.engine").display());
     }
     manifest.check(folder, false, &Silent)?;
     layers(&folder.join(&manifest.engine))

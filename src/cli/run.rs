@@ -272,9 +272,9 @@ mod tests {
 
     #[test]
     fn labels_stay_in_their_line() {
-        for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")] {
-            let answer =
-                Answer { label: label.to_owned(), class: 0, probability: 0.5, value: None, top: Vec::new() };
+        for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")]
+        {
+            let answer = Answer { label: label.to_owned(), class: 0, probability: 0.5, value: None, top: Vec::new() };
             assert_eq!(said(&answer), format!("{shown} (50.0 %)"));
             let valued = Answer { value: Some(3.0), ..answer };
             assert_eq!(said(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));

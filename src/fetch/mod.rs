@@ -211,7 +211,10 @@ impl Fetcher {
             return Err(FetchError::UnsafeName { name: address::shown(url), file: name.to_owned() });
         }
         let target = self.cache.join("url").join(sha256.to_ascii_lowercase()).join(name);
-        if target.exists() && self.rehash && sha256_file(&target).map_err(about(&target))? != sha256.to_ascii_lowercase() {
+        if target.exists()
+            && self.rehash
+            && sha256_file(&target).map_err(about(&target))? != sha256.to_ascii_lowercase()
+        {
             fs::remove_file(&target).map_err(about(&target))?;
         }
         if !target.exists() {
