@@ -8,7 +8,7 @@
 shape as GPTQ (4 bits, groups of 128, zero points), GGUF in float16, GGUF in Q4_0 with its output matrix in Q6_K, as
 llama-quantize makes it. `build` builds and proves engines of the first two, of the second also with keys and values in 8
 bits. `measure` runs llama-bench (flash attention, all layers on the GPU; keys and values in Q8_0 beside ours in 8 bits) after
-128, 1024 and 2048 tokens and prompts of 512, llama-batched-bench with 1 and 4 sequences, and `watus-build bench --compare`
+128, 1024 and 2048 tokens and prompts of 1 to 2048, llama-batched-bench with 1 and 4 sequences, and `watus-build bench --compare`
 with their results: tables, and charts in DIR.
 """
 
@@ -24,7 +24,8 @@ import torch
 import llm_vs_peers as model
 
 GROUP, BITS = 128, 4
-PROMPT, CONTEXTS, TOKENS = 512, (128, 1024, 2048), 64
+PROMPTS = (1, 8, 16, 17, 24, 32, 33, 48, 61, 64, 65, 128, 256, 512, 1024, 2048)
+CONTEXTS, TOKENS = (128, 1024, 2048), 64
 # Engine directory: checkpoint, GGUF, how keys and values are kept here and there.
 RUNS = {"m7b": ("m7b", "m7b.gguf", "auto", "f16"), "m7b-int4": ("m7b-int4", "m7b-q4_0.gguf", "auto", "f16"),
         "m7b-int4-kv8": ("m7b-int4", "m7b-q4_0.gguf", "int8", "q8_0")}
@@ -89,8 +90,9 @@ def q4_0(path, layers):
                        (writer.add_head_count_kv, shape["num_key_value_heads"]),
                        (writer.add_rope_freq_base, model.CONFIG["rope_theta"]), (writer.add_layer_norm_rms_eps, 1e-5),
                        (writer.add_vocab_size, shape["vocab_size"]), (writer.add_rope_dimension_count, model.HEAD),
-                       (writer.add_tokenizer_model, "no_vocab"), (writer.add_file_type, 2)):
+                       (writer.add_file_type, 2)):
         add(value)
+    model.gguf_vocabulary(writer)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     types = gguf.GGMLQuantizationType
 
@@ -138,15 +140,15 @@ def measure(args):
     for name, (_, gguf_file, _, cache) in RUNS.items():
         results = [args.work / f"{name}-llama.json", args.work / f"{name}-batched.jsonl"]
         common = ["-m", args.work / gguf_file, "-ngl", 99, "-ctk", cache, "-ctv", cache]
-        depths = ",".join(map(str, CONTEXTS))
-        prompts = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", PROMPT, "-n", 0, "-r", 3, "-o", "json")
+        lengths, depths = ",".join(map(str, PROMPTS)), ",".join(map(str, CONTEXTS))
+        prompts = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", lengths, "-n", 0, "-r", 5, "-o", "json")
         answers = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", 0, "-n", TOKENS, "-d", depths, "-r", 3, "-o", "json")
         results[0].write_text(json.dumps(json.loads(prompts) + json.loads(answers)))
         ends = f"{CONTEXTS[0]},{CONTEXTS[-1]}"
         batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 9216, "-npp", ends, "-ntg", TOKENS,
                       "-npl", "1,4", "--output-format", "jsonl")
         results[1].write_text("\n".join(line for line in batched.splitlines() if line.startswith("{")))
-        print(run(args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", PROMPT, "--contexts", depths,
+        print(run(args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", lengths, "--contexts", depths,
                   "--chart", args.work / f"{name}.svg", "--compare", *results), flush=True)
 
 

@@ -54,6 +54,19 @@ def tokenizer(folder):
     (folder / "tokenizer.json").write_text(json.dumps(document))
 
 
+def gguf_vocabulary(writer):
+    """As many made-up words in a GGUF, after the three and the 256 bytes that llama.cpp looks for: llama-server wants them."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    kinds = [2, 3, 3] + 256 * [6] + (SHAPE["vocab_size"] - len(words)) * [1]
+    words += [f"\u2581w{index}" for index in range(len(words), SHAPE["vocab_size"])]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(words)
+    writer.add_token_scores([0.0] * len(words))
+    writer.add_token_types(kinds)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+
+
 def make(folder, gguf_file, layers):
     """The checkpoint with its first `layers` layers; also as GGUF, if asked for."""
     from safetensors.torch import save_file
@@ -76,8 +89,9 @@ def make(folder, gguf_file, layers):
                            (writer.add_head_count_kv, SHAPE["num_key_value_heads"]),
                            (writer.add_rope_freq_base, CONFIG["rope_theta"]), (writer.add_layer_norm_rms_eps, 1e-5),
                            (writer.add_vocab_size, SHAPE["vocab_size"]), (writer.add_rope_dimension_count, HEAD),
-                           (writer.add_tokenizer_model, "no_vocab"), (writer.add_file_type, 1)):
+                           (writer.add_file_type, 1)):
             add(value)
+        gguf_vocabulary(writer)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers)
     index = {}
     outer = {"model.embed_tokens.weight": random(SHAPE["vocab_size"], SHAPE["hidden_size"]),

@@ -83,8 +83,8 @@ const WORDS_LIMIT: usize = 64 * 1024;
 const LINE_LIMIT: usize = 500;
 /// How often it is asked whether an answer is still wanted.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Times the limit, by the clock, for a child that hardly gets the processor.
-const STARVED: u32 = 8;
+/// Times the limit, by the clock, for a child that hardly gets the processor: others may wait for it.
+const STARVED: u32 = 3;
 /// How long a child that closed its output may take to be gone.
 const GRACE: Duration = Duration::from_secs(1);
 /// Stack of the child's working thread: recursion over a deep graph fits.

@@ -65,6 +65,9 @@ VersionInfo header_version();
 VersionInfo library_version(rust::Str core_path);
 std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path);
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
+// What RTX compiled when engines were loaded and first run: from an earlier process, and so far.
+void take_over_kernels(bool tf32, rust::Slice<uint8_t const> kernels);
+rust::Vec<uint8_t> kernels_so_far(bool tf32);
 std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
                                    bool shared_scratch);
 

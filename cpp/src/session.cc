@@ -1,4 +1,7 @@
 // A serialized engine on the GPU: its inputs and outputs, and one enqueue at a time.
+#include <algorithm>
+#include <iterator>
+
 #include "internal.h"
 #include "watus-build/src/backend/tensorrt/ffi.rs.h"
 
@@ -45,6 +48,18 @@ std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t c
     log.fail("TensorRT cannot create an execution context");
   }
   return std::make_unique<Session>(std::move(parts));
+}
+
+void take_over_kernels(bool tf32, rust::Slice<uint8_t const> kernels) {
+  compat::take_over_kernels(tf32, kernels.data(), kernels.size());
+}
+
+rust::Vec<uint8_t> kernels_so_far(bool tf32) {
+  auto const kernels = compat::kernels_so_far(tf32);
+  rust::Vec<uint8_t> out;
+  out.reserve(kernels.size());
+  std::copy(kernels.begin(), kernels.end(), std::back_inserter(out));
+  return out;
 }
 
 rust::Vec<IoTensor> Session::io() const {

@@ -50,8 +50,9 @@ pub(super) struct Args {
     /// Untimed runs before
     #[arg(long, default_value_t = 20, value_parser = within(0..=RUNS))]
     warmup: usize,
-    /// Language models: prompt lengths
-    #[arg(long, value_delimiter = ',', default_value = "128,512,2048", value_name = "N,…")]
+    /// Language models: prompt lengths; a spoken turn is 10 to 60 tokens
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(default_value = "1,8,16,17,24,32,33,48,61,64,65,128,256,512,1024,2048")]
     #[arg(value_parser = within(1..=TOKENS))]
     lengths: Vec<usize>,
     /// Language models: tokens in the cache when decoding begins

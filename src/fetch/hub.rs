@@ -171,7 +171,8 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
         return Err(bad("the commit is not a hash"));
     }
     let mut files = BTreeMap::new();
-    for sibling in info.siblings {
+    // macOS leaves an "Icon\r"; nobody selects such a file, and its name would forge lines.
+    for sibling in info.siblings.into_iter().filter(|sibling| !sibling.rfilename.contains(char::is_control)) {
         if !is_file_name(&sibling.rfilename) {
             return Err(FetchError::UnsafeName { name, file: sibling.rfilename });
         }

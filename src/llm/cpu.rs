@@ -1,7 +1,7 @@
 //! The CPU executor: the layer graphs in float32 on rten. It is the judge in `verify` and answers where there is no GPU.
 //!
-//! Weights are widened once and kept where memory allows, else layer by layer at every pass. Graphs are emitted when
-//! their shape is first met.
+//! Weights are widened once and kept where memory allows, else layer by layer at every pass. Graphs are emitted when their
+//! shape is first met. What passes take is measured when a model is loaded.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
 use super::host::{self, Embedding, Floats};
+use super::passes::{Size, Sizes};
 use crate::backend::cpu::{Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
@@ -17,8 +18,10 @@ use crate::convert::{LayerShape, Transformer, head_graph, layer_graph, observed_
 use crate::memory::Memory;
 use crate::tensor::DType;
 
-/// Tokens a pass takes at once; the last pass of a prompt is padded to the next of these.
-const CHUNKS: [usize; 4] = [1, 8, 32, 128];
+/// Tokens a pass takes at once. Which of them a prompt is cut into is measured, see `passes`.
+const CHUNKS: [usize; 8] = [1, 2, 4, 8, 16, 32, 64, 128];
+/// Timed passes of each, the fastest of which counts.
+const ROUNDS: usize = 2;
 /// Cached positions a graph is made for: powers of two from here.
 const SMALLEST_CACHE: usize = 64;
 /// Widened weights may take this share of the available memory.
@@ -60,6 +63,8 @@ pub struct CpuExecutor {
     caches: Vec<Vec<Cache>>,
     /// Steps to compute when they are collected.
     launched: Vec<Step>,
+    /// What prompts are cut into.
+    sizes: Sizes,
     max_len: usize,
 }
 
@@ -88,6 +93,7 @@ impl CpuExecutor {
             heads: HashMap::new(),
             caches,
             launched: Vec::new(),
+            sizes: Sizes::new(Vec::new()),
             max_len,
             model,
             checkpoint,
@@ -96,7 +102,28 @@ impl CpuExecutor {
             executor.resident =
                 (0..executor.model.layers.len()).map(|index| executor.widen(index)).collect::<Result<_, _>>()?;
         }
+        executor.sizes = executor.measure()?;
         Ok(executor)
+    }
+
+    /// What passes of each size take, told from one layer.
+    fn measure(&mut self) -> Result<Sizes, LlmError> {
+        let chunks = CHUNKS.into_iter().filter(|chunk| *chunk == 1 || chunk / 2 < self.max_len);
+        let mut best: Vec<(usize, f64)> = chunks.map(|chunk| (chunk, f64::INFINITY)).collect();
+        for round in 0..=ROUNDS {
+            for (chunk, best) in &mut best {
+                let tokens = vec![0; *chunk];
+                let start = Instant::now();
+                self.forward((0, 1), 0, &tokens, *chunk)?;
+                // At first its graph is made.
+                if round > 0 {
+                    *best = best.min(start.elapsed().as_secs_f64());
+                }
+            }
+        }
+        self.release(0);
+        let sizes = best.into_iter().map(|(tokens, seconds)| Size { tokens, seconds: vec![(0, seconds)] });
+        Ok(Sizes::new(sizes.collect()))
     }
 
     fn widen(&self, index: usize) -> Result<Layer, LlmError> {
@@ -116,9 +143,15 @@ impl CpuExecutor {
         Ok(sums)
     }
 
-    /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
+    /// Runs the first `layers` over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
     /// the new keys and values.
-    fn forward(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
+    fn forward(
+        &mut self,
+        (slot, layers): (usize, usize),
+        position: usize,
+        tokens: &[u32],
+        chunk: usize,
+    ) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());
         let cache = if position == 0 { 0 } else { capacity_for(position) };
         let shape = LayerShape { batch: 1, chunk, cache };
@@ -136,7 +169,7 @@ impl CpuExecutor {
         let tables: Vec<(Vec<f32>, Vec<f32>)> =
             self.model.ropes.iter().map(|rope| rope.tables(position..position + chunk)).collect();
         let mut masks: HashMap<Option<usize>, Vec<f32>> = HashMap::new();
-        for index in 0..self.model.layers.len() {
+        for index in 0..layers.min(self.model.layers.len()) {
             let kind = self.model.layers[index];
             let sight = Sight { group, chunk, cache, cached: position, window: kind.window };
             let mask = masks.entry(kind.window).or_insert_with(|| sight.mask());
@@ -263,18 +296,18 @@ impl Executor for CpuExecutor {
         self.model.vocab_size
     }
 
-    fn pass(&self, remaining: usize) -> usize {
-        remaining.min(CHUNKS[CHUNKS.len() - 1])
+    fn pass(&self, position: usize, remaining: usize) -> usize {
+        self.sizes.next(position, remaining, capacity_for).min(remaining)
     }
 
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
         check(self, slot, position, tokens)?;
-        let largest = CHUNKS[CHUNKS.len() - 1];
         let (mut logits, mut done) = (Vec::new(), 0);
+        let layers = self.model.layers.len();
         while done < tokens.len() {
-            let count = (tokens.len() - done).min(largest);
-            let chunk = CHUNKS.into_iter().find(|chunk| *chunk >= count).unwrap_or(largest);
-            let hidden = self.forward(slot, position + done, &tokens[done..done + count], chunk)?;
+            let chunk = self.sizes.next(position + done, tokens.len() - done, capacity_for);
+            let count = chunk.min(tokens.len() - done);
+            let hidden = self.forward((slot, layers), position + done, &tokens[done..done + count], chunk)?;
             done += count;
             let size = self.model.hidden_size;
             match rows {

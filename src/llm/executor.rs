@@ -103,8 +103,9 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// How many of `remaining` prompt tokens one pass takes.
-    fn pass(&self, remaining: usize) -> usize;
+    /// How many of `remaining` prompt tokens to take next, after `position` that are held: those of one pass, or of some
+    /// short ones.
+    fn pass(&self, position: usize, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
     /// Begins to continue several sequences, each in a slot of its own, by one token. Until [`Executor::collect`] nothing

@@ -45,6 +45,8 @@ struct Slot {
 
 /// Copying fewer positions than this from another slot is not worth its trouble.
 const WORTH_COPYING: usize = 16;
+/// Prompt tokens a pass takes at most while other answers wait for their next token.
+const BESIDE: usize = 512;
 /// What a cached position that is overwritten counts, against one that is reused.
 const LOSS: usize = 4;
 
@@ -279,10 +281,12 @@ impl Generator {
 
     /// One pass of a slot's prompt; after the last, the first token.
     fn read(&mut self, slot: usize) -> Result<(), LlmError> {
+        let beside = self.slots.iter().flat_map(|slot| &slot.active).any(Active::goes_on);
         let Slot { tokens, active: Some(active), .. } = &mut self.slots[slot] else { return Ok(()) };
         let done = tokens.len();
         let remaining = active.prompt.len() - done;
-        let count = self.executor.pass(remaining).clamp(1, remaining);
+        let most = if beside { remaining.min(BESIDE) } else { remaining };
+        let count = self.executor.pass(done, most).clamp(1, most);
         let rows = if count == remaining { Rows::Last } else { Rows::None };
         let new = &active.prompt[done..done + count];
         let mut logits = self.executor.prefill(slot, done, new, rows)?;

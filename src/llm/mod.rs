@@ -1,7 +1,7 @@
 //! Language models at run time: tokens, weights, caches, sampling, text.
 //!
-//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines. [`Generator`] makes
-//! answers with one, `text/` is the way from words to tokens and back, `model.rs` opens an engine directory.
+//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines; `passes.rs` cuts prompts
+//! for both. [`Generator`] makes answers with one, `text/` is the way from words to tokens and back, `model.rs` opens an engine directory.
 
 mod cpu;
 mod executor;
@@ -10,6 +10,7 @@ mod gpu;
 mod grammar;
 mod host;
 pub mod model;
+mod passes;
 mod queue;
 mod request;
 mod sampler;

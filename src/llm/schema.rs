@@ -31,6 +31,8 @@ const ALL_PROPERTIES: usize = 2000;
 const ALTERNATIVES: usize = 256;
 /// What the alternatives within one `allOf` multiply to.
 const PRODUCT: usize = 256;
+/// The same of all of a schema's.
+const ALL_PRODUCTS: usize = 1024;
 /// Patterns of one object: each is compared with every other.
 const PATTERNS: usize = 16;
 /// Bytes of one pattern.
@@ -47,7 +49,7 @@ const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 /// Refuses what would take too long to compile or to follow.
 pub fn check(schema: &Value) -> Result<(), SchemaError> {
     size(schema)?;
-    let mut walk = Walk { root: schema, heights: HashMap::new(), targets: Vec::new(), properties: 0 };
+    let mut walk = Walk { root: schema, heights: HashMap::new(), targets: Vec::new(), properties: 0, products: 0 };
     walk.schema(schema, "#", 0)?;
     let mut colours = HashMap::new();
     for target in std::mem::take(&mut walk.targets) {
@@ -93,8 +95,9 @@ struct Walk<'a> {
     /// followed: what leads back to itself is as deep as the answer makes it.
     heights: HashMap<String, Option<usize>>,
     targets: Vec<String>,
-    /// Properties so far.
+    /// Properties so far, and what has been multiplied out.
     properties: usize,
+    products: usize,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -112,7 +115,10 @@ impl<'a> Walk<'a> {
         if depth > DEPTH {
             return error(path, format!("schemas and references are nested deeper than {DEPTH}"));
         }
-        counts(object, path)?;
+        self.products += counts(object, path)?;
+        if self.products > ALL_PRODUCTS {
+            return error(path, format!("the alternatives within all allOf make more than {ALL_PRODUCTS}"));
+        }
         if let Some(reference) = object.get("$ref") {
             let reference = reference.as_str().unwrap_or_default();
             let target = self.target(reference, path)?;
@@ -191,8 +197,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The bounds of one schema's own keywords.
-fn counts(object: &Map<String, Value>, path: &str) -> Result<(), SchemaError> {
+/// The bounds of one schema's own keywords; returns what its `allOf` multiplies to, if it multiplies.
+fn counts(object: &Map<String, Value>, path: &str) -> Result<usize, SchemaError> {
     let length = |keyword: &str| match object.get(keyword) {
         Some(Value::Object(map)) => map.len(),
         Some(Value::Array(list)) => list.len(),
@@ -225,7 +231,7 @@ fn counts(object: &Map<String, Value>, path: &str) -> Result<(), SchemaError> {
         Some(longest) if longest > PATTERN_BYTES => {
             error(path, format!("a pattern has {longest} bytes; {PATTERN_BYTES} are the most"))
         }
-        _ => Ok(()),
+        _ => Ok(if product > 1 { product } else { 0 }),
     }
 }
 
@@ -311,6 +317,10 @@ mod tests {
         refused(&json!({"type": "object", "properties": nested}), "2000 properties in all");
         let wide = json!({"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "integer"}]});
         refused(&json!({"allOf": vec![wide; 12]}), "make 531441 together");
+        let two: Vec<Value> = (0..16).map(|at| json!({"properties": {format!("p{at}"): {"type": "string"}}})).collect();
+        let two = json!({"allOf": [{"anyOf": two}, {"anyOf": two}]});
+        let many_times: Map<String, Value> = (0..12).map(|at| (format!("k{at}"), two.clone())).collect();
+        refused(&json!({"type": "object", "properties": many_times}), "make more than 1024");
         refused(&json!({"properties": {"k".repeat(10_000): {"anyOf": vec![json!({}); 300]}}}), "anyOf has 300");
         assert_eq!(check(&json!({"type": "object", "properties": many(256)})), Ok(()));
     }

@@ -1,11 +1,14 @@
-//! Which static shapes an engine directory holds, and which of them a pass uses.
+//! Which static shapes an engine directory holds.
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::tensorrt::Family;
 use crate::convert::LayerShape;
 
-/// Prompt tokens taken at once.
+/// Prompt tokens taken at once. Which of them a prompt is cut into is measured; see `passes`.
 const CHUNKS: [usize; 3] = [16, 128, 512];
+/// The same where an engine is built in a moment: what a person says in one breath is 10 to 60 tokens.
+const MANY_CHUNKS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
 /// The smallest cache an engine is built for; larger ones double up to the longest sequence.
 const SMALLEST_CACHE: usize = 512;
 /// Cache lengths are multiples of this, which keeps every slot aligned.
@@ -29,16 +32,15 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Shapes for `slots` sequences of `max_len` tokens, prompts up to `max_input`.
-    pub fn new(slots: usize, max_input: usize, max_len: usize) -> Self {
+    /// Shapes for `slots` sequences of `max_len` tokens, prompts up to `max_input`, with `family`'s builder.
+    pub fn new(slots: usize, (max_input, max_len): (usize, usize), family: Family) -> Self {
         let longest = max_len.next_multiple_of(CACHE_STEP);
         let doubling = std::iter::successors(Some(SMALLEST_CACHE), |cache| cache.checked_mul(2));
         let mut caches: Vec<usize> = doubling.take_while(|cache| *cache < longest).collect();
         caches.push(longest);
-        let mut chunks: Vec<usize> = CHUNKS.into_iter().take_while(|chunk| *chunk < max_input).collect();
-        if let Some(next) = CHUNKS.get(chunks.len()) {
-            chunks.push(*next);
-        }
+        let all: &[usize] = if family == Family::Rtx { &MANY_CHUNKS } else { &CHUNKS };
+        let mut chunks: Vec<usize> = all.iter().copied().take_while(|chunk| *chunk < max_input).collect();
+        chunks.extend(all.get(chunks.len()));
         let mut steps: Vec<(usize, usize)> = PADDINGS.into_iter().map(|padding| (1, padding)).collect();
         if slots > 1 {
             steps.extend(
@@ -73,18 +75,6 @@ impl Shapes {
         let enough = self.caches.iter().find(|cache| **cache >= positions);
         enough.or(self.caches.last()).copied().unwrap_or(self.max_len)
     }
-
-    /// The pass for `remaining` prompt tokens: the largest that is filled, else the smallest that holds them.
-    pub fn chunk_for(&self, remaining: usize) -> usize {
-        let holds = self.chunks.iter().find(|chunk| **chunk >= remaining);
-        let filled = self.chunks.iter().rev().find(|chunk| **chunk <= remaining);
-        match (holds, filled) {
-            // Padding to less than twice the tokens is cheaper than two passes.
-            (Some(holds), Some(filled)) if 2 * remaining <= *holds => *filled,
-            (Some(holds), _) => *holds,
-            (None, filled) => filled.or(self.chunks.last()).copied().unwrap_or(1),
-        }
-    }
 }
 
 /// File stem of a layer's engine.
@@ -103,15 +93,14 @@ mod tests {
 
     #[test]
     fn shapes_cover_what_is_asked() {
-        let shapes = Shapes::new(4, 2048, 2560);
+        let shapes = Shapes::new(4, (2048, 2560), Family::Enterprise);
         assert_eq!(shapes.caches, [512, 1024, 2048, 2560]);
         assert_eq!(shapes.chunks, [16, 128, 512]);
         assert_eq!(shapes.steps, [(1, 1), (1, 4), (1, 8), (4, 1)]);
         assert_eq!(shapes.layers().len(), 3 * 5 + 4 * 4);
         assert_eq!([1, 512, 513, 2560].map(|n| shapes.cache_for(n)), [512, 512, 1024, 2560]);
-        // 20 tokens: 16 and 4 more; 100: once 128; 300: 128, 128, 44 more.
-        assert_eq!([1, 16, 20, 100, 300, 600].map(|n| shapes.chunk_for(n)), [16, 16, 16, 128, 512, 512]);
-        let small = Shapes::new(1, 8, 40);
+        assert_eq!(Shapes::new(1, (200, 300), Family::Rtx).chunks, [16, 32, 64, 128, 256]);
+        let small = Shapes::new(1, (8, 40), Family::Rtx);
         assert_eq!((small.caches, small.chunks, small.steps), (vec![64], vec![16], vec![(1, 1), (1, 4), (1, 8)]));
     }
 }

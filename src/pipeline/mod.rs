@@ -99,7 +99,7 @@ pub struct Prepared {
 /// Fetches the source and decides what a build would do.
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let folder = context.output.join(&plan.name);
-    place::check_engine(&folder)?;
+    place::check_at_first(&folder)?;
     sweep(&folder).map_err(about(&folder))?;
     let fetched = fetch(plan, &context.fetcher, lock)?;
     let pictures = fetch_pictures(plan, &context.fetcher, lock)?;
@@ -136,6 +136,9 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     prepared.key = settings::key(&prepared)?;
     if prepared.stale.is_none() {
         prepared.stale = settings::staleness(&prepared.folder, &prepared.key, &mut sha256_file);
+    }
+    if prepared.stale.is_some() {
+        place::check_engine(&prepared.folder)?;
     }
     Ok(prepared)
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::fs::ioctl_ficlone;
 
 use super::Context;
-use crate::artifact::free_space;
+use crate::artifact::{about, free_space, sweep};
 use crate::backend::BackendError;
 use crate::fetch::Hashes;
 use crate::llm::model::{ENGINES, WEIGHTS};
@@ -46,6 +46,11 @@ fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
     names.with_context(|| format!("cannot read {}", folder.display()))
 }
 
+/// The same before anything is known of what a build would do: an engine directory may stay as it is, whatever else is in it.
+pub(super) fn check_at_first(place: &Path) -> anyhow::Result<()> {
+    if Manifest::load(place).is_ok() { Ok(()) } else { check_engine(place) }
+}
+
 /// Refuses a place for an engine directory that holds anything but one: before work begins, and before it is published.
 pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
@@ -55,6 +60,8 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     if !metadata.is_dir() {
         return Err(occupied(place, "is a file, and an engine directory is to go there", ""));
     }
+    // What a `verify` that was killed has left.
+    sweep(&place.join(REPORT_FILE)).map_err(about(place))?;
     let mut found = Vec::new();
     list(place, place, &mut found)?;
     let manifest = look(&place.join(FILE))?.is_some_and(|metadata| metadata.is_file());
@@ -63,7 +70,13 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     }
     let strange = match Manifest::load(place) {
         Ok(manifest) => {
-            found.into_iter().find(|name| name != FILE && name != REPORT_FILE && !manifest.files.contains_key(name))
+            // `strip` puts a plan beside an engine.
+            let plan = |name: &str| {
+                let stem = name.strip_suffix(".plan");
+                stem.is_some_and(|stem| manifest.files.contains_key(&format!("{stem}.engine")))
+            };
+            let ours = |name: &str| name == FILE || name == REPORT_FILE || manifest.files.contains_key(name);
+            found.into_iter().find(|name| !ours(name) && !plan(name))
         }
         Err(_) if manifest && is_damaged_engine(place) => found.into_iter().find(|name| !is_our_name(place, name)),
         Err(_) => return Err(occupied(place, "is a folder that is no engine directory", "")),

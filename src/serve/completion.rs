@@ -14,6 +14,8 @@ pub(super) struct CompletionRequest {
     pub(super) prompt: Option<InPrompt>,
     logprobs: Option<i64>,
     suffix: Option<String>,
+    /// vLLM's.
+    add_special_tokens: Option<bool>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -33,6 +35,11 @@ impl CompletionRequest {
     pub(super) fn refuse(&self) -> Result<(), ApiError> {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(ApiError::unsupported("suffix", "this server continues texts, it does not fill gaps"));
+        }
+        if self.add_special_tokens == Some(false) {
+            let message = "texts get the model's own first token, lists of tokens are taken as they are: \
+                           add_special_tokens must be true";
+            return Err(ApiError::unsupported("add_special_tokens", message));
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ const THINKING: &str = "use reasoning_effort, or chat_template_kwargs with enabl
 const ONE: &str = "this server gives one answer to a request";
 const WORDS: &str = "this server takes and gives words";
 
-const FIELDS: [Field; 67] = [
+const FIELDS: [Field; 66] = [
     ("guided_json", &[], SCHEMA),
     ("guided_regex", &[], SCHEMA),
     ("guided_choice", &[], SCHEMA),
@@ -75,7 +75,6 @@ const FIELDS: [Field; 67] = [
     ("continue_final_message", &["false"], TEMPLATE),
     ("continue_assistant_turn", &["false"], TEMPLATE),
     ("add_generation_prompt", &["true"], TEMPLATE),
-    ("add_special_tokens", &["true"], TEMPLATE),
     ("enable_thinking", &[], THINKING),
     ("thinking", &[], THINKING),
     ("thinking_budget", &[], THINKING),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -26,6 +26,8 @@ use super::log::Record;
 pub(super) struct Client {
     /// By address, key and, where it is given, the user the client asks for: whose turn it is.
     pub(super) turn: u64,
+    /// By address and key.
+    pub(super) source: u64,
     /// By key and user: what is cached of one's prompts is for the same alone. What a client says of itself narrows this,
     /// and a key it does not know cannot be said.
     pub(super) scope: u64,
@@ -36,7 +38,12 @@ impl Client {
         static SEED: OnceLock<RandomState> = OnceLock::new();
         let seed = SEED.get_or_init(RandomState::new);
         let (key, user) = (key(&parts.headers), user.map(Value::to_string));
-        Self { turn: seed.hash_one((parts.extensions.get::<Peer>(), key, &user)), scope: seed.hash_one((key, &user)) }
+        let peer = parts.extensions.get::<Peer>();
+        Self {
+            turn: seed.hash_one((peer, key, &user)),
+            source: seed.hash_one((peer, key)),
+            scope: seed.hash_one((key, &user)),
+        }
     }
 }
 
@@ -70,16 +77,23 @@ pub(super) async fn identify(mut request: Request, next: Next) -> Response {
 pub(super) async fn forwarded(Shared(app): Shared<Arc<App>>, mut request: Request, next: Next) -> Response {
     let trusted = |peer: &Peer| app.proxies.contains(&peer.0.to_canonical());
     if request.extensions().get::<Peer>().is_some_and(trusted) {
-        let lists = request.headers().get_all("x-forwarded-for").iter().filter_map(|list| list.to_str().ok());
-        let addresses = lists.flat_map(|list| list.split(',')).map(|address| address.trim().parse::<IpAddr>());
+        let lists =
+            request.headers().get_all("x-forwarded-for").iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
         // What stands before an entry that is no address was not written by a proxy of ours.
-        let known: Vec<Option<Peer>> = addresses.map(|address| address.ok().map(Peer)).collect();
+        let known: Vec<Option<Peer>> = lists.map(|entry| address(entry).map(Peer)).collect();
         let first_strange = known.into_iter().rev().find(|peer| peer.is_none_or(|peer| !trusted(&peer))).flatten();
         if let Some(client) = first_strange {
             request.extensions_mut().insert(client);
         }
     }
     next.run(request).await
+}
+
+/// An address as proxies write it, with a port or without.
+fn address(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry).ok()?.trim();
+    let with_port = || entry.parse::<SocketAddr>().ok().map(|address| address.ip());
+    entry.parse().ok().or_else(with_port)
 }
 
 /// Counts responses; logs those that no handler does, errors alone.
@@ -325,6 +339,21 @@ mod tests {
         assert!(reached.has("robot") && reached.has("10.0.0.7:8080"));
         let named = Hosts::new(IpAddr::from([10, 0, 0, 7]), &["robot".to_owned()]);
         assert!(named.has("10.0.0.7:8080") && named.has("robot") && !named.has("evil.example"));
+    }
+
+    #[test]
+    fn addresses_are_read_as_proxies_write_them() {
+        for (entry, read) in [
+            ("10.0.0.1", Some("10.0.0.1")),
+            (" 10.0.0.1:8080 ", Some("10.0.0.1")),
+            ("[::1]:80", Some("::1")),
+            ("::1", Some("::1")),
+            ("unknown", None),
+            ("", None),
+        ] {
+            assert_eq!(address(entry.as_bytes()), read.map(|read| read.parse().unwrap()), "{entry}");
+        }
+        assert_eq!(address(b"\xff"), None);
     }
 
     #[test]

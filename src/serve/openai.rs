@@ -155,6 +155,8 @@ pub(super) struct ChatRequest {
     response_format: Option<Value>,
     reasoning_effort: Option<String>,
     chat_template_kwargs: Option<Map<String, Value>>,
+    /// vLLM's: tokens beside those of the template.
+    add_special_tokens: Option<bool>,
     functions: Option<Value>,
     function_call: Option<Value>,
     modalities: Option<Vec<String>>,
@@ -320,6 +322,11 @@ impl ChatRequest {
         if speaks || self.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
             return Err(ApiError::unsupported("modalities", "this model answers in text"));
         }
+        if self.add_special_tokens == Some(true) {
+            let message =
+                "the chat template says which special tokens a conversation has: add_special_tokens must be false";
+            return Err(ApiError::unsupported("add_special_tokens", message));
+        }
         if self.web_search_options.as_ref().is_some_and(|options| !options.is_null()) {
             return Err(ApiError::unsupported("web_search_options", "this server does not search the web"));
         }
@@ -378,6 +385,7 @@ mod tests {
             (r#"{"logprobs": true, "top_logprobs": 21}"#, "top_logprobs"),
             (r#"{"modalities": ["audio"]}"#, "modalities"),
             (r#"{"functions": []}"#, "functions"),
+            (r#"{"add_special_tokens": true}"#, "add_special_tokens"),
             (r#"{"tools": [{"type": "web_search"}]}"#, "tools[0]"),
             (r#"{"tools": [{"type": "function", "function": {"name": "a b"}}]}"#, "tools[0]"),
             (

@@ -1,4 +1,7 @@
 //! A few permits for what many would like to hold: the next is for whoever holds fewest, of these for the one who came first.
+//!
+//! Whoever asks is known by two numbers: where he comes from, and which of its clients he says he is. What he says makes him
+//! somebody else only among his own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,31 +15,37 @@ pub(super) struct Permits(Arc<Mutex<Inner>>);
 #[derive(Debug)]
 struct Inner {
     free: usize,
-    /// By client; nobody with none.
-    held: HashMap<u64, usize>,
-    waiting: Vec<(u64, oneshot::Sender<Permit>)>,
+    /// By source, and by source and client; nobody with none.
+    held: HashMap<(u64, Option<u64>), usize>,
+    waiting: Vec<([u64; 2], oneshot::Sender<Permit>)>,
 }
 
 /// Somebody else's when this is dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     permits: Permits,
-    client: u64,
+    who: [u64; 2],
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut inner = self.permits.inner();
         inner.free += 1;
-        if let Some(held) = inner.held.get_mut(&self.client) {
-            *held -= 1;
-            if *held == 0 {
-                inner.held.remove(&self.client);
+        for who in keys(self.who) {
+            if let Some(held) = inner.held.get_mut(&who) {
+                *held -= 1;
+                if *held == 0 {
+                    inner.held.remove(&who);
+                }
             }
         }
         drop(inner);
         self.permits.grant();
     }
+}
+
+fn keys([source, client]: [u64; 2]) -> [(u64, Option<u64>); 2] {
+    [(source, None), (source, Some(client))]
 }
 
 impl Permits {
@@ -49,9 +58,9 @@ impl Permits {
     }
 
     /// Waits for one; none if there will be no more.
-    pub(super) async fn acquire(&self, client: u64) -> Option<Permit> {
+    pub(super) async fn acquire(&self, who: [u64; 2]) -> Option<Permit> {
         let (sender, receiver) = oneshot::channel();
-        self.inner().waiting.push((client, sender));
+        self.inner().waiting.push((who, sender));
         self.grant();
         receiver.await.ok()
     }
@@ -60,16 +69,18 @@ impl Permits {
         loop {
             let mut inner = self.inner();
             inner.waiting.retain(|(_, sender)| !sender.is_closed());
-            let held = |client: u64| inner.held.get(&client).copied().unwrap_or(0);
+            let held = |who: [u64; 2]| keys(who).map(|key| inner.held.get(&key).copied().unwrap_or(0));
             // The first of equals came first.
-            let next = inner.waiting.iter().enumerate().min_by_key(|(_, (client, _))| held(*client));
+            let next = inner.waiting.iter().enumerate().min_by_key(|(_, (who, _))| held(*who));
             let Some(at) = next.map(|(at, _)| at).filter(|_| inner.free > 0) else { return };
-            let (client, sender) = inner.waiting.remove(at);
+            let (who, sender) = inner.waiting.remove(at);
             inner.free -= 1;
-            *inner.held.entry(client).or_default() += 1;
+            for key in keys(who) {
+                *inner.held.entry(key).or_default() += 1;
+            }
             drop(inner);
             // Whoever has gone meanwhile gives it back, by dropping it.
-            drop(sender.send(Permit { permits: self.clone(), client }));
+            drop(sender.send(Permit { permits: self.clone(), who }));
         }
     }
 }
@@ -82,12 +93,12 @@ mod tests {
     #[tokio::test]
     async fn whoever_holds_fewest_is_next() {
         let permits = Permits::new(2);
-        let held = [permits.acquire(7).await.unwrap(), permits.acquire(7).await.unwrap()];
+        let held = [permits.acquire([7, 0]).await.unwrap(), permits.acquire([7, 0]).await.unwrap()];
         let (sender, mut granted) = unbounded_channel();
         let mut waiting = Vec::new();
         for (number, client) in [(0, 7), (1, 7), (2, 8), (3, 9), (4, 8)] {
             let (permits, sender) = (permits.clone(), sender.clone());
-            waiting.push(tokio::spawn(async move { sender.send((number, permits.acquire(client).await)) }));
+            waiting.push(tokio::spawn(async move { sender.send((number, permits.acquire([client, number]).await)) }));
             tokio::task::yield_now().await;
         }
         // One goes away before its turn.
@@ -109,11 +120,12 @@ mod tests {
     #[tokio::test]
     async fn a_flood_does_not_keep_others_out() {
         let permits = Permits::new(2);
-        let [first, _second] = [permits.acquire(7).await.unwrap(), permits.acquire(7).await.unwrap()];
+        let [first, _second] = [permits.acquire([7, 0]).await.unwrap(), permits.acquire([7, 0]).await.unwrap()];
         let (sender, mut granted) = unbounded_channel();
-        for client in [7, 7, 7, 7, 8] {
+        // A flood may say that it is many.
+        for (number, client) in [(1, 7), (2, 7), (3, 7), (4, 7), (5, 8)] {
             let (permits, sender) = (permits.clone(), sender.clone());
-            tokio::spawn(async move { sender.send((client, permits.acquire(client).await)) });
+            tokio::spawn(async move { sender.send((client, permits.acquire([client, number]).await)) });
         }
         tokio::task::yield_now().await;
         drop(first);

@@ -231,7 +231,7 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
         (request.client, request.scope) = (client.turn, client.scope);
         if let Some(rules) = rules {
             if rules.is_large() {
-                place.keep(app.grammars.acquire(client.turn).await);
+                place.wait_for(app.grammars.acquire([client.source, client.turn])).await?;
             }
             request.grammar = Some(compile(&app, rules).await?);
         }

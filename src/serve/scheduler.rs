@@ -2,6 +2,7 @@
 //! along.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::sync::{Arc, OnceLock};
@@ -26,14 +27,22 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Place {
     open: Arc<AtomicUsize>,
+    arrived: Instant,
+    deadline: Instant,
     /// For a large grammar.
     permit: Option<Permit>,
 }
 
 impl Place {
-    /// Keeps a permit as long as the place.
-    pub(super) fn keep(&mut self, permit: Option<Permit>) {
-        self.permit = permit;
+    /// Waits for a permit, which it keeps; no longer than an answer may take.
+    pub(super) async fn wait_for(&mut self, permit: impl Future<Output = Option<Permit>>) -> Result<(), ApiError> {
+        match tokio::time::timeout_at(self.deadline.into(), permit).await {
+            Ok(permit) => {
+                self.permit = permit;
+                Ok(())
+            }
+            Err(_) => Err(ApiError::deadline((self.deadline - self.arrived).as_secs())),
+        }
     }
 }
 
@@ -46,8 +55,6 @@ impl Drop for Place {
 struct Job {
     request: Request,
     place: Place,
-    arrived: Instant,
-    deadline: Instant,
     events: UnboundedSender<Event>,
 }
 
@@ -110,7 +117,10 @@ impl Scheduler {
         let limit = self.limit.get().copied().unwrap_or(self.queue);
         let room = |open: usize| (open < limit).then_some(open + 1);
         match self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
-            Ok(_) => Ok(Place { open: Arc::clone(&self.open), permit: None }),
+            Ok(_) => {
+                let arrived = Instant::now();
+                Ok(Place { open: Arc::clone(&self.open), arrived, deadline: arrived + self.timeout, permit: None })
+            }
             Err(open) => Err(ApiError::busy(open, 1)),
         }
     }
@@ -119,8 +129,7 @@ impl Scheduler {
     pub(super) fn submit(&self, place: Place, request: Request) -> Result<Answer, ApiError> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) as u64;
         let (events, receiver) = unbounded_channel();
-        let arrived = Instant::now();
-        let job = Job { request, place, arrived, deadline: arrived + self.timeout, events };
+        let job = Job { request, place, events };
         let answer = Answer { number, events: receiver, commands: self.commands.clone() };
         match self.commands.send(Command::Submit(number, Box::new(job))) {
             Ok(()) => Ok(answer),
@@ -212,10 +221,11 @@ impl Inbox {
             };
             match command {
                 Command::Submit(number, job) => {
-                    let Job { request, place, arrived, deadline, events } = *job;
+                    let Job { request, place, events } = *job;
                     match generator.submit(request) {
                         Ok(own) => {
                             self.numbers.insert(number, own);
+                            let (arrived, deadline) = (place.arrived, place.deadline);
                             let running = Running { number, _place: place, arrived, deadline, last: None, events };
                             self.jobs.insert(own, running);
                         }
@@ -316,7 +326,7 @@ mod tests {
         fn vocab_size(&self) -> usize {
             64
         }
-        fn pass(&self, remaining: usize) -> usize {
+        fn pass(&self, _: usize, remaining: usize) -> usize {
             remaining
         }
         fn prefill(&mut self, _: usize, _: usize, tokens: &[u32], _: Rows) -> Result<Vec<f32>, LlmError> {

@@ -76,6 +76,9 @@ pub mod bridge {
         fn library_version(core_path: &str) -> Result<VersionInfo>;
         fn open_library(core_path: &str, parser_path: &str, plugin_path: &str) -> Result<UniquePtr<Library>>;
         fn build_plan(library: &Library, options: &BuildOptions, observer: &BuildObserver) -> Result<UniquePtr<Plan>>;
+        /// What RTX compiled, of an earlier process and so far.
+        fn take_over_kernels(tf32: bool, kernels: &[u8]);
+        fn kernels_so_far(tf32: bool) -> Result<Vec<u8>>;
         fn load_plan(library: &Library, plan: &[u8], tf32: bool, shared_scratch: bool) -> Result<UniquePtr<Session>>;
 
         fn bytes(self: &Plan) -> &[u8];

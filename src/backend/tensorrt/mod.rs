@@ -237,6 +237,17 @@ mod present {
             Ok(Engine { session: session.map_err(|error| BackendError::Load(error.to_string()))? })
         }
 
+        /// Hands over what RTX compiled in an earlier process, so that engines need not be compiled again when they first run.
+        /// What is not of this library, device and driver it leaves alone.
+        pub fn take_over_kernels(&self, tf32: bool, kernels: &[u8]) {
+            bridge::take_over_kernels(tf32, kernels);
+        }
+
+        /// What was compiled so far; empty where engines come compiled.
+        pub fn kernels_so_far(&self, tf32: bool) -> Vec<u8> {
+            bridge::kernels_so_far(tf32).unwrap_or_default()
+        }
+
         /// The engine inspector's JSON: layers, formats, tactics.
         pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
             let _device = device::Device::open()?;
@@ -332,6 +343,10 @@ mod absent {
             Err(missing())
         }
 
+        pub fn take_over_kernels(&self, _tf32: bool, _kernels: &[u8]) {}
+        pub fn kernels_so_far(&self, _tf32: bool) -> Vec<u8> {
+            Vec::new()
+        }
         pub fn engine(&self, _plan: &[u8], _tf32: bool) -> Result<Engine, BackendError> {
             Err(missing())
         }

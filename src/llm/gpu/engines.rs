@@ -6,10 +6,15 @@ use std::sync::Arc;
 
 use super::buffers::Buffer;
 use super::state::State;
+use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
-use crate::backend::tensorrt::{Engine, TensorRt};
+use crate::backend::tensorrt::{Engine, Family, TensorRt};
 use crate::convert::LayerShape;
 use crate::llm::shapes::{head_name, layer_name};
+use crate::regular_file;
+
+/// Bytes of what was compiled, far more than it takes.
+const COMPILED_LIMIT: u64 = 1 << 30;
 
 /// Engines of one directory.
 pub(super) struct Engines {
@@ -19,11 +24,48 @@ pub(super) struct Engines {
     layers: HashMap<LayerShape, Engine>,
     heads: HashMap<usize, Engine>,
     scratch: Option<Buffer>,
+    compiled: Compiled,
+}
+
+/// What TensorRT-RTX compiles when an engine first runs, kept on disk: it takes about a second for each.
+struct Compiled {
+    /// By the content of an engine, its library and its device; none where engines come compiled.
+    path: Option<PathBuf>,
+    /// Bytes on disk.
+    kept: usize,
+    /// An engine was loaded since.
+    grew: bool,
 }
 
 impl Engines {
-    pub(super) fn new(tensorrt: Arc<TensorRt>, folder: PathBuf, tf32: bool) -> Self {
-        Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None }
+    /// Those in `folder`, of which `first` is one.
+    pub(super) fn new(
+        tensorrt: Arc<TensorRt>,
+        (folder, first): (PathBuf, LayerShape),
+        tf32: bool,
+        device: &str,
+    ) -> Self {
+        let name = (tensorrt.version.family == Family::Rtx).then(|| {
+            let plan = std::fs::read(folder.join(format!("{}.engine", layer_name(first)))).unwrap_or_default();
+            sha256(format!("{} {device} {tf32} {}", tensorrt.version, sha256(&plan)).as_bytes())
+        });
+        let path = name.map(|name| cache_dir().join("kernels").join(format!("{name}.rtx")));
+        let before = path.as_ref().and_then(|path| regular_file::read(path, COMPILED_LIMIT).ok()).unwrap_or_default();
+        tensorrt.take_over_kernels(tf32, &before);
+        let compiled = Compiled { path, kept: before.len(), grew: false };
+        Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None, compiled }
+    }
+
+    /// Keeps what was compiled. Whoever cannot keep it compiles it again.
+    fn keep_compiled(&mut self) {
+        let Compiled { path: Some(path), kept, grew: grew @ true } = &mut self.compiled else { return };
+        *grew = false;
+        let kernels = self.tensorrt.kernels_so_far(self.tf32);
+        if kernels.len() != *kept {
+            let _ = path.parent().map(std::fs::create_dir_all);
+            let _ = write_file(path, &kernels);
+            *kept = kernels.len();
+        }
     }
 
     fn load(&mut self, state: &State, name: &str) -> Result<Engine, BackendError> {
@@ -60,6 +102,7 @@ impl Engines {
         rows: usize,
     ) -> Result<bool, BackendError> {
         let before = self.scratch.as_ref().map(Buffer::address);
+        let loaded = self.layers.len() + self.heads.len();
         if let Some(shape) = shape
             && !self.layers.contains_key(&shape)
         {
@@ -69,6 +112,11 @@ impl Engines {
         if rows > 0 && !self.heads.contains_key(&rows) {
             let engine = self.load(state, &head_name(rows))?;
             self.heads.insert(rows, engine);
+        }
+        match self.layers.len() + self.heads.len() > loaded {
+            true => self.compiled.grew = true,
+            // They have run since.
+            false => self.keep_compiled(),
         }
         Ok(before.is_some() && before != self.scratch.as_ref().map(Buffer::address))
     }
@@ -89,8 +137,15 @@ impl Engines {
         self.scratch.as_ref().map_or(0, Buffer::len)
     }
 
-    /// One pass over all layers, put on the stream: the hidden states in `State::hidden[0]` to those of the last layer.
-    pub(super) fn enqueue(&mut self, state: &mut State, shape: LayerShape, slot: usize) -> Result<(), BackendError> {
+    /// One pass over the first `layers`, or over all, put on the stream: the hidden states in `State::hidden[0]` to those of
+    /// the last.
+    pub(super) fn enqueue(
+        &mut self,
+        state: &mut State,
+        shape: LayerShape,
+        slot: usize,
+        layers: usize,
+    ) -> Result<(), BackendError> {
         state.prologue(shape)?;
         let engine = self.layers.get_mut(&shape);
         let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape))))?;
@@ -101,7 +156,7 @@ impl Engines {
         if let Some(unpacker) = &state.unpacker {
             unpacker.begin(&state.weights)?;
         }
-        for index in 0..state.model.layers.len() {
+        for index in 0..state.model.layers.len().min(layers) {
             let kind = state.model.layers[index];
             let (cos, sin) = &state.rotary[kind.rope];
             let mask = state.masks.iter().find(|(window, _)| *window == kind.window);

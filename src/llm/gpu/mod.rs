@@ -2,7 +2,8 @@
 //! replayed as CUDA graphs.
 //!
 //! `state.rs` is the memory, `engines.rs` TensorRT, `step.rs` our own kernel for decode steps and the head, `weights.rs` the
-//! way in, `kernels.rs` what neither does. Which of the two takes decode steps is measured when a model is loaded.
+//! way in, `kernels.rs` what neither does. Which of the two takes decode steps, and what prompts are cut into, is measured
+//! when a model is loaded (`tune.rs`).
 
 mod buffers;
 mod cache;
@@ -11,6 +12,7 @@ mod kernels;
 mod state;
 mod step;
 mod tiles;
+mod tune;
 mod unpack;
 mod weights;
 
@@ -24,6 +26,7 @@ use self::kernels::{Kernels, device_error};
 use self::state::{Place, State};
 use self::step::{Kernel, Program};
 use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
+use super::passes::Sizes;
 use super::shapes::Shapes;
 use crate::backend::tensorrt::TensorRt;
 use crate::backend::tensorrt::device::Device;
@@ -61,6 +64,16 @@ enum Way {
     Kernels,
 }
 
+impl Way {
+    /// What [`DECODE`] calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engines => "engines",
+            Self::Kernels => "kernels",
+        }
+    }
+}
+
 /// `engines` or `kernels`: decode with these alone, to compare them.
 const DECODE: &str = "WATUS_DECODE";
 
@@ -78,6 +91,8 @@ pub struct GpuExecutor {
     used: Vec<usize>,
     /// The fastest way through a decode step, by batch, and the tokens it is padded to.
     ways: HashMap<usize, (Way, usize)>,
+    /// What prompts are cut into; passes of one token are decode steps.
+    sizes: Sizes,
     /// Rows of the last steps.
     launched: Vec<usize>,
 }
@@ -103,57 +118,23 @@ impl GpuExecutor {
         let loaded = (weights, dtype, kernel.clone());
         let state = State::new(device, kernels, (model, checkpoint), loaded, &options.shapes)?;
         let program = kernel.map(|kernel| Program::new(kernel, &state, options.shapes.slots)).transpose()?;
+        let first = options.shapes.layers().first().copied();
+        let first = first.ok_or_else(|| LlmError::Request("the engine directory names no engines".to_owned()))?;
+        let engines = Engines::new(tensorrt, (folder.to_owned(), first), options.tf32, &info.device);
         let mut executor = Self {
             info,
             graphs: HashMap::new(),
-            engines: Engines::new(tensorrt, folder.to_owned(), options.tf32),
+            engines,
             state,
             used: vec![0; options.shapes.slots],
             ways: HashMap::new(),
+            sizes: Sizes::new(Vec::new()),
             program,
             launched: Vec::new(),
             options,
         };
         executor.tune()?;
         Ok(executor)
-    }
-
-    /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
-    /// token counts.
-    fn tune(&mut self) -> Result<(), LlmError> {
-        let capacity = self.state.cache.capacity;
-        // Engines would unpack every layer at every step.
-        let packed = self.state.weights.are_packed().then(|| "kernels".to_owned());
-        let only = std::env::var(DECODE).ok().or(packed);
-        let mut candidates: Vec<(usize, usize, Way)> =
-            self.options.shapes.steps.iter().map(|(batch, chunk)| (*batch, *chunk, Way::Engines)).collect();
-        if self.program.is_some() {
-            candidates.extend([1, self.options.shapes.slots].map(|batch| (batch, 1, Way::Kernels)));
-        }
-        let mut best: HashMap<usize, (f64, Way, usize)> = HashMap::new();
-        for (batch, chunk, way) in candidates {
-            let name = if way == Way::Kernels { "kernels" } else { "engines" };
-            if only.as_ref().is_some_and(|only| only != name) && self.program.is_some() {
-                continue;
-            }
-            let shape = LayerShape { batch, chunk, cache: capacity };
-            self.state.place(&vec![Place::default(); batch])?;
-            self.replay(shape, way, 0)?;
-            let mut seconds = f64::INFINITY;
-            for _ in 0..3 {
-                self.state.device.stream.synchronize().map_err(device_error)?;
-                let start = Instant::now();
-                self.replay(shape, way, 0)?;
-                self.state.device.stream.synchronize().map_err(device_error)?;
-                seconds = seconds.min(start.elapsed().as_secs_f64());
-            }
-            let entry = best.entry(batch).or_insert((seconds, way, chunk));
-            if seconds < entry.0 {
-                *entry = (seconds, way, chunk);
-            }
-        }
-        self.ways = best.into_iter().map(|(batch, (_, way, chunk))| (batch, (way, chunk))).collect();
-        Ok(())
     }
 
     /// Makes room for `needed` positions in the slots; gives room back when nothing needs it.
@@ -164,6 +145,30 @@ impl GpuExecutor {
             self.state.cache.resize(&self.state.kernels, wanted)?;
         }
         Ok(())
+    }
+
+    /// The size of the next pass.
+    fn next(&self, position: usize, remaining: usize) -> usize {
+        let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
+        self.sizes.next(position, remaining, room)
+    }
+
+    /// One pass of `tokens`, padded to `chunk`, through the engines of all layers.
+    fn take_in(&mut self, slot: usize, cached: usize, tokens: &[u32], chunk: usize) -> Result<(), LlmError> {
+        let count = tokens.len();
+        let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
+        let shape = LayerShape { batch: 1, chunk, cache };
+        if self.engines.prepare(&self.state, Some(shape), usize::from(self.program.is_none()))? {
+            self.graphs.clear();
+        }
+        // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's first
+        // chunks need not attend to the room of its last.
+        let room = self.options.shapes.cache_for(cached + count);
+        self.state.cache.next_capacity = room.max(self.state.cache.capacity);
+        let places: Vec<usize> = (0..count).collect();
+        self.state.embed(tokens, &places, chunk)?;
+        self.state.place(&[Place { cached, count, ..Place::default() }])?;
+        Ok(self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?)
     }
 
     /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
@@ -195,7 +200,7 @@ impl GpuExecutor {
         match self.program.as_ref().filter(|_| way == Way::Kernels) {
             Some(program) => program.enqueue(&self.state, shape.batch, slot)?,
             None => {
-                self.engines.enqueue(&mut self.state, shape, slot)?;
+                self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?;
                 for row in 0..shape.batch {
                     self.state.take_row(row * shape.chunk, row)?;
                 }
@@ -231,8 +236,13 @@ impl Executor for GpuExecutor {
         self.state.model.vocab_size
     }
 
-    fn pass(&self, remaining: usize) -> usize {
-        self.options.shapes.chunk_for(remaining).min(remaining)
+    fn pass(&self, position: usize, remaining: usize) -> usize {
+        let size = self.next(position, remaining);
+        if size > 1 {
+            return size.min(remaining);
+        }
+        // All decode steps in a row.
+        (1..remaining).find(|done| self.next(position + done, remaining - done) > 1).unwrap_or(remaining)
     }
 
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
@@ -241,28 +251,24 @@ impl Executor for GpuExecutor {
         self.make_room(position)?;
         let (mut logits, mut done) = (Vec::new(), 0);
         while done < tokens.len() {
-            let chunk = self.options.shapes.chunk_for(tokens.len() - done);
-            let count = chunk.min(tokens.len() - done);
+            let rest = &tokens[done..];
             let cached = position + done;
-            let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
-            let shape = LayerShape { batch: 1, chunk, cache };
-            if self.engines.prepare(&self.state, Some(shape), usize::from(self.program.is_none()))? {
-                self.graphs.clear();
-            }
-            // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's
-            // first chunks need not attend to the room of its last.
-            let room = self.options.shapes.cache_for(cached + count);
-            self.state.cache.next_capacity = room.max(self.state.cache.capacity);
-            let places: Vec<usize> = (0..count).collect();
-            self.state.embed(&tokens[done..done + count], &places, chunk)?;
-            self.state.place(&[Place { cached, count, ..Place::default() }])?;
-            self.engines.enqueue(&mut self.state, shape, slot)?;
+            let chunk = self.next(cached, rest.len());
+            let count = chunk.min(rest.len());
             done += count;
             let wanted = match rows {
                 Rows::All => 0..count,
                 Rows::Last if done == tokens.len() => count - 1..count,
                 Rows::Last | Rows::None => 0..0,
             };
+            if chunk == 1 {
+                self.launch(&[Step { slot, token: rest[0], position: cached, temperature: 0.0 }])?;
+                if !wanted.is_empty() {
+                    logits.extend(self.state.fetch_rows(0, 1)?);
+                }
+                continue;
+            }
+            self.take_in(slot, cached, &rest[..count], chunk)?;
             let wanted: Vec<usize> = wanted.collect();
             for wanted in wanted.chunks(if self.program.is_some() { step::ROWS } else { 1 }) {
                 for (to, from) in wanted.iter().enumerate() {

@@ -118,7 +118,7 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let limits = limits(plan)?.clone();
     let folder = context.output.join(&plan.name);
-    place::check_engine(&folder)?;
+    place::check_at_first(&folder)?;
     sweep(&folder).map_err(about(&folder))?;
     let mut source = open(plan, &context.fetcher, lock)?;
     source.model.kv_type = kv_type(plan, &source.model)?;
@@ -130,7 +130,8 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         None => None,
     };
     let tensorrt = TensorRt::open()?.version;
-    let shapes = Shapes::new(limits.max_batch_size, limits.max_input_len, limits.max_input_len + limits.max_output_len);
+    let lengths = (limits.max_input_len, limits.max_input_len + limits.max_output_len);
+    let shapes = Shapes::new(limits.max_batch_size, lengths, tensorrt.family);
     let (dtype, options) = builder_options(plan, tensorrt)?;
     let device = Device::open().and_then(|device| device.info()).ok();
     let scheme = quantize::scheme(plan, &source)?;
@@ -147,6 +148,9 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         true => Some("a rebuild was asked for".to_owned()),
         false => settings::staleness(&folder, &key, &mut |path| hashes.sha256(path)),
     };
+    if stale.is_some() {
+        place::check_engine(&folder)?;
+    }
     hashes.save()?;
     Ok(Prepared {
         plan: plan.clone(),

@@ -1,0 +1,155 @@
+//! How a prompt is cut into passes so that all of them together take the least time.
+//!
+//! A pass reads every weight, whether it brings one token or a hundred, so its cost is no matter of tokens: each size that
+//! there is has been measured, and a pass may be padded. What a prompt of n tokens takes is then never more than what one of
+//! n + 1 does, since the passes that hold the longer one hold the shorter, too.
+
+/// What passes of one size take.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Size {
+    /// Tokens a pass has room for.
+    pub(super) tokens: usize,
+    /// Seconds, by positions that the sequence's cache has room for: measured, ascending.
+    pub(super) seconds: Vec<(usize, f64)>,
+}
+
+impl Size {
+    /// Seconds of a pass over a cache of `room` positions, along the line through the first and the last measured.
+    fn cost(&self, room: usize) -> f64 {
+        let (Some((near, least)), Some((far, most))) = (self.seconds.first(), self.seconds.last()) else {
+            return f64::INFINITY;
+        };
+        if near == far {
+            return *least;
+        }
+        // A larger cache is no cheaper, whatever was measured.
+        let slope = ((most - least) / (*far as f64 - *near as f64)).max(0.0);
+        least + slope * (room.max(*near) - near) as f64
+    }
+}
+
+/// The sizes there are.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sizes(Vec<Size>);
+
+/// Prompts of so many of the largest passes are cut by looking at every way; longer ones begin with the size that is cheapest
+/// by the token.
+const LARGEST: usize = 4;
+
+impl Sizes {
+    pub(super) fn new(mut sizes: Vec<Size>) -> Self {
+        // Of equals the largest is taken: it leaves less.
+        sizes.sort_by_key(|size| std::cmp::Reverse(size.tokens));
+        Self(sizes)
+    }
+
+    /// The size of the next pass for `remaining` tokens of a prompt of which `done` are held. `room` is the cache for so
+    /// many positions.
+    pub(super) fn next(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> usize {
+        let largest = self.0.first().map_or(1, |size| size.tokens);
+        if remaining > LARGEST * largest {
+            let room = room(done);
+            let by_token = |size: &&Size| size.cost(room) / size.tokens as f64;
+            let cheapest = self.0.iter().min_by(|a, b| by_token(a).total_cmp(&by_token(b)));
+            return cheapest.map_or(largest, |size| size.tokens);
+        }
+        // The least for the last n tokens, and the size of the pass they begin with.
+        let mut best = vec![(0.0, 1)];
+        for rest in 1..=remaining {
+            let room = room(done + remaining - rest);
+            let ways =
+                self.0.iter().map(|size| (size.cost(room) + best[rest.saturating_sub(size.tokens)].0, size.tokens));
+            best.push(ways.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, 1)));
+        }
+        best[remaining].1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sizes(costs: &[(usize, f64)]) -> Sizes {
+        Sizes::new(costs.iter().map(|(tokens, cost)| Size { tokens: *tokens, seconds: vec![(512, *cost)] }).collect())
+    }
+
+    /// The passes for a prompt, and what they take.
+    fn cut(sizes: &Sizes, tokens: usize) -> (Vec<usize>, f64) {
+        let (mut passes, mut done, mut cost) = (Vec::new(), 0, 0.0);
+        while done < tokens {
+            let next = sizes.next(done, tokens - done, |_| 512);
+            cost += sizes.0.iter().find(|size| size.tokens == next).unwrap().cost(512);
+            passes.push(next);
+            done += next;
+        }
+        (passes, cost)
+    }
+
+    /// The least of all ways, by trying them.
+    fn least(costs: &[(usize, f64)], tokens: usize) -> f64 {
+        if tokens == 0 {
+            return 0.0;
+        }
+        let ways = costs.iter().map(|(size, cost)| cost + least(costs, tokens.saturating_sub(*size)));
+        ways.fold(f64::INFINITY, f64::min)
+    }
+
+    #[test]
+    fn what_a_robot_says_is_one_padded_pass() {
+        // Measured: milliseconds of Mistral-7B's shape on one H100, decode step first.
+        let four_bits = sizes(&[(1, 2.2), (16, 13.7), (128, 13.8), (512, 21.1)]);
+        assert_eq!(cut(&four_bits, 6).0, [1; 6], "decode steps are cheaper than unpacking everything");
+        assert_eq!([7, 17, 61, 65, 128].map(|tokens| cut(&four_bits, tokens).0), [[128]; 5].map(|one| one.to_vec()));
+        assert_eq!([129, 256, 512].map(|tokens| cut(&four_bits, tokens).0.len()), [2, 1, 1]);
+        let half = sizes(&[(1, 5.3), (16, 7.1), (128, 7.9), (512, 15.1)]);
+        assert_eq!((cut(&half, 1).0, cut(&half, 16).0, cut(&half, 17).0), (vec![1], vec![16], vec![128]));
+        assert_eq!((cut(&half, 129).0, cut(&half, 640).0), (vec![128, 1], vec![512, 128]));
+    }
+
+    #[test]
+    fn the_sum_is_the_least_and_no_length_takes_longer_than_a_longer_one() {
+        let odd: [&[(usize, f64)]; 6] = [
+            &[(16, 3.0), (4, 5.0), (8, 1.0)],
+            // Larger is cheaper.
+            &[(1, 9.0), (2, 8.0), (16, 2.0)],
+            &[(3, 1.0), (5, 1.6), (7, 2.0)],
+            &[(1, 1.0)],
+            &[(5, 4.0)],
+            &[(1, 1.0), (4, 1.0), (16, 1.0)],
+        ];
+        for costs in odd {
+            let sizes = sizes(costs);
+            let mut before = 0.0;
+            for tokens in 1..=20 {
+                let (passes, cost) = cut(&sizes, tokens);
+                assert!(
+                    (cost - least(costs, tokens)).abs() < 1e-9,
+                    "{costs:?}, {tokens} tokens: {passes:?} take {cost}"
+                );
+                assert!(cost >= before - 1e-9, "{costs:?}, {tokens} tokens take {cost}, one less {before}");
+                before = cost;
+            }
+        }
+    }
+
+    #[test]
+    fn long_prompts_begin_with_what_is_cheapest_by_the_token() {
+        let sizes = sizes(&[(16, 7.0), (128, 8.0), (512, 40.0)]);
+        assert_eq!(cut(&sizes, 100_000).0[0], 128);
+        assert_eq!(sizes.next(0, 100_000, |_| 512), 128);
+        assert_eq!(sizes.next(0, 2048, |_| 512), 128);
+    }
+
+    #[test]
+    fn a_larger_cache_costs_what_was_measured_of_it() {
+        let padded = Size { tokens: 512, seconds: vec![(512, 15.0), (2048, 30.0)] };
+        let small = Size { tokens: 64, seconds: vec![(512, 8.0), (2048, 8.5)] };
+        let sizes = Sizes::new(vec![padded.clone(), small]);
+        assert_eq!(sizes.next(0, 128, |_| 512), 512);
+        assert_eq!(sizes.next(4000, 128, |_| 8192), 64);
+        assert_eq!(padded.cost(1280), 22.5);
+        // Noise.
+        let cheaper = Size { tokens: 1, seconds: vec![(512, 2.0), (2048, 1.9)] };
+        assert_eq!(cheaper.cost(100_000), 2.0);
+    }
+}
