@@ -11,7 +11,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -237,75 +236,59 @@ class Tf32Scope {
   bool was_set_ = false;
 };
 
-// RTX compiles an engine's kernels when a context is made or first run, about a second for each; others do when they
-// build. What was compiled is kept by the process, with TF32 and without apart, and can be carried over to the next.
-#if WATUS_RTX
-struct CompiledKernels {
-  std::mutex mutex;
-  std::string before;                        // of an earlier process; taken over with the first context
-  nvinfer1::IRuntimeCache* cache = nullptr;  // contexts refer to it, so it is never destroyed
-};
+// RTX compiles an engine's kernels when it is loaded and first run, about a second for each; others do when they build.
+// What was compiled for the engines of one model is kept together, and can be carried over to another process.
+class KernelCache {
+ public:
+  explicit KernelCache(std::string before) : before_(std::move(before)) {}
 
-inline CompiledKernels& compiled_kernels(bool tf32) {
-  static auto* const kernels = new CompiledKernels[2];
-  return kernels[tf32 ? 1 : 0];
-}
-#endif
-
-inline void take_over_kernels(bool tf32, void const* data, size_t size) {
 #if WATUS_RTX
-  auto& kernels = compiled_kernels(tf32);
-  std::lock_guard<std::mutex> const guard(kernels.mutex);
-  if (!kernels.cache) {
-    kernels.before.assign(static_cast<char const*>(data), size);
-  } else {
-    kernels.cache->deserialize(data, size);  // what does not fit is left out
+  void attach(nvinfer1::IRuntimeConfig& config) {
+    if (!cache_) {
+      cache_.reset(config.createRuntimeCache());
+      if (cache_ && !before_.empty()) {
+        cache_->deserialize(before_.data(), before_.size());  // what is not of this library, GPU and driver is left out
+      }
+      before_.clear();
+    }
+    if (cache_) {
+      config.setRuntimeCache(*cache_);
+    }
+  }
+
+  std::string bytes() const {
+    Owned<nvinfer1::IHostMemory> const bytes(cache_ ? cache_->serialize() : nullptr);
+    return bytes ? std::string(static_cast<char const*>(bytes->data()), bytes->size()) : std::string();
   }
 #else
-  (void)tf32;
-  (void)data;
-  (void)size;
+  // Nothing is compiled at run time.
+  std::string bytes() const { return {}; }
 #endif
-}
 
-// Empty where nothing is compiled at run time.
-inline std::string kernels_so_far(bool tf32) {
+ private:
+  std::string before_;
 #if WATUS_RTX
-  auto& kernels = compiled_kernels(tf32);
-  std::lock_guard<std::mutex> const guard(kernels.mutex);
-  Owned<nvinfer1::IHostMemory> const bytes(kernels.cache ? kernels.cache->serialize() : nullptr);
-  return bytes ? std::string(static_cast<char const*>(bytes->data()), bytes->size()) : std::string();
-#else
-  (void)tf32;
-  return {};
+  Owned<nvinfer1::IRuntimeCache> cache_;
 #endif
-}
+};
 
-inline Owned<nvinfer1::IExecutionContext> new_context(nvinfer1::ICudaEngine& engine, bool tf32, bool shared_scratch) {
+inline Owned<nvinfer1::IExecutionContext> new_context(nvinfer1::ICudaEngine& engine, bool shared_scratch,
+                                                      KernelCache* kernels) {
 #if WATUS_API >= 1001
   using Strategy = nvinfer1::ExecutionContextAllocationStrategy;
   auto const strategy = shared_scratch ? Strategy::kUSER_MANAGED : Strategy::kSTATIC;
 #endif
 #if WATUS_RTX
-  Owned<nvinfer1::IRuntimeConfig> const config(engine.createRuntimeConfig());
-  if (config) {
-    auto& kernels = compiled_kernels(tf32);
-    std::lock_guard<std::mutex> const guard(kernels.mutex);
-    if (!kernels.cache) {
-      kernels.cache = config->createRuntimeCache();
-      if (kernels.cache && !kernels.before.empty()) {
-        kernels.cache->deserialize(kernels.before.data(), kernels.before.size());
-      }
-      kernels.before.clear();
+  if (kernels) {
+    Owned<nvinfer1::IRuntimeConfig> const config(engine.createRuntimeConfig());
+    if (config) {
+      kernels->attach(*config);
+      config->setExecutionContextAllocationStrategy(strategy);
+      return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext(config.get()));
     }
-    if (kernels.cache) {
-      config->setRuntimeCache(*kernels.cache);
-    }
-    config->setExecutionContextAllocationStrategy(strategy);
-    return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext(config.get()));
   }
 #else
-  (void)tf32;
+  (void)kernels;
 #endif
 #if WATUS_API >= 1001
   return Owned<nvinfer1::IExecutionContext>(engine.createExecutionContext(strategy));
@@ -317,17 +300,17 @@ inline Owned<nvinfer1::IExecutionContext> new_context(nvinfer1::ICudaEngine& eng
 
 // A plan of unknown origin may have been built the other way, so that is tried too. RTX also remembers the setting of
 // the first context: a process that loads both kinds computes both without TF32.
-inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32,
-                                                         bool shared_scratch) {
+inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& engine, bool tf32, bool shared_scratch,
+                                                         KernelCache* kernels) {
   {
     Tf32Scope const expected(tf32);
-    auto context = new_context(engine, tf32, shared_scratch);
+    auto context = new_context(engine, shared_scratch, kernels);
     if (context || !is_rtx) {
       return context;
     }
   }
   Tf32Scope const other(!tf32);
-  return new_context(engine, !tf32, shared_scratch);
+  return new_context(engine, shared_scratch, kernels);
 }
 
 inline int64_t scratch_bytes(nvinfer1::ICudaEngine const& engine) {

@@ -61,14 +61,27 @@ class Session {
   std::unique_ptr<Parts> parts_;
 };
 
+// What RTX compiles when the engines of a model are loaded and first run; empty for the others. One thread at a time.
+class KernelCache {
+ public:
+  struct Parts;
+  explicit KernelCache(std::unique_ptr<Parts> parts);
+  ~KernelCache();
+  rust::Vec<uint8_t> bytes() const;
+  Parts& parts() { return *parts_; }
+
+ private:
+  std::unique_ptr<Parts> parts_;
+};
+
 VersionInfo header_version();
 VersionInfo library_version(rust::Str core_path);
 std::unique_ptr<Library> open_library(rust::Str core_path, rust::Str parser_path, rust::Str plugin_path);
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer);
-// What RTX compiled when engines were loaded and first run: from an earlier process, and so far.
-void take_over_kernels(bool tf32, rust::Slice<uint8_t const> kernels);
-rust::Vec<uint8_t> kernels_so_far(bool tf32);
-std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
-                                   bool shared_scratch);
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32);
+// With scratch memory of the caller's, and kernels that `kernels` may have, which must outlive the session.
+std::unique_ptr<Session> load_plan_with(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
+                                        KernelCache& kernels);
+std::unique_ptr<KernelCache> new_kernel_cache(rust::Slice<uint8_t const> before);
 
 }  // namespace watus

@@ -30,8 +30,31 @@ struct Session::Parts {
 Session::Session(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 Session::~Session() = default;
 
-std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
-                                   bool shared_scratch) {
+struct KernelCache::Parts {
+  compat::KernelCache kernels;
+};
+
+KernelCache::KernelCache(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+KernelCache::~KernelCache() = default;
+
+std::unique_ptr<KernelCache> new_kernel_cache(rust::Slice<uint8_t const> before) {
+  std::string bytes(reinterpret_cast<char const*>(before.data()), before.size());
+  return std::make_unique<KernelCache>(
+      std::unique_ptr<KernelCache::Parts>(new KernelCache::Parts{compat::KernelCache(std::move(bytes))}));
+}
+
+rust::Vec<uint8_t> KernelCache::bytes() const {
+  auto const bytes = parts_->kernels.bytes();
+  rust::Vec<uint8_t> out;
+  out.reserve(bytes.size());
+  std::copy(bytes.begin(), bytes.end(), std::back_inserter(out));
+  return out;
+}
+
+namespace {
+
+std::unique_ptr<Session> load(Library const& library, rust::Slice<uint8_t const> plan, bool tf32, bool shared_scratch,
+                              compat::KernelCache* kernels) {
   auto parts = std::make_unique<Session::Parts>();
   auto& log = logger();
   log.clear();
@@ -43,23 +66,22 @@ std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t c
   if (!parts->engine) {
     log.fail("TensorRT cannot load the engine");
   }
-  parts->context = compat::create_context(*parts->engine, tf32, shared_scratch);
+  parts->context = compat::create_context(*parts->engine, tf32, shared_scratch, kernels);
   if (!parts->context) {
     log.fail("TensorRT cannot create an execution context");
   }
   return std::make_unique<Session>(std::move(parts));
 }
 
-void take_over_kernels(bool tf32, rust::Slice<uint8_t const> kernels) {
-  compat::take_over_kernels(tf32, kernels.data(), kernels.size());
+}  // namespace
+
+std::unique_ptr<Session> load_plan(Library const& library, rust::Slice<uint8_t const> plan, bool tf32) {
+  return load(library, plan, tf32, false, nullptr);
 }
 
-rust::Vec<uint8_t> kernels_so_far(bool tf32) {
-  auto const kernels = compat::kernels_so_far(tf32);
-  rust::Vec<uint8_t> out;
-  out.reserve(kernels.size());
-  std::copy(kernels.begin(), kernels.end(), std::back_inserter(out));
-  return out;
+std::unique_ptr<Session> load_plan_with(Library const& library, rust::Slice<uint8_t const> plan, bool tf32,
+                                        KernelCache& kernels) {
+  return load(library, plan, tf32, true, &kernels.parts().kernels);
 }
 
 rust::Vec<IoTensor> Session::io() const {

@@ -71,15 +71,24 @@ pub mod bridge {
         type Library;
         type Plan;
         type Session;
+        type KernelCache;
 
         fn header_version() -> VersionInfo;
         fn library_version(core_path: &str) -> Result<VersionInfo>;
         fn open_library(core_path: &str, parser_path: &str, plugin_path: &str) -> Result<UniquePtr<Library>>;
         fn build_plan(library: &Library, options: &BuildOptions, observer: &BuildObserver) -> Result<UniquePtr<Plan>>;
-        /// What RTX compiled, of an earlier process and so far.
-        fn take_over_kernels(tf32: bool, kernels: &[u8]);
-        fn kernels_so_far(tf32: bool) -> Result<Vec<u8>>;
-        fn load_plan(library: &Library, plan: &[u8], tf32: bool, shared_scratch: bool) -> Result<UniquePtr<Session>>;
+        fn load_plan(library: &Library, plan: &[u8], tf32: bool) -> Result<UniquePtr<Session>>;
+        /// With scratch memory of the caller's, and a cache that must outlive the session.
+        unsafe fn load_plan_with(
+            library: &Library,
+            plan: &[u8],
+            tf32: bool,
+            kernels: Pin<&mut KernelCache>,
+        ) -> Result<UniquePtr<Session>>;
+
+        fn new_kernel_cache(before: &[u8]) -> Result<UniquePtr<KernelCache>>;
+        #[cxx_name = "bytes"]
+        fn cached(self: &KernelCache) -> Result<Vec<u8>>;
 
         fn bytes(self: &Plan) -> &[u8];
         fn timing_cache(self: &Plan) -> &[u8];
@@ -103,6 +112,9 @@ unsafe impl Sync for bridge::Library {}
 // SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut Session and the
 // lack of Sync enforce the latter.
 unsafe impl Send for bridge::Session {}
+
+// SAFETY: as a Session: used by one thread at a time, which &mut and the lack of Sync enforce.
+unsafe impl Send for bridge::KernelCache {}
 
 type Sink = Box<dyn Fn(i32, String) + Send>;
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);

@@ -1,10 +1,11 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
-//! `library.rs` finds the libraries, `ffi.rs` is the bridge to `cpp/`, `device.rs` the GPU, `session.rs` a loaded
-//! engine. Without TensorRT's headers at compile time all but `library.rs` and `device.rs` is left out, and
+//! `library.rs` finds the libraries, `ffi.rs` is the bridge to `cpp/`, `device.rs` the GPU, `session.rs` a loaded engine,
+//! `engine.rs` one whose memory is its user's. Without TensorRT's headers at compile time all but `library.rs` and `device.rs` is left out, and
 //! [`TensorRt::open`] says so.
 
 pub mod device;
+mod engine;
 #[cfg(watus_tensorrt)]
 mod ffi;
 pub mod graph;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use serde::{Deserialize, Serialize};
+
+pub use engine::{Engine, KernelCache};
 
 use super::{Backend, BackendError, BackendInfo, Session};
 use crate::progress::Progress;
@@ -99,12 +102,6 @@ pub struct BuildOptions {
 pub struct Built {
     #[cfg(watus_tensorrt)]
     plan: cxx::UniquePtr<ffi::bridge::Plan>,
-}
-
-/// A loaded engine of static shapes. Buffers and scratch memory are its user's, and must outlive its runs.
-pub struct Engine {
-    #[cfg(watus_tensorrt)]
-    session: cxx::UniquePtr<ffi::bridge::Session>,
 }
 
 /// An opened TensorRT.
@@ -226,56 +223,16 @@ mod present {
         /// Loads a plan onto the GPU; `tf32` as it was built.
         pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
             let device = device::Device::open()?;
-            let session = bridge::load_plan(self.handle.0, plan, tf32, false)
-                .map_err(|error| BackendError::Load(error.to_string()))?;
+            let session =
+                bridge::load_plan(self.handle.0, plan, tf32).map_err(|error| BackendError::Load(error.to_string()))?;
             Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
-        }
-
-        /// Loads a plan whose buffers and scratch memory the caller keeps; a device must be open.
-        pub fn engine(&self, plan: &[u8], tf32: bool) -> Result<Engine, BackendError> {
-            let session = bridge::load_plan(self.handle.0, plan, tf32, true);
-            Ok(Engine { session: session.map_err(|error| BackendError::Load(error.to_string()))? })
-        }
-
-        /// Hands over what RTX compiled in an earlier process, so that engines need not be compiled again when they first run.
-        /// What is not of this library, device and driver it leaves alone.
-        pub fn take_over_kernels(&self, tf32: bool, kernels: &[u8]) {
-            bridge::take_over_kernels(tf32, kernels);
-        }
-
-        /// What was compiled so far; empty where engines come compiled.
-        pub fn kernels_so_far(&self, tf32: bool) -> Vec<u8> {
-            bridge::kernels_so_far(tf32).unwrap_or_default()
         }
 
         /// The engine inspector's JSON: layers, formats, tactics.
         pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
             let _device = device::Device::open()?;
             let load = |error: cxx::Exception| BackendError::Load(error.to_string());
-            bridge::load_plan(self.handle.0, plan, false, false).map_err(load)?.inspect().map_err(load)
-        }
-    }
-
-    impl Engine {
-        /// Device memory it computes in, in bytes.
-        pub fn scratch_bytes(&self) -> usize {
-            usize::try_from(self.session.scratch_bytes()).unwrap_or(0)
-        }
-
-        /// Gives it that memory, which other engines of the same stream may use too.
-        pub fn set_scratch(&mut self, address: usize, bytes: usize) {
-            self.session.pin_mut().set_scratch(address, i64::try_from(bytes).unwrap_or(i64::MAX));
-        }
-
-        /// Tells where an input or output of static shape is on the device.
-        pub fn set_address(&mut self, name: &str, address: usize) -> Result<(), BackendError> {
-            let set = self.session.pin_mut().set_address(name, address);
-            set.map_err(|error| BackendError::Run(error.to_string()))
-        }
-
-        /// Puts one run on a CUDA stream.
-        pub fn enqueue(&mut self, stream: usize) -> Result<(), BackendError> {
-            self.session.pin_mut().enqueue(stream).map_err(|error| BackendError::Run(error.to_string()))
+            bridge::load_plan(self.handle.0, plan, false).map_err(load)?.inspect().map_err(load)
         }
     }
 
@@ -301,7 +258,7 @@ mod present {
 mod absent {
     use super::*;
 
-    fn missing() -> BackendError {
+    pub(super) fn missing() -> BackendError {
         BackendError::Unavailable {
             what: "this watus-build was compiled without TensorRT's headers".to_owned(),
             help: "on a Jetson run `sudo apt install libnvinfer-dev libnvonnxparsers-dev`; on x86-64 run \
@@ -343,32 +300,7 @@ mod absent {
             Err(missing())
         }
 
-        pub fn take_over_kernels(&self, _tf32: bool, _kernels: &[u8]) {}
-        pub fn kernels_so_far(&self, _tf32: bool) -> Vec<u8> {
-            Vec::new()
-        }
-        pub fn engine(&self, _plan: &[u8], _tf32: bool) -> Result<Engine, BackendError> {
-            Err(missing())
-        }
-
         pub fn inspect(&self, _plan: &[u8]) -> Result<String, BackendError> {
-            Err(missing())
-        }
-    }
-
-    #[allow(missing_docs)]
-    impl Engine {
-        pub fn scratch_bytes(&self) -> usize {
-            0
-        }
-
-        pub fn set_scratch(&mut self, _address: usize, _bytes: usize) {}
-
-        pub fn set_address(&mut self, _name: &str, _address: usize) -> Result<(), BackendError> {
-            Err(missing())
-        }
-
-        pub fn enqueue(&mut self, _stream: usize) -> Result<(), BackendError> {
             Err(missing())
         }
     }

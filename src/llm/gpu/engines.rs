@@ -8,7 +8,7 @@ use super::buffers::Buffer;
 use super::state::State;
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
-use crate::backend::tensorrt::{Engine, Family, TensorRt};
+use crate::backend::tensorrt::{Engine, Family, KernelCache, TensorRt};
 use crate::convert::LayerShape;
 use crate::llm::shapes::{head_name, layer_name};
 use crate::regular_file;
@@ -27,8 +27,9 @@ pub(super) struct Engines {
     compiled: Compiled,
 }
 
-/// What TensorRT-RTX compiles when an engine first runs, kept on disk: it takes about a second for each.
+/// What TensorRT-RTX compiles when an engine first runs, kept on disk.
 struct Compiled {
+    kernels: KernelCache,
     /// By the content of an engine, its library and its device; none where engines come compiled.
     path: Option<PathBuf>,
     /// Bytes on disk.
@@ -44,27 +45,26 @@ impl Engines {
         (folder, first): (PathBuf, LayerShape),
         tf32: bool,
         device: &str,
-    ) -> Self {
+    ) -> Result<Self, BackendError> {
         let name = (tensorrt.version.family == Family::Rtx).then(|| {
             let plan = std::fs::read(folder.join(format!("{}.engine", layer_name(first)))).unwrap_or_default();
             sha256(format!("{} {device} {tf32} {}", tensorrt.version, sha256(&plan)).as_bytes())
         });
         let path = name.map(|name| cache_dir().join("kernels").join(format!("{name}.rtx")));
         let before = path.as_ref().and_then(|path| regular_file::read(path, COMPILED_LIMIT).ok()).unwrap_or_default();
-        tensorrt.take_over_kernels(tf32, &before);
-        let compiled = Compiled { path, kept: before.len(), grew: false };
-        Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None, compiled }
+        let compiled = Compiled { kernels: KernelCache::new(&before)?, path, kept: before.len(), grew: false };
+        Ok(Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None, compiled })
     }
 
     /// Keeps what was compiled. Whoever cannot keep it compiles it again.
     fn keep_compiled(&mut self) {
-        let Compiled { path: Some(path), kept, grew: grew @ true } = &mut self.compiled else { return };
+        let Compiled { kernels, path: Some(path), kept, grew: grew @ true } = &mut self.compiled else { return };
         *grew = false;
-        let kernels = self.tensorrt.kernels_so_far(self.tf32);
-        if kernels.len() != *kept {
+        let bytes = kernels.bytes();
+        if bytes.len() != *kept {
             let _ = path.parent().map(std::fs::create_dir_all);
-            let _ = write_file(path, &kernels);
-            *kept = kernels.len();
+            let _ = write_file(path, &bytes);
+            *kept = bytes.len();
         }
     }
 
@@ -72,7 +72,7 @@ impl Engines {
         let path = self.folder.join(format!("{name}.engine"));
         let plan =
             std::fs::read(&path).map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display())))?;
-        let mut engine = self.tensorrt.engine(&plan, self.tf32).map_err(|error| {
+        let mut engine = self.tensorrt.engine(&plan, self.tf32, &self.compiled.kernels).map_err(|error| {
             BackendError::Foreign(format!(
                 "{}: {error}\n  hint: engines run on the kind of GPU they were built for; build again here",
                 path.display()

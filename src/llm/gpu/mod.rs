@@ -120,7 +120,7 @@ impl GpuExecutor {
         let program = kernel.map(|kernel| Program::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
         let first = first.ok_or_else(|| LlmError::Request("the engine directory names no engines".to_owned()))?;
-        let engines = Engines::new(tensorrt, (folder.to_owned(), first), options.tf32, &info.device);
+        let engines = Engines::new(tensorrt, (folder.to_owned(), first), options.tf32, &info.device)?;
         let mut executor = Self {
             info,
             graphs: HashMap::new(),
