@@ -197,6 +197,18 @@ fn numbers_have_ranges() {
         (gemma("attn_logit_softcapping", 0.0), "`attn_logit_softcapping` is 0; it must be above 0"),
         (gemma("final_logit_softcapping", -30.0), "`final_logit_softcapping` is -30"),
         (gemma("query_pre_attn_scalar", 0.0), "`query_pre_attn_scalar` is 0"),
+        (json!({"use_bidirectional_attention": true}), "makes embeddings"),
+        (
+            json!({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128,
+                                           "dynamic": {"+:.*down.*": {"bits": 8}}}}),
+            "module to module (`dynamic`)",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized",
+                   "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int", "strategy": "channel"}}},
+                   "transform_config": {"config_groups": {"R4": {"apply": [{"location": "input"}]}}}}}),
+            "`transform_config`",
+        ),
     ];
     let folder = llama();
     let path = folder.path().join("config.json");
@@ -208,6 +220,33 @@ fn numbers_have_ranges() {
         let error = convert::describe(&path, &config, 64).expect_err(&change.to_string()).to_string();
         assert!(error.contains("config.json") && error.contains(expected), "{change}: `{error}` lacks `{expected}`");
     }
+}
+
+#[test]
+fn null_and_zero_are_none_where_producers_mean_it() {
+    use serde_json::json;
+    let folder = llama();
+    let path = folder.path().join("config.json");
+    let good: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let describe = |change: serde_json::Value| {
+        let mut config = good.clone();
+        config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+        convert::describe(&path, &config, 64).unwrap()
+    };
+    let gemma = json!({"model_type": "gemma2", "head_dim": 16});
+    let caps = |model: convert::Transformer| (model.attention_softcap, model.logit_softcap);
+    assert_eq!(caps(describe(gemma.clone())), (Some(50.0), Some(30.0)), "transformers' defaults");
+    let mut null = gemma;
+    null["attn_logit_softcapping"] = json!(null);
+    null["final_logit_softcapping"] = json!(null);
+    assert_eq!(caps(describe(null)), (None, None));
+    // As llama.cpp's converter writes Phi-4.
+    for window in [json!(0), json!(null)] {
+        let model = describe(json!({"model_type": "mistral", "sliding_window": window}));
+        assert!(model.layers.iter().all(|layer| layer.window.is_none()));
+    }
+    // Nothing that says nothing is refused.
+    describe(json!({"use_bidirectional_attention": false, "quantization_config": null}));
 }
 
 #[test]

@@ -151,6 +151,32 @@ fn conversation(words: &str) -> Chat {
     Chat { messages, tools: vec![tool("look", Some(words), &parameters)], ..Chat::default() }
 }
 
+/// llm-compressor publishes the length it calibrates with in tokenizer.json.
+#[test]
+fn what_a_tokenizers_file_says_of_lengths_touches_no_prompt() {
+    let folder = tempfile::tempdir().unwrap();
+    let words = "Ala ma kota, a kot ma Alę. ".repeat(8);
+    let plain = byte_level(&STYLES[0]);
+    let text = open(folder.path(), &STYLES[0], &plain);
+    let (expected, turn) = (text.encode_text(&words).unwrap(), text.encode(&conversation(&words)).unwrap().tokens);
+    assert!(expected.len() > 200);
+    let direction = "Right";
+    for (field, value) in [
+        ("truncation", json!({"max_length": 16, "strategy": "LongestFirst", "stride": 0, "direction": direction})),
+        (
+            "padding",
+            json!({"strategy": {"Fixed": 4096}, "direction": direction, "pad_to_multiple_of": null, "pad_id": 0,
+                   "pad_type_id": 0, "pad_token": "!"}),
+        ),
+    ] {
+        let mut odd = plain.clone();
+        odd[field] = value;
+        let text = open(folder.path(), &STYLES[0], &odd);
+        assert_eq!(text.encode_text(&words).unwrap(), expected, "{field}");
+        assert_eq!(text.encode(&conversation(&words)).unwrap().tokens, turn, "{field}");
+    }
+}
+
 #[test]
 fn what_is_said_is_words_in_every_style() {
     for style in &STYLES {

@@ -55,8 +55,20 @@ impl Packing {
                 _ => Err(format!("groups of {size} inputs")),
             },
         };
+        let says = |field: &str| match config.get(field) {
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(Value::Array(list)) => !list.is_empty(),
+            _ => false,
+        };
+        // Rotations that are applied to activations when the model runs.
+        if says("transform_config") {
+            return Err("weights quantised after a rotation (`transform_config`)".to_owned());
+        }
         match text("quant_method").unwrap_or("unknown") {
             "gptq" => {
+                if says("dynamic") {
+                    return Err("GPTQ that differs from module to module (`dynamic`)".to_owned());
+                }
                 let raise = u32::from(text("checkpoint_format") != Some("gptq_v2"));
                 let (bits, group) = (bits_of(number(config, "bits"))?, group_of(number(config, "group_size"))?);
                 Ok(Self { layout: Layout::Gptq { raise }, bits, group })

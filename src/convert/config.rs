@@ -47,6 +47,11 @@ impl<'a> Config<'a> {
         self.value.get(field).filter(|value| !value.is_null())
     }
 
+    /// A field that is there and says null, where that is something else than not being there.
+    pub fn is_null(&self, field: &str) -> bool {
+        self.value.get(field).is_some_and(Value::is_null)
+    }
+
     /// An object within.
     pub fn within(&self, field: &str) -> Option<Config<'a>> {
         self.get(field).filter(|value| value.is_object()).map(|value| Config { path: self.path, value })

@@ -107,7 +107,9 @@ pub(super) fn windows(
     transformer: &mut Transformer,
     pattern: impl Fn(usize) -> bool,
 ) -> Result<(), CheckpointError> {
-    let window = config.optional_size("sliding_window")?;
+    // llama.cpp's converter writes 0 for none.
+    let none = config.get("sliding_window").and_then(Value::as_u64) == Some(0);
+    let window = if none { None } else { config.optional_size("sliding_window")? };
     let types = config.get("layer_types").and_then(Value::as_array);
     if types.is_some_and(|types| types.len() != transformer.layers.len()) {
         return Err(config.error("layer_types does not have an entry for every layer"));

@@ -9,7 +9,9 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     let mut transformer = family::common(config, "gemma2", length)?;
     gemma(config, &mut transformer)?;
     let cap = |field: &str, default: f64| -> Result<Option<f32>, CheckpointError> {
-        Ok(Some(config.optional_positive(field)?.unwrap_or(default) as f32))
+        // Null is no cap.
+        let default = (!config.is_null(field)).then_some(default);
+        Ok(config.optional_positive(field)?.or(default).map(|cap| cap as f32))
     };
     transformer.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
     transformer.logit_softcap = cap("final_logit_softcapping", 30.0)?;

@@ -132,6 +132,13 @@ pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transforme
     let Some((_, describe)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
         return Err(config.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
     };
+    let inner = config.within("text_config").unwrap_or(config);
+    if config.flag("use_bidirectional_attention") || inner.flag("use_bidirectional_attention") {
+        return Err(config.error(
+            "`use_bidirectional_attention`: every token of this model sees those after it, so it makes embeddings, not \
+             answers, and is not supported",
+        ));
+    }
     let transformer = describe(&config, length)?;
     transformer.check(&config)?;
     Ok(transformer)

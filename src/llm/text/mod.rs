@@ -137,7 +137,10 @@ impl Text {
                  AutoTokenizer.from_pretrained(…).save_pretrained(…)"
             ))
         })?;
-        let tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string()))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string()))?;
+        // What a tool that trained or calibrated the model left in the file: it would cut prompts, or fill them up.
+        tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+        tokenizer.with_padding(None);
         let optional = |name: &str| -> Result<Value, LlmError> {
             let path = folder.join(name);
             Ok(if path.exists() { read_json(&path)? } else { Value::Null })
