@@ -246,14 +246,18 @@ fn missing_repositories_and_patterns_are_told_apart() {
 
 #[test]
 fn names_that_leave_the_cache_are_refused() {
-    let names = ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\nerror: forged.json", "a\u{1b}[2J.json"];
-    for name in names {
+    for name in ["../evil.json", "/etc/evil.json", "a/../../evil.json"] {
         let world = World { hub: Hub::start(&[(name, b"x".to_vec(), false)]), folder: tempfile::tempdir().unwrap() };
         let error = world.fetch().unwrap_err();
         assert!(matches!(error, FetchError::UnsafeName { .. }), "{error}");
-        assert!(!error.to_string().chars().any(char::is_control), "{error}");
         assert_eq!(support::tree(world.folder.path()), Vec::<String>::new());
     }
+    // Names that would forge lines are passed over: macOS leaves an "Icon\r" in repositories.
+    let odd = ["a\nerror: forged.json", "a\u{1b}[2J.json", "Icon\r"];
+    let files = odd.iter().chain(&["config.json"]).map(|name| (*name, b"{}".to_vec(), false));
+    let world = World { hub: Hub::start(&files.collect::<Vec<_>>()), folder: tempfile::tempdir().unwrap() };
+    let names: Vec<String> = world.fetch().unwrap().files.into_iter().map(|file| file.name).collect();
+    assert_eq!(names, ["config.json"]);
 }
 
 #[test]

@@ -55,11 +55,7 @@ impl Packing {
                 _ => Err(format!("groups of {size} inputs")),
             },
         };
-        let says = |field: &str| match config.get(field) {
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(Value::Array(list)) => !list.is_empty(),
-            _ => false,
-        };
+        let says = |field: &str| config.get(field).and_then(Value::as_object).is_some_and(|map| !map.is_empty());
         // Rotations that are applied to activations when the model runs.
         if says("transform_config") {
             return Err("weights quantised after a rotation (`transform_config`)".to_owned());

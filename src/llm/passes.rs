@@ -1,7 +1,7 @@
 //! How a prompt is cut into passes so that all of them together take the least time.
 //!
-//! A pass reads every weight, whether it brings one token or a hundred, so its cost is no matter of tokens: each size that
-//! there is has been measured, and a pass may be padded. What a prompt of n tokens takes is then never more than what one of
+//! A pass reads every weight, whether it brings one token or a hundred, so its cost is no matter of tokens: what each
+//! size takes is known, and a pass may be padded. What a prompt of n tokens takes is then never more than what one of
 //! n + 1 does, since the passes that hold the longer one hold the shorter, too.
 
 /// What passes of one size take.
@@ -9,7 +9,7 @@
 pub(super) struct Size {
     /// Tokens a pass has room for.
     pub(super) tokens: usize,
-    /// Seconds, by positions that the sequence's cache has room for: measured, ascending.
+    /// Seconds, or any other unit that all sizes share, by positions that the sequence's cache has room for: ascending.
     pub(super) seconds: Vec<(usize, f64)>,
 }
 
