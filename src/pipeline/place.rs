@@ -69,6 +69,7 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
         return Ok(());
     }
     let strange = match Manifest::load(place) {
+        Ok(_) if !manifest => return Err(occupied(place, "is a folder whose manifest is no file", "")),
         Ok(manifest) => {
             // `strip` puts a plan beside an engine.
             let plan = |name: &str| {
@@ -81,9 +82,8 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
         Err(_) if manifest && is_damaged_engine(place) => found.into_iter().find(|name| !is_our_name(place, name)),
         Err(_) => return Err(occupied(place, "is a folder that is no engine directory", "")),
     };
-    match strange.filter(|_| manifest) {
-        None if manifest => Ok(()),
-        None => Err(occupied(place, "is a folder whose manifest is no file", "")),
+    match strange {
+        None => Ok(()),
         Some(name) => Err(occupied(place, &format!("holds `{name}`, which watus-build did not put there"), "")),
     }
 }

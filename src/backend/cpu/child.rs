@@ -118,7 +118,7 @@ impl Reply {
 /// A sentence for work without an answer.
 fn lost(model: &str, error: &ConfinedError) -> String {
     let hint = match error {
-        ConfinedError::Io(_) => "start the command again",
+        ConfinedError::Io(_) | ConfinedError::Starved => "start the command again",
         _ => {
             "`watus-build inspect` shows what the graph holds; a sound one needs a machine with more memory or patience"
         }

@@ -16,13 +16,14 @@ mod present {
     use super::{BackendError, TensorRt};
 
     /// What RTX compiles when the engines of one model are loaded and first run, about a second for each.
+    #[derive(Clone)]
     pub struct KernelCache(Arc<Mutex<UniquePtr<bridge::KernelCache>>>);
 
     /// A loaded engine of static shapes. Buffers and scratch memory are its user's, and must outlive its runs.
     pub struct Engine {
         session: UniquePtr<bridge::Session>,
         // Dropped after the session, which refers to it.
-        _kernels: Arc<Mutex<UniquePtr<bridge::KernelCache>>>,
+        _kernels: KernelCache,
     }
 
     fn load_error(error: &cxx::Exception) -> BackendError {
@@ -51,7 +52,7 @@ mod present {
             // SAFETY: the engine keeps the cache, and lets go of it after its session.
             let session = unsafe { bridge::load_plan_with(self.handle.0, plan, tf32, cache.pin_mut()) };
             let session = session.map_err(|error| load_error(&error))?;
-            Ok(Engine { session, _kernels: Arc::clone(&kernels.0) })
+            Ok(Engine { session, _kernels: kernels.clone() })
         }
     }
 

@@ -158,17 +158,34 @@ impl GpuExecutor {
         let count = tokens.len();
         let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
         let shape = LayerShape { batch: 1, chunk, cache };
-        if self.engines.prepare(&self.state, Some(shape), usize::from(self.program.is_none()))? {
-            self.graphs.clear();
-        }
+        self.load(Some(shape), usize::from(self.program.is_none()))?;
         // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's first
         // chunks need not attend to the room of its last.
         let room = self.options.shapes.cache_for(cached + count);
         self.state.cache.next_capacity = room.max(self.state.cache.capacity);
-        let places: Vec<usize> = (0..count).collect();
-        self.state.embed(tokens, &places, chunk)?;
-        self.state.place(&[Place { cached, count, ..Place::default() }])?;
-        Ok(self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?)
+        self.enqueue((shape, slot), tokens, Place { cached, count, ..Place::default() }, usize::MAX)
+    }
+
+    /// Loads engines, unless they are.
+    fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
+        if self.engines.prepare(&self.state, layers, rows)? {
+            self.graphs.clear(); // the scratch memory they refer to has moved
+        }
+        Ok(())
+    }
+
+    /// Puts a pass of `tokens` over the first `layers`, or over all, on the stream.
+    fn enqueue(
+        &mut self,
+        (shape, slot): (LayerShape, usize),
+        tokens: &[u32],
+        place: Place,
+        layers: usize,
+    ) -> Result<(), LlmError> {
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        self.state.embed(tokens, &rows, shape.chunk)?;
+        self.state.place(&[place])?;
+        Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
     }
 
     /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
@@ -176,9 +193,7 @@ impl GpuExecutor {
         let key = (shape, way, slot);
         let layers = (way == Way::Engines).then_some(shape);
         let rows = if self.program.is_some() { 0 } else { shape.batch };
-        if self.engines.prepare(&self.state, layers, rows)? {
-            self.graphs.clear(); // the scratch memory they refer to has moved
-        }
+        self.load(layers, rows)?;
         if !self.graphs.contains_key(&key) {
             // Once as it is: engines finish their preparations at their first run, which cannot be captured. Writing
             // the same keys and values twice changes nothing.

@@ -122,16 +122,12 @@ impl GpuExecutor {
 
     /// Runs a pass of nobody's tokens, which leaves nothing in the cache.
     fn try_pass(&mut self, Trial { shape, layers }: Trial) -> Result<(), LlmError> {
-        if self.engines.prepare(&self.state, Some(shape), 0)? {
-            self.graphs.clear();
-        }
+        self.load(Some(shape), 0)?;
         self.state.cache.next_capacity = self.state.cache.capacity;
         let vocabulary = self.state.model.vocab_size;
         let tokens: Vec<u32> = (0..shape.chunk).filter_map(|at| u32::try_from(at % vocabulary).ok()).collect();
-        let places: Vec<usize> = (0..shape.chunk).collect();
-        self.state.embed(&tokens, &places, shape.chunk)?;
-        self.state.place(&[Place { cached: shape.cache.saturating_sub(shape.chunk), ..Place::default() }])?;
-        Ok(self.engines.enqueue(&mut self.state, shape, 0, layers)?)
+        let place = Place { cached: shape.cache.saturating_sub(shape.chunk), ..Place::default() };
+        self.enqueue((shape, 0), &tokens, place, layers)
     }
 
     /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
