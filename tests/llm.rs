@@ -271,7 +271,8 @@ fn every_family_agrees_on_the_gpu() {
         let expected = read_npy(std::fs::File::open(folder.join("expected.npy")).unwrap()).unwrap();
         let expected = expected.as_f32().unwrap();
         let plain = [(DType::Float32, 1e-4), (DType::Float16, 2e-2), (DType::BFloat16, 2e-1)];
-        let eight = plain.map(|(dtype, limit)| (dtype, f32::max(limit, 5e-3), Some(DType::Int8)));
+        // What a float's rounding changes may be the next of 127 steps in 8 bits.
+        let eight = plain.map(|(dtype, limit)| (dtype, limit + 5e-3, Some(DType::Int8)));
         for (dtype, limit, kept) in plain.map(|(dtype, limit)| (dtype, limit, None)).into_iter().chain(eight) {
             let scratch = tempfile::tempdir().unwrap();
             let mut loaded = load(&folder);
@@ -306,7 +307,9 @@ fn every_family_agrees_on_the_gpu() {
                     let both = executor.decode(&[step, other]).unwrap();
                     stepwise.extend(&both[..width]);
                     let want = &expected[other.position * width..][..width];
-                    assert!(relative_error(&both[width..], want) < limit, "{name}: slot 0 at {}", other.position);
+                    let error = relative_error(&both[width..], want);
+                    let what = format!("{name} in {dtype}, cache {kept:?}: slot 0 at {}", other.position);
+                    assert!(error < limit, "{what} is off by {error}");
                 }
             }
             let step = relative_error(&stepwise, expected);
