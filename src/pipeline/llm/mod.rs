@@ -19,7 +19,7 @@ use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
-use crate::llm::text::TEXT_FILES;
+use crate::llm::text::{TEXT_FILES, check_vocabulary};
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
@@ -121,6 +121,9 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     place::check_at_first(&folder)?;
     sweep(&folder).map_err(about(&folder))?;
     let mut source = open(plan, &context.fetcher, lock)?;
+    if let Some(gguf) = &source.checkpoint.gguf {
+        check_vocabulary(&source.checkpoint.config_path, gguf)?;
+    }
     source.model.kv_type = kv_type(plan, &source.model)?;
     let reference = match &plan.verify.reference {
         Some(source) => {
