@@ -79,18 +79,18 @@ fn kind(path: &Path, gguf: &Gguf) -> Result<Kind, CheckpointError> {
     }
 }
 
-/// Whether the vocabulary can be read: told from its names alone, before anything large is hashed or built. Says aloud when
-/// the file leaves one out and a guess must do.
-pub fn check_vocabulary(path: &Path, gguf: &Gguf) -> Result<(), CheckpointError> {
+/// Whether the vocabulary can be read: told from its names alone, before anything large is hashed or built. What is returned
+/// is to be said aloud: the file leaves a name out, and a guess must do.
+pub fn check_vocabulary(path: &Path, gguf: &Gguf) -> Result<Option<String>, CheckpointError> {
     let kind = kind(path, gguf)?;
-    if matches!(kind, Kind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty) {
-        tracing::warn!(
-            "{}: the file does not say how its vocabulary cuts a text (tokenizer.ggml.pre), so it is cut as `default`, as \
-             llama.cpp does: tokens, and answers, may be worse than the model's\n  hint: use a file of a newer converter",
+    let guessed = matches!(kind, Kind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty);
+    Ok(guessed.then(|| {
+        format!(
+            "{}: the file does not say how its vocabulary cuts a text (tokenizer.ggml.pre): it is cut as `default`, as \
+             llama.cpp does, and answers may be worse than the model's\n  hint: use a file of a newer converter",
             path.display()
-        );
-    }
-    Ok(())
+        )
+    }))
 }
 
 /// A vocabulary and what is said of its tokens.
