@@ -1,7 +1,6 @@
 //! The text files of a GGUF: its vocabulary, merges and template as the files a hub repository would have.
 //!
-//! Keys are those of ggml's docs/gguf.md. What a vocabulary's name stands for (`tokenizer.ggml.pre`) is the
-//! pre-tokenizer of the model's own tokenizer.json.
+//! Keys are those of ggml's docs/gguf.md; what a missing one means is what it means to llama.cpp (src/llama-vocab.cpp).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,113 +8,189 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::pretokenizers::{self, PreTokenizer};
 use crate::checkpoint::{CheckpointError, Gguf, Texts};
 
 /// Token types.
+const NORMAL: i64 = 1;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 
-/// Llama 3's split, with `digits` as the pattern of a number.
-fn llama3_split(digits: &str) -> Value {
-    let pattern = format!(
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    );
-    json!([
-        {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
-        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false},
-    ])
+/// The usual spellings of a turn's end. They are control tokens whatever a file says of them, as in llama.cpp: some
+/// converters knew no types.
+const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"];
+
+/// Kinds of tokenizer that llama.cpp has and this program has not.
+const OTHER_KINDS: [(&str, &str); 9] = [
+    ("t5", "SentencePiece's unigrams"),
+    ("bert", "WordPiece"),
+    ("rwkv", "RWKV's"),
+    ("plamo2", "PLaMo 2's"),
+    ("gemma4", "Gemma 4's"),
+    ("hybriddna", "of DNA"),
+    ("whitespace", "of words between spaces"),
+    ("no_vocab", "none"),
+    ("none", "none"),
+];
+
+const OTHER_FORM: &str = "\n  hint: use the model's safetensors repository";
+
+fn key(name: &str) -> String {
+    format!("tokenizer.ggml.{name}")
 }
 
-/// The pre-tokenizers of a byte-level vocabulary.
-fn byte_level(name: &str) -> Option<Value> {
-    let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
-    Some(match name {
-        "default" | "gpt-2" => json!([gpt2]),
-        "smollm" => json!([{"type": "Digits", "individual_digits": true}, gpt2]),
-        "llama-bpe" | "llama3" | "llama-v3" => llama3_split(r"\p{N}{1,3}"),
-        "qwen2" | "deepseek-r1-qwen" => llama3_split(r"\p{N}"),
-        _ => return None,
-    })
+/// The kinds of vocabulary.
+enum Kind {
+    /// Pieces of bytes, and which are merged first.
+    Bytes(&'static PreTokenizer),
+    /// SentencePiece's BPE: pieces of characters, with scores.
+    Pieces,
+}
+
+/// Which kind it is, if it can be read.
+fn kind(path: &Path, gguf: &Gguf) -> Result<Kind, CheckpointError> {
+    let fail = |message: String| CheckpointError::new(path, format!("{message}{OTHER_FORM}"));
+    let count = gguf.texts(&key("tokens")).map_or(0, Texts::len);
+    let model = gguf.text(&key("model")).unwrap_or_default();
+    let found = match model {
+        "gpt2" => {
+            let name = gguf.text(&key("pre")).filter(|name| !name.is_empty()).unwrap_or("default");
+            Kind::Bytes(pretokenizers::find(name).map_err(fail)?)
+        }
+        "llama" => Kind::Pieces,
+        "" => return Err(fail("the file does not say what tokenizer it has (tokenizer.ggml.model)".to_owned())),
+        other => {
+            let known = OTHER_KINDS.iter().find(|(kind, _)| *kind == other);
+            let what = known.map_or("is not known".to_owned(), |(_, what)| format!("({what}) is not supported"));
+            return Err(fail(format!("tokenizer `{other}` {what}: `gpt2` and `llama` are")));
+        }
+    };
+    if count == 0 {
+        return Err(fail("the file has no vocabulary (tokenizer.ggml.tokens)".to_owned()));
+    }
+    match found {
+        Kind::Bytes(_) if gguf.texts(&key("merges")).is_none() => {
+            Err(fail("the vocabulary has no merges (tokenizer.ggml.merges)".to_owned()))
+        }
+        Kind::Pieces if gguf.numbers(&key("scores")).is_none_or(|scores| scores.len() != count) => {
+            Err(fail("the vocabulary's scores do not match its tokens (tokenizer.ggml.scores)".to_owned()))
+        }
+        found => Ok(found),
+    }
+}
+
+/// Whether the vocabulary can be read: told from its names alone, before anything large is hashed or built. What is returned
+/// is to be said aloud: the file leaves a name out, and a guess must do.
+pub fn check_vocabulary(path: &Path, gguf: &Gguf) -> Result<Option<String>, CheckpointError> {
+    let kind = kind(path, gguf)?;
+    let guessed = matches!(kind, Kind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty);
+    Ok(guessed.then(|| {
+        format!(
+            "{}: the file does not say how its vocabulary cuts a text (tokenizer.ggml.pre): it is cut as `default`, as \
+             llama.cpp does, and answers may be worse than the model's\n  hint: use a file of a newer converter",
+            path.display()
+        )
+    }))
+}
+
+/// A vocabulary and what is said of its tokens.
+struct Vocabulary<'a> {
+    gguf: &'a Gguf,
+    tokens: Vec<Cow<'a, str>>,
+}
+
+impl Vocabulary<'_> {
+    fn flag(&self, name: &str) -> Option<bool> {
+        self.gguf.flag(&key(name))
+    }
+
+    fn id(&self, name: &str) -> Option<usize> {
+        let id = self.gguf.integer(&key(name))?;
+        usize::try_from(id).ok().filter(|id| *id < self.tokens.len())
+    }
+
+    fn spelled(&self, name: &str) -> Option<&str> {
+        self.id(name).map(|id| &*self.tokens[id])
+    }
+
+    /// A token's type; a file without types has normal ones.
+    fn kind(&self, id: usize) -> i64 {
+        if self.tokens.get(id).is_some_and(|token| TURN_ENDS.contains(&&**token)) {
+            return CONTROL;
+        }
+        self.gguf.numbers(&key("token_type")).map_or(NORMAL, |kinds| kinds.integer(id).unwrap_or(NORMAL))
+    }
+
+    /// Tokens that are found before a text is cut.
+    fn added(&self) -> Vec<Value> {
+        let kinds = self.tokens.iter().enumerate().map(|(id, content)| (id, content, self.kind(id)));
+        kinds
+            .filter(|(_, _, kind)| matches!(*kind, CONTROL | USER_DEFINED))
+            .map(|(id, content, kind)| {
+                json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                       "normalized": false, "special": kind == CONTROL})
+            })
+            .collect()
+    }
+
+    /// Tokens that end an answer. Some files name only the end of a text and not the end of a turn.
+    fn ends(&self) -> Vec<usize> {
+        let named = ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(|name| self.id(name));
+        let turns = self.tokens.iter().enumerate().filter(|(_, token)| TURN_ENDS.contains(&&***token));
+        let mut ends: Vec<usize> = named.chain(turns.map(|(id, _)| id)).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        ends
+    }
+
+    /// Puts the first and the last token around a text, if the model wants them.
+    fn around(&self, begins: bool) -> Option<Value> {
+        let begins = self.flag("add_bos_token").unwrap_or(begins);
+        let first = self.spelled("bos_token_id").zip(self.id("bos_token_id")).filter(|_| begins);
+        let ends = self.flag("add_eos_token").unwrap_or(false);
+        let last = self.spelled("eos_token_id").zip(self.id("eos_token_id")).filter(|_| ends);
+        if first.is_none() && last.is_none() {
+            return None;
+        }
+        let piece =
+            |token: Option<(&str, usize)>| token.map(|(token, _)| json!({"SpecialToken": {"id": token, "type_id": 0}}));
+        let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+        let single: Vec<Value> = piece(first).into_iter().chain([text]).chain(piece(last)).collect();
+        let special: serde_json::Map<String, Value> = first
+            .into_iter()
+            .chain(last)
+            .map(|(token, id)| (token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]})))
+            .collect();
+        Some(json!({
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": special,
+        }))
+    }
 }
 
 /// (file name, content) of config.json, tokenizer.json, tokenizer_config.json and generation_config.json.
 pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(String, String)>, CheckpointError> {
-    let fail = |message: String| CheckpointError::new(path, message);
-    let key = |name: &str| format!("tokenizer.ggml.{name}");
-    let tokens = gguf.texts(&key("tokens")).ok_or_else(|| fail("the file has no vocabulary".to_owned()))?;
-    let tokens: &[Cow<'_, str>] = &tokens.iter().collect::<Vec<_>>();
-    let model = gguf.text(&key("model")).unwrap_or_default();
-    let id =
-        |name: &str| gguf.integer(&key(name)).and_then(|id| usize::try_from(id).ok()).filter(|id| *id < tokens.len());
-    let spelled = |name: &str| id(name).map(|id| &*tokens[id]);
-    let kinds = gguf.numbers(&key("token_type"));
-    let kind = |id: usize| kinds.and_then(|kinds| kinds.integer(id));
-    let added: Vec<Value> = tokens
-        .iter()
-        .enumerate()
-        .filter_map(|(id, content)| Some((id, content, kind(id)?)))
-        .filter(|(_, _, kind)| matches!(*kind, CONTROL | USER_DEFINED))
-        .map(|(id, content, kind)| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": kind == CONTROL})
-        })
-        .collect();
-    let mut tokenizer = match model {
-        "gpt2" => {
-            let name = gguf.text(&key("pre")).unwrap_or("default");
-            let pre = byte_level(name).ok_or_else(|| {
-                fail(format!("vocabulary `{name}` is not known\n  hint: use the model's safetensors repository"))
-            })?;
-            let merges: Vec<Cow<'_, str>> = gguf.texts(&key("merges")).into_iter().flat_map(Texts::iter).collect();
-            bpe(tokens, &merges, &pre, name)
-        }
-        "llama" => {
-            let scores = gguf.numbers(&key("scores"));
-            let score = |id: usize| scores.and_then(|scores| scores.float(id));
-            let scores: Vec<f64> = (0..tokens.len()).map_while(score).collect();
-            if scores.len() != tokens.len() {
-                return Err(fail("the vocabulary's scores do not match its tokens".to_owned()));
-            }
-            // Absent means yes: the key came later than the first Llamas.
-            sentence_piece(
-                tokens,
-                &scores,
-                gguf.flag(&key("add_space_prefix")).unwrap_or(true),
-                spelled("unknown_token_id"),
-            )
-        }
-        other => {
-            return Err(fail(format!(
-                "tokenizer `{other}` is not known\n  hint: use the model's safetensors repository"
-            )));
-        }
+    let kind = kind(path, gguf)?;
+    let tokens = gguf.texts(&key("tokens")).into_iter().flat_map(Texts::iter).collect();
+    let vocabulary = Vocabulary { gguf, tokens };
+    let (mut tokenizer, begins) = match kind {
+        Kind::Bytes(pre) => (bpe(&vocabulary, pre), pre.add_bos),
+        Kind::Pieces => (sentence_piece(&vocabulary), true),
     };
-    tokenizer["added_tokens"] = Value::Array(added);
-    let adds_bos =
-        gguf.flag(&key("add_bos_token")).unwrap_or(model == "llama" || gguf.text(&key("pre")) == Some("llama-bpe"));
-    if let Some(bos) = spelled("bos_token_id").filter(|_| adds_bos) {
-        let number = id("bos_token_id");
-        tokenizer["post_processor"] = json!({
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {bos: {"id": bos, "ids": [number], "tokens": [bos]}},
-        });
+    tokenizer["added_tokens"] = Value::Array(vocabulary.added());
+    if let Some(around) = vocabulary.around(begins) {
+        tokenizer["post_processor"] = around;
     }
     let settings = json!({
-        "bos_token": spelled("bos_token_id"),
-        "eos_token": spelled("eos_token_id"),
+        "bos_token": vocabulary.spelled("bos_token_id"),
+        "eos_token": vocabulary.spelled("eos_token_id"),
         "chat_template": gguf.text("tokenizer.chat_template"),
     });
-    // Some files name only the end of a text and not the end of a turn; its usual spellings tell.
-    let turns = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"];
-    let mut ends: Vec<usize> = ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(id).collect();
-    let special = |at: usize| kind(at) == Some(CONTROL);
-    ends.extend(tokens.iter().enumerate().filter(|(at, t)| special(*at) && turns.contains(&&***t)).map(|(at, _)| at));
-    ends.sort_unstable();
-    ends.dedup();
-    let generation = json!({ "eos_token_id": ends });
-    let print = |value: &Value| serde_json::to_string(value).map_err(|error| fail(error.to_string()));
+    let generation = json!({ "eos_token_id": vocabulary.ends() });
+    let print =
+        |value: &Value| serde_json::to_string(value).map_err(|error| CheckpointError::new(path, error.to_string()));
     Ok(vec![
         ("config.json".to_owned(), print(config)?),
         ("tokenizer.json".to_owned(), print(&tokenizer)?),
@@ -124,22 +199,22 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     ])
 }
 
-fn vocabulary(tokens: &[Cow<'_, str>]) -> serde_json::Map<String, Value> {
+fn numbered(tokens: &[Cow<'_, str>]) -> serde_json::Map<String, Value> {
     tokens.iter().enumerate().map(|(id, token)| (token.to_string(), json!(id))).collect()
 }
 
-fn bpe(tokens: &[Cow<'_, str>], merges: &[Cow<'_, str>], pre: &Value, name: &str) -> Value {
+fn bpe(vocabulary: &Vocabulary<'_>, pre: &PreTokenizer) -> Value {
+    let merges = vocabulary.gguf.texts(&key("merges")).into_iter().flat_map(Texts::iter);
     json!({
         "version": "1.0",
-        "normalizer": if name == "qwen2" { json!({"type": "NFC"}) } else { Value::Null },
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre},
+        "normalizer": pre.normalizer(),
+        "pre_tokenizer": pre.steps(),
         "post_processor": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": false, "use_regex": true},
         "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": name.starts_with("llama"),
-            "vocab": vocabulary(tokens), "merges": merges,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": pre.ignore_merges,
+            "vocab": numbered(&vocabulary.tokens), "merges": merges.collect::<Vec<_>>(),
         },
     })
 }
@@ -147,32 +222,52 @@ fn bpe(tokens: &[Cow<'_, str>], merges: &[Cow<'_, str>], pre: &Value, name: &str
 /// Bytes of the longest token that is made of others.
 const LONGEST_PIECE: usize = 1024;
 
-/// SentencePiece's BPE: the best-scored piece is merged first, so merges are all ways to split a piece, best first.
-fn sentence_piece(tokens: &[Cow<'_, str>], scores: &[f64], prefix: bool, unknown: Option<&str>) -> Value {
-    let ids: HashMap<&str, usize> = tokens.iter().enumerate().map(|(id, token)| (&**token, id)).collect();
-    let mut merges: Vec<(f64, usize, usize, &str, &str)> = Vec::new();
+/// All ways to part a piece in two, best piece first.
+///
+/// SentencePiece merges the neighbours whose piece has the best score, of equal ones the first in the text. There are equal
+/// ones: the runs of spaces of Mistral's vocabularies have one score (-1e9), so that the first run grows until nothing longer
+/// is a piece. Pairs have a rank of their own each here; with the longest left part first they do the same. What is not normal
+/// (control, bytes, user-defined) is never made of others.
+fn merges<'a>(vocabulary: &'a Vocabulary<'_>) -> Vec<[&'a str; 2]> {
+    let scores = vocabulary.gguf.numbers(&key("scores"));
+    let score = |id: usize| scores.and_then(|scores| scores.float(id)).unwrap_or(f64::NEG_INFINITY);
+    let pieces = || {
+        let numbered = vocabulary.tokens.iter().enumerate();
+        numbered.filter(move |(id, _)| vocabulary.kind(*id) == NORMAL).map(|(id, token)| (id, &**token))
+    };
+    let ids: HashMap<&str, usize> = pieces().map(|(id, token)| (token, id)).collect();
+    // (score, characters of the left part, both parts' numbers, both parts)
+    let mut merges: Vec<(f64, usize, [usize; 2], [&str; 2])> = Vec::new();
     // A longer token is no word, and trying every way to part it would take for ever.
-    for (token, score) in tokens.iter().zip(scores).filter(|(token, _)| token.len() <= LONGEST_PIECE) {
-        for (at, _) in token.char_indices().skip(1) {
+    for (id, token) in pieces().filter(|(_, token)| token.len() <= LONGEST_PIECE) {
+        for (length, (at, _)) in token.char_indices().enumerate().skip(1) {
             let (left, right) = token.split_at(at);
             if let (Some(l), Some(r)) = (ids.get(left), ids.get(right)) {
-                merges.push((*score, *l, *r, left, right));
+                merges.push((score(id), length, [*l, *r], [left, right]));
             }
         }
     }
-    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
-    let merges: Vec<[&str; 2]> = merges.into_iter().map(|(_, _, _, left, right)| [left, right]).collect();
-    let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
-    let mut normalizers = vec![replace];
-    let mut decoders = vec![
-        json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "}),
-        json!({"type": "ByteFallback"}),
-        json!({"type": "Fuse"}),
-    ];
-    if prefix {
-        normalizers.insert(0, json!({"type": "Prepend", "prepend": "▁"}));
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
+    merges.into_iter().map(|(_, _, _, parts)| parts).collect()
+}
+
+/// SentencePiece's BPE.
+fn sentence_piece(vocabulary: &Vocabulary<'_>) -> Value {
+    let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
+    let mut normalizers = Vec::new();
+    let mut decoders =
+        vec![replace(json!({"String": "▁"}), " "), json!({"type": "ByteFallback"}), json!({"type": "Fuse"})];
+    // Spaces alone: SentencePiece leaves lines and tabs as they are.
+    if vocabulary.flag("remove_extra_whitespaces").unwrap_or(false) {
+        normalizers.push(replace(json!({"Regex": r"\A +| +\z"}), ""));
+        normalizers.push(replace(json!({"Regex": " {2,}"}), " "));
+    }
+    // Absent means yes: the key came later than the first Llamas.
+    if vocabulary.flag("add_space_prefix").unwrap_or(true) {
+        normalizers.push(json!({"type": "Prepend", "prepend": "▁"}));
         decoders.push(json!({"type": "Strip", "content": " ", "start": 1, "stop": 0}));
     }
+    normalizers.push(replace(json!({"String": " "}), "▁"));
     json!({
         "version": "1.0",
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
@@ -180,9 +275,9 @@ fn sentence_piece(tokens: &[Cow<'_, str>], scores: &[f64], prefix: bool, unknown
         "post_processor": null,
         "decoder": {"type": "Sequence", "decoders": decoders},
         "model": {
-            "type": "BPE", "dropout": null, "unk_token": unknown.unwrap_or("<unk>"), "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-            "vocab": vocabulary(tokens), "merges": merges,
+            "type": "BPE", "dropout": null, "unk_token": vocabulary.spelled("unknown_token_id").unwrap_or("<unk>"),
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
+            "ignore_merges": false, "vocab": numbered(&vocabulary.tokens), "merges": merges(vocabulary),
         },
     })
 }

@@ -8,6 +8,7 @@ mod chat;
 pub mod child;
 mod gguf;
 mod plain;
+mod pretokenizers;
 mod stream;
 mod template;
 pub mod tools;
@@ -23,7 +24,8 @@ use serde_json::Value;
 
 pub use answer::{AnswerReader, Delta};
 pub use chat::{Chat, Function, Message, Prompt, ToolCall, Traits, tool};
-pub use gguf::text_files;
+pub use gguf::{check_vocabulary, text_files};
+pub use pretokenizers::vocabulary_names;
 pub use stream::{StopFinder, TextStream};
 pub use template::ChatTemplate;
 

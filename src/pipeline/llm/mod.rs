@@ -19,7 +19,7 @@ use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
-use crate::llm::text::TEXT_FILES;
+use crate::llm::text::{TEXT_FILES, check_vocabulary};
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
@@ -114,6 +114,15 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     Ok(Source { checkpoint, model, paths, commit: fetched.commit })
 }
 
+/// A GGUF's vocabulary is told from its names, before anything is hashed.
+fn judge_vocabulary(checkpoint: &Checkpoint) -> anyhow::Result<()> {
+    let Some(gguf) = &checkpoint.gguf else { return Ok(()) };
+    if let Some(warning) = check_vocabulary(&checkpoint.config_path, gguf)? {
+        tracing::warn!("{warning}");
+    }
+    Ok(())
+}
+
 /// Fetches the source and decides what a build would do.
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let limits = limits(plan)?.clone();
@@ -121,6 +130,7 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     place::check_at_first(&folder)?;
     sweep(&folder).map_err(about(&folder))?;
     let mut source = open(plan, &context.fetcher, lock)?;
+    judge_vocabulary(&source.checkpoint)?;
     source.model.kv_type = kv_type(plan, &source.model)?;
     let reference = match &plan.verify.reference {
         Some(source) => {
