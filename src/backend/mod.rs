@@ -4,6 +4,7 @@
 //! TensorRT also builds plans and opens them without the ONNX file (`tensorrt::TensorRt`).
 
 pub mod cpu;
+pub mod onnxruntime;
 pub mod tensorrt;
 
 use std::path::Path;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::tensor::{Tensor, TensorSpec};
 
 /// Why a backend could not do its work.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum BackendError {
     /// The backend is not on this machine, or not usable.

@@ -195,7 +195,7 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     let start = Instant::now();
     let mut generator = session::open_llm(path, &manifest, record, args.backend, progress)?;
     let loaded = start.elapsed().as_secs_f64();
-    let on_gpu = generator.executor().info() != cpu::info();
+    let on_gpu = !cpu::is_reference(&generator.executor().info());
     let plan = LlmPlan {
         lengths: args.lengths.iter().copied().filter(|length| *length <= record.max_input_len).collect(),
         contexts: args.contexts.clone(),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use super::say;
-use crate::backend::cpu::{self, Cpu, IsolatedCpu};
+use crate::backend::cpu::{self, IsolatedCpu, Reference};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, Session};
 use crate::llm::{self, Generator, LlmError, Record, model::Runner};
@@ -102,11 +102,11 @@ pub(super) fn measured(
     model: &Path,
     inputs: &[Tensor],
 ) -> Result<Option<Box<dyn Session>>, BackendError> {
-    if probe.info() != cpu::info() {
+    if !cpu::is_reference(&probe.info()) {
         return Ok(None);
     }
     probe.run(inputs)?;
-    Cpu.open(model).map(Some)
+    Reference.open(model).map(Some)
 }
 
 /// Opens an engine directory.

@@ -1,4 +1,4 @@
-//! The CPU executor: the layer graphs in float32 on rten. It is the judge in `verify` and answers where there is no GPU.
+//! The CPU executor: the layer graphs in float32 on the CPU reference. It is the judge in `verify` and answers where there is no GPU.
 //!
 //! Weights are widened once and kept where memory allows, else layer by layer at every pass. Graphs are emitted when their
 //! shape is first met.
@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
 use super::host::{self, Embedding, Floats};
 use super::passes::{Size, Sizes};
-use crate::backend::cpu::{Operand, Program};
+use crate::backend::cpu::{Engine, Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, Transformer, head_graph, layer_graph, observed_layer_graph};
@@ -54,6 +54,7 @@ pub type Squares = Vec<Vec<f32>>;
 
 /// See the module.
 pub struct CpuExecutor {
+    engine: Engine,
     model: Transformer,
     checkpoint: Arc<Checkpoint>,
     embedding: Embedding,
@@ -90,6 +91,7 @@ impl CpuExecutor {
         let have = Memory::of_this_machine().map_or(u64::MAX, |memory| memory.available);
         let fits = (model.parameters() as f64) * 4.0 < have as f64 * RESIDENT_SHARE;
         let mut executor = Self {
+            engine: Engine::find()?,
             embedding,
             resident: Vec::new(),
             norm,
@@ -141,7 +143,10 @@ impl CpuExecutor {
                 false => layer_graph(&self.model, shape, DType::Float32),
             };
             let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
-            self.layers.insert((shape, observed), Program::new(&graph)?);
+            let operands = if cache > 0 { 6 } else { 4 };
+            let mut transposed = vec![false; operands];
+            transposed.extend(self.model.layer_weights(0).iter().map(|weight| weight.role.is_matrix()));
+            self.layers.insert((shape, observed), Program::new(self.engine, graph, transposed)?);
         }
         let mut hidden = vec![0.0; chunk * hidden_size];
         self.embedding.rows(tokens, &mut hidden)?;
@@ -184,7 +189,9 @@ impl CpuExecutor {
                 data: &weight.values,
                 transposed: weight.role.is_matrix(),
             }));
-            let mut outputs = self.layers[&(shape, observed)].run(&operands)?;
+            let missing = || BackendError::Load("a pass has no graph".to_owned());
+            let program = self.layers.get_mut(&(shape, observed)).ok_or_else(missing)?;
+            let mut outputs = program.run(&operands)?;
             if let Some((sums, _)) = &mut self.observed {
                 for sums in sums[index].iter_mut().rev() {
                     let read = outputs.pop().unwrap_or_default();
@@ -210,7 +217,8 @@ impl CpuExecutor {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let graph = head_graph(&self.model, rows, DType::Float32);
-                entry.insert(Program::new(&graph.map_err(|error| BackendError::Load(error.to_string()))?)?)
+                let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+                entry.insert(Program::new(self.engine, graph, vec![false, false, true])?)
             }
         };
         let mut outputs = head.run(&[
@@ -260,7 +268,7 @@ impl Cache {
 
 impl Executor for CpuExecutor {
     fn info(&self) -> BackendInfo {
-        crate::backend::cpu::info()
+        self.engine.info()
     }
 
     fn slots(&self) -> usize {

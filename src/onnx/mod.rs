@@ -210,6 +210,11 @@ impl Model {
         shapes::fix(&mut self.proto, shapes).map_err(|message| OnnxError { path: self.path.clone(), message })
     }
 
+    /// Has each named input, a matrix, come transposed; the rest of the graph sees what it saw.
+    pub fn transpose_inputs(&mut self, names: &[&str]) {
+        shapes::transpose_inputs(&mut self.proto, names);
+    }
+
     /// What a TensorRT whose parser knows opsets up to `newest` would silently get wrong.
     pub fn complaint(&self, newest: i64) -> Option<String> {
         check::complaint(self, newest)

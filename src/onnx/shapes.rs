@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value};
-use onnx_protobuf::{AttributeProto, ModelProto, ValueInfoProto, type_proto};
+use onnx_protobuf::{AttributeProto, ModelProto, NodeProto, ValueInfoProto, type_proto};
 
 fn dims(value: &mut ValueInfoProto) -> Option<&mut Vec<Dimension>> {
     match value.type_.as_mut()?.value.as_mut()? {
@@ -53,6 +53,23 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>)
         }
     }
     Ok(())
+}
+
+/// Reverses the dimensions of each named input, and turns it back for whoever reads it.
+pub(super) fn transpose_inputs(model: &mut ModelProto, names: &[&str]) {
+    let Some(graph) = model.graph.as_mut() else { return };
+    let mut turns = Vec::new();
+    for input in graph.input.iter_mut().filter(|input| names.contains(&input.name.as_str())) {
+        let name = std::mem::take(&mut input.name);
+        input.name = format!("{name}.transposed");
+        if let Some(dims) = dims(input) {
+            dims.reverse();
+        }
+        // Without `perm`, Transpose reverses.
+        let (input, op_type) = (vec![input.name.clone()], "Transpose".to_owned());
+        turns.push(NodeProto { input, output: vec![name], op_type, ..NodeProto::default() });
+    }
+    graph.node.splice(0..0, turns);
 }
 
 /// Gives convolutions their optional `kernel_shape`, "inferred from input W if not present" (ONNX, Conv): rten cannot

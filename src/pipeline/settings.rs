@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use super::Prepared;
 use crate::artifact::sha256_file;
 use crate::backend::Backend;
-use crate::backend::cpu::{Cpu, IsolatedCpu};
+use crate::backend::cpu::{IsolatedCpu, Reference};
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::Model;
@@ -18,7 +18,7 @@ use crate::worker::Isolation;
 /// The CPU reference that judges a build: in a child where TensorRT is in one too.
 pub(super) fn reference(isolation: &Isolation) -> Box<dyn Backend> {
     match isolation {
-        Isolation::InProcess => Box::new(Cpu),
+        Isolation::InProcess => Box::new(Reference),
         Isolation::Child(executable) => Box::new(IsolatedCpu::new(executable.clone())),
     }
 }

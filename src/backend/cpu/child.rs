@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{Cpu, info};
+use super::Reference;
 use crate::backend::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::confined::{Confined, ConfinedError, Limits, serve};
 use crate::memory::Memory;
@@ -51,6 +51,7 @@ enum Question {
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
     Opened {
+        info: BackendInfo,
         inputs: Vec<TensorSpec>,
         outputs: Vec<TensorSpec>,
     },
@@ -85,7 +86,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<Tensor>), String>
 
 impl Backend for IsolatedCpu {
     fn info(&self) -> BackendInfo {
-        info()
+        Reference.info()
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
@@ -96,7 +97,9 @@ impl Backend for IsolatedCpu {
         let question = encode(&Question::Open(path.as_os_str().as_bytes().to_vec()), &[]).map_err(broken)?;
         let answer = child.ask(&question).map_err(lost)?;
         match decode::<Reply>(&answer).map_err(broken)? {
-            (Reply::Opened { inputs, outputs }, _) => Ok(Box::new(IsolatedSession { child, name, inputs, outputs })),
+            (Reply::Opened { info, inputs, outputs }, _) => {
+                Ok(Box::new(IsolatedSession { child, info, name, inputs, outputs }))
+            }
             (other, _) => Err(other.into_error()),
         }
     }
@@ -128,6 +131,7 @@ fn lost(model: &str, error: &ConfinedError) -> String {
 
 struct IsolatedSession {
     child: Confined,
+    info: BackendInfo,
     /// The model, for messages.
     name: String,
     inputs: Vec<TensorSpec>,
@@ -136,7 +140,7 @@ struct IsolatedSession {
 
 impl Session for IsolatedSession {
     fn info(&self) -> BackendInfo {
-        info()
+        self.info.clone()
     }
 
     fn inputs(&self) -> &[TensorSpec] {
@@ -179,8 +183,12 @@ pub fn child_main() -> Result<(), String> {
 fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Reply, Vec<Tensor>), String> {
     let (question, inputs): (Question, _) = decode(question)?;
     let result = match question {
-        Question::Open(path) => Cpu.open(&PathBuf::from(std::ffi::OsString::from_vec(path))).map(|opened| {
-            let reply = Reply::Opened { inputs: opened.inputs().to_vec(), outputs: opened.outputs().to_vec() };
+        Question::Open(path) => Reference.open(&PathBuf::from(std::ffi::OsString::from_vec(path))).map(|opened| {
+            let reply = Reply::Opened {
+                info: opened.info(),
+                inputs: opened.inputs().to_vec(),
+                outputs: opened.outputs().to_vec(),
+            };
             *session = Some(opened);
             (reply, Vec::new())
         }),

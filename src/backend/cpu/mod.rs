@@ -1,13 +1,15 @@
-//! The CPU reference: rten, pure Rust, on every machine. It judges engines in `verify`, and answers where there is no GPU.
+//! The CPU reference, which judges engines in `verify` and answers where there is no GPU: ONNX Runtime where it is present
+//! ([`Reference`]), else rten, which is part of this tool and pure Rust ([`Cpu`]).
 //!
 //! rten computes in float32 and int32: float16 values are widened on the way in and rounded on the way out, int64 and
 //! bool become int32 (ONNX's own indices fit).
 //!
 //! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
-//! process; [`IsolatedCpu`] computes in a child under limits, and is what the command line uses.
+//! process; [`IsolatedCpu`] computes as [`Reference`] in a child under limits, and is what the command line uses.
 
 mod child;
 mod guard;
+mod program;
 
 use std::path::Path;
 
@@ -15,19 +17,33 @@ use half::f16;
 use rten::{DataType, Model, ModelOptions, NodeId, RunOptions, Value, ValueOrView, ValueType};
 use rten_tensor::prelude::*;
 
+use super::onnxruntime::{self, OnnxRuntime};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
 pub use child::{IsolatedCpu, SUBCOMMAND, child_main, default_limits};
+pub use program::{Engine, Operand, Program};
 
-/// The reference backend, in this process.
+/// rten, in this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
 
-pub(crate) fn info() -> BackendInfo {
+/// The best reference there is here, in this process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Reference;
+
+/// What the names of all CPU references begin with.
+pub(crate) const NAME: &str = "CPU reference";
+
+/// Whether a CPU reference computed, and not a GPU.
+pub fn is_reference(info: &BackendInfo) -> bool {
+    info.name.starts_with(NAME)
+}
+
+fn info() -> BackendInfo {
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    BackendInfo { name: "CPU reference (rten)".to_owned(), device: format!("{threads} threads") }
+    BackendInfo { name: format!("{NAME} (rten)"), device: format!("{threads} threads") }
 }
 
 impl Backend for Cpu {
@@ -40,6 +56,18 @@ impl Backend for Cpu {
         let depth = guard::depth(&described)?;
         let session = guard::guarded(depth, BackendError::Load, || CpuSession::open(path, described, depth))?;
         Ok(Box::new(session))
+    }
+}
+
+impl Backend for Reference {
+    fn info(&self) -> BackendInfo {
+        OnnxRuntime::find().ok().flatten().map_or_else(info, |runtime| runtime.info())
+    }
+
+    fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let Some(runtime) = OnnxRuntime::find()? else { return Cpu.open(path) };
+        // An older one may not know what this one does.
+        runtime.open(path).or_else(|error| Cpu.open(path).map_err(|_| error))
     }
 }
 
@@ -75,72 +103,6 @@ impl CpuSession {
             specs.iter().map(id).collect::<Result<Vec<NodeId>, _>>()
         };
         Ok(Self { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, outputs, model, depth })
-    }
-}
-
-/// Host floats given to a [`Program`] without a copy.
-#[derive(Debug, Clone, Copy)]
-pub struct Operand<'a> {
-    /// Dimensions as the graph wants them.
-    pub shape: &'a [usize],
-    /// Row-major, or for a transposed matrix its transpose.
-    pub data: &'a [f32],
-    /// The matrix lies in memory as `[columns, rows]`.
-    pub transposed: bool,
-}
-
-/// A float32 graph run on borrowed operands: for callers that keep weights and caches themselves.
-pub struct Program {
-    model: Model,
-    inputs: Vec<TensorSpec>,
-    input_ids: Vec<NodeId>,
-    output_ids: Vec<NodeId>,
-}
-
-impl Program {
-    /// Prepares a graph whose inputs and outputs are float32 (or float16, computed in float32).
-    pub fn new(graph: &onnx::Model) -> Result<Self, BackendError> {
-        let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("CPU reference: {error}"));
-        let bytes = graph.to_bytes().map_err(|error| load(&error))?;
-        let model = ModelOptions::with_all_ops().load(bytes).map_err(|error| load(&error))?;
-        let ids = |specs: &[TensorSpec]| -> Result<Vec<NodeId>, BackendError> {
-            specs.iter().map(|spec| model.node_id(&spec.name).map_err(|error| load(&error))).collect()
-        };
-        let inputs = graph.inputs().map_err(|error| load(&error))?;
-        let outputs = graph.outputs().map_err(|error| load(&error))?;
-        Ok(Self { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, model })
-    }
-
-    /// Runs on `operands`, in the order of the graph's inputs; returns the outputs' values in order.
-    pub fn run(&self, operands: &[Operand<'_>]) -> Result<Vec<Vec<f32>>, BackendError> {
-        if operands.len() != self.inputs.len() {
-            let message = format!("the graph has {} inputs, {} were given", self.inputs.len(), operands.len());
-            return Err(BackendError::Run(message));
-        }
-        let mut values = Vec::with_capacity(operands.len());
-        for ((id, spec), operand) in self.input_ids.iter().zip(&self.inputs).zip(operands) {
-            let wrong = |message: String| BackendError::Input { name: spec.name.clone(), message };
-            if !spec.accepts(operand.shape) {
-                return Err(wrong(format!("got {:?}, the graph wants {spec}", operand.shape)));
-            }
-            let mut stored = operand.shape.to_vec();
-            if operand.transposed {
-                stored.reverse();
-            }
-            let view = rten_tensor::TensorView::try_from_data(stored.as_slice(), operand.data);
-            let mut view = view.map_err(|error| wrong(error.to_string()))?;
-            if operand.transposed {
-                view.transpose();
-            }
-            values.push((*id, ValueOrView::from(view)));
-        }
-        let results = self.model.run(values, &self.output_ids, None);
-        let results = results.map_err(|error| BackendError::Run(format!("CPU reference: {error}")))?;
-        let floats = |value: Value| match value {
-            Value::FloatTensor(tensor) => Ok(tensor.into_data()),
-            other => Err(BackendError::Run(format!("CPU reference: an output came back as {:?}", other.dtype()))),
-        };
-        results.into_iter().map(floats).collect()
     }
 }
 

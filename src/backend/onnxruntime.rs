@@ -1,0 +1,254 @@
+//! ONNX Runtime on the CPU, opened at run time where it is: it computes all that ONNX says, so where it is present it is
+//! the CPU reference.
+//!
+//! The library is looked for in `WATUS_ONNXRUNTIME_LIB` (the file or its folder; empty: nowhere), then where
+//! `scripts/setup-onnxruntime.sh` puts it, then by the system's loader. 1.17 is the oldest that is taken. Its own log is
+//! dropped: what matters is in its errors.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use half::f16;
+use ort::environment::Environment;
+use ort::session::{Session as OrtSession, SessionInputValue, SessionOutputs, builder::GraphOptimizationLevel};
+use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorRef};
+
+use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
+use crate::onnx;
+use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
+
+/// Names the library, or with nothing in it says that none is to be used.
+const VARIABLE: &str = "WATUS_ONNXRUNTIME_LIB";
+/// Name of the library's file, before its version.
+const FILE: &str = "libonnxruntime.so";
+
+/// The library, opened.
+pub struct OnnxRuntime {
+    environment: Environment,
+    /// "1.32.0", if the file's name tells.
+    version: Option<String>,
+}
+
+static LIBRARY: OnceLock<Result<Option<OnnxRuntime>, BackendError>> = OnceLock::new();
+
+impl OnnxRuntime {
+    /// The library, if there is one here; opened once. One that is named but cannot be used is an error.
+    pub fn find() -> Result<Option<&'static Self>, BackendError> {
+        let library = LIBRARY.get_or_init(|| {
+            let named = std::env::var_os(VARIABLE);
+            match &named {
+                Some(path) if path.is_empty() => Ok(None),
+                Some(path) => Self::open(&in_folder(Path::new(path)).unwrap_or_else(|| path.into())).map(Some),
+                None => {
+                    let path = installed().unwrap_or_else(|| PathBuf::from("libonnxruntime.so.1"));
+                    Ok(Self::open(&path).ok())
+                }
+            }
+        });
+        library.as_ref().map(Option::as_ref).map_err(Clone::clone)
+    }
+
+    fn open(path: &Path) -> Result<Self, BackendError> {
+        let unusable = |error: &dyn std::fmt::Display| BackendError::Unavailable {
+            what: format!("ONNX Runtime cannot be used: {error}"),
+            help: format!("run scripts/setup-onnxruntime.sh, or `{VARIABLE}=` to do without"),
+        };
+        // ort takes a name without a folder for one beside this executable, then asks the loader.
+        let builder = ort::init_from(path).map_err(|error| unusable(&error))?;
+        let silent = Arc::new(|_: ort::logging::LogLevel, _: &str, _: &str, _: &str, _: &str| {});
+        let environment = builder.with_name("watus-build").with_telemetry(false).with_logger(silent).build();
+        let environment = environment.map_err(|error| unusable(&error))?;
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        let version = real.file_name().and_then(|name| name.to_str()?.strip_prefix(FILE)?.strip_prefix('.'));
+        Ok(Self { environment, version: version.map(str::to_owned) })
+    }
+
+    /// Prepares a float32 graph for operands that stay where they are.
+    pub(super) fn prepare(&self, graph: &onnx::Model) -> Result<Prepared, BackendError> {
+        let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
+        let session = self.session(Source::Bytes(&graph.to_bytes().map_err(load)?))?;
+        let names = graph.inputs().map_err(load)?.into_iter().map(|spec| spec.name).collect();
+        Ok(Prepared { session, names })
+    }
+
+    /// A session on a model's file (weights beside it are found) or on its bytes.
+    fn session(&self, model: Source<'_>) -> Result<OrtSession, BackendError> {
+        let build = || -> ort::Result<OrtSession> {
+            let builder = OrtSession::builder(&self.environment)?;
+            let mut builder =
+                builder.with_intra_threads(threads())?.with_optimization_level(GraphOptimizationLevel::All)?;
+            match model {
+                Source::File(path) => builder.commit_from_file(path),
+                Source::Bytes(bytes) => builder.commit_from_memory(bytes),
+            }
+        };
+        build().map_err(|error| BackendError::Load(sentence(&error)))
+    }
+}
+
+/// Where a model comes from.
+enum Source<'a> {
+    File(&'a Path),
+    Bytes(&'a [u8]),
+}
+
+/// The newest library that the set-up script left in the user's data directory.
+fn installed() -> Option<PathBuf> {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
+    let data = std::env::var_os("XDG_DATA_HOME").filter(|data| !data.is_empty()).map(PathBuf::from).or_else(home)?;
+    let folders = std::fs::read_dir(data.join("watus-build")).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let ours = |folder: &PathBuf| {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.starts_with("onnxruntime-") && folder.join(".complete").exists()
+    };
+    let mut folders: Vec<PathBuf> = folders.filter(ours).collect();
+    folders.sort();
+    folders.iter().rev().find_map(|folder| in_folder(&folder.join("lib")))
+}
+
+fn in_folder(folder: &Path) -> Option<PathBuf> {
+    let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILE))).max()
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// The library's error on one line.
+fn sentence(error: &ort::Error) -> String {
+    let lines: Vec<&str> = error.message().lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    format!("CPU reference: {}", lines.join(" "))
+}
+
+impl Backend for &'static OnnxRuntime {
+    fn info(&self) -> BackendInfo {
+        let version = self.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
+        BackendInfo {
+            name: format!("{} (onnxruntime{version})", super::cpu::NAME),
+            device: format!("{} threads", threads()),
+        }
+    }
+
+    fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let load = |message: String| BackendError::Load(message);
+        let model = onnx::Model::load(path).map_err(|error| load(error.to_string()))?;
+        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(|error| load(error.to_string()));
+        let (inputs, outputs) = (specs(model.inputs())?, specs(model.outputs())?);
+        let session =
+            self.session(Source::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;
+        Ok(Box::new(RuntimeSession { info: self.info(), session, inputs, outputs }))
+    }
+}
+
+struct RuntimeSession {
+    info: BackendInfo,
+    session: OrtSession,
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+}
+
+impl Session for RuntimeSession {
+    fn info(&self) -> BackendInfo {
+        self.info.clone()
+    }
+
+    fn inputs(&self) -> &[TensorSpec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[TensorSpec] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        check_inputs(&self.inputs, inputs)?;
+        let run = |error: ort::Error| BackendError::Run(sentence(&error));
+        let named = self.inputs.iter().zip(inputs).map(|(spec, tensor)| Ok((spec.name.as_str(), value(tensor)?)));
+        let named = named.collect::<ort::Result<Vec<_>>>().map_err(run)?;
+        let results = self.session.run(named).map_err(run)?;
+        self.outputs.iter().map(|spec| read(spec, &results)).collect()
+    }
+}
+
+/// Values that lie in memory in this order, as an input.
+fn view<'a, T>(shape: &'a [usize], values: &'a [T]) -> ort::Result<SessionInputValue<'a>>
+where
+    T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static,
+{
+    Ok(TensorRef::from_array_view((shape, values))?.into())
+}
+
+/// A host tensor as the library wants it, not copied but for booleans.
+fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
+    let shape = tensor.shape();
+    match tensor.data() {
+        TensorData::F32(values) => view(shape, values),
+        TensorData::F16(values) => view(shape, values),
+        TensorData::I8(values) => view(shape, values),
+        TensorData::U8(values) => view(shape, values),
+        TensorData::I32(values) => view(shape, values),
+        TensorData::I64(values) => view(shape, values),
+        TensorData::Bool(values) => {
+            let values: Vec<bool> = values.iter().map(|value| *value != 0).collect();
+            Ok(OrtTensor::from_array((shape, values))?.into())
+        }
+    }
+}
+
+/// A float32 graph run on borrowed floats.
+pub(super) struct Prepared {
+    session: OrtSession,
+    names: Vec<String>,
+}
+
+impl Prepared {
+    /// Runs on (shape, values) in the order of the graph's inputs; returns the outputs' values in order.
+    pub(super) fn run<'a>(
+        &mut self,
+        inputs: impl Iterator<Item = (&'a [usize], &'a [f32])>,
+    ) -> Result<Vec<Vec<f32>>, BackendError> {
+        let run = |error: ort::Error| BackendError::Run(sentence(&error));
+        let named = self.names.iter().zip(inputs);
+        let named = named.map(|(name, (shape, values))| Ok((name.as_str(), view(shape, values)?)));
+        let named = named.collect::<ort::Result<Vec<_>>>().map_err(run)?;
+        let results = self.session.run(named).map_err(run)?;
+        results.values().map(|value| Ok(value.try_extract_tensor::<f32>().map_err(run)?.1.to_vec())).collect()
+    }
+}
+
+fn elements<T>(value: &DynValue) -> ort::Result<(Vec<usize>, Vec<T>)>
+where
+    T: PrimitiveTensorElementType + Clone,
+{
+    let (shape, values) = value.try_extract_tensor::<T>()?;
+    Ok((shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect(), values.to_vec()))
+}
+
+/// One output.
+fn read(spec: &TensorSpec, results: &SessionOutputs<'_>) -> Result<Tensor, BackendError> {
+    let wrong = |what: &str| BackendError::Run(format!("CPU reference: output {spec} {what}"));
+    let value = results.get(spec.name.as_str()).ok_or_else(|| wrong("did not come back"))?;
+    let typed = || -> ort::Result<Option<(Vec<usize>, TensorData)>> {
+        let with = |(shape, data)| Some((shape, data));
+        fn parts<T>(parts: (Vec<usize>, Vec<T>), data: fn(Vec<T>) -> TensorData) -> (Vec<usize>, TensorData) {
+            (parts.0, data(parts.1))
+        }
+        Ok(match spec.dtype {
+            DType::Float32 => with(parts(elements::<f32>(value)?, TensorData::F32)),
+            DType::Float16 => with(parts(elements::<f16>(value)?, TensorData::F16)),
+            DType::Int8 => with(parts(elements::<i8>(value)?, TensorData::I8)),
+            DType::UInt8 => with(parts(elements::<u8>(value)?, TensorData::U8)),
+            DType::Int32 => with(parts(elements::<i32>(value)?, TensorData::I32)),
+            DType::Int64 => with(parts(elements::<i64>(value)?, TensorData::I64)),
+            DType::Bool => {
+                let (shape, values) = elements::<bool>(value)?;
+                with((shape, TensorData::Bool(values.into_iter().map(u8::from).collect())))
+            }
+            DType::BFloat16 => None,
+        })
+    };
+    let parts = typed().map_err(|error| wrong(&format!("came back otherwise: {}", error.message())))?;
+    let (shape, data) = parts.ok_or_else(|| wrong("cannot be read\n  hint: have it cast to float32 in the graph"))?;
+    Tensor::new(shape, data).ok_or_else(|| wrong("does not fill its shape"))
+}
