@@ -12,23 +12,23 @@ const VARIANTS: &[&str] =
     &["fp16", "fp32", "bf16", "float16", "float32", "bfloat16", "int8", "8bit", "4bit", "ema", "non_ema"];
 
 const END: &str = ".safetensors";
-const HINT: &str = "hint: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors";
+const HINT: &str = "hint: from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
 
 /// What a folder without readable weights is, by the end of a file's name.
 const OTHERS: &[(&str, &str)] = &[
     (
         ".bin",
         "PyTorch .bin checkpoints are not read; most repositories have a safetensors version, on another branch \
-      (`revision: refs/pr/…`) or beside them",
+         (`revision: refs/pr/…`) or beside them",
     ),
-    (".pth", "PyTorch checkpoints of language models (.pth) are not read"),
-    (".pt", "PyTorch checkpoints of language models (.pt) are not read"),
+    (".pth", "PyTorch checkpoints (.pth) are not read here"),
+    (".pt", "PyTorch checkpoints (.pt) are not read here"),
     (".h5", "TensorFlow's checkpoints are not read"),
     (".msgpack", "Flax's checkpoints are not read"),
     (".ckpt", "training checkpoints are not read"),
     (".nemo", "NeMo's archives are not read"),
     (".npz", "MLX's and NumPy's archives are not read"),
-    (".onnx", "language models are not read from ONNX files: take the repository they were exported from"),
+    (".onnx", "ONNX files are no checkpoints: take the repository they were exported from"),
 ];
 
 /// A file's name without its folders.
@@ -54,7 +54,7 @@ fn is_consolidated(name: &str) -> bool {
 /// "model" of "model-00001-of-00002.safetensors", and its variant.
 fn stem_of(name: &str) -> (&str, Option<&str>) {
     let body = last(name).trim_end_matches(END);
-    let without_number = |body: &'_ str| -> Option<usize> {
+    let without_number = |body: &str| -> Option<usize> {
         let (rest, count) = body.rsplit_once("-of-")?;
         let (stem, number) = rest.rsplit_once('-')?;
         let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
@@ -63,7 +63,7 @@ fn stem_of(name: &str) -> (&str, Option<&str>) {
     let whole = without_number(body).map_or(body, |end| &body[..end]);
     match whole.rsplit_once('.') {
         Some((stem, variant)) if VARIANTS.contains(&variant) => (stem, Some(variant)),
-        // Before transformers 4.3 the variant came last: "model-00001-of-00002.fp16.safetensors".
+        // Some write it last: "model-00001-of-00002.fp16.safetensors".
         _ => match body.rsplit_once('.') {
             Some((numbered, variant)) if VARIANTS.contains(&variant) => {
                 (without_number(numbered).map_or(numbered, |end| &numbered[..end]), Some(variant))
@@ -95,10 +95,10 @@ pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
                 .to_owned(),
         );
     }
-    // As from_pretrained chooses: the plain name, then whatever is of no variant.
+    // As from_pretrained chooses: the usual name first, then whatever is of no variant.
     let plain: Vec<&str> = all.iter().copied().filter(|name| stem_of(name).1.is_none()).collect();
     if !plain.is_empty() {
-        let models: Vec<&str> = plain.iter().copied().filter(|name| stem_of(name).0 == "model").collect();
+        let models: Vec<&str> = plain.iter().copied().filter(|name| stem_of(name).0.starts_with("model")).collect();
         return Ok(if models.is_empty() { plain } else { models });
     }
     let variant = stem_of(all[0]).1;
@@ -116,8 +116,9 @@ fn without(names: &[&str]) -> String {
     if names.iter().any(|name| last(name) == "adapter_config.json" || is_adapter(name)) {
         return adapter_message(None);
     }
-    if names.iter().any(|name| name.ends_with(".gguf")) {
-        return format!("{none} at hand, but .gguf files\n  hint: name one with `file:`");
+    let ggufs: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".gguf")).take(8).collect();
+    if !ggufs.is_empty() {
+        return format!("{none} was asked for, but there are {}\n  hint: name one with `file:`", ggufs.join(", "));
     }
     let found = OTHERS.iter().find(|(end, _)| names.iter().any(|name| name.ends_with(*end)));
     match found {
