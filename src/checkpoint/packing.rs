@@ -99,6 +99,7 @@ const MAKING: &[&str] = &[
     "pack_impl",
     "use_cuda_fp16",
     "use_exllama",
+    "use_exllama_v2",
     "disable_exllama",
     "exllama_config",
     "do_fuse",
