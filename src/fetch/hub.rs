@@ -11,7 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use globset::{Glob, GlobSet, GlobSetBuilder};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 use serde::Deserialize;
 
@@ -89,15 +89,8 @@ pub(super) fn fetch(
     lock: &mut Lock,
 ) -> Result<Fetched, FetchError> {
     let name = format!("{repository}@{revision}");
-    check_contained(&name, [repository, revision])?;
-    let locked = match lock.get(repository, revision) {
-        Some(locked) => locked.clone(),
-        None if fetcher.offline => return offline(fetcher, repository, revision, globs),
-        None => {
-            let locked = resolve(fetcher, repository, revision)?;
-            lock.set(repository, revision, locked.clone());
-            locked
-        }
+    let Some(locked) = pinned(fetcher, repository, revision, lock)? else {
+        return offline(fetcher, repository, revision, Some(globs));
     };
     let wanted = select(&name, &locked, globs)?;
     let repo = Repo::with_revision(repository.to_owned(), RepoType::Model, locked.commit.clone());
@@ -140,6 +133,39 @@ pub(super) fn fetch(
         write_file(&reference, locked.commit.as_bytes()).map_err(about(&reference))?;
     }
     Ok(Fetched { files, commit: Some(locked.commit) })
+}
+
+/// The names of all files of `repository`, or offline of those that are here.
+pub(super) fn names(
+    fetcher: &Fetcher,
+    repository: &str,
+    revision: &str,
+    lock: &mut Lock,
+) -> Result<Vec<String>, FetchError> {
+    if let Some(locked) = pinned(fetcher, repository, revision, lock)? {
+        return Ok(locked.files.into_keys().collect());
+    }
+    let fetched = offline(fetcher, repository, revision, None)?;
+    Ok(fetched.files.into_iter().map(|file| file.name).collect())
+}
+
+/// What the lock says of a revision, or now the hub; nothing offline.
+fn pinned(
+    fetcher: &Fetcher,
+    repository: &str,
+    revision: &str,
+    lock: &mut Lock,
+) -> Result<Option<LockedSource>, FetchError> {
+    check_contained(&format!("{repository}@{revision}"), [repository, revision])?;
+    Ok(match lock.get(repository, revision) {
+        Some(locked) => Some(locked.clone()),
+        None if fetcher.offline => None,
+        None => {
+            let locked = resolve(fetcher, repository, revision)?;
+            lock.set(repository, revision, locked.clone());
+            Some(locked)
+        }
+    })
 }
 
 /// What becomes a path in the cache must stay there; a plan made by hand was not checked as a recipe is.
@@ -190,11 +216,29 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
     Ok(LockedSource { commit: info.sha, files })
 }
 
-fn matcher(globs: &[String]) -> Result<GlobSet, FetchError> {
+/// The names that one of the globs matches. A `*` stays in its folder: `*.json` is not "1_Pooling/config.json". Where that
+/// leaves nothing at all, it crosses folders, as in huggingface_hub's `allow_patterns`.
+pub(super) fn matching<'a>(names: &[&'a str], globs: &[String]) -> Result<Vec<&'a str>, FetchError> {
+    for stays in [true, false] {
+        let matcher = matcher(globs, stays)?;
+        let wanted: Vec<&str> = names.iter().copied().filter(|name| matcher.is_match(name)).collect();
+        if !wanted.is_empty() {
+            return Ok(wanted);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// The glob that matches just this name.
+pub(super) fn exactly(name: &str) -> String {
+    globset::escape(name)
+}
+
+fn matcher(globs: &[String], stays: bool) -> Result<GlobSet, FetchError> {
     let bad = |error: globset::Error| FetchError::Io(io::Error::other(error));
     let mut builder = GlobSetBuilder::new();
     for glob in globs {
-        builder.add(Glob::new(glob).map_err(bad)?);
+        builder.add(GlobBuilder::new(glob).literal_separator(stays).build().map_err(bad)?);
     }
     builder.build().map_err(bad)
 }
@@ -204,8 +248,9 @@ fn select<'a>(
     locked: &'a LockedSource,
     globs: &[String],
 ) -> Result<Vec<(&'a String, &'a LockedFile)>, FetchError> {
-    let matcher = matcher(globs)?;
-    let wanted: Vec<_> = locked.files.iter().filter(|(file, _)| matcher.is_match(file)).collect();
+    let names: Vec<&str> = locked.files.keys().map(String::as_str).collect();
+    let wanted = matching(&names, globs)?.into_iter().filter_map(|name| locked.files.get_key_value(name));
+    let wanted: Vec<_> = wanted.collect();
     if wanted.is_empty() {
         let mut present: Vec<&str> = locked.files.keys().map(String::as_str).take(8).collect();
         if locked.files.len() > present.len() {
@@ -277,8 +322,13 @@ fn link(blob: &Path, path: &Path, name: &str) -> Result<(), FetchError> {
     }
 }
 
-/// Without a lock entry and a network: whatever the cache's own refs and snapshots hold.
-fn offline(fetcher: &Fetcher, repository: &str, revision: &str, globs: &[String]) -> Result<Fetched, FetchError> {
+/// Without a lock entry and a network: whatever the cache's own refs and snapshots hold, or what of it the globs match.
+fn offline(
+    fetcher: &Fetcher,
+    repository: &str,
+    revision: &str,
+    globs: Option<&[String]>,
+) -> Result<Fetched, FetchError> {
     let name = format!("{repository}@{revision}");
     let folder = fetcher.hub.cache.join(format!("models--{}", repository.replace('/', "--")));
     let commit = if is_object_id(revision) {
@@ -290,7 +340,6 @@ fn offline(fetcher: &Fetcher, repository: &str, revision: &str, globs: &[String]
     if !is_object_id(&commit) {
         return Err(FetchError::Offline { name });
     }
-    let matcher = matcher(globs)?;
     let mut files = Vec::new();
     let root = folder.join("snapshots").join(&commit);
     let mut pending = vec![root.clone()];
@@ -302,10 +351,16 @@ fn offline(fetcher: &Fetcher, repository: &str, revision: &str, globs: &[String]
                 continue;
             }
             let file = path.strip_prefix(&root).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
-            if matcher.is_match(&file) && path.exists() {
+            if path.exists() {
                 files.push(FetchedFile { name: file, path });
             }
         }
+    }
+    if let Some(globs) = globs {
+        let names: Vec<String> = files.iter().map(|file| file.name.clone()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let wanted = matching(&names, globs)?;
+        files.retain(|file| wanted.contains(&file.name.as_str()));
     }
     if files.is_empty() {
         return Err(FetchError::Offline { name });

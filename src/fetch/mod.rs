@@ -153,6 +153,16 @@ impl Fetched {
     }
 }
 
+/// The names that one of the globs matches, as [`Fetcher::fetch`] would.
+pub fn matching<'a>(names: &[&'a str], globs: &[String]) -> Result<Vec<&'a str>, FetchError> {
+    hub::matching(names, globs)
+}
+
+/// The glob that matches just this name.
+pub fn exactly(name: &str) -> String {
+    hub::exactly(name)
+}
+
 /// Fetches sources into the caches.
 pub struct Fetcher {
     /// Hub address, token and cache.
@@ -198,6 +208,11 @@ impl Fetcher {
             }
             SourcePlan::Ollama { model } => ollama::find(model),
         }
+    }
+
+    /// The names of a hub repository's files, before any is fetched. `lock` is used and changed as by [`Fetcher::fetch`].
+    pub fn names(&self, repository: &str, revision: &str, lock: &mut Lock) -> Result<Vec<String>, FetchError> {
+        hub::names(self, repository, revision, lock)
     }
 
     fn downloader(&self) -> http::Downloader {

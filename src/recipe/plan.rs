@@ -251,8 +251,16 @@ fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
 
 fn default_files(kind: Kind) -> Vec<String> {
     let globs: &[&str] = match kind {
-        // Not every *.safetensors: some repositories keep the weights a second time, as consolidated.safetensors.
-        Kind::Llm => &["*.json", "model*.safetensors", "tokenizer*", "*.jinja"],
+        // Not every *.safetensors: some repositories keep the weights a second time, as consolidated.safetensors. AutoGPTQ and
+        // early AutoAWQ have names of their own for them.
+        Kind::Llm => &[
+            "*.json",
+            "model*.safetensors",
+            "gptq_model*.safetensors",
+            "awq_model*.safetensors",
+            "tokenizer*",
+            "*.jinja",
+        ],
         Kind::Yolo => &["*.pt"],
         // An ONNX file has to be named: repositories keep several, quantised ones among them.
         Kind::Classifier => &["*.json", "model*.safetensors"],

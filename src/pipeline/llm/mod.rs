@@ -1,8 +1,9 @@
-//! The stages of a language model's build: look at the configuration, fetch, plan the memory, emit the layer graphs,
+//! The stages of a language model's build: judge what can be judged, fetch, plan the memory, emit the layer graphs,
 //! build their engines, place the weights, verify, publish. The weights are never read, but for their hash.
 
 mod calibrate;
 mod files;
+mod judge;
 mod memory;
 mod quantize;
 
@@ -16,10 +17,10 @@ use super::{Context, Outcome, common_manifest, fetch, place, publish, settings};
 use crate::artifact::{StagedDirectory, about, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
-use crate::checkpoint::{Checkpoint, read_json};
+use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
-use crate::llm::text::{TEXT_FILES, check_vocabulary};
+use crate::llm::text::TEXT_FILES;
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
@@ -29,6 +30,7 @@ use crate::verify;
 use crate::worker::{self, Job};
 
 pub use files::emit_onnx;
+pub(super) use judge::look_ahead;
 pub use memory::MemoryPlan;
 
 /// A source that is here, and what it is.
@@ -67,26 +69,6 @@ fn limits(plan: &Plan) -> anyhow::Result<&LlmPlan> {
     plan.llm.as_ref().with_context(|| format!("{} is not a language model", plan.name))
 }
 
-/// Before gigabytes are downloaded: is it a model we can build?
-pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<()> {
-    let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else { return Ok(()) };
-    if files.iter().any(|glob| glob.ends_with(".gguf")) {
-        return Ok(());
-    }
-    let config = SourcePlan::Hub {
-        repository: repository.clone(),
-        revision: revision.clone(),
-        files: vec!["config.json".to_owned()],
-        file: None,
-    };
-    let fetched = fetcher.fetch(&config, lock)?;
-    let limits = limits(plan)?;
-    for file in &fetched.files {
-        convert::describe(&file.path, &read_json(&file.path)?, limits.max_input_len + limits.max_output_len)?;
-    }
-    Ok(())
-}
-
 fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Source> {
     let limits = limits(plan)?;
     let fetched = fetch(plan, fetcher, lock)?;
@@ -97,30 +79,16 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     let wanted =
         fetched.files.iter().filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || file.name == named));
     let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
+    judge::configuration(plan, &paths)?;
     let checkpoint = Arc::new(Checkpoint::open(&paths)?);
     let length = limits.max_input_len + limits.max_output_len;
     let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, length)?;
+    judge::length_of(plan, &model)?;
     model.locate(&checkpoint)?;
-    if length > model.max_position {
-        bail!(
-            "{}: {} prompt and {} answer tokens are more than the {} positions the model was trained for\n  hint: lower \
-             max_input_len or max_output_len",
-            plan.name,
-            limits.max_input_len,
-            limits.max_output_len,
-            model.max_position
-        );
-    }
+    // A text file in another folder is another model's.
+    let folder = checkpoint.config_path.parent();
+    let paths = paths.into_iter().filter(|path| !is_text(path) || path.parent() == folder).collect();
     Ok(Source { checkpoint, model, paths, commit: fetched.commit })
-}
-
-/// A GGUF's vocabulary is told from its names, before anything is hashed.
-fn judge_vocabulary(checkpoint: &Checkpoint) -> anyhow::Result<()> {
-    let Some(gguf) = &checkpoint.gguf else { return Ok(()) };
-    if let Some(warning) = check_vocabulary(&checkpoint.config_path, gguf)? {
-        tracing::warn!("{warning}");
-    }
-    Ok(())
 }
 
 /// Fetches the source and decides what a build would do.
@@ -130,7 +98,10 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     place::check_at_first(&folder)?;
     sweep(&folder).map_err(about(&folder))?;
     let mut source = open(plan, &context.fetcher, lock)?;
-    judge_vocabulary(&source.checkpoint)?;
+    let notes = judge::words(plan, &source.checkpoint, &source.paths)?;
+    for note in source.checkpoint.notes.iter().chain(&source.model.notes).chain(&notes) {
+        context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
+    }
     source.model.kv_type = kv_type(plan, &source.model)?;
     let reference = match &plan.verify.reference {
         Some(source) => {

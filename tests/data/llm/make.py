@@ -1,6 +1,6 @@
 """Makes the tiny checkpoints of this folder and what `transformers` answers on them.
 
-    pip install torch transformers gguf && python make.py
+    pip install torch transformers gguf && python make.py [NAME…]
 
 Each has random weights, a few layers of a few dozen dimensions, and every option of its family that changes the
 arithmetic. `expected.npy` is [tokens, vocabulary]: the logits in float32 of the tokens (7 * i + 3) % vocabulary.
@@ -9,10 +9,12 @@ arithmetic. `expected.npy` is [tokens, vocabulary]: the logits in float32 of the
 import json
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from transformers import (Gemma2Config, Gemma3TextConfig, LlamaConfig, MistralConfig, Phi3Config, Qwen2Config,
                           Qwen3Config)
 
@@ -52,12 +54,59 @@ CASES = {
     "phi3-long": Phi3Config(**SMALL, original_max_position_embeddings=32,
                             rope_parameters=rope("longrope", **{**LONG, "original_max_position_embeddings": 32})),
     "phi3-partial": Phi3Config(**{**SMALL, "hidden_size": 64}, rope_parameters=rope("default", partial_rotary_factor=0.5)),
+    # As Bielik v3: biases everywhere, an output matrix of its own.
+    "llama-bielik": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, rope_parameters={
+        "rope_type": "default", "rope_theta": 1000000.0}),
+    "llama-own-head": LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "qwen2-yarn": Qwen2Config(**{**SMALL, "max_position_embeddings": 20}),
+    "qwen3-yarn": Qwen3Config(**SMALL, head_dim=16),
+    "gemma3-scaled": Gemma3TextConfig(**SMALL, head_dim=16, query_pre_attn_scalar=20, sliding_window=10,
+                                      sliding_window_pattern=2),
 }
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+
+
+def qwen2_yarn(config):
+    """As Qwen2.5's card tells: `rope_scaling` beside transformers 4's `rope_theta`; the longest sequence as it was."""
+    del config["rope_parameters"]
+    config.update(rope_theta=10000.0, rope_scaling=YARN)
+
+
+def gemma3_scaled(config):
+    """A scaling for the full layers added beside both kinds' parameters."""
+    config.update(rope_scaling={"rope_type": "linear", "factor": 8.0})
+
+
+# What people change in the files afterwards.
+EDITS = {
+    "qwen2-yarn": qwen2_yarn,
+    "qwen3-yarn": lambda config: config.update(rope_scaling=YARN),
+    "gemma3-scaled": gemma3_scaled,
+}
+
+
+def edited(name, folder, tokens):
+    """The logits of a checkpoint whose files were changed, as `from_pretrained` reads them."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    EDITS.get(name, lambda config: None)(config)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    if name == "llama-own-head":
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        embedding = tensors["model.embed_tokens.weight"]
+        tensors["lm_head.weight"] = (torch.randn(embedding.shape) * 0.25).to(embedding.dtype)
+        save_file(tensors, file, metadata={"format": "pt"})
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    with torch.no_grad():
+        return model.eval()(tokens).logits[0].numpy()
 
 
 def main():
     here = pathlib.Path(__file__).parent
     for name, config in CASES.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(len(name))
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         with torch.no_grad():
@@ -73,6 +122,8 @@ def main():
         shutil.rmtree(folder, ignore_errors=True)
         model.to(dtype).save_pretrained(folder, max_shard_size="20KB" if name == "mistral" else "1GB")
         (folder / "generation_config.json").unlink(missing_ok=True)
+        if name in EDITS or name == "llama-own-head":
+            expected = edited(name, folder, tokens)
         np.save(folder / "expected.npy", expected.astype(np.float32))
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits up to {abs(expected).max():.2f}")
 

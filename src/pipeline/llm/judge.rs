@@ -1,0 +1,225 @@
+//! What can be refused is refused early: before gigabytes have come if the small files say so, and before anything is hashed
+//! or built. In this order: the kind of model, what it is quantised with, its arithmetic, its weights' files, its vocabulary,
+//! its chat template, its lengths.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::{is_text, limits};
+use crate::artifact::about;
+use crate::checkpoint::{Checkpoint, CheckpointError, adapter_message, base_of, read_json, weight_files};
+use crate::convert::{self, Transformer};
+use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
+use crate::llm::LlmError;
+use crate::llm::text::{TEXT_FILES, Text, check_vocabulary, text_files};
+use crate::recipe::{Plan, SourcePlan};
+
+/// A repository as far as its names and small files tell.
+struct Repository<'a> {
+    plan: &'a Plan,
+    fetcher: &'a Fetcher,
+    repository: &'a str,
+    revision: &'a str,
+}
+
+impl Repository<'_> {
+    /// Its files of just these names.
+    fn source(&self, names: &[&str]) -> SourcePlan {
+        SourcePlan::Hub {
+            repository: self.repository.to_owned(),
+            revision: self.revision.to_owned(),
+            files: names.iter().map(|name| exactly(name)).collect(),
+            file: None,
+        }
+    }
+
+    fn fetch(&self, names: &[&str], lock: &mut Lock) -> Result<Fetched, FetchError> {
+        self.fetcher.fetch(&self.source(names), lock)
+    }
+}
+
+/// The folder before a name, with its slash.
+fn folder_of(name: &str) -> &str {
+    name.rfind('/').map_or("", |at| &name[..=at])
+}
+
+/// Before gigabytes are downloaded: is it a model we can build? Returns what is to be fetched: of several copies of the
+/// weights one.
+pub(in crate::pipeline) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
+    let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else {
+        return Ok(plan.source.clone());
+    };
+    let all = fetcher.names(repository, revision, lock)?;
+    let all: Vec<&str> = all.iter().map(String::as_str).collect();
+    let wanted = matching(&all, files)?;
+    // A GGUF is judged by its first bytes, and that nothing matches is said when it is fetched.
+    let is_gguf = |name: &&str| name.ends_with(".gguf");
+    if wanted.iter().any(is_gguf) || (wanted.is_empty() && !all.iter().any(is_gguf)) {
+        return Ok(plan.source.clone());
+    }
+    let hub = Repository { plan, fetcher, repository, revision };
+    let weights = weight_files(&wanted);
+    let first = weights.as_ref().ok().and_then(|weights| weights.first().copied());
+    let folder = first.map_or("", folder_of);
+    let config = format!("{folder}config.json");
+    if wanted.contains(&config.as_str()) {
+        let fetched = hub.fetch(&[&config], lock)?;
+        configuration(plan, &paths_of(fetched))?;
+    }
+    let weights = match weights {
+        Ok(weights) => weights,
+        Err(message) => return Err(hub.no_weights(&all, message, lock)),
+    };
+    if !wanted.contains(&config.as_str()) {
+        bail!(
+            "{}: {repository} has no {config}\n  hint: it says what the tensors mean; name it in `files:` too",
+            plan.name
+        );
+    }
+    hub.text(&all, &wanted, folder, lock)?;
+    let kept = |name: &&str| !name.ends_with(".safetensors") || weights.contains(name);
+    Ok(hub.source(&wanted.iter().copied().filter(kept).collect::<Vec<_>>()))
+}
+
+impl Repository<'_> {
+    /// Why there is nothing to build; an adapter names its base.
+    fn no_weights(&self, all: &[&str], message: String, lock: &mut Lock) -> anyhow::Error {
+        let what = format!("{}: {}@{}", self.plan.name, self.repository, self.revision);
+        if all.contains(&"adapter_config.json") {
+            let base = self.fetch(&["adapter_config.json"], lock).ok();
+            let base = base.and_then(|fetched| base_of(&fetched.files.first()?.path).ok().flatten());
+            return anyhow::anyhow!("{what} is {}", adapter_message(base.as_deref()));
+        }
+        // What is not asked for may be what it has.
+        let message = weight_files(all).err().unwrap_or(message);
+        anyhow::anyhow!("{what}: {message}")
+    }
+
+    /// Vocabulary and template.
+    fn text(&self, all: &[&str], wanted: &[&str], folder: &str, lock: &mut Lock) -> anyhow::Result<()> {
+        let within = |names: &[&str]| -> Vec<String> {
+            names.iter().filter_map(|name| name.strip_prefix(folder)).map(str::to_owned).collect()
+        };
+        if let Some(message) = no_vocabulary(&within(wanted), &within(all)) {
+            bail!("{}: {}@{}: {message}", self.plan.name, self.repository, self.revision);
+        }
+        let is_text = |name: &&str| name.strip_prefix(folder).is_some_and(|name| TEXT_FILES.contains(&name));
+        let names: Vec<&str> = wanted.iter().copied().filter(is_text).collect();
+        open_text(self.plan, &paths_of(self.fetch(&names, lock)?), None).map(drop)
+    }
+}
+
+fn paths_of(fetched: Fetched) -> Vec<PathBuf> {
+    fetched.files.into_iter().map(|file| file.path).collect()
+}
+
+/// The kind of model, what it is quantised with, its arithmetic, its lengths, where a config.json says them.
+pub(super) fn configuration(plan: &Plan, paths: &[PathBuf]) -> anyhow::Result<()> {
+    if paths.iter().any(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
+        return Ok(());
+    }
+    let limits = limits(plan)?;
+    let named = paths.iter().filter(|path| path.file_name().is_some_and(|name| name == "config.json"));
+    // One in a folder within is another model's.
+    let Some(path) = named.min_by_key(|path| path.components().count()) else { return Ok(()) };
+    let model = convert::describe(path, &read_json(path)?, limits.max_input_len + limits.max_output_len)?;
+    length_of(plan, &model)
+}
+
+/// Whether the longest sequence is one that the model reaches.
+pub(super) fn length_of(plan: &Plan, model: &Transformer) -> anyhow::Result<()> {
+    let limits = limits(plan)?;
+    if limits.max_input_len + limits.max_output_len > model.max_position {
+        bail!(
+            "{}: {} prompt and {} answer tokens are more than the {} positions the model was trained for\n  hint: lower \
+             max_input_len or max_output_len",
+            plan.name,
+            limits.max_input_len,
+            limits.max_output_len,
+            model.max_position
+        );
+    }
+    Ok(())
+}
+
+/// Why files of these names have no vocabulary, if so; `beside` is what lies with them.
+fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
+    let is_one = |wanted: &str, names: &[String]| names.iter().any(|name| name == wanted);
+    if is_one("tokenizer.json", names) {
+        return None;
+    }
+    let others = ["tokenizer.model", "spiece.model", "tekken.json", "vocab.json"];
+    let other = others.into_iter().find(|other| is_one(other, names) || is_one(other, beside));
+    let has = other.map_or_else(String::new, |other| format!(", only {other}, which is not read"));
+    Some(format!(
+        "no tokenizer.json{has}\n  hint: AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one; put it beside the \
+         weights and use `path:`"
+    ))
+}
+
+/// Whether a model's words and its template can be read; what is worth a line.
+pub(super) fn words(plan: &Plan, checkpoint: &Checkpoint, paths: &[PathBuf]) -> anyhow::Result<Vec<String>> {
+    if checkpoint.gguf.is_none() {
+        let folder = checkpoint.config_path.parent().unwrap_or(Path::new("."));
+        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let names: Vec<String> = paths.iter().filter_map(|path| name(path)).collect();
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        let beside: Vec<String> = entries.filter_map(|entry| name(&entry.path())).collect();
+        if let Some(message) = no_vocabulary(&names, &beside) {
+            return Err(CheckpointError::new(folder, message).into());
+        }
+    }
+    let mut notes = Vec::new();
+    if let Some(gguf) = &checkpoint.gguf {
+        notes.extend(check_vocabulary(&checkpoint.config_path, gguf)?);
+    }
+    let text = open_text(plan, paths, Some(checkpoint))?;
+    let none =
+        "it has no chat template: it goes on with texts, but holds no conversations (`chat_template:` gives it one)";
+    notes.extend(text.traits().is_none().then(|| none.to_owned()));
+    Ok(notes)
+}
+
+/// Opens the text files as an engine directory would hold them. Errors name the files they come from.
+fn open_text(plan: &Plan, paths: &[PathBuf], checkpoint: Option<&Checkpoint>) -> anyhow::Result<Text> {
+    let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
+    let mut sources: Vec<(PathBuf, PathBuf)> = Vec::new();
+    let gguf = checkpoint.and_then(|checkpoint| Some((checkpoint, checkpoint.gguf.as_ref()?)));
+    match gguf {
+        Some((checkpoint, gguf)) => {
+            for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
+                let path = scratch.path().join(name);
+                fs::write(&path, text).map_err(about(&path))?;
+                sources.push((path, checkpoint.config_path.clone()));
+            }
+        }
+        None => {
+            for path in paths.iter().filter(|path| is_text(path)) {
+                sources.push((scratch.path().join(path.file_name().unwrap_or_default()), path.clone()));
+            }
+        }
+    }
+    if let Some(template) = plan.llm.as_ref().and_then(|limits| limits.chat_template.as_ref()) {
+        let path = scratch.path().join("chat_template.jinja");
+        sources.retain(|(other, _)| *other != path);
+        sources.push((path, template.clone()));
+    }
+    for (path, source) in sources.iter().filter(|(path, _)| !path.exists()) {
+        let source = std::path::absolute(source).map_err(about(source))?;
+        symlink(&source, path).map_err(about(path))?;
+    }
+    let real = |path: &Path| {
+        let source = sources.iter().find(|(other, _)| other == path).map(|(_, source)| source.clone());
+        source.or_else(|| Some(checkpoint?.config_path.clone())).unwrap_or_else(|| path.to_owned())
+    };
+    Text::open(scratch.path()).map_err(|error| match error {
+        LlmError::Text { path, message } => LlmError::Text { path: real(&path), message }.into(),
+        LlmError::Checkpoint(CheckpointError { path, message }) => {
+            CheckpointError { path: real(&path), message }.into()
+        }
+        other => other.into(),
+    })
+}
