@@ -15,6 +15,7 @@ mod quantize;
 mod qwen2;
 mod qwen3;
 mod rope;
+mod unread;
 pub mod vision;
 mod weights;
 mod whole;

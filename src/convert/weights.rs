@@ -177,6 +177,6 @@ impl Transformer {
             let message = format!("tensor `{name}` belongs to a layer the configuration does not have");
             return Err(CheckpointError::new(&checkpoint.config_path, message));
         }
-        Ok(())
+        self.check_unread(checkpoint)
     }
 }
