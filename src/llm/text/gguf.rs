@@ -9,6 +9,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::defaults::recommended;
 use crate::checkpoint::{CheckpointError, Gguf, Texts};
 
 /// Token types.
@@ -43,7 +44,9 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     let fail = |message: String| CheckpointError::new(path, message);
     let key = |name: &str| format!("tokenizer.ggml.{name}");
     let tokens = gguf.texts(&key("tokens")).ok_or_else(|| fail("the file has no vocabulary".to_owned()))?;
-    let tokens: &[Cow<'_, str>] = &tokens.iter().collect::<Vec<_>>();
+    // Ollama's converter leaves Gemma 3's tokens for pictures in, for which the embedding has no rows.
+    let rows = config.get("vocab_size").and_then(Value::as_u64).and_then(|rows| usize::try_from(rows).ok());
+    let tokens: &[Cow<'_, str>] = &tokens.iter().take(rows.unwrap_or(usize::MAX)).collect::<Vec<_>>();
     let model = gguf.text(&key("model")).unwrap_or_default();
     let id =
         |name: &str| gguf.integer(&key(name)).and_then(|id| usize::try_from(id).ok()).filter(|id| *id < tokens.len());
@@ -114,13 +117,14 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     ends.extend(tokens.iter().enumerate().filter(|(at, t)| special(*at) && turns.contains(&&***t)).map(|(at, _)| at));
     ends.sort_unstable();
     ends.dedup();
-    let generation = json!({ "eos_token_id": ends });
+    let mut generation = recommended(gguf);
+    generation.insert("eos_token_id".to_owned(), json!(ends));
     let print = |value: &Value| serde_json::to_string(value).map_err(|error| fail(error.to_string()));
     Ok(vec![
         ("config.json".to_owned(), print(config)?),
         ("tokenizer.json".to_owned(), print(&tokenizer)?),
         ("tokenizer_config.json".to_owned(), print(&settings)?),
-        ("generation_config.json".to_owned(), print(&generation)?),
+        ("generation_config.json".to_owned(), print(&Value::Object(generation))?),
     ])
 }
 

@@ -3,6 +3,7 @@
 
 mod calibrate;
 mod files;
+mod gguf;
 mod memory;
 mod quantize;
 
@@ -18,7 +19,7 @@ use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Scheme, Transformer};
-use crate::fetch::{Fetcher, Hashes, Lock};
+use crate::fetch::{FetchError, Fetcher, Hashes, Lock, Modelfile};
 use crate::llm::text::TEXT_FILES;
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
@@ -38,6 +39,8 @@ struct Source {
     /// Everything that was fetched.
     paths: Vec<PathBuf>,
     commit: Option<String>,
+    /// What an Ollama model says besides its weights.
+    modelfile: Option<Modelfile>,
 }
 
 /// Everything known before TensorRT starts.
@@ -79,7 +82,15 @@ pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> any
         files: vec!["config.json".to_owned()],
         file: None,
     };
-    let fetched = fetcher.fetch(&config, lock)?;
+    let fetched = match fetcher.fetch(&config, lock) {
+        // A GGUF says itself what it is, and is looked at while it comes.
+        Err(FetchError::NothingMatches { .. })
+            if gguf::is_brought(plan, (repository.as_str(), revision.as_str()), files, lock)? =>
+        {
+            return Ok(());
+        }
+        fetched => fetched?,
+    };
     let limits = limits(plan)?;
     for file in &fetched.files {
         convert::describe(&file.path, &read_json(&file.path)?, limits.max_input_len + limits.max_output_len)?;
@@ -94,8 +105,10 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
         SourcePlan::Hub { file, .. } => file.as_deref(),
         _ => None,
     };
-    let wanted =
-        fetched.files.iter().filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || file.name == named));
+    let wanted = fetched
+        .files
+        .iter()
+        .filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || gguf::is_of(&file.name, named)));
     let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
     let checkpoint = Arc::new(Checkpoint::open(&paths)?);
     let length = limits.max_input_len + limits.max_output_len;
@@ -111,7 +124,12 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
             model.max_position
         );
     }
-    Ok(Source { checkpoint, model, paths, commit: fetched.commit })
+    let modelfile = fetcher.modelfile(&plan.source)?;
+    gguf::check_template(plan, &checkpoint, modelfile.as_ref(), fetcher)?;
+    for note in &checkpoint.notes {
+        fetcher.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
+    }
+    Ok(Source { checkpoint, model, paths, commit: fetched.commit, modelfile })
 }
 
 /// Fetches the source and decides what a build would do.
@@ -231,7 +249,10 @@ fn key(
     };
     let named = plan.llm.iter().filter_map(|llm| llm.chat_template.as_ref()).chain(&plan.build.calibration);
     let judged_by = reference.map(|reference| content(&mut used(reference))).transpose()?;
-    let content = content(&mut used(source).chain(named))?;
+    let mut content = content(&mut used(source).chain(named))?;
+    if let Some(modelfile) = &source.modelfile {
+        content.push_str(&serde_json::to_string(&modelfile.generation)?);
+    }
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", tensorrt.to_string());
