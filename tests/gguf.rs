@@ -149,7 +149,7 @@ fn what_nobody_reads_is_named() {
         (
             "bielik",
             |file| renamed(file, "blk.0.ffn_gate.bias", "blk.0.ffn_gate.scale"),
-            &["tensor `blk.0.ffn_down.bias` is one that nobody here reads"],
+            &["tensor `blk.0.ffn_down.bias` (and 5 more) is not part of `llama`"],
         ),
         (
             "bielik",
@@ -159,7 +159,7 @@ fn what_nobody_reads_is_named() {
         (
             "mistral",
             |file| renamed(file, "blk.1.attn_norm.weight", "rope_freqs.weight"),
-            &["tensor `model.layers.1.input_layernorm.weight` is missing"],
+            &["`factors` must have 4 numbers"],
         ),
         (
             "bielik",
@@ -284,8 +284,9 @@ fn other_spellings_of_the_same() {
     let picture = |file: &[u8]| {
         let (count, tensor) = (u64::from_le_bytes(file[8..16].try_into().unwrap()), text("token_embd.weight"));
         let at = file.windows(tensor.len()).position(|window| window == tensor).unwrap();
-        let info = [&text("v.patch_embd.bias")[..], &1_u32.to_le_bytes(), &1_u64.to_le_bytes(), &[0; 12]].concat();
-        let bytes = [&file[..8], &(count + 1).to_le_bytes(), &file[16..at], &info, &file[at..]].concat();
+        let name = text("v.patch_embd.bias");
+        let info = [&name[..], &1_u32.to_le_bytes()[..], &1_u64.to_le_bytes()[..], &[0; 12][..]].concat();
+        let bytes = [&file[..8], &(count + 1).to_le_bytes()[..], &file[16..at], &info[..], &file[at..]].concat();
         with_keys(&bytes, &[key("gemma3.vision.block_count", 4, &integer(2))], info.len() as i64)
     };
     let (seeing, notes) = model("gemma3", &picture);
@@ -306,7 +307,7 @@ fn parts(folder: &Path, names: &[(usize, &str)]) -> Vec<PathBuf> {
 
 #[test]
 fn parts_belong_together_or_are_named() {
-    const ALL: [(usize, &str); 3] =
+    static ALL: [(usize, &str); 3] =
         [(0, "m-00001-of-00003.gguf"), (1, "m-00002-of-00003.gguf"), (2, "m-00003-of-00003.gguf")];
     let scratch = tempfile::tempdir().unwrap();
     let mut backwards = parts(scratch.path(), &ALL);
@@ -340,7 +341,7 @@ fn parts_belong_together_or_are_named() {
     last[at] += 1;
     fs::write(&paths[2], last).unwrap();
     let error = load(&paths).unwrap_err();
-    assert!(error.contains("`split.tensors.count` is 22") && error.contains("have 21 tensors"), "{error}");
+    assert!(error.contains("`split.tensors.count` is 23") && error.contains("have 22 tensors"), "{error}");
 }
 
 /// A recipe for a language model of 40 tokens.
@@ -412,7 +413,7 @@ fn a_vocabulary_ends_with_the_embedding() {
     assert_eq!(tokenizer["model"]["vocab"].as_object().unwrap().len(), 60);
 }
 
-const CHATML: &str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}";
+const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}X{{ m.content }}Y{% endfor %}";
 
 /// An Ollama store with a model of these layers, besides the weights; a recipe for it.
 fn store(scratch: &Path, gguf: &[u8], layers: &[(&str, &str)]) {
@@ -421,7 +422,11 @@ fn store(scratch: &Path, gguf: &[u8], layers: &[(&str, &str)]) {
     fs::create_dir_all(store.join("blobs")).unwrap();
     let put = |kind: &str, bytes: &[u8]| {
         let digest = watus_build::artifact::sha256(bytes);
-        fs::write(store.join(format!("blobs/sha256-{digest}")), bytes).unwrap();
+        let blob = store.join(format!("blobs/sha256-{digest}"));
+        // What is there may be linked to.
+        if !blob.exists() {
+            fs::write(blob, bytes).unwrap();
+        }
         serde_json::json!({
             "mediaType": format!("application/vnd.ollama.image.{kind}"), "digest": format!("sha256:{digest}"), "size": bytes.len(),
         })
@@ -466,7 +471,7 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
     let (code, _, stderr) = build();
     assert_eq!((code, stderr.contains("chat template in Go's language alone")), (1, true), "{stderr}");
 
-    let gguf = with_keys(&plain, &[key("tokenizer.chat_template", 8, &text(CHATML))], 0);
+    let gguf = with_keys(&plain, &[key("tokenizer.chat_template", 8, &text(TEMPLATE))], 0);
     let params = ("params", r#"{"temperature": 0.5, "top_k": 3, "seed": 7, "stop": ["XYZ"], "num_ctx": 4096}"#);
     store(
         scratch.path(),

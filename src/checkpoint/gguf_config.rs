@@ -35,6 +35,7 @@ pub(super) fn read(gguf: &Gguf, architecture: &str, facts: Facts) -> Read<(Map<S
     if let Some(rows) = facts.vocabulary {
         config.insert("vocab_size".to_owned(), json!(rows));
     }
+    sizes(architecture, &mut config);
     biases(&facts.biases, architecture, &mut config);
     keys.windows(&mut config)?;
     keys.rope(facts.factors, &mut config)?;
@@ -45,6 +46,23 @@ pub(super) fn read(gguf: &Gguf, architecture: &str, facts: Facts) -> Read<(Map<S
         keys.as_ollama_runs_it(&mut config, &mut notes);
     }
     Ok((config, notes))
+}
+
+/// What llama.cpp takes where these are left out; a family of `transformers` may have another default. Gemma 3's files by
+/// Ollama leave out what its own defaults say.
+fn sizes(architecture: &str, config: &mut Map<String, Value>) {
+    if architecture == "gemma3" {
+        return;
+    }
+    if let (false, Some(head)) = (config.contains_key("head_dim"), Keys::head_dim(config)) {
+        let divides = number(config, "hidden_size").zip(number(config, "num_attention_heads"));
+        if divides.is_some_and(|(hidden, heads)| hidden.checked_rem(heads) == Some(0)) {
+            config.insert("head_dim".to_owned(), json!(head));
+        }
+    }
+    if let (false, Some(heads)) = (config.contains_key("num_key_value_heads"), number(config, "num_attention_heads")) {
+        config.insert("num_key_value_heads".to_owned(), json!(heads));
+    }
 }
 
 /// llama.cpp takes biases wherever they are; here they belong to the configuration.

@@ -6,6 +6,7 @@
 #![deny(clippy::as_conversions)]
 
 mod encoding;
+mod folder;
 mod gguf;
 mod gguf_config;
 mod gguf_keys;
@@ -13,26 +14,29 @@ mod gguf_lists;
 mod gguf_names;
 mod gguf_split;
 mod integers;
+mod json;
 mod mapped;
 mod packed;
+mod packing;
 mod safetensors;
 pub mod torch;
 mod writer;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 use serde_json::Value;
 
 pub use encoding::Encoding;
+pub use folder::{adapter_message, base_of, weight_files};
 pub use gguf::{Gguf, Judgement, MetadataValue};
 pub use gguf_lists::{Numbers, Texts};
 pub use gguf_split::PartName;
 pub use integers::{Integers, Second};
 pub use mapped::Mapped;
-pub use packed::Packing;
+pub use packing::{Packing, says_nothing};
 pub use writer::{Planned, write_safetensors};
 
 use crate::regular_file;
@@ -180,7 +184,7 @@ pub struct Checkpoint {
     pub gguf: Option<Gguf>,
     /// A GGUF's own names of its tensors.
     origins: BTreeMap<String, String>,
-    /// What is done otherwise than the files say, in words.
+    /// What whoever builds it should hear of its files.
     pub notes: Vec<String>,
 }
 
@@ -191,7 +195,7 @@ const CONFIG_LIMIT: u64 = 16 << 20;
 pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
     let fail = |message: String| CheckpointError::new(path, message);
     let text = regular_file::read_text(path, CONFIG_LIMIT).map_err(|error| fail(error.to_string()))?;
-    serde_json::from_str(&text).map_err(|error| fail(format!("not JSON: {error}")))
+    json::parse(&text).map_err(|error| fail(format!("not JSON: {error}")))
 }
 
 impl Checkpoint {
@@ -209,12 +213,7 @@ impl Checkpoint {
         }
         match (&with("gguf")[..], &with("safetensors")[..]) {
             (parts @ [_, ..], []) if parts.len() == 1 || gguf_split::is_one_set(parts) => Self::open_gguf(parts),
-            ([], shards @ [_, ..]) => Self::open_safetensors(paths, shards),
-            ([], []) => {
-                let help = "no .safetensors and no .gguf file\n  hint: PyTorch .bin checkpoints are not read; most \
-                            repositories have a safetensors version (`revision: refs/convert/…` or a sibling)";
-                Err(CheckpointError::new(folder(), help))
-            }
+            ([], _) => Self::open_folder(paths),
             (several, _) => {
                 let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
                 let message = format!("which of these is the model? {}", names.join(", "));
@@ -223,48 +222,32 @@ impl Checkpoint {
         }
     }
 
-    fn open_safetensors(paths: &[PathBuf], shards: &[&PathBuf]) -> Result<Self, CheckpointError> {
-        let named = |name: &str| paths.iter().find(|path| path.file_name().is_some_and(|have| have == name));
-        let config_path = named("config.json").ok_or_else(|| {
-            let folder = shards[0].parent().unwrap_or(Path::new("."));
-            CheckpointError::new(folder, "config.json is missing: it says what the tensors mean")
-        })?;
-        let config = read_json(config_path)?;
-        // Some repositories keep a second copy of the weights (consolidated.safetensors); the index names the real ones.
-        let index = named("model.safetensors.index.json").map(|path| read_json(path)).transpose()?;
-        let wanted = index.as_ref().and_then(|index| index.get("weight_map")?.as_object());
-        let mut needed: Vec<String> =
-            wanted.into_iter().flat_map(|map| map.values().filter_map(Value::as_str).map(str::to_owned)).collect();
-        needed.sort();
-        needed.dedup();
-        let name_of =
-            |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        if let Some(missing) = needed.iter().find(|name| !shards.iter().any(|shard| name_of(shard) == **name)) {
-            let message = format!("the index names {missing}, which is not here\n  hint: fetch the whole checkpoint");
-            return Err(CheckpointError::new(config_path.parent().unwrap_or(Path::new(".")), message));
-        }
-        let (files, tensors, packed) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+    /// Maps just these `.safetensors` files with the configuration `config`.
+    pub fn open_files(config: &Path, shards: &[PathBuf]) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self {
-            files,
-            tensors,
-            packed,
-            config,
-            config_path: config_path.clone(),
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+            packed: BTreeMap::new(),
+            config: read_json(config)?,
+            config_path: config.to_owned(),
             gguf: None,
             origins: BTreeMap::new(),
             notes: Vec::new(),
         };
-        for shard in shards.iter().filter(|shard| needed.is_empty() || needed.contains(&name_of(shard))) {
+        for shard in shards {
             let file = Mapped::open(shard)?;
             for (name, entry) in safetensors::entries(&file, checkpoint.files.len())? {
                 if checkpoint.tensors.insert(name.clone(), entry).is_some() {
-                    return Err(CheckpointError::new(shard, format!("tensor `{name}` is in another file too")));
+                    let message = format!(
+                        "tensor `{name}` is in another file too\n  hint: which of them is the model? Name its files with `files:`"
+                    );
+                    return Err(CheckpointError::new(shard, message));
                 }
             }
             checkpoint.files.push(file);
         }
         let part = |entry: &Entry| checkpoint.part(entry);
-        checkpoint.packed = packed::find(config_path, &checkpoint.config, &checkpoint.tensors, &part)?;
+        checkpoint.packed = packed::find(config, &checkpoint.config, &checkpoint.tensors, &part)?;
         Ok(checkpoint)
     }
 
@@ -302,6 +285,18 @@ impl Checkpoint {
     /// The name that the file itself has for a tensor.
     pub fn spelled<'a>(&'a self, name: &'a str) -> &'a str {
         self.origins.get(name).map_or(name, String::as_str)
+    }
+
+    /// Tensors in the files that are neither in `taken` nor parts of a packed matrix that is.
+    pub fn others(&self, taken: &HashSet<String>) -> Vec<&str> {
+        let matrices = self.packed.keys().filter(|name| taken.contains(*name));
+        let parts = |name: &String| {
+            let stem = name.trim_end_matches(".weight").to_owned();
+            packed::PARTS.iter().map(move |part| format!("{stem}.{part}"))
+        };
+        let parts: HashSet<String> = matrices.flat_map(parts).collect();
+        let names = self.tensors.keys().filter(|name| !taken.contains(*name) && !parts.contains(*name));
+        names.map(String::as_str).collect()
     }
 
     /// Bytes of an entry; none if they end beyond the file.

@@ -13,106 +13,24 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::encoding::Encoding;
+use super::packing::{Layout, Packing};
 use super::{CheckpointError, Entry};
-
-/// Which package wrote them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Layout {
-    /// Words along the inputs; zero points raised by one when they are read, in version 1.
-    Gptq { raise: u32 },
-    /// Words along the outputs.
-    Awq,
-    /// Words along the inputs of each output.
-    Tensors,
-}
-
-/// How a checkpoint is packed, from its `quantization_config`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packing {
-    layout: Layout,
-    bits: u32,
-    /// Inputs that share a scale; none if all do.
-    group: Option<usize>,
-}
 
 /// Place of a column's integer in an AWQ word.
 const AWQ_PLACE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
-impl Packing {
-    /// Reads a `quantization_config`; the error says what is not supported.
-    pub fn read(config: &Value) -> Result<Self, String> {
-        let number = |value: &Value, field: &str| value.get(field).and_then(Value::as_i64);
-        let flag = |field: &str| config.get(field).and_then(Value::as_bool);
-        let text = |field: &str| config.get(field).and_then(Value::as_str);
-        let bits_of = |value: Option<i64>| match value {
-            Some(bits @ (4 | 8)) => u32::try_from(bits).map_err(|error| error.to_string()),
-            other => Err(format!("weights of {} bits", other.map_or("unknown".to_owned(), |bits| bits.to_string()))),
-        };
-        let group_of = |value: Option<i64>| match value {
-            None | Some(-1) => Ok(None),
-            Some(size) => match usize::try_from(size) {
-                Ok(size) if size > 0 => Ok(Some(size)),
-                _ => Err(format!("groups of {size} inputs")),
-            },
-        };
-        let says = |field: &str| config.get(field).and_then(Value::as_object).is_some_and(|map| !map.is_empty());
-        // Rotations that are applied to activations when the model runs.
-        if says("transform_config") {
-            return Err("weights quantised after a rotation (`transform_config`)".to_owned());
-        }
-        match text("quant_method").unwrap_or("unknown") {
-            "gptq" => {
-                if says("dynamic") {
-                    return Err("GPTQ that differs from module to module (`dynamic`)".to_owned());
-                }
-                let raise = u32::from(text("checkpoint_format") != Some("gptq_v2"));
-                let (bits, group) = (bits_of(number(config, "bits"))?, group_of(number(config, "group_size"))?);
-                Ok(Self { layout: Layout::Gptq { raise }, bits, group })
-            }
-            "awq" => {
-                let version = text("version").unwrap_or("gemm");
-                if !version.eq_ignore_ascii_case("gemm") {
-                    return Err(format!("AWQ's layout `{version}`"));
-                }
-                if flag("zero_point") == Some(false) {
-                    return Err("AWQ without zero points".to_owned());
-                }
-                let group = number(config, "group_size").or_else(|| number(config, "q_group_size"));
-                match bits_of(number(config, "bits").or_else(|| number(config, "w_bit")))? {
-                    4 => Ok(Self { layout: Layout::Awq, bits: 4, group: group_of(group)? }),
-                    bits => Err(format!("AWQ of {bits} bits")),
-                }
-            }
-            "compressed-tensors" => {
-                let format = text("format").unwrap_or("unknown");
-                if format != "pack-quantized" {
-                    return Err(format!("compressed-tensors' format `{format}`"));
-                }
-                let groups = config.get("config_groups").and_then(Value::as_object);
-                let mut groups = groups.into_iter().flat_map(|groups| groups.values());
-                let (Some(scheme), None) = (groups.next(), groups.next()) else {
-                    return Err("compressed-tensors with several schemes".to_owned());
-                };
-                if scheme.get("input_activations").is_some_and(|inputs| !inputs.is_null()) {
-                    return Err("quantised activations".to_owned());
-                }
-                let weights = scheme.get("weights").unwrap_or(&Value::Null);
-                let (kind, strategy) = (weights.get("type"), weights.get("strategy").and_then(Value::as_str));
-                if kind.is_some_and(|kind| kind != "int") || !matches!(strategy, Some("group" | "channel")) {
-                    return Err(format!("compressed-tensors' weights {weights}"));
-                }
-                let (bits, group) = (bits_of(number(weights, "num_bits"))?, group_of(number(weights, "group_size"))?);
-                Ok(Self { layout: Layout::Tensors, bits, group })
-            }
-            other => Err(format!("weights quantised with `{other}`")),
-        }
-    }
-
-    /// Integers in a word.
-    fn count(self) -> usize {
-        if self.bits == 4 { 8 } else { 4 }
-    }
-}
+/// What stands for a packed matrix "STEM.weight": "STEM.qweight" and so on.
+pub(super) const PARTS: [&str; 9] = [
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+];
 
 /// A packed matrix: where its parts lie, and what they say.
 #[derive(Debug, Clone)]
@@ -144,7 +62,10 @@ pub(super) fn find<'a>(
     let mut found = BTreeMap::new();
     for (name, words) in tensors.iter().filter(|(name, _)| name.ends_with(suffix)) {
         let stem = name.trim_end_matches(suffix);
-        let packed = one(packing, stem, words, tensors, bytes);
+        let packed = match tensors.contains_key(&format!("{stem}.weight")) {
+            true => Err("it is there in floats too".to_owned()),
+            false => one(packing, stem, words, tensors, bytes),
+        };
         let packed = packed.map_err(|what| {
             let help = "hint: fetch the checkpoint again, or take one whose quantization_config fits its tensors";
             CheckpointError::new(path, format!("tensor `{name}`: {what}\n  {help}"))
@@ -209,6 +130,14 @@ fn one<'a>(
         } else {
             return Err("its zero points are no integers".to_owned());
         }
+    }
+    if packing.shuffled && order.is_none() {
+        return Err(format!("{stem}.g_idx is missing, and the inputs are in an order of their own (`desc_act`)"));
+    }
+    if packing.shifted && zeros.is_none() {
+        return Err(format!(
+            "{stem}.weight_zero_point is missing, and the integers have zero points (`symmetric: false`)"
+        ));
     }
     let mut order = order;
     if let Some(entry) = order {

@@ -1,5 +1,8 @@
-//! Reads a model's configuration: the fields of config.json, each error with file and field.
+//! Reads a model's configuration: the fields of config.json, each error with file and field. It can remember what it was
+//! asked for, so that what nobody asked for is known.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::Value;
@@ -11,6 +14,21 @@ use crate::checkpoint::CheckpointError;
 pub struct Config<'a> {
     path: &'a Path,
     value: &'a Value,
+    reads: Option<&'a Reads>,
+}
+
+/// What was asked for: fields by their object's address, since objects within have fields of the same names.
+#[derive(Debug, Default)]
+pub(super) struct Reads(RefCell<HashSet<(usize, String)>>);
+
+impl Reads {
+    fn note(&self, object: &Value, field: &str) {
+        self.0.borrow_mut().insert((std::ptr::from_ref(object).addr(), field.to_owned()));
+    }
+
+    fn has(&self, object: &Value, field: &str) -> bool {
+        self.0.borrow().contains(&(std::ptr::from_ref(object).addr(), field.to_owned()))
+    }
 }
 
 type Read<T> = Result<T, CheckpointError>;
@@ -21,7 +39,12 @@ const SIZE_LIMIT: u64 = 1 << 28;
 impl<'a> Config<'a> {
     /// `value` as read from `path`.
     pub fn new(path: &'a Path, value: &'a Value) -> Self {
-        Self { path, value }
+        Self { path, value, reads: None }
+    }
+
+    /// As [`Config::new`], and remembers in `reads` what it is asked for.
+    pub(super) fn recorded(path: &'a Path, value: &'a Value, reads: &'a Reads) -> Self {
+        Self { path, value, reads: Some(reads) }
     }
 
     /// Other fields of the same file.
@@ -29,7 +52,19 @@ impl<'a> Config<'a> {
     where
         'a: 'b,
     {
-        Config { path: self.path, value }
+        Config { path: self.path, value, reads: self.reads }
+    }
+
+    /// Fields that nobody asked for; all, if nobody took notes.
+    pub(super) fn unread(&self) -> Vec<(&'a str, &'a Value)> {
+        let fields = self.value.as_object().into_iter().flatten();
+        let asked = |field: &str| self.reads.is_some_and(|reads| reads.has(self.value, field));
+        fields.map(|(field, value)| (field.as_str(), value)).filter(|(field, _)| !asked(field)).collect()
+    }
+
+    /// Notes that a field was looked at and says nothing here.
+    pub(super) fn pass(&self, field: &str) {
+        self.get(field);
     }
 
     /// All fields.
@@ -44,17 +79,20 @@ impl<'a> Config<'a> {
 
     /// A field that is there and not null.
     pub fn get(&self, field: &str) -> Option<&'a Value> {
+        if let Some(reads) = self.reads {
+            reads.note(self.value, field);
+        }
         self.value.get(field).filter(|value| !value.is_null())
     }
 
     /// A field that is there and says null, where that is something else than not being there.
     pub fn is_null(&self, field: &str) -> bool {
-        self.value.get(field).is_some_and(Value::is_null)
+        self.get(field).is_none() && self.value.get(field).is_some()
     }
 
     /// An object within.
     pub fn within(&self, field: &str) -> Option<Config<'a>> {
-        self.get(field).filter(|value| value.is_object()).map(|value| Config { path: self.path, value })
+        self.get(field).filter(|value| value.is_object()).map(|value| Config { value, ..*self })
     }
 
     /// A positive whole number, if there.

@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::config::Config;
-use super::rope::{Base, Rope, rope};
-use super::{Activation, LayerKind, Transformer};
+use super::rope::{Base, Rope, kind_of, rope};
+use super::{Activation, LayerKind, Transformer, keys};
 use crate::checkpoint::CheckpointError;
 
 /// Larger than any model has them; beyond, tables that are made for each would take gigabytes before a tensor is missed.
@@ -58,39 +58,73 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
         max_position,
         prefix: "model.".to_owned(),
         output: "lm_head.weight".to_owned(),
+        notes: Vec::new(),
     };
-    transformer.ropes = vec![rotary(config, &transformer, length)?];
-    if let Some(scaling) = config.within("rope_parameters").or(config.within("rope_scaling"))
-        && scaling.text("rope_type").or(scaling.text("type")) == Some("dynamic")
-    {
-        // Dynamic scaling is for sequences beyond what the model was trained for.
-        // A factor no model has stretches it no further than a size goes.
-        let stretched = max_position as f64 * scaling.positive("factor")?;
-        transformer.max_position = stretched.clamp(1.0, f64::from(1 << 28)) as usize;
+    // Gemma 3 has two kinds and its own places for them.
+    if family != "gemma3" {
+        let scaling = rotary_fields(config)?;
+        transformer.ropes = vec![rotary_of(config, scaling, &transformer, length)?];
+        transformer.max_position = stretched(config, scaling.as_ref(), max_position)?;
     }
     Ok(transformer)
 }
 
-/// The one kind of rotary embedding of most families.
-pub(super) fn rotary(config: &Config, transformer: &Transformer, length: usize) -> Result<Rope, CheckpointError> {
-    // transformers 5 writes `rope_parameters` with the base inside, earlier ones `rope_scaling` beside `rope_theta`.
-    let scaling = config.within("rope_parameters").or(config.within("rope_scaling"));
-    rotary_of(config, scaling, transformer, length, 10_000.0)
+/// What is used up to an original length, and stretched by a factor, reaches to their product: Qwen's model cards tell to
+/// add YaRN and leave `max_position_embeddings` as it was. Dynamic scaling begins where the model's own length ends.
+fn stretched(config: &Config, scaling: Option<&Config>, max_position: usize) -> Result<usize, CheckpointError> {
+    let Some(scaling) = scaling else { return Ok(max_position) };
+    let original = match kind_of(scaling) {
+        "dynamic" => max_position,
+        "yarn" => original_length(config, scaling)?.unwrap_or(max_position),
+        _ => return Ok(max_position),
+    };
+    let Some(factor) = scaling.optional_positive("factor")? else { return Ok(max_position) };
+    // A factor no model has stretches it no further than a size goes.
+    let reached = (original as f64 * factor).clamp(1.0, f64::from(1 << 28)) as usize;
+    Ok(if kind_of(scaling) == "dynamic" { reached } else { reached.max(max_position) })
 }
 
-/// As [`rotary`], from given parameters and with the family's own default base.
+/// The length before scaling: what stands beside the scaling goes before what stands in it, as in transformers 5
+/// (`modeling_rope_utils.py`, `standardize_rope_params`).
+pub(super) fn original_length(config: &Config, scaling: &Config) -> Result<Option<usize>, CheckpointError> {
+    let field = "original_max_position_embeddings";
+    let within = scaling.optional_size(field)?;
+    Ok(config.optional_size(field)?.or(within))
+}
+
+/// Where the rotary embedding's parameters are. transformers 5 writes `rope_parameters` with the base inside, earlier
+/// versions `rope_scaling` beside `rope_theta`; where somebody added the second to the first, the second replaces the first,
+/// if it is not empty (`convert_rope_params_to_dict`).
+pub(super) fn rotary_fields<'a>(config: &Config<'a>) -> Result<Option<Config<'a>>, CheckpointError> {
+    let says = |field: &str| config.within(field).filter(|fields| !fields.fields().is_empty());
+    let (Some(scaling), Some(parameters)) = (says("rope_scaling"), says("rope_parameters")) else {
+        return Ok(says("rope_scaling").or(says("rope_parameters")));
+    };
+    for (field, value) in parameters.unread() {
+        let kept = scaling.get(field).is_some() || config.get(field).is_some();
+        let is_default = field == "rope_theta" && value.as_f64() == Some(10_000.0);
+        if !(kept || is_default || value.is_null() || matches!(field, "rope_type" | "type")) {
+            return Err(config.error(format!(
+                "`rope_scaling` replaces `rope_parameters`, so that `{field}: {value}` of the second would be lost\n  hint: \
+                 write all of it into one of them"
+            )));
+        }
+    }
+    Ok(Some(scaling))
+}
+
+/// One kind of rotary embedding from its parameters.
 pub(super) fn rotary_of(
     config: &Config,
     scaling: Option<Config>,
     transformer: &Transformer,
     length: usize,
-    theta: f64,
 ) -> Result<Rope, CheckpointError> {
-    let number = |field: &str| match scaling.map(|s| s.optional_number(field)).transpose()?.flatten() {
-        Some(value) => Ok(Some(value)),
-        None => config.optional_number(field),
+    let number = |field: &str| -> Result<Option<f64>, CheckpointError> {
+        let within = scaling.map(|scaling| scaling.optional_number(field)).transpose()?.flatten();
+        Ok(within.or(config.optional_number(field)?))
     };
-    let theta: f64 = number("rope_theta")?.unwrap_or(theta);
+    let theta: f64 = number("rope_theta")?.unwrap_or(10_000.0);
     let fraction = number("partial_rotary_factor")?.unwrap_or(1.0);
     let dimension = config
         .optional_size("rotary_dim")?
@@ -98,18 +132,38 @@ pub(super) fn rotary_of(
     if theta <= 1.0 || dimension < 2 || !dimension.is_multiple_of(2) || dimension > transformer.head_dim {
         return Err(config.error(format!("rope_theta {theta} with {dimension} rotary dimensions makes no sense")));
     }
-    rope(config, scaling, &Base { theta, dimension, max_position: transformer.max_position, length })
+    let rope = rope(config, scaling, &Base { theta, dimension, max_position: transformer.max_position, length })?;
+    scaling.as_ref().map_or(Ok(()), keys::rotary)?;
+    Ok(rope)
+}
+
+/// How many positions a layer that slides sees.
+pub(super) fn window(config: &Config) -> Result<Option<usize>, CheckpointError> {
+    // llama.cpp's converter writes 0 for none.
+    let none = config.get("sliding_window").and_then(Value::as_u64) == Some(0);
+    if none { Ok(None) } else { config.optional_size("sliding_window") }
+}
+
+/// Every layer slides, if there is a window: `transformers` does not ask for `layer_types` in these families.
+pub(super) fn slide_all(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
+    let window = window(config)?;
+    slide(config, transformer, window, |_| true)?;
+    if window.is_some() && transformer.layers.iter().any(|layer| layer.window.is_none()) {
+        return Err(config.error(
+            "`layer_types` has layers that do not slide; with `sliding_window`, all of this family do\n  hint: leave one of \
+             them out of the configuration, as the model was trained",
+        ));
+    }
+    Ok(())
 }
 
 /// Windows per layer from `layer_types`, or from `pattern` (a layer's number to "slides") where there are none.
-pub(super) fn windows(
+pub(super) fn slide(
     config: &Config,
     transformer: &mut Transformer,
+    window: Option<usize>,
     pattern: impl Fn(usize) -> bool,
 ) -> Result<(), CheckpointError> {
-    // llama.cpp's converter writes 0 for none.
-    let none = config.get("sliding_window").and_then(Value::as_u64) == Some(0);
-    let window = if none { None } else { config.optional_size("sliding_window")? };
     let types = config.get("layer_types").and_then(Value::as_array);
     if types.is_some_and(|types| types.len() != transformer.layers.len()) {
         return Err(config.error("layer_types does not have an entry for every layer"));

@@ -15,13 +15,16 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     };
     transformer.attention_softcap = cap("attn_logit_softcapping", 50.0)?;
     transformer.logit_softcap = cap("final_logit_softcapping", 30.0)?;
-    family::windows(config, &mut transformer, |layer| layer % 2 == 0)?;
+    let window = family::window(config)?;
+    family::slide(config, &mut transformer, window, |layer| layer % 2 == 0)?;
     Ok(transformer)
 }
 
 /// What Gemma 2 and 3 share.
 pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
     config.only("hidden_activation", &["gelu_pytorch_tanh"])?;
+    // The name before; published files have both, and `transformers` reads the other.
+    config.pass("hidden_act");
     transformer.activation = Activation::Gelu;
     transformer.norm_offset = config.optional_number("norm_weight_offset")?.unwrap_or(1.0) as f32;
     let scalar = config.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0);

@@ -4,47 +4,46 @@
 use serde_json::{Map, Value, json};
 
 use super::config::Config;
-use super::{Transformer, family, gemma2};
+use super::{Transformer, family, gemma2, keys};
 use crate::checkpoint::CheckpointError;
 
-/// Published configurations leave out what equals `transformers`' defaults.
-fn with_defaults(fields: &Map<String, Value>) -> Value {
-    let mut merged = json!({
-        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
-        "vocab_size": 262_208, "max_position_embeddings": 131_072, "sliding_window": 4096,
-    });
-    if let Some(merged) = merged.as_object_mut() {
-        merged.extend(fields.clone());
-    }
-    merged
-}
-
-pub(super) fn describe(outer: &Config, length: usize) -> Result<Transformer, CheckpointError> {
-    let fields = outer.within("text_config").unwrap_or(*outer).fields();
-    let merged = with_defaults(&fields);
-    let config = outer.with(&merged);
-    let mut transformer = family::common(&config, "gemma3", length)?;
-    gemma2::gemma(&config, &mut transformer)?;
+pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
+    let mut transformer = family::common(config, "gemma3", length)?;
+    gemma2::gemma(config, &mut transformer)?;
     transformer.qk_norm = true;
     let cap = |field: &str| config.optional_positive(field).map(|cap| cap.map(|cap| cap as f32));
     transformer.attention_softcap = cap("attn_logit_softcapping")?;
     transformer.logit_softcap = cap("final_logit_softcapping")?;
     let pattern = config.optional_size("sliding_window_pattern")?.unwrap_or(6);
-    family::windows(&config, &mut transformer, |layer| (layer + 1) % pattern != 0)?;
+    let window = family::window(config)?;
+    family::slide(config, &mut transformer, window, |layer| (layer + 1) % pattern != 0)?;
     // Full layers first: scaled, base 1e6. Sliding ones: unscaled, base 1e4.
-    let parameters = config.within("rope_parameters");
-    let kind = |kind: &str| parameters.and_then(|parameters| parameters.within(kind));
-    let full = match kind("full_attention") {
-        Some(full) => family::rotary_of(&config, Some(full), &transformer, length, 1e6)?,
-        None => family::rotary_of(&config, config.within("rope_scaling"), &transformer, length, 1e6)?,
-    };
-    let local = config.optional_positive("rope_local_base_freq")?.unwrap_or(1e4);
-    let sliding = json!({ "rope_theta": local });
-    let sliding = kind("sliding_attention").unwrap_or(config.with(&sliding));
-    let sliding = family::rotary_of(&config, Some(sliding), &transformer, length, local)?;
-    transformer.ropes = vec![full, sliding];
+    let full = parameters(config, "full_attention", ("rope_theta", 1e6), config.within("rope_scaling"))?;
+    let sliding = parameters(config, "sliding_attention", ("rope_local_base_freq", 1e4), None)?;
+    let rotary = |fields: &Value| family::rotary_of(config, Some(config.with(fields)), &transformer, length);
+    transformer.ropes = vec![rotary(&full)?, rotary(&sliding)?];
+    if let Some(parameters) = config.within("rope_parameters") {
+        keys::rotary(&parameters)?;
+    }
     for layer in &mut transformer.layers {
         layer.rope = usize::from(layer.window.is_some());
     }
     Ok(transformer)
+}
+
+/// The rotary parameters of one kind of layers: its own, `more` over them, and the base that stands beside
+/// (`configuration_gemma3.py`, `convert_rope_params_to_dict`).
+fn parameters(
+    config: &Config,
+    kind: &str,
+    (base, default): (&str, f64),
+    more: Option<Config>,
+) -> Result<Value, CheckpointError> {
+    let mut fields = Map::new();
+    fields.insert("rope_theta".to_owned(), json!(config.optional_positive(base)?.unwrap_or(default)));
+    let own = config.within("rope_parameters").and_then(|parameters| parameters.within(kind));
+    for from in own.into_iter().chain(more) {
+        fields.extend(from.fields());
+    }
+    Ok(Value::Object(fields))
 }

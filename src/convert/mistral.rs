@@ -6,6 +6,6 @@ use crate::checkpoint::CheckpointError;
 
 pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "mistral", length)?;
-    family::windows(config, &mut transformer, |_| true)?;
+    family::slide_all(config, &mut transformer)?;
     Ok(transformer)
 }

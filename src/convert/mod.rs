@@ -7,6 +7,7 @@ mod config;
 mod family;
 mod gemma2;
 mod gemma3;
+mod keys;
 mod layer;
 mod llama;
 mod mistral;
@@ -22,12 +23,13 @@ mod whole;
 
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::checkpoint::{CheckpointError, Packing};
 use crate::tensor::DType;
 
 pub use config::Config;
+use config::Reads;
 use layer::OPSET;
 
 pub use layer::{LayerShape, MASKED, head_graph, layer_graph, observed_layer_graph};
@@ -99,6 +101,8 @@ pub struct Transformer {
     pub prefix: String,
     /// The output matrix's name, when it is not the embedding.
     pub output: String,
+    /// What whoever builds it should hear of what the files say.
+    pub notes: Vec<String>,
 }
 
 type Describe = fn(&Config<'_>, usize) -> Result<Transformer, CheckpointError>;
@@ -115,34 +119,79 @@ const FAMILIES: &[(&str, Describe)] = &[
     ("phi3", phi3::describe),
 ];
 
+/// What `transformers` takes where a file leaves a field out (`configuration_*.py`), as far as it differs from what all
+/// families share.
+fn defaults(kind: &str) -> Value {
+    match kind {
+        "mistral" => json!({ "num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072 }),
+        "qwen2" => json!({ "sliding_window": 4096, "max_position_embeddings": 32_768 }),
+        "qwen3" => json!({ "sliding_window": 4096, "max_position_embeddings": 32_768, "head_dim": 128 }),
+        "gemma2" => json!({
+            "num_key_value_heads": 4, "head_dim": 256, "sliding_window": 4096, "max_position_embeddings": 8192,
+            "tie_word_embeddings": true,
+        }),
+        "gemma3" | "gemma3_text" => json!({
+            "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208,
+            "max_position_embeddings": 131_072, "sliding_window": 4096, "tie_word_embeddings": true,
+        }),
+        "phi3" => json!({
+            "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "original_max_position_embeddings": 4096,
+        }),
+        _ => json!({}),
+    }
+}
+
 /// Reads a configuration; `length` is the longest sequence the model will be used for, in tokens.
 pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, CheckpointError> {
-    let config = Config::new(path, config);
+    let outer = Config::new(path, config);
     let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let kind = config
-        .text("model_type")
-        .ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
-    if let Some(quantization) = config.within("quantization_config") {
-        Packing::read(&quantization.fields().into()).map_err(|what| {
-            config.error(format!(
-                "{what}: not supported\n  hint: GPTQ, AWQ (GEMM) and compressed-tensors (pack-quantized) of 4 or 8 bits are, \
-                 and repositories in float16 or bfloat16, and GGUF"
-            ))
-        })?;
-    }
+    let kind =
+        outer.text("model_type").ok_or_else(|| outer.error("`model_type` is missing: no model of `transformers`?"))?;
     let Some((_, describe)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
-        return Err(config.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
+        return Err(outer.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
     };
-    let inner = config.within("text_config").unwrap_or(config);
-    if config.flag("use_bidirectional_attention") || inner.flag("use_bidirectional_attention") {
+    let text = outer.within("text_config");
+    let mut notes = quantization(&outer, text.as_ref())?;
+    let mut merged = defaults(kind);
+    if let Some(fields) = merged.as_object_mut() {
+        fields.extend(text.unwrap_or(outer).fields());
+        // Beside a picture's side it is the whole model's to say.
+        if let Some(tied) = text.and_then(|_| outer.get("tie_word_embeddings")) {
+            fields.insert("tie_word_embeddings".to_owned(), tied.clone());
+        }
+    }
+    let reads = Reads::default();
+    let config = Config::recorded(path, &merged, &reads);
+    if config.flag("use_bidirectional_attention") || outer.flag("use_bidirectional_attention") {
         return Err(config.error(
             "`use_bidirectional_attention`: every token of this model sees those after it, so it makes embeddings, not \
              answers, and is not supported",
         ));
     }
-    let transformer = describe(&config, length)?;
+    let mut transformer = describe(&config, length)?;
     transformer.check(&config)?;
+    notes.extend(keys::check(&config, transformer.family)?);
+    transformer.notes.extend(notes);
     Ok(transformer)
+}
+
+/// Checks what the configuration says of how it is quantised; what is worth a line.
+fn quantization(config: &Config, text: Option<&Config>) -> Result<Vec<String>, CheckpointError> {
+    let field = "quantization_config";
+    let Some(quantization) = config.within(field) else {
+        return match text.and_then(|text| text.within(field)) {
+            Some(_) => Err(config.error("`quantization_config` within `text_config` is not supported")),
+            None => Ok(Vec::new()),
+        };
+    };
+    Packing::read(&quantization.fields().into()).map_err(|what| {
+        config.error(format!(
+            "{what}: not supported\n  hint: GPTQ, AWQ (GEMM) and compressed-tensors (pack-quantized) of 4 or 8 bits are, \
+             and repositories in float16 or bfloat16, and GGUF"
+        ))
+    })?;
+    let cache = quantization.get("kv_cache_scheme").is_some();
+    Ok(cache.then(|| unread::CACHE_SCALES.to_owned()).into_iter().collect())
 }
 
 impl Transformer {

@@ -7,15 +7,17 @@ use crate::checkpoint::CheckpointError;
 pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "qwen2", length)?;
     transformer.qkv_bias = true;
+    // Some files say that it has them.
+    config.pass("attention_bias");
     windows(config, &mut transformer)?;
     Ok(transformer)
 }
 
 /// Layers from `max_window_layers` on slide, if `use_sliding_window` says so; most files carry a window unused.
 pub(super) fn windows(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
-    if !config.flag("use_sliding_window") {
-        return Ok(());
-    }
+    let used = config.flag("use_sliding_window");
     let first = config.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28);
-    family::windows(config, transformer, |layer| layer as u64 >= first)
+    let window = if used { family::window(config)? } else { None };
+    config.pass("sliding_window");
+    family::slide(config, transformer, window, |layer| layer as u64 >= first)
 }

@@ -4,6 +4,7 @@
 use std::f64::consts::PI;
 
 use super::config::Config;
+use super::family;
 use crate::checkpoint::CheckpointError;
 
 /// Frequencies of one kind of layer.
@@ -60,14 +61,23 @@ fn plain(theta: f64, dimension: usize) -> Vec<f64> {
     (0..dimension / 2).map(|index| f64::from(1.0 / (theta as f32).powf(exponent(index)))).collect()
 }
 
+/// Which way of stretching it is. Phi-3's first configurations say "su" or "yarn" of what is LongRoPE
+/// (`configuration_phi3.py`).
+pub(super) fn kind_of<'a>(scaling: &Config<'a>) -> &'a str {
+    let (kind, old) = (scaling.text("rope_type"), scaling.text("type"));
+    match kind.or(old).unwrap_or("default") {
+        "su" => "longrope",
+        "yarn" if scaling.get("long_factor").is_some() => "longrope",
+        kind => kind,
+    }
+}
+
 /// `scaling` is `rope_scaling` or `rope_parameters`; `outer` the configuration around it.
 pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Result<Rope, CheckpointError> {
     let frequencies = plain(base.theta, base.dimension);
-    let kind = scaling.as_ref().and_then(|s| s.text("rope_type").or(s.text("type"))).unwrap_or("default");
+    let kind = scaling.as_ref().map_or("default", kind_of);
     let Some(scaling) = scaling.filter(|_| kind != "default") else { return Ok(narrow(frequencies, 1.0)) };
-    let original = scaling
-        .optional_size("original_max_position_embeddings")?
-        .or(outer.optional_size("original_max_position_embeddings")?);
+    let original = family::original_length(outer, &scaling)?;
     match kind {
         "linear" => {
             let factor = scaling.positive("factor")?;
@@ -86,12 +96,14 @@ pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Resu
             llama3(&scaling, &frequencies, original)
         }
         "yarn" => yarn(&scaling, base, &frequencies, original.unwrap_or(base.max_position)),
-        "longrope" | "su" => {
+        "longrope" => {
             let original = original.ok_or_else(|| missing(outer))?;
             longrope(&scaling, base, &frequencies, original)
         }
         // From a GGUF: Llama 3's scaling, computed by its converter.
         "factors" => {
+            // What its converter computed them from.
+            scaling.pass("factor");
             let factors = factors(&scaling, "factors", frequencies.len())?;
             Ok(narrow(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0))
         }
@@ -158,11 +170,14 @@ fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> 
         frequency / factor * (1.0 - kept) + frequency * kept
     });
     let temperature = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-    let attention = match (scaling.optional_positive("attention_factor")?, scaling.optional_not_negative("mscale")?) {
-        (Some(given), _) => given,
-        (None, Some(mscale)) if scaling.get("mscale_all_dim").is_some() => {
-            temperature(mscale) / temperature(scaling.optional_not_negative("mscale_all_dim")?.unwrap_or(0.0))
-        }
+    // Zero counts as absent.
+    let scale = |field: &str| -> Result<Option<f64>, CheckpointError> {
+        Ok(scaling.optional_not_negative(field)?.filter(|scale| *scale > 0.0))
+    };
+    let (one, all) = (scale("mscale")?, scale("mscale_all_dim")?);
+    let attention = match (scaling.optional_positive("attention_factor")?, one, all) {
+        (Some(given), ..) => given,
+        (None, Some(one), Some(all)) => temperature(one) / temperature(all),
         _ => temperature(1.0),
     };
     Ok(narrow(scaled.collect(), attention))
@@ -173,7 +188,9 @@ fn yarn(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> 
 /// `transformers` switches lists when a sequence crosses the border, which invalidates its cache; here the longest
 /// sequence the engine is built for decides, for all.
 fn longrope(scaling: &Config, base: &Base, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
-    let list = if base.length > original { "long_factor" } else { "short_factor" };
+    let (long, short) = ("long_factor", "short_factor");
+    let (list, other) = if base.length > original { (long, short) } else { (short, long) };
+    scaling.pass(other);
     let factors = factors(scaling, list, frequencies.len())?;
     let stretch = base.max_position as f64 / original as f64;
     let stretch = scaling.optional_positive("factor")?.unwrap_or(stretch);

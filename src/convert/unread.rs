@@ -1,32 +1,87 @@
-//! Nothing of a GGUF is left unread: a tensor that no layer reads would change what the model computes.
+//! Nothing of a checkpoint is left unread: a tensor that no layer takes is known to change nothing, or is an error that
+//! names it. Lists are data.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
 use super::Transformer;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 
-/// Frequencies that old converters wrote for every layer; they follow from the base.
-const HARMLESS: &str = ".attn_rot_embd.";
+/// Ends of the names of buffers that are computed, not trained: older versions of `transformers` stored rotary frequencies
+/// (which version 5 passes over by the same name, `modeling_utils.py`) and causal masks.
+const COMPUTED: &[&str] = &[
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".self_attn.masked_bias",
+    // The frequencies in old GGUF files.
+    ".attn_rot_embd.weight",
+];
 
-impl Transformer {
-    /// Fails if a GGUF has a tensor that none of the parts is.
-    pub(super) fn check_unread(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
-        if checkpoint.gguf.is_none() {
-            return Ok(());
-        }
-        let layers = (0..self.layers.len()).flat_map(|index| self.layer_weights(index)).flat_map(|weight| weight.parts);
-        let outer = [self.embedding(), self.final_norm(), self.output_matrix()];
-        let read: BTreeSet<String> = layers.chain(outer).map(|part| part.tensor).collect();
-        let unread = checkpoint.names().filter(|name| !read.contains(*name)).map(|name| checkpoint.spelled(name));
-        match unread.filter(|name| !name.contains(HARMLESS)).min() {
-            None => Ok(()),
-            Some(name) => Err(CheckpointError::new(
-                &checkpoint.config_path,
-                format!(
-                    "tensor `{name}` is one that nobody here reads, and without it other answers would come out\n  hint: use \
-                     the model's safetensors repository, if its model_type is supported"
-                ),
-            )),
+/// Beginnings of what is not the language model's: the value head that trl's trainers leave (`modeling_value_head.py`).
+const BESIDE: &[&str] = &["v_head."];
+
+/// Gemma 3's picture side, under the names of either version of `transformers` and of Ollama's files.
+const PICTURES: &[&str] =
+    &["vision_tower.", "model.vision_tower.", "multi_modal_projector.", "model.multi_modal_projector.", "v.", "mm."];
+
+/// Scales with which a cache of keys and values could be rounded to 8 bits. They say how it may be stored, not what is
+/// computed: vLLM, for which they are written, reads them with `kv_cache_dtype: fp8` alone (its docs, "Quantized KV Cache").
+const CACHE: &[&str] =
+    &[".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", ".k_proj.output_scale", ".v_proj.output_scale"];
+
+/// What is said of them.
+pub(super) const CACHE_SCALES: &str =
+    "the checkpoint's scales for a cache of keys and values in 8 bits are not used: `kv_cache: int8` makes its own";
+
+/// Fails at the first tensor that would have to be computed with and is not; otherwise what is worth a line.
+pub(super) fn tensors(model: &Transformer, checkpoint: &Checkpoint) -> Result<Vec<String>, CheckpointError> {
+    let mut taken: HashSet<String> = model.parts().map(|part| part.tensor).collect();
+    // Tied and the same as the embedding.
+    taken.insert(model.output.clone());
+    let (mut notes, mut unread) = (Vec::new(), Vec::new());
+    for name in checkpoint.others(&taken) {
+        let ends = |list: &[&str]| list.iter().any(|end| name.ends_with(end));
+        let begins = |list: &[&str]| list.iter().any(|start| name.starts_with(start));
+        if ends(CACHE) {
+            notes = vec![CACHE_SCALES.to_owned()];
+        } else if !(ends(COMPUTED)
+            || begins(BESIDE)
+            || model.family == "gemma3" && begins(PICTURES)
+            || adds_nothing(checkpoint, name, &taken))
+        {
+            unread.push(checkpoint.spelled(name));
         }
     }
+    unread.sort_unstable();
+    let Some(first) = unread.first() else {
+        notes.retain(|note| !model.notes.contains(note));
+        return Ok(notes);
+    };
+    let more = match unread.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    let message = format!(
+        "tensor `{first}`{more} is not part of `{}` as the configuration describes it; without it the answers would be \
+         others\n  hint: take another release of the model, or one whose configuration fits its tensors",
+        model.family
+    );
+    Err(CheckpointError::new(&checkpoint.config_path, message))
+}
+
+/// Quantisers (GPTQ-for-LLaMa, early AutoGPTQ) gave every matrix a bias: zeros where the model has none.
+fn adds_nothing(checkpoint: &Checkpoint, name: &str, taken: &HashSet<String>) -> bool {
+    let Some(stem) = name.strip_suffix(".bias") else { return false };
+    if !taken.contains(&format!("{stem}.weight")) {
+        return false;
+    }
+    checkpoint.tensor(name).is_ok_and(|view| {
+        let mut values = vec![0.0; view.columns()];
+        (0..view.rows()).all(|row| {
+            view.read_row(row, &mut values);
+            values.iter().all(|value| *value == 0.0)
+        })
+    })
 }

@@ -1,7 +1,7 @@
 //! Which tensors of a checkpoint a layer is made of, and how they become the layer graph's inputs.
 
-use super::Transformer;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use super::{Transformer, unread};
+use crate::checkpoint::{Checkpoint, CheckpointError, View};
 
 /// A weight's place in the decoder layer; its name is the layer graph's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,8 +158,15 @@ impl Transformer {
         Part { tensor: self.output.clone(), shape: vec![self.vocab_size, self.hidden_size] }
     }
 
+    /// Every tensor it is made of.
+    pub fn parts(&self) -> impl Iterator<Item = Part> {
+        let weights = (0..self.layers.len()).flat_map(move |index| self.layer_weights(index));
+        let layers = weights.flat_map(|weight| weight.parts);
+        [self.embedding(), self.final_norm(), self.output_matrix()].into_iter().chain(layers)
+    }
+
     /// Finds the model's tensors among those of `checkpoint`: multimodal checkpoints keep them below another name.
-    /// Checks that every weight is there in its shape.
+    /// Checks that every weight is there in its shape, and that nothing else is there that would have to be computed with.
     pub fn locate(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let ends = |suffix: &str| checkpoint.names().find(|name| name.ends_with(suffix)).map(str::to_owned);
         if let Some(name) = ends("embed_tokens.weight") {
@@ -167,9 +174,9 @@ impl Transformer {
         }
         if let Some(name) = ends("lm_head.weight") {
             self.output = name;
+            self.untie_own_head(checkpoint)?;
         }
-        let layers = (0..self.layers.len()).flat_map(|index| self.layer_weights(index)).flat_map(|weight| weight.parts);
-        for part in [self.embedding(), self.final_norm(), self.output_matrix()].into_iter().chain(layers) {
+        for part in self.parts() {
             checkpoint.expect(&part.tensor, &part.shape)?;
         }
         let next = format!("{}layers.{}.", self.prefix, self.layers.len());
@@ -177,6 +184,42 @@ impl Transformer {
             let message = format!("tensor `{name}` belongs to a layer the configuration does not have");
             return Err(CheckpointError::new(&checkpoint.config_path, message));
         }
-        self.check_unread(checkpoint)
+        let notes = unread::tensors(self, checkpoint)?;
+        self.notes.extend(notes);
+        Ok(())
     }
+
+    /// An output matrix that is there and differs from the embedding counts, whatever the configuration says: so does
+    /// transformers 5 (`modeling_utils.py`, `tie_weights`).
+    fn untie_own_head(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let embedding = self.embedding();
+        // What is missing is said with everything else.
+        if !self.tied || !checkpoint.has(&embedding.tensor) {
+            return Ok(());
+        }
+        let own = checkpoint.expect(&self.output, &embedding.shape)?;
+        if is_same(&own, &checkpoint.expect(&embedding.tensor, &embedding.shape)?) {
+            return Ok(());
+        }
+        self.notes.push(format!(
+            "`tie_word_embeddings` is true, but `{}` differs from the embedding: it is used, as transformers 5 does",
+            self.output
+        ));
+        self.tied = false;
+        Ok(())
+    }
+}
+
+/// Whether two matrices of one shape hold the same values.
+fn is_same(a: &View<'_>, b: &View<'_>) -> bool {
+    let is_plain = |view: &View<'_>| view.is_in_order() && !view.is_packed();
+    if a.encoding == b.encoding && is_plain(a) && is_plain(b) {
+        return a.bytes == b.bytes;
+    }
+    let (mut x, mut y) = (vec![0.0; a.columns()], vec![0.0; b.columns()]);
+    (0..a.rows()).all(|row| {
+        a.read_row(row, &mut x);
+        b.read_row(row, &mut y);
+        x == y
+    })
 }

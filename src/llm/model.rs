@@ -60,11 +60,13 @@ pub type Loading<'a> = &'a mut dyn FnMut(u64, u64);
 /// The model and its mapped checkpoint in an engine directory.
 pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
     let weights = record.weights.iter().map(|name| folder.join(WEIGHTS).join(name));
-    let mut paths: Vec<PathBuf> = weights.collect();
-    if !paths.iter().all(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
-        paths.push(folder.join("config.json"));
-    }
-    let checkpoint = Arc::new(Checkpoint::open(&paths)?);
+    let paths: Vec<PathBuf> = weights.collect();
+    // These and no others: which of a folder's files count was decided when it was built.
+    let checkpoint = match paths.iter().all(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
+        true => Checkpoint::open(&paths)?,
+        false => Checkpoint::open_files(&folder.join("config.json"), &paths)?,
+    };
+    let checkpoint = Arc::new(checkpoint);
     let length = record.shapes.max_len;
     // For a GGUF, the directory's config.json is what its metadata said when it was built.
     let path = folder.join("config.json");

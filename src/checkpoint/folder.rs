@@ -1,0 +1,259 @@
+//! Which files of a folder are a model, told by their names alone, so that it can be told before gigabytes have come: the
+//! weights among copies of them, and what a folder holds where it holds no weights that can be read.
+
+use std::path::{Component, Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Checkpoint, CheckpointError, read_json};
+
+/// Parts of names that tell a second copy of the weights in another type (`from_pretrained(variant=…)`).
+const VARIANTS: &[&str] =
+    &["fp16", "fp32", "bf16", "float16", "float32", "bfloat16", "int8", "8bit", "4bit", "ema", "non_ema"];
+
+const END: &str = ".safetensors";
+const HINT: &str = "hint: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…) writes safetensors";
+
+/// What a folder without readable weights is, by the end of a file's name.
+const OTHERS: &[(&str, &str)] = &[
+    (
+        ".bin",
+        "PyTorch .bin checkpoints are not read; most repositories have a safetensors version, on another branch \
+      (`revision: refs/pr/…`) or beside them",
+    ),
+    (".pth", "PyTorch checkpoints of language models (.pth) are not read"),
+    (".pt", "PyTorch checkpoints of language models (.pt) are not read"),
+    (".h5", "TensorFlow's checkpoints are not read"),
+    (".msgpack", "Flax's checkpoints are not read"),
+    (".ckpt", "training checkpoints are not read"),
+    (".nemo", "NeMo's archives are not read"),
+    (".npz", "MLX's and NumPy's archives are not read"),
+    (".onnx", "language models are not read from ONNX files: take the repository they were exported from"),
+];
+
+/// A file's name without its folders.
+fn last(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// The folders before it.
+fn folder_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(folder, _)| folder)
+}
+
+/// Adapters are no models.
+fn is_adapter(name: &str) -> bool {
+    last(name).starts_with("adapter_model")
+}
+
+/// Mistral's own names for tensors; where both are, `model*.safetensors` is the same in transformers' names.
+fn is_consolidated(name: &str) -> bool {
+    last(name).starts_with("consolidated")
+}
+
+/// "model" of "model-00001-of-00002.safetensors", and its variant.
+fn stem_of(name: &str) -> (&str, Option<&str>) {
+    let body = last(name).trim_end_matches(END);
+    let without_number = |body: &'_ str| -> Option<usize> {
+        let (rest, count) = body.rsplit_once("-of-")?;
+        let (stem, number) = rest.rsplit_once('-')?;
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        (is_number(count) && is_number(number)).then_some(stem.len())
+    };
+    let whole = without_number(body).map_or(body, |end| &body[..end]);
+    match whole.rsplit_once('.') {
+        Some((stem, variant)) if VARIANTS.contains(&variant) => (stem, Some(variant)),
+        // Before transformers 4.3 the variant came last: "model-00001-of-00002.fp16.safetensors".
+        _ => match body.rsplit_once('.') {
+            Some((numbered, variant)) if VARIANTS.contains(&variant) => {
+                (without_number(numbered).map_or(numbered, |end| &numbered[..end]), Some(variant))
+            }
+            _ => (whole, None),
+        },
+    }
+}
+
+/// The files among `names` that hold a model's weights as safetensors: of the uppermost folder that has any, without
+/// adapters, Mistral's second copy and second copies in other types. Where a folder has an index, that decides later which
+/// of them count.
+pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
+    let all: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(END) && !is_adapter(name)).collect();
+    let depth = |name: &str| name.matches('/').count();
+    let Some(least) = all.iter().map(|name| depth(name)).min() else { return Err(without(names)) };
+    let all: Vec<&str> = all.into_iter().filter(|name| depth(name) == least).collect();
+    let folder = folder_of(all[0]);
+    if let Some(other) = all.iter().find(|name| folder_of(name) != folder) {
+        let message = format!("which of these is the model? {}, {other}", all[0]);
+        return Err(format!("{message}\n  hint: name its files with `files:`, or its folder with `path:`"));
+    }
+    let all: Vec<&str> = all.into_iter().filter(|name| !is_consolidated(name)).collect();
+    if all.is_empty() {
+        return Err(
+            "only consolidated.safetensors: Mistral's own form, whose tensors have other names than transformers' and are not \
+             read\n  hint: take a repository that has model*.safetensors too, or convert it with transformers' \
+             convert_mistral_weights_to_hf.py"
+                .to_owned(),
+        );
+    }
+    // As from_pretrained chooses: the plain name, then whatever is of no variant.
+    let plain: Vec<&str> = all.iter().copied().filter(|name| stem_of(name).1.is_none()).collect();
+    if !plain.is_empty() {
+        let models: Vec<&str> = plain.iter().copied().filter(|name| stem_of(name).0 == "model").collect();
+        return Ok(if models.is_empty() { plain } else { models });
+    }
+    let variant = stem_of(all[0]).1;
+    match all.iter().find(|name| stem_of(name).1 != variant) {
+        None => Ok(all),
+        Some(other) => {
+            Err(format!("which of these is the model? {}, {other}\n  hint: name its files with `files:`", all[0]))
+        }
+    }
+}
+
+/// Why files without weights are no model.
+fn without(names: &[&str]) -> String {
+    let none = "no .safetensors and no .gguf file";
+    if names.iter().any(|name| last(name) == "adapter_config.json" || is_adapter(name)) {
+        return adapter_message(None);
+    }
+    if names.iter().any(|name| name.ends_with(".gguf")) {
+        return format!("{none} at hand, but .gguf files\n  hint: name one with `file:`");
+    }
+    let found = OTHERS.iter().find(|(end, _)| names.iter().any(|name| name.ends_with(*end)));
+    match found {
+        Some((_, what)) => format!("{none}: {what}\n  {HINT}"),
+        None => format!("{none}\n  hint: fetch the weights too; the whole repository makes a checkpoint"),
+    }
+}
+
+/// What is said of a LoRA or another adapter.
+pub fn adapter_message(base: Option<&str>) -> String {
+    let base = base.map_or_else(|| "a model".to_owned(), |base| format!("`{}`", base.escape_debug()));
+    format!(
+        "an adapter (LoRA) for {base}, no model of its own\n  hint: merge it first: with peft, \
+         AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), and the base's tokenizer"
+    )
+}
+
+impl Checkpoint {
+    /// The weights among a folder's files, and the configuration beside them.
+    pub(super) fn open_folder(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
+        let adapter = paths.iter().find(|path| path.file_name().is_some_and(|name| name == "adapter_config.json"));
+        let chosen = choose(paths).or_else(|error| match adapter {
+            Some(path) => Err(CheckpointError::new(path, adapter_message(base_of(path)?.as_deref()))),
+            None => Err(error),
+        })?;
+        let folder = chosen.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
+        let config = beside(paths, folder, "config.json")
+            .ok_or_else(|| CheckpointError::new(folder, "config.json is missing: it says what the tensors mean"))?;
+        let shards = match indexed(paths, folder)? {
+            named if named.is_empty() => chosen.iter().map(|path| path.to_path_buf()).collect(),
+            named => named,
+        };
+        let mut checkpoint = Self::open_files(config, &shards)?;
+        if let Some(path) = adapter {
+            let base = base_of(path)?.map_or_else(String::new, |base| format!(" (for {})", base.escape_debug()));
+            checkpoint.notes.push(format!("{}: the adapter{base} beside the model is not applied", path.display()));
+        }
+        Ok(checkpoint)
+    }
+}
+
+/// The model that an adapter is for.
+pub fn base_of(adapter_config: &Path) -> Result<Option<String>, CheckpointError> {
+    let settings = read_json(adapter_config)?;
+    Ok(settings.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned))
+}
+
+/// The files that an index in `folder` names; none without one. What else is there is a second copy of the weights.
+fn indexed(paths: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let is_index = |path: &&PathBuf| {
+        let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
+        path.parent() == Some(folder) && name.ends_with(".safetensors.index.json") && !is_consolidated(&name)
+    };
+    // "model.safetensors.index.json" is the shortest; variants have their name in it.
+    let index = paths.iter().filter(is_index).min_by_key(|path| path.as_os_str().len());
+    let Some(index) = index.map(|path| read_json(path)).transpose()? else { return Ok(Vec::new()) };
+    let map = index.get("weight_map").and_then(Value::as_object);
+    let mut names: Vec<&str> = map.into_iter().flatten().filter_map(|(_, file)| file.as_str()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let found = names.iter().map(|name| {
+        let here = paths.iter().find(|path| **path == folder.join(name)).cloned();
+        here.ok_or_else(|| {
+            let message = format!("the index names {name}, which is not here\n  hint: fetch the whole checkpoint");
+            CheckpointError::new(folder, message)
+        })
+    });
+    found.collect()
+}
+
+/// The file called `wanted` that belongs to weights in `folder`: the one beside them, or in the nearest folder above.
+pub(super) fn beside<'a>(paths: &'a [PathBuf], folder: &Path, wanted: &str) -> Option<&'a PathBuf> {
+    let normal = |path: &Path| path.components().filter(|part| *part != Component::CurDir).count();
+    let named = paths.iter().filter(|path| path.file_name().is_some_and(|name| name == wanted));
+    let above = named.filter(|path| path.parent().is_some_and(|parent| folder.starts_with(parent)));
+    above.max_by_key(|path| normal(path))
+}
+
+/// [`weight_files`] of files that are here.
+pub(super) fn choose(paths: &[PathBuf]) -> Result<Vec<&PathBuf>, CheckpointError> {
+    let folder = || paths.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
+    // A name that is no text cannot be one of those that count.
+    let named: Vec<(&str, &PathBuf)> = paths.iter().filter_map(|path| Some((path.to_str()?, path))).collect();
+    let names: Vec<&str> = named.iter().map(|(name, _)| *name).collect();
+    let chosen = weight_files(&names).map_err(|message| CheckpointError::new(folder(), message))?;
+    Ok(named.into_iter().filter(|(name, _)| chosen.contains(name)).map(|(_, path)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_weights_are_told_from_their_copies() {
+        let cases: [(&[&str], Result<&[&str], &str>); 18] = [
+            (&["config.json", "model.safetensors"], Ok(&["model.safetensors"])),
+            (&["model.safetensors", "model.fp16.safetensors"], Ok(&["model.safetensors"])),
+            (&["model.fp16.safetensors", "config.json"], Ok(&["model.fp16.safetensors"])),
+            (&["model.fp16.safetensors", "model.bf16.safetensors"], Err("which of these")),
+            (
+                &[
+                    "model.bf16-00001-of-00002.safetensors",
+                    "model-00001-of-00002.safetensors",
+                    "model-00002-of-00002.safetensors",
+                ],
+                Ok(&["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]),
+            ),
+            (&["model-00001-of-00001.fp16.safetensors", "model.safetensors"], Ok(&["model.safetensors"])),
+            (&["model.safetensors", "consolidated.safetensors"], Ok(&["model.safetensors"])),
+            (&["consolidated.safetensors", "params.json"], Err("Mistral's own form")),
+            (&["consolidated-00001-of-00002.safetensors"], Err("Mistral's own form")),
+            (&["gptq_model-4bit-128g.safetensors", "config.json"], Ok(&["gptq_model-4bit-128g.safetensors"])),
+            (&["gptq_model-4bit-128g.safetensors", "model.safetensors"], Ok(&["model.safetensors"])),
+            (&["Bielik-v2.3.safetensors"], Ok(&["Bielik-v2.3.safetensors"])),
+            (&["model.safetensors", "onnx/model.safetensors"], Ok(&["model.safetensors"])),
+            (&["a/model.safetensors", "b/model.safetensors"], Err("which of these")),
+            (&["model.safetensors", "adapter_model.safetensors", "adapter_config.json"], Ok(&["model.safetensors"])),
+            (&["adapter_model.safetensors", "adapter_config.json"], Err("an adapter (LoRA)")),
+            (&["pytorch_model-00001-of-00002.bin", "config.json"], Err(".bin checkpoints are not read")),
+            (&["tf_model.h5", "config.json"], Err("TensorFlow's")),
+        ];
+        for (names, expected) in cases {
+            match (weight_files(names), expected) {
+                (Ok(have), Ok(want)) => assert_eq!(have, want, "{names:?}"),
+                (Err(have), Err(want)) => assert!(have.contains(want) && have.contains("hint:"), "{names:?}: {have}"),
+                (have, want) => panic!("{names:?}: {have:?}, not {want:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_configuration_belongs_to_the_weights_beside_it() {
+        let paths = ["m/1_Pooling/config.json", "m/config.json", "m/weights/model.safetensors"].map(PathBuf::from);
+        assert_eq!(beside(&paths, Path::new("m"), "config.json"), Some(&paths[1]));
+        assert_eq!(beside(&paths, Path::new("m/weights"), "config.json"), Some(&paths[1]));
+        assert_eq!(beside(&paths, Path::new("m/1_Pooling"), "config.json"), Some(&paths[0]));
+        assert_eq!(beside(&paths, Path::new("n"), "config.json"), None);
+    }
+}
