@@ -30,7 +30,7 @@ impl PartName {
 
     /// The names of all parts, in order.
     pub fn all(&self) -> impl Iterator<Item = String> + '_ {
-        (0..self.count).map(|index| self.numbered(index))
+        (0..self.count).map(move |index| self.numbered(index))
     }
 
     /// Whether two are parts of the same model.
