@@ -210,8 +210,14 @@ fn whole_models_run_in_onnxruntime() {
         .collect();
     assert!(cases.len() >= 14);
     cases.push(("gguf".to_owned(), data.join("llm/llama/expected.npy"), "../llama.gguf".to_owned()));
+    // Its biases are in pairs too.
+    cases.push(("bielik".to_owned(), data.join("gguf/models/bielik.npy"), "../bielik.gguf".to_owned()));
     for (name, expected, _) in &cases {
-        let source = if name == "gguf" { data.join("gguf/llama.gguf") } else { data.join("llm").join(name) };
+        let source = match name.as_str() {
+            "gguf" => data.join("gguf/llama.gguf"),
+            "bielik" => data.join("gguf/models/bielik.gguf"),
+            name => data.join("llm").join(name),
+        };
         // What is linked to must be on the same disk as a user's would be: inside the scratch folder.
         let local = scratch.path().join("source").join(name);
         fs::create_dir_all(&local).unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::encoding::Encoding;
 use super::gguf_lists::{Numbers, Texts};
+use super::gguf_names;
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
 use crate::regular_file;
@@ -64,15 +65,16 @@ impl Gguf {
             Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
             Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
             Ok((gguf, tensors)) => {
-                let unread = tensors.iter().find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
-                let refused = match (super::gguf_names::unknown_architecture(&gguf), unread) {
-                    (Some(message), _) => Some(message),
-                    (None, Some((name, encoding))) => {
-                        Some(format!("tensor `{name}`: elements of type {encoding} are not supported"))
-                    }
-                    (None, None) => None,
-                };
-                refused.map_or(Judgement::Readable, Judgement::Refused)
+                let architecture = gguf.text("general.architecture").unwrap_or_default();
+                let mut read = tensors.iter().filter(|(name, _)| !gguf_names::is_of_pictures(architecture, name));
+                let unread = read.find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
+                let unread = unread
+                    .map(|(name, encoding)| format!("tensor `{name}`: elements of type {encoding} are not supported"));
+                // Of a model in parts the first one holds the metadata.
+                let is_later_part = gguf.integer("split.no").is_some_and(|number| number > 0);
+                let names = tensors.iter().map(|(name, _)| name.as_str());
+                let refused = if is_later_part { None } else { gguf_names::refusal(&gguf, names) };
+                refused.or(unread).map_or(Judgement::Readable, Judgement::Refused)
             }
         }
     }

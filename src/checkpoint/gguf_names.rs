@@ -1,96 +1,127 @@
-//! GGUF's tensor names and metadata keys in the words of `transformers`: "blk.0.attn_q.weight" is
-//! "model.layers.0.self_attn.q_proj.weight", "llama.block_count" is "num_hidden_layers".
+//! GGUF's tensor names in the words of `transformers`: "blk.0.attn_q.weight" is "model.layers.0.self_attn.q_proj.weight".
 //!
-//! Names and keys are those of gguf-py (`constants.py`, `tensor_mapping.py`); what llama.cpp's converter changes in the
-//! weights (rotary order of Llama, one added to Gemma's norms) is noted here for whoever reads them.
+//! Names are those of gguf-py (`constants.py`, `tensor_mapping.py`); what llama.cpp's converter changes in the weights
+//! (rotary order of Llama's q and k, biases included) is noted here for whoever reads them. A name that is not known stays as
+//! it is; whether somebody reads it is asked when the model is known.
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
 use super::gguf::Gguf;
+use super::gguf_config::{self, FACTORS, Facts};
+use super::gguf_keys;
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
 
-/// Architectures whose meaning we know, by `general.architecture`.
-const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
-
-/// Why the file's architecture cannot be read, if so.
-pub(super) fn unknown_architecture(gguf: &Gguf) -> Option<String> {
-    let architecture = gguf.text("general.architecture").unwrap_or_default();
-    (!ARCHITECTURES.contains(&architecture)).then(|| {
-        format!("GGUF architecture `{architecture}` is not supported\n  hint: these are: {}", ARCHITECTURES.join(", "))
-    })
-}
-
 pub(super) struct Translated {
     pub(super) tensors: BTreeMap<String, Entry>,
+    /// The file's own names.
+    pub(super) origins: BTreeMap<String, String>,
     pub(super) config: Value,
+    /// What is not as the file says, in words.
+    pub(super) notes: Vec<String>,
 }
 
 pub(super) fn translate(
-    file: &Mapped,
+    files: &[Mapped],
     gguf: &Gguf,
     entries: Vec<(String, Entry)>,
 ) -> Result<Translated, CheckpointError> {
-    let fail = |message: String| CheckpointError::new(file.path(), message);
-    let architecture = gguf.text("general.architecture").unwrap_or_default().to_owned();
-    if let Some(message) = unknown_architecture(gguf) {
+    let path = files.first().map(Mapped::path).unwrap_or(std::path::Path::new(""));
+    let fail = |message: String| CheckpointError::new(path, message);
+    let architecture = gguf.text("general.architecture").unwrap_or_default();
+    if let Some(message) = refusal(gguf, entries.iter().map(|(name, _)| name.as_str())) {
         return Err(fail(message));
     }
-    let mut config = config(gguf, &architecture);
-    let mut tensors = BTreeMap::new();
-    let heads =
-        |key: &str| gguf.integer(&format!("{architecture}.{key}")).and_then(|heads| usize::try_from(heads).ok());
-    let query_heads = heads("attention.head_count");
-    let key_heads = heads("attention.head_count_kv").or(query_heads);
+    let (mut tensors, mut origins, mut facts) = (BTreeMap::new(), BTreeMap::new(), Facts::default());
+    let mut pictures = false;
     for (name, mut entry) in entries {
-        if let Some(key) = factor_key(&name) {
-            let factors = floats(file, &entry).ok_or_else(|| fail(format!("tensor `{name}` is not float32")))?;
-            config.insert(key.to_owned(), json!(factors));
+        if is_of_pictures(architecture, &name) {
+            pictures = true;
+            continue;
+        }
+        let is_factor = FACTORS.into_iter().find(|factor| *factor == name && reads_factors(architecture, factor));
+        if let Some(factor) = is_factor {
+            let values = floats(files, &entry).ok_or_else(|| fail(format!("tensor `{name}` is not float32")))?;
+            facts.factors.insert(factor, values);
             continue;
         }
         if architecture == "llama" {
-            entry.interleaved_heads = match name.split('.').nth(2) {
-                Some("attn_q") => query_heads,
-                Some("attn_k") => key_heads,
-                _ => None,
-            };
-            let rows = entry.shape.split_last().map_or(1, |(_, outer)| outer.iter().product::<usize>());
-            if entry.interleaved_heads.is_some_and(|heads| heads == 0 || rows % (2 * heads) != 0) {
-                return Err(fail(format!("tensor `{name}` of shape {:?} does not divide into heads", entry.shape)));
-            }
+            interleave(gguf, &name, &mut entry).map_err(fail)?;
         }
-        if name == "token_embd.weight" {
-            config.insert("vocab_size".to_owned(), json!(entry.shape.first().copied().unwrap_or(0)));
+        match name.strip_prefix("blk.0.").and_then(|name| name.strip_suffix(".bias")) {
+            Some(stem) => facts.biases.push(stem.to_owned()),
+            None if name == "token_embd.weight" => facts.vocabulary = entry.shape.first().copied(),
+            None => facts.has_output |= name == "output.weight",
         }
-        tensors.insert(tensor_name(&name, &architecture), entry);
+        let known = known_name(&name, architecture).unwrap_or_else(|| name.clone());
+        if tensors.insert(known.clone(), entry).is_some() {
+            return Err(fail(format!("tensor `{name}` is there twice")));
+        }
+        origins.insert(known, name);
     }
-    config.insert("tie_word_embeddings".to_owned(), json!(!tensors.contains_key("lm_head.weight")));
-    rope(gguf, &architecture, &mut config);
-    Ok(Translated { tensors, config: Value::Object(config) })
+    let (config, mut notes) = gguf_config::read(gguf, architecture, facts).map_err(fail)?;
+    if pictures {
+        notes.push("its vision tower is left where it is: the model answers text alone".to_owned());
+    }
+    Ok(Translated { tensors, origins, config: Value::Object(config), notes })
 }
 
-/// Rotary factors kept as tensors.
-fn factor_key(name: &str) -> Option<&'static str> {
-    match name {
-        "rope_freqs.weight" => Some("rope_factors"),
-        "rope_factors_long.weight" => Some("long_factor"),
-        "rope_factors_short.weight" => Some("short_factor"),
+/// Why a model of these metadata and tensors cannot be read, if so.
+pub(super) fn refusal<'a>(gguf: &Gguf, mut names: impl Iterator<Item = &'a str>) -> Option<String> {
+    let is_expert = |name: &str| name.contains("_exps.") || name.contains("_shexp.") || name.contains("ffn_gate_inp");
+    let mixture = || names.any(is_expert).then(|| gguf_keys::MIXTURE.to_owned());
+    gguf_keys::refusal(gguf).or_else(mixture)
+}
+
+/// Whether a tensor belongs to the vision tower that Ollama's converter keeps in the same file.
+pub(super) fn is_of_pictures(architecture: &str, name: &str) -> bool {
+    architecture == "gemma3" && (name.starts_with("v.") || name.starts_with("mm."))
+}
+
+/// Whether llama.cpp reads this tensor of rotary factors.
+fn reads_factors(architecture: &str, factor: &str) -> bool {
+    match architecture {
+        "llama" => true,
+        "phi3" => factor != FACTORS[0],
+        _ => false,
+    }
+}
+
+/// Notes for how many heads the rows of Llama's q and k, or the elements of their biases, lie in rotary pairs.
+fn interleave(gguf: &Gguf, name: &str, entry: &mut Entry) -> Result<(), String> {
+    let heads =
+        |key: &str| gguf.integer(&format!("llama.attention.{key}")).and_then(|heads| usize::try_from(heads).ok());
+    entry.interleaved_heads = match name.split('.').nth(2) {
+        Some("attn_q") => heads("head_count"),
+        Some("attn_k") => heads("head_count_kv").or(heads("head_count")),
         _ => None,
+    };
+    let rows = match entry.shape[..] {
+        [elements] => elements,
+        _ => entry.shape.split_last().map_or(1, |(_, outer)| outer.iter().product::<usize>()),
+    };
+    let divides = |heads: usize| heads.checked_mul(2).is_some_and(|halves| halves > 0 && rows.is_multiple_of(halves));
+    match entry.interleaved_heads {
+        Some(heads) if !divides(heads) => {
+            Err(format!("tensor `{name}` of shape {:?} does not divide into {heads} heads", entry.shape))
+        }
+        _ => Ok(()),
     }
 }
 
-fn floats(file: &Mapped, entry: &Entry) -> Option<Vec<f32>> {
-    let bytes = file.bytes().get(entry.offset..entry.offset.checked_add(entry.bytes)?)?;
+fn floats(files: &[Mapped], entry: &Entry) -> Option<Vec<f32>> {
+    let bytes = files.get(entry.file)?.bytes().get(entry.offset..entry.offset.checked_add(entry.bytes)?)?;
     let plain = entry.encoding == Ok(super::Encoding::F32);
     plain.then(|| bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-fn tensor_name(name: &str, architecture: &str) -> String {
+/// `transformers`' name, if the tensor is one of those these architectures may have.
+fn known_name(name: &str, architecture: &str) -> Option<String> {
     let gemma = architecture.starts_with("gemma");
     let parts: Vec<&str> = name.split('.').collect();
-    match parts[..] {
+    Some(match parts[..] {
         ["token_embd", "weight"] => "model.embed_tokens.weight".to_owned(),
         ["output_norm", "weight"] => "model.norm.weight".to_owned(),
         ["output", "weight"] => "lm_head.weight".to_owned(),
@@ -112,91 +143,10 @@ fn tensor_name(name: &str, architecture: &str) -> String {
                 "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
                 "ffn_up" => "mlp.up_proj",
                 "ffn_down" => "mlp.down_proj",
-                other => other,
+                _ => return None,
             };
             format!("model.layers.{layer}.{known}.{kind}")
         }
-        _ => name.to_owned(),
-    }
-}
-
-/// The keys that have a counterpart of the same meaning.
-fn config(gguf: &Gguf, architecture: &str) -> Map<String, Value> {
-    let mut config = Map::new();
-    let model_type = if architecture == "gemma3" { "gemma3_text" } else { architecture };
-    config.insert("model_type".to_owned(), json!(model_type));
-    let integers = [
-        ("num_hidden_layers", "block_count"),
-        ("hidden_size", "embedding_length"),
-        ("intermediate_size", "feed_forward_length"),
-        ("num_attention_heads", "attention.head_count"),
-        ("num_key_value_heads", "attention.head_count_kv"),
-        ("head_dim", "attention.key_length"),
-        ("max_position_embeddings", "context_length"),
-        ("sliding_window", "attention.sliding_window"),
-    ];
-    for (ours, theirs) in integers {
-        if let Some(value) = gguf.integer(&format!("{architecture}.{theirs}")) {
-            config.insert(ours.to_owned(), json!(value));
-        }
-    }
-    let floats = [
-        ("rms_norm_eps", "attention.layer_norm_rms_epsilon"),
-        ("rope_theta", "rope.freq_base"),
-        ("attn_logit_softcapping", "attn_logit_softcapping"),
-        ("final_logit_softcapping", "final_logit_softcapping"),
-    ];
-    for (ours, theirs) in floats {
-        if let Some(value) = gguf.float(&format!("{architecture}.{theirs}")) {
-            config.insert(ours.to_owned(), json!(value));
-        }
-    }
-    if architecture.starts_with("gemma") {
-        // The converter stores 1 + weight.
-        config.insert("norm_weight_offset".to_owned(), json!(0.0));
-        let number = |key: &str| config.get(key).and_then(Value::as_i64).unwrap_or(0);
-        let heads = number("num_attention_heads").max(1);
-        // Both 27B models scale by hidden/heads and not by head_dim; GGUF does not say so (llama.cpp, llama-model.cpp).
-        let is_27b = matches!((architecture, number("num_hidden_layers")), ("gemma2", 46) | ("gemma3", 62));
-        let scalar = if is_27b { number("hidden_size") / heads } else { number("head_dim") };
-        config.insert("query_pre_attn_scalar".to_owned(), json!(scalar));
-    }
-    config
-}
-
-/// Rotary scaling, from keys and factor tensors.
-fn rope(gguf: &Gguf, architecture: &str, config: &mut Map<String, Value>) {
-    let key = |name: &str| format!("{architecture}.rope.scaling.{name}");
-    let mut scaling = Map::new();
-    let (long, short) = (config.remove("long_factor"), config.remove("short_factor"));
-    if let Some(factors) = config.remove("rope_factors") {
-        scaling.insert("rope_type".to_owned(), json!("factors"));
-        scaling.insert("factors".to_owned(), factors);
-    } else if let (Some(long), Some(short)) = (long, short) {
-        scaling.insert("rope_type".to_owned(), json!("longrope"));
-        scaling.insert("long_factor".to_owned(), long);
-        scaling.insert("short_factor".to_owned(), short);
-        if let Some(factor) = gguf.float(&key("attn_factor")) {
-            scaling.insert("attention_factor".to_owned(), json!(factor));
-        }
-    } else if let Some(kind @ ("linear" | "yarn")) = gguf.text(&key("type")) {
-        scaling.insert("rope_type".to_owned(), json!(kind));
-    }
-    if let Some(factor) = gguf.float(&key("factor")) {
-        scaling.insert("factor".to_owned(), json!(factor));
-    }
-    if let Some(length) = gguf.integer(&key("original_context_length")) {
-        scaling.insert("original_max_position_embeddings".to_owned(), json!(length));
-        config.insert("original_max_position_embeddings".to_owned(), json!(length));
-    }
-    if scaling.contains_key("rope_type") {
-        config.insert("rope_scaling".to_owned(), Value::Object(scaling));
-    }
-    if let (Some(rotary), Some(head)) =
-        (gguf.integer(&format!("{architecture}.rope.dimension_count")), config.get("head_dim").and_then(Value::as_i64))
-        && rotary > 0
-        && rotary < head
-    {
-        config.insert("rotary_dim".to_owned(), json!(rotary));
-    }
+        _ => return None,
+    })
 }

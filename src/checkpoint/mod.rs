@@ -1,15 +1,18 @@
 //! Checkpoints as they are published: safetensors folders and GGUF files, mapped and never copied.
 //!
 //! In: paths of files that were fetched. Out: a [`Checkpoint`]: named tensors under the names `transformers` uses, and
-//! the configuration as its config.json would say it. GGUF's own names and keys are translated in `gguf_names.rs`, so
-//! nothing downstream knows where a model came from. All of it is hostile until checked.
+//! the configuration as its config.json would say it. GGUF's own names and keys are translated in `gguf_names.rs` and
+//! `gguf_config.rs`, so nothing downstream knows where a model came from. All of it is hostile until checked.
 #![deny(clippy::as_conversions)]
 
 mod encoding;
 mod folder;
 mod gguf;
+mod gguf_config;
+mod gguf_keys;
 mod gguf_lists;
 mod gguf_names;
+mod gguf_split;
 mod integers;
 mod json;
 mod mapped;
@@ -19,6 +22,7 @@ mod safetensors;
 pub mod torch;
 mod writer;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +33,7 @@ pub use encoding::Encoding;
 pub use folder::{adapter_message, base_of, weight_files};
 pub use gguf::{Gguf, Judgement, MetadataValue};
 pub use gguf_lists::{Numbers, Texts};
+pub use gguf_split::PartName;
 pub use integers::{Integers, Second};
 pub use mapped::Mapped;
 pub use packing::{Packing, says_nothing};
@@ -108,27 +113,46 @@ impl View<'_> {
         self.packed.is_some()
     }
 
-    /// Row of the file that is row `row` of the tensor. llama.cpp stores each head's rotary halves (i, i + d/2) as
-    /// neighbours (2i, 2i + 1) (`convert_hf_to_gguf.py`, `LlamaModel.permute`); this undoes it.
-    fn source_row(&self, row: usize) -> usize {
+    /// Row of the file that is row `row` of the tensor, or of a bias the element. llama.cpp stores each head's rotary halves
+    /// (i, i + d/2) as neighbours (2i, 2i + 1) (`convert_hf_to_gguf.py`, `LlamaModel.permute`); this undoes it.
+    fn source(&self, row: usize) -> usize {
         let Some(heads) = self.interleaved_heads else { return row };
-        let size = self.rows() / heads;
+        let size = if self.is_vector() { self.columns() / heads } else { self.rows() / heads };
         let (head, within) = (row / size, row % size);
         let (half, index) = (within / (size / 2), within % (size / 2));
         head * size + 2 * index + half
     }
 
-    /// Bytes of one row.
+    fn is_vector(&self) -> bool {
+        self.shape.len() < 2
+    }
+
+    /// Bytes of one row. A vector's are as the file has them.
     pub fn row(&self, row: usize) -> &[u8] {
         let size = self.bytes.len() / self.rows();
-        &self.bytes[self.source_row(row) * size..][..size]
+        let row = if self.is_vector() { row } else { self.source(row) };
+        &self.bytes[row * size..][..size]
+    }
+
+    /// All bytes in the order in which they are read, of a tensor whose elements are single floats.
+    pub fn ordered(&self) -> Cow<'_, [u8]> {
+        if self.is_in_order() {
+            return Cow::Borrowed(self.bytes);
+        }
+        let pieces = if self.is_vector() { self.columns() } else { self.rows() };
+        let size = self.bytes.len() / pieces.max(1);
+        Cow::Owned((0..pieces).flat_map(|at| &self.bytes[self.source(at) * size..][..size]).copied().collect())
     }
 
     /// Decodes one row.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         match self.packed {
-            Some(packed) => packed.read(row, out),
+            Some(packed) => return packed.read(row, out),
             None => self.encoding.decode(self.row(row), out),
+        }
+        if self.is_vector() && !self.is_in_order() {
+            let stored = out.to_vec();
+            out.iter_mut().enumerate().for_each(|(at, out)| *out = stored[self.source(at)]);
         }
     }
 
@@ -141,7 +165,7 @@ impl View<'_> {
         out.par_chunks_mut(columns)
             .enumerate()
             .with_min_len(16)
-            .for_each(|(index, out)| self.encoding.decode(self.row(first + index), out));
+            .for_each(|(index, out)| self.read_row(first + index, out));
     }
 }
 
@@ -158,6 +182,8 @@ pub struct Checkpoint {
     pub config_path: PathBuf,
     /// For a GGUF: its metadata, which hold tokenizer and template too.
     pub gguf: Option<Gguf>,
+    /// A GGUF's own names of its tensors.
+    origins: BTreeMap<String, String>,
     /// What whoever builds it should hear of its files.
     pub notes: Vec<String>,
 }
@@ -173,7 +199,7 @@ pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
 }
 
 impl Checkpoint {
-    /// Maps a checkpoint: one `.gguf` file, or `config.json` beside `.safetensors` files.
+    /// Maps a checkpoint: one `.gguf` file or the parts of one, or `config.json` beside `.safetensors` files.
     pub fn open(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
         let with = |extension: &str| -> Vec<&PathBuf> {
             paths.iter().filter(|path| path.extension().is_some_and(|have| have == extension)).collect()
@@ -183,10 +209,10 @@ impl Checkpoint {
         if let [path] = paths
             && (path.extension().is_none_or(|extension| extension != "safetensors") && Gguf::is_one(path))
         {
-            return Self::open_gguf(path);
+            return Self::open_gguf(&[path]);
         }
         match (&with("gguf")[..], &with("safetensors")[..]) {
-            ([gguf], []) => Self::open_gguf(gguf),
+            (parts @ [_, ..], []) if parts.len() == 1 || gguf_split::is_one_set(parts) => Self::open_gguf(parts),
             ([], _) => Self::open_folder(paths),
             (several, _) => {
                 let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
@@ -205,6 +231,7 @@ impl Checkpoint {
             config: read_json(config)?,
             config_path: config.to_owned(),
             gguf: None,
+            origins: BTreeMap::new(),
             notes: Vec::new(),
         };
         for shard in shards {
@@ -224,18 +251,19 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
-        let file = Mapped::open(path)?;
-        let (gguf, tensors) = gguf::parse(&file)?;
-        let translated = gguf_names::translate(&file, &gguf, tensors)?;
+    fn open_gguf(paths: &[&PathBuf]) -> Result<Self, CheckpointError> {
+        let gguf_split::Parts { files, gguf, entries } = gguf_split::open(paths)?;
+        let config_path = files.first().map(|file| file.path().to_owned()).unwrap_or_default();
+        let translated = gguf_names::translate(&files, &gguf, entries)?;
         Ok(Self {
-            files: vec![file],
+            files,
             tensors: translated.tensors,
             packed: BTreeMap::new(),
             config: translated.config,
-            config_path: path.to_owned(),
+            config_path,
             gguf: Some(gguf),
-            notes: Vec::new(),
+            origins: translated.origins,
+            notes: translated.notes,
         })
     }
 
@@ -252,6 +280,11 @@ impl Checkpoint {
     /// Names of all tensors; of packed ones those of their parts and the matrix's.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().chain(self.packed.keys()).map(String::as_str)
+    }
+
+    /// The name that the file itself has for a tensor.
+    pub fn spelled<'a>(&'a self, name: &'a str) -> &'a str {
+        self.origins.get(name).map_or(name, String::as_str)
     }
 
     /// Tensors in the files that are neither in `taken` nor parts of a packed matrix that is.

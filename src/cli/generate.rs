@@ -141,8 +141,8 @@ fn answer(
 ) -> anyhow::Result<Answer> {
     let text = std::sync::Arc::clone(generator.text());
     let sampling = text.defaults.sampling(args.wishes());
-    let request =
-        Request { prompt, sampling, max_tokens: args.max_tokens, stop: args.stop.clone(), ..Request::default() };
+    let stop = text.defaults.stops(args.stop.clone());
+    let request = Request { prompt, sampling, max_tokens: args.max_tokens, stop, ..Request::default() };
     let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: None, usage: Usage::default() };
     let mut failed = None;
     answer.usage = generator.answer(request, |piece| {

@@ -15,6 +15,8 @@ const COMPUTED: &[&str] = &[
     ".attn.bias",
     ".attn.masked_bias",
     ".self_attn.masked_bias",
+    // The frequencies in old GGUF files.
+    ".attn_rot_embd.weight",
 ];
 
 /// Beginnings of what is not the language model's: the value head that trl's trainers leave (`modeling_value_head.py`).
@@ -49,9 +51,10 @@ pub(super) fn tensors(model: &Transformer, checkpoint: &Checkpoint) -> Result<Ve
             || model.family == "gemma3" && begins(PICTURES)
             || adds_nothing(checkpoint, name, &taken))
         {
-            unread.push(name);
+            unread.push(checkpoint.spelled(name));
         }
     }
+    unread.sort_unstable();
     let Some(first) = unread.first() else {
         notes.retain(|note| !model.notes.contains(note));
         return Ok(notes);

@@ -193,10 +193,13 @@ impl Source<'_> {
             // GGUF's neighbours (2i, 2i + 1) back to halves (i, i + d/2).
             Ok(false) => {
                 let heads = self.checkpoint.interleaved_heads(&part.tensor).unwrap_or(1) as i64;
-                let apart = graph.integers(&[heads, -1, 2, part.shape[1] as i64]);
+                // A bias has one column.
+                let columns = part.shape.get(1).map_or(1, |columns| *columns as i64);
+                let apart = graph.integers(&[heads, -1, 2, columns]);
                 let x = graph.node("Reshape", &[&part.tensor, &apart], &[]);
                 let x = graph.node("Transpose", &[&x], &[("perm", [0, 2, 1, 3].into())]);
-                let shape = graph.integers(&[part.shape[0] as i64, part.shape[1] as i64]);
+                let shape: Vec<i64> = part.shape.iter().map(|size| *size as i64).collect();
+                let shape = graph.integers(&shape);
                 graph.node("Reshape", &[&x, &shape], &[])
             }
             Err(error) => {

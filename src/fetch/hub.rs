@@ -252,17 +252,25 @@ fn select<'a>(
     let wanted = matching(&names, globs)?.into_iter().filter_map(|name| locked.files.get_key_value(name));
     let wanted: Vec<_> = wanted.collect();
     if wanted.is_empty() {
-        let mut present: Vec<&str> = locked.files.keys().map(String::as_str).take(8).collect();
+        let mut present = present(locked);
         if locked.files.len() > present.len() {
             present.push("…");
         }
         return Err(FetchError::NothingMatches {
             name: name.to_owned(),
             globs: globs.join(", "),
+            help: if present.iter().any(|name| name.ends_with(".gguf")) { "; name one with `file:`" } else { "" },
             present: present.join(", "),
         });
     }
     Ok(wanted)
+}
+
+/// What to choose from: of a repository of GGUF files those, else the first files.
+fn present(locked: &LockedSource) -> Vec<&str> {
+    let names = || locked.files.keys().map(String::as_str);
+    let ggufs: Vec<&str> = names().filter(|name| name.ends_with(".gguf")).take(32).collect();
+    if ggufs.is_empty() { names().take(8).collect() } else { ggufs }
 }
 
 fn is_cached(blob: &Path, file: &LockedFile, rehash: bool) -> bool {

@@ -12,6 +12,7 @@ mod http;
 mod hub;
 mod lock;
 mod look;
+mod modelfile;
 mod ollama;
 mod pypi;
 mod request;
@@ -27,10 +28,12 @@ pub use digest::Digest;
 pub use hashes::Hashes;
 pub use hub::HubSettings;
 pub use lock::{Lock, LockedFile, LockedSource};
+pub use modelfile::Modelfile;
 pub use retry::Retry;
 
 use crate::address;
 use crate::artifact::{about, is_contained, sha256_file};
+use crate::checkpoint::PartName;
 use crate::progress::Progress;
 use crate::recipe::SourcePlan;
 use crate::regular_file;
@@ -86,8 +89,8 @@ pub enum FetchError {
     UnsafeName { name: String, file: String },
     #[error("{name}: the server's answer makes no sense: {what}")]
     BadAnswer { name: String, what: String },
-    #[error("{name}: no file matches {globs}\n  hint: the repository has: {present}")]
-    NothingMatches { name: String, globs: String, present: String },
+    #[error("{name}: no file matches {globs}\n  hint: the repository has: {present}{help}")]
+    NothingMatches { name: String, globs: String, present: String, help: &'static str },
     #[error("{need} MB are needed in {}, {free} MB are free\n  hint: free some, or set HF_HOME and WATUS_CACHE_DIR to a larger disk", folder.display())]
     DiskFull { folder: PathBuf, need: u64, free: u64 },
     #[error(
@@ -215,6 +218,14 @@ impl Fetcher {
         hub::names(self, repository, revision, lock)
     }
 
+    /// What an Ollama model says besides its weights; none of other sources. What of it is not applied is said.
+    pub fn modelfile(&self, source: &SourcePlan) -> Result<Option<Modelfile>, FetchError> {
+        match source {
+            SourcePlan::Ollama { model } => ollama::modelfile(model, &*self.progress).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     fn downloader(&self) -> http::Downloader {
         http::Downloader::new(self.retry, Arc::clone(&self.progress), Arc::clone(&self.cancel))
     }
@@ -274,7 +285,23 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
             return Err(FetchError::WrongSha256 { path: path.to_owned(), found, expected: expected.to_owned() });
         }
     }
+    let parts = other_parts(path);
+    if !parts.is_empty() {
+        let mut files = Fetched::single(path.to_owned()).files;
+        files.extend(parts);
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        return Ok(Fetched { files, commit: None });
+    }
     Ok(Fetched::single(path.to_owned()))
+}
+
+/// The other parts of a GGUF that is one of several; a part that is missing is found out when they are opened.
+fn other_parts(path: &Path) -> Vec<FetchedFile> {
+    let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return Vec::new() };
+    let Some(part) = PartName::of(&name) else { return Vec::new() };
+    let others =
+        part.all().filter(|other| *other != name).map(|name| FetchedFile { path: path.with_file_name(&name), name });
+    others.filter(|file| file.path.is_file()).collect()
 }
 
 /// Refuses to begin what the disk cannot hold; keeps 64 MB in reserve.

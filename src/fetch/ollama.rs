@@ -1,17 +1,22 @@
 //! Models of a local Ollama store: a manifest per name and tag, blobs by their hash.
 //!
 //! `models/manifests/HOST/NAMESPACE/MODEL/TAG` is a registry manifest whose layer of type
-//! `application/vnd.ollama.image.model` is a GGUF in `models/blobs/sha256-…` (ollama, `server/modelpath.go`).
+//! `application/vnd.ollama.image.model` is a GGUF in `models/blobs/sha256-…` (ollama, `server/modelpath.go`). What the other
+//! layers say (`server/images.go`) is taken as [`Modelfile`] or refused by name.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::modelfile::Modelfile;
 use super::{FetchError, Fetched};
 use crate::artifact::{about, is_sha256};
+use crate::progress::{Event, Progress};
+use crate::regular_file;
 
-const MODEL: &str = "application/vnd.ollama.image.model";
-/// A manifest is a page.
+/// What the media types of layers begin with.
+const LAYER: &str = "application/vnd.ollama.image.";
+/// A manifest is a page; so are its texts.
 const SIZE_LIMIT: u64 = 1 << 20;
 
 #[derive(Deserialize)]
@@ -46,8 +51,71 @@ fn manifest_path(model: &str) -> PathBuf {
     Path::new("manifests").join(full).join(tag)
 }
 
-/// The model's blob.
-pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
+/// A model's layers and the store they are in.
+struct Found<'a> {
+    model: &'a str,
+    store: PathBuf,
+    path: PathBuf,
+    layers: Vec<Layer>,
+}
+
+impl Found<'_> {
+    fn error(&self, message: impl Into<String>) -> FetchError {
+        FetchError::Ollama { model: self.model.to_owned(), message: message.into() }
+    }
+
+    /// Of these kinds.
+    fn layers(&self, kinds: &[&str]) -> impl Iterator<Item = &Layer> {
+        self.layers
+            .iter()
+            .filter(move |layer| layer.media_type.strip_prefix(LAYER).is_some_and(|kind| kinds.contains(&kind)))
+    }
+
+    fn blob(&self, layer: &Layer) -> Result<PathBuf, FetchError> {
+        let digest = layer.digest.strip_prefix("sha256:").filter(|digest| is_sha256(digest));
+        let digest =
+            digest.ok_or_else(|| self.error(format!("{} names a layer without a hash", self.path.display())))?;
+        let blob = self.store.join("blobs").join(format!("sha256-{digest}"));
+        if !blob.is_file() {
+            let message =
+                format!("{} is missing\n  hint: `ollama pull {}` mends the store", blob.display(), self.model);
+            return Err(self.error(message));
+        }
+        Ok(blob)
+    }
+
+    fn text(&self, layer: &Layer) -> Result<String, FetchError> {
+        let blob = self.blob(layer)?;
+        regular_file::read_text(&blob, SIZE_LIMIT).map_err(|error| self.error(format!("{}: {error}", blob.display())))
+    }
+
+    /// What is neither applied nor without meaning is refused.
+    fn check(&self) -> Result<(), FetchError> {
+        for layer in &self.layers {
+            let kind = layer.media_type.strip_prefix(LAYER).unwrap_or(&layer.media_type);
+            let message = match kind {
+                "model" | "template" | "prompt" | "system" | "params" | "projector" | "license" => continue,
+                // Ollama itself has long ignored them; and a draft only guesses what the model then says.
+                "embed" | "draft" => continue,
+                "adapter" => {
+                    "it has a LoRA adapter over its weights, which is not applied\n  hint: merge the adapter into the \
+                              base model (PEFT: `merge_and_unload`) and build that; or take the base alone"
+                        .to_owned()
+                }
+                "messages" => {
+                    "it has turns of a conversation before the user's (MESSAGE), which are not applied\n  hint: put \
+                               them into its SYSTEM, or send them with each request"
+                        .to_owned()
+                }
+                other => format!("layer `{}` is of a kind that nobody here reads", crate::log::printable(other)),
+            };
+            return Err(self.error(message));
+        }
+        Ok(())
+    }
+}
+
+fn find_manifest(model: &str) -> Result<Found<'_>, FetchError> {
     let fail = |message: String| FetchError::Ollama { model: model.to_owned(), message };
     let stores = stores();
     let relative = manifest_path(model);
@@ -65,12 +133,41 @@ pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
     }
     let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(&path).map_err(about(&path))?)
         .map_err(|error| fail(format!("{}: {error}", path.display())))?;
-    let layer = manifest.layers.iter().find(|layer| layer.media_type == MODEL);
-    let digest = layer.and_then(|layer| layer.digest.strip_prefix("sha256:")).filter(|digest| is_sha256(digest));
-    let digest = digest.ok_or_else(|| fail(format!("{} names no model layer", path.display())))?;
-    let blob = store.join("blobs").join(format!("sha256-{digest}"));
-    if !blob.is_file() {
-        return Err(fail(format!("{} is missing\n  hint: `ollama pull {model}` mends the store", blob.display())));
+    Ok(Found { model, store: store.clone(), path, layers: manifest.layers })
+}
+
+/// The model's blob.
+pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
+    let found = find_manifest(model)?;
+    found.check()?;
+    let mut models = found.layers(&["model"]);
+    match (models.next(), models.next()) {
+        (Some(layer), None) => Ok(Fetched::single(found.blob(layer)?)),
+        (None, _) => Err(found.error(format!("{} names no model layer", found.path.display()))),
+        (Some(_), Some(_)) => {
+            Err(found
+                .error("its weights are in several layers, which is not supported\n  hint: use its hub repository"))
+        }
     }
-    Ok(Fetched::single(blob))
+}
+
+/// What it says besides; what of it is not applied is told to `progress`.
+pub(super) fn modelfile(model: &str, progress: &dyn Progress) -> Result<Modelfile, FetchError> {
+    let found = find_manifest(model)?;
+    found.check()?;
+    let warn = |note: &str| progress.event(Event::Warning(&format!("ollama:{model}: {note}")));
+    let mut modelfile = Modelfile::default();
+    for layer in found.layers(&["system"]) {
+        modelfile.system(&found.text(layer)?);
+    }
+    for layer in found.layers(&["params"]) {
+        let about = |error: String| found.error(format!("its parameters ({}): {error}", layer.digest));
+        let values = serde_json::from_str(&found.text(layer)?).map_err(|error| about(error.to_string()))?;
+        modelfile.parameters(&values).map_err(about)?.iter().for_each(|note| warn(note));
+    }
+    modelfile.has_template = found.layers(&["template", "prompt"]).next().is_some();
+    if found.layers(&["projector"]).next().is_some() {
+        warn("its projector for pictures is left where it is: the model answers text alone");
+    }
+    Ok(modelfile)
 }

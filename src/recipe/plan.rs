@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::schema::{Build, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
+use crate::checkpoint::PartName;
 use crate::vision::{ClassifierOutput, Preprocess};
 
 /// A recipe with nothing left to decide.
@@ -227,8 +228,12 @@ fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
             repository: repository.clone(),
             revision: source.revision.clone().unwrap_or_else(|| "main".to_owned()),
             files: source.files.clone().unwrap_or_else(|| match &source.file {
-                // The file, its external data by the usual names, and the configuration.
-                Some(file) => vec![file.clone(), format!("{file}_data*"), format!("{file}.data"), "*.json".to_owned()],
+                // The file or all parts of it, its external data by the usual names, and the configuration.
+                Some(file) => {
+                    let parts = PartName::of(file).map_or_else(|| vec![file.clone()], |part| part.all().collect());
+                    let beside = [format!("{file}_data*"), format!("{file}.data"), "*.json".to_owned()];
+                    parts.into_iter().chain(beside).collect()
+                }
                 None => default_files(kind),
             }),
             file: source.file.clone(),

@@ -79,7 +79,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let rules = style.and_then(|style| demand(&chat, (style, thoughts), (&choice, request.parallel()), &format, about));
     let max_tokens = limit(&request.common, about, prompt.tokens.len(), max_output)?;
     let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
-    let stop = request.common.stops()?;
+    let stop = text.defaults.stops(request.common.stops()?);
     let request = Request { prompt: prompt.tokens, sampling, max_tokens, stop, special: called, ..Request::default() };
     request.check(&limits)?;
     Ok(Prepared { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
@@ -159,7 +159,7 @@ pub(super) fn completion(request: &CompletionRequest, about: &About, max_output:
     };
     let max_tokens = limit(&request.common, about, prompt.len(), max_output)?;
     let sampling = about.text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
-    let stop = request.common.stops()?;
+    let stop = about.text.defaults.stops(request.common.stops()?);
     let request = Request { prompt, sampling, max_tokens, stop, ..Request::default() };
     request.check(&about.limits).map_err(|error| match error {
         LlmError::Request(message) => ApiError::invalid("prompt", message),

@@ -131,6 +131,10 @@ impl Text {
                     .to_owned(),
         })?;
         let mut chat = chat.clone();
+        let tells = chat.messages.first().is_some_and(|first| matches!(first.role.as_str(), "system" | "developer"));
+        if let Some(system) = self.defaults.system.as_ref().filter(|_| !tells) {
+            chat.messages.insert(0, Message::new("system", system));
+        }
         let mark = if chat.special { None } else { self.plain.protect(&mut chat) };
         let chat = arrange(chat, traits);
         let rendered = match template.render(&chat) {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::defaults::recommended;
 use super::pretokenizers::{self, PreTokenizer};
 use crate::checkpoint::{CheckpointError, Gguf, Texts};
 
@@ -173,7 +174,10 @@ impl Vocabulary<'_> {
 /// (file name, content) of config.json, tokenizer.json, tokenizer_config.json and generation_config.json.
 pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(String, String)>, CheckpointError> {
     let kind = kind(path, gguf)?;
-    let tokens = gguf.texts(&key("tokens")).into_iter().flat_map(Texts::iter).collect();
+    // Ollama's converter leaves Gemma 3's tokens for pictures in, for which the embedding has no rows.
+    let rows = config.get("vocab_size").and_then(Value::as_u64).and_then(|rows| usize::try_from(rows).ok());
+    let tokens = gguf.texts(&key("tokens")).into_iter().flat_map(Texts::iter);
+    let tokens = tokens.take(rows.unwrap_or(usize::MAX)).collect();
     let vocabulary = Vocabulary { gguf, tokens };
     let (mut tokenizer, begins) = match kind {
         Kind::Bytes(pre) => (bpe(&vocabulary, pre), pre.add_bos),
@@ -188,14 +192,15 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
         "eos_token": vocabulary.spelled("eos_token_id"),
         "chat_template": gguf.text("tokenizer.chat_template"),
     });
-    let generation = json!({ "eos_token_id": vocabulary.ends() });
+    let mut generation = recommended(gguf);
+    generation.insert("eos_token_id".to_owned(), json!(vocabulary.ends()));
     let print =
         |value: &Value| serde_json::to_string(value).map_err(|error| CheckpointError::new(path, error.to_string()));
     Ok(vec![
         ("config.json".to_owned(), print(config)?),
         ("tokenizer.json".to_owned(), print(&tokenizer)?),
         ("tokenizer_config.json".to_owned(), print(&settings)?),
-        ("generation_config.json".to_owned(), print(&generation)?),
+        ("generation_config.json".to_owned(), print(&Value::Object(generation))?),
     ])
 }
 

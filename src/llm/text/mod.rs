@@ -6,6 +6,7 @@
 mod answer;
 mod chat;
 pub mod child;
+mod defaults;
 mod gguf;
 mod plain;
 mod pretokenizers;
@@ -18,12 +19,12 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
 pub use answer::{AnswerReader, Delta};
 pub use chat::{Chat, Function, Message, Prompt, ToolCall, Traits, tool};
+pub use defaults::{Defaults, Wishes};
 pub use gguf::{check_vocabulary, text_files};
 pub use pretokenizers::vocabulary_names;
 pub use stream::{StopFinder, TextStream};
@@ -31,7 +32,6 @@ pub use template::ChatTemplate;
 
 use super::executor::LlmError;
 use super::grammar::{Grammar, Grammars, SPECIAL};
-use super::sampler::Sampling;
 use crate::checkpoint::read_json;
 use crate::regular_file;
 
@@ -48,57 +48,6 @@ pub const TEXT_FILES: [&str; 7] = [
 
 /// Vocabularies of a quarter of a million tokens take 35 MB.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
-
-/// How a model's makers want it sampled; `None` where they do not say.
-#[derive(Debug, Clone, Default, PartialEq)]
-#[allow(missing_docs)]
-pub struct Defaults {
-    /// False asks for the likeliest token always.
-    pub sample: bool,
-    pub temperature: Option<f32>,
-    pub top_k: Option<usize>,
-    pub top_p: Option<f32>,
-    pub min_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-}
-
-/// What somebody asks of the sampling; the rest is left to the makers.
-#[derive(Debug, Clone, Default, PartialEq)]
-#[allow(missing_docs)]
-pub struct Wishes {
-    pub temperature: Option<f32>,
-    pub top_k: Option<usize>,
-    pub top_p: Option<f32>,
-    pub min_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub logit_bias: Vec<(u32, f32)>,
-    /// By the clock, if it is not given.
-    pub seed: Option<u64>,
-    pub top_logprobs: Option<usize>,
-}
-
-impl Defaults {
-    /// The sampling that was asked for. Greedy, if neither the makers nor a wish say that tokens are drawn.
-    pub fn sampling(&self, wishes: Wishes) -> Sampling {
-        let draws = wishes.temperature.is_none() && (self.sample || wishes.top_k.is_some() || wishes.top_p.is_some());
-        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let plain = Sampling::default();
-        Sampling {
-            temperature: wishes.temperature.unwrap_or(if draws { self.temperature.unwrap_or(1.0) } else { 0.0 }),
-            top_k: wishes.top_k.or(self.top_k).unwrap_or(plain.top_k),
-            top_p: wishes.top_p.or(self.top_p).unwrap_or(plain.top_p),
-            min_p: wishes.min_p.or(self.min_p).unwrap_or(plain.min_p),
-            repetition_penalty: wishes.repetition_penalty.or(self.repetition_penalty).unwrap_or(1.0),
-            presence_penalty: wishes.presence_penalty.unwrap_or(0.0),
-            frequency_penalty: wishes.frequency_penalty.unwrap_or(0.0),
-            logit_bias: wishes.logit_bias,
-            seed: wishes.seed.unwrap_or_else(clock),
-            top_logprobs: wishes.top_logprobs,
-        }
-    }
-}
 
 /// A model's text side.
 pub struct Text {
@@ -122,10 +71,6 @@ impl std::fmt::Debug for Text {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Text({})", self.folder.display())
     }
-}
-
-fn number(value: &Value, field: &str) -> Option<f32> {
-    value.get(field).and_then(Value::as_f64).map(|number| number as f32)
 }
 
 impl Text {
@@ -165,14 +110,10 @@ impl Text {
         let found = ChatTemplate::find(folder, &settings)?;
         let plain = plain::Plain::new(&tokenizer, found.as_ref().map_or("", |(template, _)| template.text()))?;
         let (template, traits) = found.unzip();
-        let defaults = Defaults {
-            sample: generation.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
-            temperature: number(&generation, "temperature"),
-            top_k: generation.get("top_k").and_then(Value::as_u64).and_then(|k| usize::try_from(k).ok()),
-            top_p: number(&generation, "top_p"),
-            min_p: number(&generation, "min_p"),
-            repetition_penalty: number(&generation, "repetition_penalty"),
-        };
+        let defaults = Defaults::of(&generation);
+        // No text spells a special token: what ends an answer as one is a token that does.
+        let is_special = |stop: &&String| tokenizer.get_added_vocabulary().is_special_token(stop);
+        stop_tokens.extend(defaults.stops.iter().filter(is_special).filter_map(|stop| tokenizer.token_to_id(stop)));
         let (words, grammars, folder) = (OnceLock::new(), OnceLock::new(), folder.to_owned());
         let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1).max(1);
         let probes = child::Probes::new();

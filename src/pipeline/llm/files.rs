@@ -64,6 +64,10 @@ pub(super) fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<(
     match &checkpoint.gguf {
         Some(gguf) => {
             for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
+                let text = match &prepared.source.modelfile {
+                    Some(modelfile) if name == "generation_config.json" => modelfile.apply(&text)?,
+                    _ => text,
+                };
                 let path = staged.join(name);
                 fs::write(&path, text).map_err(about(&path))?;
             }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::{is_text, limits};
+use super::{gguf, is_text, limits};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, CheckpointError, adapter_message, base_of, read_json, weight_files};
 use crate::convert::{self, Transformer};
@@ -57,7 +57,9 @@ pub(in crate::pipeline) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut
     let wanted = matching(&all, files)?;
     // A GGUF is judged by its first bytes, and that nothing matches is said when it is fetched.
     let is_gguf = |name: &&str| name.ends_with(".gguf");
-    if wanted.iter().any(is_gguf) || (wanted.is_empty() && !all.iter().any(is_gguf)) {
+    let ggufs: Vec<&str> = wanted.iter().copied().filter(|name| is_gguf(&name)).collect();
+    gguf::check_one(plan, repository, &ggufs)?;
+    if !ggufs.is_empty() || (wanted.is_empty() && !all.iter().any(is_gguf)) {
         return Ok(plan.source.clone());
     }
     let hub = Repository { plan, fetcher, repository, revision };

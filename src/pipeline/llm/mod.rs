@@ -3,6 +3,7 @@
 
 mod calibrate;
 mod files;
+mod gguf;
 mod judge;
 mod memory;
 mod quantize;
@@ -19,7 +20,7 @@ use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
-use crate::fetch::{Fetcher, Hashes, Lock};
+use crate::fetch::{Fetcher, Hashes, Lock, Modelfile};
 use crate::llm::text::TEXT_FILES;
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
@@ -40,6 +41,8 @@ struct Source {
     /// Everything that was fetched.
     paths: Vec<PathBuf>,
     commit: Option<String>,
+    /// What an Ollama model says besides its weights.
+    modelfile: Option<Modelfile>,
 }
 
 /// Everything known before TensorRT starts.
@@ -76,8 +79,10 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
         SourcePlan::Hub { file, .. } => file.as_deref(),
         _ => None,
     };
-    let wanted =
-        fetched.files.iter().filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || file.name == named));
+    let wanted = fetched
+        .files
+        .iter()
+        .filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || gguf::is_of(&file.name, named)));
     let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
     judge::configuration(plan, &paths)?;
     let checkpoint = Arc::new(Checkpoint::open(&paths)?);
@@ -88,7 +93,9 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     // A text file in another folder is another model's.
     let folder = checkpoint.config_path.parent();
     let paths = paths.into_iter().filter(|path| !is_text(path) || path.parent() == folder).collect();
-    Ok(Source { checkpoint, model, paths, commit: fetched.commit })
+    let modelfile = fetcher.modelfile(&plan.source)?;
+    gguf::check_template(plan, &checkpoint, modelfile.as_ref(), fetcher)?;
+    Ok(Source { checkpoint, model, paths, commit: fetched.commit, modelfile })
 }
 
 /// Fetches the source and decides what a build would do.
@@ -212,7 +219,10 @@ fn key(
     };
     let named = plan.llm.iter().filter_map(|llm| llm.chat_template.as_ref()).chain(&plan.build.calibration);
     let judged_by = reference.map(|reference| content(&mut used(reference))).transpose()?;
-    let content = content(&mut used(source).chain(named))?;
+    let mut content = content(&mut used(source).chain(named))?;
+    if let Some(modelfile) = &source.modelfile {
+        content.push_str(&serde_json::to_string(&modelfile.generation)?);
+    }
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", tensorrt.to_string());

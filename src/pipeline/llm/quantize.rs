@@ -146,7 +146,7 @@ fn kept_type(view: &View<'_>) -> DType {
 /// Its bytes.
 fn kept(view: &View<'_>) -> Vec<u8> {
     if view.encoding.dtype().is_some() {
-        return (0..view.rows()).map(|row| view.row(row)).collect::<Vec<_>>().concat();
+        return view.ordered().into_owned();
     }
     let mut values = vec![0.0; view.rows() * view.columns()];
     view.read(0, &mut values);

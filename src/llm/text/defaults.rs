@@ -1,0 +1,143 @@
+//! What a model's makers want where a request says nothing: sampling, ends of answers, instructions.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::Gguf;
+use crate::llm::sampler::Sampling;
+
+/// Bytes of a text that ends answers, and how many there may be: each is looked for after every token.
+const STOP_LIMIT: usize = 256;
+const STOPS_LIMIT: usize = 64;
+
+/// How a model's makers want it sampled; `None` where they do not say.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Defaults {
+    /// False asks for the likeliest token always.
+    pub sample: bool,
+    pub temperature: Option<f32>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub seed: Option<u64>,
+    /// Texts that end an answer, besides those that a request names.
+    pub stops: Vec<String>,
+    /// What the model is told first, where a conversation does not begin with a turn of the system.
+    pub system: Option<String>,
+}
+
+/// What somebody asks of the sampling; the rest is left to the makers.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)]
+pub struct Wishes {
+    pub temperature: Option<f32>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+    pub presence_penalty: Option<f32>,
+    pub frequency_penalty: Option<f32>,
+    pub logit_bias: Vec<(u32, f32)>,
+    /// By the clock, if it is not given.
+    pub seed: Option<u64>,
+    pub top_logprobs: Option<usize>,
+}
+
+impl Defaults {
+    /// From generation_config.json. `seed`, the penalties after `repetition_penalty` and `system_prompt` are no fields of
+    /// `transformers`: what an Ollama model says is written there when it is built.
+    pub(super) fn of(generation: &Value) -> Self {
+        let number = |field: &str| generation.get(field).and_then(Value::as_f64).map(|number| number as f32);
+        let stops = match generation.get("stop_strings") {
+            Some(Value::String(stop)) => vec![stop.clone()],
+            Some(Value::Array(stops)) => stops.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+            _ => Vec::new(),
+        };
+        Self {
+            sample: generation.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
+            temperature: number("temperature"),
+            top_k: generation.get("top_k").and_then(Value::as_u64).and_then(|k| usize::try_from(k).ok()),
+            top_p: number("top_p"),
+            min_p: number("min_p"),
+            repetition_penalty: number("repetition_penalty"),
+            presence_penalty: number("presence_penalty"),
+            frequency_penalty: number("frequency_penalty"),
+            seed: generation.get("seed").and_then(Value::as_u64),
+            stops: stops.into_iter().filter(|stop| (1..=STOP_LIMIT).contains(&stop.len())).take(STOPS_LIMIT).collect(),
+            system: generation.get("system_prompt").and_then(Value::as_str).map(str::to_owned),
+        }
+    }
+
+    /// The texts that end an answer: the model's, and those that were asked for.
+    pub fn stops(&self, asked: Vec<String>) -> Vec<String> {
+        self.stops.iter().cloned().chain(asked).collect()
+    }
+
+    /// The sampling that was asked for. Greedy, if neither the makers nor a wish say that tokens are drawn.
+    pub fn sampling(&self, wishes: Wishes) -> Sampling {
+        let draws = wishes.temperature.is_none() && (self.sample || wishes.top_k.is_some() || wishes.top_p.is_some());
+        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
+        let plain = Sampling::default();
+        Sampling {
+            temperature: wishes.temperature.unwrap_or(if draws { self.temperature.unwrap_or(1.0) } else { 0.0 }),
+            top_k: wishes.top_k.or(self.top_k).unwrap_or(plain.top_k),
+            top_p: wishes.top_p.or(self.top_p).unwrap_or(plain.top_p),
+            min_p: wishes.min_p.or(self.min_p).unwrap_or(plain.min_p),
+            repetition_penalty: wishes.repetition_penalty.or(self.repetition_penalty).unwrap_or(1.0),
+            presence_penalty: wishes.presence_penalty.or(self.presence_penalty).unwrap_or(0.0),
+            frequency_penalty: wishes.frequency_penalty.or(self.frequency_penalty).unwrap_or(0.0),
+            logit_bias: wishes.logit_bias,
+            seed: wishes.seed.or(self.seed).unwrap_or_else(clock),
+            top_logprobs: wishes.top_logprobs,
+        }
+    }
+}
+
+/// The sampling that a GGUF recommends (`general.sampling.*` of gguf-py's `constants.py`), as generation_config.json has it.
+pub(super) fn recommended(gguf: &Gguf) -> Map<String, Value> {
+    let number = |key: &str| gguf.float(&format!("general.sampling.{key}")).filter(|number| number.is_finite());
+    let mut fields = Map::new();
+    let known =
+        [("temp", "temperature"), ("top_p", "top_p"), ("min_p", "min_p"), ("penalty_repeat", "repetition_penalty")];
+    for (theirs, ours) in known {
+        if let Some(number) = number(theirs) {
+            fields.insert(ours.to_owned(), json!(number));
+        }
+    }
+    if let Some(k) = gguf.integer("general.sampling.top_k") {
+        fields.insert("top_k".to_owned(), json!(k.max(0)));
+    }
+    if let Some(temperature) = number("temp") {
+        fields.insert("do_sample".to_owned(), json!(temperature > 0.0));
+    }
+    let other = gguf.integer("general.sampling.mirostat").is_some_and(|kind| kind != 0);
+    if other || number("xtc_probability").is_some_and(|chance| chance != 0.0) {
+        tracing::warn!("the GGUF recommends sampling by Mirostat or XTC (`general.sampling`), which is not done here");
+    }
+    fields
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_goes_before_the_makers() {
+        let defaults = Defaults::of(&json!({
+            "do_sample": true, "temperature": 0.5, "presence_penalty": 0.25, "seed": 7, "stop_strings": ["END", ""],
+            "system_prompt": "Jesteś robotem.",
+        }));
+        let plain = defaults.sampling(Wishes::default());
+        assert_eq!((plain.temperature, plain.presence_penalty, plain.seed), (0.5, 0.25, 7));
+        let wishes = Wishes { presence_penalty: Some(0.0), seed: Some(8), ..Wishes::default() };
+        let asked = defaults.sampling(wishes);
+        assert_eq!((asked.presence_penalty, asked.seed), (0.0, 8));
+        assert_eq!(defaults.stops(vec!["STOP".to_owned()]), ["END", "STOP"]);
+        assert_eq!(defaults.system.as_deref(), Some("Jesteś robotem."));
+    }
+}
