@@ -173,6 +173,7 @@ fn the_published_model_computes_what_ultralytics_does() {
         names: converted.names,
         stride: 32,
         size: [640, 640],
+        boxes: Default::default(),
         confidence: 0.25,
         iou: 0.7,
         max_detections: 300,
