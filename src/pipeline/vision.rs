@@ -252,4 +252,20 @@ mod tests {
             ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into())
         );
     }
+
+    /// As Ultralytics' transforms (torchvision's) take it: tests/data/vision/make_detections.py.
+    #[test]
+    fn classifiers_that_are_not_square_squeeze_pictures() {
+        let plan = YoloPlan { size: None, confidence: 0.25, iou: 0.7, max_detections: 300, metadata: false };
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let picture = crate::vision::read_picture(&repository.join("recipes/images/face.png")).unwrap();
+        let preprocess = |size| around(&plan, Task::Classify, vec!["a".to_owned()], 1, size).1.unwrap().preprocess;
+        assert_eq!(preprocess([20, 20]).resize, Some(Resize::ShortestEdge(20)));
+        let have = crate::vision::to_tensor(&picture, &preprocess([20, 28]), [20, 28]);
+        let want = std::fs::File::open(repository.join("tests/data/vision/classify-rect.npy")).unwrap();
+        let want = crate::tensor::read_npy(want).unwrap();
+        assert_eq!(have.shape(), want.shape());
+        let worst = have.to_f64().iter().zip(want.to_f64()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst * 255.0 <= 1.01, "{}", worst * 255.0);
+    }
 }

@@ -96,3 +96,62 @@ fn boxes(path: &Path, model: &Model, task: Task, classes: usize) -> anyhow::Resu
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::onnx::GraphBuilder;
+    use crate::tensor::DType;
+
+    fn export(metadata: &[(&str, &str)], outputs: &[&[Option<usize>]]) -> Model {
+        let mut graph = GraphBuilder::new("g", 17);
+        graph.input("images", DType::Float32, &[Some(1), Some(3), Some(64), Some(64)]);
+        for (key, value) in metadata {
+            graph.metadata(key, value);
+        }
+        for (index, shape) in outputs.iter().enumerate() {
+            let output = format!("output{index}");
+            graph.node_named("Identity", &["images"], &[&output], &[]);
+            graph.output(&output, DType::Float32, shape);
+        }
+        graph.finish(Path::new("m.onnx")).unwrap()
+    }
+
+    /// Metadata and shapes as Ultralytics 8.4.190 exports them, and older ones.
+    #[test]
+    fn shapes_and_heads_tell_where_boxes_are() {
+        let fixed = |shape: [usize; 3]| shape.map(Some);
+        let proto: &[Option<usize>] = &[Some(1), Some(32), Some(16), Some(16)];
+        let detect = [("head", "Detect"), ("end2end", "False")];
+        let rtdetr = [("head", "RTDETRDecoder"), ("end2end", "False")];
+        let old = [("description", "Ultralytics RTDETR-l model trained on coco")];
+        let end2end = [("head", "v10Detect"), ("end2end", "True")];
+        let cases: [(&[(&str, &str)], Task, usize, [Option<usize>; 3], Result<Boxes, &str>); 13] = [
+            (&detect, Task::Detect, 3, fixed([1, 7, 80]), Ok(Boxes::Anchors)),
+            (&detect, Task::Detect, 2, fixed([1, 6, 80]), Ok(Boxes::Anchors)),
+            (&detect, Task::Detect, 3, fixed([1, 300, 6]), Ok(Boxes::Final)), // nms=True
+            (&end2end, Task::Detect, 80, fixed([1, 300, 6]), Ok(Boxes::Final)),
+            (&end2end, Task::Detect, 296, fixed([1, 300, 6]), Ok(Boxes::Final)),
+            (&end2end, Task::Detect, 80, [None; 3], Ok(Boxes::Final)),
+            (&detect, Task::Segment, 80, fixed([1, 116, 84]), Ok(Boxes::Anchors)),
+            (&end2end, Task::Segment, 80, fixed([1, 300, 38]), Ok(Boxes::Final)),
+            (&rtdetr, Task::Detect, 80, fixed([1, 300, 6]), Ok(Boxes::Queries)),
+            (&old, Task::Detect, 80, fixed([1, 300, 84]), Ok(Boxes::Queries)),
+            (&rtdetr, Task::Detect, 2, fixed([1, 300, 6]), Err("it does not say which")),
+            (&rtdetr, Task::Segment, 80, fixed([1, 300, 6]), Err("is wanted for 80 classes")),
+            (&detect, Task::Detect, 80, fixed([1, 300, 7]), Err("output0 float32[1, 300, 7]")),
+        ];
+        for (metadata, task, classes, shape, want) in cases {
+            let mut outputs: Vec<&[Option<usize>]> = vec![&shape];
+            if task == Task::Segment {
+                outputs.push(proto);
+            }
+            let found = boxes(Path::new("m.onnx"), &export(metadata, &outputs), task, classes);
+            match (found, want) {
+                (Ok(found), Ok(want)) => assert_eq!(found, want, "{shape:?}, {metadata:?}"),
+                (Err(error), Err(said)) => assert!(error.to_string().contains(said), "{error}"),
+                (found, want) => panic!("{shape:?}: {found:?} instead of {want:?}"),
+            }
+        }
+    }
+}
