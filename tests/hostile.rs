@@ -8,7 +8,7 @@ use watus_build::backend::tensorrt::plan::Header;
 use watus_build::onnx::{GraphBuilder, Model};
 use watus_build::tensor::{DType, Tensor, read_npy, write_npy};
 use watus_build::vision::{
-    Classifier, ClassifierOutput, Detection, Mask, Preprocess, RgbImage, Task, VisionError, Yolo, annotate,
+    Boxes, Classifier, ClassifierOutput, Detection, Mask, Preprocess, RgbImage, Task, VisionError, Yolo, annotate,
 };
 
 fn onnx() -> Vec<u8> {
@@ -89,8 +89,24 @@ fn outputs(classes: usize, masks: usize) -> BoxedStrategy<Vec<Tensor>> {
     prop_oneof![3 => right, 1 => any].boxed()
 }
 
-fn yolo(task: Task, size: [u32; 2]) -> Yolo {
+/// The same with boxes as rows, as models have them that choose themselves, every other one of a class that there is.
+fn turned(mut outputs: Vec<Tensor>, boxes: Boxes) -> Vec<Tensor> {
+    let &[batch, columns, rows] = outputs[0].shape() else { return outputs };
+    if boxes != Boxes::Anchors {
+        let mut values = outputs[0].as_f32().unwrap().to_vec();
+        values.chunks_mut(columns.max(1)).step_by(2).filter(|row| row.len() > 5).for_each(|row| row[5] = 1.0);
+        outputs[0] = Tensor::from_f32(vec![batch, rows, columns], values).unwrap();
+    }
+    outputs
+}
+
+fn boxes() -> impl Strategy<Value = Boxes> {
+    prop::sample::select(vec![Boxes::Anchors, Boxes::Final, Boxes::Queries])
+}
+
+fn yolo(task: Task, size: [u32; 2], boxes: Boxes) -> Yolo {
     Yolo {
+        boxes,
         task,
         names: vec!["owl".to_owned(), "wąż".to_owned()],
         stride: 32,
@@ -131,21 +147,23 @@ proptest! {
     #[test]
     fn answers_of_detectors(
         given in outputs(2, 0),
+        layout in boxes(),
         picture in [0..70u32, 0..70u32],
         size in [0..3u32, 0..3u32],
     ) {
-        let model = yolo(Task::Detect, size.map(|side| 32 * side));
-        check_detections(model.detections(&given[..1], picture), picture);
+        let model = yolo(Task::Detect, size.map(|side| 32 * side), layout);
+        check_detections(model.detections(&turned(given, layout)[..1], picture), picture);
     }
 
     #[test]
     fn answers_of_segmenting_detectors(
         given in outputs(2, 3),
+        layout in boxes(),
         picture in [0..70u32, 0..70u32],
         size in [0..3u32, 0..3u32],
     ) {
-        let model = yolo(Task::Segment, size.map(|side| 32 * side));
-        check_detections(model.detections(&given, picture), picture);
+        let model = yolo(Task::Segment, size.map(|side| 32 * side), layout);
+        check_detections(model.detections(&turned(given, layout), picture), picture);
     }
 
     #[test]
@@ -155,6 +173,8 @@ proptest! {
             ClassifierOutput::Logits,
             ClassifierOutput::Probabilities,
             ClassifierOutput::Expectation,
+            ClassifierOutput::Multilabel,
+            ClassifierOutput::Values,
         ]),
         labels in prop::option::of(0..9usize),
         values in prop::option::of(prop::collection::vec(finite(), 0..9)),
@@ -165,8 +185,12 @@ proptest! {
         let labels = labels.map(|count| (0..count).map(|class| class.to_string()).collect());
         let classifier = Classifier { preprocess, labels, output: kind, class_values: values };
         if let Ok(answer) = classifier.answer(&output) {
-            assert!(answer.probability.is_finite() && answer.value.is_none_or(f32::is_finite), "{answer:?}");
-            assert!(answer.class < output.shape()[1] && !answer.top.is_empty() && answer.top.len() <= 5, "{answer:?}");
+            let numbers = [answer.probability, answer.value];
+            assert!(numbers.iter().flatten().all(|number| number.is_finite()), "{answer:?}");
+            assert_eq!(answer.probability.is_none(), kind == ClassifierOutput::Values, "{answer:?}");
+            let classes = output.shape()[1];
+            let most = if kind == ClassifierOutput::Values { classes } else { 5 };
+            assert!(answer.class < classes && !answer.top.is_empty() && answer.top.len() <= most, "{answer:?}");
         }
     }
 
@@ -195,6 +219,8 @@ proptest! {
             let _ = model.summary();
             model.spell_out();
             let _ = model.complaint(17);
+            let _ = model.quantised(true);
+            model.name_nameless();
             let _ = model.fix_shapes(&[("x".to_owned(), vec![1, 4])].into());
             model.flatten_external();
             let _ = model.to_bytes();

@@ -19,7 +19,7 @@ use watus_build::pipeline;
 use watus_build::progress::Silent;
 use watus_build::recipe::{self, Plan};
 use watus_build::tensor::{DType, Tensor, read_npy};
-use watus_build::vision::{Task, Yolo, annotate, read_picture, to_tensor};
+use watus_build::vision::{Boxes, Classifier, Task, Yolo, annotate, read_picture, to_tensor};
 
 use support::repository;
 
@@ -173,6 +173,7 @@ fn the_published_model_computes_what_ultralytics_does() {
         names: converted.names,
         stride: 32,
         size: [640, 640],
+        boxes: Default::default(),
         confidence: 0.25,
         iou: 0.7,
         max_detections: 300,
@@ -198,6 +199,123 @@ fn the_published_model_computes_what_ultralytics_does() {
     }
     let drawn = annotate(&picture, &found);
     assert_ne!(drawn.get_pixel(60, 396), picture.get_pixel(60, 396), "the first person's upper edge");
+}
+
+/// Committed JSON.
+fn json(name: &str) -> serde_json::Value {
+    serde_json::from_str(&fs::read_to_string(data().join(name)).unwrap()).unwrap()
+}
+
+fn floats(value: &serde_json::Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
+#[test]
+fn pictures_are_what_pil_reads() {
+    let folder = data().join("pictures");
+    for (name, want) in json("pictures/expected.json").as_object().unwrap() {
+        let read = read_picture(&folder.join(name));
+        let Some(hex) = want["rgb"].as_str() else {
+            let error = read.expect_err(name).to_string();
+            assert!(error.contains(name.as_str()), "{error}");
+            continue;
+        };
+        let have = read.unwrap();
+        let size = [have.width(), have.height()].map(u64::from);
+        assert_eq!(size, ["width", "height"].map(|side| want[side].as_u64().unwrap()), "{name}");
+        let digits: Vec<u8> = hex.chars().map(|digit| digit.to_digit(16).unwrap() as u8).collect();
+        let differences =
+            have.as_raw().iter().zip(digits.chunks(2)).map(|(have, want)| have.abs_diff(want[0] * 16 + want[1]));
+        let worst = differences.max().unwrap();
+        // Decoders of lossy formats round in their own ways.
+        let allowed = if name.ends_with(".jpg") || name == "lossy.webp" { 10 } else { 0 };
+        println!("{name}: {worst}");
+        assert!(worst <= allowed, "{name}: {worst}");
+    }
+    let told = |name: &str| read_picture(&folder.join(name)).unwrap_err().to_string();
+    assert!(told("cut.jpg").contains("the file is cut off") && told("cut.webp").contains("the file is cut off"));
+    assert!(told("words.jpg").contains("hint: PNG, JPEG, WebP, BMP, TIFF and GIF are read"), "{}", told("words.jpg"));
+    let gone = told("gone.jpg");
+    assert!(gone.contains("there is no such file") && !gone.contains("hint"), "{gone}");
+}
+
+#[test]
+fn heads_say_what_the_pipeline_of_transformers_says() {
+    let scratch = tempfile::tempdir().unwrap();
+    fs::copy(data().join("vit/model.safetensors"), scratch.path().join("model.safetensors")).unwrap();
+    let mut config = json("vit/config.json");
+    let mut head = |problem: &serde_json::Value, labels: &serde_json::Value| {
+        config["problem_type"] = problem.clone();
+        let labels = labels.as_array().unwrap().iter().enumerate();
+        config["id2label"] = labels.map(|(index, label)| (index.to_string(), label.clone())).collect();
+        fs::write(scratch.path().join("config.json"), config.to_string()).unwrap();
+        let checkpoint = checkpoint(scratch.path());
+        vision::answers(&checkpoint).map(|output| (output, vision::labels(&checkpoint).unwrap()))
+    };
+    for case in json("answers.json").as_array().unwrap() {
+        let (output, labels) = head(&case["problem_type"], &case["labels"]).unwrap();
+        let preprocess = yolo(Boxes::Anchors, 1).preprocess();
+        let classifier = Classifier { preprocess, labels, output, class_values: None };
+        let logits = floats(&case["logits"]);
+        let answer = classifier.answer(&Tensor::from_f32(vec![1, logits.len()], logits).unwrap()).unwrap();
+        let mut have = answer.top.clone();
+        have.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let want = case["answer"].as_array().unwrap();
+        assert_eq!(have.len(), want.len(), "{case}");
+        for ((label, score), want) in have.iter().zip(want) {
+            assert_eq!(label, want[0].as_str().unwrap(), "{case}");
+            assert!((f64::from(*score) - want[1].as_f64().unwrap()).abs() < 1e-6, "{case}: {score}");
+        }
+        assert_eq!(answer.probability.is_none(), case["problem_type"] == "regression", "{case}");
+        let present = want.iter().filter(|one| one[1].as_f64().unwrap() > 0.5).count();
+        assert!(answer.present.is_none_or(|labels| labels.len() == present), "{case}");
+    }
+    for (problem, labels, said) in [
+        ("ranking", vec!["a", "b"], "`problem_type: \"ranking\"` is not supported"),
+        ("single_label_classification", vec!["a"], "of one label says nothing"),
+    ] {
+        let error = head(&problem.into(), &labels.into()).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+}
+
+fn yolo(boxes: Boxes, classes: usize) -> Yolo {
+    Yolo {
+        task: Task::Detect,
+        names: (0..classes).map(|class| class.to_string()).collect(),
+        stride: 32,
+        size: [64, 64],
+        boxes,
+        confidence: 0.25,
+        iou: 0.7,
+        max_detections: 300,
+        metadata: true,
+        about: Default::default(),
+    }
+}
+
+#[test]
+fn boxes_that_models_chose_are_what_ultralytics_makes_of_them() {
+    let cases = json("detections.json");
+    for case in cases.as_array().unwrap() {
+        let boxes: Boxes = serde_json::from_value(case["boxes"].clone()).unwrap();
+        let rows: Vec<Vec<f32>> = case["output"].as_array().unwrap().iter().map(floats).collect();
+        let output = Tensor::from_f32(vec![1, rows.len(), rows[0].len()], rows.concat()).unwrap();
+        let picture = [0, 1].map(|axis| case["picture"][axis].as_u64().unwrap() as u32);
+        let classes = case["classes"].as_u64().unwrap() as usize;
+        let found = yolo(boxes, classes).detections(&[output], picture).unwrap();
+        let want = case["found"].as_array().unwrap();
+        assert_eq!(found.len(), want.len(), "{case}: {found:?}");
+        for (found, want) in found.iter().zip(want) {
+            assert_eq!(found.class as u64, want[0].as_u64().unwrap(), "{case}");
+            assert!((f64::from(found.score) - want[1].as_f64().unwrap()).abs() < 1e-6, "{case}");
+            for ((have, want), side) in found.bbox.iter().zip(floats(&want[2])).zip(0..) {
+                // Ultralytics leaves RT-DETR's boxes beyond the picture's edge.
+                let edge = picture[1 - side % 2] as f32;
+                assert!((have - want.clamp(0.0, edge)).abs() < 2e-3, "{case}: {found:?}");
+            }
+        }
+    }
 }
 
 /// A checkpoint of the test data with its pickle changed.
@@ -261,6 +379,32 @@ fn checkpoints_that_make_no_sense_get_one_error() {
     changed("yolov8.pt", &path, |pickle| pickle);
     let error = convert([40, 40]);
     assert!(error.contains("joins maps of different sizes") && error.contains("hint"), "{error}");
+
+    // What others made, and models of other tasks, told by their classes.
+    let renamed = |from: &str, to: &str| {
+        changed("yolov8.pt", &path, |pickle| {
+            let at = pickle.windows(from.len()).position(|window| window == from.as_bytes()).unwrap();
+            [&pickle[..at], to.as_bytes(), &pickle[at + from.len()..]].concat()
+        });
+        convert([64, 64])
+    };
+    let error = renamed("cultralytics.nn.tasks\nDetectionModel\n", "cmodels.yolo\nDetectionModel\n");
+    assert!(error.contains("models.yolo.DetectionModel") && error.contains("with `kind: onnx`"), "{error}");
+    for (class, what, kind) in [
+        ("Pose", "is a pose model (Pose)", "onnx"),
+        ("OBB26", "is a model of oriented boxes (OBB)", "onnx"),
+        ("Segment26", "is a YOLO26 segmentation model", "yolo"),
+        ("v10Detect", "is a YOLOv10", "yolo"),
+        ("RTDETRDecoder", "is an RT-DETR", "yolo"),
+        ("WorldDetect", "is a YOLO-World", "yolo"),
+        ("YOLOESegment", "is a YOLOE", "yolo"),
+    ] {
+        let error = renamed("\nDetect\n", &format!("\n{class}\n"));
+        assert!(error.contains(what) && error.contains("format=onnx"), "{error}");
+        assert!(error.contains(&format!("with `kind: {kind}`")), "{error}");
+    }
+    let error = renamed("\nC3\n", "\nRepNCSPELAN4\n");
+    assert!(error.contains("is a YOLOv9 (RepNCSPELAN4)"), "{error}");
 
     // A bare state dict, and an attack that would run a command in Python.
     let attack = b"\x80\x02}X\x05\x00\x00\x00modelcos\nsystem\nX\x04\x00\x00\x00true\x85Rs.";

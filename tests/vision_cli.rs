@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::{output, repository, skip, tensorrt_or_skip, watus};
+use support::{onnx_recipe, output, repository, skip, tensorrt_or_skip, watus};
+use watus_build::onnx::{GraphBuilder, Model};
+use watus_build::tensor::{DType, Tensor, TensorData, write_npy};
 
 /// A recipe for a tiny YOLO of the test data, proved on the shipped face.
 fn yolo(scratch: &Path, name: &str, more: &str) {
@@ -169,6 +171,95 @@ fn what_cannot_be_built_is_told() {
     );
     fs::write(scratch.path().join("x.yaml"), onnx.replace("classifier", "yolo")).unwrap();
     assert!(fails("x.yaml").contains("x.onnx: not an ONNX model"));
+}
+
+/// Mean colours of uint8 pictures with channels last, as TensorFlow's exports take them.
+fn colours(folder: &Path) -> Model {
+    let mut graph = GraphBuilder::new("colours", 17);
+    graph.input("pixels", DType::UInt8, &[None, Some(8), Some(8), Some(3)]);
+    let floats = graph.node("Cast", &["pixels"], &[("to", 1.into())]);
+    let mean = [("axes", [1, 2].into()), ("keepdims", 0.into())];
+    graph.node_named("ReduceMean", &[&floats], &["scores"], &mean);
+    graph.output("scores", DType::Float32, &[None, Some(3)]);
+    graph.finish(&folder.join("colours.onnx")).unwrap()
+}
+
+#[test]
+fn what_could_never_answer_is_refused_and_what_cannot_be_read_is_told() {
+    if !tensorrt_or_skip("what_could_never_answer_is_refused_and_what_cannot_be_read_is_told") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    let run = |arguments: &[&str]| output(watus(scratch.path()).args(arguments));
+    fs::write(path("colours.onnx"), colours(scratch.path()).to_bytes().unwrap()).unwrap();
+    let recipe = |std: &str, labels: &str| {
+        let text = format!(
+            "version: 1\nname: colours\nkind: classifier\nsource: {{ path: colours.onnx }}\npreprocess: {{ mean: [0, 0, 0], \
+             std: {std} }}\nlabels: {labels}\nbuild: {{ max_batch: 4 }}\n"
+        );
+        fs::write(path("colours.yaml"), text).unwrap();
+        run(&["build", "colours.yaml"])
+    };
+    for (std, labels, said) in [
+        ("[1, 1, 1]", "[red, green]", "there are 2 labels\n  hint: give one for each of the 3 classes"),
+        ("[255, 255, 255]", "[red, green, blue]", "uint8 takes a picture's bytes as they are"),
+    ] {
+        let (code, _, stderr) = recipe(std, labels);
+        assert!(code == 1 && stderr.contains(said) && stderr.contains("colours.onnx"), "{stderr}");
+        assert!(!path("engines/colours").exists());
+    }
+    assert_eq!(recipe("[1, 1, 1]", "[red, green, blue]").0, 0);
+
+    fs::create_dir(path("pictures")).unwrap();
+    fs::copy(repository().join("recipes/images/face.png"), path("pictures/a.png")).unwrap();
+    fs::copy(repository().join("recipes/images/face.png"), path("a.png")).unwrap();
+    for (name, text) in [("b.jpg", "to nie jest obraz"), ("._a.png", "attributes"), ("c.heic", "x"), ("d.txt", "x")] {
+        fs::write(path("pictures").join(name), text).unwrap();
+    }
+    let run_on = |more: &[&str]| run(&[&["run", "engines/colours", "--backend", "cpu"], more].concat());
+    let (code, stdout, stderr) = run_on(&["pictures"]);
+    assert!(code == 1 && stdout.starts_with("colours: red (") && stdout.lines().count() == 1, "{stdout}");
+    assert!(stderr.contains("cannot read picture pictures/b.jpg") && stderr.contains("pictures/c.heic"), "{stderr}");
+    assert!(!stderr.contains("._a.png") && !stderr.contains("d.txt"), "{stderr}");
+    let (code, stdout, _) = run_on(&["pictures", "a.png", "--json", "--save", "out"]);
+    let answers: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((code, answers.as_array().unwrap().len()), (1, 3), "{stdout}");
+    assert_eq!(answers[0]["answer"]["label"], "red");
+    assert!(answers[1]["error"].as_str().unwrap().contains("b.jpg") && answers[1]["answer"].is_null(), "{stdout}");
+    assert_eq!(answers[2]["answer"], answers[0]["answer"]);
+    assert_eq!(support::tree(&path("out")), ["a", "a-2", "a-2/scores.npy", "a/scores.npy"]);
+    let (code, stdout, stderr) = run_on(&["gone.png"]);
+    assert_eq!((code, stdout.as_str()), (1, ""));
+    assert!(stderr.contains("gone.png: there is no such file") && !stderr.contains("hint: PNG"), "{stderr}");
+
+    // The reference takes the engine's batches, and no larger ones.
+    for (batch, expected) in [(4, 0), (5, 1)] {
+        let pixels = Tensor::new(vec![batch, 8, 8, 3], TensorData::U8(vec![7; batch * 192])).unwrap();
+        write_npy(&mut fs::File::create(path("x.npy")).unwrap(), &pixels).unwrap();
+        let (code, _, stderr) = run_on(&["--input", "pixels=x.npy"]);
+        assert_eq!((code, stderr.contains("the engine takes 1 to 4")), (expected, expected == 1), "{stderr}");
+    }
+}
+
+#[test]
+fn models_that_come_quantised_are_refused_before_they_are_built() {
+    if !tensorrt_or_skip("models_that_come_quantised_are_refused_before_they_are_built") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mut graph = GraphBuilder::new("q", 17);
+    graph.input("x", DType::Float32, &[Some(1), Some(4)]);
+    let scale = graph.scalar(0.5);
+    let zero = graph.initializer("zero", &Tensor::new(vec![], TensorData::U8(vec![128])).unwrap());
+    let narrow = graph.node("QuantizeLinear", &["x", &scale, &zero], &[]);
+    graph.node_named("DequantizeLinear", &[&narrow, &scale, &zero], &["y"], &[]);
+    graph.output("y", DType::Float32, &[Some(1), Some(4)]);
+    onnx_recipe(scratch.path(), "q", &graph.finish(Path::new("q.onnx")).unwrap());
+    let (code, _, stderr) = output(watus(scratch.path()).args(["build", "q.yaml"]));
+    assert_eq!(code, 5, "{stderr}");
+    assert!(stderr.contains("q.onnx: it comes quantised: 2 of its 2 nodes") && stderr.contains("uint8"), "{stderr}");
+    assert!(stderr.contains("hint: take the float model") && !scratch.path().join("engines/q").exists(), "{stderr}");
 }
 
 /// The reader of the package itself, on an engine this tool built.

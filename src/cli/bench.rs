@@ -166,8 +166,9 @@ fn engine(
     };
     let Some(image) = manifest.verify.images.first() else { return Ok(report) };
     let picture = vision::read_picture(&path.join(image))?;
-    let size = vision::input_size(&preprocess, &specs[0].shape)?;
-    let prepare = || vision::to_tensor(&picture, &preprocess, size).repeated(report.batch);
+    let input = specs.first().context("the engine has no input")?;
+    let input = vision::PictureInput::new(&preprocess, input)?;
+    let prepare = || input.tensor(&picture, &preprocess).repeated(report.batch);
     let answer = |outputs: &[Tensor]| {
         let answered = match (&manifest.classifier, &manifest.yolo, outputs.first()) {
             (Some(classifier), _, Some(output)) => classifier.answer(output).map(drop),

@@ -1,4 +1,6 @@
-//! `run`: one answer from an engine.
+//! `run`: one answer from an engine. `pictures.rs` runs those that take pictures.
+
+mod pictures;
 
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
@@ -8,14 +10,12 @@ use anyhow::{Context as _, bail};
 use super::generate::{self, GenerateArgs};
 use super::outputs::{refuse_inputs, refuse_others};
 use super::session::{self, Choice};
-use super::{Environment, Exit, print, print_json};
+use super::{Environment, Exit, print, say};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::log::printable;
-use crate::manifest::Manifest;
 use crate::regular_file;
-use crate::tensor::{Tensor, read_npy, write_npy};
-use crate::vision::{self, Answer, Detection};
+use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
 /// Run an engine: pictures in, a prompt in, or tensors
 ///
@@ -26,13 +26,13 @@ use crate::vision::{self, Answer, Detection};
 pub(super) struct Args {
     /// Engine directory, or an .onnx file
     engine: PathBuf,
-    /// Pictures (PNG, JPEG) or folders of them, or the words of a prompt
+    /// Pictures (PNG, JPEG, WebP, BMP, TIFF, GIF) or folders of them, or the words of a prompt
     #[arg(value_name = "PICTURE|PROMPT")]
     images: Vec<PathBuf>,
     /// Input tensor from a .npy file
     #[arg(long = "input", value_name = "NAME=FILE", conflicts_with = "images")]
     inputs: Vec<String>,
-    /// Write every output to DIR/NAME.npy
+    /// Write every output to DIR/NAME.npy; of several pictures, to DIR/PICTURE/NAME.npy
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
     /// Where pictures with their detections drawn on them go
@@ -71,117 +71,10 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         None => session::open_onnx(&args.engine, args.backend)?,
     };
     match &manifest {
-        Some(manifest) if !args.images.is_empty() => pictures(args, manifest, &mut *session)?,
+        Some(manifest) if !args.images.is_empty() => pictures::execute(args, manifest, &mut *session),
         _ if !args.images.is_empty() => bail!("a bare model does not say how pictures become tensors: use --input"),
-        _ => tensors(args, &mut *session)?,
+        _ => tensors(args, &mut *session).map(|()| Exit::Success),
     }
-    Ok(Exit::Success)
-}
-
-fn pictures(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyhow::Result<()> {
-    let Some(preprocess) = manifest.preprocess() else {
-        bail!("{} is a `{}` engine, which takes tensors: use --input NAME=FILE.npy", manifest.name, manifest.kind);
-    };
-    let [input] = &manifest.inputs[..] else { bail!("{} does not have one input", manifest.name) };
-    let size = vision::input_size(&preprocess, &input.shape)?;
-    let batch = input.shape.first().copied().flatten().unwrap_or(1);
-    let info = session.info();
-    let mut answers = Vec::new();
-    let files = files(&args.images)?;
-    let draws = manifest.classifier.is_none() && manifest.yolo.is_some() && !args.no_annotated;
-    let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
-    for (index, path) in files.iter().enumerate() {
-        let picture = vision::read_picture(path)?;
-        // A folder's files may be called anything.
-        let place = path.display().to_string();
-        let place = printable(&place);
-        let outputs = session.run(&[vision::to_tensor(&picture, &preprocess, size).repeated(batch)])?;
-        save(args, session, &outputs)?;
-        let mut document = serde_json::json!({
-            "engine": manifest.name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
-        });
-        if let Some(classifier) = &manifest.classifier {
-            let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
-            if !args.json {
-                print(format!("{}: {}  [{place}, {}]", manifest.name, said(&answer), info.name))?;
-            }
-            document["answer"] = serde_json::to_value(answer)?;
-        } else if let Some(yolo) = &manifest.yolo {
-            let detections = yolo.detections(&outputs, [picture.height(), picture.width()])?;
-            let target = drawings.get(index);
-            if let Some(target) = target {
-                vision::save_picture(target, &vision::annotate(&picture, &detections))?;
-                document["annotated"] = serde_json::json!(target);
-            }
-            if !args.json {
-                let drawn = target.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
-                let drawn = printable(&drawn);
-                let count = detections.len();
-                let name = &manifest.name;
-                print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
-                detections.iter().try_for_each(|detection| print(found(detection)))?;
-            }
-            document["detections"] = serde_json::to_value(detections)?;
-        }
-        answers.push(document);
-    }
-    if args.json { print_json(&answers) } else { Ok(()) }
-}
-
-/// The pictures named, and those in folders named.
-fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for path in given {
-        if !path.is_dir() {
-            files.push(path.clone());
-            continue;
-        }
-        let entries = std::fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut inside: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
-        inside.retain(|path| vision::is_picture(path));
-        inside.sort();
-        anyhow::ensure!(!inside.is_empty(), "{} holds no PNG or JPEG", path.display());
-        files.extend(inside);
-    }
-    Ok(files)
-}
-
-/// Where the drawings go, before the first is made: none may take a picture's place.
-fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
-    let mut drawings: Vec<PathBuf> = Vec::new();
-    for path in files {
-        let drawing = annotated(args, path, &drawings);
-        refuse_inputs(&drawing, files.iter().map(PathBuf::as_path))?;
-        refuse_others(&drawing, |head| head.starts_with(b"\x89PNG") || head.starts_with(b"\xff\xd8"), "picture")?;
-        drawings.push(drawing);
-    }
-    Ok(drawings)
-}
-
-/// Where a picture's drawing goes; pictures of one name from several folders do not overwrite each other's.
-fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
-    let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
-    let png = picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
-    let extension = if png { "png" } else { "jpg" };
-    let first = args.annotated.join(format!("{stem}.{extension}"));
-    if drawn.contains(&first) { args.annotated.join(format!("{stem}-{}.{extension}", drawn.len())) } else { first }
-}
-
-fn said(answer: &Answer) -> String {
-    let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
-    // Labels are a checkpoint's; a line end in one would forge a line.
-    let label = printable(&answer.label);
-    match answer.value {
-        Some(value) => format!("{value:.1} (most likely class {label}, {})", percent(answer.probability)),
-        None => format!("{label} ({})", percent(answer.probability)),
-    }
-}
-
-fn found(detection: &Detection) -> String {
-    let [left, top, right, bottom] = detection.bbox;
-    let mask = detection.mask.as_ref().map(|mask| format!(", {} pixels", mask.area())).unwrap_or_default();
-    let label = printable(&detection.label);
-    format!("  {label} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}", detection.score)
 }
 
 fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
@@ -204,7 +97,7 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
         inputs.push(given.swap_remove(position).1);
     }
     let outputs = session.run(&inputs)?;
-    save(args, session, &outputs)?;
+    save(args, args.save.as_deref(), session, &outputs)?;
     for (spec, output) in session.outputs().iter().zip(&outputs) {
         let values = summary(&output.to_f64());
         print(format!("{} {}{:?}: {values}", printable(&spec.name), output.dtype(), output.shape()))?;
@@ -227,21 +120,40 @@ fn summary(values: &[f64]) -> String {
     }
 }
 
-fn save(args: &Args, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
-    let Some(folder) = &args.save else { return Ok(()) };
-    let target = |name: &str| {
-        let name: String = name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
-        folder.join(format!("{name}.npy"))
-    };
-    for spec in session.outputs() {
+/// Writes outputs into `folder`, if there is one.
+fn save(args: &Args, folder: Option<&Path>, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
+    let Some(folder) = folder else { return Ok(()) };
+    let names = file_names(session.outputs());
+    for name in &names {
+        let target = folder.join(name);
         let given = args.inputs.iter().filter_map(|input| Some(Path::new(input.split_once('=')?.1)));
-        refuse_inputs(&target(&spec.name), given)?;
-        refuse_others(&target(&spec.name), |head| head.starts_with(b"\x93NUMPY"), "tensor in .npy")?;
+        refuse_inputs(&target, given)?;
+        refuse_others(&target, |head| head.starts_with(b"\x93NUMPY"), "tensor in .npy")?;
     }
-    for (spec, output) in session.outputs().iter().zip(outputs) {
-        write(&target(&spec.name), output)?;
+    for ((spec, name), output) in session.outputs().iter().zip(&names).zip(outputs) {
+        // Two names may differ in nothing that a file's name keeps.
+        if name.contains('-') {
+            say(format!("{} is written to {}", spec.name, folder.join(name).display()));
+        }
+        write(&folder.join(name), output)?;
     }
     Ok(())
+}
+
+/// A file's name for each output: letters and digits of its own, each once.
+fn file_names(outputs: &[TensorSpec]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for spec in outputs {
+        let plain: String = spec.name.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        let mut name = format!("{plain}.npy");
+        let mut number = 2;
+        while names.contains(&name) {
+            name = format!("{plain}-{number}.npy");
+            number += 1;
+        }
+        names.push(name);
+    }
+    names
 }
 
 fn write(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
@@ -271,16 +183,11 @@ mod tests {
     }
 
     #[test]
-    fn labels_stay_in_their_line() {
-        for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")]
-        {
-            let answer = Answer { label: label.to_owned(), class: 0, probability: 0.5, value: None, top: Vec::new() };
-            assert_eq!(said(&answer), format!("{shown} (50.0 %)"));
-            let valued = Answer { value: Some(3.0), ..answer };
-            assert_eq!(said(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
-            let detection =
-                Detection { label: label.to_owned(), class: 0, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], mask: None };
-            assert_eq!(found(&detection), format!("  {shown} 0.500  from 1, 2 to 3, 4"));
-        }
+    fn outputs_do_not_share_a_file() {
+        let spec =
+            |name: &str| TensorSpec { name: name.to_owned(), dtype: crate::tensor::DType::Float32, shape: Vec::new() };
+        let outputs = ["o.1", "o/1", "o:1", "o_1", "żółw", "../../o"].map(spec);
+        let names = ["o_1.npy", "o_1-2.npy", "o_1-3.npy", "o_1-4.npy", "żółw.npy", "______o.npy"];
+        assert_eq!(file_names(&outputs), names);
     }
 }

@@ -7,12 +7,12 @@ use clap::ValueEnum;
 
 use super::say;
 use crate::backend::cpu::{self, IsolatedCpu, Reference};
-use crate::backend::tensorrt::{TensorRt, device::Device, plan};
-use crate::backend::{Backend, BackendError, Session};
+use crate::backend::tensorrt::{ShapeRange, TensorRt, device::Device, plan};
+use crate::backend::{Backend, BackendError, BackendInfo, Session};
 use crate::llm::{self, Generator, LlmError, Record, model::Runner};
 use crate::manifest::{Damage, Manifest, ManifestError};
 use crate::progress::{Event, Progress, Silent};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, TensorSpec};
 
 /// Who computes
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -109,10 +109,57 @@ pub(super) fn measured(
     Reference.open(model).map(Some)
 }
 
+/// The CPU reference in an engine's place: it takes the shapes that the engine takes, and no others.
+struct Bounded {
+    session: Box<dyn Session>,
+    profile: Vec<ShapeRange>,
+}
+
+impl Bounded {
+    fn check(&self, name: &str, input: &Tensor) -> Result<(), BackendError> {
+        let Some(range) = self.profile.iter().find(|range| range.name == name) else { return Ok(()) };
+        for (axis, size) in input.shape().iter().enumerate() {
+            let bound = |bounds: &[i64]| bounds.get(axis).and_then(|bound| usize::try_from(*bound).ok());
+            if let (Some(min), Some(max)) = (bound(&range.min), bound(&range.max))
+                && !(min..=max).contains(size)
+            {
+                let message = format!(
+                    "dimension {axis} is {size}, the engine takes {min} to {max}\n  hint: give it in parts, or build it with \
+                     a larger `max_batch`"
+                );
+                return Err(BackendError::Input { name: name.to_owned(), message });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Session for Bounded {
+    fn info(&self) -> BackendInfo {
+        self.session.info()
+    }
+
+    fn inputs(&self) -> &[TensorSpec] {
+        self.session.inputs()
+    }
+
+    fn outputs(&self) -> &[TensorSpec] {
+        self.session.outputs()
+    }
+
+    fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
+        for (spec, input) in self.session.inputs().iter().zip(inputs) {
+            self.check(&spec.name, input)?;
+        }
+        self.session.run(inputs)
+    }
+}
+
 /// Opens an engine directory.
 pub(super) fn open(folder: &Path, manifest: &Manifest, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
     if decide(manifest, choice)? == Choice::Cpu {
-        return Ok(reference()?.open(&folder.join(&manifest.model))?);
+        let session = reference()?.open(&folder.join(&manifest.model))?;
+        return Ok(Box::new(Bounded { session, profile: manifest.profile.clone() }));
     }
     let path = folder.join(&manifest.engine);
     let file = crate::regular_file::read(&path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;

@@ -100,11 +100,6 @@ impl Lock {
         if self.update { None } else { self.document.sources.get(&key(repository, revision)) }
     }
 
-    /// The same, whether or not it is to be resolved anew: after a fetch, what it was resolved to.
-    pub fn pinned(&self, repository: &str, revision: &str) -> Option<&LockedSource> {
-        self.document.sources.get(&key(repository, revision))
-    }
-
     /// Pins `repository` at `revision`.
     pub fn set(&mut self, repository: &str, revision: &str, source: LockedSource) {
         let key = key(repository, revision);

@@ -220,6 +220,20 @@ impl Model {
         check::complaint(self, newest)
     }
 
+    /// Why a model that comes quantised cannot be built, to be computed in `half` precision or not.
+    pub fn quantised(&self, half: bool) -> Option<String> {
+        check::quantised(self, half)
+    }
+
+    /// Gives nodes without a name one: messages and precisions go by names.
+    pub fn name_nameless(&mut self) {
+        let Some(graph) = self.proto.graph.as_mut() else { return };
+        for node in graph.node.iter_mut().filter(|node| node.name.is_empty()) {
+            let output = node.output.iter().find(|output| !output.is_empty());
+            node.name = format!("{}/{}", node.op_type, output.map_or("nothing", String::as_str));
+        }
+    }
+
     /// Spells out optional attributes and offsets some runtimes cannot infer; tells whether any was missing.
     pub fn spell_out(&mut self) -> bool {
         let places = external_data::spell_out(&mut self.proto);

@@ -14,7 +14,16 @@ fn dims(value: &mut ValueInfoProto) -> Option<&mut Vec<Dimension>> {
     }
 }
 
-/// Gives each named input its shape. A symbolic dimension ("N") takes the same value wherever the model names it.
+/// Whether a dimension's symbol is none: what exporters write for a size that they do not know, several times for different
+/// sizes (Paddle2ONNX `?`, tf2onnx `unk__17`, others Python's None).
+fn is_unknown(symbol: &str) -> bool {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    matches!(symbol.trim(), "" | "?" | "None" | "none" | "null" | "-1")
+        || symbol.strip_prefix("unk__").is_some_and(digits)
+}
+
+/// Gives each named input its shape. A symbolic dimension ("N") takes the same value wherever the model names it; one that
+/// has no name, where the recipe says it.
 pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), String> {
     let graph = model.graph.as_mut().ok_or("no graph")?;
     let mut symbols: HashMap<String, usize> = HashMap::new();
@@ -33,6 +42,7 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>)
                         "input `{name}`: dimension {axis} is {fixed} in the model, {size} in the recipe"
                     ));
                 }
+                Some(Value::DimParam(symbol)) if is_unknown(symbol) => {}
                 Some(Value::DimParam(symbol)) => match symbols.insert(symbol.clone(), *size) {
                     Some(other) if other != *size => {
                         return Err(format!("dimension `{symbol}` would be both {other} and {size}"));
@@ -46,10 +56,12 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>)
     }
     let others = graph.input.iter_mut().chain(&mut graph.output).chain(&mut graph.value_info);
     for dim in others.filter_map(dims).flatten() {
-        if let Some(Value::DimParam(symbol)) = &dim.value
-            && let Some(size) = symbols.get(symbol)
-        {
+        let Some(Value::DimParam(symbol)) = &dim.value else { continue };
+        if let Some(size) = symbols.get(symbol) {
             dim.value = Some(Value::DimValue(i64::try_from(*size).map_err(|_| "shape too large")?));
+        } else if is_unknown(symbol) {
+            // TensorRT takes dimensions of one name for equal.
+            dim.value = None;
         }
     }
     Ok(())
@@ -94,4 +106,55 @@ pub(super) fn spell_out_kernels(model: &mut ModelProto) -> bool {
         }
     }
     changed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use onnx_protobuf::{GraphProto, TensorShapeProto};
+
+    fn value(name: &str, dims: &[&str]) -> ValueInfoProto {
+        let dim =
+            |symbol: &&str| Dimension { value: Some(Value::DimParam((*symbol).to_owned())), ..Default::default() };
+        let shape = TensorShapeProto { dim: dims.iter().map(dim).collect(), ..Default::default() };
+        let tensor = type_proto::Tensor { elem_type: 1, shape: Some(shape).into(), ..Default::default() };
+        let type_ =
+            onnx_protobuf::TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..Default::default() };
+        ValueInfoProto { name: name.to_owned(), type_: Some(type_).into(), ..Default::default() }
+    }
+
+    fn fixed(inputs: &[(&str, &[&str])], output: &[&str]) -> ModelProto {
+        let graph = GraphProto {
+            input: inputs.iter().map(|(name, dims)| value(name, dims)).collect(),
+            output: vec![value("y", output)],
+            ..Default::default()
+        };
+        ModelProto { graph: Some(graph).into(), ..Default::default() }
+    }
+
+    /// Sizes of a value, -1 where none is left.
+    fn sizes(value: &mut ValueInfoProto) -> Vec<i64> {
+        let size = |dim: &Dimension| match &dim.value {
+            Some(Value::DimValue(size)) => *size,
+            Some(Value::DimParam(symbol)) => panic!("`{symbol}` is left"),
+            None | Some(_) => -1,
+        };
+        dims(value).unwrap().iter().map(size).collect()
+    }
+
+    #[test]
+    fn what_has_no_name_is_no_symbol() {
+        for unknown in ["?", "", "None", "unk__1", "-1"] {
+            let mut model = fixed(&[("x", &["N", unknown, unknown])], &["N", unknown]);
+            fix(&mut model, &[("x".to_owned(), vec![2, 48, 192])].into()).unwrap();
+            let graph = model.graph.as_mut().unwrap();
+            assert_eq!(sizes(&mut graph.input[0]), [2, 48, 192], "{unknown}");
+            assert_eq!(sizes(&mut graph.output[0]), [2, -1], "{unknown}");
+        }
+        for name in ["N", "width", "unk__", "??"] {
+            let mut model = fixed(&[("x", &[name, name])], &[name]);
+            let error = fix(&mut model, &[("x".to_owned(), vec![48, 192])].into()).unwrap_err();
+            assert_eq!(error, format!("dimension `{name}` would be both 48 and 192"));
+        }
+    }
 }

@@ -1,13 +1,14 @@
 //! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
 //!
-//! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's
-//! plan to builder options, `precision.rs` to an engine that is right in half precision; `place.rs` knows what may be
-//! replaced and what may be linked.
+//! The only module that knows the order. `sources.rs` brings what a plan names, `vision.rs` gets from a source to an ONNX
+//! model, `settings.rs` from a recipe's plan to builder options, `precision.rs` to an engine that is right in half
+//! precision; `place.rs` knows what may be replaced and what may be linked.
 
 pub mod llm;
 mod place;
 mod precision;
 mod settings;
+mod sources;
 mod vision;
 
 use std::collections::BTreeMap;
@@ -22,15 +23,17 @@ use crate::artifact::{StagedDirectory, about, cache_dir, is_same_file, sha256_fi
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version, plan};
-use crate::fetch::{Fetched, Fetcher, Lock};
+use crate::fetch::{Fetcher, Lock};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
 use crate::memory::{self, Memory};
 use crate::onnx::Model;
 use crate::progress::{Event, Progress};
-use crate::recipe::{Kind, Plan, SourcePlan};
+use crate::recipe::{Plan, Precision};
 use crate::verify::{self, Report};
 use crate::vision::{Classifier, Yolo};
 use crate::worker::{self, Isolation, Job};
+
+pub use sources::{fetch, fetch_pictures, source_text};
 
 /// What all builds of one call share.
 pub struct Context {
@@ -110,11 +113,17 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
     }
     let tensorrt = TensorRt::open()?;
+    model.name_nameless();
     if let Some(complaint) = model.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
         bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
     }
+    if let Some(quantised) = model.quantised(plan.build.precision != Precision::Fp32).filter(|_| !context.force) {
+        bail!(BackendError::Build(format!("{}: {quantised}", model.path().display())));
+    }
     model.spell_out();
     let profile = settings::resolve_shapes(plan, size, &mut model)?;
+    let place = sources.first().map_or(Path::new(&plan.name), PathBuf::as_path);
+    vision::check(&model, place, (classifier.as_ref(), yolo.as_ref()))?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
     let mut prepared = Prepared {
@@ -174,10 +183,7 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
     };
     stage(&format!("building with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel);
-    let record = record.map_err(|error| match error {
-        BackendError::Build(message) => BackendError::Build(prepared.model.name_nodes(&message)),
-        other => other,
-    })?;
+    let record = record.map_err(|error| settings::named(prepared, &source, error))?;
     if source != staged.join(MODEL) {
         fs::remove_file(&source)?;
     }
@@ -203,7 +209,11 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
     manifest.save(staged)?;
     stage("verifying");
     let reference = settings::reference(&context.isolation);
-    verify::verify(staged, &*reference, &context.progress, &mut sha256_file)
+    let report = verify::verify(staged, &*reference, &context.progress, &mut sha256_file);
+    report.map_err(|error| match error.downcast::<BackendError>() {
+        Ok(error) => settings::named(prepared, &staged.join(MODEL), error).into(),
+        Err(error) => error,
+    })
 }
 
 /// Puts a verified directory in its place, if it passed or `--force` was given.
@@ -271,6 +281,8 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     let size = loaded.size();
     let mut model = loaded.model;
     settings::resolve_shapes(plan, size, &mut model)?;
+    let place = loaded.sources.first().map_or(Path::new(&plan.name), PathBuf::as_path);
+    vision::check(&model, place, (loaded.classifier.as_ref(), loaded.yolo.as_ref()))?;
     anyhow::ensure!(
         model.external_files().is_empty(),
         "{}: the model is an ONNX file with data beside it already: {}",
@@ -340,55 +352,4 @@ fn manifest(prepared: &Prepared, engine: String) -> anyhow::Result<Manifest> {
     manifest.verify.seeds = plan.verify.seeds;
     manifest.verify.images = prepared.pictures.iter().map(|(name, _)| name.clone()).collect();
     Ok(manifest)
-}
-
-/// One line for people: where a model came from.
-pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
-    match source {
-        SourcePlan::Hub { repository, revision, .. } => {
-            format!("hub:{repository}@{}", commit.unwrap_or(revision))
-        }
-        SourcePlan::Path { path, .. } => format!("path:{}", path.display()),
-        SourcePlan::Url { url, .. } => format!("url:{}", crate::address::shown(url)),
-        SourcePlan::Pypi { package, version, file, .. } => format!("pypi:{package}=={version}/{file}"),
-        SourcePlan::Ollama { model } => format!("ollama:{model}"),
-    }
-}
-
-/// Brings a plan's source here and records what was pinned.
-pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
-    let fetched = match plan.kind {
-        Kind::Llm => fetcher.fetch(&llm::look_ahead(plan, fetcher, lock)?, lock)?,
-        _ => fetcher.fetch(&plan.source, lock)?,
-    };
-    lock.save()?;
-    Ok(fetched)
-}
-
-/// Brings the pictures of a plan here; each with the name it gets in the engine directory.
-pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut pictures: Vec<(String, PathBuf)> = Vec::new();
-    for source in &plan.verify.images {
-        let fetched = fetcher.fetch(source, lock).with_context(|| format!("{}: a picture of `verify`", plan.name))?;
-        for file in fetched.files {
-            let path = Path::new(&file.name);
-            let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else { continue };
-            if !crate::vision::is_picture(path) {
-                continue;
-            }
-            let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_ascii_lowercase());
-            let mut name = format!("images/{stem}.{extension}");
-            if pictures.iter().any(|(other, _)| *other == name) {
-                name = format!("images/{stem}-{}.{extension}", pictures.len());
-            }
-            pictures.push((name, file.path));
-        }
-    }
-    lock.save()?;
-    anyhow::ensure!(
-        plan.verify.images.is_empty() || !pictures.is_empty(),
-        "{}: no PNG or JPEG among the pictures of `verify`",
-        plan.name
-    );
-    Ok(pictures)
 }

@@ -7,12 +7,13 @@ use anyhow::{Context as _, bail};
 
 use super::Prepared;
 use crate::artifact::sha256_file;
-use crate::backend::Backend;
 use crate::backend::cpu::{IsolatedCpu, Reference};
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
+use crate::backend::{Backend, BackendError};
 use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::Model;
 use crate::recipe::{Plan, Precision};
+use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
 /// The CPU reference that judges a build: in a child where TensorRT is in one too.
@@ -20,6 +21,22 @@ pub(super) fn reference(isolation: &Isolation) -> Box<dyn Backend> {
     match isolation {
         Isolation::InProcess => Box::new(Reference),
         Isolation::Child(executable) => Box::new(IsolatedCpu::new(executable.clone())),
+    }
+}
+
+/// An error as the user can follow it: of the file the model was read from, which `staged` is a copy of and soon gone, and
+/// of nodes by their names.
+pub(super) fn named(prepared: &Prepared, staged: &Path, error: BackendError) -> BackendError {
+    let source = prepared.sources.first().map_or(prepared.model.path(), |path| path.as_path());
+    let name = |message: String| {
+        let message = message.replace(&*staged.to_string_lossy(), &source.to_string_lossy());
+        prepared.model.name_nodes(&message)
+    };
+    match error {
+        BackendError::Build(message) => BackendError::Build(name(message)),
+        BackendError::Load(message) => BackendError::Load(name(message)),
+        BackendError::Run(message) => BackendError::Run(name(message)),
+        other => other,
     }
 }
 
@@ -33,11 +50,12 @@ pub(super) fn resolve_shapes(
     let (mut fixed, mut profile) = (BTreeMap::new(), Vec::new());
     for input in model.inputs()? {
         let mut shape = Vec::new();
+        let [rows, columns] = pixel_axes(&input.shape).unwrap_or([2, 3]);
         for (axis, dim) in input.shape.iter().enumerate() {
             let given = build.shapes.get(&input.name).and_then(|shape| shape.get(axis).copied());
             let pixels = size.and_then(|[height, width]| match axis {
-                2 => usize::try_from(height).ok(),
-                3 => usize::try_from(width).ok(),
+                axis if axis == rows => usize::try_from(height).ok(),
+                axis if axis == columns => usize::try_from(width).ok(),
                 _ => None,
             });
             let Some(size) = given.or(*dim).or(if axis == 0 { Some(build.batch) } else { pixels }) else {

@@ -1,7 +1,12 @@
 //! From a fetched source to the ONNX model of a vision engine, and what its manifest says of the way in and out.
+//!
+//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names.
+
+mod export;
+mod names;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
@@ -9,12 +14,11 @@ use anyhow::{Context as _, bail};
 use crate::checkpoint::torch::TorchFile;
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::Config;
-use crate::convert::vision::{classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
+use crate::convert::vision::{answers, classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
 use crate::fetch::Fetched;
-use crate::log::printable;
 use crate::onnx::Model;
 use crate::recipe::{ClassifierPlan, Kind, Plan, SourcePlan, YoloPlan};
-use crate::vision::{Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
+use crate::vision::{Boxes, Classifier, ClassifierOutput, PictureInput, Preprocess, Resize, Task, Yolo};
 
 /// A model and everything around it.
 pub(super) struct Vision {
@@ -48,7 +52,7 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
     let has = |extension: &str| fetched.files.iter().any(|file| file.name.ends_with(extension));
     match (plan.kind, &plan.classifier, &plan.yolo) {
         (Kind::Yolo, _, Some(yolo)) if !has(".onnx") => checkpoint_yolo(yolo, only("pt")?),
-        (Kind::Yolo, _, Some(yolo)) => onnx_yolo(yolo, only("onnx")?),
+        (Kind::Yolo, _, Some(yolo)) => export::load(yolo, only("onnx")?),
         (Kind::Classifier, Some(classifier), _) if has(".safetensors") && file.is_none() => {
             checkpoint_classifier(classifier, fetched)
         }
@@ -61,7 +65,7 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
                         plan.name
                     )
                 })?;
-                Ok::<Classifier, anyhow::Error>(finished(plan_of, preprocess, None))
+                Ok::<Classifier, anyhow::Error>(finished(plan_of, preprocess, None, ClassifierOutput::Logits))
             });
             onnx(path, classifier.transpose()?, None)
         }
@@ -75,11 +79,36 @@ fn onnx(path: PathBuf, classifier: Option<Classifier>, yolo: Option<Yolo>) -> an
     Ok(Vision { model, classifier, yolo, sources, notes: Vec::new() })
 }
 
-fn finished(plan: &ClassifierPlan, preprocess: Preprocess, labels: Option<Vec<String>>) -> Classifier {
+/// Refuses before anything is built what could never answer: an input that is no picture, labels for other classes.
+pub(super) fn check(model: &Model, place: &Path, around: (Option<&Classifier>, Option<&Yolo>)) -> anyhow::Result<()> {
+    let preprocess = match around {
+        (Some(classifier), _) => classifier.preprocess.clone(),
+        (None, Some(yolo)) => yolo.preprocess(),
+        (None, None) => return Ok(()),
+    };
+    let inputs = model.inputs()?;
+    let [input] = &inputs[..] else {
+        let count = inputs.len();
+        bail!("{}: it has {count} inputs; pictures want one\n  hint: use `kind: onnx`", place.display());
+    };
+    PictureInput::new(&preprocess, input).with_context(|| place.display().to_string())?;
+    if let (Some(classifier), _) = around {
+        classifier.expect(&model.outputs()?).with_context(|| place.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// What the recipe says, and the model where it does not.
+fn finished(
+    plan: &ClassifierPlan,
+    preprocess: Preprocess,
+    labels: Option<Vec<String>>,
+    output: ClassifierOutput,
+) -> Classifier {
     Classifier {
         preprocess,
         labels: plan.labels.clone().or(labels),
-        output: plan.output,
+        output: plan.output.unwrap_or(output),
         class_values: plan.class_values.clone(),
     }
 }
@@ -110,7 +139,7 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
     })?;
     let model = classifier_model(&checkpoint, size, None)?;
     let preprocess = Preprocess { size: pixels(size), ..preprocess };
-    let labels = labels(&checkpoint)?;
+    let (labels, output) = (labels(&checkpoint)?, answers(&checkpoint)?);
     // Weights alone decide; tokenizers and the like beside them do not.
     let sources = sources.into_iter().filter(|path| {
         let named = |name: &str| path.ends_with(name);
@@ -119,7 +148,8 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
             || named("preprocessor_config.json")
     });
     let sources = sources.collect();
-    Ok(Vision { model, classifier: Some(finished(plan, preprocess, labels)), yolo: None, sources, notes: Vec::new() })
+    let classifier = Some(finished(plan, preprocess, labels, output));
+    Ok(Vision { model, classifier, yolo: None, sources, notes: Vec::new() })
 }
 
 /// An Ultralytics checkpoint.
@@ -143,11 +173,12 @@ fn around(
     size: [u32; 2],
 ) -> (Yolo, Option<Classifier>) {
     let classifier = (task == Task::Classify).then(|| Classifier {
-        // torchvision's Resize and CenterCrop, as Ultralytics uses them.
+        // torchvision's Resize and CenterCrop, as Ultralytics uses them (`data/augment.py`, `classify_transforms`): to the
+        // shorter edge for a square, else to both sides, so that nothing is left to cut.
         preprocess: Preprocess {
             size: Some(size),
             fit: None,
-            resize: Some(Resize::ShortestEdge(size[0].max(size[1]))),
+            resize: (size[0] == size[1]).then_some(Resize::ShortestEdge(size[0])),
             resample: None,
             color: None,
             mean: [0.0; 3],
@@ -159,64 +190,8 @@ fn around(
     });
     let YoloPlan { confidence, iou, max_detections, metadata, .. } = *plan;
     let about = BTreeMap::new();
-    (Yolo { task, names, stride, size, confidence, iou, max_detections, metadata, about }, classifier)
-}
-
-/// Ultralytics' own ONNX export, which says task, stride and names in its metadata.
-fn onnx_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
-    let model = Model::load(&path)?;
-    let said = |key: &str| {
-        model.metadata(key).with_context(|| {
-            format!("{}: no metadata `{key}`: not exported by Ultralytics\n  hint: use `kind: onnx`", path.display())
-        })
-    };
-    let task = match said("task")? {
-        "detect" => Task::Detect,
-        "segment" => Task::Segment,
-        "classify" => Task::Classify,
-        other => {
-            let other = printable(other);
-            bail!("{}: task `{other}` is not supported\n  hint: use `kind: onnx`", path.display())
-        }
-    };
-    let names = python_names(said("names")?)
-        .with_context(|| format!("{}: metadata `names` are not a dict of names", path.display()))?;
-    let stride = said("stride")?.parse().with_context(|| format!("{}: metadata `stride`", path.display()))?;
-    let input = model.inputs()?.into_iter().next().with_context(|| format!("{}: no input", path.display()))?;
-    let own = match &input.shape[..] {
-        [_, Some(3), Some(height), Some(width)] => Some([u32::try_from(*height)?, u32::try_from(*width)?]),
-        _ => None,
-    };
-    let size = plan.size.or(own).unwrap_or([640; 2]);
-    let (yolo, classifier) = around(plan, task, names, stride, size);
-    onnx(path, classifier, Some(yolo))
-}
-
-/// `{0: 'person', 1: "driver's"}`, as Python prints a dict.
-fn python_names(text: &str) -> Option<Vec<String>> {
-    let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
-    let mut names = Vec::new();
-    while !rest.is_empty() {
-        let (number, after) = rest.split_once(':')?;
-        if number.trim().parse() != Ok(names.len()) {
-            return None;
-        }
-        let after = after.trim_start();
-        let quote = after.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
-        let mut name = String::new();
-        let mut letters = after[1..].char_indices();
-        let end = loop {
-            match letters.next()? {
-                (_, '\\') => name.push(letters.next()?.1),
-                (at, letter) if letter == quote => break at,
-                (_, letter) => name.push(letter),
-            }
-        };
-        names.push(name);
-        rest = after[end + 2..].trim_start();
-        rest = rest.strip_prefix(',').unwrap_or(rest).trim_start();
-    }
-    (!names.is_empty()).then_some(names)
+    let boxes = Boxes::Anchors;
+    (Yolo { task, names, stride, size, boxes, confidence, iou, max_detections, metadata, about }, classifier)
 }
 
 /// What Ultralytics reads at the start of an engine file (its exporter's keys), and who made it.
@@ -244,8 +219,8 @@ pub(super) fn metadata(
         "batch": batch,
         "imgsz": yolo.size,
         "names": names,
-        "channels": 3,
-        "end2end": false,
+        "channels": about("channels").parse().unwrap_or(3u32),
+        "end2end": yolo.boxes == Boxes::Final,
         "args": {
             "batch": batch, "half": half, "int8": false, "quantize": if half { Some(16) } else { None }, "dynamic": dynamic,
             "nms": false, "simplify": true, "fraction": 1.0,
@@ -278,12 +253,19 @@ mod tests {
         );
     }
 
+    /// As Ultralytics' transforms (torchvision's) take it: tests/data/vision/make_detections.py.
     #[test]
-    fn names_as_python_prints_them() {
-        let names = python_names("{0: 'person', 1: \"driver's\", 2: 'a\\'b'}").unwrap();
-        assert_eq!(names, ["person", "driver's", "a'b"]);
-        for bad in ["", "{}", "{1: 'a'}", "{0: a}", "{0: 'a}", "['a']"] {
-            assert_eq!(python_names(bad), None, "{bad}");
-        }
+    fn classifiers_that_are_not_square_squeeze_pictures() {
+        let plan = YoloPlan { size: None, confidence: 0.25, iou: 0.7, max_detections: 300, metadata: false };
+        let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let picture = crate::vision::read_picture(&repository.join("recipes/images/face.png")).unwrap();
+        let preprocess = |size| around(&plan, Task::Classify, vec!["a".to_owned()], 1, size).1.unwrap().preprocess;
+        assert_eq!(preprocess([20, 20]).resize, Some(Resize::ShortestEdge(20)));
+        let have = crate::vision::to_tensor(&picture, &preprocess([20, 28]), [20, 28]);
+        let want = std::fs::File::open(repository.join("tests/data/vision/classify-rect.npy")).unwrap();
+        let want = crate::tensor::read_npy(want).unwrap();
+        assert_eq!(have.shape(), want.shape());
+        let worst = have.to_f64().iter().zip(want.to_f64()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+        assert!(worst * 255.0 <= 1.01, "{}", worst * 255.0);
     }
 }

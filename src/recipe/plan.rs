@@ -39,8 +39,8 @@ pub struct ClassifierPlan {
     pub preprocess: Option<Preprocess>,
     /// Class names.
     pub labels: Option<Vec<String>>,
-    /// What the output holds.
-    pub output: ClassifierOutput,
+    /// What the output holds; `None` is what the checkpoint says, and logits of an ONNX file.
+    pub output: Option<ClassifierOutput>,
     /// Class values for an expectation.
     pub class_values: Option<Vec<f32>>,
 }
@@ -138,7 +138,7 @@ impl Plan {
             Recipe::Classifier(recipe) => Some(ClassifierPlan {
                 preprocess: recipe.preprocess.clone(),
                 labels: recipe.labels.clone(),
-                output: recipe.output.unwrap_or(ClassifierOutput::Logits),
+                output: recipe.output,
                 class_values: recipe.class_values.clone(),
             }),
             _ => None,

@@ -99,6 +99,20 @@ fn signature(folder: &Path, manifest: &Manifest, report: &mut Report) {
     }
 }
 
+/// What an engine says of its outputs, as far as the model says anything.
+fn told(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
+    let mut told = engine.to_vec();
+    for (engine, model) in told.iter_mut().zip(model) {
+        if model.shape.is_empty() {
+            engine.shape.clear();
+        }
+        for (dim, of_model) in engine.shape.iter_mut().zip(&model.shape) {
+            *dim = dim.filter(|_| of_model.is_some());
+        }
+    }
+    told
+}
+
 fn compare_specs(expected: &[TensorSpec], found: &[TensorSpec]) -> Option<String> {
     if expected.len() != found.len() {
         return Some(format!("{} tensors expected, {} found", expected.len(), found.len()));
@@ -177,9 +191,10 @@ fn load(manifest: &Manifest, tensorrt: &TensorRt, plan: &[u8], report: &mut Repo
     };
     let info = engine.info();
     report.executed_on = Some(format!("{}, {}", info.name, info.device));
-    // With a profile, the engine's shapes are open where the manifest's are; TensorRT keeps the model's order.
-    let found =
-        compare_specs(&manifest.inputs, engine.inputs()).or_else(|| compare_specs(&manifest.outputs, engine.outputs()));
+    // With a profile, the engine's shapes are open where the manifest's are; TensorRT keeps the model's order. Of outputs it
+    // knows sizes that the model leaves open.
+    let known = told(&manifest.outputs, engine.outputs());
+    let found = compare_specs(&manifest.inputs, engine.inputs()).or_else(|| compare_specs(&manifest.outputs, &known));
     if let Some(difference) = found {
         report.push("engine signature", Status::Failed, difference);
         return None;
@@ -257,11 +272,11 @@ fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
     }
     let Some(preprocess) = manifest.preprocess() else { return Ok(cases) };
     let [input] = &manifest.inputs[..] else { return Ok(cases) };
-    let size = pictures::input_size(&preprocess, &input.shape)?;
-    let batch = input.shape_with(batch)[0]; // the model's own where it is fixed; input_size saw four dimensions
+    let taken = pictures::PictureInput::new(&preprocess, input)?;
+    let batch = input.shape_with(batch)[0]; // the model's own where it is fixed; PictureInput saw four dimensions
     for image in &manifest.verify.images {
         let picture = pictures::read_picture(&folder.join(image))?;
-        let inputs = vec![pictures::to_tensor(&picture, &preprocess, size).repeated(batch)];
+        let inputs = vec![taken.tensor(&picture, &preprocess).repeated(batch)];
         cases.push(Case { name: image.clone(), inputs, picture: Some([picture.height(), picture.width()]) });
     }
     Ok(cases)

@@ -73,21 +73,38 @@ fn classes(classifier: &Classifier, gate: Gate, have: &[Tensor], want: &[Tensor]
         classifier.answer(output).map_err(|error| error.to_string())
     };
     let (have, want) = (answer(have)?, answer(want)?);
+    let Some(sure) = want.probability else { return Ok(values(gate, &have, &want)) };
     let probability = |answer: &Answer, label: &str| {
         answer.top.iter().find(|(name, _)| name == label).map(|(_, probability)| *probability)
     };
     let pairs = want.top.iter().filter_map(|(label, p)| Some((p - probability(&have, label)?).abs()));
-    let score_difference = pairs.fold((have.probability - want.probability).abs(), f32::max);
+    let score_difference = pairs.fold((have.probability.unwrap_or_default() - sure).abs(), f32::max);
     let mut differences = Vec::new();
     // Two classes that are as good as equally probable may change places.
-    if have.class != want.class && probability(&want, &have.label).is_none_or(|p| want.probability - p > gate.score) {
+    if have.class != want.class && probability(&want, &have.label).is_none_or(|p| sure - p > gate.score) {
         differences.push(format!("{} instead of {}", printable(&have.label), printable(&want.label)));
     }
     if score_difference > gate.score {
         differences.push(format!("a probability differs by {score_difference:.3}"));
     }
-    let reference = format!("{} ({:.1} %)", printable(&want.label), want.probability * 100.0);
+    let reference = format!("{} ({:.1} %)", printable(&want.label), sure * 100.0);
     Ok(Agreement { case: String::new(), reference, differences, score_difference, overlap: 1.0 })
+}
+
+/// Values of a regression: they may differ by the gate's share of the largest, or of 1 where that is smaller.
+fn values(gate: Gate, have: &Answer, want: &Answer) -> Agreement {
+    let scale = want.top.iter().fold(1.0f32, |scale, (_, value)| scale.max(value.abs()));
+    let pairs = have.top.iter().zip(&want.top);
+    let score_difference = pairs.map(|((_, have), (_, want))| (have - want).abs() / scale).fold(0.0, f32::max);
+    let mut differences = Vec::new();
+    if have.top.len() != want.top.len() {
+        differences.push(format!("{} values instead of {}", have.top.len(), want.top.len()));
+    }
+    if score_difference > gate.score {
+        differences.push(format!("a value differs by {score_difference:.3} of the largest"));
+    }
+    let reference = format!("{} {:.4}", printable(&want.label), want.value.unwrap_or_default());
+    Agreement { case: String::new(), reference, differences, score_difference, overlap: 1.0 }
 }
 
 fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
@@ -169,7 +186,7 @@ pub(super) fn conclude(manifest: &Manifest, report: &mut Report) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vision::Task;
+    use crate::vision::{ClassifierOutput, Task};
 
     fn yolo() -> Yolo {
         Yolo {
@@ -177,6 +194,7 @@ mod tests {
             names: vec!["owl".to_owned()],
             stride: 32,
             size: [64, 64],
+            boxes: Default::default(),
             confidence: 0.25,
             iou: 0.7,
             max_detections: 300,
@@ -213,5 +231,21 @@ mod tests {
         assert!(found.contains("owl\\nok   a: answers (0.90) is missing"), "{found}");
         let spoilt = output(&[[f32::NAN, 32.0, 20.0, 20.0, 0.9]]);
         assert!(objects(&yolo(), gate, [64, 64], &spoilt, &want).is_err());
+    }
+
+    #[test]
+    fn values_and_labels_must_be_the_same() {
+        let gate = Gate { score: 0.05, overlap: 0.9 };
+        let tensor = |values: &[f32]| vec![Tensor::from_f32(vec![1, values.len()], values.to_vec()).unwrap()];
+        let agree = |output: ClassifierOutput, have: &[f32], want: &[f32]| {
+            let preprocess = yolo().preprocess();
+            let classifier = Classifier { preprocess, labels: None, output, class_values: None };
+            classes(&classifier, gate, &tensor(have), &tensor(want)).unwrap().differences.join(", ")
+        };
+        assert_eq!(agree(ClassifierOutput::Values, &[40.5, 0.1], &[41.0, 0.0]), "");
+        assert!(agree(ClassifierOutput::Values, &[38.0, 0.1], &[41.0, 0.0]).contains("0.073 of the largest"));
+        assert!(agree(ClassifierOutput::Values, &[0.06], &[0.0]).contains("0.060 of the largest"));
+        assert_eq!(agree(ClassifierOutput::Multilabel, &[2.0, 1.0], &[2.05, 1.1]), "");
+        assert!(agree(ClassifierOutput::Multilabel, &[2.0, 0.0], &[2.0, 1.0]).contains("differs by 0.231"));
     }
 }

@@ -1,9 +1,9 @@
-//! What a classifier says: its outputs to labels and probabilities.
+//! What a classifier says: its outputs to labels and probabilities, or to values.
 
 use serde::{Deserialize, Serialize};
 
 use super::{ClassifierOutput, Preprocess, VisionError};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, TensorSpec};
 
 /// A classifier's way in and out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,63 +21,125 @@ pub struct Classifier {
 /// What a classifier says of one picture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Answer {
-    /// Most probable class: its label, or its number.
+    /// Most probable class: its label, or its number. Of values, the first.
     pub label: String,
     /// Its index.
     pub class: usize,
-    /// Its probability.
-    pub probability: f32,
-    /// For an expectation: the mean of the class values.
+    /// Its probability; none where the output holds values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probability: Option<f32>,
+    /// Of an expectation, the mean of the class values; of values, the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<f32>,
-    /// The five most probable classes.
+    /// Of labels that do not exclude each other, those that are more probable than not, most probable first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub present: Option<Vec<String>>,
+    /// The five most probable classes; of values, all of them in the order of the output.
     pub top: Vec<(String, f32)>,
 }
 
 impl Classifier {
-    /// Interprets the output for the first picture of the batch.
-    pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
-        let wrong = |wanted: &str| VisionError::Output {
-            found: format!("{}{:?}", output.dtype(), output.shape()),
-            wanted: wanted.to_owned(),
+    /// Refuses a model whose output cannot be what this says, as far as the model tells its shape.
+    pub fn expect(&self, outputs: &[TensorSpec]) -> Result<(), VisionError> {
+        let Some(output) = outputs.first() else {
+            return Err(VisionError::Output { found: "missing".to_owned(), wanted: WANTED.to_owned() });
         };
-        let [batch, classes] = *output.shape() else { return Err(wrong("[batch, classes] is wanted")) };
-        if batch == 0 || classes == 0 {
-            return Err(wrong("it is empty"));
+        let wrong = |wanted: String| VisionError::Output { found: output.to_string(), wanted };
+        match &output.shape[..] {
+            // No dimension is told: what there is shows when the model runs.
+            [] => Ok(()),
+            [_, classes, rest @ ..] if rest.iter().all(|dim| dim.is_none_or(|dim| dim == 1)) => match classes {
+                Some(classes) => self.check_count(*classes).map_err(wrong),
+                None => Ok(()),
+            },
+            _ => Err(wrong(WANTED.to_owned())),
         }
+    }
+
+    /// Labels and values must be as many as classes.
+    fn check_count(&self, classes: usize) -> Result<(), String> {
         for (what, count) in
             [("labels", self.labels.as_ref().map(Vec::len)), ("class_values", self.class_values.as_ref().map(Vec::len))]
         {
-            if count.is_some_and(|count| count != classes) {
-                return Err(wrong(&format!("the recipe has {} {what}", count.unwrap_or(0))));
+            if let Some(count) = count.filter(|count| *count != classes) {
+                return Err(format!("there are {count} {what}\n  hint: give one for each of the {classes} classes"));
             }
         }
+        Ok(())
+    }
+
+    /// Interprets the output for the first picture of the batch.
+    pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
+        let wrong =
+            |wanted: String| VisionError::Output { found: format!("{}{:?}", output.dtype(), output.shape()), wanted };
+        // A network that ends in a pooling may leave axes of one pixel.
+        let classes = match output.shape() {
+            [batch, classes, rest @ ..] if rest.iter().all(|dim| *dim == 1) && *batch > 0 && *classes > 0 => *classes,
+            [_, _, rest @ ..] if rest.iter().all(|dim| *dim == 1) => return Err(wrong("it is empty".to_owned())),
+            _ => return Err(wrong(WANTED.to_owned())),
+        };
+        self.check_count(classes).map_err(&wrong)?;
         let values: Vec<f32> = output.to_f64()[..classes].iter().map(|value| *value as f32).collect();
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(wrong("it holds values that are not finite"));
+            return Err(wrong("it holds values that are not finite".to_owned()));
         }
-        let probabilities = if self.output == ClassifierOutput::Logits { softmax(&values) } else { values };
-        let mut order: Vec<usize> = (0..classes).collect();
-        order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
-        let label = |class: usize| match &self.labels {
-            Some(labels) => labels[class].clone(),
-            None => class.to_string(),
+        let answer = match self.output {
+            ClassifierOutput::Values => self.read(&values),
+            ClassifierOutput::Logits => self.most_probable(&softmax(&values)),
+            ClassifierOutput::Multilabel => {
+                let scores: Vec<f32> = values.iter().map(|value| sigmoid(*value)).collect();
+                let answer = self.most_probable(&scores);
+                let present = sorted(&scores).into_iter().filter(|class| scores[*class] > EVEN);
+                Answer { present: Some(present.map(|class| self.label(class)).collect()), ..answer }
+            }
+            ClassifierOutput::Probabilities | ClassifierOutput::Expectation => self.most_probable(&values),
         };
-        let value: Option<f32> = self
-            .class_values
-            .as_ref()
-            .map(|values| values.iter().zip(&probabilities).map(|(value, probability)| value * probability).sum());
-        if value.is_some_and(|value| !value.is_finite()) {
-            return Err(wrong("its expectation is not finite"));
+        if answer.value.is_some_and(|value| !value.is_finite()) {
+            return Err(wrong("its expectation is not finite".to_owned()));
         }
-        Ok(Answer {
-            label: label(order[0]),
-            class: order[0],
-            probability: probabilities[order[0]],
-            value,
-            top: order.iter().take(5).map(|class| (label(*class), probabilities[*class])).collect(),
-        })
+        Ok(answer)
     }
+
+    fn label(&self, class: usize) -> String {
+        self.labels.as_ref().and_then(|labels| labels.get(class)).cloned().unwrap_or_else(|| class.to_string())
+    }
+
+    /// Values as they are, at least one.
+    fn read(&self, values: &[f32]) -> Answer {
+        let top = values.iter().enumerate().map(|(index, value)| (self.label(index), *value)).collect();
+        Answer { label: self.label(0), class: 0, probability: None, value: values.first().copied(), present: None, top }
+    }
+
+    /// The classes by their probabilities, of which there is at least one.
+    fn most_probable(&self, probabilities: &[f32]) -> Answer {
+        let order = sorted(probabilities);
+        let mean =
+            |values: &Vec<f32>| values.iter().zip(probabilities).map(|(value, share)| value * share).sum::<f32>();
+        Answer {
+            label: self.label(order[0]),
+            class: order[0],
+            probability: Some(probabilities[order[0]]),
+            value: self.class_values.as_ref().map(mean),
+            present: None,
+            top: order.iter().take(5).map(|class| (self.label(*class), probabilities[*class])).collect(),
+        }
+    }
+}
+
+const WANTED: &str = "[batch, classes] is wanted";
+
+/// A label that is more probable than this is there.
+const EVEN: f32 = 0.5;
+
+/// Classes, most probable first.
+fn sorted(probabilities: &[f32]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..probabilities.len()).collect();
+    order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
+    order
+}
+
+fn sigmoid(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
 }
 
 fn softmax(logits: &[f32]) -> Vec<f32> {
@@ -110,7 +172,7 @@ mod tests {
         let output = Tensor::from_f32(vec![1, 2], vec![0.0, 3.0f32.ln()]).unwrap();
         let answer = classifier.answer(&output).unwrap();
         assert_eq!((answer.label.as_str(), answer.class), ("b", 1));
-        assert!((answer.probability - 0.75).abs() < 1e-6);
+        assert!((answer.probability.unwrap() - 0.75).abs() < 1e-6);
         classifier.output = ClassifierOutput::Expectation;
         classifier.class_values = Some(vec![10.0, 20.0]);
         let output = Tensor::from_f32(vec![1, 2], vec![0.25, 0.75]).unwrap();
@@ -122,5 +184,42 @@ mod tests {
         assert!(classifier.answer(&output).unwrap_err().to_string().contains("not finite"));
         let output = Tensor::from_f32(vec![1, 2], vec![f32::MAX, 0.5]).unwrap();
         assert!(classifier.answer(&output).unwrap_err().to_string().contains("expectation is not finite"));
+    }
+
+    #[test]
+    fn counts_are_known_before_anything_runs() {
+        let classifier = |labels: usize| Classifier {
+            preprocess: Preprocess {
+                size: None,
+                fit: None,
+                resize: None,
+                resample: None,
+                color: None,
+                mean: [0.0; 3],
+                std: [1.0; 3],
+            },
+            labels: Some((0..labels).map(|class| class.to_string()).collect()),
+            output: ClassifierOutput::Logits,
+            class_values: None,
+        };
+        let output = |shape: &[Option<usize>]| TensorSpec {
+            name: "scores".to_owned(),
+            dtype: crate::tensor::DType::Float32,
+            shape: shape.to_vec(),
+        };
+        for (shape, said) in [
+            (&[Some(1), Some(2)][..], None),
+            (&[None, Some(2), Some(1), Some(1)], None),
+            (&[None, None], None),
+            (&[], None),
+            (&[Some(1), Some(3)], Some("scores float32[1, 3]; there are 2 labels\n  hint: give one for each of the 3")),
+            (&[Some(1), Some(2), Some(7)], Some("[batch, classes] is wanted")),
+            (&[Some(2)], Some("[batch, classes] is wanted")),
+        ] {
+            let found = classifier(2).expect(&[output(shape)]).err().map(|error| error.to_string());
+            assert_eq!(found.is_some(), said.is_some(), "{shape:?}: {found:?}");
+            assert!(found.unwrap_or_default().contains(said.unwrap_or_default()), "{shape:?}");
+        }
+        assert!(classifier(2).expect(&[]).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! What a YOLO detector says: its raw output to boxes on the picture.
+//! What a detector says: its output to boxes on the picture.
 //!
 //! Decoding and non-maximum suppression are those of Ultralytics' `predict`, so that thresholds mean the same.
 
@@ -15,6 +15,37 @@ const CANDIDATE_LIMIT: usize = 30_000;
 
 const NOT_FINITE: &str = "it holds values that are not finite";
 
+/// How a detector's output says where objects are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boxes {
+    /// `[batch, 4 + classes + masks, anchors]`: centre, width and height in pixels of the input, a score for each class.
+    /// Non-maximum suppression follows.
+    #[default]
+    Anchors,
+    /// `[batch, boxes, 6 + masks]`: left, top, right, bottom in pixels of the input, score, class. The model has chosen
+    /// (YOLOv10 and YOLO26, or an export with `nms=True`).
+    Final,
+    /// `[batch, boxes, 6]`: centre, width and height as shares of the picture, score, class; or a score for each class after
+    /// the fourth. The model has chosen, of a picture that is stretched to the input (RT-DETR).
+    Queries,
+}
+
+impl Boxes {
+    /// The output's shape in words.
+    pub fn shape(self) -> &'static str {
+        match self {
+            Boxes::Anchors => "[batch, 4 + classes, anchors]",
+            Boxes::Final => "[batch, boxes, 6]",
+            Boxes::Queries => "[batch, boxes, 6] or [batch, boxes, 4 + classes]",
+        }
+    }
+
+    fn are_anchors(&self) -> bool {
+        *self == Boxes::Anchors
+    }
+}
+
 /// A YOLO model's way in and out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Yolo {
@@ -26,6 +57,9 @@ pub struct Yolo {
     pub stride: usize,
     /// Height and width of the input.
     pub size: [u32; 2],
+    /// How its output says where objects are.
+    #[serde(default, skip_serializing_if = "Boxes::are_anchors")]
+    pub boxes: Boxes,
     /// Scores below are not reported.
     pub confidence: f32,
     /// Of two boxes of one class that overlap more (intersection over union), the better is kept.
@@ -100,11 +134,11 @@ struct Candidate {
 }
 
 impl Yolo {
-    /// How its pictures become tensors: letterboxed, RGB, 0 to 1.
+    /// How its pictures become tensors: letterboxed (RT-DETR's are stretched), RGB, 0 to 1.
     pub fn preprocess(&self) -> Preprocess {
         Preprocess {
             size: Some(self.size),
-            fit: Some(Fit::Letterbox),
+            fit: Some(if self.boxes == Boxes::Queries { Fit::Stretch } else { Fit::Letterbox }),
             resize: None,
             resample: Some(Resample::Linear),
             color: None,
@@ -118,20 +152,14 @@ impl Yolo {
     pub fn detections(&self, outputs: &[Tensor], picture: [u32; 2]) -> Result<Vec<Detection>, VisionError> {
         let (output, proto) = self.checked(outputs)?;
         let letterbox = Letterbox::new(picture, self.size);
-        let kept = self.suppress(self.candidates(&output));
+        let kept = match self.boxes {
+            Boxes::Anchors => self.suppress(self.candidates(&output)),
+            Boxes::Final | Boxes::Queries => self.chosen(&output)?,
+        };
         let detections = kept.into_iter().map(|candidate| {
-            let [left, top, right, bottom] = candidate.corners;
-            let bbox = [
-                letterbox.place(left, 1),
-                letterbox.place(top, 0),
-                letterbox.place(right, 1),
-                letterbox.place(bottom, 0),
-            ];
+            let bbox = self.place(candidate.corners, &letterbox);
             let mask = proto.as_ref().map(|proto| {
-                let first = 4 + self.names.len();
-                let coefficients: Vec<f32> =
-                    (first..output.rows).map(|row| output.values[row * output.anchors + candidate.anchor]).collect();
-                mask::cut(proto, &coefficients, bbox, &letterbox, self.size)
+                mask::cut(proto, &self.coefficients(&output, candidate.anchor), bbox, &letterbox, self.size)
             });
             Detection {
                 label: self.names[candidate.class].clone(),
@@ -144,6 +172,32 @@ impl Yolo {
         Ok(detections.collect())
     }
 
+    /// A box on the picture.
+    fn place(&self, corners: [f32; 4], letterbox: &Letterbox) -> [f32; 4] {
+        let place = |value: f32, axis: usize| match self.boxes {
+            Boxes::Queries => {
+                let size = letterbox.picture[axis] as f32;
+                let place = value * size;
+                if place.is_nan() { 0.0 } else { place.clamp(0.0, size) }
+            }
+            Boxes::Anchors | Boxes::Final => letterbox.place(value, axis),
+        };
+        let [left, top, right, bottom] = corners;
+        [place(left, 1), place(top, 0), place(right, 1), place(bottom, 0)]
+    }
+
+    /// What a box's mask is made with.
+    fn coefficients(&self, output: &Raw<'_>, anchor: usize) -> Vec<f32> {
+        match self.boxes {
+            Boxes::Anchors => {
+                let first = 4 + self.names.len();
+                (first..output.rows).map(|row| output.values[row * output.anchors + anchor]).collect()
+            }
+            Boxes::Final => output.values[anchor * output.anchors..][6..output.anchors].to_vec(),
+            Boxes::Queries => Vec::new(), // RT-DETR has no masks
+        }
+    }
+
     /// The outputs, of the shapes this model has.
     fn checked<'a>(&self, outputs: &'a [Tensor]) -> Result<(Raw<'a>, Option<mask::Prototypes<'a>>), VisionError> {
         let wrong = |tensor: &Tensor, wanted: String| VisionError::Output {
@@ -152,9 +206,8 @@ impl Yolo {
         };
         let missing = || VisionError::Output { found: "missing".to_owned(), wanted: "output0 is wanted".to_owned() };
         let first = outputs.first().ok_or_else(missing)?;
-        let classes = self.names.len();
         let (&[batch, rows, anchors], Some(values)) = (first.shape(), first.as_f32()) else {
-            return Err(wrong(first, "float32 [batch, 4 + classes, anchors] is wanted".to_owned()));
+            return Err(wrong(first, format!("float32 {} is wanted", self.boxes.shape())));
         };
         let masks = match (self.task, outputs.get(1)) {
             (Task::Segment, Some(proto)) => {
@@ -168,9 +221,14 @@ impl Yolo {
             (Task::Segment, None) => return Err(missing()),
             _ => None,
         };
-        let wanted = 4 + classes + masks.as_ref().map_or(0, |masks| masks.count);
-        if batch == 0 || rows != wanted {
-            return Err(wrong(first, format!("{wanted} rows for {classes} classes are wanted")));
+        let (classes, count) = (self.names.len(), masks.as_ref().map_or(0, |masks| masks.count));
+        let (fits, wanted) = match self.boxes {
+            Boxes::Anchors => (rows == 4 + classes + count, format!("{} rows", 4 + classes + count)),
+            Boxes::Final => (anchors == 6 + count, format!("{} columns", 6 + count)),
+            Boxes::Queries => ([6, 4 + classes].contains(&anchors), format!("6 or {} columns", 4 + classes)),
+        };
+        if batch == 0 || !fits {
+            return Err(wrong(first, format!("{wanted} for {classes} classes are wanted")));
         }
         let values = &values[..rows * anchors];
         // Where a score is not finite nothing can be said; an engine that overflowed must not look like an empty picture.
@@ -207,6 +265,43 @@ impl Yolo {
         candidates
     }
 
+    /// The boxes of a model that chooses them itself, where it is sure enough; best first.
+    fn chosen(&self, output: &Raw<'_>) -> Result<Vec<Candidate>, VisionError> {
+        let mut chosen = Vec::new();
+        for (anchor, row) in output.values.chunks_exact(output.anchors.max(1)).enumerate() {
+            let (corners, scores) = row.split_at(4);
+            // A score and its class, or a score for each class.
+            let (score, class) = if self.boxes == Boxes::Final || row.len() == 6 {
+                (scores[0], scores[1])
+            } else {
+                let best = scores.iter().zip(0u16..).fold((f32::NEG_INFINITY, 0), |best, (score, class)| {
+                    if *score > best.0 { (*score, class) } else { best }
+                });
+                (best.0, f32::from(best.1))
+            };
+            if score <= self.confidence {
+                continue;
+            }
+            // No name has a number below 0 or between two.
+            let index = Some(class as usize).filter(|index| *index as f32 == class && *index < self.names.len());
+            let class = index.ok_or_else(|| VisionError::Output {
+                found: format!("a box of class {class}"),
+                wanted: format!("{} classes have names", self.names.len()),
+            })?;
+            let [a, b, c, d] = [corners[0], corners[1], corners[2], corners[3]];
+            let corners = match self.boxes {
+                Boxes::Queries => [a - c / 2.0, b - d / 2.0, a + c / 2.0, b + d / 2.0],
+                Boxes::Anchors | Boxes::Final => [a, b, c, d],
+            };
+            if corners[0] <= corners[2] && corners[1] <= corners[3] {
+                chosen.push(Candidate { class, score, anchor, corners });
+            }
+        }
+        chosen.sort_by(|a, b| b.score.total_cmp(&a.score));
+        chosen.truncate(self.max_detections);
+        Ok(chosen)
+    }
+
     /// Non-maximum suppression within each class.
     fn suppress(&self, candidates: Vec<Candidate>) -> Vec<Candidate> {
         let mut kept: Vec<Candidate> = Vec::new();
@@ -225,7 +320,7 @@ impl Yolo {
     }
 }
 
-/// `[rows, anchors]` of the first picture.
+/// `[rows, anchors]` of the first picture; where the model chooses, a row is a box.
 struct Raw<'a> {
     values: &'a [f32],
     rows: usize,
@@ -250,6 +345,7 @@ mod tests {
             names: vec!["owl".to_owned(), "tram".to_owned()],
             stride: 32,
             size: [64, 64],
+            boxes: Boxes::Anchors,
             confidence: 0.25,
             iou: 0.7,
             max_detections: 300,
@@ -318,5 +414,39 @@ mod tests {
             (letterbox.place(80.0, 1), letterbox.place(320.0, 1), letterbox.place(700.0, 1)),
             (0.0, 405.0, 810.0)
         );
+    }
+
+    #[test]
+    fn boxes_that_a_model_has_chosen() {
+        let rows = |rows: &[&[f32]]| {
+            let values = rows.iter().flat_map(|row| row.iter().copied()).collect();
+            Tensor::from_f32(vec![1, rows.len(), rows[0].len()], values).unwrap()
+        };
+        let said = |boxes: Boxes, output: Tensor| {
+            let found = Yolo { boxes, max_detections: 2, ..yolo() }.detections(&[output], [64, 128]).unwrap();
+            found.into_iter().map(|found| (found.class, found.score, found.bbox)).collect::<Vec<_>>()
+        };
+        // 128 x 64 in 64 x 64: 16 rows of grey above. Twins stay: who chose them wanted both.
+        let chosen = rows(&[
+            &[20.0, 26.0, 30.0, 36.0, 0.9, 1.0],
+            &[21.0, 26.0, 30.0, 36.0, 0.8, 1.0],
+            &[20.0, 26.0, 30.0, 36.0, 0.7, 0.0],
+            &[30.0, 26.0, 20.0, 36.0, 0.95, 0.0], // right of left
+            &[0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        ]);
+        let want = [(1, 0.9, [40.0, 20.0, 60.0, 40.0]), (1, 0.8, [42.0, 20.0, 60.0, 40.0])];
+        assert_eq!(said(Boxes::Final, chosen), want);
+        // Shares of the picture.
+        let queries = rows(&[&[0.5, 0.5, 0.25, 0.5, 0.1, 0.0], &[0.5, 0.5, 0.25, 0.5, 0.6, 1.0]]);
+        assert_eq!(said(Boxes::Queries, queries), [(1, 0.6, [48.0, 16.0, 80.0, 48.0])]);
+        let three = Yolo { boxes: Boxes::Queries, names: vec![String::new(); 3], ..yolo() };
+        let found = three.detections(&[rows(&[&[0.5, 0.5, 0.25, 0.5, 0.1, 0.2, 0.7]])], [64, 128]).unwrap();
+        assert_eq!((found[0].class, found[0].score), (2, 0.7));
+        assert_eq!(three.preprocess().fit, Some(Fit::Stretch));
+        for class in [2.0, -1.0, 0.5] {
+            let output = rows(&[&[0.0, 0.0, 1.0, 1.0, 0.9, class]]);
+            let error = Yolo { boxes: Boxes::Final, ..yolo() }.detections(&[output], [64, 64]).unwrap_err();
+            assert!(error.to_string().contains("2 classes have names"), "{class}: {error}");
+        }
     }
 }

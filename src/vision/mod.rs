@@ -1,12 +1,13 @@
 //! Pictures to input tensors, outputs to answers, answers onto pictures.
 //!
 //! The types here are what a recipe says of a vision model and what its manifest keeps, so `run` and `verify` need no
-//! recipe. `picture.rs` reads, resizes and normalises, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
+//! recipe. `picture.rs` reads and resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
 //! outlines of objects, `draw.rs` draws.
 
 mod classify;
 mod detect;
 mod draw;
+mod input;
 mod mask;
 mod picture;
 
@@ -17,13 +18,15 @@ use serde::{Deserialize, Serialize};
 
 pub use classify::{Answer, Classifier};
 pub(crate) use detect::overlap;
-pub use detect::{Detection, Letterbox, Yolo};
+pub use detect::{Boxes, Detection, Letterbox, Yolo};
 pub use draw::annotate;
 pub use image::RgbImage;
+pub use input::{PictureInput, pixel_axes};
 pub use mask::Mask;
-pub use picture::{input_size, is_picture, read_picture, save_picture, to_tensor};
+pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture, to_tensor};
 
-/// How an image becomes an input tensor `[batch, 3, height, width]`, float32.
+/// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for
+/// grey, float32, float16 or uint8, as the model has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
@@ -42,7 +45,7 @@ pub struct Preprocess {
     /// Channel order. Default: `rgb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub color: Option<Color>,
-    /// Subtracted from the byte (0 to 255), per channel in the order of `color`.
+    /// Subtracted from the byte (0 to 255), per channel in the order of `color`; for grey three times the same.
     pub mean: [f32; 3],
     /// Divides what is left, per channel.
     pub std: [f32; 3],
@@ -112,16 +115,20 @@ pub enum ClassifierOutput {
     Probabilities,
     /// Probabilities whose weighted mean of `class_values` is the answer, e.g. an age.
     Expectation,
+    /// Unnormalised scores of labels that do not exclude each other; each gets a sigmoid.
+    Multilabel,
+    /// Values as they are, of a regression.
+    Values,
 }
 
 /// Why a picture or an output is not usable.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum VisionError {
-    #[error("cannot read picture {}: {message}\n  hint: PNG and JPEG are read", path.display())]
+    #[error("cannot read picture {}: {message}", path.display())]
     Picture { path: PathBuf, message: String },
-    #[error("the model's input is {found}; pictures want one float32 input [batch, 3, height, width]")]
-    Input { found: String },
+    #[error("the model's input is {found}; {wanted}")]
+    Input { found: String, wanted: String },
     #[error("the output is {found}; {wanted}")]
     Output { found: String, wanted: String },
     #[error("cannot write picture {}: {message}", path.display())]

@@ -5,41 +5,93 @@ use std::path::Path;
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::codecs::jpeg::JpegEncoder;
-use image::{DynamicImage, ImageDecoder, ImageReader, Rgb, RgbImage, imageops};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb, RgbImage, imageops};
 
-use super::{Color, Fit, Letterbox, Preprocess, Resample, Resize, VisionError};
+use super::{Fit, Letterbox, PictureInput, Preprocess, Resample, Resize, VisionError};
 use crate::artifact::write_file;
 use crate::tensor::Tensor;
 
-/// Whether a file is named like a picture that can be read.
+/// What is read, for messages.
+pub const FORMATS: &str = "PNG, JPEG, WebP, BMP, TIFF and GIF";
+
+/// Whether a file is named like a picture that can be read. macOS puts a `._NAME` with attributes beside files on disks
+/// that cannot keep them.
 pub fn is_picture(path: &Path) -> bool {
-    let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
-    matches!(extension.as_deref(), Some("png" | "jpg" | "jpeg"))
+    let attributes = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("._"));
+    let known = ["png", "jpg", "jpeg", "jpe", "jfif", "mpo", "webp", "bmp", "tif", "tiff", "gif"];
+    !attributes && known.contains(&extension(path).as_str())
 }
 
-/// Longer side over shorter one. A line of pixels scaled up to a model's size would fill all memory.
-const RATIO_LIMIT: u32 = 100;
+/// Whether a file is named like a picture of a format that is not read.
+pub fn is_foreign_picture(path: &Path) -> bool {
+    ["avif", "heic", "heif", "jp2", "j2k", "jxl", "dng", "svg", "pfm"].contains(&extension(path).as_str())
+}
 
-/// Reads a picture, turned upright as its EXIF data says.
+fn extension(path: &Path) -> String {
+    path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
+}
+
+/// Reads a picture, turned upright as its EXIF data says; of several in one file, the first.
 pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     let fail = |message: String| VisionError::Picture { path: path.to_owned(), message };
+    let decoding = |error: ImageError| match error {
+        ImageError::Unsupported(error) => fail(format!("{error}\n  hint: {FORMATS} are read")),
+        error => fail(error.to_string()),
+    };
     // The reader's default limits bound memory: a small file may claim a huge picture.
-    let file = crate::regular_file::open(path).map_err(|error| fail(error.to_string()))?;
+    let file = crate::regular_file::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => fail("there is no such file".to_owned()),
+        _ => fail(error.to_string()),
+    })?;
     let reader = ImageReader::new(std::io::BufReader::new(file));
     let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string()))?;
-    let mut decoder = reader.into_decoder().map_err(|error| fail(error.to_string()))?;
-    let orientation = decoder.orientation().map_err(|error| fail(error.to_string()))?;
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| fail(error.to_string()))?;
+    let is_cut: Option<fn(&[u8]) -> bool> = match reader.format() {
+        Some(ImageFormat::Jpeg) => Some(is_cut_jpeg),
+        Some(ImageFormat::WebP) => Some(is_cut_webp),
+        _ => None,
+    };
+    if let Some(is_cut) = is_cut {
+        let bytes = crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string()))?;
+        if is_cut(&bytes) {
+            return Err(fail("its end is missing: the file is cut off".to_owned()));
+        }
+    }
+    let mut decoder = reader.into_decoder().map_err(decoding)?;
+    let orientation = decoder.orientation().map_err(decoding)?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(decoding)?;
     picture.apply_orientation(orientation);
     let picture = picture.into_rgb8();
     if picture.width() == 0 || picture.height() == 0 {
         return Err(fail("it is empty".to_owned()));
     }
-    let (long, short) = (picture.width().max(picture.height()), picture.width().min(picture.height()));
-    if long / short > RATIO_LIMIT {
-        return Err(fail(format!("{} x {} pixels are a line, no picture", picture.width(), picture.height())));
-    }
     Ok(picture)
+}
+
+/// Bytes of a file whose end is looked for.
+const WHOLE_LIMIT: u64 = 1 << 30;
+
+/// Whether a JPEG has no end: every picture ends with the marker EOI (ITU-T T.81, B.2.1). Its decoder would fill what is
+/// missing with grey, where PIL raises.
+fn is_cut_jpeg(bytes: &[u8]) -> bool {
+    let mut at = 2; // after the first marker, SOI
+    // Between markers is a scan's data, where 0xFF is followed by 0 or by a restart's number.
+    let is_marker = |pair: &[u8]| pair[0] == 0xFF && !matches!(pair[1], 0x00 | 0x01 | 0xD0..=0xD8 | 0xFF);
+    while let Some(found) = bytes.get(at..).and_then(|rest| rest.windows(2).position(is_marker)) {
+        at += found + 2;
+        if bytes[at - 1] == 0xD9 {
+            return false;
+        }
+        // Segments say their length. What is in them (a thumbnail, say) has markers of its own.
+        let Some(&[high, low]) = bytes.get(at..at + 2) else { return true };
+        at += usize::from(u16::from_be_bytes([high, low]));
+    }
+    true
+}
+
+/// Whether a WebP is shorter than its RIFF header says (RFC 9649, 2.3).
+fn is_cut_webp(bytes: &[u8]) -> bool {
+    let size = bytes.get(4..8).and_then(|size| size.try_into().ok()).map(u32::from_le_bytes);
+    size.is_none_or(|size| u64::from(size) + 8 > bytes.len() as u64)
 }
 
 /// Writes a picture, whole or not at all: PNG by that extension, else JPEG.
@@ -55,35 +107,9 @@ pub fn save_picture(path: &Path, picture: &RgbImage) -> Result<(), VisionError> 
     write_file(path, &bytes).map(drop).map_err(|error| fail(error.to_string()))
 }
 
-/// Height and width the model wants: the recipe's, else the input's own.
-pub fn input_size(preprocess: &Preprocess, shape: &[Option<usize>]) -> Result<[u32; 2], VisionError> {
-    let found = || VisionError::Input { found: format!("{shape:?}") };
-    let [_, Some(3), height, width] = shape else { return Err(found()) };
-    if let Some(size) = preprocess.size {
-        let agrees = |own: &Option<usize>, wanted: u32| own.is_none_or(|own| u32::try_from(own) == Ok(wanted));
-        return if agrees(height, size[0]) && agrees(width, size[1]) { Ok(size) } else { Err(found()) };
-    }
-    match (height, width) {
-        (Some(height), Some(width)) => {
-            Ok([u32::try_from(*height).map_err(|_| found())?, u32::try_from(*width).map_err(|_| found())?])
-        }
-        _ => Err(found()),
-    }
-}
-
-/// One picture as `[1, 3, height, width]`.
+/// One picture as float32 `[1, 3, height, width]`, whatever the model wants.
 pub fn to_tensor(picture: &RgbImage, preprocess: &Preprocess, size: [u32; 2]) -> Tensor {
-    let fitted = fit(picture, preprocess, size);
-    let bgr = preprocess.color == Some(Color::Bgr);
-    let (width, height) = (fitted.width() as usize, fitted.height() as usize);
-    let mut values = vec![0.0; 3 * width * height]; // (3, height, width)
-    for (channel, plane) in values.chunks_mut(width * height).enumerate() {
-        let (mean, std) = (preprocess.mean[channel], preprocess.std[channel]);
-        let table: Vec<f32> = (0..=255u8).map(|byte| (f32::from(byte) - mean) / std).collect();
-        let bytes = fitted.as_raw().iter().skip(if bgr { 2 - channel } else { channel }).step_by(3);
-        plane.iter_mut().zip(bytes).for_each(|(value, byte)| *value = table[usize::from(*byte)]);
-    }
-    Tensor::from_f32(vec![1, 3, height, width], values).expect("one value per pixel and channel")
+    PictureInput::planar(size).tensor(picture, preprocess)
 }
 
 /// Resizes a picture; both sizes are at least 1.
@@ -114,7 +140,25 @@ fn resize_with(picture: &RgbImage, width: u32, height: u32, algorithm: ResizeAlg
     RgbImage::from_raw(width, height, target.into_vec()).expect("three bytes a pixel")
 }
 
-fn fit(picture: &RgbImage, preprocess: &Preprocess, [height, width]: [u32; 2]) -> RgbImage {
+/// Longer side over shorter one, where pictures are scaled until the shorter side fits: a line of pixels would fill all
+/// memory.
+const RATIO_LIMIT: u32 = 100;
+
+/// The middle of a picture that is a line, as long as can be scaled; what is cut off would be cut off afterwards.
+fn middle_of_a_line(picture: &RgbImage) -> Option<RgbImage> {
+    let (width, height) = picture.dimensions();
+    let longest = width.min(height).max(1).saturating_mul(RATIO_LIMIT);
+    (width.max(height) > longest).then(|| crop(picture, width.min(longest), height.min(longest)))
+}
+
+/// A picture at a model's size.
+pub(super) fn fit(picture: &RgbImage, preprocess: &Preprocess, [height, width]: [u32; 2]) -> RgbImage {
+    let cuts = match preprocess.resize {
+        Some(resize) => matches!(resize, Resize::ShortestEdge(_)),
+        None => preprocess.fit == Some(Fit::Crop),
+    };
+    let middle = if cuts { middle_of_a_line(picture) } else { None };
+    let picture = middle.as_ref().unwrap_or(picture);
     let resample = preprocess.resample.unwrap_or(Resample::Bilinear);
     let resize = |width: u32, height: u32| resize(picture, width.max(1), height.max(1), resample);
     let (own_width, own_height) = picture.dimensions();
@@ -194,7 +238,7 @@ mod tests {
         let values = tensor.as_f32().unwrap();
         assert_eq!((values[0], values[7]), (2.0, -2.0), "red plane");
         assert_eq!((values[64], values[71]), (0.0, 50.0), "blue plane");
-        settings.color = Some(Color::Bgr);
+        settings.color = Some(crate::vision::Color::Bgr);
         assert_eq!(to_tensor(&picture(), &settings, [4, 8]).as_f32().unwrap()[7], 0.0, "blue comes first");
     }
 
@@ -208,5 +252,37 @@ mod tests {
         assert_eq!((red(&crop, 0, 0), red(&crop, 0, 3)), (200.0, 0.0));
         let stretch = to_tensor(&picture(), &preprocess(Fit::Stretch), [4, 4]);
         assert!(red(&stretch, 0, 0) > 190.0 && red(&stretch, 3, 3) < 10.0);
+    }
+
+    #[test]
+    fn lines_are_pictures() {
+        // Scaled whole until the shorter side fits, the first would have 4 x 262,144 pixels.
+        for (width, height) in [(65_536, 1), (2000, 16), (1, 300)] {
+            let line = RgbImage::from_pixel(width, height, Rgb([9, 8, 7]));
+            for fit in [Fit::Crop, Fit::Letterbox, Fit::Stretch] {
+                let tensor = to_tensor(&line, &preprocess(fit), [4, 4]);
+                assert_eq!(tensor.shape(), [1, 3, 4, 4]);
+                assert!(fit == Fit::Letterbox || tensor.to_f64()[..16] == [9.0; 16], "{width} x {height}, {fit:?}");
+            }
+            let settings = Preprocess { fit: None, resize: Some(Resize::ShortestEdge(4)), ..preprocess(Fit::Crop) };
+            assert_eq!(to_tensor(&line, &settings, [4, 4]).to_f64()[..16], [9.0; 16], "{width} x {height}");
+        }
+        assert!(middle_of_a_line(&RgbImage::new(1600, 16)).is_none());
+        assert_eq!(middle_of_a_line(&RgbImage::new(2000, 16)).unwrap().dimensions(), (1600, 16));
+    }
+
+    #[test]
+    fn names_of_pictures() {
+        for (name, read, foreign) in [
+            ("a.jpg", true, false),
+            ("A.WEBP", true, false),
+            ("żółw.tiff", true, false),
+            ("._a.jpg", false, false),
+            ("a.HEIC", false, true),
+            ("a.txt", false, false),
+            ("jpg", false, false),
+        ] {
+            assert_eq!((is_picture(Path::new(name)), is_foreign_picture(Path::new(name))), (read, foreign), "{name}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use rten::{Model, ModelOptions, NodeId, Value, ValueOrView};
 use rten_tensor::prelude::*;
 
 use super::onnxruntime::{OnnxRuntime, Prepared};
-use super::{Backend, BackendError, BackendInfo};
+use super::{Backend, BackendError, BackendInfo, Named};
 use crate::onnx;
 use crate::tensor::TensorSpec;
 
@@ -29,9 +29,12 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The reference of this machine: ONNX Runtime where it is present.
+    /// rten, which is the faster of the two with weights that it does not keep; `WATUS_CPU_ENGINE` names another.
     pub fn find() -> Result<Self, BackendError> {
-        Ok(OnnxRuntime::find()?.map_or(Engine::Rten, Engine::Runtime))
+        match super::named_engine()? {
+            Some(Named::OnnxRuntime) => Ok(Engine::Runtime(super::named_runtime()?)),
+            _ => Ok(Engine::Rten),
+        }
     }
 
     /// Who that is.

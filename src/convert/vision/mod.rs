@@ -7,7 +7,7 @@ mod classifier;
 mod net;
 mod yolo;
 
-pub use classifier::{classifier_model, labels, preprocess, trained_size};
+pub use classifier::{answers, classifier_model, labels, preprocess, trained_size};
 pub use yolo::{YoloModel, root as yolo_root, yolo_model};
 
 use super::OPSET;

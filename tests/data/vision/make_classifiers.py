@@ -1,10 +1,11 @@
 """Makes the tiny image classifiers of this folder: random weights in Hugging Face format and what transformers computes.
 
-    python3 make_classifiers.py bus.jpg        needs: torch, transformers, torchvision, pillow, numpy
+    python3 make_classifiers.py bus.jpg [NAME…]        needs: torch, transformers, torchvision, pillow, numpy
 
 Each folder holds config.json, preprocessor_config.json, model.safetensors, expected.npy: logits `[2, classes]` in float32 of
 two pictures of noise, computed in float64, and pixels.npy: what the model's own processor makes of bus.jpg (of the package
-ultralytics), every n-th value.
+ultralytics), every n-th value. answers.json is what transformers' pipeline says of logits, by problem type. Without names all
+are made.
 """
 
 import json
@@ -80,11 +81,42 @@ CASES = {
                                     downsample_in_first_stage=True, **LABELS),
                      processor({"shortest_edge": 384}, crop_pct=0.875, image_processor_type="ConvNextImageProcessor",
                                resample=2, **IMAGENET)),
+    # Within a block it is ReLU all the same.
+    "resnet-silu": (t.ResNetForImageClassification,
+                    t.ResNetConfig(embedding_size=8, hidden_sizes=[16, 24], depths=[2, 1], hidden_act="silu", **LABELS),
+                    processor({"shortest_edge": 32}, crop_pct=0.875, image_processor_type="ConvNextImageProcessor",
+                              **IMAGENET)),
+    "resnet-basic-gelu": (t.ResNetForImageClassification,
+                          t.ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 2], layer_type="basic",
+                                         hidden_act="gelu", **LABELS),
+                          processor({"shortest_edge": 32}, crop_pct=0.875, image_processor_type="ConvNextImageProcessor",
+                                    **IMAGENET)),
 }
 
 
+def answers():
+    """What the pipeline makes of logits: [{problem_type, labels, logits, answer: [[label, score], …]}]."""
+    cases = []
+    for problem, logits in [(None, [0.5, -1.0, 2.0]), ("single_label_classification", [0.5, -1.0, 2.0]),
+                            ("multi_label_classification", [0.5, -1.0, 2.0]), ("regression", [0.0061]),
+                            ("regression", [0.5, -1.0, 2.0]), (None, [0.25]), ("multi_label_classification", [-0.25])]:
+        names = ["cat", "dog", "owl"][:len(logits)]
+        config = t.ViTConfig(**{**plain, "num_hidden_layers": 1}, problem_type=problem)
+        config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
+        pipeline = t.ImageClassificationPipeline(t.ViTForImageClassification(config), image_processor=t.ViTImageProcessor())
+        said = pipeline.postprocess({"logits": torch.tensor([logits])})
+        cases.append({"problem_type": problem, "labels": names, "logits": logits,
+                      "answer": [[one["label"], one["score"]] for one in said]})
+    return cases
+
+
 def main():
+    wanted = sys.argv[2:] or [*CASES, "answers"]
+    if "answers" in wanted:
+        (HERE / "answers.json").write_text("[\n " + ",\n ".join(map(json.dumps, answers())) + "\n]\n")
     for name, (kind, config, preprocessor) in CASES.items():
+        if name not in wanted:
+            continue
         torch.manual_seed(len(name))
         model = kind(config).eval()
         with torch.no_grad():

@@ -11,6 +11,7 @@ pub(super) struct Builder<'a> {
     pub(super) net: Net,
     pub(super) weights: &'a Checkpoint,
     pub(super) config: Config<'a>,
+    pub(super) classes: usize,
 }
 
 /// What one attention layer needs besides its input.
@@ -165,12 +166,6 @@ impl Builder<'_> {
             "silu" | "swish" => Activation::Silu,
             other => return Err(self.config.error(format!("`{field}: {other}` is not supported"))),
         })
-    }
-
-    /// The number of classes: `id2label`, which `transformers` counts too.
-    pub(super) fn classes(&self) -> usize {
-        let labels = self.config.within("id2label").map(|labels| labels.fields().len());
-        labels.filter(|count| *count > 0).unwrap_or(2)
     }
 
     /// A field that is one size or a pair of equal ones.

@@ -18,6 +18,8 @@ pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     if sizes.len() != depths.len() {
         return Err(config.error("`depths` and `hidden_sizes` differ in length"));
     }
+    // Within a block it is always ReLU, ResNetConvLayer's default (`modeling_resnet.py`): the layers do not pass theirs on.
+    let inner_activation = Activation::Relu;
     builder.net.graph.scope("/resnet/embedder");
     let width = config.optional_size("embedding_size")?.unwrap_or(64);
     let x = builder.normed_conv(image, "resnet.embedder.embedder", width, 7, 2)?;
@@ -32,16 +34,16 @@ pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
             let stride = if halve { 2 } else { 1 };
             let y = if basic {
                 let y = builder.normed_conv(&x, &format!("{stem}.layer.0"), *size, 3, stride)?;
-                let y = Map { name: builder.net.activate(&y.name, activation), ..y };
+                let y = Map { name: builder.net.activate(&y.name, inner_activation), ..y };
                 builder.normed_conv(&y, &format!("{stem}.layer.1"), *size, 3, 1)?
             } else {
                 let early = config.flag("downsample_in_bottleneck");
                 let strides = if early { [stride, 1] } else { [1, stride] };
                 let inner = size / 4;
                 let y = builder.normed_conv(&x, &format!("{stem}.layer.0"), inner, 1, strides[0])?;
-                let y = Map { name: builder.net.activate(&y.name, activation), ..y };
+                let y = Map { name: builder.net.activate(&y.name, inner_activation), ..y };
                 let y = builder.normed_conv(&y, &format!("{stem}.layer.1"), inner, 3, strides[1])?;
-                let y = Map { name: builder.net.activate(&y.name, activation), ..y };
+                let y = Map { name: builder.net.activate(&y.name, inner_activation), ..y };
                 builder.normed_conv(&y, &format!("{stem}.layer.2"), *size, 1, 1)?
             };
             let beside = if x.channels != *size || stride != 1 {
@@ -56,7 +58,7 @@ pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     builder.net.graph.scope("/pooler");
     let pooled = builder.net.global_average(&x);
     builder.net.graph.scope("/classifier");
-    let classes = builder.classes();
+    let classes = builder.classes;
     builder.linear(&pooled, "classifier.1", [classes, x.channels], true)
 }
 
@@ -86,7 +88,7 @@ pub(super) fn convnext(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     let pooled = builder.net.global_average(&x);
     let eps = builder.number("layer_norm_eps", 1e-12)?;
     let normed = builder.norm(&pooled, "convnext.layernorm", x.channels, eps)?;
-    let classes = builder.classes();
+    let classes = builder.classes;
     builder.linear(&normed, "classifier", [classes, x.channels], true)
 }
 

@@ -20,6 +20,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::convert::Config;
 use crate::onnx::{GraphBuilder, Model};
 use crate::tensor::DType;
+use crate::vision::ClassifierOutput;
 
 pub use preprocessor::preprocess;
 
@@ -58,6 +59,36 @@ pub fn labels(checkpoint: &Checkpoint) -> Read<Option<Vec<String>>> {
     Ok((!labels.is_empty() && !placeholders).then_some(labels))
 }
 
+/// What the output holds, as `transformers` takes it (`pipelines/image_classification.py`, `postprocess`): values of a
+/// regression as they are, a sigmoid for labels that do not exclude each other and for a single one, else a softmax.
+pub fn answers(checkpoint: &Checkpoint) -> Read<ClassifierOutput> {
+    let config = Config::new(&checkpoint.config_path, &checkpoint.config);
+    let kind = config.get("problem_type").filter(|kind| !kind.is_null());
+    match (kind.map(|kind| kind.as_str().unwrap_or_default()), classes(&config)?) {
+        (Some("regression"), _) => Ok(ClassifierOutput::Values),
+        (Some("multi_label_classification"), _) | (None, 1) => Ok(ClassifierOutput::Multilabel),
+        (Some("single_label_classification"), 1) => Err(config.error(
+            "`problem_type: single_label_classification` of one label says nothing\n  hint: say `output: values` or \
+             `output: multilabel` in the recipe, whichever it was trained for",
+        )),
+        (Some("single_label_classification") | None, _) => Ok(ClassifierOutput::Logits),
+        (Some(_), _) => Err(config.error(format!(
+            "`problem_type: {}` is not supported; regression, multi_label_classification and single_label_classification \
+             are",
+            kind.unwrap_or(&Value::Null)
+        ))),
+    }
+}
+
+/// The number of classes: that of `id2label`, else `num_labels`, else 2, which `transformers` does not write.
+fn classes(config: &Config<'_>) -> Read<usize> {
+    let labels = config.within("id2label").map(|labels| labels.fields().len()).filter(|count| *count > 0);
+    match labels {
+        Some(count) => Ok(count),
+        None => Ok(config.optional_size("num_labels")?.unwrap_or(2)),
+    }
+}
+
 /// Emits a classifier for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
 pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Option<usize>) -> Read<Model> {
     let config = Config::new(&checkpoint.config_path, &checkpoint.config);
@@ -78,9 +109,9 @@ pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Optio
     let mut graph = GraphBuilder::new(kind, OPSET);
     graph.input("pixel_values", DType::Float32, &[batch, Some(3), Some(image[0]), Some(image[1])]);
     let input = Map { name: "pixel_values".to_owned(), channels: 3, height: image[0], width: image[1] };
-    let mut builder = Builder { net: Net { graph }, weights: checkpoint, config };
+    let classes = classes(&config)?;
+    let mut builder = Builder { net: Net { graph }, weights: checkpoint, config, classes };
     let logits = emit(&mut builder, &input)?;
-    let classes = builder.classes();
     let mut graph = builder.net.graph;
     graph.scope("");
     graph.node_named("Identity", &[&logits], &["logits"], &[]);

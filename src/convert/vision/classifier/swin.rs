@@ -47,7 +47,7 @@ pub(super) fn swin(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     let eps = builder.number("layer_norm_eps", 1e-5)?;
     let normed = builder.norm(&x.name, "swin.layernorm", x.channels, eps)?;
     let mean = builder.net.node("ReduceMean", &[&normed], &[("axes", [1, 2].into()), ("keepdims", 0.into())]);
-    let classes = builder.classes();
+    let classes = builder.classes;
     builder.linear(&mean, "classifier", [classes, x.channels], true)
 }
 

@@ -43,7 +43,7 @@ pub(super) fn beit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     let mean = builder.net.node("ReduceMean", &[&patches], &[("axes", [1].into()), ("keepdims", 0.into())]);
     let eps = builder.number("layer_norm_eps", 1e-12)?;
     let normed = builder.norm(&mean, "beit.pooler.layernorm", x.width, eps)?;
-    let classes = builder.classes();
+    let classes = builder.classes;
     builder.linear(&normed, "classifier", [classes, x.width], true)
 }
 
@@ -52,7 +52,7 @@ impl Builder<'_> {
     fn token_logits(&mut self, x: &Tokens, token: usize, stem: &str) -> Read<String> {
         let one = self.net.slice(&x.name, 1, token, token + 1);
         let flat = self.net.reshape(&one, &[-1, dim(x.width)]);
-        let classes = self.classes();
+        let classes = self.classes;
         self.linear(&flat, stem, [classes, x.width], true)
     }
 

@@ -7,6 +7,7 @@ mod attention;
 mod blocks;
 mod head;
 mod module;
+mod refusal;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -47,6 +48,7 @@ pub fn root(file: &TorchFile) -> Item<'_> {
 /// Converts a checkpoint for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
 pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> Read<YoloModel> {
     let root = root(file);
+    refusal::check_maker(root)?;
     let (_, class) = root.class().unwrap_or(("", "no object"));
     if !class.ends_with("Model") || root.get("_modules").is_none() {
         let hint =
@@ -58,6 +60,7 @@ pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> 
     let input = Map { name: "images".to_owned(), channels: 3, height: image[0], width: image[1] };
     let mut emitter = Emitter { net: Net { graph }, blocks: 0 };
     let layers = Module::layers(root)?;
+    refusal::check_layers(root, &layers)?;
     let (head, body) = layers.split_last().ok_or_else(|| root.error("the model has no layers"))?;
     let mut maps: Vec<Map> = Vec::new();
     for layer in body {
@@ -150,7 +153,12 @@ impl End {
                 let (output, classes) = self.emitter.classify(head, inputs)?;
                 (Task::Classify, vec![(output, fixed(&[classes]))], classes)
             }
-            _ => return Err(head.error("this head is not supported\n  hint: detect, segment and classify models are")),
+            _ => {
+                return Err(head.error(
+                    "this head is not supported\n  hint: detect, segment and classify models are; others can be exported to \
+                     ONNX and built with `kind: onnx`",
+                ));
+            }
         };
         if classes != self.names.len() {
             let names = self.names.len();

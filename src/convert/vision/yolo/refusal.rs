@@ -1,0 +1,48 @@
+//! Checkpoints that are not converted, told by their classes: what they are, and the way there is for them. (The class
+//! names are those of Ultralytics' `nn/modules` and `nn/tasks.py`, and of the older repositories' `models/yolo.py`.)
+
+use super::module::{Module, Read};
+use crate::checkpoint::torch::Item;
+
+/// A class, what has it, and whether its ONNX export is read by `kind: yolo`.
+const KNOWN: &[(&str, &str, bool)] = &[
+    ("Pose", "a pose model", false),
+    ("Pose26", "a pose model", false),
+    ("OBB", "a model of oriented boxes (OBB)", false),
+    ("OBB26", "a model of oriented boxes (OBB)", false),
+    ("Depth", "a depth model", false),
+    ("SemanticSegment", "a semantic segmentation model", false),
+    ("Segment26", "a YOLO26 segmentation model", true),
+    ("v10Detect", "a YOLOv10", true),
+    ("RTDETRDecoder", "an RT-DETR", true),
+    ("WorldDetect", "a YOLO-World", true),
+    ("YOLOEDetect", "a YOLOE", true),
+    ("YOLOESegment", "a YOLOE", true),
+    ("YOLOESegment26", "a YOLOE", true),
+    ("ELAN1", "a YOLOv9", true),
+    ("RepNCSPELAN4", "a YOLOv9", true),
+];
+
+/// Refuses what older repositories pickled: YOLOv5's own (YOLOv7's and YOLOv9's are made from it), whose classes have the
+/// same names and compute other things.
+pub(super) fn check_maker(root: Item<'_>) -> Read<()> {
+    let Some((package, class)) = root.class() else { return Ok(()) };
+    if package.starts_with("ultralytics") || !package.split('.').any(|part| part == "models") {
+        return Ok(());
+    }
+    Err(root.error(format!(
+        "holds a {package}.{class}: a checkpoint of the original YOLOv5, v7 or v9 repository, not of Ultralytics' package\n  \
+         hint: export it to ONNX there (`python export.py --weights NAME.pt --include onnx`) and build that with `kind: onnx`"
+    )))
+}
+
+/// Refuses models known by one of their layers, the head first.
+pub(super) fn check_layers(root: Item<'_>, layers: &[Module<'_>]) -> Read<()> {
+    let known = |layer: &Module<'_>| KNOWN.iter().find(|(class, ..)| *class == layer.class);
+    let Some((class, what, read)) = layers.iter().rev().find_map(known) else { return Ok(()) };
+    let kind = if *read { "yolo" } else { "onnx" };
+    Err(root.error(format!(
+        "is {what} ({class}), which is not converted from a .pt file\n  hint: export it to ONNX with Ultralytics (`yolo \
+         export model=NAME.pt format=onnx`) and build that with `kind: {kind}`"
+    )))
+}

