@@ -1,0 +1,401 @@
+//! The methods of Python's str, dict and list that a sandbox leaves to templates. Places count characters, not bytes.
+
+use minijinja::value::ValueKind;
+use minijinja::{Error, ErrorKind, State, Value};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::values::{Number, Tuple, View, bind, pairs, refused, text};
+
+/// Characters that a text may be filled up to.
+const WIDEST: usize = 1 << 20;
+
+/// What a value's method answers.
+pub(super) fn call(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let unknown = || Err(Error::from(ErrorKind::UnknownMethod));
+    match value.kind() {
+        ValueKind::String => {
+            let this = value.as_str().unwrap_or_default();
+            if name == "format" {
+                return format(state, value, args);
+            }
+            let answer = changed(this, name, args).transpose().or_else(|| parted(this, name, args).transpose());
+            let answer = answer.or_else(|| asked(this, name, args).transpose());
+            answer.unwrap_or_else(|| filled(this, name, args)?.map_or_else(unknown, Ok))
+        }
+        ValueKind::Map => dict(value, name, args)?.map_or_else(unknown, Ok),
+        ValueKind::Seq | ValueKind::Iterable => list(value, name, args)?.map_or_else(unknown, Ok),
+        _ => unknown(),
+    }
+}
+
+/// `'{} {name}'.format(…)`, which minijinja-contrib has; lists are printed as Python prints them.
+fn format(state: &State<'_, '_>, value: &Value, args: &[Value]) -> Result<Value, Error> {
+    let shown = |value: &Value| match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map if !value.is_kwargs() => text(value).map(Value::from),
+        _ => Ok(value.clone()),
+    };
+    let args = args.iter().map(shown).collect::<Result<Vec<_>, Error>>()?;
+    unknown_method_callback(state, value, "format", &args)
+}
+
+fn word(value: Option<Value>, what: &str) -> Result<Option<String>, Error> {
+    let Some(value) = value.filter(|value| !value.is_none()) else { return Ok(None) };
+    match value.as_str() {
+        Some(text) => Ok(Some(text.to_owned())),
+        None => Err(refused(format!("{what} wants a text, not {}", value.kind()))),
+    }
+}
+
+fn needed(value: Option<Value>, what: &str) -> Result<String, Error> {
+    word(value, what)?.ok_or_else(|| refused(format!("{what} wants a text")))
+}
+
+fn number(value: Option<Value>, what: &str) -> Result<Option<i128>, Error> {
+    match value.filter(|value| !value.is_none()) {
+        None => Ok(None),
+        Some(value) => match Number::of(&value) {
+            Some(Number::Whole(number)) => Ok(Some(number)),
+            _ => Err(refused(format!("{what} wants a whole number, not {}", value.kind()))),
+        },
+    }
+}
+
+/// Python's white space: Unicode's, and the separators of ASCII.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
+}
+
+/// Without what is at its ends: white space, or the characters that are given.
+pub(super) fn strip(this: &str, chars: Option<&str>, sides: (bool, bool)) -> String {
+    let drop = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let this = if sides.0 { this.trim_start_matches(drop) } else { this };
+    if sides.1 { this.trim_end_matches(drop) } else { this }.to_owned()
+}
+
+pub(super) fn capitalize(this: &str) -> String {
+    let mut letters = this.chars();
+    let first = letters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(letters.as_str().to_lowercase().chars()).collect()
+}
+
+fn title(this: &str) -> String {
+    let mut within = false;
+    let mut titled = String::with_capacity(this.len());
+    for c in this.chars() {
+        let cased = c.is_lowercase() || c.is_uppercase();
+        match within {
+            true => titled.extend(c.to_lowercase()),
+            false => titled.extend(c.to_uppercase()),
+        }
+        within = cased;
+    }
+    titled
+}
+
+/// Texts made of a text.
+fn changed(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let sides = match name {
+        "strip" => Some((true, true)),
+        "lstrip" => Some((true, false)),
+        "rstrip" => Some((false, true)),
+        _ => None,
+    };
+    if let Some(sides) = sides {
+        let [chars] = bind(name, ["chars"], args)?;
+        return Ok(Some(strip(this, word(chars, name)?.as_deref(), sides).into()));
+    }
+    let none = || bind(name, [], args).map(|[]| ());
+    let swap = |c: char| -> String {
+        if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
+    };
+    let text = match name {
+        "upper" => none().map(|()| this.to_uppercase()),
+        "lower" => none().map(|()| this.to_lowercase()),
+        "casefold" => none().map(|()| this.to_lowercase().replace('ß', "ss")),
+        "swapcase" => none().map(|()| this.chars().map(swap).collect()),
+        "capitalize" => none().map(|()| capitalize(this)),
+        "title" => none().map(|()| title(this)),
+        "removeprefix" | "removesuffix" => {
+            let [end] = bind(name, ["end"], args)?;
+            let end = needed(end, name)?;
+            let cut = if name == "removeprefix" { this.strip_prefix(&*end) } else { this.strip_suffix(&*end) };
+            Ok(cut.unwrap_or(this).to_owned())
+        }
+        "replace" => {
+            let [old, new, count] = bind(name, ["old", "new", "count"], args)?;
+            let (old, new) = (needed(old, name)?, needed(new, name)?);
+            let count = number(count, name)?.and_then(|count| usize::try_from(count).ok());
+            Ok(count.map_or_else(|| this.replace(&old, &new), |count| this.replacen(&old, &new, count)))
+        }
+        "join" => {
+            let [items] = bind(name, ["iterable"], args)?;
+            let items = items.ok_or_else(|| refused("join wants a list"))?;
+            let words = items.try_iter()?.map(|item| needed(Some(item), name)).collect::<Result<Vec<_>, Error>>()?;
+            Ok(words.join(this))
+        }
+        _ => return Ok(None),
+    };
+    text.map(|text| Some(text.into()))
+}
+
+/// A text in parts.
+fn parted(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    Ok(Some(match name {
+        "split" | "rsplit" => {
+            let [separator, most] = bind(name, ["sep", "maxsplit"], args)?;
+            let separator = word(separator, name)?;
+            let most = number(most, name)?.and_then(|most| usize::try_from(most).ok()).unwrap_or(usize::MAX);
+            if separator.as_deref() == Some("") {
+                return Err(refused(format!("{name}: empty separator")));
+            }
+            Value::from(split(this, separator.as_deref(), most, name == "split"))
+        }
+        "partition" | "rpartition" => {
+            let [separator] = bind(name, ["sep"], args)?;
+            let separator = needed(separator, name)?;
+            if separator.is_empty() {
+                return Err(refused(format!("{name}: empty separator")));
+            }
+            let first = name == "partition";
+            let found = if first { this.split_once(&*separator) } else { this.rsplit_once(&*separator) };
+            let parts = match found {
+                Some((before, after)) => [before, &*separator, after],
+                None if first => [this, "", ""],
+                None => ["", "", this],
+            };
+            Value::from_object(Tuple(parts.map(Value::from).to_vec()))
+        }
+        "splitlines" => {
+            let [ends] = bind(name, ["keepends"], args)?;
+            Value::from(lines(this, ends.is_some_and(|ends| ends.is_true())))
+        }
+        _ => return Ok(None),
+    }))
+}
+
+fn split(this: &str, separator: Option<&str>, most: usize, forwards: bool) -> Vec<String> {
+    let own = |parts: Vec<&str>| parts.into_iter().map(str::to_owned).collect::<Vec<_>>();
+    let pieces = most.saturating_add(1);
+    match (separator, forwards) {
+        (Some(separator), true) => own(this.splitn(pieces, separator).collect()),
+        (Some(separator), false) => {
+            let mut parts = own(this.rsplitn(pieces, separator).collect());
+            parts.reverse();
+            parts
+        }
+        (None, true) => {
+            let (mut parts, mut rest) = (Vec::new(), this.trim_start_matches(is_space));
+            while !rest.is_empty() && parts.len() < most {
+                let (part, after) = rest.split_at(rest.find(is_space).unwrap_or(rest.len()));
+                parts.push(part);
+                rest = after.trim_start_matches(is_space);
+            }
+            parts.extend((!rest.is_empty()).then_some(rest));
+            own(parts)
+        }
+        (None, false) => {
+            let (mut parts, mut rest) = (Vec::new(), this.trim_end_matches(is_space));
+            while !rest.is_empty() && parts.len() < most {
+                let at = rest.char_indices().rev().find(|(_, c)| is_space(*c)).map_or(0, |(at, c)| at + c.len_utf8());
+                let (before, part) = rest.split_at(at);
+                parts.push(part);
+                rest = before.trim_end_matches(is_space);
+            }
+            parts.extend((!rest.is_empty()).then_some(rest));
+            parts.reverse();
+            own(parts)
+        }
+    }
+}
+
+/// By every end of a line that Python knows.
+fn lines(this: &str, ends: bool) -> Vec<String> {
+    let (mut lines, mut rest) = (Vec::new(), this);
+    let ending = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
+    while let Some(at) = rest.find(ending) {
+        let end = match rest[at..].starts_with("\r\n") {
+            true => 2,
+            false => rest[at..].chars().next().map_or(1, char::len_utf8),
+        };
+        lines.push(rest[..if ends { at + end } else { at }].to_owned());
+        rest = &rest[at + end..];
+    }
+    lines.extend((!rest.is_empty()).then(|| rest.to_owned()));
+    lines
+}
+
+/// Answers about a text.
+fn asked(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let all = |accept: &dyn Fn(char) -> bool| {
+        bind(name, [], args).map(|[]| Some(Value::from(!this.is_empty() && this.chars().all(accept))))
+    };
+    let cased = |right: fn(char) -> bool, wrong: fn(char) -> bool| {
+        bind(name, [], args).map(|[]| Some(Value::from(this.chars().any(right) && !this.chars().any(wrong))))
+    };
+    match name {
+        "isdigit" | "isdecimal" | "isnumeric" => all(&char::is_numeric),
+        "isalpha" => all(&char::is_alphabetic),
+        "isalnum" => all(&char::is_alphanumeric),
+        "isspace" => all(&is_space),
+        "isascii" => bind(name, [], args).map(|[]| Some(Value::from(this.is_ascii()))),
+        "isupper" => cased(char::is_uppercase, char::is_lowercase),
+        "islower" => cased(char::is_lowercase, char::is_uppercase),
+        "istitle" => bind(name, [], args).map(|[]| Some(Value::from(title(this) == this && title(this) != this.to_lowercase()))),
+        "isidentifier" => {
+            let rest = |c: char| c == '_' || c.is_alphanumeric();
+            let first = this.chars().next().is_some_and(|c| c == '_' || c.is_alphabetic());
+            bind(name, [], args).map(|[]| Some(Value::from(first && this.chars().all(rest))))
+        }
+        "startswith" | "endswith" => {
+            let [ends, start, end] = bind(name, ["prefix", "start", "end"], args)?;
+            let ends = ends.ok_or_else(|| refused(format!("{name} wants a text")))?;
+            let within = range(this, number(start, name)?, number(end, name)?);
+            let ends: Vec<Value> = if ends.as_str().is_some() { vec![ends] } else { ends.try_iter()?.collect() };
+            let ends = ends.into_iter().map(|end| needed(Some(end), name)).collect::<Result<Vec<_>, Error>>()?;
+            let holds = |end: &String| match (within, name) {
+                (Some((_, text)), "startswith") => text.starts_with(&**end),
+                (Some((_, text)), _) => text.ends_with(&**end),
+                (None, _) => false,
+            };
+            Ok(Some(Value::from(ends.iter().any(holds))))
+        }
+        "find" | "rfind" | "index" | "rindex" | "count" => {
+            let [what, start, end] = bind(name, ["sub", "start", "end"], args)?;
+            let what = needed(what, name)?;
+            let within = range(this, number(start, name)?, number(end, name)?);
+            if name == "count" {
+                return Ok(Some(Value::from(within.map_or(0, |(_, text)| text.matches(&*what).count()))));
+            }
+            let found = within.and_then(|(before, text)| {
+                let at = if name.starts_with('r') { text.rfind(&*what) } else { text.find(&*what) };
+                at.map(|at| before + text[..at].chars().count())
+            });
+            match found {
+                None if name.ends_with("index") => Err(refused("substring not found")),
+                found => Ok(Some(found.map_or_else(|| Value::from(-1), Value::from))),
+            }
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The characters between two places, and how many are before them; none if there can be none.
+fn range(this: &str, start: Option<i128>, end: Option<i128>) -> Option<(usize, &str)> {
+    let length = this.chars().count();
+    let all = i128::try_from(length).ok()?;
+    let place = |at: i128| usize::try_from(if at < 0 { at.saturating_add(all).max(0) } else { at }).unwrap_or(usize::MAX);
+    let (start, end) = (start.map_or(0, place), end.map_or(length, place).min(length));
+    if start > end {
+        return None;
+    }
+    let byte = |place: usize| this.char_indices().nth(place).map_or(this.len(), |(at, _)| at);
+    Some((start, &this[byte(start)..byte(end)]))
+}
+
+/// Texts filled up to a width.
+fn filled(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    if !matches!(name, "center" | "ljust" | "rjust" | "zfill" | "expandtabs") {
+        return Ok(None);
+    }
+    let [width, fill] = bind(name, ["width", "fillchar"], args)?;
+    let width = number(width, name)?;
+    if name == "expandtabs" {
+        return Ok(Some(expand(this, usize::try_from(width.unwrap_or(8)).unwrap_or_default().min(WIDEST)).into()));
+    }
+    let width = width.ok_or_else(|| refused(format!("{name} wants a width")))?;
+    let fill = word(fill, name)?.unwrap_or_else(|| " ".to_owned());
+    let mut fills = fill.chars();
+    let (Some(fill), None) = (fills.next(), fills.next()) else {
+        return Err(refused(format!("{name}: the fill character must be exactly one character long")));
+    };
+    Ok(Some(fill_up(this, name, usize::try_from(width).unwrap_or_default(), fill)?.into()))
+}
+
+/// Python puts the odd space of `center` on the left where the width is odd.
+pub(super) fn fill_up(this: &str, name: &str, width: usize, fill: char) -> Result<String, Error> {
+    if width > WIDEST {
+        return Err(refused(format!("{name}: a text has more than {WIDEST} characters")));
+    }
+    let missing = width.saturating_sub(this.chars().count());
+    let many = |count: usize| String::from_iter(std::iter::repeat_n(fill, count));
+    Ok(match name {
+        "ljust" => format!("{this}{}", many(missing)),
+        "rjust" => format!("{}{this}", many(missing)),
+        "zfill" => {
+            let (sign, digits) = this.split_at(usize::from(this.starts_with(['-', '+'])));
+            format!("{sign}{}{digits}", "0".repeat(missing))
+        }
+        _ => {
+            let left = missing / 2 + (missing & width & 1);
+            format!("{}{this}{}", many(left), many(missing - left))
+        }
+    })
+}
+
+fn expand(this: &str, width: usize) -> String {
+    let (mut expanded, mut column) = (String::new(), 0);
+    for c in this.chars() {
+        match c {
+            '\t' if width == 0 => {}
+            '\t' => {
+                let spaces = width - column % width;
+                expanded.extend(std::iter::repeat_n(' ', spaces.min(64)));
+                column += spaces;
+            }
+            _ => {
+                expanded.push(c);
+                column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
+            }
+        }
+    }
+    expanded
+}
+
+fn dict(this: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    let view = |name: &'static str, values: Vec<Value>| Ok(Some(Value::from_object(View { name, values })));
+    match name {
+        "get" => {
+            let [key, other] = bind(name, ["key", "default"], args)?;
+            let key = key.ok_or_else(|| refused("get wants a key"))?;
+            let found = this.get_item(&key)?;
+            let other = || other.unwrap_or_else(|| Value::from(()));
+            Ok(Some(if found.is_undefined() { other() } else { found }))
+        }
+        "items" | "keys" | "values" => {
+            let [] = bind(name, [], args)?;
+            let pairs = pairs(this)?.into_iter();
+            match name {
+                "items" => view(
+                    "dict_items",
+                    pairs.map(|(key, value)| Value::from_object(Tuple(vec![key, value]))).collect(),
+                ),
+                "keys" => view("dict_keys", pairs.map(|(key, _)| key).collect()),
+                _ => view("dict_values", pairs.map(|(_, value)| value).collect()),
+            }
+        }
+        "copy" => bind(name, [], args).map(|[]| Some(this.clone())),
+        _ => Ok(None),
+    }
+}
+
+fn list(this: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+    match name {
+        "count" => {
+            let [what] = bind(name, ["value"], args)?;
+            let count = this.try_iter()?.filter(|item| Some(item) == what.as_ref()).count();
+            Ok(Some(Value::from(count)))
+        }
+        "index" => {
+            let [what, start, end] = bind(name, ["value", "start", "stop"], args)?;
+            let start = number(start, name)?.map_or(0, |start| usize::try_from(start).unwrap_or_default());
+            let end = number(end, name)?.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX);
+            let mut places = this.try_iter()?.enumerate().skip(start).take_while(|(at, _)| *at < end);
+            match places.find(|(_, item)| Some(item) == what.as_ref()) {
+                Some((at, _)) => Ok(Some(Value::from(at))),
+                None => Err(refused("the list has no such item")),
+            }
+        }
+        "copy" => bind(name, [], args).map(|[]| Some(this.clone())),
+        _ => Ok(None),
+    }
+}
