@@ -252,7 +252,7 @@ fn source_plan(folder: &Path, kind: Kind, source: &Source) -> SourcePlan {
 fn default_files(kind: Kind) -> Vec<String> {
     let globs: &[&str] = match kind {
         // Not every *.safetensors: some repositories keep the weights a second time, as consolidated.safetensors.
-        Kind::Llm => &["*.json", "model*.safetensors", "tokenizer*", "*.jinja"],
+        Kind::Llm => &["*.json", "model*.safetensors", "tokenizer*", "*.jinja", "additional_chat_templates/*.jinja"],
         Kind::Yolo => &["*.pt"],
         // An ONNX file has to be named: repositories keep several, quantised ones among them.
         Kind::Classifier => &["*.json", "model*.safetensors"],

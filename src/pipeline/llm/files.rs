@@ -6,15 +6,16 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::{Prepared, is_text, open};
+use super::{Prepared, Source, is_text, open};
 use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
 use crate::llm::model::{ENGINES, WEIGHTS};
-use crate::llm::text::text_files;
-use crate::llm::{head_name, layer_name};
+use crate::llm::text::{self, TOOL_USE_TEMPLATE, text_files};
+use crate::llm::{LlmError, head_name, layer_name};
 use crate::pipeline::place::{self, Move};
 use crate::pipeline::{Context, MODEL};
+use crate::progress::Event;
 use crate::recipe::{Plan, SourcePlan};
 
 /// Writes every graph; returns graphs and engines.
@@ -58,9 +59,9 @@ pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Co
     Ok(names)
 }
 
-/// Copies or makes the text files.
-pub(super) fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
-    let checkpoint = &prepared.source.checkpoint;
+/// Copies or makes the text files; `template` is the recipe's.
+pub(super) fn place_text(source: &Source, template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
+    let checkpoint = &source.checkpoint;
     match &checkpoint.gguf {
         Some(gguf) => {
             for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
@@ -69,17 +70,57 @@ pub(super) fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<(
             }
         }
         None => {
-            for path in prepared.source.paths.iter().filter(|path| is_text(path)) {
-                let name = path.file_name().unwrap_or_default();
-                fs::copy(path, staged.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
+            for path in source.paths.iter().filter(|path| is_text(path)) {
+                let name = if path.ends_with(TOOL_USE_TEMPLATE) {
+                    // A recipe's template is for conversations with functions, too.
+                    if template.is_some() {
+                        continue;
+                    }
+                    Path::new(TOOL_USE_TEMPLATE)
+                } else {
+                    Path::new(path.file_name().unwrap_or_default())
+                };
+                let to = staged.join(name);
+                let parent = to.parent().unwrap_or(staged);
+                fs::create_dir_all(parent).map_err(about(parent))?;
+                fs::copy(path, &to).with_context(|| format!("cannot copy {}", path.display()))?;
             }
         }
     }
-    if let Some(template) = &prepared.limits.chat_template {
+    if let Some(template) = template {
         let to = staged.join("chat_template.jinja");
         fs::copy(template, to).with_context(|| format!("chat template {}", template.display()))?;
     }
     Ok(())
+}
+
+/// Looks at tokenizer and chat template as an engine directory would have them: what they are refused for when the engine
+/// runs, they are refused for before anything is built.
+pub(super) fn judge_text(plan: &Plan, source: &Source, context: &Context) -> anyhow::Result<()> {
+    let template = plan.llm.as_ref().and_then(|llm| llm.chat_template.as_deref());
+    let folder = tempfile::tempdir().context("cannot make a temporary folder")?;
+    place_text(source, template, folder.path())?;
+    let warning = text::judge(folder.path()).map_err(|error| match error {
+        LlmError::Text { path, message } => LlmError::Text { path: origin(source, template, &path), message },
+        error => error,
+    })?;
+    if let Some(warning) = warning {
+        context.progress.event(Event::Warning(&format!("{}: {warning}", plan.name)));
+    }
+    Ok(())
+}
+
+/// The user's file that one of the text files was made from.
+fn origin(source: &Source, template: Option<&Path>, copy: &Path) -> PathBuf {
+    let (name, config) = (copy.file_name().unwrap_or_default(), &source.checkpoint.config_path);
+    match template {
+        Some(template) if name == "chat_template.jinja" => template.to_owned(),
+        _ if source.checkpoint.gguf.is_some() => config.clone(),
+        _ => {
+            let own = source.paths.iter().find(|path| is_text(path) && path.file_name() == Some(name));
+            own.cloned().unwrap_or_else(|| config.with_file_name(name))
+        }
+    }
 }
 
 /// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.

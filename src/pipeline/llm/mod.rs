@@ -19,7 +19,7 @@ use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock};
-use crate::llm::text::TEXT_FILES;
+use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
@@ -96,8 +96,13 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     };
     let wanted =
         fetched.files.iter().filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || file.name == named));
-    let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
+    let mut paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
     let checkpoint = Arc::new(Checkpoint::open(&paths)?);
+    // A folder's own files are its source, not those of folders in it.
+    let template = checkpoint.config_path.with_file_name(TOOL_USE_TEMPLATE);
+    if checkpoint.gguf.is_none() && template.is_file() && !paths.contains(&template) {
+        paths.push(template);
+    }
     let length = limits.max_input_len + limits.max_output_len;
     let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, length)?;
     model.locate(&checkpoint)?;
@@ -136,20 +141,24 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let device = Device::open().and_then(|device| device.info()).ok();
     let scheme = quantize::scheme(plan, &source)?;
     let memory = MemoryPlan::new((&source.checkpoint, &source.model), &shapes, dtype, scheme)?;
+    // Before gigabytes are hashed; what was built once has been looked at.
+    let built = folder.exists();
+    if !built {
+        files::judge_text(plan, &source, context)?;
+    }
     let mut hashes = Hashes::open(&context.fetcher.cache);
     let sources = (&source, reference.as_ref());
     let key = key(plan, sources, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
-    if hashes.hashed_bytes > 0 {
-        let (bytes, seconds) = (crate::memory::text(hashes.hashed_bytes), hashes.seconds);
-        let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
-        context.progress.event(Event::Stage(&text));
-    }
+    tell_of_hashing(plan, &hashes, context);
     let stale = match context.rebuild {
         true => Some("a rebuild was asked for".to_owned()),
         false => settings::staleness(&folder, &key, &mut |path| hashes.sha256(path)),
     };
     if stale.is_some() {
         place::check_engine(&folder)?;
+        if built {
+            files::judge_text(plan, &source, context)?;
+        }
     }
     hashes.save()?;
     Ok(Prepared {
@@ -169,6 +178,14 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         stale,
         memory,
     })
+}
+
+fn tell_of_hashing(plan: &Plan, hashes: &Hashes, context: &Context) {
+    if hashes.hashed_bytes > 0 {
+        let (bytes, seconds) = (crate::memory::text(hashes.hashed_bytes), hashes.seconds);
+        let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
+        context.progress.event(Event::Stage(&text));
+    }
 }
 
 /// How keys and values are kept, if not as they are computed.
@@ -251,7 +268,7 @@ fn used(source: &Source) -> impl Iterator<Item = &PathBuf> {
 }
 
 fn is_text(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| TEXT_FILES.iter().any(|text| name == *text))
+    TEXT_FILES.iter().any(|text| path.ends_with(text))
 }
 
 /// Builds what `prepare` found stale, proves and publishes it.
@@ -280,7 +297,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
     let scheme = prepared.scheme;
-    files::place_text(&prepared, staged.path())?;
+    files::place_text(&prepared.source, prepared.limits.chat_template.as_deref(), staged.path())?;
     let weights = match scheme {
         Some(scheme) => quantize::write(&prepared, scheme, staged.path(), context)?,
         None => files::place_weights(&mut prepared, staged.path(), context)?,

@@ -206,24 +206,28 @@ mod tests {
     /// Expected values are those of Python's `datetime(…).strftime` on Linux.
     #[test]
     fn dates() {
-        // 2024-02-28 23:59:59, 2024-02-29 00:00:00, 2026-01-01 09:05:07, 2027-01-03 12:00:00.
-        let (february, leap, new_year, sunday) = (1_709_164_799, 1_709_164_800, 1_767_258_307, 1_798_977_600);
+        // 2024-02-28 23:59:59, 2026-01-01 09:05:07, 2027-01-03 12:00:00.
+        let (february, new_year, sunday) = (1_709_164_799, 1_767_258_307, 1_798_977_600);
         for (format, seconds, expected) in [
             ("%d %b %Y %A %H:%M:%S %%", 0, "01 Jan 1970 Thursday 00:00:00 %"),
             ("%Y-%m-%d %a %B", february, "2024-02-28 Wed February"),
-            ("%F %j %y", leap, "2024-02-29 060 24"),
+            ("%F %j %y", february + 1, "2024-02-29 060 24"),
             ("%-d %-m %-j %e|%_m|%k|%l", new_year, "1 1 1  1| 1| 9| 9"),
             ("%I:%M %p %P %-I", new_year, "09:05 AM am 9"),
             ("%I %p|%r|%R|%T|%X", sunday, "12 PM|12:00:00 PM|12:00|12:00:00|12:00:00"),
             ("%c|%x|%D|%C|%h", new_year, "Thu Jan  1 09:05:07 2026|01/01/26|01/01/26|20|Jan"),
             ("%U %W %V %G %g %u %w", new_year, "00 00 01 2026 26 4 4"),
             ("%U %W %V %G %g %u %w", sunday, "01 00 53 2026 26 7 0"),
-            ("%^a %^B %#p %10d %010Y %3m", new_year, "THU JANUARY am 0000000001 0000002026 001"),
-            ("%z%Z|%n|%t|%s", new_year, "||\n|\t|1767258307"),
+            ("%U %W %V %G", 1_735_516_800, "52 53 01 2025"),
+            ("%U %W %V %G %j", 1_609_372_800, "52 52 53 2020 366"),
+            ("%U %W %V %G %j", 1_609_459_200, "00 00 53 2020 001"),
+            ("%^a %^B %#p %#a %10d %010Y %3m %_5d", new_year, "THU JANUARY am THU 0000000001 0000002026 001     1"),
+            ("%-H|%5a|%05a|%12F", new_year, "9|  Thu|00Thu|  2026-01-01"),
+            ("%-y|%_H|%^p|%#B|%-C|%8T", 1_109_998_800, "5| 5|AM|MARCH|20|05:00:00"),
+            ("%z%Z|%n|%t", new_year, "|\n|\t"),
             ("100% sure %", 0, "100% sure %"),
-            ("%Od %EY %f", new_year, "01 2026 000000"),
+            ("%Od %EY %Q", new_year, "01 2026 %Q"),
         ] {
-            let expected = expected.replacen("||\n", "|\n", 1);
             assert_eq!(strftime(format, seconds), expected, "{format}");
         }
     }

@@ -3,8 +3,8 @@
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, State, Value, filters};
 
-use super::methods::{capitalize, fill_up, strip};
 use super::values::{Number, Tuple, bind, pairs, refused, text};
+use super::words::{capitalize, fill_up, strip};
 use super::{json, percent};
 
 pub(super) fn add(environment: &mut Environment<'static>) {

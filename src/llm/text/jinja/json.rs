@@ -127,7 +127,9 @@ impl Style {
                 '\t' => quoted.push_str("\\t"),
                 '\u{8}' => quoted.push_str("\\b"),
                 '\u{c}' => quoted.push_str("\\f"),
-                _ if u32::from(c) < 0x20 || (self.ascii && c == '\u{7f}') => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+                _ if u32::from(c) < 0x20 || (self.ascii && c == '\u{7f}') => {
+                    quoted.push_str(&format!("\\u{:04x}", u32::from(c)))
+                }
                 _ => quoted.push(c),
             }
         }

@@ -5,9 +5,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::values::{Number, Tuple, View, bind, pairs, refused, text};
-
-/// Characters that a text may be filled up to.
-const WIDEST: usize = 1 << 20;
+use super::words::{WIDEST, capitalize, expand, fill_up, is_space, lines, range, split, strip, title};
 
 /// What a value's method answers.
 pub(super) fn call(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
@@ -60,38 +58,6 @@ fn number(value: Option<Value>, what: &str) -> Result<Option<i128>, Error> {
     }
 }
 
-/// Python's white space: Unicode's, and the separators of ASCII.
-pub(super) fn is_space(c: char) -> bool {
-    c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
-}
-
-/// Without what is at its ends: white space, or the characters that are given.
-pub(super) fn strip(this: &str, chars: Option<&str>, sides: (bool, bool)) -> String {
-    let drop = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
-    let this = if sides.0 { this.trim_start_matches(drop) } else { this };
-    if sides.1 { this.trim_end_matches(drop) } else { this }.to_owned()
-}
-
-pub(super) fn capitalize(this: &str) -> String {
-    let mut letters = this.chars();
-    let first = letters.next().into_iter().flat_map(char::to_uppercase);
-    first.chain(letters.as_str().to_lowercase().chars()).collect()
-}
-
-fn title(this: &str) -> String {
-    let mut within = false;
-    let mut titled = String::with_capacity(this.len());
-    for c in this.chars() {
-        let cased = c.is_lowercase() || c.is_uppercase();
-        match within {
-            true => titled.extend(c.to_lowercase()),
-            false => titled.extend(c.to_uppercase()),
-        }
-        within = cased;
-    }
-    titled
-}
-
 /// Texts made of a text.
 fn changed(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let sides = match name {
@@ -105,9 +71,8 @@ fn changed(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Erro
         return Ok(Some(strip(this, word(chars, name)?.as_deref(), sides).into()));
     }
     let none = || bind(name, [], args).map(|[]| ());
-    let swap = |c: char| -> String {
-        if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
-    };
+    let swap =
+        |c: char| -> String { if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() } };
     let text = match name {
         "upper" => none().map(|()| this.to_uppercase()),
         "lower" => none().map(|()| this.to_lowercase()),
@@ -173,57 +138,6 @@ fn parted(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
     }))
 }
 
-fn split(this: &str, separator: Option<&str>, most: usize, forwards: bool) -> Vec<String> {
-    let own = |parts: Vec<&str>| parts.into_iter().map(str::to_owned).collect::<Vec<_>>();
-    let pieces = most.saturating_add(1);
-    match (separator, forwards) {
-        (Some(separator), true) => own(this.splitn(pieces, separator).collect()),
-        (Some(separator), false) => {
-            let mut parts = own(this.rsplitn(pieces, separator).collect());
-            parts.reverse();
-            parts
-        }
-        (None, true) => {
-            let (mut parts, mut rest) = (Vec::new(), this.trim_start_matches(is_space));
-            while !rest.is_empty() && parts.len() < most {
-                let (part, after) = rest.split_at(rest.find(is_space).unwrap_or(rest.len()));
-                parts.push(part);
-                rest = after.trim_start_matches(is_space);
-            }
-            parts.extend((!rest.is_empty()).then_some(rest));
-            own(parts)
-        }
-        (None, false) => {
-            let (mut parts, mut rest) = (Vec::new(), this.trim_end_matches(is_space));
-            while !rest.is_empty() && parts.len() < most {
-                let at = rest.char_indices().rev().find(|(_, c)| is_space(*c)).map_or(0, |(at, c)| at + c.len_utf8());
-                let (before, part) = rest.split_at(at);
-                parts.push(part);
-                rest = before.trim_end_matches(is_space);
-            }
-            parts.extend((!rest.is_empty()).then_some(rest));
-            parts.reverse();
-            own(parts)
-        }
-    }
-}
-
-/// By every end of a line that Python knows.
-fn lines(this: &str, ends: bool) -> Vec<String> {
-    let (mut lines, mut rest) = (Vec::new(), this);
-    let ending = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
-    while let Some(at) = rest.find(ending) {
-        let end = match rest[at..].starts_with("\r\n") {
-            true => 2,
-            false => rest[at..].chars().next().map_or(1, char::len_utf8),
-        };
-        lines.push(rest[..if ends { at + end } else { at }].to_owned());
-        rest = &rest[at + end..];
-    }
-    lines.extend((!rest.is_empty()).then(|| rest.to_owned()));
-    lines
-}
-
 /// Answers about a text.
 fn asked(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let all = |accept: &dyn Fn(char) -> bool| {
@@ -240,7 +154,9 @@ fn asked(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error>
         "isascii" => bind(name, [], args).map(|[]| Some(Value::from(this.is_ascii()))),
         "isupper" => cased(char::is_uppercase, char::is_lowercase),
         "islower" => cased(char::is_lowercase, char::is_uppercase),
-        "istitle" => bind(name, [], args).map(|[]| Some(Value::from(title(this) == this && title(this) != this.to_lowercase()))),
+        "istitle" => {
+            bind(name, [], args).map(|[]| Some(Value::from(title(this) == this && title(this) != this.to_lowercase())))
+        }
         "isidentifier" => {
             let rest = |c: char| c == '_' || c.is_alphanumeric();
             let first = this.chars().next().is_some_and(|c| c == '_' || c.is_alphabetic());
@@ -279,19 +195,6 @@ fn asked(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error>
     }
 }
 
-/// The characters between two places, and how many are before them; none if there can be none.
-fn range(this: &str, start: Option<i128>, end: Option<i128>) -> Option<(usize, &str)> {
-    let length = this.chars().count();
-    let all = i128::try_from(length).ok()?;
-    let place = |at: i128| usize::try_from(if at < 0 { at.saturating_add(all).max(0) } else { at }).unwrap_or(usize::MAX);
-    let (start, end) = (start.map_or(0, place), end.map_or(length, place).min(length));
-    if start > end {
-        return None;
-    }
-    let byte = |place: usize| this.char_indices().nth(place).map_or(this.len(), |(at, _)| at);
-    Some((start, &this[byte(start)..byte(end)]))
-}
-
 /// Texts filled up to a width.
 fn filled(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     if !matches!(name, "center" | "ljust" | "rjust" | "zfill" | "expandtabs") {
@@ -311,46 +214,6 @@ fn filled(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
     Ok(Some(fill_up(this, name, usize::try_from(width).unwrap_or_default(), fill)?.into()))
 }
 
-/// Python puts the odd space of `center` on the left where the width is odd.
-pub(super) fn fill_up(this: &str, name: &str, width: usize, fill: char) -> Result<String, Error> {
-    if width > WIDEST {
-        return Err(refused(format!("{name}: a text has more than {WIDEST} characters")));
-    }
-    let missing = width.saturating_sub(this.chars().count());
-    let many = |count: usize| String::from_iter(std::iter::repeat_n(fill, count));
-    Ok(match name {
-        "ljust" => format!("{this}{}", many(missing)),
-        "rjust" => format!("{}{this}", many(missing)),
-        "zfill" => {
-            let (sign, digits) = this.split_at(usize::from(this.starts_with(['-', '+'])));
-            format!("{sign}{}{digits}", "0".repeat(missing))
-        }
-        _ => {
-            let left = missing / 2 + (missing & width & 1);
-            format!("{}{this}{}", many(left), many(missing - left))
-        }
-    })
-}
-
-fn expand(this: &str, width: usize) -> String {
-    let (mut expanded, mut column) = (String::new(), 0);
-    for c in this.chars() {
-        match c {
-            '\t' if width == 0 => {}
-            '\t' => {
-                let spaces = width - column % width;
-                expanded.extend(std::iter::repeat_n(' ', spaces.min(64)));
-                column += spaces;
-            }
-            _ => {
-                expanded.push(c);
-                column = if matches!(c, '\n' | '\r') { 0 } else { column + 1 };
-            }
-        }
-    }
-    expanded
-}
-
 fn dict(this: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let view = |name: &'static str, values: Vec<Value>| Ok(Some(Value::from_object(View { name, values })));
     match name {
@@ -365,10 +228,9 @@ fn dict(this: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error
             let [] = bind(name, [], args)?;
             let pairs = pairs(this)?.into_iter();
             match name {
-                "items" => view(
-                    "dict_items",
-                    pairs.map(|(key, value)| Value::from_object(Tuple(vec![key, value]))).collect(),
-                ),
+                "items" => {
+                    view("dict_items", pairs.map(|(key, value)| Value::from_object(Tuple(vec![key, value]))).collect())
+                }
                 "keys" => view("dict_keys", pairs.map(|(key, _)| key).collect()),
                 _ => view("dict_values", pairs.map(|(_, value)| value).collect()),
             }

@@ -13,6 +13,7 @@ mod operators;
 mod percent;
 mod rewrite;
 mod values;
+mod words;
 
 use minijinja::value::Rest;
 use minijinja::{Environment, Error, ErrorKind, Value};
