@@ -115,6 +115,10 @@ CASES = r"""
 {{ text | truncate(9) }} {{ text | truncate(9, true) }} {{ text | truncate(9, true, '', 0) }} {{ text | truncate(99) }} {{ 'raz dwa trzy cztery' | truncate(10, leeway=0) }}
 {{ 'a\nb\n\nc' | indent }}|{{ 'a\nb\n\nc\n' | indent(2, true) }}|{{ 'a\n\nb' | indent(2, blank=true) }}|{{ 'a\nb' | indent('> ', first=true) }}|
 {{ '<a href="x">\'&\'</a>' | e }} {{ '<b>x</b>  <i>y</i>' | striptags }} {{ '<x>' | safe }} {{ 5 | escape }}
+{{ '<a>' + (person.tags | tojson | safe) + '</a>' }} {{ '<' ~ ('&' | safe) }} {{ ('<' | e) + '>' }} {{ [1] + [2] }} {{ (1,) + (2,) }} {{ 1 + 2.5 }} {{ true + 1 }} {{ 5 + 3 - 2 + 1 }}
+{{ [1] + (2,) }}
+{% macro m() %}<{% endmacro %}{% set b %}&{% endset %}{{ m() + '<' + b + ('"' | upper) + m() | trim }}
+{{ 'a' + 1 }}
 {{ '42' | int }} {{ '4.9' | int }} {{ 'x' | int }} {{ 'x' | int(7) }} {{ 3.9 | int }} {{ -3.9 | int }} {{ 'ff' | int(base=16) }} {{ '0x1f' | int(0, 16) }} {{ none | int }} {{ ' 5 ' | int }}
 {{ '1.5' | float }} {{ 'x' | float }} {{ 3 | float }} {{ 'x' | float(2.5) }} {{ '1e3' | float }}
 {{ 2.5 | round }} {{ 3.5 | round }} {{ 2.675 | round(2) }} {{ 42.55 | round(1) }} {{ 2.1 | round(0, 'ceil') }} {{ 2.9 | round(method='floor') }} {{ 7 | round }} {{ -1.5 | round | int }}

@@ -21,9 +21,10 @@ pub(super) fn add(environment: &mut Environment<'static>) {
     environment.add_filter("center", |value: Value, args: Rest<Value>| center(&value, &args));
     environment.add_filter("truncate", |value: Value, args: Rest<Value>| truncate(&value, &args));
     environment.add_filter("indent", |value: Value, args: Rest<Value>| indent(&value, &args));
-    environment.add_filter("escape", |value: Value| escape(&value));
-    environment.add_filter("e", |value: Value| escape(&value));
-    environment.add_filter("forceescape", |value: Value| escape(&value));
+    for name in ["escape", "e"] {
+        environment.add_filter(name, |value: Value| markup(&value).map(Value::from_safe_string));
+    }
+    environment.add_filter("safe", |value: Value| text(&value).map(Value::from_safe_string));
     environment.add_filter("striptags", |value: Value| text(&value).map(|text| striptags(&text)));
     environment.add_filter("format", |value: Value, args: Rest<Value>| format(&value, args));
     environment.add_filter("int", |value: Value, args: Rest<Value>| int(&value, &args));
@@ -140,12 +141,13 @@ fn indent(value: &Value, args: &[Value]) -> Result<String, Error> {
 }
 
 /// As markupsafe does.
-fn escape(value: &Value) -> Result<Value, Error> {
+pub(super) fn markup(value: &Value) -> Result<String, Error> {
+    let text = text(value)?;
     if value.is_safe() {
-        return Ok(value.clone());
+        return Ok(text);
     }
-    let text = text(value)?.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    Ok(Value::from_safe_string(text.replace('\'', "&#39;").replace('"', "&#34;")))
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    Ok(text.replace('\'', "&#39;").replace('"', "&#34;"))
 }
 
 /// As markupsafe does, but for entities.

@@ -1,16 +1,18 @@
-//! What [`super::rewrite`] makes of operators: Python's `%`, `//`, `*`, Jinja's `~`, slices and tuples.
+//! What [`super::rewrite`] makes of operators: Python's `+`, `%`, `//`, `*`, Jinja's `~`, slices and tuples.
 
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, Value};
 
+use super::filters::markup;
 use super::percent;
-use super::rewrite::{CONCAT, PRODUCT, QUOTIENT, REMAINDER, SLICE, TUPLE};
+use super::rewrite::{CONCAT, PRODUCT, QUOTIENT, REMAINDER, SLICE, SUM, TUPLE};
 use super::values::{Number, Tuple, refused, text, whole};
 
-/// Bytes of a text, or items of a list, that a multiplication may make.
+/// Bytes of a text, or items of a list, that an operation may make.
 const MOST: usize = 16 << 20;
 
 pub(super) fn add(environment: &mut Environment<'static>) {
+    environment.add_function(SUM, |left: Value, right: Value| sum(&left, &right));
     environment.add_function(CONCAT, concat);
     environment.add_function(REMAINDER, |left: Value, right: Value| remainder(&left, &right));
     environment.add_function(QUOTIENT, |left: Value, right: Value| quotient(&left, &right));
@@ -25,6 +27,34 @@ fn concat(operands: Rest<Value>) -> Result<String, Error> {
 
 fn impossible(sign: &str, left: &Value, right: &Value) -> Error {
     refused(format!("`{sign}` is not for {} and {}", left.kind(), right.kind()))
+}
+
+fn sum(left: &Value, right: &Value) -> Result<Value, Error> {
+    if let (Some(a), Some(b)) = (Number::of(left), Number::of(right)) {
+        return Ok(match (&a, &b) {
+            (Number::Whole(a), Number::Whole(b)) => {
+                whole(a.checked_add(*b).ok_or_else(|| refused("a number is too large"))?)
+            }
+            _ => Value::from(a.float() + b.float()),
+        });
+    }
+    if let (Some(a), Some(b)) = (left.as_str(), right.as_str()) {
+        // What a template calls safe is Markup in Jinja2, which escapes whatever it is put together with.
+        if left.is_safe() || right.is_safe() {
+            return Ok(Value::from_safe_string([markup(left)?, markup(right)?].concat()));
+        }
+        return Ok(Value::from([a, b].concat()));
+    }
+    let list = |value: &Value| matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable);
+    let tuple = |value: &Value| value.downcast_object_ref::<Tuple>().is_some();
+    if !list(left) || !list(right) || tuple(left) != tuple(right) {
+        return Err(impossible("+", left, right));
+    }
+    let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).collect();
+    if items.len() > MOST {
+        return Err(refused(format!("a list has more than {MOST} items")));
+    }
+    Ok(like(left, items))
 }
 
 fn remainder(left: &Value, right: &Value) -> Result<Value, Error> {

@@ -7,6 +7,7 @@
 use super::lexer::{self, Kind, Token};
 
 /// Names of functions that no template has.
+pub(super) const SUM: &str = "__sum";
 pub(super) const CONCAT: &str = "__concat";
 pub(super) const REMAINDER: &str = "__remainder";
 pub(super) const QUOTIENT: &str = "__quotient";
@@ -170,12 +171,17 @@ impl<'a> Reader<'a> {
     }
 
     fn sum(&mut self) -> Option<String> {
-        let mut text = self.concatenation()?;
+        let mut left = self.concatenation()?;
         while self.next_is("+") || self.next_is("-") {
-            text.push_str(&self.take());
-            text.push_str(&self.concatenation()?);
+            if self.next_is("+") {
+                self.at += 1;
+                left = call(SUM, &[left, self.concatenation()?]);
+            } else {
+                left.push_str(&self.take());
+                left.push_str(&self.concatenation()?);
+            }
         }
-        Some(text)
+        Some(left)
     }
 
     fn concatenation(&mut self) -> Option<String> {
