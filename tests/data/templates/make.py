@@ -117,6 +117,8 @@ CASES = r"""
 {{ '<a href="x">\'&\'</a>' | e }} {{ '<b>x</b>  <i>y</i>' | striptags }} {{ '<x>' | safe }} {{ 5 | escape }}
 {{ '<a>' + (person.tags | tojson | safe) + '</a>' }} {{ '<' ~ ('&' | safe) }} {{ ('<' | e) + '>' }} {{ [1] + [2] }} {{ (1,) + (2,) }} {{ 1 + 2.5 }} {{ true + 1 }} {{ 5 + 3 - 2 + 1 }}
 {{ [1] + (2,) }}
+{{ PLUS }}
+{{ 1 - 2 + 3 - 4 + 5 }} {{ 'a' + 'b' ~ 'c' + 'd' }} {{ 10 - (2 + 3) }} {{ -1 + 2 }}
 {% macro m() %}<{% endmacro %}{% set b %}&{% endset %}{{ m() + '<' + b + ('"' | upper) + m() | trim }}
 {{ 'a' + 1 }}
 {{ '42' | int }} {{ '4.9' | int }} {{ 'x' | int }} {{ 'x' | int(7) }} {{ 3.9 | int }} {{ -3.9 | int }} {{ 'ff' | int(base=16) }} {{ '0x1f' | int(0, 16) }} {{ none | int }} {{ ' 5 ' | int }}
@@ -166,7 +168,7 @@ CASES = r"""
 {{ namespace(a=1).a }} {{ (messages | last).role }} {{ (text ~ '!') | upper }} {{ (1 if yes else 2) + 1 }} {{ ([1] + [2])[1] }} {{ ('a' ~ 'b')[0] }}
 {{ words | map('length') | list }} {{ words | map('replace', 'a', 'o') | join(' ') }} {{ [[1, 2], [3]] | map('first') | list }} {{ [{'a': {'b': 1}}] | map(attribute='a.b') | list }}
 {{ messages | tojson | length }} {{ person | attr('x') }}|
-""".strip("\n").split("\n")
+""".replace("PLUS", " + ".join(["text[0]"] * 60)).strip("\n").split("\n")
 
 # White space is what these are about.
 BLOCKS = [

@@ -133,9 +133,10 @@ fn write(out: &mut String, format: &str, moment: &Moment) {
             return;
         };
         let end = whole + letter.len_utf8();
-        match convert(letter, &flags, moment) {
-            Some(text) if flags.width <= WIDEST => out.push_str(&text),
-            _ => out.push_str(&rest[at..end]),
+        let converted = if flags.width <= WIDEST { convert(letter, &flags, moment) } else { None };
+        match converted {
+            Some(text) => out.push_str(&text),
+            None => out.push_str(&rest[at..end]),
         }
         rest = &rest[end..];
     }

@@ -5,7 +5,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::values::{Number, Tuple, View, bind, pairs, refused, text};
-use super::words::{WIDEST, capitalize, expand, fill_up, is_space, lines, range, split, strip, title};
+use super::words::{capitalize, expand, fill_up, is_space, lines, range, split, strip, title};
 
 /// What a value's method answers.
 pub(super) fn call(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
@@ -203,7 +203,8 @@ fn filled(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
     let [width, fill] = bind(name, ["width", "fillchar"], args)?;
     let width = number(width, name)?;
     if name == "expandtabs" {
-        return Ok(Some(expand(this, usize::try_from(width.unwrap_or(8)).unwrap_or_default().min(WIDEST)).into()));
+        let width = usize::try_from(width.unwrap_or(8)).unwrap_or_default();
+        return if width <= 64 { Ok(Some(expand(this, width).into())) } else { Err(refused("tabs are not so wide")) };
     }
     let width = width.ok_or_else(|| refused(format!("{name} wants a width")))?;
     let fill = word(fill, name)?.unwrap_or_else(|| " ".to_owned());
@@ -248,11 +249,8 @@ fn list(this: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error
             Ok(Some(Value::from(count)))
         }
         "index" => {
-            let [what, start, end] = bind(name, ["value", "start", "stop"], args)?;
-            let start = number(start, name)?.map_or(0, |start| usize::try_from(start).unwrap_or_default());
-            let end = number(end, name)?.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX);
-            let mut places = this.try_iter()?.enumerate().skip(start).take_while(|(at, _)| *at < end);
-            match places.find(|(_, item)| Some(item) == what.as_ref()) {
+            let [what] = bind(name, ["value"], args)?;
+            match this.try_iter()?.enumerate().find(|(_, item)| Some(item) == what.as_ref()) {
                 Some((at, _)) => Ok(Some(Value::from(at))),
                 None => Err(refused("the list has no such item")),
             }

@@ -8,11 +8,17 @@ use super::percent;
 use super::rewrite::{CONCAT, PRODUCT, QUOTIENT, REMAINDER, SLICE, SUM, TUPLE};
 use super::values::{Number, Tuple, refused, text, whole};
 
-/// Bytes of a text, or items of a list, that an operation may make.
-const MOST: usize = 16 << 20;
+/// Bytes of a text that a multiplication may make.
+const LONGEST: usize = 16 << 20;
+/// Items of a list that an operation may make.
+const ITEMS: usize = 1 << 20;
 
 pub(super) fn add(environment: &mut Environment<'static>) {
-    environment.add_function(SUM, |left: Value, right: Value| sum(&left, &right));
+    environment.add_function(SUM, |terms: Rest<Value>| {
+        let mut terms = terms.0.into_iter();
+        let first = terms.next().unwrap_or_default();
+        terms.try_fold(first, |left, right| sum(&left, &right))
+    });
     environment.add_function(CONCAT, concat);
     environment.add_function(REMAINDER, |left: Value, right: Value| remainder(&left, &right));
     environment.add_function(QUOTIENT, |left: Value, right: Value| quotient(&left, &right));
@@ -50,9 +56,9 @@ fn sum(left: &Value, right: &Value) -> Result<Value, Error> {
     if !list(left) || !list(right) || tuple(left) != tuple(right) {
         return Err(impossible("+", left, right));
     }
-    let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).collect();
-    if items.len() > MOST {
-        return Err(refused(format!("a list has more than {MOST} items")));
+    let items: Vec<Value> = left.try_iter()?.chain(right.try_iter()?).take(ITEMS + 1).collect();
+    if items.len() > ITEMS {
+        return Err(refused(format!("a list has more than {ITEMS} items")));
     }
     Ok(like(left, items))
 }
@@ -113,17 +119,19 @@ fn product(left: &Value, right: &Value) -> Result<Value, Error> {
     let (many, count) = if Number::of(left).is_some() { (right, left) } else { (left, right) };
     let Some(Number::Whole(count)) = Number::of(count) else { return Err(impossible("*", left, right)) };
     let count = usize::try_from(count.max(0)).map_err(|_| refused("a repetition is too long"))?;
-    let fits = |length: usize| length.checked_mul(count).is_some_and(|length| length <= MOST);
-    let too_long = || refused(format!("a repetition has more than {MOST} bytes or items"));
+    let fits = |length: usize, most: usize| length.checked_mul(count).is_some_and(|length| length <= most);
     if let Some(text) = many.as_str() {
-        return if fits(text.len()) { Ok(Value::from(text.repeat(count))) } else { Err(too_long()) };
+        return match fits(text.len(), LONGEST) {
+            true => Ok(Value::from(text.repeat(count))),
+            false => Err(refused(format!("a repetition has more than {LONGEST} bytes"))),
+        };
     }
     if many.kind() != ValueKind::Seq && many.kind() != ValueKind::Iterable {
         return Err(impossible("*", left, right));
     }
     let items: Vec<Value> = many.try_iter()?.collect();
-    if !fits(items.len()) {
-        return Err(too_long());
+    if !fits(items.len(), ITEMS) {
+        return Err(refused(format!("a repetition has more than {ITEMS} items")));
     }
     Ok(like(many, items.iter().cycle().take(items.len() * count).cloned().collect()))
 }

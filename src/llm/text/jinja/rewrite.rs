@@ -15,8 +15,8 @@ pub(super) const PRODUCT: &str = "__product";
 pub(super) const SLICE: &str = "__slice";
 pub(super) const TUPLE: &str = "__tuple";
 
-/// Deeper ones are no templates; minijinja's own limit is 150.
-const DEPTH: usize = 100;
+/// Deeper expressions are left as they are: minijinja refuses what is deeper than 150.
+const DEPTH: usize = 160;
 
 /// The same template in minijinja's words.
 pub(super) fn rewrite(source: &str) -> String {
@@ -171,17 +171,19 @@ impl<'a> Reader<'a> {
     }
 
     fn sum(&mut self) -> Option<String> {
-        let mut left = self.concatenation()?;
-        while self.next_is("+") || self.next_is("-") {
+        let added = |mut terms: Vec<String>| if terms.len() == 1 { terms.remove(0) } else { call(SUM, &terms) };
+        let mut terms = vec![self.concatenation()?];
+        loop {
             if self.next_is("+") {
                 self.at += 1;
-                left = call(SUM, &[left, self.concatenation()?]);
+                terms.push(self.concatenation()?);
+            } else if self.next_is("-") {
+                let left = added(terms);
+                terms = vec![format!("{left}{}{}", self.take(), self.concatenation()?)];
             } else {
-                left.push_str(&self.take());
-                left.push_str(&self.concatenation()?);
+                return Some(added(terms));
             }
         }
-        Some(left)
     }
 
     fn concatenation(&mut self) -> Option<String> {
@@ -317,7 +319,7 @@ impl<'a> Reader<'a> {
             if token.is("]") {
                 self.at += 1;
                 break;
-            } else if token.is(":") {
+            } else if token.is(":") && parts.len() < 3 {
                 self.at += 1;
                 slice = true;
                 parts.push(String::new());

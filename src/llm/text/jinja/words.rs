@@ -5,7 +5,7 @@ use minijinja::Error;
 use super::values::refused;
 
 /// Characters that a text may be filled up to.
-pub(super) const WIDEST: usize = 1 << 20;
+const WIDEST: usize = 1 << 20;
 
 /// Python's white space: Unicode's, and the separators of ASCII.
 pub(super) fn is_space(c: char) -> bool {
@@ -132,7 +132,7 @@ pub(super) fn expand(this: &str, width: usize) -> String {
             '\t' if width == 0 => {}
             '\t' => {
                 let spaces = width - column % width;
-                expanded.extend(std::iter::repeat_n(' ', spaces.min(64)));
+                expanded.extend(std::iter::repeat_n(' ', spaces));
                 column += spaces;
             }
             _ => {
