@@ -96,6 +96,13 @@ impl<'a> Reader<'a> {
         token
     }
 
+    /// Leaves the next token out, but not the ends of lines before it.
+    fn skip(&mut self) -> String {
+        let lines = self.peek().map_or(0, |token| token.space.matches('\n').count());
+        self.at += 1;
+        "\n".repeat(lines)
+    }
+
     /// Everything: expressions, and what stands between them.
     fn all(&mut self) -> Option<String> {
         let mut text = String::new();
@@ -175,8 +182,7 @@ impl<'a> Reader<'a> {
         let mut terms = vec![self.concatenation()?];
         loop {
             if self.next_is("+") {
-                self.at += 1;
-                terms.push(self.concatenation()?);
+                terms.push(self.skip() + &self.concatenation()?);
             } else if self.next_is("-") {
                 let left = added(terms);
                 terms = vec![format!("{left}{}{}", self.take(), self.concatenation()?)];
@@ -189,8 +195,7 @@ impl<'a> Reader<'a> {
     fn concatenation(&mut self) -> Option<String> {
         let mut operands = vec![self.product()?];
         while self.next_is("~") {
-            self.at += 1;
-            operands.push(self.product()?);
+            operands.push(self.skip() + &self.product()?);
         }
         Some(if operands.len() == 1 { operands.remove(0) } else { call(CONCAT, &operands) })
     }
@@ -209,8 +214,7 @@ impl<'a> Reader<'a> {
                 }
                 _ => break,
             };
-            self.at += 1;
-            left = call(function, &[left, self.power()?]);
+            left = call(function, &[left, self.skip() + &self.power()?]);
         }
         Some(left)
     }
@@ -315,7 +319,6 @@ impl<'a> Reader<'a> {
         let (mut parts, mut slice) = (vec![String::new()], false);
         loop {
             let token = self.peek()?;
-            let part = parts.last_mut()?;
             if token.is("]") {
                 self.at += 1;
                 break;
@@ -323,10 +326,9 @@ impl<'a> Reader<'a> {
                 self.at += 1;
                 slice = true;
                 parts.push(String::new());
-            } else if part.is_empty() {
-                part.push_str(&self.condition()?);
             } else {
-                return None;
+                let part = parts.last_mut().filter(|part| part.is_empty())?;
+                part.push_str(&self.condition()?);
             }
         }
         if !slice {
@@ -389,6 +391,5 @@ impl<'a> Reader<'a> {
 fn call(function: &str, operands: &[String]) -> String {
     let first = operands.first().map_or("", String::as_str);
     let space = &first[..first.len() - first.trim_start().len()];
-    let operands: Vec<&str> = operands.iter().map(|operand| operand.trim_start()).collect();
-    format!("{space}{function}({})", operands.join(", "))
+    format!("{space}{function}({})", operands.join(",").trim_start())
 }
