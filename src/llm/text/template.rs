@@ -235,7 +235,7 @@ mod tests {
         let error = render("{% for x in %}", &[]).unwrap_err().to_string();
         assert!(error.contains("line 1"), "{error}");
         // What was written again is where it was.
-        let error = render("a\n{{ 1\n ~\n 2 +\n 3\n * 4 }}\n{{ 2 % 'x' }}", &[]).unwrap_err().to_string();
+        let error = render("a\n{{ 1\n ~\n 2\n ~ 3\n * 4 }}\n{{ 2 % 'x' }}", &[]).unwrap_err().to_string();
         assert!(error.contains("line 7"), "{error}");
         let error = render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", &[]);
         assert!(error.is_err());
