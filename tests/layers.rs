@@ -32,7 +32,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("safetensors", "checkpoint/"),
     ("memmap2", "checkpoint/mapped.rs"),
     ("tokenizers", "llm/text/"),
-    ("minijinja", "llm/text/template.rs"),
+    ("minijinja", "llm/text/template.rs llm/text/jinja/"),
     ("llguidance", "llm/grammar.rs"),
     ("axum", "serve/"),
     ("hyper", "serve/connection.rs serve/crowd.rs"),

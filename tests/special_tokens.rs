@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use watus_build::llm::text::{Chat, Function, Message, Text, ToolCall, tool};
+use watus_build::llm::text::{Chat, Function, Message, Text, ToolCall, judge, tool};
 
 /// A way of writing conversations: its special tokens, its template, and what a stranger would say to speak as the system.
 struct Style {
@@ -174,6 +174,115 @@ fn what_a_tokenizers_file_says_of_lengths_touches_no_prompt() {
         let text = open(folder.path(), &STYLES[0], &odd);
         assert_eq!(text.encode_text(&words).unwrap(), expected, "{field}");
         assert_eq!(text.encode(&conversation(&words)).unwrap().tokens, turn, "{field}");
+    }
+}
+
+/// (special tokens, template, the end that it shows): what an answer would otherwise run past.
+const ENDS: [(&[&str], &str, Option<&str>); 8] = [
+    // Zephyr, Vicuna: the end of a text after every answer.
+    (
+        &["<s>", "</s>"],
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{% if m.role == 'assistant' %}</s>\n{% endif %}{% endfor %}",
+        Some("</s>"),
+    ),
+    // The question's end is the answer's.
+    (
+        &["<|eot|>"],
+        "{% for m in messages %}{{ m.role }}\n{{ m.content | trim }} <|eot|>\n{% endfor %}",
+        Some("<|eot|>"),
+    ),
+    // The longest of tokens that begin alike.
+    (&["<end>", "<end><end>"], "{% for m in messages %}{{ m.content }}<end><end>{% endfor %}", Some("<end><end>")),
+    // Phi-3 ends the text as well when nothing is to follow.
+    (
+        &["<|end|>", "<|endoftext|>"],
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}\
+         <|assistant|>\n{% else %}<|endoftext|>{% endif %}",
+        Some("<|end|>"),
+    ),
+    // GLM: turns begin, and do not end.
+    (&["<|user|>", "<|assistant|>"], "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}", None),
+    // The same, and an answer is begun whether it was asked for or not.
+    (
+        &["<|user|>", "<|assistant|>"],
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}<|assistant|>\n",
+        None,
+    ),
+    // gpt-oss: what ends a message in the middle does not end a turn.
+    (
+        &["<|end|>", "<|return|>"],
+        "{% for m in messages %}{{ m.content }}{{ '<|return|>' if loop.last else '<|end|>' }}{% endfor %}",
+        None,
+    ),
+    // Words, which no token is.
+    (&["</s>"], "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}", None),
+];
+
+#[test]
+fn a_turn_ends_where_the_template_ends_it() {
+    let shown = |special: &'static [&'static str], template: &'static str| {
+        let folder = tempfile::tempdir().unwrap();
+        let style = Style { name: "", special, marks: &["\n\n", "  "], template, attack: "" };
+        fs::write(folder.path().join("tokenizer.json"), byte_level(&style).to_string()).unwrap();
+        let settings = json!({"chat_template": template});
+        fs::write(folder.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+        let text = Text::open(folder.path()).unwrap();
+        text.stop_tokens.iter().map(|token| text.piece(*token).unwrap()).collect::<Vec<_>>()
+    };
+    for (special, template, expected) in ENDS {
+        assert_eq!(shown(special, template), expected.into_iter().collect::<Vec<_>>(), "{template}");
+    }
+    let expected = ["<|im_end|>", "", "<|eot_id|>", "</s>", "<end_of_turn>", "<|end|>"];
+    for (style, expected) in STYLES.iter().zip(expected) {
+        let ends = shown(style.special, style.template);
+        // One writes answers as JSON, in quotes.
+        assert_eq!(ends.join(" "), expected, "{}", style.name);
+    }
+}
+
+#[test]
+fn special_tokens_map_fills_what_the_settings_lack() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: Value| fs::write(folder.path().join(name), value.to_string()).unwrap();
+    let style = Style { special: &["<s>", "</s>", "<pad>"], ..STYLES[0] };
+    write("tokenizer.json", byte_level(&style));
+    let template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}";
+    write("tokenizer_config.json", json!({"chat_template": template}));
+    write(
+        "special_tokens_map.json",
+        json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<pad>"}),
+    );
+    let text = Text::open(folder.path()).unwrap();
+    let spelled = |text: &Text| {
+        let tokens = text.encode_chat(&[Message::new("user", "x")]).unwrap();
+        text.decode(&tokens, false).unwrap()
+    };
+    assert_eq!(spelled(&text), "<s>x</s><pad>False");
+    assert!(text.stop_tokens.contains(&text.special("</s>").unwrap()));
+    // A file that lists the added tokens is the newer of the two.
+    write("tokenizer_config.json", json!({"chat_template": template, "added_tokens_decoder": {}}));
+    assert_eq!(spelled(&Text::open(folder.path()).unwrap()), "xFalse");
+}
+
+#[test]
+fn what_is_wrong_with_the_words_is_told_before_a_build() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, value: Value| fs::write(folder.path().join(name), value.to_string()).unwrap();
+    let judged = || judge(folder.path()).map_err(|error| error.to_string());
+    assert!(judged().unwrap_err().contains("tokenizer.json"));
+    write("tokenizer.json", byte_level(&STYLES[0]));
+    assert!(judged().unwrap().unwrap().contains("no chat template"));
+    for (template, expected) in [
+        ("{{ messages[0].content }}", None),
+        ("{% for m in messages %}", Some("line 1")),
+        ("{{ messages | no_such_filter }}", Some("no_such_filter")),
+        ("{{ raise_exception('not for chats') }}", Some("not for chats")),
+    ] {
+        write("tokenizer_config.json", json!({"chat_template": template}));
+        match expected {
+            None => assert_eq!(judged(), Ok(None)),
+            Some(expected) => assert!(judged().unwrap_err().contains(expected), "{template}"),
+        }
     }
 }
 

@@ -66,7 +66,8 @@ fn ask(questions: &[Vec<u8>]) -> Option<Result<String, String>> {
 
 fn check(template: &str) {
     let chat = conversation();
-    let questions = [json!({"Template": [template, "<s>", "</s>"]}), json!({"Render": chat})];
+    let parts = json!({"text": template, "tool_use": null, "tokens": {"bos_token": "<s>", "eos_token": "</s>"}});
+    let questions = [json!({"Template": parts}), json!({"Render": [chat, true]})];
     let questions = questions.map(|question| question.to_string().into_bytes());
     let mut here = answerer();
     if rendered(&here(&questions[0])).is_err() {

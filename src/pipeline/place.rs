@@ -124,11 +124,8 @@ fn is_our_name(folder: &Path, name: &str) -> bool {
         number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
     };
     match name.split_once('/') {
-        None => {
-            [FILE, REPORT_FILE, super::MODEL, engine.as_str()].contains(&name)
-                || TEXT_FILES.contains(&name)
-                || numbered(name)
-        }
+        _ if TEXT_FILES.contains(&name) => true,
+        None => [FILE, REPORT_FILE, super::MODEL, engine.as_str()].contains(&name) || numbered(name),
         Some((ENGINES, file)) => ["layer-", "head-"].iter().any(|begin| file.starts_with(begin)),
         Some((folder, _)) => [WEIGHTS, "images"].contains(&folder),
     }

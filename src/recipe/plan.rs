@@ -265,6 +265,7 @@ fn default_files(kind: Kind) -> Vec<String> {
             "awq_model*.safetensors",
             "tokenizer*",
             "*.jinja",
+            "additional_chat_templates/*.jinja",
         ],
         Kind::Yolo => &["*.pt"],
         // An ONNX file has to be named: repositories keep several, quantised ones among them.

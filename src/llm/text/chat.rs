@@ -83,15 +83,18 @@ pub struct Traits {
 }
 
 impl Traits {
-    pub(super) fn of(template: &ChatTemplate, source: &str) -> Self {
+    pub(super) fn of(template: &ChatTemplate) -> Self {
         const MARK: &str = "~system~";
+        let parts = template.parts();
+        let with_tools = parts.tool_use.as_ref().unwrap_or(&parts.text);
+        let says = |words: &str| parts.text.contains(words) || with_tools.contains(words);
         let probe = [Message::new("system", MARK), Message::new("user", "?")];
         let shown = template.render(&Chat { messages: probe.to_vec(), ..Chat::default() });
         Self {
-            style: Style::of(source),
+            style: Style::of(with_tools),
             system: shown.is_ok_and(|text| text.contains(MARK)),
-            thoughts: source.contains("</think>"),
-            switch: source.contains("enable_thinking"),
+            thoughts: says("</think>"),
+            switch: says("enable_thinking"),
         }
     }
 }

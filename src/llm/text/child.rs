@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::chat::Chat;
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, Parts};
 use crate::artifact::sha256;
 use crate::confined::{self, Confined, ConfinedError, Limits};
 use crate::llm::executor::LlmError;
@@ -32,8 +32,9 @@ const KNOWN: usize = 512;
 
 #[derive(Serialize, Deserialize)]
 enum Question {
-    Template([String; 3]),
-    Render(Box<Chat>),
+    Template(Parts),
+    /// A conversation, and whether an answer is to follow.
+    Render(Box<Chat>, bool),
     Grammar(String),
 }
 
@@ -50,7 +51,7 @@ fn ask(child: &mut Confined, question: &Question, left: &AtomicBool) -> Result<R
 
 /// Renders a template out of this process.
 pub(super) struct Renderer {
-    parts: [String; 3],
+    parts: Parts,
     child: Mutex<Option<Confined>>,
 }
 
@@ -58,21 +59,21 @@ impl Renderer {
     /// None where this process is to do it.
     pub(super) fn of(template: &ChatTemplate) -> Option<Self> {
         confined::program()?;
-        Some(Self { parts: template.parts().map(str::to_owned), child: Mutex::new(None) })
+        Some(Self { parts: template.parts().clone(), child: Mutex::new(None) })
     }
 
     /// The text, or what the template says against it.
-    pub(super) fn render(&self, chat: &Chat) -> Result<Result<String, String>, ConfinedError> {
+    pub(super) fn render(&self, chat: &Chat, answer: bool) -> Result<Result<String, String>, ConfinedError> {
         let mut place = lock(&self.child);
         if let Some(child) = place.take() {
-            match self.ask(child, chat, &mut place) {
+            match self.ask(child, (chat, answer), &mut place) {
                 // It may have died long ago: when memory runs out, the kernel takes children first.
                 Err(ConfinedError::Died(_) | ConfinedError::Io(_)) => {}
                 rendered => return rendered,
             }
         }
         match self.start()? {
-            Ok(child) => self.ask(child, chat, &mut place),
+            Ok(child) => self.ask(child, (chat, answer), &mut place),
             Err(message) => Ok(Err(message)),
         }
     }
@@ -88,10 +89,10 @@ impl Renderer {
     fn ask(
         &self,
         mut child: Confined,
-        chat: &Chat,
+        (chat, answer): (&Chat, bool),
         place: &mut Option<Confined>,
     ) -> Result<Result<String, String>, ConfinedError> {
-        let rendered = ask(&mut child, &Question::Render(Box::new(chat.clone())), &AtomicBool::new(false))?;
+        let rendered = ask(&mut child, &Question::Render(Box::new(chat.clone()), answer), &AtomicBool::new(false))?;
         *place = Some(child);
         Ok(rendered)
     }
@@ -202,8 +203,8 @@ pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
                 }
                 Err(error) => Err(error.to_string()),
             },
-            Ok(Question::Render(chat)) => match &template {
-                Some(template) => template.render_here(&chat),
+            Ok(Question::Render(chat, answer)) => match &template {
+                Some(template) => template.render_here(&chat, answer),
                 None => Err("no template was given".to_owned()),
             },
             Ok(Question::Grammar(lark)) => grammars

@@ -7,9 +7,12 @@ mod answer;
 mod chat;
 pub mod child;
 mod defaults;
+mod ends;
 mod gguf;
+mod jinja;
 mod plain;
 mod pretokenizers;
+mod special;
 mod stream;
 mod template;
 pub mod tools;
@@ -36,7 +39,7 @@ use crate::checkpoint::read_json;
 use crate::regular_file;
 
 /// The files an engine directory keeps, besides weights and engines.
-pub const TEXT_FILES: [&str; 7] = [
+pub const TEXT_FILES: [&str; 8] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -44,7 +47,11 @@ pub const TEXT_FILES: [&str; 7] = [
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    TOOL_USE_TEMPLATE,
 ];
+
+/// The template for conversations in which functions are offered, where a repository keeps it apart.
+pub const TOOL_USE_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
 /// Vocabularies of a quarter of a million tokens take 35 MB.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
@@ -73,6 +80,21 @@ impl std::fmt::Debug for Text {
     }
 }
 
+/// Looks at the text files of `folder` before a model is built with them: an error where they are of no use, and words for who
+/// builds where a model with them cannot converse.
+pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
+    let text = Text::open(folder)?;
+    if text.traits.is_none() {
+        let warning = "the model has no chat template: it will complete texts, and may not converse
+  hint: give the recipe a \
+                       `chat_template: FILE.jinja` if it was trained on conversations";
+        return Ok(Some(warning.to_owned()));
+    }
+    // What a template refuses everybody, and filters it names that nobody has.
+    text.encode_chat(&[Message::new("user", "?")])?;
+    Ok(None)
+}
+
 impl Text {
     /// Reads the files of `folder`.
     pub fn open(folder: &Path) -> Result<Self, LlmError> {
@@ -95,20 +117,14 @@ impl Text {
         let settings = optional("tokenizer_config.json")?;
         let generation = optional("generation_config.json")?;
         let config = optional("config.json")?;
-        let mut stop_tokens = BTreeSet::new();
-        let text_config = config.get("text_config").unwrap_or(&Value::Null);
-        for source in [&generation, &config, text_config] {
-            match source.get("eos_token_id") {
-                Some(Value::Array(list)) => stop_tokens.extend(list.iter().filter_map(token_id)),
-                Some(one) => stop_tokens.extend(token_id(one)),
-                None => {}
-            }
-        }
-        if let Some(eos) = template::token(&settings, "eos_token") {
-            stop_tokens.extend(tokenizer.token_to_id(&eos));
-        }
-        let found = ChatTemplate::find(folder, &settings)?;
-        let plain = plain::Plain::new(&tokenizer, found.as_ref().map_or("", |(template, _)| template.text()))?;
+        let mut stop_tokens = ends_by_number([&generation, &config, config.get("text_config").unwrap_or(&Value::Null)]);
+        let tokens = special::tokens(&settings, &optional("special_tokens_map.json")?);
+        stop_tokens.extend(tokens.get("eos_token").and_then(|eos| tokenizer.token_to_id(eos)));
+        let found = ChatTemplate::find(folder, &settings, tokens)?;
+        stop_tokens.extend(found.as_ref().and_then(|(template, _)| ends::of(template, &tokenizer)));
+        let parts = found.as_ref().map(|(template, _)| template.parts());
+        let source = parts.map(|parts| [parts.text.as_str(), parts.tool_use.as_deref().unwrap_or_default()].concat());
+        let plain = plain::Plain::new(&tokenizer, source.as_deref().unwrap_or_default())?;
         let (template, traits) = found.unzip();
         let defaults = Defaults::of(&generation);
         // No text spells a special token: what ends an answer as one is a token that does.
@@ -252,6 +268,12 @@ fn too_long(have: usize, limit: usize) -> LlmError {
 
 /// Tokens by which a text cut in two may have more than the whole.
 const CUT: usize = 64;
+
+/// The ends of an answer that these files name.
+fn ends_by_number(files: [&Value; 3]) -> BTreeSet<u32> {
+    let named = files.into_iter().filter_map(|file| file.get("eos_token_id"));
+    named.flat_map(|id| id.as_array().map_or(std::slice::from_ref(id), Vec::as_slice)).filter_map(token_id).collect()
+}
 
 fn token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())

@@ -1,15 +1,14 @@
-//! Chat templates: the Jinja a model is published with, run by minijinja with what `transformers` adds to it.
+//! Chat templates: the Jinja a model is published with, found where `transformers` looks for it and given what it gives.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use minijinja::value::Kwargs;
-use minijinja::{Environment, Error, ErrorKind, Value, context};
-use minijinja_contrib::pycompat::unknown_method_callback;
-use serde::Serialize;
-use serde_json::ser::Formatter;
+use minijinja::{Environment, Error, Value};
+use serde::{Deserialize, Serialize};
 
 use super::chat::{Chat, Traits};
 use super::child::{Renderer, unanswered};
+use super::jinja;
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
 use crate::log::printable;
@@ -20,96 +19,72 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Where it is rendered, if not in this process.
     renderer: Option<Renderer>,
-    text: String,
-    bos: String,
-    eos: String,
-    source: std::path::PathBuf,
+    parts: Parts,
+    source: PathBuf,
 }
 
-/// A special token of tokenizer_config.json, written as a text or an object.
-pub(super) fn token(settings: &serde_json::Value, name: &str) -> Option<String> {
-    let token = settings.get(name)?;
-    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+/// What a template is made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Parts {
+    /// The template.
+    pub text: String,
+    /// The one for conversations in which functions are offered, if that is another.
+    pub tool_use: Option<String>,
+    /// Special tokens, by the names of variables: `bos_token`, `pad_token`, …
+    pub tokens: BTreeMap<String, String>,
 }
 
 const NAME: &str = "chat";
+const TOOL_USE: &str = "tool_use";
+/// Where more templates lie, each under its name.
+const FOLDER: &str = "additional_chat_templates";
 /// Templates are pages.
 const TEMPLATE_LIMIT: u64 = 16 << 20;
 
 impl ChatTemplate {
     /// The template of `folder`, from the first of the places it may be in.
-    pub(super) fn find(folder: &Path, settings: &serde_json::Value) -> Result<Option<(Self, Traits)>, LlmError> {
-        let jinja = folder.join("chat_template.jinja");
-        let json = folder.join("chat_template.json");
-        let (source, text) = if jinja.exists() {
-            let text = regular_file::read_text(&jinja, TEMPLATE_LIMIT);
-            let text = text.map_err(|error| LlmError::Text { path: jinja.clone(), message: error.to_string() })?;
-            (jinja, Some(text))
-        } else if json.exists() {
-            let text = read_json(&json)?.get("chat_template").and_then(|text| text.as_str()).map(str::to_owned);
-            (json, text)
-        } else {
-            (folder.join("tokenizer_config.json"), settings.get("chat_template").and_then(named_default))
-        };
-        let Some(text) = text else { return Ok(None) };
-        let bos = token(settings, "bos_token").unwrap_or_default();
-        let eos = token(settings, "eos_token").unwrap_or_default();
-        let mut template = Self::compile(text.clone(), bos, eos, &source)?;
+    pub(super) fn find(
+        folder: &Path,
+        settings: &serde_json::Value,
+        tokens: BTreeMap<String, String>,
+    ) -> Result<Option<(Self, Traits)>, LlmError> {
+        let Some((source, text, tool_use)) = places(folder, settings)? else { return Ok(None) };
+        let mut template = Self::compile(Parts { text, tool_use, tokens }, &source)?;
         template.renderer = Renderer::of(&template);
-        let traits = Traits::of(&template, &text);
+        let traits = Traits::of(&template);
         Ok(Some((template, traits)))
     }
 
-    fn compile(text: String, bos: String, eos: String, source: &Path) -> Result<Self, LlmError> {
-        let mut environment = Environment::new();
-        // As transformers sets up Jinja (`chat_template_utils.py`).
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-            Err(Error::new(ErrorKind::InvalidOperation, message))
-        });
-        environment.add_filter("tojson", |value: Value, options: Kwargs| -> Result<Value, Error> {
-            let indent = options.get::<Option<usize>>("indent")?;
-            let ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-            options.assert_all_used()?;
-            let value = serde_json::to_value(&value);
-            let value = value.map_err(|error| Error::new(ErrorKind::BadSerialization, error.to_string()))?;
-            let text = python_json(&value, indent);
-            Ok(Value::from_safe_string(if ascii { escape(&text) } else { text }))
-        });
-        // To minijinja nothing is an empty list; templates ask this to find out whether there are functions.
-        environment
-            .add_test("iterable", |value: Value| !value.is_none() && !value.is_undefined() && value.try_iter().is_ok());
-        environment.add_function("strftime_now", |format: String| strftime(&format, now()));
-        // A crafted template must not compute for ever.
-        environment.set_fuel(Some(5_000_000));
-        let compiled = environment.add_template_owned(NAME, without_marks(text.clone()));
-        compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error) })?;
-        Ok(Self { environment, renderer: None, text, bos, eos, source: source.to_owned() })
+    fn compile(parts: Parts, source: &Path) -> Result<Self, LlmError> {
+        let mut environment = jinja::environment();
+        for (name, text) in [(NAME, Some(&parts.text)), (TOOL_USE, parts.tool_use.as_ref())] {
+            let compiled = text.map_or(Ok(()), |text| jinja::add(&mut environment, name, text));
+            compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error) })?;
+        }
+        Ok(Self { environment, renderer: None, parts, source: source.to_owned() })
     }
 
     /// What another process needs to render it.
-    pub(super) fn parts(&self) -> [&str; 3] {
-        [&self.text, &self.bos, &self.eos]
+    pub(super) fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// From [`ChatTemplate::parts`].
-    pub(super) fn of_parts([text, bos, eos]: [String; 3]) -> Result<Self, LlmError> {
-        Self::compile(text, bos, eos, Path::new("the template"))
-    }
-
-    /// The template itself.
-    pub(super) fn text(&self) -> &str {
-        &self.text
+    pub(super) fn of_parts(parts: Parts) -> Result<Self, LlmError> {
+        Self::compile(parts, Path::new("the template"))
     }
 
     /// The text of a conversation, up to where the assistant's answer begins.
     pub fn render(&self, chat: &Chat) -> Result<String, LlmError> {
+        self.render_until(chat, true)
+    }
+
+    /// The text of a conversation, with the beginning of an answer or without.
+    pub(super) fn render_until(&self, chat: &Chat, answer: bool) -> Result<String, LlmError> {
         let failed = |message: String| LlmError::Text { path: self.source.clone(), message };
         match &self.renderer {
-            None => self.render_here(chat).map_err(failed),
-            Some(renderer) => match renderer.render(chat) {
+            None => self.render_here(chat, answer).map_err(failed),
+            Some(renderer) => match renderer.render(chat, answer) {
                 Ok(rendered) => rendered.map_err(failed),
                 Err(error) => Err(unanswered("the chat template cannot be rendered", &error, failed)),
             },
@@ -117,71 +92,88 @@ impl ChatTemplate {
     }
 
     /// In this process, where the steps of a template are bounded, and what they may take of memory is not.
-    pub(super) fn render_here(&self, chat: &Chat) -> Result<String, String> {
-        let template = self.environment.get_template(NAME).map_err(|error| describe(&error))?;
-        let (bos_token, eos_token) = (&self.bos, &self.eos);
-        let (messages, options) = (&chat.messages, &chat.options);
+    pub(super) fn render_here(&self, chat: &Chat, answer: bool) -> Result<String, String> {
         let tools = (!chat.tools.is_empty()).then_some(&chat.tools);
-        let rendered = template.render(context! {
-            messages, tools, bos_token, eos_token, add_generation_prompt => true, ..Value::from_serialize(options)
-        });
+        let name = if tools.is_some() && self.parts.tool_use.is_some() { TOOL_USE } else { NAME };
+        let template = self.environment.get_template(name).map_err(|error| describe(&error))?;
+        // As `apply_chat_template` has them: who asks has the last word on tokens, and what is not given is None.
+        let mut variables: BTreeMap<&str, Value> = [("documents", Value::from(()))].into();
+        variables.extend(self.parts.tokens.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))));
+        variables.extend(chat.options.iter().map(|(name, value)| (name.as_str(), Value::from_serialize(value))));
+        variables.insert("messages", Value::from_serialize(&chat.messages));
+        variables.insert("tools", Value::from_serialize(tools));
+        variables.insert("add_generation_prompt", Value::from(answer));
+        let rendered = template.render(variables.into_iter().collect::<Value>());
         rendered.map_err(|error| describe(&error))
     }
 }
 
-/// A template without transformers' own `{% generation %}`, which marks what a model is trained on and writes nothing.
-fn without_marks(mut text: String) -> String {
-    for (mark, nothing) in [("endgeneration", "endif"), ("generation", "if true")] {
-        for (open, close) in [("{% ", " %}"), ("{%- ", " %}"), ("{% ", " -%}"), ("{%- ", " -%}")] {
-            text = text.replace(&format!("{open}{mark}{close}"), &format!("{open}{nothing}{close}"));
+/// A file with a template or two, and these.
+type Found = (PathBuf, String, Option<String>);
+
+/// Files of their own come before the tokenizer's settings (`from_pretrained` in transformers' tokenization_utils_base.py),
+/// and the processor's of an older time between them.
+fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Found>, LlmError> {
+    let read = |path: &Path| -> Result<Option<String>, LlmError> {
+        if !path.exists() {
+            return Ok(None);
         }
+        let text = regular_file::read_text(path, TEMPLATE_LIMIT);
+        text.map(Some).map_err(|error| LlmError::Text { path: path.to_owned(), message: error.to_string() })
+    };
+    let jinja = folder.join("chat_template.jinja");
+    let default = read(&jinja)?;
+    let tool_use = read(&folder.join(FOLDER).join(format!("{TOOL_USE}.jinja")))?;
+    if let Some(text) = default {
+        return Ok(Some((jinja, text, tool_use)));
     }
-    text
+    let json = folder.join("chat_template.json");
+    let (source, value) = match json.exists() {
+        true => (json.clone(), read_json(&json)?.get("chat_template").cloned()),
+        false => (folder.join("tokenizer_config.json"), settings.get("chat_template").cloned()),
+    };
+    let named = value.as_ref().map_or(Ok(None), named).map_err(|message| fail(&source, message))?;
+    match (named, tool_use) {
+        (Some((text, own)), tool_use) => Ok(Some((source, text, tool_use.or(own)))),
+        (None, Some(_)) => Err(fail(&folder.join(FOLDER), no_default(TOOL_USE))),
+        (None, None) => Ok(None),
+    }
 }
 
-/// JSON with everything beyond ASCII escaped.
-fn escape(json: &str) -> String {
-    let mut text = String::new();
-    for character in json.chars() {
-        match character.is_ascii() {
-            true => text.push(character),
-            false => {
-                character.encode_utf16(&mut [0; 2]).iter().for_each(|unit| text.push_str(&format!("\\u{unit:04x}")))
-            }
+fn fail(path: &Path, message: String) -> LlmError {
+    LlmError::Text { path: path.to_owned(), message }
+}
+
+fn no_default(names: &str) -> String {
+    format!(
+        "of the chat templates ({names}) none is called \"default\", which conversations without functions need\n  hint: \
+         give the recipe a `chat_template: FILE.jinja`"
+    )
+}
+
+/// A template, or those called "default" and "tool_use" of a list.
+fn named(value: &serde_json::Value) -> Result<Option<(String, Option<String>)>, String> {
+    if let Some(text) = value.as_str() {
+        return Ok(Some((text.to_owned(), None)));
+    }
+    let Some(list) = value.as_array() else { return Ok(None) };
+    let field = |entry: &serde_json::Value, name: &str| entry.get(name).and_then(|n| n.as_str()).map(str::to_owned);
+    let named = |name: &str| {
+        let entry = list.iter().rev().find(|entry| field(entry, "name").as_deref() == Some(name))?;
+        field(entry, "template")
+    };
+    match named("default") {
+        Some(text) => Ok(Some((text, named(TOOL_USE)))),
+        None => {
+            let names: Vec<String> = list.iter().filter_map(|entry| field(entry, "name")).collect();
+            Err(no_default(&printable(&names.join(", "))))
         }
     }
-    text
 }
 
 /// JSON as Python's json.dumps writes it, which is what models have seen.
-pub(super) fn python_json(value: &serde_json::Value, indent: Option<usize>) -> String {
-    let mut text = Vec::new();
-    let written = match indent {
-        Some(width) => {
-            let spaces = " ".repeat(width.min(16));
-            let pretty = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, pretty))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut text, Spaced)),
-    };
-    written.ok().and_then(|()| String::from_utf8(text).ok()).unwrap_or_default()
-}
-
-/// A space after commas and colons.
-struct Spaced;
-
-impl Formatter for Spaced {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        writer.write_all(if first { b"" } else { b", " })
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
+pub(super) fn python_json(value: &serde_json::Value) -> String {
+    jinja::json(value)
 }
 
 fn describe(error: &Error) -> String {
@@ -191,82 +183,22 @@ fn describe(error: &Error) -> String {
     format!("chat template{line}: {}", printable(&detail))
 }
 
-/// A template, or the one called "default" of a list.
-fn named_default(value: &serde_json::Value) -> Option<String> {
-    if let Some(text) = value.as_str() {
-        return Some(text.to_owned());
-    }
-    let list = value.as_array()?;
-    let named = |name: &str| list.iter().find(|entry| entry.get("name").and_then(|n| n.as_str()) == Some(name));
-    named("default").or(list.first())?.get("template")?.as_str().map(str::to_owned)
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
-}
-
-/// The conversions templates use, of a time in seconds since 1970, in UTC.
-fn strftime(format: &str, seconds: u64) -> String {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let days = seconds / 86_400;
-    // Civil date of a day number (Howard Hinnant, "chrono-compatible low-level date algorithms").
-    let z = days + 719_468;
-    let (era, of_era) = (z / 146_097, z % 146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (name, weekday) = (MONTHS[(month - 1) as usize % 12], DAYS[(days % 7) as usize]);
-    let mut out = String::new();
-    let mut chars = format.chars();
-    while let Some(c) = chars.next() {
-        if c != '%' {
-            out.push(c);
-            continue;
-        }
-        match chars.next() {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('m') => out.push_str(&format!("{month:02}")),
-            Some('d') => out.push_str(&format!("{day:02}")),
-            Some('B') => out.push_str(name),
-            Some('b') => out.push_str(&name[..3]),
-            Some('A') => out.push_str(weekday),
-            Some('a') => out.push_str(&weekday[..3]),
-            Some('H') => out.push_str(&format!("{:02}", seconds / 3600 % 24)),
-            Some('M') => out.push_str(&format!("{:02}", seconds / 60 % 60)),
-            Some('S') => out.push_str(&format!("{:02}", seconds % 60)),
-            Some(other) => out.extend(['%', other]),
-            None => out.push('%'),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::text::Message;
+    use crate::llm::text::{Message, tool};
+
+    fn compile(text: &str) -> Result<ChatTemplate, LlmError> {
+        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        let tokens = tokens.map(|(name, token)| (name.to_owned(), token.to_owned()));
+        ChatTemplate::compile(
+            Parts { text: text.to_owned(), tool_use: None, tokens: tokens.into() },
+            Path::new("t.json"),
+        )
+    }
 
     fn render(template: &str, messages: &[Message]) -> Result<String, LlmError> {
-        let template =
-            ChatTemplate::compile(template.to_owned(), "<s>".to_owned(), "</s>".to_owned(), Path::new("t.json"))?;
-        template.render(&Chat { messages: messages.to_vec(), ..Chat::default() })
+        compile(template)?.render(&Chat { messages: messages.to_vec(), ..Chat::default() })
     }
 
     #[test]
@@ -286,6 +218,12 @@ mod tests {
         let rendered = render(template, &[Message::new("user", "<ż> \u{1f916}")]).unwrap();
         let pretty = "[\n  \"<ż> \u{1f916}\",\n  1\n]";
         assert_eq!(rendered, format!("\"<ż> \u{1f916}\" {pretty}\"<\\u017c> \\ud83e\\udd16\""));
+        let variables =
+            "{{ tools is none }}{{ documents is none }}{{ pad_token is defined }}{{ add_generation_prompt }}";
+        assert_eq!(render(variables, &[]).unwrap(), "TrueTrueFalseTrue");
+        let mut chat = Chat::default();
+        chat.options.insert("bos_token".to_owned(), "<other>".into());
+        assert_eq!(compile("{{ bos_token }}{{ eos_token }}").unwrap().render(&chat).unwrap(), "<other></s>");
     }
 
     #[test]
@@ -296,14 +234,78 @@ mod tests {
         assert!(error.ends_with("a\\nerror: \\u{1b}"), "{error}");
         let error = render("{% for x in %}", &[]).unwrap_err().to_string();
         assert!(error.contains("line 1"), "{error}");
+        // What was written again is where it was.
+        let error = render("a\n{{ 1\n ~\n 2\n ~ 3\n * 4 }}\n{{ 2 % 'x' }}", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 7"), "{error}");
         let error = render("{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", &[]);
         assert!(error.is_err());
+        for huge in
+            ["{{ 'x' * 10 ** 9 }}", "{{ [0] * 10 ** 9 }}", "{{ '%999999999d' % 1 }}", "{{ 'x'.center(10 ** 9) }}"]
+        {
+            assert!(render(huge, &[]).is_err(), "{huge}");
+        }
+        let deep = "{% set ns = namespace(x=[]) %}{% for i in range(300) %}{% set ns.x = [ns.x] %}{% endfor %}";
+        for shown in ["{{ ns.x }}", "{{ ns.x | tojson }}"] {
+            assert!(render(&format!("{deep}{shown}"), &[]).is_err(), "{shown}");
+        }
     }
 
+    /// `CASES` of tests/data/templates/make.py, with transformers' answers.
     #[test]
-    fn dates() {
-        assert_eq!(strftime("%d %b %Y %A %H:%M:%S %%", 0), "01 Jan 1970 Thursday 00:00:00 %%");
-        assert_eq!(strftime("%Y-%m-%d %a %B", 1_709_164_799), "2024-02-28 Wed February");
-        assert_eq!(strftime("%Y-%m-%d", 1_709_164_800), "2024-02-29");
+    fn templates_say_what_transformers_says() {
+        let cases = include_str!("../../../tests/data/templates/cases.json");
+        let mut cases: Vec<serde_json::Value> = serde_json::from_str(cases).unwrap();
+        let common = cases.remove(0);
+        let mut wrong = Vec::new();
+        for case in &cases {
+            let (template, expected) = (case[0].as_str().unwrap(), case[2].as_str());
+            let context = if case[1].is_null() { &common } else { &case[1] };
+            let mut environment = jinja::environment();
+            let said = jinja::add(&mut environment, NAME, template)
+                .and_then(|()| environment.get_template(NAME)?.render(Value::from_serialize(context)));
+            if said.as_deref().ok() != expected {
+                wrong.push(format!("{template}\n  expected {expected:?}\n  said {said:?}"));
+            }
+        }
+        assert!(cases.len() > 150 && wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+    }
+
+    /// (files, without functions, with functions), as transformers' `get_chat_template` chooses.
+    #[test]
+    fn the_template_is_taken_that_transformers_takes() {
+        type Files<'a> = &'a [(&'a str, &'a str)];
+        let list = "{\"chat_template\": [{\"name\": \"rag\", \"template\": \"R\"}, {\"name\": \"default\", \"template\": \"D\"}, \
+                    {\"name\": \"tool_use\", \"template\": \"T\"}]}";
+        let plain = "{\"chat_template\": \"P\"}";
+        let only = "{\"chat_template\": [{\"name\": \"rag\", \"template\": \"R\"}]}";
+        let (config, jinja) = ("tokenizer_config.json", "chat_template.jinja");
+        let extra = "additional_chat_templates/tool_use.jinja";
+        let cases: [(Files<'_>, Option<(&str, &str)>); 8] = [
+            (&[(config, plain)], Some(("P", "P"))),
+            (&[(config, list)], Some(("D", "T"))),
+            (&[(config, list), (jinja, "J")], Some(("J", "J"))),
+            (&[(config, plain), (jinja, "J"), (extra, "X")], Some(("J", "X"))),
+            (&[(config, "{}"), ("chat_template.json", plain)], Some(("P", "P"))),
+            (&[(config, "{\"chat_template\": null}")], None),
+            (&[(config, only)], None),
+            (&[(config, "{}"), (extra, "X")], None),
+        ];
+        for (files, expected) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::create_dir(folder.path().join(FOLDER)).unwrap();
+            for (name, text) in files {
+                std::fs::write(folder.path().join(name), text).unwrap();
+            }
+            let settings = read_json(&folder.path().join(config)).unwrap();
+            let found = ChatTemplate::find(folder.path(), &settings, BTreeMap::new());
+            let unnamed = files.iter().any(|(name, text)| text == &only || (*name == extra && files.len() == 2));
+            assert_eq!(found.is_err(), unnamed && expected.is_none(), "{files:?}");
+            let said = found.ok().flatten().map(|(template, _)| {
+                let with = Chat { tools: vec![tool("f", None, &serde_json::json!({}))], ..Chat::default() };
+                (template.render(&Chat::default()).unwrap(), template.render(&with).unwrap())
+            });
+            let said = said.as_ref().map(|(without, with)| (without.as_str(), with.as_str()));
+            assert_eq!(said, expected, "{files:?}");
+        }
     }
 }

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::{Prepared, is_text, open};
+use super::{Prepared, Source, is_text, open};
 use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
 use crate::llm::model::{ENGINES, WEIGHTS};
-use crate::llm::text::text_files;
+use crate::llm::text::{TOOL_USE_TEMPLATE, text_files};
 use crate::llm::{head_name, layer_name};
 use crate::pipeline::place::{self, Move};
 use crate::pipeline::{Context, MODEL};
@@ -58,28 +58,36 @@ pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Co
     Ok(names)
 }
 
-/// Copies or makes the text files.
-pub(super) fn place_text(prepared: &Prepared, staged: &Path) -> anyhow::Result<()> {
-    let checkpoint = &prepared.source.checkpoint;
-    match &checkpoint.gguf {
-        Some(gguf) => {
-            for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
-                let text = match &prepared.source.modelfile {
-                    Some(modelfile) if name == "generation_config.json" => modelfile.apply(&text)?,
-                    _ => text,
-                };
-                let path = staged.join(name);
-                fs::write(&path, text).map_err(about(&path))?;
-            }
-        }
-        None => {
-            for path in prepared.source.paths.iter().filter(|path| is_text(path)) {
-                let name = path.file_name().unwrap_or_default();
-                fs::copy(path, staged.join(name)).with_context(|| format!("cannot copy {}", path.display()))?;
-            }
-        }
+/// Copies or makes the text files; `template` is the recipe's.
+pub(super) fn place_text(source: &Source, template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
+    let checkpoint = &source.checkpoint;
+    let Some(gguf) = &checkpoint.gguf else { return copy_text(&source.paths, template, staged) };
+    for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
+        let text = match &source.modelfile {
+            Some(modelfile) if name == "generation_config.json" => modelfile.apply(&text)?,
+            _ => text,
+        };
+        let path = staged.join(name);
+        fs::write(&path, text).map_err(about(&path))?;
     }
-    if let Some(template) = &prepared.limits.chat_template {
+    copy_text(&[], template, staged)
+}
+
+/// Copies those of `paths` that are text files, and the recipe's template.
+pub(super) fn copy_text(paths: &[PathBuf], template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
+    for path in paths.iter().filter(|path| is_text(path)) {
+        let name = match path.ends_with(TOOL_USE_TEMPLATE) {
+            // A recipe's template is for conversations with functions, too.
+            true if template.is_some() => continue,
+            true => Path::new(TOOL_USE_TEMPLATE),
+            false => Path::new(path.file_name().unwrap_or_default()),
+        };
+        let to = staged.join(name);
+        let parent = to.parent().unwrap_or(staged);
+        fs::create_dir_all(parent).map_err(about(parent))?;
+        fs::copy(path, &to).with_context(|| format!("cannot copy {}", path.display()))?;
+    }
+    if let Some(template) = template {
         let to = staged.join("chat_template.jinja");
         fs::copy(template, to).with_context(|| format!("chat template {}", template.display()))?;
     }

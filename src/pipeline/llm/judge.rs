@@ -3,18 +3,16 @@
 //! its chat template, its lengths.
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::{gguf, is_text, limits};
-use crate::artifact::about;
-use crate::checkpoint::{Checkpoint, CheckpointError, adapter_message, base_of, read_json, weight_files};
+use super::{Source, files, gguf, is_text, limits};
+use crate::checkpoint::{CheckpointError, adapter_message, base_of, read_json, weight_files};
 use crate::convert::{self, Transformer};
 use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
 use crate::llm::LlmError;
-use crate::llm::text::{TEXT_FILES, Text, check_vocabulary, text_files};
+use crate::llm::text::{TEXT_FILES, check_vocabulary, judge};
 use crate::recipe::{Plan, SourcePlan};
 
 /// A repository as far as its names and small files tell.
@@ -110,7 +108,7 @@ impl Repository<'_> {
         }
         let is_text = |name: &&str| name.strip_prefix(folder).is_some_and(|name| TEXT_FILES.contains(&name));
         let names: Vec<&str> = wanted.iter().copied().filter(is_text).collect();
-        open_text(self.plan, &paths_of(self.fetch(&names, lock)?), None).map(drop)
+        text(self.plan, &paths_of(self.fetch(&names, lock)?), None).map(drop)
     }
 }
 
@@ -163,65 +161,45 @@ fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
 }
 
 /// Whether a model's words and its template can be read; what is worth a line.
-pub(super) fn words(plan: &Plan, checkpoint: &Checkpoint, paths: &[PathBuf]) -> anyhow::Result<Vec<String>> {
-    if checkpoint.gguf.is_none() {
-        let folder = checkpoint.config_path.parent().unwrap_or(Path::new("."));
-        let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let names: Vec<String> = paths.iter().filter_map(|path| name(path)).collect();
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        let beside: Vec<String> = entries.filter_map(|entry| name(&entry.path())).collect();
-        if let Some(message) = no_vocabulary(&names, &beside) {
-            return Err(CheckpointError::new(folder, message).into());
+pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>> {
+    let checkpoint = &source.checkpoint;
+    let mut notes = Vec::new();
+    match &checkpoint.gguf {
+        Some(gguf) => notes.extend(check_vocabulary(&checkpoint.config_path, gguf)?),
+        None => {
+            let folder = checkpoint.config_path.parent().unwrap_or(Path::new("."));
+            let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+            let names: Vec<String> = source.paths.iter().filter_map(|path| name(path)).collect();
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            let beside: Vec<String> = entries.filter_map(|entry| name(&entry.path())).collect();
+            if let Some(message) = no_vocabulary(&names, &beside) {
+                return Err(CheckpointError::new(folder, message).into());
+            }
         }
     }
-    let mut notes = Vec::new();
-    if let Some(gguf) = &checkpoint.gguf {
-        notes.extend(check_vocabulary(&checkpoint.config_path, gguf)?);
-    }
-    let text = open_text(plan, paths, Some(checkpoint))?;
-    let none =
-        "it has no chat template: it goes on with texts, but holds no conversations (`chat_template:` gives it one)";
-    notes.extend(text.traits().is_none().then(|| none.to_owned()));
+    notes.extend(text(plan, &source.paths, Some(source))?);
     Ok(notes)
 }
 
-/// Opens the text files as an engine directory would hold them. Errors name the files they come from.
-fn open_text(plan: &Plan, paths: &[PathBuf], checkpoint: Option<&Checkpoint>) -> anyhow::Result<Text> {
+/// Looks at the text files as an engine directory would hold them. Errors name the files they come from.
+fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Result<Option<String>> {
+    let template = plan.llm.as_ref().and_then(|llm| llm.chat_template.as_deref());
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
-    let mut sources: Vec<(PathBuf, PathBuf)> = Vec::new();
-    let gguf = checkpoint.and_then(|checkpoint| Some((checkpoint, checkpoint.gguf.as_ref()?)));
-    match gguf {
-        Some((checkpoint, gguf)) => {
-            for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
-                let path = scratch.path().join(name);
-                fs::write(&path, text).map_err(about(&path))?;
-                sources.push((path, checkpoint.config_path.clone()));
-            }
+    match source {
+        Some(source) => files::place_text(source, template, scratch.path())?,
+        None => files::copy_text(paths, template, scratch.path())?,
+    }
+    let checkpoint = source.map(|source| &source.checkpoint);
+    let origin = |copy: &Path| {
+        let name = copy.file_name().unwrap_or_default();
+        let own = || paths.iter().find(|path| is_text(path) && path.file_name() == Some(name)).cloned();
+        match template {
+            Some(template) if name == "chat_template.jinja" => template.to_owned(),
+            _ => own().or_else(|| Some(checkpoint?.config_path.clone())).unwrap_or_else(|| copy.to_owned()),
         }
-        None => {
-            for path in paths.iter().filter(|path| is_text(path)) {
-                sources.push((scratch.path().join(path.file_name().unwrap_or_default()), path.clone()));
-            }
-        }
-    }
-    if let Some(template) = plan.llm.as_ref().and_then(|limits| limits.chat_template.as_ref()) {
-        let path = scratch.path().join("chat_template.jinja");
-        sources.retain(|(other, _)| *other != path);
-        sources.push((path, template.clone()));
-    }
-    for (path, source) in sources.iter().filter(|(path, _)| !path.exists()) {
-        let source = std::path::absolute(source).map_err(about(source))?;
-        symlink(&source, path).map_err(about(path))?;
-    }
-    let real = |path: &Path| {
-        let source = sources.iter().find(|(other, _)| other == path).map(|(_, source)| source.clone());
-        source.or_else(|| Some(checkpoint?.config_path.clone())).unwrap_or_else(|| path.to_owned())
     };
-    Text::open(scratch.path()).map_err(|error| match error {
-        LlmError::Text { path, message } => LlmError::Text { path: real(&path), message }.into(),
-        LlmError::Checkpoint(CheckpointError { path, message }) => {
-            CheckpointError { path: real(&path), message }.into()
-        }
+    judge(scratch.path()).map_err(|error| match error {
+        LlmError::Text { path, message } => LlmError::Text { path: origin(&path), message }.into(),
         other => other.into(),
     })
 }

@@ -21,7 +21,7 @@ use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetcher, Hashes, Lock, Modelfile};
-use crate::llm::text::TEXT_FILES;
+use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
 use crate::progress::Event;
@@ -83,16 +83,22 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
         .files
         .iter()
         .filter(|file| named.is_none_or(|named| !named.ends_with(".gguf") || gguf::is_of(&file.name, named)));
-    let paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
+    let mut paths: Vec<PathBuf> = wanted.map(|file| file.path.clone()).collect();
     judge::configuration(plan, &paths)?;
     let checkpoint = Arc::new(Checkpoint::open(&paths)?);
+    // A folder's own files are its source, not those of folders in it.
+    let template = checkpoint.config_path.with_file_name(TOOL_USE_TEMPLATE);
+    if checkpoint.gguf.is_none() && template.is_file() && !paths.contains(&template) {
+        paths.push(template.clone());
+    }
     let length = limits.max_input_len + limits.max_output_len;
     let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, length)?;
     judge::length_of(plan, &model)?;
     model.locate(&checkpoint)?;
     // A text file in another folder is another model's.
     let folder = checkpoint.config_path.parent();
-    let paths = paths.into_iter().filter(|path| !is_text(path) || path.parent() == folder).collect();
+    let own = |path: &PathBuf| path.parent() == folder || *path == template;
+    let paths = paths.into_iter().filter(|path| !is_text(path) || own(path)).collect();
     let modelfile = fetcher.modelfile(&plan.source)?;
     gguf::check_template(plan, &checkpoint, modelfile.as_ref(), fetcher)?;
     Ok(Source { checkpoint, model, paths, commit: fetched.commit, modelfile })
@@ -105,10 +111,10 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     place::check_at_first(&folder)?;
     sweep(&folder).map_err(about(&folder))?;
     let mut source = open(plan, &context.fetcher, lock)?;
-    let notes = judge::words(plan, &source.checkpoint, &source.paths)?;
-    for note in source.checkpoint.notes.iter().chain(&source.model.notes).chain(&notes) {
-        context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
-    }
+    // What was built once has been looked at; anything else is before gigabytes are hashed.
+    let built = folder.exists();
+    let words = if built { Vec::new() } else { judge::words(plan, &source)? };
+    warn(plan, context, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
     source.model.kv_type = kv_type(plan, &source.model)?;
     let reference = match &plan.verify.reference {
         Some(source) => {
@@ -127,17 +133,16 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let mut hashes = Hashes::open(&context.fetcher.cache);
     let sources = (&source, reference.as_ref());
     let key = key(plan, sources, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;
-    if hashes.hashed_bytes > 0 {
-        let (bytes, seconds) = (crate::memory::text(hashes.hashed_bytes), hashes.seconds);
-        let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
-        context.progress.event(Event::Stage(&text));
-    }
+    tell_of_hashing(plan, &hashes, context);
     let stale = match context.rebuild {
         true => Some("a rebuild was asked for".to_owned()),
         false => settings::staleness(&folder, &key, &mut |path| hashes.sha256(path)),
     };
     if stale.is_some() {
         place::check_engine(&folder)?;
+        if built {
+            warn(plan, context, judge::words(plan, &source)?.iter());
+        }
     }
     hashes.save()?;
     Ok(Prepared {
@@ -157,6 +162,20 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         stale,
         memory,
     })
+}
+
+fn warn<'a>(plan: &Plan, context: &Context, notes: impl Iterator<Item = &'a String>) {
+    for note in notes {
+        context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
+    }
+}
+
+fn tell_of_hashing(plan: &Plan, hashes: &Hashes, context: &Context) {
+    if hashes.hashed_bytes > 0 {
+        let (bytes, seconds) = (crate::memory::text(hashes.hashed_bytes), hashes.seconds);
+        let text = format!("{}: hashed {bytes} of new files in {seconds:.1} s", plan.name);
+        context.progress.event(Event::Stage(&text));
+    }
 }
 
 /// How keys and values are kept, if not as they are computed.
@@ -242,7 +261,7 @@ fn used(source: &Source) -> impl Iterator<Item = &PathBuf> {
 }
 
 fn is_text(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| TEXT_FILES.iter().any(|text| name == *text))
+    TEXT_FILES.iter().any(|text| path.ends_with(text))
 }
 
 /// Builds what `prepare` found stale, proves and publishes it.
@@ -271,7 +290,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     stage(&format!("building {count} engines with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel)?;
     let scheme = prepared.scheme;
-    files::place_text(&prepared, staged.path())?;
+    files::place_text(&prepared.source, prepared.limits.chat_template.as_deref(), staged.path())?;
     let weights = match scheme {
         Some(scheme) => quantize::write(&prepared, scheme, staged.path(), context)?,
         None => files::place_weights(&mut prepared, staged.path(), context)?,

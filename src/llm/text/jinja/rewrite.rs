@@ -1,0 +1,395 @@
+//! A template's source as minijinja needs it to mean what Jinja2 means: what a library's user cannot change from outside
+//! (operators, slices, tuples) becomes calls of functions that [`super::operators`] has.
+//!
+//! Expressions are read by the grammar of jinja2/parser.py and written again token by token, so lines stay where they were.
+//! What is not understood is left as it is: minijinja then says what is wrong with it, and where.
+
+use super::lexer::{self, Kind, Token};
+
+/// Names of functions that no template has.
+pub(super) const SUM: &str = "__sum";
+pub(super) const CONCAT: &str = "__concat";
+pub(super) const REMAINDER: &str = "__remainder";
+pub(super) const QUOTIENT: &str = "__quotient";
+pub(super) const PRODUCT: &str = "__product";
+pub(super) const SLICE: &str = "__slice";
+pub(super) const TUPLE: &str = "__tuple";
+
+/// Deeper expressions are left as they are: minijinja refuses what is deeper than 150.
+const DEPTH: usize = 160;
+
+/// The same template in minijinja's words.
+pub(super) fn rewrite(source: &str) -> String {
+    // Jinja2 ends every line alike (`newline_sequence`).
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut text = String::with_capacity(source.len() + source.len() / 8);
+    for piece in lexer::pieces(&source) {
+        match piece {
+            lexer::Piece::Plain(plain) => text.push_str(plain),
+            lexer::Piece::Code { open, tokens, close, block, whole } => {
+                let tokens = tokens.as_slice();
+                let inner = if block { statement(tokens) } else { Reader::new(tokens).all() };
+                match inner {
+                    Some(inner) => {
+                        text.push_str(open);
+                        text.push_str(&inner);
+                        text.push_str(close);
+                    }
+                    None => text.push_str(whole),
+                }
+            }
+        }
+    }
+    text
+}
+
+/// What stands between `{%` and `%}`.
+fn statement(tokens: &[Token<'_>]) -> Option<String> {
+    let mut reader = Reader::new(tokens);
+    let tag = reader.peek()?;
+    let mut text = match tag.text {
+        // transformers' own, which marks what a model is trained on and writes nothing; a scope of its own, as there.
+        "generation" if tokens.len() == 1 => return Some(format!("{}with", tag.space)),
+        "endgeneration" if tokens.len() == 1 => return Some(format!("{}endwith", tag.space)),
+        _ => reader.take(),
+    };
+    // Targets of assignments are no expressions.
+    let ends = |token: &Token<'_>| match tag.text {
+        "for" => token.text == "in",
+        "set" => token.text == "=",
+        _ => true,
+    };
+    while reader.peek().is_some_and(|token| !ends(&token)) {
+        text.push_str(&reader.take());
+    }
+    if tag.text == "call" && reader.next_is("(") {
+        text.push_str(&reader.group()?);
+    }
+    text.push_str(&reader.all()?);
+    Some(text)
+}
+
+/// Reads expressions, and writes them.
+struct Reader<'a> {
+    tokens: &'a [Token<'a>],
+    at: usize,
+    depth: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn new(tokens: &'a [Token<'a>]) -> Self {
+        Self { tokens, at: 0, depth: 0 }
+    }
+
+    fn peek(&self) -> Option<Token<'a>> {
+        self.tokens.get(self.at).copied()
+    }
+
+    fn next_is(&self, text: &str) -> bool {
+        self.peek().is_some_and(|token| token.is(text))
+    }
+
+    /// The next token as it is, with the space before it.
+    fn take(&mut self) -> String {
+        let token = self.peek().map(|token| format!("{}{}", token.space, token.text)).unwrap_or_default();
+        self.at += 1;
+        token
+    }
+
+    /// Leaves the next token out, but not the ends of lines before it.
+    fn skip(&mut self) -> String {
+        let lines = self.peek().map_or(0, |token| token.space.matches('\n').count());
+        self.at += 1;
+        "\n".repeat(lines)
+    }
+
+    /// Everything: expressions, and what stands between them.
+    fn all(&mut self) -> Option<String> {
+        let mut text = String::new();
+        while let Some(token) = self.peek() {
+            let begins = match token.kind {
+                Kind::Name => !matches!(token.text, "if" | "else" | "in" | "and" | "or" | "is" | "import" | "as"),
+                Kind::Sign => matches!(token.text, "(" | "[" | "{" | "-" | "+"),
+                Kind::Number | Kind::Text => true,
+            };
+            text.push_str(&if begins { self.condition()? } else { self.take() });
+        }
+        Some(text)
+    }
+
+    /// A bracket and what is in it, as it is.
+    fn group(&mut self) -> Option<String> {
+        let (mut text, mut open) = (String::new(), 0_usize);
+        loop {
+            match self.peek()?.text {
+                "(" | "[" | "{" => open += 1,
+                ")" | "]" | "}" => open = open.checked_sub(1)?,
+                _ => {}
+            }
+            text.push_str(&self.take());
+            if open == 0 {
+                return Some(text);
+            }
+        }
+    }
+
+    fn condition(&mut self) -> Option<String> {
+        self.depth += 1;
+        if self.depth > DEPTH {
+            return None;
+        }
+        let mut text = self.choice()?;
+        while self.next_is("if") {
+            text.push_str(&self.take());
+            text.push_str(&self.choice()?);
+            if self.next_is("else") {
+                text.push_str(&self.take());
+                text.push_str(&self.condition()?);
+            }
+        }
+        self.depth -= 1;
+        Some(text)
+    }
+
+    /// Operands of `or`, `and` and comparisons, with `not` before any.
+    fn choice(&mut self) -> Option<String> {
+        let mut text = String::new();
+        loop {
+            while self.next_is("not") {
+                text.push_str(&self.take());
+            }
+            text.push_str(&self.sum()?);
+            let Some(token) = self.peek() else { return Some(text) };
+            match token.text {
+                "or" | "and" | "in" | "==" | "!=" | "<" | "<=" | ">" | ">=" if token.kind != Kind::Text => {
+                    text.push_str(&self.take());
+                }
+                // `not` of `not in` follows at once.
+                "not" if token.kind == Kind::Name => {
+                    text.push_str(&self.take());
+                    if !self.next_is("in") {
+                        return None;
+                    }
+                    text.push_str(&self.take());
+                }
+                _ => return Some(text),
+            }
+        }
+    }
+
+    fn sum(&mut self) -> Option<String> {
+        let added = |mut terms: Vec<String>| if terms.len() == 1 { terms.remove(0) } else { call(SUM, &terms) };
+        let mut terms = vec![self.concatenation()?];
+        loop {
+            if self.next_is("+") {
+                terms.push(self.skip() + &self.concatenation()?);
+            } else if self.next_is("-") {
+                let left = added(terms);
+                terms = vec![format!("{left}{}{}", self.take(), self.concatenation()?)];
+            } else {
+                return Some(added(terms));
+            }
+        }
+    }
+
+    fn concatenation(&mut self) -> Option<String> {
+        let mut operands = vec![self.product()?];
+        while self.next_is("~") {
+            operands.push(self.skip() + &self.product()?);
+        }
+        Some(if operands.len() == 1 { operands.remove(0) } else { call(CONCAT, &operands) })
+    }
+
+    fn product(&mut self) -> Option<String> {
+        let mut left = self.power()?;
+        while let Some(token) = self.peek().filter(|token| token.kind == Kind::Sign) {
+            let function = match token.text {
+                "%" => REMAINDER,
+                "*" => PRODUCT,
+                "//" => QUOTIENT,
+                "/" => {
+                    left.push_str(&self.take());
+                    left.push_str(&self.power()?);
+                    continue;
+                }
+                _ => break,
+            };
+            left = call(function, &[left, self.skip() + &self.power()?]);
+        }
+        Some(left)
+    }
+
+    fn power(&mut self) -> Option<String> {
+        let mut text = self.unary()?;
+        while self.next_is("**") {
+            text.push_str(&self.take());
+            text.push_str(&self.unary()?);
+        }
+        Some(text)
+    }
+
+    fn unary(&mut self) -> Option<String> {
+        let mut text = String::new();
+        while let Some(token) = self.peek().filter(|token| token.is("-") || token.is("+")) {
+            match token.text {
+                "-" => text.push_str(&self.take()),
+                _ => self.at += 1, // minijinja has none, and it changes nothing
+            }
+        }
+        let signs = text.len();
+        text.push_str(&self.primary()?);
+        let operand = text.split_off(signs);
+        let operand = self.postfix(operand)?;
+        // minijinja takes `-a.b` for `(-a).b`.
+        text.push_str(&if signs > 0 { format!("({operand})") } else { operand });
+        self.filters(text)
+    }
+
+    fn primary(&mut self) -> Option<String> {
+        let token = self.peek()?;
+        match token.kind {
+            Kind::Name | Kind::Number => Some(self.take()),
+            Kind::Text => {
+                // Texts side by side are one.
+                let mut text = String::new();
+                while self.peek().is_some_and(|token| token.kind == Kind::Text) {
+                    text.push_str(&lexer::long_escapes(&self.take()));
+                }
+                Some(text)
+            }
+            Kind::Sign => match token.text {
+                "(" => {
+                    let (items, comma) = self.items(")")?;
+                    if comma || items.trim().is_empty() {
+                        let items = items.trim_end().trim_end_matches(',');
+                        return Some(format!("{}{TUPLE}({items})", token.space));
+                    }
+                    Some(format!("{}({items})", token.space))
+                }
+                "[" => Some(format!("{}[{}]", token.space, self.items("]")?.0)),
+                "{" => Some(format!("{}{{{}}}", token.space, self.items("}")?.0)),
+                _ => None,
+            },
+        }
+    }
+
+    /// What stands in brackets, without them; and whether there was a comma.
+    fn items(&mut self, end: &str) -> Option<(String, bool)> {
+        self.at += 1;
+        let (mut text, mut comma) = (String::new(), false);
+        loop {
+            let token = self.peek()?;
+            if token.is(end) {
+                text.push_str(token.space);
+                self.at += 1;
+                return Some((text, comma));
+            }
+            match token.text {
+                "," | ":" | "=" | "*" | "**" if token.kind == Kind::Sign => {
+                    comma |= token.text == ",";
+                    text.push_str(&self.take());
+                }
+                _ => text.push_str(&self.condition()?),
+            }
+        }
+    }
+
+    fn postfix(&mut self, mut operand: String) -> Option<String> {
+        while let Some(token) = self.peek().filter(|token| token.kind == Kind::Sign) {
+            match token.text {
+                "." => {
+                    operand.push_str(&self.take());
+                    operand.push_str(&self.take());
+                }
+                "(" => {
+                    let items = self.items(")")?.0;
+                    operand.push_str(&format!("{}({items})", token.space));
+                }
+                "[" => operand = self.subscript(operand)?,
+                _ => break,
+            }
+        }
+        Some(operand)
+    }
+
+    /// `[index]`, or a slice, which is a call.
+    fn subscript(&mut self, operand: String) -> Option<String> {
+        let space = self.peek()?.space;
+        self.at += 1;
+        let (mut parts, mut slice) = (vec![String::new()], false);
+        loop {
+            let token = self.peek()?;
+            if token.is("]") {
+                self.at += 1;
+                break;
+            } else if token.is(":") && parts.len() < 3 {
+                self.at += 1;
+                slice = true;
+                parts.push(String::new());
+            } else {
+                let part = parts.last_mut().filter(|part| part.is_empty())?;
+                part.push_str(&self.condition()?);
+            }
+        }
+        if !slice {
+            return Some(format!("{operand}{space}[{}]", parts[0]));
+        }
+        parts.resize(3, String::new());
+        let given = parts.into_iter().map(|part| if part.is_empty() { "none".to_owned() } else { part });
+        Some(call(SLICE, &std::iter::once(operand).chain(given).collect::<Vec<_>>()))
+    }
+
+    /// Filters and tests.
+    fn filters(&mut self, mut text: String) -> Option<String> {
+        while let Some(token) = self.peek() {
+            if token.is("|") {
+                text.push_str(&self.take());
+                text.push_str(&self.name()?);
+                if self.next_is("(") {
+                    text = self.postfix_call(text)?;
+                }
+            } else if token.is("is") {
+                text.push_str(&self.take());
+                if self.next_is("not") {
+                    text.push_str(&self.take());
+                }
+                text.push_str(&self.name()?);
+                if self.next_is("(") {
+                    text = self.postfix_call(text)?;
+                } else if self.peek().is_some_and(|token| token.is_argument()) {
+                    let argument = self.primary()?;
+                    // In brackets: what was a word may have become a call.
+                    text.push_str(&format!("({})", self.postfix(argument)?.trim_start()));
+                }
+            } else {
+                break;
+            }
+        }
+        Some(text)
+    }
+
+    fn postfix_call(&mut self, text: String) -> Option<String> {
+        let space = self.peek()?.space;
+        Some(format!("{text}{space}({})", self.items(")")?.0))
+    }
+
+    /// The name of a filter or a test.
+    fn name(&mut self) -> Option<String> {
+        if self.peek()?.kind != Kind::Name {
+            return None;
+        }
+        let mut name = self.take();
+        while self.next_is(".") {
+            name.push_str(&self.take());
+            name.push_str(&self.take());
+        }
+        Some(name)
+    }
+}
+
+/// A call, with the space before the first operand before it.
+fn call(function: &str, operands: &[String]) -> String {
+    let first = operands.first().map_or("", String::as_str);
+    let space = &first[..first.len() - first.trim_start().len()];
+    format!("{space}{function}({})", operands.join(",").trim_start())
+}

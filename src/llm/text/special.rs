@@ -1,0 +1,87 @@
+//! Special tokens by name, as `transformers` collects them for templates: `bos_token`, `pad_token`, `image_token`, …
+//!
+//! From tokenizer_config.json; where that does not list the vocabulary's added tokens, special_tokens_map.json has the last
+//! word (`_from_pretrained` in tokenization_utils_base.py of transformers 5.24, which calls the second file a legacy).
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// The tokens that `settings` and, where it counts, `map` name.
+pub(super) fn tokens(settings: &Value, map: &Value) -> BTreeMap<String, String> {
+    let mut tokens = BTreeMap::new();
+    add(&mut tokens, settings);
+    if settings.get("added_tokens_decoder").is_none() {
+        add(&mut tokens, map);
+    }
+    tokens
+}
+
+fn add(tokens: &mut BTreeMap<String, String>, file: &Value) {
+    let Some(fields) = file.as_object() else { return };
+    for (name, value) in fields.iter().filter(|(name, _)| name.ends_with("_token")) {
+        match spelling(value) {
+            Some(text) => {
+                tokens.insert(name.clone(), text);
+            }
+            // `null` takes back what the other file said.
+            None if value.is_null() => {
+                tokens.remove(name);
+            }
+            // `add_bos_token: true` is no token.
+            None => {}
+        }
+    }
+    // Tokens of a model's own, under names of its own.
+    for name in ["extra_special_tokens", "model_specific_special_tokens"] {
+        let named = fields.get(name).and_then(Value::as_object).into_iter().flatten();
+        tokens.extend(named.filter_map(|(name, value)| Some((name.clone(), spelling(value)?))));
+    }
+}
+
+/// A token, written as a text or as an object.
+fn spelling(value: &Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Expected is `special_tokens_map` of transformers' `PreTrainedTokenizerFast` from these files.
+    #[test]
+    fn tokens_are_those_of_transformers() {
+        let cases = [
+            ("{\"bos_token\": \"<s>\"}", "null", "bos_token=<s>"),
+            (
+                "{}",
+                "{\"bos_token\": \"<s>\", \"eos_token\": {\"content\": \"</s>\", \"lstrip\": false}}",
+                "bos_token=<s> eos_token=</s>",
+            ),
+            (
+                "{\"bos_token\": \"<a>\", \"pad_token\": \"<p>\"}",
+                "{\"bos_token\": \"<b>\"}",
+                "bos_token=<b> pad_token=<p>",
+            ),
+            (
+                "{\"bos_token\": \"<a>\", \"added_tokens_decoder\": {}}",
+                "{\"bos_token\": \"<b>\", \"unk_token\": \"<u>\"}",
+                "bos_token=<a>",
+            ),
+            ("{\"eos_token\": \"<a>\"}", "{\"eos_token\": null}", ""),
+            ("{\"add_bos_token\": true, \"image_token\": \"<i>\", \"eos_token\": null}", "null", "image_token=<i>"),
+            ("{\"extra_special_tokens\": {\"boi_token\": \"<boi>\"}}", "null", "boi_token=<boi>"),
+            (
+                "{\"extra_special_tokens\": [\"<x>\"], \"additional_special_tokens\": [\"<y>\"]}",
+                "{\"additional_special_tokens\": [\"<z>\"]}",
+                "",
+            ),
+        ];
+        for (settings, map, expected) in cases {
+            let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+            let found = tokens(&parse(settings), &parse(map));
+            let said: Vec<String> = found.iter().map(|(name, token)| format!("{name}={token}")).collect();
+            assert_eq!(said.join(" "), expected, "{settings} {map}");
+        }
+    }
+}
