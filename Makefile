@@ -7,6 +7,7 @@ BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 # Everything from nothing: TensorRT, the tool, a chat model, a detector and two face classifiers as engines, and their answers.
 demo:
 	scripts/setup-tensorrt.sh > /dev/null
+	scripts/setup-onnxruntime.sh > /dev/null
 	cargo build --release --quiet
 	$(BINARY) build recipes/smollm2-135m.yaml recipes/yolo11n-seg.yaml recipes/gender.yaml recipes/age.yaml
 	$(BINARY) verify engines/smollm2-135m engines/yolo11n-seg engines/gender engines/age
@@ -18,6 +19,7 @@ demo:
 # Format, lints (with and without TensorRT's headers), documentation, tests, the shim against every header set.
 test:
 	scripts/setup-tensorrt.sh --all-headers > /dev/null
+	scripts/setup-onnxruntime.sh > /dev/null
 	scripts/setup-oracles.sh > /dev/null
 	cargo fmt --check
 	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror cpp/include/*.h cpp/src/* cpp/stub/*

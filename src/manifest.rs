@@ -74,6 +74,9 @@ pub struct VerifyRecord {
     pub prompts: Vec<String>,
     /// Allowed max|engine - reference| / max|reference|; of a language model, mean divergence.
     pub tolerance: f64,
+    /// Which reference judged its numbers when it was built; `None` where nothing could execute it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judge: Option<String>,
 }
 
 /// What quantising a language model has cost; see `verify::quality`.

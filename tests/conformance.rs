@@ -13,6 +13,7 @@ use std::sync::Arc;
 use support::tensorrt_or_skip;
 use watus_build::backend::Backend;
 use watus_build::backend::cpu::Cpu;
+use watus_build::backend::onnxruntime::OnnxRuntime;
 use watus_build::backend::tensorrt::{BuildOptions, TensorRt, device::Device};
 use watus_build::onnx::GraphBuilder;
 use watus_build::progress::Silent;
@@ -302,6 +303,15 @@ fn check(backend: &dyn Backend, cases: &[Case], leaves_out: &[(&str, &str)], tol
 fn cpu_reference_conforms() {
     let folder = tempfile::tempdir().unwrap();
     check(&Cpu, &suite(folder.path()), CPU_LEAVES_OUT, 1e-5);
+}
+
+#[test]
+fn onnxruntime_conforms() {
+    if !support::onnxruntime_or_skip("onnxruntime_conforms") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    check(&OnnxRuntime::find().unwrap().unwrap(), &suite(folder.path()), &[], 1e-5);
 }
 
 #[test]

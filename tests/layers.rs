@@ -26,6 +26,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
     ("rten", "backend/cpu/"),
+    ("ort", "backend/onnxruntime.rs"),
     ("image", "vision/"),
     ("fast_image_resize", "vision/picture.rs"),
     ("noto_sans_mono_bitmap", "vision/draw.rs"),

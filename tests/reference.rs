@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,9 +41,26 @@ fn scalar(graph: &mut GraphBuilder, name: &str, data: TensorData) -> String {
     graph.initializer(name, &Tensor::new(vec![], data).unwrap())
 }
 
-fn isolated(time: u64) -> IsolatedCpu {
+/// Both references, each in a child: a script names it.
+fn isolated(scratch: &Path, time: u64) -> Vec<(&'static str, IsolatedCpu)> {
     let limits = Limits { memory: 512 << 20, time: Duration::from_secs(time) };
-    IsolatedCpu { executable: PathBuf::from(env!("CARGO_BIN_EXE_watus-build")), limits }
+    let child = |engine: &'static str| {
+        let executable = scratch.join(format!("watus-{engine}"));
+        if !executable.exists() {
+            let program = env!("CARGO_BIN_EXE_watus-build");
+            let script = format!("#!/bin/sh\nWATUS_CPU_ENGINE={engine} exec '{program}' \"$@\"\n");
+            fs::write(&executable, script).unwrap();
+            fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        (engine, IsolatedCpu { executable, limits })
+    };
+    engines().into_iter().map(child).collect()
+}
+
+/// The references there are here.
+fn engines() -> Vec<&'static str> {
+    let library = support::onnxruntime_or_skip("the reference by ONNX Runtime");
+    if library { vec!["rten", "onnxruntime"] } else { vec!["rten"] }
 }
 
 fn compute(backend: &dyn Backend, path: &Path) -> Result<Vec<Tensor>, BackendError> {
@@ -137,15 +155,21 @@ fn what_takes_all_memory_is_an_error() {
     for (name, make) in bombs {
         let path = write(scratch.path(), name, make);
         // Long enough for a slow machine: it is memory that ends it.
-        let error = compute(&isolated(600), &path).unwrap_err().to_string();
-        assert!(error.contains("CPU reference"), "{name}: {error}");
-        assert!(!error.contains("it may take"), "{name}: {error}");
+        for (engine, backend) in isolated(scratch.path(), 600) {
+            let error = compute(&backend, &path).unwrap_err().to_string();
+            assert!(error.contains("CPU reference"), "{engine}, {name}: {error}");
+            assert!(!error.contains("it may take"), "{engine}, {name}: {error}");
+        }
     }
     // After its death a session says the same again.
-    let mut session = isolated(600).open(&write(scratch.path(), "again", tile)).unwrap();
-    let first = session.run(&[x()]).unwrap_err().to_string();
-    assert!(first.contains("more than the 0.5 GB of memory it may use"), "{first}");
-    assert_eq!(session.run(&[x()]).unwrap_err().to_string(), first);
+    for (engine, backend) in isolated(scratch.path(), 600) {
+        let mut session = backend.open(&write(scratch.path(), "again", tile)).unwrap();
+        let first = session.run(&[x()]).unwrap_err().to_string();
+        // ONNX Runtime looks at sizes before it asks for them.
+        let expected = if engine == "rten" { "more than the 0.5 GB of memory it may use" } else { "Tile" };
+        assert!(first.contains(expected), "{first}");
+        assert_eq!(session.run(&[x()]).unwrap_err().to_string(), first);
+    }
 }
 
 #[test]
@@ -154,8 +178,10 @@ fn what_never_ends_is_an_error() {
     let endless: [(&str, Make); 2] = [("range", range), ("loop", endless)];
     for (name, make) in endless {
         let path = write(scratch.path(), name, make);
-        let error = compute(&isolated(2), &path).unwrap_err().to_string();
-        assert!(error.contains("CPU reference"), "{name}: {error}");
+        for (engine, backend) in isolated(scratch.path(), 2) {
+            let error = compute(&backend, &path).unwrap_err().to_string();
+            assert!(error.contains("CPU reference"), "{engine}, {name}: {error}");
+        }
     }
 }
 
@@ -164,7 +190,8 @@ fn what_panics_is_an_error() {
     let scratch = tempfile::tempdir().unwrap();
     let slice = write(scratch.path(), "slice", step_zero);
     let nested = write(scratch.path(), "nested", nested);
-    for backend in [&isolated(600) as &dyn Backend, &Cpu] {
+    let isolated = isolated(scratch.path(), 600);
+    for backend in isolated.iter().map(|(_, backend)| backend as &dyn Backend).chain([&Cpu as &dyn Backend]) {
         let error = compute(backend, &slice).unwrap_err().to_string();
         assert!(error.contains("CPU reference"), "{error}");
         // rten computes some of these and panics on others.
@@ -179,8 +206,12 @@ fn deep_graphs_compute_up_to_a_limit() {
     let scratch = tempfile::tempdir().unwrap();
     let deep = write(scratch.path(), "deep", |graph| chain(graph, 3000));
     let too_deep = write(scratch.path(), "too_deep", |graph| chain(graph, 100_000));
-    for backend in [&isolated(600) as &dyn Backend, &Cpu] {
+    let isolated = isolated(scratch.path(), 600);
+    for backend in isolated.iter().map(|(_, backend)| backend as &dyn Backend).chain([&Cpu as &dyn Backend]) {
         assert_eq!(compute(backend, &deep).unwrap(), [x()]);
+    }
+    // ONNX Runtime computes it.
+    for backend in [&isolated[0].1 as &dyn Backend, &Cpu] {
         let error = compute(backend, &too_deep).unwrap_err().to_string();
         assert!(error.contains("a chain of 100001 nodes, 50000 are computed at most"), "{error}");
     }
@@ -190,14 +221,27 @@ fn deep_graphs_compute_up_to_a_limit() {
 fn a_sound_graph_computes_the_same_in_a_child() {
     let scratch = tempfile::tempdir().unwrap();
     let path = write(scratch.path(), "sound", |graph| graph.node("Exp", &["x"], &[]));
-    assert_eq!(compute(&isolated(600), &path).unwrap(), compute(&Cpu, &path).unwrap());
-    let mut session = isolated(600).open(&path).unwrap();
-    assert_eq!(session.inputs()[0].name, "x");
-    let wrong = session.run(&[Tensor::from_f32(vec![1], vec![0.0]).unwrap()]).unwrap_err();
-    assert!(matches!(wrong, BackendError::Input { .. }), "{wrong}");
-    session.run(&[x()]).expect("a wrong input ends nothing");
-    let missing = isolated(600).open(&scratch.path().join("missing.onnx")).map(drop).unwrap_err().to_string();
-    assert!(missing.contains("missing.onnx") && missing.contains("No such file"), "{missing}");
+    for (engine, backend) in isolated(scratch.path(), 600) {
+        let [here] = &compute(&Cpu, &path).unwrap()[..] else { panic!("one output") };
+        let [there] = &compute(&backend, &path).unwrap()[..] else { panic!("one output") };
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 1e-6 * a.abs();
+        assert!(here.as_f32().unwrap().iter().zip(there.as_f32().unwrap()).all(near), "{engine}");
+        let mut session = backend.open(&path).unwrap();
+        assert!(session.info().name.contains(engine), "{:?}", session.info());
+        assert_eq!(session.inputs()[0].name, "x");
+        let wrong = session.run(&[Tensor::from_f32(vec![1], vec![0.0]).unwrap()]).unwrap_err();
+        assert!(matches!(wrong, BackendError::Input { .. }), "{wrong}");
+        session.run(&[x()]).expect("a wrong input ends nothing");
+        let missing = backend.open(&scratch.path().join("missing.onnx")).map(drop).unwrap_err().to_string();
+        assert!(missing.contains("missing.onnx") && missing.contains("No such file"), "{missing}");
+    }
+}
+
+/// The command with the built-in reference, which has the limits that are tried here.
+fn command(scratch: &Path) -> std::process::Command {
+    let mut command = watus(scratch);
+    command.env("WATUS_CPU_ENGINE", "rten");
+    command
 }
 
 #[test]
@@ -208,11 +252,11 @@ fn the_command_says_what_went_wrong() {
     for (name, make) in strange {
         let path = write(scratch.path(), name, make);
         let (code, stdout, stderr) =
-            output(watus(scratch.path()).args(["run", "--backend", "cpu", "--input", "x=x.npy"]).arg(&path));
+            output(command(scratch.path()).args(["run", "--backend", "cpu", "--input", "x=x.npy"]).arg(&path));
         assert_eq!((code, stdout.as_str()), (1, ""), "{name}: {stderr}");
         assert!(stderr.starts_with("error: ") && stderr.contains("CPU reference"), "{name}: {stderr}");
         let (code, _, stderr) =
-            output(watus(scratch.path()).args(["bench", "--backend", "cpu", "-n", "1", "--warmup", "0"]).arg(&path));
+            output(command(scratch.path()).args(["bench", "--backend", "cpu", "-n", "1", "--warmup", "0"]).arg(&path));
         assert_eq!(code, 1, "{name}: {stderr}");
         assert!(stderr.contains("error: "), "{name}: {stderr}");
     }

@@ -21,9 +21,13 @@ fn data(name: &str) -> PathBuf {
     support::repository().join("tests/data/llm").join(name)
 }
 
+fn config(name: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(data(name).join("config.json")).unwrap()).unwrap()
+}
+
 /// A tiny checkpoint's configuration and tensors.
 fn tiny(name: &str) -> (Value, Tensors) {
-    let config = serde_json::from_str(&fs::read_to_string(data(name).join("config.json")).unwrap()).unwrap();
+    let config = config(name);
     let bytes = fs::read(data(name).join("model.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let plain = |view: TensorView<'_>| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
@@ -125,7 +129,7 @@ fn a_tied_model_keeps_a_head_of_its_own() {
 
 /// A description of `name`'s configuration with other fields.
 fn described(name: &str, change: &Value) -> Result<Transformer, String> {
-    let (mut config, _) = tiny(name);
+    let mut config = config(name);
     config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
     convert::describe(Path::new("config.json"), &config, 64).map_err(|error| error.to_string())
 }
@@ -206,7 +210,7 @@ fn fields_that_change_what_is_computed_are_read_or_refused() {
 #[test]
 fn what_is_left_out_is_transformers_default_and_yarn_reaches_its_factor() {
     let without = |name: &str, fields: &[&str]| {
-        let (mut config, _) = tiny(name);
+        let mut config = config(name);
         fields.iter().for_each(|field| drop(config.as_object_mut().unwrap().remove(*field)));
         convert::describe(Path::new("config.json"), &config, 64).unwrap()
     };

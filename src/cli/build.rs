@@ -120,7 +120,11 @@ fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
     let state = if outcome.cached { "current" } else { "built" };
     let proof = match (&executed, &outcome.report) {
         (Some(on), Some(report)) if report.failed() => format!("FAILED verification on {on}, published by --force"),
-        (Some(on), _) => format!("verified on {on}"),
+        (Some(on), report) => {
+            let judge = report.as_ref().and_then(|report| report.judged_by.as_ref());
+            let judge = judge.map(|judge| format!(" against the {judge}")).unwrap_or_default();
+            format!("verified on {on}{judge}")
+        }
         (None, _) => "execution not checked (no GPU here)".to_owned(),
     };
     print(format!("{}: {state}, {proof}: {}", plan.name, outcome.folder.display()))?;

@@ -91,6 +91,9 @@ pub enum FetchError {
     BadAnswer { name: String, what: String },
     #[error("{name}: no file matches {globs}\n  hint: the repository has: {present}{help}")]
     NothingMatches { name: String, globs: String, present: String, help: &'static str },
+    /// What was asked for, or all that there is, is no model.
+    #[error("{name}: {message}")]
+    NoModel { name: String, message: String },
     #[error("{need} MB are needed in {}, {free} MB are free\n  hint: free some, or set HF_HOME and WATUS_CACHE_DIR to a larger disk", folder.display())]
     DiskFull { folder: PathBuf, need: u64, free: u64 },
     #[error(

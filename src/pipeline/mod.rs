@@ -227,6 +227,9 @@ fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Contex
     if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(BackendError::Cancelled.into());
     }
+    let mut manifest = Manifest::load(staged.path())?;
+    manifest.verify.judge.clone_from(&report.judged_by);
+    manifest.save(staged.path()).map_err(about(staged.path()))?;
     // Minutes have passed since it was looked at.
     place::check_engine(&folder)?;
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;

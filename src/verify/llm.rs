@@ -153,6 +153,7 @@ fn execute(
     drop(engine); // its memory may be the reference's, on a Jetson
     stage("loading the reference");
     let mut reference = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})?;
+    report.judged_by = Some(reference.info().name);
     for ((prompt, tokens), answer) in prompts.iter().zip(&answers) {
         stage(&format!("comparing \"{prompt}\""));
         report.prompts.push(compare(&mut *reference, text, (prompt, tokens), answer)?);

@@ -55,6 +55,7 @@ pub fn examine(
         name: manifest.name.clone(),
         time: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         executed_on: None,
+        judged_by: None,
         tolerance: manifest.verify.tolerance,
         checks: Vec::new(),
         comparisons: Vec::new(),
@@ -209,6 +210,7 @@ fn execution(
     progress: &Arc<dyn Progress>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    report.judged_by = Some(reference.info().name);
     for Case { name, inputs, picture } in cases(folder, manifest)? {
         progress.event(Event::Stage(&format!("{}: comparing {name}", manifest.name)));
         let both = engine.run(&inputs).and_then(|have| Ok((have, reference.run(&inputs)?)));

@@ -66,6 +66,9 @@ pub struct Report {
     pub time: u64,
     /// Who executed the engine; `None` when nobody could.
     pub executed_on: Option<String>,
+    /// Which reference judged its numbers; `None` when none did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judged_by: Option<String>,
     /// Allowed relative error.
     pub tolerance: f64,
     /// The checks, in order.

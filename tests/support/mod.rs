@@ -50,6 +50,15 @@ pub fn tensorrt_or_skip(test: &str) -> bool {
     }
 }
 
+/// Whether ONNX Runtime is here.
+pub fn onnxruntime_or_skip(test: &str) -> bool {
+    let found = watus_build::backend::onnxruntime::OnnxRuntime::find().unwrap().is_some();
+    if !found {
+        skip(test, "no ONNX Runtime; scripts/setup-onnxruntime.sh brings it");
+    }
+    found
+}
+
 /// Prints a skip, or fails where CI=true.
 pub fn skip(test: &str, why: &str) {
     eprintln!("SKIPPED {test}: {why}");

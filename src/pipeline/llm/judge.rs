@@ -95,7 +95,7 @@ impl Repository<'_> {
         }
         // What is not asked for may be what it has.
         let message = weight_files(all).err().unwrap_or(message);
-        anyhow::anyhow!("{what}: {message}")
+        FetchError::NoModel { name: what, message }.into()
     }
 
     /// Vocabulary and template.
