@@ -75,7 +75,7 @@ pub struct Yolo {
 /// How a picture lies in a square that keeps its aspect ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Letterbox {
-    /// Pixels of the input per pixel of the picture.
+    /// Pixels of the input per pixel of the picture, before sides are rounded to whole pixels.
     pub scale: f64,
     /// First row and column of the picture in the input.
     pub offset: [u32; 2],
@@ -112,13 +112,18 @@ impl Letterbox {
 
     /// Height and width of the picture within the input.
     pub fn scaled(&self) -> [u32; 2] {
-        self.picture.map(|size| ((f64::from(size) * self.scale).round() as u32).max(1))
+        self.picture.map(|size| ((f64::from(size) * self.scale).round_ties_even() as u32).max(1))
+    }
+
+    /// Pixels of the input per pixel of the picture along an axis: each side is of whole pixels (Ultralytics, `scale_boxes`).
+    pub fn gain(&self, axis: usize) -> f64 {
+        f64::from(self.scaled()[axis]) / f64::from(self.picture[axis].max(1))
     }
 
     /// A place in the input as one in the picture, along an axis (0 vertical): never outside it.
     pub fn place(&self, value: f32, axis: usize) -> f32 {
-        let place = (f64::from(value) - f64::from(self.offset[axis])) / self.scale;
-        // An input without pixels has scale 0, and `clamp` lets a NaN through.
+        let place = (f64::from(value) - f64::from(self.offset[axis])) / self.gain(axis);
+        // `clamp` lets a NaN through.
         if place.is_nan() { 0.0 } else { place.clamp(0.0, f64::from(self.picture[axis])) as f32 }
     }
 }

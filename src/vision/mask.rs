@@ -49,7 +49,7 @@ pub(super) fn cut(
     let cells = height * width;
     // Prototype cells per pixel of the input, and the cell (fractional, centres aligned) of a pixel of the picture.
     let cell = |pixel: u32, axis: usize, size: usize| {
-        let place = (f64::from(pixel) + 0.5) * letterbox.scale + f64::from(letterbox.offset[axis]);
+        let place = (f64::from(pixel) + 0.5) * letterbox.gain(axis) + f64::from(letterbox.offset[axis]);
         let at = (place * size as f64 / f64::from(input[axis]) - 0.5).clamp(0.0, size as f64 - 1.0);
         (at as usize, at.fract() as f32)
     };

@@ -171,6 +171,17 @@ impl Vocabulary<'_> {
     }
 }
 
+/// The chat template, or where there is one for functions too the list that transformers makes of them (gguf-py,
+/// `add_chat_template`: others have their name behind the key).
+fn templates(gguf: &Gguf) -> Value {
+    let named = |name: &str, key: &str| gguf.text(key).map(|text| json!({"name": name, "template": text}));
+    let plain = named("default", "tokenizer.chat_template");
+    match (plain, named("tool_use", "tokenizer.chat_template.tool_use")) {
+        (Some(plain), Some(functions)) => json!([plain, functions]),
+        _ => json!(gguf.text("tokenizer.chat_template")),
+    }
+}
+
 /// (file name, content) of config.json, tokenizer.json, tokenizer_config.json and generation_config.json.
 pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(String, String)>, CheckpointError> {
     let kind = kind(path, gguf)?;
@@ -190,7 +201,9 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     let settings = json!({
         "bos_token": vocabulary.spelled("bos_token_id"),
         "eos_token": vocabulary.spelled("eos_token_id"),
-        "chat_template": gguf.text("tokenizer.chat_template"),
+        "unk_token": vocabulary.spelled("unknown_token_id"),
+        "pad_token": vocabulary.spelled("padding_token_id"),
+        "chat_template": templates(gguf),
     });
     let mut generation = recommended(gguf);
     generation.insert("eos_token_id".to_owned(), json!(vocabulary.ends()));
