@@ -1,3 +1,5 @@
+//! Small graphs before and after.
+
 use std::path::Path;
 
 use super::*;
