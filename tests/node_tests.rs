@@ -14,6 +14,7 @@ use support::{output, repository, skip, tensorrt_or_skip};
 use watus_build::backend::cpu::Cpu;
 use watus_build::backend::tensorrt::{TensorRt, device::Device};
 use watus_build::backend::{Backend, BackendError};
+use watus_build::onnx::Model;
 use watus_build::tensor::{DType, Tensor, read_npy};
 
 /// Sums in float32 are nearer the truth than expected values that were rounded to float16 at each step.
@@ -157,6 +158,37 @@ fn the_cpu_reference_is_right_or_refuses() {
     let folder = tempfile::tempdir().unwrap();
     let Some(cases) = cases(folder.path(), "the_cpu_reference_is_right_or_refuses") else { return };
     check(&Cpu, &cases, &[], CPU_RIGHT);
+}
+
+/// Writes what `change` makes of each model beside it as `file`, where it makes anything, and compares in onnxruntime.
+fn check_rewritten(file: &str, least: usize, change: impl Fn(&mut Model) -> bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(cases) = cases(folder.path(), file) else { return };
+    let mut count = 0;
+    for case in &cases {
+        let Ok(mut model) = Model::load(&case.folder.join("model.onnx")) else { continue };
+        if change(&mut model) {
+            fs::write(case.folder.join(file), model.to_bytes().unwrap()).unwrap();
+            count += 1;
+        }
+    }
+    assert!(count >= least, "{count} of {} were rewritten, there were {least}", cases.len());
+    let mut script = Command::new(std::env::var_os("WATUS_ORACLE_PYTHON").unwrap());
+    let (code, stdout, stderr) =
+        output(script.arg(repository().join("tests/data/onnx/compare.py")).arg(folder.path()).arg(file));
+    println!("{}", stdout.lines().next().unwrap_or_default());
+    assert_eq!(code, 0, "{stdout}{stderr}");
+}
+
+#[test]
+fn simplified_graphs_compute_the_same() {
+    check_rewritten("simplified.onnx", 300, Model::simplify);
+}
+
+#[test]
+fn older_opsets_compute_the_same() {
+    // What cannot be written is refused, and is not compared.
+    check_rewritten("older.onnx", 150, |model| model.to_opset(17).unwrap_or(false));
 }
 
 /// Cases an engine is known to compute otherwise, with the reason.

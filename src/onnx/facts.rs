@@ -182,10 +182,12 @@ impl<'a> Facts<'a> {
                 let elem = elems.next().flatten();
                 let shape = shapes.next().flatten();
                 // A size below zero is a mistake of the file, and no size.
-                let sizes = |shape: Shape| shape.into_iter().map(|dim| dim.filter(|size| *size >= 0)).collect();
+                let sizes =
+                    |shape: Shape| -> Shape { shape.into_iter().map(|dim| dim.filter(|size| *size >= 0)).collect() };
                 let mut fact = Fact { elem, shape: shape.map(sizes), values: values.next().flatten() };
                 // Values come with a shape that holds as many, or they are of no use.
-                let fits = |len: usize| fact.count().is_some_and(|count| usize::try_from(count).is_ok_and(|c| c == len));
+                let fits =
+                    |len: usize| fact.count().is_some_and(|count| usize::try_from(count).is_ok_and(|c| c == len));
                 let sound = match &fact.values {
                     Some(Values::Ints(ints)) => fits(ints.len()) && !elem.is_none_or(elem::is_float),
                     Some(Values::Floats(floats)) => fits(floats.len()) && elem == Some(elem::FLOAT),
@@ -202,7 +204,8 @@ impl<'a> Facts<'a> {
 
 /// What an input's declaration says.
 fn of_value(value: &ValueInfoProto) -> Fact {
-    let Some(type_proto::Value::TensorType(tensor)) = value.type_.as_ref().and_then(|type_| type_.value.as_ref()) else {
+    let Some(type_proto::Value::TensorType(tensor)) = value.type_.as_ref().and_then(|type_| type_.value.as_ref())
+    else {
         return Fact::default();
     };
     let dim = |dim: &onnx_protobuf::tensor_shape_proto::Dimension| match dim.value {

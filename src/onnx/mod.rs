@@ -8,10 +8,13 @@
 mod attributes;
 mod check;
 mod depth;
+mod editor;
 mod external_data;
 mod facts;
+mod given;
 mod graph;
 mod half;
+mod opset;
 mod reference;
 mod shapes;
 mod simplify;
@@ -25,6 +28,7 @@ use std::path::{Path, PathBuf};
 use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
 pub use depth::Depth;
+pub use given::Given;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
 pub use half::Half;
 pub use reference::{GUARD_LIMIT, Guard};

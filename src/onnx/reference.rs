@@ -9,7 +9,6 @@ mod activations;
 mod arithmetic;
 mod boxes;
 mod classes;
-mod editor;
 mod integers;
 mod known;
 mod layers;
@@ -23,13 +22,15 @@ use std::cell::RefCell;
 use onnx_protobuf::{GraphProto, NodeProto};
 
 use super::attributes::{Attributes, graphs_mut};
+use super::editor::Editor;
 use super::facts::Facts;
 use super::graph::value_info;
 use super::simplify::Names;
 use super::{Model, OnnxError};
 use crate::tensor::DType;
-use editor::Editor;
+pub(super) use activations::mish;
 pub use integers::{GUARD_LIMIT, Guard};
+pub(super) use layers::group_norm;
 
 /// What to do about what the reference does not compute.
 const HINT: &str =
@@ -37,7 +38,7 @@ const HINT: &str =
 
 /// What became of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Done {
+pub(super) enum Done {
     /// Other nodes were written in its place.
     Replaced,
     /// It stays, with something spelled out.
@@ -47,7 +48,7 @@ enum Done {
 }
 
 /// What became of a node, or why it is refused.
-type Outcome = Result<Done, String>;
+pub(super) type Outcome = Result<Done, String>;
 
 impl Model {
     /// Makes the graph one that rten computes as ONNX describes it, or says which node it cannot. Tells whether anything
@@ -59,7 +60,8 @@ impl Model {
         let opset = self.opset();
         let Some(graph) = self.proto.graph.as_mut() else { return Ok((simplified, Vec::new())) };
         let names = RefCell::new(Names::of(graph));
-        let mut work = Work { names: &names, opset, wide: integers::Wide::default(), guards: Vec::new(), changed: simplified };
+        let mut work =
+            Work { names: &names, opset, wide: integers::Wide::default(), guards: Vec::new(), changed: simplified };
         let done = work.graph(graph, None);
         let Work { guards, changed, .. } = work;
         done.map_err(|message| refuse(self, message))?;

@@ -230,7 +230,8 @@ fn constants(node: &NodeProto, facts: &Facts<'_>) -> Option<Vec<TensorProto>> {
         return Some(vec![TensorProto { name, ..tensor.clone() }]);
     }
     let outputs = node.output.iter().filter(|name| !name.is_empty());
-    let constant = |name: &String| Some(facts.get(name)).filter(|fact| fact.is_constant()).and_then(|f| to_tensor(name, f));
+    let constant =
+        |name: &String| Some(facts.get(name)).filter(|fact| fact.is_constant()).and_then(|f| to_tensor(name, f));
     outputs.map(constant).collect()
 }
 

@@ -2,12 +2,13 @@
 //!
 //! The only module that knows the order. `vision.rs` gets from a source to an ONNX model, `settings.rs` from a recipe's
 //! plan to builder options, `precision.rs` to an engine that is right in half precision; `place.rs` knows what may be
-//! replaced and what may be linked.
+//! replaced and what may be linked, `tries.rs` what is proved on.
 
 pub mod llm;
 mod place;
 mod precision;
 mod settings;
+mod tries;
 mod vision;
 
 use std::collections::BTreeMap;
@@ -31,6 +32,7 @@ use crate::recipe::{Kind, Plan, SourcePlan};
 use crate::verify::{self, Report};
 use crate::vision::{Classifier, Yolo};
 use crate::worker::{self, Isolation, Job};
+pub use tries::fetch_pictures;
 
 /// What all builds of one call share.
 pub struct Context {
@@ -77,14 +79,18 @@ pub struct NotProved {
 pub struct Prepared {
     plan: Plan,
     folder: PathBuf,
-    /// In float32, shapes fixed.
+    /// In float32, shapes fixed: what judges.
     model: Model,
+    /// What is built from, where that is not the same.
+    lean: Option<Model>,
     classifier: Option<Classifier>,
     yolo: Option<Yolo>,
     /// Files the model was read from.
     sources: Vec<PathBuf>,
     /// Pictures to prove it on, by their names in the engine directory.
     pictures: Vec<(String, PathBuf)>,
+    /// The user's own inputs to prove it on, in the model's order.
+    own_inputs: Vec<Vec<PathBuf>>,
     options: BuildOptions,
     key: Key,
     tensorrt: Version,
@@ -94,6 +100,13 @@ pub struct Prepared {
     pub stale: Option<String>,
     /// Estimated peak memory of the build.
     pub memory: u64,
+}
+
+impl Prepared {
+    /// What TensorRT builds from, in float32.
+    fn built(&self) -> &Model {
+        self.lean.as_ref().unwrap_or(&self.model)
+    }
 }
 
 /// Fetches the source and decides what a build would do.
@@ -110,21 +123,27 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
     }
     let tensorrt = TensorRt::open()?;
-    if let Some(complaint) = model.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
-        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
-    }
+    settings::give_values(plan, &mut model)?;
     model.spell_out();
     let profile = settings::resolve_shapes(plan, size, &mut model)?;
+    let lean = precision::lean(&model, tensorrt.version.newest_opset(), context.force)?;
+    let built = lean.as_ref().unwrap_or(&model);
+    if let Some(complaint) = built.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
+        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
+    }
+    let own_inputs = tries::own_inputs(plan, &model)?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
     let mut prepared = Prepared {
         plan: plan.clone(),
         folder,
         model,
+        lean,
         classifier,
         yolo,
         sources,
         pictures,
+        own_inputs,
         options,
         key: Key::default(),
         tensorrt: tensorrt.version,
@@ -175,7 +194,7 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
     stage(&format!("building with {}", prepared.tensorrt));
     let record = worker::build(&context.isolation, &job, &context.progress, &context.cancel);
     let record = record.map_err(|error| match error {
-        BackendError::Build(message) => BackendError::Build(prepared.model.name_nodes(&message)),
+        BackendError::Build(message) => BackendError::Build(prepared.built().name_nodes(&message)),
         other => other,
     })?;
     if source != staged.join(MODEL) {
@@ -256,7 +275,7 @@ fn place_inputs(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow
         fs::create_dir_all(staged.join("images")).map_err(about(staged))?;
         fs::copy(from, staged.join(name)).with_context(|| format!("picture {}", from.display()))?;
     }
-    Ok(())
+    tries::place(&prepared.own_inputs, staged)
 }
 
 /// Writes the float32 model alone, as it would be built from: NAME.onnx in the output folder.
@@ -270,6 +289,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     let loaded = vision::load(plan, &fetched)?;
     let size = loaded.size();
     let mut model = loaded.model;
+    settings::give_values(plan, &mut model)?;
     settings::resolve_shapes(plan, size, &mut model)?;
     anyhow::ensure!(
         model.external_files().is_empty(),
@@ -338,6 +358,7 @@ fn manifest(prepared: &Prepared, engine: String) -> anyhow::Result<Manifest> {
     manifest.classifier.clone_from(&prepared.classifier);
     manifest.yolo.clone_from(&prepared.yolo);
     manifest.verify.seeds = plan.verify.seeds;
+    manifest.verify.inputs = tries::names(&prepared.own_inputs);
     manifest.verify.images = prepared.pictures.iter().map(|(name, _)| name.clone()).collect();
     Ok(manifest)
 }
@@ -363,32 +384,4 @@ pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<
     let fetched = fetcher.fetch(&plan.source, lock)?;
     lock.save()?;
     Ok(fetched)
-}
-
-/// Brings the pictures of a plan here; each with the name it gets in the engine directory.
-pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Vec<(String, PathBuf)>> {
-    let mut pictures: Vec<(String, PathBuf)> = Vec::new();
-    for source in &plan.verify.images {
-        let fetched = fetcher.fetch(source, lock).with_context(|| format!("{}: a picture of `verify`", plan.name))?;
-        for file in fetched.files {
-            let path = Path::new(&file.name);
-            let (Some(stem), Some(extension)) = (path.file_stem(), path.extension()) else { continue };
-            if !crate::vision::is_picture(path) {
-                continue;
-            }
-            let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_ascii_lowercase());
-            let mut name = format!("images/{stem}.{extension}");
-            if pictures.iter().any(|(other, _)| *other == name) {
-                name = format!("images/{stem}-{}.{extension}", pictures.len());
-            }
-            pictures.push((name, file.path));
-        }
-    }
-    lock.save()?;
-    anyhow::ensure!(
-        plan.verify.images.is_empty() || !pictures.is_empty(),
-        "{}: no PNG or JPEG among the pictures of `verify`",
-        plan.name
-    );
-    Ok(pictures)
 }

@@ -11,8 +11,8 @@ use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, IsolatedCpu};
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::manifest::{Hasher, Key, Manifest};
-use crate::onnx::Model;
-use crate::recipe::{Plan, Precision};
+use crate::onnx::{Given, Model};
+use crate::recipe::{InputValue, Plan, Precision};
 use crate::worker::Isolation;
 
 /// The CPU reference that judges a build: in a child where TensorRT is in one too.
@@ -21,6 +21,20 @@ pub(super) fn reference(isolation: &Isolation) -> Box<dyn Backend> {
         Isolation::InProcess => Box::new(Cpu),
         Isolation::Child(executable) => Box::new(IsolatedCpu::new(executable.clone())),
     }
+}
+
+/// Makes constants of the inputs that the recipe gives values.
+pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> {
+    let given = |value: &InputValue| match value {
+        InputValue::Truth(value) => Given::Wholes(vec![i64::from(*value)]),
+        InputValue::Whole(value) => Given::Wholes(vec![*value]),
+        InputValue::Float(value) => Given::Floats(vec![*value]),
+        InputValue::Wholes(values) => Given::Wholes(values.clone()),
+        InputValue::Floats(values) => Given::Floats(values.clone()),
+    };
+    let values: BTreeMap<String, Given> =
+        plan.inputs.iter().map(|(name, value)| (name.clone(), given(value))).collect();
+    Ok(model.give_values(&values)?)
 }
 
 /// Fixes the model's shapes, pictures being of `size`; what must stay dynamic comes back as a profile.
@@ -123,6 +137,9 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
         sources.push_str(name);
         sources.push_str(&sha256_file(picture).with_context(|| format!("picture {}", picture.display()))?);
     }
+    for file in prepared.own_inputs.iter().flatten() {
+        sources.push_str(&sha256_file(file).with_context(|| format!("input {}", file.display()))?);
+    }
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", prepared.tensorrt.to_string());
@@ -131,6 +148,9 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
         device.as_ref().map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
     );
     key.hashed("source", sources.as_bytes());
+    if !plan.inputs.is_empty() {
+        key.hashed("inputs", &serde_json::to_vec(&plan.inputs)?);
+    }
     key.hashed("options", &serde_json::to_vec(options)?);
     // The plan without paths: moving a recipe changes nothing.
     let verify = (plan.verify.seeds, plan.verify.tolerance);

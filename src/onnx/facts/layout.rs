@@ -36,7 +36,8 @@ pub(super) fn shape_range(node: &NodeProto, rank: usize) -> (usize, usize) {
     let whole = i64::try_from(rank).unwrap_or(i64::MAX);
     let bound = |name: &str, default: i64| {
         let at = node.int(name, default);
-        usize::try_from(if at < 0 { at.saturating_add(whole) } else { at }.clamp(0, whole)).unwrap_or(0)
+        let at = if at < 0 { at.saturating_add(whole) } else { at };
+        usize::try_from(at.clamp(0, whole)).unwrap_or(0)
     };
     (bound("start", 0), bound("end", whole))
 }

@@ -2,9 +2,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, output, wanted};
 use super::{Done, Outcome};
 use crate::onnx::attributes::Attributes;
+use crate::onnx::editor::{Editor, output, wanted};
 
 /// From here on ln(1 + eˣ) is x in float32; rten's exponential is infinite from 89 on.
 const LINEAR: f32 = 20.0;
@@ -22,7 +22,7 @@ pub(super) fn softplus(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// x · tanh(softplus(x))
-pub(super) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(in crate::onnx) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (large, small) = softplus_of(edit, &x);
     let soft = edit.op("Where", &[&large, &x, &small], &[]);

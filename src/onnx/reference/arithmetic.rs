@@ -2,9 +2,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, output, set, unset, wanted};
 use super::{Done, Outcome};
 use crate::onnx::attributes::{Attributes, input};
+use crate::onnx::editor::{Editor, output, set, unset, wanted};
 use crate::onnx::facts::elem;
 
 /// Nothing, in the type of the tensor: NaN where it is not finite.

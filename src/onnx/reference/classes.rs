@@ -2,9 +2,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, output, wanted};
 use super::{Done, Outcome};
 use crate::onnx::attributes::Attributes;
+use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::elem;
 use crate::onnx::graph::Attribute;
 

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 
 use onnx_protobuf::{NodeProto, TensorProto, tensor_proto::DataLocation};
 
-use super::editor::Editor;
 use crate::onnx::attributes::Attributes;
+use crate::onnx::editor::Editor;
 use crate::onnx::facts::{Facts, elem};
 
 /// A number that tells after a run whether an int64 result was beyond int32.

@@ -69,7 +69,7 @@ const ONLY: &[(&str, &str, i64, &[i64])] = &[
     ("MatMulNBits", "accuracy_level", 0, &[0, 1, 2, 3]),
 ];
 
-/// Refuses opsets that are not known, and functions of the model's own, which rten does not look into.
+/// Refuses opsets that are not known.
 pub(super) fn check_model(model: &ModelProto) -> Result<(), String> {
     for import in &model.opset_import {
         if matches!(import.domain.as_str(), "" | "ai.onnx") && import.version > NEWEST {

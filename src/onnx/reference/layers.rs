@@ -2,9 +2,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, output, wanted};
 use super::{Done, Outcome};
 use crate::onnx::attributes::{Attributes, has_output, input};
+use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::graph::Attribute;
 
 /// rten reads `sequence_lens` and runs every sequence to its end.
@@ -49,7 +49,7 @@ pub(super) fn local_response(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome
 }
 
 /// Instances of groups, then scale and bias: by group before opset 21, by channel since.
-pub(super) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(in crate::onnx) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     let (x, scale, bias, y) = (wanted(node, 0)?, wanted(node, 1)?, wanted(node, 2)?, output(node, 0)?);
     let groups = node.int("num_groups", 0);
     let count =

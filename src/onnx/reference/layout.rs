@@ -2,9 +2,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, output, wanted};
 use super::{Done, Outcome};
 use crate::onnx::attributes::{Attributes, has_output, input};
+use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::layout::resolve;
 
 /// At inference its input and, if asked for, a mask of all that stays. Without a mask it is gone already.

@@ -4,9 +4,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, output, wanted};
 use super::{Done, Outcome};
 use crate::onnx::attributes::{Attributes, input};
+use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::{Facts, Values, elem, layout::resolve};
 use crate::onnx::graph::Attribute;
 

@@ -3,9 +3,9 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::editor::{Editor, set, unset};
 use super::{Done, Outcome};
 use crate::onnx::attributes::Attributes;
+use crate::onnx::editor::{Editor, set, unset};
 use crate::onnx::graph::Attribute;
 
 pub(super) fn spell_out(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {

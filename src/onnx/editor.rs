@@ -4,10 +4,10 @@ use std::cell::RefCell;
 
 use onnx_protobuf::{NodeProto, TensorProto};
 
-use super::super::facts::{Facts, elem};
-use super::super::graph::{Attribute, attribute};
-use super::super::simplify::Names;
-use crate::onnx::attributes::input;
+use super::attributes::input;
+use super::facts::{Facts, elem};
+use super::graph::{Attribute, attribute};
+use super::simplify::Names;
 
 /// What is written so far.
 pub(super) struct Editor<'a> {
