@@ -150,6 +150,11 @@ impl<'a> Facts<'a> {
         }
     }
 
+    /// Whether something makes the tensor of this name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.known.contains_key(name) || self.outer.is_some_and(|outer| outer.has(name))
+    }
+
     /// What is known of a node's input.
     pub(super) fn input(&self, node: &NodeProto, index: usize) -> &Fact {
         node.input.get(index).map_or(&UNKNOWN, |name| self.get(name))

@@ -113,7 +113,7 @@ impl Pass {
     fn graph(&mut self, graph: &mut GraphProto, outer: Option<&Facts<'_>>) -> bool {
         let mut facts = Facts::new(graph, outer, self.opset);
         let results: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
-        let read: HashSet<String> = graph.node.iter().flat_map(reads).map(str::to_owned).collect();
+        let mut read: HashSet<String> = graph.node.iter().flat_map(reads).map(str::to_owned).collect();
         let mut work: VecDeque<NodeProto> = std::mem::take(&mut graph.node).into();
         let (mut written, mut aliases) = (Vec::new(), HashMap::new());
         let mut changed = false;
@@ -123,6 +123,7 @@ impl Pass {
                 let (nodes, constants) = self.inlined(&node, branch);
                 constants.iter().for_each(|tensor| facts.constant(tensor));
                 graph.initializer.extend(constants);
+                read.extend(nodes.iter().flat_map(reads).map(str::to_owned));
                 nodes.into_iter().rev().for_each(|inner| work.push_front(inner));
                 changed = true;
                 continue;
@@ -195,7 +196,23 @@ fn decided(node: &NodeProto, facts: &Facts<'_>) -> Option<GraphProto> {
     let condition = *facts.input(node, 0).ints()?.first()?;
     let branch = node.get(if condition != 0 { "then_branch" } else { "else_branch" })?.g.as_ref()?;
     let whole = branch.sparse_initializer.is_empty() && branch.input.is_empty();
-    (whole && branch.output.len() >= node.output.len()).then(|| branch.clone())
+    (whole && branch.output.len() >= node.output.len() && is_sound(branch, facts)).then(|| branch.clone())
+}
+
+/// Whether a branch would be accepted in the graph itself, whose names are looked at when a file is read.
+fn is_sound(branch: &GraphProto, facts: &Facts<'_>) -> bool {
+    let mut made: HashSet<&str> = branch.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+    for node in &branch.node {
+        let mut inputs = node.input.iter().filter(|name| !name.is_empty());
+        if !inputs.all(|name| made.contains(name.as_str()) || facts.has(name)) {
+            return false;
+        }
+        made.extend(node.output.iter().map(String::as_str));
+    }
+    let texts = branch.node.iter().flat_map(|node| [&node.name, &node.op_type].into_iter().chain(&node.input));
+    let mut texts = texts.map(String::as_str).chain(made.iter().copied());
+    texts.all(|text| !text.chars().any(char::is_control))
+        && branch.output.iter().all(|output| made.contains(output.name.as_str()) || facts.has(&output.name))
 }
 
 /// Whether a node only hands on its first input.

@@ -75,6 +75,28 @@ fn decided_branches_take_the_place_of_their_node() {
 }
 
 #[test]
+fn branches_that_would_not_be_accepted_stay_where_they_are() {
+    for (input, name) in [("nothing", "made"), ("x", "ma\nde")] {
+        let mut inner = GraphBuilder::new("branch", 17);
+        inner.node_named("Exp", &[input], &[name], &[]);
+        inner.output(name, DType::Float32, &[None, None]);
+        let inner = inner.subgraph();
+        let mut model = model(|g| {
+            let condition = truth(g, "yes", 1);
+            g.node_named(
+                "If",
+                &[&condition],
+                &["y"],
+                &[("then_branch", inner.clone()), ("else_branch", inner.clone())],
+            );
+        });
+        model.simplify();
+        assert_eq!(operators(&model), ["If"]);
+        model.check_names().unwrap();
+    }
+}
+
+#[test]
 fn undecided_branches_stay_and_are_simplified_inside() {
     let mut inner = GraphBuilder::new("branch", 17);
     let same = inner.node("Identity", &["hidden"], &[]);
