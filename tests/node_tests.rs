@@ -5,9 +5,11 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use support::{output, repository, skip, tensorrt_or_skip};
@@ -30,16 +32,32 @@ struct Case {
     outputs: usize,
 }
 
+/// A Python with onnx and onnxruntime.
+fn python() -> Option<OsString> {
+    std::env::var_os("WATUS_ORACLE_PYTHON").filter(|python| Path::new(python).exists())
+}
+
+/// Where the cases are, written once for all tests.
+fn folder() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let written = FOLDER.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("node-tests");
+        let mut script = Command::new(python()?);
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        let (code, stdout, stderr) = output(script.arg(repository().join("tests/data/onnx/cases.py")).arg(&folder));
+        assert_eq!(code, 0, "{stdout}{stderr}");
+        Some(folder)
+    });
+    written.as_deref()
+}
+
 /// The cases, or `None` where there is no Python to write them. Printed: what could not be written.
-fn cases(folder: &Path, test: &str) -> Option<Vec<Case>> {
-    let python = std::env::var_os("WATUS_ORACLE_PYTHON").filter(|python| Path::new(python).exists());
-    let Some(python) = python else {
+fn cases(test: &str) -> Option<Vec<Case>> {
+    let Some(folder) = folder() else {
         skip(test, "set WATUS_ORACLE_PYTHON to what scripts/setup-oracles.sh prints");
         return None;
     };
-    let mut script = Command::new(python);
-    let (code, stdout, stderr) = output(script.arg(repository().join("tests/data/onnx/cases.py")).arg(folder));
-    assert_eq!(code, 0, "{stdout}{stderr}");
     let listed: Value = serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
     let (mut cases, mut left_out) = (Vec::new(), 0);
     for case in listed.as_array().unwrap() {
@@ -155,15 +173,13 @@ const CPU_RIGHT: &[(&str, usize)] = &[("node", 1000), ("onnxruntime", 700)];
 
 #[test]
 fn the_cpu_reference_is_right_or_refuses() {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(cases) = cases(folder.path(), "the_cpu_reference_is_right_or_refuses") else { return };
+    let Some(cases) = cases("the_cpu_reference_is_right_or_refuses") else { return };
     check(&Cpu, &cases, &[], CPU_RIGHT);
 }
 
 /// Writes what `change` makes of each model beside it as `file`, where it makes anything, and compares in onnxruntime.
 fn check_rewritten(file: &str, least: usize, change: impl Fn(&mut Model) -> bool) {
-    let folder = tempfile::tempdir().unwrap();
-    let Some(cases) = cases(folder.path(), file) else { return };
+    let (Some(folder), Some(cases)) = (folder(), cases(file)) else { return };
     let mut count = 0;
     for case in &cases {
         let Ok(mut model) = Model::load(&case.folder.join("model.onnx")) else { continue };
@@ -173,9 +189,9 @@ fn check_rewritten(file: &str, least: usize, change: impl Fn(&mut Model) -> bool
         }
     }
     assert!(count >= least, "{count} of {} were rewritten, there were {least}", cases.len());
-    let mut script = Command::new(std::env::var_os("WATUS_ORACLE_PYTHON").unwrap());
+    let mut script = Command::new(python().unwrap());
     let (code, stdout, stderr) =
-        output(script.arg(repository().join("tests/data/onnx/compare.py")).arg(folder.path()).arg(file));
+        output(script.arg(repository().join("tests/data/onnx/compare.py")).arg(folder).arg(file));
     println!("{}", stdout.lines().next().unwrap_or_default());
     assert_eq!(code, 0, "{stdout}{stderr}");
 }
@@ -204,7 +220,6 @@ fn engines_are_right_or_refused() {
         eprintln!("engines_are_right_or_refused: no GPU ({error}), so nothing is executed");
         return;
     }
-    let folder = tempfile::tempdir().unwrap();
-    let Some(cases) = cases(folder.path(), "engines_are_right_or_refused") else { return };
+    let Some(cases) = cases("engines_are_right_or_refused") else { return };
     check(&*TensorRt::open().unwrap(), &cases, TENSORRT_WRONG, &[]);
 }

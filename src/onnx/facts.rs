@@ -193,8 +193,12 @@ impl<'a> Facts<'a> {
                 // Values come with a shape that holds as many, or they are of no use.
                 let fits =
                     |len: usize| fact.count().is_some_and(|count| usize::try_from(count).is_ok_and(|c| c == len));
+                // What wraps around at run time was not reckoned as it does.
+                let narrow = |ints: &[Option<i64>]| {
+                    elem != Some(elem::INT32) || ints.iter().flatten().all(|value| i32::try_from(*value).is_ok())
+                };
                 let sound = match &fact.values {
-                    Some(Values::Ints(ints)) => fits(ints.len()) && !elem.is_none_or(elem::is_float),
+                    Some(Values::Ints(ints)) => fits(ints.len()) && !elem.is_none_or(elem::is_float) && narrow(ints),
                     Some(Values::Floats(floats)) => fits(floats.len()) && elem == Some(elem::FLOAT),
                     None => true,
                 };

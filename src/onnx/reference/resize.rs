@@ -22,7 +22,7 @@ pub(super) fn resize(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
         return Ok(Done::Changed);
     }
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
-    let how = How::of(node, edit.facts())?;
+    let how = How::of(node)?;
     let axes = match how.axes(node, edit.facts()) {
         Ok(axes) => axes,
         Err(_) if how.right_at_any_size(node, edit.facts()) => return Ok(Done::Kept),
@@ -152,7 +152,7 @@ struct How {
 }
 
 impl How {
-    fn of(node: &NodeProto, facts: &Facts<'_>) -> Result<Self, String> {
+    fn of(node: &NodeProto) -> Result<Self, String> {
         let rounding = match node.text("nearest_mode").unwrap_or("round_prefer_floor") {
             "round_prefer_floor" => Rounding::PreferFloor,
             "round_prefer_ceil" => Rounding::PreferCeil,
