@@ -69,6 +69,9 @@ pub struct VerifyRecord {
     pub seeds: u32,
     /// Pictures, relative to the directory.
     pub images: Vec<String>,
+    /// Own inputs: for each try a `.npy` file for every input, relative to the directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<Vec<String>>,
     /// Prompts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompts: Vec<String>,

@@ -217,6 +217,11 @@ proptest! {
     fn onnx_models(bytes in damaged(onnx())) {
         if let Ok(mut model) = Model::parse(Path::new("m.onnx"), &bytes) {
             let _ = model.summary();
+            let _ = model.clone().prepare_for_reference();
+            let mut lean = model.clone();
+            lean.simplify();
+            let _ = lean.to_opset(17);
+            prop_assert!(Model::parse(Path::new("m.onnx"), &lean.to_bytes().unwrap()).is_ok());
             model.spell_out();
             let _ = model.complaint(17);
             let _ = model.quantised(true);

@@ -14,6 +14,14 @@ fuzz_target!(|data: &[u8]| {
     let Ok(mut model) = Model::parse(path, data) else { return };
     let _ = (model.summary(), model.outputs(), model.complaint(17), model.name_nodes("node #0 and node #99"));
     model.depth();
+    if let Ok((_, guards)) = model.clone().prepare_for_reference() {
+        assert!(guards.iter().all(|guard| !guard.output.is_empty()));
+    }
+    let mut lean = model.clone();
+    lean.simplify();
+    let _ = lean.to_opset(17);
+    let bytes = lean.to_bytes().expect("a simplified model can be written");
+    Model::parse(path, &bytes).expect("what is simplified can be read");
     model.spell_out();
     let fixed = model.inputs().unwrap_or_default().into_iter().map(|input| {
         let shape: Vec<usize> = input.shape.iter().map(|size| size.unwrap_or(2)).collect();

@@ -95,7 +95,9 @@ impl Manifest {
 
 /// Whether running works without: what is only looked at by `verify` and by people.
 fn is_spare(name: &str) -> bool {
-    name.starts_with("images/") || (name.starts_with("engines/") && name.ends_with(".onnx"))
+    name.starts_with("images/")
+        || name.starts_with("inputs/")
+        || (name.starts_with("engines/") && name.ends_with(".onnx"))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use onnx_protobuf::{GraphProto, ModelProto, NodeProto};
 
+use super::attributes::graphs;
+
 /// Longest chains of nodes that wait for each other.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
@@ -27,17 +29,13 @@ pub(super) fn of(model: &ModelProto) -> Depth {
 }
 
 fn subgraphs(graph: &GraphProto) -> impl Iterator<Item = &GraphProto> {
-    graph.node.iter().flat_map(graphs_of)
-}
-
-fn graphs_of(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
-    node.attribute.iter().flat_map(|attribute| attribute.g.as_ref().into_iter().chain(&attribute.graphs))
+    graph.node.iter().flat_map(graphs)
 }
 
 /// Everything a node reads: its inputs, and what the graphs inside it read and give back of the graph around them.
-fn reads(node: &NodeProto) -> Vec<&str> {
+pub(super) fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).collect();
-    let mut inner: Vec<&GraphProto> = graphs_of(node).collect();
+    let mut inner: Vec<&GraphProto> = graphs(node).collect();
     while let Some(graph) = inner.pop() {
         names.extend(graph.node.iter().flat_map(|node| &node.input).map(String::as_str));
         names.extend(graph.output.iter().map(|output| output.name.as_str()));

@@ -258,7 +258,7 @@ pub(super) fn entry(key: &str, value: String) -> StringStringEntryProto {
     StringStringEntryProto { key: key.to_owned(), value, ..StringStringEntryProto::default() }
 }
 
-fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> ValueInfoProto {
+pub(super) fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> ValueInfoProto {
     let dim = |(axis, dim): (usize, &Option<usize>)| Dimension {
         value: Some(match dim {
             Some(size) => Value::DimValue(i64::try_from(*size).unwrap_or(i64::MAX)),
@@ -279,7 +279,7 @@ fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> ValueInfoPro
     }
 }
 
-fn attribute(name: &str, value: &Attribute) -> AttributeProto {
+pub(super) fn attribute(name: &str, value: &Attribute) -> AttributeProto {
     let mut proto = AttributeProto { name: name.to_owned(), ..AttributeProto::default() };
     let kind = match value {
         Attribute::Int(value) => {

@@ -2,14 +2,22 @@
 //!
 //! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references, `tensors.rs`
 //! finds every tensor, `check.rs` finds what TensorRT would get wrong, `depth.rs` what would overflow the CPU reference's
-//! stack, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs.
+//! stack, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs. `facts.rs` tells types, shapes and small
+//! values without running anything, `simplify.rs` folds what is constant, `reference.rs` makes a graph the CPU reference's.
 
+mod attributes;
 mod check;
 mod depth;
+mod editor;
 mod external_data;
+mod facts;
+mod given;
 mod graph;
 mod half;
+mod opset;
+mod reference;
 mod shapes;
+mod simplify;
 mod tensors;
 mod wire;
 
@@ -20,8 +28,10 @@ use std::path::{Path, PathBuf};
 use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
 pub use depth::Depth;
+pub use given::Given;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
 pub use half::Half;
+pub use reference::{GUARD_LIMIT, Guard};
 
 use crate::tensor::{DType, TensorSpec};
 
@@ -238,6 +248,13 @@ impl Model {
     pub fn spell_out(&mut self) -> bool {
         let places = external_data::spell_out(&mut self.proto);
         shapes::spell_out_kernels(&mut self.proto) || places
+    }
+
+    /// Takes out what needs no computing: constant shape arithmetic, `If` with a constant condition, Identity, Dropout at
+    /// inference, what nobody reads. Tells whether anything changed.
+    pub fn simplify(&mut self) -> bool {
+        let opset = self.opset();
+        simplify::simplify(&mut self.proto, opset)
     }
 
     /// How long chains of nodes are that wait for each other.

@@ -2,13 +2,14 @@
 //!
 //! The only module that knows the order. `sources.rs` brings what a plan names, `vision.rs` gets from a source to an ONNX
 //! model, `settings.rs` from a recipe's plan to builder options, `precision.rs` to an engine that is right in half
-//! precision; `place.rs` knows what may be replaced and what may be linked.
+//! precision; `place.rs` knows what may be replaced and what may be linked, `tries.rs` what is proved on.
 
 pub mod llm;
 mod place;
 mod precision;
 mod settings;
 mod sources;
+mod tries;
 mod vision;
 
 use std::collections::BTreeMap;
@@ -80,14 +81,18 @@ pub struct NotProved {
 pub struct Prepared {
     plan: Plan,
     folder: PathBuf,
-    /// In float32, shapes fixed.
+    /// In float32, shapes fixed: what judges.
     model: Model,
+    /// What is built from, where that is not the same.
+    lean: Option<Model>,
     classifier: Option<Classifier>,
     yolo: Option<Yolo>,
     /// Files the model was read from.
     sources: Vec<PathBuf>,
     /// Pictures to prove it on, by their names in the engine directory.
     pictures: Vec<(String, PathBuf)>,
+    /// The user's own inputs to prove it on, in the model's order.
+    own_inputs: Vec<Vec<PathBuf>>,
     options: BuildOptions,
     key: Key,
     tensorrt: Version,
@@ -97,6 +102,13 @@ pub struct Prepared {
     pub stale: Option<String>,
     /// Estimated peak memory of the build.
     pub memory: u64,
+}
+
+impl Prepared {
+    /// What TensorRT builds from, in float32.
+    fn built(&self) -> &Model {
+        self.lean.as_ref().unwrap_or(&self.model)
+    }
 }
 
 /// Fetches the source and decides what a build would do.
@@ -114,26 +126,32 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     }
     let tensorrt = TensorRt::open()?;
     model.name_nameless();
-    if let Some(complaint) = model.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
-        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
-    }
     if let Some(quantised) = model.quantised(plan.build.precision != Precision::Fp32).filter(|_| !context.force) {
         bail!(BackendError::Build(format!("{}: {quantised}", model.path().display())));
     }
+    settings::give_values(plan, &mut model)?;
     model.spell_out();
     let profile = settings::resolve_shapes(plan, size, &mut model)?;
     let place = sources.first().map_or(Path::new(&plan.name), PathBuf::as_path);
     vision::check(&model, place, (classifier.as_ref(), yolo.as_ref()))?;
+    let lean = precision::lean(&model, tensorrt.version.newest_opset(), context.force)?;
+    let built = lean.as_ref().unwrap_or(&model);
+    if let Some(complaint) = built.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
+        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
+    }
+    let own_inputs = tries::own_inputs(plan, &model)?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);
     let mut prepared = Prepared {
         plan: plan.clone(),
         folder,
         model,
+        lean,
         classifier,
         yolo,
         sources,
         pictures,
+        own_inputs,
         options,
         key: Key::default(),
         tensorrt: tensorrt.version,
@@ -269,7 +287,7 @@ fn place_inputs(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow
         fs::create_dir_all(staged.join("images")).map_err(about(staged))?;
         fs::copy(from, staged.join(name)).with_context(|| format!("picture {}", from.display()))?;
     }
-    Ok(())
+    tries::place(&prepared.own_inputs, staged)
 }
 
 /// Writes the float32 model alone, as it would be built from: NAME.onnx in the output folder.
@@ -283,6 +301,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     let loaded = vision::load(plan, &fetched)?;
     let size = loaded.size();
     let mut model = loaded.model;
+    settings::give_values(plan, &mut model)?;
     settings::resolve_shapes(plan, size, &mut model)?;
     let place = loaded.sources.first().map_or(Path::new(&plan.name), PathBuf::as_path);
     vision::check(&model, place, (loaded.classifier.as_ref(), loaded.yolo.as_ref()))?;
@@ -353,6 +372,7 @@ fn manifest(prepared: &Prepared, engine: String) -> anyhow::Result<Manifest> {
     manifest.classifier.clone_from(&prepared.classifier);
     manifest.yolo.clone_from(&prepared.yolo);
     manifest.verify.seeds = plan.verify.seeds;
+    manifest.verify.inputs = tries::names(&prepared.own_inputs);
     manifest.verify.images = prepared.pictures.iter().map(|(name, _)| name.clone()).collect();
     Ok(manifest)
 }

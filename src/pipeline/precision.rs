@@ -5,15 +5,20 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
+
 use super::{Context, MODEL, Prepared, attempt, settings};
 use crate::artifact::about;
+use crate::backend::BackendError;
 use crate::backend::tensorrt::BuildOptions;
-use crate::onnx::Half;
+use crate::onnx::{Half, Model};
 use crate::progress::Event;
 use crate::recipe::Precision;
 use crate::tensor::DType;
 use crate::verify::Report;
 
+/// The simplified model, while it is built from.
+const LEAN_MODEL: &str = "lean.onnx";
 /// The model in half precision, while it is built from.
 const HALF_MODEL: &str = "half.onnx";
 
@@ -29,14 +34,48 @@ fn half(prepared: &Prepared, full: &[String]) -> Option<Half> {
 /// What TensorRT builds from: options and ONNX file.
 pub(super) fn source(prepared: &Prepared, staged: &Path, full: &[String]) -> anyhow::Result<(BuildOptions, PathBuf)> {
     let mut options = prepared.options.clone();
-    let Some(half) = half(prepared, full) else { return Ok((options, staged.join(MODEL))) };
+    let Some(half) = half(prepared, full) else { return Ok((options, floats(prepared, staged)?)) };
     if settings::typed(prepared.tensorrt) {
         let path = staged.join(HALF_MODEL);
-        fs::write(&path, prepared.model.to_half(&half)?.to_bytes()?).map_err(about(&path))?;
+        fs::write(&path, prepared.built().to_half(&half)?.to_bytes()?).map_err(about(&path))?;
         return Ok((options, path));
     }
-    options.full_layers = prepared.model.full_nodes(&half)?;
-    Ok((options, staged.join(MODEL)))
+    options.full_layers = prepared.built().full_nodes(&half)?;
+    Ok((options, floats(prepared, staged)?))
+}
+
+/// The model as TensorRT gets it: without what needs no computing, in an opset its parser knows. `None` where it is that
+/// already. The judge reads the model as it came, so what is wrong here is found.
+pub(super) fn lean(model: &Model, newest: i64, force: bool) -> anyhow::Result<Option<Model>> {
+    let mut lean = model.clone();
+    let mut changed = lean.simplify();
+    if lean.opset() > newest {
+        let mut older = lean.clone();
+        match older.to_opset(newest) {
+            Ok(_) => (lean, changed) = (older, true),
+            // It is tried as it is.
+            Err(_) if force => {}
+            Err(error) => bail!(BackendError::Build(error.to_string())),
+        }
+    }
+    Ok(changed.then_some(lean))
+}
+
+/// The file of the float32 model that is built from.
+fn floats(prepared: &Prepared, staged: &Path) -> anyhow::Result<PathBuf> {
+    let Some(lean) = &prepared.lean else { return Ok(staged.join(MODEL)) };
+    let path = staged.join(LEAN_MODEL);
+    let bytes = if lean.external_files().is_empty() {
+        lean.to_bytes()?
+    } else {
+        // Data files have the names that they were staged under.
+        let mut staged_model = prepared.model.clone();
+        staged_model.flatten_external();
+        let lean = self::lean(&staged_model, prepared.tensorrt.newest_opset(), true)?;
+        lean.as_ref().unwrap_or(&staged_model).to_bytes()?
+    };
+    fs::write(&path, bytes).map_err(about(&path))?;
+    Ok(path)
 }
 
 /// Builds and proves the engine; in half precision with as many products in float32 as it takes.
@@ -47,7 +86,7 @@ pub(super) fn build_right(prepared: &Prepared, staged: &Path, context: &Context)
         return Ok(first);
     }
     let name = &prepared.plan.name;
-    let products = prepared.model.half_products(&half)?;
+    let products = prepared.built().half_products(&half)?;
     context.progress.event(Event::Warning(&format!(
         "{name}: half precision does not pass: looking for the products that need float32, a build for each try"
     )));

@@ -11,8 +11,8 @@ use crate::backend::cpu::{IsolatedCpu, Reference};
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::backend::{Backend, BackendError};
 use crate::manifest::{Hasher, Key, Manifest};
-use crate::onnx::Model;
-use crate::recipe::{Plan, Precision};
+use crate::onnx::{Given, Model};
+use crate::recipe::{InputValue, Plan, Precision};
 use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
@@ -30,7 +30,7 @@ pub(super) fn named(prepared: &Prepared, staged: &Path, error: BackendError) -> 
     let source = prepared.sources.first().map_or(prepared.model.path(), |path| path.as_path());
     let name = |message: String| {
         let message = message.replace(&*staged.to_string_lossy(), &source.to_string_lossy());
-        prepared.model.name_nodes(&message)
+        prepared.built().name_nodes(&message)
     };
     match error {
         BackendError::Build(message) => BackendError::Build(name(message)),
@@ -38,6 +38,20 @@ pub(super) fn named(prepared: &Prepared, staged: &Path, error: BackendError) -> 
         BackendError::Run(message) => BackendError::Run(name(message)),
         other => other,
     }
+}
+
+/// Makes constants of the inputs that the recipe gives values.
+pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> {
+    let given = |value: &InputValue| match value {
+        InputValue::Truth(value) => Given::Wholes(vec![i64::from(*value)]),
+        InputValue::Whole(value) => Given::Wholes(vec![*value]),
+        InputValue::Float(value) => Given::Floats(vec![*value]),
+        InputValue::Wholes(values) => Given::Wholes(values.clone()),
+        InputValue::Floats(values) => Given::Floats(values.clone()),
+    };
+    let values: BTreeMap<String, Given> =
+        plan.inputs.iter().map(|(name, value)| (name.clone(), given(value))).collect();
+    Ok(model.give_values(&values)?)
 }
 
 /// Fixes the model's shapes, pictures being of `size`; what must stay dynamic comes back as a profile.
@@ -141,6 +155,9 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
         sources.push_str(name);
         sources.push_str(&sha256_file(picture).with_context(|| format!("picture {}", picture.display()))?);
     }
+    for file in prepared.own_inputs.iter().flatten() {
+        sources.push_str(&sha256_file(file).with_context(|| format!("input {}", file.display()))?);
+    }
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", prepared.tensorrt.to_string());
@@ -149,6 +166,9 @@ pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
         device.as_ref().map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
     );
     key.hashed("source", sources.as_bytes());
+    if !plan.inputs.is_empty() {
+        key.hashed("inputs", &serde_json::to_vec(&plan.inputs)?);
+    }
     key.hashed("options", &serde_json::to_vec(options)?);
     // The plan without paths: moving a recipe changes nothing.
     let verify = (plan.verify.seeds, plan.verify.tolerance);

@@ -1,7 +1,9 @@
 //! What a recipe must not say, beyond its types: contradictions and missing companions, each with its line.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use super::onnx::{InputValue, OnnxRecipe};
 use super::package::{is_package_name, is_package_version};
 use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
@@ -15,6 +17,10 @@ type Checked = Result<(), RecipeError>;
 const BATCH_LIMIT: f64 = 65_536.0;
 /// Elements of an input: 16 GiB of float32.
 const ELEMENTS_LIMIT: u64 = 1 << 32;
+/// Numbers an input is given in a recipe.
+const VALUES_LIMIT: usize = 65_536;
+/// Own inputs of a proof.
+const TRIES_LIMIT: usize = 100;
 /// Pixels of a picture's side.
 const SIDE_LIMIT: u32 = 1 << 14;
 
@@ -31,7 +37,7 @@ pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
         Recipe::Classifier(recipe) => classifier(document, recipe),
         Recipe::Yolo(recipe) => yolo(document, recipe),
         Recipe::Llm(recipe) => llm(document, recipe),
-        Recipe::Onnx(_) => Ok(()),
+        Recipe::Onnx(recipe) => onnx(document, recipe),
     }
 }
 
@@ -231,6 +237,7 @@ fn verify(document: &Document, kind: Kind, verify: &Verify) -> Checked {
             }
         }
     }
+    own_inputs(document, kind, verify)?;
     if verify.tolerance.is_some_and(|tolerance| !(tolerance > 0.0 && tolerance < 1.0)) {
         return Err(document.error(&["verify", "tolerance"], "tolerance must be above 0 and below 1", None));
     }
@@ -241,8 +248,38 @@ fn verify(document: &Document, kind: Kind, verify: &Verify) -> Checked {
         }
     }
     within(document, &["verify", "seeds"], verify.seeds.map(f64::from), 0.0..=10_000.0)?;
-    if verify.prompts.is_none() && verify.seeds == Some(0) && verify.images.as_ref().is_none_or(Vec::is_empty) {
+    let others = verify.inputs.is_some() || verify.prompts.is_some();
+    if !others && verify.seeds == Some(0) && verify.images.as_ref().is_none_or(Vec::is_empty) {
         return Err(document.error(&["verify", "seeds"], "nothing is left to verify with", Some("set `seeds: 3`")));
+    }
+    Ok(())
+}
+
+fn own_inputs(document: &Document, kind: Kind, verify: &Verify) -> Checked {
+    let Some(tries) = &verify.inputs else { return Ok(()) };
+    let error = |message: &str, help: &str| Err(document.error(&["verify", "inputs"], message, Some(help)));
+    if kind != Kind::Onnx {
+        return error("`verify: inputs` is for the kind onnx", "name pictures in `verify: images`");
+    }
+    if tries.is_empty() || tries.len() > TRIES_LIMIT || tries.iter().any(BTreeMap::is_empty) {
+        let message = format!("`verify: inputs` lists 1 to {TRIES_LIMIT} tries, each with a file for every input");
+        return error(&message, "write e.g. inputs: [{ x: clap.npy }]");
+    }
+    Ok(())
+}
+
+fn onnx(document: &Document, recipe: &OnnxRecipe) -> Checked {
+    for (name, value) in recipe.inputs.iter().flatten() {
+        let (count, finite) = match value {
+            InputValue::Truth(_) | InputValue::Whole(_) => (1, true),
+            InputValue::Float(value) => (1, value.is_finite()),
+            InputValue::Wholes(values) => (values.len(), true),
+            InputValue::Floats(values) => (values.len(), values.iter().all(|value| value.is_finite())),
+        };
+        if !finite || count == 0 || count > VALUES_LIMIT {
+            let message = format!("the value of `{name}` must be 1 to {VALUES_LIMIT} finite numbers");
+            return Err(document.error(&["inputs", name.as_str()], &message, None));
+        }
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Recipes: YAML in, checked [`Recipe`] or one error with file, line and suggestion out.
 //!
-//! `schema.rs` is what may be written, `controls.rs` and `check.rs` what must not be, `plan.rs` what it means.
+//! `schema.rs` and `onnx.rs` are what may be written, `controls.rs` and `check.rs` what must not be, `plan.rs` what it means.
 
 mod check;
 mod controls;
+mod onnx;
 mod package;
 mod plan;
 mod schema;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 use crate::log::printable;
 use crate::regular_file;
 
+pub use onnx::{InputValue, OnnxRecipe};
 pub use package::{is_package_name, is_package_version};
 pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};
 pub use schema::*;
@@ -184,6 +186,8 @@ mod tests {
 
     const GOOD: &str = "version: 1\nname: face\nkind: classifier\nsource:\n  path: face.onnx\npreprocess:\n  mean: [0, 0, 0]\n  std: [255, 255, 255]\n";
 
+    const ONNX: &str = "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n";
+
     const YOLO: &str = "version: 1\nname: y\nkind: yolo\nsource:\n  path: y.pt\n";
 
     fn error(text: &str) -> String {
@@ -277,6 +281,10 @@ mod tests {
             (format!("{GOOD}build:\n  workspace_mib: 4000000000\n"), &["r.yaml:10", "from 1 to 4194304"]),
             (format!("{GOOD}build:\n  shapes: {{x: [4000000000, 4000000000]}}\n"), &["r.yaml:10", "elements"]),
             (format!("{GOOD}verify:\n  tolerance: .nan\n"), &["r.yaml:10", "tolerance"]),
+            (format!("{GOOD}verify:\n  inputs: [{{x: a.npy}}]\n"), &["r.yaml:10", "is for the kind onnx"]),
+            (format!("{ONNX}inputs: {{ sr: .nan }}\n"), &["the value of `sr`", "finite"]),
+            (format!("{ONNX}inputs: {{ sr: [] }}\n"), &["the value of `sr`", "1 to 65536"]),
+            (format!("{ONNX}verify:\n  inputs: []\n"), &["r.yaml:6", "1 to 100 tries"]),
             (format!("{GOOD}verify:\n  divergence: .inf\n"), &["r.yaml:10", "divergence must be"]),
             (format!("{GOOD}verify:\n  perplexity: .nan\n"), &["r.yaml:10", "perplexity must be"]),
             (format!("{GOOD}verify:\n  seeds: 4000000000\n"), &["r.yaml:10", "from 0 to 10000"]),

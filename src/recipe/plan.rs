@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::onnx::InputValue;
 use super::schema::{Build, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
 use crate::checkpoint::PartName;
 use crate::vision::{ClassifierOutput, Preprocess};
@@ -28,6 +29,9 @@ pub struct Plan {
     pub yolo: Option<YoloPlan>,
     /// For language models: their limits.
     pub llm: Option<LlmPlan>,
+    /// Values that make inputs constants.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub inputs: BTreeMap<String, InputValue>,
     /// How it is proved.
     pub verify: VerifyPlan,
 }
@@ -119,6 +123,9 @@ pub struct VerifyPlan {
     pub seeds: u32,
     /// Where pictures are.
     pub images: Vec<SourcePlan>,
+    /// Own inputs: for each try, a file for every input.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<BTreeMap<String, PathBuf>>,
     /// Prompts.
     pub prompts: Vec<String>,
     /// Allowed relative error.
@@ -174,7 +181,11 @@ impl Plan {
         let default_quality = if is_close { (0.02, 1.03) } else { (0.3, 1.3) };
         // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
         let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
-        let default_seeds = if recipe.kind() == Kind::Yolo && has_pictures { 0 } else { 3 };
+        let own: Vec<BTreeMap<String, PathBuf>> = verify
+            .and_then(|verify| verify.inputs.as_ref())
+            .map(|tries| tries.iter().map(|files| own_inputs(folder, files)).collect())
+            .unwrap_or_default();
+        let default_seeds = if (recipe.kind() == Kind::Yolo && has_pictures) || !own.is_empty() { 0 } else { 3 };
         Self {
             name: recipe.name().to_owned(),
             kind: recipe.kind(),
@@ -184,12 +195,17 @@ impl Plan {
             classifier,
             yolo,
             llm,
+            inputs: match recipe {
+                Recipe::Onnx(recipe) => recipe.inputs.clone().unwrap_or_default(),
+                _ => BTreeMap::new(),
+            },
             verify: VerifyPlan {
                 seeds: verify.and_then(|verify| verify.seeds).unwrap_or(default_seeds),
                 images: verify
                     .and_then(|verify| verify.images.as_ref())
                     .map(|images| images.iter().map(|image| picture_plan(folder, image)).collect())
                     .unwrap_or_default(),
+                inputs: own,
                 prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
                 tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
                 reference: verify
@@ -273,6 +289,10 @@ fn default_files(kind: Kind) -> Vec<String> {
         Kind::Onnx => &["*.onnx", "*.onnx_data", "*.onnx.data"],
     };
     globs.iter().map(|glob| (*glob).to_owned()).collect()
+}
+
+fn own_inputs(folder: &Path, files: &BTreeMap<String, String>) -> BTreeMap<String, PathBuf> {
+    files.iter().map(|(name, file)| (name.clone(), folder.join(file))).collect()
 }
 
 fn build_plan(folder: &Path, kind: Kind, build: Option<&Build>) -> BuildPlan {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::onnx::OnnxRecipe;
 use crate::vision::{ClassifierOutput, Preprocess};
 
 /// The schema version this tool reads.
@@ -32,26 +33,6 @@ pub enum Recipe {
     Yolo(YoloRecipe),
     Classifier(ClassifierRecipe),
     Onnx(OnnxRecipe),
-}
-
-/// An ONNX file to an engine, as it is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct OnnxRecipe {
-    /// Schema version; 1.
-    pub version: u32,
-    /// Name of the engine directory: letters, digits, `.`, `_`, `-`.
-    pub name: String,
-    /// Always `onnx`.
-    pub kind: Kind,
-    /// Where the `.onnx` file comes from.
-    pub source: Source,
-    /// How TensorRT builds it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub build: Option<Build>,
-    /// How the engine is proved.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verify: Option<Verify>,
 }
 
 /// An image classifier: a Hugging Face folder (config.json and safetensors), or an ONNX file with one image input and
@@ -288,12 +269,15 @@ pub struct Build {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Verify {
-    /// Random inputs to try. Default: 3; 0 for a yolo with pictures.
+    /// Random inputs to try. Default: 3; 0 for a yolo with pictures, and with `inputs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seeds: Option<u32>,
     /// Pictures to try: files or folders relative to the recipe, or sources. Copied into the engine directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub images: Option<Vec<Picture>>,
+    /// For an onnx recipe: own inputs to try. For each try, a `.npy` file for every input by name, relative to the recipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inputs: Option<Vec<BTreeMap<String, String>>>,
     /// Prompts for an llm, besides the built-in ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompts: Option<Vec<String>>,

@@ -1,6 +1,7 @@
 //! Proves an engine directory: files, plan header, signature, and, where there is a GPU, the numbers.
 //!
-//! The reference is the CPU backend on the very ONNX file the engine was built from. An engine whose execution was
+//! The reference is the CPU backend on the ONNX file of the directory: the model as it came, with its final shapes, and not
+//! the simplified copy that TensorRT was given. An engine whose execution was
 //! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
 
 mod endpoint;
@@ -15,13 +16,15 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+use crate::artifact::about;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{Backend, BackendError, Session};
 use crate::manifest::{Hasher, Manifest, REPORT_FILE};
 use crate::onnx;
 use crate::progress::{Event, Progress};
-use crate::tensor::{Tensor, TensorSpec};
+use crate::regular_file;
+use crate::tensor::{Tensor, TensorSpec, read_npy};
 use crate::vision as pictures;
 
 pub use endpoint::Endpoint;
@@ -258,7 +261,7 @@ struct Case {
     picture: Option<[u32; 2]>,
 }
 
-/// The inputs to try: seeded ones, then the pictures.
+/// The inputs to try: seeded ones, the user's own, then the pictures.
 fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
     let batch = manifest.tuned_batch();
     let mut cases = Vec::new();
@@ -271,6 +274,14 @@ fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
             .collect();
         let inputs = inputs.ok_or_else(|| anyhow::anyhow!("an input type cannot be made on the host"))?;
         cases.push(Case { name: format!("seed {seed}"), inputs, picture: None });
+    }
+    for (index, files) in manifest.verify.inputs.iter().enumerate() {
+        let read = |file: &String| {
+            let path = folder.join(file);
+            regular_file::open(&path).and_then(read_npy).map_err(about(&path))
+        };
+        let inputs = files.iter().map(read).collect::<Result<Vec<Tensor>, _>>()?;
+        cases.push(Case { name: format!("own inputs {}", index + 1), inputs, picture: None });
     }
     let Some(preprocess) = manifest.preprocess() else { return Ok(cases) };
     let [input] = &manifest.inputs[..] else { return Ok(cases) };

@@ -2,7 +2,8 @@
 //! ([`Reference`]), else rten, which is part of this tool and pure Rust ([`Cpu`]).
 //!
 //! rten computes in float32 and int32: float16 values are widened on the way in and rounded on the way out, int64 and
-//! bool become int32 (ONNX's own indices fit).
+//! bool become int32; what does not fit is an error. What rten does otherwise than ONNX describes is written otherwise or
+//! refused by name before it sees the graph ([`onnx::Model::prepare_for_reference`]).
 //!
 //! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
 //! process; [`IsolatedCpu`] computes as [`Reference`] in a child under limits, and is what the command line uses.
@@ -10,6 +11,7 @@
 mod child;
 mod guard;
 mod program;
+mod reference;
 
 use std::path::Path;
 
@@ -17,21 +19,18 @@ use half::f16;
 use rten::{DataType, Model, ModelOptions, NodeId, RunOptions, Value, ValueOrView, ValueType};
 use rten_tensor::prelude::*;
 
-use super::onnxruntime::{self, OnnxRuntime};
+use super::onnxruntime;
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
 pub use child::{IsolatedCpu, SUBCOMMAND, child_main, default_limits};
 pub use program::{Engine, Operand, Program};
+pub use reference::Reference;
 
 /// rten, in this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
-
-/// The best reference there is here, in this process.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Reference;
 
 /// What the names of all CPU references begin with.
 pub(crate) const NAME: &str = "CPU reference";
@@ -53,76 +52,40 @@ impl Backend for Cpu {
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
         let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
-        let depth = guard::depth(&described)?;
-        let session = guard::guarded(depth, BackendError::Load, || CpuSession::open(path, described, depth))?;
+        guard::depth(&described)?;
+        let ready = guard::guarded(0, BackendError::Load, || Ready::of(described))?;
+        // Nodes that were written otherwise are several now.
+        let depth = guard::depth(&ready.model)?;
+        let session = guard::guarded(depth, BackendError::Load, || CpuSession::open(path, ready, depth))?;
         Ok(Box::new(session))
     }
 }
 
-/// Names a CPU reference by hand.
-const VARIABLE: &str = "WATUS_CPU_ENGINE";
-
-/// A CPU reference that was named by hand.
-enum Named {
-    Rten,
-    OnnxRuntime,
+/// A model as rten is to compute it.
+struct Ready {
+    model: onnx::Model,
+    /// It is no longer what the file says.
+    rewritten: bool,
+    inputs: Vec<TensorSpec>,
+    outputs: Vec<TensorSpec>,
+    guards: Vec<onnx::Guard>,
 }
 
-fn named_engine() -> Result<Option<Named>, BackendError> {
-    let unknown = |name: &str| BackendError::Unavailable {
-        what: format!("{VARIABLE}={name} names no CPU reference"),
-        help: "`rten` and `onnxruntime` are two".to_owned(),
-    };
-    match std::env::var(VARIABLE).as_deref() {
-        Err(_) | Ok("") => Ok(None),
-        Ok("rten") => Ok(Some(Named::Rten)),
-        Ok("onnxruntime") => Ok(Some(Named::OnnxRuntime)),
-        Ok(other) => Err(unknown(other)),
-    }
-}
-
-/// The library that was asked for by hand.
-fn named_runtime() -> Result<&'static OnnxRuntime, BackendError> {
-    OnnxRuntime::find()?.ok_or_else(|| BackendError::Unavailable {
-        what: format!("{VARIABLE}=onnxruntime, and there is none here"),
-        help: "run scripts/setup-onnxruntime.sh".to_owned(),
-    })
-}
-
-impl Reference {
-    /// The library that computes, if it is not rten; and whether it was named by hand.
-    fn runtime() -> Result<(Option<&'static OnnxRuntime>, bool), BackendError> {
-        match named_engine()? {
-            Some(Named::Rten) => Ok((None, true)),
-            Some(Named::OnnxRuntime) => Ok((Some(named_runtime()?), true)),
-            None => Ok((OnnxRuntime::find()?, false)),
-        }
-    }
-}
-
-impl Backend for Reference {
-    fn info(&self) -> BackendInfo {
-        let runtime = Self::runtime().ok().and_then(|(runtime, _)| runtime);
-        runtime.map_or_else(info, |runtime| runtime.info())
-    }
-
-    fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
-        match Self::runtime()? {
-            (None, _) => Cpu.open(path),
-            (Some(runtime), true) => runtime.open(path),
-            // An older library may not know what rten does.
-            (Some(runtime), false) => runtime.open(path).or_else(|error| Cpu.open(path).map_err(|_| error)),
-        }
+impl Ready {
+    fn of(mut model: onnx::Model) -> Result<Self, BackendError> {
+        let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
+        let (inputs, outputs) = (model.inputs().map_err(load)?, model.outputs().map_err(load)?);
+        let prepared = model.prepare_for_reference();
+        let (changed, guards) = prepared.map_err(|error| BackendError::Load(format!("CPU reference: {error}")))?;
+        let rewritten = model.spell_out() || changed;
+        Ok(Self { model, rewritten, inputs, outputs, guards })
     }
 }
 
 impl CpuSession {
-    fn open(path: &Path, mut described: onnx::Model, depth: usize) -> Result<Self, BackendError> {
+    fn open(path: &Path, ready: Ready, depth: usize) -> Result<Self, BackendError> {
         let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()));
-        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| {
-            specs.map_err(|error| BackendError::Load(error.to_string()))
-        };
-        let (inputs, outputs) = (specs(described.inputs())?, specs(described.outputs())?);
+        let Ready { model: mut described, rewritten, inputs, outputs, guards } = ready;
         let mut options = ModelOptions::with_all_ops();
         // rten maps external data itself, but only from files beside the model that are named like data; engine
         // directories hold nothing else. It follows a link to the model first, and would find, or miss, data there that
@@ -132,7 +95,7 @@ impl CpuSession {
             let data = std::fs::canonicalize(path.with_file_name(file));
             !file.contains('/') && file.ends_with(".data") && data.is_ok_and(|data| data.parent() == real.parent())
         };
-        let model = if described.spell_out() || !described.external_files().iter().all(mappable) {
+        let model = if rewritten || !described.external_files().iter().all(mappable) {
             for (old, new) in described.flatten_external() {
                 let data = path.with_file_name(old);
                 let bytes = std::fs::read(&data).map_err(|error| load(format!("{}: {error}", data.display())))?;
@@ -143,11 +106,14 @@ impl CpuSession {
             options.load_file(path)
         };
         let model = model.map_err(|error| load(error.to_string()))?;
-        let ids = |specs: &[TensorSpec]| {
-            let id = |spec: &TensorSpec| model.node_id(&spec.name).map_err(|error| load(error.to_string()));
-            specs.iter().map(id).collect::<Result<Vec<NodeId>, _>>()
-        };
-        Ok(Self { input_ids: ids(&inputs)?, output_ids: ids(&outputs)?, inputs, outputs, model, depth })
+        let id = |name: &String| model.node_id(name).map_err(|error| load(error.to_string()));
+        let ids = |specs: &[TensorSpec]| specs.iter().map(|spec| id(&spec.name)).collect::<Result<Vec<NodeId>, _>>();
+        let input_ids = ids(&inputs)?;
+        let mut output_ids = ids(&outputs)?;
+        for guard in &guards {
+            output_ids.push(id(&guard.output)?);
+        }
+        Ok(Self { input_ids, output_ids, inputs, outputs, guards, model, depth })
     }
 }
 
@@ -156,7 +122,9 @@ struct CpuSession {
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     input_ids: Vec<NodeId>,
+    /// Outputs, then guards.
     output_ids: Vec<NodeId>,
+    guards: Vec<onnx::Guard>,
     /// Longest chain of nodes.
     depth: usize,
 }
@@ -190,7 +158,19 @@ impl CpuSession {
             .model
             .run(values, &self.output_ids, Some(RunOptions::default()))
             .map_err(|error| BackendError::Run(format!("CPU reference: {error}")))?;
-        self.outputs.iter().zip(results).map(|(spec, value)| from_rten(spec, value)).collect()
+        let mut results = results.into_iter();
+        let outputs = self.outputs.iter().zip(results.by_ref());
+        let outputs = outputs.map(|(spec, value)| from_rten(spec, value)).collect::<Result<Vec<Tensor>, _>>()?;
+        for (guard, value) in self.guards.iter().zip(results) {
+            if let Value::FloatTensor(largest) = value
+                && largest.iter().any(|largest| *largest >= onnx::GUARD_LIMIT)
+            {
+                let message =
+                    format!("CPU reference: {}: an int64 result is beyond int32, which is computed in", guard.node);
+                return Err(BackendError::Run(message));
+            }
+        }
+        Ok(outputs)
     }
 }
 

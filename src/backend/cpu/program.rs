@@ -4,7 +4,8 @@ use rten::{Model, ModelOptions, NodeId, Value, ValueOrView};
 use rten_tensor::prelude::*;
 
 use super::onnxruntime::{OnnxRuntime, Prepared};
-use super::{Backend, BackendError, BackendInfo, Named};
+use super::reference::{Named, named_engine, named_runtime};
+use super::{Backend as _, BackendError, BackendInfo};
 use crate::onnx;
 use crate::tensor::TensorSpec;
 
@@ -31,8 +32,8 @@ pub enum Engine {
 impl Engine {
     /// rten, which is the faster of the two with weights that it does not keep; `WATUS_CPU_ENGINE` names another.
     pub fn find() -> Result<Self, BackendError> {
-        match super::named_engine()? {
-            Some(Named::OnnxRuntime) => Ok(Engine::Runtime(super::named_runtime()?)),
+        match named_engine()? {
+            Some(Named::OnnxRuntime) => Ok(Engine::Runtime(named_runtime()?)),
             _ => Ok(Engine::Rten),
         }
     }

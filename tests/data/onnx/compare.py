@@ -1,0 +1,61 @@
+"""Whether rewritten graphs compute what they did, in onnxruntime: compare.py FOLDER FILE
+
+FOLDER is what cases.py wrote, FILE the name beside each model.onnx. Where onnxruntime does not compute the original rightly
+either, or at all, there is nothing to compare. Prints what differs; exits with 1 if anything does."""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+
+onnxruntime.set_default_logger_severity(4)
+folder, file = pathlib.Path(sys.argv[1]), sys.argv[2]
+
+
+def differs(path, case):
+    """What is wrong with a model's outputs, or None."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), options)
+        names = [value.name for value in session.get_inputs()]
+        inputs = [np.load(path.parent / f"in_{at}.npy") for at in range(case["inputs"])]
+        given = [value.name for value in onnx.load(path.parent / "model.onnx").graph.input]
+        found = session.run(None, {name: value for name, value in zip(given, inputs) if name in names})
+    except Exception as error:
+        return str(error)[:300]
+    for at, have in enumerate(found):
+        want = np.load(path.parent / f"out_{at}.npy")
+        if (have.dtype, have.shape) != (want.dtype, want.shape):
+            return f"output {at} is {have.dtype}{have.shape}, was {want.dtype}{want.shape}"
+        half = want.dtype == np.float16
+        close = np.allclose(have.astype(float), want.astype(float), rtol=1e-2 if half else 1e-3, atol=1e-2 if half else 1e-5, equal_nan=True)
+        if not close:
+            return f"output {at} differs"
+    return None
+
+
+def of_other_types(what):
+    """An older opset, or onnxruntime, has an operator for fewer types: no mistake of what was rewritten."""
+    return "Type Error" in what or "NOT_IMPLEMENTED" in what
+
+
+counts, wrong = {"same": 0, "not comparable": 0}, []
+for case in json.loads((folder / "cases.json").read_text()):
+    path = folder / case["group"] / case["name"] / file
+    if not path.exists():
+        continue
+    what = differs(path, case)
+    if what is None:
+        counts["same"] += 1
+    elif of_other_types(what) or differs(path.with_name("model.onnx"), case) is not None:
+        counts["not comparable"] += 1
+    else:
+        wrong.append(f"{case['group']}/{case['name']}: {what}")
+print(file, counts)
+print("\n".join(wrong))
+sys.exit(bool(wrong))
