@@ -135,6 +135,9 @@ impl Backend for &'static OnnxRuntime {
         let model = onnx::Model::load(path).map_err(|error| load(error.to_string()))?;
         let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(|error| load(error.to_string()));
         let (inputs, outputs) = (specs(model.inputs())?, specs(model.outputs())?);
+        if let Some(why) = model.beyond_runtime() {
+            return Err(load(format!("{}: {}: {why}", super::cpu::NAME, path.display())));
+        }
         let session =
             self.session(Source::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;
         Ok(Box::new(RuntimeSession { info: self.info(), session, inputs, outputs }))

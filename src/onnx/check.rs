@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 
-use onnx_protobuf::tensor_proto;
+use onnx_protobuf::{NodeProto, tensor_proto};
 
 use super::Model;
+use super::attributes::{Attributes, input};
+use super::facts::Facts;
 
 /// The first complaint about a model for a TensorRT whose parser knows opsets up to `newest`.
 pub(super) fn complaint(model: &Model, newest: i64) -> Option<String> {
@@ -21,6 +23,26 @@ pub(super) fn complaint(model: &Model, newest: i64) -> Option<String> {
     let ignored = attention.find(|node| node.input.get(6).is_some_and(|input| !input.is_empty()))?;
     let name = &ignored.name;
     Some(format!("node '{name}' (Attention): TensorRT ignores its input nonpad_kv_seqlen: use a mask"))
+}
+
+/// What ONNX Runtime (1.32) computes otherwise than ONNX's node tests, or differently each time.
+pub(super) fn beyond_runtime(model: &Model) -> Option<String> {
+    let facts = Facts::new(&model.proto.graph, None, model.opset());
+    let leaves_rest = |scales: &[f32]| scales.iter().any(|scale| scale.fract() != 0.0);
+    let is_uneven =
+        |node: &NodeProto| input(node, 2).is_some() && facts.input(node, 2).floats().is_none_or(leaves_rest);
+    let why = |node: &NodeProto| match node.op_type.as_str() {
+        "Dropout" if input(node, 2).is_some() && facts.input(node, 2).ints().is_none_or(|flags| flags != [0]) => {
+            Some("it may be asked to train, which is random")
+        }
+        "MaxUnpool" if input(node, 2).is_some() => Some("its output_shape moves values to other places"),
+        "Resize" if node.text("coordinate_transformation_mode") == Some("align_corners") && is_uneven(node) => Some(
+            "with align_corners and scales that leave a rest, runtimes disagree on where the corners are: give sizes",
+        ),
+        _ => None,
+    };
+    let nodes = &model.proto.graph.node;
+    nodes.iter().find_map(|node| Some(format!("{}: {}", node.label(), why(node)?)))
 }
 
 /// Operators that compute with integers of 8 or 4 bits, of ONNX and of onnxruntime's own domain

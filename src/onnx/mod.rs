@@ -257,6 +257,11 @@ impl Model {
         simplify::simplify(&mut self.proto, opset)
     }
 
+    /// What ONNX Runtime would compute otherwise than ONNX says.
+    pub fn beyond_runtime(&self) -> Option<String> {
+        check::beyond_runtime(self)
+    }
+
     /// How long chains of nodes are that wait for each other.
     pub fn depth(&self) -> Depth {
         depth::of(&self.proto)

@@ -62,7 +62,10 @@ impl Model {
             return Ok(false);
         }
         if opset > NEWEST || newest < 17 {
-            return Err(self.fail(format!("opset {opset} cannot be written as opset {newest}")));
+            return Err(self.fail(format!(
+                "opset {opset} is newer than this TensorRT's parser knows ({newest}), and is not one that can be written in an \
+                 older one\n  hint: export it with opset {newest} or below"
+            )));
         }
         let Some(graph) = self.proto.graph.as_mut() else { return Ok(false) };
         let names = RefCell::new(Names::of(graph));

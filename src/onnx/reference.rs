@@ -7,7 +7,6 @@
 
 mod activations;
 mod arithmetic;
-mod boxes;
 mod classes;
 mod integers;
 mod known;
@@ -33,8 +32,7 @@ pub use integers::{GUARD_LIMIT, Guard};
 pub(super) use layers::group_norm;
 
 /// What to do about what the reference does not compute.
-const HINT: &str =
-    "\n  hint: the embedded reference (rten) does not compute this; onnxruntime does, where its library is installed";
+const HINT: &str = "\n  hint: the embedded reference (rten) does not compute this; ONNX Runtime does: scripts/setup-onnxruntime.sh brings it";
 
 /// What became of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +123,6 @@ fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
         "Hardmax" => classes::hardmax(edit, node),
         "ArgMax" | "ArgMin" => classes::arg(edit, node),
         "OneHot" => classes::one_hot(edit, node),
-        "NonMaxSuppression" => boxes::suppress(edit, node),
         "Sign" => arithmetic::sign(edit, node),
         "Cast" => arithmetic::cast(edit, node),
         "CastLike" => arithmetic::cast_like(edit, node),

@@ -24,7 +24,7 @@ const KNOWN: &[Known] = &[
         domain: "",
         since: 1,
         operators: "Abs Acos Acosh Add And Asin Asinh Atan Atanh Attention AveragePool BitCast Ceil Clip Concat \
-            ConcatFromSequence Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum DepthToSpace \
+            ConcatFromSequence Constant ConstantOfShape Conv ConvTranspose Cos Cosh CumSum DepthToSpace \
             DequantizeLinear Div Einsum Elu Equal Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu Gemm \
             GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GRU HardSigmoid HardSwish Identity If \
             InstanceNormalization IsNaN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log Loop LpNormalization \
@@ -39,7 +39,7 @@ const KNOWN: &[Known] = &[
         domain: "",
         since: 1,
         operators: "ArgMax ArgMin Cast CastLike Celu Dropout DynamicQuantizeLinear GroupNormalization Hardmax IsInf LRN \
-            LogSoftmax MatMul MeanVarianceNormalization Mish NonMaxSuppression OneHot Pad Pow QuantizeLinear ReduceMax ReduceMean \
+            LogSoftmax MatMul MeanVarianceNormalization Mish OneHot Pad Pow QuantizeLinear ReduceMax ReduceMean \
             ReduceMin Resize Selu Shrink Sign Softmax Softplus SpaceToDepth ThresholdedRelu",
     },
     // Before, it could be asked to train; Upsample had one scale by axis.

@@ -21,10 +21,12 @@ pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     }
     edit.make("Identity", &[&x], &[&y], &[]);
     if has_output(node, 1) {
-        // The mask is of truth values since opset 10, of the input's type before.
+        if opset < 10 {
+            return Err("its mask is of numbers before opset 10, and runtimes differ in which".to_owned());
+        }
         let mask = output(node, 1)?;
         let shape = edit.shape(&x);
-        let kept = if opset >= 10 { edit.truth(true) } else { edit.float(1.0) };
+        let kept = edit.truth(true);
         edit.make("Expand", &[&kept, &shape], &[&mask], &[]);
     }
     Ok(Done::Replaced)

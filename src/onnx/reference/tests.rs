@@ -69,7 +69,7 @@ fn what_is_not_known_is_refused_by_name() {
         (
             17,
             |g| g.node_named("NonMaxSuppression", &["x", "ids"], &["y"], &[]),
-            "the number of its images or classes is not known",
+            "the operator NonMaxSuppression is not computed",
         ),
     ];
     for (opset, build, wanted) in refused {
