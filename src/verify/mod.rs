@@ -7,6 +7,7 @@ mod endpoint;
 mod llm;
 mod quality;
 mod report;
+mod sense;
 mod serve;
 mod vision;
 
@@ -28,6 +29,7 @@ pub use endpoint::Endpoint;
 pub use llm::{Perplexity, PromptReport};
 pub use quality::quality;
 pub use report::{Check, Comparison, Report, Status};
+pub use sense::{Sense, sense};
 pub use vision::Agreement;
 
 /// Verifies the engine in `folder` against `reference` and writes the report into it. `hash` reads files, or remembers
@@ -62,6 +64,7 @@ pub fn examine(
         answers: Vec::new(),
         prompts: Vec::new(),
         perplexity: None,
+        sense: Vec::new(),
     };
     match manifest.damage(folder, hash) {
         Some(damage) => report.push("hashes", Status::Failed, damage),
