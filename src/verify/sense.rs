@@ -31,9 +31,10 @@ const SAMPLES: [Sample; 3] = [
 ];
 const MEASURED_PARAMETERS: f64 = 134_515_008.0;
 
-/// How many times the expected bits are far off. GPT-2 of 124 M has 1.2 on the Pile, 1.4 times as many as SmolLM2 on prose;
-/// chat models and 4 bits cost a tenth or two. Whoever only counts how often each word occurs needs about 2, 2.2 times as many.
-const FAR: f64 = 1.75;
+/// How many times the expected bits are far off. Chat models and 4 bits cost a tenth or two, an older recipe of training no more
+/// (GPT-2 of 355 M has 1.09 on the Pile, GPT-3 of 350 M 0.96). SmolLM2 read wrongly, with rows of queries and keys in the other
+/// rotary order, has 1.6 times as many of English, 3.9 of code, and with norms that are off by one 4.2 and 13.
+const FAR: f64 = 1.5;
 /// Of what guessing takes: no model that knows anything comes near, however small.
 const GUESSING: f64 = 0.9;
 /// Tokens below which a text says nothing: what comes first is hard for everybody.
@@ -186,7 +187,8 @@ mod tests {
         // Of a Polish model, or one of code.
         let (status, text) = all([2.0, 1.0, 0.9]);
         assert!(status == Status::Passed && text.ends_with("it knows little English, code"), "{text}");
-        let (status, text) = all([2.0, 1.0, 3.0]);
+        // SmolLM2 with its queries and keys in the other rotary order.
+        let (status, text) = all([1.45, 1.74, 3.85]);
         assert!(status == Status::Warned && text.contains("nothing makes sense") && text.contains("hint:"), "{text}");
         for worse in [9.0, f64::INFINITY, f64::NAN] {
             let (status, text) = all([worse; 3]);
