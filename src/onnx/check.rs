@@ -25,7 +25,7 @@ pub(super) fn complaint(model: &Model, newest: i64) -> Option<String> {
 
 /// Operators that compute with integers of 8 or 4 bits, of ONNX and of onnxruntime's own domain
 /// (onnxruntime, `docs/ContribOperators.md`).
-const INTEGER: &[&str] = &[
+pub const INTEGER: &[&str] = &[
     "ConvInteger",
     "MatMulInteger",
     "MatMulIntegerToFloat",

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
+pub use check::INTEGER as INTEGER_OPERATORS;
 pub use depth::Depth;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
 pub use half::Half;
