@@ -18,6 +18,7 @@ use watus_build::llm::{
 use watus_build::progress::Silent;
 use watus_build::recipe;
 use watus_build::tensor::{DType, read_npy};
+use watus_build::verify;
 
 const TOKENS: usize = 40;
 
@@ -186,6 +187,30 @@ fn smollm2_says_what_transformers_says() {
     let (model, checkpoint, text) = smollm2_loaded(scratch.path());
     let mut executor = CpuExecutor::new(model, checkpoint, 1, 256).unwrap();
     assert_eq!(smollm2_differences(&mut executor, &text), [None; 5]);
+}
+
+#[test]
+fn smollm2_makes_as_much_sense_as_in_transformers() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, checkpoint, text) = smollm2_loaded(scratch.path());
+    let parameters = model.parameters() as u64;
+    let mut executor = CpuExecutor::new(model, checkpoint, 1, 320).unwrap();
+    let path = support::repository().join("tests/data/smollm2/sense.json");
+    let expected: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let found = verify::sense(&mut executor, &text, parameters, 320).unwrap();
+    assert_eq!(found.len(), 3);
+    for sense in &found {
+        let want = &expected[&sense.language];
+        let (tokens, bytes) = (want["tokens"].as_u64().unwrap(), want["bytes"].as_u64().unwrap());
+        assert_eq!((sense.tokens as u64, sense.bytes as u64), (tokens, bytes), "{}", sense.language);
+        for (have, want) in [(sense.perplexity, &want["perplexity"]), (sense.bits, &want["bits"])] {
+            assert!((have / want.as_f64().unwrap() - 1.0).abs() < 1e-3, "{sense:?}");
+        }
+    }
+    // It was taught English and code alone.
+    assert_eq!(found.iter().map(verify::Sense::is_far_off).collect::<Vec<_>>(), [false, false, true]);
+    // A text of which too little is left tells nothing.
+    assert!(verify::sense(&mut executor, &text, parameters, 40).unwrap().is_empty());
 }
 
 #[test]

@@ -97,6 +97,38 @@ fn from_recipe_to_text() {
 }
 
 #[test]
+fn a_model_that_makes_no_sense_is_built_and_told_of() {
+    if !tensorrt_or_skip("a_model_that_makes_no_sense_is_built_and_told_of") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    recipe(scratch.path(), "");
+    // Long enough for the texts to tell.
+    let path = scratch.path().join("tiny.yaml");
+    let text = fs::read_to_string(&path).unwrap().replace("max_input_len: 24", "max_input_len: 120");
+    fs::write(&path, text).unwrap();
+    let run = |arguments: &[&str]| output(watus(scratch.path()).args(arguments));
+    let (code, stdout, stderr) = run(&["build", "tiny.yaml"]);
+    assert_eq!((code, stdout.starts_with("tiny: built")), (0, true), "{stdout}{stderr}");
+    let told = "warning: tiny: sense: bits a byte";
+    assert!(stderr.contains(told) && stderr.contains("hint: was it trained"), "{stderr}");
+    let (code, stdout, stderr) = run(&["verify", "engines/tiny"]);
+    assert_eq!((code, stdout.contains("warn tiny: sense: bits a byte")), (0, true), "{stdout}{stderr}");
+    let (_, stdout, _) = run(&["verify", "--json", "engines/tiny"]);
+    let reports: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let sense = reports[0]["sense"].as_array().unwrap();
+    assert_eq!(sense.len(), 3, "{stdout}");
+    for sense in sense {
+        let number = |field: &str| sense[field].as_f64().unwrap();
+        assert!(number("bits") > 0.9 * number("guessing"), "{sense}");
+    }
+    let checks = reports[0]["checks"].as_array().unwrap();
+    assert!(checks.iter().any(|check| check["name"] == "sense" && check["status"] == "warned"), "{stdout}");
+    let (_, stdout, _) = run(&["inspect", "engines/tiny"]);
+    assert!(stdout.contains("verify  sense WARNED"), "{stdout}");
+}
+
+#[test]
 fn limits_and_settings_that_cannot_be() {
     let scratch = tempfile::tempdir().unwrap();
     let cases = [

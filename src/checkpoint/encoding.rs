@@ -74,6 +74,11 @@ impl Encoding {
         })
     }
 
+    /// Those that a GGUF may have and that are read.
+    pub fn of_gguf() -> impl Iterator<Item = Self> {
+        (0..256).filter_map(Self::from_ggml)
+    }
+
     /// Bytes of a row of `elements`; `None` when the row does not end on a block.
     pub fn row_bytes(self, elements: usize) -> Option<usize> {
         let (block, bytes) = self.block();

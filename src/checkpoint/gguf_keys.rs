@@ -6,7 +6,7 @@
 use super::gguf::{Gguf, MetadataValue};
 
 /// Architectures whose meaning we know, by `general.architecture`.
-const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
+pub const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
 /// Read by `gguf_config.rs`, whatever the architecture.
 const READ: &[&str] = &[

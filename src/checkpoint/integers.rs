@@ -25,15 +25,29 @@ pub struct Integers<'a> {
     pub second: Second,
 }
 
+/// Bits, inputs that share a scale, and what the second number is, of GGUF's blocks that are such.
+fn blocks(encoding: Encoding) -> Option<(u32, usize, Second)> {
+    match encoding {
+        Encoding::Q4_0 => Some((4, 32, Second::Zero)),
+        Encoding::Q4_1 => Some((4, 32, Second::Minimum)),
+        Encoding::Q8_0 => Some((8, 32, Second::Zero)),
+        _ => None,
+    }
+}
+
+impl Encoding {
+    /// Whether GGUF's blocks stay packed in device memory.
+    pub fn stays_packed(self) -> bool {
+        blocks(self).is_some()
+    }
+}
+
 impl<'a> View<'a> {
     /// The integers, where the tensor is made of such.
     pub fn integers(&self) -> Option<Integers<'a>> {
-        let (bits, group, second) = match (self.packed, self.encoding) {
-            (Some(packed), _) => (packed.bits(), packed.group(), Second::Zero),
-            (None, Encoding::Q4_0) => (4, 32, Second::Zero),
-            (None, Encoding::Q4_1) => (4, 32, Second::Minimum),
-            (None, Encoding::Q8_0) => (8, 32, Second::Zero),
-            _ => return None,
+        let (bits, group, second) = match self.packed {
+            Some(packed) => (packed.bits(), packed.group(), Second::Zero),
+            None => blocks(self.encoding)?,
         };
         Some(Integers { view: *self, bits, group, second })
     }

@@ -32,6 +32,7 @@ use serde_json::Value;
 pub use encoding::Encoding;
 pub use folder::{adapter_message, base_of, weight_files};
 pub use gguf::{Gguf, Judgement, MetadataValue};
+pub use gguf_keys::ARCHITECTURES;
 pub use gguf_lists::{Numbers, Texts};
 pub use gguf_split::PartName;
 pub use integers::{Integers, Second};

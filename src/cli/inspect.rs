@@ -129,6 +129,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
             Status::Passed => "passed",
             Status::Failed => "FAILED",
             Status::Skipped => "skipped",
+            Status::Warned => "WARNED",
         };
         print(format!("verify  {} {status}: {}", check.name, check.detail))?;
     }

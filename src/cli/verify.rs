@@ -40,6 +40,7 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
         Status::Passed => "ok  ",
         Status::Failed => "FAIL",
         Status::Skipped => "--  ",
+        Status::Warned => "warn",
     };
     // A server's name for its model is the server's own.
     print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(&check.detail)))

@@ -107,17 +107,22 @@ pub struct Transformer {
 
 type Describe = fn(&Config<'_>, usize) -> Result<Transformer, CheckpointError>;
 
-/// The families, by `model_type`.
-const FAMILIES: &[(&str, Describe)] = &[
-    ("llama", llama::describe),
-    ("mistral", mistral::describe),
-    ("qwen2", qwen2::describe),
-    ("qwen3", qwen3::describe),
-    ("gemma2", gemma2::describe),
-    ("gemma3", gemma3::describe),
-    ("gemma3_text", gemma3::describe),
-    ("phi3", phi3::describe),
+/// The families: `model_type`, models that have it, and who reads them.
+const FAMILIES: &[(&str, &str, Describe)] = &[
+    ("llama", "Llama 2, 3, 3.1 and 3.2, SmolLM2, Bielik v3", llama::describe),
+    ("mistral", "Mistral 7B, Bielik v0.1 and v2", mistral::describe),
+    ("qwen2", "Qwen2 and Qwen2.5", qwen2::describe),
+    ("qwen3", "Qwen3, the dense ones", qwen3::describe),
+    ("gemma2", "Gemma 2", gemma2::describe),
+    ("gemma3", "Gemma 3 from 4B on, without its sight", gemma3::describe),
+    ("gemma3_text", "Gemma 3 270M and 1B", gemma3::describe),
+    ("phi3", "Phi-3, Phi-3.5, Phi-4 and Phi-4 mini", phi3::describe),
 ];
+
+/// The families that are read: `model_type` and models that have it.
+pub fn families() -> Vec<(&'static str, &'static str)> {
+    FAMILIES.iter().map(|(kind, models, _)| (*kind, *models)).collect()
+}
 
 /// What `transformers` takes where a file leaves a field out (`configuration_*.py`), as far as it differs from what all
 /// families share.
@@ -144,10 +149,10 @@ fn defaults(kind: &str) -> Value {
 /// Reads a configuration; `length` is the longest sequence the model will be used for, in tokens.
 pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, CheckpointError> {
     let outer = Config::new(path, config);
-    let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let names = || FAMILIES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
     let kind =
         outer.text("model_type").ok_or_else(|| outer.error("`model_type` is missing: no model of `transformers`?"))?;
-    let Some((_, describe)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
+    let Some((.., describe)) = FAMILIES.iter().find(|(name, ..)| *name == kind) else {
         return Err(outer.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
     };
     let text = outer.within("text_config");

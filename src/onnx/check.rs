@@ -47,7 +47,7 @@ pub(super) fn beyond_runtime(model: &Model) -> Option<String> {
 
 /// Operators that compute with integers of 8 or 4 bits, of ONNX and of onnxruntime's own domain
 /// (onnxruntime, `docs/ContribOperators.md`).
-const INTEGER: &[&str] = &[
+pub const INTEGER: &[&str] = &[
     "ConvInteger",
     "MatMulInteger",
     "MatMulIntegerToFloat",

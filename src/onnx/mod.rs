@@ -27,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
+pub use check::INTEGER as INTEGER_OPERATORS;
 pub use depth::Depth;
 pub use given::Given;
 pub use graph::{Attribute, External, GraphBuilder, type_number};

@@ -245,6 +245,9 @@ fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Contex
     if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(BackendError::Cancelled.into());
     }
+    for check in report.checks.iter().filter(|check| check.status == verify::Status::Warned) {
+        context.progress.event(Event::Warning(&format!("{name}: {}: {}", check.name, check.detail)));
+    }
     let mut manifest = Manifest::load(staged.path())?;
     manifest.verify.judge.clone_from(&report.judged_by);
     manifest.save(staged.path()).map_err(about(staged.path()))?;

@@ -2,15 +2,15 @@
 //!
 //! The engine answers by prefill and decode, as it will in use; the reference reads prompt and answer in one pass. For
 //! every token of the answer the two distributions are compared (Kullback-Leibler divergence of the engine's from the
-//! reference's), and whether the engine chose what the reference would have. A short text's perplexity, computed by
-//! both, says whether the model itself makes sense.
+//! reference's), and whether the engine chose what the reference would have. A short text's perplexity is computed by both.
+//! Whether the model itself makes sense: `sense.rs`.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Report, Status, machine_agrees, plan_agrees};
+use super::{Report, Status, machine_agrees, plan_agrees, sense};
 use crate::llm::model::{ENGINES, Runner, open_executor};
 use crate::llm::text::{Message, Text};
 use crate::llm::{Executor, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
@@ -23,7 +23,7 @@ const PROMPTS: [&str; 3] =
     ["Cześć, jestem Watus. Kim jestem?", "What is the capital of France?", "List three prime numbers and add them."];
 /// Tokens of each answer.
 const ANSWER: usize = 32;
-/// The perplexity text.
+/// The text of which both compute the perplexity.
 pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its camera saw an open door on the left, and behind the \
                     door a table with two cups of tea. It stopped, turned its head and said good morning to the people \
                     in the room, who were surprised to hear it speak.";
@@ -105,6 +105,9 @@ pub(super) fn verify(
         report.push("quantisation", if passed { Status::Passed } else { Status::Failed }, detail);
     }
     if machine_agrees(manifest, report).is_none() {
+        if !report.failed() && sense::is_quick(record) {
+            read_by_reference(folder, (manifest, record), &text, progress, report);
+        }
         return Ok(());
     }
     if let Err(error) = execute(folder, manifest, record, (&text, &prompts), progress, report) {
@@ -150,6 +153,7 @@ fn execute(
     let scored = text.encode_text(TEXT)?;
     let scored = &scored[..scored.len().min(record.max_input_len)];
     let engine_loss = read(&mut *engine, scored)?;
+    let sensed = sense::sense(&mut *engine, text, record.parameters, record.max_input_len)?;
     drop(engine); // its memory may be the reference's, on a Jetson
     stage("loading the reference");
     let mut reference = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})?;
@@ -165,7 +169,26 @@ fn execute(
     };
     report.perplexity = Some(perplexity);
     conclude(manifest.precision == "fp32" && !manifest.tf32, report);
+    sense::conclude(sensed, record.parameters, report);
     Ok(())
+}
+
+/// Whether a model makes sense that cannot be executed here. What keeps the reference from telling is no fault of the engines.
+fn read_by_reference(
+    folder: &Path,
+    (manifest, record): (&Manifest, &Record),
+    text: &Text,
+    progress: &Arc<dyn Progress>,
+    report: &mut Report,
+) {
+    progress.event(Event::Stage(&format!("{}: reading three texts on the CPU", manifest.name)));
+    let sensed = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})
+        .map_err(anyhow::Error::from)
+        .and_then(|mut reference| sense::sense(&mut *reference, text, record.parameters, record.max_input_len));
+    match sensed {
+        Ok(found) => sense::conclude(found, record.parameters, report),
+        Err(error) => report.push("sense", Status::Skipped, format!("not told: {error:#}")),
+    }
 }
 
 /// An engine's greedy answer: the tokens, and the logits each was chosen from.
@@ -253,7 +276,7 @@ pub(super) fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
 }
 
 /// Mean negative log-likelihood of all tokens but the first.
-fn read(executor: &mut dyn Executor, tokens: &[u32]) -> anyhow::Result<f64> {
+pub(super) fn read(executor: &mut dyn Executor, tokens: &[u32]) -> anyhow::Result<f64> {
     executor.release(0);
     let logits = executor.prefill(0, 0, tokens, Rows::All)?;
     loss(&logits, tokens, executor.vocab_size())

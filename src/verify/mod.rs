@@ -8,6 +8,7 @@ mod endpoint;
 mod llm;
 mod quality;
 mod report;
+mod sense;
 mod serve;
 mod vision;
 
@@ -31,6 +32,7 @@ pub use endpoint::Endpoint;
 pub use llm::{Perplexity, PromptReport};
 pub use quality::quality;
 pub use report::{Check, Comparison, Report, Status};
+pub use sense::{Sense, sense};
 pub use vision::Agreement;
 
 /// Verifies the engine in `folder` against `reference` and writes the report into it. `hash` reads files, or remembers
@@ -65,6 +67,7 @@ pub fn examine(
         answers: Vec::new(),
         prompts: Vec::new(),
         perplexity: None,
+        sense: Vec::new(),
     };
     match manifest.damage(folder, hash) {
         Some(damage) => report.push("hashes", Status::Failed, damage),

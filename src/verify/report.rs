@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::llm::{Perplexity, PromptReport};
+use super::sense::Sense;
 use super::vision::Agreement;
 use crate::artifact::write_file;
 use crate::manifest::REPORT_FILE;
@@ -19,6 +20,8 @@ pub enum Status {
     Passed,
     Failed,
     Skipped,
+    /// As it should be, and yet to be looked at by whoever builds it.
+    Warned,
 }
 
 /// One thing looked at.
@@ -53,7 +56,7 @@ pub struct Comparison {
 }
 
 /// JSON has no infinity and no NaN; serde_json writes null.
-fn not_finite<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+pub(super) fn not_finite<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
@@ -84,6 +87,9 @@ pub struct Report {
     /// A language model's perplexity on a short text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<Perplexity>,
+    /// What a language model made of a text of each language; by the engines where they could be executed, else by the reference.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sense: Vec<Sense>,
 }
 
 impl Report {

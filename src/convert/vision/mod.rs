@@ -7,7 +7,7 @@ mod classifier;
 mod net;
 mod yolo;
 
-pub use classifier::{answers, classifier_model, labels, preprocess, trained_size};
-pub use yolo::{YoloModel, root as yolo_root, yolo_model};
+pub use classifier::{answers, classifier_families, classifier_model, labels, preprocess, trained_size};
+pub use yolo::{YOLO_HEADS, YoloModel, root as yolo_root, yolo_blocks, yolo_by_onnx, yolo_model};
 
 use super::OPSET;

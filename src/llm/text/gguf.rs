@@ -48,6 +48,11 @@ enum Kind {
     Pieces,
 }
 
+/// The kinds of GGUF vocabulary that are refused: name and what it is.
+pub fn refused_vocabularies() -> &'static [(&'static str, &'static str)] {
+    &OTHER_KINDS
+}
+
 /// Which kind it is, if it can be read.
 fn kind(path: &Path, gguf: &Gguf) -> Result<Kind, CheckpointError> {
     let fail = |message: String| CheckpointError::new(path, format!("{message}{OTHER_FORM}"));

@@ -28,7 +28,7 @@ use serde_json::Value;
 pub use answer::{AnswerReader, Delta};
 pub use chat::{Chat, Function, Message, Prompt, ToolCall, Traits, tool};
 pub use defaults::{Defaults, Wishes};
-pub use gguf::{check_vocabulary, text_files};
+pub use gguf::{check_vocabulary, refused_vocabularies, text_files};
 pub use pretokenizers::vocabulary_names;
 pub use stream::{StopFinder, TextStream};
 pub use template::ChatTemplate;

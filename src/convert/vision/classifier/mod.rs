@@ -36,6 +36,11 @@ const FAMILIES: &[(&str, Emit)] = &[
     ("resnet", convolutional::resnet),
 ];
 
+/// The families that are read, by `model_type`.
+pub fn classifier_families() -> Vec<&'static str> {
+    FAMILIES.iter().map(|(name, _)| *name).collect()
+}
+
 /// Height and width a model was trained with, where its configuration says.
 pub fn trained_size(checkpoint: &Checkpoint) -> Option<[usize; 2]> {
     let size = checkpoint.config.get("image_size")?;
@@ -92,7 +97,6 @@ fn classes(config: &Config<'_>) -> Read<usize> {
 /// Emits a classifier for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
 pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Option<usize>) -> Read<Model> {
     let config = Config::new(&checkpoint.config_path, &checkpoint.config);
-    let names = || FAMILIES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let kind = config
         .text("model_type")
         .ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
@@ -100,7 +104,7 @@ pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Optio
         return Err(config.error(format!(
             "model_type `{kind}` is not supported as a classifier\n  hint: these are: {}; anything else can be exported to \
              ONNX and built from that",
-            names()
+            classifier_families().join(", ")
         )));
     };
     if config.optional_size("num_channels")?.is_some_and(|channels| channels != 3) {

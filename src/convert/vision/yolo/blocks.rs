@@ -10,6 +10,30 @@ use crate::convert::vision::net::{Map, Net};
 /// A crafted file can share modules so that walking them takes for ever; the largest real model has 1,200 nodes.
 const BLOCK_LIMIT: usize = 20_000;
 
+type Block = fn(&mut Emitter, &Module<'_>, &Map) -> Read<Map>;
+
+/// The modules that take one map and give one, by their class.
+pub(super) const BLOCKS: &[(&str, Block)] = &[
+    ("Conv", Emitter::conv),
+    ("DWConv", Emitter::conv),
+    ("Conv2d", Emitter::bare_conv),
+    ("ConvTranspose2d", Emitter::bare_conv),
+    ("Bottleneck", Emitter::bottleneck),
+    ("C2f", Emitter::c2f),
+    ("C3k2", Emitter::c2f),
+    ("C3", Emitter::c3),
+    ("C3k", Emitter::c3),
+    ("SPPF", Emitter::sppf),
+    ("Sequential", Emitter::sequential),
+    ("C2PSA", Emitter::c2psa),
+    ("PSABlock", Emitter::psa_block),
+    ("A2C2f", Emitter::a2c2f),
+    ("ABlock", Emitter::area_block),
+    ("Upsample", Emitter::upsample),
+    ("MaxPool2d", Emitter::max_pool),
+    ("Identity", Emitter::nothing),
+];
+
 /// Emits modules.
 pub(super) struct Emitter {
     pub(super) net: Net,
@@ -27,26 +51,22 @@ impl Emitter {
         if self.blocks > BLOCK_LIMIT {
             return Err(module.error(format!("more than {BLOCK_LIMIT} modules are no YOLO")));
         }
-        match module.class {
-            "Conv" | "DWConv" => self.conv(module, x),
-            "Conv2d" | "ConvTranspose2d" => self.bare_conv(module, x),
-            "Bottleneck" => self.bottleneck(module, x),
-            "C2f" | "C3k2" => self.c2f(module, x),
-            "C3" | "C3k" => self.c3(module, x),
-            "SPPF" => self.sppf(module, x),
-            "Sequential" => self.sequence(&module.children()?, x),
-            "C2PSA" => self.c2psa(module, x),
-            "PSABlock" => self.psa_block(module, x),
-            "A2C2f" => self.a2c2f(module, x),
-            "ABlock" => self.area_block(module, x),
-            "Upsample" => self.upsample(module, x),
-            "MaxPool2d" => self.max_pool(module, x),
-            "Identity" => Ok(x.clone()),
-            _ => Err(module.error(
+        let Some((_, emit)) = BLOCKS.iter().find(|(class, _)| *class == module.class) else {
+            return Err(module.error(
                 "this module is not supported\n  hint: YOLOv8, YOLO11 and YOLO12 are; others can be exported to ONNX and \
                  built with `kind: onnx`",
-            )),
-        }
+            ));
+        };
+        emit(self, module, x)
+    }
+
+    fn sequential(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
+        self.sequence(&module.children()?, x)
+    }
+
+    /// What does nothing once a model is trained.
+    fn nothing(&mut self, _: &Module<'_>, x: &Map) -> Read<Map> {
+        Ok(x.clone())
     }
 
     /// `part` of `module`.

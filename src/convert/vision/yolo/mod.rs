@@ -39,6 +39,21 @@ pub struct YoloModel {
     pub notes: Vec<String>,
 }
 
+/// What a model's last layer may be, and what it is for.
+pub const YOLO_HEADS: [(&str, Task); 3] =
+    [("Detect", Task::Detect), ("Segment", Task::Segment), ("Classify", Task::Classify)];
+
+/// Classes of the layers before it that are read, besides `Concat`.
+pub fn yolo_blocks() -> Vec<&'static str> {
+    blocks::BLOCKS.iter().map(|(class, _)| *class).collect()
+}
+
+/// What is refused as a `.pt` file and read as its ONNX export: the class it is told by, what it is, and whether `kind: yolo`
+/// reads that (else `kind: onnx`).
+pub fn yolo_by_onnx() -> &'static [(&'static str, &'static str, bool)] {
+    refusal::KNOWN
+}
+
 /// The model inside a checkpoint: `ema`, the averaged weights, where training left it in, else `model`.
 pub fn root(file: &TorchFile) -> Item<'_> {
     let found = ["ema", "model"].into_iter().filter_map(|key| file.root().get(key)).find(|item| !item.is_none());
@@ -137,27 +152,28 @@ impl End {
                     .to_owned(),
             );
         }
-        let (task, outputs, classes) = match head.class {
-            "Detect" => {
+        let task = YOLO_HEADS.iter().find(|(class, _)| *class == head.class).map(|(_, task)| *task);
+        let task = task.ok_or_else(|| {
+            head.error(
+                "this head is not supported\n  hint: detect, segment and classify models are; others can be exported to \
+                 ONNX and built with `kind: onnx`",
+            )
+        })?;
+        let (outputs, classes) = match task {
+            Task::Detect => {
                 let found = self.emitter.detect(head, inputs, image)?;
                 let shape = fixed(&[4 + found.classes, found.anchors]);
-                (Task::Detect, vec![(found.output, shape)], found.classes)
+                (vec![(found.output, shape)], found.classes)
             }
-            "Segment" => {
+            Task::Segment => {
                 let (found, masks, proto) = self.emitter.segment(head, inputs, image)?;
                 let shape = fixed(&[4 + found.classes + masks, found.anchors]);
                 let proto_shape = fixed(&[proto.channels, proto.height, proto.width]);
-                (Task::Segment, vec![(found.output, shape), (proto.name, proto_shape)], found.classes)
+                (vec![(found.output, shape), (proto.name, proto_shape)], found.classes)
             }
-            "Classify" => {
+            Task::Classify => {
                 let (output, classes) = self.emitter.classify(head, inputs)?;
-                (Task::Classify, vec![(output, fixed(&[classes]))], classes)
-            }
-            _ => {
-                return Err(head.error(
-                    "this head is not supported\n  hint: detect, segment and classify models are; others can be exported to \
-                     ONNX and built with `kind: onnx`",
-                ));
+                (vec![(output, fixed(&[classes]))], classes)
             }
         };
         if classes != self.names.len() {

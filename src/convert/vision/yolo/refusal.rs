@@ -5,7 +5,7 @@ use super::module::{Module, Read};
 use crate::checkpoint::torch::Item;
 
 /// A class, what has it, and whether its ONNX export is read by `kind: yolo`.
-const KNOWN: &[(&str, &str, bool)] = &[
+pub(super) const KNOWN: &[(&str, &str, bool)] = &[
     ("Pose", "a pose model", false),
     ("Pose26", "a pose model", false),
     ("OBB", "a model of oriented boxes (OBB)", false),

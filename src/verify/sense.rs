@@ -1,0 +1,205 @@
+//! Whether a language model makes sense at all. Engine and reference read the same file with the same code, so they agree on
+//! a checkpoint that is damaged, was never trained, or means something else than was read; what they have no idea of is
+//! language. So three texts (English, Python, Polish; `sense/`) are read, and what each costs is set beside what a working model
+//! of that size has.
+//!
+//! In bits a byte of UTF-8: a token is longer in a larger vocabulary, so that perplexities of two vocabularies do not compare.
+//! It is never a failure: what a model is worth is its makers' to say, and an engine that computes it as it is is proved.
+
+use std::f64::consts::LN_2;
+
+use serde::{Deserialize, Serialize};
+
+use super::report::not_finite;
+use super::{Report, Status};
+use crate::llm::text::Text;
+use crate::llm::{Executor, Record};
+
+/// A text, its language, and bits a byte of a working model of [`MEASURED_PARAMETERS`].
+struct Sample {
+    language: &'static str,
+    text: &'static str,
+    bits: f64,
+}
+
+/// SmolLM2-135M-Instruct (Q4_1) in `transformers` (tests/data/smollm2/make_sense.py). It knows no Polish (3.11): of who knows
+/// it, what English takes is expected.
+const SAMPLES: [Sample; 3] = [
+    Sample { language: "English", text: include_str!("sense/english.txt"), bits: 0.890 },
+    Sample { language: "code", text: include_str!("sense/code.txt"), bits: 0.447 },
+    Sample { language: "Polish", text: include_str!("sense/polish.txt"), bits: 0.890 },
+];
+const MEASURED_PARAMETERS: f64 = 134_515_008.0;
+
+/// How many times the expected bits are far off. Chat models and 4 bits cost a tenth or two, an older recipe of training no more
+/// (GPT-2 of 355 M has 1.09 on the Pile, GPT-3 of 350 M 0.96). SmolLM2 read wrongly, with rows of queries and keys in the other
+/// rotary order, has 1.6 times as many of English, 3.9 of code, and with norms that are off by one 4.2 and 13.
+const FAR: f64 = 1.5;
+/// Of what guessing takes: no model that knows anything comes near, however small.
+const GUESSING: f64 = 0.9;
+/// Tokens below which a text says nothing: what comes first is hard for everybody.
+const SHORTEST: usize = 64;
+/// Where the engine cannot be executed, the reference reads the texts of models up to this size: about 600 tokens, ten seconds of
+/// two cores, and two gigabytes of memory in float32.
+const REFERENCE_PARAMETERS: u64 = 500_000_000;
+
+/// What a model made of one text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sense {
+    /// "English", "code" or "Polish".
+    pub language: String,
+    /// Tokens scored.
+    pub tokens: usize,
+    /// Bytes they spell.
+    pub bytes: usize,
+    /// exp of the mean negative log-likelihood of a token.
+    #[serde(deserialize_with = "not_finite")]
+    pub perplexity: f64,
+    /// The same in bits a byte, which compares between vocabularies.
+    #[serde(deserialize_with = "not_finite")]
+    pub bits: f64,
+    /// About what a working model of that size has that knows the language.
+    pub expected: f64,
+    /// What guessing among all tokens takes.
+    pub guessing: f64,
+}
+
+impl Sense {
+    /// Whether the text was Greek to the model.
+    pub fn is_far_off(&self) -> bool {
+        let limit = (FAR * self.expected).min(GUESSING * self.guessing);
+        // Written so that a NaN is.
+        self.bits.is_nan() || self.bits > limit
+    }
+}
+
+/// The loss of a model of this size beside that of the measured one, from the law of Hoffmann et al. 2022 (arXiv:2203.15556,
+/// eq. 10: 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28 nats), with 2e12 tokens for D. GPT-2 and GPT-3 on the Pile follow it
+/// (arXiv:2101.00027, table 2; bits a byte): from 124 M to 1.5 G 1.225 to 1.047, a factor of 0.85 (here 0.84); from 350 M to
+/// 6.7 G 0.963 to 0.798, 0.83 (here 0.86).
+fn by_size(parameters: f64) -> f64 {
+    let loss = |parameters: f64| 1.69 + 406.4 / parameters.max(1.0).powf(0.34) + 410.7 / 2e12_f64.powf(0.28);
+    loss(parameters) / loss(MEASURED_PARAMETERS)
+}
+
+/// Reads the texts, each cut to `longest` tokens; those that are then too short to tell are left out.
+pub fn sense(executor: &mut dyn Executor, text: &Text, parameters: u64, longest: usize) -> anyhow::Result<Vec<Sense>> {
+    let guess = (executor.vocab_size() as f64).log2();
+    let mut found = Vec::new();
+    for sample in &SAMPLES {
+        let mut tokens = text.encode_text(sample.text.trim_end())?;
+        tokens.truncate(longest);
+        let Some(scored) = tokens.get(1..).filter(|scored| scored.len() >= SHORTEST) else { continue };
+        let bytes = text.decode(scored, true)?.len();
+        if bytes == 0 {
+            continue; // a vocabulary that cannot spell it
+        }
+        let loss = super::llm::read(executor, &tokens)?;
+        let share = scored.len() as f64 / bytes as f64;
+        found.push(Sense {
+            language: sample.language.to_owned(),
+            tokens: scored.len(),
+            bytes,
+            perplexity: loss.exp(),
+            bits: loss / LN_2 * share,
+            expected: sample.bits * by_size(parameters as f64),
+            guessing: guess * share,
+        });
+    }
+    Ok(found)
+}
+
+/// Whether the reference tells it of this model in reasonable time.
+pub(super) fn is_quick(record: &Record) -> bool {
+    record.parameters <= REFERENCE_PARAMETERS
+}
+
+/// Says it: a warning where no text made sense, else what the model knows.
+pub(super) fn conclude(found: Vec<Sense>, parameters: u64, report: &mut Report) {
+    if found.is_empty() {
+        return;
+    }
+    let (status, detail) = told(&found, parameters);
+    report.sense = found;
+    report.push("sense", status, detail);
+}
+
+fn told(found: &[Sense], parameters: u64) -> (Status, String) {
+    let list = |texts: Vec<String>| texts.join(", ");
+    let bits = |sense: &Sense| {
+        let Sense { language, bits, expected, .. } = sense;
+        format!("{language} {bits:.2} (about {expected:.2})")
+    };
+    let size = match parameters {
+        1_000_000_000.. => format!("{:.1} G", parameters as f64 / 1e9),
+        _ => format!("{:.1} M", parameters as f64 / 1e6),
+    };
+    let bits = list(found.iter().map(bits).collect());
+    let seen = format!("bits a byte, and of who knows it at {size} parameters: {bits}");
+    let far: Vec<&Sense> = found.iter().filter(|sense| sense.is_far_off()).collect();
+    if far.is_empty() {
+        return (Status::Passed, seen);
+    }
+    let languages = list(far.iter().map(|sense| sense.language.clone()).collect());
+    if far.len() < found.len() {
+        return (Status::Passed, format!("{seen}: it knows little {languages}"));
+    }
+    // Not `>=`: a NaN is no better.
+    let guesses = !found.iter().any(|sense| sense.bits < sense.guessing);
+    let than = if guesses { "it does worse than guessing" } else { "nothing makes sense to it" };
+    let hint = "hint: was it trained, on other languages perhaps, and is the file whole? Compare an answer with that of \
+                transformers or llama.cpp, and report it if theirs makes sense";
+    (Status::Warned, format!("{seen}: {than}, although the engines compute what the files say\n  {hint}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(language: &str, bits: f64, expected: f64) -> Sense {
+        let language = language.to_owned();
+        Sense { language, tokens: 165, bytes: 731, perplexity: 1.0, bits, expected, guessing: 3.5 }
+    }
+
+    fn all(bits: [f64; 3]) -> (Status, String) {
+        let [english, code, polish] = bits;
+        told(&[read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)], 134_515_008)
+    }
+
+    #[test]
+    fn larger_models_have_fewer_bits_as_published() {
+        assert!((by_size(MEASURED_PARAMETERS) - 1.0).abs() < 1e-12);
+        // GPT-2 and GPT-3 on the Pile.
+        for (small, large, published) in [(124e6, 1.5e9, 1.0468 / 1.2253), (350e6, 6.7e9, 0.798 / 0.9631)] {
+            let ratio = by_size(large) / by_size(small);
+            assert!((ratio / published - 1.0).abs() < 0.05, "{ratio} beside {published}");
+        }
+        assert!(by_size(0.0).is_finite() && by_size(1e15) > 0.7);
+    }
+
+    #[test]
+    fn an_alarm_is_of_all_texts_alone() {
+        let (status, text) = all([0.89, 0.45, 0.9]);
+        assert!(status == Status::Passed && text.ends_with("Polish 0.90 (about 0.89)"), "{text}");
+        assert!(text.contains("134.5 M parameters"), "{text}");
+        let (status, text) = all([0.89, 0.45, 3.1]);
+        assert!(status == Status::Passed && text.ends_with("it knows little Polish"), "{text}");
+        // Of a Polish model, or one of code.
+        let (status, text) = all([2.0, 1.0, 0.9]);
+        assert!(status == Status::Passed && text.ends_with("it knows little English, code"), "{text}");
+        // SmolLM2 with its queries and keys in the other rotary order.
+        let (status, text) = all([1.45, 1.74, 3.85]);
+        assert!(status == Status::Warned && text.contains("nothing makes sense") && text.contains("hint:"), "{text}");
+        for worse in [9.0, f64::INFINITY, f64::NAN] {
+            let (status, text) = all([worse; 3]);
+            assert!(status == Status::Warned && text.contains("worse than guessing"), "{text}");
+        }
+    }
+
+    #[test]
+    fn guessing_is_far_off_at_any_size() {
+        let tiny = Sense { bits: 3.4, ..read("English", 0.0, by_size(1e4) * 0.89) };
+        assert!(tiny.expected > 3.5 && tiny.is_far_off());
+        assert!(!Sense { bits: 2.0, ..tiny }.is_far_off(), "stories told by a tiny model");
+    }
+}
