@@ -1,4 +1,5 @@
 //! Vocabularies of GGUF files against llama.cpp, the models' own tokenizers and SentencePiece (`tests/data/vocab/make.py`).
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -213,7 +213,8 @@ mod tests {
 
     #[test]
     fn the_weights_are_told_from_their_copies() {
-        let cases: [(&[&str], Result<&[&str], &str>); 18] = [
+        type Case<'a> = (&'a [&'a str], Result<&'a [&'a str], &'a str>);
+        let cases: [Case<'_>; 18] = [
             (&["config.json", "model.safetensors"], Ok(&["model.safetensors"])),
             (&["model.safetensors", "model.fp16.safetensors"], Ok(&["model.safetensors"])),
             (&["model.fp16.safetensors", "config.json"], Ok(&["model.fp16.safetensors"])),

@@ -70,7 +70,7 @@ struct Entry {
     /// Or the name of an encoding we do not read.
     encoding: Result<Encoding, String>,
     /// GGUF keeps the rows of Llama's q and k so that rotary pairs lie side by side, for this many heads; see
-    /// [`View::source_row`].
+    /// [`View::read_row`].
     interleaved_heads: Option<usize>,
 }
 

@@ -163,7 +163,8 @@ mod tests {
     #[test]
     fn layouts_channels_and_types() {
         // Grey is what PIL 13 says: Image.fromarray(numpy.uint8([[[200, 100, 50]], [[3, 7, 250]]])).convert("L").
-        let cases: [(DType, [Option<usize>; 4], Color, &[f64]); 6] = [
+        type Case<'a> = (DType, [Option<usize>; 4], Color, &'a [f64]);
+        let cases: [Case<'_>; 6] = [
             (DType::Float32, [None, Some(3), Some(2), Some(1)], Color::Rgb, &[200.0, 3.0, 100.0, 7.0, 50.0, 250.0]),
             (DType::Float32, [None, Some(2), Some(1), Some(3)], Color::Bgr, &[50.0, 100.0, 200.0, 250.0, 7.0, 3.0]),
             (DType::UInt8, [Some(1), Some(2), Some(1), Some(3)], Color::Rgb, &[200.0, 100.0, 50.0, 3.0, 7.0, 250.0]),

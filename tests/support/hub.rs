@@ -1,6 +1,7 @@
 //! A hub on loopback: the two endpoints a download needs, and every way a server can misbehave.
 //!
 //! It speaks just enough HTTP/1.1, one connection a request, so that a fault can be placed on any byte.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};

@@ -52,7 +52,7 @@ pub fn tensorrt_or_skip(test: &str) -> bool {
 
 /// Whether ONNX Runtime is here.
 pub fn onnxruntime_or_skip(test: &str) -> bool {
-    let found = watus_build::backend::onnxruntime::OnnxRuntime::find().unwrap().is_some();
+    let found = watus_build::backend::onnxruntime::OnnxRuntime::find().expect("what is named can be used").is_some();
     if !found {
         skip(test, "no ONNX Runtime; scripts/setup-onnxruntime.sh brings it");
     }

@@ -56,7 +56,7 @@ pub struct Program {
 }
 
 enum Loaded {
-    Rten { model: Model, inputs: Vec<NodeId>, outputs: Vec<NodeId> },
+    Rten { model: Box<Model>, inputs: Vec<NodeId>, outputs: Vec<NodeId> },
     Runtime(Prepared),
 }
 
@@ -74,7 +74,7 @@ impl Program {
                 let ids = |specs: &[TensorSpec]| -> Result<Vec<NodeId>, BackendError> {
                     specs.iter().map(|spec| model.node_id(&spec.name).map_err(|error| load(&error))).collect()
                 };
-                Loaded::Rten { inputs: ids(&inputs)?, outputs: ids(&outputs)?, model }
+                Loaded::Rten { inputs: ids(&inputs)?, outputs: ids(&outputs)?, model: Box::new(model) }
             }
             Engine::Runtime(runtime) => {
                 // It takes row-major tensors alone, and multiplies by a transposed matrix as it is.

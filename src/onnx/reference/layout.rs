@@ -14,7 +14,7 @@ pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     let training = match opset {
         ..=6 => node.int("is_test", 0) == 0,
         7..=11 => false,
-        _ => input(node, 2).is_some() && !edit.facts().input(node, 2).ints().is_some_and(|flags| flags == [0]),
+        _ => input(node, 2).is_some() && edit.facts().input(node, 2).ints().is_none_or(|flags| flags != [0]),
     };
     if training {
         return Err("it may be asked to train, which is random".to_owned());

@@ -213,7 +213,7 @@ impl How {
             let from = match (x.dim(*at), to, scale) {
                 (Some(from), _, _) => from,
                 (None, None, None) if *at < 2 && self.plain => continue,
-                (None, _, Some(scale)) if scale == 1.0 => continue,
+                (None, _, Some(1.0)) => continue,
                 _ => return Err(unknown()),
             };
             let to = match (to, scale) {

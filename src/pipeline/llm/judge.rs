@@ -55,7 +55,7 @@ pub(in crate::pipeline) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut
     let wanted = matching(&all, files)?;
     // A GGUF is judged by its first bytes, and that nothing matches is said when it is fetched.
     let is_gguf = |name: &&str| name.ends_with(".gguf");
-    let ggufs: Vec<&str> = wanted.iter().copied().filter(|name| is_gguf(&name)).collect();
+    let ggufs: Vec<&str> = wanted.iter().copied().filter(is_gguf).collect();
     gguf::check_one(plan, repository, &ggufs)?;
     if !ggufs.is_empty() || (wanted.is_empty() && !all.iter().any(is_gguf)) {
         return Ok(plan.source.clone());

@@ -126,7 +126,8 @@ mod tests {
         let rtdetr = [("head", "RTDETRDecoder"), ("end2end", "False")];
         let old = [("description", "Ultralytics RTDETR-l model trained on coco")];
         let end2end = [("head", "v10Detect"), ("end2end", "True")];
-        let cases: [(&[(&str, &str)], Task, usize, [Option<usize>; 3], Result<Boxes, &str>); 13] = [
+        type Case<'a> = (&'a [(&'a str, &'a str)], Task, usize, [Option<usize>; 3], Result<Boxes, &'a str>);
+        let cases: [Case<'_>; 13] = [
             (&detect, Task::Detect, 3, fixed([1, 7, 80]), Ok(Boxes::Anchors)),
             (&detect, Task::Detect, 2, fixed([1, 6, 80]), Ok(Boxes::Anchors)),
             (&detect, Task::Detect, 3, fixed([1, 300, 6]), Ok(Boxes::Final)), // nms=True
