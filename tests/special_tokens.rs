@@ -218,6 +218,33 @@ const ENDS: [(&[&str], &str, Option<&str>); 8] = [
     (&["</s>"], "{% for m in messages %}### {{ m.role }}: {{ m.content }}\n{% endfor %}", None),
 ];
 
+/// transformers (`PreTrainedTokenizerFast`) has the same token from each of these files.
+#[test]
+fn tokens_that_other_files_add_are_tokens() {
+    let style = Style { name: "", special: &["<s>"], marks: &["\n\n", "  "], template: "{{ 'x' }}", attack: "" };
+    let vocabulary = byte_level(&style);
+    let next = vocabulary["added_tokens"].as_array().unwrap().iter().filter_map(|token| token["id"].as_u64()).max();
+    let next = next.unwrap() + 1;
+    let open = |file: &str, content: Value| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("tokenizer.json"), vocabulary.to_string()).unwrap();
+        fs::write(folder.path().join(file), content.to_string()).unwrap();
+        let text = Text::open(folder.path()).map_err(|error| error.to_string())?;
+        text.encode_text("a<|late|>b").map_err(|error| error.to_string())
+    };
+    let late = |id: u64| json!({"added_tokens_decoder": {id.to_string(): {"content": "<|late|>", "special": true}}});
+    for (file, content) in [
+        ("tokenizer_config.json", late(next)),
+        ("added_tokens.json", json!({"<|late|>": next})),
+        ("special_tokens_map.json", json!({"additional_special_tokens": ["<|late|>"]})),
+    ] {
+        let tokens = open(file, content).unwrap();
+        assert!(tokens.len() == 3 && u64::from(tokens[1]) == next, "{file}: {tokens:?}");
+    }
+    let error = open("tokenizer_config.json", late(next + 7)).unwrap_err();
+    assert!(error.contains("`<|late|>` is to be token") && error.contains("hint:"), "{error}");
+}
+
 #[test]
 fn a_turn_ends_where_the_template_ends_it() {
     let shown = |special: &'static [&'static str], template: &'static str| {

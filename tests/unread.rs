@@ -160,6 +160,7 @@ fn fields_that_change_what_is_computed_are_read_or_refused() {
         ("gemma2", json!({"query_pre_attn_scalar": 24, "mlp_bias": true}), "not supported for `gemma2`"),
         ("gemma3", json!({"text_config": {"quantization_config": {"bits": 4}}}), "within `text_config`"),
         ("gemma3", json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}), "`rope_theta: 1000000.0`"),
+        ("llama", json!({"rope_scaling": "yarn"}), "`rope_scaling` is \"yarn\""),
         ("llama", json!({"rope_parameters": {"rope_type": "default", "factor": 8.0}}), "`factor: 8.0` of the rotary"),
         ("llama", json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta_fast": 9}}), "`beta_fast: 9`"),
         (

@@ -96,6 +96,13 @@ pub(super) fn original_length(config: &Config, scaling: &Config) -> Result<Optio
 /// versions `rope_scaling` beside `rope_theta`; where somebody added the second to the first, the second replaces the first,
 /// if it is not empty (`convert_rope_params_to_dict`).
 pub(super) fn rotary_fields<'a>(config: &Config<'a>) -> Result<Option<Config<'a>>, CheckpointError> {
+    for field in ["rope_scaling", "rope_parameters"] {
+        if let Some(value) = config.get(field).filter(|value| !value.is_object() && !value.is_null()) {
+            return Err(config.error(format!(
+                "`{field}` is {value}, and should hold fields: `rope_type`, `factor`, …\n  hint: write it as the model's card says"
+            )));
+        }
+    }
     let says = |field: &str| config.within(field).filter(|fields| !fields.fields().is_empty());
     let (Some(scaling), Some(parameters)) = (says("rope_scaling"), says("rope_parameters")) else {
         return Ok(says("rope_scaling").or(says("rope_parameters")));

@@ -57,6 +57,10 @@ pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
         }
     }
     let mut decoder = reader.into_decoder().map_err(decoding)?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > PIXEL_LIMIT {
+        return Err(fail(format!("it says it has {width} x {height} pixels, {PIXEL_LIMIT} are read at most")));
+    }
     let orientation = decoder.orientation().map_err(decoding)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(decoding)?;
     picture.apply_orientation(orientation);
@@ -67,6 +71,8 @@ pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     Ok(picture)
 }
 
+/// Pixels of a picture: not all decoders keep to the reader's limit of memory.
+const PIXEL_LIMIT: u64 = 400 << 20;
 /// Bytes of a file whose end is looked for.
 const WHOLE_LIMIT: u64 = 1 << 30;
 
@@ -226,6 +232,18 @@ mod tests {
     /// Left half red, right half blue, 8 wide and 4 high.
     fn picture() -> RgbImage {
         RgbImage::from_fn(8, 4, |x, _| if x < 4 { Rgb([200, 0, 0]) } else { Rgb([0, 0, 100]) })
+    }
+
+    #[test]
+    fn what_says_it_is_huge_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bomb.gif");
+        picture().save(&path).unwrap();
+        let mut bytes = std::fs::read(&path).unwrap();
+        assert!(read_picture(&path).is_ok());
+        bytes[6..10].fill(0xff); // width and height of the whole (GIF89a, 18)
+        std::fs::write(&path, bytes).unwrap();
+        assert!(read_picture(&path).unwrap_err().to_string().contains("65535 x 65535 pixels"));
     }
 
     #[test]

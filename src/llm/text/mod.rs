@@ -39,12 +39,13 @@ use crate::checkpoint::read_json;
 use crate::regular_file;
 
 /// The files an engine directory keeps, besides weights and engines.
-pub const TEXT_FILES: [&str; 8] = [
+pub const TEXT_FILES: [&str; 9] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
     TOOL_USE_TEMPLATE,
@@ -118,7 +119,9 @@ impl Text {
         let generation = optional("generation_config.json")?;
         let config = optional("config.json")?;
         let mut stop_tokens = ends_by_number([&generation, &config, config.get("text_config").unwrap_or(&Value::Null)]);
-        let tokens = special::tokens(&settings, &optional("special_tokens_map.json")?);
+        let map = optional("special_tokens_map.json")?;
+        special::add_missing(&mut tokenizer, &settings, &map, &optional("added_tokens.json")?).map_err(&fail)?;
+        let tokens = special::tokens(&settings, &map);
         stop_tokens.extend(tokens.get("eos_token").and_then(|eos| tokenizer.token_to_id(eos)));
         let found = ChatTemplate::find(folder, &settings, tokens)?;
         stop_tokens.extend(found.as_ref().and_then(|(template, _)| ends::of(template, &tokenizer)));

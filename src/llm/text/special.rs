@@ -1,4 +1,4 @@
-//! Special tokens by name, as `transformers` collects them for templates: `bos_token`, `pad_token`, `image_token`, …
+//! Special tokens: those that files beside tokenizer.json add to its vocabulary, and those by name, as `transformers` collects them for templates: `bos_token`, `pad_token`, `image_token`, …
 //!
 //! From tokenizer_config.json; where that does not list the vocabulary's added tokens, special_tokens_map.json has the last
 //! word (`_from_pretrained` in tokenization_utils_base.py of transformers 5.24, which calls the second file a legacy).
@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
+use tokenizers::{AddedToken, Tokenizer};
 
 /// The tokens that `settings` and, where it counts, `map` name.
 pub(super) fn tokens(settings: &Value, map: &Value) -> BTreeMap<String, String> {
@@ -42,6 +43,57 @@ fn add(tokens: &mut BTreeMap<String, String>, file: &Value) {
 /// A token, written as a text or as an object.
 fn spelling(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
+
+/// Adds the tokens that other files than tokenizer.json add to its vocabulary, as transformers does: `settings` and
+/// added_tokens.json (`added`) by number, lists of `additional_special_tokens` at its end.
+pub(super) fn add_missing(
+    tokenizer: &mut Tokenizer,
+    settings: &Value,
+    map: &Value,
+    added: &Value,
+) -> Result<(), String> {
+    let flag = |token: &Value, name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
+    let token = |content: &str, token: &Value, special: bool| {
+        AddedToken::from(content, special)
+            .lstrip(flag(token, "lstrip"))
+            .rstrip(flag(token, "rstrip"))
+            .single_word(flag(token, "single_word"))
+            .normalized(flag(token, "normalized"))
+    };
+    let mut missing: Vec<(u64, AddedToken)> = Vec::new();
+    for (id, value) in settings.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+        let (Ok(id), Some(content)) = (id.parse(), spelling(value)) else {
+            return Err(format!("`added_tokens_decoder` has {value} as token {id}"));
+        };
+        missing.push((id, token(&content, value, flag(value, "special"))));
+    }
+    for (content, id) in added.as_object().into_iter().flatten() {
+        let id = id.as_u64().ok_or_else(|| format!("added_tokens.json has {id} as the number of `{content}`"))?;
+        missing.push((id, token(content, &Value::Null, true)));
+    }
+    missing.sort_by_key(|(id, _)| *id);
+    for file in [settings, map] {
+        for value in file.get("additional_special_tokens").and_then(Value::as_array).into_iter().flatten() {
+            missing.extend(spelling(value).map(|content| (u64::MAX, token(&content, value, true))));
+        }
+    }
+    for (id, token) in missing {
+        if tokenizer.token_to_id(&token.content).is_some() {
+            continue;
+        }
+        let (content, special) = (token.content.clone(), token.special);
+        let done = if special { tokenizer.add_special_tokens([token]) } else { tokenizer.add_tokens([token]) };
+        done.map_err(|error| error.to_string())?;
+        let have = tokenizer.token_to_id(&content).map(u64::from);
+        if id != u64::MAX && have != Some(id) {
+            return Err(format!(
+                "`{content}` is to be token {id}, which does not follow the vocabulary of tokenizer.json\n  hint: \
+                 AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one that has it"
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

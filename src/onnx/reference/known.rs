@@ -79,6 +79,9 @@ pub(super) fn check_model(model: &ModelProto) -> Result<(), String> {
     Ok(())
 }
 
+/// Outputs that only training has.
+const TRAINED: &[(&str, usize)] = &[("BatchNormalization", 1)];
+
 /// Refuses an operator, an input or an attribute that is not known to be computed rightly.
 pub(super) fn check(node: &NodeProto, facts: &Facts<'_>) -> Result<(), String> {
     let domain = if node.is_standard() { "" } else { node.domain.as_str() };
@@ -95,6 +98,9 @@ pub(super) fn check(node: &NodeProto, facts: &Facts<'_>) -> Result<(), String> {
         if input(node, *index).is_some() {
             return Err(format!("its input {name} is not computed with"));
         }
+    }
+    if TRAINED.iter().any(|(other, most)| *other == op && node.output.iter().skip(*most).any(|name| !name.is_empty())) {
+        return Err("it is asked to train: it has more outputs than at inference".to_owned());
     }
     for (_, name, default, values) in ONLY.iter().filter(|(other, _, _, _)| *other == op) {
         let value = node.int(name, *default);
