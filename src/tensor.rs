@@ -101,6 +101,21 @@ pub enum TensorData {
     Bool(Vec<u8>),
 }
 
+impl TensorData {
+    /// The same elements `count` times.
+    pub fn repeated(&self, count: usize) -> Self {
+        match self {
+            TensorData::F32(values) => TensorData::F32(values.repeat(count)),
+            TensorData::F16(values) => TensorData::F16(values.repeat(count)),
+            TensorData::I8(values) => TensorData::I8(values.repeat(count)),
+            TensorData::U8(values) => TensorData::U8(values.repeat(count)),
+            TensorData::I32(values) => TensorData::I32(values.repeat(count)),
+            TensorData::I64(values) => TensorData::I64(values.repeat(count)),
+            TensorData::Bool(values) => TensorData::Bool(values.repeat(count)),
+        }
+    }
+}
+
 /// A dense row-major tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
@@ -148,15 +163,7 @@ impl Tensor {
         if let Some(first) = shape.first_mut() {
             *first *= count;
         }
-        let data = match &self.data {
-            TensorData::F32(values) => TensorData::F32(values.repeat(count)),
-            TensorData::F16(values) => TensorData::F16(values.repeat(count)),
-            TensorData::I8(values) => TensorData::I8(values.repeat(count)),
-            TensorData::U8(values) => TensorData::U8(values.repeat(count)),
-            TensorData::I32(values) => TensorData::I32(values.repeat(count)),
-            TensorData::I64(values) => TensorData::I64(values.repeat(count)),
-            TensorData::Bool(values) => TensorData::Bool(values.repeat(count)),
-        };
+        let data = self.data.repeated(count);
         Self { shape, data }
     }
 

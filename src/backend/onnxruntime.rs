@@ -13,7 +13,7 @@ use ort::environment::Environment;
 use ort::session::{Session as OrtSession, SessionInputValue, SessionOutputs, builder::GraphOptimizationLevel};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorRef};
 
-use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
+use super::{Backend, BackendError, BackendInfo, Session, check_inputs, cpu};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
@@ -76,7 +76,7 @@ impl OnnxRuntime {
         let build = || -> ort::Result<OrtSession> {
             let builder = OrtSession::builder(&self.environment)?;
             let mut builder =
-                builder.with_intra_threads(threads())?.with_optimization_level(GraphOptimizationLevel::All)?;
+                builder.with_intra_threads(cpu::threads())?.with_optimization_level(GraphOptimizationLevel::All)?;
             match model {
                 Source::File(path) => builder.commit_from_file(path),
                 Source::Bytes(bytes) => builder.commit_from_memory(bytes),
@@ -111,23 +111,16 @@ fn in_folder(folder: &Path) -> Option<PathBuf> {
     files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILE))).max()
 }
 
-fn threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
-}
-
 /// The library's error on one line.
 fn sentence(error: &ort::Error) -> String {
     let lines: Vec<&str> = error.message().lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    format!("CPU reference: {}", lines.join(" "))
+    format!("{}: {}", cpu::NAME, lines.join(" "))
 }
 
 impl Backend for &'static OnnxRuntime {
     fn info(&self) -> BackendInfo {
         let version = self.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
-        BackendInfo {
-            name: format!("{} (onnxruntime{version})", super::cpu::NAME),
-            device: format!("{} threads", threads()),
-        }
+        cpu::info_of(&format!("onnxruntime{version}"))
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
@@ -136,7 +129,7 @@ impl Backend for &'static OnnxRuntime {
         let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(|error| load(error.to_string()));
         let (inputs, outputs) = (specs(model.inputs())?, specs(model.outputs())?);
         if let Some(why) = model.beyond_runtime() {
-            return Err(load(format!("{}: {}: {why}", super::cpu::NAME, path.display())));
+            return Err(load(format!("{}: {}: {why}", cpu::NAME, path.display())));
         }
         let session =
             self.session(Source::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;

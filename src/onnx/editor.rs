@@ -6,7 +6,7 @@ use onnx_protobuf::{NodeProto, TensorProto};
 
 use super::attributes::input;
 use super::facts::{Facts, elem};
-use super::graph::{Attribute, attribute};
+use super::graph::{Attribute, attribute, node};
 use super::simplify::Names;
 
 /// What is written so far.
@@ -50,14 +50,7 @@ impl<'a> Editor<'a> {
     /// Adds a node that makes these tensors.
     pub(super) fn make(&mut self, op: &str, inputs: &[&str], outputs: &[&str], attributes: &[(&str, Attribute)]) {
         let name = self.names.borrow_mut().fresh(&format!("{}/{op}", self.stem));
-        self.push(NodeProto {
-            name,
-            op_type: op.to_owned(),
-            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-            output: outputs.iter().map(|name| (*name).to_owned()).collect(),
-            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
-            ..NodeProto::default()
-        });
+        self.push(node(name, op, inputs, outputs, attributes));
     }
 
     /// Adds a node and returns what it makes.

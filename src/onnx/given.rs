@@ -70,7 +70,7 @@ fn tensor(spec: &TensorSpec, value: &Given) -> Result<Tensor, String> {
         len => return Err(format!("{len} numbers for {spec}, which has {count}")),
     };
     let data = data(spec.dtype, value).ok_or_else(|| format!("{value:?} is no {}", spec.dtype))?;
-    Tensor::new(shape, repeated(data, spread)).ok_or_else(|| format!("{value:?} is no {spec}"))
+    Tensor::new(shape, data.repeated(spread)).ok_or_else(|| format!("{value:?} is no {spec}"))
 }
 
 /// The numbers in the input's type, if they are of it.
@@ -103,18 +103,6 @@ fn data(dtype: DType, value: &Given) -> Option<TensorData> {
         }
         DType::BFloat16 => return None,
     })
-}
-
-fn repeated(data: TensorData, times: usize) -> TensorData {
-    match data {
-        TensorData::F32(values) => TensorData::F32(values.repeat(times)),
-        TensorData::F16(values) => TensorData::F16(values.repeat(times)),
-        TensorData::I8(values) => TensorData::I8(values.repeat(times)),
-        TensorData::U8(values) => TensorData::U8(values.repeat(times)),
-        TensorData::I32(values) => TensorData::I32(values.repeat(times)),
-        TensorData::I64(values) => TensorData::I64(values.repeat(times)),
-        TensorData::Bool(values) => TensorData::Bool(values.repeat(times)),
-    }
 }
 
 #[cfg(test)]

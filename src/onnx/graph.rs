@@ -211,14 +211,7 @@ impl GraphBuilder {
         outputs: &[&str],
         attributes: &[(&str, Attribute)],
     ) {
-        self.graph.node.push(NodeProto {
-            name,
-            op_type: op.to_owned(),
-            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
-            output: outputs.iter().map(|name| (*name).to_owned()).collect(),
-            attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
-            ..NodeProto::default()
-        });
+        self.graph.node.push(node(name, op, inputs, outputs, attributes));
     }
 
     /// The graph as an attribute: a branch of `If`, the body of `Loop`. It may read what the graph around it makes.
@@ -276,6 +269,24 @@ pub(super) fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> V
         name: name.to_owned(),
         type_: Some(TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() }).into(),
         ..ValueInfoProto::default()
+    }
+}
+
+/// A node.
+pub(super) fn node(
+    name: String,
+    op: &str,
+    inputs: &[&str],
+    outputs: &[&str],
+    attributes: &[(&str, Attribute)],
+) -> NodeProto {
+    NodeProto {
+        name,
+        op_type: op.to_owned(),
+        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+        output: outputs.iter().map(|name| (*name).to_owned()).collect(),
+        attribute: attributes.iter().map(|(name, value)| attribute(name, value)).collect(),
+        ..NodeProto::default()
     }
 }
 

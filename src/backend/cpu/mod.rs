@@ -40,9 +40,18 @@ pub fn is_reference(info: &BackendInfo) -> bool {
     info.name.starts_with(NAME)
 }
 
+/// The CPU reference that `engine` is, on all threads.
+pub(super) fn info_of(engine: &str) -> BackendInfo {
+    BackendInfo { name: format!("{NAME} ({engine})"), device: format!("{} threads", threads()) }
+}
+
+/// Threads that a reference computes with.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 fn info() -> BackendInfo {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    BackendInfo { name: format!("{NAME} (rten)"), device: format!("{threads} threads") }
+    info_of("rten")
 }
 
 impl Backend for Cpu {
