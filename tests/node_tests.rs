@@ -141,14 +141,18 @@ fn check(backend: &dyn Backend, cases: &[Case], known_wrong: &[(&str, &str)], fl
     let mut counts: BTreeMap<&str, [usize; 3]> = BTreeMap::new();
     let mut refused: BTreeMap<&str, usize> = BTreeMap::new();
     let mut wrong = Vec::new();
+    let tell = std::env::var_os("WATUS_NODE_TESTS").is_some();
     for case in cases {
         let count = counts.entry(&case.group).or_default();
+        if tell {
+            println!("case {}/{}", case.group, case.name);
+        }
         match judge(backend, case) {
             Verdict::Right => count[0] += 1,
             Verdict::Refused(why) => {
                 count[1] += 1;
                 *refused.entry(&case.operators).or_default() += 1;
-                if std::env::var_os("WATUS_NODE_TESTS").is_some() {
+                if tell {
                     println!("refused {}/{}: {}", case.group, case.name, why.replace('\n', " "));
                 }
             }
