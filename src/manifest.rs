@@ -283,7 +283,16 @@ impl Manifest {
         classifier.or_else(|| self.yolo.as_ref().map(Yolo::preprocess))
     }
 
-    /// What a dynamic dimension is tuned for; only the batch can be dynamic.
+    /// Shapes of the inputs, in their order: what the engine is tuned for, or an end of what it takes.
+    pub fn input_shapes(&self, end: impl Fn(&ShapeRange) -> &[i64]) -> Vec<Vec<usize>> {
+        let shape = |spec: &TensorSpec| match self.profile.iter().find(|range| range.name == spec.name) {
+            Some(range) => end(range).iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect(),
+            None => spec.shape_with(1),
+        };
+        self.inputs.iter().map(shape).collect()
+    }
+
+    /// The batch it is tuned for, where the first dimension is the batch.
     pub fn tuned_batch(&self) -> usize {
         let tuned = self.profile.first().and_then(|range| range.opt.first().copied());
         tuned.and_then(|batch| usize::try_from(batch).ok()).unwrap_or(1)

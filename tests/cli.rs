@@ -7,11 +7,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use support::{leftovers, onnx_recipe, output, repository, skip, tensorrt_or_skip, watus};
+use watus_build::manifest::Manifest;
+use watus_build::onnx::GraphBuilder;
+use watus_build::tensor::{DType, Tensor, read_npy, write_npy};
 
 /// A classifier recipe around a small graph in `folder`: mean colour over two classes.
 fn tiny_recipe(folder: &Path, extra: &str) -> PathBuf {
-    use watus_build::onnx::GraphBuilder;
-    use watus_build::tensor::{DType, Tensor};
     let mut graph = GraphBuilder::new("tiny", 17);
     graph.input("pixels", DType::Float32, &[None, Some(3), Some(8), Some(8)]);
     let pooled = graph.node("GlobalAveragePool", &["pixels"], &[]);
@@ -205,6 +206,56 @@ fn a_dynamic_batch_keeps_its_range() {
     let document: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(document["manifest"]["profile"][0]["max"], serde_json::json!([8, 3, 8, 8]));
     assert_eq!(document["manifest"]["inputs"][0]["shape"], serde_json::json!([null, 3, 8, 8]));
+}
+
+#[test]
+fn shapes_may_range() {
+    if !tensorrt_or_skip("shapes_may_range") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let mut graph = GraphBuilder::new("sums", 17);
+    graph.input("frames", DType::Float32, &[None, None, Some(4)]);
+    let weights = Tensor::seeded(DType::Float32, vec![4, 3], 1).unwrap();
+    let weights = graph.initializer("w", &weights);
+    let product = graph.node("MatMul", &["frames", &weights], &[]);
+    graph.node_named("Softmax", &[&product], &["y"], &[("axis", 1.into())]);
+    graph.output("y", DType::Float32, &[None, None, Some(3)]);
+    let path = scratch.path().join("sums.onnx");
+    fs::write(&path, graph.finish(&path).unwrap().to_bytes().unwrap()).unwrap();
+    let recipe = scratch.path().join("sums.yaml");
+    let text = "version: 1\nname: sums\nkind: onnx\nsource: { path: sums.onnx }\n";
+    let build = |range: &str| {
+        fs::write(&recipe, format!("{text}build: {{ shapes: {{ frames: {range} }} }}\n")).unwrap();
+        output(watus(scratch.path()).arg("build").arg(&recipe))
+    };
+    let (code, _, stderr) = build("{ min: [1, 2, 3], opt: [1, 8, 4], max: [1, 16, 5] }");
+    assert!(code != 0 && stderr.contains("dimension 2 is 4 in the model, a range in the recipe"), "{stderr}");
+    let (code, _, stderr) = build("{ min: [1, 2], opt: [1, 8], max: [1, 16] }");
+    assert!(code != 0 && stderr.contains("`frames` has 3 dimensions, the recipe's range 2"), "{stderr}");
+    // On a GPU it is proved at both ends besides.
+    let (code, stdout, stderr) = build("{ min: [1, 2, 4], opt: [1, 8, 4], max: [1, 16, 4] }");
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let manifest = Manifest::load(&scratch.path().join("engines/sums")).unwrap();
+    assert_eq!(manifest.inputs[0].shape, [Some(1), None, Some(4)]);
+    assert_eq!((&manifest.profile[0].min[..], &manifest.profile[0].max[..]), (&[1, 2, 4][..], &[1, 16, 4][..]));
+    assert_eq!(manifest.input_shapes(|range| &range.opt), [[1, 8, 4]]);
+
+    let run = |frames: usize| {
+        let input = scratch.path().join("frames.npy");
+        let tensor = Tensor::seeded(DType::Float32, vec![1, frames, 4], 7).unwrap();
+        write_npy(fs::File::create(&input).unwrap(), &tensor).unwrap();
+        let command = ["run", "engines/sums", "--input", "frames=frames.npy", "--save", "out"];
+        output(watus(scratch.path()).args(command))
+    };
+    let (code, stdout, stderr) = run(5);
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let written = read_npy(fs::File::open(scratch.path().join("out/y.npy")).unwrap()).unwrap();
+    assert_eq!(written.shape(), [1, 5, 3]);
+    let (code, _, stderr) = run(17);
+    assert!(code != 0 && stderr.contains("frames"), "{stderr}");
+    let (code, stdout, stderr) = output(watus(scratch.path()).args(["bench", "-n", "3", "engines/sums"]));
+    assert_eq!(code, 0, "{stdout}{stderr}");
 }
 
 #[test]

@@ -226,7 +226,7 @@ proptest! {
             let _ = model.complaint(17);
             let _ = model.quantised(true);
             model.name_nameless();
-            let _ = model.fix_shapes(&[("x".to_owned(), vec![1, 4])].into());
+            let _ = model.fix_shapes(&[("x".to_owned(), vec![Some(1), Some(4)])].into());
             model.flatten_external();
             let _ = model.to_bytes();
         }

@@ -313,6 +313,29 @@ inline Owned<nvinfer1::IExecutionContext> create_context(nvinfer1::ICudaEngine& 
   return new_context(engine, shared_scratch, kernels);
 }
 
+// Memory for an output whose size depends on values: as much as it can need, and the shape that it had at last.
+class Room final : public nvinfer1::IOutputAllocator {
+ public:
+  Room(void* memory, uint64_t bytes) : memory_(memory), bytes_(bytes) {}
+
+#if WATUS_API >= 1100 || WATUS_RTX
+  void* reallocateOutputAsync(char const*, void*, uint64_t size, uint64_t, cudaStream_t) noexcept override {
+    return give(size);
+  }
+#else
+  void* reallocateOutput(char const*, void*, uint64_t size, uint64_t) noexcept override { return give(size); }
+#endif
+  void notifyShape(char const*, nvinfer1::Dims const& dims) noexcept override { shape_ = dims; }
+  nvinfer1::Dims const& shape() const { return shape_; }
+
+ private:
+  void* give(uint64_t size) const { return size <= bytes_ ? memory_ : nullptr; }
+
+  void* memory_;
+  uint64_t bytes_;
+  nvinfer1::Dims shape_{-1, {}};
+};
+
 inline int64_t scratch_bytes(nvinfer1::ICudaEngine const& engine) {
 #if WATUS_API >= 1001
   return engine.getDeviceMemorySizeV2();

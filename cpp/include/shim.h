@@ -51,6 +51,11 @@ class Session {
   void bind(rust::Str name, rust::Slice<int64_t const> dims, size_t device_pointer);
   // The address of either, where the shape was set or is static.
   void set_address(rust::Str name, size_t device_pointer);
+  // An output whose size depends on values: the bytes it can need for the inputs' shapes, where it may write, and the
+  // shape it had in the last run.
+  int64_t most_bytes(rust::Str name) const;
+  void give_room(rust::Str name, size_t device_pointer, uint64_t bytes);
+  rust::Vec<int64_t> written_shape(rust::Str name) const;
   // For a session loaded with shared scratch memory: how much it wants, and where that is.
   int64_t scratch_bytes() const;
   void set_scratch(size_t device_pointer, int64_t bytes);

@@ -1,6 +1,7 @@
 // A serialized engine on the GPU: its inputs and outputs, and one enqueue at a time.
 #include <algorithm>
 #include <iterator>
+#include <map>
 
 #include "internal.h"
 #include "watus-build/src/backend/tensorrt/ffi.rs.h"
@@ -20,10 +21,11 @@ rust::Vec<int64_t> shape_of(nvinfer1::Dims const& dims) {
 
 }  // namespace
 
-// Members are destroyed bottom up: context, engine, runtime.
+// Members are destroyed bottom up: context, rooms, engine, runtime.
 struct Session::Parts {
   Owned<nvinfer1::IRuntime> runtime;
   Owned<nvinfer1::ICudaEngine> engine;
+  std::map<std::string, std::unique_ptr<compat::Room>> rooms;
   Owned<nvinfer1::IExecutionContext> context;
 };
 
@@ -126,6 +128,25 @@ void Session::set_address(rust::Str name, size_t device_pointer) {
   if (!parts_->context->setTensorAddress(tensor.c_str(), reinterpret_cast<void*>(device_pointer))) {
     logger().fail("TensorRT refused the address of tensor '" + tensor + "'");
   }
+}
+
+int64_t Session::most_bytes(rust::Str name) const {
+  return parts_->context->getMaxOutputSize(to_string(name).c_str());
+}
+
+void Session::give_room(rust::Str name, size_t device_pointer, uint64_t bytes) {
+  set_address(name, device_pointer);
+  auto const tensor = to_string(name);
+  auto room = std::make_unique<compat::Room>(reinterpret_cast<void*>(device_pointer), bytes);
+  if (!parts_->context->setOutputAllocator(tensor.c_str(), room.get())) {
+    logger().fail("TensorRT refused the memory of output '" + tensor + "'");
+  }
+  parts_->rooms[tensor] = std::move(room);  // the context knows the new one, so the old one may go
+}
+
+rust::Vec<int64_t> Session::written_shape(rust::Str name) const {
+  auto const room = parts_->rooms.find(to_string(name));
+  return room == parts_->rooms.end() ? tensor_shape(name) : shape_of(room->second->shape());
 }
 
 int64_t Session::scratch_bytes() const { return compat::scratch_bytes(*parts_->engine); }

@@ -152,7 +152,7 @@ fn engine(
         Some(manifest) => (manifest.name.clone(), manifest.inputs.clone()),
         None => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), Model::load(path)?.inputs()?),
     };
-    let inputs = seeded(&specs, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
+    let inputs = seeded(&specs, manifest, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
     environment.progress.event(Event::Stage(&format!("{name}: {} runs of {batch}", args.warmup + args.iterations)));
     let model = manifest.map_or(path.to_owned(), |manifest| path.join(&manifest.model));
     let mut own = session::measured(session, &model, &inputs)?;
@@ -208,6 +208,16 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     Ok(Some(bench::measure_llm(&manifest.name, generator.executor(), &plan, loaded, hear)?))
 }
 
-fn seeded(specs: &[TensorSpec], batch: usize) -> Option<Vec<Tensor>> {
-    specs.iter().zip(1..).map(|(spec, seed)| Tensor::seeded(spec.dtype, spec.shape_with(batch), seed)).collect()
+/// Inputs of the shapes an engine is tuned for, where those are open in the first dimension with this batch.
+fn seeded(specs: &[TensorSpec], manifest: Option<&Manifest>, batch: usize) -> Option<Vec<Tensor>> {
+    let tuned = manifest.map(|manifest| manifest.input_shapes(|range| &range.opt)).unwrap_or_default();
+    let shape = |(at, spec): (usize, &TensorSpec)| {
+        let mut shape = tuned.get(at).cloned().unwrap_or_else(|| spec.shape_with(batch));
+        if let (Some(None), Some(first)) = (spec.shape.first(), shape.first_mut()) {
+            *first = batch;
+        }
+        shape
+    };
+    let shapes = specs.iter().enumerate().map(shape);
+    specs.iter().zip(shapes).zip(1..).map(|((spec, shape), seed)| Tensor::seeded(spec.dtype, shape, seed)).collect()
 }

@@ -125,7 +125,7 @@ impl Bounded {
             {
                 let message = format!(
                     "dimension {axis} is {size}, the engine takes {min} to {max}\n  hint: give it in parts, or build it with \
-                     a larger `max_batch`"
+                     a larger `max_batch` or range of `shapes`"
                 );
                 return Err(BackendError::Input { name: name.to_owned(), message });
             }

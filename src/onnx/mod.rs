@@ -216,8 +216,9 @@ impl Model {
         external_data::flatten(&mut self.proto)
     }
 
-    /// Gives each named input its shape; a symbolic dimension takes the same value wherever the model names it.
-    pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), OnnxError> {
+    /// Gives each named input its shape, of which `None` stays open; a symbolic dimension takes the same value wherever the
+    /// model names it.
+    pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<Option<usize>>>) -> Result<(), OnnxError> {
         shapes::fix(&mut self.proto, shapes).map_err(|message| OnnxError { path: self.path.clone(), message })
     }
 

@@ -22,9 +22,9 @@ fn is_unknown(symbol: &str) -> bool {
         || symbol.strip_prefix("unk__").is_some_and(digits)
 }
 
-/// Gives each named input its shape. A symbolic dimension ("N") takes the same value wherever the model names it; one that
+/// Gives each named input its shape, of which `None` stays as it is in the model. A symbolic dimension ("N") takes the same value wherever the model names it; one that
 /// has no name, where the recipe says it.
-pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>) -> Result<(), String> {
+pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<Option<usize>>>) -> Result<(), String> {
     let graph = model.graph.as_mut().ok_or("no graph")?;
     let mut symbols: HashMap<String, usize> = HashMap::new();
     for (name, shape) in shapes {
@@ -35,6 +35,18 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<usize>>)
             return Err(format!("input `{name}` has {} dimensions, the recipe gives {}", dims.len(), shape.len()));
         }
         for (axis, (dim, size)) in dims.iter_mut().zip(shape).enumerate() {
+            let Some(size) = size else {
+                match &dim.value {
+                    Some(Value::DimValue(fixed)) if *fixed > 0 => {
+                        return Err(format!(
+                            "input `{name}`: dimension {axis} is {fixed} in the model, a range in the recipe"
+                        ));
+                    }
+                    Some(Value::DimParam(symbol)) if is_unknown(symbol) => dim.value = None,
+                    _ => {}
+                }
+                continue;
+            };
             match &dim.value {
                 Some(Value::DimValue(fixed)) if usize::try_from(*fixed).is_ok_and(|fixed| fixed == *size) => {}
                 Some(Value::DimValue(fixed)) if *fixed > 0 => {
@@ -143,17 +155,31 @@ mod tests {
     }
 
     #[test]
+    fn a_range_leaves_a_dimension_open() {
+        let mut model = fixed(&[("x", &["N", "time", "?"])], &["N", "time"]);
+        fix(&mut model, &[("x".to_owned(), vec![Some(1), None, None])].into()).unwrap();
+        let graph = model.graph.as_mut().unwrap();
+        let left = |value: &mut ValueInfoProto| dims(value).unwrap().iter().map(|dim| dim.value.clone()).collect();
+        let time = || Some(Value::DimParam("time".to_owned()));
+        let (input, output): (Vec<_>, Vec<_>) = (left(&mut graph.input[0]), left(&mut graph.output[0]));
+        assert_eq!(input, [Some(Value::DimValue(1)), time(), None]);
+        assert_eq!(output, [Some(Value::DimValue(1)), time()]);
+        let error = fix(&mut model, &[("x".to_owned(), vec![None, None, None])].into()).unwrap_err();
+        assert_eq!(error, "input `x`: dimension 0 is 1 in the model, a range in the recipe");
+    }
+
+    #[test]
     fn what_has_no_name_is_no_symbol() {
         for unknown in ["?", "", "None", "unk__1", "-1"] {
             let mut model = fixed(&[("x", &["N", unknown, unknown])], &["N", unknown]);
-            fix(&mut model, &[("x".to_owned(), vec![2, 48, 192])].into()).unwrap();
+            fix(&mut model, &[("x".to_owned(), [2, 48, 192].map(Some).to_vec())].into()).unwrap();
             let graph = model.graph.as_mut().unwrap();
             assert_eq!(sizes(&mut graph.input[0]), [2, 48, 192], "{unknown}");
             assert_eq!(sizes(&mut graph.output[0]), [2, -1], "{unknown}");
         }
         for name in ["N", "width", "unk__", "??"] {
             let mut model = fixed(&[("x", &[name, name])], &[name]);
-            let error = fix(&mut model, &[("x".to_owned(), vec![48, 192])].into()).unwrap_err();
+            let error = fix(&mut model, &[("x".to_owned(), [48, 192].map(Some).to_vec())].into()).unwrap_err();
             assert_eq!(error, format!("dimension `{name}` would be both 48 and 192"));
         }
     }

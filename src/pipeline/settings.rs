@@ -12,7 +12,8 @@ use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::backend::{Backend, BackendError};
 use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::{Given, Model};
-use crate::recipe::{InputValue, Plan, Precision};
+use crate::recipe::{InputRange, InputShape, InputValue, Plan, Precision};
+use crate::tensor::TensorSpec;
 use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
@@ -63,37 +64,24 @@ pub(super) fn resolve_shapes(
     let build = &plan.build;
     let (mut fixed, mut profile) = (BTreeMap::new(), Vec::new());
     for input in model.inputs()? {
-        let mut shape = Vec::new();
-        let [rows, columns] = pixel_axes(&input.shape).unwrap_or([2, 3]);
-        for (axis, dim) in input.shape.iter().enumerate() {
-            let given = build.shapes.get(&input.name).and_then(|shape| shape.get(axis).copied());
-            let pixels = size.and_then(|[height, width]| match axis {
-                axis if axis == rows => usize::try_from(height).ok(),
-                axis if axis == columns => usize::try_from(width).ok(),
-                _ => None,
-            });
-            let Some(size) = given.or(*dim).or(if axis == 0 { Some(build.batch) } else { pixels }) else {
-                bail!(
-                    "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
-                     {{ {}: [{}] }} }}",
-                    plan.name,
-                    input.name,
-                    input.name,
-                    vec!["1"; input.shape.len()].join(", ")
-                );
-            };
-            shape.push(size);
+        if let Some(InputShape::Range(range)) = build.shapes.get(&input.name) {
+            let (kept, range) = input_range(&plan.name, &input, range)?;
+            fixed.insert(input.name, kept);
+            profile.extend(range);
+            continue;
         }
+        let shape = input_shape(plan, size, &input)?;
+        let mut kept: Vec<Option<usize>> = shape.iter().copied().map(Some).collect();
         if build.max_batch > build.batch && input.shape.first() == Some(&None) {
             let dims = |batch: usize| -> Vec<i64> {
                 let dims = std::iter::once(batch).chain(shape.iter().skip(1).copied());
                 dims.map(|dim| i64::try_from(dim).unwrap_or(i64::MAX)).collect()
             };
             let (min, opt, max) = (dims(1), dims(build.batch), dims(build.max_batch));
-            profile.push(ShapeRange { name: input.name, min, opt, max });
-        } else {
-            fixed.insert(input.name, shape);
+            profile.push(ShapeRange { name: input.name.clone(), min, opt, max });
+            kept[0] = None;
         }
+        fixed.insert(input.name, kept);
     }
     if let Some(name) = build.shapes.keys().find(|name| !fixed.contains_key(*name)) {
         let names: Vec<&String> = fixed.keys().collect();
@@ -101,6 +89,57 @@ pub(super) fn resolve_shapes(
     }
     model.fix_shapes(&fixed)?;
     Ok(profile)
+}
+
+/// The one shape of an input: as the recipe or the model says, with the recipe's batch and the pictures' `size`.
+fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyhow::Result<Vec<usize>> {
+    let given = match plan.build.shapes.get(&input.name) {
+        Some(InputShape::Fixed(dims)) => dims.as_slice(),
+        _ => &[],
+    };
+    let mut shape = Vec::new();
+    let [rows, columns] = pixel_axes(&input.shape).unwrap_or([2, 3]);
+    for (axis, dim) in input.shape.iter().enumerate() {
+        let given = given.get(axis).and_then(|dim| usize::try_from(*dim).ok());
+        let pixels = size.and_then(|[height, width]| match axis {
+            axis if axis == rows => usize::try_from(height).ok(),
+            axis if axis == columns => usize::try_from(width).ok(),
+            _ => None,
+        });
+        let Some(size) = given.or(*dim).or(if axis == 0 { Some(plan.build.batch) } else { pixels }) else {
+            bail!(
+                "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
+                 {{ {}: [{}] }} }}",
+                plan.name,
+                input.name,
+                input.name,
+                vec!["1"; input.shape.len()].join(", ")
+            );
+        };
+        shape.push(size);
+    }
+    Ok(shape)
+}
+
+/// What a recipe's range fixes of an input, and the profile of the rest, if any is left.
+fn input_range(
+    recipe: &str,
+    input: &TensorSpec,
+    InputRange { min, opt, max }: &InputRange,
+) -> anyhow::Result<(Vec<Option<usize>>, Option<ShapeRange>)> {
+    let rank = input.shape.len();
+    anyhow::ensure!(
+        min.len() == rank,
+        "{recipe}: input `{}` has {rank} dimensions, the recipe's range {}",
+        input.name,
+        min.len()
+    );
+    let fixed = |(least, most): (&u32, &u32)| (least == most).then(|| usize::try_from(*most).unwrap_or(usize::MAX));
+    let kept: Vec<Option<usize>> = min.iter().zip(max).map(fixed).collect();
+    let dims = |dims: &[u32]| dims.iter().copied().map(i64::from).collect();
+    let range = ShapeRange { name: input.name.clone(), min: dims(min), opt: dims(opt), max: dims(max) };
+    let is_open = kept.contains(&None);
+    Ok((kept, is_open.then_some(range)))
 }
 
 /// The plan's settings as this TensorRT wants them.

@@ -280,6 +280,33 @@ mod tests {
             (format!("{GOOD}build:\n  max_batch: 4000000000\n"), &["r.yaml:10", "from 1 to 65536"]),
             (format!("{GOOD}build:\n  workspace_mib: 4000000000\n"), &["r.yaml:10", "from 1 to 4194304"]),
             (format!("{GOOD}build:\n  shapes: {{x: [4000000000, 4000000000]}}\n"), &["r.yaml:10", "elements"]),
+            (
+                format!("{GOOD}build:\n  shapes: {{x: {{min: [1], opt: [2], max: [3]}}}}\n"),
+                &["r.yaml:10", "a range of shapes for `x` is for the kind onnx"],
+            ),
+            (format!("{ONNX}build:\n  shapes: {{x: {{min: [1], opt: [2]}}}}\n"), &["r.yaml:6", "missing field `max`"]),
+            (
+                format!("{ONNX}build:\n  shapes: {{x: {{min: [1], opt: [2], max: [3], step: [1]}}}}\n"),
+                &["r.yaml:6", "unknown field `step`"],
+            ),
+            (format!("{ONNX}build:\n  shapes: {{x: wide}}\n"), &["r.yaml:6", "a range { min: [1, 8]"]),
+            (format!("{ONNX}build:\n  shapes: {{x: [1, wide]}}\n"), &["r.yaml:6", "wide"]),
+            (
+                format!("{ONNX}build:\n  shapes: {{x: {{min: [1, 1], opt: [2], max: [3, 3]}}}}\n"),
+                &["r.yaml:6", "min, opt and max of `x` have [2, 1, 2] dimensions"],
+            ),
+            (
+                format!("{ONNX}build:\n  shapes: {{x: {{min: [1, 5], opt: [2, 4], max: [3, 9]}}}}\n"),
+                &["r.yaml:6", "dimension 1 of `x`: min 5 <= opt 4 <= max 9 does not hold"],
+            ),
+            (
+                format!("{ONNX}build:\n  shapes: {{x: {{min: [0], opt: [2], max: [3]}}}}\n"),
+                &["r.yaml:6", "dimension 0 of `x`", "the least is 1"],
+            ),
+            (
+                format!("{ONNX}build:\n  shapes: {{x: {{min: [1, 1], opt: [2, 2], max: [4000000000, 4000000000]}}}}\n"),
+                &["r.yaml:6", "elements"],
+            ),
             (format!("{GOOD}verify:\n  tolerance: .nan\n"), &["r.yaml:10", "tolerance"]),
             (format!("{GOOD}verify:\n  inputs: [{{x: a.npy}}]\n"), &["r.yaml:10", "is for the kind onnx"]),
             (format!("{ONNX}inputs: {{ sr: .nan }}\n"), &["the value of `sr`", "finite"]),

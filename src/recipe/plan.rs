@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::onnx::InputValue;
-use super::schema::{Build, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
+use super::schema::{Build, InputShape, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
 use crate::checkpoint::PartName;
 use crate::vision::{ClassifierOutput, Preprocess};
 
@@ -106,8 +106,8 @@ pub struct BuildPlan {
     pub batch: usize,
     /// Largest batch; equal to `batch` for a static engine.
     pub max_batch: usize,
-    /// Fixed shapes by input name.
-    pub shapes: BTreeMap<String, Vec<usize>>,
+    /// Shapes by input name.
+    pub shapes: BTreeMap<String, InputShape>,
     /// Builder scratch memory; `None` is TensorRT's default.
     pub workspace_mib: Option<u32>,
     /// 0 to 5; `None` is TensorRT's default.
@@ -307,12 +307,7 @@ fn build_plan(folder: &Path, kind: Kind, build: Option<&Build>) -> BuildPlan {
         tf32: build.tf32.unwrap_or(false),
         batch,
         max_batch: build.max_batch.map_or(batch, size),
-        shapes: build
-            .shapes
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(name, dims)| (name, dims.into_iter().map(size).collect()))
-            .collect(),
+        shapes: build.shapes.unwrap_or_default(),
         workspace_mib: build.workspace_mib,
         optimization_level: build.optimization_level,
         compute_capabilities: build.compute_capabilities.unwrap_or_default(),

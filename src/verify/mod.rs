@@ -266,17 +266,20 @@ struct Case {
 
 /// The inputs to try: seeded ones, the user's own, then the pictures.
 fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
-    let batch = manifest.tuned_batch();
     let mut cases = Vec::new();
-    for seed in 1..=u64::from(manifest.verify.seeds) {
-        let inputs: Option<Vec<Tensor>> = manifest
-            .inputs
-            .iter()
-            .zip(0..)
-            .map(|(spec, index)| Tensor::seeded(spec.dtype, spec.shape_with(batch), seed * 1000 + index))
-            .collect();
+    let seeds = 1..=u64::from(manifest.verify.seeds);
+    let mut tries: Vec<(u64, &str, Vec<Vec<usize>>)> =
+        seeds.map(|seed| (seed, "", manifest.input_shapes(|range| &range.opt))).collect();
+    if manifest.verify.seeds > 0 && !manifest.profile.is_empty() {
+        tries.push((1, ", smallest shapes", manifest.input_shapes(|range| &range.min)));
+        tries.push((1, ", largest shapes", manifest.input_shapes(|range| &range.max)));
+    }
+    for (seed, of_shapes, shapes) in tries {
+        let specs = manifest.inputs.iter().zip(shapes).zip(0..);
+        let inputs: Option<Vec<Tensor>> =
+            specs.map(|((spec, shape), index)| Tensor::seeded(spec.dtype, shape, seed * 1000 + index)).collect();
         let inputs = inputs.ok_or_else(|| anyhow::anyhow!("an input type cannot be made on the host"))?;
-        cases.push(Case { name: format!("seed {seed}"), inputs, picture: None });
+        cases.push(Case { name: format!("seed {seed}{of_shapes}"), inputs, picture: None });
     }
     for (index, files) in manifest.verify.inputs.iter().enumerate() {
         let read = |file: &String| {
@@ -289,7 +292,7 @@ fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
     let Some(preprocess) = manifest.preprocess() else { return Ok(cases) };
     let [input] = &manifest.inputs[..] else { return Ok(cases) };
     let taken = pictures::PictureInput::new(&preprocess, input)?;
-    let batch = input.shape_with(batch)[0]; // the model's own where it is fixed; PictureInput saw four dimensions
+    let batch = input.shape_with(manifest.tuned_batch())[0]; // the model's own where it is fixed; PictureInput saw four dimensions
     for image in &manifest.verify.images {
         let picture = pictures::read_picture(&folder.join(image))?;
         let inputs = vec![taken.tensor(&picture, &preprocess).repeated(batch)];

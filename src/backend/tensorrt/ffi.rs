@@ -98,6 +98,10 @@ pub mod bridge {
         /// The shape of an input (an output's follows) and the address of either.
         fn bind(self: Pin<&mut Session>, name: &str, dims: &[i64], device_pointer: usize) -> Result<()>;
         fn set_address(self: Pin<&mut Session>, name: &str, device_pointer: usize) -> Result<()>;
+        /// Of an output whose size depends on values: the bytes it can need, where it may write, and the shape it had.
+        fn most_bytes(self: &Session, name: &str) -> i64;
+        fn give_room(self: Pin<&mut Session>, name: &str, device_pointer: usize, bytes: u64) -> Result<()>;
+        fn written_shape(self: &Session, name: &str) -> Result<Vec<i64>>;
         fn scratch_bytes(self: &Session) -> i64;
         fn set_scratch(self: Pin<&mut Session>, device_pointer: usize, bytes: i64);
         fn enqueue(self: Pin<&mut Session>, stream: usize) -> Result<()>;

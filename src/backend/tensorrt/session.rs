@@ -45,6 +45,8 @@ pub(super) struct TrtSession {
 struct Bound {
     /// Shapes of the inputs; empty before the first run.
     shapes: Vec<Vec<usize>>,
+    /// Outputs, by place, whose size only a run tells.
+    unsized_outputs: Vec<usize>,
     launch: Launch,
 }
 
@@ -107,17 +109,28 @@ impl TrtSession {
                 .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.to_string() })?;
         }
         let mut outputs = Vec::with_capacity(output_specs.len());
-        for spec in output_specs.iter() {
+        for (at, spec) in output_specs.iter().enumerate() {
             let dims = session.tensor_shape(&spec.name).map_err(run_error)?;
-            let shape = dims.iter().map(|dim| usize::try_from(*dim)).collect::<Result<Vec<_>, _>>();
-            let shape =
-                shape.map_err(|_| run_error(format!("output `{}` has no size before it is computed", spec.name)))?;
-            let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
-            let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
-            if !same {
-                let address = place(device, buffers, &spec.name, bytes)?;
-                session.pin_mut().bind(&spec.name, &[], address).map_err(run_error)?;
-            }
+            let known: Result<Vec<usize>, _> = dims.iter().map(|dim| usize::try_from(*dim)).collect();
+            let shape = match (known, same) {
+                (Ok(shape), true) => shape,
+                (Ok(shape), false) => {
+                    let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
+                    let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
+                    let address = place(device, buffers, &spec.name, bytes)?;
+                    session.pin_mut().bind(&spec.name, &[], address).map_err(run_error)?;
+                    shape
+                }
+                (Err(_), _) => {
+                    if !same {
+                        make_room(device, buffers, session, &spec.name)?;
+                        bound.unsized_outputs.push(at);
+                        // Nothing that is read on the host can be captured.
+                        bound.launch = Launch::Plain;
+                    }
+                    vec![0]
+                }
+            };
             let tensor = Tensor::zeros(spec.dtype, shape);
             outputs.push(tensor.ok_or_else(|| run_error(format!("output {spec} has a type the host cannot hold")))?);
         }
@@ -137,6 +150,13 @@ impl TrtSession {
     }
 
     fn download(&mut self, outputs: &mut [Tensor]) -> Result<(), BackendError> {
+        for at in &self.bound.unsized_outputs {
+            let (Some(spec), Some(output)) = (self.outputs.get(*at), outputs.get_mut(*at)) else { continue };
+            let dims = self.session.written_shape(&spec.name).map_err(run_error)?;
+            let shape = dims.iter().map(|dim| usize::try_from(*dim)).collect::<Result<Vec<_>, _>>();
+            let tensor = shape.ok().and_then(|shape| Tensor::zeros(spec.dtype, shape));
+            *output = tensor.ok_or_else(|| run_error(format!("output `{}` was not computed", spec.name)))?;
+        }
         for (spec, tensor) in self.outputs.iter().zip(outputs) {
             let bytes = tensor.bytes_mut();
             if let Some(buffer) = self.buffers.get(&spec.name)
@@ -194,6 +214,19 @@ fn place(
     }
     let buffer = buffers.get(name).ok_or_else(|| run_error(format!("no buffer for `{name}`")))?;
     usize::try_from(buffer.device_ptr(stream).0).map_err(run_error)
+}
+
+/// Gives an output whose size depends on values as much memory as it can need.
+fn make_room(
+    device: &Device,
+    buffers: &mut HashMap<String, CudaSlice<u8>>,
+    session: &mut UniquePtr<bridge::Session>,
+    name: &str,
+) -> Result<(), BackendError> {
+    let unknown = |_| run_error(format!("TensorRT knows no bound for the size of output `{name}`"));
+    let bytes = usize::try_from(session.most_bytes(name)).map_err(unknown)?;
+    let address = place(device, buffers, name, bytes)?;
+    session.pin_mut().give_room(name, address, bytes as u64).map_err(run_error)
 }
 
 impl Session for TrtSession {
