@@ -22,7 +22,7 @@ test:
 	scripts/setup-onnxruntime.sh > /dev/null
 	scripts/setup-oracles.sh > /dev/null
 	cargo fmt --check
-	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror cpp/include/*.h cpp/src/* cpp/stub/*
+	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
 	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --all-targets -- -D warnings
 	cargo clippy --quiet --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
@@ -46,7 +46,7 @@ fuzz:
 
 fmt:
 	cargo fmt
-	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i cpp/include/*.h cpp/src/* cpp/stub/*
+	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
 
 # The robot's architecture, from x86-64: see scripts/aarch64.sh.
 aarch64:

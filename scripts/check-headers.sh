@@ -13,15 +13,15 @@ if [ $# -eq 0 ]; then
   set -- "$base"/TRT-RTX-1.[4-7] "$base"/TRT-Enterprise-11.4
 fi
 # The newest bridge, whichever profile made it: older builds leave theirs lying about.
-bridge=watus-build/src/backend/tensorrt/ffi.rs.h
-generated=$(ls -t "${CARGO_TARGET_DIR:-target}"/*/build/watus-build-*/out/cxxbridge/include/$bridge 2>/dev/null | head -n 1)
+bridge=watus-shim/src/bridge.rs.h
+generated=$(ls -t "${CARGO_TARGET_DIR:-target}"/*/build/watus-shim-*/out/cxxbridge/include/$bridge 2>/dev/null | head -n 1)
 generated=${generated%"/$bridge"}
 [ -n "$generated" ] || { echo "no generated bridge: run cargo build first (with TensorRT headers)" >&2; exit 1; }
 
 # The generated header includes ours by the crate's name: let that be this checkout, whoever filled the target folder.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-ln -s "$PWD" "$scratch/watus-build"
+ln -s "$PWD/cpp" "$scratch/watus-shim"
 
 failed=0
 for folder in "$@"; do

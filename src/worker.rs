@@ -222,7 +222,7 @@ fn one(
         *current = engine.file_name().unwrap_or_default().to_string_lossy().into_owned();
     }
     let timings = job.timing_cache.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
-    let built = tensorrt.build(onnx, &job.options, timings, progress, cancel)?;
+    let built = tensorrt.build(onnx, &job.options, &timings, progress, cancel)?;
     let failed = |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()));
     // Staged with the rest of its directory, which is flushed as a whole.
     fs::write(engine, built.bytes()).map_err(|error| failed(engine, error))?;

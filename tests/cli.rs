@@ -397,9 +397,10 @@ fn yolov8n_becomes_an_engine_from_a_recipe() {
 #[test]
 fn a_library_of_another_version_is_refused_before_it_is_used() {
     use watus_build::backend::tensorrt;
-    let Some(headers) = tensorrt::header_version() else {
+    let Some(shim) = tensorrt::shim::shims().found.first() else {
         return skip("the version check", "compiled without TensorRT's headers");
     };
+    let headers = shim.headers;
     // Libraries that say they are RTX 1.4 and hold nothing else: any further call would end in a missing symbol.
     let scratch = tempfile::tempdir().unwrap();
     let (core, parser) = tensorrt::library::names(headers);

@@ -245,7 +245,7 @@ fn build_engines(folder: &Path, model: &convert::Transformer, layers: &[LayerSha
     let build = |name: String, graph: watus_build::onnx::Model| {
         let onnx = folder.join(format!("{name}.onnx"));
         std::fs::write(&onnx, graph.to_bytes().unwrap()).unwrap();
-        let built = tensorrt.build(&onnx, &options, Vec::new(), Arc::new(Silent), Arc::default());
+        let built = tensorrt.build(&onnx, &options, &[], Arc::new(Silent), Arc::default());
         let built = built.unwrap_or_else(|error| panic!("{name}: {error}"));
         std::fs::write(folder.join(format!("{name}.engine")), built.bytes()).unwrap();
     };

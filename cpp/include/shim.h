@@ -1,4 +1,4 @@
-// The bridge's C++ side: what src/backend/tensorrt/ffi.rs sees. No NVIDIA header is included here.
+// The bridge's C++ side: what src/bridge.rs sees. No NVIDIA header is included here.
 //
 // C++ does only what needs NVIDIA's headers. Paths, policy, hashing and files stay in Rust.
 #pragma once

@@ -2,7 +2,7 @@
 #include <dlfcn.h>
 
 #include "internal.h"
-#include "watus-build/src/backend/tensorrt/ffi.rs.h"
+#include "watus-shim/src/bridge.rs.h"
 
 namespace watus {
 namespace {

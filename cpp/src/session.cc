@@ -4,7 +4,7 @@
 #include <map>
 
 #include "internal.h"
-#include "watus-build/src/backend/tensorrt/ffi.rs.h"
+#include "watus-shim/src/bridge.rs.h"
 
 namespace watus {
 namespace {

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::platform::numbers;
 use super::{Examination, Finding, Level};
-use crate::backend::tensorrt::{self, Family, TensorRt, library};
+use crate::backend::tensorrt::shim::shims;
+use crate::backend::tensorrt::{Family, TensorRt, library};
 
 /// What later checks need to know.
 pub(super) struct Software {
@@ -136,20 +137,9 @@ fn folders(examination: &Examination) -> Vec<String> {
 fn core(examination: &Examination) -> (Option<String>, Finding) {
     let jetson = examination.platform.is_jetson();
     if examination.root.live
-        && let Some(headers) = tensorrt::header_version()
-        && let Ok(files) = library::find(headers)
+        && let Ok(opened) = TensorRt::open()
     {
-        return match tensorrt::probe(&files.core) {
-            Ok(version) => judge(examination, version.to_string(), &files.core),
-            Err(error) => (
-                None,
-                Finding::fail(
-                    "tensorrt",
-                    format!("{} does not open: {error}", files.core.display()),
-                    &["the CUDA libraries it needs are missing: see `ldd` on that file"],
-                ),
-            ),
-        };
+        return judge(examination, opened.version.to_string(), &opened.files.core);
     }
     let libraries = examination.root.find(&folders(examination), "libnvinfer.so.");
     // libnvinfer.so.10.3.0 tells the version, the link libnvinfer.so.10 does not.
@@ -194,7 +184,7 @@ fn parts(examination: &Examination) -> Vec<Finding> {
     let root = examination.root;
     let folders = folders(examination);
     let mut findings = Vec::new();
-    let rtx = root.live && tensorrt::header_version().is_some_and(|headers| headers.family == Family::Rtx);
+    let rtx = root.live && TensorRt::open().is_ok_and(|opened| opened.version.family == Family::Rtx);
     if rtx {
         return findings; // one library and its parser, found together
     }
@@ -235,13 +225,17 @@ fn parts(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
-/// This binary against the TensorRT it will open.
+/// The shim that opens this machine's TensorRT.
 fn own_binary(examination: &Examination) -> Option<Finding> {
     if !examination.root.live {
         return None;
     }
-    Some(match tensorrt::header_version() {
-        None => Finding::fail(
+    Some(match TensorRt::open() {
+        Ok(opened) => {
+            let place = opened.shim.path.as_ref().map(|path| format!(" ({})", path.display())).unwrap_or_default();
+            Finding::ok("shim", format!("compiled for {}{place}, opens {}", opened.shim.headers, opened.version))
+        }
+        Err(_) if shims().found.is_empty() => Finding::fail(
             "shim",
             "this watus-build was compiled without TensorRT",
             &[if examination.platform.is_jetson() {
@@ -250,12 +244,9 @@ fn own_binary(examination: &Examination) -> Option<Finding> {
                 "scripts/setup-tensorrt.sh && cargo install --path ."
             }],
         ),
-        Some(headers) => match TensorRt::open() {
-            Ok(opened) => Finding::ok("shim", format!("compiled for {headers}, opens {}", opened.version)),
-            Err(error) => {
-                let what = error.to_string().lines().next().unwrap_or_default().to_owned();
-                Finding::fail("shim", what, &["cargo install --path . --force"])
-            }
-        },
+        Err(error) => {
+            let what = error.to_string().lines().next().unwrap_or_default().to_owned();
+            Finding::fail("shim", what, &["cargo install --path . --force"])
+        }
     })
 }

@@ -58,19 +58,33 @@ pub fn system_folders(arch: &str) -> Vec<PathBuf> {
     .to_vec()
 }
 
-/// The libraries for the headers we were compiled against, or the places looked at.
+/// Folders to look in, best first: the one that is named, or the loader's and the system's.
+fn folders() -> Vec<PathBuf> {
+    if let Some(named) = std::env::var_os("WATUS_TENSORRT_LIB") {
+        return vec![named.into()];
+    }
+    let beside = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let beside: Vec<PathBuf> = std::env::split_paths(&beside).filter(|path| path.is_absolute()).collect();
+    beside.into_iter().chain(system_folders(std::env::consts::ARCH)).collect()
+}
+
+/// TensorRT's majors that this tool knows, and the core library of each that is installed.
+pub fn installed_majors() -> Vec<(u32, PathBuf)> {
+    let folders = folders();
+    let core = |major: u32| {
+        let name = format!("libnvinfer.so.{major}");
+        folders.iter().map(|folder| folder.join(&name)).find(|path| path.exists())
+    };
+    [11, 10, 8].into_iter().filter_map(|major| Some((major, core(major)?))).collect()
+}
+
+/// The libraries for the headers of a shim, or the places looked at.
 pub fn find(headers: Version) -> Result<Files, String> {
     let (core, parser) = names(headers);
-    let named = std::env::var_os("WATUS_TENSORRT_LIB").map(PathBuf::from);
-    let folders: Vec<PathBuf> = match named {
-        Some(folder) => vec![folder],
-        None => {
-            let beside = std::env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
-            let beside: Vec<PathBuf> = std::env::split_paths(&beside).filter(|path| path.is_absolute()).collect();
-            let system = system_folders(std::env::consts::ARCH);
-            beside.into_iter().chain(system).chain(provisioned(headers)).collect()
-        }
-    };
+    let mut folders = folders();
+    if headers.family == Family::Rtx && std::env::var_os("WATUS_TENSORRT_LIB").is_none() {
+        folders.extend(provisioned(headers));
+    }
     let both = |folder: &Path| {
         let plugin = folder.join(format!("libnvinfer_plugin.so.{}", headers.major));
         let plugin = (headers.family == Family::Enterprise && plugin.exists()).then_some(plugin);

@@ -1,24 +1,21 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
-//! `library.rs` finds the libraries, `ffi.rs` is the bridge to `cpp/`, `device.rs` the GPU, `session.rs` a loaded engine,
-//! `engine.rs` one whose memory is its user's. Without TensorRT's headers at compile time what needs the bridge is left out
-//! or fails, and [`TensorRt::open`] says so.
+//! `library.rs` finds the libraries, `shim.rs` the code compiled against the headers of one of them (`cpp/`), `device.rs` the
+//! GPU, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's. Where no shim fits a library,
+//! [`TensorRt::open`] says which there are.
 
 pub mod device;
 mod engine;
-#[cfg(watus_tensorrt)]
-mod ffi;
 pub mod graph;
 pub mod library;
-#[cfg(watus_tensorrt)]
 mod observer;
 pub mod plan;
-#[cfg(watus_tensorrt)]
 mod session;
+pub mod shim;
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +23,8 @@ pub use engine::{Engine, KernelCache};
 
 use super::{Backend, BackendError, BackendInfo, Session};
 use crate::progress::Progress;
+use observer::BuildObserver;
+use shim::Shim;
 
 /// TensorRT for datacentres and Jetson, or TensorRT-RTX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,224 +99,150 @@ pub struct BuildOptions {
 
 /// A built engine.
 pub struct Built {
-    #[cfg(watus_tensorrt)]
-    plan: cxx::UniquePtr<ffi::bridge::Plan>,
+    plan: shim::Plan,
 }
 
 /// An opened TensorRT.
-#[derive(Debug)]
 pub struct TensorRt {
     /// The library's version.
     pub version: Version,
     /// Where the libraries are.
     pub files: library::Files,
-    #[cfg(watus_tensorrt)]
-    handle: LibraryHandle,
+    /// The shim that opened them.
+    pub shim: Shim,
+    library: shim::Library,
 }
 
-#[cfg(watus_tensorrt)]
-pub use present::*;
-
-#[cfg(watus_tensorrt)]
-mod present {
-    use std::sync::OnceLock;
-
-    use super::ffi::{self, bridge};
-    use super::observer::BuildObserver;
-    use super::*;
-
-    /// The opened libraries, for the life of the process.
-    pub struct LibraryHandle(pub(super) &'static bridge::Library);
-
-    impl std::fmt::Debug for LibraryHandle {
-        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("LibraryHandle")
-        }
+fn unavailable(what: String) -> BackendError {
+    BackendError::Unavailable {
+        what,
+        help: "`watus-build doctor` shows what is installed; build watus-build on the machine it runs on".to_owned(),
     }
+}
 
-    impl From<bridge::VersionInfo> for Version {
-        fn from(info: bridge::VersionInfo) -> Self {
-            let bridge::VersionInfo { is_rtx, major, minor, patch } = info;
-            Self { family: if is_rtx { Family::Rtx } else { Family::Enterprise }, major, minor, patch }
+impl TensorRt {
+    /// Finds and opens TensorRT, once per process: the newest there is a shim for.
+    pub fn open() -> Result<Arc<Self>, BackendError> {
+        static OPENED: OnceLock<Arc<TensorRt>> = OnceLock::new();
+        if let Some(opened) = OPENED.get() {
+            return Ok(Arc::clone(opened));
         }
-    }
-
-    /// The headers this binary was compiled against.
-    pub fn header_version() -> Option<Version> {
-        Some(bridge::header_version().into())
-    }
-
-    /// The version a library file reports.
-    pub fn probe(path: &Path) -> Result<Version, BackendError> {
-        let version = bridge::library_version(&path.to_string_lossy());
-        version.map(Version::from).map_err(|error| unavailable(&error.to_string()))
-    }
-
-    fn unavailable(what: &str) -> BackendError {
-        BackendError::Unavailable {
-            what: what.to_owned(),
-            help: "`watus-build doctor` shows what is installed; build watus-build on the machine it runs on"
-                .to_owned(),
-        }
-    }
-
-    impl TensorRt {
-        /// Finds and opens TensorRT, once per process.
-        pub fn open() -> Result<Arc<Self>, BackendError> {
-            static OPENED: OnceLock<Arc<TensorRt>> = OnceLock::new();
-            if let Some(opened) = OPENED.get() {
-                return Ok(Arc::clone(opened));
-            }
-            let headers = header_version().expect("compiled with headers");
-            let files = library::find(headers).map_err(|searched| BackendError::Unavailable {
-                what: format!("{headers} is not installed: looked for {searched}"),
-                help: "on a Jetson run `sudo apt install tensorrt`; on x86-64 run scripts/setup-tensorrt.sh; \
-                       or set WATUS_TENSORRT_LIB to the folder that has it"
-                    .to_owned(),
-            })?;
-            let plugin = files.plugin.as_ref().map(|plugin| plugin.to_string_lossy()).unwrap_or_default();
-            let library = bridge::open_library(&files.core.to_string_lossy(), &files.parser.to_string_lossy(), &plugin)
-                .map_err(|error| unavailable(&error.to_string()))?;
-            let version = probe(&files.core)?;
-            let handle = LibraryHandle(Box::leak(Box::new(library)));
-            Ok(Arc::clone(OPENED.get_or_init(|| Arc::new(Self { version, files, handle }))))
-        }
-
-        /// Sends TensorRT's log lines, severity first (0 internal error … 4 verbose), to `sink`.
-        pub fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
-            ffi::set_log_sink(sink);
-        }
-
-        /// Builds an engine. `timing_cache` is an earlier build's; see [`Built::timing_cache`].
-        pub fn build(
-            &self,
-            onnx: &Path,
-            options: &BuildOptions,
-            timing_cache: Vec<u8>,
-            progress: Arc<dyn Progress>,
-            cancel: Arc<AtomicBool>,
-        ) -> Result<Built, BackendError> {
-            let options = bridge::BuildOptions {
-                onnx_path: onnx.to_string_lossy().into_owned(),
-                workspace_bytes: options
-                    .workspace_bytes
-                    .map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
-                optimization_level: options.optimization_level.map_or(-1, i32::from),
-                set_flags: options.set_flags.clone(),
-                clear_flags: options.clear_flags.clone(),
-                compute_capabilities: options.compute_capabilities.clone(),
-                strongly_typed: options.strongly_typed,
-                full_layers: options.full_layers.clone(),
-                detailed_profiling: options.detailed_profiling,
-                profile: options.profile.iter().map(range).collect(),
-                timing_cache,
+        let shims = shim::shims();
+        let (mut misfits, mut missing) = (Vec::new(), Vec::new());
+        for shim in &shims.found {
+            let opened = match library::find(shim.headers) {
+                Ok(files) => Self::open_with(shim, files),
+                Err(searched) => {
+                    missing.push(searched);
+                    continue;
+                }
             };
-            let observer = BuildObserver::new(progress, Arc::clone(&cancel));
-            match bridge::build_plan(self.handle.0, &options, &observer) {
-                Ok(plan) => Ok(Built { plan }),
-                Err(_) if cancel.load(std::sync::atomic::Ordering::Relaxed) => Err(BackendError::Cancelled),
-                Err(error) => Err(BackendError::Build(error.to_string())),
+            match opened {
+                Ok(opened) => return Ok(Arc::clone(OPENED.get_or_init(|| Arc::new(opened)))),
+                Err(misfit) => misfits.push(misfit),
             }
         }
+        Err(none_fits(shims, misfits, &missing))
+    }
 
-        /// Loads a plan onto the GPU; `tf32` as it was built.
-        pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
-            let device = device::Device::open()?;
-            let session =
-                bridge::load_plan(self.handle.0, plan, tf32).map_err(|error| BackendError::Load(error.to_string()))?;
-            Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
-        }
+    fn open_with(shim: &Shim, files: library::Files) -> Result<Self, String> {
+        let library = shim.open(&files)?;
+        Ok(Self { version: shim.library_version(&files.core)?, files, shim: shim.clone(), library })
+    }
 
-        /// The engine inspector's JSON: layers, formats, tactics.
-        pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
-            let _device = device::Device::open()?;
-            let load = |error: cxx::Exception| BackendError::Load(error.to_string());
-            bridge::load_plan(self.handle.0, plan, false).map_err(load)?.inspect().map_err(load)
+    /// Sends TensorRT's log lines, severity first (0 internal error … 4 verbose), to `sink`.
+    pub fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
+        shim::set_log_sink(sink);
+    }
+
+    /// Builds an engine. `timing_cache` is an earlier build's; see [`Built::timing_cache`].
+    pub fn build(
+        &self,
+        onnx: &Path,
+        options: &BuildOptions,
+        timing_cache: &[u8],
+        progress: Arc<dyn Progress>,
+        cancel: Arc<AtomicBool>,
+    ) -> Result<Built, BackendError> {
+        let options = watus_shim::BuildOptions {
+            onnx_path: onnx.to_string_lossy().into_owned(),
+            workspace_bytes: options.workspace_bytes.map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
+            optimization_level: options.optimization_level.map_or(-1, i32::from),
+            set_flags: options.set_flags.clone(),
+            clear_flags: options.clear_flags.clone(),
+            compute_capabilities: options.compute_capabilities.clone(),
+            strongly_typed: options.strongly_typed,
+            full_layers: options.full_layers.clone(),
+            detailed_profiling: options.detailed_profiling,
+            profile: options.profile.iter().map(range).collect(),
+        };
+        let observer = BuildObserver::new(progress, Arc::clone(&cancel));
+        match self.library.build(&options, timing_cache, &observer) {
+            Ok(plan) => Ok(Built { plan }),
+            Err(_) if cancel.load(Ordering::Relaxed) => Err(BackendError::Cancelled),
+            Err(error) => Err(BackendError::Build(error)),
         }
     }
 
-    fn range(range: &ShapeRange) -> bridge::ShapeRange {
-        let ShapeRange { name, min, opt, max } = range.clone();
-        bridge::ShapeRange { name, min, opt, max }
+    /// Loads a plan onto the GPU; `tf32` as it was built.
+    pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
+        let device = device::Device::open()?;
+        let session = self.library.load(plan, tf32).map_err(BackendError::Load)?;
+        Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
     }
 
-    impl Built {
-        /// The serialized engine.
-        pub fn bytes(&self) -> &[u8] {
-            self.plan.bytes()
-        }
-
-        /// Tactic timings worth keeping for the next build; empty for RTX.
-        pub fn timing_cache(&self) -> &[u8] {
-            self.plan.timing_cache()
-        }
+    /// The engine inspector's JSON: layers, formats, tactics.
+    pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
+        let _device = device::Device::open()?;
+        self.library.load(plan, false).and_then(|session| session.inspect()).map_err(BackendError::Load)
     }
 }
 
-#[cfg(not(watus_tensorrt))]
-mod absent {
-    use super::*;
-
-    pub(super) fn missing() -> BackendError {
-        BackendError::Unavailable {
+/// Why no TensorRT was opened: a library that no shim fits, or none at all.
+fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String]) -> BackendError {
+    misfits.extend(shims.refused.iter().cloned());
+    let have: Vec<String> = shims.found.iter().map(|shim| shim.headers.to_string()).collect();
+    let unserved = library::installed_majors().into_iter().filter(|(major, _)| {
+        let serves = |shim: &Shim| shim.headers.family == Family::Enterprise && shim.headers.major == *major;
+        !shims.found.iter().any(serves)
+    });
+    for (_, path) in unserved {
+        let have = if have.is_empty() { "none".to_owned() } else { have.join(", ") };
+        misfits.push(format!("{} is installed, but there is no shim for it (there are: {have})", path.display()));
+    }
+    match &misfits[..] {
+        [] if shims.found.is_empty() => BackendError::Unavailable {
             what: "this watus-build was compiled without TensorRT's headers".to_owned(),
             help: "on a Jetson run `sudo apt install libnvinfer-dev libnvonnxparsers-dev`; on x86-64 run \
                    scripts/setup-tensorrt.sh; then compile again"
                 .to_owned(),
-        }
-    }
-
-    /// There are none.
-    pub fn header_version() -> Option<Version> {
-        None
-    }
-
-    /// Not without the shim.
-    pub fn probe(_path: &Path) -> Result<Version, BackendError> {
-        Err(missing())
-    }
-
-    #[allow(missing_docs)]
-    impl TensorRt {
-        pub fn open() -> Result<Arc<Self>, BackendError> {
-            Err(missing())
-        }
-
-        pub fn set_log_sink(_sink: impl Fn(i32, String) + Send + 'static) {}
-
-        pub fn build(
-            &self,
-            _onnx: &Path,
-            _options: &BuildOptions,
-            _timing_cache: Vec<u8>,
-            _progress: Arc<dyn Progress>,
-            _cancel: Arc<AtomicBool>,
-        ) -> Result<Built, BackendError> {
-            Err(missing())
-        }
-
-        pub fn load(&self, _plan: &[u8], _tf32: bool) -> Result<Box<dyn Session>, BackendError> {
-            Err(missing())
-        }
-
-        pub fn inspect(&self, _plan: &[u8]) -> Result<String, BackendError> {
-            Err(missing())
-        }
-    }
-
-    #[allow(missing_docs)]
-    impl Built {
-        pub fn bytes(&self) -> &[u8] {
-            &[]
-        }
-
-        pub fn timing_cache(&self) -> &[u8] {
-            &[]
-        }
+        },
+        [] => BackendError::Unavailable {
+            what: format!("{} is not installed: looked for {}", have.join(" or "), missing.join("; for ")),
+            help: "on a Jetson run `sudo apt install tensorrt`; on x86-64 run scripts/setup-tensorrt.sh; \
+                   or set WATUS_TENSORRT_LIB to the folder that has it"
+                .to_owned(),
+        },
+        misfits => unavailable(misfits.join("; ")),
     }
 }
-#[cfg(not(watus_tensorrt))]
-pub use absent::*;
+
+fn range(range: &ShapeRange) -> watus_shim::ShapeRange {
+    let ShapeRange { name, min, opt, max } = range.clone();
+    watus_shim::ShapeRange { name, min, opt, max }
+}
+
+impl Built {
+    /// The serialized engine.
+    pub fn bytes(&self) -> &[u8] {
+        self.plan.bytes()
+    }
+
+    /// Tactic timings worth keeping for the next build; empty for RTX.
+    pub fn timing_cache(&self) -> &[u8] {
+        self.plan.timing_cache()
+    }
+}
 
 impl Backend for TensorRt {
     fn info(&self) -> BackendInfo {
@@ -328,7 +253,7 @@ impl Backend for TensorRt {
     fn open(&self, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
         let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
         let progress = Arc::new(crate::progress::Silent);
-        let built = self.build(onnx, &options, Vec::new(), progress, Arc::default())?;
+        let built = self.build(onnx, &options, &[], progress, Arc::default())?;
         self.load(built.bytes(), false)
     }
 }

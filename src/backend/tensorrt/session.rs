@@ -5,12 +5,11 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use cudarc::driver::{CudaSlice, DevicePtr, DriverError, sys};
-use cxx::UniquePtr;
 
 use super::Version;
 use super::device::Device;
-use super::ffi::bridge;
 use super::graph::Graph;
+use super::shim;
 use crate::backend::{BackendError, BackendInfo, Samples, Session, check_inputs};
 use crate::tensor::{DType, Tensor, TensorSpec, element_count};
 
@@ -37,7 +36,7 @@ pub(super) struct TrtSession {
     /// By tensor name; grown when a shape needs more.
     buffers: HashMap<String, CudaSlice<u8>>,
     /// Declared last: destroyed after the buffers' addresses are out of use.
-    session: UniquePtr<bridge::Session>,
+    session: shim::Session,
 }
 
 /// Launching an engine for one set of input shapes.
@@ -67,11 +66,7 @@ fn run_error(error: impl std::fmt::Display) -> BackendError {
 }
 
 impl TrtSession {
-    pub(super) fn new(
-        version: Version,
-        device: Device,
-        session: UniquePtr<bridge::Session>,
-    ) -> Result<Self, BackendError> {
+    pub(super) fn new(version: Version, device: Device, session: shim::Session) -> Result<Self, BackendError> {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for tensor in session.io().map_err(|error| BackendError::Load(error.to_string()))? {
             let number = usize::try_from(tensor.dtype).unwrap_or(usize::MAX);
@@ -104,13 +99,12 @@ impl TrtSession {
             }
             let address = place(device, buffers, &spec.name, tensor.bytes().len())?;
             session
-                .pin_mut()
                 .bind(&spec.name, &dims, address)
                 .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.to_string() })?;
         }
         let mut outputs = Vec::with_capacity(output_specs.len());
         for (at, spec) in output_specs.iter().enumerate() {
-            let dims = session.tensor_shape(&spec.name).map_err(run_error)?;
+            let dims = session.shape(&spec.name).map_err(run_error)?;
             let known: Result<Vec<usize>, _> = dims.iter().map(|dim| usize::try_from(*dim)).collect();
             let shape = match (known, same) {
                 (Ok(shape), true) => shape,
@@ -118,7 +112,7 @@ impl TrtSession {
                     let bytes = element_count(&shape).and_then(|count| count.checked_mul(spec.dtype.size()));
                     let bytes = bytes.ok_or_else(|| run_error(format!("output `{}` is too large", spec.name)))?;
                     let address = place(device, buffers, &spec.name, bytes)?;
-                    session.pin_mut().bind(&spec.name, &[], address).map_err(run_error)?;
+                    session.bind(&spec.name, &[], address).map_err(run_error)?;
                     shape
                 }
                 (Err(_), _) => {
@@ -171,7 +165,7 @@ impl TrtSession {
     fn enqueue(&mut self) -> Result<(), BackendError> {
         let Self { device, bound, session, .. } = self;
         let stream = device.stream.cu_stream() as usize;
-        let mut plain = || session.pin_mut().enqueue(stream).map_err(run_error);
+        let mut plain = || session.enqueue(stream).map_err(run_error);
         match &bound.launch {
             Launch::Graph(graph) => return graph.launch(),
             Launch::Plain => return plain(),
@@ -220,13 +214,13 @@ fn place(
 fn make_room(
     device: &Device,
     buffers: &mut HashMap<String, CudaSlice<u8>>,
-    session: &mut UniquePtr<bridge::Session>,
+    session: &mut shim::Session,
     name: &str,
 ) -> Result<(), BackendError> {
-    let unknown = |_| run_error(format!("TensorRT knows no bound for the size of output `{name}`"));
-    let bytes = usize::try_from(session.most_bytes(name)).map_err(unknown)?;
+    let unknown = || run_error(format!("TensorRT knows no bound for the size of output `{name}`"));
+    let bytes = session.most_bytes(name).ok_or_else(unknown)?;
     let address = place(device, buffers, name, bytes)?;
-    session.pin_mut().give_room(name, address, bytes as u64).map_err(run_error)
+    session.give_room(name, address, bytes).map_err(run_error)
 }
 
 impl Session for TrtSession {

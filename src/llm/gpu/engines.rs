@@ -52,7 +52,7 @@ impl Engines {
         });
         let path = name.map(|name| cache_dir().join("kernels").join(format!("{name}.rtx")));
         let before = path.as_ref().and_then(|path| regular_file::read(path, COMPILED_LIMIT).ok()).unwrap_or_default();
-        let compiled = Compiled { kernels: KernelCache::new(&before)?, path, kept: before.len(), grew: false };
+        let compiled = Compiled { kernels: tensorrt.kernel_cache(&before)?, path, kept: before.len(), grew: false };
         Ok(Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None, compiled })
     }
 

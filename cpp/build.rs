@@ -1,4 +1,4 @@
-//! Finds TensorRT's headers and compiles the shim in `cpp/` against them.
+//! Finds TensorRT's headers and compiles the C++ of the shim against them.
 //!
 //! Without headers the crate still builds: `cfg(watus_tensorrt)` stays off and the tool says at run time what is missing.
 
@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 const PROVISIONED: &str = "watus-build/tensorrt-rtx-1.6.1.120/include";
 
 fn main() {
-    println!("cargo::rustc-check-cfg=cfg(watus_tensorrt,fuzzing)");
+    println!("cargo::rustc-check-cfg=cfg(watus_tensorrt)");
     println!("cargo::rerun-if-env-changed=WATUS_TENSORRT_INCLUDE");
-    println!("cargo::rerun-if-changed=cpp");
-    println!("cargo::rerun-if-changed=src/backend/tensorrt/ffi.rs");
+    for part in ["include", "src", "stub", "build.rs"] {
+        println!("cargo::rerun-if-changed={part}");
+    }
     let folders = candidates();
     let complete = |folder: &&PathBuf| ["NvInfer.h", "NvOnnxParser.h"].iter().all(|name| folder.join(name).is_file());
     if let Some(folder) = folders.iter().find(complete) {
@@ -48,9 +49,9 @@ fn candidates() -> Vec<PathBuf> {
 
 fn compile(include: &Path) {
     println!("cargo::rustc-cfg=watus_tensorrt");
-    cxx_build::bridge("src/backend/tensorrt/ffi.rs")
-        .files(["library.cc", "builder.cc", "session.cc"].map(|file| Path::new("cpp/src").join(file)))
-        .includes([Path::new("cpp/include"), Path::new("cpp/stub")])
+    cxx_build::bridge("src/bridge.rs")
+        .files(["library.cc", "builder.cc", "session.cc"].map(|file| Path::new("src").join(file)))
+        .includes(["include", "stub"])
         // NVIDIA's headers warn of their own deprecations; -isystem keeps our warnings readable.
         .flag(format!("-isystem{}", include.display()))
         .std("c++17")

@@ -1,12 +1,10 @@
-//! The bridge to `cpp/`: coarse functions over opaque objects, names instead of numbers.
+//! The bridge to C++: coarse functions over opaque objects, names instead of numbers.
 //!
 //! Every `unsafe` here and elsewhere says why it is sound.
-#![allow(unsafe_code)]
 #![allow(missing_docs)]
 
-use std::sync::Mutex;
-
-use super::observer::BuildObserver;
+use super::exports::on_log;
+use super::table::{Bytes, Observer};
 
 #[cxx::bridge(namespace = "watus")]
 pub mod bridge {
@@ -66,7 +64,7 @@ pub mod bridge {
     }
 
     unsafe extern "C++" {
-        include!("watus-build/cpp/include/shim.h");
+        include!("watus-shim/include/shim.h");
 
         type Library;
         type Plan;
@@ -109,31 +107,22 @@ pub mod bridge {
     }
 }
 
-// SAFETY: a Library is three function pointers of libraries that are never closed.
-unsafe impl Send for bridge::Library {}
-// SAFETY: as above; the factory functions may be called from several threads (NvInferRuntime.h, ILogger is locked).
-unsafe impl Sync for bridge::Library {}
-// SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut Session and the
-// lack of Sync enforce the latter.
-unsafe impl Send for bridge::Session {}
+/// Passes a build's phases on to whoever asked for it.
+pub struct BuildObserver(pub Observer);
 
-// SAFETY: as a Session: used by one thread at a time, which &mut and the lack of Sync enforce.
-unsafe impl Send for bridge::KernelCache {}
-
-type Sink = Box<dyn Fn(i32, String) + Send>;
-static SINK: Mutex<Option<Sink>> = Mutex::new(None);
-
-/// Sends TensorRT's log lines (severity 0 = internal error … 4 = verbose) to `sink` from now on.
-pub fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
-    if let Ok(mut slot) = SINK.lock() {
-        *slot = Some(Box::new(sink));
+impl BuildObserver {
+    fn phase_start(&self, phase: String, _parent: String, steps: i32) {
+        // SAFETY: who gave the observer keeps it until the build is over.
+        unsafe { (self.0.phase_start)(self.0.context, Bytes::of(phase.as_bytes()), steps) }
     }
-}
 
-fn on_log(severity: i32, message: String) {
-    if let Ok(slot) = SINK.lock()
-        && let Some(sink) = slot.as_ref()
-    {
-        sink(severity, message);
+    fn step_complete(&self, phase: String, step: i32) -> bool {
+        // SAFETY: as above.
+        unsafe { (self.0.step_complete)(self.0.context, Bytes::of(phase.as_bytes()), step) }
+    }
+
+    fn phase_finish(&self, phase: String) {
+        // SAFETY: as above.
+        unsafe { (self.0.phase_finish)(self.0.context, Bytes::of(phase.as_bytes())) }
     }
 }
