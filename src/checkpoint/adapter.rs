@@ -92,10 +92,14 @@ mod tests {
             assert!(said.contains("hint: merge it first") && said.contains("merge_and_unload"), "{said}");
         }
         for kind in BEFORE_PROMPTS.into_iter().chain(BY_INPUT) {
-            let said = message(&format!(r#"{{"peft_type": "{kind}", "base_model_name_or_path": "speakleash/Bielik-7B"}}"#));
+            let said =
+                message(&format!(r#"{{"peft_type": "{kind}", "base_model_name_or_path": "speakleash/Bielik-7B"}}"#));
             assert!(said.starts_with(&format!("an adapter ({kind}) for `speakleash/Bielik-7B`")), "{said}");
             assert!(said.contains("no merge brings it") || said.contains("vectors that go before"), "{said}");
-            assert!(said.contains("hint: build `speakleash/Bielik-7B` itself") && !said.contains("merge_and_"), "{said}");
+            assert!(
+                said.contains("hint: build `speakleash/Bielik-7B` itself") && !said.contains("merge_and_"),
+                "{said}"
+            );
         }
         // AdapterHub's files say nothing of PEFT, and what they say must not look like other lines.
         assert!(message(r#"{"config": {}}"#).starts_with("an adapter for a model, no model"));
