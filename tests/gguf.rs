@@ -554,6 +554,15 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
         let (code, _, stderr) = output(watus(scratch.path()).env("OLLAMA_MODELS", store).args(["fetch", "m.yaml"]));
         assert_eq!((code, stderr.contains(wanted)), (4, true), "{layers:?}: {stderr}");
     }
+    // Before anything is built.
+    let scratch = tempfile::tempdir().unwrap();
+    let named = with_keys(&plain, &[key("general.name", 8, &text("Qwen3 Tiny"))], 0);
+    store(scratch.path(), &named, &[("template", "{{ .Prompt }}")]);
+    let emit = ["build", "--emit", "onnx", "m.yaml"];
+    let (code, _, stderr) = output(watus(scratch.path()).env("OLLAMA_MODELS", scratch.path().join("store")).args(emit));
+    let said =
+        stderr.contains("in Ollama's own language (Go's) alone, which is not run") && stderr.contains("Qwen3 Tiny");
+    assert_eq!((code, said), (1, true), "{stderr}");
     if !tensorrt_or_skip("layers_of_an_ollama_model_are_applied_or_refused") {
         return;
     }
@@ -566,10 +575,6 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
     store(scratch.path(), &plain, &[system, ("params", r#"{"mirostat": 2}"#)]);
     let (code, _, stderr) = build();
     assert_eq!((code, stderr.contains("parameter `mirostat` (2) changes the answers")), (4, true), "{stderr}");
-    store(scratch.path(), &plain, &[system, ("template", "{{ .Prompt }}")]);
-    let (code, _, stderr) = build();
-    assert_eq!((code, stderr.contains("chat template in Go's language alone")), (1, true), "{stderr}");
-
     let gguf = with_keys(&plain, &[key("tokenizer.chat_template", 8, &text(TEMPLATE))], 0);
     let params = ("params", r#"{"temperature": 0.5, "top_k": 3, "seed": 7, "stop": ["XYZ"], "num_ctx": 4096}"#);
     store(
@@ -586,8 +591,8 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
     }
     let text = watus_build::llm::text::Text::open(&scratch.path().join("engines/m")).unwrap();
     let defaults = &text.defaults;
-    assert_eq!((defaults.sample, defaults.temperature, defaults.top_k), (true, Some(0.5), Some(3)));
-    assert_eq!((defaults.seed, &defaults.stops[..]), (Some(7), &["XYZ".to_owned()][..]));
+    assert_eq!((defaults.sample, defaults.wishes.temperature, defaults.wishes.top_k), (true, Some(0.5), Some(3)));
+    assert_eq!((defaults.wishes.seed, &defaults.stops[..]), (Some(7), &["XYZ".to_owned()][..]));
     let message = |role: &str| watus_build::llm::text::Message::new(role, "ABCDEFG");
     let user = text.encode_chat(&[message("user")]).unwrap();
     assert_eq!(user, text.encode_chat(&[message("system"), message("user")]).unwrap(), "told by default");
