@@ -344,6 +344,103 @@ fn parts_belong_together_or_are_named() {
     assert!(error.contains("`split.tensors.count` is 23") && error.contains("have 22 tensors"), "{error}");
 }
 
+/// llama.cpp's names for what goes beside a model, and a projector that only its metadata tell.
+#[test]
+fn what_lies_beside_a_model_is_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut paths = parts(
+        folder.path(),
+        &[(0, "m-00001-of-00003.gguf"), (1, "m-00002-of-00003.gguf"), (2, "m-00003-of-00003.gguf")],
+    );
+    let mut put = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        paths.push(path);
+        paths.clone()
+    };
+    let qwen = fs::read(&files("qwen3")[0]).unwrap();
+    put("imatrix.dat", b"not looked at");
+    let all = put("mmproj-F16.gguf", b"not looked at");
+    let notes = load(&all).unwrap().1.notes.clone();
+    assert!(notes.len() == 1 && notes[0].ends_with(": mmproj-F16.gguf"), "{notes:?}");
+    put("mtp-m.gguf", b"not looked at");
+    put("m.imatrix.gguf", b"not looked at");
+    let projector = with_keys(&qwen, &[key("general.type", 8, &text("mmproj"))], 0);
+    let all = put("eyes.gguf", &projector);
+    let (model, checkpoint) = load(&all).unwrap();
+    assert_eq!((model.family, checkpoint.files().len()), ("llama", 3));
+    let note = &checkpoint.notes[0];
+    assert!(
+        ["mmproj-F16.gguf", "mtp-m.gguf", "m.imatrix.gguf", "eyes.gguf"].iter().all(|name| note.contains(name)),
+        "{note}"
+    );
+    // Another model is no such thing.
+    let error = load(&put("other.gguf", &qwen)).unwrap_err();
+    assert!(error.contains("which of these is the model?") && error.contains("other.gguf"), "{error}");
+    assert!(!error.contains("mmproj") && !error.contains("eyes.gguf"), "{error}");
+}
+
+/// As gguf-py's writer makes it with `endianess=GGUFEndian.BIG`: the letters as ever, the numbers turned.
+#[test]
+fn a_big_endian_file_is_called_one() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("m.gguf");
+    let mut bytes = [&b"GGUF"[..], &3_u32.to_be_bytes()[..], &0_u64.to_be_bytes(), &1_u64.to_be_bytes()].concat();
+    bytes.extend([&20_u64.to_be_bytes()[..], b"general.architecture", &8_u32.to_be_bytes()].concat());
+    bytes.extend([&5_u64.to_be_bytes()[..], b"llama"].concat());
+    fs::write(&path, &bytes).unwrap();
+    let error = load(std::slice::from_ref(&path)).unwrap_err();
+    assert!(
+        error.contains("it is big-endian") && error.contains("hint: ") && !error.contains("not a whole"),
+        "{error}"
+    );
+    bytes.resize(6 << 20, 0);
+    let hub = support::hub::Hub::start(&[("m.gguf", bytes, true)]);
+    recipe(scratch.path(), "hub: org/model, file: m.gguf");
+    let (code, _, stderr) = output(watus(scratch.path()).env("HF_ENDPOINT", &hub.endpoint).args(["fetch", "m.yaml"]));
+    let named = stderr.contains("it is big-endian") && stderr.contains("`gguf-convert-endian FILE little`");
+    assert_eq!((code, named, stderr.matches("hint:").count()), (4, true, 1), "{stderr}");
+}
+
+/// Mixtures are known by the first bytes of the first part, and then the others end, too.
+#[test]
+fn a_mixture_is_refused_before_its_weights_come() {
+    let scratch = tempfile::tempdir().unwrap();
+    let first = fs::read(&files("llama3")[0]).unwrap();
+    let mut first = with_keys(&first, &[key("llama.expert_count", 4, &integer(8))], 0);
+    let later: Vec<Vec<u8>> = files("llama3")[1..]
+        .iter()
+        .map(|path| {
+            let mut bytes = fs::read(path).unwrap();
+            bytes.resize(24 << 20, 0);
+            bytes
+        })
+        .collect();
+    first.resize(12 << 20, 0);
+    let hub = support::hub::Hub::start(&[
+        ("m-00001-of-00003.gguf", first, true),
+        ("m-00002-of-00003.gguf", later[0].clone(), true),
+        ("m-00003-of-00003.gguf", later[1].clone(), true),
+    ]);
+    hub.pace(std::time::Duration::from_millis(1));
+    for source in ["hub: org/model, file: m-00002-of-00003.gguf", "hub: org/model, files: ['*.gguf']"] {
+        recipe(scratch.path(), source);
+        let (code, _, stderr) =
+            output(watus(scratch.path()).env("HF_ENDPOINT", &hub.endpoint).args(["fetch", "m.yaml"]));
+        let named = stderr.contains("m-00001-of-00003.gguf: mixture of experts is not supported");
+        assert_eq!((code, named, stderr.matches("hint:").count()), (4, true, 1), "{stderr}");
+        assert!(stderr.contains("hint: take a dense model"), "{stderr}");
+        let whole = support::tree(scratch.path())
+            .into_iter()
+            .filter(|name| name.contains("snapshots") && name.ends_with("gguf"));
+        assert_eq!(whole.count(), 0);
+        for part in support::leftovers(scratch.path()) {
+            let length = fs::metadata(scratch.path().join(&part)).unwrap().len();
+            assert!(length < 20 << 20, "{part} has {length} bytes");
+        }
+    }
+}
+
 /// A recipe for a language model of 40 tokens.
 fn recipe(folder: &Path, source: &str) {
     let text = format!(
@@ -370,12 +467,14 @@ fn any_part_brings_all() {
         ("q4/m-00003-of-00003.gguf", read(&all[2]), true),
         ("m-Q8_0.gguf", read(&files("bielik")[0]), true),
         ("m-Q6_K.gguf", read(&files("qwen3")[0]), true),
+        ("mmproj-Q8_0.gguf", b"never fetched".to_vec(), true),
     ]);
     for (source, code, wanted) in [
         ("hub: org/model, file: q4/m-00003-of-00003.gguf", 0, "m-00001-of-00003.gguf"),
         ("hub: org/model, files: ['q4/*']", 0, "m-00001-of-00003.gguf"),
         ("hub: org/model, files: ['*Q8_0*']", 0, "m-Q8_0.gguf"),
-        ("hub: org/model, files: ['*Q*']", 1, "matches several models of org/model: m-Q6_K.gguf, m-Q8_0.gguf"),
+        ("hub: org/model, files: ['*Q8_0*']", 0, "set aside, since they go beside a model"),
+        ("hub: org/model, files: ['*Q*']", 1, "matches several models of org/model: m-Q6_K.gguf, m-Q8_0.gguf\n"),
         ("hub: org/model", 4, "m-Q6_K.gguf, m-Q8_0.gguf, q4/m-00001-of-00003.gguf"),
     ] {
         recipe(scratch.path(), source);
@@ -455,6 +554,15 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
         let (code, _, stderr) = output(watus(scratch.path()).env("OLLAMA_MODELS", store).args(["fetch", "m.yaml"]));
         assert_eq!((code, stderr.contains(wanted)), (4, true), "{layers:?}: {stderr}");
     }
+    // Before anything is built.
+    let scratch = tempfile::tempdir().unwrap();
+    let named = with_keys(&plain, &[key("general.name", 8, &text("Qwen3 Tiny"))], 0);
+    store(scratch.path(), &named, &[("template", "{{ .Prompt }}")]);
+    let emit = ["build", "--emit", "onnx", "m.yaml"];
+    let (code, _, stderr) = output(watus(scratch.path()).env("OLLAMA_MODELS", scratch.path().join("store")).args(emit));
+    let said =
+        stderr.contains("in Ollama's own language (Go's) alone, which is not run") && stderr.contains("Qwen3 Tiny");
+    assert_eq!((code, said), (1, true), "{stderr}");
     if !tensorrt_or_skip("layers_of_an_ollama_model_are_applied_or_refused") {
         return;
     }
@@ -467,10 +575,6 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
     store(scratch.path(), &plain, &[system, ("params", r#"{"mirostat": 2}"#)]);
     let (code, _, stderr) = build();
     assert_eq!((code, stderr.contains("parameter `mirostat` (2) changes the answers")), (4, true), "{stderr}");
-    store(scratch.path(), &plain, &[system, ("template", "{{ .Prompt }}")]);
-    let (code, _, stderr) = build();
-    assert_eq!((code, stderr.contains("chat template in Go's language alone")), (1, true), "{stderr}");
-
     let gguf = with_keys(&plain, &[key("tokenizer.chat_template", 8, &text(TEMPLATE))], 0);
     let params = ("params", r#"{"temperature": 0.5, "top_k": 3, "seed": 7, "stop": ["XYZ"], "num_ctx": 4096}"#);
     store(
@@ -487,8 +591,8 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
     }
     let text = watus_build::llm::text::Text::open(&scratch.path().join("engines/m")).unwrap();
     let defaults = &text.defaults;
-    assert_eq!((defaults.sample, defaults.temperature, defaults.top_k), (true, Some(0.5), Some(3)));
-    assert_eq!((defaults.seed, &defaults.stops[..]), (Some(7), &["XYZ".to_owned()][..]));
+    assert_eq!((defaults.sample, defaults.wishes.temperature, defaults.wishes.top_k), (true, Some(0.5), Some(3)));
+    assert_eq!((defaults.wishes.seed, &defaults.stops[..]), (Some(7), &["XYZ".to_owned()][..]));
     let message = |role: &str| watus_build::llm::text::Message::new(role, "ABCDEFG");
     let user = text.encode_chat(&[message("user")]).unwrap();
     assert_eq!(user, text.encode_chat(&[message("system"), message("user")]).unwrap(), "told by default");

@@ -204,7 +204,77 @@ fn fields_that_change_what_is_computed_are_read_or_refused() {
         assert!(model.notes.is_empty(), "{change}: {:?}", model.notes);
     }
     let model = described("llama", &json!({"favourite_colour": "blue", "x": 0})).unwrap();
-    assert!(model.notes.len() == 1 && model.notes[0].contains("`favourite_colour`"), "{:?}", model.notes);
+    assert!(model.notes.len() == 1 && model.notes[0].contains("`favourite_colour: \"blue\"`"), "{:?}", model.notes);
+}
+
+/// `fields.json` lists what transformers 5.24 may read of each configuration.
+#[test]
+fn every_field_that_transformers_reads_is_read_harmless_or_refused() {
+    let fields: BTreeMap<String, Vec<String>> =
+        serde_json::from_str(&fs::read_to_string(data("fields.json")).unwrap()).unwrap();
+    let base = |kind: &str| if kind == "gemma3_text" { "gemma3".to_owned() } else { kind.to_owned() };
+    assert_eq!(fields.len(), 7);
+    for (kind, fields) in fields {
+        assert!(fields.len() > 30, "{kind}: {fields:?}");
+        for field in fields {
+            // No field's usual value: what is read may refuse it.
+            let model = described(&base(&kind), &json!({(field.as_str()): "something else"}));
+            let notes = model.map(|model| model.notes).unwrap_or_default();
+            assert!(!notes.iter().any(|note| note.contains("nobody here knows")), "{kind}: {notes:?}");
+        }
+    }
+}
+
+/// With `trust_remote_code` transformers runs what `auto_map` names; without, the class of the `model_type`.
+#[test]
+fn code_of_the_repository_s_own_is_said_or_refused() {
+    let with = |name: &str, map: Value| described(name, &json!({"auto_map": map})).map(|model| model.notes.clone());
+    let phi =
+        json!({"AutoConfig": "configuration_phi3.Phi3Config", "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"});
+    let said = [
+        ("phi3", phi, "modeling_phi3.Phi3ForCausalLM"),
+        (
+            "qwen2",
+            json!({"AutoModelForCausalLM": "org/code--modeling_qwen.Qwen2ForCausalLM"}),
+            "org/code--modeling_qwen",
+        ),
+        (
+            "llama",
+            json!({"AutoModelForSequenceClassification": "m.Reward"}),
+            "`AutoModelForSequenceClassification: m.Reward`",
+        ),
+        ("llama", json!({"AutoTokenizer": ["tokenization_x.X", null]}), "`AutoTokenizer: [\"tokenization_x.X\",null]`"),
+    ];
+    for (name, map, expected) in said {
+        let notes = with(name, map).unwrap();
+        assert!(notes.len() == 1 && notes[0].contains(expected) && notes[0].contains("is not run"), "{notes:?}");
+        assert!(notes[0].contains(&format!("computed as the `{name}` of transformers")), "{notes:?}");
+    }
+    assert!(with("llama", json!({})).unwrap().is_empty());
+    for class in ["modeling_bitnet.BitnetForCausalLM", "m.Qwen2ForCausalLM", "LlamaForCausalLM.x\nerror: y"] {
+        let error = with("llama", json!({"AutoModelForCausalLM": class})).unwrap_err();
+        let named = error.contains(&class.replace('\n', "\\n")) && error.contains("the repository's own code");
+        assert!(named && error.contains("hint: take a release"), "{error}");
+    }
+}
+
+#[test]
+fn a_mixture_is_called_one() {
+    let cases = [
+        (
+            "llama",
+            json!({"model_type": "mixtral", "num_local_experts": 8}),
+            "model_type `mixtral`, `num_local_experts: 8`",
+        ),
+        ("qwen3", json!({"model_type": "qwen3_moe"}), "model_type `qwen3_moe`)"),
+        ("qwen2", json!({"num_experts": 60}), "model_type `qwen2`, `num_experts: 60`"),
+        ("llama", json!({"model_type": "x", "text_config": {"n_routed_experts": 64}}), "`n_routed_experts: 64`"),
+    ];
+    for (name, change, expected) in cases {
+        let error = described(name, &change).map(|_| ()).expect_err(expected);
+        assert!(error.contains("mixture of experts is not supported") && error.contains(expected), "{error}");
+        assert!(error.contains("hint: take a dense model"), "{error}");
+    }
 }
 
 /// Right values: `configuration_*.py` of transformers 5.24; the longest sequence as Qwen's cards say.
@@ -370,7 +440,7 @@ fn folders_are_told_apart() {
             |folder| {
                 fs::remove_file(folder.join("config.json")).unwrap();
                 fs::rename(folder.join("model.safetensors"), folder.join("adapter_model.safetensors")).unwrap();
-                let text = r#"{"base_model_name_or_path": "speakleash/Bielik-11B-v2", "lora_alpha": NaN}"#;
+                let text = r#"{"peft_type": "LORA", "base_model_name_or_path": "speakleash/Bielik-11B-v2", "lora_alpha": NaN}"#;
                 fs::write(folder.join("adapter_config.json"), text).unwrap();
             },
             &["adapter_config.json", "an adapter (LoRA) for `speakleash/Bielik-11B-v2`", "merge"],
@@ -442,7 +512,7 @@ fn a_repository_is_judged_before_its_weights_come() {
     };
     let (plain, _) = tiny("llama");
     // What is changed, the recipe's own lines, and what is said.
-    let cases: [(Change<'_>, &str, &[&str]); 9] = [
+    let cases: [(Change<'_>, &str, &[&str]); 10] = [
         (
             &|files| {
                 files.remove("tokenizer.json");
@@ -461,12 +531,22 @@ fn a_repository_is_judged_before_its_weights_come() {
             &|files| {
                 files.remove("model.safetensors");
                 files.remove("config.json");
-                let text = br#"{"base_model_name_or_path": "org/base"}"#;
+                let text = br#"{"peft_type": "PREFIX_TUNING", "base_model_name_or_path": "org/base"}"#;
                 files.insert("adapter_config.json", text.to_vec());
                 files.insert("adapter_model.safetensors", weights.clone());
             },
             "",
-            &["an adapter (LoRA) for `org/base`"],
+            &["an adapter (PREFIX_TUNING) for `org/base`", "hint: build `org/base` itself"],
+        ),
+        (
+            &|files| {
+                let mut config = plain.clone();
+                config["model_type"] = json!("mixtral");
+                config["num_local_experts"] = json!(8);
+                files.insert("config.json", config.to_string().into_bytes());
+            },
+            "",
+            &["mixture of experts is not supported (model_type `mixtral`, `num_local_experts: 8`)", "dense"],
         ),
         (
             &|files| {

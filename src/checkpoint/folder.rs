@@ -5,6 +5,8 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use super::adapter::Adapter;
+use super::gguf_beside::gguf_models;
 use super::{Checkpoint, CheckpointError, read_json};
 
 /// Parts of names that tell a second copy of the weights in another type (`from_pretrained(variant=…)`).
@@ -114,10 +116,12 @@ pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
 fn without(names: &[&str]) -> String {
     let none = "no .safetensors and no .gguf file";
     if names.iter().any(|name| last(name) == "adapter_config.json" || is_adapter(name)) {
-        return adapter_message(None);
+        return Adapter::default().message();
     }
-    let ggufs: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".gguf")).take(8).collect();
+    let ggufs: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(".gguf")).collect();
     if !ggufs.is_empty() {
+        let mut ggufs = gguf_models(&ggufs);
+        ggufs.truncate(8);
         return format!("{none} was asked for, but there are {}\n  hint: name one with `file:`", ggufs.join(", "));
     }
     let found = OTHERS.iter().find(|(end, _)| names.iter().any(|name| name.ends_with(*end)));
@@ -127,21 +131,12 @@ fn without(names: &[&str]) -> String {
     }
 }
 
-/// What is said of a LoRA or another adapter.
-pub fn adapter_message(base: Option<&str>) -> String {
-    let base = base.map_or_else(|| "a model".to_owned(), |base| format!("`{}`", base.escape_debug()));
-    format!(
-        "an adapter (LoRA) for {base}, no model of its own\n  hint: merge it first: with peft, \
-         AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), and the base's tokenizer"
-    )
-}
-
 impl Checkpoint {
     /// The weights among a folder's files, and the configuration beside them.
     pub(super) fn open_folder(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
         let adapter = paths.iter().find(|path| path.file_name().is_some_and(|name| name == "adapter_config.json"));
         let chosen = choose(paths).or_else(|error| match adapter {
-            Some(path) => Err(CheckpointError::new(path, adapter_message(base_of(path)?.as_deref()))),
+            Some(path) => Err(CheckpointError::new(path, Adapter::read(path)?.message())),
             None => Err(error),
         })?;
         let folder = chosen.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
@@ -153,17 +148,11 @@ impl Checkpoint {
         };
         let mut checkpoint = Self::open_files(config, &shards)?;
         if let Some(path) = adapter {
-            let base = base_of(path)?.map_or_else(String::new, |base| format!(" (for {})", base.escape_debug()));
+            let base = Adapter::read(path)?.base().map_or_else(String::new, |base| format!(" (for {base})"));
             checkpoint.notes.push(format!("{}: the adapter{base} beside the model is not applied", path.display()));
         }
         Ok(checkpoint)
     }
-}
-
-/// The model that an adapter is for.
-pub fn base_of(adapter_config: &Path) -> Result<Option<String>, CheckpointError> {
-    let settings = read_json(adapter_config)?;
-    Ok(settings.get("base_model_name_or_path").and_then(Value::as_str).map(str::to_owned))
 }
 
 /// The files that an index in `folder` names; none without one. What else is there is a second copy of the weights.
@@ -237,7 +226,7 @@ mod tests {
             (&["model.safetensors", "onnx/model.safetensors"], Ok(&["model.safetensors"])),
             (&["a/model.safetensors", "b/model.safetensors"], Err("which of these")),
             (&["model.safetensors", "adapter_model.safetensors", "adapter_config.json"], Ok(&["model.safetensors"])),
-            (&["adapter_model.safetensors", "adapter_config.json"], Err("an adapter (LoRA)")),
+            (&["adapter_model.safetensors", "adapter_config.json"], Err("an adapter for a model")),
             (&["pytorch_model-00001-of-00002.bin", "config.json"], Err(".bin checkpoints are not read")),
             (&["tf_model.h5", "config.json"], Err("TensorFlow's")),
         ];

@@ -48,6 +48,9 @@ const SHORT: &str = "truncated";
 const COUNT_LIMIT: u64 = 1 << 16;
 /// Bytes of metadata and tensor directory; vocabularies take 10 MB.
 const HEADER_LIMIT: usize = 256 << 20;
+/// Why such a file is not read.
+const BIG_ENDIAN: &str = "it is big-endian, made for machines like the s390x, and is not read\n  hint: take the little-endian \
+                          file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE little`";
 /// The longest key (docs/gguf.md).
 const NAME_LIMIT: usize = 65_535;
 
@@ -61,6 +64,9 @@ impl Gguf {
     /// Judges a file by its first bytes: before the rest is downloaded. `total` is its whole length.
     pub fn judge(start: &[u8], total: u64) -> Judgement {
         let total = usize::try_from(total).unwrap_or(usize::MAX);
+        if is_big_endian(start) {
+            return Judgement::Refused(BIG_ENDIAN.to_owned());
+        }
         match parse_bytes(start, total) {
             Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
             Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
@@ -209,8 +215,17 @@ impl<'a> Reader<'a> {
 
 /// Metadata and tensors under their own names.
 pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
+    if is_big_endian(file.bytes()) {
+        return Err(CheckpointError::new(file.path(), BIG_ENDIAN));
+    }
     parse_bytes(file.bytes(), file.bytes().len())
         .map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))
+}
+
+/// Whether a header's numbers begin with their largest byte: the version tells, of which there are few. The four letters
+/// before it are the same in both orders (gguf-py, `gguf_writer.py`).
+fn is_big_endian(bytes: &[u8]) -> bool {
+    matches!(bytes, [b'G', b'G', b'U', b'F', 0, 0, 0, 1..=9, ..])
 }
 
 /// `bytes` may be the beginning of a file of `total` bytes, if it holds the header.

@@ -83,6 +83,10 @@ pub(super) fn refusal(gguf: &Gguf) -> Option<String> {
         _ => {}
     }
     let architecture = gguf.text("general.architecture").unwrap_or_default();
+    // Mixtures have architectures of their own, too.
+    if gguf.integer(&format!("{architecture}.expert_count")).is_some_and(|count| count > 0) {
+        return Some(MIXTURE.to_owned());
+    }
     if !ARCHITECTURES.contains(&architecture) {
         let known = ARCHITECTURES.join(", ");
         return Some(format!("GGUF architecture `{architecture}` is not supported\n  hint: these are: {known}"));
@@ -188,6 +192,9 @@ mod tests {
             assert_eq!(with(key, value), None, "{key}");
         }
         assert!(with("llama.expert_count", Integer(8)).unwrap().starts_with("mixture of experts is not supported"));
+        for key in ["qwen3moe.expert_count", "deepseek2.expert_count", "gpt-oss.expert_count"] {
+            assert!(with(key, Integer(32)).unwrap().starts_with("mixture of experts is not supported"), "{key}");
+        }
         assert!(with("mamba.block_count", Integer(8)).unwrap().contains("`mamba` is not supported"));
     }
 }

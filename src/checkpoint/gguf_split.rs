@@ -33,6 +33,11 @@ impl PartName {
         (0..self.count).map(move |index| self.numbered(index))
     }
 
+    /// Whether it is the one with the metadata.
+    pub fn is_first(&self) -> bool {
+        self.number == 1
+    }
+
     /// Whether two are parts of the same model.
     pub fn is_beside(&self, other: &Self) -> bool {
         (&self.prefix, self.count) == (&other.prefix, other.count)

@@ -5,9 +5,11 @@
 //! `gguf_config.rs`, so nothing downstream knows where a model came from. All of it is hostile until checked.
 #![deny(clippy::as_conversions)]
 
+mod adapter;
 mod encoding;
 mod folder;
 mod gguf;
+mod gguf_beside;
 mod gguf_config;
 mod gguf_keys;
 mod gguf_lists;
@@ -29,9 +31,11 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::Value;
 
+pub use adapter::Adapter;
 pub use encoding::Encoding;
-pub use folder::{adapter_message, base_of, weight_files};
+pub use folder::weight_files;
 pub use gguf::{Gguf, Judgement, MetadataValue};
+pub use gguf_beside::{gguf_models, gguf_set_aside};
 pub use gguf_keys::ARCHITECTURES;
 pub use gguf_lists::{Numbers, Texts};
 pub use gguf_split::PartName;
@@ -212,8 +216,15 @@ impl Checkpoint {
         {
             return Self::open_gguf(&[path]);
         }
-        match (&with("gguf")[..], &with("safetensors")[..]) {
-            (parts @ [_, ..], []) if parts.len() == 1 || gguf_split::is_one_set(parts) => Self::open_gguf(parts),
+        let is_one = |files: &[&PathBuf]| files.len() == 1 || gguf_split::is_one_set(files);
+        let (ggufs, aside) = gguf_beside::part(&with("gguf"), is_one);
+        match (&ggufs[..], &with("safetensors")[..]) {
+            (parts, []) if is_one(parts) => {
+                let mut checkpoint = Self::open_gguf(parts)?;
+                let names = aside.iter().filter_map(|path| path.file_name()?.to_str());
+                checkpoint.notes.extend(gguf_set_aside(names));
+                Ok(checkpoint)
+            }
             ([], _) => Self::open_folder(paths),
             (several, _) => {
                 let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::config::Config;
 use crate::checkpoint::{CheckpointError, says_nothing};
+use crate::log::printable;
 
 /// Fields that change what is computed, and what they may say all the same; nothing, null and false always (but where
 /// [`MUST`] says otherwise).
@@ -120,10 +121,6 @@ const ARITHMETIC: &[(&str, &str)] = &[
     ("laurel_rank", ""),
     ("activation_sparsity_pattern", ""),
     ("use_double_wide_mlp", ""),
-    ("num_experts", ""),
-    ("num_local_experts", ""),
-    ("moe_num_experts", ""),
-    ("n_routed_experts", ""),
     ("n_shared_experts", ""),
     ("num_shared_experts", ""),
     ("enable_moe_block", ""),
@@ -133,11 +130,17 @@ const ARITHMETIC: &[(&str, &str)] = &[
     ("qk_nope_head_dim", ""),
     ("v_head_dim", ""),
     ("multi_query", ""),
-    // Weights that are not as they seem.
+    // Weights that are not as they seem: BitNet's first releases call themselves Llama.
+    ("weight_bits", ""),
+    ("input_bits", ""),
     ("compression_config", ""),
     ("sparsity_config", ""),
     ("transform_config", ""),
 ];
+
+/// How many experts a mixture has; of none, or 0, it is no mixture.
+const EXPERTS: [&str; 6] =
+    ["num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts", "num_routed_experts", "n_experts"];
 
 /// Of these, false says something.
 const MUST: &[&str] = &["is_causal", "do_layer_norm_before"];
@@ -147,6 +150,7 @@ const MUST: &[&str] = &["is_causal", "do_layer_norm_before"];
 const HARMLESS: &[&str] = &[
     // Names.
     "architectures",
+    // Said by `own_code.rs`.
     "auto_map",
     "custom_pipelines",
     "dtype",
@@ -265,6 +269,23 @@ const HARMLESS: &[&str] = &[
 /// Fields of `rope_scaling` that change nothing where they are not asked for: notes of how it was trained.
 const ROTARY_HARMLESS: &[&str] = &["finetuned", "original_max_position_embeddings", "rope_type", "type"];
 
+/// Why it is a mixture of experts, if its configuration says so.
+pub(super) fn mixture(config: &Config, kind: &str) -> Option<CheckpointError> {
+    let found = EXPERTS.iter().find_map(|field| {
+        let value = config.get(field).filter(|value| !says_nothing(value))?;
+        Some(format!(", `{field}: {}`", shortened(value)))
+    });
+    // A file may leave the number to transformers' defaults.
+    let named = kind == "mixtral" || kind.contains("moe");
+    (found.is_some() || named).then(|| {
+        config.error(format!(
+            "mixture of experts is not supported (model_type `{}`{})\n  hint: take a dense model",
+            printable(kind),
+            found.unwrap_or_default()
+        ))
+    })
+}
+
 /// Fails at a field that would change what is computed; otherwise names the fields that nobody knows.
 pub(super) fn check(config: &Config, family: &str) -> Result<Option<String>, CheckpointError> {
     let mut unknown = Vec::new();
@@ -280,7 +301,7 @@ pub(super) fn check(config: &Config, family: &str) -> Result<Option<String>, Che
             Some(_) => {}
             // What begins with an underscore is transformers' own memory of how a file was loaded.
             None if says_nothing(value) || field.starts_with('_') || HARMLESS.contains(&field) => {}
-            None => unknown.push(format!("`{field}`")),
+            None => unknown.push(format!("`{}: {}`", printable(field), shortened(value))),
         }
     }
     let more = unknown.len().saturating_sub(NAMED);

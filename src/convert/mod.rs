@@ -11,6 +11,7 @@ mod keys;
 mod layer;
 mod llama;
 mod mistral;
+mod own_code;
 mod phi3;
 mod quantize;
 mod qwen2;
@@ -152,10 +153,13 @@ pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transforme
     let names = || FAMILIES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
     let kind =
         outer.text("model_type").ok_or_else(|| outer.error("`model_type` is missing: no model of `transformers`?"))?;
+    let text = outer.within("text_config");
+    if let Some(mixture) = [Some(outer), text].into_iter().flatten().find_map(|config| keys::mixture(&config, kind)) {
+        return Err(mixture);
+    }
     let Some((.., describe)) = FAMILIES.iter().find(|(name, ..)| *name == kind) else {
         return Err(outer.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
     };
-    let text = outer.within("text_config");
     let mut notes = quantization(&outer, text.as_ref())?;
     let mut merged = defaults(kind);
     if let Some(fields) = merged.as_object_mut() {
@@ -176,6 +180,7 @@ pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transforme
     let mut transformer = describe(&config, length)?;
     transformer.check(&config)?;
     notes.extend(keys::check(&config, transformer.family)?);
+    notes.extend(own_code::check(&outer, kind)?);
     transformer.notes.extend(notes);
     Ok(transformer)
 }

@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use ureq::http::{Response, StatusCode, header};
@@ -57,7 +57,13 @@ impl Downloader {
             .user_agent(concat!("watus-build/", env!("CARGO_PKG_VERSION")))
             .build()
             .into();
-        Self { agent, retrier: Retrier { settings: retry, progress, cancel } }
+        let stopped = AtomicBool::new(false);
+        Self { agent, retrier: Retrier { settings: retry, progress, cancel, stopped } }
+    }
+
+    /// Ends what it still downloads, resumably, as if the user had asked to.
+    pub(super) fn stop(&self) {
+        self.retrier.stopped.store(true, Ordering::Relaxed);
     }
 
     /// A text of at most `limit` bytes, e.g. a hub's description of a repository.

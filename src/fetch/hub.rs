@@ -21,6 +21,7 @@ use super::lock::{Lock, LockedFile, LockedSource, is_object_id};
 use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk};
 use crate::address::{path, segment};
 use crate::artifact::{about, is_contained, write_file};
+use crate::checkpoint::{PartName, gguf_models};
 
 /// Files of one repository moved at the same time.
 const PARALLEL: usize = 4;
@@ -269,8 +270,11 @@ fn select<'a>(
 /// What to choose from: of a repository of GGUF files those, else the first files.
 fn present(locked: &LockedSource) -> Vec<&str> {
     let names = || locked.files.keys().map(String::as_str);
-    let ggufs: Vec<&str> = names().filter(|name| name.ends_with(".gguf")).take(32).collect();
-    if ggufs.is_empty() { names().take(8).collect() } else { ggufs }
+    let ggufs: Vec<&str> = names().filter(|name| name.ends_with(".gguf")).collect();
+    match ggufs.is_empty() {
+        true => names().take(8).collect(),
+        false => gguf_models(&ggufs).into_iter().take(32).collect(),
+    }
 }
 
 fn is_cached(blob: &Path, file: &LockedFile, rehash: bool) -> bool {
@@ -282,9 +286,11 @@ fn is_cached(blob: &Path, file: &LockedFile, rehash: bool) -> bool {
     right
 }
 
-/// Runs the downloads a few at a time, the largest first; the first error stops the rest from starting.
+/// Runs the downloads a few at a time, the largest first; the first error ends the rest. Of a GGUF in parts the first is
+/// begun before the others: its header tells whether any of them is worth having.
 fn download_all(fetcher: &Fetcher, mut downloads: Vec<Download>) -> Result<(), FetchError> {
-    downloads.sort_by_key(|download| download.size);
+    let is_first = |name: &str| PartName::of(name).is_some_and(|part| part.is_first());
+    downloads.sort_by_key(|download| (is_first(&download.name), download.size));
     let downloader = fetcher.downloader();
     let queue = Mutex::new(downloads);
     let failed = Mutex::new(None);
@@ -301,6 +307,7 @@ fn download_all(fetcher: &Fetcher, mut downloads: Vec<Download>) -> Result<(), F
                         if let Ok(mut failed) = failed.lock() {
                             failed.get_or_insert(error);
                         }
+                        downloader.stop();
                         return;
                     }
                 }

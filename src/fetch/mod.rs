@@ -104,9 +104,7 @@ pub enum FetchError {
     NotAFile { path: PathBuf, message: String },
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
-    #[error(
-        "{name}: {message}\n  hint: name another file with `file:`, e.g. one in Q4_K_M, Q8_0 or F16; of this one {kept} were downloaded"
-    )]
+    #[error("{name}: {}", unreadable(message, kept))]
     Unreadable { name: String, message: String, kept: String },
     #[error("{model}: {message}")]
     Ollama { model: String, message: String },
@@ -117,6 +115,15 @@ pub enum FetchError {
     #[error("{}: {message}\n  hint: delete it to pin anew", path.display())]
     Lock { path: PathBuf, message: String },
 }
+
+/// Why a file's beginning was enough, and the next step: the judge's own, where it names one.
+fn unreadable(message: &str, kept: &str) -> String {
+    let (what, hint) = message.split_once(HINT).unwrap_or((message, ANOTHER));
+    format!("{what}; {kept} of it were downloaded{HINT}{hint}")
+}
+
+const HINT: &str = "\n  hint: ";
+const ANOTHER: &str = "name another file with `file:`, e.g. one in Q4_K_M, Q8_0 or F16";
 
 /// One file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]

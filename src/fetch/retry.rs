@@ -85,6 +85,8 @@ pub(super) struct Retrier {
     pub(super) settings: Retry,
     pub(super) progress: Arc<dyn Progress>,
     pub(super) cancel: Arc<AtomicBool>,
+    /// Whatever else is under way has become useless.
+    pub(super) stopped: AtomicBool,
 }
 
 impl Retrier {
@@ -141,7 +143,8 @@ impl Retrier {
     }
 
     pub(super) fn check_cancel(&self) -> Result<(), FetchError> {
-        if self.cancel.load(Ordering::Relaxed) { Err(FetchError::Cancelled(Cancelled)) } else { Ok(()) }
+        let ends = self.cancel.load(Ordering::Relaxed) || self.stopped.load(Ordering::Relaxed);
+        if ends { Err(FetchError::Cancelled(Cancelled)) } else { Ok(()) }
     }
 }
 

@@ -11,27 +11,21 @@ use crate::llm::sampler::Sampling;
 const STOP_LIMIT: usize = 256;
 const STOPS_LIMIT: usize = 64;
 
-/// How a model's makers want it sampled; `None` where they do not say.
+/// How a model's makers want it to answer.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct Defaults {
     /// False asks for the likeliest token always.
     pub sample: bool,
-    pub temperature: Option<f32>,
-    pub top_k: Option<usize>,
-    pub top_p: Option<f32>,
-    pub min_p: Option<f32>,
-    pub repetition_penalty: Option<f32>,
-    pub presence_penalty: Option<f32>,
-    pub frequency_penalty: Option<f32>,
-    pub seed: Option<u64>,
+    /// Of these they have none that are about single tokens.
+    pub wishes: Wishes,
     /// Texts that end an answer, besides those that a request names.
     pub stops: Vec<String>,
     /// What the model is told first, where a conversation does not begin with a turn of the system.
     pub system: Option<String>,
 }
 
-/// What somebody asks of the sampling; the rest is left to the makers.
+/// What somebody asks of the sampling, a request or the makers; the rest is left open.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct Wishes {
@@ -60,14 +54,17 @@ impl Defaults {
         };
         Self {
             sample: generation.get("do_sample").and_then(Value::as_bool).unwrap_or(false),
-            temperature: number("temperature"),
-            top_k: generation.get("top_k").and_then(Value::as_u64).and_then(|k| usize::try_from(k).ok()),
-            top_p: number("top_p"),
-            min_p: number("min_p"),
-            repetition_penalty: number("repetition_penalty"),
-            presence_penalty: number("presence_penalty"),
-            frequency_penalty: number("frequency_penalty"),
-            seed: generation.get("seed").and_then(Value::as_u64),
+            wishes: Wishes {
+                temperature: number("temperature"),
+                top_k: generation.get("top_k").and_then(Value::as_u64).and_then(|k| usize::try_from(k).ok()),
+                top_p: number("top_p"),
+                min_p: number("min_p"),
+                repetition_penalty: number("repetition_penalty"),
+                presence_penalty: number("presence_penalty"),
+                frequency_penalty: number("frequency_penalty"),
+                seed: generation.get("seed").and_then(Value::as_u64),
+                ..Wishes::default()
+            },
             stops: stops.into_iter().filter(|stop| (1..=STOP_LIMIT).contains(&stop.len())).take(STOPS_LIMIT).collect(),
             system: generation.get("system_prompt").and_then(Value::as_str).map(str::to_owned),
         }
@@ -82,17 +79,17 @@ impl Defaults {
     pub fn sampling(&self, wishes: Wishes) -> Sampling {
         let draws = wishes.temperature.is_none() && (self.sample || wishes.top_k.is_some() || wishes.top_p.is_some());
         let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
-        let plain = Sampling::default();
+        let (makers, plain) = (&self.wishes, Sampling::default());
         Sampling {
-            temperature: wishes.temperature.unwrap_or(if draws { self.temperature.unwrap_or(1.0) } else { 0.0 }),
-            top_k: wishes.top_k.or(self.top_k).unwrap_or(plain.top_k),
-            top_p: wishes.top_p.or(self.top_p).unwrap_or(plain.top_p),
-            min_p: wishes.min_p.or(self.min_p).unwrap_or(plain.min_p),
-            repetition_penalty: wishes.repetition_penalty.or(self.repetition_penalty).unwrap_or(1.0),
-            presence_penalty: wishes.presence_penalty.or(self.presence_penalty).unwrap_or(0.0),
-            frequency_penalty: wishes.frequency_penalty.or(self.frequency_penalty).unwrap_or(0.0),
+            temperature: wishes.temperature.unwrap_or(if draws { makers.temperature.unwrap_or(1.0) } else { 0.0 }),
+            top_k: wishes.top_k.or(makers.top_k).unwrap_or(plain.top_k),
+            top_p: wishes.top_p.or(makers.top_p).unwrap_or(plain.top_p),
+            min_p: wishes.min_p.or(makers.min_p).unwrap_or(plain.min_p),
+            repetition_penalty: wishes.repetition_penalty.or(makers.repetition_penalty).unwrap_or(1.0),
+            presence_penalty: wishes.presence_penalty.or(makers.presence_penalty).unwrap_or(0.0),
+            frequency_penalty: wishes.frequency_penalty.or(makers.frequency_penalty).unwrap_or(0.0),
             logit_bias: wishes.logit_bias,
-            seed: wishes.seed.or(self.seed).unwrap_or_else(clock),
+            seed: wishes.seed.or(makers.seed).unwrap_or_else(clock),
             top_logprobs: wishes.top_logprobs,
         }
     }

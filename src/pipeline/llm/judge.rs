@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::{Source, files, gguf, is_text, limits};
-use crate::checkpoint::{CheckpointError, adapter_message, base_of, read_json, weight_files};
+use crate::checkpoint::{Adapter, CheckpointError, gguf_models, gguf_set_aside, read_json, weight_files};
 use crate::convert::{self, Transformer};
 use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
 use crate::llm::LlmError;
 use crate::llm::text::{TEXT_FILES, check_vocabulary, judge};
+use crate::progress::Event;
 use crate::recipe::{Plan, SourcePlan};
 
 /// A repository as far as its names and small files tell.
@@ -56,11 +57,17 @@ pub(in crate::pipeline) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut
     // A GGUF is judged by its first bytes, and that nothing matches is said when it is fetched.
     let is_gguf = |name: &&str| name.ends_with(".gguf");
     let ggufs: Vec<&str> = wanted.iter().copied().filter(is_gguf).collect();
-    gguf::check_one(plan, repository, &ggufs)?;
+    let models = gguf_models(&ggufs);
+    gguf::check_one(plan, repository, &models)?;
+    let hub = Repository { plan, fetcher, repository, revision };
+    let aside = |name: &&str| is_gguf(name) && !models.contains(name);
+    if let Some(note) = gguf_set_aside(wanted.iter().copied().filter(aside)) {
+        fetcher.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
+        return Ok(hub.source(&wanted.iter().copied().filter(|name| !aside(name)).collect::<Vec<_>>()));
+    }
     if !ggufs.is_empty() || (wanted.is_empty() && !all.iter().any(is_gguf)) {
         return Ok(plan.source.clone());
     }
-    let hub = Repository { plan, fetcher, repository, revision };
     let weights = weight_files(&wanted);
     let first = weights.as_ref().ok().and_then(|weights| weights.first().copied());
     let folder = first.map_or("", folder_of);
@@ -89,9 +96,9 @@ impl Repository<'_> {
     fn no_weights(&self, all: &[&str], message: String, lock: &mut Lock) -> anyhow::Error {
         let what = format!("{}: {}@{}", self.plan.name, self.repository, self.revision);
         if all.contains(&"adapter_config.json") {
-            let base = self.fetch(&["adapter_config.json"], lock).ok();
-            let base = base.and_then(|fetched| base_of(&fetched.files.first()?.path).ok().flatten());
-            return anyhow::anyhow!("{what} is {}", adapter_message(base.as_deref()));
+            let fetched = self.fetch(&["adapter_config.json"], lock).ok();
+            let adapter = fetched.and_then(|fetched| Adapter::read(&fetched.files.first()?.path).ok());
+            return anyhow::anyhow!("{what} is {}", adapter.unwrap_or_default().message());
         }
         // What is not asked for may be what it has.
         let message = weight_files(all).err().unwrap_or(message);

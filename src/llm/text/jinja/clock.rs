@@ -1,9 +1,18 @@
-//! `strftime_now`: the date as C's strftime writes it, in the locale "C", of the time in UTC.
+//! `strftime_now`: the date as C's strftime writes it, in the locale "C", of the time on the wall, which transformers takes, too
+//! (`datetime.now()` in its chat_template_utils.py).
 //!
 //! Conversions and flags are those of glibc, which Python on Linux passes on, and Python's own `%f`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Seconds of a day.
+const DAY: i64 = 86_400;
+
 /// A point in time, in its parts.
 struct Moment {
+    /// Since 1970, in UTC.
+    since: i64,
+    /// Since midnight here.
     seconds: u64,
     year: u64,
     /// 0 to 11.
@@ -39,11 +48,12 @@ fn leap(year: u64) -> bool {
 }
 
 impl Moment {
-    /// Of seconds since 1970.
-    fn of(seconds: u64) -> Self {
-        let days = seconds / 86_400;
+    /// Of seconds since 1970 in UTC, where clocks are `offset` seconds ahead of it.
+    fn of(since: i64, offset: i64) -> Self {
+        let here = since.saturating_add(offset);
+        let (days, seconds) = (here.div_euclid(DAY), here.rem_euclid(DAY).unsigned_abs());
         // Civil date of a day number (Howard Hinnant, "chrono-compatible low-level date algorithms").
-        let z = days + 719_468;
+        let z = u64::try_from(days + 719_468).unwrap_or(0);
         let (era, of_era) = (z / 146_097, z % 146_097);
         let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
         // Years begin in March here.
@@ -54,7 +64,8 @@ impl Moment {
         let year = year_of_era + era * 400 + u64::from(month <= 1);
         let of_year = if month <= 1 { from_march - 306 } else { from_march + 59 + u64::from(leap(year)) };
         // 1970 began on a Thursday.
-        Self { seconds, year, month, day, of_year, weekday: (days + 4) % 7 }
+        let weekday = (days + 4).rem_euclid(7).unsigned_abs();
+        Self { since, seconds, year, month, day, of_year, weekday }
     }
 
     /// Year and week of ISO 8601: the week with the year's first Thursday is its first.
@@ -103,10 +114,34 @@ impl Flags {
     }
 }
 
-/// The time, `seconds` after the beginning of 1970.
-pub(super) fn strftime(format: &str, seconds: u64) -> String {
+/// The time now.
+pub(super) fn strftime_now(format: &str) -> String {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let since = i64::try_from(since).unwrap_or(0);
+    strftime(format, since, offset(since))
+}
+
+/// How far clocks here are ahead of UTC at a time, as the C library knows it from `TZ` or /etc/localtime, and as Python has it;
+/// where they say nothing of use, that is UTC.
+fn offset(since: i64) -> i64 {
+    let time: libc::time_t = since;
+    let mut parts = std::mem::MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both pointers are of live values of this frame, and all zeros is a `tm`. What it reads of the environment is
+    // changed by nobody in this program.
+    #[allow(unsafe_code)]
+    let parts = unsafe {
+        if libc::localtime_r(&raw const time, parts.as_mut_ptr()).is_null() {
+            return 0;
+        }
+        parts.assume_init()
+    };
+    parts.tm_gmtoff
+}
+
+/// The time, `since` seconds after the beginning of 1970, where clocks are `offset` seconds ahead.
+fn strftime(format: &str, since: i64, offset: i64) -> String {
     let mut out = String::new();
-    write(&mut out, format, &Moment::of(seconds));
+    write(&mut out, format, &Moment::of(since, offset));
     out
 }
 
@@ -151,7 +186,7 @@ fn convert(letter: char, flags: &Flags, moment: &Moment) -> Option<String> {
     };
     let number = |number: u64, width: usize| Some(flags.number(number, width, '0'));
     let spaced = |number: u64| Some(flags.number(number, 2, ' '));
-    let (hour, week) = (moment.seconds / 3600 % 24, moment.week());
+    let (hour, week) = (moment.seconds / 3600, moment.week());
     let twelve = (hour + 11) % 12 + 1;
     let (day, month) = (*DAYS.get(moment.weekday as usize)?, *MONTHS.get(moment.month as usize)?);
     let name = |name: &str| Some(if flags.swap { flags.word(&name.to_uppercase()) } else { flags.word(name) });
@@ -182,7 +217,7 @@ fn convert(letter: char, flags: &Flags, moment: &Moment) -> Option<String> {
         'P' => Some(flags.word(&half.to_lowercase())),
         'r' => whole("%I:%M:%S %p"),
         'R' => whole("%H:%M"),
-        's' => number(moment.seconds, 1),
+        's' => number(moment.since.unsigned_abs(), 1),
         'S' => number(moment.seconds % 60, 2),
         't' => Some("\t".to_owned()),
         'T' | 'X' => whole("%H:%M:%S"),
@@ -229,7 +264,45 @@ mod tests {
             ("100% sure %", 0, "100% sure %"),
             ("%Od %EY %Q", new_year, "01 2026 %Q"),
         ] {
-            assert_eq!(strftime(format, seconds), expected, "{format}");
+            assert_eq!(strftime(format, seconds, 0), expected, "{format}");
+        }
+    }
+
+    /// Set for a child of the test that asks for the offset at this time.
+    const ASKED: &str = "WATUS_TEST_OFFSET_AT";
+
+    /// Expected values are those of Python's `time.localtime(…).tm_gmtoff` and `datetime.fromtimestamp(…).strftime(…)` with
+    /// the same `TZ`. Rules are spelled out, so that no database of zones has to be here: Warsaw's, New York's, Kathmandu's.
+    #[test]
+    fn it_is_the_time_on_the_wall() {
+        if let Ok(since) = std::env::var(ASKED) {
+            println!("offset={};", offset(since.parse().unwrap()));
+            return;
+        }
+        let (warsaw, new_york, kathmandu) = ("CET-1CEST,M3.5.0,M10.5.0/3", "EST5EDT,M3.2.0,M11.1.0", "<+0545>-5:45");
+        let name = format!("{}::it_is_the_time_on_the_wall", module_path!().split_once("::").unwrap().1);
+        for (zone, since, ahead, format, expected) in [
+            (warsaw, 1_767_223_800, 3600, "%F %T %A %j %V %s", "2026-01-01 00:30:00 Thursday 001 01 1767223800"),
+            (warsaw, 1_785_535_200, 7200, "%d %b %Y %H:%M", "01 Aug 2026 00:00"),
+            // Before and after clocks are put forward.
+            (warsaw, 1_774_745_999, 3600, "%H:%M", "01:59"),
+            (warsaw, 1_774_746_000, 7200, "%H:%M", "03:00"),
+            (new_york, 1_767_258_307, -18_000, "%c", "Thu Jan  1 04:05:07 2026"),
+            // A machine that does not know the time yet.
+            (new_york, 0, -18_000, "%F %T %A %j %U %G-%V %Y", "1969-12-31 19:00:00 Wednesday 365 52 1970-01 1969"),
+            (kathmandu, 1_709_164_799, 20_700, "%F %H:%M %p %j", "2024-02-29 05:44 AM 060"),
+            ("<-12>12", 1_767_258_307, -43_200, "%F %H:%M|%z%Z|", "2025-12-31 21:05||"),
+            // No zones: UTC.
+            ("", 1_767_258_307, 0, "%H:%M", "09:05"),
+            ("Nowhere/Nothing", 1_785_535_200, 0, "%H:%M", "22:00"),
+            (":/etc/passwd", 1_785_535_200, 0, "%H:%M", "22:00"),
+            ("/dev/null", 1_785_535_200, 0, "%H:%M", "22:00"),
+        ] {
+            assert_eq!(strftime(format, since, ahead), expected, "{zone}, {format}");
+            let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+            child.args([name.as_str(), "--exact", "--nocapture"]).env("TZ", zone).env(ASKED, since.to_string());
+            let said = String::from_utf8(child.output().unwrap().stdout).unwrap();
+            assert!(said.contains(&format!("offset={ahead};")), "{zone} at {since}: {said}");
         }
     }
 }

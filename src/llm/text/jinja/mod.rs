@@ -34,7 +34,7 @@ pub(super) fn environment() -> Environment<'static> {
     environment.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, values::text(&message)?))
     });
-    environment.add_function("strftime_now", |format: String| clock::strftime(&format, now()));
+    environment.add_function("strftime_now", |format: String| clock::strftime_now(&format));
     environment.add_function("cycler", |items: Rest<Value>| minijinja_contrib::globals::cycler(items.0));
     environment.add_function("joiner", minijinja_contrib::globals::joiner);
     operators::add(&mut environment);
@@ -51,8 +51,4 @@ pub(super) fn add(environment: &mut Environment<'static>, name: &'static str, so
 pub(super) fn json(value: &serde_json::Value) -> String {
     // What came from JSON can be said in it.
     json::Style::default().dump(&Value::from_serialize(value)).unwrap_or_default()
-}
-
-fn now() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
