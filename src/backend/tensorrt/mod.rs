@@ -1,8 +1,8 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
 //! `library.rs` finds the libraries, `ffi.rs` is the bridge to `cpp/`, `device.rs` the GPU, `session.rs` a loaded engine,
-//! `engine.rs` one whose memory is its user's. Without TensorRT's headers at compile time what needs the bridge is left out
-//! or fails, and [`TensorRt::open`] says so.
+//! `engine.rs` one whose memory is its user's, `source.rs` what a model is before TensorRT sees it. Without TensorRT's headers
+//! at compile time what needs the bridge is left out or fails, and [`TensorRt::open`] says so.
 
 pub mod device;
 mod engine;
@@ -15,6 +15,7 @@ mod observer;
 pub mod plan;
 #[cfg(watus_tensorrt)]
 mod session;
+pub mod source;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 pub use engine::{Engine, KernelCache};
 
 use super::{Backend, BackendError, BackendInfo, Session};
+use crate::onnx::{Model, Parser};
 use crate::progress::Progress;
 
 /// TensorRT for datacentres and Jetson, or TensorRT-RTX.
@@ -47,13 +49,15 @@ pub struct Version {
 }
 
 impl Version {
-    /// Newest ONNX opset the parser is documented for (onnx-tensorrt, docs/operators.md of each release).
-    pub fn newest_opset(self) -> i64 {
-        match (self.family, self.major, self.minor) {
+    /// What matters of the parser that comes with it: the newest ONNX opset it is documented for (onnx-tensorrt,
+    /// docs/operators.md of each release), and whether it is RTX's.
+    pub fn parser(self) -> Parser {
+        let newest = match (self.family, self.major, self.minor) {
             (Family::Enterprise, ..=8, _) => 17,
             (Family::Enterprise, 9, _) | (Family::Enterprise, 10, ..=14) => 20,
             _ => 24,
-        }
+        };
+        Parser { newest, rtx: (self.family == Family::Rtx).then_some((self.major, self.minor)) }
     }
 }
 
@@ -326,9 +330,13 @@ impl Backend for TensorRt {
     }
 
     fn open(&self, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.to_string()))?;
+        let wish = source::Wish { half: false, force: None };
+        let ((), lean) = source::ready(&mut model, self.version, wish, |_| Ok::<(), BackendError>(()))?;
         let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
-        let progress = Arc::new(crate::progress::Silent);
-        let built = self.build(onnx, &options, Vec::new(), progress, Arc::default())?;
+        let built = source::with_file(lean.as_ref().unwrap_or(&model), |file| {
+            self.build(file, &options, Vec::new(), Arc::new(crate::progress::Silent), Arc::default())
+        })?;
         self.load(built.bytes(), false)
     }
 }
