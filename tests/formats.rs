@@ -128,7 +128,7 @@ fn onnx() -> String {
     let versions = enterprise.into_iter().chain(rtx).map(|(family, major, minor)| {
         let name = if family == Family::Rtx { "TensorRT-RTX" } else { "TensorRT" };
         let version = Version { family, major, minor, patch: 0 };
-        (format!("{name} {major}.{minor}"), version.newest_opset().to_string())
+        (format!("{name} {major}.{minor}"), version.parser().newest.to_string())
     });
     format!(
         "## ONNX\n\n\

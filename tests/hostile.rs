@@ -5,7 +5,7 @@ use std::path::Path;
 
 use proptest::prelude::*;
 use watus_build::backend::tensorrt::plan::Header;
-use watus_build::onnx::{GraphBuilder, Model};
+use watus_build::onnx::{GraphBuilder, Model, Parser};
 use watus_build::tensor::{DType, Tensor, read_npy, write_npy};
 use watus_build::vision::{
     Boxes, Classifier, ClassifierOutput, Detection, Mask, Preprocess, RgbImage, Task, VisionError, Yolo, annotate,
@@ -220,10 +220,11 @@ proptest! {
             let _ = model.clone().prepare_for_reference();
             let mut lean = model.clone();
             lean.simplify();
+            lean.prepare_for_tensorrt();
             let _ = lean.to_opset(17);
             prop_assert!(Model::parse(Path::new("m.onnx"), &lean.to_bytes().unwrap()).is_ok());
             model.spell_out();
-            let _ = model.complaint(17);
+            let _ = model.complaint(Parser { newest: 17, rtx: Some((1, 6)) });
             let _ = model.quantised(true);
             model.name_nameless();
             let _ = model.fix_shapes(&[("x".to_owned(), vec![Some(1), Some(4)])].into());

@@ -1,28 +1,83 @@
-//! What TensorRT's parser takes without a word and then computes wrongly: it checks no upper bound of the opset, and
-//! reads some inputs it does not use.
+//! What TensorRT's parser takes without a word and then computes wrongly, or not at all: it checks no upper bound of the
+//! opset, and reads some inputs it does not use.
 
 use std::collections::HashSet;
 
-use onnx_protobuf::{NodeProto, tensor_proto};
+use onnx_protobuf::{GraphProto, NodeProto, tensor_proto};
 
 use super::Model;
-use super::attributes::{Attributes, input};
+use super::attributes::{Attributes, graphs, input};
 use super::facts::Facts;
+use super::parser::pooling;
 
-/// The first complaint about a model for a TensorRT whose parser knows opsets up to `newest`.
-pub(super) fn complaint(model: &Model, newest: i64) -> Option<String> {
-    let opset = model.opset();
+/// Which of TensorRT's parsers reads a model, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parser {
+    /// The newest opset it knows.
+    pub newest: i64,
+    /// TensorRT-RTX's major and minor version; `None` for TensorRT.
+    pub rtx: Option<(u32, u32)>,
+}
+
+/// Operators that are refused: which, of which TensorRT-RTX (`None`: of every TensorRT), why, and what to do.
+const REFUSED: &[(&str, Option<(u32, u32)>, &str)] = &[
+    // Seen with 1.6.1: "terminate called without an active exception".
+    (
+        "RoiAlign",
+        Some((1, 6)),
+        "TensorRT-RTX 1.6 ends the process that loads it: build with TensorRT, or cut the model before it",
+    ),
+    (
+        "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
+        None,
+        "its numbers are other ones each time and in each runtime, so that nothing proves an engine: make the random tensor an \
+         input of the model",
+    ),
+];
+
+/// The first complaint about a model for a TensorRT with this parser.
+pub(super) fn complaint(model: &Model, parser: Parser) -> Option<String> {
+    let (opset, newest) = (model.opset(), parser.newest);
     if opset > newest {
         return Some(format!(
             "opset {opset} is newer than this TensorRT's parser knows ({newest}), which does not check it: export with \
              opset {newest} or below"
         ));
     }
-    // ONNX Attention-24: input 6 is nonpad_kv_seqlen. Seen with TensorRT-RTX 1.6.1: parsed, and used by no layer.
-    let mut attention = model.proto.graph.node.iter().filter(|node| node.op_type == "Attention");
-    let ignored = attention.find(|node| node.input.get(6).is_some_and(|input| !input.is_empty()))?;
-    let name = &ignored.name;
-    Some(format!("node '{name}' (Attention): TensorRT ignores its input nonpad_kv_seqlen: use a mask"))
+    misread(&model.proto.graph, None, opset, parser)
+}
+
+/// The first node of a graph, or of one inside it, that is not computed rightly.
+fn misread(graph: &GraphProto, outer: Option<&Facts<'_>>, opset: i64, parser: Parser) -> Option<String> {
+    let mut facts = Facts::new(graph, outer, opset);
+    for node in &graph.node {
+        if let Some(inner) = graphs(node).find_map(|inner| misread(inner, Some(&facts), opset, parser)) {
+            return Some(inner);
+        }
+        if let Some(why) = why(node, &facts, parser).filter(|_| node.is_standard()) {
+            return Some(format!("{}: {why}", node.label()));
+        }
+        facts.follow(node);
+    }
+    None
+}
+
+fn why(node: &NodeProto, facts: &Facts<'_>, parser: Parser) -> Option<&'static str> {
+    let op = node.op_type.as_str();
+    let here = |rtx: &Option<(u32, u32)>| rtx.is_none() || *rtx == parser.rtx;
+    let refused = REFUSED.iter().find(|(names, rtx, _)| here(rtx) && names.split(' ').any(|name| name == op));
+    if let Some((_, _, why)) = refused {
+        return Some(*why);
+    }
+    match op {
+        // ONNX Attention-24: input 6 is nonpad_kv_seqlen. Seen with TensorRT-RTX 1.6.1: parsed, and used by no layer.
+        "Attention" if input(node, 6).is_some() => Some("TensorRT ignores its input nonpad_kv_seqlen: use a mask"),
+        "MaxPool" | "AveragePool" if pooling::is_doubtful(node, facts) => Some(
+            "TensorRT has other windows at the end for its ceil_mode, and the size of its input is not known: give shapes, or \
+             export it with ceil_mode 0 and pads",
+        ),
+        _ => None,
+    }
 }
 
 /// What ONNX Runtime (1.32) computes otherwise than ONNX's node tests, or differently each time.
@@ -97,8 +152,59 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::onnx::GraphBuilder;
+    use crate::onnx::{Attribute, GraphBuilder};
     use crate::tensor::{DType, Tensor, TensorData};
+
+    fn one(op: &str, shape: &[Option<usize>], inputs: &[&str], attributes: &[(&str, Attribute)]) -> Model {
+        let mut graph = GraphBuilder::new("g", 17);
+        graph.input("x", DType::Float32, shape);
+        graph.node_named(op, inputs, &["y"], attributes);
+        graph.output("y", DType::Float32, &[None]);
+        graph.finish(Path::new("g.onnx")).unwrap()
+    }
+
+    #[test]
+    fn what_a_parser_misreads_is_told_by_name() {
+        let trt = Parser { newest: 17, rtx: None };
+        let rtx = |minor| Parser { newest: 24, rtx: Some((1, minor)) };
+        let roi = one("RoiAlign", &[Some(1)], &["x", "x", "x"], &[]);
+        let told = roi.complaint(rtx(6)).unwrap();
+        assert!(told.starts_with("node 'RoiAlign_0' (RoiAlign): TensorRT-RTX 1.6 ends the process"), "{told}");
+        assert_eq!((roi.complaint(rtx(7)), roi.complaint(trt)), (None, None));
+        for parser in [trt, rtx(6)] {
+            let told = one("RandomNormalLike", &[Some(1)], &["x"], &[]).complaint(parser).unwrap();
+            assert!(told.contains("(RandomNormalLike): its numbers are other ones each time"), "{told}");
+            assert_eq!(one("Relu", &[Some(1)], &["x"], &[]).complaint(parser), None);
+        }
+        let told = one("Relu", &[Some(1)], &["x"], &[]).complaint(Parser { newest: 16, rtx: None }).unwrap();
+        assert!(told.starts_with("opset 17 is newer than this TensorRT's parser knows (16)"), "{told}");
+        // Inside of other nodes too.
+        let mut branch = GraphBuilder::new("branch", 17);
+        branch.node_named("Bernoulli", &["x"], &["made"], &[]);
+        branch.output("made", DType::Float32, &[None]);
+        let told = one("If", &[], &["x"], &[("then_branch", branch.subgraph())]).complaint(trt).unwrap();
+        assert!(told.contains("(Bernoulli)"), "{told}");
+    }
+
+    #[test]
+    fn windows_of_unknown_sizes_are_told_where_they_may_be_others() {
+        let parser = Parser { newest: 17, rtx: None };
+        let unknown = [Some(1), Some(3), None, None];
+        let pool = |op: &str, shape: &[Option<usize>], kernel: i64, stride: i64, end: i64, count: i64| {
+            let attributes: [(&str, Attribute); 5] = [
+                ("kernel_shape", [kernel, kernel].into()),
+                ("strides", [stride, stride].into()),
+                ("pads", [0, 0, end, end].into()),
+                ("ceil_mode", 1.into()),
+                ("count_include_pad", count.into()),
+            ];
+            one(op, shape, &["x"], &attributes).complaint(parser).is_some()
+        };
+        assert!(!pool("MaxPool", &unknown, 3, 2, 0, 0), "a window begins in what the one before left");
+        assert!(pool("MaxPool", &unknown, 3, 3, 1, 0));
+        assert!(pool("AveragePool", &unknown, 3, 2, 0, 1));
+        assert!(!pool("AveragePool", &[Some(1), Some(3), Some(7), Some(8)], 3, 2, 0, 1), "it is written otherwise");
+    }
 
     /// x, quantised and back, as exporters write it; or with weights alone in integers.
     fn model(zero_point: TensorData, weights_alone: bool) -> Model {

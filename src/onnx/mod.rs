@@ -3,7 +3,8 @@
 //! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references, `tensors.rs`
 //! finds every tensor, `check.rs` finds what TensorRT would get wrong, `depth.rs` what would overflow the CPU reference's
 //! stack, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs. `facts.rs` tells types, shapes and small
-//! values without running anything, `simplify.rs` folds what is constant, `reference.rs` makes a graph the CPU reference's.
+//! values without running anything, `simplify.rs` folds what is constant, `reference.rs` makes a graph the CPU reference's,
+//! `parser.rs` one that TensorRT's parser reads rightly.
 
 mod attributes;
 mod check;
@@ -15,6 +16,7 @@ mod given;
 mod graph;
 mod half;
 mod opset;
+mod parser;
 mod reference;
 mod shapes;
 mod simplify;
@@ -27,7 +29,7 @@ use std::path::{Path, PathBuf};
 
 use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_proto, tensor_shape_proto, type_proto};
 
-pub use check::INTEGER as INTEGER_OPERATORS;
+pub use check::{INTEGER as INTEGER_OPERATORS, Parser};
 pub use depth::Depth;
 pub use given::Given;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
@@ -227,9 +229,9 @@ impl Model {
         shapes::transpose_inputs(&mut self.proto, names);
     }
 
-    /// What a TensorRT whose parser knows opsets up to `newest` would silently get wrong.
-    pub fn complaint(&self, newest: i64) -> Option<String> {
-        check::complaint(self, newest)
+    /// What a TensorRT with this parser would silently get wrong.
+    pub fn complaint(&self, parser: Parser) -> Option<String> {
+        check::complaint(self, parser)
     }
 
     /// Why a model that comes quantised cannot be built, to be computed in `half` precision or not.

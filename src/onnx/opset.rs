@@ -1,5 +1,5 @@
-//! An older opset for a parser that knows no newer one (TensorRT 8: 17): what changed since is written as it was before, or
-//! refused by name. Sources: ONNX's change log, opsets 18 to 24; `tests/node_tests.rs` compares the two in onnxruntime.
+//! An older opset for a parser that knows no newer one (TensorRT 8: 17, today's: 24): what changed since is written as it was before, or
+//! refused by name. Sources: ONNX's change log, opsets 18 to 28; `tests/node_tests.rs` compares the two in onnxruntime.
 
 use std::cell::RefCell;
 
@@ -14,7 +14,7 @@ use super::simplify::Names;
 use super::{Model, OnnxError};
 
 /// Opsets are known up to here.
-const NEWEST: i64 = 24;
+const NEWEST: i64 = 28;
 
 /// Operators that came with an opset and have no older form here.
 const NEW: &[(i64, &str)] = &[
@@ -23,6 +23,9 @@ const NEW: &[(i64, &str)] = &[
     (20, "AffineGrid DFT ImageDecoder RegexFullMatch StringConcat StringSplit"),
     (23, "Attention RotaryEmbedding"),
     (24, "TensorScatter"),
+    (26, "BitCast CumProd"),
+    (27, "CausalConvWithState LinearAttention"),
+    (28, "SwiGLU"),
 ];
 
 /// Attributes that came with an opset: operator, name, and what is the same as not having it (integers or a text).
@@ -42,6 +45,10 @@ const ATTRIBUTES: &[(i64, &str, &str, &[i64], &str)] = &[
     (23, "QuantizeLinear", "precision", &[0], ""),
     (24, "Cast", "round_mode", &[], "up"),
     (24, "CastLike", "round_mode", &[], "up"),
+    (25, "Attention", "left_window_size", &[-1], ""),
+    (25, "Attention", "right_window_size", &[-1], ""),
+    (27, "Range", "stash_type", &[1], ""),
+    (28, "SpaceToDepth", "mode", &[], "DCR"),
 ];
 
 /// Texts that came with an opset.
@@ -82,8 +89,15 @@ impl Model {
                 import.version = newest;
             }
         }
-        // IR 8 goes with opsets to 18, 9 with those to 20 (onnx/docs/Versioning.md).
-        self.proto.ir_version = self.proto.ir_version.min(if newest <= 18 { 8 } else { 9 });
+        // The IR that goes with an opset (onnx/docs/Versioning.md).
+        let ir = match newest {
+            ..=18 => 8,
+            19 | 20 => 9,
+            21 | 22 => 10,
+            23 => 11,
+            _ => 12,
+        };
+        self.proto.ir_version = self.proto.ir_version.min(ir);
         Ok(true)
     }
 }
@@ -156,6 +170,7 @@ impl Lower<'_> {
             "Gelu" if self.since(20) => gelu(edit, node).map(|()| true),
             "RMSNormalization" if self.since(23) => rms_norm(edit, node).map(|()| true),
             "Swish" if self.since(24) => swish(edit, node).map(|()| true),
+            "Mod" if self.since(28) => modulo(edit, node).map(|()| false),
             "Pad" if self.since(18) => pad(edit, node).map(|()| false),
             "Split" if self.since(18) => split(edit, node).map(|()| false),
             "Resize" if self.since(18) => resize(edit, node).map(|()| false),
@@ -225,6 +240,15 @@ fn swish(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     let scaled = edit.op("Mul", &[&x, &alpha], &[]);
     let gate = edit.op("Sigmoid", &[&scaled], &[]);
     edit.make("Mul", &[&x, &gate], &[&y], &[]);
+    Ok(())
+}
+
+/// Floats have Python's remainder too since Mod-28.
+fn modulo(edit: &Editor<'_>, node: &NodeProto) -> Result<(), String> {
+    let floats = edit.facts().input(node, 0).elem.is_some_and(elem::is_float);
+    if floats && node.int("fmod", 0) == 0 {
+        return Err("the older opset divides floats with `fmod` alone".to_owned());
+    }
     Ok(())
 }
 

@@ -24,12 +24,14 @@ use super::attributes::{Attributes, graphs_mut};
 use super::editor::Editor;
 use super::facts::Facts;
 use super::graph::value_info;
+use super::parser::empty_axes;
 use super::simplify::Names;
 use super::{Model, OnnxError};
 use crate::tensor::DType;
 pub(super) use activations::mish;
 pub use integers::{GUARD_LIMIT, Guard};
 pub(super) use layers::group_norm;
+pub(super) use resize::nearest;
 
 /// What to do about what the reference does not compute.
 const HINT: &str = "\n  hint: the embedded reference (rten) does not compute this; ONNX Runtime does: scripts/setup-onnxruntime.sh brings it";
@@ -130,6 +132,7 @@ fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
         "Pow" => arithmetic::power(edit, node),
         "IsInf" => arithmetic::is_infinite(edit, node),
         "ReduceMean" | "ReduceMax" | "ReduceMin" => arithmetic::reduce(edit, node),
+        "ReduceL2" => empty_axes(edit, node, "Abs"),
         "Softplus" => activations::softplus(edit, node),
         "Mish" => activations::mish(edit, node),
         "Celu" => activations::celu(edit, node),

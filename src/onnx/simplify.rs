@@ -50,17 +50,21 @@ impl Names {
 
 /// Simplifies a model in place; tells whether anything changed.
 pub(super) fn simplify(model: &mut ModelProto, opset: i64) -> bool {
-    let old = model.ir_version < 4;
     let Some(graph) = model.graph.as_mut().filter(|graph| named_once(graph, &mut HashSet::new())) else { return false };
     let mut pass = Pass { names: Names::of(graph), opset };
     let changed = pass.graph(graph, None);
-    if changed && old {
-        // Before version 4 every constant was an input too, which those made here are not.
-        let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
-        graph.input.retain(|input| !constants.contains(input.name.as_str()));
-        model.ir_version = 4;
+    if changed {
+        detach_constants(model);
     }
     changed
+}
+
+/// Has constants be constants alone: before version 4 every one was an input too, which those made here are not.
+pub(super) fn detach_constants(model: &mut ModelProto) {
+    let Some(graph) = model.graph.as_mut().filter(|_| model.ir_version < 4) else { return };
+    let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
+    graph.input.retain(|input| !constants.contains(input.name.as_str()));
+    model.ir_version = 4;
 }
 
 /// Whether every tensor has a name of its own, in its graph and those around it ("Names Within a Graph", ONNX's IR): names
@@ -129,7 +133,7 @@ impl Pass {
                 continue;
             }
             let is_read = |name: &str| read.contains(name) || results.contains(name);
-            if passes_on(&node, &facts, self.opset, &is_read) {
+            if passes_on(&node, &facts, &is_read) {
                 changed |= node.op_type != "Identity";
                 if let (Some(from), Some(to)) = (node.input.first(), node.output.first())
                     && !results.contains(to)
@@ -216,22 +220,27 @@ fn is_sound(branch: &GraphProto, facts: &Facts<'_>) -> bool {
 }
 
 /// Whether a node only hands on its first input.
-fn passes_on(node: &NodeProto, facts: &Facts<'_>, opset: i64, is_read: &dyn Fn(&str) -> bool) -> bool {
+fn passes_on(node: &NodeProto, facts: &Facts<'_>, is_read: &dyn Fn(&str) -> bool) -> bool {
     if !node.is_standard() || input(node, 0).is_none() || !has_output(node, 0) {
         return false;
     }
     match node.op_type.as_str() {
         "Identity" => true,
         "Dropout" => {
-            // Training was an attribute, then nothing, then an input (Dropout-6, -7, -12).
-            let inference = match opset {
-                ..=6 => node.int("is_test", 0) != 0,
-                7..=11 => true,
-                _ => input(node, 2).is_none() || facts.input(node, 2).ints().is_some_and(|flags| flags == [0]),
-            };
-            inference && !node.output.get(1).is_some_and(|mask| !mask.is_empty() && is_read(mask))
+            let read = node.output.get(1).is_some_and(|mask| !mask.is_empty() && is_read(mask));
+            at_inference(node, facts) && !read
         }
         _ => false,
+    }
+}
+
+/// Whether a Dropout certainly drops nothing.
+pub(super) fn at_inference(node: &NodeProto, facts: &Facts<'_>) -> bool {
+    // Training was an attribute, then nothing, then an input (Dropout-6, -7, -12).
+    match facts.opset() {
+        ..=6 => node.int("is_test", 0) != 0,
+        7..=11 => true,
+        _ => input(node, 2).is_none() || facts.input(node, 2).ints().is_some_and(|flags| flags == [0]),
     }
 }
 

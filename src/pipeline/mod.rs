@@ -23,7 +23,8 @@ use anyhow::{Context as _, bail};
 use crate::artifact::{StagedDirectory, about, cache_dir, is_same_file, sha256_file, sweep};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
-use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version, plan};
+use crate::backend::tensorrt::source::{Wish, ready};
+use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, TensorRt, Version, plan};
 use crate::fetch::{Fetcher, Lock};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest, VerifyRecord};
 use crate::memory::{self, Memory};
@@ -125,20 +126,14 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
     }
     let tensorrt = TensorRt::open()?;
-    model.name_nameless();
-    if let Some(quantised) = model.quantised(plan.build.precision != Precision::Fp32).filter(|_| !context.force) {
-        bail!(BackendError::Build(format!("{}: {quantised}", model.path().display())));
-    }
-    settings::give_values(plan, &mut model)?;
-    model.spell_out();
-    let profile = settings::resolve_shapes(plan, size, &mut model)?;
     let place = sources.first().map_or(Path::new(&plan.name), PathBuf::as_path);
-    vision::check(&model, place, (classifier.as_ref(), yolo.as_ref()))?;
-    let lean = precision::lean(&model, tensorrt.version.newest_opset(), context.force)?;
-    let built = lean.as_ref().unwrap_or(&model);
-    if let Some(complaint) = built.complaint(tensorrt.version.newest_opset()).filter(|_| !context.force) {
-        bail!(BackendError::Build(format!("{}: {complaint}; or try with --force", model.path().display())));
-    }
+    let wish = Wish { half: plan.build.precision != Precision::Fp32, force: Some(context.force) };
+    let (profile, lean) = ready(&mut model, tensorrt.version, wish, |model| -> anyhow::Result<Vec<ShapeRange>> {
+        settings::give_values(plan, model)?;
+        let profile = settings::resolve_shapes(plan, size, model)?;
+        vision::check(model, place, (classifier.as_ref(), yolo.as_ref()))?;
+        Ok(profile)
+    })?;
     let own_inputs = tries::own_inputs(plan, &model)?;
     let options = settings::builder_options(plan, tensorrt.version, profile)?;
     let memory = memory::build_estimate(model.summary()?.parameter_bytes, options.workspace_bytes);

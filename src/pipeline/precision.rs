@@ -5,13 +5,10 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
-
 use super::{Context, MODEL, Prepared, attempt, settings};
 use crate::artifact::about;
-use crate::backend::BackendError;
-use crate::backend::tensorrt::BuildOptions;
-use crate::onnx::{Half, Model};
+use crate::backend::tensorrt::{self, BuildOptions};
+use crate::onnx::Half;
 use crate::progress::Event;
 use crate::recipe::Precision;
 use crate::tensor::DType;
@@ -44,23 +41,6 @@ pub(super) fn source(prepared: &Prepared, staged: &Path, full: &[String]) -> any
     Ok((options, floats(prepared, staged)?))
 }
 
-/// The model as TensorRT gets it: without what needs no computing, in an opset its parser knows. `None` where it is that
-/// already. The judge reads the model as it came, so what is wrong here is found.
-pub(super) fn lean(model: &Model, newest: i64, force: bool) -> anyhow::Result<Option<Model>> {
-    let mut lean = model.clone();
-    let mut changed = lean.simplify();
-    if lean.opset() > newest {
-        let mut older = lean.clone();
-        match older.to_opset(newest) {
-            Ok(_) => (lean, changed) = (older, true),
-            // It is tried as it is.
-            Err(_) if force => {}
-            Err(error) => bail!(BackendError::Build(error.to_string())),
-        }
-    }
-    Ok(changed.then_some(lean))
-}
-
 /// The file of the float32 model that is built from.
 fn floats(prepared: &Prepared, staged: &Path) -> anyhow::Result<PathBuf> {
     let Some(lean) = &prepared.lean else { return Ok(staged.join(MODEL)) };
@@ -71,7 +51,7 @@ fn floats(prepared: &Prepared, staged: &Path) -> anyhow::Result<PathBuf> {
         // Data files have the names that they were staged under.
         let mut staged_model = prepared.model.clone();
         staged_model.flatten_external();
-        let lean = self::lean(&staged_model, prepared.tensorrt.newest_opset(), true)?;
+        let lean = tensorrt::source::lean(&staged_model, prepared.tensorrt, true)?;
         lean.as_ref().unwrap_or(&staged_model).to_bytes()?
     };
     fs::write(&path, bytes).map_err(about(&path))?;

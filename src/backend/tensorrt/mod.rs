@@ -1,8 +1,8 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
 //! `library.rs` finds the libraries, `shim.rs` the code compiled against the headers of one of them (`cpp/`), `device.rs` the
-//! GPU, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's. Where no shim fits a library,
-//! [`TensorRt::open`] says which there are.
+//! GPU, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's, `source.rs` what a model is before TensorRT
+//! sees it. Where no shim fits a library, [`TensorRt::open`] says which there are.
 
 pub mod device;
 mod engine;
@@ -12,6 +12,7 @@ mod observer;
 pub mod plan;
 mod session;
 pub mod shim;
+pub mod source;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 pub use engine::{Engine, KernelCache};
 
 use super::{Backend, BackendError, BackendInfo, Session};
+use crate::onnx::{Model, Parser};
 use crate::progress::Progress;
 use observer::BuildObserver;
 use shim::Shim;
@@ -46,13 +48,15 @@ pub struct Version {
 }
 
 impl Version {
-    /// Newest ONNX opset the parser is documented for (onnx-tensorrt, docs/operators.md of each release).
-    pub fn newest_opset(self) -> i64 {
-        match (self.family, self.major, self.minor) {
+    /// What matters of the parser that comes with it: the newest ONNX opset it is documented for (onnx-tensorrt,
+    /// docs/operators.md of each release), and whether it is RTX's.
+    pub fn parser(self) -> Parser {
+        let newest = match (self.family, self.major, self.minor) {
             (Family::Enterprise, ..=8, _) => 17,
             (Family::Enterprise, 9, _) | (Family::Enterprise, 10, ..=14) => 20,
             _ => 24,
-        }
+        };
+        Parser { newest, rtx: (self.family == Family::Rtx).then_some((self.major, self.minor)) }
     }
 }
 
@@ -251,9 +255,13 @@ impl Backend for TensorRt {
     }
 
     fn open(&self, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.to_string()))?;
+        let wish = source::Wish { half: false, force: None };
+        let ((), lean) = source::ready(&mut model, self.version, wish, |_| Ok::<(), BackendError>(()))?;
         let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
-        let progress = Arc::new(crate::progress::Silent);
-        let built = self.build(onnx, &options, &[], progress, Arc::default())?;
+        let built = source::with_file(lean.as_ref().unwrap_or(&model), |file| {
+            self.build(file, &options, &[], Arc::new(crate::progress::Silent), Arc::default())
+        })?;
         self.load(built.bytes(), false)
     }
 }

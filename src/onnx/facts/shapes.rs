@@ -223,11 +223,15 @@ fn windows(node: &NodeProto, spatial: &[Option<i64>], kernel: &[i64]) -> Option<
             _ => of("pads", at, 0)?.checked_add(of("pads", at + spatial.len(), 0)?)?,
         };
         let room = size.checked_add(pads)?.checked_sub(reach).filter(|room| *room >= 0)?;
-        // With ceil_mode the last window may be dropped again: only what divides is certain.
-        if node.int("ceil_mode", 0) != 0 && room % stride != 0 {
-            return None;
+        if node.int("ceil_mode", 0) == 0 {
+            return (room / stride).checked_add(1);
         }
-        (room / stride).checked_add(1)
+        // A last window that would begin behind the input and the padding before it is none (MaxPool-22, and onnxruntime in
+        // every opset).
+        let steps = room.checked_add(stride - 1)? / stride;
+        let begin = if auto == "VALID" { 0 } else { of("pads", at, 0)? };
+        let dropped = steps.checked_mul(stride)? >= size.checked_add(begin)?;
+        steps.checked_add(i64::from(!dropped))
     };
     Some(spatial.iter().zip(kernel).enumerate().map(|(at, (dim, kernel))| size(at, (*dim)?, *kernel)).collect())
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::onnx::{GraphBuilder, Model};
+use crate::onnx::{Attribute, GraphBuilder, Model};
 use crate::tensor::{DType, Tensor};
 
 fn model(opset: i64, build: impl FnOnce(&mut GraphBuilder)) -> Model {
@@ -39,9 +39,21 @@ fn newer_forms_are_written_as_older_ones() {
 }
 
 #[test]
+fn opsets_that_only_add_are_renumbered() {
+    let mut newest = model(28, |g| {
+        let attributes: [(&str, Attribute); 2] = [("blocksize", 2.into()), ("mode", "DCR".into())];
+        g.node_named("SpaceToDepth", &["x"], &["y"], &attributes);
+    });
+    newest.proto.ir_version = 14;
+    assert!(newest.to_opset(24).unwrap());
+    assert_eq!((newest.opset(), newest.proto.ir_version), (24, 12));
+    assert_eq!(newest.proto.graph.node[0].attribute.len(), 1, "the usual mode needs no saying");
+}
+
+#[test]
 fn what_has_no_older_form_is_refused_by_name() {
     type Build = fn(&mut GraphBuilder);
-    let refused: [(i64, Build, &str); 4] = [
+    let refused: [(i64, Build, &str); 6] = [
         (
             18,
             |g| g.node_named("Col2Im", &["x"], &["y"], &[]),
@@ -53,7 +65,17 @@ fn what_has_no_older_form_is_refused_by_name() {
             |g| g.node_named("Resize", &["x", "", "x"], &["y"], &[("antialias", 1.into())]),
             "node 'Resize_0' (Resize): opset 17 has no antialias",
         ),
-        (26, |g| g.node_named("Relu", &["x"], &["y"], &[]), "opset 26 is newer than this TensorRT's parser knows (17)"),
+        (
+            28,
+            |g| g.node_named("SpaceToDepth", &["x"], &["y"], &[("blocksize", 2.into()), ("mode", "CRD".into())]),
+            "node 'SpaceToDepth_0' (SpaceToDepth): opset 17 has no mode",
+        ),
+        (
+            28,
+            |g| g.node_named("Mod", &["x", "x"], &["y"], &[]),
+            "(Mod): the older opset divides floats with `fmod` alone",
+        ),
+        (29, |g| g.node_named("Relu", &["x"], &["y"], &[]), "opset 29 is newer than this TensorRT's parser knows (17)"),
     ];
     for (opset, build, wanted) in refused {
         let error = model(opset, build).to_opset(17).unwrap_err().to_string();

@@ -7,7 +7,7 @@ use crate::onnx::attributes::{Attributes, has_output, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::layout::resolve;
 
-/// At inference its input and, if asked for, a mask of all that stays. Without a mask it is gone already.
+/// At inference its input and, if asked for, its mask. Without a mask it is gone already.
 pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let opset = edit.facts().opset();
@@ -26,7 +26,8 @@ pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
         }
         let mask = output(node, 1)?;
         let shape = edit.shape(&x);
-        let kept = edit.truth(true);
+        // Before opset 12 ONNX does not say what it is at inference; onnxruntime's is all false.
+        let kept = edit.truth(opset >= 12);
         edit.make("Expand", &[&kept, &shape], &[&mask], &[]);
     }
     Ok(Done::Replaced)

@@ -2,6 +2,8 @@
 //! other axes than the last two. All of it is separable, so what rten does not do becomes a matrix (or a list of places) for
 //! each axis, as far as sizes are known.
 
+pub(in crate::onnx) mod nearest;
+
 use onnx_protobuf::NodeProto;
 
 use super::{Done, Outcome};

@@ -374,10 +374,30 @@ def contributed(c):
     c.op("rotary", "RotaryEmbedding", {"x": c.normal(1, 3, 8), "p": np.array([[0, 1, 2]]), "c": c.normal(5, 2), "s": c.normal(5, 2)}, {"num_heads": 2}, domain=domain)
 
 
+def parser_readings(c):
+    """What TensorRT's parser reads otherwise than ONNX, beyond ONNX's own node tests."""
+    x, signed = c.normal(1, 3, 9, 7), c.normal(2, 3)
+    for opset in (11, 17):
+        kind = {"kernel_shape": [3, 3], "strides": [3, 4], "pads": [0, 1, 1, 2], "ceil_mode": 1, "count_include_pad": 1}
+        c.op(f"average_pool_ceil_{opset}", "AveragePool", {"x": x}, kind, opset=opset)
+    c.op("max_pool_ceil_1d", "MaxPool", {"x": c.normal(1, 2, 8)}, {"kernel_shape": [2], "strides": [3], "pads": [1, 1], "ceil_mode": 1}, opset=12)
+    for op in ("L1", "L2", "SumSquare"):
+        c.op(f"Reduce{op}_signed", f"Reduce{op}", {"x": signed}, {"noop_with_empty_axes": 1}, opset=18)
+    c.op("dropout_10_2", "Dropout", {"x": signed}, opset=10, outputs=2)
+    c.op("dropout_nan", "Dropout", {"x": floats(np.nan, 1)}, opset=13, outputs=2)
+    c.op("triu_batch", "Trilu", {"x": c.normal(2, 3, 4), "k": scalar(1, np.int64)}, constants=["k"])
+    for op in ("GreaterOrEqual", "LessOrEqual"):
+        c.op(f"{op}_nan", op, {"a": np.array([[np.nan, 1, 2], [3, np.nan, 0]], np.float32), "b": floats(1, np.nan, 2)})
+    for kind in ("half_pixel", "asymmetric"):
+        for mode in ("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"):
+            attributes = {"mode": "nearest", "coordinate_transformation_mode": kind, "nearest_mode": mode}
+            c.op(f"resize_long_{kind}_{mode}", "Resize", {"x": c.normal(1, 1, 40, 30), "roi": None, "s": floats(1, 1, 1.7, 3)}, attributes, ["s"], 13)
+
+
 def main():
     folder = pathlib.Path(sys.argv[1])
     compared = Compared(folder)
-    for group in (windows, reductions, elementwise, products, resizes, recurrent, boxes, layouts, normalisations, contributed):
+    for group in (windows, reductions, elementwise, products, resizes, recurrent, boxes, layouts, normalisations, contributed, parser_readings):
         group(compared)
     cases = compared.cases + list(node_tests(folder))
     (folder / "cases.json").write_text(json.dumps(cases))

@@ -1,7 +1,8 @@
 """Whether rewritten graphs compute what they did, in onnxruntime: compare.py FOLDER FILE
 
-FOLDER is what cases.py wrote, FILE the name beside each model.onnx. Where onnxruntime does not compute the original rightly
-either, or at all, there is nothing to compare. Prints what differs; exits with 1 if anything does."""
+FOLDER is what cases.py wrote, FILE the name beside each model.onnx. Where onnxruntime computes neither, or not even the original
+rightly, there is nothing to compare; where it computes the rewritten graph alone, the expected outputs judge. Prints what
+differs; exits with 1 if anything does."""
 
 import json
 import pathlib
@@ -16,7 +17,7 @@ folder, file = pathlib.Path(sys.argv[1]), sys.argv[2]
 
 
 def differs(path, case):
-    """What is wrong with a model's outputs, or None."""
+    """What is wrong with a model's outputs, or None; and whether it computes any."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = 1
@@ -27,16 +28,16 @@ def differs(path, case):
         given = [value.name for value in onnx.load(path.parent / "model.onnx").graph.input]
         found = session.run(None, {name: value for name, value in zip(given, inputs) if name in names})
     except Exception as error:
-        return str(error)[:300]
+        return str(error)[:300], False
     for at, have in enumerate(found):
         want = np.load(path.parent / f"out_{at}.npy")
         if (have.dtype, have.shape) != (want.dtype, want.shape):
-            return f"output {at} is {have.dtype}{have.shape}, was {want.dtype}{want.shape}"
+            return f"output {at} is {have.dtype}{have.shape}, was {want.dtype}{want.shape}", True
         half = want.dtype == np.float16
         close = np.allclose(have.astype(float), want.astype(float), rtol=1e-2 if half else 1e-3, atol=1e-2 if half else 1e-5, equal_nan=True)
         if not close:
-            return f"output {at} differs"
-    return None
+            return f"output {at} differs", True
+    return None, True
 
 
 def of_other_types(what):
@@ -49,10 +50,14 @@ for case in json.loads((folder / "cases.json").read_text()):
     path = folder / case["group"] / case["name"] / file
     if not path.exists():
         continue
-    what = differs(path, case)
+    what, computed = differs(path, case)
     if what is None:
         counts["same"] += 1
-    elif of_other_types(what) or differs(path.with_name("model.onnx"), case) is not None:
+        continue
+    before, computed_before = differs(path.with_name("model.onnx"), case)
+    # An original that onnxruntime does not take at all (`layout` of LSTM) is no excuse for other outputs.
+    excused = before is not None and (computed_before or not computed)
+    if of_other_types(what) or excused:
         counts["not comparable"] += 1
     else:
         wrong.append(f"{case['group']}/{case['name']}: {what}")

@@ -1,0 +1,139 @@
+//! What TensorRT is given of a model: the same for a build and for an ONNX file that is opened as it is, so that what is
+//! tested on the one holds for the other.
+
+use std::path::Path;
+
+use super::Version;
+use crate::backend::BackendError;
+use crate::onnx::Model;
+
+/// How a model is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wish {
+    /// In half precision.
+    pub half: bool,
+    /// Also where something is known to be computed wrongly; `None` where nobody can ask for that.
+    pub force: Option<bool>,
+}
+
+impl Wish {
+    fn forced(self) -> bool {
+        self.force == Some(true)
+    }
+}
+
+/// Makes a model ready for TensorRT, or says by name what it would not compute as the model says. `fix` gives shapes and
+/// values where they are not the file's own. What is built from, where that is not the model itself, comes back beside what
+/// `fix` returned.
+pub fn ready<T, E: From<BackendError>>(
+    model: &mut Model,
+    version: Version,
+    wish: Wish,
+    fix: impl FnOnce(&mut Model) -> Result<T, E>,
+) -> Result<(T, Option<Model>), E> {
+    model.name_nameless();
+    if let Some(quantised) = model.quantised(wish.half).filter(|_| !wish.forced()) {
+        return Err(refused(model, &quantised).into());
+    }
+    let fixed = fix(model)?;
+    model.spell_out();
+    let lean = lean(model, version, wish.forced())?;
+    let built = lean.as_ref().unwrap_or(&*model);
+    if let Some(complaint) = built.complaint(version.parser()).filter(|_| !wish.forced()) {
+        let or = if wish.force.is_some() { "; or try with --force" } else { "" };
+        return Err(refused(model, &format!("{complaint}{or}")).into());
+    }
+    Ok((fixed, lean))
+}
+
+fn refused(model: &Model, why: &str) -> BackendError {
+    BackendError::Build(format!("{}: {why}", model.path().display()))
+}
+
+/// The model as TensorRT gets it: without what needs no computing, written so that its parser reads it rightly, in an opset
+/// that it knows. `None` where it is that already. The judge reads the model as it came, so what is wrong here is found.
+pub fn lean(model: &Model, version: Version, force: bool) -> Result<Option<Model>, BackendError> {
+    let newest = version.parser().newest;
+    let mut lean = model.clone();
+    let mut changed = lean.simplify();
+    changed |= lean.prepare_for_tensorrt();
+    if lean.opset() > newest {
+        let mut older = lean.clone();
+        match older.to_opset(newest) {
+            Ok(_) => (lean, changed) = (older, true),
+            // It is tried as it is.
+            Err(_) if force => {}
+            Err(error) => return Err(BackendError::Build(error.to_string())),
+        }
+    }
+    Ok(changed.then_some(lean))
+}
+
+/// Writes a model beside the file it came from, where its external data are, or with the temporary files if it has none;
+/// `build` gets the place, and its errors are told as of the file itself and by the names of nodes.
+pub(super) fn with_file<T>(
+    model: &Model,
+    build: impl FnOnce(&Path) -> Result<T, BackendError>,
+) -> Result<T, BackendError> {
+    let beside = model.path().parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = if model.external_files().is_empty() { std::env::temp_dir() } else { beside.to_owned() };
+    let about = |error: String| BackendError::Build(format!("{}: {error}", folder.display()));
+    let bytes = model.to_bytes().map_err(|error| BackendError::Build(error.to_string()))?;
+    let file = tempfile::Builder::new().prefix(".watus-").suffix(".onnx").tempfile_in(&folder);
+    let file = file.map_err(|error| about(error.to_string()))?;
+    std::fs::write(file.path(), bytes).map_err(|error| about(error.to_string()))?;
+    let (written, own) = (file.path().to_string_lossy().into_owned(), model.path().to_string_lossy());
+    build(file.path()).map_err(|error| match error {
+        BackendError::Build(message) => BackendError::Build(model.name_nodes(&message.replace(&written, &own))),
+        other => other,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::tensorrt::Family;
+    use crate::onnx::GraphBuilder;
+    use crate::tensor::DType;
+
+    const RTX: Version = Version { family: Family::Rtx, major: 1, minor: 6, patch: 1 };
+
+    fn model(op: &str) -> Model {
+        let mut graph = GraphBuilder::new("g", 17);
+        graph.input("x", DType::Float32, &[Some(2), Some(2)]);
+        graph.node_named(op, &["x", "x", "x"], &["y"], &[]);
+        graph.output("y", DType::Float32, &[None, None]);
+        graph.finish(Path::new("g.onnx")).unwrap()
+    }
+
+    fn ready_for(op: &str, force: Option<bool>) -> Result<(u8, Option<Model>), BackendError> {
+        ready(&mut model(op), RTX, Wish { half: false, force }, |_| Ok::<u8, BackendError>(7))
+    }
+
+    #[test]
+    fn what_is_refused_says_what_to_do_and_whether_it_can_be_forced() {
+        let refused = |op: &str, force| ready_for(op, force).unwrap_err().to_string();
+        let told = refused("RoiAlign", Some(false));
+        assert!(told.starts_with("g.onnx: node 'RoiAlign_0' (RoiAlign): "), "{told}");
+        assert!(told.ends_with("; or try with --force"), "{told}");
+        assert!(!refused("RoiAlign", None).contains("--force"));
+        assert!(refused("QuantizeLinear", None).contains("it comes quantised"));
+        assert!(ready_for("RoiAlign", Some(true)).is_ok());
+    }
+
+    #[test]
+    fn a_copy_is_given_where_the_parser_would_misread_the_model() {
+        let (fixed, lean) = ready_for("Trilu", None).unwrap();
+        assert!(fixed == 7 && lean.is_some());
+        assert!(ready_for("Sum", None).unwrap().1.is_none());
+    }
+
+    #[test]
+    fn errors_are_of_the_file_that_was_named() {
+        let failed: Result<(), _> = with_file(&model("Relu"), |path| {
+            assert!(Model::load(path).is_ok());
+            Err(BackendError::Build(format!("cannot read {}: node #0", path.display())))
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "cannot read g.onnx: node 'Relu_0' (Relu)");
+    }
+}

@@ -1,0 +1,184 @@
+//! Graphs as TensorRT's parser reads them rightly.
+//!
+//! Some of what ONNX describes the parser takes for something else without a word: attributes that it does not know, or
+//! whose default it has otherwise, windows that begin in the padding, outputs of another type. What means the same to both is
+//! written here; what cannot be written is refused by `check`. Sources: onnx-tensorrt 10.1 (onnxOpImporters.cpp,
+//! importerUtils.cpp), and what engines of TensorRT-RTX 1.6.1 answered to ONNX's own node tests. `tests/node_tests.rs`
+//! compares the two in onnxruntime.
+
+pub(super) mod pooling;
+
+use std::cell::RefCell;
+
+use onnx_protobuf::{GraphProto, NodeProto};
+
+use super::Model;
+use super::attributes::{Attributes, graphs_mut, has_output, input};
+use super::editor::{Editor, output, set, unset, wanted};
+use super::facts::{Facts, elem, layout};
+use super::graph::Attribute;
+use super::reference::{Done, Outcome, nearest};
+use super::simplify::{Names, at_inference, detach_constants};
+
+impl Model {
+    /// Writes what TensorRT's parser would take for something else in a way that it reads rightly; tells whether there was
+    /// any.
+    pub fn prepare_for_tensorrt(&mut self) -> bool {
+        let opset = self.opset();
+        let Some(graph) = self.proto.graph.as_mut() else { return false };
+        let names = RefCell::new(Names::of(graph));
+        let changed = Work { names: &names, opset }.graph(graph, None);
+        if changed {
+            detach_constants(&mut self.proto);
+        }
+        changed
+    }
+}
+
+struct Work<'w> {
+    names: &'w RefCell<Names>,
+    opset: i64,
+}
+
+impl Work<'_> {
+    fn graph(&self, graph: &mut GraphProto, outer: Option<&Facts<'_>>) -> bool {
+        let nodes = std::mem::take(&mut graph.node);
+        let mut edit = Editor::new(Facts::new(graph, outer, self.opset), self.names);
+        let mut changed = false;
+        for mut node in nodes {
+            for inner in graphs_mut(&mut node) {
+                changed |= self.graph(inner, Some(edit.facts()));
+            }
+            edit.start(&node);
+            // A node without its inputs is no valid one, which the parser says.
+            let done = rewrite(&mut edit, &mut node).unwrap_or(Done::Kept);
+            changed |= done != Done::Kept;
+            if done != Done::Replaced {
+                edit.push(node);
+            }
+        }
+        let (nodes, constants) = edit.finish();
+        graph.node = nodes;
+        graph.initializer.extend(constants);
+        changed
+    }
+}
+
+/// Writes a node otherwise, where the parser would not read it rightly.
+fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+    if !node.is_standard() {
+        return Ok(Done::Kept);
+    }
+    match node.op_type.as_str() {
+        "Trilu" => trilu(node),
+        "RNN" | "LSTM" | "GRU" if node.int("layout", 0) != 0 => batch_first(edit, node),
+        "ReduceLogSum" => empty_axes(edit, node, "Log"),
+        "ReduceL1" | "ReduceL2" => empty_axes(edit, node, "Abs"),
+        "ReduceSumSquare" => empty_axes(edit, node, "Mul"),
+        "GreaterOrEqual" => greater_or_equal(edit, node),
+        "Dropout" => mask(edit, node),
+        "MaxPool" | "AveragePool" => pooling::write(edit, node),
+        "Resize" => nearest::write(edit, node),
+        _ => Ok(Done::Kept),
+    }
+}
+
+/// The parser's `upper` is 0 where there is none, ONNX's is 1.
+fn trilu(node: &mut NodeProto) -> Outcome {
+    if node.get("upper").is_some() {
+        return Ok(Done::Kept);
+    }
+    set(node, "upper", 1_i64);
+    Ok(Done::Changed)
+}
+
+/// The parser knows no `layout` (1: the batch comes first): what goes in and what comes out is transposed.
+fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+    // The sequence, and the states before it.
+    for index in [0, 5, 6] {
+        let Some(name) = input(node, index).map(str::to_owned) else { continue };
+        let swapped = edit.op("Transpose", &[&name], &[("perm", [1, 0, 2].into())]);
+        if let Some(slot) = node.input.get_mut(index) {
+            *slot = swapped;
+        }
+    }
+    unset(node, "layout");
+    let mut results = Vec::new();
+    for (index, name) in node.output.iter_mut().enumerate().filter(|(_, name)| !name.is_empty()) {
+        let made = edit.fresh("sequence_first");
+        results.push((index, made.clone(), std::mem::replace(name, made)));
+    }
+    edit.push(std::mem::take(node));
+    for (index, made, result) in results {
+        // Y is [sequence, directions, batch, hidden], the last states [directions, batch, hidden].
+        let perm: Attribute = if index == 0 { [2, 0, 1, 3].into() } else { [1, 0, 2].into() };
+        edit.make("Transpose", &[&made], &[&result], &[("perm", perm)]);
+    }
+    Ok(Done::Replaced)
+}
+
+/// A reduction over no axes (`noop_with_empty_axes`) leaves every element by itself, but still takes its logarithm, amount
+/// or square; the parser hands it on as it is, and rten ReduceL2's.
+pub(super) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> Outcome {
+    if node.int("noop_with_empty_axes", 0) == 0 {
+        return Ok(Done::Kept);
+    }
+    let (x, y) = (wanted(node, 0)?, output(node, 0)?);
+    let inputs = [edit.facts().input(node, 0), edit.facts().input(node, 1)];
+    let empty = match layout::axes(node, &inputs) {
+        layout::Axes::Missing => true,
+        layout::Axes::Known(axes) => axes.is_empty(),
+        layout::Axes::Unknown => false,
+    };
+    // There is no logarithm of integers.
+    if !empty || op == "Log" && edit.facts().get(&x).elem.is_some_and(|elem| !elem::is_float(elem)) {
+        return Ok(Done::Kept);
+    }
+    match op {
+        "Mul" => edit.make(op, &[&x, &x], &[&y], &[]),
+        _ => edit.make(op, &[&x], &[&y], &[]),
+    }
+    Ok(Done::Replaced)
+}
+
+/// TensorRT-RTX 1.6.1 compiles a GreaterOrEqual of [3, 4, 5] and [5] without end, and what ONNX defines it by in a moment.
+fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+    let (a, b, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
+    let (left, right) = (edit.facts().get(&a), edit.facts().get(&b));
+    if left.count().is_some() && left.shape == right.shape {
+        return Ok(Done::Kept);
+    }
+    let greater = edit.op("Greater", &[&a, &b], &[]);
+    let equal = edit.op("Equal", &[&a, &b], &[]);
+    edit.make("Or", &[&greater, &equal], &[&y], &[]);
+    Ok(Done::Replaced)
+}
+
+/// The mask of a Dropout that drops nothing: the parser compares the input with itself, which is not true of NaN, and makes
+/// truth values also where they are to be floats (before opset 10). It is all false up to opset 11, as onnxruntime has it, and
+/// all true from then on.
+fn mask(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+    let opset = edit.facts().opset();
+    if opset < 7 || !has_output(node, 1) || !at_inference(node, edit.facts()) {
+        return Ok(Done::Kept);
+    }
+    let (x, y, mask) = (wanted(node, 0)?, output(node, 0)?, output(node, 1)?);
+    let type_of_x = edit.facts().get(&x).elem;
+    match (opset, type_of_x) {
+        (..=9, Some(elem)) => {
+            let never = edit.op("Less", &[&x, &x], &[]);
+            edit.make("Cast", &[&never], &[&mask], &[("to", i64::from(elem).into())]);
+        }
+        (..=9, None) => return Ok(Done::Kept),
+        (10 | 11, _) => edit.make("Less", &[&x, &x], &[&mask], &[]),
+        _ => {
+            let never = edit.op("Less", &[&x, &x], &[]);
+            edit.make("Not", &[&never], &[&mask], &[]);
+        }
+    }
+    edit.make("Identity", &[&x], &[&y], &[]);
+    Ok(Done::Replaced)
+}
+
+#[cfg(test)]
+mod tests;
