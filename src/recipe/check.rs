@@ -5,9 +5,8 @@ use std::ops::RangeInclusive;
 
 use super::onnx::{InputValue, OnnxRecipe};
 use super::package::{is_package_name, is_package_version};
-use super::schema::{
-    Build, ClassifierRecipe, InputRange, InputShape, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe,
-};
+use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
+use super::shape::{InputRange, InputShape};
 use super::{Document, RecipeError};
 use crate::address;
 use crate::artifact::{is_contained, is_sha256};

@@ -8,6 +8,7 @@ mod onnx;
 mod package;
 mod plan;
 mod schema;
+mod shape;
 mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use onnx::{InputValue, OnnxRecipe};
 pub use package::{is_package_name, is_package_version};
 pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};
 pub use schema::*;
+pub use shape::{InputRange, InputShape};
 pub(crate) use yaml::danger as yaml_danger;
 
 /// Recipes are a page of text; anything longer is not one.

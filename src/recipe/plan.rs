@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::onnx::InputValue;
-use super::schema::{Build, InputShape, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
+use super::schema::{Build, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
+use super::shape::InputShape;
 use crate::checkpoint::PartName;
 use crate::vision::{ClassifierOutput, Preprocess};
 

@@ -45,10 +45,13 @@ def of_other_types(what):
     return "Type Error" in what or "NOT_IMPLEMENTED" in what
 
 
+# Nobody's random numbers are another's.
+RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+
 counts, wrong = {"same": 0, "not comparable": 0}, []
 for case in json.loads((folder / "cases.json").read_text()):
     path = folder / case["group"] / case["name"] / file
-    if not path.exists():
+    if not path.exists() or RANDOM & set(case["operators"]):
         continue
     what, computed = differs(path, case)
     if what is None:
