@@ -6,7 +6,6 @@ use std::ops::RangeInclusive;
 use super::onnx::{InputValue, OnnxRecipe};
 use super::package::{is_package_name, is_package_version};
 use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
-use super::shape::{InputRange, InputShape};
 use super::{Document, RecipeError};
 use crate::address;
 use crate::artifact::{is_contained, is_sha256};
@@ -16,8 +15,6 @@ type Checked = Result<(), RecipeError>;
 
 /// Larger batches would only overflow later.
 const BATCH_LIMIT: f64 = 65_536.0;
-/// Elements of an input: 16 GiB of float32.
-const ELEMENTS_LIMIT: u64 = 1 << 32;
 /// Numbers an input is given in a recipe.
 const VALUES_LIMIT: usize = 65_536;
 /// Own inputs of a proof.
@@ -210,53 +207,9 @@ fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
         }
     }
     for (name, shape) in build.shapes.iter().flatten() {
-        match shape {
-            InputShape::Fixed(dims) => shape_limits(name, dims),
-            InputShape::Range(_) if kind != Kind::Onnx => Err((
-                format!("a range of shapes for `{name}` is for the kind onnx"),
-                Some("pictures have one size, and `max_batch` says how many come at once"),
-            )),
-            InputShape::Range(range) => range_limits(name, range),
-        }
-        .or_else(|(message, hint)| at("shapes", &message, hint))?;
+        shape.check(name, kind == Kind::Onnx).or_else(|(message, hint)| at("shapes", &message, hint))?;
     }
     Ok(())
-}
-
-/// What is wrong with a value, and what to do.
-type Complaint = (String, Option<&'static str>);
-
-fn shape_limits(name: &str, dims: &[u32]) -> Result<(), Complaint> {
-    if dims.is_empty() || dims.contains(&0) {
-        return Err((format!("the shape of `{name}` has no elements"), None));
-    }
-    let elements = dims.iter().try_fold(1u64, |count, dim| count.checked_mul(u64::from(*dim)));
-    if dims.len() > 8 || elements.is_none_or(|elements| elements > ELEMENTS_LIMIT) {
-        return Err((format!("the shape of `{name}` has more than 8 dimensions or {ELEMENTS_LIMIT} elements"), None));
-    }
-    Ok(())
-}
-
-fn range_limits(name: &str, InputRange { min, opt, max }: &InputRange) -> Result<(), Complaint> {
-    shape_limits(name, max)?;
-    if min.len() != max.len() || opt.len() != max.len() {
-        let counts = [min, opt, max].map(Vec::len);
-        return Err((
-            format!("min, opt and max of `{name}` have {counts:?} dimensions"),
-            Some("give all dimensions in each"),
-        ));
-    }
-    let ordered = |((least, tuned), most): ((&u32, &u32), &u32)| 0 < *least && least <= tuned && tuned <= most;
-    match min.iter().zip(opt).zip(max).position(|dims| !ordered(dims)) {
-        None => Ok(()),
-        Some(axis) => Err((
-            format!(
-                "dimension {axis} of `{name}`: min {} <= opt {} <= max {} does not hold",
-                min[axis], opt[axis], max[axis]
-            ),
-            Some("the least is 1"),
-        )),
-    }
 }
 
 fn verify(document: &Document, kind: Kind, verify: &Verify) -> Checked {

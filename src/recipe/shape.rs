@@ -7,6 +7,9 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
+/// Elements of an input: 16 GiB of float32.
+const ELEMENTS_LIMIT: u64 = 1 << 32;
+
 /// The shape of an input: one, or all between two.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
@@ -49,5 +52,55 @@ impl<'de> Deserialize<'de> for InputShape {
             }
         }
         deserializer.deserialize_any(Shape)
+    }
+}
+
+/// What is wrong with a value, and what to do.
+pub(super) type Complaint = (String, Option<&'static str>);
+
+impl InputShape {
+    /// What is wrong with the shape of input `name`, where `ranges` are allowed or not.
+    pub(super) fn check(&self, name: &str, ranges: bool) -> Result<(), Complaint> {
+        match self {
+            InputShape::Fixed(dims) => shape_limits(name, dims),
+            InputShape::Range(range) if ranges => range_limits(name, range),
+            InputShape::Range(_) => Err((
+                format!("a range of shapes for `{name}` is for the kind onnx"),
+                Some("pictures have one size, and `max_batch` says how many come at once"),
+            )),
+        }
+    }
+}
+
+fn shape_limits(name: &str, dims: &[u32]) -> Result<(), Complaint> {
+    if dims.is_empty() || dims.contains(&0) {
+        return Err((format!("the shape of `{name}` has no elements"), None));
+    }
+    let elements = dims.iter().try_fold(1u64, |count, dim| count.checked_mul(u64::from(*dim)));
+    if dims.len() > 8 || elements.is_none_or(|elements| elements > ELEMENTS_LIMIT) {
+        return Err((format!("the shape of `{name}` has more than 8 dimensions or {ELEMENTS_LIMIT} elements"), None));
+    }
+    Ok(())
+}
+
+fn range_limits(name: &str, InputRange { min, opt, max }: &InputRange) -> Result<(), Complaint> {
+    shape_limits(name, max)?;
+    if min.len() != max.len() || opt.len() != max.len() {
+        let counts = [min, opt, max].map(Vec::len);
+        return Err((
+            format!("min, opt and max of `{name}` have {counts:?} dimensions"),
+            Some("give all dimensions in each"),
+        ));
+    }
+    let ordered = |((least, tuned), most): ((&u32, &u32), &u32)| 0 < *least && least <= tuned && tuned <= most;
+    match min.iter().zip(opt).zip(max).position(|dims| !ordered(dims)) {
+        None => Ok(()),
+        Some(axis) => Err((
+            format!(
+                "dimension {axis} of `{name}`: min {} <= opt {} <= max {} does not hold",
+                min[axis], opt[axis], max[axis]
+            ),
+            Some("the least is 1"),
+        )),
     }
 }
