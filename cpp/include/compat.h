@@ -7,6 +7,7 @@
 
 #include <NvInfer.h>
 #include <NvOnnxParser.h>
+#include <dlfcn.h>
 
 #include <cstdint>
 #include <cstdlib>
@@ -160,6 +161,29 @@ inline void add_compute_capability(nvinfer1::IBuilderConfig& config, std::string
   (void)index;
   (void)total;
   unsupported("building for compute capability " + name + " instead of this machine's GPU");
+#endif
+}
+
+// TensorRT 8 and 9 also try the kernels of cuBLAS and cuDNN, by default, and give up where a library is not installed:
+// those sources are left out then. From 10 on they are off by default.
+inline void leave_out_missing_libraries(nvinfer1::IBuilderConfig& config) {
+#if WATUS_API < 1000 && !WATUS_RTX
+  auto const opens = [](char const* name) { return dlopen(name, RTLD_LAZY | RTLD_LOCAL) != nullptr; };
+  auto const without = [&](nvinfer1::TacticSource source) {
+    auto const bit = 1U << static_cast<uint32_t>(source);
+    config.setTacticSources(config.getTacticSources() & ~bit);
+  };
+  if (!opens("libcublas.so.11") && !opens("libcublas.so.12")) {
+    without(nvinfer1::TacticSource::kCUBLAS);
+  }
+  if (!opens("libcublasLt.so.11") && !opens("libcublasLt.so.12")) {
+    without(nvinfer1::TacticSource::kCUBLAS_LT);
+  }
+  if (!opens("libcudnn.so.8")) {
+    without(nvinfer1::TacticSource::kCUDNN);
+  }
+#else
+  (void)config;
 #endif
 }
 

@@ -96,6 +96,7 @@ void configure(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, Bu
   if (options.detailed_profiling) {
     config.setProfilingVerbosity(nvinfer1::ProfilingVerbosity::kDETAILED);
   }
+  compat::leave_out_missing_libraries(config);
   add_profile(builder, config, options);
 }
 

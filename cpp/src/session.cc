@@ -130,9 +130,7 @@ void Session::set_address(rust::Str name, size_t device_pointer) {
   }
 }
 
-int64_t Session::most_bytes(rust::Str name) const {
-  return parts_->context->getMaxOutputSize(to_string(name).c_str());
-}
+int64_t Session::most_bytes(rust::Str name) const { return parts_->context->getMaxOutputSize(to_string(name).c_str()); }
 
 void Session::give_room(rust::Str name, size_t device_pointer, uint64_t bytes) {
   set_address(name, device_pointer);
