@@ -1,9 +1,10 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
-//! `library.rs` finds the libraries, `ffi.rs` is the bridge to `cpp/`, `device.rs` the GPU, `session.rs` a loaded engine,
-//! `engine.rs` one whose memory is its user's. Without TensorRT's headers at compile time what needs the bridge is left out
+//! `library.rs` finds the libraries, `ffi.rs` is the bridge to `cpp/`, `device.rs` the GPU, `allocation.rs` its memory,
+//! `session.rs` a loaded engine, `engine.rs` one whose memory is its user's. Without TensorRT's headers at compile time what needs the bridge is left out
 //! or fails, and [`TensorRt::open`] says so.
 
+pub mod allocation;
 pub mod device;
 mod engine;
 #[cfg(watus_tensorrt)]
