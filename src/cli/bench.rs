@@ -14,6 +14,7 @@ use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
 use crate::bench::{self, LlmPlan, LlmReport, Report};
+use crate::llm::model::WEIGHTS;
 use crate::manifest::Manifest;
 use crate::onnx::Model;
 use crate::progress::Event;
@@ -194,7 +195,7 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     let progress = &*environment.progress;
     let manifest = session::load(path, args.verify, progress)?;
     let Some(record) = &manifest.llm else { return Ok(None) };
-    let files = record.weights.iter().map(|name| path.join(name)).collect();
+    let files = record.weights.iter().map(|name| path.join(WEIGHTS).join(name)).collect();
     // Opened before: a context is not what loading takes.
     let device = (args.backend != Choice::Cpu).then(|| Device::open().ok()).flatten();
     let used = move || device.as_ref().and_then(Device::used_memory);
