@@ -80,3 +80,36 @@ impl Staging {
         self.device.address()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::print_stderr)]
+mod tests {
+    use super::super::buffers::single_stream;
+    use super::*;
+    use crate::backend::tensorrt::device::Device;
+
+    /// A piece is not written again before it is copied, however fast it is filled.
+    #[test]
+    fn what_is_sent_arrives() {
+        const BYTES: usize = 1 << 20;
+        const COUNT: usize = 100;
+        let device = match Device::open() {
+            Ok(device) => device,
+            Err(error) => return eprintln!("SKIPPED what_is_sent_arrives: {error}"),
+        };
+        single_stream(&device.stream);
+        let mut staging = Staging::new(&device.stream, BYTES).unwrap();
+        let mut target = Buffer::unset(&device.stream, COUNT * BYTES, "a test").unwrap();
+        for at in 0..COUNT {
+            staging.room(BYTES).unwrap().fill(u8::try_from(at).unwrap());
+            staging.send_to(&mut target, at * BYTES, BYTES).unwrap();
+        }
+        let mut pinned = Pinned::new(&device.stream, COUNT * BYTES).unwrap();
+        target.download(&mut pinned, 0, COUNT * BYTES).unwrap();
+        for (at, piece) in pinned.bytes().unwrap().chunks_exact(BYTES).enumerate() {
+            assert!(piece.iter().all(|byte| usize::from(*byte) == at), "piece {at} was overwritten");
+        }
+        assert!(staging.room(BYTES + 1).is_err(), "more than a piece");
+        assert!(staging.send_to(&mut target, COUNT * BYTES - 1, 2).is_err(), "beyond the buffer");
+    }
+}

@@ -386,3 +386,30 @@ fn filled(have: usize, wanted: usize, what: &str) -> Result<(), BackendError> {
         false => Err(BackendError::Run(format!("a weight of {wanted} {what} has parts of {have}"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_have_every_row_once_and_are_read_as_they_lie() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama");
+        let paths: Vec<_> = ["config.json", "model.safetensors"].iter().map(|name| folder.join(name)).collect();
+        let checkpoint = Checkpoint::open(&paths).unwrap();
+        for name in checkpoint.names() {
+            let view = checkpoint.tensor(name).unwrap();
+            let row = view.columns() * plain(&view).unwrap().size();
+            for piece in [row, 3 * row, 70 * row + 1, PIECE] {
+                let mut read = Vec::new();
+                for rows in pieces(&view, piece) {
+                    assert!(!rows.is_empty() && rows.len() * row <= piece, "{name}: {rows:?} in {piece} bytes");
+                    assert_eq!(read.len(), rows.start * row, "{name}");
+                    let mut bytes = vec![0; rows.len() * row];
+                    checkpoint.files()[view.file].read(view.offset + rows.start * row, &mut bytes).unwrap();
+                    read.extend(bytes);
+                }
+                assert!(read == view.bytes, "{name} in pieces of {piece} bytes");
+            }
+        }
+    }
+}
