@@ -2,6 +2,8 @@
 
 use std::fs;
 
+pub mod page_cache;
+
 /// Bytes from /proc/meminfo and /proc/swaps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
@@ -42,6 +44,13 @@ impl Memory {
         }
         Some(memory)
     }
+}
+
+/// What can still be had of a device's memory, of which its driver calls `reported` free. An integrated device shares the
+/// machine's, and its driver counts what lies unused there: without the page cache, which Linux gives up when it is asked
+/// (ollama/ollama#12283).
+pub fn free_on_device(reported: Option<u64>, integrated: bool, machine: Option<Memory>) -> Option<u64> {
+    machine.filter(|_| integrated).map(|memory| memory.available).or(reported)
 }
 
 /// Resident memory of a builder process before any weights. TensorRT-RTX 1.6.1 takes 0.2 GB (ARCHITECTURE.md); TensorRT
@@ -87,5 +96,23 @@ mod tests {
         assert_eq!(memory.total, 31_316_948 * 1024);
         assert_eq!((memory.zram_swap, memory.disk_swap), (2000 * 1024, 1000 * 1024));
         assert_eq!(Memory::parse("nothing", ""), None);
+    }
+
+    #[test]
+    fn an_integrated_device_has_what_the_machine_has() {
+        // A Jetson after a large file was read: nearly all of it is page cache.
+        let meminfo = "MemTotal: 31316948 kB\nMemFree: 400000 kB\nMemAvailable: 28000000 kB\nCached: 27000000 kB\n";
+        let machine = Memory::parse(meminfo, "");
+        let available = 28_000_000 * 1024;
+        for (reported, integrated, machine, wanted) in [
+            (Some(400_000 * 1024), true, machine, Some(available)),
+            (None, true, machine, Some(available)),
+            (Some(80_000_000_000), false, machine, Some(80_000_000_000)),
+            (None, false, machine, None),
+            // No /proc/meminfo: the driver's word.
+            (Some(5), true, None, Some(5)),
+        ] {
+            assert_eq!(free_on_device(reported, integrated, machine), wanted, "{reported:?} {integrated}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use super::Latency;
+use super::{Latency, Loading};
 use crate::backend::{BackendError, BackendInfo};
 use crate::llm::{Executor, LlmError, MemoryUse, Rows, Step};
 
@@ -56,6 +56,9 @@ pub struct LlmReport {
     pub backend: BackendInfo,
     /// From nothing to ready, weights included.
     pub load_seconds: f64,
+    /// What it took meanwhile, at most; not in reports of earlier versions.
+    #[serde(default)]
+    pub loading: Loading,
     /// What it holds.
     pub memory: MemoryUse,
     /// Bytes a second, measured.
@@ -89,6 +92,7 @@ impl LlmReport {
             name: "m7b".to_owned(),
             backend: BackendInfo { name: "TensorRT".to_owned(), device: "GPU".to_owned() },
             load_seconds: 1.0,
+            loading: Loading::default(),
             memory: MemoryUse::default(),
             bandwidth: 1e12,
             prefill: prefill.iter().map(prompt).collect(),
@@ -108,7 +112,7 @@ pub fn measure_llm(
     name: &str,
     executor: &mut dyn Executor,
     plan: &LlmPlan,
-    load_seconds: f64,
+    (load_seconds, loading): (f64, Loading),
     mut hear: impl FnMut(&str),
 ) -> Result<LlmReport, LlmError> {
     let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".to_owned()));
@@ -169,6 +173,7 @@ pub fn measure_llm(
         name: name.to_owned(),
         backend: executor.info(),
         load_seconds,
+        loading,
         memory: executor.memory(),
         bandwidth,
         prefill,
@@ -192,6 +197,9 @@ pub fn llm_markdown(reports: &[LlmReport]) -> String {
             crate::memory::text(report.memory.weights),
             report.bandwidth / 1e9
         ));
+        if let Some(loading) = report.loading.text() {
+            text.push_str(&format!("while loading at most {loading}\n\n"));
+        }
         text.push_str("| first token after a prompt of | p50 ms | p90 ms | tok/s |\n|---|---|---|---|\n");
         for Prefill { tokens, latency, tokens_per_second } in &report.prefill {
             let Latency { p50_ms, p90_ms, .. } = latency;

@@ -5,6 +5,7 @@ mod compare;
 mod compare_chart;
 mod llm;
 mod llm_chart;
+mod loading;
 
 use std::time::Instant;
 
@@ -15,6 +16,7 @@ pub use compare::{Peer, markdown as compare_markdown};
 pub use compare_chart::compare_svg;
 pub use llm::{Decode, LlmPlan, LlmReport, Prefill, llm_markdown, measure_llm};
 pub use llm_chart::llm_svg;
+pub use loading::{Loading, Sampler, Used};
 
 use crate::backend::{BackendError, BackendInfo, Samples, Session};
 use crate::tensor::Tensor;

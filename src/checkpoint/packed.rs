@@ -216,6 +216,14 @@ fn small(value: u32) -> f32 {
     f32::from(u16::try_from(value).unwrap_or(u16::MAX))
 }
 
+impl<'a> PackedView<'a> {
+    /// Where its parts lie.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
+        let Packed { words, scales, zeros, order, .. } = self.packed;
+        [words, scales].into_iter().chain(zeros).chain(order)
+    }
+}
+
 impl PackedView<'_> {
     fn scale(&self, index: usize) -> f32 {
         let two = |at: usize| [self.scales[at], self.scales[at + 1]];

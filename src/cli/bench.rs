@@ -11,8 +11,10 @@ use super::outputs::refuse_others;
 use super::session::{self, Choice};
 use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
+use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
 use crate::bench::{self, LlmPlan, LlmReport, Report};
+use crate::llm::model::WEIGHTS;
 use crate::manifest::Manifest;
 use crate::onnx::Model;
 use crate::progress::Event;
@@ -193,9 +195,15 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     let progress = &*environment.progress;
     let manifest = session::load(path, args.verify, progress)?;
     let Some(record) = &manifest.llm else { return Ok(None) };
+    let files = record.weights.iter().map(|name| path.join(WEIGHTS).join(name)).collect();
+    // Opened before: a context is not what loading takes.
+    let device = (args.backend != Choice::Cpu).then(|| Device::open().ok()).flatten();
+    let used = move || device.as_ref().and_then(Device::used_memory);
+    let sampler = bench::Sampler::start(files, Box::new(used));
     let start = Instant::now();
-    let mut generator = session::open_llm(path, &manifest, record, args.backend, progress)?;
-    let loaded = start.elapsed().as_secs_f64();
+    let generator = session::open_llm(path, &manifest, record, args.backend, progress);
+    let loaded = (start.elapsed().as_secs_f64(), sampler.stop());
+    let mut generator = generator?;
     let on_gpu = !cpu::is_reference(&generator.executor().info());
     let plan = LlmPlan {
         lengths: args.lengths.iter().copied().filter(|length| *length <= record.max_input_len).collect(),

@@ -140,13 +140,15 @@ fn dry_run(plan: &Plan, context: &Context, lock: &mut crate::fetch::Lock) -> any
     // What makes it stale, what it takes, how it is proved.
     let prepared = match plan.kind {
         Kind::Llm => llm::prepare(plan, context, lock).map(|prepared| {
-            let pipeline::llm::MemoryPlan { weights, cache, scratch } = prepared.memory;
+            let pipeline::llm::MemoryPlan { weights, cache, scratch, host, shared } = prepared.memory;
             let memory = format!(
-                "running it takes about {}: weights {}, keys and values {}, scratch {}",
+                "running it takes about {}: weights {}, keys and values {}, scratch {}; loading it at most {} of {} memory",
                 memory::text(prepared.memory.total()),
                 memory::text(weights),
                 memory::text(cache),
-                memory::text(scratch)
+                memory::text(scratch),
+                memory::text(host),
+                if shared { "the same" } else { "the host's" }
             );
             (prepared.stale, memory, format!("prompts, divergence below {:.0e}", plan.verify.tolerance))
         }),

@@ -58,7 +58,7 @@ fn live(examination: &Examination) -> (Finding, bool, Option<u64>) {
     let platform = &examination.platform;
     match Device::open().and_then(|device| Ok((device.info()?, device))) {
         Ok((info, device)) => {
-            let free = device.context.mem_get_info().map_or(0, |(free, _)| free as u64);
+            let free = device.free_memory().unwrap_or(0);
             let seen = format!(
                 "{}, compute capability {}, {} free of {}",
                 info.name,

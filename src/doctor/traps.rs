@@ -2,6 +2,7 @@
 
 use super::platform::numbers;
 use super::{Examination, Finding};
+use crate::backend::tensorrt::allocation::Allocation;
 use crate::backend::tensorrt::device::Device;
 use crate::memory::text;
 
@@ -121,9 +122,9 @@ fn nvmap(examination: &Examination) -> Option<Finding> {
 /// Tries half of the free device memory, at most 4 GB, in one piece.
 fn probe() -> Option<(u64, bool)> {
     let device = Device::open().ok()?;
-    let (free, _) = device.context.mem_get_info().ok()?;
-    let size = (free / 2).min(4_000_000_000);
-    Some((size as u64, device.stream.alloc_zeros::<u8>(size).is_ok()))
+    let size = (device.free_memory()? / 2).min(4_000_000_000);
+    // As a model's memory is.
+    Some((size, Allocation::new(&device.stream, usize::try_from(size).ok()?, "a trial").is_ok()))
 }
 
 /// The page cache shows as used GPU memory on the shared RAM, and CUDA's allocator cannot always reclaim it.

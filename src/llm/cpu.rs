@@ -87,6 +87,7 @@ impl CpuExecutor {
         let mut norm = host::floats(&checkpoint, &[model.final_norm()])?;
         norm.iter_mut().for_each(|value| *value += model.norm_offset);
         let output = host::floats(&checkpoint, &[model.output_matrix()])?;
+        host::release(&checkpoint, &[model.output_matrix(), model.final_norm()]);
         let caches = vec![vec![Cache::default(); model.layers.len()]; slots];
         let have = Memory::of_this_machine().map_or(u64::MAX, |memory| memory.available);
         let fits = (model.parameters() as f64) * 4.0 < have as f64 * RESIDENT_SHARE;
@@ -106,9 +107,14 @@ impl CpuExecutor {
             model,
             checkpoint,
         };
-        if fits {
-            executor.resident =
-                (0..executor.model.layers.len()).map(|index| executor.widen(index)).collect::<Result<_, _>>()?;
+        // Layers that are widened at every pass are read again: they stay in the page cache.
+        let resident = if fits { executor.model.layers.len() } else { 0 };
+        for index in 0..resident {
+            let layer = executor.widen(index)?;
+            executor.resident.push(layer);
+            for weight in executor.model.layer_weights(index) {
+                host::release(&executor.checkpoint, &weight.parts);
+            }
         }
         Ok(executor)
     }

@@ -30,6 +30,15 @@ pub(super) fn floats(checkpoint: &Checkpoint, parts: &[Part]) -> Result<Vec<f32>
     Ok(values)
 }
 
+/// Lets go of the pages of tensors whose values were copied.
+pub(super) fn release(checkpoint: &Checkpoint, parts: &[Part]) {
+    for part in parts {
+        if let Ok(view) = checkpoint.tensor(&part.tensor) {
+            checkpoint.release(&view, 0..view.rows());
+        }
+    }
+}
+
 pub(super) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value: f32) -> CheckpointError {
     let message = format!(
         "tensor `{}` holds {value} at element {at}\n  hint: the checkpoint is damaged, or its training failed",

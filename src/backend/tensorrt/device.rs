@@ -6,6 +6,7 @@ use cudarc::driver::sys::CUdevice_attribute;
 use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::backend::BackendError;
+use crate::memory::{self, Memory};
 
 /// The first CUDA device with a stream of its own.
 #[derive(Debug, Clone)]
@@ -29,6 +30,18 @@ pub struct DeviceInfo {
 
 fn no_device(error: impl std::fmt::Display) -> BackendError {
     BackendError::NoDevice(error.to_string())
+}
+
+/// Whether a device's memory is the machine's, as on a Jetson. A Jetson with a graphics card has one whose memory is not, so
+/// the driver is asked and not the board.
+pub fn is_integrated(context: &CudaContext) -> bool {
+    context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED).is_ok_and(|integrated| integrated > 0)
+}
+
+/// Bytes of device memory that can be had now.
+pub fn free_memory(context: &CudaContext) -> Option<u64> {
+    let reported = context.mem_get_info().ok().map(|(free, _)| free as u64);
+    memory::free_on_device(reported, is_integrated(context), Memory::of_this_machine())
 }
 
 #[allow(unsafe_code)]
@@ -58,6 +71,25 @@ impl Device {
             compute_capability: format!("{major}.{minor}"),
             memory: self.context.total_mem().map_err(no_device)? as u64,
         })
+    }
+
+    /// Whether its memory is the machine's.
+    pub fn is_integrated(&self) -> bool {
+        is_integrated(&self.context)
+    }
+
+    /// Bytes of its memory that can be had now.
+    pub fn free_memory(&self) -> Option<u64> {
+        free_memory(&self.context)
+    }
+
+    /// Bytes of its memory that cannot be had now; where it is the machine's, by whomever they are used.
+    pub fn used_memory(&self) -> Option<u64> {
+        let total = match self.is_integrated() {
+            true => Memory::of_this_machine()?.total,
+            false => self.context.total_mem().ok()? as u64,
+        };
+        Some(total.saturating_sub(self.free_memory()?))
     }
 
     /// How many multiprocessors it has.

@@ -1,9 +1,10 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
 //! `library.rs` finds the libraries, `shim.rs` the code compiled against the headers of one of them (`cpp/`), `device.rs` the
-//! GPU, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's, `source.rs` what a model is before TensorRT
+//! GPU, `allocation.rs` its memory, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's, `source.rs` what a model is before TensorRT
 //! sees it. Where no shim fits a library, [`TensorRt::open`] says which there are.
 
+pub mod allocation;
 pub mod device;
 mod engine;
 pub mod graph;

@@ -3,65 +3,82 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, PinnedHostSlice};
+use cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
 
 use super::kernels::{Address, device_error};
 use crate::backend::BackendError;
+use crate::backend::tensorrt::allocation::Allocation;
 
 /// Device memory. Its address never changes.
 pub(super) struct Buffer {
-    slice: CudaSlice<u8>,
-    stream: Arc<CudaStream>,
+    memory: Allocation,
 }
 
 impl Buffer {
+    /// Zeroed: for what is read before all of it is written. No engine may meet a NaN in a cache row that is masked but was
+    /// never written.
     pub(super) fn new(stream: &Arc<CudaStream>, bytes: usize, what: &str) -> Result<Self, BackendError> {
-        // Zeroed: no engine may meet a NaN in a cache row that is masked but was never written.
-        let slice = stream.alloc_zeros(bytes.max(4)).map_err(|error| {
-            let free = stream.context().mem_get_info().map_or(0, |(free, _)| free);
-            BackendError::Run(format!(
-                "no device memory for {what} ({}, {} are free): {error}\n  hint: close other programs, or lower \
-                 max_batch_size, max_input_len or max_output_len in the recipe",
-                crate::memory::text(bytes as u64),
-                crate::memory::text(free as u64)
-            ))
-        })?;
-        Ok(Self { slice, stream: Arc::clone(stream) })
+        let buffer = Self::unset(stream, bytes, what)?;
+        buffer.clear()?;
+        Ok(buffer)
+    }
+
+    /// With whatever was there before: for what is written before it is read. The writes are in the stream's order, as all
+    /// work on a buffer is.
+    pub(super) fn unset(stream: &Arc<CudaStream>, bytes: usize, what: &str) -> Result<Self, BackendError> {
+        Ok(Self { memory: Allocation::new(stream, bytes.max(4), what)? })
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slice.len()
+        self.memory.len()
     }
 
     pub(super) fn address(&self) -> Address {
-        self.slice.device_ptr(&self.stream).0
+        self.memory.address()
+    }
+
+    fn stream(&self) -> &CudaStream {
+        self.memory.stream()
+    }
+
+    /// The address of `bytes` from `first` on; an error where they are not within.
+    fn part(&self, first: usize, bytes: usize) -> Result<Address, BackendError> {
+        let end = first.checked_add(bytes).filter(|end| *end <= self.len());
+        end.ok_or_else(|| BackendError::Run(format!("{bytes} bytes from {first} on of a buffer of {}", self.len())))?;
+        self.stream().context().bind_to_thread().map_err(device_error)?;
+        Ok(self.address() + first as u64)
     }
 
     /// Copies from pageable memory; the bytes are taken before this returns.
     pub(super) fn upload(&mut self, bytes: &[u8]) -> Result<(), BackendError> {
-        self.stream.memcpy_htod(bytes, &mut self.slice.slice_mut(..bytes.len())).map_err(device_error)
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let place = self.part(0, bytes.len())?;
+        // SAFETY: the part is within the buffer; the driver has taken pageable bytes when it returns.
+        unsafe { result::memcpy_htod_async(place, bytes, self.stream().cu_stream()) }.map_err(device_error)
     }
 
     /// Copies from pinned memory, in the stream's order.
     pub(super) fn upload_pinned(&mut self, pinned: &Pinned, bytes: usize) -> Result<(), BackendError> {
-        let mut target = self.slice.slice_mut(..bytes);
-        // SAFETY: both hold `bytes`; the pinned memory is not written again before `Pinned::write` has waited.
-        unsafe {
-            cudarc::driver::result::memcpy_htod_async(
-                cudarc::driver::DevicePtrMut::device_ptr_mut(&mut target, &self.stream).0,
-                &pinned.bytes()?[..bytes],
-                self.stream.cu_stream(),
-            )
+        self.upload_part(0, pinned, bytes)
+    }
+
+    /// The same to `first` and on. The pinned memory must not be written before the copy is done: [`Pinned::write`] waits for
+    /// that, or an event tells.
+    pub(super) fn upload_part(&mut self, first: usize, pinned: &Pinned, bytes: usize) -> Result<(), BackendError> {
+        if bytes == 0 {
+            return Ok(());
         }
-        .map_err(device_error)?;
-        Ok(())
+        let place = self.part(first, bytes)?;
+        // SAFETY: both hold `bytes`, and the caller leaves the pinned ones alone until they are copied.
+        unsafe { result::memcpy_htod_async(place, &pinned.bytes()?[..bytes], self.stream().cu_stream()) }
+            .map_err(device_error)
     }
 
     /// Zeroes it, in the stream's order.
     pub(super) fn clear(&self) -> Result<(), BackendError> {
-        // SAFETY: the buffer lives, and all of it is ours.
-        unsafe { cudarc::driver::result::memset_d8_async(self.address(), 0, self.len(), self.stream.cu_stream()) }
-            .map_err(device_error)
+        self.clear_part(0, self.len())
     }
 
     /// Zeroes `bytes` from `first` on, in the stream's order.
@@ -69,20 +86,20 @@ impl Buffer {
         if bytes == 0 {
             return Ok(());
         }
-        let end = first.checked_add(bytes).filter(|end| *end <= self.len());
-        end.ok_or_else(|| BackendError::Run(format!("{bytes} bytes from {first} on of {} to clear", self.len())))?;
-        let place = self.address() + first as u64;
+        let place = self.part(first, bytes)?;
         // SAFETY: the buffer lives, and the part is within it.
-        unsafe { cudarc::driver::result::memset_d8_async(place, 0, bytes, self.stream.cu_stream()) }
-            .map_err(device_error)
+        unsafe { result::memset_d8_async(place, 0, bytes, self.stream().cu_stream()) }.map_err(device_error)
     }
 
     /// Waits for the stream and copies `bytes` from `first` on into pinned memory.
     pub(super) fn download(&self, pinned: &mut Pinned, first: usize, bytes: usize) -> Result<(), BackendError> {
-        let source = self.slice.slice(first..first + bytes);
         let target = &mut pinned.slice.as_mut_slice().map_err(device_error)?[..bytes];
-        self.stream.memcpy_dtoh(&source, target).map_err(device_error)?;
-        self.stream.synchronize().map_err(device_error)
+        if bytes > 0 {
+            let place = self.part(first, bytes)?;
+            // SAFETY: both hold `bytes`, and the copy is done before `target` is given back.
+            unsafe { result::memcpy_dtoh_async(target, place, self.stream().cu_stream()) }.map_err(device_error)?;
+        }
+        self.stream().synchronize().map_err(device_error)
     }
 }
 
@@ -108,12 +125,18 @@ impl Pinned {
         self.stream.synchronize().map_err(device_error)?;
         self.slice.as_mut_slice().map_err(device_error)
     }
+
+    /// The same where just the copies before `copied` may still read it.
+    pub(super) fn write_after(&mut self, copied: &CudaEvent) -> Result<&mut [u8], BackendError> {
+        copied.synchronize().map_err(device_error)?;
+        self.slice.as_mut_slice().map_err(device_error)
+    }
 }
 
 /// Copies within the device, in the stream's order.
 pub(super) fn copy(stream: &CudaStream, from: Address, to: Address, bytes: usize) -> Result<(), BackendError> {
     // SAFETY: the caller holds both buffers, at least this long.
-    unsafe { cudarc::driver::result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(device_error)
+    unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(device_error)
 }
 
 /// Leaves the order of work to the one stream there is: cudarc's own events would end up in captured graphs.

@@ -1,14 +1,15 @@
 //! The TensorRT executor: one engine per shape runs every layer with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
 //!
-//! `state.rs` is the memory, `engines.rs` TensorRT, `step.rs` our own kernel for decode steps and the head, `weights.rs` the
-//! way in, `kernels.rs` what neither does. Which of the two takes decode steps, and what prompts are cut into, is measured
+//! `state.rs` is the memory, `engines.rs` TensorRT, `step.rs` our own kernel for decode steps and the head, `weights.rs` and
+//! `staging.rs` the way in, `kernels.rs` what neither does. Which of the two takes decode steps, and what prompts are cut into, is measured
 //! when a model is loaded (`tune.rs`).
 
 mod buffers;
 mod cache;
 mod engines;
 mod kernels;
+mod staging;
 mod state;
 mod step;
 mod tiles;
@@ -200,7 +201,7 @@ impl GpuExecutor {
             let hidden = self.state.hidden[0].address();
             let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.options.dtype.size();
             let stream = Arc::clone(&self.state.device.stream);
-            let keep = buffers::Buffer::new(&stream, bytes, "activations")?;
+            let keep = buffers::Buffer::unset(&stream, bytes, "activations")?;
             buffers::copy(&stream, hidden, keep.address(), bytes)?;
             self.step(shape, way, slot)?;
             buffers::copy(&stream, keep.address(), hidden, bytes)?;
@@ -374,7 +375,7 @@ impl Executor for GpuExecutor {
         const BYTES: usize = 256 << 20;
         let stream = &self.state.device.stream;
         let from = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
-        let to = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
+        let to = buffers::Buffer::unset(stream, BYTES, "the bandwidth test")?;
         let mut best = f64::INFINITY;
         for _ in 0..5 {
             stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;

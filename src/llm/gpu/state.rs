@@ -91,7 +91,9 @@ impl State {
         let tokens = layers.iter().map(|shape| shape.batch * shape.chunk).max().unwrap_or(1);
         let masked = layers.iter().map(|s| s.batch * model.group() * s.chunk * (s.cache + s.chunk)).max().unwrap_or(1);
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
+        // Zeroed is what has rows that no sequence may have written; the rest is written as a whole by each pass.
         let buffer = |bytes: usize, what: &str| Buffer::new(&stream, bytes, what);
+        let unset = |bytes: usize, what: &str| Buffer::unset(&stream, bytes, what);
         let capacity = shapes.caches.first().copied().unwrap_or(longest);
         let cache = Cache::new(&stream, (&model, dtype), shapes.slots, (capacity, longest))?;
         let mut tables = Vec::new();
@@ -100,24 +102,24 @@ impl State {
             let d = rope.dimension();
             let (cos, sin) = rope.tables(0..longest);
             let table = |values: &[f32]| -> Result<Buffer, BackendError> {
-                let mut table = buffer(values.len() * size, "rotary tables")?;
+                let mut table = unset(values.len() * size, "rotary tables")?;
                 table.upload(&narrow(values, dtype))?;
                 Ok(table)
             };
             tables.push((table(&cos)?, table(&sin)?));
-            rotary.push((buffer(tokens * d * size, "activations")?, buffer(tokens * d * size, "activations")?));
+            rotary.push((unset(tokens * d * size, "activations")?, unset(tokens * d * size, "activations")?));
         }
         let mut windows: Vec<Option<usize>> = model.layers.iter().map(|layer| layer.window).collect();
         windows.sort_unstable();
         windows.dedup();
-        let masks = windows.into_iter().map(|window| Ok((window, buffer(masked * size, "masks")?)));
+        let masks = windows.into_iter().map(|window| Ok((window, unset(masked * size, "masks")?)));
         let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
         let unpacker = match kernel.filter(|_| weights.are_packed()) {
             Some(kernel) => Some(Unpacker::new(&device, kernel, &weights)?),
             None => None,
         };
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
-        let new = || buffer(tokens * model.kv_heads * model.head_dim * size, "activations");
+        let new = || unset(tokens * model.kv_heads * model.head_dim * size, "activations");
         let rows = shapes.slots.max(ROWS);
         Ok(Self {
             embedding: Embedding::new(&checkpoint, &model),
@@ -131,7 +133,7 @@ impl State {
             last: buffer(rows * model.hidden_size * size, "activations")?,
             logits: buffer(rows * model.vocab_size * 4, "logits")?,
             placed: buffer(3 * 4 * rows, "positions")?,
-            embedded: buffer(tokens * model.hidden_size * 4, "embeddings")?,
+            embedded: unset(tokens * model.hidden_size * 4, "embeddings")?,
             bad: buffer(4, "a counter")?,
             staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
             answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,

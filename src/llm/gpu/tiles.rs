@@ -63,22 +63,19 @@ impl Layout {
     }
 
     /// Strips, an even number: two at a time may be a block's.
-    fn strips(self) -> usize {
+    pub(super) fn strips(self) -> usize {
         self.outputs.div_ceil(2 * STRIP) * 2
+    }
+
+    /// Bytes of a strip.
+    pub(super) fn strip_bytes(self) -> usize {
+        self.tiles() * self.tile_bytes()
     }
 
     /// Bytes of the matrix.
     pub(super) fn bytes(self) -> usize {
-        self.strips() * self.tiles() * self.tile_bytes()
+        self.strips() * self.strip_bytes()
     }
-}
-
-/// A matrix that can stay packed: parts one below the other.
-pub(super) struct Tiled {
-    pub(super) layout: Layout,
-    /// Inputs in the order of their groups, where they are not in order.
-    pub(super) order: Option<Vec<usize>>,
-    pub(super) bytes: Vec<u8>,
 }
 
 /// What the parts of one matrix have in common, if they can stay packed together: without reading their integers.
@@ -89,54 +86,109 @@ pub(super) fn layout(parts: &[Integers<'_>], outputs: usize, inputs: usize) -> O
     Some(Layout { second: first.second, ..layout })
 }
 
-/// Lays out a matrix; none if its scales are finer than float16 or its order of inputs differs from part to part.
-pub(super) fn tile(parts: &[Integers<'_>], rows: &[usize], layout: Layout) -> Option<Tiled> {
-    let order = order(parts, layout.inputs)?;
-    let starts: Vec<usize> = rows.iter().scan(0, |sum, rows| Some(std::mem::replace(sum, *sum + rows))).collect();
-    // The part and its row that is an output.
-    let locate = |output: usize| {
-        let part = starts.partition_point(|start| *start <= output) - 1;
-        (part, output - starts[part])
-    };
-    let read = |first: usize, quants: &mut [u8]| {
-        let mut quants = quants;
-        let mut output = first;
-        while !quants.is_empty() {
-            let (part, row) = locate(output);
-            let these = (rows[part] - row).min(quants.len() / layout.inputs);
-            let (now, rest) = quants.split_at_mut(these * layout.inputs);
-            parts[part].read(row, now);
-            (quants, output) = (rest, output + these);
-        }
-    };
-    let terms = |output: usize, group: usize| {
-        let (part, row) = locate(output);
-        parts[part].terms(row, group)
-    };
-    tile_of(layout, (order, parts[0].group), &read, &terms)
+/// A matrix that is laid out strip by strip: parts one below the other.
+pub(super) struct Strips<'a> {
+    layout: Layout,
+    parts: &'a [Integers<'a>],
+    /// Rows of each part, and where they begin.
+    rows: &'a [usize],
+    starts: Vec<usize>,
+    /// Inputs in the order of their groups, where they are not in order.
+    pub(super) order: Option<Vec<usize>>,
 }
 
-/// Lays out a matrix of which `read` gives the integers of outputs from one on, `terms` scale and second of an output's
-/// group of `size` inputs.
-pub(super) fn tile_of(
+impl<'a> Strips<'a> {
+    /// None if the parts' orders of inputs differ or a group has not its number of them.
+    pub(super) fn new(parts: &'a [Integers<'a>], rows: &'a [usize], layout: Layout) -> Option<Self> {
+        let order = order(parts, layout.inputs)?;
+        let starts = rows.iter().scan(0, |sum, rows| Some(std::mem::replace(sum, *sum + rows))).collect();
+        Some(Self { layout, parts, rows, starts, order })
+    }
+
+    /// The part and its row that is an output.
+    fn locate(&self, output: usize) -> (usize, usize) {
+        let part = self.starts.partition_point(|start| *start <= output) - 1;
+        (part, output - self.starts[part])
+    }
+
+    /// Outputs of a part that are in the first `strips`.
+    pub(super) fn rows_before(&self, part: usize, strips: usize) -> usize {
+        (strips * STRIP).saturating_sub(self.starts[part]).min(self.rows[part])
+    }
+
+    /// Lays out strips from `first` on, as many as `bytes` has room for; false if one has scales that are finer than float16.
+    pub(super) fn fill(&self, first: usize, bytes: &mut [u8]) -> bool {
+        let inputs = self.layout.inputs;
+        let read = |first: usize, quants: &mut [u8]| {
+            let mut quants = quants;
+            let mut output = first;
+            while !quants.is_empty() {
+                let (part, row) = self.locate(output);
+                let these = (self.rows[part] - row).min(quants.len() / inputs);
+                let (now, rest) = quants.split_at_mut(these * inputs);
+                self.parts[part].read(row, now);
+                (quants, output) = (rest, output + these);
+            }
+        };
+        let terms = |output: usize, group: usize| {
+            let (part, row) = self.locate(output);
+            self.parts[part].terms(row, group)
+        };
+        lay_out(self.layout, (self.order.as_deref(), self.parts[0].group), (&read, &terms), first, bytes)
+    }
+}
+
+/// Gives the integers of outputs from one on.
+type Read<'a> = &'a (dyn Fn(usize, &mut [u8]) + Sync);
+/// Gives scale and second of an output's group.
+type Terms<'a> = &'a (dyn Fn(usize, usize) -> (f32, f32) + Sync);
+
+/// Lays out strips from `first` on into `bytes`, of a matrix with groups of `size` inputs.
+fn lay_out(
     layout: Layout,
-    (order, size): (Option<Vec<usize>>, usize),
-    read: &(dyn Fn(usize, &mut [u8]) + Sync),
-    terms: &(dyn Fn(usize, usize) -> (f32, f32) + Sync),
-) -> Option<Tiled> {
-    let mut bytes = vec![0; layout.bytes()];
-    let strips = bytes.par_chunks_mut(layout.tiles() * layout.tile_bytes()).enumerate();
+    (order, size): (Option<&[usize]>, usize),
+    (read, terms): (Read<'_>, Terms<'_>),
+    first: usize,
+    bytes: &mut [u8],
+) -> bool {
+    let strips = bytes.par_chunks_mut(layout.strip_bytes()).enumerate();
     let exact = strips.map(|(strip, bytes)| {
-        let first = strip * STRIP;
+        let first = (first + strip) * STRIP;
         let count = layout.outputs.saturating_sub(first).min(STRIP);
         // Integers of the middle stand for nothing, as do scales of 0.
         let mut quants = vec![layout.middle(); STRIP * layout.inputs];
         if count > 0 {
             read(first, &mut quants[..count * layout.inputs]);
         }
-        fill(bytes, layout, (order.as_deref(), size), count, &quants, &|output, group| terms(first + output, group))
+        bytes.fill(0);
+        fill(bytes, layout, (order, size), count, &quants, &|output, group| terms(first + output, group))
     });
-    exact.reduce(|| true, |a, b| a && b).then_some(Tiled { layout, order, bytes })
+    exact.reduce(|| true, |a, b| a && b)
+}
+
+/// A whole matrix, for tests.
+#[cfg(test)]
+pub(super) struct Tiled {
+    pub(super) layout: Layout,
+    pub(super) order: Option<Vec<usize>>,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Lays out a matrix of which `read` gives the integers of outputs from one on, `terms` scale and second of an output's
+/// group of `size` inputs; none if a scale is finer than float16. In several calls, as weights are.
+#[cfg(test)]
+pub(super) fn tile_of(
+    layout: Layout,
+    (order, size): (Option<Vec<usize>>, usize),
+    read: Read<'_>,
+    terms: Terms<'_>,
+) -> Option<Tiled> {
+    let mut bytes = vec![0xa5; layout.bytes()];
+    let exact = bytes
+        .chunks_mut(3 * layout.strip_bytes())
+        .enumerate()
+        .all(|(at, bytes)| lay_out(layout, (order.as_deref(), size), (read, terms), 3 * at, bytes));
+    exact.then_some(Tiled { layout, order, bytes })
 }
 
 /// Inputs sorted by group, where they are not; none if a group has not its number of them, or parts differ.

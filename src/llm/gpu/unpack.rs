@@ -37,7 +37,8 @@ impl Unpacker {
             });
             bytes.max().unwrap_or(0)
         };
-        let buffer = |at: usize| Buffer::new(&device.stream, bytes(at), "unpacked weights");
+        // Unpacked as a whole before each use.
+        let buffer = |at: usize| Buffer::unset(&device.stream, bytes(at), "unpacked weights");
         let set = || {
             let matrices = (0..weights.layers.first().map_or(0, Vec::len)).map(buffer).collect::<Result<_, _>>()?;
             let event = || device.context.new_event(None).map_err(device_error);

@@ -1,21 +1,28 @@
 //! Weights from the mapped file to the device, laid out as the engines want them.
 //!
-//! A tensor's bytes go up as they are and are transposed and converted there; at no time does the host hold a copy of
-//! more than one block-quantised tensor.
+//! A tensor goes up in pieces (`staging.rs`), as it is stored, and is transposed and converted there; blocks are decoded on
+//! their way. What went up leaves the page cache: on a Jetson it would take the same memory a second time.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
 use super::buffers::{Buffer, Pinned};
 use super::kernels::{Address, Kernels, kind, word};
+use super::staging::{PIECE, Staging};
 use super::step::Kinds;
-use super::tiles::{self, Layout};
+use super::tiles::{self, Layout, Strips};
 use crate::backend::BackendError;
+use crate::backend::tensorrt::device::{free_memory, is_integrated};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Role, Transformer, Weight};
 use crate::llm::executor::LlmError;
+use crate::memory::{self, Memory};
 use crate::tensor::DType;
+
+/// Bytes of a tensor that went up, from which on they leave the page cache: telling the kernel costs all cores a moment.
+const WINDOW: usize = 64 << 20;
 
 /// A weight on the device.
 pub(super) enum Matrix {
@@ -100,6 +107,70 @@ pub(super) fn kinds_of_tiles(checkpoint: &Checkpoint, model: &Transformer) -> Re
     Ok(kinds)
 }
 
+/// The type of a tensor's elements, if they go up as they lie.
+fn plain(view: &View) -> Option<DType> {
+    view.encoding.dtype().filter(|_| view.is_in_order())
+}
+
+/// A tensor's rows in pieces of at most `piece` bytes; whole tiles of the kernel that transposes them, where there are such.
+fn pieces(view: &View, piece: usize) -> Vec<Range<usize>> {
+    let row = view.columns() * plain(view).map_or(4, DType::size);
+    let (rows, fit) = (view.rows(), (piece / row.max(1)).max(1));
+    let step = if fit >= 32 { fit / 32 * 32 } else { fit };
+    (0..rows).step_by(step).map(|first| first..rows.min(first + step)).collect()
+}
+
+/// What goes up, and how.
+struct Sizes {
+    /// Bytes of the files.
+    stored: u64,
+    /// Bytes on the device.
+    loaded: usize,
+    /// Bytes of a piece on the way.
+    piece: usize,
+}
+
+fn sizes(checkpoint: &Checkpoint, model: &Transformer, (dtype, keep): (DType, bool)) -> Result<Sizes, LlmError> {
+    let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
+    let inner = layers.map(|weight| (weight.role.is_matrix(), weight.parts, weight.columns));
+    let outer =
+        [(true, vec![model.output_matrix()], model.hidden_size), (false, vec![model.final_norm()], model.hidden_size)];
+    let mut sizes = Sizes { stored: 0, loaded: 0, piece: PIECE };
+    for (is_matrix, parts, columns) in inner.chain(outer) {
+        let mut elements = 0;
+        for part in &parts {
+            let view = checkpoint.expect(&part.tensor, &part.shape)?;
+            sizes.stored += view.bytes.len() as u64;
+            sizes.piece = sizes.piece.max(view.columns() * plain(&view).map_or(4, DType::size));
+            elements += view.rows() * view.columns();
+        }
+        let layout = if is_matrix && keep { packed(checkpoint, &parts, columns)? } else { None };
+        sizes.piece = sizes.piece.max(layout.map_or(0, Layout::strip_bytes));
+        // Norms are float32, and small.
+        sizes.loaded += layout.map_or(elements * dtype.size(), Layout::bytes);
+    }
+    Ok(sizes)
+}
+
+/// Refuses weights that cannot fit where the device's memory is the machine's: there an allocation succeeds, and the kernel
+/// kills somebody when it is filled. Elsewhere the allocation fails.
+fn check_room(stream: &CudaStream, sizes: &Sizes) -> Result<(), BackendError> {
+    let context = stream.context();
+    let Some(free) = free_memory(context).filter(|_| is_integrated(context)) else { return Ok(()) };
+    // Other programs may go to a swap file; compressed memory holds no weights.
+    let swap = Memory::of_this_machine().map_or(0, |memory| memory.disk_swap);
+    let wanted = (sizes.loaded + 3 * sizes.piece) as u64;
+    if wanted <= free.saturating_add(swap) {
+        return Ok(());
+    }
+    Err(BackendError::Run(format!(
+        "the weights take {}, {} is free of the memory that CPU and GPU share\n  hint: close other programs, or take a smaller \
+         model or one of 4 bits; `watus-build doctor` says what memory there is",
+        memory::text(wanted),
+        memory::text(free)
+    )))
+}
+
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     model: &'a Transformer,
@@ -108,8 +179,7 @@ struct Loader<'a> {
     dtype: DType,
     /// Whether integers stay packed.
     keep: bool,
-    /// Raw bytes of one part.
-    staging: Buffer,
+    staging: Staging,
     /// Count of values out of range.
     bad: Buffer,
     count: Pinned,
@@ -126,15 +196,8 @@ pub(super) fn load(
     (dtype, keep): (DType, bool),
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Weights, LlmError> {
-    let layer_parts = (0..model.layers.len()).flat_map(|index| model.layer_weights(index)).flat_map(|w| w.parts);
-    let parts: Vec<Part> = layer_parts.chain([model.output_matrix(), model.final_norm()]).collect();
-    let (mut largest, mut total) = (0, 0);
-    for part in &parts {
-        let view = checkpoint.expect(&part.tensor, &part.shape)?;
-        let plain = view.encoding.dtype().is_some() && view.is_in_order();
-        largest = largest.max(if plain { view.bytes.len() } else { 4 * view.rows() * view.columns() });
-        total += view.bytes.len() as u64;
-    }
+    let sizes = sizes(checkpoint, model, (dtype, keep))?;
+    check_room(stream, &sizes)?;
     let mut loader = Loader {
         checkpoint,
         model,
@@ -142,7 +205,7 @@ pub(super) fn load(
         stream,
         dtype,
         keep,
-        staging: Buffer::new(stream, largest, "a tensor on its way")?,
+        staging: Staging::new(stream, sizes.piece)?,
         bad: Buffer::new(stream, 4, "a counter")?,
         count: Pinned::new(stream, 4)?,
         done: 0,
@@ -152,15 +215,14 @@ pub(super) fn load(
         let weights = model.layer_weights(index);
         layers.push(weights.iter().map(|weight| loader.weight(weight)).collect::<Result<Vec<_>, _>>()?);
         loader.check(weights.iter().flat_map(|weight| &weight.parts))?;
-        progress(loader.done, total);
+        progress(loader.done, sizes.stored);
     }
     let norm = loader.vector(&[model.final_norm()], model.hidden_size, DType::Float32, model.norm_offset)?;
     let matrix = model.output_matrix();
     let output = loader.matrix(std::slice::from_ref(&matrix), model.vocab_size, model.hidden_size)?;
     loader.check([&model.final_norm(), &matrix])?;
-    progress(total, total);
-    // On a Jetson the pages would take the same memory a second time.
-    checkpoint.files().iter().for_each(crate::checkpoint::Mapped::release);
+    progress(sizes.stored, sizes.stored);
+    checkpoint.release_all();
     let roles = model.layer_weights(0).iter().map(|weight| weight.role).collect();
     Ok(Weights { layers, roles, norm, output })
 }
@@ -175,27 +237,40 @@ impl Loader<'_> {
         Ok(Matrix::Plain(self.vector(&weight.parts, weight.columns, dtype, offset)?))
     }
 
-    /// Parts that stay packed, if they can.
+    /// Parts that stay packed, if they can: laid out where they are sent from.
     fn packed(&mut self, parts: &[Part], columns: usize) -> Result<Option<Matrix>, LlmError> {
         let Some(layout) = packed(self.checkpoint, parts, columns)?.filter(|_| self.keep) else { return Ok(None) };
         let views = parts.iter().map(|part| self.checkpoint.expect(&part.tensor, &part.shape));
         let views = views.collect::<Result<Vec<_>, _>>()?;
         let integers: Vec<_> = views.iter().filter_map(|view| view.integers()).collect();
         let rows: Vec<usize> = views.iter().map(View::rows).collect();
-        let Some(tiled) = tiles::tile(&integers, &rows, layout) else { return Ok(None) };
-        let mut tiles = Buffer::new(self.stream, tiled.bytes.len(), "the weights")?;
-        tiles.upload(&tiled.bytes)?;
-        let order = match tiled.order {
+        let Some(strips) = Strips::new(&integers, &rows, layout) else { return Ok(None) };
+        // Overwritten strip by strip, those that fill it up to an even number too.
+        let mut tiles = Buffer::unset(self.stream, layout.bytes(), "the weights")?;
+        let size = layout.strip_bytes();
+        let step = (self.staging.piece() / size).max(1);
+        let mut kept = vec![0; views.len()];
+        for first in (0..layout.strips()).step_by(step) {
+            let count = step.min(layout.strips() - first);
+            if !strips.fill(first, self.staging.room(count * size)?) {
+                return Ok(None);
+            }
+            self.staging.send_to(&mut tiles, first * size, count * size)?;
+            for (part, (view, kept)) in views.iter().zip(&mut kept).enumerate() {
+                self.let_go(view, kept, strips.rows_before(part, first + count));
+            }
+        }
+        let order = match &strips.order {
             Some(order) => {
                 let bytes: Vec<u8> = order.iter().flat_map(|input| word(*input).to_le_bytes()).collect();
-                let mut buffer = Buffer::new(self.stream, bytes.len(), "the weights")?;
+                let mut buffer = Buffer::unset(self.stream, bytes.len(), "the weights")?;
                 buffer.upload(&bytes)?;
                 Some(buffer)
             }
             None => None,
         };
         self.done += views.iter().map(|view| view.bytes.len() as u64).sum::<u64>();
-        Ok(Some(Matrix::Packed { tiles, order, layout: tiled.layout }))
+        Ok(Some(Matrix::Packed { tiles, order, layout }))
     }
 
     /// Parts of `[rows, columns]` side by side as `[columns, all rows]`, or packed.
@@ -203,48 +278,72 @@ impl Loader<'_> {
         if let Some(packed) = self.packed(parts, columns)? {
             return Ok(packed);
         }
-        let buffer = Buffer::new(self.stream, rows * columns * self.dtype.size(), "the weights")?;
+        // Overwritten column by column: the parts have all rows.
+        let buffer = Buffer::unset(self.stream, rows * columns * self.dtype.size(), "the weights")?;
         let mut first = 0;
         for part in parts {
             let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
-            let from = self.stage(&view)?;
-            self.kernels.transpose(
-                (self.staging.address(), from),
-                (buffer.address(), self.dtype),
-                [view.rows(), columns, rows, first],
-                self.bad.address(),
-            )?;
-            first += view.rows();
+            let mut kept = 0;
+            for piece in pieces(&view, self.staging.piece()) {
+                let from = self.stage(&view, &piece)?;
+                self.kernels.transpose(
+                    (self.staging.address(), from),
+                    (buffer.address(), self.dtype),
+                    [piece.len(), columns, rows, first],
+                    self.bad.address(),
+                )?;
+                first += piece.len();
+                self.let_go(&view, &mut kept, piece.end);
+            }
         }
+        filled(first, rows, "rows")?;
         Ok(Matrix::Plain(buffer))
     }
 
     /// Parts one behind the other, in their own layout.
     fn vector(&mut self, parts: &[Part], size: usize, dtype: DType, offset: f32) -> Result<Buffer, LlmError> {
-        let buffer = Buffer::new(self.stream, size * dtype.size(), "the weights")?;
+        // Overwritten element by element: the parts have all of them.
+        let buffer = Buffer::unset(self.stream, size * dtype.size(), "the weights")?;
         let mut first = 0;
         for part in parts {
             let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
-            let count = view.rows() * view.columns();
-            let from = self.stage(&view)?;
-            let (source, target) = ((self.staging.address(), from), (buffer.address(), dtype));
-            self.kernels.convert(source, target, (count, first), (1.0, offset), self.bad.address())?;
-            first += count;
+            let mut kept = 0;
+            for piece in pieces(&view, self.staging.piece()) {
+                let count = piece.len() * view.columns();
+                let from = self.stage(&view, &piece)?;
+                let (source, target) = ((self.staging.address(), from), (buffer.address(), dtype));
+                self.kernels.convert(source, target, (count, first), (1.0, offset), self.bad.address())?;
+                first += count;
+                self.let_go(&view, &mut kept, piece.end);
+            }
         }
+        filled(first, size, "elements")?;
         Ok(buffer)
     }
 
-    /// Brings a tensor's elements up, as they are stored or, if that is in blocks, as float32.
-    fn stage(&mut self, view: &View) -> Result<DType, BackendError> {
-        self.done += view.bytes.len() as u64;
-        if let Some(dtype) = view.encoding.dtype().filter(|_| view.is_in_order()) {
-            self.staging.upload(view.bytes)?;
+    /// Brings rows of a tensor up, as they are stored or, if that is in blocks or in another order, as float32.
+    fn stage(&mut self, view: &View, rows: &Range<usize>) -> Result<DType, LlmError> {
+        let elements = rows.len() * view.columns();
+        self.done += (view.bytes.len() / view.rows() * rows.len()) as u64;
+        if let Some(dtype) = plain(view) {
+            let (first, bytes) = (rows.start * view.columns() * dtype.size(), elements * dtype.size());
+            let room = self.staging.room(bytes)?;
+            self.checkpoint.files()[view.file].read(view.offset + first, room)?;
+            self.staging.send(bytes)?;
             return Ok(dtype);
         }
-        let mut values = vec![0.0_f32; view.rows() * view.columns()];
-        view.read(0, &mut values);
-        self.staging.upload(bytemuck::cast_slice(&values))?;
+        view.read(rows.start, bytemuck::cast_slice_mut(self.staging.room(4 * elements)?));
+        self.staging.send(4 * elements)?;
         Ok(DType::Float32)
+    }
+
+    /// Lets the pages of rows `kept..to` of a tensor go, once they are enough or the last.
+    fn let_go(&self, view: &View, kept: &mut usize, to: usize) {
+        let bytes = to.saturating_sub(*kept).saturating_mul(view.bytes.len() / view.rows());
+        if *kept < to && (bytes >= WINDOW || to == view.rows()) {
+            self.checkpoint.release(view, *kept..to);
+            *kept = to;
+        }
     }
 
     /// Fails if a value so far was not finite, or out of range of the engine's type; finds out which tensor on the host.
@@ -277,5 +376,40 @@ impl Loader<'_> {
         Err(LlmError::Backend(BackendError::Run(
             "a weight is not finite on the device, though it is in the file".into(),
         )))
+    }
+}
+
+/// Nothing of a buffer may stay as it was found.
+fn filled(have: usize, wanted: usize, what: &str) -> Result<(), BackendError> {
+    match have == wanted {
+        true => Ok(()),
+        false => Err(BackendError::Run(format!("a weight of {wanted} {what} has parts of {have}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_have_every_row_once_and_are_read_as_they_lie() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama");
+        let paths: Vec<_> = ["config.json", "model.safetensors"].iter().map(|name| folder.join(name)).collect();
+        let checkpoint = Checkpoint::open(&paths).unwrap();
+        for name in checkpoint.names() {
+            let view = checkpoint.tensor(name).unwrap();
+            let row = view.columns() * plain(&view).unwrap().size();
+            for piece in [row, 3 * row, 70 * row + 1, PIECE] {
+                let mut read = Vec::new();
+                for rows in pieces(&view, piece) {
+                    assert!(!rows.is_empty() && rows.len() * row <= piece, "{name}: {rows:?} in {piece} bytes");
+                    assert_eq!(read.len(), rows.start * row, "{name}");
+                    let mut bytes = vec![0; rows.len() * row];
+                    checkpoint.files()[view.file].read(view.offset + rows.start * row, &mut bytes).unwrap();
+                    read.extend(bytes);
+                }
+                assert!(read == view.bytes, "{name} in pieces of {piece} bytes");
+            }
+        }
     }
 }

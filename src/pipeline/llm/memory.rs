@@ -12,7 +12,11 @@ use crate::pipeline::Context;
 use crate::recipe::LlmPlan;
 use crate::tensor::DType;
 
-/// What the device will hold when the model runs.
+/// What the host takes while a model is loaded, beside what the device holds: pieces of tensors on their way, pages of the files,
+/// the process. `benches/load_memory.py` measures it, `bench` tells it.
+const HOST: u64 = 500_000_000;
+
+/// What the device will hold when the model runs, and the host while it is loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct MemoryPlan {
     /// Weights in the engines' type, or packed.
@@ -21,6 +25,10 @@ pub struct MemoryPlan {
     pub cache: u64,
     /// Masks, activations, engines: an estimate.
     pub scratch: u64,
+    /// On the host: a bound.
+    pub host: u64,
+    /// Whether device and host share one memory.
+    pub shared: bool,
 }
 
 impl MemoryPlan {
@@ -28,7 +36,7 @@ impl MemoryPlan {
         (checkpoint, model): (&Checkpoint, &Transformer),
         shapes: &Shapes,
         dtype: DType,
-        quantised: Option<Scheme>,
+        (quantised, shared): (Option<Scheme>, bool),
     ) -> anyhow::Result<Self> {
         let size = dtype.size();
         let (weights, unpacked) = weights((checkpoint, model), dtype, quantised)?;
@@ -45,12 +53,14 @@ impl MemoryPlan {
             weights,
             cache: (cache + moved) as u64,
             scratch: (2 * scores + activations + masks) as u64 + unpacked + (200 << 20),
+            host: HOST,
+            shared,
         })
     }
 
-    /// All of it.
+    /// What the device's memory must have room for: all of it, where it is the host's too.
     pub fn total(&self) -> u64 {
-        self.weights + self.cache + self.scratch
+        self.weights + self.cache + self.scratch + if self.shared { self.host } else { 0 }
     }
 }
 
@@ -93,14 +103,15 @@ fn weights(
 /// Refuses what could not run on the GPU it is built on.
 pub(super) fn check(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
     let Some(device) = prepared.device.as_ref().filter(|_| !context.force) else { return Ok(()) };
-    let MemoryPlan { weights, cache, scratch } = prepared.memory;
+    let MemoryPlan { weights, cache, scratch, host, shared } = prepared.memory;
     let total = prepared.memory.total();
     if total <= device.memory {
         return Ok(());
     }
     let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = prepared.limits;
     // What would fit, if anything does.
-    let room = device.memory.saturating_sub(weights + scratch);
+    let host = if shared { host } else { 0 };
+    let room = device.memory.saturating_sub(weights + scratch + host);
     let tokens = room / (prepared.source.model.kv_bytes(prepared.dtype) as u64).max(1);
     let help = if tokens < 256 {
         "the weights alone are too large: take a smaller model".to_owned()
@@ -109,12 +120,13 @@ pub(super) fn check(prepared: &Prepared, context: &Context) -> anyhow::Result<()
     };
     bail!(BackendError::Build(format!(
         "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
-         {max_output_len} tokens), about {} of scratch memory; {} has {}\n  hint: {help}, or build all the same with --force",
+         {max_output_len} tokens), about {} of scratch memory{}; {} has {}\n  hint: {help}, or build all the same with --force",
         prepared.plan.name,
         memory::text(total),
         memory::text(weights),
         memory::text(cache),
         memory::text(scratch),
+        if shared { format!(", {} for loading it from the same memory", memory::text(host)) } else { String::new() },
         device.name,
         memory::text(device.memory)
     )))

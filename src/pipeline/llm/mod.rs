@@ -127,9 +127,10 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let lengths = (limits.max_input_len, limits.max_input_len + limits.max_output_len);
     let shapes = Shapes::new(limits.max_batch_size, lengths, tensorrt.family);
     let (dtype, options) = builder_options(plan, tensorrt)?;
-    let device = Device::open().and_then(|device| device.info()).ok();
+    let device = Device::open().and_then(|device| Ok((device.info()?, device.is_integrated()))).ok();
+    let (device, shared) = device.map_or((None, false), |(info, shared)| (Some(info), shared));
     let scheme = quantize::scheme(plan, &source)?;
-    let memory = MemoryPlan::new((&source.checkpoint, &source.model), &shapes, dtype, scheme)?;
+    let memory = MemoryPlan::new((&source.checkpoint, &source.model), &shapes, dtype, (scheme, shared))?;
     let mut hashes = Hashes::open(&context.fetcher.cache);
     let sources = (&source, reference.as_ref());
     let key = key(plan, sources, &shapes, (tensorrt, device.as_ref(), &options), &mut hashes)?;

@@ -335,11 +335,11 @@ impl List {
     ) -> Result<Self, BackendError> {
         let dealt = Dealt::new(list, shares);
         let bytes: Vec<u8> = dealt.table.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let mut table = Buffer::new(stream, bytes.len().max(4), "decode steps")?;
+        let mut table = Buffer::unset(stream, bytes.len().max(4), "decode steps")?;
         table.upload(&bytes)?;
         let list = dealt.at(table.address());
         let bytes = size_of_val(list.as_slice());
-        let mut phases = Buffer::new(stream, bytes, "decode steps")?;
+        let mut phases = Buffer::unset(stream, bytes, "decode steps")?;
         // SAFETY: `Phase` is plain numbers without padding.
         phases.upload(unsafe { std::slice::from_raw_parts(list.as_ptr().cast::<u8>(), bytes) })?;
         let counters = Buffer::new(stream, (list.len() + counters) * 4, "decode steps")?;

@@ -70,7 +70,7 @@ impl Shares {
         let last = taken.last().map_or(0, |(multiprocessor, _)| *multiprocessor as usize);
         let mut ranks = vec![0_u32; last + 1];
         taken.iter().enumerate().for_each(|(rank, (multiprocessor, _))| ranks[*multiprocessor as usize] = word(rank));
-        let mut buffer = Buffer::new(stream, 4 * ranks.len(), "decode steps")?;
+        let mut buffer = Buffer::unset(stream, 4 * ranks.len(), "decode steps")?;
         buffer.upload(bytemuck::cast_slice(&ranks))?;
         Ok(Some(Self { of, ranks: Some(buffer) }))
     }
