@@ -1,15 +1,18 @@
 //! Pictures to input tensors, outputs to answers, answers onto pictures.
 //!
 //! The types here are what a recipe says of a vision model and what its manifest keeps, so `run` and `verify` need no
-//! recipe. `picture.rs` reads and resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
+//! recipe. `picture.rs` reads and resizes (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads otherwise than
+//! PIL), `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
 //! outlines of objects, `draw.rs` draws.
 
 mod classify;
 mod detect;
 mod draw;
+mod gif_frame;
 mod input;
 mod mask;
 mod picture;
+mod tiff_samples;
 
 use std::path::PathBuf;
 
