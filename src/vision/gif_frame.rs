@@ -1,17 +1,20 @@
 //! The first frame of a GIF as PIL shows it (GifImagePlugin.py, `load_prepare`): what the frame leaves free of the logical
 //! screen has the transparent colour, or else the first one, and a frame that reaches beyond the screen makes it larger.
 
-use gif::DecodeOptions;
+use gif::{DecodeOptions, DecodingError};
 use image::RgbImage;
 
-use super::picture::check_size;
+use super::picture::{CUT_OFF, check_size};
 
 /// Colours of a palette; those that a file leaves out are greys, as in PIL.
 type Palette = [[u8; 3]; 256];
 
 /// Reads the first frame of a file.
 pub(super) fn read(bytes: &[u8]) -> Result<RgbImage, String> {
-    let decoding = |error: gif::DecodingError| format!("it is no whole GIF: {error}");
+    let decoding = |error: DecodingError| match error {
+        DecodingError::UnexpectedEof => CUT_OFF.to_owned(),
+        error => error.to_string(),
+    };
     let mut decoder = DecodeOptions::new().read_info(bytes).map_err(decoding)?;
     let screen = [u32::from(decoder.width()), u32::from(decoder.height())];
     check_size(screen)?;

@@ -1,5 +1,6 @@
 //! Pictures in and out of files, and to input tensors.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use fast_image_resize::images::{Image, ImageRef};
@@ -35,13 +36,13 @@ fn extension(path: &Path) -> String {
 pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     let fail = |message: String| VisionError::Picture { path: path.to_owned(), message };
     let file = crate::regular_file::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => fail("there is no such file".to_owned()),
+        ErrorKind::NotFound => fail("there is no such file".to_owned()),
         _ => fail(error.to_string()),
     })?;
     let reader = ImageReader::new(std::io::BufReader::new(file));
     let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string()))?;
     let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string()));
-    let cut_off = || fail("its end is missing: the file is cut off".to_owned());
+    let cut_off = || fail(CUT_OFF.to_owned());
     match reader.format() {
         Some(ImageFormat::Jpeg) if is_cut_jpeg(&whole()?) => return Err(cut_off()),
         Some(ImageFormat::WebP) if is_cut_webp(&whole()?) => return Err(cut_off()),
@@ -62,6 +63,7 @@ fn decode(reader: ImageReader<std::io::BufReader<std::fs::File>>) -> Result<RgbI
     let decoding = |error: ImageError| match error {
         ImageError::Unsupported(error) if is_tiff => tiff_samples::unsupported(&error.to_string()),
         ImageError::Unsupported(error) => format!("{error}\n  hint: {FORMATS} are read"),
+        ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.to_owned(),
         error => error.to_string(),
     };
     // The reader's default limits bound memory: a small file may claim a huge picture.
@@ -85,6 +87,8 @@ pub(super) fn check_size([width, height]: [u32; 2]) -> Result<(), String> {
     }
 }
 
+/// What is said of a file that ends too early.
+pub(super) const CUT_OFF: &str = "its end is missing: the file is cut off";
 /// Pixels of a picture: not all decoders keep to the reader's limit of memory.
 const PIXEL_LIMIT: u64 = 400 << 20;
 /// Bytes of a file that is read as a whole.

@@ -1,7 +1,7 @@
 //! TIFFs whose samples are no colours yet (indices of a palette, inks, YCbCr, few bits, grey beside alpha), read as PIL's
 //! `convert("RGB")` makes them. What neither this nor the `image` crate reads is refused by what it is.
 
-use std::io::Cursor;
+use std::io::{Cursor, ErrorKind};
 
 use image::metadata::Orientation;
 use image::{DynamicImage, RgbImage};
@@ -9,7 +9,7 @@ use tiff::decoder::{Decoder, DecodingResult};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::picture::check_size;
+use super::picture::{CUT_OFF, check_size};
 
 const HINT: &str = "\n  hint: TIFFs of 8 or 16 bits in grey, RGB, CMYK or YCbCr, or with a palette, are read; save it as one of \
                     them, or as PNG";
@@ -78,6 +78,7 @@ pub(super) fn unsupported(text: &str) -> String {
 fn told(error: TiffError) -> String {
     match error {
         TiffError::UnsupportedError(error) => unsupported(&error.to_string()),
+        TiffError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.to_owned(),
         error => error.to_string(),
     }
 }

@@ -61,23 +61,26 @@ def packed(image, bits):
     return b"".join(rows)
 
 
-def tiff(order, data, bits, meaning, samples=1, colors=(), upright=1):
-    """A TIFF of one strip, byte by byte: PIL writes no few bits."""
+def tiff(order, data, bits, meaning, samples=1, colors=(), upright=1, missing=0):
+    """A TIFF of one strip at its end, byte by byte: PIL writes no few bits."""
     short, long = 3, 4
     tags = [(256, short, WIDTH), (257, short, HEIGHT), (258, short, bits), (259, short, 1), (262, short, meaning),
-            (273, long, 8), (274, short, upright), (277, short, samples), (278, short, HEIGHT), (279, long, len(data))]
-    colors_at = 8 + len(data) + len(data) % 2
+            (273, long, 0), (274, short, upright), (277, short, samples), (278, short, HEIGHT), (279, long, len(data))]
     if colors:
         tags.append((320, short, colors))
-    first = colors_at + 2 * len(colors)
-    file = b"II*\0" if order == "<" else b"MM\0*"
-    file += struct.pack(order + "L", first) + data.ljust(colors_at - 8, b"\0")
-    file += struct.pack(f"{order}{len(colors)}H", *colors) + struct.pack(order + "H", len(tags))
+    colors_at = 8 + 2 + 12 * len(tags) + 4
+    file = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "LH", 8, len(tags))
     for tag, kind, value in tags:
-        count, value = (len(value), struct.pack(order + "L", colors_at)) if value == colors else (
-            1, struct.pack(order + ("H2x" if kind == short else "L"), value))
-        file += struct.pack(order + "HHL", tag, kind, count) + value
-    return file + bytes(4)
+        count = 1
+        if tag == 273:
+            value = colors_at + 2 * len(colors)
+        if tag == 320:
+            count, kind_of_value, value = len(colors), "L", colors_at
+        else:
+            kind_of_value = "H2x" if kind == short else "L"
+        file += struct.pack(order + "HHL" + kind_of_value, tag, kind, count, value)
+    file += bytes(4) + struct.pack(f"{order}{len(colors)}H", *colors) + data
+    return file[:len(file) - missing]
 
 
 def gifs(image):
@@ -102,6 +105,8 @@ def tiffs(image, grey):
         "grey-4.tif": tiff("<", packed(numbers % 16, 4), 4, 1), "grey-2.tif": tiff(">", packed(numbers % 4, 2), 2, 0),
         "grey-alpha.tif": saved(image.convert("LA"), "TIFF"), "cmyk.tif": saved(inks, "TIFF", compression="tiff_lzw"),
         "ycbcr.tif": saved(image.convert("YCbCr"), "TIFF"),
+        "cut.tif": tiff("<", image.tobytes(), 8, 2, samples=3, missing=99),
+        "cut-palette.tif": tiff(">", packed(numbers % 16, 4), 4, 3, colors=colors, missing=9),
         "jpeg.tif": saved(image.convert("YCbCr"), "TIFF", compression="jpeg", quality=95),
     }
 
@@ -111,7 +116,7 @@ def refused(image, grey):
     floats = np.asarray(grey).astype(np.float32) / 255
     return {
         "floats.tif": saved(Image.fromarray(floats), "TIFF"), "integers.tif": saved(grey.convert("I"), "TIFF"),
-        "lab.tif": saved(image.convert("LAB"), "TIFF"), "zstd.tif": saved(image, "TIFF", compression="zstd"),
+        "lab.tif": tiff("<", image.tobytes(), 8, 8, samples=3), "zstd.tif": saved(image, "TIFF", compression="zstd"),
     }
 
 
