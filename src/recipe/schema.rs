@@ -54,7 +54,8 @@ pub struct ClassifierRecipe {
     /// Class names in output order. Default: the checkpoint's own, or the class numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
-    /// What the output holds. Default: what the checkpoint's `problem_type` says; `logits` of an ONNX file.
+    /// What the output holds. Default: what the checkpoint's `problem_type` says; of an ONNX file what its last nodes say
+    /// (after a Softmax `probabilities`, after a Sigmoid `multilabel_probabilities`), else `logits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<ClassifierOutput>,
     /// For `output: expectation`: the value of each class, e.g. an age.

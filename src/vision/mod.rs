@@ -120,8 +120,25 @@ pub enum ClassifierOutput {
     Expectation,
     /// Unnormalised scores of labels that do not exclude each other; each gets a sigmoid.
     Multilabel,
+    /// Probabilities already, of labels that do not exclude each other.
+    #[serde(rename = "multilabel_probabilities")]
+    MultilabelProbabilities,
     /// Values as they are, of a regression.
     Values,
+}
+
+impl ClassifierOutput {
+    /// The word for it in a recipe.
+    pub fn word(self) -> &'static str {
+        match self {
+            ClassifierOutput::Logits => "logits",
+            ClassifierOutput::Probabilities => "probabilities",
+            ClassifierOutput::Expectation => "expectation",
+            ClassifierOutput::Multilabel => "multilabel",
+            ClassifierOutput::MultilabelProbabilities => "multilabel_probabilities",
+            ClassifierOutput::Values => "values",
+        }
+    }
 }
 
 /// Why a picture or an output is not usable.
