@@ -1,6 +1,7 @@
 //! From a fetched source to the ONNX model of a vision engine, and what its manifest says of the way in and out.
 //!
-//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` tells what a classifier's output holds.
+//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` tells what a classifier's output
+//! holds.
 
 mod export;
 mod names;

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::onnx::OnnxRecipe;
-use crate::vision::{ClassifierOutput, Preprocess};
+use crate::vision::{ClassifierOutput, Preprocess, Sides};
 
 /// The schema version this tool reads.
 pub const VERSION: u32 = 1;
@@ -106,12 +106,21 @@ pub struct YoloRecipe {
 }
 
 /// One number for both sides, or height and width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
 pub enum ImageSize {
     Square(u32),
     Sides([u32; 2]),
+}
+
+impl<'de> Deserialize<'de> for ImageSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Sides::deserialize(deserializer)? {
+            Sides::One(side) => ImageSize::Square(side),
+            Sides::Both(sides) => ImageSize::Sides(sides),
+        })
+    }
 }
 
 impl ImageSize {
@@ -303,7 +312,7 @@ pub struct Verify {
 }
 
 /// A picture's place.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
 pub enum Picture {

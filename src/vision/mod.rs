@@ -12,12 +12,13 @@ mod gif_frame;
 mod input;
 mod mask;
 mod picture;
+mod sides;
 mod tiff_samples;
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use classify::{Answer, Classifier};
 pub(crate) use detect::overlap;
@@ -27,6 +28,7 @@ pub use image::RgbImage;
 pub use input::{PictureInput, pixel_axes};
 pub use mask::Mask;
 pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture, to_tensor};
+pub use sides::Sides;
 
 /// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for
 /// grey, float32, float16 or uint8, as the model has it.
@@ -55,13 +57,22 @@ pub struct Preprocess {
 }
 
 /// A size to resize to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Resize {
     /// Of the shorter edge in pixels; the other follows.
     ShortestEdge(u32),
     /// Height and width in pixels, whatever the aspect ratio.
     Both([u32; 2]),
+}
+
+impl<'de> Deserialize<'de> for Resize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Sides::deserialize(deserializer)? {
+            Sides::One(edge) => Resize::ShortestEdge(edge),
+            Sides::Both(sides) => Resize::Both(sides),
+        })
+    }
 }
 
 /// Interpolation. All but `linear` widen their filter when they shrink (antialiasing), as PIL does.
