@@ -140,7 +140,7 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
     let preprocess = Preprocess { size: pixels(size), ..preprocess };
     let labels = labels(&checkpoint)?;
     let default = plan.output.map_or_else(|| answers(&checkpoint), Ok)?;
-    let (output, note) = reading::reading((&model, &checkpoint.config_path), plan.output, default)?;
+    let (output, note) = reading::reading((&model, checkpoint.config_path.as_path()), plan.output, default)?;
     // Weights alone decide; tokenizers and the like beside them do not.
     let sources = sources.into_iter().filter(|path| {
         let named = |name: &str| path.ends_with(name);

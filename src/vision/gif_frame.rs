@@ -22,12 +22,13 @@ pub(super) fn read(bytes: &[u8]) -> Result<RgbImage, String> {
     let [left, top, width, height] = [frame.left, frame.top, frame.width, frame.height].map(u32::from);
     let free = frame.transparent.unwrap_or(0);
     let [wide, high] = [screen[0].max(left + width), screen[1].max(top + height)];
+    check_size([width, height])?;
     check_size([wide, high])?;
     let mut indices = vec![0; decoder.buffer_size()];
     decoder.read_into_buffer(&mut indices).map_err(decoding)?;
     let palette = palette(decoder.palette().map_err(decoding)?);
     let mut picture = RgbImage::from_pixel(wide, high, image::Rgb(palette[usize::from(free)]));
-    let rows = picture.rows_mut().skip(top as usize).zip(indices.chunks_exact((width as usize).max(1)));
+    let rows = picture.rows_mut().skip(top as usize).zip(indices.chunks_exact(width as usize));
     for (row, indices) in rows {
         for (pixel, index) in row.skip(left as usize).zip(indices) {
             pixel.0 = palette[usize::from(*index)];
