@@ -87,6 +87,16 @@ pub fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim))
 }
 
+/// Where the element at `index` in row-major order lies in `shape`.
+pub fn unravel(mut index: usize, shape: &[usize]) -> Vec<usize> {
+    let mut position = vec![0; shape.len()];
+    for (axis, dim) in shape.iter().enumerate().rev() {
+        position[axis] = index % dim;
+        index /= dim;
+    }
+    position
+}
+
 /// The elements of a [`Tensor`].
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
@@ -286,25 +296,29 @@ const NPY_HEADER_LIMIT: usize = 64 * 1024;
 /// Reads a `.npy` file (NumPy enhancement proposal 1, versions 1 to 3; C order, little endian).
 pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
     let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("not a usable .npy file: {what}"));
+    let cut = |error: io::Error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => bad("it is cut off within its header"),
+        _ => error,
+    };
     let mut start = [0u8; 8];
-    reader.read_exact(&mut start)?;
+    reader.read_exact(&mut start).map_err(cut)?;
     if &start[..6] != b"\x93NUMPY" {
         return Err(bad("wrong magic"));
     }
     let length = if start[6] == 1 {
         let mut bytes = [0u8; 2];
-        reader.read_exact(&mut bytes)?;
+        reader.read_exact(&mut bytes).map_err(cut)?;
         usize::from(u16::from_le_bytes(bytes))
     } else {
         let mut bytes = [0u8; 4];
-        reader.read_exact(&mut bytes)?;
+        reader.read_exact(&mut bytes).map_err(cut)?;
         u32::from_le_bytes(bytes) as usize
     };
     if length > NPY_HEADER_LIMIT {
         return Err(bad("header too long"));
     }
     let mut header = vec![0u8; length];
-    reader.read_exact(&mut header)?;
+    reader.read_exact(&mut header).map_err(cut)?;
     let header = String::from_utf8(header).map_err(|_| bad("header is not text"))?;
     let after = |key: &str| header.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start());
     if after("fortran_order").is_none_or(|rest| !rest.starts_with("False")) {
@@ -337,7 +351,7 @@ pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
     let mut body = Vec::new();
     reader.take(bytes as u64).read_to_end(&mut body)?;
     if body.len() != bytes {
-        return Err(bad(&format!("{} bytes of data, the shape needs {bytes}", body.len())));
+        return Err(bad(&format!("it is cut off: {} bytes of data, the shape needs {bytes}", body.len())));
     }
     let mut tensor = Tensor::zeros(dtype, shape).ok_or_else(|| bad("shape"))?;
     tensor.bytes_mut().copy_from_slice(&body);
@@ -404,6 +418,10 @@ mod tests {
             (replaced("(4,)", "(9,)"), "the shape needs 36"),
             (b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(), "header too long"),
             (b"nonsense".to_vec(), "magic"),
+            (Vec::new(), "it is cut off within its header"),
+            (file[..7].to_vec(), "it is cut off within its header"),
+            (file[..9].to_vec(), "it is cut off within its header"),
+            (file[..100].to_vec(), "it is cut off within its header"),
         ];
         for (bytes, expected) in cases {
             let error = read_npy(bytes.as_slice()).unwrap_err().to_string();

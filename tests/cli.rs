@@ -334,8 +334,6 @@ fn tensorrt_errors_name_the_node() {
     if !tensorrt_or_skip("tensorrt_errors_name_the_node") {
         return;
     }
-    use watus_build::onnx::GraphBuilder;
-    use watus_build::tensor::DType;
     let scratch = tempfile::tempdir().unwrap();
     let mut graph = GraphBuilder::new("bad", 17);
     graph.input("x", DType::Float32, &[Some(2)]);
@@ -355,8 +353,6 @@ fn what_tensorrt_would_silently_get_wrong_is_refused() {
     if !tensorrt_or_skip("what_tensorrt_would_silently_get_wrong_is_refused") {
         return;
     }
-    use watus_build::onnx::GraphBuilder;
-    use watus_build::tensor::DType;
     let scratch = tempfile::tempdir().unwrap();
     let build = |opset: i64, lengths: bool| {
         let mut graph = GraphBuilder::new("m", opset);
@@ -461,6 +457,79 @@ fn external_data_comes_along_and_never_from_elsewhere() {
     let (code, _, stderr) = output(watus(scratch.path()).arg("build").arg(&recipe));
     assert_eq!(code, 1);
     assert!(stderr.contains("tensor `w` keeps its data in `../weights.bin`, outside the model's folder"), "{stderr}");
+}
+
+/// x and `a=b` added, over windows of 7 pixels.
+fn windows(folder: &Path) {
+    let mut graph = GraphBuilder::new("windows", 17);
+    let shape = [None, Some(1), None, None];
+    graph.input("x", DType::Float32, &shape);
+    graph.input("a=b", DType::Float32, &shape);
+    let sum = graph.node("Add", &["x", "a=b"], &[]);
+    graph.node_named("MaxPool", &[&sum], &["y"], &[("kernel_shape", [7, 7].into())]);
+    graph.output("y", DType::Float32, &shape);
+    fs::write(folder.join("w.onnx"), graph.finish(&folder.join("w.onnx")).unwrap().to_bytes().unwrap()).unwrap();
+}
+
+#[test]
+fn inputs_are_named_once_and_read_whole() {
+    let scratch = tempfile::tempdir().unwrap();
+    windows(scratch.path());
+    let ones = Tensor::from_f32(vec![1, 1, 7, 7], vec![1.0; 49]).unwrap();
+    write_npy(fs::File::create(scratch.path().join("f=.npy")).unwrap(), &ones).unwrap();
+    fs::write(scratch.path().join("cut.npy"), b"\x93NUMPY\x01\0v").unwrap();
+    for (inputs, code, said) in [
+        (&["x=f=.npy", "a=b=f=.npy"][..], 0, "y float32[1, 1, 1, 1]: min 2.000000"),
+        (&["x=f=.npy", "x=f=.npy", "a=b=f=.npy"], 1, "--input gives `x` twice: f=.npy and f=.npy"),
+        (&["x=f=.npy", "a=f=.npy"], 1, "the model has no input `a`; it has x, a=b"),
+        (&["x=f=.npy"], 1, "input a=b float32[?, 1, ?, ?] is missing: give --input a=b=FILE.npy"),
+        (
+            &["x=cut.npy", "a=b=f=.npy"],
+            1,
+            "cannot read cut.npy: not a usable .npy file: it is cut off within its header",
+        ),
+    ] {
+        let options = inputs.iter().flat_map(|input| ["--input", *input]);
+        let mut run = watus(scratch.path());
+        let (found, stdout, stderr) = output(run.args(["run", "w.onnx", "--backend", "cpu"]).args(options));
+        assert_eq!((found, format!("{stdout}{stderr}").contains(said)), (code, true), "{inputs:?}: {stdout}{stderr}");
+    }
+}
+
+#[test]
+fn open_dimensions_are_not_guessed() {
+    let scratch = tempfile::tempdir().unwrap();
+    windows(scratch.path());
+    let bench = |arguments: &[&str]| {
+        let mut command = watus(scratch.path());
+        output(command.args(["bench", "w.onnx", "-n", "1", "--warmup", "0"]).args(arguments))
+    };
+    for (arguments, said) in [
+        (
+            &[][..],
+            "w.onnx: dimension 2 of input `x` is open (`x_2`)\n  hint: say it with --shape x=1,1,N,N, a number for each N",
+        ),
+        (
+            &["--shape", "x=1,1,9,9"],
+            "dimension 2 of input `a=b` is open (`a=b_2`)\n  hint: say it with --shape a=b=1,1,N,N",
+        ),
+        (&["--shape", "x=1,1,9"], "--shape x=1,1,9: the model wants x float32[?, 1, ?, ?]"),
+        (&["--shape", "x=1,1,9,0"], "whole numbers from 1"),
+        (&["--shape", "y=1,1,9,9"], "the model has no input `y`; it has x, a=b"),
+        (&["--shape", "x=1,1,9,9", "--shape", "x=1,1,8,8"], "--shape gives `x` twice"),
+        (
+            &["--backend", "tensorrt"],
+            "dimension 0 of input `x` is open (`N`), and TensorRT builds a bare file for fixed",
+        ),
+    ] {
+        let backend: &[&str] = if arguments.contains(&"--backend") { &[] } else { &["--backend", "cpu"] };
+        let (code, stdout, stderr) = bench(&[backend, arguments].concat());
+        assert_eq!((code, stdout.as_str(), stderr.contains(said)), (1, "", true), "{arguments:?}: {stderr}");
+    }
+    let shapes = ["--backend", "cpu", "--shape", "x=2,1,9,8", "--shape", "a=b=2,1,9,8"];
+    let (code, stdout, stderr) = bench(&shapes);
+    assert!(code == 0 && stdout.contains("| w | "), "{stdout}{stderr}");
+    assert_eq!(bench(&[&shapes[..], &["--batch", "2"]].concat()).0, 2);
 }
 
 #[test]

@@ -174,6 +174,7 @@ proptest! {
             ClassifierOutput::Probabilities,
             ClassifierOutput::Expectation,
             ClassifierOutput::Multilabel,
+            ClassifierOutput::MultilabelProbabilities,
             ClassifierOutput::Values,
         ]),
         labels in prop::option::of(0..9usize),

@@ -28,6 +28,8 @@ const OWNERS: &[(&str, &str)] = &[
     ("rten", "backend/cpu/"),
     ("ort", "backend/onnxruntime.rs"),
     ("image", "vision/"),
+    ("gif", "vision/gif_frame.rs"),
+    ("tiff", "vision/tiff_samples.rs"),
     ("fast_image_resize", "vision/picture.rs"),
     ("noto_sans_mono_bitmap", "vision/draw.rs"),
     ("safetensors", "checkpoint/"),

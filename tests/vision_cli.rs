@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::Command;
 
 use support::{onnx_recipe, output, repository, skip, tensorrt_or_skip, watus};
-use watus_build::onnx::{GraphBuilder, Model};
+use watus_build::onnx::{Attribute, GraphBuilder, Model};
 use watus_build::tensor::{DType, Tensor, TensorData, write_npy};
+use watus_build::vision::{RgbImage, save_picture};
 
 /// A recipe for a tiny YOLO of the test data, proved on the shipped face.
 fn yolo(scratch: &Path, name: &str, more: &str) {
@@ -239,6 +240,52 @@ fn what_could_never_answer_is_refused_and_what_cannot_be_read_is_told() {
         write_npy(&mut fs::File::create(path("x.npy")).unwrap(), &pixels).unwrap();
         let (code, _, stderr) = run_on(&["--input", "pixels=x.npy"]);
         assert_eq!((code, stderr.contains("the engine takes 1 to 4")), (expected, expected == 1), "{stderr}");
+    }
+}
+
+#[test]
+fn the_end_of_a_model_says_what_its_output_is() {
+    if !tensorrt_or_skip("the_end_of_a_model_says_what_its_output_is") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let path = |name: &str| scratch.path().join(name);
+    let picture = RgbImage::from_raw(8, 8, [51, 102, 153].repeat(64)).unwrap();
+    save_picture(&path("a.png"), &picture).unwrap();
+    // Of the means 0.2, 0.4 and 0.6, as onnxruntime 1.32 computes these models.
+    for (last, note, want) in [
+        ("Softmax", Some("`output: probabilities`"), [0.26930752, 0.32893294, 0.40175956]),
+        ("Sigmoid", Some("`output: multilabel_probabilities`"), [0.549834, 0.59868765, 0.6456563]),
+        // The output is the logarithm of what is to be told.
+        ("LogSoftmax", None, [0.26930752, 0.32893294, 0.40175956]),
+    ] {
+        let mut graph = GraphBuilder::new("ends", 17);
+        graph.input("pixels", DType::Float32, &[Some(1), Some(3), Some(8), Some(8)]);
+        let mean = graph.node("ReduceMean", &["pixels"], &[("axes", [2, 3].into()), ("keepdims", 0.into())]);
+        let axis = [("axis", Attribute::Int(-1))];
+        graph.node_named(last, &[&mean], &["y"], &axis[..usize::from(last != "Sigmoid")]);
+        graph.output("y", DType::Float32, &[Some(1), Some(3)]);
+        fs::write(path("ends.onnx"), graph.finish(&path("ends.onnx")).unwrap().to_bytes().unwrap()).unwrap();
+        let recipe = "version: 1\nname: ends\nkind: classifier\nsource: { path: ends.onnx }\npreprocess: { mean: [0, 0, 0], \
+                      std: [255, 255, 255] }\n";
+        fs::write(path("ends.yaml"), recipe).unwrap();
+        let (code, _, stderr) = output(watus(scratch.path()).args(["build", "ends.yaml"]));
+        assert_eq!((code, stderr.contains("with which the model ends")), (0, note.is_some()), "{stderr}");
+        assert!(note.is_none_or(|note| stderr.contains(note)), "{stderr}");
+        let run = ["run", "engines/ends", "a.png", "--backend", "cpu", "--json"];
+        let (code, stdout, stderr) = output(watus(scratch.path()).args(run));
+        assert_eq!(code, 0, "{stderr}");
+        let answers: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let top = answers[0]["answer"]["top"].as_array().unwrap();
+        for (found, (class, want)) in top.iter().zip(want.iter().enumerate().rev()) {
+            assert_eq!(found[0], class.to_string(), "{stdout}");
+            assert!((found[1].as_f64().unwrap() - want).abs() < 1e-6, "{last}: {stdout}");
+        }
+        let wrong = if last == "LogSoftmax" { "probabilities" } else { "logits" };
+        fs::write(path("ends.yaml"), format!("{recipe}output: {wrong}\n")).unwrap();
+        let (code, _, stderr) = output(watus(scratch.path()).args(["build", "ends.yaml"]));
+        let said = format!("ends.onnx: the recipe says `output: {wrong}`, and node '");
+        assert!(code == 1 && stderr.contains(&said) && stderr.contains("hint: "), "{stderr}");
     }
 }
 

@@ -7,7 +7,7 @@ use super::exports::on_log;
 use super::table::{Bytes, Observer};
 
 #[cxx::bridge(namespace = "watus")]
-pub mod bridge {
+pub mod cpp {
     /// A TensorRT version: of the headers the shim was compiled against, or of a library.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     struct VersionInfo {

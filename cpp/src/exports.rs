@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use cxx::UniquePtr;
 
-use super::bridge::{BuildObserver, bridge};
+use super::bridge::{BuildObserver, cpp};
 use super::table::{
     ABI, BuildOptions, Bytes, DIMENSIONS, IoTensor, KernelCache, Library, Observer, Plan, Session, ShapeRange, Table,
     Taker, Version,
@@ -48,18 +48,18 @@ fn boxed<T, C: cxx::memory::UniquePtrTarget>(made: Option<UniquePtr<C>>) -> *mut
     made.map_or(std::ptr::null_mut(), |made| made.into_raw().cast())
 }
 
-fn version(info: bridge::VersionInfo) -> Version {
-    let bridge::VersionInfo { is_rtx, major, minor, patch } = info;
+fn version(info: cpp::VersionInfo) -> Version {
+    let cpp::VersionInfo { is_rtx, major, minor, patch } = info;
     Version { is_rtx, major, minor, patch }
 }
 
 unsafe extern "C" fn headers() -> Version {
-    version(bridge::header_version())
+    version(cpp::header_version())
 }
 
 unsafe extern "C" fn library_version(core_path: Bytes, fail: Taker) -> Version {
     // SAFETY: the caller's path.
-    let found = unsafe { text(core_path) }.and_then(|path| bridge::library_version(path).map_err(text_error));
+    let found = unsafe { text(core_path) }.and_then(|path| cpp::library_version(path).map_err(text_error));
     tell(found, fail).map_or(Version::NONE, version)
 }
 
@@ -76,17 +76,17 @@ unsafe extern "C" fn open_library(
     let open = || {
         // SAFETY: the caller's paths.
         let (core, parser, plugin) = unsafe { (text(core_path)?, text(parser_path)?, text(plugin_path)?) };
-        bridge::open_library(core, parser, plugin).map_err(text_error)
+        cpp::open_library(core, parser, plugin).map_err(text_error)
     };
     boxed(tell(open(), fail))
 }
 
-fn range(range: ShapeRange) -> bridge::ShapeRange {
+fn range(range: ShapeRange) -> cpp::ShapeRange {
     let ShapeRange { name, min, opt, max } = range;
-    bridge::ShapeRange { name, min, opt, max }
+    cpp::ShapeRange { name, min, opt, max }
 }
 
-fn build_options(options: BuildOptions, timing_cache: Vec<u8>) -> bridge::BuildOptions {
+fn build_options(options: BuildOptions, timing_cache: Vec<u8>) -> cpp::BuildOptions {
     let BuildOptions {
         onnx_path,
         workspace_bytes,
@@ -99,7 +99,7 @@ fn build_options(options: BuildOptions, timing_cache: Vec<u8>) -> bridge::BuildO
         detailed_profiling,
         profile,
     } = options;
-    bridge::BuildOptions {
+    cpp::BuildOptions {
         onnx_path,
         workspace_bytes,
         optimization_level,
@@ -123,37 +123,37 @@ unsafe extern "C" fn build(
 ) -> *mut Plan {
     // SAFETY: a library that `open_library` gave, and what the caller keeps for the time of the call.
     let (library, options, timings, observer) = unsafe {
-        (&*library.cast::<bridge::Library>(), options.as_slice(), timing_cache.as_slice(), BuildObserver(*observer))
+        (&*library.cast::<cpp::Library>(), options.as_slice(), timing_cache.as_slice(), BuildObserver(*observer))
     };
     let built = serde_json::from_slice(options).map_err(text_error).and_then(|options| {
-        bridge::build_plan(library, &build_options(options, timings.to_vec()), &observer).map_err(text_error)
+        cpp::build_plan(library, &build_options(options, timings.to_vec()), &observer).map_err(text_error)
     });
     boxed(tell(built, fail))
 }
 
 unsafe extern "C" fn plan_bytes(plan: *const Plan) -> Bytes {
     // SAFETY: a plan that `build` gave, which keeps its bytes.
-    Bytes::of(unsafe { &*plan.cast::<bridge::Plan>() }.bytes())
+    Bytes::of(unsafe { &*plan.cast::<cpp::Plan>() }.bytes())
 }
 
 unsafe extern "C" fn plan_timing_cache(plan: *const Plan) -> Bytes {
     // SAFETY: as above.
-    Bytes::of(unsafe { &*plan.cast::<bridge::Plan>() }.timing_cache())
+    Bytes::of(unsafe { &*plan.cast::<cpp::Plan>() }.timing_cache())
 }
 
 unsafe extern "C" fn plan_free(plan: *mut Plan) {
     // SAFETY: what `build` gave, freed once.
-    drop(unsafe { UniquePtr::<bridge::Plan>::from_raw(plan.cast()) });
+    drop(unsafe { UniquePtr::<cpp::Plan>::from_raw(plan.cast()) });
 }
 
 unsafe extern "C" fn kernel_cache(before: Bytes, fail: Taker) -> *mut KernelCache {
     // SAFETY: the caller's bytes.
-    boxed(tell(bridge::new_kernel_cache(unsafe { before.as_slice() }), fail))
+    boxed(tell(cpp::new_kernel_cache(unsafe { before.as_slice() }), fail))
 }
 
 unsafe extern "C" fn kernel_cache_bytes(cache: *const KernelCache, taker: Taker, fail: Taker) -> bool {
     // SAFETY: a cache that `kernel_cache` gave.
-    let bytes = tell(unsafe { &*cache.cast::<bridge::KernelCache>() }.cached(), fail);
+    let bytes = tell(unsafe { &*cache.cast::<cpp::KernelCache>() }.cached(), fail);
     bytes.is_some_and(|bytes| {
         give(taker, &bytes);
         true
@@ -162,7 +162,7 @@ unsafe extern "C" fn kernel_cache_bytes(cache: *const KernelCache, taker: Taker,
 
 unsafe extern "C" fn kernel_cache_free(cache: *mut KernelCache) {
     // SAFETY: what `kernel_cache` gave, freed once.
-    drop(unsafe { UniquePtr::<bridge::KernelCache>::from_raw(cache.cast()) });
+    drop(unsafe { UniquePtr::<cpp::KernelCache>::from_raw(cache.cast()) });
 }
 
 unsafe extern "C" fn load(
@@ -173,14 +173,14 @@ unsafe extern "C" fn load(
     fail: Taker,
 ) -> *mut Session {
     // SAFETY: a library that `open_library` gave, and the caller's bytes.
-    let (library, plan) = unsafe { (&*library.cast::<bridge::Library>(), plan.as_slice()) };
+    let (library, plan) = unsafe { (&*library.cast::<cpp::Library>(), plan.as_slice()) };
     let loaded = if kernels.is_null() {
-        bridge::load_plan(library, plan, tf32)
+        cpp::load_plan(library, plan, tf32)
     } else {
         // SAFETY: a cache that `kernel_cache` gave, nobody else's during the call, and that outlives the session.
         unsafe {
-            let kernels = std::pin::Pin::new_unchecked(&mut *kernels.cast::<bridge::KernelCache>());
-            bridge::load_plan_with(library, plan, tf32, kernels)
+            let kernels = std::pin::Pin::new_unchecked(&mut *kernels.cast::<cpp::KernelCache>());
+            cpp::load_plan_with(library, plan, tf32, kernels)
         }
     };
     boxed(tell(loaded, fail))
@@ -188,26 +188,26 @@ unsafe extern "C" fn load(
 
 unsafe extern "C" fn session_free(session: *mut Session) {
     // SAFETY: what `load` gave, freed once.
-    drop(unsafe { UniquePtr::<bridge::Session>::from_raw(session.cast()) });
+    drop(unsafe { UniquePtr::<cpp::Session>::from_raw(session.cast()) });
 }
 
 /// # Safety
 /// A session that `load` gave.
-unsafe fn session<'a>(session: *const Session) -> &'a bridge::Session {
+unsafe fn session<'a>(session: *const Session) -> &'a cpp::Session {
     // SAFETY: the caller's word.
     unsafe { &*session.cast() }
 }
 
 /// # Safety
 /// A session that `load` gave, used by nobody else meanwhile.
-unsafe fn session_mut<'a>(session: *mut Session) -> std::pin::Pin<&'a mut bridge::Session> {
+unsafe fn session_mut<'a>(session: *mut Session) -> std::pin::Pin<&'a mut cpp::Session> {
     // SAFETY: the caller's word; C++ objects are never moved.
     unsafe { std::pin::Pin::new_unchecked(&mut *session.cast()) }
 }
 
 unsafe extern "C" fn session_io(of: *const Session, taker: Taker, fail: Taker) -> bool {
-    let tensor = |tensor: bridge::IoTensor| {
-        let bridge::IoTensor { name, is_input, dtype, shape } = tensor;
+    let tensor = |tensor: cpp::IoTensor| {
+        let cpp::IoTensor { name, is_input, dtype, shape } = tensor;
         IoTensor { name, is_input, dtype, shape }
     };
     // SAFETY: the caller's session.

@@ -1,4 +1,6 @@
-//! `bench`: how fast an engine is here.
+//! `bench`: how fast an engine is here. `shapes.rs` tells the shapes of a bare model's inputs.
+
+mod shapes;
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -16,7 +18,6 @@ use crate::backend::{BackendError, Session, cpu};
 use crate::bench::{self, LlmPlan, LlmReport, Report};
 use crate::llm::model::WEIGHTS;
 use crate::manifest::Manifest;
-use crate::onnx::Model;
 use crate::progress::Event;
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision;
@@ -64,6 +65,9 @@ pub(super) struct Args {
     /// Batch sizes of an engine with a dynamic one [default: the one it is tuned for]
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = within(1..=BATCH))]
     batch: Vec<usize>,
+    /// Shape of an input of an .onnx file that leaves more than the batch open; once for each input
+    #[arg(long = "shape", value_name = "NAME=N,…", conflicts_with = "batch")]
+    shapes: Vec<String>,
     /// Language models: result files to set beside ours, of llama-bench (`-o json`), llama-batched-bench
     /// (`--output-format jsonl`) or `bench --json`
     #[arg(long, value_name = "FILE", conflicts_with = "json", num_args = 1..)]
@@ -89,16 +93,24 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
             continue;
         }
         let is_model = path.extension().is_some_and(|extension| extension == "onnx");
-        let (manifest, mut session) = if is_model {
-            (None, session::open_onnx(path, args.backend)?)
+        let (manifest, inputs, mut session) = if is_model {
+            let inputs = shapes::fixed(path, &args.shapes, args.backend)?;
+            (None, inputs, session::open_onnx(path, args.backend)?)
         } else {
+            anyhow::ensure!(
+                args.shapes.is_empty(),
+                "{}: its shapes are fixed: --shape is for .onnx files",
+                path.display()
+            );
             let manifest = session::load(path, args.verify, &*environment.progress)?;
             let session = session::open(path, &manifest, args.backend)?;
-            (Some(manifest), session)
+            let inputs = manifest.inputs.clone();
+            (Some(manifest), inputs, session)
         };
+        let subject = Subject { path, manifest: manifest.as_ref(), inputs };
         let own = manifest.as_ref().map_or(1, Manifest::tuned_batch);
         for batch in if args.batch.is_empty() { vec![own] } else { args.batch.clone() } {
-            let mut report = engine(args, path, manifest.as_ref(), (&mut *session, batch), environment)?;
+            let mut report = engine(args, &subject, (&mut *session, batch), environment)?;
             report.notes.clone_from(&notes);
             reports.push(report);
         }
@@ -142,21 +154,29 @@ fn peers(files: &[PathBuf]) -> anyhow::Result<Vec<bench::Peer>> {
     Ok(peers)
 }
 
+/// What is measured.
+struct Subject<'a> {
+    path: &'a Path,
+    /// None of a bare model.
+    manifest: Option<&'a Manifest>,
+    inputs: Vec<TensorSpec>,
+}
+
 /// Measures an engine at one batch size: on seeded inputs, and from a picture to its answer where it takes pictures.
 fn engine(
     args: &Args,
-    path: &Path,
-    manifest: Option<&Manifest>,
+    subject: &Subject<'_>,
     (session, batch): (&mut dyn Session, usize),
     environment: &Environment,
 ) -> anyhow::Result<Report> {
-    let (name, specs) = match manifest {
-        Some(manifest) => (manifest.name.clone(), manifest.inputs.clone()),
-        None => (path.file_stem().unwrap_or_default().to_string_lossy().into_owned(), Model::load(path)?.inputs()?),
+    let Subject { path, manifest, inputs: specs } = subject;
+    let name = match manifest {
+        Some(manifest) => manifest.name.clone(),
+        None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let inputs = seeded(&specs, manifest, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
+    let inputs = seeded(specs, *manifest, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
     environment.progress.event(Event::Stage(&format!("{name}: {} runs of {batch}", args.warmup + args.iterations)));
-    let model = manifest.map_or(path.to_owned(), |manifest| path.join(&manifest.model));
+    let model = manifest.map_or(path.to_path_buf(), |manifest| path.join(&manifest.model));
     let mut own = session::measured(session, &model, &inputs)?;
     let session: &mut dyn Session = match &mut own {
         Some(own) => &mut **own,

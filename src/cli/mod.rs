@@ -7,6 +7,7 @@ mod exit;
 mod fetch;
 mod generate;
 mod inspect;
+mod named;
 mod outputs;
 mod progress;
 mod recipe;

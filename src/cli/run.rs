@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use super::generate::{self, GenerateArgs};
 use super::outputs::{refuse_inputs, refuse_others};
 use super::session::{self, Choice};
-use super::{Environment, Exit, print, say};
+use super::{Environment, Exit, named, print, say};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::log::printable;
@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Pictures (PNG, JPEG, WebP, BMP, TIFF, GIF) or folders of them, or the words of a prompt
     #[arg(value_name = "PICTURE|PROMPT")]
     images: Vec<PathBuf>,
-    /// Input tensor from a .npy file
+    /// Input tensor from a .npy file; once for each input
     #[arg(long = "input", value_name = "NAME=FILE", conflicts_with = "images")]
     inputs: Vec<String>,
     /// Write every output to DIR/NAME.npy; of several pictures, to DIR/PICTURE/NAME.npy
@@ -78,26 +78,19 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
 }
 
 fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
-    let mut given = Vec::new();
-    for input in &args.inputs {
-        let (name, file) = input.split_once('=').with_context(|| format!("--input {input}: write NAME=FILE.npy"))?;
-        let reader =
-            BufReader::new(regular_file::open(Path::new(file)).with_context(|| format!("cannot open {file}"))?);
-        given.push((name, read_npy(reader).with_context(|| format!("cannot read {file}"))?));
-    }
     let names: Vec<&str> = session.inputs().iter().map(|spec| spec.name.as_str()).collect();
-    if let Some((name, _)) = given.iter().find(|(name, _)| !names.contains(name)) {
-        bail!("the model has no input `{name}`; it has {}", names.join(", "));
-    }
+    let given = named::split_all("--input", &args.inputs, &names)?;
     let mut inputs = Vec::new();
     for spec in session.inputs() {
-        let position = given.iter().position(|(name, _)| *name == spec.name);
-        let position =
-            position.with_context(|| format!("input {spec} is missing: give --input {}=FILE.npy", spec.name))?;
-        inputs.push(given.swap_remove(position).1);
+        let file = given.iter().find(|(name, _)| *name == spec.name).map(|(_, file)| *file);
+        let file = file.with_context(|| format!("input {spec} is missing: give --input {}=FILE.npy", spec.name))?;
+        let reader =
+            BufReader::new(regular_file::open(Path::new(file)).with_context(|| format!("cannot open {file}"))?);
+        inputs.push(read_npy(reader).with_context(|| format!("cannot read {file}"))?);
     }
     let outputs = session.run(&inputs)?;
-    save(args, args.save.as_deref(), session, &outputs)?;
+    let files: Vec<&Path> = given.iter().map(|(_, file)| Path::new(*file)).collect();
+    save(&files, args.save.as_deref(), session, &outputs)?;
     for (spec, output) in session.outputs().iter().zip(&outputs) {
         let values = summary(&output.to_f64());
         print(format!("{} {}{:?}: {values}", printable(&spec.name), output.dtype(), output.shape()))?;
@@ -120,14 +113,13 @@ fn summary(values: &[f64]) -> String {
     }
 }
 
-/// Writes outputs into `folder`, if there is one.
-fn save(args: &Args, folder: Option<&Path>, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
+/// Writes outputs into `folder`, if there is one, and over none of the files that were `read`.
+fn save(read: &[&Path], folder: Option<&Path>, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
     let Some(folder) = folder else { return Ok(()) };
     let names = file_names(session.outputs());
     for name in &names {
         let target = folder.join(name);
-        let given = args.inputs.iter().filter_map(|input| Some(Path::new(input.split_once('=')?.1)));
-        refuse_inputs(&target, given)?;
+        refuse_inputs(&target, read.iter().copied())?;
         refuse_others(&target, |head| head.starts_with(b"\x93NUMPY"), "tensor in .npy")?;
     }
     for ((spec, name), output) in session.outputs().iter().zip(&names).zip(outputs) {

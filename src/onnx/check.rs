@@ -19,8 +19,11 @@ pub struct Parser {
     pub rtx: Option<(u32, u32)>,
 }
 
+/// A TensorRT-RTX's major and minor version.
+type Rtx = (u32, u32);
+
 /// Operators that are refused: which, of which TensorRT-RTX (`None`: of every TensorRT), why, and what to do.
-const REFUSED: &[(&str, Option<(u32, u32)>, &str)] = &[
+const REFUSED: &[(&str, Option<Rtx>, &str)] = &[
     // Seen with 1.6.1: "terminate called without an active exception".
     (
         "RoiAlign",

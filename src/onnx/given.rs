@@ -54,6 +54,13 @@ impl Model {
                 self.proto.ir_version = self.proto.ir_version.max(4);
             }
         }
+        if !values.is_empty() && self.inputs()?.is_empty() {
+            return Err(self.fail(
+                "`inputs:` gives every input a value: the model would always compute the same, and take nothing to run on\n  \
+                 hint: leave out the input that changes from run to run"
+                    .to_owned(),
+            ));
+        }
         Ok(())
     }
 }
@@ -157,5 +164,9 @@ mod tests {
             let error = model().give_values(&given(name, value)).unwrap_err().to_string();
             assert!(error.contains(wanted), "{error}");
         }
+        let whole = |name: &str| (name.to_owned(), Given::Wholes(vec![1]));
+        let all = BTreeMap::from(["x", "sr", "list"].map(whole));
+        let error = model().give_values(&all).unwrap_err().to_string();
+        assert!(error.contains("g.onnx: `inputs:` gives every input a value") && error.contains("hint: "), "{error}");
     }
 }

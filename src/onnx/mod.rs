@@ -2,14 +2,15 @@
 //!
 //! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references, `tensors.rs`
 //! finds every tensor, `check.rs` finds what TensorRT would get wrong, `depth.rs` what would overflow the CPU reference's
-//! stack, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds graphs. `facts.rs` tells types, shapes and small
-//! values without running anything, `simplify.rs` folds what is constant, `reference.rs` makes a graph the CPU reference's,
-//! `parser.rs` one that TensorRT's parser reads rightly.
+//! stack, `ending.rs` what an output's numbers are, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds
+//! graphs. `facts.rs` tells types, shapes and small values without running anything, `simplify.rs` folds what is constant,
+//! `reference.rs` makes a graph the CPU reference's, `parser.rs` one that TensorRT's parser reads rightly.
 
 mod attributes;
 mod check;
 mod depth;
 mod editor;
+mod ending;
 mod external_data;
 mod facts;
 mod given;
@@ -31,6 +32,7 @@ use onnx_protobuf::{Message, ModelProto, TensorProto, ValueInfoProto, tensor_pro
 
 pub use check::{INTEGER as INTEGER_OPERATORS, Parser};
 pub use depth::Depth;
+pub use ending::Ending;
 pub use given::Given;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
 pub use half::Half;

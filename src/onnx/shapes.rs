@@ -7,6 +7,8 @@ use onnx_protobuf::attribute_proto::AttributeType;
 use onnx_protobuf::tensor_shape_proto::{Dimension, dimension::Value};
 use onnx_protobuf::{AttributeProto, ModelProto, NodeProto, ValueInfoProto, type_proto};
 
+use super::Model;
+
 fn dims(value: &mut ValueInfoProto) -> Option<&mut Vec<Dimension>> {
     match value.type_.as_mut()?.value.as_mut()? {
         type_proto::Value::TensorType(tensor) => Some(&mut tensor.shape.as_mut()?.dim),
@@ -22,7 +24,20 @@ fn is_unknown(symbol: &str) -> bool {
         || symbol.strip_prefix("unk__").is_some_and(digits)
 }
 
-/// Gives each named input its shape, of which `None` stays as it is in the model. A symbolic dimension ("N") takes the same value wherever the model names it; one that
+impl Model {
+    /// What the model calls a dimension of an input that it leaves open, if it has a name.
+    pub fn symbol(&self, input: &str, axis: usize) -> Option<&str> {
+        let value = self.proto.graph.input.iter().find(|value| value.name == input)?;
+        let Some(type_proto::Value::TensorType(tensor)) = &value.type_.value else { return None };
+        match &tensor.shape.dim.get(axis)?.value {
+            Some(Value::DimParam(symbol)) if !is_unknown(symbol) => Some(symbol),
+            _ => None,
+        }
+    }
+}
+
+/// Gives each named input its shape, of which `None` stays as it is in the model. A symbolic dimension ("N") takes the same
+/// value wherever the model names it; one that
 /// has no name, where the recipe says it.
 pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<Option<usize>>>) -> Result<(), String> {
     let graph = model.graph.as_mut().ok_or("no graph")?;
@@ -182,5 +197,11 @@ mod tests {
             let error = fix(&mut model, &[("x".to_owned(), [48, 192].map(Some).to_vec())].into()).unwrap_err();
             assert_eq!(error, format!("dimension `{name}` would be both 48 and 192"));
         }
+        let proto = fixed(&[("x", &["N", "?"])], &["N"]);
+        let model = Model { path: "g.onnx".into(), proto };
+        assert_eq!(
+            [("x", 0), ("x", 1), ("x", 2), ("y", 0)].map(|(name, axis)| model.symbol(name, axis)),
+            [Some("N"), None, None, None]
+        );
     }
 }

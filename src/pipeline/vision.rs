@@ -1,9 +1,11 @@
 //! From a fetched source to the ONNX model of a vision engine, and what its manifest says of the way in and out.
 //!
-//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names.
+//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` tells what a classifier's output
+//! holds.
 
 mod export;
 mod names;
+mod reading;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -56,20 +58,22 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
         (Kind::Classifier, Some(classifier), _) if has(".safetensors") && file.is_none() => {
             checkpoint_classifier(classifier, fetched)
         }
-        (_, classifier, _) => {
-            let path = only("onnx")?;
-            let classifier = classifier.as_ref().map(|plan_of| {
-                let preprocess = plan_of.preprocess.clone().with_context(|| {
-                    format!(
-                        "{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`",
-                        plan.name
-                    )
-                })?;
-                Ok::<Classifier, anyhow::Error>(finished(plan_of, preprocess, None, ClassifierOutput::Logits))
-            });
-            onnx(path, classifier.transpose()?, None)
-        }
+        (_, Some(classifier), _) => onnx_classifier(plan, classifier, only("onnx")?),
+        _ => onnx(only("onnx")?, None, None),
     }
+}
+
+/// A classifier in an ONNX file, which says nothing of pictures.
+fn onnx_classifier(plan: &Plan, classifier: &ClassifierPlan, path: PathBuf) -> anyhow::Result<Vision> {
+    let preprocess = classifier.preprocess.clone().with_context(|| {
+        format!("{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`", plan.name)
+    })?;
+    let mut vision = onnx(path.clone(), None, None)?;
+    let model = (&vision.model, path.as_path());
+    let (output, note) = reading::reading(model, classifier.output, ClassifierOutput::Logits)?;
+    vision.classifier = Some(finished(classifier, preprocess, None, output));
+    vision.notes.extend(note);
+    Ok(vision)
 }
 
 fn onnx(path: PathBuf, classifier: Option<Classifier>, yolo: Option<Yolo>) -> anyhow::Result<Vision> {
@@ -98,19 +102,14 @@ pub(super) fn check(model: &Model, place: &Path, around: (Option<&Classifier>, O
     Ok(())
 }
 
-/// What the recipe says, and the model where it does not.
+/// What the recipe says, and the model where it does not; `output` is both already.
 fn finished(
     plan: &ClassifierPlan,
     preprocess: Preprocess,
     labels: Option<Vec<String>>,
     output: ClassifierOutput,
 ) -> Classifier {
-    Classifier {
-        preprocess,
-        labels: plan.labels.clone().or(labels),
-        output: plan.output.unwrap_or(output),
-        class_values: plan.class_values.clone(),
-    }
+    Classifier { preprocess, labels: plan.labels.clone().or(labels), output, class_values: plan.class_values.clone() }
 }
 
 /// A Hugging Face folder: the checkpoint says what the recipe does not.
@@ -139,7 +138,9 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
     })?;
     let model = classifier_model(&checkpoint, size, None)?;
     let preprocess = Preprocess { size: pixels(size), ..preprocess };
-    let (labels, output) = (labels(&checkpoint)?, answers(&checkpoint)?);
+    let labels = labels(&checkpoint)?;
+    let default = plan.output.map_or_else(|| answers(&checkpoint), Ok)?;
+    let (output, note) = reading::reading((&model, checkpoint.config_path.as_path()), plan.output, default)?;
     // Weights alone decide; tokenizers and the like beside them do not.
     let sources = sources.into_iter().filter(|path| {
         let named = |name: &str| path.ends_with(name);
@@ -149,7 +150,7 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
     });
     let sources = sources.collect();
     let classifier = Some(finished(plan, preprocess, labels, output));
-    Ok(Vision { model, classifier, yolo: None, sources, notes: Vec::new() })
+    Ok(Vision { model, classifier, yolo: None, sources, notes: note.into_iter().collect() })
 }
 
 /// An Ultralytics checkpoint.

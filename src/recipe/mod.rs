@@ -1,6 +1,7 @@
 //! Recipes: YAML in, checked [`Recipe`] or one error with file, line and suggestion out.
 //!
-//! `schema.rs` and `onnx.rs` are what may be written, `controls.rs` and `check.rs` what must not be, `plan.rs` what it means.
+//! `schema.rs` and `onnx.rs` are what may be written (`values.rs` reads fields of several kinds), `controls.rs` and `check.rs`
+//! what must not be, `plan.rs` what it means.
 
 mod check;
 mod controls;
@@ -9,6 +10,7 @@ mod package;
 mod plan;
 mod schema;
 mod shape;
+mod values;
 mod yaml;
 
 use std::path::{Path, PathBuf};
@@ -311,6 +313,35 @@ mod tests {
             ),
             (format!("{GOOD}verify:\n  tolerance: .nan\n"), &["r.yaml:10", "tolerance"]),
             (format!("{GOOD}verify:\n  inputs: [{{x: a.npy}}]\n"), &["r.yaml:10", "is for the kind onnx"]),
+            (
+                format!("{ONNX}inputs:\n  sr: 16000\n  mode: fast\n"),
+                &["r.yaml:7", "inputs.mode: ", "\"fast\", expected a number, true or false, or a list of numbers"],
+            ),
+            (
+                format!("{ONNX}inputs:\n  sr:\n    - 1\n    - x\n"),
+                &["r.yaml:8", "inputs.sr[1]: ", "\"x\", expected a number"],
+            ),
+            (
+                format!("{ONNX}inputs: {{ sr: 9223372036854775808 }}\n"),
+                &["r.yaml:5", "inputs.sr", "up to 9223372036854775807"],
+            ),
+            (
+                format!("{GOOD}  resize: big\n"),
+                &["r.yaml:9", "preprocess.resize: ", "a number of pixels, or [HEIGHT, WIDTH]"],
+            ),
+            (format!("{GOOD}  resize: [1]\n"), &["r.yaml:9", "preprocess.resize: ", "invalid length 1"]),
+            (
+                format!("{YOLO}image_size: -64\n"),
+                &["r.yaml:6", "image_size: ", "a number of pixels, or [HEIGHT, WIDTH]"],
+            ),
+            (
+                format!("{YOLO}verify:\n  images:\n    - a.png\n    - 3\n"),
+                &["r.yaml:9", "verify.images[1]: ", "a path, or a source"],
+            ),
+            (
+                format!("{YOLO}verify:\n  images: [{{ pth: x }}]\n"),
+                &["r.yaml:7", "unknown field `pth`", "did you mean `path`?"],
+            ),
             (format!("{ONNX}inputs: {{ sr: .nan }}\n"), &["the value of `sr`", "finite"]),
             (format!("{ONNX}inputs: {{ sr: [] }}\n"), &["the value of `sr`", "1 to 65536"]),
             (format!("{ONNX}verify:\n  inputs: []\n"), &["r.yaml:6", "1 to 100 tries"]),

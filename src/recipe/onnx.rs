@@ -32,7 +32,7 @@ pub struct OnnxRecipe {
 }
 
 /// An input's value: one number for all its elements, or one for each in row-major order.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
 pub enum InputValue {

@@ -44,7 +44,7 @@ pub struct ClassifierPlan {
     pub preprocess: Option<Preprocess>,
     /// Class names.
     pub labels: Option<Vec<String>>,
-    /// What the output holds; `None` is what the checkpoint says, and logits of an ONNX file.
+    /// What the output holds; `None` is what the checkpoint says, or an ONNX file's last nodes.
     pub output: Option<ClassifierOutput>,
     /// Class values for an expectation.
     pub class_values: Option<Vec<f32>>,

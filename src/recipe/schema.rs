@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::onnx::OnnxRecipe;
 use super::shape::InputShape;
-use crate::vision::{ClassifierOutput, Preprocess};
+use crate::vision::{ClassifierOutput, Preprocess, Sides};
 
 /// The schema version this tool reads.
 pub const VERSION: u32 = 1;
@@ -55,7 +55,8 @@ pub struct ClassifierRecipe {
     /// Class names in output order. Default: the checkpoint's own, or the class numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
-    /// What the output holds. Default: what the checkpoint's `problem_type` says; `logits` of an ONNX file.
+    /// What the output holds. Default: what the checkpoint's `problem_type` says; of an ONNX file what its last nodes say
+    /// (after a Softmax `probabilities`, after a Sigmoid `multilabel_probabilities`), else `logits`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<ClassifierOutput>,
     /// For `output: expectation`: the value of each class, e.g. an age.
@@ -106,12 +107,21 @@ pub struct YoloRecipe {
 }
 
 /// One number for both sides, or height and width.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
 pub enum ImageSize {
     Square(u32),
     Sides([u32; 2]),
+}
+
+impl<'de> Deserialize<'de> for ImageSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Sides::deserialize(deserializer)? {
+            Sides::One(side) => ImageSize::Square(side),
+            Sides::Both(sides) => ImageSize::Sides(sides),
+        })
+    }
 }
 
 impl ImageSize {
@@ -304,7 +314,7 @@ pub struct Verify {
 }
 
 /// A picture's place.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]
 pub enum Picture {

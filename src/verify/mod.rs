@@ -25,7 +25,7 @@ use crate::manifest::{Hasher, Manifest, REPORT_FILE};
 use crate::onnx;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
-use crate::tensor::{Tensor, TensorSpec, read_npy};
+use crate::tensor::{Tensor, TensorSpec, read_npy, unravel};
 use crate::vision as pictures;
 
 pub use endpoint::Endpoint;
@@ -352,15 +352,6 @@ pub fn compare_tensors(case: &str, output: &str, have: &Tensor, want: &Tensor) -
         engine: worst.map_or(0.0, |index| a[index]),
         reference: worst.map_or(0.0, |index| b[index]),
     }
-}
-
-fn unravel(mut index: usize, shape: &[usize]) -> Vec<usize> {
-    let mut position = vec![0; shape.len()];
-    for (axis, dim) in shape.iter().enumerate().rev() {
-        position[axis] = index % dim;
-        index /= dim;
-    }
-    position
 }
 
 #[cfg(test)]

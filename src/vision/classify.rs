@@ -87,12 +87,16 @@ impl Classifier {
             ClassifierOutput::Values => self.read(&values),
             ClassifierOutput::Logits => self.most_probable(&softmax(&values)),
             ClassifierOutput::Multilabel => {
-                let scores: Vec<f32> = values.iter().map(|value| sigmoid(*value)).collect();
-                let answer = self.most_probable(&scores);
-                let present = sorted(&scores).into_iter().filter(|class| scores[*class] > EVEN);
-                Answer { present: Some(present.map(|class| self.label(class)).collect()), ..answer }
+                self.present(&values.iter().map(|value| sigmoid(*value)).collect::<Vec<f32>>())
             }
-            ClassifierOutput::Probabilities | ClassifierOutput::Expectation => self.most_probable(&values),
+            ClassifierOutput::MultilabelProbabilities => {
+                check_probabilities(&values, false).map_err(&wrong)?;
+                self.present(&values)
+            }
+            ClassifierOutput::Probabilities | ClassifierOutput::Expectation => {
+                check_probabilities(&values, true).map_err(&wrong)?;
+                self.most_probable(&values)
+            }
         };
         if answer.value.is_some_and(|value| !value.is_finite()) {
             return Err(wrong("its expectation is not finite".to_owned()));
@@ -108,6 +112,13 @@ impl Classifier {
     fn read(&self, values: &[f32]) -> Answer {
         let top = values.iter().enumerate().map(|(index, value)| (self.label(index), *value)).collect();
         Answer { label: self.label(0), class: 0, probability: None, value: values.first().copied(), present: None, top }
+    }
+
+    /// The labels that are there, and all by their probabilities, of which there is at least one.
+    fn present(&self, probabilities: &[f32]) -> Answer {
+        let present = sorted(probabilities).into_iter().filter(|class| probabilities[*class] > EVEN);
+        let present = present.map(|class| self.label(class)).collect();
+        Answer { present: Some(present), ..self.most_probable(probabilities) }
     }
 
     /// The classes by their probabilities, of which there is at least one.
@@ -127,6 +138,30 @@ impl Classifier {
 }
 
 const WANTED: &str = "[batch, classes] is wanted";
+
+/// What half precision and TF32 leave of a probability's exactness, and of their sum's.
+const ROUNDING: f32 = 0.02;
+
+/// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
+fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), String> {
+    let low = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if low < -ROUNDING || high > 1.0 + ROUNDING {
+        let scores = if exclusive { "logits" } else { "multilabel" };
+        return Err(format!(
+            "it holds no probabilities: its values lie between {low:.3} and {high:.3}\n  hint: if the model ends in scores, build it \
+             with `output: {scores}`"
+        ));
+    }
+    let sum: f32 = values.iter().sum();
+    if exclusive && (sum - 1.0).abs() > ROUNDING {
+        return Err(format!(
+            "its probabilities add up to {sum:.3} instead of 1\n  hint: if its labels do not exclude each other, build it with \
+             `output: multilabel_probabilities`"
+        ));
+    }
+    Ok(())
+}
 
 /// A label that is more probable than this is there.
 const EVEN: f32 = 0.5;
@@ -182,8 +217,46 @@ mod tests {
         classifier.labels = None;
         let output = Tensor::from_f32(vec![1, 2], vec![f32::NAN, 0.5]).unwrap();
         assert!(classifier.answer(&output).unwrap_err().to_string().contains("not finite"));
-        let output = Tensor::from_f32(vec![1, 2], vec![f32::MAX, 0.5]).unwrap();
+        classifier.class_values = Some(vec![f32::MAX; 2]);
+        let output = Tensor::from_f32(vec![1, 2], vec![0.505, 0.505]).unwrap();
         assert!(classifier.answer(&output).unwrap_err().to_string().contains("expectation is not finite"));
+    }
+
+    #[test]
+    fn what_is_no_probability_is_not_told_as_one() {
+        let answer = |output: ClassifierOutput, values: &[f32]| {
+            let preprocess = Preprocess {
+                size: None,
+                fit: None,
+                resize: None,
+                resample: None,
+                color: None,
+                mean: [0.0; 3],
+                std: [1.0; 3],
+            };
+            let class_values = (output == ClassifierOutput::Expectation).then(|| vec![1.0; values.len()]);
+            let classifier = Classifier { preprocess, labels: None, output, class_values };
+            classifier.answer(&Tensor::from_f32(vec![1, values.len()], values.to_vec()).unwrap())
+        };
+        use ClassifierOutput::{Expectation, MultilabelProbabilities, Probabilities};
+        for (output, values, said) in [
+            (
+                Probabilities,
+                &[-3.0f32, 5.0][..],
+                "it holds no probabilities: its values lie between -3.000 and 5.000\n  hint: ",
+            ),
+            (Probabilities, &[-3.0, 5.0], "`output: logits`"),
+            (Expectation, &[0.9, 0.8], "add up to 1.700 instead of 1\n  hint: "),
+            (Probabilities, &[0.2, 0.1], "`output: multilabel_probabilities`"),
+            (MultilabelProbabilities, &[0.9, 1.5], "`output: multilabel`"),
+        ] {
+            let error = answer(output, values).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        // Float16 rounds to 2^-11, bfloat16 to 2^-9 of a value.
+        assert!(answer(Probabilities, &[0.998, 0.0039]).is_ok());
+        let several = answer(MultilabelProbabilities, &[0.75, 0.25, 0.9]).unwrap();
+        assert_eq!((several.present, several.probability), (Some(vec!["2".to_owned(), "0".to_owned()]), Some(0.9)));
     }
 
     #[test]

@@ -1,20 +1,24 @@
 //! Pictures to input tensors, outputs to answers, answers onto pictures.
 //!
 //! The types here are what a recipe says of a vision model and what its manifest keeps, so `run` and `verify` need no
-//! recipe. `picture.rs` reads and resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
+//! recipe. `picture.rs` reads and resizes (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads otherwise than
+//! PIL), `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
 //! outlines of objects, `draw.rs` draws.
 
 mod classify;
 mod detect;
 mod draw;
+mod gif_frame;
 mod input;
 mod mask;
 mod picture;
+mod sides;
+mod tiff_samples;
 
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use classify::{Answer, Classifier};
 pub(crate) use detect::overlap;
@@ -24,6 +28,7 @@ pub use image::RgbImage;
 pub use input::{PictureInput, pixel_axes};
 pub use mask::Mask;
 pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture, to_tensor};
+pub use sides::Sides;
 
 /// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for
 /// grey, float32, float16 or uint8, as the model has it.
@@ -52,13 +57,22 @@ pub struct Preprocess {
 }
 
 /// A size to resize to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Resize {
     /// Of the shorter edge in pixels; the other follows.
     ShortestEdge(u32),
     /// Height and width in pixels, whatever the aspect ratio.
     Both([u32; 2]),
+}
+
+impl<'de> Deserialize<'de> for Resize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Sides::deserialize(deserializer)? {
+            Sides::One(edge) => Resize::ShortestEdge(edge),
+            Sides::Both(sides) => Resize::Both(sides),
+        })
+    }
 }
 
 /// Interpolation. All but `linear` widen their filter when they shrink (antialiasing), as PIL does.
@@ -117,8 +131,25 @@ pub enum ClassifierOutput {
     Expectation,
     /// Unnormalised scores of labels that do not exclude each other; each gets a sigmoid.
     Multilabel,
+    /// Probabilities already, of labels that do not exclude each other.
+    #[serde(rename = "multilabel_probabilities")]
+    MultilabelProbabilities,
     /// Values as they are, of a regression.
     Values,
+}
+
+impl ClassifierOutput {
+    /// The word for it in a recipe.
+    pub fn word(self) -> &'static str {
+        match self {
+            ClassifierOutput::Logits => "logits",
+            ClassifierOutput::Probabilities => "probabilities",
+            ClassifierOutput::Expectation => "expectation",
+            ClassifierOutput::Multilabel => "multilabel",
+            ClassifierOutput::MultilabelProbabilities => "multilabel_probabilities",
+            ClassifierOutput::Values => "values",
+        }
+    }
 }
 
 /// Why a picture or an output is not usable.

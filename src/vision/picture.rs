@@ -1,5 +1,6 @@
 //! Pictures in and out of files, and to input tensors.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use fast_image_resize::images::{Image, ImageRef};
@@ -7,7 +8,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 use image::codecs::jpeg::JpegEncoder;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rgb, RgbImage, imageops};
 
-use super::{Fit, Letterbox, PictureInput, Preprocess, Resample, Resize, VisionError};
+use super::{Fit, Letterbox, PictureInput, Preprocess, Resample, Resize, VisionError, gif_frame, tiff_samples};
 use crate::artifact::write_file;
 use crate::tensor::Tensor;
 
@@ -34,46 +35,63 @@ fn extension(path: &Path) -> String {
 /// Reads a picture, turned upright as its EXIF data says; of several in one file, the first.
 pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     let fail = |message: String| VisionError::Picture { path: path.to_owned(), message };
-    let decoding = |error: ImageError| match error {
-        ImageError::Unsupported(error) => fail(format!("{error}\n  hint: {FORMATS} are read")),
-        error => fail(error.to_string()),
-    };
-    // The reader's default limits bound memory: a small file may claim a huge picture.
     let file = crate::regular_file::open(path).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => fail("there is no such file".to_owned()),
+        ErrorKind::NotFound => fail("there is no such file".to_owned()),
         _ => fail(error.to_string()),
     })?;
     let reader = ImageReader::new(std::io::BufReader::new(file));
     let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string()))?;
-    let is_cut: Option<fn(&[u8]) -> bool> = match reader.format() {
-        Some(ImageFormat::Jpeg) => Some(is_cut_jpeg),
-        Some(ImageFormat::WebP) => Some(is_cut_webp),
-        _ => None,
-    };
-    if let Some(is_cut) = is_cut {
-        let bytes = crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string()))?;
-        if is_cut(&bytes) {
-            return Err(fail("its end is missing: the file is cut off".to_owned()));
+    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string()));
+    let cut_off = || fail(CUT_OFF.to_owned());
+    match reader.format() {
+        Some(ImageFormat::Jpeg) if is_cut_jpeg(&whole()?) => return Err(cut_off()),
+        Some(ImageFormat::WebP) if is_cut_webp(&whole()?) => return Err(cut_off()),
+        Some(ImageFormat::Gif) => return gif_frame::read(&whole()?).map_err(fail),
+        Some(ImageFormat::Tiff) => {
+            if let Some(picture) = tiff_samples::read(whole()?).map_err(fail)? {
+                return Ok(picture);
+            }
         }
+        _ => {}
     }
+    decode(reader).map_err(fail)
+}
+
+/// Reads a picture of a format whose decoder's answers are PIL's.
+fn decode(reader: ImageReader<std::io::BufReader<std::fs::File>>) -> Result<RgbImage, String> {
+    let is_tiff = reader.format() == Some(ImageFormat::Tiff);
+    let decoding = |error: ImageError| match error {
+        ImageError::Unsupported(error) if is_tiff => tiff_samples::unsupported(&error.to_string()),
+        ImageError::Unsupported(error) => format!("{error}\n  hint: {FORMATS} are read"),
+        ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.to_owned(),
+        error => error.to_string(),
+    };
+    // The reader's default limits bound memory: a small file may claim a huge picture.
     let mut decoder = reader.into_decoder().map_err(decoding)?;
     let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > PIXEL_LIMIT {
-        return Err(fail(format!("it says it has {width} x {height} pixels, {PIXEL_LIMIT} are read at most")));
-    }
+    check_size([width, height])?;
     let orientation = decoder.orientation().map_err(decoding)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(decoding)?;
     picture.apply_orientation(orientation);
-    let picture = picture.into_rgb8();
-    if picture.width() == 0 || picture.height() == 0 {
-        return Err(fail("it is empty".to_owned()));
-    }
-    Ok(picture)
+    Ok(picture.into_rgb8())
 }
 
+/// Refuses a picture of no pixels, and of too many.
+pub(super) fn check_size([width, height]: [u32; 2]) -> Result<(), String> {
+    match u64::from(width) * u64::from(height) {
+        0 => Err("it is empty".to_owned()),
+        pixels if pixels > PIXEL_LIMIT => {
+            Err(format!("it says it has {width} x {height} pixels, {PIXEL_LIMIT} are read at most"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is said of a file that ends too early.
+pub(super) const CUT_OFF: &str = "its end is missing: the file is cut off";
 /// Pixels of a picture: not all decoders keep to the reader's limit of memory.
 const PIXEL_LIMIT: u64 = 400 << 20;
-/// Bytes of a file whose end is looked for.
+/// Bytes of a file that is read as a whole.
 const WHOLE_LIMIT: u64 = 1 << 30;
 
 /// Whether a JPEG has no end: every picture ends with the marker EOI (ITU-T T.81, B.2.1). Its decoder would fill what is

@@ -81,7 +81,7 @@ fn answer(
     let place = path.display().to_string();
     let place = printable(&place);
     let outputs = session.run(&[input.tensor(picture, preprocess).repeated(*batch)])?;
-    save(args, folder, session, &outputs)?;
+    save(&[], folder, session, &outputs)?;
     let mut document = serde_json::json!({
         "engine": manifest.name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
     });

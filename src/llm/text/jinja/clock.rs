@@ -274,6 +274,7 @@ mod tests {
     /// Expected values are those of Python's `time.localtime(…).tm_gmtoff` and `datetime.fromtimestamp(…).strftime(…)` with
     /// the same `TZ`. Rules are spelled out, so that no database of zones has to be here: Warsaw's, New York's, Kathmandu's.
     #[test]
+    #[allow(clippy::print_stdout)]
     fn it_is_the_time_on_the_wall() {
         if let Ok(since) = std::env::var(ASKED) {
             println!("offset={};", offset(since.parse().unwrap()));
