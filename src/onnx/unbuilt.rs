@@ -199,7 +199,7 @@ mod tests {
     use crate::tensor::DType;
 
     const RTX: &str = "TensorRT-RTX 1.6.1";
-    /// What TensorRT-RTX 1.6.1 says, shortened; of `x` the node's own name.
+    /// What TensorRT-RTX 1.6.1 says, shortened; the node is called `made`.
     const RUNNERS: &str = "TensorRT could not build the engine\n  TensorRT: [tacticSupply.cpp::getSupportedFormats::48] \
                            Internal Error (Assertion !layerImpls.empty() failed. made_0 has no runners that implement it)";
     const PROFILE: &str = "TensorRT could not build the engine\n  TensorRT: API Usage Error (Network has dynamic or shape \
