@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Brings ONNX Runtime, the CPU reference that computes every ONNX operator, into the user's data directory; watus-build
-# finds it there. Prints where it is. Does nothing the second time, and needs no network then.
+# finds it there. Prints where it is. The second time it only looks whether the library is whole, and needs no network then;
+# a damaged one is brought again.
 #
 # usage: scripts/setup-onnxruntime.sh [--arch x86_64|aarch64]
 #
@@ -20,8 +21,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 case "$arch" in
-  x86_64) sha256=99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8 ;;
-  aarch64) sha256=e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054 ;;
+  x86_64)
+    sha256=99e1074c4b2197accd5073052a465361be17b89c093b8ffb6e6bd8f986c52df8
+    library=6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f ;;
+  aarch64)
+    sha256=e36c187006e7a7c8b8d6d57f1a209dd63f52430dca6c282b177718ad6b841054
+    library=49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a ;;
   *) die "no ONNX Runtime for $arch; the built-in CPU reference does without" ;;
 esac
 
@@ -36,7 +41,9 @@ exec 9> "$data/.setup.lock"
 flock 9
 rm -rf "$data"/.setup-*/
 
-if [ ! -e "$target/.complete" ]; then
+whole() { echo "$library  $target/lib/libonnxruntime.so.$version" | sha256sum --check --quiet >/dev/null 2>&1; }
+
+if [ ! -e "$target/.complete" ] || ! whole; then
   say "bringing ONNX Runtime $version (about 28 MB) to $target"
   command -v python3 >/dev/null || die "python3 with pip is needed for the first set-up"
   scratch=$(mktemp -d "$data/.setup-XXXXXX")

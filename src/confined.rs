@@ -55,9 +55,9 @@ impl fmt::Display for Death {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let last = if self.last.is_empty() { String::new() } else { format!(": {}", self.last) };
         match self.status.signal() {
-            // The standard library's words before it aborts; signal 9 is the kernel's answer to a machine that is full.
-            Some(6) if self.last.contains(OUT_OF_MEMORY) => self.too_large(f),
-            Some(9) => self.too_large(f),
+            _ if self.is_too_large() => {
+                write!(f, "it needs more than the {:.1} GB of memory it may use", self.memory as f64 / 1e9)
+            }
             Some(signal) => write!(f, "it crashed (signal {signal}){last}"),
             None => write!(f, "it ended without an answer ({}){last}", self.status),
         }
@@ -65,18 +65,22 @@ impl fmt::Display for Death {
 }
 
 impl Death {
-    /// The same for strangers: without its last words, which are a library's internals.
-    pub fn without_words(&self) -> Self {
-        let last = if self.last.contains(OUT_OF_MEMORY) { OUT_OF_MEMORY } else { "" };
-        Self { last: last.to_owned(), ..self.clone() }
+    /// Whether it had too little memory: the words of the standard libraries, Rust's and C++'s, before they abort; signal 9
+    /// is the kernel's answer to a machine that is full.
+    pub fn is_too_large(&self) -> bool {
+        let says = [OUT_OF_MEMORY, BAD_ALLOC].iter().any(|words| self.last.contains(words));
+        matches!(self.status.signal(), Some(6) if says) || self.status.signal() == Some(9)
     }
 
-    fn too_large(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "it needs more than the {:.1} GB of memory it may use", self.memory as f64 / 1e9)
+    /// The same for strangers: without its last words, which are a library's internals.
+    pub fn without_words(&self) -> Self {
+        let last = if self.is_too_large() { OUT_OF_MEMORY } else { "" };
+        Self { last: last.to_owned(), ..self.clone() }
     }
 }
 
 const OUT_OF_MEMORY: &str = "memory allocation of";
+const BAD_ALLOC: &str = "std::bad_alloc";
 /// Bytes of a child's last words that are kept.
 const WORDS_LIMIT: usize = 64 * 1024;
 /// Characters of them that are told.
@@ -402,6 +406,10 @@ mod tests {
         for (script, expected) in [
             (
                 "echo 'memory allocation of 9 bytes failed' >&2; kill -ABRT $$",
+                "it needs more than the 2.0 GB of memory",
+            ),
+            (
+                "echo \"terminate called\nwhat():  std::bad_alloc\" >&2; kill -ABRT $$",
                 "it needs more than the 2.0 GB of memory",
             ),
             ("kill -KILL $$", "it needs more than the 2.0 GB of memory"),

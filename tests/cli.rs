@@ -7,6 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use support::{leftovers, onnx_recipe, output, repository, skip, tensorrt_or_skip, watus};
+use watus_build::backend::tensorrt::{Family, TensorRt};
 use watus_build::manifest::Manifest;
 use watus_build::onnx::GraphBuilder;
 use watus_build::tensor::{DType, Tensor, read_npy, write_npy};
@@ -256,6 +257,64 @@ fn shapes_may_range() {
     assert!(code != 0 && stderr.contains("frames"), "{stderr}");
     let (code, stdout, stderr) = output(watus(scratch.path()).args(["bench", "-n", "3", "engines/sums"]));
     assert_eq!(code, 0, "{stdout}{stderr}");
+}
+
+/// A graph of one node on `x`, which is float32[1, 6, 4].
+fn one_node(folder: &Path, name: &str, operator: &str, make: impl FnOnce(&mut GraphBuilder) -> Vec<String>) {
+    let mut graph = GraphBuilder::new(name, 17);
+    graph.input("x", DType::Float32, &[Some(1), Some(6), Some(4)]);
+    let inputs = make(&mut graph);
+    let inputs: Vec<&str> = inputs.iter().map(String::as_str).collect();
+    let (outputs, dtype): (&[&str], _) =
+        if operator == "TopK" { (&["y", "places"], DType::Float32) } else { (&["y"], DType::Int64) };
+    graph.node_named(operator, &inputs, outputs, &[]);
+    graph.output("y", dtype, &[None, None, None][..if operator == "TopK" { 3 } else { 2 }]);
+    onnx_recipe(folder, name, &graph.finish(&folder.join(name)).unwrap());
+}
+
+#[test]
+fn what_tensorrt_does_not_build_is_told_with_the_way_out() {
+    if !tensorrt_or_skip("what_tensorrt_does_not_build_is_told_with_the_way_out") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    one_node(scratch.path(), "choose", "NonMaxSuppression", |graph| {
+        graph.input("scores", DType::Float32, &[Some(1), Some(2), Some(6)]);
+        let most = graph.integers(&[3]);
+        let bounds = [0.5, 0.1]
+            .map(|value| graph.initializer(&format!("at_{value}"), &Tensor::from_f32(vec![1], vec![value]).unwrap()));
+        let [overlap, score] = bounds;
+        vec!["x".to_owned(), "scores".to_owned(), most, overlap, score]
+    });
+    one_node(scratch.path(), "places", "NonZero", |_| vec!["x".to_owned()]);
+    one_node(scratch.path(), "best", "TopK", |graph| {
+        graph.input("k", DType::Int64, &[Some(1)]);
+        vec!["x".to_owned(), "k".to_owned()]
+    });
+    let build = |name: &str| output(watus(scratch.path()).args(["build", &format!("{name}.yaml")]));
+    let rtx = TensorRt::open().unwrap().version.family == Family::Rtx;
+    let cases = [
+        ("choose", "choose.onnx: node 'NonMaxSuppression_0' (NonMaxSuppression): TensorRT-RTX", "`nms=False`"),
+        ("places", "places.onnx: node 'NonZero_0' (NonZero): TensorRT-RTX", "torch.where"),
+        ("best", "best.onnx: node 'TopK_0' (TopK): TensorRT", "in the recipe, `inputs: { k: VALUE }`"),
+    ];
+    for (name, begin, way) in cases {
+        // TensorRT builds the first two.
+        if name != "best" && !rtx {
+            continue;
+        }
+        let (code, _, stderr) = build(name);
+        assert_eq!(code, 5, "{stderr}");
+        assert!(stderr.contains(&format!("error: {begin}")), "{stderr}");
+        let (_, hint) = stderr.split_once("\n  hint: ").unwrap();
+        assert!(hint.contains(way) && hint.contains("\n  TensorRT c"), "{stderr}");
+    }
+    // The way out is one.
+    let recipe = scratch.path().join("best.yaml");
+    let text = fs::read_to_string(&recipe).unwrap();
+    fs::write(&recipe, format!("{text}inputs: {{ k: 3 }}\n")).unwrap();
+    let (code, _, stderr) = build("best");
+    assert_eq!(code, 0, "{stderr}");
 }
 
 #[test]

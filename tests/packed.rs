@@ -347,18 +347,9 @@ fn wide_llama() -> (Value, BTreeMap<String, Plain>) {
     (config, tensors)
 }
 
-/// 64 made-up words.
-fn tokenizer() -> String {
-    let vocabulary: BTreeMap<String, u32> = (0..64).map(|token| (format!("w{token}"), token)).collect();
-    let model = json!({"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"});
-    json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-           "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null, "model": model})
-    .to_string()
-}
-
 /// Builds `name` from the folder of that name or another; exit code and what was said.
 fn build(scratch: &Path, name: &str, source: &str, more: &str) -> (i32, String) {
-    fs::write(scratch.join(source).join("tokenizer.json"), tokenizer()).unwrap();
+    fs::write(scratch.join(source).join("tokenizer.json"), support::tokenizer()).unwrap();
     let recipe = format!(
         "version: 1\nname: {name}\nkind: llm\nsource: {{ path: {source} }}\nmax_input_len: 24\nmax_output_len: 16\n{more}"
     );

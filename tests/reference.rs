@@ -7,10 +7,12 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use support::{output, watus};
 use watus_build::backend::cpu::{Cpu, IsolatedCpu};
+use watus_build::backend::onnxruntime::OnnxRuntime;
 use watus_build::backend::{Backend, BackendError};
 use watus_build::confined::Limits;
 use watus_build::onnx::{Attribute, GraphBuilder};
@@ -259,5 +261,192 @@ fn the_command_says_what_went_wrong() {
             output(command(scratch.path()).args(["bench", "--backend", "cpu", "-n", "1", "--warmup", "0"]).arg(&path));
         assert_eq!(code, 1, "{name}: {stderr}");
         assert!(stderr.contains("error: "), "{name}: {stderr}");
+    }
+}
+
+/// What the library's users ask it for first.
+const BASE: &str = "typedef struct { const void *(*GetApi)(unsigned); const char *(*GetVersionString)(void); } Base;\n";
+const CRASH: &str = "volatile int *volatile nowhere = 0; *nowhere = 1; return 0;";
+const LIBRARY: &str = "libonnxruntime.so.1.99.0";
+
+/// A library of C as the set-up script would have put it into the data folder `name`.
+fn library(scratch: &Path, name: &str, source: &str) -> PathBuf {
+    let folder = scratch.join(name).join("watus-build/onnxruntime-1.99.0");
+    fs::create_dir_all(folder.join("lib")).unwrap();
+    fs::write(folder.join(".complete"), "").unwrap();
+    let (code, library) = (folder.join("library.c"), folder.join("lib").join(LIBRARY));
+    fs::write(&code, source).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-w", "-o"]).arg(&library).arg(&code).arg("-ldl");
+    assert!(compiler.status().unwrap().success());
+    library
+}
+
+/// One that says it is `version`, and gives its functions so.
+fn of_version(version: &str, functions: &str) -> String {
+    format!(
+        "{BASE}static const void *api(unsigned version) {{ {functions} }}\n\
+         static const char *version(void) {{ return \"{version}\"; }}\n\
+         const Base *OrtGetApiBase(void) {{ static const Base base = {{ api, version }}; return &base; }}\n"
+    )
+}
+
+/// Libraries that cannot be used, by their data folders, and why.
+fn broken_libraries(scratch: &Path) -> Vec<(&'static str, PathBuf, &'static str)> {
+    let at_once =
+        |what: &str| format!("#include <unistd.h>\n__attribute__((constructor)) static int begin(void) {{ {what} }}");
+    let sound = of_version("1.99.0", "return 0;");
+    let mut libraries = vec![
+        ("other", library(scratch, "other", "int other;"), "it is another library: it has no OrtGetApiBase"),
+        (
+            "old",
+            library(scratch, "old", &of_version("1.16.3", CRASH)),
+            "it is version 1.16.3, 1.17 is the oldest that is taken",
+        ),
+        ("nothing", library(scratch, "nothing", &sound), "it is not what it says"),
+        (
+            "crash",
+            library(scratch, "crash", &format!("{}\n{sound}", at_once(CRASH))),
+            "opening it failed: it crashed (signal 11)",
+        ),
+        (
+            "functions",
+            library(scratch, "functions", &of_version("1.99.0", CRASH)),
+            "opening it failed: it crashed (signal 11)",
+        ),
+        ("end", library(scratch, "end", &at_once("_exit(3);")), "it ended without an answer (exit status: 3)"),
+    ];
+    type Change = fn(&mut Vec<u8>);
+    let changes: [(&str, Change, &str); 3] = [
+        ("text", |bytes| *bytes = b"<!DOCTYPE html>".to_vec(), "it is no ELF file"),
+        ("cut", |bytes| bytes.truncate(bytes.len() / 2), "it is cut off: it has"),
+        ("foreign", |bytes| bytes[18] = 243, "it is for riscv64, this machine is"),
+    ];
+    for (name, change, why) in changes {
+        let path = library(scratch, name, &sound);
+        let mut bytes = fs::read(&path).unwrap();
+        change(&mut bytes);
+        fs::write(&path, bytes).unwrap();
+        libraries.push((name, path, why));
+    }
+    libraries
+}
+
+/// The command on a sound graph, with a library that was named or is found in a data folder.
+fn with_library(scratch: &Path, subcommand: &[&str], named: Option<&Path>, data: &str) -> (i32, String, String) {
+    let mut command = watus(scratch);
+    command.env("XDG_DATA_HOME", scratch.join(data)).env_remove("WATUS_CPU_ENGINE").env_remove("WATUS_ONNXRUNTIME_LIB");
+    if let Some(path) = named {
+        command.env("WATUS_ONNXRUNTIME_LIB", path);
+    }
+    output(command.args(subcommand))
+}
+
+const RUN: [&str; 6] = ["run", "--backend", "cpu", "--input", "x=x.npy", "sound.onnx"];
+
+/// A graph that any reference computes, and its input.
+fn sound(scratch: &Path) {
+    write(scratch, "sound", |graph| graph.node("Exp", &["x"], &[]));
+    write_npy(fs::File::create(scratch.join("x.npy")).unwrap(), &x()).unwrap();
+}
+
+#[test]
+fn a_broken_library_is_refused_if_it_was_named_and_else_told_of() {
+    let scratch = tempfile::tempdir().unwrap();
+    sound(scratch.path());
+    for (name, path, why) in broken_libraries(scratch.path()) {
+        let told = format!("ONNX Runtime ({}) cannot be used: ", path.display());
+        // The file, or its folder.
+        for named in [&*path, path.parent().unwrap()] {
+            let (code, stdout, stderr) = with_library(scratch.path(), &RUN, Some(named), "none");
+            assert_eq!((code, stdout.as_str()), (8, ""), "{name}: {stderr}");
+            assert!(stderr.starts_with(&format!("error: {told}")) && stderr.contains(why), "{name}: {stderr}");
+            let hint = "\n  hint: name another in WATUS_ONNXRUNTIME_LIB (scripts/setup-onnxruntime.sh brings one)";
+            assert!(stderr.contains(hint), "{name}: {stderr}");
+        }
+        let (code, stdout, stderr) = with_library(scratch.path(), &RUN, None, name);
+        assert_eq!(code, 0, "{name}: {stderr}");
+        assert!(stdout.starts_with("y float32[1, 1, 2, 2]"), "{name}: {stdout}");
+        assert!(stderr.starts_with(&format!("warning: {told}")) && stderr.contains(why), "{name}: {stderr}");
+        let mend = "rten computes instead (scripts/setup-onnxruntime.sh brings it again";
+        assert!(stderr.contains(mend) && stderr.matches("warning:").count() == 1, "{name}: {stderr}");
+    }
+    let nowhere = scratch.path().join("nowhere.so");
+    let (code, _, stderr) = with_library(scratch.path(), &RUN, Some(nowhere.as_path()), "none");
+    assert!(code == 8 && stderr.contains("nowhere.so) cannot be used: it cannot be read: No such file"), "{stderr}");
+    let (code, _, stderr) = with_library(scratch.path(), &RUN, Some(Path::new("")), "crash");
+    assert_eq!((code, stderr.as_str()), (0, ""), "none is to be used");
+    // What crashed in a child is not opened here.
+    let bench = ["bench", "--backend", "cpu", "-n", "1", "--warmup", "0", "sound.onnx"];
+    let (code, _, stderr) = with_library(scratch.path(), &bench, None, "crash");
+    assert_eq!((code, stderr.matches("warning: ONNX Runtime").count()), (0, 1), "{stderr}");
+    // Asked for by hand it has no substitute.
+    let mut command = watus(scratch.path());
+    command.env("XDG_DATA_HOME", scratch.path().join("crash")).env_remove("WATUS_ONNXRUNTIME_LIB");
+    let (code, _, stderr) = output(command.env("WATUS_CPU_ENGINE", "onnxruntime").args(RUN));
+    assert!(code == 8 && stderr.contains("opening it failed: it crashed (signal 11)"), "{stderr}");
+}
+
+#[test]
+fn a_library_that_crashes_at_work_is_named() {
+    if !support::onnxruntime_or_skip("a_library_that_crashes_at_work_is_named") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    sound(scratch.path());
+    let real = &OnnxRuntime::find().unwrap().unwrap().library().path;
+    // ONNX Runtime, but for its tenth function, Run; version 17 has 276 (ort-sys, `OrtApi`).
+    let source = format!(
+        "#include <dlfcn.h>\n#include <string.h>\n{BASE}static void *table[276];\n\
+         static void *crash(void) {{ {CRASH} }}\n\
+         static const Base *real(void) {{\n\
+         const Base *(*base)(void) = dlsym(dlopen(\"{real}\", RTLD_NOW), \"OrtGetApiBase\");\nreturn base();\n}}\n\
+         static const void *api(unsigned version) {{\n\
+         memcpy(table, real()->GetApi(version), sizeof table);\ntable[9] = crash;\nreturn table;\n}}\n\
+         static const char *version(void) {{ return real()->GetVersionString(); }}\n\
+         const Base *OrtGetApiBase(void) {{ static const Base base = {{ api, version }}; return &base; }}\n"
+    );
+    let path = library(scratch.path(), "run", &source);
+    for named in [Some(&*path), None] {
+        let (code, stdout, stderr) = with_library(scratch.path(), &RUN, named, "run");
+        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+        let told = format!("sound.onnx: ONNX Runtime 1.99.0 ({}): it crashed (signal 11)", path.display());
+        assert!(stderr.contains(&told), "{stderr}");
+        let hint = "scripts/setup-onnxruntime.sh brings it again, and `WATUS_ONNXRUNTIME_LIB=` computes with rten";
+        assert!(stderr.contains(hint), "{stderr}");
+    }
+}
+
+#[test]
+fn doctor_says_who_judges() {
+    let scratch = tempfile::tempdir().unwrap();
+    let broken = broken_libraries(scratch.path());
+    let judge = |named: Option<&Path>, data: &str| {
+        let (_, stdout, _) = with_library(scratch.path(), &["doctor", "--json"], named, data);
+        let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().iter();
+        let judge: Vec<_> = findings.filter(|finding| finding["id"] == "judge").cloned().collect();
+        assert_eq!(judge.len(), 1);
+        let text = |key: &str| judge[0][key].as_str().unwrap_or_default().to_owned();
+        (text("level"), text("seen"), judge[0]["mend"].to_string())
+    };
+    // Each kind once: by its headers, by what it says, by what it does.
+    for (name, path, why) in broken.iter().filter(|(name, ..)| ["old", "crash", "cut"].contains(name)) {
+        let (level, seen, mend) = judge(Some(path.as_path()), "none");
+        assert_eq!(level, "fail", "{name}: {seen}");
+        assert!(seen.contains(&*path.to_string_lossy()) && seen.contains(why), "{name}: {seen}");
+        assert!(mend.contains("name another in WATUS_ONNXRUNTIME_LIB"), "{name}: {mend}");
+        let (level, seen, mend) = judge(None, name);
+        assert_eq!(level, "warn", "{name}: {seen}");
+        assert!(seen.contains(why) && seen.ends_with("rten proves engines instead"), "{name}: {seen}");
+        assert!(mend.contains("scripts/setup-onnxruntime.sh brings it again"), "{name}: {mend}");
+    }
+    let (level, seen, _) = judge(Some(Path::new("")), "none");
+    assert_eq!(level, "ok");
+    assert!(seen.contains("rten") && seen.ends_with("as WATUS_ONNXRUNTIME_LIB says"), "{seen}");
+    if let Some(runtime) = OnnxRuntime::find().unwrap() {
+        let path = Path::new(&runtime.library().path);
+        let (level, seen, _) = judge(Some(path), "none");
+        assert_eq!((level.as_str(), seen), ("ok", format!("{} proves engines", runtime.library())));
     }
 }

@@ -482,16 +482,6 @@ fn folders_are_told_apart() {
     }
 }
 
-/// A vocabulary of 64 words.
-fn tokenizer() -> Vec<u8> {
-    let vocabulary: BTreeMap<String, u32> = (0..64).map(|token| (format!("w{token}"), token)).collect();
-    json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-           "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-           "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"}})
-    .to_string()
-    .into_bytes()
-}
-
 #[test]
 fn a_repository_is_judged_before_its_weights_come() {
     let (config, tensors) = tiny("llama");
@@ -500,7 +490,7 @@ fn a_repository_is_judged_before_its_weights_come() {
         BTreeMap::from([
             ("config.json", config.clone()),
             ("model.safetensors", weights.clone()),
-            ("tokenizer.json", tokenizer()),
+            ("tokenizer.json", support::tokenizer().into_bytes()),
             ("1_Pooling/config.json", b"{\"word_embedding_dimension\": 1024}".to_vec()),
         ])
     };
@@ -610,4 +600,41 @@ fn a_repository_is_judged_before_its_weights_come() {
     let has = |name: &str| tree.iter().any(|path| path.contains("snapshots") && path.ends_with(name));
     assert!(has("/model.safetensors") && has("/tokenizer.json"), "{tree:?}");
     assert!(!has("fp16.safetensors") && !has("consolidated.safetensors") && !has("1_Pooling/config.json"), "{tree:?}");
+}
+
+#[test]
+fn the_whole_model_as_onnx_is_judged_as_a_build_is() {
+    let tokenizer = support::tokenizer();
+    let template = "{{ messages[0]['content'] }}";
+    // tokenizer.json, chat_template.jinja, and what is said.
+    let cases: [(Option<&str>, Option<&str>, &str); 5] = [
+        (Some(&tokenizer), Some(template), ""),
+        (Some(&tokenizer), None, "warning: m: the model has no chat template"),
+        (Some(&tokenizer), Some("{% for %}"), "chat_template.jinja: chat template"),
+        (Some("{}"), Some(template), "tokenizer.json:"),
+        (None, Some(template), "no tokenizer.json"),
+    ];
+    for (tokenizer, template, said) in cases {
+        let scratch = tempfile::tempdir().unwrap();
+        let folder = scratch.path().join("source");
+        fs::create_dir(&folder).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(data("llama").join(name), folder.join(name)).unwrap();
+        }
+        for (name, text) in [("tokenizer.json", tokenizer), ("chat_template.jinja", template)] {
+            if let Some(text) = text {
+                fs::write(folder.join(name), text).unwrap();
+            }
+        }
+        let recipe = "version: 1\nname: m\nkind: llm\nsource: { path: source }\nmax_input_len: 24\nmax_output_len: 8\n";
+        fs::write(scratch.path().join("m.yaml"), recipe).unwrap();
+        let (code, _, stderr) = output(watus(scratch.path()).args(["build", "--emit", "onnx", "m.yaml"]));
+        let is_refused = !said.is_empty() && !said.starts_with("warning");
+        assert_eq!(code != 0, is_refused, "{said}: {stderr}");
+        assert!(
+            stderr.contains(said) && stderr.contains("warning:") == said.starts_with("warning"),
+            "{said}: {stderr}"
+        );
+        assert_eq!(scratch.path().join("engines/m-onnx/model.onnx").exists(), !is_refused, "{said}: {stderr}");
+    }
 }

@@ -136,6 +136,9 @@ fn from_a_classifier_checkpoint_to_an_answer() {
     assert!(code == 0 && stdout.contains("out/vit.onnx"), "{stderr}");
     let (_, stdout, _) = run(&["inspect", "out/vit.onnx"]);
     assert!(stdout.contains("pixel_values float32[1, 3, 32, 32]"), "{stdout}");
+    yolo(scratch.path(), "yolo26", "");
+    let (code, _, stderr) = run(&["build", "yolo26.yaml", "--emit", "onnx", "-o", "out"]);
+    assert!(code == 0 && stderr.contains("warning: yolo26: an end-to-end model"), "{stderr}");
 }
 
 #[test]

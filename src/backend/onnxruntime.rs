@@ -2,10 +2,13 @@
 //! the CPU reference.
 //!
 //! The library is looked for in `WATUS_ONNXRUNTIME_LIB` (the file or its folder; empty: nowhere), then where
-//! `scripts/setup-onnxruntime.sh` puts it, then by the system's loader. 1.17 is the oldest that is taken. Its own log is
-//! dropped: what matters is in its errors.
+//! `scripts/setup-onnxruntime.sh` puts it, then by the system's loader ([`library`]). 1.17 is the oldest that is taken. Its
+//! own log is dropped: what matters is in its errors.
 
-use std::path::{Path, PathBuf};
+pub mod library;
+
+use std::panic::catch_unwind;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use half::f16;
@@ -13,54 +16,75 @@ use ort::environment::Environment;
 use ort::session::{Session as OrtSession, SessionInputValue, SessionOutputs, builder::GraphOptimizationLevel};
 use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, TensorRef};
 
+use self::library::{Broken, Found, Library, Place};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs, cpu};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
-/// Names the library, or with nothing in it says that none is to be used.
-const VARIABLE: &str = "WATUS_ONNXRUNTIME_LIB";
-/// Name of the library's file, before its version.
-const FILE: &str = "libonnxruntime.so";
-
 /// The library, opened.
 pub struct OnnxRuntime {
     environment: Environment,
-    /// "1.32.0", if the file's name tells.
-    version: Option<String>,
+    library: Library,
 }
 
-static LIBRARY: OnceLock<Result<Option<OnnxRuntime>, BackendError>> = OnceLock::new();
+/// What opening the library came to.
+enum Opened {
+    Absent,
+    Ready(OnnxRuntime),
+    Broken(Broken),
+}
+
+/// Why a library is not open.
+enum Closed {
+    Absent,
+    Unusable(String),
+}
 
 impl OnnxRuntime {
     /// The library, if there is one here; opened once. One that is named but cannot be used is an error.
     pub fn find() -> Result<Option<&'static Self>, BackendError> {
-        let library = LIBRARY.get_or_init(|| {
-            let named = std::env::var_os(VARIABLE);
-            match &named {
-                Some(path) if path.is_empty() => Ok(None),
-                Some(path) => Self::open(&in_folder(Path::new(path)).unwrap_or_else(|| path.into())).map(Some),
-                None => {
-                    let path = installed().unwrap_or_else(|| PathBuf::from("libonnxruntime.so.1"));
-                    Ok(Self::open(&path).ok())
-                }
-            }
-        });
-        library.as_ref().map(Option::as_ref).map_err(Clone::clone)
+        match Self::opened() {
+            Opened::Ready(runtime) => Ok(Some(runtime)),
+            Opened::Broken(broken) if broken.named => Err(broken.error()),
+            Opened::Broken(_) | Opened::Absent => Ok(None),
+        }
     }
 
-    fn open(path: &Path) -> Result<Self, BackendError> {
-        let unusable = |error: &dyn std::fmt::Display| BackendError::Unavailable {
-            what: format!("ONNX Runtime cannot be used: {error}"),
-            help: format!("run scripts/setup-onnxruntime.sh, or `{VARIABLE}=` to do without"),
-        };
-        // ort takes a name without a folder for one beside this executable, then asks the loader.
-        let builder = ort::init_from(path).map_err(|error| unusable(&error))?;
-        let silent = Arc::new(|_: ort::logging::LogLevel, _: &str, _: &str, _: &str, _: &str| {});
-        let environment = builder.with_name("watus-build").with_telemetry(false).with_logger(silent).build();
-        let environment = environment.map_err(|error| unusable(&error))?;
-        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        let version = real.file_name().and_then(|name| name.to_str()?.strip_prefix(FILE)?.strip_prefix('.'));
-        Ok(Self { environment, version: version.map(str::to_owned) })
+    /// What there is here, found out by opening it in this process.
+    pub fn look() -> Found {
+        match Self::opened() {
+            Opened::Ready(runtime) => Found::Ready(runtime.library.clone()),
+            Opened::Broken(broken) => Found::Broken(broken.clone()),
+            Opened::Absent => Found::Absent,
+        }
+    }
+
+    /// Where it is, and its version.
+    pub fn library(&self) -> &Library {
+        &self.library
+    }
+
+    fn opened() -> &'static Opened {
+        static OPENED: OnceLock<Opened> = OnceLock::new();
+        OPENED.get_or_init(|| match (library::given_up(), Place::find()) {
+            (Some(broken), _) => Opened::Broken(broken.clone()),
+            (None, None) => Opened::Absent,
+            (None, Some(place)) => match Self::open(&place) {
+                Ok(runtime) => Opened::Ready(runtime),
+                Err(Closed::Absent) => Opened::Absent,
+                Err(Closed::Unusable(why)) => Opened::Broken(place.broken(why)),
+            },
+        })
+    }
+
+    fn open(place: &Place) -> Result<Self, Closed> {
+        if let Some(fault) = place.fault() {
+            return Err(Closed::Unusable(fault));
+        }
+        // ort takes for granted what a library need not do.
+        let environment = catch_unwind(|| environment(place));
+        let environment = environment.unwrap_or_else(|_| Err(Closed::Unusable("it is not what it says".to_owned())))?;
+        Ok(Self { environment, library: place.library() })
     }
 
     /// Prepares a float32 graph for operands that stay where they are.
@@ -92,35 +116,45 @@ enum Source<'a> {
     Bytes(&'a [u8]),
 }
 
-/// The newest library that the set-up script left in the user's data directory.
-fn installed() -> Option<PathBuf> {
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
-    let data = std::env::var_os("XDG_DATA_HOME").filter(|data| !data.is_empty()).map(PathBuf::from).or_else(home)?;
-    let folders = std::fs::read_dir(data.join("watus-build")).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let ours = |folder: &PathBuf| {
-        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        name.starts_with("onnxruntime-") && folder.join(".complete").exists()
-    };
-    let mut folders: Vec<PathBuf> = folders.filter(ours).collect();
-    folders.sort();
-    folders.iter().rev().find_map(|folder| in_folder(&folder.join("lib")))
+fn environment(place: &Place) -> Result<Environment, Closed> {
+    // ort takes a name without a folder for one beside this executable, then asks the loader.
+    let builder = ort::init_from(&place.path).map_err(|error| not_loaded(place, &error))?;
+    let silent = Arc::new(|_: ort::logging::LogLevel, _: &str, _: &str, _: &str, _: &str| {});
+    let environment = builder.with_name("watus-build").with_telemetry(false).with_logger(silent).build();
+    environment.map_err(|error| Closed::Unusable(format!("it does not start: {}", one_line(error.message()))))
 }
 
-fn in_folder(folder: &Path) -> Option<PathBuf> {
-    let files = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILE))).max()
+fn not_loaded(place: &Place, error: &ort::LoadDynamicError) -> Closed {
+    use ort::LoadDynamicError as Error;
+    let why = match error {
+        // The loader's own words are the cause; it says by name what it does not find.
+        Error::Dlopen { error, .. } => {
+            let words = std::error::Error::source(error).map_or_else(|| error.to_string(), |source| source.to_string());
+            if place.is_missing(&words) {
+                return Closed::Absent;
+            }
+            format!("it cannot be opened: {}", one_line(&words))
+        }
+        Error::MissingApi { .. } => "it is another library: it has no OrtGetApiBase".to_owned(),
+        Error::InvalidVersionString => "its version is no text".to_owned(),
+        Error::BadVersion { version_str, .. } => library::too_old(version_str),
+    };
+    Closed::Unusable(why)
 }
 
 /// The library's error on one line.
 fn sentence(error: &ort::Error) -> String {
-    let lines: Vec<&str> = error.message().lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    format!("{}: {}", cpu::NAME, lines.join(" "))
+    format!("{}: {}", cpu::NAME, one_line(error.message()))
+}
+
+fn one_line(words: &str) -> String {
+    let lines: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    lines.join(" ")
 }
 
 impl Backend for &'static OnnxRuntime {
     fn info(&self) -> BackendInfo {
-        let version = self.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
-        cpu::info_of(&format!("onnxruntime{version}"))
+        cpu::info_of(&self.library.engine())
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {

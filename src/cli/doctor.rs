@@ -8,7 +8,7 @@ use anyhow::bail;
 use super::{Exit, print, print_json};
 use crate::doctor::{Level, Report, Root, examine};
 
-/// Check JetPack, CUDA, cuDNN, TensorRT, GPU, memory, disk and power mode, and say how to mend them
+/// Check JetPack, CUDA, cuDNN, TensorRT, ONNX Runtime, GPU, memory, disk and power mode, and say how to mend them
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Examine a mounted image or a copy of a machine's files instead of this machine

@@ -4,6 +4,7 @@
 //! (`--root DIR`); only on the live machine are libraries opened and the GPU asked.
 
 mod hardware;
+mod judge;
 mod platform;
 mod root;
 mod software;
@@ -93,6 +94,7 @@ pub fn examine(root: &Root) -> Report {
     let software = software::check(&examination);
     let gpu = hardware::gpu(&examination);
     findings.extend(software.findings.iter().cloned());
+    findings.push(judge::check(&examination));
     findings.extend(gpu.findings.iter().cloned());
     findings.extend(hardware::memory(&examination));
     findings.extend(hardware::disk(&examination));

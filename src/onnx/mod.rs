@@ -4,7 +4,8 @@
 //! finds every tensor, `check.rs` finds what TensorRT would get wrong, `depth.rs` what would overflow the CPU reference's
 //! stack, `ending.rs` what an output's numbers are, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds
 //! graphs. `facts.rs` tells types, shapes and small values without running anything, `simplify.rs` folds what is constant,
-//! `reference.rs` makes a graph the CPU reference's, `parser.rs` one that TensorRT's parser reads rightly.
+//! `reference.rs` makes a graph the CPU reference's, `parser.rs` one that TensorRT's parser reads rightly,
+//! `unbuilt.rs` tells what TensorRT stumbled over.
 
 mod attributes;
 mod check;
@@ -22,6 +23,7 @@ mod reference;
 mod shapes;
 mod simplify;
 mod tensors;
+mod unbuilt;
 mod wire;
 
 use std::collections::{BTreeMap, HashSet};
@@ -234,6 +236,11 @@ impl Model {
     /// What a TensorRT with this parser would silently get wrong.
     pub fn complaint(&self, parser: Parser) -> Option<String> {
         check::complaint(self, parser)
+    }
+
+    /// Why `tensorrt` did not build the model, where the graph tells more than what was `said`: a node, and a hint.
+    pub fn not_built(&self, tensorrt: &str, said: &str) -> Option<String> {
+        unbuilt::told(self, tensorrt, said)
     }
 
     /// Why a model that comes quantised cannot be built, to be computed in `half` precision or not.

@@ -120,11 +120,9 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     let fetched = fetch(plan, &context.fetcher, lock)?;
     let pictures = fetch_pictures(plan, &context.fetcher, lock)?;
     let loaded = vision::load(plan, &fetched)?;
+    tell_notes(plan, &loaded, context);
     let size = loaded.size();
-    let vision::Vision { mut model, classifier, yolo, sources, notes } = loaded;
-    for note in notes {
-        context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
-    }
+    let vision::Vision { mut model, classifier, yolo, sources, .. } = loaded;
     let tensorrt = TensorRt::open()?;
     let place = sources.first().map_or(Path::new(&plan.name), PathBuf::as_path);
     let wish = Wish { half: plan.build.precision != Precision::Fp32, force: Some(context.force) };
@@ -163,6 +161,12 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
         place::check_engine(&prepared.folder)?;
     }
     Ok(prepared)
+}
+
+fn tell_notes(plan: &Plan, loaded: &vision::Vision, context: &Context) {
+    for note in &loaded.notes {
+        context.progress.event(Event::Warning(&format!("{}: {note}", plan.name)));
+    }
 }
 
 /// Builds what `prepare` found stale, proves and publishes it.
@@ -297,6 +301,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
         bail!("{} is the source itself\n  hint: choose another folder with --output", path.display());
     }
     let loaded = vision::load(plan, &fetched)?;
+    tell_notes(plan, &loaded, context);
     let size = loaded.size();
     let mut model = loaded.model;
     settings::give_values(plan, &mut model)?;

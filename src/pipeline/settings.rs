@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use super::Prepared;
 use crate::artifact::sha256_file;
 use crate::backend::cpu::{IsolatedCpu, Reference};
+use crate::backend::tensorrt::source::explained;
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::backend::{Backend, BackendError};
 use crate::manifest::{Hasher, Key, Manifest};
@@ -26,7 +27,7 @@ pub(super) fn reference(isolation: &Isolation) -> Box<dyn Backend> {
 }
 
 /// An error as the user can follow it: of the file the model was read from, which `staged` is a copy of and soon gone, and
-/// of nodes by their names.
+/// of nodes by their names; of what could not be built first the reason.
 pub(super) fn named(prepared: &Prepared, staged: &Path, error: BackendError) -> BackendError {
     let source = prepared.sources.first().map_or(prepared.model.path(), |path| path.as_path());
     let name = |message: String| {
@@ -34,7 +35,9 @@ pub(super) fn named(prepared: &Prepared, staged: &Path, error: BackendError) -> 
         prepared.built().name_nodes(&message)
     };
     match error {
-        BackendError::Build(message) => BackendError::Build(name(message)),
+        BackendError::Build(message) => {
+            BackendError::Build(explained(prepared.built(), source, prepared.tensorrt, name(message)))
+        }
         BackendError::Load(message) => BackendError::Load(name(message)),
         BackendError::Run(message) => BackendError::Run(name(message)),
         other => other,

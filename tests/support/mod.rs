@@ -39,6 +39,16 @@ pub fn onnx_recipe(folder: &Path, name: &str, model: &watus_build::onnx::Model) 
     std::fs::write(folder.join(format!("{name}.yaml")), recipe).expect("a scratch folder");
 }
 
+/// A tokenizer.json of 64 words.
+pub fn tokenizer() -> String {
+    let vocabulary: std::collections::BTreeMap<String, u32> =
+        (0..64).map(|token| (format!("w{token}"), token)).collect();
+    let model = serde_json::json!({"type": "WordLevel", "vocab": vocabulary, "unk_token": "w0"});
+    serde_json::json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+           "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null, "model": model})
+    .to_string()
+}
+
 /// Whether TensorRT can build here. Where it cannot, the test says that it was skipped; in CI that is a failure.
 pub fn tensorrt_or_skip(test: &str) -> bool {
     match TensorRt::open() {

@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::Reference;
+use super::reference::{Named, named_engine};
+use super::{Cpu, Reference, info, info_of};
+use crate::backend::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
 use crate::backend::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::confined::{Confined, ConfinedError, Limits, serve};
 use crate::memory::Memory;
@@ -41,8 +43,10 @@ impl IsolatedCpu {
 /// What the parent asks.
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
-    /// The path's bytes, which need not be text.
-    Open(Vec<u8>),
+    /// ONNX Runtime's, to be opened.
+    Library,
+    /// The path's bytes, which need not be text; by ONNX Runtime or by rten.
+    Open { path: Vec<u8>, by_runtime: bool },
     /// The tensors that follow are the inputs.
     Run,
 }
@@ -50,6 +54,11 @@ enum Question {
 /// What the child answers.
 #[derive(Debug, Serialize, Deserialize)]
 enum Reply {
+    Library(Found),
+    Unavailable {
+        what: String,
+        help: String,
+    },
     Opened {
         info: BackendInfo,
         inputs: Vec<TensorSpec>,
@@ -84,21 +93,70 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<Tensor>), String>
     Ok((message, tensors))
 }
 
+impl IsolatedCpu {
+    /// ONNX Runtime as a child finds it: one that crashes when it is opened is broken, and ends nothing else.
+    pub fn library(&self) -> Result<Found, BackendError> {
+        self.look().map(|(_, found)| found)
+    }
+
+    /// A child, and what it computes with. After a library that ended it the child is a new one.
+    fn look(&self) -> Result<(Confined, Found), BackendError> {
+        let lost = |error: ConfinedError| BackendError::Load(lost("starting it", None, &error));
+        let mut child = Confined::start(&self.executable, SUBCOMMAND, self.limits).map_err(lost)?;
+        // What ended one child would end the next.
+        if let Some(broken) = library::given_up() {
+            return Ok((child, Found::Broken(broken.clone())));
+        }
+        let broken = |message: String| BackendError::Load(format!("CPU reference: {message}"));
+        let question = encode(&Question::Library, &[]).map_err(broken)?;
+        let error = match child.ask(&question) {
+            Ok(answer) => {
+                return match decode::<Reply>(&answer).map_err(broken)? {
+                    (Reply::Library(found), _) => Ok((child, found)),
+                    (other, _) => Err(other.into_error()),
+                };
+            }
+            Err(error) => error,
+        };
+        let ended = matches!(error, ConfinedError::Died(_) | ConfinedError::TooLong(_));
+        let Some(place) = Place::find().filter(|_| ended) else { return Err(lost(error)) };
+        let child = Confined::start(&self.executable, SUBCOMMAND, self.limits).map_err(lost)?;
+        let named = place.named || named_engine()? == Some(Named::OnnxRuntime);
+        let broken = Broken { named, ..place.broken(format!("opening it failed: {error}")) };
+        Ok((child, Found::Broken(broken)))
+    }
+
+    /// A child, and the library it computes with, if not with rten. A broken one that was named is an error.
+    fn start(&self) -> Result<(Confined, Option<Library>), BackendError> {
+        match self.look()? {
+            (child, Found::Ready(library)) => Ok((child, Some(library))),
+            (child, Found::Absent) => Ok((child, None)),
+            (_, Found::Broken(broken)) if broken.named => Err(broken.error()),
+            (child, Found::Broken(broken)) => {
+                library::give_up(broken);
+                Ok((child, None))
+            }
+        }
+    }
+}
+
 impl Backend for IsolatedCpu {
     fn info(&self) -> BackendInfo {
-        Reference.info()
+        let library = self.start().ok().and_then(|(_, library)| library);
+        library.map_or_else(info, |library| info_of(&library.engine()))
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
         let name = path.display().to_string();
-        let lost = |error: ConfinedError| BackendError::Load(lost(&name, &error));
-        let mut child = Confined::start(&self.executable, SUBCOMMAND, self.limits).map_err(lost)?;
+        let (mut child, library) = self.start()?;
         let broken = |message: String| BackendError::Load(format!("CPU reference: {name}: {message}"));
-        let question = encode(&Question::Open(path.as_os_str().as_bytes().to_vec()), &[]).map_err(broken)?;
+        let question = Question::Open { path: path.as_os_str().as_bytes().to_vec(), by_runtime: library.is_some() };
+        let question = encode(&question, &[]).map_err(broken)?;
+        let lost = |error: ConfinedError| BackendError::Load(lost(&name, library.as_ref(), &error));
         let answer = child.ask(&question).map_err(lost)?;
         match decode::<Reply>(&answer).map_err(broken)? {
             (Reply::Opened { info, inputs, outputs }, _) => {
-                Ok(Box::new(IsolatedSession { child, info, name, inputs, outputs }))
+                Ok(Box::new(IsolatedSession { child, info, name, library, inputs, outputs }))
             }
             (other, _) => Err(other.into_error()),
         }
@@ -111,22 +169,31 @@ impl Reply {
             Reply::Load(message) => BackendError::Load(message),
             Reply::Run(message) => BackendError::Run(message),
             Reply::Input { name, message } => BackendError::Input { name, message },
-            Reply::Opened { .. } | Reply::Ran => {
+            Reply::Unavailable { what, help } => BackendError::Unavailable { what, help },
+            Reply::Library(_) | Reply::Opened { .. } | Reply::Ran => {
                 BackendError::Run("CPU reference: its process answered another question".to_owned())
             }
         }
     }
 }
 
-/// A sentence for work without an answer.
-fn lost(model: &str, error: &ConfinedError) -> String {
-    let hint = match error {
-        ConfinedError::Io(_) | ConfinedError::Starved => "start the command again",
-        _ => {
-            "`watus-build inspect` shows what the graph holds; a sound one needs a machine with more memory or patience"
+/// A sentence for work without an answer, which `library` was doing, or rten.
+fn lost(model: &str, library: Option<&Library>, error: &ConfinedError) -> String {
+    let begin = format!("CPU reference: {model}");
+    match (error, library) {
+        (ConfinedError::Io(_) | ConfinedError::Starved, _) => {
+            format!("{begin}: {error}\n  hint: start the command again")
         }
-    };
-    format!("CPU reference: {model}: {error}\n  hint: {hint}")
+        (ConfinedError::Died(death), Some(library)) if !death.is_too_large() => format!(
+            "{begin}: {library}: {error}\n  hint: if other models fare alike the library is damaged: {SET_UP} brings it \
+             again, and `{}=` computes with rten",
+            library::VARIABLE
+        ),
+        _ => format!(
+            "{begin}: {error}\n  hint: `watus-build inspect` shows what the graph holds; a sound one needs a machine with \
+             more memory or patience"
+        ),
+    }
 }
 
 struct IsolatedSession {
@@ -134,6 +201,8 @@ struct IsolatedSession {
     info: BackendInfo,
     /// The model, for messages.
     name: String,
+    /// Who computes, for messages; `None` is rten.
+    library: Option<Library>,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
 }
@@ -155,7 +224,8 @@ impl Session for IsolatedSession {
         check_inputs(&self.inputs, inputs)?;
         let broken = |message: String| BackendError::Run(format!("CPU reference: {}: {message}", self.name));
         let question = encode(&Question::Run, inputs).map_err(broken)?;
-        let answer = self.child.ask(&question).map_err(|error| BackendError::Run(lost(&self.name, &error)))?;
+        let lost = |error: ConfinedError| BackendError::Run(lost(&self.name, self.library.as_ref(), &error));
+        let answer = self.child.ask(&question).map_err(lost)?;
         let outputs = match decode::<Reply>(&answer).map_err(broken)? {
             (Reply::Ran, outputs) => outputs,
             (other, _) => return Err(other.into_error()),
@@ -183,15 +253,20 @@ pub fn child_main() -> Result<(), String> {
 fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Reply, Vec<Tensor>), String> {
     let (question, inputs): (Question, _) = decode(question)?;
     let result = match question {
-        Question::Open(path) => Reference.open(&PathBuf::from(std::ffi::OsString::from_vec(path))).map(|opened| {
-            let reply = Reply::Opened {
-                info: opened.info(),
-                inputs: opened.inputs().to_vec(),
-                outputs: opened.outputs().to_vec(),
-            };
-            *session = Some(opened);
-            (reply, Vec::new())
-        }),
+        Question::Library => Reference::library().map(|found| (Reply::Library(found), Vec::new())),
+        Question::Open { path, by_runtime } => {
+            let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+            let opened = if by_runtime { Reference.open(&path) } else { Cpu.open(&path) };
+            opened.map(|opened| {
+                let reply = Reply::Opened {
+                    info: opened.info(),
+                    inputs: opened.inputs().to_vec(),
+                    outputs: opened.outputs().to_vec(),
+                };
+                *session = Some(opened);
+                (reply, Vec::new())
+            })
+        }
         Question::Run => {
             let session = session.as_mut().ok_or("there is no model yet")?;
             session.run(&inputs).map(|outputs| (Reply::Ran, outputs))
@@ -201,6 +276,7 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Re
         let reply = match error {
             BackendError::Load(message) => Reply::Load(message),
             BackendError::Input { name, message } => Reply::Input { name, message },
+            BackendError::Unavailable { what, help } => Reply::Unavailable { what, help },
             other => Reply::Run(other.to_string()),
         };
         (reply, Vec::new())

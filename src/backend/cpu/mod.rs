@@ -26,7 +26,7 @@ use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
 pub use child::{IsolatedCpu, SUBCOMMAND, child_main, default_limits};
 pub use program::{Engine, Operand, Program};
-pub use reference::Reference;
+pub use reference::{Named, Reference, VARIABLE, named_engine};
 
 /// rten, in this process.
 #[derive(Debug, Clone, Copy, Default)]

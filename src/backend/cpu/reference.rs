@@ -3,22 +3,28 @@
 use std::path::Path;
 
 use super::onnxruntime::OnnxRuntime;
-use super::{Backend, BackendError, BackendInfo, Cpu, Session, info};
+use super::onnxruntime::library::{self, Found, SET_UP};
+use super::{Backend, BackendError, BackendInfo, Cpu, IsolatedCpu, Session, info};
+use crate::confined;
 
 /// The best reference there is here, in this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference;
 
 /// Names a CPU reference by hand.
-const VARIABLE: &str = "WATUS_CPU_ENGINE";
+pub const VARIABLE: &str = "WATUS_CPU_ENGINE";
 
 /// A CPU reference that was named by hand.
-pub(super) enum Named {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named {
+    /// Part of this tool.
     Rten,
+    /// The library.
     OnnxRuntime,
 }
 
-pub(super) fn named_engine() -> Result<Option<Named>, BackendError> {
+/// The CPU reference that `WATUS_CPU_ENGINE` names.
+pub fn named_engine() -> Result<Option<Named>, BackendError> {
     let unknown = |name: &str| BackendError::Unavailable {
         what: format!("{VARIABLE}={name} names no CPU reference"),
         help: "`rten` and `onnxruntime` are two".to_owned(),
@@ -31,21 +37,54 @@ pub(super) fn named_engine() -> Result<Option<Named>, BackendError> {
     }
 }
 
+fn none_here() -> BackendError {
+    BackendError::Unavailable {
+        what: format!("{VARIABLE}=onnxruntime, and there is none here"),
+        help: format!("run {SET_UP}"),
+    }
+}
+
 /// The library that was asked for by hand.
 pub(super) fn named_runtime() -> Result<&'static OnnxRuntime, BackendError> {
-    OnnxRuntime::find()?.ok_or_else(|| BackendError::Unavailable {
-        what: format!("{VARIABLE}=onnxruntime, and there is none here"),
-        help: "run scripts/setup-onnxruntime.sh".to_owned(),
-    })
+    // What crashes where it is opened must not take this process along.
+    if let Some(program) = confined::program() {
+        IsolatedCpu::new(program.to_owned()).library().and_then(wanted)?;
+    }
+    wanted(OnnxRuntime::look())?;
+    OnnxRuntime::find()?.ok_or_else(none_here)
+}
+
+/// An error where there is no library that can be used.
+fn wanted(found: Found) -> Result<Found, BackendError> {
+    match found {
+        Found::Absent => Err(none_here()),
+        Found::Broken(broken) => Err(broken.error()),
+        Found::Ready(library) => Ok(Found::Ready(library)),
+    }
 }
 
 impl Reference {
+    /// The library that would compute, opened in this process; an error where it was asked for by hand and is none.
+    pub(super) fn library() -> Result<Found, BackendError> {
+        match named_engine()? {
+            Some(Named::Rten) => Ok(Found::Absent),
+            Some(Named::OnnxRuntime) => wanted(OnnxRuntime::look()),
+            None => Ok(OnnxRuntime::look()),
+        }
+    }
+
     /// The library that computes, if it is not rten; and whether it was named by hand.
     fn runtime() -> Result<(Option<&'static OnnxRuntime>, bool), BackendError> {
         match named_engine()? {
             Some(Named::Rten) => Ok((None, true)),
             Some(Named::OnnxRuntime) => Ok((Some(named_runtime()?), true)),
-            None => Ok((OnnxRuntime::find()?, false)),
+            None => {
+                let runtime = OnnxRuntime::find()?;
+                if let Found::Broken(broken) = OnnxRuntime::look() {
+                    library::give_up(broken);
+                }
+                Ok((runtime, false))
+            }
         }
     }
 }

@@ -260,8 +260,13 @@ impl Backend for TensorRt {
         let wish = source::Wish { half: false, force: None };
         let ((), lean) = source::ready(&mut model, self.version, wish, |_| Ok::<(), BackendError>(()))?;
         let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
-        let built = source::with_file(lean.as_ref().unwrap_or(&model), |file| {
+        let ready = lean.as_ref().unwrap_or(&model);
+        let built = source::with_file(ready, |file| {
             self.build(file, &options, &[], Arc::new(crate::progress::Silent), Arc::default())
+        });
+        let built = built.map_err(|error| match error {
+            BackendError::Build(said) => BackendError::Build(source::explained(ready, onnx, self.version, said)),
+            other => other,
         })?;
         self.load(built.bytes(), false)
     }

@@ -89,6 +89,14 @@ pub(super) fn with_file<T>(
     })
 }
 
+/// What was said of a model that was not built, after what its graph tells of the reason; `place` is the user's file.
+pub fn explained(model: &Model, place: &Path, version: Version, said: String) -> String {
+    match model.not_built(&version.to_string(), &said) {
+        Some(told) => format!("{}: {told}\n  {said}", place.display()),
+        None => said,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +134,18 @@ mod tests {
         let (fixed, lean) = ready_for("Trilu", None).unwrap();
         assert!(fixed == 7 && lean.is_some());
         assert!(ready_for("Sum", None).unwrap().1.is_none());
+    }
+
+    #[test]
+    fn the_reason_stands_before_tensorrts_words() {
+        let said = || "TensorRT cannot read g.onnx\n  node 'NonZero_0' (NonZero): false".to_owned();
+        let told = explained(&model("NonZero"), Path::new("m/g.onnx"), RTX, said());
+        assert!(
+            told.starts_with("m/g.onnx: node 'NonZero_0' (NonZero): TensorRT-RTX 1.6.1 does not build it"),
+            "{told}"
+        );
+        assert!(told.contains("\n  hint: ") && told.ends_with(&format!("\n  {}", said())), "{told}");
+        assert_eq!(explained(&model("Relu"), Path::new("g.onnx"), RTX, said()), said());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::{Prepared, Source, is_text, open};
+use super::{Prepared, Source, is_text, judge, open, warn};
 use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
@@ -113,6 +113,8 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     }
     sweep(&folder).map_err(about(&folder))?;
     let source = open(plan, &context.fetcher, lock)?;
+    let words = judge::words(plan, &source)?;
+    warn(plan, context, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
     let start = Instant::now();
     let files = source.checkpoint.files();
     let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
