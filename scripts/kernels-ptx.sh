@@ -5,7 +5,7 @@
 # usage: scripts/kernels-ptx.sh OUT
 #   The program looks for OUT as ../lib/watus-build/kernels beside itself, /usr/lib/watus-build/kernels, or WATUS_KERNELS.
 #   NVRTC 11.8 compiles; its `.version` 7.8 is written down to 7.4, and ptxas, which refuses what is newer than `.version`,
-#   assembles every file for 8.0 and 8.7. 40 minutes of one core at most; needs the network the first time.
+#   assembles every file for 8.0 and 8.7. Six minutes of one core; needs the network the first time.
 set -euo pipefail
 [ $# -eq 1 ] || { sed -n '5,6s/^# //p' "$0" >&2; exit 2; }
 scripts=$(cd "$(dirname "$0")" && pwd)

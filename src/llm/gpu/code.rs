@@ -23,7 +23,7 @@ use crate::backend::tensorrt::device::Device;
 pub const PACKAGED_KERNELS: &str = "/usr/lib/watus-build/kernels";
 /// Names a folder of compiled kernels instead of the package's.
 const FOLDER: &str = "WATUS_KERNELS";
-/// Longest file that is read; the longest there is has 1.3 MB.
+/// Longest file that is read; the longest there is has 1.1 MB.
 const LONGEST: u64 = 16 << 20;
 
 /// What every source is compiled with. CUDA 11's compiler speaks C++03 unless told.

@@ -189,7 +189,7 @@ impl Nvrtc {
 
     /// Compiles a source to PTX, or says what is wrong with it.
     pub(super) fn compile(&self, source: &str, options: &[String]) -> Result<Compiled, String> {
-        let zero = |_| format!("{self}: a zero in what is compiled");
+        let zero = |_: std::ffi::NulError| format!("{self}: a zero in what is compiled");
         let source = CString::new(source).map_err(zero)?;
         let options = options.iter().map(|option| CString::new(option.as_str())).collect::<Result<Vec<_>, _>>();
         let options = options.map_err(zero)?;
