@@ -27,7 +27,9 @@ test:
 	cargo clippy --quiet --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
 	python="$$(scripts/setup-oracles.sh)"; \
-	  export LD_LIBRARY_PATH="$$(echo "$${python%/bin/*}"/lib/python3*/site-packages/nvidia/cuda_nvrtc/lib):$${LD_LIBRARY_PATH:-}"; \
+	  nvidia="$$(echo "$${python%/bin/*}"/lib/python3*/site-packages/nvidia)"; \
+	  export LD_LIBRARY_PATH="$$nvidia/cuda_nvrtc/lib:$${LD_LIBRARY_PATH:-}"; \
+	  export WATUS_TEST_NVRTC="$$nvidia/cuda_nvrtc/lib/libnvrtc.so.11.2:$$nvidia/cuda_nvrtc/lib/libnvrtc.so.12:$$nvidia/cu13/lib/libnvrtc.so.13"; \
 	  WATUS_ORACLE_PYTHON="$$python" cargo test --no-fail-fast
 	scripts/check-headers.sh
 

@@ -25,6 +25,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("zip", "fetch/pypi.rs checkpoint/torch/"),
     ("cxx", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
+    ("libloading", "llm/gpu/ backend/tensorrt/"),
     ("rten", "backend/cpu/"),
     ("ort", "backend/onnxruntime.rs"),
     ("image", "vision/"),

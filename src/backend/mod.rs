@@ -20,6 +20,9 @@ pub enum BackendError {
     /// The backend is not on this machine, or not usable.
     #[error("{what}\n  hint: {help}")]
     Unavailable { what: String, help: String },
+    /// Our kernels for language models can neither be compiled nor are there precompiled: waiting brings none.
+    #[error("{what}\n  hint: {help}")]
+    Kernels { what: String, help: String },
     /// There is TensorRT but no GPU to execute on.
     #[error("no usable NVIDIA GPU: {0}")]
     NoDevice(String),

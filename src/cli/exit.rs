@@ -29,6 +29,8 @@ pub enum Exit {
     NotExecuted = 7,
     /// This machine lacks something: TensorRT, a GPU, a driver.
     Environment = 8,
+    /// A language model's kernels can neither be compiled nor are there precompiled.
+    Kernels = 9,
     /// Stopped by the user.
     Cancelled = 130,
 }
@@ -50,6 +52,7 @@ impl Exit {
             }
             match backend_error(cause) {
                 Some(BackendError::Unavailable { .. } | BackendError::NoDevice(_)) => return Exit::Environment,
+                Some(BackendError::Kernels { .. }) => return Exit::Kernels,
                 Some(BackendError::Cancelled) => return Exit::Cancelled,
                 Some(BackendError::Build(_)) => return Exit::Build,
                 Some(BackendError::Foreign(_)) => return Exit::NotProved,
@@ -74,11 +77,12 @@ impl Exit {
             Exit::Fetch => 2,
             Exit::Failure => 3,
             Exit::Environment => 4,
-            Exit::Usage => 5,
-            Exit::Recipe => 6,
-            Exit::Build => 7,
-            Exit::NotProved => 8,
-            Exit::Cancelled => 9,
+            Exit::Kernels => 5,
+            Exit::Usage => 6,
+            Exit::Recipe => 7,
+            Exit::Build => 8,
+            Exit::NotProved => 9,
+            Exit::Cancelled => 10,
         }
     }
 }
@@ -107,7 +111,7 @@ mod tests {
         let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".to_owned() };
         let damage = Damage { folder: PathBuf::from("m"), what: "x".to_owned() };
         let text = || "x".to_owned();
-        let cases: [(anyhow::Error, Exit); 9] = [
+        let cases: [(anyhow::Error, Exit); 10] = [
             (manifest().into(), Exit::NotProved),
             (anyhow::Error::from(manifest()).context("while opening"), Exit::NotProved),
             (damage.into(), Exit::NotProved),
@@ -116,6 +120,7 @@ mod tests {
             (BackendError::Load(text()).into(), Exit::Failure),
             (BackendError::Build(text()).into(), Exit::Build),
             (BackendError::NoDevice(text()).into(), Exit::Environment),
+            (LlmError::Backend(BackendError::Kernels { what: text(), help: text() }).into(), Exit::Kernels),
             (LlmError::Request(text()).into(), Exit::Failure),
         ];
         for (error, exit) in cases {

@@ -30,11 +30,12 @@ pub(super) fn gpu(examination: &Examination) -> Gpu {
         findings.push(Finding::ok("soc", format!("{name}, compute capability {capability}")));
     }
     if root.live {
-        let (finding, usable, memory) = live(examination);
+        let (finding, usable, memory) = live(examination, soc.is_some());
         findings.push(finding);
         return Gpu { findings, usable, memory };
     }
-    let jetson = examination.platform.is_jetson();
+    // A container without the host's /etc/nv_tegra_release still sees the board.
+    let jetson = examination.platform.is_jetson() || soc.is_some();
     let usable = if jetson { soc.is_some() } else { root.exists("/proc/driver/nvidia/version") };
     findings.push(match (usable, jetson) {
         (true, true) => Finding::ok("gpu", "integrated GPU (an image: not asked)"),
@@ -54,7 +55,7 @@ pub(super) fn gpu(examination: &Examination) -> Gpu {
     Gpu { findings, usable, memory: None }
 }
 
-fn live(examination: &Examination) -> (Finding, bool, Option<u64>) {
+fn live(examination: &Examination, tegra: bool) -> (Finding, bool, Option<u64>) {
     let platform = &examination.platform;
     match Device::open().and_then(|device| Ok((device.info()?, device))) {
         Ok((info, device)) => {
@@ -68,7 +69,7 @@ fn live(examination: &Examination) -> (Finding, bool, Option<u64>) {
             );
             (Finding::ok("gpu", seen), true, Some(free))
         }
-        Err(error) if platform.is_jetson() => {
+        Err(error) if platform.is_jetson() || tegra => {
             let mend: &[&str] = if platform.container {
                 &["start the container with --runtime nvidia --gpus all"]
             } else {
@@ -110,6 +111,11 @@ pub(super) fn memory(examination: &Examination) -> Vec<Finding> {
     let (disk, zram) = (memory.disk_swap, memory.zram_swap);
     let swap_file =
         "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile";
+    if examination.platform.container {
+        // Its host's affair, and not to be mended from within.
+        findings.push(Finding::ok("swap", format!("{} (the host's)", text(disk + zram))));
+        return findings;
+    }
     findings.push(match (disk, zram) {
         (0, 0) if memory.total > 60_000_000_000 => Finding::ok("swap", "none, and plenty of memory"),
         (0, 0) => Finding::warn("swap", "none: a large build is killed when memory runs out", &[swap_file]),

@@ -1,6 +1,6 @@
 //! The CPU reference that proves engines: ONNX Runtime, or rten, which is part of this tool.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{Examination, Finding, Root};
 use crate::backend::BackendError;
@@ -12,8 +12,6 @@ use crate::backend::onnxruntime::{
 use crate::confined;
 
 const ID: &str = "judge";
-/// Links that are followed in an image.
-const LINKS: usize = 8;
 
 pub(super) fn check(examination: &Examination) -> Finding {
     let found = if examination.root.live { live() } else { Ok(in_image(examination)) };
@@ -59,44 +57,31 @@ fn in_image(examination: &Examination) -> Found {
     let architecture = &examination.platform.architecture;
     let mut homes = vec!["/root".to_owned()];
     homes.extend(root.list("/home").into_iter().map(|user| format!("/home/{user}")));
-    let own = homes.iter().find_map(|home| library::in_data(&root.path(&format!("{home}/.local/share/watus-build"))));
+    let data = |home: &String| library::in_data(&root.path(&format!("{home}/.local/share/watus-build"))?);
+    let own = homes.iter().find_map(data).map(|path| shown(root, &path));
     let folders = [
         "/usr/local/lib".to_owned(),
         format!("/usr/lib/{architecture}-linux-gnu"),
         "/usr/lib64".to_owned(),
         "/usr/lib".to_owned(),
     ];
-    let system = || {
-        let mut places = folders.iter().map(|folder| format!("{folder}/{SONAME}"));
-        places.find(|place| root.exists(place)).map(|place| root.path(&place))
-    };
+    let system = || folders.iter().map(|folder| format!("{folder}/{SONAME}")).find(|place| root.exists(place));
     let Some(path) = own.or_else(system) else { return Found::Absent };
-    let Some(real) = real(root, &path) else {
-        let why = "its link leads to no file".to_owned();
-        return Found::Broken(Broken { path: shown(root, &path), why, named: false });
+    let Some(real) = root.path(&path).filter(|real| real.is_file()) else {
+        return Found::Broken(Broken { path, why: "its link leads to no file".to_owned(), named: false });
     };
     let version = real.file_name().and_then(|name| library::version(&name.to_string_lossy()));
     let old = version.as_deref().filter(|version| library::is_too_old(version)).map(library::too_old);
     match library::fault(&real, architecture).or(old) {
-        Some(why) => Found::Broken(Broken { path: shown(root, &path), why, named: false }),
-        None => Found::Ready(Library { path: shown(root, &path), version }),
+        Some(why) => Found::Broken(Broken { path, why, named: false }),
+        None => Found::Ready(Library { path, version }),
     }
 }
 
 /// A path of an image as the machine itself would call it.
 fn shown(root: &Root, path: &Path) -> String {
-    let below = path.strip_prefix(root.path("/")).unwrap_or(path);
-    format!("/{}", below.display())
-}
-
-/// The file that a path of an image leads to: links count from the image's own root.
-fn real(root: &Root, path: &Path) -> Option<PathBuf> {
-    let mut path = path.to_owned();
-    for _ in 0..LINKS {
-        let Ok(target) = std::fs::read_link(&path) else { return path.is_file().then_some(path) };
-        path = if target.is_absolute() { root.path(&target.to_string_lossy()) } else { path.with_file_name(target) };
-    }
-    None
+    let base = root.path("/").unwrap_or_default();
+    format!("/{}", path.strip_prefix(base).unwrap_or(path).display())
 }
 
 #[cfg(test)]

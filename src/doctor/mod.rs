@@ -120,3 +120,75 @@ pub fn performance_notes() -> Vec<String> {
     let findings = hardware::power(&Examination { root: &root, platform, packages, memory: None });
     findings.into_iter().filter(|finding| finding.level > Level::Ok).map(|finding| finding.seen).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Findings of an image with these files and links, by their ids.
+    fn examined(files: &[(&str, &str)], links: &[(&str, &str)]) -> Vec<Finding> {
+        let image = tempfile::tempdir().unwrap();
+        let place = |path: &str| {
+            let path = image.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            path
+        };
+        files.iter().for_each(|(path, text)| std::fs::write(place(path), text).unwrap());
+        links.iter().for_each(|(path, target)| std::os::unix::fs::symlink(target, place(path)).unwrap());
+        examine(&Root::at(image.path())).findings
+    }
+
+    fn seen<'a>(findings: &'a [Finding], id: &str) -> (Level, &'a str) {
+        let finding = findings.iter().find(|finding| finding.id == id).unwrap();
+        (finding.level, finding.seen.as_str())
+    }
+
+    /// JetPack 7 on a Thor: CUDA for SBSA, /usr/local/cuda a link of alternatives, runtime packages alone.
+    #[test]
+    fn cuda_is_found_through_links() {
+        let lib = "usr/local/cuda-13.0/targets/sbsa-linux/lib";
+        let (runtime, compiler) = (format!("{lib}/libcudart.so.13.0.88"), format!("{lib}/libnvrtc.so.13"));
+        let files = [
+            ("etc/nv_tegra_release", "# R38 (release), REVISION: 2.0, GCID: 1"),
+            ("proc/device-tree/compatible", "nvidia,tegra264\0"),
+            ("usr/lib/aarch64-linux-gnu/libc.so.6", ""),
+            (runtime.as_str(), ""),
+            (compiler.as_str(), ""),
+        ];
+        let links = [("usr/local/cuda", "/etc/alternatives/cuda"), ("etc/alternatives/cuda", "/usr/local/cuda-13.0")];
+        let findings = examined(&files, &links);
+        assert_eq!(seen(&findings, "cuda"), (Level::Ok, "CUDA 13.0.88"));
+        let found = "NVRTC: /usr/local/cuda/targets/sbsa-linux/lib/libnvrtc.so.13";
+        assert_eq!(seen(&findings, "nvrtc"), (Level::Ok, found));
+    }
+
+    #[test]
+    fn precompiled_kernels_need_no_compiler() {
+        let kernel = format!("{}/{}", &crate::llm::PACKAGED_KERNELS[1..], crate::llm::packaged_kernel());
+        let driver = ("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05");
+        let findings = examined(&[driver, (kernel.as_str(), "")], &[]);
+        assert_eq!(seen(&findings, "nvrtc"), (Level::Ok, "no NVRTC; none is needed"));
+        assert_eq!(seen(&findings, "kernels"), (Level::Ok, "precompiled in /usr/lib/watus-build/kernels"));
+        // Those of another version.
+        let other = format!("{}/0123.ptx", &crate::llm::PACKAGED_KERNELS[1..]);
+        let findings = examined(&[driver, (other.as_str(), "")], &[]);
+        assert_eq!(seen(&findings, "nvrtc").0, Level::Warn);
+        assert!(findings.iter().all(|finding| finding.id != "kernels"));
+    }
+
+    /// Started without NVIDIA's runtime: nothing of Jetson Linux is mounted, but the board shows.
+    #[test]
+    fn a_jetsons_container_is_not_told_to_install_a_driver() {
+        let board = [
+            (".dockerenv", ""),
+            ("proc/device-tree/compatible", "nvidia,p3737-0000+p3701-0005\0nvidia,tegra234\0"),
+            ("proc/device-tree/model", "NVIDIA Jetson AGX Orin Developer Kit\0"),
+            ("proc/meminfo", "MemTotal: 64000000 kB\nMemFree: 50000000 kB\nMemAvailable: 60000000 kB\n"),
+        ];
+        let findings = examined(&board, &[]);
+        assert_eq!(seen(&findings, "gpu").0, Level::Ok);
+        let mends: Vec<&str> = findings.iter().flat_map(|finding| &finding.mend).map(String::as_str).collect();
+        assert!(mends.iter().any(|mend| mend.contains("--runtime nvidia")), "{mends:?}");
+        assert!(!mends.iter().any(|mend| mend.contains("driver") || mend.contains("mkswap")), "{mends:?}");
+    }
+}

@@ -1,11 +1,14 @@
 //! The file system looked at: this machine's, or an image or fixture below a folder.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// System files are short; anything longer is cut.
 const READ_LIMIT: u64 = 32 << 20;
+/// Links on the way to a file, as Linux counts them (path_resolution(7)).
+const LINKS: usize = 40;
 
 /// Where `/` is.
 #[derive(Debug, Clone)]
@@ -42,28 +45,54 @@ impl Root {
         Self { path: path.to_owned(), live: path == Path::new("/") }
     }
 
-    /// `path`, which is absolute, below this root.
-    pub fn path(&self, path: &str) -> PathBuf {
-        self.path.join(path.trim_start_matches('/'))
+    /// `path`, which is absolute, below this root. Links lead where they would on the machine itself: an image's
+    /// /usr/local/cuda is a link to /etc/alternatives/cuda, which is not this machine's. What leads nowhere is `None`.
+    pub(super) fn path(&self, path: &str) -> Option<PathBuf> {
+        if self.live {
+            return Some(PathBuf::from(path));
+        }
+        // Names that are still to be gone through, the next one last; where that has led so far, below the root.
+        let (mut names, mut way, mut links) = (names(Path::new(path)), Vec::<OsString>::new(), 0);
+        while let Some(name) = names.pop() {
+            if name == ".." {
+                way.pop();
+                continue;
+            }
+            let here = self.path.join(way.iter().collect::<PathBuf>()).join(&name);
+            let Ok(target) = fs::read_link(&here) else {
+                way.push(name);
+                continue;
+            };
+            links += 1;
+            if links > LINKS {
+                return None;
+            }
+            if target.is_absolute() {
+                way.clear();
+            }
+            names.extend(self::names(&target));
+        }
+        Some(self.path.join(way.iter().collect::<PathBuf>()))
     }
 
     /// Whether a file, folder or link is there.
     pub fn exists(&self, path: &str) -> bool {
-        self.path(path).symlink_metadata().is_ok()
+        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+        self.path(&format!("{folder}/")).is_some_and(|folder| folder.join(name).symlink_metadata().is_ok())
     }
 
     /// A text file without NULs (device-tree strings end in one) and surrounding white space.
     pub fn read(&self, path: &str) -> Option<String> {
         use std::io::Read;
         let mut bytes = Vec::new();
-        fs::File::open(self.path(path)).ok()?.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
+        fs::File::open(self.path(path)?).ok()?.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
         let text = String::from_utf8_lossy(&bytes).replace('\0', "\n");
         Some(text.trim().to_owned())
     }
 
     /// Names in a folder, sorted.
     pub fn list(&self, path: &str) -> Vec<String> {
-        let entries = fs::read_dir(self.path(path)).into_iter().flatten().flatten();
+        let entries = self.path(path).and_then(|path| fs::read_dir(path).ok()).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         names
@@ -83,6 +112,20 @@ impl Root {
     pub fn packages(&self) -> BTreeMap<String, Package> {
         parse_packages(&self.read("/var/lib/dpkg/status").unwrap_or_default())
     }
+}
+
+/// A path's names, the last first.
+fn names(path: &Path) -> Vec<OsString> {
+    let mut names: Vec<OsString> = path
+        .components()
+        .filter_map(|component| match component {
+            Component::Normal(name) => Some(name.to_owned()),
+            Component::ParentDir => Some("..".into()),
+            _ => None,
+        })
+        .collect();
+    names.reverse();
+    names
 }
 
 /// Paragraphs of `Package:`, `Status:`, `Version:` (deb-control(5), dpkg(1) on states).
@@ -106,6 +149,61 @@ fn parse_packages(status: &str) -> BTreeMap<String, Package> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Links of an image, as JetPack's packages and hostile ones make them, beside files of the same names outside it.
+    #[test]
+    fn links_of_an_image_stay_in_it() {
+        use std::os::unix::fs::symlink;
+        let scratch = tempfile::tempdir().unwrap();
+        let image = scratch.path().join("image");
+        let write = |path: &str, text: &str| {
+            let path = scratch.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("image/usr/local/cuda-13.0/targets/sbsa-linux/lib/libcudart.so.13.0.88", "");
+        write("image/usr/local/cuda-13.0/version.json", "image");
+        write("image/etc/nvpmodel/p3701.conf", "modes");
+        write("secret", "host");
+        let link = |at: &str, target: &Path| {
+            let at = image.join(at);
+            fs::create_dir_all(at.parent().unwrap()).unwrap();
+            symlink(target, at).unwrap();
+        };
+        link("usr/local/cuda", Path::new("/etc/alternatives/cuda"));
+        link("etc/alternatives/cuda", Path::new("/usr/local/cuda-13.0"));
+        link("etc/nvpmodel.conf", Path::new("/etc/nvpmodel/p3701.conf"));
+        link("etc/relative", Path::new("../etc/./nvpmodel/p3701.conf"));
+        link("etc/out", Path::new("../../../secret"));
+        link("etc/absolute", &scratch.path().join("secret"));
+        link("etc/circle", Path::new("circle"));
+        link("etc/nowhere", Path::new("/gone"));
+        let root = Root::at(&image);
+        for (path, text) in [
+            ("/etc/nvpmodel.conf", Some("modes")),
+            ("/etc/relative", Some("modes")),
+            ("/usr/local/cuda/version.json", Some("image")),
+            ("/etc/nvpmodel/../nvpmodel.conf", Some("modes")),
+            ("/etc/out", None),
+            ("/etc/absolute", None),
+            ("/etc/circle", None),
+            ("/etc/nowhere", None),
+            ("/../secret", None),
+        ] {
+            assert_eq!(root.read(path).as_deref(), text, "{path}");
+        }
+        let found = root.find(&["/usr/local/cuda/targets/sbsa-linux/lib"], "libcudart.so.");
+        assert_eq!(found, ["/usr/local/cuda/targets/sbsa-linux/lib/libcudart.so.13.0.88"]);
+        for (path, there) in [
+            ("/usr/local/cuda/targets", true),
+            ("/etc/nowhere", true),
+            ("/etc/circle", true),
+            ("/etc/circle/x", false),
+            ("/usr/local/cuda/no", false),
+        ] {
+            assert_eq!(root.exists(path), there, "{path}");
+        }
+    }
 
     #[test]
     fn dpkg_states() {

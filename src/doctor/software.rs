@@ -4,8 +4,10 @@ use std::path::Path;
 
 use super::platform::numbers;
 use super::{Examination, Finding, Level};
+use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::shim::shims;
 use crate::backend::tensorrt::{Family, TensorRt, library};
+use crate::llm;
 
 /// What later checks need to know.
 pub(super) struct Software {
@@ -14,13 +16,16 @@ pub(super) struct Software {
     pub tensorrt: Option<String>,
     /// It can parse ONNX and build.
     pub can_build: bool,
+    /// Kernels for language models can be had, or there is no GPU to want them.
+    pub kernels: bool,
 }
 
 pub(super) fn check(examination: &Examination) -> Software {
     let mut findings = vec![cuda(examination)];
     // RTX and TensorRT 10 run without cuDNN; it matters where JetPack ships it.
     findings.extend(cudnn(examination));
-    findings.extend(nvrtc(examination));
+    let (kernels, found) = kernels(examination);
+    findings.extend(found);
     let (tensorrt, found) = core(examination);
     findings.push(found);
     let mut can_build = tensorrt.is_some();
@@ -31,7 +36,7 @@ pub(super) fn check(examination: &Examination) -> Software {
         }
     }
     findings.extend(own_binary(examination));
-    Software { findings, tensorrt, can_build }
+    Software { findings, tensorrt, can_build, kernels }
 }
 
 fn at_least(version: &str, minimum: &[u32]) -> bool {
@@ -58,34 +63,65 @@ fn cuda_version(examination: &Examination) -> Option<String> {
     })
 }
 
-fn cuda_folders(examination: &Examination) -> [String; 3] {
+fn cuda_folders(examination: &Examination) -> Vec<String> {
     let arch = &examination.platform.architecture;
-    [
-        format!("/usr/local/cuda/targets/{arch}-linux/lib"),
-        "/usr/local/cuda/lib64".to_owned(),
-        format!("/usr/lib/{arch}-linux-gnu"),
-    ]
+    let (_, mut folders) = llm::compiler_files(arch);
+    folders.push(format!("/usr/lib/{arch}-linux-gnu"));
+    folders
 }
 
-/// CUDA's runtime compiler, which language models need on the GPU.
-fn nvrtc(examination: &Examination) -> Option<Finding> {
-    let package =
-        examination.packages.iter().find(|(name, _)| name.starts_with("cuda-nvrtc-") && !name.contains("dev"));
-    let library = examination.root.find(&cuda_folders(examination), "libnvrtc.so.").into_iter().next();
-    match (package, library) {
-        (Some((_, package)), _) => Some(Finding::ok("nvrtc", format!("NVRTC {}", package.upstream()))),
-        (None, Some(library)) => Some(Finding::ok("nvrtc", format!("NVRTC: {library}"))),
-        (None, None) if examination.platform.is_jetson() => {
-            let version = cuda_version(examination).map(|version| numbers(&version)).unwrap_or_default();
-            let name = match version[..] {
-                [major, minor, ..] => format!("cuda-nvrtc-{major}-{minor}"),
-                _ => "nvidia-cuda".to_owned(),
-            };
-            let install = format!("sudo apt install {name}");
-            Some(Finding::warn("nvrtc", "no NVRTC: language models cannot run on the GPU", &[&install]))
-        }
-        (None, None) => None,
+/// Kernels for language models: NVRTC compiles them, or the package has them compiled. Whether there are any.
+fn kernels(examination: &Examination) -> (bool, Vec<Finding>) {
+    let (root, jetson) = (examination.root, examination.platform.is_jetson());
+    let gpu = if root.live { Device::open().is_ok() } else { root.exists("/proc/driver/nvidia/version") };
+    if !jetson && !gpu {
+        return (true, Vec::new());
     }
+    let (compiler, packaged) = if root.live {
+        let compiler = llm::try_compiler().map(|found| format!("{found} compiles"));
+        (compiler, llm::packaged_kernels().map(|folder| folder.display().to_string()))
+    } else {
+        let folder = llm::PACKAGED_KERNELS;
+        let there = root.exists(&format!("{folder}/{}", llm::packaged_kernel()));
+        (compiler_of_image(examination), there.then(|| folder.to_owned()))
+    };
+    let able = compiler.is_ok() || packaged.is_some();
+    let mut findings = vec![match compiler {
+        Ok(seen) => Finding::ok("nvrtc", seen),
+        Err(why) if able => Finding::ok("nvrtc", format!("{why}; none is needed")),
+        Err(why) => {
+            let seen = format!("{why}: language models cannot run on the GPU");
+            Finding::warn("nvrtc", seen, &[&install_compiler(examination)])
+        }
+    }];
+    findings.extend(packaged.map(|folder| Finding::ok("kernels", format!("precompiled in {folder}"))));
+    (able, findings)
+}
+
+/// An image's NVRTC, as the files and packages tell.
+fn compiler_of_image(examination: &Examination) -> Result<String, String> {
+    let mut packages = examination.packages.iter();
+    let package = packages.find(|(name, _)| name.starts_with("cuda-nvrtc-") && !name.contains("dev"));
+    if let Some((_, package)) = package {
+        return Ok(format!("NVRTC {}", package.upstream()));
+    }
+    let (names, _) = llm::compiler_files(&examination.platform.architecture);
+    let folders = cuda_folders(examination);
+    let mut paths = folders.iter().flat_map(|folder| names.iter().map(move |name| format!("{folder}/{name}")));
+    let found = paths.find(|path| examination.root.exists(path));
+    found.map(|path| format!("NVRTC: {path}")).ok_or_else(|| "no NVRTC".to_owned())
+}
+
+fn install_compiler(examination: &Examination) -> String {
+    if !examination.platform.is_jetson() {
+        return "install CUDA's NVRTC, or watus-build's package, which has the kernels compiled".to_owned();
+    }
+    let version = cuda_version(examination).map(|version| numbers(&version)).unwrap_or_default();
+    let name = match version[..] {
+        [major, minor, ..] => format!("cuda-nvrtc-{major}-{minor}"),
+        _ => "nvidia-cuda".to_owned(),
+    };
+    format!("sudo apt install {name}")
 }
 
 fn cuda(examination: &Examination) -> Finding {

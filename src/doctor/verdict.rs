@@ -60,6 +60,9 @@ fn runs(software: &Software, gpu: &Gpu) -> Result<String, String> {
 
 fn llm(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<String, String> {
     let name = runs(software, gpu)?;
+    if !software.kernels {
+        return Err("there are no kernels for language models: see nvrtc above".to_owned());
+    }
     let memory = gpu.memory.filter(|_| !examination.platform.is_jetson());
     let total = memory.or(examination.memory.map(|memory| memory.total)).unwrap_or(0);
     match total {

@@ -97,6 +97,10 @@ pub struct MemoryUse {
 pub trait Executor: Send {
     /// Who computes.
     fn info(&self) -> BackendInfo;
+    /// What it has to do without, and what that costs; said once in the log when it is made.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Sequences it can hold.
     fn slots(&self) -> usize;
     /// Positions of each.

@@ -59,7 +59,8 @@ impl Desk {
         let text = Arc::new(Text::open(folder).map_err(|error| error.to_string())?);
         let limits = Limits { max_input: 2048, vocabulary: 1 << 16 };
         let (engine, device) = ("none".to_owned(), "none".to_owned());
-        let about = About { engine, device, slots: 1, limits, max_len: 4096, text, special: false };
+        let about =
+            About { engine, device, warnings: Vec::new(), slots: 1, limits, max_len: 4096, text, special: false };
         Ok(Self { runtime, intake: Intake::new(), about })
     }
 

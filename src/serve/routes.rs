@@ -109,6 +109,7 @@ async fn health(Shared(app): Shared<Arc<App>>) -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "backend": about.map(|about| about.engine.as_str()),
         "device": about.map(|about| about.device.as_str()),
+        "warnings": about.map(|about| about.warnings.as_slice()),
         "engine": app.engine,
         "max_input_tokens": about.map(|about| about.limits.max_input),
         "slots": about.map(|about| about.slots),

@@ -288,6 +288,7 @@ pub(super) fn about(generator: &mut Generator, special: bool) -> About {
     About {
         engine: info.name,
         device: info.device,
+        warnings: generator.executor().warnings(),
         slots: generator.executor().slots(),
         limits: generator.limits(),
         max_len: generator.executor().max_len(),

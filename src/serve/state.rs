@@ -32,6 +32,8 @@ impl Phase {
 pub(super) struct About {
     pub(super) engine: String,
     pub(super) device: String,
+    /// What the model has to do without.
+    pub(super) warnings: Vec<String>,
     pub(super) slots: usize,
     pub(super) limits: Limits,
     pub(super) max_len: usize,

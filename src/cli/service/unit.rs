@@ -96,8 +96,9 @@ Environment=CUDA_CACHE_PATH=/var/cache/watus-build
 CacheDirectory=watus-build
 Restart=on-failure
 RestartSec=5
-# Wrong arguments and recipes, damaged and foreign engines (after an upgrade of JetPack) do not mend themselves.
-RestartPreventExitStatus=2 3 6 7
+# Wrong arguments and recipes, damaged and foreign engines (after an upgrade of JetPack) and missing kernels do not mend
+# themselves. A GPU (8) may come late.
+RestartPreventExitStatus=2 3 6 7 9
 # Weights are read from disk first.
 TimeoutStartSec=15min
 TimeoutStopSec={stop}

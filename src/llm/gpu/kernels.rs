@@ -1,71 +1,21 @@
-//! Our own kernels, compiled when a model is loaded. The one file that launches them, so the one with `unsafe`.
+//! Our own kernels around the engines. The one file that launches them, so the one with `unsafe`.
 #![allow(unsafe_code)]
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError, LaunchConfig, PushKernelArg};
-use cudarc::nvrtc::{CompileOptions, Ptx, compile_ptx_with_opts};
+use cudarc::driver::{CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
 
-use crate::artifact::{cache_dir, sha256, write_file};
+use super::code;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::convert::MASKED;
 use crate::tensor::DType;
 
-const SOURCE: &str = include_str!("kernels.cu");
+/// Source of the kernels.
+pub(super) const SOURCE: &str = include_str!("kernels.cu");
 
 /// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
 pub(super) type Address = u64;
-
-/// The oldest GPU we serve, Ampere: what is compiled for it the driver translates for the one there is.
-const OLDEST: &str = "compute_80";
-
-fn compile_for(source: &str, architecture: &str, options: &[String]) -> Result<String, BackendError> {
-    let missing = |what: String| BackendError::Unavailable {
-        what,
-        help: "install CUDA's runtime compiler: `sudo apt install cuda-nvrtc-XX-Y` for your CUDA (JetPack's \
-               nvidia-jetpack has it), or add its folder to LD_LIBRARY_PATH"
-            .to_owned(),
-    };
-    if !compiler_is_present() {
-        return Err(missing("libnvrtc was not found".to_owned()));
-    }
-    let mut options = options.to_vec();
-    options.push(format!("--gpu-architecture={architecture}"));
-    let compiled = compile_ptx_with_opts(source, CompileOptions { options, ..Default::default() });
-    let compiled = compiled.map_err(|error| missing(format!("NVRTC cannot compile our kernels: {error:?}")))?;
-    Ok(compiled.to_src())
-}
-
-/// A source's kernels, compiled and on the device. What was compiled is kept on disk: NVRTC takes a second.
-pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<Arc<CudaModule>, BackendError> {
-    let kept = kept(source, options);
-    let read = std::fs::read_to_string(&kept);
-    if let Some(module) = read.ok().and_then(|code| device.context.load_module(Ptx::from_src(code)).ok()) {
-        return Ok(module);
-    }
-    let code = compile_for(source, OLDEST, options)?;
-    let module = device.context.load_module(Ptx::from_src(&*code)).map_err(|error| BackendError::Unavailable {
-        what: format!("the driver refused our kernels: {error}"),
-        help: "libnvrtc is newer than the driver: use the one of the driver's CUDA version".to_owned(),
-    })?;
-    // Whoever cannot keep it compiles it again.
-    let _ = kept.parent().map(std::fs::create_dir_all);
-    let _ = write_file(&kept, code.as_bytes());
-    Ok(module)
-}
-
-/// Where compiled kernels of this source are kept; by content, so that nothing old is ever taken.
-fn kept(source: &str, options: &[String]) -> PathBuf {
-    let name = sha256(format!("{OLDEST} {} {source}", options.join(" ")).as_bytes());
-    cache_dir().join("kernels").join(format!("{name}.ptx"))
-}
-
-fn compiler_is_present() -> bool {
-    // SAFETY: only dlopens libnvrtc; without the check cudarc would panic where there is none.
-    unsafe { cudarc::nvrtc::sys::is_culib_present() }
-}
 
 /// Compiled kernels and the stream they go to.
 pub(super) struct Kernels {
@@ -107,7 +57,7 @@ pub(super) fn word(n: usize) -> u32 {
 
 impl Kernels {
     pub(super) fn compile(device: &Device) -> Result<Self, BackendError> {
-        let module = load(device, SOURCE, &[])?;
+        let module = code::load(device, SOURCE, &[])?;
         let function = |name: &str| module.load_function(name).map_err(device_error);
         Ok(Self {
             stream: Arc::clone(&device.stream),
@@ -247,36 +197,5 @@ impl Kernels {
         launch.arg(&source).arg(&target).arg(&from_).arg(&to_).arg(&words_);
         // SAFETY: as above.
         unsafe { launch.launch(grid(from.min(to), blocks, 1, 64)) }.map(drop).map_err(device_error)
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::print_stderr)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernels_compile_without_a_gpu() {
-        if !compiler_is_present() {
-            eprintln!("SKIPPED kernels_compile_without_a_gpu: libnvrtc was not found");
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "must not be skipped in CI");
-            return;
-        }
-        for architecture in [OLDEST, "compute_87", "compute_90"] {
-            let has = |source: &str, options: &[String], names: &[&str]| {
-                let code = compile_for(source, architecture, options).unwrap_or_else(|error| panic!("{error}"));
-                for name in names {
-                    assert!(code.contains(&format!(".entry {name}(")), "{name} is not in\n{code}");
-                }
-            };
-            has(SOURCE, &[], &["transpose", "convert", "mask", "rotary", "append", "append8", "widen8", "spread"]);
-            let names = ["step_f16", "step_bf16", "expand_int4", "expand_int8", "rank"];
-            // Plain weights on a large GPU, one kind of packed ones on it, all kinds on a Jetson.
-            for options in ["6 4096 32768 0 16", "4 4352 81920 1 8", "2 5120 49152 31 16"] {
-                let options = ["DEPTH", "SLOT", "WORK", "PACKED", "KEPT"].into_iter().zip(options.split(' '));
-                let options: Vec<String> = options.map(|(name, value)| format!("-D{name}={value}")).collect();
-                has(crate::llm::gpu::step::SOURCE, &options, &names);
-            }
-        }
     }
 }

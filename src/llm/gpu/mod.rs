@@ -2,13 +2,16 @@
 //! replayed as CUDA graphs.
 //!
 //! `state.rs` is the memory, `engines.rs` TensorRT, `step.rs` our own kernel for decode steps and the head, `weights.rs` and
-//! `staging.rs` the way in, `kernels.rs` what neither does. Which of the two takes decode steps, and what prompts are cut into, is measured
+//! `staging.rs` the way in, `kernels.rs` what neither does, `code.rs` where kernels come from. Which of the two takes decode
+//! steps, and what prompts are cut into, is measured
 //! when a model is loaded (`tune.rs`).
 
 mod buffers;
 mod cache;
+mod code;
 mod engines;
 mod kernels;
+mod nvrtc;
 mod staging;
 mod state;
 mod step;
@@ -22,10 +25,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+pub use self::code::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};
 use self::engines::Engines;
 use self::kernels::{Kernels, device_error};
 use self::state::{Place, State};
 use self::step::{Kernel, Program};
+use self::tune::Way;
 use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
 use super::passes::Sizes;
 use super::shapes::Shapes;
@@ -58,26 +63,6 @@ pub fn quantised_bytes((bits, group): (u32, usize), sizes: [usize; 2]) -> Option
     tiles::Layout::new((bits, group), sizes).map(tiles::Layout::bytes)
 }
 
-/// Who computes a decode step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Way {
-    Engines,
-    Kernels,
-}
-
-impl Way {
-    /// What [`DECODE`] calls it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Engines => "engines",
-            Self::Kernels => "kernels",
-        }
-    }
-}
-
-/// `engines` or `kernels`: decode with these alone, to compare them.
-const DECODE: &str = "WATUS_DECODE";
-
 /// See the module.
 pub struct GpuExecutor {
     info: BackendInfo,
@@ -96,6 +81,8 @@ pub struct GpuExecutor {
     sizes: Sizes,
     /// Rows of the last steps.
     launched: Vec<usize>,
+    /// What it has to do without.
+    warnings: Vec<String>,
 }
 
 impl GpuExecutor {
@@ -113,7 +100,10 @@ impl GpuExecutor {
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
         let dtype = options.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let kernel = Kernel::compile(&device, &model, dtype, kinds)?.map(Arc::new);
+        let (kernel, warnings) = match Kernel::compile(&device, &model, dtype, kinds)? {
+            Ok(kernel) => (Some(Arc::new(kernel)), Vec::new()),
+            Err(why) => (None, kinds.without_kernel(&why, dtype)),
+        };
         let keep = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
         let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, (dtype, keep), progress)?;
         let loaded = (weights, dtype, kernel.clone());
@@ -132,6 +122,7 @@ impl GpuExecutor {
             sizes: Sizes::new(Vec::new()),
             program,
             launched: Vec::new(),
+            warnings,
             options,
         };
         executor.tune()?;
@@ -238,6 +229,10 @@ impl GpuExecutor {
 impl Executor for GpuExecutor {
     fn info(&self) -> BackendInfo {
         self.info.clone()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
     }
 
     fn slots(&self) -> usize {

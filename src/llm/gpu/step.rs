@@ -8,6 +8,7 @@ mod shape;
 mod shares;
 #[cfg(test)]
 mod tests;
+mod variant;
 
 use std::sync::Arc;
 
@@ -24,10 +25,12 @@ use crate::llm::executor::Likeliest;
 use self::rank::Ranking;
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
-use kernel::{ADD, ADD_WIDTH, ATTEND, GROUP, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, WIDEST};
-pub(super) use kernel::{Kernel, Kinds, ROWS};
+use kernel::{ADD, ADD_WIDTH, ATTEND, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, WIDEST};
+pub(super) use kernel::{Kernel, ROWS};
 use shape::{Cut, product};
 use shares::Shares;
+use variant::GROUP;
+pub(super) use variant::Kinds;
 
 /// A model's step: what the kernel does, and what lies between its phases.
 pub(super) struct Program {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::GpuExecutor;
 use super::kernels::device_error;
 use super::state::Place;
-use super::{DECODE, GpuExecutor, Way};
 use crate::backend::BackendError;
 use crate::convert::LayerShape;
 use crate::llm::executor::LlmError;
@@ -19,6 +19,26 @@ const LAYERS: usize = 9;
 const CLOSE: usize = 128;
 /// Caches that passes are timed with: the smallest, and the largest that is not more than so many times as large.
 const FAR: usize = 4;
+
+/// Who computes a decode step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Way {
+    Engines,
+    Kernels,
+}
+
+impl Way {
+    /// What [`DECODE`] calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engines => "engines",
+            Self::Kernels => "kernels",
+        }
+    }
+}
+
+/// `engines` or `kernels`: decode with these alone, to compare them.
+const DECODE: &str = "WATUS_DECODE";
 
 /// A decode step of so many sequences, each padded to `chunk` tokens.
 #[derive(Clone, Copy)]

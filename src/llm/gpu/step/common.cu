@@ -6,8 +6,9 @@
 //
 // The host says with -D: DEPTH, tiles a warp has in shared memory; SLOT, bytes of a tile's place; WORK, bytes of shared memory
 // for activations, before the tiles; PACKED, which kinds of packed tiles there are, a bit each; KEPT, bits of a cached
-// element, 16 or 8. As measured: FLIGHT, how many of them are on their way at most; AHEAD, how many pairs' tiles are brought
-// into the L2 cache once shared memory is full, one in PACE clocks.
+// element, 16 or 8; ELEMENT, which kind of elements there are, if not both (half as much to compile). `variants.txt` has what
+// it says. As measured: FLIGHT, how many of them are on their way at most; AHEAD, how many pairs' tiles are brought into the
+// L2 cache once shared memory is full, one in PACE clocks.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -52,12 +53,12 @@ u32 constexpr ROWS = 8;                 // sequences at most
 u32 constexpr GROUP = 16;               // query heads of a key head at most
 u32 constexpr STRIP = 16;               // outputs of a strip of packed tiles
 
-// What a phase does.
-u32 constexpr PRODUCT = 0, ATTEND = 1, ADD = 2;
+// What a phase does. (Enumerators, since a compiler warns of constants that nobody names.)
+enum : u32 { PRODUCT = 0, ATTEND = 1, ADD = 2 };
 // How weights lie. PLAIN: [inputs, outputs]. INT8 and INT4: in tiles, see tiles.cu.
-u32 constexpr PLAIN = 0, INT8 = 1, INT4 = 2;
+enum : u32 { PLAIN = 0, INT8 = 1, INT4 = 2 };
 // What the second number of a group is: the integer that stands for 0, or what 0 stands for.
-u32 constexpr ZERO = 1, MINIMUM = 2;
+enum : u32 { ZERO = 1, MINIMUM = 2 };
 
 struct Phase {
   u16 const* x;           // product: [rows, stride]; attend: queries, keys, values; add: [rows, outputs]

@@ -2,14 +2,18 @@
 //! that launches it.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
 use cudarc::driver::sys::CUfunction_attribute;
-use cudarc::driver::{CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
 use super::super::buffers::Buffer;
-use super::super::kernels::{self, Address, device_error, word};
+use super::super::code;
+use super::super::kernels::{Address, device_error, word};
 use super::super::tiles::{self, Layout};
 use super::deal::Dealt;
 use super::rank::Places;
+use super::variant::{self, Kinds, THREADS, Variant};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Second;
@@ -40,26 +44,14 @@ pub(super) const ADD_WIDTH: usize = 128;
 /// more sequences there are.
 pub(super) const PLAIN_ACROSS: usize = 4;
 pub(super) const PLAIN_ACROSS_TOGETHER: usize = 2;
-const WARPS: usize = 8;
-const FETCHERS: usize = 4;
-pub(super) const GROUP: usize = 16;
-/// Bytes of shared memory for activations. Blocks of packed weights take all inputs, of several sequences better at a time.
-const WORK: usize = 32 << 10;
-const WORK_PACKED: [usize; 2] = [80 << 10, 48 << 10];
+pub(super) const WARPS: usize = 8;
+pub(super) const FETCHERS: usize = 4;
 /// Inputs of a plain tile.
 pub(super) const PLAIN_DEEP: usize = 32;
-/// Shared memory the kernel has besides.
-const STATIC: usize = 3 << 10;
-const LARGEST_HEAD: usize = 256;
 /// Sequences of a step at most.
 pub(in super::super) const ROWS: usize = 8;
-/// Bytes of a tile of plain weights; of packed ones a warp takes four at a time.
+/// Bytes of a tile of plain weights.
 pub(super) const PLAIN_TILE: usize = 4096;
-const PACKED_TILES: usize = 4;
-/// Tiles a warp has in shared memory: fewer than two would leave memory waiting, more gain nothing.
-const LEAST_DEPTH: usize = 2;
-const DEPTH: usize = 8;
-const DEPTH_PACKED: usize = 4;
 
 /// What a phase does, as common.cu numbers it.
 pub(super) const PRODUCT: u32 = 0;
@@ -147,29 +139,6 @@ pub(super) fn second(second: Second) -> u32 {
     }
 }
 
-/// Kinds of packed tiles, bits and groups, as packed.cu numbers them.
-const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
-
-/// Which kinds of packed tiles the kernel is compiled for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in super::super) struct Kinds(u32);
-
-impl Kinds {
-    #[cfg(test)]
-    pub(super) const ALL: Self = Self(31);
-
-    pub(in super::super) fn add(&mut self, layout: Layout) {
-        let kind = (layout.bits, layout.deep() / layout.group);
-        self.0 |= KINDS.iter().position(|have| *have == kind).map_or(0, |at| 1 << at);
-    }
-
-    /// Bytes of a warp's place for a tile.
-    fn slot(self) -> usize {
-        let groups = KINDS.iter().enumerate().filter(|(at, _)| self.0 >> at & 1 == 1).map(|(_, (_, groups))| *groups);
-        groups.map(|groups| PACKED_TILES * tiles::bytes_of_tile(groups)).fold(PLAIN_TILE, usize::max)
-    }
-}
-
 /// Grid and threads of a matrix' unpacking: a block for a tile of four strips, a warp for each 32 inputs of each.
 pub(super) fn expansion(layout: Layout) -> ((u32, u32), u32) {
     let grid = (word(layout.tiles()), word(layout.outputs.div_ceil(TILE)));
@@ -187,66 +156,54 @@ pub(in super::super) struct Kernel {
     dtype: DType,
 }
 
-/// Whether the kernel can take a model's steps.
-fn supports(model: &Transformer, dtype: DType) -> bool {
-    let d = model.head_dim;
-    let qkv = (model.heads + 2 * model.kv_heads) * d;
-    let sizes = [model.hidden_size, qkv, model.heads * d, model.intermediate_size, model.vocab_size, d];
-    matches!(dtype, DType::Float16 | DType::BFloat16)
-        && d <= LARGEST_HEAD
-        && model.group() <= GROUP
-        && model.ropes.iter().all(|rope| rope.dimension().is_multiple_of(2))
-        // Eight elements are read at once; gates come in strips.
-        && sizes.iter().all(|size| size.is_multiple_of(8))
-        && model.intermediate_size.is_multiple_of(tiles::STRIP)
-}
-
 impl Kernel {
-    /// Compiles it for a model with these kinds of packed tiles; none where it cannot take the model.
+    /// Compiles it for a model with these kinds of packed tiles, or says why there is none.
     pub(in super::super) fn compile(
         device: &Device,
         model: &Transformer,
         dtype: DType,
         kinds: Kinds,
-    ) -> Result<Option<Self>, BackendError> {
+    ) -> Result<Result<Self, String>, BackendError> {
         let kept = if model.kv_type.is_some() { 8 } else { 16 };
-        if supports(model, dtype) { Self::for_device(device, dtype, (kinds, kept)) } else { Ok(None) }
+        match variant::check(model, dtype) {
+            Ok(()) => Self::for_device(device, dtype, (kinds, kept)),
+            Err(why) => Ok(Err(why)),
+        }
     }
 
-    /// Compiles it for these kinds of packed tiles and caches of so many bits; none where there is no compiler, or no room.
+    /// Compiles it for these kinds of packed tiles and caches of so many bits, or says why there is none.
     pub(super) fn for_device(
         device: &Device,
         dtype: DType,
         (kinds, kept): (Kinds, usize),
-    ) -> Result<Option<Self>, BackendError> {
+    ) -> Result<Result<Self, String>, BackendError> {
         let kinds = if dtype == DType::Float16 { kinds } else { Kinds::default() };
-        let (slot, memory) = (kinds.slot(), device.shared_memory()?.saturating_sub(STATIC));
-        let depth = |work: usize| memory.saturating_sub(work) / (WARPS * slot);
-        let [much, little] = WORK_PACKED;
-        let (work, most) = match kinds == Kinds::default() {
-            true => (WORK, DEPTH),
-            false if depth(much) >= DEPTH_PACKED => (much, DEPTH_PACKED),
-            false => (little, DEPTH_PACKED),
-        };
-        let depth = depth(work).min(most);
-        if depth < LEAST_DEPTH {
-            return Ok(None);
+        let memory = device.shared_memory()?;
+        let mut why = None;
+        for kinds in kinds.or_all() {
+            let variant = match Variant::new(memory, dtype, (kinds, kept)) {
+                Ok(variant) => variant,
+                Err(too_small) => return Ok(Err(why.unwrap_or(too_small))),
+            };
+            match code::load(device, SOURCE, &variant.options()) {
+                Ok(module) => return Self::of(device, &module, &variant, dtype).map(Ok),
+                // TensorRT decodes, as it can without our kernel. What was wrong with the kinds there are says more.
+                Err(BackendError::Kernels { what, .. }) => why = why.or(Some(what)),
+                Err(error) => return Err(error),
+            }
         }
-        let options = [("DEPTH", depth), ("SLOT", slot), ("WORK", work), ("PACKED", kinds.0 as usize), ("KEPT", kept)];
-        let options = options.map(|(name, value)| format!("-D{name}={value}"));
-        let module = match kernels::load(device, SOURCE, &options) {
-            // A compiler older than any we could try: TensorRT decodes, as it can without our kernel.
-            Err(BackendError::Unavailable { .. }) => return Ok(None),
-            loaded => loaded?,
-        };
+        Ok(Err(why.unwrap_or_default()))
+    }
+
+    fn of(device: &Device, module: &Arc<CudaModule>, variant: &Variant, dtype: DType) -> Result<Self, BackendError> {
         let function = |name: &str| module.load_function(name).map_err(device_error);
         let step = function(if dtype == DType::BFloat16 { "step_bf16" } else { "step_f16" })?;
-        let shared = work + WARPS * depth * slot;
+        let shared = variant.shared();
         let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         step.set_attribute(attribute, i32::try_from(shared).unwrap_or(i32::MAX)).map_err(device_error)?;
         let expand = [(4, function("expand_int4")?), (8, function("expand_int8")?)];
         let rank = function("rank")?;
-        Ok(Some(Self { step, expand, rank, blocks: device.multiprocessors()?, shared, dtype }))
+        Ok(Self { step, expand, rank, blocks: device.multiprocessors()?, shared, dtype })
     }
 
     /// Whether it multiplies packed integers.
@@ -308,7 +265,7 @@ impl Kernel {
         builder.arg(&launch);
         let config = LaunchConfig {
             grid_dim: (word(self.blocks), 1, 1),
-            block_dim: (word(32 * (WARPS + FETCHERS)), 1, 1),
+            block_dim: (word(THREADS), 1, 1),
             shared_mem_bytes: word(self.shared),
         };
         // SAFETY: arguments as common.cu declares them; for the addresses the caller vouches.
@@ -328,7 +285,7 @@ pub(super) struct List {
 impl List {
     /// For blocks with these shares; `counters` of strips and heads come after the phases' own.
     pub(super) fn new(
-        stream: &std::sync::Arc<CudaStream>,
+        stream: &Arc<CudaStream>,
         list: &[Phase],
         counters: usize,
         shares: &[u32],

@@ -116,8 +116,7 @@ __device__ __forceinline__ void prepare(u32 barrier, u32 count) {
 }
 
 __device__ __forceinline__ void arrive(u32 barrier) {
-  u64 state;
-  asm volatile("mbarrier.arrive.shared.b64 %0, [%1];" : "=l"(state) : "r"(barrier) : "memory");
+  asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(barrier) : "memory");
 }
 
 // Whether it was passed an odd or even number of times less one.

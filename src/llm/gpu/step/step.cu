@@ -47,8 +47,12 @@ __device__ __forceinline__ void step(Step const& s) {
   }
 }
 
+#if !defined(ELEMENT) || ELEMENT == 1
 extern "C" __global__ void __launch_bounds__(THREADS + FETCHERS, 1) step_f16(Step s) { step<1>(s); }
+#endif
+#if !defined(ELEMENT) || ELEMENT == 2
 extern "C" __global__ void __launch_bounds__(THREADS + FETCHERS, 1) step_bf16(Step s) { step<2>(s); }
+#endif
 
 // A packed matrix to [inputs, outputs] in float16, for the engines. Grid (tiles, 64 outputs); a warp for each 32 inputs of each
 // strip.

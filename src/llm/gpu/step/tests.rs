@@ -12,8 +12,9 @@ use half::{bf16, f16};
 use self::emulator::Emulator;
 use super::super::buffers::{Buffer, Pinned, single_stream};
 use super::WIDEST;
-use super::kernel::{Kernel, Kinds, Launch, List, Phase, ROWS};
+use super::kernel::{Kernel, Launch, List, Phase, ROWS};
 use super::shape::{Cut, shape};
+use super::variant::Kinds;
 use crate::backend::tensorrt::device::Device;
 use crate::tensor::DType;
 
