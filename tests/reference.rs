@@ -11,7 +11,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use support::{output, watus};
-use watus_build::backend::cpu::{Cpu, IsolatedCpu};
+use watus_build::backend::cpu::Cpu;
+use watus_build::backend::isolated::Isolated;
 use watus_build::backend::onnxruntime::OnnxRuntime;
 use watus_build::backend::{Backend, BackendError};
 use watus_build::confined::Limits;
@@ -44,7 +45,7 @@ fn scalar(graph: &mut GraphBuilder, name: &str, data: TensorData) -> String {
 }
 
 /// Both references, each in a child: a script names it.
-fn isolated(scratch: &Path, time: u64) -> Vec<(&'static str, IsolatedCpu)> {
+fn isolated(scratch: &Path, time: u64) -> Vec<(&'static str, Isolated)> {
     let limits = Limits { memory: 512 << 20, time: Duration::from_secs(time) };
     let child = |engine: &'static str| {
         let executable = scratch.join(format!("watus-{engine}"));
@@ -54,7 +55,7 @@ fn isolated(scratch: &Path, time: u64) -> Vec<(&'static str, IsolatedCpu)> {
             fs::write(&executable, script).unwrap();
             fs::set_permissions(&executable, fs::Permissions::from_mode(0o755)).unwrap();
         }
-        (engine, IsolatedCpu { executable, limits })
+        (engine, Isolated { limits, ..Isolated::new(executable) })
     };
     engines().into_iter().map(child).collect()
 }

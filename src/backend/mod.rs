@@ -4,6 +4,7 @@
 //! TensorRT also builds plans and opens them without the ONNX file (`tensorrt::TensorRt`).
 
 pub mod cpu;
+pub mod isolated;
 pub mod onnxruntime;
 pub mod tensorrt;
 

@@ -28,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::{BackendError, cpu};
+use crate::backend::{BackendError, isolated};
 use crate::confined;
 use crate::llm::text::child;
 use crate::log;
@@ -66,7 +66,7 @@ enum Command {
     #[command(name = child::SUBCOMMAND, hide = true)]
     Text,
     /// Computes a graph for a parent process
-    #[command(name = cpu::SUBCOMMAND, hide = true)]
+    #[command(name = isolated::SUBCOMMAND, hide = true)]
     Reference,
 }
 
@@ -85,7 +85,7 @@ pub fn main() -> Exit {
     log::subscribe(if json { log::Format::Json } else { log::Format::Text });
     let work = match cli.command {
         Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
-        Command::Reference => Some(cpu::child_main()),
+        Command::Reference => Some(isolated::child_main()),
         Command::Text => Some(confined::serve(child::answerer())),
         _ => None,
     };

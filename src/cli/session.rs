@@ -6,7 +6,8 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum;
 
 use super::say;
-use crate::backend::cpu::{self, IsolatedCpu, Reference};
+use crate::backend::cpu::{self, Reference};
+use crate::backend::isolated::Isolated;
 use crate::backend::tensorrt::{ShapeRange, TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, BackendInfo, Session};
 use crate::llm::{self, Generator, LlmError, Record, model::Runner};
@@ -91,8 +92,8 @@ fn decide(manifest: &Manifest, choice: Choice) -> anyhow::Result<Choice> {
 }
 
 /// The CPU reference in a child of this tool: a graph that is too much for it is an error, not a crash.
-pub(super) fn reference() -> anyhow::Result<IsolatedCpu> {
-    Ok(IsolatedCpu::new(std::env::current_exe()?))
+pub(super) fn reference() -> anyhow::Result<Isolated> {
+    Ok(Isolated::new(std::env::current_exe()?))
 }
 
 /// The session to measure instead of `probe`: the CPU reference in this process, where nothing is sent about, once the

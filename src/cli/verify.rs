@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
+use crate::backend::isolated::Runner;
 use crate::log::printable;
 use crate::manifest::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
@@ -74,11 +75,11 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     if let Some(url) = &args.serve {
         return serving(args, url);
     }
-    let reference = session::reference()?;
+    let runner = Runner::Isolated(session::reference()?);
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
         // One that cannot be looked at does not hide what the others are like.
-        match verify::examine(folder, &reference, &environment.progress, &mut sha256_file) {
+        match verify::examine(folder, &runner, &environment.progress, &mut sha256_file) {
             Ok(report) => {
                 keep(folder, &report);
                 exit = exit.worst(conclude(args, folder, &report)?);

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::{Examination, Finding, Root};
 use crate::backend::BackendError;
-use crate::backend::cpu::{self, IsolatedCpu, Named};
+use crate::backend::cpu::{self, Named};
+use crate::backend::isolated::Isolated;
 use crate::backend::onnxruntime::{
     OnnxRuntime,
     library::{self, Broken, Found, Library, SET_UP, SONAME},
@@ -30,7 +31,7 @@ pub(super) fn check(examination: &Examination) -> Finding {
 /// A child of this tool opens the library: what crashes there does not end this examination.
 fn live() -> Result<Found, BackendError> {
     match confined::program() {
-        Some(program) => IsolatedCpu::new(program.to_owned()).library(),
+        Some(program) => Isolated::new(program.to_owned()).library(),
         None => Ok(OnnxRuntime::look()),
     }
 }

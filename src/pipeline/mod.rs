@@ -225,8 +225,8 @@ fn attempt(prepared: &Prepared, staged: &Path, full: &[String], context: &Contex
     manifest.record_files(staged, &mut sha256_file)?;
     manifest.save(staged)?;
     stage("verifying");
-    let reference = settings::reference(&context.isolation);
-    let report = verify::verify(staged, &*reference, &context.progress, &mut sha256_file);
+    let runner = settings::runner(&context.isolation);
+    let report = verify::verify(staged, &runner, &context.progress, &mut sha256_file);
     report.map_err(|error| match error.downcast::<BackendError>() {
         Ok(error) => settings::named(prepared, &staged.join(MODEL), error).into(),
         Err(error) => error,

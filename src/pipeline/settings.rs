@@ -7,10 +7,10 @@ use anyhow::{Context as _, bail};
 
 use super::Prepared;
 use crate::artifact::sha256_file;
-use crate::backend::cpu::{IsolatedCpu, Reference};
+use crate::backend::BackendError;
+use crate::backend::isolated::{Isolated, Runner};
 use crate::backend::tensorrt::source::explained;
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
-use crate::backend::{Backend, BackendError};
 use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::{Given, Model};
 use crate::recipe::{InputRange, InputShape, InputValue, Plan, Precision};
@@ -18,11 +18,11 @@ use crate::tensor::TensorSpec;
 use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
-/// The CPU reference that judges a build: in a child where TensorRT is in one too.
-pub(super) fn reference(isolation: &Isolation) -> Box<dyn Backend> {
+/// Where a built engine and its judge run: in children where TensorRT's builder is in one too.
+pub(super) fn runner(isolation: &Isolation) -> Runner {
     match isolation {
-        Isolation::InProcess => Box::new(Reference),
-        Isolation::Child(executable) => Box::new(IsolatedCpu::new(executable.clone())),
+        Isolation::InProcess => Runner::InProcess,
+        Isolation::Child(executable) => Runner::Isolated(Isolated::new(executable.clone())),
     }
 }
 

@@ -18,9 +18,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use crate::artifact::about;
+use crate::backend::isolated::Runner;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
-use crate::backend::{Backend, BackendError, Session};
+use crate::backend::{BackendError, Session};
 use crate::manifest::{Hasher, Manifest, REPORT_FILE};
 use crate::onnx;
 use crate::progress::{Event, Progress};
@@ -35,15 +36,15 @@ pub use report::{Check, Comparison, Report, Status};
 pub use sense::{Sense, sense};
 pub use vision::Agreement;
 
-/// Verifies the engine in `folder` against `reference` and writes the report into it. `hash` reads files, or remembers
+/// Verifies the engine in `folder` against the CPU reference, both run by `runner`, and writes the report into it. `hash` reads files, or remembers
 /// having done so.
 pub fn verify(
     folder: &Path,
-    reference: &dyn Backend,
+    runner: &Runner,
     progress: &Arc<dyn Progress>,
     hash: Hasher<'_>,
 ) -> anyhow::Result<Report> {
-    let report = examine(folder, reference, progress, hash)?;
+    let report = examine(folder, runner, progress, hash)?;
     report.save(folder).with_context(|| format!("cannot write {}", folder.join(REPORT_FILE).display()))?;
     Ok(report)
 }
@@ -51,7 +52,7 @@ pub fn verify(
 /// The same, but writes nothing: a folder may be read only, and what was found is worth saying all the same.
 pub fn examine(
     folder: &Path,
-    reference: &dyn Backend,
+    runner: &Runner,
     progress: &Arc<dyn Progress>,
     hash: Hasher<'_>,
 ) -> anyhow::Result<Report> {
@@ -83,9 +84,9 @@ pub fn examine(
             .with_context(|| format!("cannot read {}", engine.display()))?;
         let (_, plan) = plan::split(&file);
         if let Some(tensorrt) = header(&manifest, plan, &mut report)
-            && let Some(mut engine) = load(&manifest, &tensorrt, plan, &mut report)
+            && let Some(mut engine) = load(&manifest, (&tensorrt, runner), (&engine, plan), &mut report)
         {
-            let reference = reference.open(&folder.join(&manifest.model))?;
+            let reference = runner.reference().open(&folder.join(&manifest.model))?;
             execution(folder, &manifest, (&mut *engine, reference), progress, &mut report)?;
         }
     }
@@ -188,8 +189,13 @@ fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
 }
 
 /// The engine on the GPU, if its inputs and outputs are the manifest's.
-fn load(manifest: &Manifest, tensorrt: &TensorRt, plan: &[u8], report: &mut Report) -> Option<Box<dyn Session>> {
-    let engine = match tensorrt.load(plan, manifest.tf32) {
+fn load(
+    manifest: &Manifest,
+    (tensorrt, runner): (&TensorRt, &Runner),
+    file: (&Path, &[u8]),
+    report: &mut Report,
+) -> Option<Box<dyn Session>> {
+    let engine = match runner.load(tensorrt, file, manifest.tf32) {
         Ok(engine) => engine,
         Err(error) => {
             report.push("execution", Status::Failed, error.to_string());

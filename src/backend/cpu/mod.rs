@@ -6,9 +6,8 @@
 //! refused by name before it sees the graph ([`onnx::Model::prepare_for_reference`]).
 //!
 //! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
-//! process; [`IsolatedCpu`] computes as [`Reference`] in a child under limits, and is what the command line uses.
+//! process; [`Isolated`](super::isolated::Isolated) computes as [`Reference`] in a child under limits, and is what the command line uses.
 
-mod child;
 mod guard;
 mod program;
 mod reference;
@@ -24,7 +23,6 @@ use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
-pub use child::{IsolatedCpu, SUBCOMMAND, child_main, default_limits};
 pub use program::{Engine, Operand, Program};
 pub use reference::{Named, Reference, VARIABLE, named_engine};
 
@@ -41,7 +39,7 @@ pub fn is_reference(info: &BackendInfo) -> bool {
 }
 
 /// The CPU reference that `engine` is, on all threads.
-pub(super) fn info_of(engine: &str) -> BackendInfo {
+pub(in crate::backend) fn info_of(engine: &str) -> BackendInfo {
     BackendInfo { name: format!("{NAME} ({engine})"), device: format!("{} threads", threads()) }
 }
 
@@ -50,7 +48,7 @@ pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
-fn info() -> BackendInfo {
+pub(in crate::backend) fn info() -> BackendInfo {
     info_of("rten")
 }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use super::onnxruntime::OnnxRuntime;
 use super::onnxruntime::library::{self, Found, SET_UP};
-use super::{Backend, BackendError, BackendInfo, Cpu, IsolatedCpu, Session, info};
+use super::{Backend, BackendError, BackendInfo, Cpu, Session, info};
+use crate::backend::isolated::Isolated;
 use crate::confined;
 
 /// The best reference there is here, in this process.
@@ -48,7 +49,7 @@ fn none_here() -> BackendError {
 pub(super) fn named_runtime() -> Result<&'static OnnxRuntime, BackendError> {
     // What crashes where it is opened must not take this process along.
     if let Some(program) = confined::program() {
-        IsolatedCpu::new(program.to_owned()).library().and_then(wanted)?;
+        Isolated::new(program.to_owned()).library().and_then(wanted)?;
     }
     wanted(OnnxRuntime::look())?;
     OnnxRuntime::find()?.ok_or_else(none_here)
@@ -65,7 +66,7 @@ fn wanted(found: Found) -> Result<Found, BackendError> {
 
 impl Reference {
     /// The library that would compute, opened in this process; an error where it was asked for by hand and is none.
-    pub(super) fn library() -> Result<Found, BackendError> {
+    pub(in crate::backend) fn library() -> Result<Found, BackendError> {
         match named_engine()? {
             Some(Named::Rten) => Ok(Found::Absent),
             Some(Named::OnnxRuntime) => wanted(OnnxRuntime::look()),

@@ -312,8 +312,8 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     let (seconds, peak) = (start.elapsed().as_secs_f64(), crate::memory::text(peak));
     stage(&format!("built in {seconds:.1} s with at most {peak} of memory"));
     stage("verifying");
-    let reference = settings::reference(&context.isolation);
-    let report = verify::verify(staged.path(), &*reference, &context.progress, &mut |path| hashes.sha256(path))?;
+    let runner = settings::runner(&context.isolation);
+    let report = verify::verify(staged.path(), &runner, &context.progress, &mut |path| hashes.sha256(path))?;
     let outcome = publish(staged, report, &name, context)?;
     prepared.hashes.save()?;
     Ok(outcome)

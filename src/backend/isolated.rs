@@ -1,5 +1,9 @@
-//! The CPU reference in a child process under limits. A message is a line of JSON, then tensors as `.npy` files.
+//! Who computes in a child process under limits: the CPU reference, whose graphs are strangers', and TensorRT's engines before
+//! they are proved, since a library that crashes or stands still must not take this process along. A message is a line of
+//! JSON, then tensors as `.npy` files.
 
+use std::ffi::OsString;
+use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -7,16 +11,17 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::reference::{Named, named_engine};
-use super::{Cpu, Reference, info, info_of};
-use crate::backend::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
-use crate::backend::{Backend, BackendError, BackendInfo, Session, check_inputs};
+use super::cpu::{Cpu, NAME, Named, Reference, info, info_of, named_engine};
+use super::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
+use super::tensorrt::{TensorRt, Version, plan};
+use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::confined::{Confined, ConfinedError, Limits, serve};
 use crate::memory::Memory;
+use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
 /// The hidden subcommand a child is started with.
-pub const SUBCOMMAND: &str = "__reference";
+pub const SUBCOMMAND: &str = "__session";
 
 /// What a graph may use where nobody says otherwise: most of the memory there is, and longer than any honest one takes.
 pub fn default_limits() -> Limits {
@@ -24,19 +29,57 @@ pub fn default_limits() -> Limits {
     Limits { memory: (available / 4 * 3).max(1 << 30), time: Duration::from_secs(15 * 60) }
 }
 
-/// The reference backend in a child of `executable`, which answers to [`SUBCOMMAND`].
+/// Loading an engine and a run of it. Both take seconds; the compiler of TensorRT-RTX 1.6.1 runs for ever on some graphs, by
+/// the names of their nodes (seen with GreaterOrEqual and GRU on an H100 and an H200).
+const ENGINE_TIME: Duration = Duration::from_secs(10 * 60);
+
+/// Children of `executable`, which answers to [`SUBCOMMAND`]. As a backend it is the CPU reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IsolatedCpu {
+pub struct Isolated {
     /// This tool.
     pub executable: PathBuf,
-    /// For loading, and for each run.
+    /// Of the CPU reference: for loading, and for each run.
     pub limits: Limits,
+    /// Of TensorRT: for loading, and for each run. Its memory is not limited: CUDA reserves more than there is.
+    pub engine_time: Duration,
 }
 
-impl IsolatedCpu {
+impl Isolated {
     /// With the default limits.
     pub fn new(executable: PathBuf) -> Self {
-        Self { executable, limits: default_limits() }
+        Self { executable, limits: default_limits(), engine_time: ENGINE_TIME }
+    }
+}
+
+/// Where engines and the CPU reference run that judges them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Runner {
+    /// In this process: for programs that use the library, debuggers and emulators.
+    InProcess,
+    /// In children.
+    Isolated(Isolated),
+}
+
+impl Runner {
+    /// The CPU reference.
+    pub fn reference(&self) -> Box<dyn Backend> {
+        match self {
+            Runner::InProcess => Box::new(Reference),
+            Runner::Isolated(isolated) => Box::new(isolated.clone()),
+        }
+    }
+
+    /// An engine file, whose plan is `plan`, on the GPU.
+    pub fn load(
+        &self,
+        tensorrt: &TensorRt,
+        (engine, plan): (&Path, &[u8]),
+        tf32: bool,
+    ) -> Result<Box<dyn Session>, BackendError> {
+        match self {
+            Runner::InProcess => tensorrt.load(plan, tf32),
+            Runner::Isolated(isolated) => isolated.load(tensorrt, engine, tf32),
+        }
     }
 }
 
@@ -47,6 +90,10 @@ enum Question {
     Library,
     /// The path's bytes, which need not be text; by ONNX Runtime or by rten.
     Open { path: Vec<u8>, by_runtime: bool },
+    /// An engine file, to be loaded by TensorRT.
+    Engine { path: Vec<u8>, tf32: bool },
+    /// An ONNX file, to be built and loaded by TensorRT.
+    Build(Vec<u8>),
     /// The tensors that follow are the inputs.
     Run,
 }
@@ -93,7 +140,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<Tensor>), String>
     Ok((message, tensors))
 }
 
-impl IsolatedCpu {
+impl Isolated {
     /// ONNX Runtime as a child finds it: one that crashes when it is opened is broken, and ends nothing else.
     pub fn library(&self) -> Result<Found, BackendError> {
         self.look().map(|(_, found)| found)
@@ -101,13 +148,13 @@ impl IsolatedCpu {
 
     /// A child, and what it computes with. After a library that ended it the child is a new one.
     fn look(&self) -> Result<(Confined, Found), BackendError> {
-        let lost = |error: ConfinedError| BackendError::Load(lost("starting it", None, &error));
+        let lost = |error: ConfinedError| BackendError::Load(lost("starting it", &Who::Rten, &error));
         let mut child = Confined::start(&self.executable, SUBCOMMAND, self.limits).map_err(lost)?;
         // What ended one child would end the next.
         if let Some(broken) = library::given_up() {
             return Ok((child, Found::Broken(broken.clone())));
         }
-        let broken = |message: String| BackendError::Load(format!("CPU reference: {message}"));
+        let broken = |message: String| BackendError::Load(format!("{}: {message}", Who::Rten));
         let question = encode(&Question::Library, &[]).map_err(broken)?;
         let error = match child.ask(&question) {
             Ok(answer) => {
@@ -140,25 +187,65 @@ impl IsolatedCpu {
     }
 }
 
-impl Backend for IsolatedCpu {
+impl Backend for Isolated {
     fn info(&self) -> BackendInfo {
         let library = self.start().ok().and_then(|(_, library)| library);
         library.map_or_else(info, |library| info_of(&library.engine()))
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let name = path.display().to_string();
-        let (mut child, library) = self.start()?;
-        let broken = |message: String| BackendError::Load(format!("CPU reference: {name}: {message}"));
+        let (child, library) = self.start()?;
         let question = Question::Open { path: path.as_os_str().as_bytes().to_vec(), by_runtime: library.is_some() };
-        let question = encode(&question, &[]).map_err(broken)?;
-        let lost = |error: ConfinedError| BackendError::Load(lost(&name, library.as_ref(), &error));
-        let answer = child.ask(&question).map_err(lost)?;
-        match decode::<Reply>(&answer).map_err(broken)? {
-            (Reply::Opened { info, inputs, outputs }, _) => {
-                Ok(Box::new(IsolatedSession { child, info, name, library, inputs, outputs }))
-            }
-            (other, _) => Err(other.into_error()),
+        opened(child, library.map_or(Who::Rten, Who::OnnxRuntime), path, &question)
+    }
+}
+
+impl Isolated {
+    /// An engine file on the GPU; `tf32` as it was built.
+    pub fn load(&self, tensorrt: &TensorRt, engine: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
+        let question = Question::Engine { path: engine.as_os_str().as_bytes().to_vec(), tf32 };
+        opened(self.start_engine()?, Who::TensorRt(tensorrt.version), engine, &question)
+    }
+
+    /// An ONNX file as an engine on the GPU, as [`TensorRt`]'s own `open` makes it.
+    pub fn build(&self, tensorrt: &TensorRt, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
+        let question = Question::Build(onnx.as_os_str().as_bytes().to_vec());
+        opened(self.start_engine()?, Who::TensorRt(tensorrt.version), onnx, &question)
+    }
+
+    fn start_engine(&self) -> Result<Confined, BackendError> {
+        let limits = Limits { memory: u64::MAX, time: self.engine_time };
+        Confined::start(&self.executable, SUBCOMMAND, limits).map_err(|error| BackendError::Load(error.to_string()))
+    }
+}
+
+/// A child's session of the file that it is asked to open.
+fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Result<Box<dyn Session>, BackendError> {
+    let name = path.display().to_string();
+    let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}"));
+    let question = encode(question, &[]).map_err(broken)?;
+    let answer = child.ask(&question).map_err(|error| BackendError::Load(lost(&name, &who, &error)))?;
+    match decode::<Reply>(&answer).map_err(broken)? {
+        (Reply::Opened { info, inputs, outputs }, _) => {
+            Ok(Box::new(IsolatedSession { child, info, name, who, inputs, outputs }))
+        }
+        (other, _) => Err(other.into_error()),
+    }
+}
+
+/// Who computes in a child, for messages.
+#[derive(Debug, Clone)]
+enum Who {
+    Rten,
+    OnnxRuntime(Library),
+    TensorRt(Version),
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Who::Rten | Who::OnnxRuntime(_) => f.write_str(NAME),
+            Who::TensorRt(version) => version.fmt(f),
         }
     }
 }
@@ -177,14 +264,19 @@ impl Reply {
     }
 }
 
-/// A sentence for work without an answer, which `library` was doing, or rten.
-fn lost(model: &str, library: Option<&Library>, error: &ConfinedError) -> String {
-    let begin = format!("CPU reference: {model}");
-    match (error, library) {
+/// A sentence for work without an answer.
+fn lost(model: &str, who: &Who, error: &ConfinedError) -> String {
+    let begin = format!("{who}: {model}");
+    match (error, who) {
         (ConfinedError::Io(_) | ConfinedError::Starved, _) => {
             format!("{begin}: {error}\n  hint: start the command again")
         }
-        (ConfinedError::Died(death), Some(library)) if !death.is_too_large() => format!(
+        (ConfinedError::TooLong(_) | ConfinedError::Died(_), Who::TensorRt(_)) => format!(
+            "{begin}: {error}, inside TensorRT, where the engine is loaded or run\n  hint: this TensorRT has a fault that this \
+             graph meets; for some it is the names of its nodes that matter: export the model again with others, change its \
+             shapes, or take another TensorRT (`watus-build doctor` shows which one is used)"
+        ),
+        (ConfinedError::Died(death), Who::OnnxRuntime(library)) if !death.is_too_large() => format!(
             "{begin}: {library}: {error}\n  hint: if other models fare alike the library is damaged: {SET_UP} brings it \
              again, and `{}=` computes with rten",
             library::VARIABLE
@@ -201,8 +293,7 @@ struct IsolatedSession {
     info: BackendInfo,
     /// The model, for messages.
     name: String,
-    /// Who computes, for messages; `None` is rten.
-    library: Option<Library>,
+    who: Who,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
 }
@@ -222,9 +313,9 @@ impl Session for IsolatedSession {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let broken = |message: String| BackendError::Run(format!("CPU reference: {}: {message}", self.name));
+        let broken = |message: String| BackendError::Run(format!("{}: {}: {message}", self.who, self.name));
         let question = encode(&Question::Run, inputs).map_err(broken)?;
-        let lost = |error: ConfinedError| BackendError::Run(lost(&self.name, self.library.as_ref(), &error));
+        let lost = |error: ConfinedError| BackendError::Run(lost(&self.name, &self.who, &error));
         let answer = self.child.ask(&question).map_err(lost)?;
         let outputs = match decode::<Reply>(&answer).map_err(broken)? {
             (Reply::Ran, outputs) => outputs,
@@ -250,22 +341,35 @@ pub fn child_main() -> Result<(), String> {
     })
 }
 
+fn path_of(bytes: Vec<u8>) -> PathBuf {
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+fn load(path: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
+    let file = regular_file::read(path, u64::MAX)
+        .map_err(|error| BackendError::Load(format!("cannot read {}: {error}", path.display())))?;
+    TensorRt::open()?.load(plan::split(&file).1, tf32)
+}
+
+/// Keeps a session for the questions that follow, and tells what it is.
+fn keep(opened: Box<dyn Session>, session: &mut Option<Box<dyn Session>>) -> (Reply, Vec<Tensor>) {
+    let (info, inputs, outputs) = (opened.info(), opened.inputs().to_vec(), opened.outputs().to_vec());
+    *session = Some(opened);
+    (Reply::Opened { info, inputs, outputs }, Vec::new())
+}
+
 fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Reply, Vec<Tensor>), String> {
     let (question, inputs): (Question, _) = decode(question)?;
     let result = match question {
         Question::Library => Reference::library().map(|found| (Reply::Library(found), Vec::new())),
         Question::Open { path, by_runtime } => {
-            let path = PathBuf::from(std::ffi::OsString::from_vec(path));
+            let path = path_of(path);
             let opened = if by_runtime { Reference.open(&path) } else { Cpu.open(&path) };
-            opened.map(|opened| {
-                let reply = Reply::Opened {
-                    info: opened.info(),
-                    inputs: opened.inputs().to_vec(),
-                    outputs: opened.outputs().to_vec(),
-                };
-                *session = Some(opened);
-                (reply, Vec::new())
-            })
+            opened.map(|opened| keep(opened, session))
+        }
+        Question::Engine { path, tf32 } => load(&path_of(path), tf32).map(|opened| keep(opened, session)),
+        Question::Build(path) => {
+            TensorRt::open().and_then(|tensorrt| tensorrt.open(&path_of(path))).map(|opened| keep(opened, session))
         }
         Question::Run => {
             let session = session.as_mut().ok_or("there is no model yet")?;
@@ -274,7 +378,7 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Re
     };
     Ok(result.unwrap_or_else(|error| {
         let reply = match error {
-            BackendError::Load(message) => Reply::Load(message),
+            BackendError::Load(message) | BackendError::Build(message) => Reply::Load(message),
             BackendError::Input { name, message } => Reply::Input { name, message },
             BackendError::Unavailable { what, help } => Reply::Unavailable { what, help },
             other => Reply::Run(other.to_string()),
