@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
+DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
 .PHONY: demo test check-headers bench fuzz fmt aarch64 aarch64-test
 
 # Everything from nothing: TensorRT, the tool, a chat model, a detector and two face classifiers as engines, and their answers.
@@ -21,16 +22,17 @@ test:
 	scripts/setup-tensorrt.sh --all-headers > /dev/null
 	scripts/setup-onnxruntime.sh > /dev/null
 	scripts/setup-oracles.sh > /dev/null
-	cargo fmt --check
+	cargo fmt --all --check
 	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
-	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --all-targets -- -D warnings
-	cargo clippy --quiet --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
+	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --workspace --all-targets -- -D warnings
+	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
+	scripts/build-shims.sh target/shims trt11="$(DATA)/headers-0.9.1/TRT-Enterprise-11.4"
 	python="$$(scripts/setup-oracles.sh)"; \
 	  nvidia="$$(echo "$${python%/bin/*}"/lib/python3*/site-packages/nvidia)"; \
 	  export LD_LIBRARY_PATH="$$nvidia/cuda_nvrtc/lib:$${LD_LIBRARY_PATH:-}"; \
 	  export WATUS_TEST_NVRTC="$$nvidia/cuda_nvrtc/lib/libnvrtc.so.11.2:$$nvidia/cuda_nvrtc/lib/libnvrtc.so.12:$$nvidia/cu13/lib/libnvrtc.so.13"; \
-	  WATUS_ORACLE_PYTHON="$$python" cargo test --no-fail-fast
+	  WATUS_TEST_SHIMS=$$PWD/target/shims WATUS_ORACLE_PYTHON="$$python" cargo test --no-fail-fast
 	scripts/check-headers.sh
 
 check-headers:
@@ -47,7 +49,7 @@ fuzz:
 	scripts/fuzz.sh 900
 
 fmt:
-	cargo fmt
+	cargo fmt --all
 	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
 
 # The robot's architecture, from x86-64: see scripts/aarch64.sh.

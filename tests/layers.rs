@@ -23,7 +23,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("hf_hub", "fetch/hub.rs"),
     ("ureq", "fetch/ verify/endpoint.rs"),
     ("zip", "fetch/pypi.rs checkpoint/torch/"),
-    ("cxx", "backend/tensorrt/"),
+    ("watus_shim", "backend/tensorrt/"),
     ("cudarc", "backend/tensorrt/ llm/gpu/"),
     ("libloading", "llm/gpu/ backend/tensorrt/"),
     ("rten", "backend/cpu/"),

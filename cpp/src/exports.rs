@@ -1,4 +1,4 @@
-//! The table's functions over the bridge to C++. Each is sound as long as its caller keeps what [`super::table`] says.
+//! The table's functions over the bridge to C++. Each is sound as long as its caller keeps what [`Table`] says.
 
 use std::fmt::Display;
 use std::sync::Mutex;

@@ -1,8 +1,8 @@
 //! The shim between watus-build and TensorRT: C++ compiled against one set of NVIDIA's headers, behind a table of C functions.
 //!
 //! A program may link this crate, or open the shared objects that it makes of several header sets and use the one that fits the
-//! TensorRT it finds: header sets declare the same names for different things, so no program can link two. [`table`] is
-//! the whole interface; behind it [`bridge`](self) is the typed bridge to C++. Without headers there is no table.
+//! TensorRT it finds: header sets declare the same names for different things, so no program can link two. [`table()`] is
+//! the whole interface; behind it `bridge.rs` is the typed bridge to C++. Without headers there is no table.
 
 mod table;
 
