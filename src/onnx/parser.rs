@@ -141,7 +141,7 @@ pub(super) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> O
     Ok(Done::Replaced)
 }
 
-/// TensorRT-RTX 1.6.1 compiles a GreaterOrEqual of [3, 4, 5] and [5] without end, and what ONNX defines it by in a moment.
+/// TensorRT-RTX 1.6.1 compiles a GreaterOrEqual of shapes (3, 4, 5) and (5) without end, and what ONNX defines it by in a moment.
 fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     let (a, b, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     let (left, right) = (edit.facts().get(&a), edit.facts().get(&b));
