@@ -187,6 +187,34 @@ inline void leave_out_missing_libraries(nvinfer1::IBuilderConfig& config) {
 #endif
 }
 
+// Where sizes depend on values, TensorRT wants a profile although no input is dynamic ("need profile", 8.5.3).
+inline void add_profile_for_values(nvinfer1::IBuilder& builder, nvinfer1::INetworkDefinition& network,
+                                   nvinfer1::IBuilderConfig& config) {
+#if WATUS_API < 1100 && !WATUS_RTX
+  bool needed = false;
+  for (int32_t i = 0; i < network.getNbLayers(); ++i) {
+    auto const type = network.getLayer(i)->getType();
+    needed |= type == nvinfer1::LayerType::kNON_ZERO || type == nvinfer1::LayerType::kNMS;
+  }
+  if (!needed) {
+    return;
+  }
+  auto* profile = builder.createOptimizationProfile();
+  for (int32_t i = 0; i < network.getNbInputs(); ++i) {
+    auto const& input = *network.getInput(i);
+    using Select = nvinfer1::OptProfileSelector;
+    for (auto const select : {Select::kMIN, Select::kOPT, Select::kMAX}) {
+      profile->setDimensions(input.getName(), select, input.getDimensions());
+    }
+  }
+  config.addOptimizationProfile(profile);
+#else
+  (void)builder;
+  (void)network;
+  (void)config;
+#endif
+}
+
 // A timing cache remembers the fastest kernel of every layer; RTX chooses kernels at load time and has none.
 inline void attach_timing_cache(nvinfer1::IBuilderConfig& config, void const* data, size_t size,
                                 Owned<nvinfer1::ITimingCache>& cache) {

@@ -56,8 +56,10 @@ void parse(nvonnxparser::IParser& parser, std::string const& path) {
   throw std::runtime_error(text);
 }
 
-void add_profile(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, BuildOptions const& options) {
+void add_profile(nvinfer1::IBuilder& builder, nvinfer1::INetworkDefinition& network, nvinfer1::IBuilderConfig& config,
+                 BuildOptions const& options) {
   if (options.profile.empty()) {
+    compat::add_profile_for_values(builder, network, config);
     return;
   }
   auto* profile = builder.createOptimizationProfile();
@@ -76,7 +78,8 @@ void add_profile(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, 
   }
 }
 
-void configure(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, BuildOptions const& options) {
+void configure(nvinfer1::IBuilder& builder, nvinfer1::INetworkDefinition& network, nvinfer1::IBuilderConfig& config,
+               BuildOptions const& options) {
   if (options.workspace_bytes > 0) {
     config.setMemoryPoolLimit(nvinfer1::MemoryPoolType::kWORKSPACE, options.workspace_bytes);
   }
@@ -97,7 +100,7 @@ void configure(nvinfer1::IBuilder& builder, nvinfer1::IBuilderConfig& config, Bu
     config.setProfilingVerbosity(nvinfer1::ProfilingVerbosity::kDETAILED);
   }
   compat::leave_out_missing_libraries(config);
-  add_profile(builder, config, options);
+  add_profile(builder, network, config, options);
 }
 
 }  // namespace
@@ -153,7 +156,7 @@ std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& opt
   if (!config) {
     log.fail("TensorRT cannot create a builder configuration");
   }
-  configure(*builder, *config, options);
+  configure(*builder, *network, *config, options);
   Owned<nvinfer1::ITimingCache> cache;
   compat::attach_timing_cache(*config, options.timing_cache.data(), options.timing_cache.size(), cache);
 #if WATUS_API >= 900

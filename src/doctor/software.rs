@@ -172,10 +172,19 @@ fn folders(examination: &Examination) -> Vec<String> {
 
 fn core(examination: &Examination) -> (Option<String>, Finding) {
     let jetson = examination.platform.is_jetson();
-    if examination.root.live
-        && let Ok(opened) = TensorRt::open()
-    {
-        return judge(examination, opened.version.to_string(), &opened.files.core);
+    if examination.root.live {
+        match (TensorRt::open(), library::installed_majors().first()) {
+            (Ok(opened), _) => return judge(examination, opened.version.to_string(), &opened.files.core),
+            (Err(error), Some((_, path))) => {
+                let why = error.to_string();
+                let what = format!("{} does not open: {}", path.display(), why.lines().next().unwrap_or_default());
+                return (
+                    None,
+                    Finding::fail("tensorrt", what, &["`ldd` on that file tells which libraries are missing"]),
+                );
+            }
+            (Err(_), None) => {}
+        }
     }
     let libraries = examination.root.find(&folders(examination), "libnvinfer.so.");
     // libnvinfer.so.10.3.0 tells the version, the link libnvinfer.so.10 does not.
@@ -218,12 +227,15 @@ fn judge(examination: &Examination, name: String, path: &Path) -> (Option<String
 /// What a build needs beside the core: parser, headers (to compile this tool), builder resources.
 fn parts(examination: &Examination) -> Vec<Finding> {
     let root = examination.root;
-    let folders = folders(examination);
+    let mut folders = folders(examination);
     let mut findings = Vec::new();
-    let rtx = root.live && TensorRt::open().is_ok_and(|opened| opened.version.family == Family::Rtx);
-    if rtx {
+    let opened = root.live.then(|| TensorRt::open().ok()).flatten();
+    if opened.as_ref().is_some_and(|opened| opened.version.family == Family::Rtx) {
         return findings; // one library and its parser, found together
     }
+    // They are opened from where the core is.
+    let beside = opened.as_ref().and_then(|opened| opened.files.core.parent());
+    folders.extend(beside.map(|folder| folder.to_string_lossy().into_owned()));
     if root.find(&folders, "libnvonnxparser.so.").is_empty() {
         let package = examination
             .packages

@@ -1,8 +1,9 @@
 //! The first bytes of a serialized engine, readable without TensorRT.
 //!
-//! Four bytes of tag, then the serialization version; the TensorRT version stands at bytes 24 to 27 (NVIDIA/TensorRT,
+//! TensorRT 8.6 and later: four bytes of tag, then the serialization version; the TensorRT version stands at bytes 24 to 27 (NVIDIA/TensorRT,
 //! samples/common/sampleEngines.cpp, `--getPlanVersionOnly`). RTX uses the same places with its own tag, and keeps the
-//! plan's length at bytes 16 to 23 (seen in plans of 1.6 and 1.7).
+//! plan's length at bytes 16 to 23 (seen in plans of 1.6 and 1.7). TensorRT 8.5 has a tag of its own, no version, and at bytes 16
+//! to 23 the length of what follows the first 24 (seen in plans of 8.5.3).
 
 use super::{Family, Version};
 
@@ -47,15 +48,18 @@ pub struct Header {
 impl Header {
     /// Reads the first [`LENGTH`] bytes; `None` if this is no plan.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
+        let length = u64::from_le_bytes(bytes.get(16..24)?.try_into().ok()?);
         let family = match bytes.get(..4)? {
             b"vtrt" => Family::Rtx,
             b"ftrt" => Family::Enterprise,
+            b"ptrt" => {
+                return Some(Self { version: None, family: Family::Enterprise, length: length.checked_add(24) });
+            }
             _ => return None,
         };
         let serialization = u32::from_le_bytes(bytes.get(4..8)?.try_into().ok()?);
         let &[major, minor, patch, _build] = bytes.get(24..LENGTH)? else { return None };
         let version = Version { family, major: major.into(), minor: minor.into(), patch: patch.into() };
-        let length = u64::from_le_bytes(bytes.get(16..24)?.try_into().ok()?);
         Some(Self {
             version: (serialization == 0).then_some(version),
             family,
@@ -83,6 +87,14 @@ mod tests {
         assert_eq!(Header::parse(&bytes).unwrap().version, None);
         assert_eq!(Header::parse(&bytes[..27]), None);
         assert_eq!(Header::parse(b"{\"a\": 1}                      "), None);
+    }
+
+    #[test]
+    fn reads_tensorrt_8_5() {
+        // The first bytes of a plan by TensorRT 8.5.3 of 71,401 bytes.
+        let bytes = *b"ptrt\0\0\0\0\xe8\0\0\0\0\0\0\0\xd1\x16\x01\0\0\0\0\0\x02\x80\x01\0";
+        let header = Header::parse(&bytes).unwrap();
+        assert_eq!(header, Header { version: None, family: Family::Enterprise, length: Some(71_401) });
     }
 
     #[test]
