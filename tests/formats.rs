@@ -10,7 +10,7 @@ use watus_build::checkpoint::{ARCHITECTURES, Encoding, Packing};
 use watus_build::convert::families;
 use watus_build::convert::vision::{YOLO_HEADS, classifier_families, yolo_blocks, yolo_by_onnx};
 use watus_build::llm::text::{refused_vocabularies, vocabulary_names};
-use watus_build::onnx::INTEGER_OPERATORS;
+use watus_build::onnx::{INTEGER_OPERATORS, NEWEST_OPSET};
 use watus_build::vision::FORMATS;
 
 /// Names as code, between commas.
@@ -132,8 +132,9 @@ fn onnx() -> String {
     });
     format!(
         "## ONNX\n\n\
-         Float models with their data inside or beside; the newest opset that is taken:\n\n\
-         | | opset |\n|---|---|\n{}\n\
+         Float models with their data inside or beside. Opsets up to {NEWEST_OPSET}: what is newer than the parser knows is \
+         written in its newest, or refused by the node that has no such form.\n\n\
+         | | newest opset of its parser |\n|---|---|\n{}\n\
          Models that come quantised are refused: those with `QuantizeLinear`, `QLinear…` or {}.\n",
         rows(versions),
         code(INTEGER_OPERATORS.iter().copied())

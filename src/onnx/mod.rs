@@ -38,6 +38,7 @@ pub use ending::Ending;
 pub use given::Given;
 pub use graph::{Attribute, External, GraphBuilder, type_number};
 pub use half::Half;
+pub use opset::NEWEST as NEWEST_OPSET;
 pub use reference::{GUARD_LIMIT, Guard};
 
 use crate::tensor::{DType, TensorSpec};

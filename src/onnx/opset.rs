@@ -14,7 +14,7 @@ use super::simplify::Names;
 use super::{Model, OnnxError};
 
 /// Opsets are known up to here.
-const NEWEST: i64 = 28;
+pub const NEWEST: i64 = 28;
 
 /// Operators that came with an opset and have no older form here.
 const NEW: &[(i64, &str)] = &[
