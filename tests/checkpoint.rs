@@ -171,7 +171,7 @@ fn numbers_have_ranges() {
         (json!({"rms_norm_eps": 1e300}), "`rms_norm_eps` is 1e"),
         (json!({"rope_theta": 0.0, "rope_parameters": null}), "rope_theta 0"),
         (json!({"rope_theta": -10000.0, "rope_parameters": null}), "rope_theta -10000"),
-        (json!({"rotary_dim": 1 << 27}), "rotary dimensions makes no sense"),
+        (json!({"gguf.rotary_dim": 1 << 27}), "rotary dimensions makes no sense"),
         (json!({"num_attention_heads": 0}), "`num_attention_heads` is 0"),
         (json!({"num_attention_heads": 1 << 20}), "`num_attention_heads` is 1048576; it must be from 1 to 4096"),
         (json!({"num_key_value_heads": 1 << 20}), "`num_key_value_heads` is 1048576"),

@@ -85,6 +85,8 @@ fn the_shim_that_fits_is_used_and_misfits_are_told() {
     let broken = scratch.path().join("broken");
     fs::create_dir_all(&broken).unwrap();
     fs::write(broken.join("libwatus_shim-a.so"), "no library").unwrap();
+    let whole = fs::read(shims.join("libwatus_shim-trt11.so")).unwrap();
+    fs::write(broken.join("libwatus_shim-c.so"), &whole[..whole.len() / 3]).unwrap();
     let source = scratch.path().join("other.c");
     fs::write(&source, "static long table[64]; void *watus_shim(void) { return table; }\n").unwrap();
     let mut compile = Command::new("cc");
@@ -92,7 +94,11 @@ fn the_shim_that_fits_is_used_and_misfits_are_told() {
     assert_eq!(output(&mut compile).0, 0);
     let (code, _, stderr) = run(&old, &broken, &["build"]);
     assert_eq!(code, 8, "{stderr}");
-    for part in ["libwatus_shim-a.so: ", "libwatus_shim-b.so: it belongs to another version of watus-build"] {
+    for part in [
+        "libwatus_shim-a.so: ",
+        "libwatus_shim-c.so: ",
+        "libwatus_shim-b.so: it belongs to another version of watus-build",
+    ] {
         assert!(stderr.contains(part), "{stderr}");
     }
 }

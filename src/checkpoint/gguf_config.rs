@@ -22,6 +22,11 @@ pub(super) struct Facts {
     pub(super) factors: BTreeMap<&'static str, Vec<f32>>,
 }
 
+/// What only a GGUF says, by names that no config.json has: rotary dimensions of a head, and what is added to a norm's weight.
+pub const ROTARY_DIM: &str = "gguf.rotary_dim";
+/// See [`ROTARY_DIM`].
+pub const NORM_OFFSET: &str = "gguf.norm_weight_offset";
+
 /// The tensors that are rotary factors.
 pub(super) const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
@@ -298,13 +303,13 @@ impl Keys<'_> {
             let key = self.name("rope.dimension_count");
             return Err(format!("key `{key}` is {rotary} in heads of {head}: a part of them rotated is not supported"));
         }
-        config.insert("rotary_dim".to_owned(), json!(rotary));
+        config.insert(ROTARY_DIM.to_owned(), json!(rotary));
         Ok(())
     }
 
     fn gemma(&self, config: &mut Map<String, Value>) -> Read<()> {
         // The converter stores 1 + weight.
-        config.insert("norm_weight_offset".to_owned(), json!(0.0));
+        config.insert(NORM_OFFSET.to_owned(), json!(0.0));
         // Not written is the default of both programs; 0 is none.
         for cap in ["attn_logit_softcapping", "final_logit_softcapping"] {
             if self.float(cap)? == Some(0.0) {

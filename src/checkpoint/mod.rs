@@ -36,6 +36,7 @@ pub use encoding::Encoding;
 pub use folder::weight_files;
 pub use gguf::{Gguf, Judgement, MetadataValue};
 pub use gguf_beside::{gguf_models, gguf_set_aside};
+pub use gguf_config::{NORM_OFFSET, ROTARY_DIM};
 pub use gguf_keys::ARCHITECTURES;
 pub use gguf_lists::{Numbers, Texts};
 pub use gguf_split::PartName;

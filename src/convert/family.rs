@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::config::Config;
 use super::rope::{Base, Rope, kind_of, rope};
 use super::{Activation, LayerKind, Transformer, keys};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, ROTARY_DIM};
 
 /// Larger than any model has them; beyond, tables that are made for each would take gigabytes before a tensor is missed.
 const HEADS_LIMIT: usize = 1 << 12;
@@ -133,9 +133,16 @@ pub(super) fn rotary_of(
     };
     let theta: f64 = number("rope_theta")?.unwrap_or(10_000.0);
     let fraction = number("partial_rotary_factor")?.unwrap_or(1.0);
-    let dimension = config
-        .optional_size("rotary_dim")?
-        .unwrap_or((transformer.head_dim as f64 * fraction.clamp(0.0, 1.0)) as usize);
+    if transformer.family != "phi3" && fraction != 1.0 {
+        // transformers reads it in Phi-3 alone, other programs in others too.
+        return Err(config.error(format!(
+            "`partial_rotary_factor: {fraction}` is not supported for `{}`: transformers ignores it there, and other programs \
+             do not\n  hint: take a release of the model without it",
+            transformer.family
+        )));
+    }
+    let dimension =
+        config.optional_size(ROTARY_DIM)?.unwrap_or((transformer.head_dim as f64 * fraction.clamp(0.0, 1.0)) as usize);
     if theta <= 1.0 || dimension < 2 || !dimension.is_multiple_of(2) || dimension > transformer.head_dim {
         return Err(config.error(format!("rope_theta {theta} with {dimension} rotary dimensions makes no sense")));
     }

@@ -3,7 +3,7 @@
 
 use super::config::Config;
 use super::{Activation, Transformer, family};
-use crate::checkpoint::CheckpointError;
+use crate::checkpoint::{CheckpointError, NORM_OFFSET};
 
 pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, CheckpointError> {
     let mut transformer = family::common(config, "gemma2", length)?;
@@ -26,7 +26,7 @@ pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<()
     // The name before; published files have both, and `transformers` reads the other.
     config.pass("hidden_act");
     transformer.activation = Activation::Gelu;
-    transformer.norm_offset = config.optional_number("norm_weight_offset")?.unwrap_or(1.0) as f32;
+    transformer.norm_offset = config.optional_number(NORM_OFFSET)?.unwrap_or(1.0) as f32;
     let scalar = config.optional_positive("query_pre_attn_scalar")?.unwrap_or(256.0);
     transformer.attention_scale = (1.0 / scalar.sqrt()) as f32;
     transformer.embedding_scale = (transformer.hidden_size as f32).sqrt();

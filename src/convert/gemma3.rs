@@ -11,9 +11,9 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     let mut transformer = family::common(config, "gemma3", length)?;
     gemma2::gemma(config, &mut transformer)?;
     transformer.qk_norm = true;
-    let cap = |field: &str| config.optional_positive(field).map(|cap| cap.map(|cap| cap as f32));
-    transformer.attention_softcap = cap("attn_logit_softcapping")?;
-    transformer.logit_softcap = cap("final_logit_softcapping")?;
+    // transformers and llama.cpp keep a cap of the scores and never apply it to Gemma 3.
+    config.pass("attn_logit_softcapping");
+    transformer.logit_softcap = config.optional_positive("final_logit_softcapping")?.map(|cap| cap as f32);
     let pattern = config.optional_size("sliding_window_pattern")?.unwrap_or(6);
     let window = family::window(config)?;
     family::slide(config, &mut transformer, window, |layer| (layer + 1) % pattern != 0)?;

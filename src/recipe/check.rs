@@ -219,6 +219,10 @@ fn verify(document: &Document, kind: Kind, verify: &Verify) -> Checked {
         }
         source(document, &["verify", "reference"], reference)?;
     }
+    if kind == Kind::Llm && verify.images.is_some() {
+        let hint = "language models are verified with `prompts`";
+        return Err(document.error(&["verify", "images"], "`images` is not for language models", Some(hint)));
+    }
     for picture in verify.images.iter().flatten() {
         if let Picture::Source(place) = picture {
             source(document, &["verify", "images"], place)?;

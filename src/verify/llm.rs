@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Report, Status, machine_agrees, plan_agrees, sense};
 use crate::llm::model::{ENGINES, Runner, open_executor};
 use crate::llm::text::{Message, Text};
-use crate::llm::{Executor, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
+use crate::llm::{Executor, LlmError, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
 use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::progress::{Event, Progress};
@@ -187,6 +187,10 @@ fn read_by_reference(
         .and_then(|mut reference| sense::sense(&mut *reference, text, record.parameters, record.max_input_len));
     match sensed {
         Ok(found) => sense::conclude(found, record.parameters, report),
+        // Weights that cannot be read are the engine's, which would compute with them or refuse to start.
+        Err(error) if matches!(error.downcast_ref(), Some(LlmError::Checkpoint(_))) => {
+            report.push("weights", Status::Failed, format!("{error:#}"));
+        }
         Err(error) => report.push("sense", Status::Skipped, format!("not told: {error:#}")),
     }
 }

@@ -85,7 +85,10 @@ impl Classifier {
         }
         let answer = match self.output {
             ClassifierOutput::Values => self.read(&values),
-            ClassifierOutput::Logits => self.most_probable(&softmax(&values)),
+            ClassifierOutput::Logits => {
+                check_logits(&values).map_err(&wrong)?;
+                self.most_probable(&softmax(&values))
+            }
             ClassifierOutput::Multilabel => {
                 self.present(&values.iter().map(|value| sigmoid(*value)).collect::<Vec<f32>>())
             }
@@ -143,6 +146,17 @@ const WANTED: &str = "[batch, classes] is wanted";
 const ROUNDING: f32 = 0.02;
 
 /// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
+/// Scores of any range, and not what a softmax has already been through: that adds up to 1, to the last digits.
+fn check_logits(values: &[f32]) -> Result<(), String> {
+    let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
+    let rounding = 2e-6 + 1e-7 * values.len() as f64;
+    if values.len() < 2 || values.iter().any(|value| !(0.0..=1.0).contains(value)) || (sum - 1.0).abs() > rounding {
+        return Ok(());
+    }
+    Err("it holds probabilities: values from 0 to 1 that add up to 1\n  hint: build it with `output: probabilities`"
+        .to_owned())
+}
+
 fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), String> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -204,6 +218,9 @@ mod tests {
             output: ClassifierOutput::Logits,
             class_values: None,
         };
+        let through = Tensor::from_f32(vec![1, 2], vec![0.25, 0.75]).unwrap();
+        let said = classifier.answer(&through).unwrap_err().to_string();
+        assert!(said.contains("add up to 1\n  hint: build it with `output: probabilities`"), "{said}");
         let output = Tensor::from_f32(vec![1, 2], vec![0.0, 3.0f32.ln()]).unwrap();
         let answer = classifier.answer(&output).unwrap();
         assert_eq!((answer.label.as_str(), answer.class), ("b", 1));

@@ -117,6 +117,19 @@ fn judge(decoder: &mut Reader<'_>, meaning: u16) -> Result<(u16, u16), String> {
     if bits > 16 {
         return Err(format!("its samples have {bits} bits{HINT}"));
     }
+    let (compression, predictor) = (number(decoder, Tag::Compression, 1)?, number(decoder, Tag::Predictor, 1)?);
+    let has_alpha = matches!(samples, 2 | 4) && meaning != photo::INKS;
+    let odd = match number(decoder, Tag::ExtraSamples, 0)? {
+        // The decoder gives rows of three samples there.
+        _ if samples == 2 && compression == 7 => Some("it is grey beside alpha in JPEG compression"),
+        1 if has_alpha => Some("its colours are multiplied by its alpha"),
+        // PIL leaves it out there, others do not.
+        _ if compression == 1 && predictor != 1 => Some("it has a predictor without compression"),
+        _ => None,
+    };
+    if let Some(odd) = odd {
+        return Err(format!("{odd}{HINT}"));
+    }
     let color = match meaning {
         photo::WHITE_IS_ZERO | photo::BLACK_IS_ZERO | photo::RGB | photo::PALETTE | photo::INKS | photo::YCBCR => {
             return Ok((bits, samples));

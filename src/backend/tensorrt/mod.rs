@@ -29,6 +29,8 @@ use crate::progress::Progress;
 use observer::BuildObserver;
 use shim::Shim;
 
+use super::onnxruntime::library::fault;
+
 /// TensorRT for datacentres and Jetson, or TensorRT-RTX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -151,6 +153,11 @@ impl TensorRt {
     }
 
     fn open_with(shim: &Shim, files: library::Files) -> Result<Self, String> {
+        for path in [&files.core, &files.parser] {
+            if let Some(fault) = fault(path, std::env::consts::ARCH) {
+                return Err(format!("{}: {fault}", path.display()));
+            }
+        }
         let library = shim.open(&files)?;
         Ok(Self { version: shim.library_version(&files.core)?, files, shim: shim.clone(), library })
     }

@@ -14,6 +14,7 @@ use watus_shim::{Bytes, DIMENSIONS, IoTensor, SYMBOL, Table, Taker};
 
 use super::observer::BuildObserver;
 use super::{Family, Version};
+use crate::backend::onnxruntime::library::fault;
 
 /// A shim that can be used.
 #[derive(Debug, Clone)]
@@ -82,6 +83,10 @@ fn preference(Version { family, major, minor, patch }: Version) -> (bool, u32, u
 
 fn open(path: &Path) -> Result<Shim, String> {
     type Entry = unsafe extern "C" fn() -> *const Table;
+    // A file that is cut off would end this process when it is mapped.
+    if let Some(fault) = fault(path, std::env::consts::ARCH) {
+        return Err(fault);
+    }
     // SAFETY: the user's own file, beside the program or where the user says; its initialisers are the standard library's.
     let library = unsafe { libloading::Library::new(path) }.map_err(|error| error.to_string())?;
     // Never closed: what it makes may live as long as the program.
