@@ -85,15 +85,43 @@ impl std::fmt::Debug for Text {
 /// builds where a model with them cannot converse.
 pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
     let text = Text::open(folder)?;
+    let prefix = prefix_space(folder)?;
     if text.traits.is_none() {
         let warning = "the model has no chat template: it will complete texts, and may not converse
   hint: give the recipe a \
                        `chat_template: FILE.jinja` if it was trained on conversations";
-        return Ok(Some(warning.to_owned()));
+        return Ok(Some(prefix.into_iter().chain([warning.to_owned()]).collect::<Vec<_>>().join("; ")));
     }
     // What a template refuses everybody, and filters it names that nobody has.
     text.encode_chat(&[Message::new("user", "?")])?;
-    Ok(None)
+    Ok(prefix)
+}
+
+/// Words where tokenizer_config.json and tokenizer.json disagree on a space before a text, and transformers (5.24) follows the
+/// former, by the class it names.
+fn prefix_space(folder: &Path) -> Result<Option<String>, LlmError> {
+    let path = folder.join("tokenizer_config.json");
+    let settings = if path.exists() { read_json(&path)? } else { Value::Null };
+    let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+    let Some(wanted) = settings.get("add_prefix_space").and_then(Value::as_bool) else { return Ok(None) };
+    let tokenizer = read_json(&folder.join("tokenizer.json"))?;
+    let parts =
+        ["normalizer", "pre_tokenizer"].map(|part| tokenizer.get(part).map(Value::to_string).unwrap_or_default());
+    let has = |text: &str| parts.iter().any(|part| part.contains(text));
+    let differs = match class.trim_end_matches("Fast") {
+        "LlamaTokenizer" if !wanted => {
+            has(r#""prepend_scheme":"first""#) || has(r#""prepend_scheme":"always""#) || has(r#""type":"Prepend""#)
+        }
+        "GPT2Tokenizer" | "Qwen2Tokenizer" if wanted => has(r#""add_prefix_space":false"#),
+        _ => false,
+    };
+    let words = || {
+        format!(
+            "tokenizer_config.json says `add_prefix_space: {wanted}` and tokenizer.json, which is followed, the opposite: the {class} of \
+             transformers makes other tokens of a text's beginning"
+        )
+    };
+    Ok(differs.then(words))
 }
 
 impl Text {
@@ -280,4 +308,29 @@ fn ends_by_number(files: [&Value; 3]) -> BTreeSet<u32> {
 
 fn token_id(value: &Value) -> Option<u32> {
     value.as_u64().and_then(|id| u32::try_from(id).ok())
+}
+
+#[cfg(test)]
+mod prefix_tests {
+    #[test]
+    fn a_space_that_two_files_disagree_on_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        let metaspace = r#"{"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}}"#;
+        let byte_level = r#"{"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false}}"#;
+        for (tokenizer, class, wanted, told) in [
+            (metaspace, "LlamaTokenizerFast", "false", true),
+            (metaspace, "LlamaTokenizerFast", "true", false),
+            (metaspace, "PreTrainedTokenizerFast", "false", false),
+            (byte_level, "Qwen2Tokenizer", "true", true),
+            (byte_level, "Qwen2Tokenizer", "false", false),
+            (byte_level, "GPT2TokenizerFast", "null", false),
+        ] {
+            write("tokenizer.json", tokenizer);
+            let settings = format!(r#"{{"tokenizer_class": "{class}", "add_prefix_space": {wanted}}}"#);
+            write("tokenizer_config.json", &settings);
+            let words = super::prefix_space(folder.path()).unwrap();
+            assert_eq!(words.is_some(), told, "{settings} {words:?}");
+        }
+    }
 }
