@@ -38,7 +38,7 @@ impl Version {
 }
 
 /// Shapes of one dynamic input.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ShapeRange {
     pub name: String,

@@ -53,19 +53,19 @@ impl Isolated {
 
 /// Where engines and the CPU reference run that judges them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Runner {
+pub enum ProofProcess {
     /// In this process: for programs that use the library, debuggers and emulators.
     InProcess,
     /// In children.
     Isolated(Isolated),
 }
 
-impl Runner {
+impl ProofProcess {
     /// The CPU reference.
     pub fn reference(&self) -> Box<dyn Backend> {
         match self {
-            Runner::InProcess => Box::new(Reference),
-            Runner::Isolated(isolated) => Box::new(isolated.clone()),
+            ProofProcess::InProcess => Box::new(Reference),
+            ProofProcess::Isolated(isolated) => Box::new(isolated.clone()),
         }
     }
 
@@ -77,8 +77,8 @@ impl Runner {
         tf32: bool,
     ) -> Result<Box<dyn Session>, BackendError> {
         match self {
-            Runner::InProcess => tensorrt.load(plan, tf32),
-            Runner::Isolated(isolated) => isolated.load(tensorrt, engine, tf32),
+            ProofProcess::InProcess => tensorrt.load(plan, tf32),
+            ProofProcess::Isolated(isolated) => isolated.load(tensorrt, engine, tf32),
         }
     }
 }
@@ -92,8 +92,6 @@ enum Question {
     Open { path: Vec<u8>, by_runtime: bool },
     /// An engine file, to be loaded by TensorRT.
     Engine { path: Vec<u8>, tf32: bool },
-    /// An ONNX file, to be built and loaded by TensorRT.
-    Build(Vec<u8>),
     /// The tensors that follow are the inputs.
     Run,
 }
@@ -205,12 +203,6 @@ impl Isolated {
     pub fn load(&self, tensorrt: &TensorRt, engine: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
         let question = Question::Engine { path: engine.as_os_str().as_bytes().to_vec(), tf32 };
         opened(self.start_engine()?, Who::TensorRt(tensorrt.version), engine, &question)
-    }
-
-    /// An ONNX file as an engine on the GPU, as [`TensorRt`]'s own `open` makes it.
-    pub fn build(&self, tensorrt: &TensorRt, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let question = Question::Build(onnx.as_os_str().as_bytes().to_vec());
-        opened(self.start_engine()?, Who::TensorRt(tensorrt.version), onnx, &question)
     }
 
     fn start_engine(&self) -> Result<Confined, BackendError> {
@@ -368,9 +360,6 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Re
             opened.map(|opened| keep(opened, session))
         }
         Question::Engine { path, tf32 } => load(&path_of(path), tf32).map(|opened| keep(opened, session)),
-        Question::Build(path) => {
-            TensorRt::open().and_then(|tensorrt| tensorrt.open(&path_of(path))).map(|opened| keep(opened, session))
-        }
         Question::Run => {
             let session = session.as_mut().ok_or("there is no model yet")?;
             session.run(&inputs).map(|outputs| (Reply::Ran, outputs))
@@ -378,7 +367,7 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Re
     };
     Ok(result.unwrap_or_else(|error| {
         let reply = match error {
-            BackendError::Load(message) | BackendError::Build(message) => Reply::Load(message),
+            BackendError::Load(message) => Reply::Load(message),
             BackendError::Input { name, message } => Reply::Input { name, message },
             BackendError::Unavailable { what, help } => Reply::Unavailable { what, help },
             other => Reply::Run(other.to_string()),

@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
-use crate::backend::isolated::Runner;
+use crate::backend::isolated::ProofProcess;
 use crate::log::printable;
 use crate::manifest::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
@@ -75,7 +75,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     if let Some(url) = &args.serve {
         return serving(args, url);
     }
-    let runner = Runner::Isolated(session::reference()?);
+    let runner = ProofProcess::Isolated(session::reference()?);
     let (mut exit, mut reports) = (Exit::Success, Vec::new());
     for folder in &args.engines {
         // One that cannot be looked at does not hide what the others are like.

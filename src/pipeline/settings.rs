@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use super::Prepared;
 use crate::artifact::sha256_file;
 use crate::backend::BackendError;
-use crate::backend::isolated::{Isolated, Runner};
+use crate::backend::isolated::{Isolated, ProofProcess};
 use crate::backend::tensorrt::source::explained;
 use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
 use crate::manifest::{Hasher, Key, Manifest};
@@ -19,10 +19,10 @@ use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
 /// Where a built engine and its judge run: in children where TensorRT's builder is in one too.
-pub(super) fn runner(isolation: &Isolation) -> Runner {
+pub(super) fn runner(isolation: &Isolation) -> ProofProcess {
     match isolation {
-        Isolation::InProcess => Runner::InProcess,
-        Isolation::Child(executable) => Runner::Isolated(Isolated::new(executable.clone())),
+        Isolation::InProcess => ProofProcess::InProcess,
+        Isolation::Child(executable) => ProofProcess::Isolated(Isolated::new(executable.clone())),
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 
 use crate::artifact::about;
-use crate::backend::isolated::Runner;
+use crate::backend::isolated::ProofProcess;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{BackendError, Session};
@@ -40,7 +40,7 @@ pub use vision::Agreement;
 /// having done so.
 pub fn verify(
     folder: &Path,
-    runner: &Runner,
+    runner: &ProofProcess,
     progress: &Arc<dyn Progress>,
     hash: Hasher<'_>,
 ) -> anyhow::Result<Report> {
@@ -52,7 +52,7 @@ pub fn verify(
 /// The same, but writes nothing: a folder may be read only, and what was found is worth saying all the same.
 pub fn examine(
     folder: &Path,
-    runner: &Runner,
+    runner: &ProofProcess,
     progress: &Arc<dyn Progress>,
     hash: Hasher<'_>,
 ) -> anyhow::Result<Report> {
@@ -191,7 +191,7 @@ fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
 /// The engine on the GPU, if its inputs and outputs are the manifest's.
 fn load(
     manifest: &Manifest,
-    (tensorrt, runner): (&TensorRt, &Runner),
+    (tensorrt, runner): (&TensorRt, &ProofProcess),
     file: (&Path, &[u8]),
     report: &mut Report,
 ) -> Option<Box<dyn Session>> {

@@ -6,7 +6,8 @@
 //! refused by name before it sees the graph ([`onnx::Model::prepare_for_reference`]).
 //!
 //! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
-//! process; [`Isolated`](super::isolated::Isolated) computes as [`Reference`] in a child under limits, and is what the command line uses.
+//! process; [`Isolated`](super::isolated::Isolated) computes as [`Reference`] in a child under limits, and is what the command
+//! line uses.
 
 mod guard;
 mod program;

@@ -1,8 +1,8 @@
 //! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
 //!
 //! `library.rs` finds the libraries, `shim.rs` the code compiled against the headers of one of them (`cpp/`), `device.rs` the
-//! GPU, `allocation.rs` its memory, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's, `source.rs` what a model is before TensorRT
-//! sees it. Where no shim fits a library, [`TensorRt::open`] says which there are.
+//! GPU, `allocation.rs` its memory, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's, `source.rs` what
+//! a model is before TensorRT sees it. Where no shim fits a library, [`TensorRt::open`] says which there are.
 
 pub mod allocation;
 pub mod device;
@@ -22,6 +22,7 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Serialize};
 
 pub use engine::{Engine, KernelCache};
+pub use watus_shim::ShapeRange;
 
 use super::{Backend, BackendError, BackendInfo, Session};
 use crate::onnx::{Model, Parser};
@@ -68,16 +69,6 @@ impl std::fmt::Display for Version {
         let family = if self.family == Family::Rtx { "TensorRT-RTX" } else { "TensorRT" };
         write!(f, "{family} {}.{}.{}", self.major, self.minor, self.patch)
     }
-}
-
-/// Range of one dynamic input's shape.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct ShapeRange {
-    pub name: String,
-    pub min: Vec<i64>,
-    pub opt: Vec<i64>,
-    pub max: Vec<i64>,
 }
 
 /// What the builder is asked for. Flags go by TensorRT's name, in lower case: "fp16", "tf32".
@@ -186,7 +177,7 @@ impl TensorRt {
             strongly_typed: options.strongly_typed,
             full_layers: options.full_layers.clone(),
             detailed_profiling: options.detailed_profiling,
-            profile: options.profile.iter().map(range).collect(),
+            profile: options.profile.clone(),
         };
         let observer = BuildObserver::new(progress, Arc::clone(&cancel));
         match self.library.build(&options, timing_cache, &observer) {
@@ -237,11 +228,6 @@ fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String]) 
         },
         misfits => unavailable(misfits.join("; ")),
     }
-}
-
-fn range(range: &ShapeRange) -> watus_shim::ShapeRange {
-    let ShapeRange { name, min, opt, max } = range.clone();
-    watus_shim::ShapeRange { name, min, opt, max }
 }
 
 impl Built {
