@@ -84,6 +84,7 @@ inside() {
   local emulator=''
   if [ "$arch" != "$(uname -m)" ] && [ ! -e "/proc/sys/fs/binfmt_misc/qemu-$arch" ]; then emulator=$(command -v "qemu-$arch-static"); fi
   env -i HOME=/home/watus PATH=/usr/bin:/bin:/usr/sbin:/sbin LC_ALL=C.UTF-8 QEMU="$emulator" \
+    HTTPS_PROXY="${HTTPS_PROXY:-${https_proxy:-}}" NO_PROXY="${NO_PROXY:-${no_proxy:-}}" \
     unshare --user --map-root-user --mount bash "$PWD/scripts/package-root.sh" "$root" "$PWD/tests/data" "$@"
 }
 
@@ -130,6 +131,9 @@ build_engines() { # FOLDER OF TENSORRT'S LIBRARIES
   cp "$1"/*.so* "$root/opt/tensorrt/"
   cp tests/data/gguf/llama.gguf "$root/home/watus/"
   cp -r recipes "$root/home/watus/"
+  # What this machine has fetched need not come twice.
+  local cache=${WATUS_CACHE_DIR:-$HOME/.cache/watus-build}
+  if [ -d "$cache" ]; then mkdir -p "$root/home/watus/.cache"; cp -r "$cache" "$root/home/watus/.cache/watus-build"; fi
   printf 'version: 1\nname: tiny\nkind: llm\nsource: { path: llama.gguf }\nmax_input_len: 24\nmax_output_len: 16\n' > "$root/home/watus/tiny.yaml"
   inside env WATUS_TENSORRT_LIB=/opt/tensorrt watus-build build tiny.yaml recipes/gender.yaml
   inside env WATUS_TENSORRT_LIB=/opt/tensorrt watus-build verify engines/tiny engines/gender
