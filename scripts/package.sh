@@ -177,6 +177,7 @@ Architecture: $debian
 Maintainer: ${MAINTAINER:-The authors of watus-build <watus-build@localhost>}
 Installed-Size: $size
 Depends: libc6 (>= $glibc), libgcc-s1, libstdc++6
+Recommends: ca-certificates, python3-pip
 Section: science
 Priority: optional
 Description: proven TensorRT engines from YAML recipes, on the machine they run on
