@@ -3,19 +3,15 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
-.PHONY: demo test check-headers bench fuzz fmt aarch64 aarch64-test
+.PHONY: demo test check-headers bench fuzz fmt package package-test aarch64 aarch64-test
+export HEADERS
 
 # Everything from nothing: TensorRT, the tool, a chat model, a detector and two face classifiers as engines, and their answers.
 demo:
 	scripts/setup-tensorrt.sh > /dev/null
 	scripts/setup-onnxruntime.sh > /dev/null
 	cargo build --release --quiet
-	$(BINARY) build recipes/smollm2-135m.yaml recipes/yolo11n-seg.yaml recipes/gender.yaml recipes/age.yaml
-	$(BINARY) verify engines/smollm2-135m engines/yolo11n-seg engines/gender engines/age
-	$(BINARY) run engines/smollm2-135m "What is the capital of France?"
-	$(BINARY) run engines/gender recipes/images/face.png
-	$(BINARY) run engines/age recipes/images/face.png
-	$(BINARY) run engines/yolo11n-seg engines/yolo11n-seg/images/bus.jpg --annotated engines
+	WATUS_BUILD=$(BINARY) scripts/demo.sh
 
 # Format, lints (with and without TensorRT's headers), documentation, tests, the shim against every header set.
 test:
@@ -52,8 +48,16 @@ fmt:
 	cargo fmt --all
 	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
 
-# The robot's architecture, from x86-64: see scripts/aarch64.sh.
+# A .deb and a tarball for glibc 2.31 and later (JetPack 5.1 to 7), for either architecture from either, in target/package:
+#   make package ARCH=aarch64 HEADERS="trt8=/headers/of/TensorRT-8.5"
+# and what they do in a clean root of that glibc, aarch64's under qemu.
+ARCH ?= $(shell uname -m)
+package:
+	scripts/package.sh "$(ARCH)"
+package-test:
+	scripts/package-test.sh "$(ARCH)"
+# The robot's.
 aarch64:
-	scripts/aarch64.sh build
+	scripts/package.sh aarch64
 aarch64-test:
-	scripts/aarch64.sh test
+	scripts/package-test.sh aarch64

@@ -24,8 +24,12 @@ for set in "$@"; do
   for file in NvInfer.h NvOnnxParser.h; do
     [ -f "$headers/$file" ] || { echo "$headers: no $file" >&2; exit 1; }
   done
-  WATUS_TENSORRT_INCLUDE=$(realpath "$headers") CARGO_TARGET_DIR=$folder "${build[@]}" --quiet --release --locked -p watus-shim-shared
+  # Stripped by the linker: `strip` knows this machine's files alone.
+  WATUS_TENSORRT_INCLUDE=$(realpath "$headers") CARGO_TARGET_DIR=$folder CARGO_PROFILE_RELEASE_STRIP=symbols \
+    "${build[@]}" --quiet --release --locked -p watus-shim-shared
   install -m 755 "$made/libwatus_shim_shared.so" "$out/libwatus_shim-$name.so"
-  strip --strip-unneeded "$out/libwatus_shim-$name.so" 2>/dev/null || true # another architecture's keeps its symbols
+  # What is seen outside could be taken for another shim's. objdump reads every architecture's symbols.
+  seen=$(objdump -T "$out/libwatus_shim-$name.so" | awk '$2 ~ /^[gwu]/ && !/\*UND\*/ { print $NF }')
+  [ "$seen" = watus_shim ] || { echo "$out/libwatus_shim-$name.so shows more than its table: $seen" >&2; exit 1; }
   echo "$out/libwatus_shim-$name.so"
 done

@@ -47,6 +47,8 @@ const OWNERS: &[(&str, &str)] = &[
     ("sd_notify", "serve/systemd.rs"),
     ("plotters", "bench/chart.rs bench/llm_chart.rs"),
     ("clap", "cli/"),
+    ("clap_complete", "cli/manual.rs"),
+    ("clap_mangen", "cli/manual.rs"),
     ("indicatif", "cli/progress.rs"),
     ("ctrlc", "cli/signals.rs"),
     ("nix", "cli/signals.rs"),

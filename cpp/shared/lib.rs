@@ -1,4 +1,5 @@
-//! The shim as a shared object of one name.
+//! The shim as a shared object of one name: rustc's version script for a cdylib keeps every other inside, C++'s too.
+//! (`--exclude-libs`, which would say the same, zig's linker does not take.)
 
 /// The table of the headers it was compiled with; null without any.
 // SAFETY: no other symbol of this object has this name, and who opens it asks this object for it.

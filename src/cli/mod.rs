@@ -7,6 +7,7 @@ mod exit;
 mod fetch;
 mod generate;
 mod inspect;
+mod manual;
 mod named;
 mod outputs;
 mod progress;
@@ -59,6 +60,11 @@ enum Command {
     Inspect(inspect::Args),
     Strip(strip::Args),
     Recipe(recipe::Args),
+    // What packages install; people meet it installed.
+    #[command(hide = true)]
+    Completions(manual::Completions),
+    #[command(hide = true)]
+    Man(manual::Man),
     /// Builds one engine for a parent process
     #[command(name = worker::SUBCOMMAND, hide = true)]
     BuildEngine,
@@ -114,6 +120,8 @@ pub fn main() -> Exit {
         Command::Inspect(args) => inspect::execute(&args),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::BuildEngine | Command::Reference | Command::Text => Ok(Exit::Success),
     };
     drop(environment); // progress bars end before the last word

@@ -13,6 +13,8 @@ use crate::backend::onnxruntime::{
 use crate::confined;
 
 const ID: &str = "judge";
+/// Where the package has it.
+const PACKAGE: &str = "/usr/lib/watus-build";
 
 pub(super) fn check(examination: &Examination) -> Finding {
     let found = if examination.root.live { live() } else { Ok(in_image(examination)) };
@@ -52,7 +54,7 @@ fn by_rten(examination: &Examination) -> Finding {
     }
 }
 
-/// What the files of an image tell: users' data folders, then the system's.
+/// What the files of an image tell: users' data folders, the package's, then the system's.
 fn in_image(examination: &Examination) -> Found {
     let root = examination.root;
     let architecture = &examination.platform.architecture;
@@ -66,8 +68,9 @@ fn in_image(examination: &Examination) -> Found {
         "/usr/lib64".to_owned(),
         "/usr/lib".to_owned(),
     ];
+    let packaged = || library::in_folder(&root.path(PACKAGE)?).map(|path| shown(root, &path));
     let system = || folders.iter().map(|folder| format!("{folder}/{SONAME}")).find(|place| root.exists(place));
-    let Some(path) = own.or_else(system) else { return Found::Absent };
+    let Some(path) = own.or_else(packaged).or_else(system) else { return Found::Absent };
     let Some(real) = root.path(&path).filter(|real| real.is_file()) else {
         return Found::Broken(Broken { path, why: "its link leads to no file".to_owned(), named: false });
     };
@@ -125,7 +128,7 @@ mod tests {
     fn an_image_is_judged_by_its_files() {
         type Make<'a> = &'a dyn Fn(&Path);
         let own = "/home/watus/.local/share/watus-build/onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
-        let cases: [(Make<'_>, Level, String); 9] = [
+        let cases: [(Make<'_>, Level, String); 10] = [
             (&|_| {}, Level::Warn, "no ONNX Runtime: rten".to_owned()),
             (&|image| set_up(image, &elf(AARCH64)), Level::Ok, format!("ONNX Runtime 1.32.0 ({own}) proves engines")),
             (
@@ -153,6 +156,18 @@ mod tests {
                 },
                 Level::Ok,
                 "ONNX Runtime 1.21.0 (/usr/lib/aarch64-linux-gnu/libonnxruntime.so.1)".to_owned(),
+            ),
+            (
+                &|image| {
+                    let folder = image.join(&PACKAGE[1..]);
+                    fs::create_dir(&folder).unwrap();
+                    fs::write(folder.join("libonnxruntime.so.1.32.0"), elf(AARCH64)).unwrap();
+                    symlink("libonnxruntime.so.1.32.0", folder.join(SONAME)).unwrap();
+                    // The package's goes first.
+                    fs::write(image.join(SYSTEM).join(SONAME), elf(62)).unwrap();
+                },
+                Level::Ok,
+                "ONNX Runtime 1.32.0 (/usr/lib/watus-build/libonnxruntime.so.1.32.0)".to_owned(),
             ),
             (
                 &|image| symlink("nowhere", image.join(SYSTEM).join(SONAME)).unwrap(),

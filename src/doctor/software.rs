@@ -273,6 +273,10 @@ fn parts(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
+/// What a package lacks that was made without this TensorRT's headers, as 8.5's, which nobody may hand on.
+const ANOTHER_SHIM: &str = "in this version's sources: scripts/build-shims.sh OUT here=FOLDER-OF-NvInfer.h, then sudo cp \
+                            OUT/*.so /usr/lib/watus-build/";
+
 /// The shim that opens this machine's TensorRT.
 fn own_binary(examination: &Examination) -> Option<Finding> {
     if !examination.root.live {
@@ -294,7 +298,9 @@ fn own_binary(examination: &Examination) -> Option<Finding> {
         ),
         Err(error) => {
             let what = error.to_string().lines().next().unwrap_or_default().to_owned();
-            Finding::fail("shim", what, &["cargo install --path . --force"])
+            // A package's shims are files; another's can be laid beside them.
+            let packaged = shims().found.iter().all(|shim| shim.path.is_some());
+            Finding::fail("shim", what, &[if packaged { ANOTHER_SHIM } else { "cargo install --path . --force" }])
         }
     })
 }

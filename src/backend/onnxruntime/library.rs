@@ -18,6 +18,8 @@ pub const FILE: &str = "libonnxruntime.so";
 pub const SONAME: &str = "libonnxruntime.so.1";
 /// The oldest version that is taken: major, minor.
 pub const OLDEST: (u32, u32) = (1, 17);
+/// Where packages keep the library, beside the folder of the program.
+const PACKAGED: &str = "lib/watus-build";
 /// What brings the library, and brings it again where it is damaged.
 pub const SET_UP: &str = "scripts/setup-onnxruntime.sh";
 
@@ -65,8 +67,12 @@ impl fmt::Display for Broken {
 impl Broken {
     /// What to do about it.
     pub fn mend(&self) -> String {
-        match self.named {
-            true => format!("name another in {VARIABLE} ({SET_UP} brings one), or `{VARIABLE}=` computes with rten"),
+        if self.named {
+            return format!("name another in {VARIABLE} ({SET_UP} brings one), or `{VARIABLE}=` computes with rten");
+        }
+        let packaged = Path::new(&self.path).parent().is_some_and(|folder| folder.ends_with(PACKAGED));
+        match packaged {
+            true => format!("install watus-build's package again; `{VARIABLE}=` computes with rten"),
             false => format!("{SET_UP} brings it again; `{VARIABLE}=` computes with rten"),
         }
     }
@@ -117,7 +123,8 @@ impl Place {
     /// The first there is; `None` where none is to be used.
     pub(in crate::backend) fn find() -> Option<Self> {
         let Some(named) = std::env::var_os(VARIABLE) else {
-            return Some(Self { path: installed().unwrap_or_else(|| SONAME.into()), named: false });
+            let path = installed().or_else(packaged).unwrap_or_else(|| SONAME.into());
+            return Some(Self { path, named: false });
         };
         if named.is_empty() {
             return None;
@@ -164,6 +171,16 @@ fn installed() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
     let data = std::env::var_os("XDG_DATA_HOME").filter(|data| !data.is_empty()).map(PathBuf::from).or_else(home)?;
     in_data(&data.join("watus-build"))
+}
+
+/// The library of the package this program belongs to, wherever it lies.
+fn packaged() -> Option<PathBuf> {
+    of_package(&std::env::current_exe().and_then(std::fs::canonicalize).ok()?)
+}
+
+/// The library of a package whose program this is.
+fn of_package(program: &Path) -> Option<PathBuf> {
+    in_folder(&program.parent()?.parent()?.join(PACKAGED))
 }
 
 /// The newest library in a data directory of this tool.
@@ -313,6 +330,32 @@ mod tests {
         for (bytes, architecture, said) in cases {
             let told = fault(bytes, architecture).unwrap();
             assert!(told.contains(said), "{said}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_package_has_its_library_beside_its_program() {
+        let root = tempfile::tempdir().unwrap();
+        let (bin, lib) = (root.path().join("usr/bin"), root.path().join("usr/lib/watus-build"));
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::create_dir_all(&lib).unwrap();
+        let program = bin.join("watus-build");
+        assert_eq!(of_package(&program), None);
+        std::fs::write(lib.join("libwatus_shim-trt10.so"), "").unwrap();
+        assert_eq!(of_package(&program), None);
+        let real = lib.join("libonnxruntime.so.1.32.0");
+        std::fs::write(&real, "").unwrap();
+        std::os::unix::fs::symlink("libonnxruntime.so.1.32.0", lib.join(SONAME)).unwrap();
+        assert_eq!(of_package(&program).as_ref(), Some(&real));
+        assert_eq!(of_package(Path::new("/")), None);
+        // Who has a package has no scripts.
+        for (path, named, mended_by) in [
+            (real.display().to_string(), false, "install watus-build's package again"),
+            (real.display().to_string(), true, "name another in WATUS_ONNXRUNTIME_LIB"),
+            ("/usr/lib/libonnxruntime.so.1".to_owned(), false, SET_UP),
+        ] {
+            let mend = Broken { path, why: String::new(), named }.mend();
+            assert!(mend.starts_with(mended_by), "{mend}");
         }
     }
 

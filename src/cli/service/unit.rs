@@ -220,6 +220,15 @@ pub(super) fn serves(text: &str) -> Option<(String, u16)> {
 mod tests {
     use super::*;
 
+    /// Packages bring it; it is as confined as what `install` writes, and is not taken for that.
+    #[test]
+    fn the_example_is_confined_likewise() {
+        let example = include_str!("../../../examples/systemd/watus-build@.service");
+        assert!(example.ends_with(CONFINEMENT), "{example}");
+        assert!(!example.contains(HEADER));
+        assert_eq!(serves(example), Some(("/srv/engines/i".to_owned(), 8080)));
+    }
+
     #[test]
     fn words_of_a_unit_are_quoted_and_read_again() {
         let cases = [

@@ -57,8 +57,13 @@ fn packaged() -> Vec<PathBuf> {
         return vec![folder.into()];
     }
     let program = std::env::current_exe().and_then(|path| path.canonicalize()).ok();
-    let beside = program.and_then(|path| Some(path.parent()?.parent()?.join("lib/watus-build/kernels")));
+    let beside = program.and_then(|program| of_package(&program));
     beside.into_iter().chain([PathBuf::from(PACKAGED_KERNELS)]).collect()
+}
+
+/// The folder of kernels of a package whose program this is.
+fn of_package(program: &Path) -> Option<PathBuf> {
+    Some(program.parent()?.parent()?.join("lib/watus-build/kernels"))
 }
 
 /// The folder with this version's precompiled kernels, if there is one.
@@ -213,6 +218,17 @@ mod tests {
         }
         // As `printf '%s' '--std=c++17 --gpu-architecture=compute_80 -DX=1 a' | sha256sum` has it: the script names files so.
         assert_eq!(names[2], "a47ed295731bb681db3e2b4c4874d5627f62136c05c1fcee9303cf07d06a25c5.ptx");
+    }
+
+    #[test]
+    fn a_package_has_its_kernels_beside_its_program() {
+        for (program, folder) in [
+            ("/usr/bin/watus-build", Some(PACKAGED_KERNELS)),
+            ("/opt/watus/bin/watus-build", Some("/opt/watus/lib/watus-build/kernels")),
+            ("/watus-build", None),
+        ] {
+            assert_eq!(of_package(Path::new(program)), folder.map(PathBuf::from));
+        }
     }
 
     #[test]

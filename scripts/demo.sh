@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# The demo: a chat model, a detector and two face classifiers from recipes to engines, proofs and answers.
+#
+# usage: demo.sh      in a folder of yours: recipes/ comes from the package unless it is there, engines/ is made
+#   WATUS_BUILD names another watus-build than the one in PATH.
+set -euo pipefail
+program=${WATUS_BUILD:-watus-build}
+if [ ! -d recipes ]; then
+  # Beside this script in a package, a folder up in the sources. Copied, since locks of revisions are kept beside recipes.
+  here=$(dirname "$(realpath "$0")")
+  for folder in "$here/recipes" "$here/../recipes"; do
+    if [ -d "$folder" ]; then cp -r "$folder" recipes; break; fi
+  done
+fi
+"$program" build recipes/smollm2-135m.yaml recipes/yolo11n-seg.yaml recipes/gender.yaml recipes/age.yaml
+"$program" verify engines/smollm2-135m engines/yolo11n-seg engines/gender engines/age
+"$program" run engines/smollm2-135m "What is the capital of France?"
+"$program" run engines/gender recipes/images/face.png
+"$program" run engines/age recipes/images/face.png
+"$program" run engines/yolo11n-seg engines/yolo11n-seg/images/bus.jpg --annotated engines
