@@ -2,22 +2,26 @@
 //! they are proved, since a library that crashes or stands still must not take this process along. A message is a line of
 //! JSON, then tensors as `.npy` files.
 
-use std::ffi::OsString;
+mod child;
+mod proof_process;
+
 use std::fmt;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::cpu::{Cpu, NAME, Named, Reference, info, info_of, named_engine};
+pub use child::child_main;
+pub use proof_process::ProofProcess;
+
+use super::cpu::{NAME, Named, info, info_of, named_engine};
 use super::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
-use super::tensorrt::{TensorRt, Version, plan};
+use super::tensorrt::{TensorRt, Version};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
-use crate::confined::{Confined, ConfinedError, Limits, serve};
+use crate::confined::{Confined, ConfinedError, Limits};
 use crate::memory::Memory;
-use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
 /// The hidden subcommand a child is started with.
@@ -48,38 +52,6 @@ impl Isolated {
     /// With the default limits.
     pub fn new(executable: PathBuf) -> Self {
         Self { executable, limits: default_limits(), engine_time: ENGINE_TIME }
-    }
-}
-
-/// Where engines and the CPU reference run that judges them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ProofProcess {
-    /// In this process: for programs that use the library, debuggers and emulators.
-    InProcess,
-    /// In children.
-    Isolated(Isolated),
-}
-
-impl ProofProcess {
-    /// The CPU reference.
-    pub fn reference(&self) -> Box<dyn Backend> {
-        match self {
-            ProofProcess::InProcess => Box::new(Reference),
-            ProofProcess::Isolated(isolated) => Box::new(isolated.clone()),
-        }
-    }
-
-    /// An engine file, whose plan is `plan`, on the GPU.
-    pub fn load(
-        &self,
-        tensorrt: &TensorRt,
-        (engine, plan): (&Path, &[u8]),
-        tf32: bool,
-    ) -> Result<Box<dyn Session>, BackendError> {
-        match self {
-            ProofProcess::InProcess => tensorrt.load(plan, tf32),
-            ProofProcess::Isolated(isolated) => isolated.load(tensorrt, engine, tf32),
-        }
     }
 }
 
@@ -319,61 +291,6 @@ impl Session for IsolatedSession {
         }
         Ok(outputs)
     }
-}
-
-/// The child's main.
-pub fn child_main() -> Result<(), String> {
-    // A panic is told in the answer; what the hook prints would only be in its way.
-    std::panic::set_hook(Box::new(|_| {}));
-    let mut session = None;
-    serve(move |question| {
-        let answer = answer(question, &mut session).and_then(|(reply, tensors)| encode(&reply, &tensors));
-        let failed = |message: String| encode(&Reply::Run(format!("CPU reference: {message}")), &[]);
-        answer.or_else(failed).unwrap_or_default()
-    })
-}
-
-fn path_of(bytes: Vec<u8>) -> PathBuf {
-    PathBuf::from(OsString::from_vec(bytes))
-}
-
-fn load(path: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
-    let file = regular_file::read(path, u64::MAX)
-        .map_err(|error| BackendError::Load(format!("cannot read {}: {error}", path.display())))?;
-    TensorRt::open()?.load(plan::split(&file).1, tf32)
-}
-
-/// Keeps a session for the questions that follow, and tells what it is.
-fn keep(opened: Box<dyn Session>, session: &mut Option<Box<dyn Session>>) -> (Reply, Vec<Tensor>) {
-    let (info, inputs, outputs) = (opened.info(), opened.inputs().to_vec(), opened.outputs().to_vec());
-    *session = Some(opened);
-    (Reply::Opened { info, inputs, outputs }, Vec::new())
-}
-
-fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Reply, Vec<Tensor>), String> {
-    let (question, inputs): (Question, _) = decode(question)?;
-    let result = match question {
-        Question::Library => Reference::library().map(|found| (Reply::Library(found), Vec::new())),
-        Question::Open { path, by_runtime } => {
-            let path = path_of(path);
-            let opened = if by_runtime { Reference.open(&path) } else { Cpu.open(&path) };
-            opened.map(|opened| keep(opened, session))
-        }
-        Question::Engine { path, tf32 } => load(&path_of(path), tf32).map(|opened| keep(opened, session)),
-        Question::Run => {
-            let session = session.as_mut().ok_or("there is no model yet")?;
-            session.run(&inputs).map(|outputs| (Reply::Ran, outputs))
-        }
-    };
-    Ok(result.unwrap_or_else(|error| {
-        let reply = match error {
-            BackendError::Load(message) => Reply::Load(message),
-            BackendError::Input { name, message } => Reply::Input { name, message },
-            BackendError::Unavailable { what, help } => Reply::Unavailable { what, help },
-            other => Reply::Run(other.to_string()),
-        };
-        (reply, Vec::new())
-    }))
 }
 
 #[cfg(test)]

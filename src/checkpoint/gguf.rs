@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::encoding::Encoding;
 use super::gguf_lists::{Numbers, Texts};
-use super::gguf_names;
+use super::gguf_reader::{Parsed, Reader, Scalar};
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
 use crate::regular_file;
@@ -30,59 +30,25 @@ pub struct Gguf {
     pub metadata: BTreeMap<String, MetadataValue>,
 }
 
-/// What the beginning of a file tells.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Judgement {
-    /// The header goes on beyond these bytes.
-    Undecided,
-    /// We can read it.
-    Readable,
-    /// We cannot, and why.
-    Refused(String),
-}
-
 const MAGIC: &[u8; 4] = b"GGUF";
 /// In every message about a header that ends too early.
-const SHORT: &str = "truncated";
+pub(super) const SHORT: &str = "truncated";
 /// No model has more tensors or keys; a count above is damage.
 const COUNT_LIMIT: u64 = 1 << 16;
 /// Bytes of metadata and tensor directory; vocabularies take 10 MB.
 const HEADER_LIMIT: usize = 256 << 20;
 /// Why such a file is not read.
-const BIG_ENDIAN: &str = "it is big-endian, made for machines like the s390x, and is not read\n  hint: take the little-endian \
+pub(super) const BIG_ENDIAN: &str = "it is big-endian, made for machines like the s390x, and is not read\n  hint: take the little-endian \
                           file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE little`";
-/// The longest key (docs/gguf.md).
-const NAME_LIMIT: usize = 65_535;
+/// ggml's numbers of the two types of metadata that are no scalars (docs/gguf.md).
+const TEXT: u32 = 8;
+const LIST: u32 = 9;
 
 impl Gguf {
     /// Whether a file begins like one.
     pub fn is_one(path: &Path) -> bool {
         let mut magic = [0; 4];
         regular_file::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == MAGIC
-    }
-
-    /// Judges a file by its first bytes: before the rest is downloaded. `total` is its whole length.
-    pub fn judge(start: &[u8], total: u64) -> Judgement {
-        let total = usize::try_from(total).unwrap_or(usize::MAX);
-        if is_big_endian(start) {
-            return Judgement::Refused(BIG_ENDIAN.to_owned());
-        }
-        match parse_bytes(start, total) {
-            Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
-            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
-            Ok((gguf, tensors)) => {
-                let architecture = gguf.text("general.architecture").unwrap_or_default();
-                let mut read = tensors.iter().filter(|(name, _)| !gguf_names::is_of_pictures(architecture, name));
-                let unread = read.find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
-                let unread = unread
-                    .map(|(name, encoding)| format!("tensor `{name}`: elements of type {encoding} are not supported"));
-                // Of a model in parts the first one holds the metadata.
-                let is_later_part = gguf.integer("split.no").is_some_and(|number| number > 0);
-                let names = tensors.iter().map(|(name, _)| name.as_str());
-                let refused = if is_later_part { None } else { gguf_names::refusal(&gguf, names) };
-                refused.or(unread).map_or(Judgement::Readable, Judgement::Refused)
-            }
-        }
     }
 
     /// A text.
@@ -134,82 +100,24 @@ impl Gguf {
     }
 }
 
-/// Takes a header apart, from the front.
-pub(super) struct Reader<'a> {
-    pub(super) rest: &'a [u8],
-    /// What it means that there is no more.
-    pub(super) end: &'static str,
-}
-
-pub(super) type Parsed<T> = Result<T, String>;
-
-impl<'a> Reader<'a> {
-    pub(super) fn take(&mut self, count: usize) -> Parsed<&'a [u8]> {
-        let (taken, rest) = self.rest.split_at_checked(count).ok_or(self.end)?;
-        self.rest = rest;
-        Ok(taken)
+/// A value of metadata, whatever its type.
+fn value(reader: &mut Reader) -> Parsed<MetadataValue> {
+    let kind = reader.u32()?;
+    if kind == TEXT {
+        return Ok(MetadataValue::Text(reader.text()?));
     }
-
-    fn array<const N: usize>(&mut self) -> Parsed<[u8; N]> {
-        self.take(N)?.try_into().map_err(|_| "truncated".to_owned())
+    if kind != LIST {
+        return Ok(match reader.scalar(kind)? {
+            Scalar::Integer(value) => MetadataValue::Integer(value),
+            Scalar::Float(value) => MetadataValue::Float(value),
+            Scalar::Bool(value) => MetadataValue::Bool(value),
+        });
     }
-
-    fn u32(&mut self) -> Parsed<u32> {
-        Ok(u32::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Parsed<u64> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    pub(super) fn size(&mut self) -> Parsed<usize> {
-        usize::try_from(self.u64()?).map_err(|_| "a size is out of range".to_owned())
-    }
-
-    fn text(&mut self) -> Parsed<String> {
-        let length = self.size()?;
-        Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
-    }
-
-    /// A key or a tensor's name.
-    fn name(&mut self) -> Parsed<String> {
-        let length = self.size()?;
-        if length > NAME_LIMIT {
-            return Err(format!("a name of {length} bytes makes no sense"));
-        }
-        Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
-    }
-
-    pub(super) fn scalar(&mut self, kind: u32) -> Parsed<MetadataValue> {
-        use MetadataValue::{Bool, Float, Integer, Text};
-        Ok(match kind {
-            0 => Integer(i64::from(u8::from_le_bytes(self.array()?))),
-            1 => Integer(i64::from(i8::from_le_bytes(self.array()?))),
-            2 => Integer(i64::from(u16::from_le_bytes(self.array()?))),
-            3 => Integer(i64::from(i16::from_le_bytes(self.array()?))),
-            4 => Integer(i64::from(self.u32()?)),
-            5 => Integer(i64::from(i32::from_le_bytes(self.array()?))),
-            6 => Float(f64::from(f32::from_le_bytes(self.array()?))),
-            7 => Bool(self.array::<1>()? != [0]),
-            8 => Text(self.text()?),
-            10 => Integer(i64::try_from(self.u64()?).unwrap_or(i64::MAX)),
-            11 => Integer(i64::from_le_bytes(self.array()?)),
-            12 => Float(f64::from_le_bytes(self.array()?)),
-            other => return Err(format!("metadata type {other} is unknown")),
-        })
-    }
-
-    fn value(&mut self) -> Parsed<MetadataValue> {
-        let kind = self.u32()?;
-        if kind != 9 {
-            return self.scalar(kind);
-        }
-        let (kind, count) = (self.u32()?, self.size()?);
-        match kind {
-            8 => Ok(MetadataValue::Texts(Texts::read(self, count)?)),
-            9 => Err("a list of lists".to_owned()),
-            kind => Ok(MetadataValue::Numbers(Numbers::read(self, kind, count)?)),
-        }
+    let (kind, count) = (reader.u32()?, reader.size()?);
+    match kind {
+        TEXT => Ok(MetadataValue::Texts(Texts::read(reader, count)?)),
+        LIST => Err("a list of lists".to_owned()),
+        kind => Ok(MetadataValue::Numbers(Numbers::read(reader, kind, count)?)),
     }
 }
 
@@ -224,12 +132,12 @@ pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), Check
 
 /// Whether a header's numbers begin with their largest byte: the version tells, of which there are few. The four letters
 /// before it are the same in both orders (gguf-py, `gguf_writer.py`).
-fn is_big_endian(bytes: &[u8]) -> bool {
+pub(super) fn is_big_endian(bytes: &[u8]) -> bool {
     matches!(bytes, [b'G', b'G', b'U', b'F', 0, 0, 0, 1..=9, ..])
 }
 
 /// `bytes` may be the beginning of a file of `total` bytes, if it holds the header.
-fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
+pub(super) fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
     let header = &bytes[..bytes.len().min(HEADER_LIMIT)];
     let end = if header.len() < bytes.len() {
         "a header of more than 256 MiB makes no sense"
@@ -251,7 +159,7 @@ fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>
     let mut gguf = Gguf::default();
     for _ in 0..key_count {
         let key = reader.name()?;
-        let value = reader.value().map_err(|message| format!("key `{key}`: {message}"))?;
+        let value = value(&mut reader).map_err(|message| format!("key `{key}`: {message}"))?;
         gguf.metadata.insert(key, value);
     }
     let mut tensors = Vec::new();

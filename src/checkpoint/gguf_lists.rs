@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use super::gguf::{MetadataValue, Parsed, Reader};
+use super::gguf_reader::{Parsed, Reader, Scalar};
 
 /// A list of numbers or truth values of one type.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,7 +41,7 @@ impl Numbers {
         self.bytes.is_empty()
     }
 
-    fn value(&self, at: usize) -> Option<MetadataValue> {
+    fn value(&self, at: usize) -> Option<Scalar> {
         let start = at.checked_mul(self.width)?;
         let rest = self.bytes.get(start..start.checked_add(self.width)?)?;
         Reader { rest, end: "" }.scalar(self.kind).ok()
@@ -50,8 +50,8 @@ impl Numbers {
     /// A whole number or truth value.
     pub fn integer(&self, at: usize) -> Option<i64> {
         match self.value(at)? {
-            MetadataValue::Integer(value) => Some(value),
-            MetadataValue::Bool(value) => Some(i64::from(value)),
+            Scalar::Integer(value) => Some(value),
+            Scalar::Bool(value) => Some(i64::from(value)),
             _ => None,
         }
     }
@@ -59,7 +59,7 @@ impl Numbers {
     /// A number with a fraction.
     pub fn float(&self, at: usize) -> Option<f64> {
         match self.value(at)? {
-            MetadataValue::Float(value) => Some(value),
+            Scalar::Float(value) => Some(value),
             _ => None,
         }
     }

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::config::Config;
-use super::rope::{Base, Rope, kind_of, rope};
+use super::rope::{Base, Rope, kind_of, original_length, rope};
 use super::{Activation, LayerKind, Transformer, keys};
 use crate::checkpoint::{CheckpointError, ROTARY_DIM};
 
@@ -82,14 +82,6 @@ fn stretched(config: &Config, scaling: Option<&Config>, max_position: usize) -> 
     // A factor no model has stretches it no further than a size goes.
     let reached = (original as f64 * factor).clamp(1.0, f64::from(1 << 28)) as usize;
     Ok(if kind_of(scaling) == "dynamic" { reached } else { reached.max(max_position) })
-}
-
-/// The length before scaling: what stands beside the scaling goes before what stands in it, as in transformers 5
-/// (`modeling_rope_utils.py`, `standardize_rope_params`).
-pub(super) fn original_length(config: &Config, scaling: &Config) -> Result<Option<usize>, CheckpointError> {
-    let field = "original_max_position_embeddings";
-    let within = scaling.optional_size(field)?;
-    Ok(config.optional_size(field)?.or(within))
 }
 
 /// Where the rotary embedding's parameters are. transformers 5 writes `rope_parameters` with the base inside, earlier

@@ -4,7 +4,6 @@
 use std::f64::consts::PI;
 
 use super::config::Config;
-use super::family;
 use crate::checkpoint::CheckpointError;
 
 /// Frequencies of one kind of layer.
@@ -72,12 +71,20 @@ pub(super) fn kind_of<'a>(scaling: &Config<'a>) -> &'a str {
     }
 }
 
+/// The length before scaling: what stands beside the scaling goes before what stands in it, as in transformers 5
+/// (`modeling_rope_utils.py`, `standardize_rope_params`).
+pub(super) fn original_length(config: &Config, scaling: &Config) -> Result<Option<usize>, CheckpointError> {
+    let field = "original_max_position_embeddings";
+    let within = scaling.optional_size(field)?;
+    Ok(config.optional_size(field)?.or(within))
+}
+
 /// `scaling` is `rope_scaling` or `rope_parameters`; `outer` the configuration around it.
 pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Result<Rope, CheckpointError> {
     let frequencies = plain(base.theta, base.dimension);
     let kind = scaling.as_ref().map_or("default", kind_of);
     let Some(scaling) = scaling.filter(|_| kind != "default") else { return Ok(narrow(frequencies, 1.0)) };
-    let original = family::original_length(outer, &scaling)?;
+    let original = original_length(outer, &scaling)?;
     match kind {
         "linear" => {
             let factor = scaling.positive("factor")?;

@@ -15,7 +15,6 @@ use ureq::{Agent, Body};
 
 use super::FetchError;
 use super::digest::Digest;
-use super::look;
 use super::request::{Request, send};
 use super::retry::{Failure, Retrier, Retry, refusal};
 use crate::address;
@@ -37,6 +36,17 @@ pub struct Download {
     pub size: Option<u64>,
     /// Sent as `Authorization: Bearer …`, to the address's own origin only.
     pub token: Option<String>,
+    /// What is looked at before all of it has come.
+    pub(super) inspection: Option<Inspection>,
+}
+
+/// A look at the beginning of a file of known length, which tells whether the rest is worth having.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Inspection {
+    /// Bytes to wait for; twice as many each time that these are too few.
+    pub(super) first: u64,
+    /// Judges a part file, of which so many bytes have come, of so many; true when it needs more.
+    pub(super) needs_more: fn(&Download, &mut File, u64, u64) -> Result<bool, Failure>,
 }
 
 /// Downloads files with one agent and one set of rules.
@@ -171,8 +181,7 @@ impl Downloader {
         let mut done = start;
         let mut pace = Pace { since: Instant::now(), done };
         let mut buffer = vec![0u8; 256 * 1024];
-        // A GGUF's header tells whether the rest is worth having.
-        let mut look_at = (name.ends_with(".gguf") && limit.is_some()).then_some(look::FIRST);
+        let mut look = download.inspection;
         file.seek(SeekFrom::End(0))?;
         loop {
             self.retrier.check_cancel().map_err(Failure::Final)?;
@@ -194,10 +203,11 @@ impl Downloader {
             if limit != Some(done) {
                 pace.check(&self.retrier.settings, done).map_err(|slow| Failure::passing(name, slow))?;
             }
-            if let (Some(at), Some(total)) = (look_at, limit)
-                && done >= at.min(total)
+            if let (Some(Inspection { first, needs_more }), Some(total)) = (look, limit)
+                && done >= first.min(total)
             {
-                look_at = look::needs_more(download, file, done, total)?.then_some(at * 2);
+                let again = Inspection { first: first * 2, needs_more };
+                look = needs_more(download, file, done, total)?.then_some(again);
             }
         }
         match limit {

@@ -17,8 +17,8 @@ use serde::Deserialize;
 
 use super::digest::Digest;
 use super::http::Download;
-use super::lock::{Lock, LockedFile, LockedSource, is_object_id};
-use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk};
+use super::lock::{Lock, LockedFile, LockedSource, is_file_name, is_object_id};
+use super::{FetchError, Fetched, FetchedFile, Fetcher, check_disk, gguf_guard};
 use crate::address::{path, segment};
 use crate::artifact::{about, is_contained, write_file};
 use crate::checkpoint::{PartName, gguf_models};
@@ -117,6 +117,7 @@ pub(super) fn fetch(
                 digest: file.digest.clone(),
                 size: Some(file.size),
                 token: fetcher.hub.token.clone(),
+                inspection: gguf_guard::inspection(name),
             })
             .collect();
         download_all(fetcher, downloads)?;
@@ -175,11 +176,6 @@ fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
         Some(part) => Err(FetchError::UnsafeName { name: name.to_owned(), file: part.to_owned() }),
         None => Ok(()),
     }
-}
-
-/// Whether a hub's name for a file stays in the cache and in the line it is told in.
-pub(super) fn is_file_name(name: &str) -> bool {
-    is_contained(name) && !name.chars().any(char::is_control)
 }
 
 /// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, whatever it holds.

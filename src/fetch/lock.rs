@@ -8,8 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::FetchError;
 use super::digest::Digest;
-use super::hub::is_file_name;
-use crate::artifact::write_file;
+use crate::artifact::{is_contained, write_file};
 use crate::recipe::yaml_danger;
 use crate::regular_file;
 
@@ -123,6 +122,11 @@ impl Lock {
 
 fn key(repository: &str, revision: &str) -> String {
     format!("{repository}@{revision}")
+}
+
+/// Whether a hub's name for a file stays in the cache and in the line it is told in.
+pub(super) fn is_file_name(name: &str) -> bool {
+    is_contained(name) && !name.chars().any(char::is_control)
 }
 
 /// 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.

@@ -7,11 +7,11 @@
 mod digest;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
+mod gguf_guard;
 mod hashes;
 mod http;
 mod hub;
 mod lock;
-mod look;
 mod modelfile;
 mod ollama;
 mod pypi;
@@ -264,6 +264,7 @@ impl Fetcher {
                 digest: Digest::Sha256(sha256.to_owned()),
                 size: None,
                 token: None,
+                inspection: gguf_guard::inspection(name),
             })?;
         }
         Ok(Fetched::single(target))

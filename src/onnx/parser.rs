@@ -15,9 +15,9 @@ use onnx_protobuf::{GraphProto, NodeProto};
 use super::Model;
 use super::attributes::{Attributes, graphs_mut, has_output, input};
 use super::editor::{Editor, output, set, unset, wanted};
-use super::facts::{Facts, elem, layout};
+use super::facts::Facts;
 use super::graph::Attribute;
-use super::reference::{Done, Outcome, nearest};
+use super::reference::{Done, Outcome, empty_axes, nearest};
 use super::simplify::{Names, at_inference, detach_constants};
 
 impl Model {
@@ -113,30 +113,6 @@ fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
         // Y is [sequence, directions, batch, hidden], the last states [directions, batch, hidden].
         let perm: Attribute = if index == 0 { [2, 0, 1, 3].into() } else { [1, 0, 2].into() };
         edit.make("Transpose", &[&made], &[&result], &[("perm", perm)]);
-    }
-    Ok(Done::Replaced)
-}
-
-/// A reduction over no axes (`noop_with_empty_axes`) leaves every element by itself, but still takes its logarithm, amount
-/// or square; the parser hands it on as it is, and rten ReduceL2's.
-pub(super) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> Outcome {
-    if node.int("noop_with_empty_axes", 0) == 0 {
-        return Ok(Done::Kept);
-    }
-    let (x, y) = (wanted(node, 0)?, output(node, 0)?);
-    let inputs = [edit.facts().input(node, 0), edit.facts().input(node, 1)];
-    let empty = match layout::axes(node, &inputs) {
-        layout::Axes::Missing => true,
-        layout::Axes::Known(axes) => axes.is_empty(),
-        layout::Axes::Unknown => false,
-    };
-    // There is no logarithm of integers.
-    if !empty || op == "Log" && edit.facts().get(&x).elem.is_some_and(|elem| !elem::is_float(elem)) {
-        return Ok(Done::Kept);
-    }
-    match op {
-        "Mul" => edit.make(op, &[&x, &x], &[&y], &[]),
-        _ => edit.make(op, &[&x], &[&y], &[]),
     }
     Ok(Done::Replaced)
 }

@@ -23,10 +23,10 @@ pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
 
 /// Brings a plan's source here and records what was pinned.
 pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
-    let fetched = match plan.kind {
-        Kind::Llm => fetcher.fetch(&llm::look_ahead(plan, fetcher, lock)?, lock)?,
-        _ => fetcher.fetch(&plan.source, lock)?,
-    };
+    if plan.kind == Kind::Llm {
+        return llm::fetch(plan, fetcher, lock);
+    }
+    let fetched = fetcher.fetch(&plan.source, lock)?;
     lock.save()?;
     Ok(fetched)
 }

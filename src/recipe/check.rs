@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+use super::kinds::Recipe;
 use super::onnx::{InputValue, OnnxRecipe};
 use super::package::{is_package_name, is_package_version};
-use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Recipe, Source, Verify, YoloRecipe};
+use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
 use crate::address;
 use crate::artifact::{is_contained, is_sha256};

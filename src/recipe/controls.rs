@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::schema::Recipe;
+use super::kinds::Recipe;
 use super::{Document, RecipeError};
 
 /// Refuses the first text that holds a control character.

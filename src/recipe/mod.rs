@@ -1,10 +1,11 @@
 //! Recipes: YAML in, checked [`Recipe`] or one error with file, line and suggestion out.
 //!
-//! `schema.rs` and `onnx.rs` are what may be written (`values.rs` reads fields of several kinds), `controls.rs` and `check.rs`
-//! what must not be, `plan.rs` what it means.
+//! `schema.rs` and `onnx.rs` are what may be written, `kinds.rs` is any of it (`values.rs` reads fields of several types),
+//! `controls.rs` and `check.rs` are what must not be, `plan.rs` what it means.
 
 mod check;
 mod controls;
+mod kinds;
 mod onnx;
 mod package;
 mod plan;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use crate::log::printable;
 use crate::regular_file;
 
+pub use kinds::{Recipe, json_schema};
 pub use onnx::{InputValue, OnnxRecipe};
 pub use package::{is_package_name, is_package_version};
 pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};

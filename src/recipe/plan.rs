@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::kinds::Recipe;
 use super::onnx::InputValue;
-use super::schema::{Build, Kind, KvCache, Picture, Precision, Recipe, Source, YoloRecipe};
+use super::schema::{Build, Kind, KvCache, Picture, Precision, Source, YoloRecipe};
 use super::shape::InputShape;
 use crate::checkpoint::PartName;
 use crate::vision::{ClassifierOutput, Preprocess};

@@ -8,12 +8,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use super::{Report, Status, machine_agrees, plan_agrees, sense};
+use super::likelihood::{divergence, read};
+use super::{Perplexity, PromptReport, Report, Status, machine_agrees, plan_agrees, sense};
 use crate::llm::model::{ENGINES, Runner, open_executor};
 use crate::llm::text::{Message, Text};
-use crate::llm::{Executor, LlmError, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
+use crate::llm::{Executor, LlmError, Logits, Record, Rows, Step, argmax, head_name, layer_name};
 use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::progress::{Event, Progress};
@@ -30,34 +29,19 @@ pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its
 /// Where the reference itself hesitates by less (in logits), another choice is no error.
 const HESITATION: f32 = 1e-2;
 
-/// One prompt's comparison.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PromptReport {
-    /// What was asked.
-    pub prompt: String,
-    /// What the engine answered.
-    pub answer: String,
-    /// Tokens compared.
-    pub tokens: usize,
-    /// The first token the reference would have chosen otherwise, from 0.
-    pub first_difference: Option<usize>,
-    /// By how much the reference's logit of its own choice there is above the engine's choice.
-    pub hesitation: Option<f32>,
-    /// Mean divergence in nats a token.
-    pub mean_divergence: f64,
-    /// The largest.
-    pub largest_divergence: f64,
+/// A model to be proved, and its text side.
+struct Subject<'a> {
+    folder: &'a Path,
+    manifest: &'a Manifest,
+    record: &'a Record,
+    text: &'a Text,
+    progress: &'a Arc<dyn Progress>,
 }
 
-/// exp of the mean negative log-likelihood.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Perplexity {
-    /// Tokens scored.
-    pub tokens: usize,
-    /// By the engines.
-    pub engine: f64,
-    /// By the reference.
-    pub reference: f64,
+impl Subject<'_> {
+    fn stage(&self, what: &str) {
+        self.progress.event(Event::Stage(&format!("{}: {what}", self.manifest.name)));
+    }
 }
 
 /// Checks the engines' headers, then, where there is a GPU, their numbers.
@@ -104,13 +88,14 @@ pub(super) fn verify(
         );
         report.push("quantisation", if passed { Status::Passed } else { Status::Failed }, detail);
     }
+    let subject = Subject { folder, manifest, record, text: &text, progress };
     if machine_agrees(manifest, report).is_none() {
         if !report.failed() && sense::is_quick(record) {
-            read_by_reference(folder, (manifest, record), &text, progress, report);
+            read_by_reference(&subject, report);
         }
         return Ok(());
     }
-    if let Err(error) = execute(folder, manifest, record, (&text, &prompts), progress, report) {
+    if let Err(error) = execute(&subject, &prompts, report) {
         report.push("execution", Status::Failed, format!("{error:#}"));
     }
     Ok(())
@@ -132,22 +117,15 @@ fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<
     Ok(prompts)
 }
 
-fn execute(
-    folder: &Path,
-    manifest: &Manifest,
-    record: &Record,
-    (text, prompts): (&Text, &[(String, Vec<u32>)]),
-    progress: &Arc<dyn Progress>,
-    report: &mut Report,
-) -> anyhow::Result<()> {
-    let stage = |what: &str| progress.event(Event::Stage(&format!("{}: {what}", manifest.name)));
-    stage("loading the engines");
+fn execute(subject: &Subject<'_>, prompts: &[(String, Vec<u32>)], report: &mut Report) -> anyhow::Result<()> {
+    let Subject { folder, manifest, record, text, .. } = *subject;
+    subject.stage("loading the engines");
     let mut engine = open_executor(folder, record, Runner::TensorRt { tf32: manifest.tf32 }, &mut |_, _| {})?;
     let info = engine.info();
     report.executed_on = Some(format!("{}, {}", info.name, info.device));
     let mut answers = Vec::new();
     for (prompt, tokens) in prompts {
-        stage(&format!("answering \"{prompt}\""));
+        subject.stage(&format!("answering \"{prompt}\""));
         answers.push(answer(&mut *engine, tokens, text, record.shapes.max_len)?);
     }
     let scored = text.encode_text(TEXT)?;
@@ -155,11 +133,11 @@ fn execute(
     let engine_loss = read(&mut *engine, scored)?;
     let sensed = sense::sense(&mut *engine, text, record.parameters, record.max_input_len)?;
     drop(engine); // its memory may be the reference's, on a Jetson
-    stage("loading the reference");
+    subject.stage("loading the reference");
     let mut reference = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})?;
     report.judged_by = Some(reference.info().name);
     for ((prompt, tokens), answer) in prompts.iter().zip(&answers) {
-        stage(&format!("comparing \"{prompt}\""));
+        subject.stage(&format!("comparing \"{prompt}\""));
         report.prompts.push(compare(&mut *reference, text, (prompt, tokens), answer)?);
     }
     let perplexity = Perplexity {
@@ -174,14 +152,9 @@ fn execute(
 }
 
 /// Whether a model makes sense that cannot be executed here. What keeps the reference from telling is no fault of the engines.
-fn read_by_reference(
-    folder: &Path,
-    (manifest, record): (&Manifest, &Record),
-    text: &Text,
-    progress: &Arc<dyn Progress>,
-    report: &mut Report,
-) {
-    progress.event(Event::Stage(&format!("{}: reading three texts on the CPU", manifest.name)));
+fn read_by_reference(subject: &Subject<'_>, report: &mut Report) {
+    let Subject { folder, record, text, .. } = *subject;
+    subject.stage("reading three texts on the CPU");
     let sensed = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})
         .map_err(anyhow::Error::from)
         .and_then(|mut reference| sense::sense(&mut *reference, text, record.parameters, record.max_input_len));
@@ -196,12 +169,12 @@ fn read_by_reference(
 }
 
 /// An engine's greedy answer: the tokens, and the logits each was chosen from.
-struct Answer {
+struct GreedyAnswer {
     tokens: Vec<u32>,
     logits: Vec<Vec<f32>>,
 }
 
-fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize) -> anyhow::Result<Answer> {
+fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize) -> anyhow::Result<GreedyAnswer> {
     engine.release(0);
     let mut logits = vec![engine.prefill(0, 0, prompt, Rows::Last)?];
     let mut tokens = vec![argmax(&logits[0])];
@@ -230,14 +203,14 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
         tokens.push(argmax(&row));
         logits.push(row);
     }
-    Ok(Answer { tokens, logits })
+    Ok(GreedyAnswer { tokens, logits })
 }
 
 fn compare(
     reference: &mut dyn Executor,
     text: &Text,
     (prompt, tokens): (&str, &[u32]),
-    answer: &Answer,
+    answer: &GreedyAnswer,
 ) -> anyhow::Result<PromptReport> {
     reference.release(0);
     let mut sequence = tokens.to_vec();
@@ -269,31 +242,6 @@ fn compare(
     })
 }
 
-/// KL(reference || engine) of the distributions two rows of logits stand for, in nats.
-pub(super) fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
-    let (p_total, q_total) = (log_sum_exp(reference), log_sum_exp(engine));
-    let terms = reference.iter().zip(engine).map(|(p, q)| {
-        let (p, q) = (f64::from(*p) - p_total, f64::from(*q) - q_total);
-        p.exp() * (p - q)
-    });
-    terms.sum::<f64>()
-}
-
-/// Mean negative log-likelihood of all tokens but the first.
-pub(super) fn read(executor: &mut dyn Executor, tokens: &[u32]) -> anyhow::Result<f64> {
-    executor.release(0);
-    let logits = executor.prefill(0, 0, tokens, Rows::All)?;
-    loss(&logits, tokens, executor.vocab_size())
-}
-
-/// The same of logits `[tokens, vocabulary]`.
-pub(super) fn loss(logits: &[f32], tokens: &[u32], width: usize) -> anyhow::Result<f64> {
-    anyhow::ensure!(tokens.len() > 1, "the perplexity text has no tokens");
-    let likelihood = |row: &[f32], token: u32| f64::from(row[token as usize]) - log_sum_exp(row);
-    let sum: f64 = logits.chunks_exact(width).zip(&tokens[1..]).map(|(row, token)| likelihood(row, *token)).sum();
-    Ok(-sum / (tokens.len() - 1) as f64)
-}
-
 fn conclude(exact: bool, report: &mut Report) {
     let Some(worst) = report.prompts.iter().max_by(|a, b| a.mean_divergence.total_cmp(&b.mean_divergence)).cloned()
     else {
@@ -310,7 +258,7 @@ fn conclude(exact: bool, report: &mut Report) {
         printable(&worst.prompt)
     );
     report.push("distributions", if passed { Status::Passed } else { Status::Failed }, detail);
-    let differing: Vec<&super::PromptReport> =
+    let differing: Vec<&PromptReport> =
         report.prompts.iter().filter(|prompt| prompt.first_difference.is_some()).collect();
     let wrong = differing.iter().any(|prompt| prompt.hesitation.is_none_or(|by| by.is_nan() || by > HESITATION));
     let detail = match differing.first() {
@@ -331,19 +279,5 @@ fn conclude(exact: bool, report: &mut Report) {
         let detail = format!("{engine:.3} on {tokens} tokens, the reference {reference:.3}");
         let close = (engine.ln() - reference.ln()).abs() <= report.tolerance.sqrt();
         report.push("perplexity", if close { Status::Passed } else { Status::Failed }, detail);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn divergence_is_that_of_the_definition() {
-        // p = (0.5, 0.5), q = (0.8, 0.2): 0.5 ln(0.5/0.8) + 0.5 ln(0.5/0.2).
-        let found = divergence(&[1.0, 1.0], &[0.8_f32.ln() + 3.0, 0.2_f32.ln() + 3.0]);
-        assert!((found - 0.223_143_55).abs() < 1e-6, "{found}");
-        assert!(divergence(&[1.0, 2.0], &[4.0, 5.0]).abs() < 1e-9);
-        assert!(divergence(&[1.0, 2.0], &[f32::NAN, 5.0]).is_nan());
     }
 }

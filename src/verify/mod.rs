@@ -5,6 +5,7 @@
 //! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
 
 mod endpoint;
+mod likelihood;
 mod llm;
 mod quality;
 mod report;
@@ -30,11 +31,9 @@ use crate::tensor::{Tensor, TensorSpec, read_npy, unravel};
 use crate::vision as pictures;
 
 pub use endpoint::Endpoint;
-pub use llm::{Perplexity, PromptReport};
 pub use quality::quality;
-pub use report::{Check, Comparison, Report, Status};
-pub use sense::{Sense, sense};
-pub use vision::Agreement;
+pub use report::{Agreement, Check, Comparison, Perplexity, PromptReport, Report, Sense, Status};
+pub use sense::sense;
 
 /// Verifies the engine in `folder` against the CPU reference, both run by `runner`, and writes the report into it. `hash` reads files, or remembers
 /// having done so.

@@ -1,7 +1,7 @@
 //! What quantising a model has cost: its distributions beside those of the checkpoint it was made from, both on the CPU in
 //! float32, over a text of everyday English.
 
-use super::llm::{divergence, loss};
+use super::likelihood::{divergence, loss};
 use crate::llm::text::Text;
 use crate::llm::{Executor, Rows};
 use crate::manifest::Quality;

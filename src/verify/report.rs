@@ -6,9 +6,6 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::llm::{Perplexity, PromptReport};
-use super::sense::Sense;
-use super::vision::Agreement;
 use crate::artifact::write_file;
 use crate::manifest::REPORT_FILE;
 
@@ -55,8 +52,74 @@ pub struct Comparison {
     pub reference: f64,
 }
 
+/// How two answers on one picture agree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// The picture.
+    pub case: String,
+    /// What the reference says.
+    pub reference: String,
+    /// What differs beyond the gate; empty if nothing does.
+    pub differences: Vec<String>,
+    /// Largest difference of a score or probability.
+    pub score_difference: f32,
+    /// Smallest overlap (intersection over union) of two boxes or masks of one object; 1 for a classifier.
+    pub overlap: f32,
+}
+
+/// One prompt's comparison.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PromptReport {
+    /// What was asked.
+    pub prompt: String,
+    /// What the engine answered.
+    pub answer: String,
+    /// Tokens compared.
+    pub tokens: usize,
+    /// The first token the reference would have chosen otherwise, from 0.
+    pub first_difference: Option<usize>,
+    /// By how much the reference's logit of its own choice there is above the engine's choice.
+    pub hesitation: Option<f32>,
+    /// Mean divergence in nats a token.
+    pub mean_divergence: f64,
+    /// The largest.
+    pub largest_divergence: f64,
+}
+
+/// exp of the mean negative log-likelihood.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Perplexity {
+    /// Tokens scored.
+    pub tokens: usize,
+    /// By the engines.
+    pub engine: f64,
+    /// By the reference.
+    pub reference: f64,
+}
+
+/// What a model made of one text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sense {
+    /// "English", "code" or "Polish".
+    pub language: String,
+    /// Tokens scored.
+    pub tokens: usize,
+    /// Bytes they spell.
+    pub bytes: usize,
+    /// exp of the mean negative log-likelihood of a token.
+    #[serde(deserialize_with = "not_finite")]
+    pub perplexity: f64,
+    /// The same in bits a byte, which compares between vocabularies.
+    #[serde(deserialize_with = "not_finite")]
+    pub bits: f64,
+    /// About what a working model of that size has that knows the language.
+    pub expected: f64,
+    /// What guessing among all tokens takes.
+    pub guessing: f64,
+}
+
 /// JSON has no infinity and no NaN; serde_json writes null.
-pub(super) fn not_finite<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+fn not_finite<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 

@@ -8,10 +8,8 @@
 
 use std::f64::consts::LN_2;
 
-use serde::{Deserialize, Serialize};
-
-use super::report::not_finite;
-use super::{Report, Status};
+use super::likelihood::read;
+use super::{Report, Sense, Status};
 use crate::llm::text::Text;
 use crate::llm::{Executor, Record};
 
@@ -43,27 +41,6 @@ const SHORTEST: usize = 64;
 /// two cores, and two gigabytes of memory in float32.
 const REFERENCE_PARAMETERS: u64 = 500_000_000;
 
-/// What a model made of one text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Sense {
-    /// "English", "code" or "Polish".
-    pub language: String,
-    /// Tokens scored.
-    pub tokens: usize,
-    /// Bytes they spell.
-    pub bytes: usize,
-    /// exp of the mean negative log-likelihood of a token.
-    #[serde(deserialize_with = "not_finite")]
-    pub perplexity: f64,
-    /// The same in bits a byte, which compares between vocabularies.
-    #[serde(deserialize_with = "not_finite")]
-    pub bits: f64,
-    /// About what a working model of that size has that knows the language.
-    pub expected: f64,
-    /// What guessing among all tokens takes.
-    pub guessing: f64,
-}
-
 impl Sense {
     /// Whether the text was Greek to the model.
     pub fn is_far_off(&self) -> bool {
@@ -94,7 +71,7 @@ pub fn sense(executor: &mut dyn Executor, text: &Text, parameters: u64, longest:
         if bytes == 0 {
             continue; // a vocabulary that cannot spell it
         }
-        let loss = super::llm::read(executor, &tokens)?;
+        let loss = read(executor, &tokens)?;
         let share = scored.len() as f64 / bytes as f64;
         found.push(Sense {
             language: sample.language.to_owned(),

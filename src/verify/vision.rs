@@ -2,28 +2,11 @@
 //!
 //! Numbers may differ where no answer does, and answers may differ where numbers hardly do; so both are looked at.
 
-use serde::{Deserialize, Serialize};
-
-use super::{Report, Status};
+use super::{Agreement, Report, Status};
 use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::tensor::Tensor;
 use crate::vision::{Answer, Classifier, Detection, Yolo};
-
-/// How two answers on one picture agree.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Agreement {
-    /// The picture.
-    pub case: String,
-    /// What the reference says.
-    pub reference: String,
-    /// What differs beyond the gate; empty if nothing does.
-    pub differences: Vec<String>,
-    /// Largest difference of a score or probability.
-    pub score_difference: f32,
-    /// Smallest overlap (intersection over union) of two boxes or masks of one object; 1 for a classifier.
-    pub overlap: f32,
-}
 
 /// What may differ.
 #[derive(Debug, Clone, Copy)]

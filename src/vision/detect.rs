@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::mask::{self, Mask};
-use super::{Fit, Preprocess, Resample, Task, VisionError};
+use super::{Fit, Letterbox, Preprocess, Resample, Task, VisionError};
 use crate::tensor::Tensor;
 
 /// Candidates that go into suppression; more are cut off, best first.
@@ -72,17 +72,6 @@ pub struct Yolo {
     pub about: BTreeMap<String, String>,
 }
 
-/// How a picture lies in a square that keeps its aspect ratio.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Letterbox {
-    /// Pixels of the input per pixel of the picture, before sides are rounded to whole pixels.
-    pub scale: f64,
-    /// First row and column of the picture in the input.
-    pub offset: [u32; 2],
-    /// Height and width of the picture.
-    pub picture: [u32; 2],
-}
-
 /// One object on a picture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Detection {
@@ -97,35 +86,6 @@ pub struct Detection {
     /// Which pixels are it, from a segmentation model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Mask>,
-}
-
-impl Letterbox {
-    /// Fits a picture of `picture` (height, width) into `input`.
-    pub fn new(picture: [u32; 2], input: [u32; 2]) -> Self {
-        let ratio = |axis: usize| f64::from(input[axis]) / f64::from(picture[axis].max(1));
-        let scale = ratio(0).min(ratio(1));
-        let mut letterbox = Self { scale, offset: [0; 2], picture };
-        let scaled = letterbox.scaled();
-        letterbox.offset = [0, 1].map(|axis| input[axis].saturating_sub(scaled[axis]) / 2);
-        letterbox
-    }
-
-    /// Height and width of the picture within the input.
-    pub fn scaled(&self) -> [u32; 2] {
-        self.picture.map(|size| ((f64::from(size) * self.scale).round_ties_even() as u32).max(1))
-    }
-
-    /// Pixels of the input per pixel of the picture along an axis: each side is of whole pixels (Ultralytics, `scale_boxes`).
-    pub fn gain(&self, axis: usize) -> f64 {
-        f64::from(self.scaled()[axis]) / f64::from(self.picture[axis].max(1))
-    }
-
-    /// A place in the input as one in the picture, along an axis (0 vertical): never outside it.
-    pub fn place(&self, value: f32, axis: usize) -> f32 {
-        let place = (f64::from(value) - f64::from(self.offset[axis])) / self.gain(axis);
-        // `clamp` lets a NaN through.
-        if place.is_nan() { 0.0 } else { place.clamp(0.0, f64::from(self.picture[axis])) as f32 }
-    }
 }
 
 /// A box in the input's pixels.
@@ -408,17 +368,6 @@ mod tests {
         let found = yolo().detections(&[raw], [64, 64]).unwrap();
         let boxes: Vec<[f32; 4]> = found.iter().map(|found| found.bbox).collect();
         assert_eq!(boxes, [[0.0, 0.0, 64.0, 64.0], [64.0; 4], [16.0; 4]]);
-    }
-
-    #[test]
-    fn letterbox_places() {
-        // bus.jpg in 640: 480 of 640 columns.
-        let letterbox = Letterbox::new([1080, 810], [640, 640]);
-        assert_eq!((letterbox.scaled(), letterbox.offset), ([640, 480], [0, 80]));
-        assert_eq!(
-            (letterbox.place(80.0, 1), letterbox.place(320.0, 1), letterbox.place(700.0, 1)),
-            (0.0, 405.0, 810.0)
-        );
     }
 
     #[test]

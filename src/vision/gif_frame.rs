@@ -4,7 +4,7 @@
 use gif::{DecodeOptions, DecodingError};
 use image::RgbImage;
 
-use super::picture::{CUT_OFF, check_size};
+use super::limits::{CUT_OFF, check_size};
 
 /// Colours of a palette; those that a file leaves out are greys, as in PIL.
 type Palette = [[u8; 3]; 256];

@@ -3,7 +3,7 @@
 use half::f16;
 use image::{Rgb, RgbImage};
 
-use super::picture::fit;
+use super::resize::fit;
 use super::{Color, Preprocess, VisionError};
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
@@ -98,6 +98,11 @@ impl PictureInput {
         };
         Tensor::new(shape, data).expect("one value per pixel and channel")
     }
+}
+
+/// One picture as float32 `[1, 3, height, width]`, whatever the model wants.
+pub fn to_tensor(picture: &RgbImage, preprocess: &Preprocess, size: [u32; 2]) -> Tensor {
+    PictureInput::planar(size).tensor(picture, preprocess)
 }
 
 /// Values of RGB bytes in the order of a tensor: `channels` says which byte of a pixel each channel is.

@@ -1,8 +1,8 @@
 //! Pictures to input tensors, outputs to answers, answers onto pictures.
 //!
 //! The types here are what a recipe says of a vision model and what its manifest keeps, so `run` and `verify` need no
-//! recipe. `picture.rs` reads and resizes (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads otherwise than
-//! PIL), `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
+//! recipe. `picture.rs` reads (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads otherwise than
+//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
 //! outlines of objects, `draw.rs` draws.
 
 mod classify;
@@ -10,8 +10,11 @@ mod detect;
 mod draw;
 mod gif_frame;
 mod input;
+mod letterbox;
+mod limits;
 mod mask;
 mod picture;
+mod resize;
 mod sides;
 mod tiff_samples;
 
@@ -22,12 +25,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use classify::{Answer, Classifier};
 pub(crate) use detect::overlap;
-pub use detect::{Boxes, Detection, Letterbox, Yolo};
+pub use detect::{Boxes, Detection, Yolo};
 pub use draw::annotate;
 pub use image::RgbImage;
-pub use input::{PictureInput, pixel_axes};
+pub use input::{PictureInput, pixel_axes, to_tensor};
+pub use letterbox::Letterbox;
 pub use mask::Mask;
-pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture, to_tensor};
+pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture};
 pub use sides::Sides;
 
 /// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for

@@ -9,7 +9,7 @@ use tiff::decoder::{Decoder, DecodingResult};
 use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
-use super::picture::{CUT_OFF, check_size};
+use super::limits::{CUT_OFF, check_size};
 
 const HINT: &str = "\n  hint: TIFFs of 8 or 16 bits in grey, RGB, CMYK or YCbCr, or with a palette, are read; save it as one of \
                     them, or as PNG";

@@ -10,6 +10,7 @@
 //! line uses.
 
 mod guard;
+mod named;
 mod program;
 mod reference;
 
@@ -19,13 +20,13 @@ use half::f16;
 use rten::{DataType, Model, ModelOptions, NodeId, RunOptions, Value, ValueOrView, ValueType};
 use rten_tensor::prelude::*;
 
-use super::onnxruntime;
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
+pub use named::{Named, VARIABLE, named_engine};
 pub use program::{Engine, Operand, Program};
-pub use reference::{Named, Reference, VARIABLE, named_engine};
+pub use reference::Reference;
 
 /// rten, in this process.
 #[derive(Debug, Clone, Copy, Default)]

@@ -3,9 +3,10 @@
 use rten::{Model, ModelOptions, NodeId, Value, ValueOrView};
 use rten_tensor::prelude::*;
 
-use super::onnxruntime::{OnnxRuntime, Prepared};
-use super::reference::{Named, named_engine, named_runtime};
+use super::named::{Named, named_engine};
+use super::reference::named_runtime;
 use super::{Backend as _, BackendError, BackendInfo};
+use crate::backend::onnxruntime::{OnnxRuntime, Prepared};
 use crate::onnx;
 use crate::tensor::TensorSpec;
 

@@ -2,41 +2,16 @@
 
 use std::path::Path;
 
-use super::onnxruntime::OnnxRuntime;
-use super::onnxruntime::library::{self, Found, SET_UP};
+use super::named::{Named, VARIABLE, named_engine};
 use super::{Backend, BackendError, BackendInfo, Cpu, Session, info};
 use crate::backend::isolated::Isolated;
+use crate::backend::onnxruntime::OnnxRuntime;
+use crate::backend::onnxruntime::library::{self, Found, SET_UP};
 use crate::confined;
 
 /// The best reference there is here, in this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference;
-
-/// Names a CPU reference by hand.
-pub const VARIABLE: &str = "WATUS_CPU_ENGINE";
-
-/// A CPU reference that was named by hand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Named {
-    /// Part of this tool.
-    Rten,
-    /// The library.
-    OnnxRuntime,
-}
-
-/// The CPU reference that `WATUS_CPU_ENGINE` names.
-pub fn named_engine() -> Result<Option<Named>, BackendError> {
-    let unknown = |name: &str| BackendError::Unavailable {
-        what: format!("{VARIABLE}={name} names no CPU reference"),
-        help: "`rten` and `onnxruntime` are two".to_owned(),
-    };
-    match std::env::var(VARIABLE).as_deref() {
-        Err(_) | Ok("") => Ok(None),
-        Ok("rten") => Ok(Some(Named::Rten)),
-        Ok("onnxruntime") => Ok(Some(Named::OnnxRuntime)),
-        Ok(other) => Err(unknown(other)),
-    }
-}
 
 fn none_here() -> BackendError {
     BackendError::Unavailable {

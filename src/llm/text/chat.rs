@@ -1,103 +1,11 @@
-//! Conversations: turns, the functions a model may call, and the tokens of it all.
+//! Conversations to tokens: their turns arranged as the model's template can say them, then rendered.
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
-
+use super::Text;
+use super::message::{Chat, Message};
 use super::plain::Plain;
+use super::template::Traits;
 use super::tools::{self, Style};
-use super::{ChatTemplate, Text};
 use crate::llm::executor::LlmError;
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Message {
-    /// "system", "user", "assistant" or "tool".
-    pub role: String,
-    /// What was said.
-    pub content: String,
-    /// What the assistant called.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub tool_calls: Vec<ToolCall>,
-    /// Which call a "tool" turn answers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tool_call_id: Option<String>,
-    /// The function that was called.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-}
-
-impl Message {
-    /// A turn of words.
-    pub fn new(role: &str, content: impl Into<String>) -> Self {
-        Self { role: role.to_owned(), content: content.into(), ..Self::default() }
-    }
-}
-
-/// A call of a function.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ToolCall {
-    /// Names the call.
-    pub id: String,
-    /// "function".
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// What is called.
-    pub function: Function,
-}
-
-/// Name and arguments of a call.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Function {
-    /// Of the function.
-    pub name: String,
-    /// An object: templates want it so, and write it as JSON themselves.
-    pub arguments: Value,
-}
-
-/// What is to be answered.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct Chat {
-    /// The turns so far.
-    pub messages: Vec<Message>,
-    /// `{"type": "function", "function": {"name", "description", "parameters"}}` each.
-    pub tools: Vec<Value>,
-    /// More of what the template may look at, such as `enable_thinking`.
-    pub options: Map<String, Value>,
-    /// Special tokens spelled in contents are special, instead of words.
-    pub special: bool,
-    /// Tokens the prompt may have; longer ones are refused without being made into tokens in full.
-    pub limit: Option<usize>,
-}
-
-/// What a template does with a conversation, found by trying.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Traits {
-    /// How functions are offered and called.
-    pub style: Style,
-    /// It takes a turn of the system.
-    pub system: bool,
-    /// Answers may begin with thoughts.
-    pub thoughts: bool,
-    /// They can be turned off.
-    pub switch: bool,
-}
-
-impl Traits {
-    pub(super) fn of(template: &ChatTemplate) -> Self {
-        const MARK: &str = "~system~";
-        let parts = template.parts();
-        let with_tools = parts.tool_use.as_ref().unwrap_or(&parts.text);
-        let says = |words: &str| parts.text.contains(words) || with_tools.contains(words);
-        let probe = [Message::new("system", MARK), Message::new("user", "?")];
-        let shown = template.render(&Chat { messages: probe.to_vec(), ..Chat::default() });
-        Self {
-            style: Style::of(with_tools),
-            system: shown.is_ok_and(|text| text.contains(MARK)),
-            thoughts: says("</think>"),
-            switch: says("enable_thinking"),
-        }
-    }
-}
 
 /// A conversation in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -218,14 +126,12 @@ fn join(messages: Vec<Message>) -> Vec<Message> {
     joined
 }
 
-/// A function to offer.
-pub fn tool(name: &str, description: Option<&str>, parameters: &Value) -> Value {
-    json!({"type": "function", "function": {"name": name, "description": description.unwrap_or(""), "parameters": parameters}})
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::llm::text::message::{Function, ToolCall, tool};
 
     const PROMPTED: Traits = Traits { style: Style::Prompted, system: true, thoughts: false, switch: false };
 

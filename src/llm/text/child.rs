@@ -4,19 +4,21 @@
 //! Where the program says that its executable answers to [`SUBCOMMAND`] (`confined::program`), a template is rendered by
 //! a child that stays; and a grammar is compiled by one before it is compiled here, so that here it takes a moment.
 
-use std::collections::HashSet;
+mod answers;
+
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::chat::Chat;
-use super::template::{ChatTemplate, Parts};
+pub use answers::answerer;
+
+use super::message::Chat;
 use crate::artifact::sha256;
 use crate::confined::{self, Confined, ConfinedError, Limits};
 use crate::llm::executor::LlmError;
-use crate::llm::grammar::Grammars;
 
 /// What a child is started with.
 pub const SUBCOMMAND: &str = "__text";
@@ -30,9 +32,20 @@ const PROBES: usize = 2;
 /// Grammars that are known to be harmless.
 const KNOWN: usize = 512;
 
+/// What a template is made from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct TemplateParts {
+    /// The template.
+    pub text: String,
+    /// The one for conversations in which functions are offered, if that is another.
+    pub tool_use: Option<String>,
+    /// Special tokens, by the names of variables: `bos_token`, `pad_token`, …
+    pub tokens: BTreeMap<String, String>,
+}
+
 #[derive(Serialize, Deserialize)]
 enum Question {
-    Template(Parts),
+    Template(TemplateParts),
     /// A conversation, and whether an answer is to follow.
     Render(Box<Chat>, bool),
     Grammar(String),
@@ -51,15 +64,15 @@ fn ask(child: &mut Confined, question: &Question, left: &AtomicBool) -> Result<R
 
 /// Renders a template out of this process.
 pub(super) struct Renderer {
-    parts: Parts,
+    parts: TemplateParts,
     child: Mutex<Option<Confined>>,
 }
 
 impl Renderer {
     /// None where this process is to do it.
-    pub(super) fn of(template: &ChatTemplate) -> Option<Self> {
+    pub(super) fn of(parts: &TemplateParts) -> Option<Self> {
         confined::program()?;
-        Some(Self { parts: template.parts().clone(), child: Mutex::new(None) })
+        Some(Self { parts: parts.clone(), child: Mutex::new(None) })
     }
 
     /// The text, or what the template says against it.
@@ -188,33 +201,5 @@ impl Probes {
         let outcome = ask(&mut child, &question, left)?;
         lock(&self.idle).push(child);
         Ok(outcome)
-    }
-}
-
-/// The child's answers.
-pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
-    let (mut template, mut grammars) = (None, None);
-    move |question: &[u8]| {
-        let answer: Result<String, String> = match serde_json::from_slice(question) {
-            Ok(Question::Template(parts)) => match ChatTemplate::of_parts(parts) {
-                Ok(new) => {
-                    template = Some(new);
-                    Ok(String::new())
-                }
-                Err(error) => Err(error.to_string()),
-            },
-            Ok(Question::Render(chat, answer)) => match &template {
-                Some(template) => template.render_here(&chat, answer),
-                None => Err("no template was given".to_owned()),
-            },
-            Ok(Question::Grammar(lark)) => grammars
-                .get_or_insert_with(Grammars::of_bytes)
-                .as_ref()
-                .map_err(ToString::to_string)
-                .and_then(|grammars| grammars.compile(&lark).map_err(|error| error.to_string()))
-                .map(|_| String::new()),
-            Err(error) => Err(format!("not a question: {error}")),
-        };
-        serde_json::to_vec(&answer).unwrap_or_default()
     }
 }

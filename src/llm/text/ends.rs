@@ -6,7 +6,7 @@
 
 use tokenizers::Tokenizer;
 
-use super::chat::{Chat, Message};
+use super::message::{Chat, Message};
 use super::template::ChatTemplate;
 
 /// Words that no template has.

@@ -10,6 +10,7 @@ mod defaults;
 mod ends;
 mod gguf;
 mod jinja;
+mod message;
 mod plain;
 mod pretokenizers;
 mod special;
@@ -26,12 +27,13 @@ use std::sync::atomic::AtomicBool;
 use serde_json::Value;
 
 pub use answer::{AnswerReader, Delta};
-pub use chat::{Chat, Function, Message, Prompt, ToolCall, Traits, tool};
+pub use chat::Prompt;
 pub use defaults::{Defaults, Wishes};
 pub use gguf::{check_vocabulary, refused_vocabularies, text_files};
+pub use message::{Chat, Function, Message, ToolCall, tool};
 pub use pretokenizers::vocabulary_names;
 pub use stream::{StopFinder, TextStream};
-pub use template::ChatTemplate;
+pub use template::{ChatTemplate, Traits};
 
 use super::executor::LlmError;
 use super::grammar::{Grammar, Grammars, SPECIAL};

@@ -9,8 +9,8 @@ use aho_corasick::AhoCorasick;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use super::message::{Chat, Message};
 use super::tools::{CLOSE, MISTRAL, OPEN, PYTHON, THINK};
-use super::{Chat, Message};
 use crate::llm::executor::LlmError;
 
 /// Spellings that are more than words.

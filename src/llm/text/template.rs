@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use minijinja::{Environment, Error, Value};
-use serde::{Deserialize, Serialize};
 
-use super::chat::{Chat, Traits};
-use super::child::{Renderer, unanswered};
+use super::child::{Renderer, TemplateParts, unanswered};
 use super::jinja;
+use super::message::{Chat, Message};
+use super::tools::Style;
 use crate::checkpoint::read_json;
 use crate::llm::executor::LlmError;
 use crate::log::printable;
@@ -19,19 +19,8 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     /// Where it is rendered, if not in this process.
     renderer: Option<Renderer>,
-    parts: Parts,
+    parts: TemplateParts,
     source: PathBuf,
-}
-
-/// What a template is made from.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Parts {
-    /// The template.
-    pub text: String,
-    /// The one for conversations in which functions are offered, if that is another.
-    pub tool_use: Option<String>,
-    /// Special tokens, by the names of variables: `bos_token`, `pad_token`, …
-    pub tokens: BTreeMap<String, String>,
 }
 
 const NAME: &str = "chat";
@@ -49,13 +38,13 @@ impl ChatTemplate {
         tokens: BTreeMap<String, String>,
     ) -> Result<Option<(Self, Traits)>, LlmError> {
         let Some((source, text, tool_use)) = places(folder, settings)? else { return Ok(None) };
-        let mut template = Self::compile(Parts { text, tool_use, tokens }, &source)?;
-        template.renderer = Renderer::of(&template);
+        let mut template = Self::compile(TemplateParts { text, tool_use, tokens }, &source)?;
+        template.renderer = Renderer::of(template.parts());
         let traits = Traits::of(&template);
         Ok(Some((template, traits)))
     }
 
-    fn compile(parts: Parts, source: &Path) -> Result<Self, LlmError> {
+    fn compile(parts: TemplateParts, source: &Path) -> Result<Self, LlmError> {
         let mut environment = jinja::environment();
         for (name, text) in [(NAME, Some(&parts.text)), (TOOL_USE, parts.tool_use.as_ref())] {
             let compiled = text.map_or(Ok(()), |text| jinja::add(&mut environment, name, text));
@@ -65,12 +54,12 @@ impl ChatTemplate {
     }
 
     /// What another process needs to render it.
-    pub(super) fn parts(&self) -> &Parts {
+    pub(super) fn parts(&self) -> &TemplateParts {
         &self.parts
     }
 
     /// From [`ChatTemplate::parts`].
-    pub(super) fn of_parts(parts: Parts) -> Result<Self, LlmError> {
+    pub(super) fn of_parts(parts: TemplateParts) -> Result<Self, LlmError> {
         Self::compile(parts, Path::new("the template"))
     }
 
@@ -105,6 +94,36 @@ impl ChatTemplate {
         variables.insert("add_generation_prompt", Value::from(answer));
         let rendered = template.render(variables.into_iter().collect::<Value>());
         rendered.map_err(|error| describe(&error))
+    }
+}
+
+/// What a template does with a conversation, found by trying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traits {
+    /// How functions are offered and called.
+    pub style: Style,
+    /// It takes a turn of the system.
+    pub system: bool,
+    /// Answers may begin with thoughts.
+    pub thoughts: bool,
+    /// They can be turned off.
+    pub switch: bool,
+}
+
+impl Traits {
+    pub(super) fn of(template: &ChatTemplate) -> Self {
+        const MARK: &str = "~system~";
+        let parts = template.parts();
+        let with_tools = parts.tool_use.as_ref().unwrap_or(&parts.text);
+        let says = |words: &str| parts.text.contains(words) || with_tools.contains(words);
+        let probe = [Message::new("system", MARK), Message::new("user", "?")];
+        let shown = template.render(&Chat { messages: probe.to_vec(), ..Chat::default() });
+        Self {
+            style: Style::of(with_tools),
+            system: shown.is_ok_and(|text| text.contains(MARK)),
+            thoughts: says("</think>"),
+            switch: says("enable_thinking"),
+        }
     }
 }
 
@@ -171,11 +190,6 @@ fn named(value: &serde_json::Value) -> Result<Option<(String, Option<String>)>, 
     }
 }
 
-/// JSON as Python's json.dumps writes it, which is what models have seen.
-pub(super) fn python_json(value: &serde_json::Value) -> String {
-    jinja::json(value)
-}
-
 fn describe(error: &Error) -> String {
     let line = error.line().map(|line| format!(", line {line}")).unwrap_or_default();
     let detail = error.detail().map_or_else(|| error.to_string(), str::to_owned);
@@ -186,13 +200,13 @@ fn describe(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::text::{Message, tool};
+    use crate::llm::text::tool;
 
     fn compile(text: &str) -> Result<ChatTemplate, LlmError> {
         let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
         let tokens = tokens.map(|(name, token)| (name.to_owned(), token.to_owned()));
         ChatTemplate::compile(
-            Parts { text: text.to_owned(), tool_use: None, tokens: tokens.into() },
+            TemplateParts { text: text.to_owned(), tool_use: None, tokens: tokens.into() },
             Path::new("t.json"),
         )
     }

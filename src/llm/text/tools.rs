@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::chat::Message;
-use super::template::python_json;
+use super::jinja;
+use super::message::Message;
 use crate::llm::grammar::{json_rule, literal};
 
 /// How a call is spelled.
@@ -191,7 +191,7 @@ fn calls(rules: &Rules<'_>, marker: &dyn Fn(&str) -> String, lark: &mut String) 
 
 /// What to tell a model whose template has no place for functions.
 pub(super) fn offer(tools: &[Value]) -> String {
-    let listed: Vec<String> = tools.iter().map(|tool| python_json(&tool["function"])).collect();
+    let listed: Vec<String> = tools.iter().map(|tool| jinja::json(&tool["function"])).collect();
     format!(
         "These functions may be called, each given with the JSON schema of its parameters:\n{}\n\nA call is written as \
          below, with nothing after it; its result comes back between <tool_response> and </tool_response>.\n{OPEN}\n\
@@ -206,7 +206,7 @@ pub(super) fn in_words(message: Message) -> Message {
         return Message::new("user", format!("<tool_response>\n{}\n</tool_response>", message.content));
     }
     let spelled = message.tool_calls.iter().map(|call| {
-        let (name, arguments) = (Value::from(call.function.name.as_str()), python_json(&call.function.arguments));
+        let (name, arguments) = (Value::from(call.function.name.as_str()), jinja::json(&call.function.arguments));
         format!("{OPEN}\n{{\"name\": {name}, \"arguments\": {arguments}}}\n{CLOSE}")
     });
     let words = (!message.content.is_empty()).then(|| message.content.clone());

@@ -5,7 +5,7 @@ use onnx_protobuf::NodeProto;
 use super::{Done, Outcome};
 use crate::onnx::attributes::{Attributes, input};
 use crate::onnx::editor::{Editor, output, set, unset, wanted};
-use crate::onnx::facts::elem;
+use crate::onnx::facts::{elem, layout};
 
 /// Nothing, in the type of the tensor: NaN where it is not finite.
 fn nothing(edit: &mut Editor<'_>, x: &str) -> String {
@@ -132,4 +132,28 @@ pub(super) fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
         return Err("the extreme of no integers, or of none at times, is not computed".to_owned());
     }
     Ok(Done::Kept)
+}
+
+/// A reduction over no axes (`noop_with_empty_axes`) leaves every element by itself, but still takes its logarithm, amount
+/// or square; the parser hands it on as it is, and rten ReduceL2's.
+pub(in crate::onnx) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> Outcome {
+    if node.int("noop_with_empty_axes", 0) == 0 {
+        return Ok(Done::Kept);
+    }
+    let (x, y) = (wanted(node, 0)?, output(node, 0)?);
+    let inputs = [edit.facts().input(node, 0), edit.facts().input(node, 1)];
+    let empty = match layout::axes(node, &inputs) {
+        layout::Axes::Missing => true,
+        layout::Axes::Known(axes) => axes.is_empty(),
+        layout::Axes::Unknown => false,
+    };
+    // There is no logarithm of integers.
+    if !empty || op == "Log" && edit.facts().get(&x).elem.is_some_and(|elem| !elem::is_float(elem)) {
+        return Ok(Done::Kept);
+    }
+    match op {
+        "Mul" => edit.make(op, &[&x, &x], &[&y], &[]),
+        _ => edit.make(op, &[&x], &[&y], &[]),
+    }
+    Ok(Done::Replaced)
 }

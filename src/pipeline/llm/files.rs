@@ -1,21 +1,18 @@
-//! What a language model's directory is filled with: graphs, weights, text files; and the model as one ONNX file.
+//! What a language model's directory is filled with: graphs, weights, text files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::{Prepared, Source, is_text, judge, open, warn};
-use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
+use super::{Prepared, Source, is_text};
+use crate::artifact::about;
 use crate::convert;
-use crate::fetch::Lock;
 use crate::llm::model::{ENGINES, WEIGHTS};
 use crate::llm::text::{TOOL_USE_TEMPLATE, text_files};
 use crate::llm::{head_name, layer_name};
+use crate::pipeline::Context;
 use crate::pipeline::place::{self, Move};
-use crate::pipeline::{Context, MODEL};
-use crate::recipe::{Plan, SourcePlan};
 
 /// Writes every graph; returns graphs and engines.
 pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
@@ -92,51 +89,4 @@ pub(super) fn copy_text(paths: &[PathBuf], template: Option<&Path>, staged: &Pat
         fs::copy(template, to).with_context(|| format!("chat template {}", template.display()))?;
     }
     Ok(())
-}
-
-/// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.
-///
-/// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
-/// written there; elsewhere NAME-onnx/ gets model.onnx and the checkpoint's files, links where they lie in a
-/// store. (onnxruntime follows hard links; onnx.checker, given a path, takes them for an attack.)
-pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
-    let folder = context.output.join(format!("{}-onnx", plan.name));
-    let path = context.output.join(format!("{}.onnx", plan.name));
-    let own = match &plan.source {
-        SourcePlan::Path { path, .. } if path.is_dir() => Some(path.as_path()),
-        SourcePlan::Path { path, .. } => path.parent(),
-        _ => None,
-    };
-    match own.is_some_and(|own| is_same_file(own, &context.output)) {
-        true => place::check_onnx_file(&path, context.force)?,
-        false => place::check_onnx_folder(&folder)?,
-    }
-    sweep(&folder).map_err(about(&folder))?;
-    let source = open(plan, &context.fetcher, lock)?;
-    let words = judge::words(plan, &source)?;
-    warn(plan, context, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
-    let start = Instant::now();
-    let files = source.checkpoint.files();
-    let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let whole = convert::whole_model(&source.model, &source.checkpoint, name)?;
-    let output = fs::canonicalize(&context.output).ok();
-    let beside = |file: &crate::checkpoint::Mapped| {
-        fs::canonicalize(file.path()).is_ok_and(|real| real.parent() == output.as_deref())
-    };
-    if files.iter().all(beside) {
-        place::check_onnx_file(&path, context.force)?;
-        write_file(&path, &whole.model.to_bytes()?).map_err(about(&path))?;
-        return Ok((path, start.elapsed().as_secs_f64()));
-    }
-    let staged = StagedDirectory::create(&folder).map_err(about(&folder))?;
-    let model = staged.path().join(MODEL);
-    fs::write(&model, whole.model.to_bytes()?).map_err(about(&model))?;
-    let seconds = start.elapsed().as_secs_f64();
-    let data = whole.files.iter();
-    let moves: Vec<Move> =
-        data.map(|(name, index)| (files[*index].path().to_owned(), staged.path().join(name))).collect();
-    place::place(&moves, &plan.source, true, context)?;
-    place::check_onnx_folder(&folder)?;
-    staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
-    Ok((folder.join(MODEL), seconds))
 }

@@ -47,7 +47,7 @@ fn folder_of(name: &str) -> &str {
 
 /// Before gigabytes are downloaded: is it a model we can build? Returns what is to be fetched: of several copies of the
 /// weights one.
-pub(in crate::pipeline) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
+pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
     let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else {
         return Ok(plan.source.clone());
     };

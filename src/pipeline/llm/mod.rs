@@ -2,6 +2,7 @@
 //! build their engines, place the weights, verify, publish. The weights are never read, but for their hash.
 
 mod calibrate;
+mod export;
 mod files;
 mod gguf;
 mod judge;
@@ -14,13 +15,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 
-use super::{Context, Outcome, common_manifest, fetch, place, publish, settings};
+use super::{Context, Outcome, common_manifest, place, publish, settings};
 use crate::artifact::{StagedDirectory, about, sweep};
 use crate::backend::tensorrt::device::{Device, DeviceInfo};
 use crate::backend::tensorrt::{BuildOptions, Family, TensorRt, Version};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
-use crate::fetch::{Fetcher, Hashes, Lock, Modelfile};
+use crate::fetch::{Fetched, Fetcher, Hashes, Lock, Modelfile};
 use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use crate::llm::{Record, Shapes};
 use crate::manifest::{Key, Manifest};
@@ -30,8 +31,7 @@ use crate::tensor::DType;
 use crate::verify;
 use crate::worker::{self, Job};
 
-pub use files::emit_onnx;
-pub(super) use judge::look_ahead;
+pub use export::emit_onnx;
 pub use memory::MemoryPlan;
 
 /// A source that is here, and what it is.
@@ -70,6 +70,13 @@ pub struct Prepared {
 
 fn limits(plan: &Plan) -> anyhow::Result<&LlmPlan> {
     plan.llm.as_ref().with_context(|| format!("{} is not a language model", plan.name))
+}
+
+/// Brings a plan's model here, after a look at its small files, and records what was pinned.
+pub(super) fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
+    let fetched = fetcher.fetch(&judge::look_ahead(plan, fetcher, lock)?, lock)?;
+    lock.save()?;
+    Ok(fetched)
 }
 
 fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Source> {

@@ -1,0 +1,41 @@
+//! Whether a GGUF can be read, told by its first bytes: before gigabytes of it are downloaded.
+
+use super::gguf::{BIG_ENDIAN, Gguf, SHORT, is_big_endian, parse_bytes};
+use super::gguf_names;
+
+/// What the beginning of a file tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Judgement {
+    /// The header goes on beyond these bytes.
+    Undecided,
+    /// We can read it.
+    Readable,
+    /// We cannot, and why.
+    Refused(String),
+}
+
+impl Gguf {
+    /// Judges a file by its first bytes: before the rest is downloaded. `total` is its whole length.
+    pub fn judge(start: &[u8], total: u64) -> Judgement {
+        let total = usize::try_from(total).unwrap_or(usize::MAX);
+        if is_big_endian(start) {
+            return Judgement::Refused(BIG_ENDIAN.to_owned());
+        }
+        match parse_bytes(start, total) {
+            Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
+            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
+            Ok((gguf, tensors)) => {
+                let architecture = gguf.text("general.architecture").unwrap_or_default();
+                let mut read = tensors.iter().filter(|(name, _)| !gguf_names::is_of_pictures(architecture, name));
+                let unread = read.find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
+                let unread = unread
+                    .map(|(name, encoding)| format!("tensor `{name}`: elements of type {encoding} are not supported"));
+                // Of a model in parts the first one holds the metadata.
+                let is_later_part = gguf.integer("split.no").is_some_and(|number| number > 0);
+                let names = tensors.iter().map(|(name, _)| name.as_str());
+                let refused = if is_later_part { None } else { gguf_names::refusal(&gguf, names) };
+                refused.or(unread).map_or(Judgement::Readable, Judgement::Refused)
+            }
+        }
+    }
+}

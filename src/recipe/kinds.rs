@@ -1,0 +1,90 @@
+//! A recipe of any kind, and its JSON Schema.
+
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::onnx::OnnxRecipe;
+use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Source, VERSION, Verify, YoloRecipe};
+
+/// A recipe of any kind.
+#[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
+#[serde(untagged)]
+#[allow(missing_docs)]
+pub enum Recipe {
+    Llm(LlmRecipe),
+    Yolo(YoloRecipe),
+    Classifier(ClassifierRecipe),
+    Onnx(OnnxRecipe),
+}
+
+impl Recipe {
+    /// The recipe's name.
+    pub fn name(&self) -> &str {
+        match self {
+            Recipe::Llm(recipe) => &recipe.name,
+            Recipe::Yolo(recipe) => &recipe.name,
+            Recipe::Classifier(recipe) => &recipe.name,
+            Recipe::Onnx(recipe) => &recipe.name,
+        }
+    }
+
+    /// The recipe's kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Recipe::Llm(_) => Kind::Llm,
+            Recipe::Yolo(_) => Kind::Yolo,
+            Recipe::Classifier(_) => Kind::Classifier,
+            Recipe::Onnx(_) => Kind::Onnx,
+        }
+    }
+
+    /// Where the model comes from.
+    pub fn source(&self) -> &Source {
+        match self {
+            Recipe::Llm(recipe) => &recipe.source,
+            Recipe::Yolo(recipe) => &recipe.source,
+            Recipe::Classifier(recipe) => &recipe.source,
+            Recipe::Onnx(recipe) => &recipe.source,
+        }
+    }
+
+    /// The builder settings, if any were written.
+    pub fn build(&self) -> Option<&Build> {
+        match self {
+            Recipe::Llm(recipe) => recipe.build.as_ref(),
+            Recipe::Yolo(recipe) => recipe.build.as_ref(),
+            Recipe::Classifier(recipe) => recipe.build.as_ref(),
+            Recipe::Onnx(recipe) => recipe.build.as_ref(),
+        }
+    }
+
+    /// The verification settings, if any were written.
+    pub fn verify(&self) -> Option<&Verify> {
+        match self {
+            Recipe::Llm(recipe) => recipe.verify.as_ref(),
+            Recipe::Yolo(recipe) => recipe.verify.as_ref(),
+            Recipe::Classifier(recipe) => recipe.verify.as_ref(),
+            Recipe::Onnx(recipe) => recipe.verify.as_ref(),
+        }
+    }
+}
+
+/// The JSON Schema of a recipe file, for editors.
+pub fn json_schema() -> String {
+    let mut schema = schemars::schema_for!(Recipe);
+    schema.insert("title".into(), "watus-build recipe, version 1".into());
+    // `kind` decides which of the four shapes applies; schemars cannot see that through the untagged enum.
+    if let Some(shapes) = schema.get_mut("$defs").and_then(|defs| defs.as_object_mut()) {
+        for (shape, kind) in
+            [("LlmRecipe", "llm"), ("YoloRecipe", "yolo"), ("ClassifierRecipe", "classifier"), ("OnnxRecipe", "onnx")]
+        {
+            if let Some(properties) = shapes.get_mut(shape).and_then(|shape| shape.get_mut("properties")) {
+                properties["kind"] = serde_json::json!({ "const": kind });
+                properties["version"] = serde_json::json!({ "const": VERSION });
+            }
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&schema).expect("a schema is plain JSON");
+    text.push('\n');
+    text
+}
