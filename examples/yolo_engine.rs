@@ -27,7 +27,7 @@ fn main() -> anyhow::Result<()> {
     println!("{}: {} parameters", path.display(), model.summary()?.parameters);
 
     let tensorrt = TensorRt::open()?;
-    let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
+    let options = BuildOptions::default();
     let built = tensorrt.build(&path, &options, &[], Arc::new(Silent), Arc::default())?;
     watus_build::artifact::write_file(&folder.join("yolov8n.engine"), built.bytes())?;
     println!("yolov8n.engine: {} bytes by {}", built.bytes().len(), tensorrt.version);

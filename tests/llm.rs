@@ -241,7 +241,7 @@ fn no_gpu(test: &str) -> bool {
 /// Builds the engines of `shapes` for a model into `folder`.
 fn build_engines(folder: &Path, model: &convert::Transformer, layers: &[LayerShape], heads: &[usize], dtype: DType) {
     let tensorrt = TensorRt::open().unwrap();
-    let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
+    let options = BuildOptions::default();
     let build = |name: String, graph: watus_build::onnx::Model| {
         let onnx = folder.join(format!("{name}.onnx"));
         std::fs::write(&onnx, graph.to_bytes().unwrap()).unwrap();

@@ -82,29 +82,24 @@ inline uint32_t network_flags(bool strongly_typed) {
   return flags;
 }
 
-// The builder flags a caller may name. Numbers differ between majors, so only names cross the bridge.
-inline nvinfer1::BuilderFlag builder_flag(std::string const& name) {
-  using nvinfer1::BuilderFlag;
-  if (name == "tf32") return BuilderFlag::kTF32;
-  if (name == "refit") return BuilderFlag::kREFIT;
-  if (name == "debug") return BuilderFlag::kDEBUG;
-  if (name == "disable_timing_cache") return BuilderFlag::kDISABLE_TIMING_CACHE;
-  if (name == "sparse_weights") return BuilderFlag::kSPARSE_WEIGHTS;
+// Layers of a weakly typed network may compute in float16. TensorRT 11 and RTX have no such networks.
+inline void allow_half(nvinfer1::IBuilderConfig& config) {
 #if WATUS_API < 1100 && !WATUS_RTX
-  if (name == "fp16") return BuilderFlag::kFP16;
-  if (name == "int8") return BuilderFlag::kINT8;
-  if (name == "obey_precision_constraints") return BuilderFlag::kOBEY_PRECISION_CONSTRAINTS;
-#if WATUS_API >= 900
-  if (name == "bf16") return BuilderFlag::kBF16;
+  config.setFlag(nvinfer1::BuilderFlag::kFP16);
+#else
+  (void)config;
+  unsupported("builder flag 'fp16'");
 #endif
+}
+
+// Layers of a weakly typed network keep the precision that hold_in_full gives them.
+inline void obey_precision_constraints(nvinfer1::IBuilderConfig& config) {
+#if WATUS_API < 1100 && !WATUS_RTX
+  config.setFlag(nvinfer1::BuilderFlag::kOBEY_PRECISION_CONSTRAINTS);
+#else
+  (void)config;
+  unsupported("builder flag 'obey_precision_constraints'");
 #endif
-#if WATUS_API >= 1000
-  if (name == "strip_plan") return BuilderFlag::kSTRIP_PLAN;
-#endif
-#if WATUS_API >= 806 && !WATUS_RTX
-  if (name == "version_compatible") return BuilderFlag::kVERSION_COMPATIBLE;
-#endif
-  unsupported("builder flag '" + name + "'");
 }
 
 // Holds layers of a weakly typed network in float32, by name. The parser names a node's layer as the node, and adds a

@@ -34,8 +34,9 @@ pub mod cpp {
         workspace_bytes: usize,
         /// -1 = TensorRT's default.
         optimization_level: i32,
-        set_flags: Vec<String>,
-        clear_flags: Vec<String>,
+        tf32: bool,
+        fp16: bool,
+        obey_precision_constraints: bool,
         compute_capabilities: Vec<String>,
         strongly_typed: bool,
         /// Layers that stay in float32, by the names of their ONNX nodes.
@@ -56,7 +57,7 @@ pub mod cpp {
 
     extern "Rust" {
         type BuildObserver;
-        fn phase_start(&self, phase: String, parent: String, steps: i32);
+        fn phase_start(&self, phase: String, steps: i32);
         fn step_complete(&self, phase: String, step: i32) -> bool;
         fn phase_finish(&self, phase: String);
 
@@ -111,7 +112,7 @@ pub mod cpp {
 pub struct BuildObserver(pub Observer);
 
 impl BuildObserver {
-    fn phase_start(&self, phase: String, _parent: String, steps: i32) {
+    fn phase_start(&self, phase: String, steps: i32) {
         // SAFETY: who gave the observer keeps it until the build is over.
         unsafe { (self.0.phase_start)(self.0.context, Bytes::of(phase.as_bytes()), steps) }
     }

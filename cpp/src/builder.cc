@@ -1,6 +1,4 @@
 // ONNX file in, serialized engine out.
-#include <algorithm>
-
 #include "internal.h"
 #include "watus-shim/src/bridge.rs.h"
 
@@ -15,8 +13,8 @@ class Monitor final : public nvinfer1::IProgressMonitor {
  public:
   explicit Monitor(BuildObserver const& observer) : observer_(observer) {}
 
-  void phaseStart(char const* phase, char const* parent, int32_t steps) noexcept override {
-    observer_.phase_start(rust::String::lossy(phase), rust::String::lossy(parent ? parent : ""), steps);
+  void phaseStart(char const* phase, char const* /*parent*/, int32_t steps) noexcept override {
+    observer_.phase_start(rust::String::lossy(phase), steps);
   }
   bool stepComplete(char const* phase, int32_t step) noexcept override {
     return observer_.step_complete(rust::String::lossy(phase), step);
@@ -83,11 +81,14 @@ void configure(nvinfer1::IBuilder& builder, nvinfer1::INetworkDefinition& networ
   if (options.workspace_bytes > 0) {
     config.setMemoryPoolLimit(nvinfer1::MemoryPoolType::kWORKSPACE, options.workspace_bytes);
   }
-  for (auto const& name : options.set_flags) {
-    config.setFlag(compat::builder_flag(std::string(name)));
+  if (!options.tf32) {
+    config.clearFlag(nvinfer1::BuilderFlag::kTF32);
   }
-  for (auto const& name : options.clear_flags) {
-    config.clearFlag(compat::builder_flag(std::string(name)));
+  if (options.fp16) {
+    compat::allow_half(config);
+  }
+  if (options.obey_precision_constraints) {
+    compat::obey_precision_constraints(config);
   }
   if (options.optimization_level >= 0) {
     compat::set_optimization_level(config, options.optimization_level);
@@ -128,9 +129,7 @@ rust::Slice<uint8_t const> Plan::timing_cache() const { return view(parts_->timi
 std::unique_ptr<Plan> build_plan(Library const& library, BuildOptions const& options, BuildObserver const& observer) {
   auto& log = logger();
   log.clear();
-  bool const exact = std::any_of(options.clear_flags.begin(), options.clear_flags.end(),
-                                 [](rust::String const& flag) { return std::string(flag) == "tf32"; });
-  compat::Tf32Scope const tf32(!exact);
+  compat::Tf32Scope const tf32(options.tf32);
   Owned<nvinfer1::IBuilder> builder(
       static_cast<nvinfer1::IBuilder*>(library.symbols().create_builder(&log, NV_TENSORRT_VERSION)));
   if (!builder) {

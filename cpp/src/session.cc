@@ -92,7 +92,7 @@ rust::Vec<IoTensor> Session::io() const {
   for (int32_t i = 0; i < engine.getNbIOTensors(); ++i) {
     char const* name = engine.getIOTensorName(i);
     bool const input = engine.getTensorIOMode(name) == nvinfer1::TensorIOMode::kINPUT;
-    // DataType only ever grew, so its numbers mean the same in every version (see DTYPES in ffi.rs).
+    // DataType only ever grew: its numbers mean the same in every version (DTYPES in src/backend/tensorrt/session.rs).
     auto const dtype = static_cast<int32_t>(engine.getTensorDataType(name));
     out.push_back({rust::String(name), input, dtype, shape_of(engine.getTensorShape(name))});
   }

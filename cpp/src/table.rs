@@ -56,10 +56,12 @@ pub struct BuildOptions {
     pub workspace_bytes: usize,
     /// 0 to 5; -1 is TensorRT's default.
     pub optimization_level: i32,
-    /// Builder flags to set, by TensorRT's names in lower case.
-    pub set_flags: Vec<String>,
-    /// Builder flags to clear.
-    pub clear_flags: Vec<String>,
+    /// TF32 tensor cores for float32 layers.
+    pub tf32: bool,
+    /// Weakly typed networks: layers may compute in float16 (TensorRT up to 10).
+    pub fp16: bool,
+    /// Weakly typed networks: layers keep the precision they are given (TensorRT up to 10).
+    pub obey_precision_constraints: bool,
     /// RTX: GPUs to build for.
     pub compute_capabilities: Vec<String>,
     /// Types in the graph are binding.

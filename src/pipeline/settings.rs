@@ -10,7 +10,7 @@ use crate::artifact::sha256_file;
 use crate::backend::BackendError;
 use crate::backend::isolated::{Isolated, ProofProcess};
 use crate::backend::tensorrt::source::explained;
-use crate::backend::tensorrt::{BuildOptions, Family, ShapeRange, Version};
+use crate::backend::tensorrt::{BuildOptions, BuilderFlags, Family, ShapeRange, Version};
 use crate::manifest::{Hasher, Key, Manifest};
 use crate::onnx::{Given, Model};
 use crate::recipe::{InputRange, InputShape, InputValue, Plan, Precision};
@@ -152,19 +152,16 @@ pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeR
         workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
         optimization_level: build.optimization_level,
         compute_capabilities: build.compute_capabilities.clone(),
+        flags: BuilderFlags { tf32: build.tf32, ..BuilderFlags::default() },
         detailed_profiling: true,
         profile,
         ..BuildOptions::default()
     };
-    if !build.tf32 {
-        options.clear_flags.push("tf32".to_owned());
-    }
-    let flag = match build.precision {
+    match build.precision {
         Precision::Fp32 => return Ok(options),
-        Precision::Fp16 => "fp16",
-        Precision::Bf16 => "bf16",
+        Precision::Fp16 | Precision::Bf16 => {}
         Precision::Int8 | Precision::Int4 => bail!("{}: int8 and int4 are for language models", plan.name),
-    };
+    }
     if typed(version) {
         // The graph says which types; see precision.rs.
         options.strongly_typed = true;
@@ -175,7 +172,7 @@ pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeR
             plan.name
         );
     } else {
-        options.set_flags.extend([flag.to_owned(), "obey_precision_constraints".to_owned()]);
+        (options.flags.fp16, options.flags.obey_precision_constraints) = (true, true);
     }
     Ok(options)
 }

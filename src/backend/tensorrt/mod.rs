@@ -7,6 +7,7 @@
 pub mod allocation;
 pub mod device;
 mod engine;
+mod flags;
 pub mod graph;
 pub mod library;
 mod observer;
@@ -22,6 +23,7 @@ use std::sync::{Arc, OnceLock};
 use serde::{Deserialize, Serialize};
 
 pub use engine::{Engine, KernelCache};
+pub use flags::BuilderFlags;
 pub use watus_shim::ShapeRange;
 
 use super::{Backend, BackendError, BackendInfo, Session};
@@ -71,17 +73,16 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What the builder is asked for. Flags go by TensorRT's name, in lower case: "fp16", "tf32".
+/// What the builder is asked for. Engines are cached by its JSON, which therefore stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildOptions {
     /// Scratch memory for tactics, in bytes; `None` is TensorRT's default.
     pub workspace_bytes: Option<u64>,
     /// 0 to 5; `None` is TensorRT's default.
     pub optimization_level: Option<u8>,
-    /// Builder flags to set.
-    pub set_flags: Vec<String>,
-    /// Builder flags to clear.
-    pub clear_flags: Vec<String>,
+    /// Arithmetic that is allowed.
+    #[serde(flatten)]
+    pub flags: BuilderFlags,
     /// RTX: GPUs to build for; empty is its default.
     pub compute_capabilities: Vec<String>,
     /// Types in the graph are binding (TensorRT 9 and later; always so in 11 and RTX).
@@ -171,8 +172,9 @@ impl TensorRt {
             onnx_path: onnx.to_string_lossy().into_owned(),
             workspace_bytes: options.workspace_bytes.map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX)),
             optimization_level: options.optimization_level.map_or(-1, i32::from),
-            set_flags: options.set_flags.clone(),
-            clear_flags: options.clear_flags.clone(),
+            tf32: options.flags.tf32,
+            fp16: options.flags.fp16,
+            obey_precision_constraints: options.flags.obey_precision_constraints,
             compute_capabilities: options.compute_capabilities.clone(),
             strongly_typed: options.strongly_typed,
             full_layers: options.full_layers.clone(),
@@ -252,7 +254,7 @@ impl Backend for TensorRt {
         let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.to_string()))?;
         let wish = source::Wish { half: false, force: None };
         let ((), lean) = source::ready(&mut model, self.version, wish, |_| Ok::<(), BackendError>(()))?;
-        let options = BuildOptions { clear_flags: vec!["tf32".to_owned()], ..BuildOptions::default() };
+        let options = BuildOptions::default();
         let ready = lean.as_ref().unwrap_or(&model);
         let built = source::with_file(ready, |file| {
             self.build(file, &options, &[], Arc::new(crate::progress::Silent), Arc::default())

@@ -218,14 +218,11 @@ fn builder_options(plan: &Plan, version: Version) -> anyhow::Result<(DType, Buil
         Precision::Fp16 | Precision::Int8 | Precision::Int4 => DType::Float16,
         Precision::Bf16 => DType::BFloat16,
     };
-    match dtype {
-        DType::Float32 if !build.tf32 => options.clear_flags.push("tf32".to_owned()),
-        DType::Float16 if !typed => options.set_flags.push("fp16".to_owned()),
-        DType::BFloat16 if !typed => {
-            bail!("{}: {version} has no bfloat16\n  hint: use `precision: fp16`", plan.name)
-        }
-        _ => {}
+    if dtype == DType::BFloat16 && !typed {
+        bail!("{}: {version} has no bfloat16\n  hint: use `precision: fp16`", plan.name)
     }
+    options.flags.tf32 = dtype != DType::Float32 || build.tf32;
+    options.flags.fp16 = dtype == DType::Float16 && !typed;
     Ok((dtype, options))
 }
 
