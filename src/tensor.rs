@@ -293,17 +293,20 @@ impl SplitMix64 {
 /// Longest `.npy` header read (the format allows 4 GiB).
 const NPY_HEADER_LIMIT: usize = 64 * 1024;
 
-/// Reads a `.npy` file (NumPy enhancement proposal 1, versions 1 to 3; C order, little endian).
-pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
-    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("not a usable .npy file: {what}"));
+fn unusable(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("not a usable .npy file: {what}"))
+}
+
+/// The header's text: a Python dictionary.
+fn npy_header(reader: &mut impl Read) -> io::Result<String> {
     let cut = |error: io::Error| match error.kind() {
-        io::ErrorKind::UnexpectedEof => bad("it is cut off within its header"),
+        io::ErrorKind::UnexpectedEof => unusable("it is cut off within its header"),
         _ => error,
     };
     let mut start = [0u8; 8];
     reader.read_exact(&mut start).map_err(cut)?;
     if &start[..6] != b"\x93NUMPY" {
-        return Err(bad("wrong magic"));
+        return Err(unusable("wrong magic"));
     }
     let length = if start[6] == 1 {
         let mut bytes = [0u8; 2];
@@ -315,16 +318,21 @@ pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
         u32::from_le_bytes(bytes) as usize
     };
     if length > NPY_HEADER_LIMIT {
-        return Err(bad("header too long"));
+        return Err(unusable("header too long"));
     }
     let mut header = vec![0u8; length];
     reader.read_exact(&mut header).map_err(cut)?;
-    let header = String::from_utf8(header).map_err(|_| bad("header is not text"))?;
+    String::from_utf8(header).map_err(|_| unusable("header is not text"))
+}
+
+/// Reads a `.npy` file (NumPy enhancement proposal 1, versions 1 to 3; C order, little endian).
+pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
+    let header = npy_header(&mut reader)?;
     let after = |key: &str| header.split_once(&format!("'{key}':")).map(|(_, rest)| rest.trim_start());
     if after("fortran_order").is_none_or(|rest| !rest.starts_with("False")) {
-        return Err(bad("Fortran order"));
+        return Err(unusable("Fortran order"));
     }
-    let descr = after("descr").and_then(|rest| rest.split('\'').nth(1)).ok_or_else(|| bad("no descr"))?;
+    let descr = after("descr").and_then(|rest| rest.split('\'').nth(1)).ok_or_else(|| unusable("no descr"))?;
     let dtype = match descr {
         "<f4" => DType::Float32,
         "<f2" => DType::Float16,
@@ -333,27 +341,27 @@ pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
         "<i4" => DType::Int32,
         "<i8" => DType::Int64,
         "|b1" => DType::Bool,
-        other => return Err(bad(&format!("element type {other}"))),
+        other => return Err(unusable(&format!("element type {other}"))),
     };
     let dims = after("shape")
         .and_then(|rest| rest.strip_prefix('('))
         .and_then(|rest| rest.split(')').next())
-        .ok_or_else(|| bad("no shape"))?;
+        .ok_or_else(|| unusable("no shape"))?;
     let shape = dims
         .split(',')
         .map(str::trim)
         .filter(|dim| !dim.is_empty())
         .map(str::parse)
         .collect::<Result<Vec<usize>, _>>()
-        .map_err(|_| bad("shape"))?;
-    let bytes = element_count(&shape).and_then(|count| count.checked_mul(dtype.size())).ok_or_else(|| bad("shape"))?;
+        .map_err(|_| unusable("shape"))?;
+    let bytes = element_count(&shape).and_then(|count| count.checked_mul(dtype.size())).ok_or_else(|| unusable("shape"))?;
     // Read before allocating the tensor: a header may promise more than the file holds.
     let mut body = Vec::new();
     reader.take(bytes as u64).read_to_end(&mut body)?;
     if body.len() != bytes {
-        return Err(bad(&format!("it is cut off: {} bytes of data, the shape needs {bytes}", body.len())));
+        return Err(unusable(&format!("it is cut off: {} bytes of data, the shape needs {bytes}", body.len())));
     }
-    let mut tensor = Tensor::zeros(dtype, shape).ok_or_else(|| bad("shape"))?;
+    let mut tensor = Tensor::zeros(dtype, shape).ok_or_else(|| unusable("shape"))?;
     tensor.bytes_mut().copy_from_slice(&body);
     Ok(tensor)
 }

@@ -107,6 +107,50 @@ fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|at| u32::try_from((at * 7919 + 13) % vocabulary).unwrap_or(0)).collect()
 }
 
+fn latency(samples: &[f64]) -> Result<Latency, LlmError> {
+    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".to_owned()));
+    Latency::of(samples).ok_or_else(nothing)
+}
+
+/// Times prompts of `length` tokens after an untimed one.
+fn measure_prefill(executor: &mut dyn Executor, length: usize, prompts: usize) -> Result<Prefill, LlmError> {
+    let prompt = tokens(length, executor.vocab_size());
+    let mut samples = Vec::new();
+    for run in 0..=prompts.max(1) {
+        executor.release(0);
+        let start = Instant::now();
+        executor.prefill(0, 0, &prompt, Rows::Last)?;
+        if run > 0 {
+            samples.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let latency = latency(&samples)?;
+    Ok(Prefill { tokens: length, tokens_per_second: 1e3 * length as f64 / latency.p50_ms, latency })
+}
+
+/// Times decode steps of `batch` sequences that begin after `context` tokens.
+fn measure_steps(executor: &mut dyn Executor, batch: usize, context: usize, steps: usize) -> Result<Latency, LlmError> {
+    let prompt = tokens(context, executor.vocab_size());
+    (0..executor.slots()).for_each(|slot| executor.release(slot));
+    for slot in 0..batch {
+        executor.prefill(slot, 0, &prompt, Rows::Last)?;
+    }
+    let mut samples = Vec::new();
+    for step in 0..steps.max(1) + 2 {
+        let steps: Vec<Step> = (0..batch)
+            .map(|slot| Step { slot, token: prompt[0], position: context + step, temperature: 0.0 })
+            .collect();
+        let start = Instant::now();
+        executor.launch(&steps)?;
+        executor.collect()?;
+        // The first captures a graph, the second warms it.
+        if step >= 2 {
+            samples.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    latency(&samples)
+}
+
 /// Measures `executor`; `hear` is told what comes.
 pub fn measure_llm(
     name: &str,
@@ -115,50 +159,20 @@ pub fn measure_llm(
     (load_seconds, loading): (f64, Loading),
     mut hear: impl FnMut(&str),
 ) -> Result<LlmReport, LlmError> {
-    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".to_owned()));
     let max_len = executor.max_len();
     let longest = max_len.saturating_sub(plan.steps + 2);
     let bandwidth = executor.bandwidth()?;
     let mut prefill = Vec::new();
     for length in plan.lengths.iter().copied().filter(|length| *length <= max_len) {
         hear(&format!("prompts of {length} tokens"));
-        let prompt = tokens(length, executor.vocab_size());
-        let mut samples = Vec::new();
-        for run in 0..=plan.prompts.max(1) {
-            executor.release(0);
-            let start = Instant::now();
-            executor.prefill(0, 0, &prompt, Rows::Last)?;
-            if run > 0 {
-                samples.push(start.elapsed().as_secs_f64() * 1e3);
-            }
-        }
-        let latency = Latency::of(&samples).ok_or_else(nothing)?;
-        prefill.push(Prefill { tokens: length, tokens_per_second: 1e3 * length as f64 / latency.p50_ms, latency });
+        prefill.push(measure_prefill(executor, length, plan.prompts)?);
     }
     let mut decode = Vec::new();
     let batches: &[usize] = if executor.slots() > 1 { &[1, executor.slots()] } else { &[1] };
     for batch in batches.iter().copied() {
         for context in plan.contexts.iter().copied().filter(|context| *context <= longest) {
             hear(&format!("decoding {batch} after {context} tokens"));
-            let prompt = tokens(context, executor.vocab_size());
-            (0..executor.slots()).for_each(|slot| executor.release(slot));
-            for slot in 0..batch {
-                executor.prefill(slot, 0, &prompt, Rows::Last)?;
-            }
-            let mut samples = Vec::new();
-            for step in 0..plan.steps.max(1) + 2 {
-                let steps: Vec<Step> = (0..batch)
-                    .map(|slot| Step { slot, token: prompt[0], position: context + step, temperature: 0.0 })
-                    .collect();
-                let start = Instant::now();
-                executor.launch(&steps)?;
-                executor.collect()?;
-                // The first captures a graph, the second warms it.
-                if step >= 2 {
-                    samples.push(start.elapsed().as_secs_f64() * 1e3);
-                }
-            }
-            let latency = Latency::of(&samples).ok_or_else(nothing)?;
+            let latency = measure_steps(executor, batch, context, plan.steps)?;
             let rate = 1e3 / latency.p50_ms;
             decode.push(Decode {
                 batch,

@@ -75,6 +75,15 @@ pub(super) fn find<'a>(
     Ok(found)
 }
 
+/// What goes with a matrix's words, and what shape it says the matrix has.
+struct Companions<'p> {
+    scales: &'p Entry,
+    zeros: Option<&'p Entry>,
+    order: Option<&'p Entry>,
+    /// `[outputs, inputs]`.
+    shape: [usize; 2],
+}
+
 fn one<'a>(
     packing: Packing,
     stem: &str,
@@ -82,9 +91,35 @@ fn one<'a>(
     tensors: &BTreeMap<String, Entry>,
     bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>,
 ) -> Result<Packed, String> {
+    let found = companions(packing, stem, words, tensors, bytes)?;
+    let [outputs, inputs] = found.shape;
+    let groups = packing.group.map_or(1, |group| inputs.div_ceil(group));
+    if outputs == 0 || inputs == 0 {
+        return Err("it is empty".to_owned());
+    }
+    check_companions(packing, stem, &found, groups)?;
+    let order = match found.order {
+        Some(entry) if is_ordered(stem, entry, bytes, inputs, groups)? => Some(entry.clone()),
+        _ => None,
+    };
+    let (scales, zeros, shape) = (found.scales.clone(), found.zeros.cloned(), found.shape);
+    Ok(Packed { packing, words: words.clone(), scales, zeros, order, shape, groups })
+}
+
+/// Whether a tensor has this type, which is none of floats.
+fn is(entry: &Entry, kind: &str) -> bool {
+    entry.encoding.as_ref().err().is_some_and(|have| have == kind)
+}
+
+fn companions<'p, 'a>(
+    packing: Packing,
+    stem: &str,
+    words: &Entry,
+    tensors: &'p BTreeMap<String, Entry>,
+    bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>,
+) -> Result<Companions<'p>, String> {
     let part = |name: &str| tensors.get(&format!("{stem}.{name}"));
     let needed = |name: &str| part(name).ok_or_else(|| format!("{stem}.{name} is missing"));
-    let is = |entry: &Entry, kind: &str| entry.encoding.as_ref().err().is_some_and(|have| have == kind);
     let [rows, columns] = words.shape[..] else { return Err(format!("shape {:?} is no matrix's", words.shape)) };
     if !is(words, "I32") {
         return Err("it is not made of 32-bit words".to_owned());
@@ -107,11 +142,12 @@ fn one<'a>(
             (needed("weight_scale")?, part("weight_zero_point"), part("weight_g_idx"), shape)
         }
     };
-    let [outputs, inputs] = shape;
-    let groups = packing.group.map_or(1, |group| inputs.div_ceil(group));
-    if outputs == 0 || inputs == 0 {
-        return Err("it is empty".to_owned());
-    }
+    Ok(Companions { scales, zeros, order, shape })
+}
+
+/// Checks that scales and zero points are what goes with the matrix, and nothing is missing.
+fn check_companions(packing: Packing, stem: &str, found: &Companions<'_>, groups: usize) -> Result<(), String> {
+    let Companions { scales, zeros, order, shape: [outputs, _] } = *found;
     let expect = |name: &str, entry: &Entry, wanted: [usize; 2]| match entry.shape[..] == wanted {
         true => Ok(()),
         false => Err(format!("{stem}.{name} has shape {:?}, {wanted:?} goes with it", entry.shape)),
@@ -122,7 +158,7 @@ fn one<'a>(
         return Err("its scales are no floats".to_owned());
     }
     if let Some(zeros) = zeros {
-        let packed = outputs.div_ceil(count);
+        let packed = outputs.div_ceil(packing.count());
         if by_output && is(zeros, "I8") {
             expect("zero points", zeros, [outputs, groups])?;
         } else if is(zeros, "I32") {
@@ -139,22 +175,30 @@ fn one<'a>(
             "{stem}.weight_zero_point is missing, and the integers have zero points (`symmetric: false`)"
         ));
     }
-    let mut order = order;
-    if let Some(entry) = order {
-        let known = bytes(entry).filter(|_| is(entry, "I32") && entry.shape == [inputs]);
-        let known = known.ok_or_else(|| format!("{stem}'s order of groups is not {inputs} numbers"))?;
-        let group = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        let mut list = known.chunks_exact(4).map(group);
-        let inside = |group: i32| usize::try_from(group).is_ok_and(|group| group < groups);
-        // compressed-tensors writes -1 where there is no order.
-        if list.clone().all(|group| group == -1) {
-            order = None;
-        } else if let Some(bad) = list.find(|group| !inside(*group)) {
-            return Err(format!("an input is in group {bad} of {groups}"));
-        }
+    Ok(())
+}
+
+/// Whether the inputs' groups are in an order of their own; an error if a group is none of `groups`.
+fn is_ordered<'a>(
+    stem: &str,
+    entry: &Entry,
+    bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>,
+    inputs: usize,
+    groups: usize,
+) -> Result<bool, String> {
+    let known = bytes(entry).filter(|_| is(entry, "I32") && entry.shape == [inputs]);
+    let known = known.ok_or_else(|| format!("{stem}'s order of groups is not {inputs} numbers"))?;
+    let group = |bytes: &[u8]| i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let mut list = known.chunks_exact(4).map(group);
+    let inside = |group: i32| usize::try_from(group).is_ok_and(|group| group < groups);
+    // compressed-tensors writes -1 where there is no order.
+    if list.clone().all(|group| group == -1) {
+        return Ok(false);
     }
-    let (scales, zeros, order) = (scales.clone(), zeros.cloned(), order.cloned());
-    Ok(Packed { packing, words: words.clone(), scales, zeros, order, shape, groups })
+    match list.find(|group| !inside(*group)) {
+        Some(bad) => Err(format!("an input is in group {bad} of {groups}")),
+        None => Ok(true),
+    }
 }
 
 /// A packed matrix in the mapped file.

@@ -92,21 +92,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
             models.push(LlmReport { notes: notes.clone(), ..report });
             continue;
         }
-        let is_model = path.extension().is_some_and(|extension| extension == "onnx");
-        let (manifest, inputs, mut session) = if is_model {
-            let inputs = shapes::fixed(path, &args.shapes, args.backend)?;
-            (None, inputs, session::open_onnx(path, args.backend)?)
-        } else {
-            anyhow::ensure!(
-                args.shapes.is_empty(),
-                "{}: its shapes are fixed: --shape is for .onnx files",
-                path.display()
-            );
-            let manifest = session::load(path, args.verify, &*environment.progress)?;
-            let session = session::open(path, &manifest, args.backend)?;
-            let inputs = manifest.inputs.clone();
-            (Some(manifest), inputs, session)
-        };
+        let (manifest, inputs, mut session) = open(args, path, environment)?;
         let subject = Subject { path, manifest: manifest.as_ref(), inputs };
         let own = manifest.as_ref().map_or(1, Manifest::tuned_batch);
         for batch in if args.batch.is_empty() { vec![own] } else { args.batch.clone() } {
@@ -140,6 +126,22 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         write_file(path, svg.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(Exit::Success)
+}
+
+/// A model's session and inputs; the manifest of an engine directory.
+type Opened = (Option<Manifest>, Vec<TensorSpec>, Box<dyn Session>);
+
+/// Opens a bare model or an engine directory.
+fn open(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<Opened> {
+    if path.extension().is_some_and(|extension| extension == "onnx") {
+        let inputs = shapes::fixed(path, &args.shapes, args.backend)?;
+        return Ok((None, inputs, session::open_onnx(path, args.backend)?));
+    }
+    anyhow::ensure!(args.shapes.is_empty(), "{}: its shapes are fixed: --shape is for .onnx files", path.display());
+    let manifest = session::load(path, args.verify, &*environment.progress)?;
+    let session = session::open(path, &manifest, args.backend)?;
+    let inputs = manifest.inputs.clone();
+    Ok((Some(manifest), inputs, session))
 }
 
 /// Others' figures.

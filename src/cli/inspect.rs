@@ -72,6 +72,24 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
     print(printable(&format!("nodes   {}", operators.join(", "))))
 }
 
+/// What a language model or detector is.
+fn model_of(manifest: &Manifest) -> anyhow::Result<()> {
+    if let Some(llm) = &manifest.llm {
+        let parameters = llm.parameters as f64 / 1e9;
+        let engines = llm.shapes.layers().len();
+        print(printable(&format!("model   {}, {parameters:.2} G parameters, {engines} engines", llm.family)))?;
+        print(format!(
+            "limits  {} sequences, {} prompt and {} answer tokens",
+            llm.shapes.slots, llm.max_input_len, llm.max_output_len
+        ))?;
+    }
+    if let Some(yolo) = &manifest.yolo {
+        let [height, width] = yolo.size;
+        print(format!("model   YOLO, {} classes, {height} x {width} pixels", yolo.names.len()))?;
+    }
+    Ok(())
+}
+
 fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
     let manifest = Manifest::load(folder)?;
     if args.layers {
@@ -95,19 +113,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         memory::text(manifest.build.peak_memory_bytes)
     ))?;
     print(printable(&format!("source  {}", manifest.source)))?;
-    if let Some(llm) = &manifest.llm {
-        let parameters = llm.parameters as f64 / 1e9;
-        let engines = llm.shapes.layers().len();
-        print(printable(&format!("model   {}, {parameters:.2} G parameters, {engines} engines", llm.family)))?;
-        print(format!(
-            "limits  {} sequences, {} prompt and {} answer tokens",
-            llm.shapes.slots, llm.max_input_len, llm.max_output_len
-        ))?;
-    }
-    if let Some(yolo) = &manifest.yolo {
-        let [height, width] = yolo.size;
-        print(format!("model   YOLO, {} classes, {height} x {width} pixels", yolo.names.len()))?;
-    }
+    model_of(&manifest)?;
     if !manifest.full_products.is_empty() {
         print(printable(&format!("float32 {}", manifest.full_products.join(", "))))?;
     }

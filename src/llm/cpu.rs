@@ -52,6 +52,20 @@ type Layer = Vec<Floats>;
 /// Mean squares of the inputs of each of a layer's matrices, in the order in which they read.
 pub type Squares = Vec<Vec<f32>>;
 
+fn operand(weight: &Floats) -> Operand<'_> {
+    Operand { shape: &weight.shape, data: &weight.values, transposed: weight.role.is_matrix() }
+}
+
+/// Adds the squares of what a layer's matrices read of so many tokens: an observed graph's last outputs.
+fn add_squares(sums: &mut [Vec<f32>], outputs: &mut Vec<Vec<f32>>, tokens: usize) {
+    for sums in sums.iter_mut().rev() {
+        let read = outputs.pop().unwrap_or_default();
+        for row in read.chunks_exact(sums.len()).take(tokens) {
+            sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
+        }
+    }
+}
+
 /// See the module.
 pub struct CpuExecutor {
     engine: Engine,
@@ -136,24 +150,30 @@ impl CpuExecutor {
         Ok(sums)
     }
 
+    /// Makes the layers' graph of a shape, unless it is there.
+    fn prepare(&mut self, shape: LayerShape, observed: bool) -> Result<(), LlmError> {
+        if self.layers.contains_key(&(shape, observed)) {
+            return Ok(());
+        }
+        let graph = match observed {
+            true => observed_layer_graph(&self.model, shape),
+            false => layer_graph(&self.model, shape, DType::Float32),
+        };
+        let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+        let operands = if shape.cache > 0 { 6 } else { 4 };
+        let mut transposed = vec![false; operands];
+        transposed.extend(self.model.layer_weights(0).iter().map(|weight| weight.role.is_matrix()));
+        self.layers.insert((shape, observed), Program::new(self.engine, graph, transposed)?);
+        Ok(())
+    }
+
     /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
     /// the new keys and values.
     fn forward(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());
         let cache = if position == 0 { 0 } else { capacity_for(position) };
-        let shape = LayerShape { batch: 1, chunk, cache };
-        let observed = self.observed.is_some();
-        if !self.layers.contains_key(&(shape, observed)) {
-            let graph = match observed {
-                true => observed_layer_graph(&self.model, shape),
-                false => layer_graph(&self.model, shape, DType::Float32),
-            };
-            let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
-            let operands = if cache > 0 { 6 } else { 4 };
-            let mut transposed = vec![false; operands];
-            transposed.extend(self.model.layer_weights(0).iter().map(|weight| weight.role.is_matrix()));
-            self.layers.insert((shape, observed), Program::new(self.engine, graph, transposed)?);
-        }
+        let (shape, observed) = (LayerShape { batch: 1, chunk, cache }, self.observed.is_some());
+        self.prepare(shape, observed)?;
         let mut hidden = vec![0.0; chunk * hidden_size];
         self.embedding.rows(tokens, &mut hidden)?;
         let tables: Vec<(Vec<f32>, Vec<f32>)> =
@@ -190,21 +210,12 @@ impl CpuExecutor {
                 operands.push(plain(&past[..], &stored.key));
                 operands.push(plain(&past[..], &stored.value));
             }
-            operands.extend(weights.iter().map(|weight| Operand {
-                shape: &weight.shape,
-                data: &weight.values,
-                transposed: weight.role.is_matrix(),
-            }));
+            operands.extend(weights.iter().map(operand));
             let missing = || BackendError::Load("a pass has no graph".to_owned());
             let program = self.layers.get_mut(&(shape, observed)).ok_or_else(missing)?;
             let mut outputs = program.run(&operands)?;
             if let Some((sums, _)) = &mut self.observed {
-                for sums in sums[index].iter_mut().rev() {
-                    let read = outputs.pop().unwrap_or_default();
-                    for row in read.chunks_exact(sums.len()).take(tokens.len()) {
-                        sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value * value);
-                    }
-                }
+                add_squares(&mut sums[index], &mut outputs, tokens.len());
             }
             let (value, key) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
             hidden = outputs.pop().unwrap_or_default();

@@ -111,6 +111,74 @@ pub fn log_sum_exp(logits: &[f32]) -> f64 {
     f64::from(largest) + sum.ln()
 }
 
+/// The tokens that may be drawn, by their weights, of which the largest is 1 and the first.
+struct Nucleus {
+    weights: Vec<f64>,
+    /// What all weigh that may be drawn.
+    total: f64,
+    /// More may be drawn than have a weight here.
+    open: bool,
+}
+
+impl Nucleus {
+    /// `total` is what these and all others weigh; none if these are all.
+    fn new(weights: Vec<f64>, total: Option<f64>) -> Self {
+        let sum: f64 = weights.iter().sum();
+        Self { total: total.map_or(sum, |total| total.max(sum)), open: total.is_some(), weights }
+    }
+
+    /// Nothing else may be drawn from now on.
+    fn close(&mut self) -> Option<()> {
+        self.open = false;
+        self.total = self.weights.iter().sum();
+        Some(())
+    }
+
+    /// Top-k. Like the others, nothing if tokens beyond these may belong to them.
+    fn keep_count(&mut self, top_k: usize) -> Option<()> {
+        if top_k == 0 {
+            return Some(());
+        }
+        if self.open && top_k > self.weights.len() {
+            return None;
+        }
+        self.weights.truncate(top_k);
+        self.close()
+    }
+
+    /// Top-p.
+    fn keep_share(&mut self, top_p: f64) -> Option<()> {
+        if top_p < 1.0 {
+            let (mut reached, mut kept) = (0.0, 0);
+            // The token that crosses the border stays.
+            while kept < self.weights.len() && reached < top_p * self.total {
+                reached += self.weights[kept];
+                kept += 1;
+            }
+            if self.open && reached < top_p * self.total {
+                return None;
+            }
+            self.weights.truncate(kept.max(1));
+            return self.close();
+        }
+        Some(())
+    }
+
+    /// Min-p.
+    fn keep_likely(&mut self, min_p: f64) -> Option<()> {
+        if min_p > 0.0 {
+            // They fall, so the first too light one ends them.
+            let light = self.weights.iter().position(|weight| *weight < min_p);
+            if self.open && light.is_none() {
+                return None;
+            }
+            self.weights.iter_mut().filter(|weight| **weight < min_p).for_each(|weight| *weight = 0.0);
+            return self.close();
+        }
+        Some(())
+    }
+}
+
 impl Sampler {
     /// For an answer to `prompt`.
     pub fn new(settings: Sampling, prompt: &[u32]) -> Self {
@@ -216,52 +284,22 @@ impl Sampler {
     /// lies beyond may decide, unless the draw can go on in `row`.
     fn draw_from(&mut self, tokens: &[(u32, f32)], total: Option<f64>, row: Option<&[f32]>) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
-        let (top_p, min_p) = (f64::from(top_p), f64::from(min_p));
         // The likeliest weighs 1.
         let (likeliest, best) = *tokens.first()?;
         let weigh = |logit: f32| (f64::from(logit - best) / f64::from(temperature)).exp();
-        let mut weights: Vec<f64> = tokens.iter().map(|(_, logit)| weigh(*logit)).collect();
-        // What the weights here lack to all that may be drawn; nothing once they are known to be all.
-        let mut missing = total.is_some();
-        if top_k > 0 && (top_k <= weights.len() || !missing) {
-            weights.truncate(top_k);
-            missing = false;
-        } else if top_k > 0 {
-            return None;
-        }
-        let sum = |weights: &[f64]| weights.iter().sum::<f64>();
-        let mut all = if missing { total.unwrap_or_default().max(sum(&weights)) } else { sum(&weights) };
-        if top_p < 1.0 {
-            let (mut reached, mut kept) = (0.0, 0);
-            // The token that crosses the border stays.
-            while kept < weights.len() && reached < top_p * all {
-                reached += weights[kept];
-                kept += 1;
-            }
-            if missing && reached < top_p * all {
-                return None;
-            }
-            weights.truncate(kept.max(1));
-            (missing, all) = (false, sum(&weights));
-        }
-        if min_p > 0.0 {
-            // They fall, so the first too light one ends them.
-            let light = weights.iter().position(|weight| *weight < min_p);
-            if missing && light.is_none() {
-                return None;
-            }
-            weights.iter_mut().filter(|weight| **weight < min_p).for_each(|weight| *weight = 0.0);
-            (missing, all) = (false, sum(&weights));
-        }
+        let mut nucleus = Nucleus::new(tokens.iter().map(|(_, logit)| weigh(*logit)).collect(), total);
+        nucleus.keep_count(top_k)?;
+        nucleus.keep_share(f64::from(top_p))?;
+        nucleus.keep_likely(f64::from(min_p))?;
         let before = self.random.clone();
-        let mut at = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 * all;
-        for ((token, _), weight) in tokens.iter().zip(&weights) {
+        let mut at = (self.random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64 * nucleus.total;
+        for ((token, _), weight) in tokens.iter().zip(&nucleus.weights) {
             if *weight > 0.0 && at < *weight {
                 return Some(*token);
             }
             at -= weight;
         }
-        if missing {
+        if nucleus.open {
             let Some(row) = row else {
                 self.random = before; // whoever draws from all draws the same
                 return None;

@@ -143,6 +143,7 @@ impl Plan {
     pub fn new(path: &Path, recipe: &Recipe) -> Self {
         let folder = path.parent().unwrap_or(Path::new(""));
         let build = build_plan(folder, recipe.kind(), recipe.build());
+        let verify = verify_plan(folder, recipe, &build);
         let classifier = match recipe {
             Recipe::Classifier(recipe) => Some(ClassifierPlan {
                 preprocess: recipe.preprocess.clone(),
@@ -168,26 +169,6 @@ impl Plan {
             }
             _ => None,
         };
-        let default_tolerance = match (recipe.kind(), build.precision) {
-            // Kept in 8 bits a value at the border between two of them may fall to either side.
-            (Kind::Llm, Precision::Fp32) if !build.tf32 && build.kv_cache == KvCache::Auto => 1e-5,
-            (Kind::Llm, Precision::Bf16) => 5e-2,
-            (Kind::Llm, _) => 1e-2,
-            (_, Precision::Fp32) if !build.tf32 => 1e-3,
-            _ => 5e-2,
-        };
-        let verify = recipe.verify();
-        // What comes quantised has mostly 4 bits.
-        let only_cache = build.kv_cache == KvCache::Int8 && verify.is_none_or(|verify| verify.reference.is_none());
-        let is_close = build.precision == Precision::Int8 || (only_cache && build.precision != Precision::Int4);
-        let default_quality = if is_close { (0.02, 1.03) } else { (0.3, 1.3) };
-        // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
-        let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
-        let own: Vec<BTreeMap<String, PathBuf>> = verify
-            .and_then(|verify| verify.inputs.as_ref())
-            .map(|tries| tries.iter().map(|files| own_inputs(folder, files)).collect())
-            .unwrap_or_default();
-        let default_seeds = if (recipe.kind() == Kind::Yolo && has_pictures) || !own.is_empty() { 0 } else { 3 };
         Self {
             name: recipe.name().to_owned(),
             kind: recipe.kind(),
@@ -201,24 +182,48 @@ impl Plan {
                 Recipe::Onnx(recipe) => recipe.inputs.clone().unwrap_or_default(),
                 _ => BTreeMap::new(),
             },
-            verify: VerifyPlan {
-                seeds: verify.and_then(|verify| verify.seeds).unwrap_or(default_seeds),
-                images: verify
-                    .and_then(|verify| verify.images.as_ref())
-                    .map(|images| images.iter().map(|image| picture_plan(folder, image)).collect())
-                    .unwrap_or_default(),
-                inputs: own,
-                prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
-                tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
-                reference: verify
-                    .and_then(|verify| verify.reference.as_ref())
-                    .map(|reference| source_plan(folder, recipe.kind(), reference)),
-                quality: (
-                    verify.and_then(|verify| verify.divergence).unwrap_or(default_quality.0),
-                    verify.and_then(|verify| verify.perplexity).unwrap_or(default_quality.1),
-                ),
-            },
+            verify,
         }
+    }
+}
+
+fn verify_plan(folder: &Path, recipe: &Recipe, build: &BuildPlan) -> VerifyPlan {
+    let default_tolerance = match (recipe.kind(), build.precision) {
+        // Kept in 8 bits a value at the border between two of them may fall to either side.
+        (Kind::Llm, Precision::Fp32) if !build.tf32 && build.kv_cache == KvCache::Auto => 1e-5,
+        (Kind::Llm, Precision::Bf16) => 5e-2,
+        (Kind::Llm, _) => 1e-2,
+        (_, Precision::Fp32) if !build.tf32 => 1e-3,
+        _ => 5e-2,
+    };
+    let verify = recipe.verify();
+    // What comes quantised has mostly 4 bits.
+    let only_cache = build.kv_cache == KvCache::Int8 && verify.is_none_or(|verify| verify.reference.is_none());
+    let is_close = build.precision == Precision::Int8 || (only_cache && build.precision != Precision::Int4);
+    let default_quality = if is_close { (0.02, 1.03) } else { (0.3, 1.3) };
+    // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
+    let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
+    let own: Vec<BTreeMap<String, PathBuf>> = verify
+        .and_then(|verify| verify.inputs.as_ref())
+        .map(|tries| tries.iter().map(|files| own_inputs(folder, files)).collect())
+        .unwrap_or_default();
+    let default_seeds = if (recipe.kind() == Kind::Yolo && has_pictures) || !own.is_empty() { 0 } else { 3 };
+    VerifyPlan {
+        seeds: verify.and_then(|verify| verify.seeds).unwrap_or(default_seeds),
+        images: verify
+            .and_then(|verify| verify.images.as_ref())
+            .map(|images| images.iter().map(|image| picture_plan(folder, image)).collect())
+            .unwrap_or_default(),
+        inputs: own,
+        prompts: verify.and_then(|verify| verify.prompts.clone()).unwrap_or_default(),
+        tolerance: verify.and_then(|verify| verify.tolerance).unwrap_or(default_tolerance),
+        reference: verify
+            .and_then(|verify| verify.reference.as_ref())
+            .map(|reference| source_plan(folder, recipe.kind(), reference)),
+        quality: (
+            verify.and_then(|verify| verify.divergence).unwrap_or(default_quality.0),
+            verify.and_then(|verify| verify.perplexity).unwrap_or(default_quality.1),
+        ),
     }
 }
 

@@ -39,6 +39,23 @@ struct InFunction {
     arguments: String,
 }
 
+/// The texts of a content in parts, which is at `place`.
+fn joined(parts: &[Map<String, Value>], place: &str) -> Result<String, ApiError> {
+    let mut texts = Vec::new();
+    for (part, value) in parts.iter().enumerate() {
+        match (value.get("type").and_then(Value::as_str), value.get("text").and_then(Value::as_str)) {
+            (Some("text"), Some(text)) => texts.push(text),
+            (Some("refusal"), _) => {}
+            (kind, _) => {
+                let kind = kind.unwrap_or("nothing");
+                let message = format!("{place}[{part}] is {kind}; this model reads text alone");
+                return Err(ApiError::unsupported(place, message));
+            }
+        }
+    }
+    Ok(texts.join("\n"))
+}
+
 impl InMessage {
     /// The turn, which is number `index`.
     pub(super) fn read(&self, index: usize) -> Result<Message, ApiError> {
@@ -61,22 +78,7 @@ impl InMessage {
         let content = match &self.content {
             None => String::new(),
             Some(Content::Text(text)) => text.clone(),
-            Some(Content::Parts(parts)) => {
-                let mut texts = Vec::new();
-                for (part, value) in parts.iter().enumerate() {
-                    match (value.get("type").and_then(Value::as_str), value.get("text").and_then(Value::as_str)) {
-                        (Some("text"), Some(text)) => texts.push(text),
-                        (Some("refusal"), _) => {}
-                        (kind, _) => {
-                            let kind = kind.unwrap_or("nothing");
-                            let message =
-                                format!("{} is {kind}; this model reads text alone", at(&format!("content[{part}]")));
-                            return Err(ApiError::unsupported(&at("content"), message));
-                        }
-                    }
-                }
-                texts.join("\n")
-            }
+            Some(Content::Parts(parts)) => joined(parts, &at("content"))?,
         };
         let calls = self.tool_calls.as_deref().unwrap_or_default();
         if self.content.is_none() && calls.is_empty() && role != "assistant" {

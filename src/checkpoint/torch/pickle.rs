@@ -269,6 +269,21 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
+    /// The value of an opcode that is followed by how many bytes it has.
+    fn counted(&mut self, opcode: u8) -> Step<Node> {
+        let length = match opcode {
+            0x8a | 0x8c | b'U' | b'C' => u64::from(self.u8()?),
+            0x8b | b'X' | b'T' | b'B' => u64::from(self.u32()?),
+            _ => u64::from_le_bytes(self.array()?),
+        };
+        let bytes = self.sized(length)?;
+        Ok(match opcode {
+            0x8a | 0x8b => long(bytes),
+            b'X' | b'T' | 0x8c | b'U' | 0x8d => Node::Text(text(bytes)?),
+            _ => Node::Bytes(bytes.to_vec()),
+        })
+    }
+
     /// The opcodes that push a value.
     fn value(&mut self, opcode: u8) -> Step<()> {
         let node = match opcode {
@@ -278,39 +293,8 @@ impl<'a> Machine<'a> {
             b'K' => Node::Int(i64::from(self.u8()?)),
             b'M' => Node::Int(i64::from(u16::from_le_bytes(self.array()?))),
             b'J' => Node::Int(i64::from(i32::from_le_bytes(self.array()?))),
-            0x8a => {
-                let length = self.u8()?;
-                long(self.sized(u64::from(length))?)
-            }
-            0x8b => {
-                let length = self.u32()?;
-                long(self.sized(u64::from(length))?)
-            }
             b'G' => Node::Float(f64::from_be_bytes(self.array()?)),
-            b'X' | b'T' => {
-                let length = self.u32()?;
-                Node::Text(text(self.sized(u64::from(length))?)?)
-            }
-            0x8c | b'U' => {
-                let length = self.u8()?;
-                Node::Text(text(self.sized(u64::from(length))?)?)
-            }
-            0x8d => {
-                let length = u64::from_le_bytes(self.array()?);
-                Node::Text(text(self.sized(length)?)?)
-            }
-            b'C' => {
-                let length = self.u8()?;
-                Node::Bytes(self.sized(u64::from(length))?.to_vec())
-            }
-            b'B' => {
-                let length = self.u32()?;
-                Node::Bytes(self.sized(u64::from(length))?.to_vec())
-            }
-            0x8e | 0x96 => {
-                let length = u64::from_le_bytes(self.array()?);
-                Node::Bytes(self.sized(length)?.to_vec())
-            }
+            0x8a | 0x8b | b'X' | b'T' | 0x8c | b'U' | 0x8d | b'C' | b'B' | 0x8e | 0x96 => self.counted(opcode)?,
             b')' => Node::Tuple(Vec::new()),
             b']' | 0x8f => Node::List(Vec::new()),
             b'}' => Node::Dict(Vec::new()),

@@ -105,21 +105,7 @@ pub fn grammar(rules: &Rules<'_>) -> Option<String> {
         Some(token) => format!("<[{token}]>"),
         None => literal(text),
     };
-    let mut alternatives = Vec::new();
-    for (index, tool) in called.iter().enumerate() {
-        let name = tool["function"]["name"].as_str().unwrap_or_default();
-        if matches!(rules.choice, ToolChoice::Named(chosen) if chosen != name) {
-            continue;
-        }
-        let begin = format!("{{\"name\": {}, \"{}\": ", Value::from(name), rules.style.arguments());
-        lark.push_str(&format!("call_{index}: {} arguments_{index} \"}}\"\n", literal(&begin)));
-        let parameters = match &tool["function"]["parameters"] {
-            Value::Object(object) if !object.is_empty() => Value::Object(object.clone()),
-            _ => json!({"type": "object", "properties": {}}),
-        };
-        lark.push_str(&json_rule(&format!("arguments_{index}"), &parameters));
-        alternatives.push(format!("call_{index}"));
-    }
+    let alternatives = functions(rules, called, &mut lark);
     let free = *rules.choice == ToolChoice::Auto;
     let body = if alternatives.is_empty() {
         words.to_owned()
@@ -153,6 +139,26 @@ pub fn grammar(rules: &Rules<'_>) -> Option<String> {
     };
     lark.push_str(&format!("start: {start}\n"));
     Some(lark)
+}
+
+/// Rules of the functions that may be called, each by its arguments' schema; their names.
+fn functions(rules: &Rules<'_>, called: &[Value], lark: &mut String) -> Vec<String> {
+    let mut alternatives = Vec::new();
+    for (index, tool) in called.iter().enumerate() {
+        let name = tool["function"]["name"].as_str().unwrap_or_default();
+        if matches!(rules.choice, ToolChoice::Named(chosen) if chosen != name) {
+            continue;
+        }
+        let begin = format!("{{\"name\": {}, \"{}\": ", Value::from(name), rules.style.arguments());
+        lark.push_str(&format!("call_{index}: {} arguments_{index} \"}}\"\n", literal(&begin)));
+        let parameters = match &tool["function"]["parameters"] {
+            Value::Object(object) if !object.is_empty() => Value::Object(object.clone()),
+            _ => json!({"type": "object", "properties": {}}),
+        };
+        lark.push_str(&json_rule(&format!("arguments_{index}"), &parameters));
+        alternatives.push(format!("call_{index}"));
+    }
+    alternatives
 }
 
 /// Rules of one or more calls: after words that may come first, if there is such a form, and from the start.

@@ -13,7 +13,7 @@ use half::f16;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::calibrate::{self, Divisor};
+use super::calibrate::{self, Divisor, Scales};
 use super::{Prepared, Source};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
@@ -161,17 +161,13 @@ fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
     values.flat_map(f32::to_le_bytes).collect()
 }
 
-/// Writes the quantised weights into `staged`; their file's name below `weights/`.
-pub(super) fn write(
-    prepared: &Prepared,
+/// The tensors to be written, and the part of the model that each is made of.
+fn planned(
+    checkpoint: &Checkpoint,
+    model: &Transformer,
     scheme: Scheme,
-    staged: &Path,
-    context: &Context,
-) -> anyhow::Result<Vec<String>> {
-    let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
-    let folder = staged.join(WEIGHTS);
-    fs::create_dir_all(&folder).map_err(about(&folder))?;
-    let scales = calibrate::scales(prepared, scheme, staged)?;
+    scales: &Scales,
+) -> anyhow::Result<(Vec<Planned>, Vec<Part>)> {
     let (mut planned, mut filled) = (Vec::new(), Vec::new());
     let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
         let bytes = shape.iter().product::<usize>() * size;
@@ -201,6 +197,21 @@ pub(super) fn write(
             plan(&part, format!("{stem}.weight_zero_point"), "I32", &[rows.div_ceil(count), groups], 4);
         }
     }
+    Ok((planned, filled))
+}
+
+/// Writes the quantised weights into `staged`; their file's name below `weights/`.
+pub(super) fn write(
+    prepared: &Prepared,
+    scheme: Scheme,
+    staged: &Path,
+    context: &Context,
+) -> anyhow::Result<Vec<String>> {
+    let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
+    let folder = staged.join(WEIGHTS);
+    fs::create_dir_all(&folder).map_err(about(&folder))?;
+    let scales = calibrate::scales(prepared, scheme, staged)?;
+    let (planned, filled) = planned(checkpoint, model, scheme, &scales)?;
     let path = folder.join(FILE);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
     let name = format!("quantising to {} bits", scheme.bits);

@@ -18,6 +18,36 @@ enum Size {
     ShortestEdge(u32),
 }
 
+/// A switch of the processor.
+fn said(config: &Config<'_>, field: &str, default: bool) -> bool {
+    config.get(field).and_then(Value::as_bool).unwrap_or(default)
+}
+
+/// What is subtracted from a channel's bytes, and what divides the rest.
+fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
+    let scale = if said(config, "do_rescale", true) {
+        config.optional_positive("rescale_factor")?.unwrap_or(1.0 / 255.0)
+    } else {
+        1.0
+    };
+    let three = |field: &str, default: f64| -> Read<[f64; 3]> {
+        let values = config.numbers(field).unwrap_or(vec![default; 3]);
+        values.try_into().map_err(|_| config.error(format!("`{field}` has not three numbers")))
+    };
+    let (mean, std) = if said(config, "do_normalize", true) {
+        (three("image_mean", 0.5)?, three("image_std", 0.5)?)
+    } else {
+        ([0.0; 3], [1.0; 3])
+    };
+    // (byte · scale - mean) / std = (byte - mean / scale) / (std / scale)
+    let bytes = |values: [f64; 3]| values.map(|value| (value / scale) as f32);
+    if bytes(mean).iter().any(|mean| !mean.is_finite()) || bytes(std).iter().any(|std| !std.is_finite() || *std == 0.0)
+    {
+        return Err(config.error("`image_mean` and `image_std` must be finite, and `image_std` not 0"));
+    }
+    Ok((bytes(mean), bytes(std)))
+}
+
 /// Reads how the model's pictures are prepared. `trained` is the model's own size, for files that do not say.
 pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Preprocess> {
     let kind = config.text("image_processor_type").or(config.text("feature_extractor_type")).unwrap_or("");
@@ -27,10 +57,9 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
             config.error(format!("image processor `{kind}` is not supported\n  hint: say `preprocess:` in the recipe"))
         );
     }
-    let said = |field: &str, default: bool| config.get(field).and_then(Value::as_bool).unwrap_or(default);
     let convnext = kind.starts_with("ConvNe");
     let size = size(config, "size")?;
-    let (mut resize, mut target) = match (said("do_resize", true), size) {
+    let (mut resize, mut target) = match (said(config, "do_resize", true), size) {
         (false, _) => (None, trained),
         (true, Some(Size::Both(size))) => (Some(Resize::Both(size)), Some(size)),
         (true, Some(Size::ShortestEdge(edge))) if convnext && edge >= WARP_FROM => {
@@ -46,7 +75,7 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
         (true, Some(Size::ShortestEdge(edge))) => (Some(Resize::ShortestEdge(edge)), None),
         (true, None) => (trained.map(Resize::Both), trained),
     };
-    if said("do_center_crop", false)
+    if said(config, "do_center_crop", false)
         && let Some(crop) = crop_size(config)?
     {
         target = Some(crop);
@@ -63,32 +92,8 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
         3 => Resample::Bicubic,
         other => return Err(config.error(format!("`resample: {other}` is not supported"))),
     };
-    let scale =
-        if said("do_rescale", true) { config.optional_positive("rescale_factor")?.unwrap_or(1.0 / 255.0) } else { 1.0 };
-    let three = |field: &str, default: f64| -> Read<[f64; 3]> {
-        let values = config.numbers(field).unwrap_or(vec![default; 3]);
-        values.try_into().map_err(|_| config.error(format!("`{field}` has not three numbers")))
-    };
-    let (mean, std) = if said("do_normalize", true) {
-        (three("image_mean", 0.5)?, three("image_std", 0.5)?)
-    } else {
-        ([0.0; 3], [1.0; 3])
-    };
-    // (byte · scale - mean) / std = (byte - mean / scale) / (std / scale)
-    let bytes = |values: [f64; 3]| values.map(|value| (value / scale) as f32);
-    if bytes(mean).iter().any(|mean| !mean.is_finite()) || bytes(std).iter().any(|std| !std.is_finite() || *std == 0.0)
-    {
-        return Err(config.error("`image_mean` and `image_std` must be finite, and `image_std` not 0"));
-    }
-    Ok(Preprocess {
-        size: target,
-        fit: None,
-        resize,
-        resample: Some(resample),
-        color: Some(Color::Rgb),
-        mean: bytes(mean),
-        std: bytes(std),
-    })
+    let (mean, std) = normalisation(config)?;
+    Ok(Preprocess { size: target, fit: None, resize, resample: Some(resample), color: Some(Color::Rgb), mean, std })
 }
 
 fn size(config: &Config<'_>, field: &str) -> Read<Option<Size>> {
