@@ -354,7 +354,8 @@ pub fn read_npy(mut reader: impl Read) -> io::Result<Tensor> {
         .map(str::parse)
         .collect::<Result<Vec<usize>, _>>()
         .map_err(|_| unusable("shape"))?;
-    let bytes = element_count(&shape).and_then(|count| count.checked_mul(dtype.size())).ok_or_else(|| unusable("shape"))?;
+    let bytes =
+        element_count(&shape).and_then(|count| count.checked_mul(dtype.size())).ok_or_else(|| unusable("shape"))?;
     // Read before allocating the tensor: a header may promise more than the file holds.
     let mut body = Vec::new();
     reader.take(bytes as u64).read_to_end(&mut body)?;

@@ -82,23 +82,16 @@ inline uint32_t network_flags(bool strongly_typed) {
   return flags;
 }
 
-// Layers of a weakly typed network may compute in float16. TensorRT 11 and RTX have no such networks.
-inline void allow_half(nvinfer1::IBuilderConfig& config) {
+// Weakly typed networks: layers may compute in float16, and keep the precision that hold_in_full gives them. TensorRT
+// 11 and RTX have no such networks.
+inline void set_precision_flags(nvinfer1::IBuilderConfig& config, bool fp16, bool obey_precision_constraints) {
 #if WATUS_API < 1100 && !WATUS_RTX
-  config.setFlag(nvinfer1::BuilderFlag::kFP16);
+  if (fp16) config.setFlag(nvinfer1::BuilderFlag::kFP16);
+  if (obey_precision_constraints) config.setFlag(nvinfer1::BuilderFlag::kOBEY_PRECISION_CONSTRAINTS);
 #else
   (void)config;
-  unsupported("builder flag 'fp16'");
-#endif
-}
-
-// Layers of a weakly typed network keep the precision that hold_in_full gives them.
-inline void obey_precision_constraints(nvinfer1::IBuilderConfig& config) {
-#if WATUS_API < 1100 && !WATUS_RTX
-  config.setFlag(nvinfer1::BuilderFlag::kOBEY_PRECISION_CONSTRAINTS);
-#else
-  (void)config;
-  unsupported("builder flag 'obey_precision_constraints'");
+  if (fp16) unsupported("builder flag 'fp16'");
+  if (obey_precision_constraints) unsupported("builder flag 'obey_precision_constraints'");
 #endif
 }
 

@@ -84,12 +84,7 @@ void configure(nvinfer1::IBuilder& builder, nvinfer1::INetworkDefinition& networ
   if (!options.tf32) {
     config.clearFlag(nvinfer1::BuilderFlag::kTF32);
   }
-  if (options.fp16) {
-    compat::allow_half(config);
-  }
-  if (options.obey_precision_constraints) {
-    compat::obey_precision_constraints(config);
-  }
+  compat::set_precision_flags(config, options.fp16, options.obey_precision_constraints);
   if (options.optimization_level >= 0) {
     compat::set_optimization_level(config, options.optimization_level);
   }
