@@ -24,20 +24,20 @@ const WAITING: usize = 1024;
 /// Bytes of one line; `--log-prompts` writes long ones.
 const LONGEST: usize = 1 << 20;
 
-struct Queue {
+struct LineQueue {
     sender: SyncSender<String>,
     dropped: AtomicU64,
     written: AtomicU64,
     queued: AtomicU64,
 }
 
-static QUEUE: OnceLock<Queue> = OnceLock::new();
+static QUEUE: OnceLock<LineQueue> = OnceLock::new();
 
 /// From now on lines are written by a thread, and dropped where nobody reads them.
 pub fn queue() -> std::io::Result<()> {
     let (sender, lines) = sync_channel(WAITING);
     let counts = || AtomicU64::new(0);
-    let queue = Queue { sender, dropped: counts(), written: counts(), queued: counts() };
+    let queue = LineQueue { sender, dropped: counts(), written: counts(), queued: counts() };
     if QUEUE.set(queue).is_ok() {
         std::thread::Builder::new().name("log".to_owned()).spawn(move || write(&lines))?;
     }

@@ -164,7 +164,7 @@ pub struct Manifest {
 
 /// What a manifest of any layout says.
 #[derive(Deserialize)]
-struct Layout {
+struct ManifestFormat {
     format: u64,
 }
 
@@ -218,7 +218,7 @@ impl Manifest {
             fail(format!("not a manifest: {error}\n  hint: build the engine again: `watus-build build RECIPE`"))
         };
         // First: another layout need not have this one's fields.
-        let Layout { format }: Layout = serde_json::from_str(&text).map_err(damaged)?;
+        let ManifestFormat { format }: ManifestFormat = serde_json::from_str(&text).map_err(damaged)?;
         if format != u64::from(FORMAT) {
             return Err(fail(format!(
                 "layout {format} is not supported\n  hint: build the engine again (or update watus-build)"

@@ -49,7 +49,7 @@ pub struct Job {
 /// What a child reports.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Message {
+enum WorkerMessage {
     Phase { name: String, steps: u64 },
     Step { phase: String, done: u64 },
     PhaseDone { name: String },
@@ -279,7 +279,7 @@ fn converse(
     let output = child.stdout.take();
     let reader = std::thread::spawn(move || {
         for line in output.map(BufReader::new).into_iter().flat_map(BufRead::lines).map_while(Result::ok) {
-            if let Ok(message) = serde_json::from_str::<Message>(&line)
+            if let Ok(message) = serde_json::from_str::<WorkerMessage>(&line)
                 && sender.send(message).is_err()
             {
                 return;
@@ -318,25 +318,25 @@ fn converse(
 }
 
 fn handle(
-    message: Message,
+    message: WorkerMessage,
     collector: &mut Collector,
     outcome: &mut Option<Result<(), BackendError>>,
     progress: &dyn Progress,
 ) {
     match message {
-        Message::Phase { name, steps } => progress.event(Event::Phase { name: &name, steps }),
-        Message::Step { phase, done } => progress.event(Event::Step { phase: &phase, done }),
-        Message::PhaseDone { name } => progress.event(Event::PhaseDone { name: &name }),
-        Message::Log { severity, text, engine } => {
+        WorkerMessage::Phase { name, steps } => progress.event(Event::Phase { name: &name, steps }),
+        WorkerMessage::Step { phase, done } => progress.event(Event::Step { phase: &phase, done }),
+        WorkerMessage::PhaseDone { name } => progress.event(Event::PhaseDone { name: &name }),
+        WorkerMessage::Log { severity, text, engine } => {
             // In the span of who builds, here; of which engine it is, the child knows.
             tracing::debug!(severity, engine, "TensorRT: {text}");
             collector.log(severity, &text);
         }
-        Message::Done => *outcome = Some(Ok(())),
-        Message::Failed { message, unavailable: Some(help) } => {
+        WorkerMessage::Done => *outcome = Some(Ok(())),
+        WorkerMessage::Failed { message, unavailable: Some(help) } => {
             *outcome = Some(Err(BackendError::Unavailable { what: message, help }));
         }
-        Message::Failed { message, unavailable: None } => *outcome = Some(Err(BackendError::Build(message))),
+        WorkerMessage::Failed { message, unavailable: None } => *outcome = Some(Err(BackendError::Build(message))),
     }
 }
 

@@ -70,7 +70,7 @@ enum Question {
 
 /// What the child answers.
 #[derive(Debug, Serialize, Deserialize)]
-enum Reply {
+enum ChildReply {
     Library(Found),
     Unavailable {
         what: String,
@@ -128,8 +128,8 @@ impl Isolated {
         let question = encode(&Question::Library, &[]).map_err(broken)?;
         let error = match child.ask(&question) {
             Ok(answer) => {
-                return match decode::<Reply>(&answer).map_err(broken)? {
-                    (Reply::Library(found), _) => Ok((child, found)),
+                return match decode::<ChildReply>(&answer).map_err(broken)? {
+                    (ChildReply::Library(found), _) => Ok((child, found)),
                     (other, _) => Err(other.into_error()),
                 };
             }
@@ -189,8 +189,8 @@ fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Re
     let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}"));
     let question = encode(question, &[]).map_err(broken)?;
     let answer = child.ask(&question).map_err(|error| BackendError::Load(lost(&name, &who, &error)))?;
-    match decode::<Reply>(&answer).map_err(broken)? {
-        (Reply::Opened { info, inputs, outputs }, _) => {
+    match decode::<ChildReply>(&answer).map_err(broken)? {
+        (ChildReply::Opened { info, inputs, outputs }, _) => {
             Ok(Box::new(IsolatedSession { child, info, name, who, inputs, outputs }))
         }
         (other, _) => Err(other.into_error()),
@@ -214,14 +214,14 @@ impl fmt::Display for Who {
     }
 }
 
-impl Reply {
+impl ChildReply {
     fn into_error(self) -> BackendError {
         match self {
-            Reply::Load(message) => BackendError::Load(message),
-            Reply::Run(message) => BackendError::Run(message),
-            Reply::Input { name, message } => BackendError::Input { name, message },
-            Reply::Unavailable { what, help } => BackendError::Unavailable { what, help },
-            Reply::Library(_) | Reply::Opened { .. } | Reply::Ran => {
+            ChildReply::Load(message) => BackendError::Load(message),
+            ChildReply::Run(message) => BackendError::Run(message),
+            ChildReply::Input { name, message } => BackendError::Input { name, message },
+            ChildReply::Unavailable { what, help } => BackendError::Unavailable { what, help },
+            ChildReply::Library(_) | ChildReply::Opened { .. } | ChildReply::Ran => {
                 BackendError::Run("CPU reference: its process answered another question".to_owned())
             }
         }
@@ -281,8 +281,8 @@ impl Session for IsolatedSession {
         let question = encode(&Question::Run, inputs).map_err(broken)?;
         let lost = |error: ConfinedError| BackendError::Run(lost(&self.name, &self.who, &error));
         let answer = self.child.ask(&question).map_err(lost)?;
-        let outputs = match decode::<Reply>(&answer).map_err(broken)? {
-            (Reply::Ran, outputs) => outputs,
+        let outputs = match decode::<ChildReply>(&answer).map_err(broken)? {
+            (ChildReply::Ran, outputs) => outputs,
             (other, _) => return Err(other.into_error()),
         };
         let same = |(spec, output): (&TensorSpec, &Tensor)| spec.dtype == output.dtype();
@@ -305,11 +305,11 @@ mod tests {
             Tensor::seeded(DType::Bool, vec![], 2).unwrap(),
             Tensor::seeded(DType::Int64, vec![0, 7], 3).unwrap(),
         ];
-        let bytes = encode(&Reply::Ran, &tensors).unwrap();
-        let (reply, found): (Reply, _) = decode(&bytes).unwrap();
-        assert!(matches!(reply, Reply::Ran));
+        let bytes = encode(&ChildReply::Ran, &tensors).unwrap();
+        let (reply, found): (ChildReply, _) = decode(&bytes).unwrap();
+        assert!(matches!(reply, ChildReply::Ran));
         assert_eq!(found, tensors);
-        assert!(decode::<Reply>(&bytes[..bytes.len() - 1]).is_err());
-        assert!(decode::<Reply>(b"{}").is_err());
+        assert!(decode::<ChildReply>(&bytes[..bytes.len() - 1]).is_err());
+        assert!(decode::<ChildReply>(b"{}").is_err());
     }
 }

@@ -88,22 +88,22 @@ impl OnnxRuntime {
     }
 
     /// Prepares a float32 graph for operands that stay where they are.
-    pub(super) fn prepare(&self, graph: &onnx::Model) -> Result<Prepared, BackendError> {
+    pub(super) fn prepare(&self, graph: &onnx::Model) -> Result<PreparedGraph, BackendError> {
         let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
-        let session = self.session(Source::Bytes(&graph.to_bytes().map_err(load)?))?;
+        let session = self.session(ModelSource::Bytes(&graph.to_bytes().map_err(load)?))?;
         let names = graph.inputs().map_err(load)?.into_iter().map(|spec| spec.name).collect();
-        Ok(Prepared { session, names })
+        Ok(PreparedGraph { session, names })
     }
 
     /// A session on a model's file (weights beside it are found) or on its bytes.
-    fn session(&self, model: Source<'_>) -> Result<OrtSession, BackendError> {
+    fn session(&self, model: ModelSource<'_>) -> Result<OrtSession, BackendError> {
         let build = || -> ort::Result<OrtSession> {
             let builder = OrtSession::builder(&self.environment)?;
             let mut builder =
                 builder.with_intra_threads(cpu::threads())?.with_optimization_level(GraphOptimizationLevel::All)?;
             match model {
-                Source::File(path) => builder.commit_from_file(path),
-                Source::Bytes(bytes) => builder.commit_from_memory(bytes),
+                ModelSource::File(path) => builder.commit_from_file(path),
+                ModelSource::Bytes(bytes) => builder.commit_from_memory(bytes),
             }
         };
         build().map_err(|error| BackendError::Load(sentence(&error)))
@@ -111,7 +111,7 @@ impl OnnxRuntime {
 }
 
 /// Where a model comes from.
-enum Source<'a> {
+enum ModelSource<'a> {
     File(&'a Path),
     Bytes(&'a [u8]),
 }
@@ -166,7 +166,7 @@ impl Backend for &'static OnnxRuntime {
             return Err(load(format!("{}: {}: {why}", cpu::NAME, path.display())));
         }
         let session =
-            self.session(Source::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;
+            self.session(ModelSource::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;
         Ok(Box::new(RuntimeSession { info: self.info(), session, inputs, outputs }))
     }
 }
@@ -227,12 +227,12 @@ fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
 }
 
 /// A float32 graph run on borrowed floats.
-pub(super) struct Prepared {
+pub(super) struct PreparedGraph {
     session: OrtSession,
     names: Vec<String>,
 }
 
-impl Prepared {
+impl PreparedGraph {
     /// Runs on (shape, values) in the order of the graph's inputs; returns the outputs' values in order.
     pub(super) fn run<'a>(
         &mut self,

@@ -24,8 +24,8 @@ pub fn svg(reports: &[Report]) -> Result<String, String> {
     Ok(text)
 }
 
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
+pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
+pub(super) type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
 /// The kinds of latency in a report: name, samples, summary, colour.
 fn series(report: &Report) -> Vec<(&'static str, &[f64], &Latency, RGBColor)> {

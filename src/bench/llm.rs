@@ -10,7 +10,7 @@ use crate::llm::{Executor, LlmError, MemoryUse, Rows, Step};
 
 /// What to measure.
 #[derive(Debug, Clone)]
-pub struct LlmPlan {
+pub struct LlmBenchPlan {
     /// Prompt lengths.
     pub lengths: Vec<usize>,
     /// Tokens in the cache when decoding begins.
@@ -155,7 +155,7 @@ fn measure_steps(executor: &mut dyn Executor, batch: usize, context: usize, step
 pub fn measure_llm(
     name: &str,
     executor: &mut dyn Executor,
-    plan: &LlmPlan,
+    plan: &LlmBenchPlan,
     (load_seconds, loading): (f64, Loading),
     mut hear: impl FnMut(&str),
 ) -> Result<LlmReport, LlmError> {

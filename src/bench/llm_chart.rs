@@ -2,13 +2,11 @@
 
 use plotters::prelude::*;
 
+use super::chart::{Area, DrawError};
 use super::llm::LlmReport;
 
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 320;
-
-type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
-type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
 /// Draws the reports below each other.
 pub fn llm_svg(reports: &[LlmReport]) -> Result<String, String> {

@@ -27,7 +27,7 @@ pub struct Loading {
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// A thread that looks.
-pub struct Sampler {
+pub struct MemorySampler {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Loading>,
 }
@@ -35,7 +35,7 @@ pub struct Sampler {
 /// What is told of the device's memory in use.
 pub type Used = Box<dyn Fn() -> Option<u64> + Send>;
 
-impl Sampler {
+impl MemorySampler {
     /// Begins to look at this process, at `files` and at what `device` says.
     pub fn start(files: Vec<PathBuf>, device: Used) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
@@ -107,7 +107,7 @@ mod tests {
             let _ = told_so.send(());
             Some(bytes)
         };
-        let sampler = Sampler::start(vec!["/nowhere/weights".into()], Box::new(device));
+        let sampler = MemorySampler::start(vec!["/nowhere/weights".into()], Box::new(device));
         // Before, then 2,000 more, then less again. The first of two looks may have been begun before.
         let wait = || (0..2).for_each(|_| heard.recv().unwrap());
         heard.recv().unwrap();

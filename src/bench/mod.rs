@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 pub use chart::svg;
 pub use compare::{Peer, markdown as compare_markdown};
 pub use compare_chart::compare_svg;
-pub use llm::{Decode, LlmPlan, LlmReport, Prefill, llm_markdown, measure_llm};
+pub use llm::{Decode, LlmBenchPlan, LlmReport, Prefill, llm_markdown, measure_llm};
 pub use llm_chart::llm_svg;
-pub use loading::{Loading, Sampler, Used};
+pub use loading::{Loading, MemorySampler, Used};
 
 use crate::backend::{BackendError, BackendInfo, Samples, Session};
 use crate::tensor::Tensor;

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::gguf::{Gguf, MetadataValue};
+use super::gguf_reader::Parsed;
 
 /// What the tensors tell of the configuration.
 #[derive(Default)]
-pub(super) struct Facts {
+pub(super) struct TensorFacts {
     /// Rows of the embedding.
     pub(super) vocabulary: Option<usize>,
     /// There is an output matrix of its own.
@@ -30,10 +31,8 @@ pub const NORM_OFFSET: &str = "gguf.norm_weight_offset";
 /// The tensors that are rotary factors.
 pub(super) const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
-type Read<T> = Result<T, String>;
-
 /// The configuration, and what was put right in it, in words.
-pub(super) fn read(gguf: &Gguf, architecture: &str, facts: Facts) -> Read<(Map<String, Value>, Vec<String>)> {
+pub(super) fn read(gguf: &Gguf, architecture: &str, facts: TensorFacts) -> Parsed<(Map<String, Value>, Vec<String>)> {
     let keys = Keys { gguf, architecture };
     let (mut config, mut notes) = (keys.plain()?, Vec::new());
     config.insert("tie_word_embeddings".to_owned(), json!(!facts.has_output));
@@ -94,7 +93,7 @@ impl Keys<'_> {
     }
 
     /// A whole number, or one for every layer if they are all the same.
-    fn integer(&self, key: &str) -> Read<Option<i64>> {
+    fn integer(&self, key: &str) -> Parsed<Option<i64>> {
         let name = self.name(key);
         match self.gguf.metadata.get(&name) {
             None => Ok(None),
@@ -109,7 +108,7 @@ impl Keys<'_> {
         }
     }
 
-    fn float(&self, key: &str) -> Read<Option<f64>> {
+    fn float(&self, key: &str) -> Parsed<Option<f64>> {
         let name = self.name(key);
         match self.gguf.metadata.get(&name) {
             None => Ok(None),
@@ -122,7 +121,7 @@ impl Keys<'_> {
     }
 
     /// The first of these that is there and not 0.
-    fn float_of(&self, keys: &[&str]) -> Read<Option<f64>> {
+    fn float_of(&self, keys: &[&str]) -> Parsed<Option<f64>> {
         for key in keys {
             if let Some(value) = self.float(key)?.filter(|value| *value != 0.0) {
                 return Ok(Some(value));
@@ -132,7 +131,7 @@ impl Keys<'_> {
     }
 
     /// The keys that have a counterpart of the same meaning.
-    fn plain(&self) -> Read<Map<String, Value>> {
+    fn plain(&self) -> Parsed<Map<String, Value>> {
         let mut config = Map::new();
         let model_type = if self.architecture == "gemma3" { "gemma3_text" } else { self.architecture };
         config.insert("model_type".to_owned(), json!(model_type));
@@ -179,7 +178,7 @@ impl Keys<'_> {
     }
 
     /// Sliding windows, and which layers have one.
-    fn windows(&self, config: &mut Map<String, Value>) -> Read<()> {
+    fn windows(&self, config: &mut Map<String, Value>) -> Parsed<()> {
         // For these two `gguf_keys.rs` lets nothing but "none" pass.
         if matches!(self.architecture, "qwen2" | "qwen3") {
             return Ok(());
@@ -212,7 +211,7 @@ impl Keys<'_> {
     }
 
     /// Rotary scaling, from keys and factor tensors, and how many dimensions are rotated.
-    fn rope(&self, mut factors: BTreeMap<&'static str, Vec<f32>>, config: &mut Map<String, Value>) -> Read<()> {
+    fn rope(&self, mut factors: BTreeMap<&'static str, Vec<f32>>, config: &mut Map<String, Value>) -> Parsed<()> {
         let kind = self.gguf.text(&self.name("rope.scaling.type")).filter(|kind| !kind.is_empty());
         let factor = self.float_of(&["rope.scaling.factor", "rope.scale_linear"])?;
         let attention = self.float_of(&["rope.scaling.attn_factor"])?;
@@ -262,7 +261,7 @@ impl Keys<'_> {
         &self,
         (kind, factor): (Option<&str>, Option<f64>),
         scaling: &mut Map<String, Value>,
-    ) -> Read<()> {
+    ) -> Parsed<()> {
         let kind = match (kind, factor) {
             (Some("none"), _) => return Ok(()),
             // What llama.cpp takes a factor alone for.
@@ -291,7 +290,7 @@ impl Keys<'_> {
         Ok(())
     }
 
-    fn rotated(&self, config: &mut Map<String, Value>) -> Read<()> {
+    fn rotated(&self, config: &mut Map<String, Value>) -> Parsed<()> {
         let Some((rotary, head)) = self.integer("rope.dimension_count")?.zip(Self::head_dim(config)) else {
             return Ok(());
         };
@@ -307,7 +306,7 @@ impl Keys<'_> {
         Ok(())
     }
 
-    fn gemma(&self, config: &mut Map<String, Value>) -> Read<()> {
+    fn gemma(&self, config: &mut Map<String, Value>) -> Parsed<()> {
         // The converter stores 1 + weight.
         config.insert(NORM_OFFSET.to_owned(), json!(0.0));
         // Not written is the default of both programs; 0 is none.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::gguf::Gguf;
-use super::gguf_config::{self, FACTORS, Facts};
+use super::gguf_config::{self, FACTORS, TensorFacts};
 use super::gguf_keys;
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
@@ -34,7 +34,7 @@ pub(super) fn translate(
     if let Some(message) = refusal(gguf, entries.iter().map(|(name, _)| name.as_str())) {
         return Err(fail(message));
     }
-    let (mut tensors, mut origins, mut facts) = (BTreeMap::new(), BTreeMap::new(), Facts::default());
+    let (mut tensors, mut origins, mut facts) = (BTreeMap::new(), BTreeMap::new(), TensorFacts::default());
     let mut pictures = false;
     for (name, mut entry) in entries {
         if is_of_pictures(architecture, &name) {

@@ -66,13 +66,13 @@ pub(super) struct Parts {
     pub(super) entries: Vec<(String, Entry)>,
 }
 
-struct Part {
+struct SplitPart {
     file: Mapped,
     gguf: Gguf,
     entries: Vec<(String, Entry)>,
 }
 
-impl Part {
+impl SplitPart {
     fn size(&self, key: &str) -> Option<usize> {
         self.gguf.integer(key).and_then(|value| usize::try_from(value).ok())
     }
@@ -88,7 +88,7 @@ pub(super) fn open(paths: &[&PathBuf]) -> Result<Parts, CheckpointError> {
     for path in paths {
         let file = Mapped::open(path)?;
         let (gguf, entries) = gguf::parse(&file)?;
-        parts.push(Part { file, gguf, entries });
+        parts.push(SplitPart { file, gguf, entries });
     }
     let count = parts.iter().find_map(|part| part.size("split.count")).unwrap_or(1);
     if count > 1 || parts.len() > 1 {
@@ -105,8 +105,8 @@ pub(super) fn open(paths: &[&PathBuf]) -> Result<Parts, CheckpointError> {
 }
 
 /// Every part is there, once, and of this model.
-fn check(parts: &[Part], count: usize) -> Result<(), CheckpointError> {
-    let mut places: Vec<Option<&Part>> = Vec::new();
+fn check(parts: &[SplitPart], count: usize) -> Result<(), CheckpointError> {
+    let mut places: Vec<Option<&SplitPart>> = Vec::new();
     // No more places than files: the count is whatever a file says.
     places.resize(count.min(parts.len()), None);
     for part in parts {
@@ -133,7 +133,7 @@ fn check(parts: &[Part], count: usize) -> Result<(), CheckpointError> {
     missing(parts, &places, count)?;
     let tensors: usize = parts.iter().map(|part| part.entries.len()).sum();
     let said =
-        |part: &Part| part.size("split.tensors.count").filter(|said| *said != tensors).map(|said| (said, tensors));
+        |part: &SplitPart| part.size("split.tensors.count").filter(|said| *said != tensors).map(|said| (said, tensors));
     match parts.iter().find_map(|part| Some((part, said(part)?))) {
         Some((part, (said, have))) => Err(part.error(format!(
             "`split.tensors.count` is {said}, and the {count} parts have {have} tensors\n  hint: a part is another model's, or \
@@ -143,7 +143,7 @@ fn check(parts: &[Part], count: usize) -> Result<(), CheckpointError> {
     }
 }
 
-fn missing(parts: &[Part], places: &[Option<&Part>], count: usize) -> Result<(), CheckpointError> {
+fn missing(parts: &[SplitPart], places: &[Option<&SplitPart>], count: usize) -> Result<(), CheckpointError> {
     if parts.len() >= count && places.iter().all(Option::is_some) {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
-use crate::bench::{self, LlmPlan, LlmReport, Report};
+use crate::bench::{self, LlmBenchPlan, LlmReport, Report};
 use crate::llm::model::WEIGHTS;
 use crate::manifest::Manifest;
 use crate::progress::Event;
@@ -221,13 +221,13 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     // Opened before: a context is not what loading takes.
     let device = (args.backend != Choice::Cpu).then(|| Device::open().ok()).flatten();
     let used = move || device.as_ref().and_then(Device::used_memory);
-    let sampler = bench::Sampler::start(files, Box::new(used));
+    let sampler = bench::MemorySampler::start(files, Box::new(used));
     let start = Instant::now();
     let generator = session::open_llm(path, &manifest, record, args.backend, progress);
     let loaded = (start.elapsed().as_secs_f64(), sampler.stop());
     let mut generator = generator?;
     let on_gpu = !cpu::is_reference(&generator.executor().info());
-    let plan = LlmPlan {
+    let plan = LlmBenchPlan {
         lengths: args.lengths.iter().copied().filter(|length| *length <= record.max_input_len).collect(),
         contexts: args.contexts.clone(),
         // A prompt takes seconds on a CPU, and its noise is small beside that.

@@ -13,7 +13,7 @@ use super::{Environment, Exit, say};
 use crate::llm::Record;
 use crate::log::{self, LINES, printable, printable_json};
 use crate::manifest::Manifest;
-use crate::serve::{self, Entry, Options};
+use crate::serve::{self, LogEntry, Options};
 
 /// Serve a language model to OpenAI's clients
 ///
@@ -111,7 +111,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         special_tokens: args.allow_special_tokens,
         shared_system: shared,
         log_prompts: args.log_prompts,
-        log: Arc::new(move |entry: &Entry| write_entry(entry, plain)),
+        log: Arc::new(move |entry: &LogEntry| write_entry(entry, plain)),
     };
     let (folder, progress) = (args.engine, Arc::clone(&environment.progress));
     let load = move || {
@@ -161,7 +161,7 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
 }
 
 /// A line for people, or JSON for the journal.
-fn write_entry(entry: &Entry, plain: bool) {
+fn write_entry(entry: &LogEntry, plain: bool) {
     let line = match plain {
         true => text_line(entry),
         false => printable_json(&serde_json::to_string(entry).unwrap_or_default()).into_owned(),
@@ -169,7 +169,7 @@ fn write_entry(entry: &Entry, plain: bool) {
     tracing::info!(target: LINES, "{line}");
 }
 
-fn text_line(entry: &Entry) -> String {
+fn text_line(entry: &LogEntry) -> String {
     let mut line = format!("{} {} {:.2} s", entry.status, printable(&entry.path), entry.seconds);
     if let Some(answer) = &entry.answer {
         line.push_str(&format!(

@@ -31,7 +31,7 @@ impl Reads {
     }
 }
 
-type Read<T> = Result<T, CheckpointError>;
+pub(super) type Read<T> = Result<T, CheckpointError>;
 
 /// Larger than any model's dimension; a config above it is damage and would only overflow later.
 const SIZE_LIMIT: u64 = 1 << 28;

@@ -74,9 +74,9 @@ fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool
         let shape = if weight.role.is_matrix() { vec![weight.columns, weight.rows] } else { vec![weight.columns] };
         graph.input(weight.role.name(), kind, &dims(&shape));
     }
-    let mut emitter = Emitter { graph, model, dtype, read: Vec::new() };
+    let mut emitter = LayerEmitter { graph, model, dtype, read: Vec::new() };
     let past = if cache > 0 { Past::Apart { key: "past_key", value: "past_value", length: cache } } else { Past::None };
-    let context = Context { cos: "cos", sin: "sin", mask: "mask", past, key: "key", value: "value" };
+    let context = LayerContext { cos: "cos", sin: "sin", mask: "mask", past, key: "key", value: "value" };
     let mut inputs = |_: &mut GraphBuilder, role: Role| vec![role.name().to_owned()];
     let out = emitter.layer("hidden", &context, &mut inputs);
     let mut graph = emitter.graph;
@@ -100,7 +100,7 @@ pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Mode
     graph.input("hidden", dtype, &[Some(rows), Some(hidden)]);
     graph.input("norm", DType::Float32, &[Some(hidden)]);
     graph.input("output", dtype, &[Some(hidden), Some(vocabulary)]);
-    let mut emitter = Emitter { graph, model, dtype, read: Vec::new() };
+    let mut emitter = LayerEmitter { graph, model, dtype, read: Vec::new() };
     let logits = emitter.head("hidden", "norm", "output");
     let mut graph = emitter.graph;
     graph.node_named("Identity", &[&logits], &["logits"], &[]);
@@ -126,7 +126,7 @@ pub(super) enum Past<'a> {
 }
 
 /// What a layer reads besides its input and weights, and what its outputs are called.
-pub(super) struct Context<'a> {
+pub(super) struct LayerContext<'a> {
     pub(super) cos: &'a str,
     pub(super) sin: &'a str,
     pub(super) mask: &'a str,
@@ -139,7 +139,7 @@ pub(super) struct Context<'a> {
 pub(super) type Weights<'a> = dyn FnMut(&mut GraphBuilder, Role) -> Vec<String> + 'a;
 
 /// Emits parts of a transformer; shapes are static or dynamic as the inputs have them.
-pub(super) struct Emitter<'a> {
+pub(super) struct LayerEmitter<'a> {
     pub(super) graph: GraphBuilder,
     pub(super) model: &'a Transformer,
     pub(super) dtype: DType,
@@ -147,7 +147,7 @@ pub(super) struct Emitter<'a> {
     pub(super) read: Vec<String>,
 }
 
-impl Emitter<'_> {
+impl LayerEmitter<'_> {
     fn node(&mut self, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
         self.graph.node(op, inputs, attributes)
     }
@@ -169,7 +169,7 @@ impl Emitter<'_> {
         if self.dtype == DType::Float32 { wide } else { self.cast(&wide, self.dtype) }
     }
 
-    /// As [`Emitter::product`], left in float32.
+    /// As [`LayerEmitter::product`], left in float32.
     fn wide_product(&mut self, a: &str, b: &str) -> String {
         if self.dtype == DType::Float32 {
             return self.node("MatMul", &[a, b], &[]);
@@ -226,7 +226,7 @@ impl Emitter<'_> {
     }
 
     /// One decoder layer; returns the new hidden states.
-    pub(super) fn layer(&mut self, hidden: &str, context: &Context, weights: &mut Weights) -> String {
+    pub(super) fn layer(&mut self, hidden: &str, context: &LayerContext, weights: &mut Weights) -> String {
         let model = self.model;
         let norm = weights(&mut self.graph, Role::AttentionNorm).remove(0);
         let x = self.norm(hidden, &norm);

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use super::Transformer;
-use super::layer::{Context, Emitter, MASKED, OPSET, Past};
+use super::layer::{LayerContext, LayerEmitter, MASKED, OPSET, Past};
 use super::weights::{Part, Role};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::onnx::{External, GraphBuilder, Model};
@@ -31,8 +31,8 @@ pub fn whole_model(
 ) -> Result<Whole, CheckpointError> {
     let mut graph = GraphBuilder::new(transformer.family, OPSET);
     declare(&mut graph, transformer);
-    let mut source = Source { checkpoint, name: &name, offset: transformer.norm_offset, error: None };
-    let mut emitter = Emitter { graph, model: transformer, dtype: DType::Float32, read: Vec::new() };
+    let mut source = TensorSource { checkpoint, name: &name, offset: transformer.norm_offset, error: None };
+    let mut emitter = LayerEmitter { graph, model: transformer, dtype: DType::Float32, read: Vec::new() };
     let embedding = source.stored(&mut emitter.graph, &transformer.embedding());
     let rows = emitter.graph.node("Gather", &[&embedding, "input_ids"], &[]);
     let mut hidden = emitter.cast(&rows, DType::Float32);
@@ -54,7 +54,7 @@ pub fn whole_model(
         let name = |what: &str, part: &str| format!("{what}.{index}.{part}");
         let (past_key, past_value) = (name("past_key_values", "key"), name("past_key_values", "value"));
         let (key, value) = (name("present", "key"), name("present", "value"));
-        let context = Context {
+        let context = LayerContext {
             cos: &tables[kind.rope].0,
             sin: &tables[kind.rope].1,
             mask: &mask,
@@ -99,7 +99,7 @@ fn declare(graph: &mut GraphBuilder, model: &Transformer) {
 }
 
 /// Cosine and sine of position_ids `[batch, chunk]`: `[batch, 1, chunk, rotary]`.
-fn rotary(emitter: &mut Emitter, index: usize) -> (String, String) {
+fn rotary(emitter: &mut LayerEmitter, index: usize) -> (String, String) {
     let rope = &emitter.model.ropes[index];
     let twice: Vec<f32> = rope.frequencies.iter().chain(&rope.frequencies).copied().collect();
     let frequencies = Tensor::from_f32(vec![1, 1, 1, twice.len()], twice).expect("as long as its shape");
@@ -119,7 +119,7 @@ fn rotary(emitter: &mut Emitter, index: usize) -> (String, String) {
 
 /// The additive mask `[batch, 1, group · chunk, past + chunk]` of attention_mask `[batch, past + chunk]`: a query sees what
 /// is not after it, not before its window, and not masked.
-fn mask(emitter: &mut Emitter, window: Option<usize>) -> String {
+fn mask(emitter: &mut LayerEmitter, window: Option<usize>) -> String {
     let group = emitter.model.group();
     let graph = &mut emitter.graph;
     let length = |graph: &mut GraphBuilder, name: &str| {
@@ -158,14 +158,14 @@ fn mask(emitter: &mut Emitter, window: Option<usize>) -> String {
 }
 
 /// Emits checkpoint tensors as external initializers; remembers the first that cannot be.
-struct Source<'a> {
+struct TensorSource<'a> {
     checkpoint: &'a Checkpoint,
     name: &'a dyn Fn(usize) -> String,
     offset: f32,
     error: Option<CheckpointError>,
 }
 
-impl Source<'_> {
+impl TensorSource<'_> {
     /// As stored: `[outputs, inputs]` or `[size]`. Declared once under the tensor's own name.
     fn stored(&mut self, graph: &mut GraphBuilder, part: &Part) -> String {
         if graph.has_initializer(&part.tensor) {

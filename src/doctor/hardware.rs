@@ -147,20 +147,22 @@ pub(super) fn disk(examination: &Examination) -> Vec<Finding> {
 }
 
 /// A power mode of /etc/nvpmodel.conf.
-struct Mode {
+struct PowerMode {
     id: u32,
     name: String,
 }
 
 /// `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`
-fn modes(text: &str) -> Vec<Mode> {
+fn modes(text: &str) -> Vec<PowerMode> {
     let field = |line: &str, key: &str| {
         line.split_whitespace()
             .find_map(|word| word.strip_prefix(key))
             .map(|value| value.trim_end_matches('>').to_owned())
     };
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("POWER_MODEL"));
-    lines.filter_map(|line| Some(Mode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? })).collect()
+    lines
+        .filter_map(|line| Some(PowerMode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? }))
+        .collect()
 }
 
 pub(super) fn power(examination: &Examination) -> Vec<Finding> {

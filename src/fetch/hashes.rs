@@ -19,7 +19,7 @@ fn identity(path: &Path) -> io::Result<String> {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Entry {
+struct HashEntry {
     sha256: String,
     /// Day of last use, counted from 1970.
     day: u64,
@@ -36,7 +36,7 @@ fn today() -> u64 {
 #[derive(Debug)]
 pub struct Hashes {
     path: PathBuf,
-    entries: BTreeMap<String, Entry>,
+    entries: BTreeMap<String, HashEntry>,
     /// Something is known that the file does not say.
     changed: bool,
     /// Bytes hashed because nothing was known of them.
@@ -111,7 +111,7 @@ impl Hashes {
     }
 
     fn remember(&mut self, identity: String, sha256: &str) {
-        self.entries.insert(identity, Entry { sha256: sha256.to_owned(), day: today() });
+        self.entries.insert(identity, HashEntry { sha256: sha256.to_owned(), day: today() });
         self.changed = true;
     }
 

@@ -15,7 +15,7 @@ use ureq::{Agent, Body};
 
 use super::FetchError;
 use super::digest::Digest;
-use super::request::{Request, send};
+use super::request::{HttpRequest, send};
 use super::retry::{Failure, Retrier, Retry, refusal};
 use crate::address;
 use crate::artifact::about;
@@ -79,7 +79,7 @@ impl Downloader {
     /// A text of at most `limit` bytes, e.g. a hub's description of a repository.
     pub(super) fn text(&self, name: &str, url: &str, token: Option<&str>, limit: u64) -> Result<String, FetchError> {
         let patience = self.retrier.settings.answer;
-        let request = Request { name, address: url, token, from: None, patience, whole: true };
+        let request = HttpRequest { name, address: url, token, from: None, patience, whole: true };
         let attempt = || -> Result<String, Failure> {
             self.retrier.check_cancel().map_err(Failure::Final)?;
             let mut response = send(&self.agent, &request)?;
@@ -151,7 +151,7 @@ impl Downloader {
         if start > 0 && download.size == Some(start) {
             return Ok(());
         }
-        let request = Request {
+        let request = HttpRequest {
             name: &download.name,
             address: &download.url,
             token: download.token.as_deref(),
@@ -161,8 +161,8 @@ impl Downloader {
         };
         let response = send(&self.agent, &request)?;
         let total = match accept(download, &response, file, &mut start)? {
-            Answer::Complete => return Ok(()),
-            Answer::Follows(total) => total,
+            Accepted::Complete => return Ok(()),
+            Accepted::Follows(total) => total,
         };
         self.receive(download, response, file, start, total)
     }
@@ -248,20 +248,25 @@ pub fn part_path(target: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-enum Answer {
+enum Accepted {
     Complete,
     /// The file's whole length, if the server says.
     Follows(Option<u64>),
 }
 
 /// Judges a response's status line and headers; moves `start` back to 0 when the server ignores the range.
-fn accept(download: &Download, response: &Response<Body>, file: &mut File, start: &mut u64) -> Result<Answer, Failure> {
+fn accept(
+    download: &Download,
+    response: &Response<Body>,
+    file: &mut File,
+    start: &mut u64,
+) -> Result<Accepted, Failure> {
     let text = |name: header::HeaderName| response.headers().get(name).and_then(|value| value.to_str().ok());
     match response.status() {
         StatusCode::PARTIAL_CONTENT => {
             let range = text(header::CONTENT_RANGE).and_then(parse_content_range);
             match range {
-                Some((first, total)) if first == *start => Ok(Answer::Follows(total)),
+                Some((first, total)) if first == *start => Ok(Accepted::Follows(total)),
                 _ => {
                     // Bytes of some other place: nothing of this part file can be trusted.
                     file.set_len(0)?;
@@ -272,12 +277,12 @@ fn accept(download: &Download, response: &Response<Body>, file: &mut File, start
         StatusCode::OK => {
             file.set_len(0)?;
             *start = 0;
-            Ok(Answer::Follows(text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok())))
+            Ok(Accepted::Follows(text(header::CONTENT_LENGTH).and_then(|length| length.parse().ok())))
         }
         StatusCode::RANGE_NOT_SATISFIABLE if *start > 0 => {
             let total = text(header::CONTENT_RANGE).and_then(|range| range.strip_prefix("bytes */")?.parse().ok());
             if total == Some(*start) {
-                return Ok(Answer::Complete);
+                return Ok(Accepted::Complete);
             }
             file.set_len(0)?;
             Err(Failure::Passing {
@@ -285,7 +290,7 @@ fn accept(download: &Download, response: &Response<Body>, file: &mut File, start
                 wait: Some(Duration::ZERO),
             })
         }
-        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Answer::Complete), // an empty file has no byte 0
+        StatusCode::RANGE_NOT_SATISFIABLE => Ok(Accepted::Complete), // an empty file has no byte 0
         status => Err(refusal(&download.name, &download.url, status, response)),
     }
 }

@@ -34,7 +34,7 @@ pub struct LockedSource {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Document {
+struct LockDocument {
     version: u32,
     sources: BTreeMap<String, LockedSource>,
 }
@@ -43,7 +43,7 @@ struct Document {
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
-    document: Document,
+    document: LockDocument,
     changed: bool,
     /// Resolve branches anew instead of using what is pinned.
     pub update: bool,
@@ -66,7 +66,7 @@ impl Lock {
                 serde_yaml::from_str(&text).map_err(|error| bad(error.to_string()))?
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                Document { version: 1, ..Document::default() }
+                LockDocument { version: 1, ..LockDocument::default() }
             }
             Err(error) => return Err(bad(error.to_string())),
         };

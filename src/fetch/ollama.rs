@@ -20,13 +20,13 @@ const LAYER: &str = "application/vnd.ollama.image.";
 const SIZE_LIMIT: u64 = 1 << 20;
 
 #[derive(Deserialize)]
-struct Manifest {
-    layers: Vec<Layer>,
+struct OllamaManifest {
+    layers: Vec<OllamaLayer>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Layer {
+struct OllamaLayer {
     media_type: String,
     digest: String,
 }
@@ -52,26 +52,26 @@ fn manifest_path(model: &str) -> PathBuf {
 }
 
 /// A model's layers and the store they are in.
-struct Found<'a> {
+struct FoundModel<'a> {
     model: &'a str,
     store: PathBuf,
     path: PathBuf,
-    layers: Vec<Layer>,
+    layers: Vec<OllamaLayer>,
 }
 
-impl Found<'_> {
+impl FoundModel<'_> {
     fn error(&self, message: impl Into<String>) -> FetchError {
         FetchError::Ollama { model: self.model.to_owned(), message: message.into() }
     }
 
     /// Of these kinds.
-    fn layers(&self, kinds: &[&str]) -> impl Iterator<Item = &Layer> {
+    fn layers(&self, kinds: &[&str]) -> impl Iterator<Item = &OllamaLayer> {
         self.layers
             .iter()
             .filter(move |layer| layer.media_type.strip_prefix(LAYER).is_some_and(|kind| kinds.contains(&kind)))
     }
 
-    fn blob(&self, layer: &Layer) -> Result<PathBuf, FetchError> {
+    fn blob(&self, layer: &OllamaLayer) -> Result<PathBuf, FetchError> {
         let digest = layer.digest.strip_prefix("sha256:").filter(|digest| is_sha256(digest));
         let digest =
             digest.ok_or_else(|| self.error(format!("{} names a layer without a hash", self.path.display())))?;
@@ -84,7 +84,7 @@ impl Found<'_> {
         Ok(blob)
     }
 
-    fn text(&self, layer: &Layer) -> Result<String, FetchError> {
+    fn text(&self, layer: &OllamaLayer) -> Result<String, FetchError> {
         let blob = self.blob(layer)?;
         regular_file::read_text(&blob, SIZE_LIMIT).map_err(|error| self.error(format!("{}: {error}", blob.display())))
     }
@@ -115,7 +115,7 @@ impl Found<'_> {
     }
 }
 
-fn find_manifest(model: &str) -> Result<Found<'_>, FetchError> {
+fn find_manifest(model: &str) -> Result<FoundModel<'_>, FetchError> {
     let fail = |message: String| FetchError::Ollama { model: model.to_owned(), message };
     let stores = stores();
     let relative = manifest_path(model);
@@ -131,9 +131,9 @@ fn find_manifest(model: &str) -> Result<Found<'_>, FetchError> {
     if std::fs::metadata(&path).map_err(about(&path))?.len() > SIZE_LIMIT {
         return Err(fail(format!("{} is too long for a manifest", path.display())));
     }
-    let manifest: Manifest = serde_json::from_str(&std::fs::read_to_string(&path).map_err(about(&path))?)
+    let manifest: OllamaManifest = serde_json::from_str(&std::fs::read_to_string(&path).map_err(about(&path))?)
         .map_err(|error| fail(format!("{}: {error}", path.display())))?;
-    Ok(Found { model, store: store.clone(), path, layers: manifest.layers })
+    Ok(FoundModel { model, store: store.clone(), path, layers: manifest.layers })
 }
 
 /// The model's blob.

@@ -16,7 +16,7 @@ const REDIRECTS: usize = 10;
 const CONNECT: Duration = Duration::from_secs(15);
 
 /// What to ask for.
-pub(super) struct Request<'a> {
+pub(super) struct HttpRequest<'a> {
     /// For messages.
     pub(super) name: &'a str,
     pub(super) address: &'a str,
@@ -31,7 +31,7 @@ pub(super) struct Request<'a> {
 }
 
 /// Asks, and follows redirects: the answer is of the last address.
-pub(super) fn send(agent: &Agent, request: &Request) -> Result<Response<Body>, Failure> {
+pub(super) fn send(agent: &Agent, request: &HttpRequest) -> Result<Response<Body>, Failure> {
     let deadline = Instant::now() + request.patience;
     let mut uri = parse(request.name, &address::typed(request.address))?;
     let home = origin(&uri);
@@ -51,7 +51,7 @@ pub(super) fn send(agent: &Agent, request: &Request) -> Result<Response<Body>, F
 
 fn ask(
     agent: &Agent,
-    request: &Request,
+    request: &HttpRequest,
     uri: &Uri,
     token: Option<&str>,
     deadline: Instant,

@@ -11,7 +11,7 @@ use std::time::Instant;
 use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
 use super::host::{self, Embedding, Floats};
 use super::passes::{Size, Sizes};
-use crate::backend::cpu::{Engine, Operand, Program};
+use crate::backend::cpu::{CpuEngine, Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, Transformer, head_graph, layer_graph, observed_layer_graph};
@@ -68,7 +68,7 @@ fn add_squares(sums: &mut [Vec<f32>], outputs: &mut Vec<Vec<f32>>, tokens: usize
 
 /// See the module.
 pub struct CpuExecutor {
-    engine: Engine,
+    engine: CpuEngine,
     model: Transformer,
     checkpoint: Arc<Checkpoint>,
     embedding: Embedding,
@@ -106,7 +106,7 @@ impl CpuExecutor {
         let have = Memory::of_this_machine().map_or(u64::MAX, |memory| memory.available);
         let fits = (model.parameters() as f64) * 4.0 < have as f64 * RESIDENT_SHARE;
         let mut executor = Self {
-            engine: Engine::find()?,
+            engine: CpuEngine::find()?,
             embedding,
             resident: Vec::new(),
             norm,

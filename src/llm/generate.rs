@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::executor::{Executor, LlmError, Logits, Rows, Step};
 use super::grammar::Grammar;
 use super::queue::Queue;
-use super::request::{Finish, Limits, Piece, Request, Usage};
+use super::request::{Finish, Piece, Request, RequestLimits, Usage};
 use super::sampler::{Choice, Sampler};
 use super::text::{StopFinder, Text, TextStream};
 
@@ -88,8 +88,8 @@ impl Generator {
     }
 
     /// What it takes.
-    pub fn limits(&self) -> Limits {
-        Limits { max_input: self.max_input(), vocabulary: self.executor.vocab_size() }
+    pub fn limits(&self) -> RequestLimits {
+        RequestLimits { max_input: self.max_input(), vocabulary: self.executor.vocab_size() }
     }
 
     /// Lets all scopes share what begins with these tokens: instructions that are nobody's secret.

@@ -55,7 +55,7 @@ pub enum Runner {
 }
 
 /// Hears (bytes of weights so far, in all) while a model is loaded.
-pub type Loading<'a> = &'a mut dyn FnMut(u64, u64);
+pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// The model and its mapped checkpoint in an engine directory.
 pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
@@ -81,7 +81,7 @@ pub fn open_executor(
     folder: &Path,
     record: &Record,
     runner: Runner,
-    loading: Loading<'_>,
+    loading: LoadProgress<'_>,
 ) -> Result<Box<dyn Executor>, LlmError> {
     let (model, checkpoint) = checkpoint(folder, record)?;
     Ok(match runner {
@@ -94,7 +94,7 @@ pub fn open_executor(
 }
 
 /// Loads a model for answering.
-pub fn open(folder: &Path, record: &Record, runner: Runner, loading: Loading<'_>) -> Result<Generator, LlmError> {
+pub fn open(folder: &Path, record: &Record, runner: Runner, loading: LoadProgress<'_>) -> Result<Generator, LlmError> {
     let text = Arc::new(Text::open(folder)?); // first: it is quick to say what is missing
     let executor = open_executor(folder, record, runner, loading)?;
     Ok(Generator::new(executor, text, record.max_input_len))

@@ -32,7 +32,7 @@ pub struct Request {
 
 /// What a model takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct RequestLimits {
     /// Longest prompt in tokens.
     pub max_input: usize,
     /// Tokens the model knows: numbers from this on have no row in its embeddings.
@@ -42,7 +42,7 @@ pub struct Limits {
 impl Request {
     /// Says what is wrong with it. Nothing that passes can fail in an executor but by the executor's own fault, so every
     /// way to the queue asks this first.
-    pub fn check(&self, limits: &Limits) -> Result<(), LlmError> {
+    pub fn check(&self, limits: &RequestLimits) -> Result<(), LlmError> {
         let refuse = |message: String| Err(LlmError::Request(message));
         if self.prompt.is_empty() {
             return refuse("the prompt is empty".to_owned());

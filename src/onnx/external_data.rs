@@ -15,14 +15,14 @@ use crate::artifact::is_contained;
 
 /// Where a tensor's bytes are.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
+struct DataPlace {
     location: String,
     offset: u64,
     /// What shape and element type take.
     length: u64,
 }
 
-impl Place {
+impl DataPlace {
     /// Reads a tensor's `external_data`; `None` for a tensor that holds its data itself.
     fn of(tensor: &TensorProto) -> Result<Option<Self>, String> {
         if !is_external(tensor) {
@@ -92,14 +92,14 @@ fn needed(tensor: &TensorProto) -> Option<u64> {
 /// What can be told without the files: every external tensor, wherever it is, must name a file beside or below the model
 /// and the right number of bytes.
 pub(super) fn check(model: &ModelProto) -> Result<(), String> {
-    shared::tensors(model).into_iter().try_for_each(|tensor| Place::of(tensor).map(drop))
+    shared::tensors(model).into_iter().try_for_each(|tensor| DataPlace::of(tensor).map(drop))
 }
 
 /// The files of the model at `path`: each a regular one, in the model's folder, long enough for every tensor.
 pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), String> {
     let mut lengths: BTreeMap<String, u64> = BTreeMap::new();
     for tensor in shared::tensors(model) {
-        let Some(place) = Place::of(tensor)? else { continue };
+        let Some(place) = DataPlace::of(tensor)? else { continue };
         let length = match lengths.get(&place.location) {
             Some(length) => *length,
             None => {
@@ -159,7 +159,7 @@ fn homes(model: &Path) -> io::Result<Homes> {
 
 /// The files named, each once, sorted.
 pub(super) fn files(model: &ModelProto) -> Vec<String> {
-    let location = |tensor: &TensorProto| Some(Place::of(tensor).ok()??.location);
+    let location = |tensor: &TensorProto| Some(DataPlace::of(tensor).ok()??.location);
     let mut files: Vec<String> = shared::tensors(model).into_iter().filter_map(location).collect();
     files.sort();
     files.dedup();
@@ -172,7 +172,7 @@ pub(super) fn flatten(model: &mut ModelProto) -> Vec<(String, String)> {
     let renamed = files(model).into_iter().enumerate().map(|(index, old)| (old, format!("weights-{index}.data")));
     let renamed: BTreeMap<String, String> = renamed.collect();
     rewrite(model, |place| match renamed.get(&place.location) {
-        Some(new) => Place { location: new.clone(), ..place },
+        Some(new) => DataPlace { location: new.clone(), ..place },
         None => place,
     });
     renamed.into_iter().collect()
@@ -192,10 +192,10 @@ pub(super) fn spell_out(model: &mut ModelProto) -> bool {
     true
 }
 
-fn rewrite(model: &mut ModelProto, change: impl Fn(Place) -> Place) {
+fn rewrite(model: &mut ModelProto, change: impl Fn(DataPlace) -> DataPlace) {
     for tensor in exclusive::tensors(model) {
         // What cannot be read was refused when the model was.
-        let Ok(Some(place)) = Place::of(tensor) else { continue };
+        let Ok(Some(place)) = DataPlace::of(tensor) else { continue };
         tensor.external_data = change(place).entries();
     }
 }

@@ -17,7 +17,7 @@ use super::attributes::{Attributes, graphs_mut, has_output, input};
 use super::editor::{Editor, output, set, unset, wanted};
 use super::facts::Facts;
 use super::graph::Attribute;
-use super::reference::{Done, Outcome, empty_axes, nearest};
+use super::reference::{Done, Rewritten, empty_axes, nearest};
 use super::simplify::{Names, at_inference, detach_constants};
 
 impl Model {
@@ -27,7 +27,7 @@ impl Model {
         let opset = self.opset();
         let Some(graph) = self.proto.graph.as_mut() else { return false };
         let names = RefCell::new(Names::of(graph));
-        let changed = Work { names: &names, opset }.graph(graph, None);
+        let changed = ParserWork { names: &names, opset }.graph(graph, None);
         if changed {
             detach_constants(&mut self.proto);
         }
@@ -35,12 +35,12 @@ impl Model {
     }
 }
 
-struct Work<'w> {
+struct ParserWork<'w> {
     names: &'w RefCell<Names>,
     opset: i64,
 }
 
-impl Work<'_> {
+impl ParserWork<'_> {
     fn graph(&self, graph: &mut GraphProto, outer: Option<&Facts<'_>>) -> bool {
         let nodes = std::mem::take(&mut graph.node);
         let mut edit = Editor::new(Facts::new(graph, outer, self.opset), self.names);
@@ -65,7 +65,7 @@ impl Work<'_> {
 }
 
 /// Writes a node otherwise, where the parser would not read it rightly.
-fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if !node.is_standard() {
         return Ok(Done::Kept);
     }
@@ -84,7 +84,7 @@ fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
 }
 
 /// The parser's `upper` is 0 where there is none, ONNX's is 1.
-fn trilu(node: &mut NodeProto) -> Outcome {
+fn trilu(node: &mut NodeProto) -> Rewritten {
     if node.get("upper").is_some() {
         return Ok(Done::Kept);
     }
@@ -93,7 +93,7 @@ fn trilu(node: &mut NodeProto) -> Outcome {
 }
 
 /// The parser knows no `layout` (1: the batch comes first): what goes in and what comes out is transposed.
-fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     // The sequence, and the states before it.
     for index in [0, 5, 6] {
         let Some(name) = input(node, index).map(str::to_owned) else { continue };
@@ -118,7 +118,7 @@ fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
 }
 
 /// TensorRT-RTX 1.6.1 compiles a GreaterOrEqual of shapes (3, 4, 5) and (5) without end, and what ONNX defines it by in a moment.
-fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (a, b, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     let (left, right) = (edit.facts().get(&a), edit.facts().get(&b));
     if left.count().is_some() && left.shape == right.shape {
@@ -133,7 +133,7 @@ fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 /// The mask of a Dropout that drops nothing: the parser compares the input with itself, which is not true of NaN, and makes
 /// truth values also where they are to be floats (before opset 10). It is all false up to opset 11, as onnxruntime has it, and
 /// all true from then on.
-fn mask(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+fn mask(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let opset = edit.facts().opset();
     if opset < 7 || !has_output(node, 1) || !at_inference(node, edit.facts()) {
         return Ok(Done::Kept);

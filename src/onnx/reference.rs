@@ -48,7 +48,7 @@ pub(super) enum Done {
 }
 
 /// What became of a node, or why it is refused.
-pub(super) type Outcome = Result<Done, String>;
+pub(super) type Rewritten = Result<Done, String>;
 
 impl Model {
     /// Makes the graph one that rten computes as ONNX describes it, or says which node it cannot. Tells whether anything
@@ -113,7 +113,7 @@ impl Work<'_> {
 }
 
 /// Writes a node in operators that rten does right, where it does not do this one right.
-fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if node.domain == "com.microsoft" && node.op_type == "DynamicQuantizeLSTM" {
         return layers::recurrent(edit, node);
     }

@@ -6,35 +6,36 @@
 #![deny(clippy::as_conversions)]
 
 /// Sub-messages of each message, as (field number, message).
-type Fields = &'static [(u64, Message)];
+type Fields = &'static [(u64, WireMessage)];
 
 #[derive(Clone, Copy)]
-struct Message(fn() -> Fields);
+struct WireMessage(fn() -> Fields);
 
-const NONE: Message = Message(|| &[]);
-const MODEL: Message = Message(|| &[(8, NONE), (7, GRAPH), (14, NONE), (20, TRAINING), (25, FUNCTION), (26, NONE)]);
-const TRAINING: Message = Message(|| &[(1, GRAPH), (2, GRAPH), (3, NONE), (4, NONE)]);
-const FUNCTION: Message = Message(|| &[(7, NODE), (9, NONE), (11, ATTRIBUTE), (12, VALUE), (14, NONE)]);
-const GRAPH: Message = Message(|| {
+const NONE: WireMessage = WireMessage(|| &[]);
+const MODEL: WireMessage =
+    WireMessage(|| &[(8, NONE), (7, GRAPH), (14, NONE), (20, TRAINING), (25, FUNCTION), (26, NONE)]);
+const TRAINING: WireMessage = WireMessage(|| &[(1, GRAPH), (2, GRAPH), (3, NONE), (4, NONE)]);
+const FUNCTION: WireMessage = WireMessage(|| &[(7, NODE), (9, NONE), (11, ATTRIBUTE), (12, VALUE), (14, NONE)]);
+const GRAPH: WireMessage = WireMessage(|| {
     &[(1, NODE), (5, TENSOR), (15, SPARSE), (11, VALUE), (12, VALUE), (13, VALUE), (14, ANNOTATION), (16, NONE)]
 });
-const NODE: Message = Message(|| &[(5, ATTRIBUTE), (9, NONE), (10, DEVICE)]);
-const ATTRIBUTE: Message = Message(|| {
+const NODE: WireMessage = WireMessage(|| &[(5, ATTRIBUTE), (9, NONE), (10, DEVICE)]);
+const ATTRIBUTE: WireMessage = WireMessage(|| {
     &[(5, TENSOR), (6, GRAPH), (22, SPARSE), (14, TYPE), (10, TENSOR), (11, GRAPH), (23, SPARSE), (15, TYPE)]
 });
-const TENSOR: Message = Message(|| &[(3, NONE), (13, NONE), (16, NONE)]);
-const SPARSE: Message = Message(|| &[(1, TENSOR), (2, TENSOR)]);
-const ANNOTATION: Message = Message(|| &[(2, NONE)]);
-const VALUE: Message = Message(|| &[(2, TYPE), (4, NONE)]);
-const TYPE: Message =
-    Message(|| &[(1, TENSOR_TYPE), (4, ELEMENT), (5, MAP), (7, NONE), (8, TENSOR_TYPE), (9, ELEMENT)]);
-const TENSOR_TYPE: Message = Message(|| &[(2, SHAPE)]);
-const ELEMENT: Message = Message(|| &[(1, TYPE)]);
-const MAP: Message = Message(|| &[(2, TYPE)]);
-const SHAPE: Message = Message(|| &[(1, NONE)]);
-const DEVICE: Message = Message(|| &[(2, SHARDING)]);
-const SHARDING: Message = Message(|| &[(3, NONE), (4, SHARDED)]);
-const SHARDED: Message = Message(|| &[(2, NONE)]);
+const TENSOR: WireMessage = WireMessage(|| &[(3, NONE), (13, NONE), (16, NONE)]);
+const SPARSE: WireMessage = WireMessage(|| &[(1, TENSOR), (2, TENSOR)]);
+const ANNOTATION: WireMessage = WireMessage(|| &[(2, NONE)]);
+const VALUE: WireMessage = WireMessage(|| &[(2, TYPE), (4, NONE)]);
+const TYPE: WireMessage =
+    WireMessage(|| &[(1, TENSOR_TYPE), (4, ELEMENT), (5, MAP), (7, NONE), (8, TENSOR_TYPE), (9, ELEMENT)]);
+const TENSOR_TYPE: WireMessage = WireMessage(|| &[(2, SHAPE)]);
+const ELEMENT: WireMessage = WireMessage(|| &[(1, TYPE)]);
+const MAP: WireMessage = WireMessage(|| &[(2, TYPE)]);
+const SHAPE: WireMessage = WireMessage(|| &[(1, NONE)]);
+const DEVICE: WireMessage = WireMessage(|| &[(2, SHARDING)]);
+const SHARDING: WireMessage = WireMessage(|| &[(3, NONE), (4, SHARDED)]);
+const SHARDED: WireMessage = WireMessage(|| &[(2, NONE)]);
 
 /// The parser itself stops at 100.
 const DEPTH_LIMIT: u32 = 64;
@@ -44,7 +45,7 @@ pub(super) fn check_model(bytes: &[u8]) -> Result<(), String> {
     walk(bytes, MODEL, 0)
 }
 
-fn walk(mut bytes: &[u8], message: Message, depth: u32) -> Result<(), String> {
+fn walk(mut bytes: &[u8], message: WireMessage, depth: u32) -> Result<(), String> {
     if depth > DEPTH_LIMIT {
         return Err("graphs are nested too deeply".to_owned());
     }

@@ -75,7 +75,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
     if let Some((what, help)) = yaml::danger(text) {
         return Err(document.error(&[], what, Some(help)));
     }
-    let header: Header = serde_yaml::from_str(text).map_err(|error| document.yaml_error(&error))?;
+    let header: RecipeHeader = serde_yaml::from_str(text).map_err(|error| document.yaml_error(&error))?;
     let Some(version) = header.version else {
         return Err(document.error(&[], "a recipe starts with its schema version", Some("add the line `version: 1`")));
     };
@@ -106,7 +106,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
 
 /// The two fields every schema version has.
 #[derive(Deserialize)]
-struct Header {
+struct RecipeHeader {
     version: Option<u32>,
     kind: Option<String>,
 }

@@ -38,16 +38,16 @@ impl<'de> Deserialize<'de> for InputValue {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<InputValue, A::Error> {
                 let mut numbers = Vec::new();
-                while let Some(number) = list.next_element::<Number>()? {
+                while let Some(number) = list.next_element::<NumberValue>()? {
                     numbers.push(number);
                 }
                 let wholes = numbers.iter().map(|number| match number {
-                    Number::Whole(value) => Some(*value),
-                    Number::Float(_) => None,
+                    NumberValue::Whole(value) => Some(*value),
+                    NumberValue::Float(_) => None,
                 });
                 Ok(match wholes.collect() {
                     Some(wholes) => InputValue::Wholes(wholes),
-                    None => InputValue::Floats(numbers.into_iter().map(Number::float).collect()),
+                    None => InputValue::Floats(numbers.into_iter().map(NumberValue::float).collect()),
                 })
             }
         }
@@ -56,40 +56,40 @@ impl<'de> Deserialize<'de> for InputValue {
 }
 
 /// An element of a list.
-enum Number {
+enum NumberValue {
     Whole(i64),
     Float(f64),
 }
 
-impl Number {
+impl NumberValue {
     fn float(self) -> f64 {
         match self {
-            Number::Whole(value) => value as f64,
-            Number::Float(value) => value,
+            NumberValue::Whole(value) => value as f64,
+            NumberValue::Float(value) => value,
         }
     }
 }
 
-impl<'de> Deserialize<'de> for Number {
+impl<'de> Deserialize<'de> for NumberValue {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Read;
         impl Visitor<'_> for Read {
-            type Value = Number;
+            type Value = NumberValue;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a number")
             }
 
-            fn visit_i64<E: Error>(self, value: i64) -> Result<Number, E> {
-                Ok(Number::Whole(value))
+            fn visit_i64<E: Error>(self, value: i64) -> Result<NumberValue, E> {
+                Ok(NumberValue::Whole(value))
             }
 
-            fn visit_u64<E: Error>(self, value: u64) -> Result<Number, E> {
-                whole(value).map(Number::Whole)
+            fn visit_u64<E: Error>(self, value: u64) -> Result<NumberValue, E> {
+                whole(value).map(NumberValue::Whole)
             }
 
-            fn visit_f64<E: Error>(self, value: f64) -> Result<Number, E> {
-                Ok(Number::Float(value))
+            fn visit_f64<E: Error>(self, value: f64) -> Result<NumberValue, E> {
+                Ok(NumberValue::Float(value))
             }
         }
         deserializer.deserialize_any(Read)

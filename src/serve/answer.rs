@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::log::Record;
+use super::log::AccessRecord;
 use super::openai::UsageChunks;
-use super::scheduler::{Answer, Event};
+use super::scheduler::{AnswerEvents, JobEvent};
 use crate::llm::text::{AnswerReader, Delta, Text};
 use crate::llm::{Choice, Finish, Piece, Usage};
 
@@ -50,10 +50,10 @@ fn usage_of(usage: &Usage, reasoning: usize) -> Value {
 }
 
 /// Makes an answer's pieces into values of the API. One for conversations, one for texts.
-pub(super) trait Shape: Send {
+pub(super) trait ResponseEncoder: Send {
     /// Chunks of a stream for a piece.
     fn chunks(&mut self, piece: &Piece) -> Vec<Value>;
-    /// The response, when all pieces have been heard by [`Shape::chunks`].
+    /// The response, when all pieces have been heard by [`ResponseEncoder::chunks`].
     fn whole(&mut self) -> Value;
     /// Why it ended, in OpenAI's words.
     fn reason(&self, finish: Finish) -> &'static str;
@@ -120,7 +120,7 @@ impl ChatShape {
     }
 }
 
-impl Shape for ChatShape {
+impl ResponseEncoder for ChatShape {
     fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
         let mut deltas = self.reader.push(&piece.text);
         if piece.finish.is_some() {
@@ -256,7 +256,7 @@ impl TextShape {
     }
 }
 
-impl Shape for TextShape {
+impl ResponseEncoder for TextShape {
     fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
         let logprobs = match piece.choice.logprob {
             Some(_) => self.logprobs(std::slice::from_ref(&piece.choice), self.said.chars().count()),
@@ -302,14 +302,14 @@ impl Shape for TextShape {
 
 /// An answer that is being made.
 pub(super) struct Telling {
-    answer: Answer,
-    shape: Box<dyn Shape>,
-    record: Record,
+    answer: AnswerEvents,
+    shape: Box<dyn ResponseEncoder>,
+    record: AccessRecord,
     over: bool,
 }
 
 impl Telling {
-    pub(super) fn new(answer: Answer, shape: Box<dyn Shape>, record: Record) -> Self {
+    pub(super) fn new(answer: AnswerEvents, shape: Box<dyn ResponseEncoder>, record: AccessRecord) -> Self {
         Self { answer, shape, record, over: false }
     }
 
@@ -319,7 +319,7 @@ impl Telling {
             return None;
         }
         Some(match self.answer.next().await {
-            Some(Event::Piece(piece)) => {
+            Some(JobEvent::Piece(piece)) => {
                 self.record.said(&piece.text);
                 self.record.progress(&piece.usage, stream);
                 let chunks = self.shape.chunks(&piece);
@@ -331,7 +331,7 @@ impl Telling {
             }
             event => {
                 let lost = ApiError::cut_off;
-                let error = if let Some(Event::Failed(error)) = event { error } else { lost() };
+                let error = if let Some(JobEvent::Failed(error)) = event { error } else { lost() };
                 self.over = true;
                 self.record.failed(error.status.as_u16(), &error.message);
                 Err(error)

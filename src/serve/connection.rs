@@ -30,18 +30,18 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Where a connection comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Peer(pub(super) IpAddr);
+pub(super) struct PeerAddress(pub(super) IpAddr);
 
 /// The connection a request came on.
 #[derive(Clone)]
-pub(super) struct Line {
+pub(super) struct ConnectionInfo {
     pub(super) activity: Arc<Activity>,
     /// It may ask after the server's health alone.
     pub(super) spare: bool,
 }
 
 /// How serving ends.
-pub(super) struct End<C> {
+pub(super) struct Shutdown<C> {
     /// For running answers.
     pub(super) drain: Duration,
     /// Cuts off those that still run then.
@@ -65,7 +65,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
     over: impl Future<Output = ()>,
-    end: End<impl FnOnce()>,
+    end: Shutdown<impl FnOnce()>,
 ) {
     let graceful = GracefulShutdown::new();
     let crowd = Crowd::new();
@@ -100,9 +100,9 @@ pub(super) async fn serve(
 }
 
 /// The next connection that is let in.
-async fn accept(listener: &TcpListener, crowd: &Arc<Crowd>) -> Option<(TcpStream, Guest, Peer)> {
+async fn accept(listener: &TcpListener, crowd: &Arc<Crowd>) -> Option<(TcpStream, Guest, PeerAddress)> {
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, crowd.enter(peer.ip())?, Peer(peer.ip()))),
+        Ok((stream, peer)) => Some((stream, crowd.enter(peer.ip())?, PeerAddress(peer.ip()))),
         Err(_) => {
             // Out of files, most likely.
             crowd.make_room();
@@ -113,12 +113,12 @@ async fn accept(listener: &TcpListener, crowd: &Arc<Crowd>) -> Option<(TcpStream
 }
 
 /// Answers on a connection until it ends or must make room.
-fn attend(stream: TcpStream, (guest, peer): (Guest, Peer), router: &Router, watcher: Watcher) {
+fn attend(stream: TcpStream, (guest, peer): (Guest, PeerAddress), router: &Router, watcher: Watcher) {
     // Every token is sent as it comes.
     let _ = stream.set_nodelay(true);
     let mut stream = TimeoutStream::new(stream);
     stream.set_write_timeout(Some(WRITE));
-    let line = Line { activity: Arc::clone(&guest.activity), spare: guest.spare };
+    let line = ConnectionInfo { activity: Arc::clone(&guest.activity), spare: guest.spare };
     let service = router.clone().layer(Extension(peer)).layer(Extension(line));
     let mut builder = http1::Builder::new();
     let headers = if guest.spare { SPARE_HEADERS } else { HEADERS };

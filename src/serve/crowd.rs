@@ -25,11 +25,11 @@ const FILES: usize = 48;
 /// See the module.
 pub(super) struct Crowd {
     most: usize,
-    inner: Mutex<Inner>,
+    inner: Mutex<CrowdState>,
 }
 
 #[derive(Default)]
-struct Inner {
+struct CrowdState {
     count: u64,
     seated: HashMap<u64, Seat>,
     spare: HashMap<u64, Seat>,
@@ -138,7 +138,7 @@ impl Crowd {
         Arc::new(Self { most, inner: Mutex::default() })
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, CrowdState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -174,7 +174,7 @@ impl Crowd {
     }
 }
 
-impl Inner {
+impl CrowdState {
     /// Sends the longest silent connection of `peer`, or of the address that has most, away; false if all are busy.
     fn make_room(&mut self, peer: Option<IpAddr>) -> bool {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();

@@ -18,7 +18,7 @@ use super::head::Strict;
 use super::openai::{ChatRequest, FromBody};
 use super::state::About;
 use super::{prepare, routes};
-use crate::llm::Limits;
+use crate::llm::RequestLimits;
 use crate::llm::text::Text;
 
 /// What hyper gets of a connection's bytes, in reads of at most these sizes.
@@ -57,7 +57,7 @@ impl Desk {
     pub fn open(folder: &Path) -> Result<Self, String> {
         let runtime = Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
         let text = Arc::new(Text::open(folder).map_err(|error| error.to_string())?);
-        let limits = Limits { max_input: 2048, vocabulary: 1 << 16 };
+        let limits = RequestLimits { max_input: 2048, vocabulary: 1 << 16 };
         let (engine, device) = ("none".to_owned(), "none".to_owned());
         let about =
             About { engine, device, warnings: Vec::new(), slots: 1, limits, max_len: 4096, text, special: false };

@@ -16,10 +16,10 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::App;
-use super::connection::{Line, Peer};
+use super::connection::{ConnectionInfo, PeerAddress};
 use super::crowd::Running;
 use super::error::ApiError;
-use super::log::Record;
+use super::log::AccessRecord;
 
 /// Who asks, as numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl Client {
         static SEED: OnceLock<RandomState> = OnceLock::new();
         let seed = SEED.get_or_init(RandomState::new);
         let (key, user) = (key(&parts.headers), user.map(Value::to_string));
-        let peer = parts.extensions.get::<Peer>();
+        let peer = parts.extensions.get::<PeerAddress>();
         Self {
             turn: seed.hash_one((peer, key, &user)),
             source: seed.hash_one((peer, key)),
@@ -75,12 +75,12 @@ pub(super) async fn identify(mut request: Request, next: Next) -> Response {
 
 /// Takes the word of the operator's own proxy for whom it asks: the last address of `X-Forwarded-For` that is no such proxy.
 pub(super) async fn forwarded(Shared(app): Shared<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let trusted = |peer: &Peer| app.proxies.contains(&peer.0.to_canonical());
-    if request.extensions().get::<Peer>().is_some_and(trusted) {
+    let trusted = |peer: &PeerAddress| app.proxies.contains(&peer.0.to_canonical());
+    if request.extensions().get::<PeerAddress>().is_some_and(trusted) {
         let lists =
             request.headers().get_all("x-forwarded-for").iter().flat_map(|list| list.as_bytes().split(|b| *b == b','));
         // What stands before an entry that is no address was not written by a proxy of ours.
-        let known: Vec<Option<Peer>> = lists.map(|entry| address(entry).map(Peer)).collect();
+        let known: Vec<Option<PeerAddress>> = lists.map(|entry| address(entry).map(PeerAddress)).collect();
         let first_strange = known.into_iter().rev().find(|peer| peer.is_none_or(|peer| !trusted(&peer))).flatten();
         if let Some(client) = first_strange {
             request.extensions_mut().insert(client);
@@ -109,7 +109,9 @@ pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, nex
     let noted = response.extensions().get::<Logged>().is_some() || path.starts_with("/health");
     if !noted && (status.is_client_error() || status.is_server_error()) {
         let why = response.extensions().get::<super::error::Why>().map(|why| why.0.clone());
-        Record::new(&app.log, &id, &path, None).since(begun).failed(status.as_u16(), why.as_deref().unwrap_or(""));
+        AccessRecord::new(&app.log, &id, &path, None)
+            .since(begun)
+            .failed(status.as_u16(), why.as_deref().unwrap_or(""));
     }
     response
 }
@@ -120,7 +122,7 @@ pub(super) async fn authorize(Shared(app): Shared<Arc<App>>, request: Request, n
     if app.keys.is_empty() {
         return next.run(request).await;
     }
-    let peer = request.extensions().get::<Peer>().copied();
+    let peer = request.extensions().get::<PeerAddress>().copied();
     let Some(given) = key(request.headers()) else { return unauthorized() };
     if !app.brake.may_try(peer) {
         return ApiError::braked().into_response();
@@ -158,7 +160,7 @@ fn allowed(keys: &[[u8; 32]], given: &str) -> bool {
 /// Wrong keys by address: some at once, then one a second. The same one again is no guess: a client with an old key that
 /// tries for ever does not keep others of its address out.
 #[derive(Debug, Default)]
-pub(super) struct Brake(Mutex<HashMap<Option<Peer>, Tried>>);
+pub(super) struct Brake(Mutex<HashMap<Option<PeerAddress>, Tried>>);
 
 #[derive(Debug)]
 struct Tried {
@@ -184,15 +186,15 @@ impl Tried {
 }
 
 impl Brake {
-    fn tried(&self) -> MutexGuard<'_, HashMap<Option<Peer>, Tried>> {
+    fn tried(&self) -> MutexGuard<'_, HashMap<Option<PeerAddress>, Tried>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn may_try(&self, peer: Option<Peer>) -> bool {
+    fn may_try(&self, peer: Option<PeerAddress>) -> bool {
         self.tried().get(&peer).is_none_or(|tried| tried.left(Instant::now()) >= 1.0)
     }
 
-    fn failed(&self, peer: Option<Peer>, key: [u8; 32]) {
+    fn failed(&self, peer: Option<PeerAddress>, key: [u8; 32]) {
         let (mut all, now) = (self.tried(), Instant::now());
         if all.len() >= ADDRESSES && !all.contains_key(&peer) {
             all.retain(|_, tried| tried.left(now) < TRIES);
@@ -230,7 +232,7 @@ pub(super) async fn host(Shared(app): Shared<Arc<App>>, request: Request, next: 
     if let Some(strange) = absolute.into_iter().chain([named]).find(|host| !app.hosts.has(host)) {
         return ApiError::host(strange).into_response();
     }
-    let line = request.extensions().get::<Line>().cloned();
+    let line = request.extensions().get::<ConnectionInfo>().cloned();
     let Some(line) = line else { return next.run(request).await };
     if line.spare && !request.uri().path().starts_with("/health") {
         let mut response = ApiError::crowded().into_response();
@@ -377,7 +379,7 @@ mod tests {
     #[test]
     fn wrong_keys_are_braked_by_address() {
         let brake = Brake::default();
-        let (one, other) = (Some(Peer([10, 0, 0, 1].into())), Some(Peer([10, 0, 0, 2].into())));
+        let (one, other) = (Some(PeerAddress([10, 0, 0, 1].into())), Some(PeerAddress([10, 0, 0, 2].into())));
         let guess = |peer, number: u32| brake.failed(peer, digest(&number.to_string()));
         // A client with an old key, which tries again and again.
         (0..100).for_each(|_| guess(other, 7));

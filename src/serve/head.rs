@@ -17,7 +17,7 @@ const SIZE_LINE: usize = 256;
 
 /// Where in the stream of requests the next byte is.
 #[derive(Debug)]
-enum State {
+enum HeadState {
     /// The head so far.
     Head(Vec<u8>),
     /// Bytes of a body that are still to come.
@@ -36,35 +36,35 @@ enum State {
 #[derive(Debug)]
 pub(super) struct Strict<S> {
     stream: Pin<Box<S>>,
-    state: State,
+    state: HeadState,
 }
 
 impl<S> Strict<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream: Box::pin(stream), state: State::Head(Vec::new()) }
+        Self { stream: Box::pin(stream), state: HeadState::Head(Vec::new()) }
     }
 }
 
 /// Looks at bytes in their order, and spoils the first that should not be there.
-fn look(state: &mut State, bytes: &mut [u8]) {
+fn look(state: &mut HeadState, bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {
-        if let State::Body(left) | State::Chunk(left) = state {
+        if let HeadState::Body(left) | HeadState::Chunk(left) = state {
             let taken = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
             *left -= taken as u64;
             at += taken;
             match state {
-                State::Body(0) => *state = State::Head(Vec::new()),
-                State::Chunk(0) => *state = State::Size(Vec::new()),
+                HeadState::Body(0) => *state = HeadState::Head(Vec::new()),
+                HeadState::Chunk(0) => *state = HeadState::Size(Vec::new()),
                 _ => {}
             }
             continue;
         }
         match step(state, bytes[at]) {
-            Some(State::Bad) => {
+            Some(HeadState::Bad) => {
                 // No head, size or trailer may hold it, so hyper refuses what it is in.
                 bytes[at] = 0;
-                *state = State::Bad;
+                *state = HeadState::Bad;
             }
             Some(next) => *state = next,
             None => {}
@@ -74,63 +74,63 @@ fn look(state: &mut State, bytes: &mut [u8]) {
 }
 
 /// Takes one byte of a head, a size line or a trailer; what comes after it, if it was the last.
-fn step(state: &mut State, byte: u8) -> Option<State> {
+fn step(state: &mut HeadState, byte: u8) -> Option<HeadState> {
     match state {
-        State::Head(head) => {
+        HeadState::Head(head) => {
             head.push(byte);
             // An empty line before a request is passed over (section 2.2).
             if head.as_slice() == b"\r\n" {
                 head.clear();
             }
             match () {
-                () if head.len() > LONGEST => Some(State::Bad),
+                () if head.len() > LONGEST => Some(HeadState::Bad),
                 () if byte != b'\n' || head.is_empty() => None,
-                () if !head.ends_with(b"\r\n") => Some(State::Bad),
+                () if !head.ends_with(b"\r\n") => Some(HeadState::Bad),
                 () if head.ends_with(b"\r\n\r\n") => Some(after(head)),
                 () => None,
             }
         }
-        State::Size(line) => {
+        HeadState::Size(line) => {
             line.push(byte);
             match () {
-                () if line.len() > SIZE_LINE => Some(State::Bad),
+                () if line.len() > SIZE_LINE => Some(HeadState::Bad),
                 () if byte != b'\n' => None,
                 () => Some(chunk(line)),
             }
         }
-        State::Trailer(line) => {
+        HeadState::Trailer(line) => {
             line.push(byte);
             match () {
-                () if line.len() > LONGEST => Some(State::Bad),
+                () if line.len() > LONGEST => Some(HeadState::Bad),
                 () if byte != b'\n' => None,
-                () if !line.ends_with(b"\r\n") => Some(State::Bad),
-                () if line.len() == 2 => Some(State::Head(Vec::new())),
+                () if !line.ends_with(b"\r\n") => Some(HeadState::Bad),
+                () if line.len() == 2 => Some(HeadState::Head(Vec::new())),
                 () => {
                     line.clear();
                     None
                 }
             }
         }
-        State::Body(_) | State::Chunk(_) | State::Bad => None,
+        HeadState::Body(_) | HeadState::Chunk(_) | HeadState::Bad => None,
     }
 }
 
 /// What follows a chunk's size line.
-fn chunk(line: &[u8]) -> State {
+fn chunk(line: &[u8]) -> HeadState {
     let size = line.strip_suffix(b"\r\n").map(|line| line.split(|byte| *byte == b';').next().unwrap_or_default());
     let size = size.and_then(|size| std::str::from_utf8(size).ok()).and_then(|size| {
         let digits = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_hexdigit());
         digits.then(|| u64::from_str_radix(size, 16).ok())?
     });
     match size {
-        Some(0) => State::Trailer(Vec::new()),
-        Some(size) => size.checked_add(2).map_or(State::Bad, State::Chunk),
-        None => State::Bad,
+        Some(0) => HeadState::Trailer(Vec::new()),
+        Some(size) => size.checked_add(2).map_or(HeadState::Bad, HeadState::Chunk),
+        None => HeadState::Bad,
     }
 }
 
 /// What follows a complete head.
-fn after(head: &[u8]) -> State {
+fn after(head: &[u8]) -> HeadState {
     let (mut hosts, mut lengths, mut encodings) = (0, Vec::new(), Vec::new());
     for line in head.split(|byte| *byte == b'\n').skip(1) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { continue };
@@ -144,21 +144,21 @@ fn after(head: &[u8]) -> State {
         }
     }
     if hosts != 1 {
-        return State::Bad;
+        return HeadState::Bad;
     }
     let number = |value: &[u8]| -> Option<u64> {
         let digits = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
         std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
     };
     match (&lengths[..], &encodings[..]) {
-        ([], []) => State::Head(Vec::new()),
+        ([], []) => HeadState::Head(Vec::new()),
         ([length], []) => match number(length) {
-            Some(0) => State::Head(Vec::new()),
-            Some(length) => State::Body(length),
-            None => State::Bad,
+            Some(0) => HeadState::Head(Vec::new()),
+            Some(length) => HeadState::Body(length),
+            None => HeadState::Bad,
         },
-        ([], [encoding]) if encoding.eq_ignore_ascii_case(b"chunked") => State::Size(Vec::new()),
-        _ => State::Bad,
+        ([], [encoding]) if encoding.eq_ignore_ascii_case(b"chunked") => HeadState::Size(Vec::new()),
+        _ => HeadState::Bad,
     }
 }
 
@@ -210,7 +210,7 @@ mod tests {
     /// Whether a stream of requests is passed on untouched, however it is cut into reads.
     fn passes(text: &str) -> bool {
         let whole = |size: usize| {
-            let (mut state, mut bytes) = (State::Head(Vec::new()), text.as_bytes().to_vec());
+            let (mut state, mut bytes) = (HeadState::Head(Vec::new()), text.as_bytes().to_vec());
             bytes.chunks_mut(size).for_each(|part| look(&mut state, part));
             bytes == text.as_bytes()
         };

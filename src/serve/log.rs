@@ -8,13 +8,13 @@ use serde::Serialize;
 use crate::llm::Usage;
 
 /// Takes entries; the command line prints them.
-pub type Log = Arc<dyn Fn(&Entry) + Send + Sync>;
+pub type Log = Arc<dyn Fn(&LogEntry) + Send + Sync>;
 
 /// What is known of a request when it ends.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
-pub struct Entry {
+pub struct LogEntry {
     /// Seconds since 1970.
     pub time: f64,
     pub request_id: String,
@@ -48,8 +48,8 @@ pub struct Answered {
 }
 
 /// An entry in the making; it is logged when it is dropped.
-pub(super) struct Record {
-    entry: Entry,
+pub(super) struct AccessRecord {
+    entry: LogEntry,
     begun: Instant,
     log: Log,
     over: bool,
@@ -59,16 +59,16 @@ pub(super) struct Record {
 /// nginx's status for a client that closed the connection.
 const CLIENT_CLOSED: u16 = 499;
 
-impl Record {
+impl AccessRecord {
     pub(super) fn new(log: &Log, request_id: &str, path: &str, prompt: Option<String>) -> Self {
-        let entry = Entry {
+        let entry = LogEntry {
             time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64()),
             request_id: request_id.to_owned(),
             path: path.to_owned(),
             status: CLIENT_CLOSED,
             text: prompt.is_some().then(String::new),
             prompt,
-            ..Entry::default()
+            ..LogEntry::default()
         };
         Self { entry, begun: Instant::now(), log: Arc::clone(log), over: false, silent: false }
     }
@@ -120,7 +120,7 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+impl Drop for AccessRecord {
     fn drop(&mut self) {
         if self.silent {
             return;

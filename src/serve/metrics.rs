@@ -20,12 +20,12 @@ struct Route {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+struct MetricKind {
     kind: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Model {
+struct ModelLabels {
     model: String,
     version: &'static str,
 }
@@ -41,8 +41,8 @@ pub(super) struct Metrics {
     first: Histogram,
     between: Histogram,
     whole: Histogram,
-    tokens: Family<Kind, Counter>,
-    memory: Family<Kind, Gauge>,
+    tokens: Family<MetricKind, Counter>,
+    memory: Family<MetricKind, Gauge>,
     load: Gauge<f64, AtomicU64>,
     lost: Counter,
 }
@@ -67,8 +67,8 @@ impl Metrics {
             load: Gauge::default(),
             lost: Counter::default(),
         };
-        let info: Family<Model, Gauge> = Family::default();
-        info.get_or_create(&Model { model: model.to_owned(), version: env!("CARGO_PKG_VERSION") }).set(1);
+        let info: Family<ModelLabels, Gauge> = Family::default();
+        info.get_or_create(&ModelLabels { model: model.to_owned(), version: env!("CARGO_PKG_VERSION") }).set(1);
         let registry = &mut metrics.registry;
         registry.register("info", "The model and the server's version", info);
         registry.register("requests", "Requests by path and status", metrics.requests.clone());
@@ -106,7 +106,7 @@ impl Metrics {
         self.queue.set(whole(waiting as u64));
         self.running.set(whole(running as u64));
         for (kind, bytes) in [("weights", memory.weights), ("cache", memory.cache), ("scratch", memory.scratch)] {
-            self.memory.get_or_create(&Kind { kind }).set(whole(bytes));
+            self.memory.get_or_create(&MetricKind { kind }).set(whole(bytes));
         }
     }
 
@@ -127,13 +127,13 @@ impl Metrics {
     }
 
     fn count(&self, kind: &'static str, tokens: usize) {
-        self.tokens.get_or_create(&Kind { kind }).inc_by(tokens as u64);
+        self.tokens.get_or_create(&MetricKind { kind }).inc_by(tokens as u64);
     }
 
     /// The figures, as Prometheus reads them.
     pub(super) fn text(&self) -> String {
         if let Some(bytes) = of_process("self", "VmRSS") {
-            self.memory.get_or_create(&Kind { kind: "resident" }).set(whole(bytes));
+            self.memory.get_or_create(&MetricKind { kind: "resident" }).set(whole(bytes));
         }
         self.lost.inc_by(crate::log::dropped().saturating_sub(self.lost.get()));
         self.load.set(gpu_load().unwrap_or(f64::NAN));

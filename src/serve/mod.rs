@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use log::{Answered, Entry, Log};
+pub use log::{Answered, Log, LogEntry};
 
 use crate::llm::Generator;
 
@@ -186,7 +186,7 @@ pub fn run<E: Send + 'static>(
             systemd::stopping();
             app.state.enter(state::Phase::Draining);
         };
-        let end = connection::End { drain, cut: || app.scheduler.cut_off() };
+        let end = connection::Shutdown { drain, cut: || app.scheduler.cut_off() };
         connection::serve(listener, routes::router(&app), over, end).await;
     });
     // The worker ends by itself when it has failed, and with the process when it has not.

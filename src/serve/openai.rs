@@ -166,7 +166,7 @@ pub(super) struct ChatRequest {
 
 /// What words must be.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Format {
+pub(super) enum ResponseFormat {
     Text,
     /// JSON of this schema.
     Json(Value),
@@ -260,15 +260,15 @@ impl ChatRequest {
         self.parallel_tool_calls.unwrap_or(true)
     }
 
-    pub(super) fn format(&self) -> Result<Format, ApiError> {
+    pub(super) fn format(&self) -> Result<ResponseFormat, ApiError> {
         let Some(format) = self.response_format.as_ref().filter(|format| !format.is_null()) else {
-            return Ok(Format::Text);
+            return Ok(ResponseFormat::Text);
         };
         match format["type"].as_str() {
-            Some("text") => Ok(Format::Text),
-            Some("json_object") => Ok(Format::Json(serde_json::json!({"type": "object"}))),
+            Some("text") => Ok(ResponseFormat::Text),
+            Some("json_object") => Ok(ResponseFormat::Json(serde_json::json!({"type": "object"}))),
             Some("json_schema") => match &format["json_schema"]["schema"] {
-                schema @ (Value::Object(_) | Value::Bool(true)) => Ok(Format::Json(schema.clone())),
+                schema @ (Value::Object(_) | Value::Bool(true)) => Ok(ResponseFormat::Json(schema.clone())),
                 _ => Err(ApiError::invalid(
                     "response_format",
                     "response_format.json_schema.schema must be a JSON schema",
@@ -372,7 +372,7 @@ mod tests {
         );
         assert_eq!(fine.messages().unwrap(), [Message::new("user", "x")]);
         assert!(fine.common.wishes(None).is_ok() && fine.refuse().is_ok());
-        assert_eq!((fine.format().unwrap(), fine.tool_choice(&[]).unwrap()), (Format::Text, ToolChoice::Auto));
+        assert_eq!((fine.format().unwrap(), fine.tool_choice(&[]).unwrap()), (ResponseFormat::Text, ToolChoice::Auto));
         for (text, param) in [
             (r#"{"n": 2}"#, "n"),
             (r#"{"temperature": 3}"#, "temperature"),

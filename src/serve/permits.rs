@@ -10,10 +10,10 @@ use tokio::sync::oneshot;
 
 /// See the module.
 #[derive(Debug, Clone)]
-pub(super) struct Permits(Arc<Mutex<Inner>>);
+pub(super) struct Permits(Arc<Mutex<PermitState>>);
 
 #[derive(Debug)]
-struct Inner {
+struct PermitState {
     free: usize,
     /// By source, and by source and client; nobody with none.
     held: HashMap<(u64, Option<u64>), usize>,
@@ -50,10 +50,10 @@ fn keys([source, client]: [u64; 2]) -> [(u64, Option<u64>); 2] {
 
 impl Permits {
     pub(super) fn new(count: usize) -> Self {
-        Self(Arc::new(Mutex::new(Inner { free: count, held: HashMap::new(), waiting: Vec::new() })))
+        Self(Arc::new(Mutex::new(PermitState { free: count, held: HashMap::new(), waiting: Vec::new() })))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
+    fn inner(&self) -> MutexGuard<'_, PermitState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -4,14 +4,14 @@ use serde_json::Value;
 
 use super::completion::{CompletionRequest, InPrompt};
 use super::error::ApiError;
-use super::openai::{ChatRequest, Common, Format};
+use super::openai::{ChatRequest, Common, ResponseFormat};
 use super::state::About;
 use crate::llm::text::tools::{self, Rules, Style, ToolChoice};
 use crate::llm::text::{AnswerReader, Chat, Message};
 use crate::llm::{LlmError, Request, schema};
 
 /// What the scheduler and the answer's reader need.
-pub(super) struct Prepared {
+pub(super) struct PreparedRequest {
     pub(super) request: Request,
     pub(super) reader: AnswerReader,
     /// The grammar of the answer, still to be compiled.
@@ -52,7 +52,7 @@ fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Resul
 }
 
 /// A conversation. `max_output` is how long an answer may be that says nothing of it.
-pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> Result<Prepared, ApiError> {
+pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> Result<PreparedRequest, ApiError> {
     request.refuse()?;
     let text = &about.text;
     let offered = request.tools()?;
@@ -62,7 +62,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let traits = text.traits();
     let mut options = request.options()?;
     let called = !offered.is_empty() && choice != ToolChoice::None;
-    let forced = format != Format::Text || (called && choice != ToolChoice::Auto);
+    let forced = format != ResponseFormat::Text || (called && choice != ToolChoice::Auto);
     // What is to be enforced is better answered at once, unless thoughts were asked for.
     if forced && traits.is_some_and(|traits| traits.switch) {
         options.entry("enable_thinking").or_insert(Value::Bool(false));
@@ -82,7 +82,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let stop = text.defaults.stops(request.common.stops()?);
     let request = Request { prompt: prompt.tokens, sampling, max_tokens, stop, special: called, ..Request::default() };
     request.check(&limits)?;
-    Ok(Prepared { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
+    Ok(PreparedRequest { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
 }
 
 /// The grammar of an answer in this style, which may begin with thoughts.
@@ -90,12 +90,12 @@ fn demand(
     chat: &Chat,
     (style, thinking): (Style, Option<bool>),
     (choice, parallel): (&ToolChoice, bool),
-    format: &Format,
+    format: &ResponseFormat,
     about: &About,
 ) -> Option<Demand> {
     let schema = match format {
-        Format::Json(schema) => Some(schema),
-        Format::Text => None,
+        ResponseFormat::Json(schema) => Some(schema),
+        ResponseFormat::Text => None,
     };
     let special = |spelling: &str| about.text.special(spelling);
     let lark =
@@ -110,8 +110,8 @@ fn demand(
 }
 
 /// Every schema of a request, before anything is done with it.
-fn check_schemas(tools: &[Value], format: &Format) -> Result<(), ApiError> {
-    if let Format::Json(schema) = format {
+fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiError> {
+    if let ResponseFormat::Json(schema) = format {
         schema::check(schema)
             .map_err(|error| ApiError::unsupported("response_format", format!("response_format: {error}")))?;
     }

@@ -20,15 +20,15 @@ use futures_util::stream::{self, Stream};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::answer::{ChatShape, Frame, Shape, Telling, TextShape};
+use super::answer::{ChatShape, Frame, ResponseEncoder, Telling, TextShape};
 use super::completion::CompletionRequest;
 use super::error::ApiError;
 use super::foreign::Foreign;
 use super::guard::{self, RequestId};
-use super::log::Record;
+use super::log::AccessRecord;
 use super::openai::{ChatRequest, Common, FromBody};
-use super::prepare::{self, Demand, Prepared};
-use super::scheduler::Place;
+use super::prepare::{self, Demand, PreparedRequest};
+use super::scheduler::QueuePlace;
 use super::state::{About, Phase};
 use super::{App, PAGE};
 use crate::llm::Grammar;
@@ -179,7 +179,7 @@ async fn take_in<T: FromBody + Send + 'static, P: Send + 'static>(
     app: &Arc<App>,
     (parts, body): (&Parts, Body),
     prepare: impl FnOnce(&T, &About, usize) -> Result<P, ApiError> + Send + 'static,
-) -> Result<(T, P, Place), ApiError> {
+) -> Result<(T, P, QueuePlace), ApiError> {
     loaded(app)?;
     let body = app.intake.json(parts, body).await?;
     let place = app.scheduler.reserve()?;
@@ -216,7 +216,7 @@ async fn noting_who_leaves<T>(
     (id, path): (&str, &str),
     prepared: impl Future<Output = Result<T, ApiError>>,
 ) -> Result<T, ApiError> {
-    let record = Record::new(&app.log, id, path, None);
+    let record = AccessRecord::new(&app.log, id, path, None);
     let prepared = prepared.await;
     record.unneeded();
     prepared
@@ -226,8 +226,8 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
     let (parts, body) = request.into_parts();
     let path = "/v1/chat/completions";
     let prepared = async {
-        let taken: (ChatRequest, Prepared, Place) = take_in(&app, (&parts, body), prepare::chat).await?;
-        let (chat, Prepared { mut request, reader, rules }, mut place) = taken;
+        let taken: (ChatRequest, PreparedRequest, QueuePlace) = take_in(&app, (&parts, body), prepare::chat).await?;
+        let (chat, PreparedRequest { mut request, reader, rules }, mut place) = taken;
         let client = guard::Client::of(&parts, chat.common.user.as_ref());
         (request.client, request.scope) = (client.turn, client.scope);
         if let Some(rules) = rules {
@@ -248,7 +248,7 @@ async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestI
     let (parts, body) = request.into_parts();
     let path = "/v1/completions";
     let prepared = take_in(&app, (&parts, body), prepare::completion);
-    let taken: (CompletionRequest, _, Place) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
+    let taken: (CompletionRequest, _, QueuePlace) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
     let (asked, mut request, place) = taken;
     let client = guard::Client::of(&parts, asked.common.user.as_ref());
     (request.client, request.scope) = (client.turn, client.scope);
@@ -267,14 +267,14 @@ const PING: Duration = Duration::from_secs(10);
 async fn answer(
     app: &App,
     (id, path): (&str, &str),
-    (place, request): (Place, crate::llm::Request),
-    shape: Box<dyn Shape>,
+    (place, request): (QueuePlace, crate::llm::Request),
+    shape: Box<dyn ResponseEncoder>,
     common: &Common,
 ) -> Handled {
     let text = &loaded(app)?.text;
     let asked = app.log_prompts.then(|| text.decode(&request.prompt, false).unwrap_or_default());
     let answer = app.scheduler.submit(place, request)?;
-    let telling = Telling::new(answer, shape, Record::new(&app.log, id, path, asked));
+    let telling = Telling::new(answer, shape, AccessRecord::new(&app.log, id, path, asked));
     if common.stream != Some(true) {
         // Its record is written either way.
         let whole = telling.whole().await.map(Json);

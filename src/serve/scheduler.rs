@@ -18,14 +18,14 @@ use crate::llm::{Generator, Piece, Request};
 
 /// What a handler hears. The last is a piece with an end, or a failure.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(super) enum JobEvent {
     Piece(Piece),
     Failed(ApiError),
 }
 
 /// A place among the requests that run, wait or are prepared; it is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct QueuePlace {
     open: Arc<AtomicUsize>,
     arrived: Instant,
     deadline: Instant,
@@ -33,7 +33,7 @@ pub(super) struct Place {
     permit: Option<Permit>,
 }
 
-impl Place {
+impl QueuePlace {
     /// Waits for a permit, which it keeps; no longer than an answer may take.
     pub(super) async fn wait_for(&mut self, permit: impl Future<Output = Option<Permit>>) -> Result<(), ApiError> {
         match tokio::time::timeout_at(self.deadline.into(), permit).await {
@@ -46,20 +46,20 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-struct Job {
+struct AnswerJob {
     request: Request,
-    place: Place,
-    events: UnboundedSender<Event>,
+    place: QueuePlace,
+    events: UnboundedSender<JobEvent>,
 }
 
 enum Command {
-    Submit(u64, Box<Job>),
+    Submit(u64, Box<AnswerJob>),
     Cancel(u64),
     /// All of them: the server ends.
     CutOff,
@@ -77,20 +77,20 @@ pub(super) struct Scheduler {
 }
 
 /// An answer on its way. Dropping it cancels the request.
-pub(super) struct Answer {
+pub(super) struct AnswerEvents {
     number: u64,
-    events: UnboundedReceiver<Event>,
+    events: UnboundedReceiver<JobEvent>,
     commands: Sender<Command>,
 }
 
-impl Answer {
+impl AnswerEvents {
     /// The next event; none after the last.
-    pub(super) async fn next(&mut self) -> Option<Event> {
+    pub(super) async fn next(&mut self) -> Option<JobEvent> {
         self.events.recv().await
     }
 }
 
-impl Drop for Answer {
+impl Drop for AnswerEvents {
     fn drop(&mut self) {
         // The worker may be gone; then there is nothing to cancel.
         let _ = self.commands.send(Command::Cancel(self.number));
@@ -113,24 +113,24 @@ impl Scheduler {
     }
 
     /// A place for a request that is still to be prepared, if there is one.
-    pub(super) fn reserve(&self) -> Result<Place, ApiError> {
+    pub(super) fn reserve(&self) -> Result<QueuePlace, ApiError> {
         let limit = self.limit.get().copied().unwrap_or(self.queue);
         let room = |open: usize| (open < limit).then_some(open + 1);
         match self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, room) {
             Ok(_) => {
                 let arrived = Instant::now();
-                Ok(Place { open: Arc::clone(&self.open), arrived, deadline: arrived + self.timeout, permit: None })
+                Ok(QueuePlace { open: Arc::clone(&self.open), arrived, deadline: arrived + self.timeout, permit: None })
             }
             Err(open) => Err(ApiError::busy(open, 1)),
         }
     }
 
     /// Queues a request in its place.
-    pub(super) fn submit(&self, place: Place, request: Request) -> Result<Answer, ApiError> {
+    pub(super) fn submit(&self, place: QueuePlace, request: Request) -> Result<AnswerEvents, ApiError> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) as u64;
         let (events, receiver) = unbounded_channel();
-        let job = Job { request, place, events };
-        let answer = Answer { number, events: receiver, commands: self.commands.clone() };
+        let job = AnswerJob { request, place, events };
+        let answer = AnswerEvents { number, events: receiver, commands: self.commands.clone() };
         match self.commands.send(Command::Submit(number, Box::new(job))) {
             Ok(()) => Ok(answer),
             Err(_) => Err(ApiError::not_ready(Phase::Failed.name())),
@@ -152,18 +152,18 @@ impl Scheduler {
 pub(super) struct Inbox {
     commands: Receiver<Command>,
     /// By the generator's number.
-    jobs: HashMap<u64, Running>,
+    jobs: HashMap<u64, RunningJob>,
     /// The generator's numbers, by the handlers'.
     numbers: HashMap<u64, u64>,
 }
 
-struct Running {
+struct RunningJob {
     number: u64,
-    _place: Place,
+    _place: QueuePlace,
     arrived: Instant,
     deadline: Instant,
     last: Option<Instant>,
-    events: UnboundedSender<Event>,
+    events: UnboundedSender<JobEvent>,
 }
 
 /// How often an idle worker shows that it lives.
@@ -221,15 +221,15 @@ impl Inbox {
             };
             match command {
                 Command::Submit(number, job) => {
-                    let Job { request, place, events } = *job;
+                    let AnswerJob { request, place, events } = *job;
                     match generator.submit(request) {
                         Ok(own) => {
                             self.numbers.insert(number, own);
                             let (arrived, deadline) = (place.arrived, place.deadline);
-                            let running = Running { number, _place: place, arrived, deadline, last: None, events };
+                            let running = RunningJob { number, _place: place, arrived, deadline, last: None, events };
                             self.jobs.insert(own, running);
                         }
-                        Err(error) => drop(events.send(Event::Failed(error.into()))),
+                        Err(error) => drop(events.send(JobEvent::Failed(error.into()))),
                     }
                 }
                 Command::CutOff => {
@@ -262,7 +262,7 @@ impl Inbox {
             return self.end(number, Some(ApiError::unanswerable(failure)), metrics);
         }
         let (finish, usage) = (piece.finish, piece.usage);
-        let heard = job.events.send(Event::Piece(piece)).is_ok();
+        let heard = job.events.send(JobEvent::Piece(piece)).is_ok();
         if finish.is_some() {
             state.measured(&usage);
         }
@@ -276,7 +276,7 @@ impl Inbox {
         let Some(job) = self.jobs.remove(&number) else { return };
         self.numbers.remove(&job.number);
         if let Some(failure) = failure {
-            let _ = job.events.send(Event::Failed(failure));
+            let _ = job.events.send(JobEvent::Failed(failure));
         }
         metrics.answered(job.arrived.elapsed());
     }
@@ -393,8 +393,8 @@ mod tests {
         assert_eq!(ended, Err("the engine failed: illegal address".to_owned()));
         assert_eq!(state.phase(), Phase::Failed);
         let mut heard = |answer: usize| match answers[answer].events.try_recv() {
-            Ok(Event::Failed(error)) => (error.status.as_u16(), error.message),
-            Ok(Event::Piece(piece)) => (200, format!("{:?}", piece.finish)),
+            Ok(JobEvent::Failed(error)) => (error.status.as_u16(), error.message),
+            Ok(JobEvent::Piece(piece)) => (200, format!("{:?}", piece.finish)),
             Err(error) => (0, error.to_string()),
         };
         assert_eq!(heard(0), (400, "not this one".to_owned()), "one request's own fault");
@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn places_are_taken_before_anything_is_prepared() {
         let (scheduler, _inbox) = Scheduler::new(2, Duration::from_secs(60));
-        let places: Vec<Place> = (0..2).map(|_| scheduler.reserve().unwrap()).collect();
+        let places: Vec<QueuePlace> = (0..2).map(|_| scheduler.reserve().unwrap()).collect();
         assert_eq!(scheduler.reserve().unwrap_err().status.as_u16(), 429);
         drop(places);
         assert!(scheduler.reserve().is_ok());

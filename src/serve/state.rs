@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::llm::text::Text;
-use crate::llm::{Limits, Usage};
+use crate::llm::{RequestLimits, Usage};
 
 /// In order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(super) struct About {
     /// What the model has to do without.
     pub(super) warnings: Vec<String>,
     pub(super) slots: usize,
-    pub(super) limits: Limits,
+    pub(super) limits: RequestLimits,
     pub(super) max_len: usize,
     pub(super) text: Arc<Text>,
     /// Special tokens spelled in contents are special.

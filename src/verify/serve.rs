@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use super::endpoint::{Endpoint, Reply, ensure};
 use super::{Check, Status};
 
-type Found = Result<(Status, String), String>;
+type PromiseResult = Result<(Status, String), String>;
 
 /// A name, and how it is found out.
-type Promise = (&'static str, fn(&Endpoint) -> Found);
+type Promise = (&'static str, fn(&Endpoint) -> PromiseResult);
 
 impl Endpoint {
     /// Runs the list, telling each result as it is found.
@@ -45,7 +45,7 @@ impl Endpoint {
         list.into_iter().map(run).collect()
     }
 
-    fn models(&self) -> Found {
+    fn models(&self) -> PromiseResult {
         let models = self.get("/models")?.body;
         let whole = |model: &Value| {
             model["id"].is_string()
@@ -62,14 +62,14 @@ impl Endpoint {
         passed(format!("{} listed", list.len()))
     }
 
-    fn plain(&self) -> Found {
+    fn plain(&self) -> PromiseResult {
         let (choice, usage) = self.choice(QUESTION, &json!({"max_tokens": 30}))?;
         let text = choice["message"]["content"].as_str().unwrap_or_default().trim();
         ensure(!text.is_empty(), || format!("no words: {choice}"))?;
         passed(format!("{} tokens: \"{text:.60}\"", usage["completion_tokens"]))
     }
 
-    fn stream(&self) -> Found {
+    fn stream(&self) -> PromiseResult {
         let chunks = self.chunks(QUESTION, &json!({"max_tokens": 30, "stream_options": {"include_usage": true}}))?;
         let (last, rest) = chunks.split_last().ok_or("no chunks")?;
         ensure(last["choices"] == json!([]) && last["usage"]["total_tokens"].is_u64(), || {
@@ -93,7 +93,7 @@ impl Endpoint {
         passed(format!("{} chunks, the words of the plain answer", rest.len()))
     }
 
-    fn required(&self) -> Found {
+    fn required(&self) -> PromiseResult {
         let more =
             json!({"tools": [weather()], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200});
         let (choice, _) = self.choice("What is the weather in Paris?", &more)?;
@@ -115,7 +115,7 @@ impl Endpoint {
         passed(format!("get_weather({})", calls[0]))
     }
 
-    fn auto(&self) -> Found {
+    fn auto(&self) -> PromiseResult {
         let more = json!({"tools": [weather(), time()], "tool_choice": "auto", "max_tokens": 100});
         let (choice, _) = self.choice("What time is it in Rome?", &more)?;
         if choice["message"]["tool_calls"].is_null() {
@@ -127,7 +127,7 @@ impl Endpoint {
         passed(format!("{} calls, {}", calls.len(), calls[0]))
     }
 
-    fn round_trip(&self) -> Found {
+    fn round_trip(&self) -> PromiseResult {
         let call = json!({"id": "call12345", "type": "function", "function": {"name": "get_weather", "arguments": "{\"city\": \"Paris\"}"}});
         let messages = json!([
             {"role": "system", "content": "You are a robot."}, {"role": "system", "content": "Be brief."},
@@ -143,7 +143,7 @@ impl Endpoint {
         passed(format!("\"{:.60}\"", choice["message"]["content"].as_str().unwrap_or_default().trim()))
     }
 
-    fn schema(&self) -> Found {
+    fn schema(&self) -> PromiseResult {
         let place = json!({"type": "object", "additionalProperties": false, "required": ["room", "floor"], "properties": {
             "room": {"type": "string", "maxLength": 12}, "floor": {"type": "integer", "minimum": 0, "maximum": 9}}});
         let schema = json!({"type": "object", "additionalProperties": false, "required": ["mood", "home", "past"],
@@ -164,7 +164,7 @@ impl Endpoint {
         passed(text.to_owned())
     }
 
-    fn stop(&self) -> Found {
+    fn stop(&self) -> PromiseResult {
         let (whole, _) = self.choice(QUESTION, &json!({"max_tokens": 30}))?;
         let whole = whole["message"]["content"].as_str().unwrap_or_default().to_owned();
         let word = whole.split_whitespace().nth(1).ok_or("the answer is too short to cut")?.to_owned();
@@ -174,7 +174,7 @@ impl Endpoint {
         passed(format!("before {word:?}"))
     }
 
-    fn seed(&self) -> Found {
+    fn seed(&self) -> PromiseResult {
         let draw = |seed: u32| -> Result<Value, String> {
             let more = json!({"temperature": 1.5, "seed": seed, "max_tokens": 12});
             Ok(self.choice("Say anything.", &more)?.0["message"]["content"].clone())
@@ -184,7 +184,7 @@ impl Endpoint {
         passed("twice the same".to_owned())
     }
 
-    fn one_token(&self) -> Found {
+    fn one_token(&self) -> PromiseResult {
         for name in ["max_tokens", "max_completion_tokens"] {
             let (choice, usage) = self.choice(QUESTION, &json!({name: 1}))?;
             let one = choice["finish_reason"] == "length" && usage["completion_tokens"] == 1;
@@ -195,7 +195,7 @@ impl Endpoint {
         passed("length".to_owned())
     }
 
-    fn too_long(&self) -> Found {
+    fn too_long(&self) -> PromiseResult {
         let words = "word ".repeat(1 << 18);
         for stream in [false, true] {
             let reply = self.reply(&words, &json!({"stream": stream, "max_tokens": 1}))?;
@@ -207,7 +207,7 @@ impl Endpoint {
         passed("400 context_length_exceeded, before a stream begins".to_owned())
     }
 
-    fn wrong_model(&self) -> Found {
+    fn wrong_model(&self) -> PromiseResult {
         let reply = self.reply(QUESTION, &json!({"model": "no-such-model"}))?;
         let error = &reply.body["error"];
         ensure(reply.status == 404 && error["code"] == "model_not_found" && error["message"].is_string(), || {
@@ -216,7 +216,7 @@ impl Endpoint {
         passed("404 model_not_found".to_owned())
     }
 
-    fn disconnect(&self) -> Found {
+    fn disconnect(&self) -> PromiseResult {
         let short = || -> Result<f64, String> {
             let begun = Instant::now();
             self.choice(QUESTION, &json!({"max_tokens": 1}))?;
@@ -238,7 +238,7 @@ impl Endpoint {
         passed(format!("one token after {alone:.2} s, and after eight abandoned answers {after:.2} s"))
     }
 
-    fn flood(&self) -> Found {
+    fn flood(&self) -> PromiseResult {
         const AT_ONCE: usize = 128;
         let replies: Vec<Result<Reply, String>> = std::thread::scope(|scope| {
             let one = || scope.spawn(|| self.reply(QUESTION, &json!({"max_tokens": 4})));
@@ -294,6 +294,6 @@ fn calls(choice: &Value, names: &[&str]) -> Result<Vec<Value>, String> {
     calls.iter().map(read).collect()
 }
 
-fn passed(detail: String) -> Found {
+fn passed(detail: String) -> PromiseResult {
     Ok((Status::Passed, detail))
 }

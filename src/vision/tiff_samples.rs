@@ -28,7 +28,7 @@ mod photo {
 
 /// Reads the first picture of a file, turned upright; `None` is for the `image` crate, which reads its samples right.
 pub(super) fn read(mut bytes: Vec<u8>) -> Result<Option<RgbImage>, String> {
-    let Some(Entry { at, value: meaning }) = photometric(&bytes) else { return Ok(None) };
+    let Some(TagEntry { at, value: meaning }) = photometric(&bytes) else { return Ok(None) };
     let (bits, samples) = judge(&mut open(&bytes)?, meaning)?;
     let planes = match (meaning, bits, samples) {
         (photo::PALETTE, 1 | 2 | 4 | 8, 1) => {
@@ -83,21 +83,21 @@ fn told(error: TiffError) -> String {
     }
 }
 
-type Reader<'a> = Decoder<Cursor<&'a [u8]>>;
+type TiffReader<'a> = Decoder<Cursor<&'a [u8]>>;
 
-fn open(bytes: &[u8]) -> Result<Reader<'_>, String> {
+fn open(bytes: &[u8]) -> Result<TiffReader<'_>, String> {
     // The decoder's default limits bound memory.
     Decoder::new(Cursor::new(bytes)).map_err(told)
 }
 
 /// The first number that a tag holds.
-fn number(decoder: &mut Reader<'_>, tag: Tag, default: u16) -> Result<u16, String> {
+fn number(decoder: &mut TiffReader<'_>, tag: Tag, default: u16) -> Result<u16, String> {
     let values = decoder.find_tag_unsigned_vec::<u16>(tag).map_err(told)?;
     Ok(values.and_then(|values| values.first().copied()).unwrap_or(default))
 }
 
 /// Bits of a sample and samples of a pixel, where both can be read.
-fn judge(decoder: &mut Reader<'_>, meaning: u16) -> Result<(u16, u16), String> {
+fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), String> {
     let (width, height) = decoder.dimensions().map_err(told)?;
     check_size([width, height])?;
     let (bits, samples) = (number(decoder, Tag::BitsPerSample, 1)?, number(decoder, Tag::SamplesPerPixel, 1)?);
@@ -142,7 +142,7 @@ fn judge(decoder: &mut Reader<'_>, meaning: u16) -> Result<(u16, u16), String> {
 }
 
 /// Red, green and blue of each index: of 16 bits the upper 8 (PIL, TiffImagePlugin.py, `_setup`).
-fn palette(decoder: &mut Reader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, String> {
+fn palette(decoder: &mut TiffReader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, String> {
     let map = decoder.find_tag_unsigned_vec::<u16>(Tag::ColorMap).map_err(told)?;
     let map = map.ok_or("its palette is missing")?;
     let count = 1usize << bits.min(8);
@@ -154,7 +154,7 @@ fn palette(decoder: &mut Reader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, String> 
 
 /// The picture, whose samples have at most 8 bits.
 fn colors(
-    decoder: &mut Reader<'_>,
+    decoder: &mut TiffReader<'_>,
     (meaning, bits): (u16, u16),
     palette: Option<&[[u8; 3]]>,
 ) -> Result<RgbImage, String> {
@@ -211,13 +211,13 @@ fn ycbcr(sample: &[u8]) -> [u8; 3] {
 }
 
 /// A number of the first directory: where it lies, and what it is.
-struct Entry {
+struct TagEntry {
     at: usize,
     value: u16,
 }
 
 /// What the first directory says of the meaning of samples (TIFF 6.0, section 2; BigTIFF has wider counts and entries).
-fn photometric(bytes: &[u8]) -> Option<Entry> {
+fn photometric(bytes: &[u8]) -> Option<TagEntry> {
     const PHOTOMETRIC: u64 = 262;
     const SHORT: u64 = 3;
     let little = match bytes.get(..2)? {
@@ -245,5 +245,5 @@ fn photometric(bytes: &[u8]) -> Option<Entry> {
     if number(at + 2, 2)? != SHORT {
         return None;
     }
-    Some(Entry { at: value, value: u16::try_from(number(value, 2)?).ok()? })
+    Some(TagEntry { at: value, value: u16::try_from(number(value, 2)?).ok()? })
 }

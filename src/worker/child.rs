@@ -4,7 +4,7 @@ use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::{CURRENT, Job, Message, SKIPPED_TACTIC, run};
+use super::{CURRENT, Job, SKIPPED_TACTIC, WorkerMessage, run};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::TensorRt;
 use crate::progress::{Event, Progress};
@@ -29,14 +29,16 @@ pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write +
     TensorRt::set_log_sink(move |severity, text| {
         if severity <= 2 || all || text.contains(SKIPPED_TACTIC) {
             let engine = CURRENT.lock().map(|engine| engine.clone()).unwrap_or_default();
-            log.say(&Message::Log { severity, text, engine });
+            log.say(&WorkerMessage::Log { severity, text, engine });
         }
     });
     let result = run(&job, Arc::clone(&speaker) as Arc<dyn Progress>, cancel);
     speaker.say(&match result {
-        Ok(()) => Message::Done,
-        Err(BackendError::Unavailable { what, help }) => Message::Failed { message: what, unavailable: Some(help) },
-        Err(error) => Message::Failed { message: error.to_string(), unavailable: None },
+        Ok(()) => WorkerMessage::Done,
+        Err(BackendError::Unavailable { what, help }) => {
+            WorkerMessage::Failed { message: what, unavailable: Some(help) }
+        }
+        Err(error) => WorkerMessage::Failed { message: error.to_string(), unavailable: None },
     });
     Ok(())
 }
@@ -45,7 +47,7 @@ pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write +
 struct Speaker<W>(Mutex<W>);
 
 impl<W: Write> Speaker<W> {
-    fn say(&self, message: &Message) {
+    fn say(&self, message: &WorkerMessage) {
         if let (Ok(mut output), Ok(line)) = (self.0.lock(), serde_json::to_string(message)) {
             let _ = writeln!(output, "{line}");
             let _ = output.flush();
@@ -56,9 +58,9 @@ impl<W: Write> Speaker<W> {
 impl<W: Write + Send> Progress for Speaker<W> {
     fn event(&self, event: Event<'_>) {
         match event {
-            Event::Phase { name, steps } => self.say(&Message::Phase { name: name.to_owned(), steps }),
-            Event::Step { phase, done } => self.say(&Message::Step { phase: phase.to_owned(), done }),
-            Event::PhaseDone { name } => self.say(&Message::PhaseDone { name: name.to_owned() }),
+            Event::Phase { name, steps } => self.say(&WorkerMessage::Phase { name: name.to_owned(), steps }),
+            Event::Step { phase, done } => self.say(&WorkerMessage::Step { phase: phase.to_owned(), done }),
+            Event::PhaseDone { name } => self.say(&WorkerMessage::PhaseDone { name: name.to_owned() }),
             _ => {}
         }
     }

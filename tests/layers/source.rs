@@ -82,13 +82,12 @@ impl Source {
     pub fn types(&self) -> Vec<String> {
         let code = self.code.as_bytes();
         let mut names = Vec::new();
-        for keyword in ["struct", "enum", "union", "trait"] {
-            names.extend(words(code, keyword).map(|at| word_at(code, skip_space(code, at + keyword.len()))));
+        // Inside of braces they are a function's own, or a trait's.
+        let is_outside = |at: &usize| code[..*at].iter().fold(0, |depth, byte| depth + brace(*byte)) == 0;
+        for keyword in ["struct", "enum", "union", "trait", "type"] {
+            let declared = words(code, keyword).filter(is_outside);
+            names.extend(declared.map(|at| word_at(code, skip_space(code, at + keyword.len()))));
         }
-        // An alias inside of braces belongs to a trait or a function.
-        let depth = |at: usize| code[..at].iter().fold(0, |depth, byte| depth + brace(*byte));
-        let aliases = words(code, "type").filter(|at| depth(*at) == 0);
-        names.extend(aliases.map(|at| word_at(code, skip_space(code, at + 4))));
         names.retain(|name| name.starts_with(|first: char| first.is_ascii_uppercase()));
         names
     }

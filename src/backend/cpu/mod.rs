@@ -25,7 +25,7 @@ use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
 pub use named::{Named, VARIABLE, named_engine};
-pub use program::{Engine, Operand, Program};
+pub use program::{CpuEngine, Operand, Program};
 pub use reference::Reference;
 
 /// rten, in this process.

@@ -6,7 +6,7 @@ use rten_tensor::prelude::*;
 use super::named::{Named, named_engine};
 use super::reference::named_runtime;
 use super::{Backend as _, BackendError, BackendInfo};
-use crate::backend::onnxruntime::{OnnxRuntime, Prepared};
+use crate::backend::onnxruntime::{OnnxRuntime, PreparedGraph};
 use crate::onnx;
 use crate::tensor::TensorSpec;
 
@@ -23,27 +23,27 @@ pub struct Operand<'a> {
 
 /// Who computes programs.
 #[derive(Clone, Copy)]
-pub enum Engine {
+pub enum CpuEngine {
     /// The crate that is part of this tool.
     Rten,
     /// The library on this machine.
     Runtime(&'static OnnxRuntime),
 }
 
-impl Engine {
+impl CpuEngine {
     /// rten, which is the faster of the two with weights that it does not keep; `WATUS_CPU_ENGINE` names another.
     pub fn find() -> Result<Self, BackendError> {
         match named_engine()? {
-            Some(Named::OnnxRuntime) => Ok(Engine::Runtime(named_runtime()?)),
-            _ => Ok(Engine::Rten),
+            Some(Named::OnnxRuntime) => Ok(CpuEngine::Runtime(named_runtime()?)),
+            _ => Ok(CpuEngine::Rten),
         }
     }
 
     /// Who that is.
     pub fn info(self) -> BackendInfo {
         match self {
-            Engine::Rten => super::info(),
-            Engine::Runtime(runtime) => runtime.info(),
+            CpuEngine::Rten => super::info(),
+            CpuEngine::Runtime(runtime) => runtime.info(),
         }
     }
 }
@@ -58,18 +58,18 @@ pub struct Program {
 
 enum Loaded {
     Rten { model: Box<Model>, inputs: Vec<NodeId>, outputs: Vec<NodeId> },
-    Runtime(Prepared),
+    Runtime(PreparedGraph),
 }
 
 impl Program {
     /// Prepares a graph whose inputs and outputs are float32 (or, for rten, float16, computed in float32); of its inputs
     /// those that `transposed` says so of will come transposed.
-    pub fn new(engine: Engine, graph: onnx::Model, transposed: Vec<bool>) -> Result<Self, BackendError> {
+    pub fn new(engine: CpuEngine, graph: onnx::Model, transposed: Vec<bool>) -> Result<Self, BackendError> {
         let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("{}: {error}", super::NAME));
         let inputs = graph.inputs().map_err(|error| load(&error))?;
         let outputs = graph.outputs().map_err(|error| load(&error))?;
         let loaded = match engine {
-            Engine::Rten => {
+            CpuEngine::Rten => {
                 let bytes = graph.to_bytes().map_err(|error| load(&error))?;
                 let model = ModelOptions::with_all_ops().load(bytes).map_err(|error| load(&error))?;
                 let ids = |specs: &[TensorSpec]| -> Result<Vec<NodeId>, BackendError> {
@@ -77,7 +77,7 @@ impl Program {
                 };
                 Loaded::Rten { inputs: ids(&inputs)?, outputs: ids(&outputs)?, model: Box::new(model) }
             }
-            Engine::Runtime(runtime) => {
+            CpuEngine::Runtime(runtime) => {
                 // It takes row-major tensors alone, and multiplies by a transposed matrix as it is.
                 let mut graph = graph;
                 let named = inputs.iter().zip(&transposed).filter(|(_, transposed)| **transposed);

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use super::{Question, Reply, decode, encode};
+use super::{ChildReply, Question, decode, encode};
 use crate::backend::cpu::{Cpu, Reference};
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::backend::{Backend, BackendError, Session};
@@ -19,7 +19,7 @@ pub fn child_main() -> Result<(), String> {
     let mut session = None;
     serve(move |question| {
         let answer = answer(question, &mut session).and_then(|(reply, tensors)| encode(&reply, &tensors));
-        let failed = |message: String| encode(&Reply::Run(format!("CPU reference: {message}")), &[]);
+        let failed = |message: String| encode(&ChildReply::Run(format!("CPU reference: {message}")), &[]);
         answer.or_else(failed).unwrap_or_default()
     })
 }
@@ -35,16 +35,16 @@ fn load(path: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
 }
 
 /// Keeps a session for the questions that follow, and tells what it is.
-fn keep(opened: Box<dyn Session>, session: &mut Option<Box<dyn Session>>) -> (Reply, Vec<Tensor>) {
+fn keep(opened: Box<dyn Session>, session: &mut Option<Box<dyn Session>>) -> (ChildReply, Vec<Tensor>) {
     let (info, inputs, outputs) = (opened.info(), opened.inputs().to_vec(), opened.outputs().to_vec());
     *session = Some(opened);
-    (Reply::Opened { info, inputs, outputs }, Vec::new())
+    (ChildReply::Opened { info, inputs, outputs }, Vec::new())
 }
 
-fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Reply, Vec<Tensor>), String> {
+fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(ChildReply, Vec<Tensor>), String> {
     let (question, inputs): (Question, _) = decode(question)?;
     let result = match question {
-        Question::Library => Reference::library().map(|found| (Reply::Library(found), Vec::new())),
+        Question::Library => Reference::library().map(|found| (ChildReply::Library(found), Vec::new())),
         Question::Open { path, by_runtime } => {
             let path = path_of(path);
             let opened = if by_runtime { Reference.open(&path) } else { Cpu.open(&path) };
@@ -53,15 +53,15 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Re
         Question::Engine { path, tf32 } => load(&path_of(path), tf32).map(|opened| keep(opened, session)),
         Question::Run => {
             let session = session.as_mut().ok_or("there is no model yet")?;
-            session.run(&inputs).map(|outputs| (Reply::Ran, outputs))
+            session.run(&inputs).map(|outputs| (ChildReply::Ran, outputs))
         }
     };
     Ok(result.unwrap_or_else(|error| {
         let reply = match error {
-            BackendError::Load(message) => Reply::Load(message),
-            BackendError::Input { name, message } => Reply::Input { name, message },
-            BackendError::Unavailable { what, help } => Reply::Unavailable { what, help },
-            other => Reply::Run(other.to_string()),
+            BackendError::Load(message) => ChildReply::Load(message),
+            BackendError::Input { name, message } => ChildReply::Input { name, message },
+            BackendError::Unavailable { what, help } => ChildReply::Unavailable { what, help },
+            other => ChildReply::Run(other.to_string()),
         };
         (reply, Vec::new())
     }))

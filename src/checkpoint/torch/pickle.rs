@@ -60,7 +60,7 @@ pub struct Pickle {
 /// Values of one pickle; the largest YOLO has some 60,000.
 const NODE_LIMIT: usize = 4_000_000;
 
-type Step<T> = Result<T, String>;
+type PickleResult<T> = Result<T, String>;
 
 impl Pickle {
     /// Runs the machine over a whole pickle.
@@ -102,43 +102,43 @@ struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    fn take(&mut self, count: usize) -> Step<&'a [u8]> {
+    fn take(&mut self, count: usize) -> PickleResult<&'a [u8]> {
         let (taken, rest) = self.rest.split_at_checked(count).ok_or("truncated")?;
         self.rest = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Step<[u8; N]> {
+    fn array<const N: usize>(&mut self) -> PickleResult<[u8; N]> {
         self.take(N)?.try_into().map_err(|_| "truncated".to_owned())
     }
 
-    fn u8(&mut self) -> Step<u8> {
+    fn u8(&mut self) -> PickleResult<u8> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u32(&mut self) -> Step<u32> {
+    fn u32(&mut self) -> PickleResult<u32> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn sized(&mut self, length: u64) -> Step<&'a [u8]> {
+    fn sized(&mut self, length: u64) -> PickleResult<&'a [u8]> {
         self.take(usize::try_from(length).map_err(|_| "a length is out of range")?)
     }
 
-    fn line(&mut self) -> Step<String> {
+    fn line(&mut self) -> PickleResult<String> {
         let end = self.rest.iter().position(|byte| *byte == b'\n').ok_or("truncated")?;
         let line = text(self.take(end)?)?;
         self.take(1)?;
         Ok(line)
     }
 
-    fn push(&mut self, node: Node) -> Step<()> {
+    fn push(&mut self, node: Node) -> PickleResult<()> {
         let number = u32::try_from(self.nodes.len()).map_err(|_| "too many values")?;
         self.nodes.push(node);
         self.stack.push(Ref(number));
         Ok(())
     }
 
-    fn pop(&mut self) -> Step<Ref> {
+    fn pop(&mut self) -> PickleResult<Ref> {
         let floor = self.marks.last().copied().unwrap_or(0);
         if self.stack.len() <= floor {
             return Err("the stack is empty".to_owned());
@@ -146,44 +146,44 @@ impl<'a> Machine<'a> {
         self.stack.pop().ok_or_else(|| "the stack is empty".to_owned())
     }
 
-    fn top(&self) -> Step<Ref> {
+    fn top(&self) -> PickleResult<Ref> {
         self.stack.last().copied().ok_or_else(|| "the stack is empty".to_owned())
     }
 
-    fn pop_mark(&mut self) -> Step<Vec<Ref>> {
+    fn pop_mark(&mut self) -> PickleResult<Vec<Ref>> {
         let height = self.marks.pop().ok_or("there is no mark")?;
         Ok(self.stack.split_off(height))
     }
 
-    fn node(&mut self, at: Ref) -> Step<&mut Node> {
+    fn node(&mut self, at: Ref) -> PickleResult<&mut Node> {
         let index = usize::try_from(at.0).map_err(|_| "no such value")?;
         self.nodes.get_mut(index).ok_or_else(|| "no such value".to_owned())
     }
 
-    fn get(&mut self, index: u32) -> Step<()> {
+    fn get(&mut self, index: u32) -> PickleResult<()> {
         let found = self.memo.get(&index).copied().ok_or_else(|| format!("memo {index} was never put"))?;
         self.stack.push(found);
         Ok(())
     }
 
-    fn put(&mut self, index: u32) -> Step<()> {
+    fn put(&mut self, index: u32) -> PickleResult<()> {
         let top = self.top()?;
         self.memo.insert(index, top);
         Ok(())
     }
 
-    fn tuple(&mut self, count: usize) -> Step<()> {
-        let mut items = (0..count).map(|_| self.pop()).collect::<Step<Vec<Ref>>>()?;
+    fn tuple(&mut self, count: usize) -> PickleResult<()> {
+        let mut items = (0..count).map(|_| self.pop()).collect::<PickleResult<Vec<Ref>>>()?;
         items.reverse();
         self.push(Node::Tuple(items))
     }
 
-    fn object(&mut self) -> Step<()> {
+    fn object(&mut self) -> PickleResult<()> {
         let (arguments, class) = (self.pop()?, self.pop()?);
         self.push(Node::Object(Object { class, arguments, state: None, items: Vec::new(), elements: Vec::new() }))
     }
 
-    fn append(&mut self, items: Vec<Ref>) -> Step<()> {
+    fn append(&mut self, items: Vec<Ref>) -> PickleResult<()> {
         let target = self.top()?;
         match self.node(target)? {
             Node::List(list) => list.extend(items),
@@ -193,7 +193,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    fn set(&mut self, items: Vec<Ref>) -> Step<()> {
+    fn set(&mut self, items: Vec<Ref>) -> PickleResult<()> {
         if !items.len().is_multiple_of(2) {
             return Err("a key without a value".to_owned());
         }
@@ -208,7 +208,7 @@ impl<'a> Machine<'a> {
     }
 
     /// One opcode; the root at `STOP`.
-    fn step(&mut self) -> Step<Option<Ref>> {
+    fn step(&mut self) -> PickleResult<Option<Ref>> {
         let opcode = self.u8()?;
         match opcode {
             b'.' => return self.pop().map(Some),
@@ -270,7 +270,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The value of an opcode that is followed by how many bytes it has.
-    fn counted(&mut self, opcode: u8) -> Step<Node> {
+    fn counted(&mut self, opcode: u8) -> PickleResult<Node> {
         let length = match opcode {
             0x8a | 0x8c | b'U' | b'C' => u64::from(self.u8()?),
             0x8b | b'X' | b'T' | b'B' => u64::from(self.u32()?),
@@ -285,7 +285,7 @@ impl<'a> Machine<'a> {
     }
 
     /// The opcodes that push a value.
-    fn value(&mut self, opcode: u8) -> Step<()> {
+    fn value(&mut self, opcode: u8) -> PickleResult<()> {
         let node = match opcode {
             b'N' => Node::None,
             0x88 => Node::Bool(true),
@@ -330,7 +330,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-fn text(bytes: &[u8]) -> Step<String> {
+fn text(bytes: &[u8]) -> PickleResult<String> {
     // surrogatepass in Python; no name we look for has any.
     Ok(String::from_utf8_lossy(bytes).into_owned())
 }

@@ -1,12 +1,12 @@
 //! Attention within a layer's graph: heads, rotation, what is kept of keys and values, the softmax.
 
-use super::{Context, Emitter, Past, Weights};
+use super::{LayerContext, LayerEmitter, Past, Weights};
 use crate::convert::Role;
 use crate::tensor::DType;
 
-impl Emitter<'_> {
+impl LayerEmitter<'_> {
     /// What the layer's attention adds to its input, from the normed input.
-    pub(super) fn attention(&mut self, x: &str, context: &Context, weights: &mut Weights) -> String {
+    pub(super) fn attention(&mut self, x: &str, context: &LayerContext, weights: &mut Weights) -> String {
         let model = self.model;
         let (query, key) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
         let roles = (Role::Qkv, model.qkv_bias.then_some(Role::QkvBias));
@@ -40,7 +40,7 @@ impl Emitter<'_> {
     }
 
     /// softmax(q · `[past, k]`ᵀ + mask) · `[past, v]`; names the new (or joined) keys and values.
-    fn attend(&mut self, q: &str, k: &str, v: &str, context: &Context) -> String {
+    fn attend(&mut self, q: &str, k: &str, v: &str, context: &LayerContext) -> String {
         let (k, v) = match context.past {
             Past::Joined { key, value } => {
                 self.graph.node_named("Concat", &[key, k], &[context.key], &[("axis", 2.into())]);

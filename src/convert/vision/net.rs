@@ -73,7 +73,7 @@ impl Conv {
 
 /// Nonlinearities by element.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Activation {
+pub(super) enum Nonlinearity {
     Identity,
     /// x · sigmoid(x).
     Silu,
@@ -212,16 +212,16 @@ impl Net {
         Some(Map { name, channels: x.channels, height, width })
     }
 
-    pub(super) fn activate(&mut self, x: &str, activation: Activation) -> String {
+    pub(super) fn activate(&mut self, x: &str, activation: Nonlinearity) -> String {
         match activation {
-            Activation::Identity => x.to_owned(),
-            Activation::Silu => {
+            Nonlinearity::Identity => x.to_owned(),
+            Nonlinearity::Silu => {
                 let gate = self.node("Sigmoid", &[x], &[]);
                 self.node("Mul", &[x, &gate], &[])
             }
-            Activation::Relu => self.node("Relu", &[x], &[]),
-            Activation::LeakyRelu(slope) => self.node("LeakyRelu", &[x], &[("alpha", slope.into())]),
-            Activation::Gelu => {
+            Nonlinearity::Relu => self.node("Relu", &[x], &[]),
+            Nonlinearity::LeakyRelu(slope) => self.node("LeakyRelu", &[x], &[("alpha", slope.into())]),
+            Nonlinearity::Gelu => {
                 // x · (1 + erf(x / √2)) / 2 (Hendrycks & Gimpel, 2016).
                 let scaled = self.scale(x, std::f32::consts::FRAC_1_SQRT_2);
                 let erf = self.node("Erf", &[&scaled], &[]);
@@ -230,7 +230,7 @@ impl Net {
                 let product = self.node("Mul", &[x, &sum], &[]);
                 self.scale(&product, 0.5)
             }
-            Activation::GeluTanh => {
+            Nonlinearity::GeluTanh => {
                 // x · (1 + tanh(√(2/π) · (x + 0.044715 x³))) / 2, the same paper.
                 let square = self.node("Mul", &[x, x], &[]);
                 let cube = self.node("Mul", &[&square, x], &[]);

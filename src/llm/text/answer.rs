@@ -31,7 +31,7 @@ pub enum Delta {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum AnswerState {
     /// Thoughts may begin.
     Start,
     Thoughts,
@@ -54,7 +54,7 @@ enum State {
 pub struct AnswerReader {
     /// How calls are spelled; none if there are none.
     style: Option<Style>,
-    state: State,
+    state: AnswerState,
     held: String,
     said: bool,
     calls: usize,
@@ -65,9 +65,9 @@ impl AnswerReader {
     /// opened them.
     pub fn new(calls: Option<Style>, thoughts: Option<bool>) -> Self {
         let state = match thoughts {
-            Some(true) => State::Thoughts,
-            Some(false) => State::Start,
-            None => State::Words,
+            Some(true) => AnswerState::Thoughts,
+            Some(false) => AnswerState::Start,
+            None => AnswerState::Words,
         };
         Self { style: calls, state, held: String::new(), said: false, calls: 0 }
     }
@@ -85,27 +85,27 @@ impl AnswerReader {
         let rest = std::mem::take(&mut self.held);
         match self.state {
             _ if rest.is_empty() => Vec::new(),
-            State::Thoughts => vec![Delta::Reasoning(rest)],
-            State::Start | State::Gap | State::Words => vec![Delta::Content(rest)],
-            State::Head | State::Arguments { .. } | State::Between => Vec::new(),
+            AnswerState::Thoughts => vec![Delta::Reasoning(rest)],
+            AnswerState::Start | AnswerState::Gap | AnswerState::Words => vec![Delta::Content(rest)],
+            AnswerState::Head | AnswerState::Arguments { .. } | AnswerState::Between => Vec::new(),
         }
     }
 
     /// One step; false when more text is needed.
     fn advance(&mut self, deltas: &mut Vec<Delta>) -> bool {
         match self.state {
-            State::Start => {
+            AnswerState::Start => {
                 let begun = self.held.trim_start();
                 if let Some(rest) = begun.strip_prefix(THINK.0) {
                     self.held = rest.to_owned();
-                    self.state = State::Thoughts;
+                    self.state = AnswerState::Thoughts;
                 } else if THINK.0.starts_with(begun) {
                     return false;
                 } else {
-                    self.state = State::Words;
+                    self.state = AnswerState::Words;
                 }
             }
-            State::Thoughts => {
+            AnswerState::Thoughts => {
                 if !self.said {
                     self.held = self.held.trim_start_matches('\n').to_owned();
                 }
@@ -118,22 +118,22 @@ impl AnswerReader {
                     return false;
                 }
                 self.held = self.held.trim_start().to_owned();
-                (self.state, self.said) = (State::Gap, false);
+                (self.state, self.said) = (AnswerState::Gap, false);
             }
-            State::Gap => {
+            AnswerState::Gap => {
                 self.held = self.held.trim_start().to_owned();
                 if self.held.is_empty() {
                     return false;
                 }
-                self.state = State::Words;
+                self.state = AnswerState::Words;
             }
-            State::Words => return self.words(deltas),
-            State::Head => return self.head(deltas),
-            State::Arguments { .. } => return self.arguments(deltas),
-            State::Between => match self.held.find('{') {
+            AnswerState::Words => return self.words(deltas),
+            AnswerState::Head => return self.head(deltas),
+            AnswerState::Arguments { .. } => return self.arguments(deltas),
+            AnswerState::Between => match self.held.find('{') {
                 Some(at) => {
                     self.held.drain(..at);
-                    self.state = State::Head;
+                    self.state = AnswerState::Head;
                 }
                 None => {
                     self.held.clear();
@@ -157,7 +157,7 @@ impl AnswerReader {
                 let begun = begun.strip_prefix(PYTHON).unwrap_or(begun);
                 if begun.starts_with('{') {
                     self.held = begun.to_owned();
-                    self.state = State::Head;
+                    self.state = AnswerState::Head;
                     return true;
                 }
                 if begun.is_empty() || PYTHON.starts_with(begun) {
@@ -171,7 +171,7 @@ impl AnswerReader {
         };
         let (words, called) = split(&mut self.held, marker, false);
         if called {
-            self.state = State::Between;
+            self.state = AnswerState::Between;
         }
         // Space before a call is no words.
         let kept = words.trim_end().len();
@@ -192,12 +192,12 @@ impl AnswerReader {
         let name = self.held[..at].rsplit('"').next().unwrap_or_default().to_owned();
         self.held.drain(..at + key.len());
         deltas.push(Delta::Call { index: self.calls, name });
-        self.state = State::Arguments { depth: 0, quoted: false, escaped: false };
+        self.state = AnswerState::Arguments { depth: 0, quoted: false, escaped: false };
         true
     }
 
     fn arguments(&mut self, deltas: &mut Vec<Delta>) -> bool {
-        let State::Arguments { mut depth, mut quoted, mut escaped } = self.state else { return false };
+        let AnswerState::Arguments { mut depth, mut quoted, mut escaped } = self.state else { return false };
         let mut end = None;
         for (at, byte) in self.held.bytes().enumerate() {
             match byte {
@@ -222,9 +222,9 @@ impl AnswerReader {
         if complete {
             self.calls += 1;
             // The brace that closes the call.
-            self.state = State::Between;
+            self.state = AnswerState::Between;
         } else {
-            self.state = State::Arguments { depth, quoted, escaped };
+            self.state = AnswerState::Arguments { depth, quoted, escaped };
         }
         if !text.is_empty() {
             deltas.push(Delta::Arguments { index, text, complete });

@@ -44,7 +44,7 @@ pub(super) struct TemplateParts {
 }
 
 #[derive(Serialize, Deserialize)]
-enum Question {
+enum TextQuestion {
     Template(TemplateParts),
     /// A conversation, and whether an answer is to follow.
     Render(Box<Chat>, bool),
@@ -55,7 +55,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask(child: &mut Confined, question: &Question, left: &AtomicBool) -> Result<Result<String, String>, ConfinedError> {
+fn ask(
+    child: &mut Confined,
+    question: &TextQuestion,
+    left: &AtomicBool,
+) -> Result<Result<String, String>, ConfinedError> {
     let question = serde_json::to_vec(question).unwrap_or_default();
     let answer = child.ask_until(&question, &|| left.load(Ordering::Relaxed))?;
     Ok(serde_json::from_slice(&answer)
@@ -94,7 +98,7 @@ impl Renderer {
     /// A child that knows the template, or why it takes it for none.
     fn start(&self) -> Result<Result<Confined, String>, ConfinedError> {
         let mut child = confined::start(SUBCOMMAND, RENDERING)?;
-        let taken = ask(&mut child, &Question::Template(self.parts.clone()), &AtomicBool::new(false))?;
+        let taken = ask(&mut child, &TextQuestion::Template(self.parts.clone()), &AtomicBool::new(false))?;
         Ok(taken.map(|_| child))
     }
 
@@ -105,7 +109,7 @@ impl Renderer {
         (chat, answer): (&Chat, bool),
         place: &mut Option<Confined>,
     ) -> Result<Result<String, String>, ConfinedError> {
-        let rendered = ask(&mut child, &Question::Render(Box::new(chat.clone()), answer), &AtomicBool::new(false))?;
+        let rendered = ask(&mut child, &TextQuestion::Render(Box::new(chat.clone()), answer), &AtomicBool::new(false))?;
         *place = Some(child);
         Ok(rendered)
     }
@@ -183,7 +187,7 @@ impl Probes {
     }
 
     fn try_out(&self, lark: &str, left: &AtomicBool) -> Result<Result<String, String>, ConfinedError> {
-        let question = Question::Grammar(lark.to_owned());
+        let question = TextQuestion::Grammar(lark.to_owned());
         let idle = lock(&self.idle).pop();
         if let Some(mut child) = idle {
             match ask(&mut child, &question, left) {

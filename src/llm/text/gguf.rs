@@ -41,7 +41,7 @@ fn key(name: &str) -> String {
 }
 
 /// The kinds of vocabulary.
-enum Kind {
+enum VocabularyKind {
     /// Pieces of bytes, and which are merged first.
     Bytes(&'static PreTokenizer),
     /// SentencePiece's BPE: pieces of characters, with scores.
@@ -54,16 +54,16 @@ pub fn refused_vocabularies() -> &'static [(&'static str, &'static str)] {
 }
 
 /// Which kind it is, if it can be read.
-fn kind(path: &Path, gguf: &Gguf) -> Result<Kind, CheckpointError> {
+fn kind(path: &Path, gguf: &Gguf) -> Result<VocabularyKind, CheckpointError> {
     let fail = |message: String| CheckpointError::new(path, format!("{message}{OTHER_FORM}"));
     let count = gguf.texts(&key("tokens")).map_or(0, Texts::len);
     let model = gguf.text(&key("model")).unwrap_or_default();
     let found = match model {
         "gpt2" => {
             let name = gguf.text(&key("pre")).filter(|name| !name.is_empty()).unwrap_or("default");
-            Kind::Bytes(pretokenizers::find(name).map_err(fail)?)
+            VocabularyKind::Bytes(pretokenizers::find(name).map_err(fail)?)
         }
-        "llama" => Kind::Pieces,
+        "llama" => VocabularyKind::Pieces,
         "" => return Err(fail("the file does not say what tokenizer it has (tokenizer.ggml.model)".to_owned())),
         other => {
             let known = OTHER_KINDS.iter().find(|(kind, _)| *kind == other);
@@ -75,10 +75,10 @@ fn kind(path: &Path, gguf: &Gguf) -> Result<Kind, CheckpointError> {
         return Err(fail("the file has no vocabulary (tokenizer.ggml.tokens)".to_owned()));
     }
     match found {
-        Kind::Bytes(_) if gguf.texts(&key("merges")).is_none() => {
+        VocabularyKind::Bytes(_) if gguf.texts(&key("merges")).is_none() => {
             Err(fail("the vocabulary has no merges (tokenizer.ggml.merges)".to_owned()))
         }
-        Kind::Pieces if gguf.numbers(&key("scores")).is_none_or(|scores| scores.len() != count) => {
+        VocabularyKind::Pieces if gguf.numbers(&key("scores")).is_none_or(|scores| scores.len() != count) => {
             Err(fail("the vocabulary's scores do not match its tokens (tokenizer.ggml.scores)".to_owned()))
         }
         found => Ok(found),
@@ -89,7 +89,7 @@ fn kind(path: &Path, gguf: &Gguf) -> Result<Kind, CheckpointError> {
 /// is to be said aloud: the file leaves a name out, and a guess must do.
 pub fn check_vocabulary(path: &Path, gguf: &Gguf) -> Result<Option<String>, CheckpointError> {
     let kind = kind(path, gguf)?;
-    let guessed = matches!(kind, Kind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty);
+    let guessed = matches!(kind, VocabularyKind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty);
     Ok(guessed.then(|| {
         format!(
             "{}: the file does not say how its vocabulary cuts a text (tokenizer.ggml.pre): it is cut as `default`, as \
@@ -196,8 +196,8 @@ pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(Strin
     let tokens = tokens.take(rows.unwrap_or(usize::MAX)).collect();
     let vocabulary = Vocabulary { gguf, tokens };
     let (mut tokenizer, begins) = match kind {
-        Kind::Bytes(pre) => (bpe(&vocabulary, pre), pre.add_bos),
-        Kind::Pieces => (sentence_piece(&vocabulary), true),
+        VocabularyKind::Bytes(pre) => (bpe(&vocabulary, pre), pre.add_bos),
+        VocabularyKind::Pieces => (sentence_piece(&vocabulary), true),
     };
     tokenizer["added_tokens"] = Value::Array(vocabulary.added());
     if let Some(around) = vocabulary.around(begins) {

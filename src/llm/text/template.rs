@@ -128,11 +128,11 @@ impl Traits {
 }
 
 /// A file with a template or two, and these.
-type Found = (PathBuf, String, Option<String>);
+type TemplateFiles = (PathBuf, String, Option<String>);
 
 /// Files of their own come before the tokenizer's settings (`from_pretrained` in transformers' tokenization_utils_base.py),
 /// and the processor's of an older time between them.
-fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Found>, LlmError> {
+fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<TemplateFiles>, LlmError> {
     let read = |path: &Path| -> Result<Option<String>, LlmError> {
         if !path.exists() {
             return Ok(None);

@@ -107,9 +107,9 @@ fn a_tensor_is_found_wherever_it_is() {
         let path = write(scratch.path(), &proto);
         Model::load(&path).unwrap_or_else(|error| panic!("{place}: {error}"));
         assert_eq!(flatten(&mut proto), [("w.data".to_owned(), "weights-0.data".to_owned())], "{place}");
-        let place_of = |tensor: &TensorProto| Place::of(tensor).unwrap();
-        let places: Vec<Place> = shared::tensors(&proto).into_iter().filter_map(place_of).collect();
-        assert_eq!(places, [Place { location: "weights-0.data".to_owned(), offset: 0, length: 16 }], "{place}");
+        let place_of = |tensor: &TensorProto| DataPlace::of(tensor).unwrap();
+        let places: Vec<DataPlace> = shared::tensors(&proto).into_iter().filter_map(place_of).collect();
+        assert_eq!(places, [DataPlace { location: "weights-0.data".to_owned(), offset: 0, length: 16 }], "{place}");
         assert!(!spell_out(&mut proto), "{place}: offset and length are there");
     }
 }

@@ -9,7 +9,7 @@ use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, set, unset, wanted};
 use crate::onnx::facts::{Fact, Facts};
 use crate::onnx::graph::Attribute;
-use crate::onnx::reference::{Done, Outcome};
+use crate::onnx::reference::{Done, Rewritten};
 
 /// How windows lie along one axis.
 struct Windows {
@@ -23,7 +23,7 @@ struct Windows {
 }
 
 /// Writes a pooling with the padding that its windows need, where the parser would read another.
-pub(super) fn write(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn write(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if !rounds_up(node) {
         return Ok(Done::Kept);
     }

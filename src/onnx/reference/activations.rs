@@ -2,7 +2,7 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, output, wanted};
 
@@ -14,7 +14,7 @@ fn softplus_of(edit: &mut Editor<'_>, x: &str) -> (String, String) {
     (edit.op("Greater", &[x, &limit], &[]), edit.op("Softplus", &[x], &[]))
 }
 
-pub(super) fn softplus(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn softplus(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (large, small) = softplus_of(edit, &x);
     edit.make("Where", &[&large, &x, &small], &[&y], &[]);
@@ -22,7 +22,7 @@ pub(super) fn softplus(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// x · tanh(softplus(x))
-pub(in crate::onnx) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(in crate::onnx) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (large, small) = softplus_of(edit, &x);
     let soft = edit.op("Where", &[&large, &x, &small], &[]);
@@ -32,7 +32,7 @@ pub(in crate::onnx) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome 
 }
 
 /// max(0, x) + min(0, α · (exp(x / α) − 1))
-pub(super) fn celu(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn celu(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (alpha, zero, one) = (edit.float(node.float("alpha", 1.0)), edit.float(0.0), edit.float(1.0));
     let scaled = edit.op("Div", &[&x, &alpha], &[]);
@@ -46,7 +46,7 @@ pub(super) fn celu(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// γ · elu(x); the defaults are the description's.
-pub(super) fn selu(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn selu(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let gamma = edit.float(node.float("gamma", 1.050_701));
     let made = edit.op("Elu", &[&x], &[("alpha", node.float("alpha", 1.673_263_2).into())]);
@@ -55,7 +55,7 @@ pub(super) fn selu(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// x where it is above α, else 0.
-pub(super) fn thresholded(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn thresholded(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (alpha, zero) = (edit.float(node.float("alpha", 1.0)), edit.float(0.0));
     let above = edit.op("Greater", &[&x, &alpha], &[]);
@@ -64,7 +64,7 @@ pub(super) fn thresholded(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// x + bias below −λ, x − bias above λ, else 0.
-pub(super) fn shrink(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn shrink(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let lambda = node.float("lambd", 0.5);
     let (bias, zero) = (edit.float(node.float("bias", 0.0)), edit.float(0.0));

@@ -2,7 +2,7 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::{Attributes, input};
 use crate::onnx::editor::{Editor, output, set, unset, wanted};
 use crate::onnx::facts::{elem, layout};
@@ -13,7 +13,7 @@ fn nothing(edit: &mut Editor<'_>, x: &str) -> String {
 }
 
 /// rten says 1 for 0.
-pub(super) fn sign(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn sign(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let zero = nothing(edit, &x);
     let is_zero = edit.op("Equal", &[&x, &zero], &[]);
@@ -23,7 +23,7 @@ pub(super) fn sign(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// rten keeps truth values in int32 and casts 2 to 2 and 0.5 to 0.
-pub(super) fn cast(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn cast(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (mut x, y) = (wanted(node, 0)?, output(node, 0)?);
     let from = edit.facts().get(&x).elem;
     if node.int("to", 0) != i64::from(elem::BOOL) || from == Some(elem::BOOL) {
@@ -38,7 +38,7 @@ pub(super) fn cast(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
     Ok(Done::Replaced)
 }
 
-pub(super) fn cast_like(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn cast_like(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let like = wanted(node, 1)?;
     let to = edit.facts().get(&like).elem.ok_or("the type it casts to is not known")?;
     "Cast".clone_into(&mut node.op_type);
@@ -52,7 +52,7 @@ pub(super) fn cast_like(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome 
 }
 
 /// rten leaves a dimension of 1 where a vector was multiplied by.
-pub(super) fn product(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn product(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (a, b, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     match edit.facts().get(&b).rank() {
         Some(1) => {
@@ -82,7 +82,7 @@ pub(super) fn product(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// rten raises floats to floats and integers to integers.
-pub(super) fn power(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn power(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let exponent = wanted(node, 1)?;
     let float = |edit: &Editor<'_>, index: usize| edit.facts().input(node, index).elem.map(elem::is_float);
     if (float(&*edit, 0), float(&*edit, 1)) != (Some(true), Some(false)) {
@@ -96,7 +96,7 @@ pub(super) fn power(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
 }
 
 /// rten tells both infinities alone.
-pub(super) fn is_infinite(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn is_infinite(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let side = match (node.int("detect_positive", 1) != 0, node.int("detect_negative", 1) != 0) {
         (true, true) => return Ok(Done::Kept),
@@ -113,7 +113,7 @@ pub(super) fn is_infinite(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// rten takes an empty list of axes for all of them, and knows no truth values among integers.
-pub(super) fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let x = edit.facts().input(node, 0);
     if node.op_type == "ReduceMean" {
         let none = input(node, 1).is_some() && edit.facts().input(node, 1).ints().is_some_and(|axes| axes.is_empty());
@@ -136,7 +136,7 @@ pub(super) fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
 
 /// A reduction over no axes (`noop_with_empty_axes`) leaves every element by itself, but still takes its logarithm, amount
 /// or square; the parser hands it on as it is, and rten ReduceL2's.
-pub(in crate::onnx) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> Outcome {
+pub(in crate::onnx) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> Rewritten {
     if node.int("noop_with_empty_axes", 0) == 0 {
         return Ok(Done::Kept);
     }

@@ -2,7 +2,7 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::elem;
@@ -11,7 +11,7 @@ use crate::onnx::graph::Attribute;
 /// Opset from which softmax works along one axis; before, everything behind it was one vector ("coerced into 2D", Softmax-11).
 const ALONG_AXIS: i64 = 13;
 
-pub(super) fn softmax(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn softmax(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     if edit.facts().opset() >= ALONG_AXIS {
         return Ok(Done::Kept);
     }
@@ -29,7 +29,7 @@ fn flattened(edit: &mut Editor<'_>, node: &NodeProto, x: &str) -> (String, Strin
 }
 
 /// 1 at the first of the largest, 0 elsewhere.
-pub(super) fn hardmax(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn hardmax(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let along = edit.facts().opset() >= ALONG_AXIS;
     let (data, shape, axis) = if along {
@@ -63,7 +63,7 @@ fn largest(edit: &mut Editor<'_>, x: &str, axis: i64, largest: bool) -> String {
     places
 }
 
-pub(super) fn arg(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn arg(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (mut x, y, axis) = (wanted(node, 0)?, output(node, 0)?, node.int("axis", 0));
     if matches!(edit.facts().get(&x).elem, Some(elem::UINT8 | elem::INT8)) {
         x = edit.cast(&x, elem::INT32);
@@ -92,7 +92,7 @@ fn reversed(edit: &mut Editor<'_>, x: &str, axis: i64) -> String {
 }
 
 /// rten takes indices and depth as integers alone.
-pub(super) fn one_hot(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn one_hot(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let mut done = Done::Kept;
     for index in 0..2 {
         let name = wanted(node, index)?;

@@ -2,13 +2,13 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::{Attributes, has_output, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::graph::Attribute;
 
 /// rten reads `sequence_lens` and runs every sequence to its end.
-pub(super) fn recurrent(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn recurrent(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let Some(name) = input(node, 4) else { return Ok(Done::Kept) };
     let steps = edit.facts().input(node, 0).dim(0);
     let lengths = edit.facts().get(name).ints();
@@ -22,7 +22,7 @@ pub(super) fn recurrent(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome 
 }
 
 /// x / (bias + α / size · Σ x²)^β over neighbouring channels: a mean over channels as rows of a picture.
-pub(super) fn local_response(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn local_response(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let size = Some(node.int("size", 0)).filter(|size| (1..=1 << 20).contains(size)).ok_or("its size is none")?;
     let before = (size - 1) / 2;
@@ -49,7 +49,7 @@ pub(super) fn local_response(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome
 }
 
 /// Instances of groups, then scale and bias: by group before opset 21, by channel since.
-pub(in crate::onnx) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(in crate::onnx) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, scale, bias, y) = (wanted(node, 0)?, wanted(node, 1)?, wanted(node, 2)?, output(node, 0)?);
     let groups = node.int("num_groups", 0);
     let count =
@@ -73,7 +73,7 @@ pub(in crate::onnx) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Ou
 }
 
 /// rten gives back the result alone; mean and deviation are computed beside it.
-pub(super) fn layer_norm(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn layer_norm(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if !has_output(node, 1) && !has_output(node, 2) {
         return Ok(Done::Kept);
     }
@@ -108,7 +108,7 @@ pub(super) fn layer_norm(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome
 }
 
 /// (x − mean) / (deviation + 1e-9), as the description's function has it.
-pub(super) fn mean_variance(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn mean_variance(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let axes = || ("axes", Attribute::Ints(node.ints("axes").map_or_else(|| vec![0, 2, 3], <[i64]>::to_vec)));
     let small = edit.float(1e-9);

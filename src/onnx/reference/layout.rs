@@ -2,13 +2,13 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::{Attributes, has_output, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::layout::resolve;
 
 /// At inference its input and, if asked for, its mask. Without a mask it is gone already.
-pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let opset = edit.facts().opset();
     let training = match opset {
@@ -34,7 +34,7 @@ pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// rten takes pads of all axes.
-pub(super) fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let Some(axes) = input(node, 3) else { return Ok(Done::Kept) };
     let axes = edit.facts().get(axes).ints().ok_or("the axes it pads are no constant")?;
     let rank = edit.facts().input(node, 0).rank().ok_or("the rank of what it pads is not known")?;
@@ -53,7 +53,7 @@ pub(super) fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
 }
 
 /// Blocks of pixels behind each other in depth: [N, C, h, b, w, b] with the block's two axes before C, or behind it.
-pub(super) fn space_to_depth(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn space_to_depth(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let fact = edit.facts().get(&x);
     let (Some(channels), Some(height), Some(width)) = (fact.dim(1), fact.dim(2), fact.dim(3)) else {

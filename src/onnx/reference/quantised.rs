@@ -3,7 +3,7 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::{Attributes, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::{elem, layout::resolve};
@@ -26,7 +26,7 @@ fn saturated(edit: &mut Editor<'_>, quotient: &str, zero_point: Option<&str>, to
     edit.op("Clip", &[&value, &low, &high], &[])
 }
 
-pub(super) fn quantize(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn quantize(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (mut x, scale, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     let zero_point = input(node, 2).map(str::to_owned);
     let to = match &zero_point {
@@ -66,7 +66,7 @@ pub(super) fn quantize(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
 }
 
 /// As the description's own function says: the range with 0 in it, over 255.
-pub(super) fn quantize_dynamically(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(super) fn quantize_dynamically(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let mut name = |index: usize| output(node, index).unwrap_or_else(|_| edit.fresh("unused"));
     let (scale, zero_point) = (name(1), name(2));

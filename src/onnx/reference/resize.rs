@@ -6,7 +6,7 @@ pub(in crate::onnx) mod nearest;
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::{Attributes, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::{Facts, Values, elem, layout::resolve};
@@ -17,7 +17,7 @@ const SIZE_LIMIT: i64 = 1 << 16;
 /// Elements of the largest matrix for an axis.
 const MATRIX_LIMIT: i64 = 1 << 24;
 
-pub(super) fn resize(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn resize(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if edit.facts().opset() < 11 {
         // Resize-10 is Upsample-9 that may also make smaller.
         "Upsample".clone_into(&mut node.op_type);

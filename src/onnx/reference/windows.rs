@@ -3,12 +3,12 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Done, Outcome};
+use super::{Done, Rewritten};
 use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, set, unset};
 use crate::onnx::graph::Attribute;
 
-pub(super) fn spell_out(edit: &mut Editor<'_>, node: &mut NodeProto) -> Outcome {
+pub(super) fn spell_out(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let before = node.attribute.len();
     let kernel = match node.ints("kernel_shape") {
         Some(kernel) => kernel.to_vec(),

@@ -10,7 +10,7 @@ use crate::log::printable;
 
 /// The names in order; an error says what is wrong with the text.
 pub(super) fn python_names(text: &str) -> Result<Vec<String>, String> {
-    let mut reader = Reader { rest: text.trim().chars().peekable() };
+    let mut reader = LiteralReader { rest: text.trim().chars().peekable() };
     let names = match reader.rest.next() {
         Some('{') => reader.entries()?,
         Some('[') => reader.elements(']')?,
@@ -26,11 +26,11 @@ pub(super) fn python_names(text: &str) -> Result<Vec<String>, String> {
     Ok(names.into_values().collect())
 }
 
-struct Reader<'a> {
+struct LiteralReader<'a> {
     rest: Peekable<Chars<'a>>,
 }
 
-impl Reader<'_> {
+impl LiteralReader<'_> {
     /// The next character that is no space, left where it is.
     fn ahead(&mut self) -> Option<char> {
         while self.rest.next_if(|letter| letter.is_ascii_whitespace()).is_some() {}

@@ -1,10 +1,10 @@
 //! What the image classifiers share: weights from a checkpoint, linear layers, norms, attention.
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::Checkpoint;
 use crate::convert::Config;
-use crate::convert::vision::net::{Activation, Conv, Map, Net, Tokens, dim};
+use crate::convert::vision::net::{Conv, Map, Net, Nonlinearity, Tokens, dim};
 
-pub(super) type Read<T> = Result<T, CheckpointError>;
+pub(super) use crate::convert::config::Read;
 
 /// Emits a classifier.
 pub(super) struct Builder<'a> {
@@ -158,12 +158,12 @@ impl Builder<'_> {
     }
 
     /// The activation `field` names.
-    pub(super) fn activation(&self, field: &str) -> Read<Activation> {
+    pub(super) fn activation(&self, field: &str) -> Read<Nonlinearity> {
         Ok(match self.config.text(field).unwrap_or("gelu") {
-            "gelu" => Activation::Gelu,
-            "gelu_new" | "gelu_pytorch_tanh" => Activation::GeluTanh,
-            "relu" => Activation::Relu,
-            "silu" | "swish" => Activation::Silu,
+            "gelu" => Nonlinearity::Gelu,
+            "gelu_new" | "gelu_pytorch_tanh" => Nonlinearity::GeluTanh,
+            "relu" => Nonlinearity::Relu,
+            "silu" | "swish" => Nonlinearity::Silu,
             other => return Err(self.config.error(format!("`{field}: {other}` is not supported"))),
         })
     }

@@ -1,7 +1,7 @@
 //! ResNet (He et al., 2015) and ConvNeXt (Liu et al., 2022).
 
 use super::builder::{Builder, Geometry, Read};
-use crate::convert::vision::net::{Activation, BatchNorm, Conv, Map, Tokens};
+use crate::convert::vision::net::{BatchNorm, Conv, Map, Nonlinearity, Tokens};
 
 /// torch's default, which no config.json says.
 const BATCH_NORM_EPS: f32 = 1e-5;
@@ -11,7 +11,7 @@ pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     config.only("layer_type", &["bottleneck", "basic"])?;
     let basic = config.text("layer_type") == Some("basic");
     let activation = match config.text("hidden_act") {
-        None => Activation::Relu,
+        None => Nonlinearity::Relu,
         Some(_) => builder.activation("hidden_act")?,
     };
     let (sizes, depths) = (builder.sizes("hidden_sizes")?, builder.sizes("depths")?);
@@ -19,7 +19,7 @@ pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
         return Err(config.error("`depths` and `hidden_sizes` differ in length"));
     }
     // Within a block it is always ReLU, ResNetConvLayer's default (`modeling_resnet.py`): the layers do not pass theirs on.
-    let inner_activation = Activation::Relu;
+    let inner_activation = Nonlinearity::Relu;
     builder.net.graph.scope("/resnet/embedder");
     let width = config.optional_size("embedding_size")?.unwrap_or(64);
     let x = builder.normed_conv(image, "resnet.embedder.embedder", width, 7, 2)?;

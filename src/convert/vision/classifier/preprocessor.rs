@@ -13,7 +13,7 @@ use crate::vision::{Color, Preprocess, Resample, Resize};
 const WARP_FROM: u32 = 384;
 
 /// A size: one number, or a dict of height and width, or of the shortest edge.
-enum Size {
+enum ProcessorSize {
     Both([u32; 2]),
     ShortestEdge(u32),
 }
@@ -61,18 +61,18 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
     let size = size(config, "size")?;
     let (mut resize, mut target) = match (said(config, "do_resize", true), size) {
         (false, _) => (None, trained),
-        (true, Some(Size::Both(size))) => (Some(Resize::Both(size)), Some(size)),
-        (true, Some(Size::ShortestEdge(edge))) if convnext && edge >= WARP_FROM => {
+        (true, Some(ProcessorSize::Both(size))) => (Some(Resize::Both(size)), Some(size)),
+        (true, Some(ProcessorSize::ShortestEdge(edge))) if convnext && edge >= WARP_FROM => {
             (Some(Resize::Both([edge; 2])), Some([edge; 2]))
         }
-        (true, Some(Size::ShortestEdge(edge))) if convnext => {
+        (true, Some(ProcessorSize::ShortestEdge(edge))) if convnext => {
             let share = config.optional_positive("crop_pct")?.unwrap_or(224.0 / 256.0);
             if !(0.01..=1.0).contains(&share) {
                 return Err(config.error(format!("`crop_pct` is {share}; it must be from 0.01 to 1")));
             }
             (Some(Resize::ShortestEdge((f64::from(edge) / share) as u32)), Some([edge; 2]))
         }
-        (true, Some(Size::ShortestEdge(edge))) => (Some(Resize::ShortestEdge(edge)), None),
+        (true, Some(ProcessorSize::ShortestEdge(edge))) => (Some(Resize::ShortestEdge(edge)), None),
         (true, None) => (trained.map(Resize::Both), trained),
     };
     if said(config, "do_center_crop", false)
@@ -96,28 +96,28 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
     Ok(Preprocess { size: target, fit: None, resize, resample: Some(resample), color: Some(Color::Rgb), mean, std })
 }
 
-fn size(config: &Config<'_>, field: &str) -> Read<Option<Size>> {
+fn size(config: &Config<'_>, field: &str) -> Read<Option<ProcessorSize>> {
     let Some(value) = config.get(field) else { return Ok(None) };
     let wrong = || config.error(format!("`{field}` is {value}, which is no size"));
     let whole = |value: &Value| {
         value.as_u64().and_then(|size| u32::try_from(size).ok()).filter(|size| (1..16_384).contains(size))
     };
     if let Some(edge) = value.get("shortest_edge") {
-        return Ok(Some(Size::ShortestEdge(whole(edge).ok_or_else(wrong)?)));
+        return Ok(Some(ProcessorSize::ShortestEdge(whole(edge).ok_or_else(wrong)?)));
     }
     if let (Some(height), Some(width)) = (value.get("height"), value.get("width")) {
-        return Ok(Some(Size::Both([whole(height).ok_or_else(wrong)?, whole(width).ok_or_else(wrong)?])));
+        return Ok(Some(ProcessorSize::Both([whole(height).ok_or_else(wrong)?, whole(width).ok_or_else(wrong)?])));
     }
     let side = whole(value).ok_or_else(wrong)?;
     let kind = config.text("feature_extractor_type").or(config.text("image_processor_type")).unwrap_or("");
     // ConvNeXt's and BiT's old files mean the shortest edge by a number, the others both sides.
     let edge = kind.starts_with("ConvNe") || kind.starts_with("Bit");
-    Ok(Some(if edge { Size::ShortestEdge(side) } else { Size::Both([side; 2]) }))
+    Ok(Some(if edge { ProcessorSize::ShortestEdge(side) } else { ProcessorSize::Both([side; 2]) }))
 }
 
 fn crop_size(config: &Config<'_>) -> Read<Option<[u32; 2]>> {
     Ok(size(config, "crop_size")?.map(|size| match size {
-        Size::Both(size) => size,
-        Size::ShortestEdge(edge) => [edge; 2],
+        ProcessorSize::Both(size) => size,
+        ProcessorSize::ShortestEdge(edge) => [edge; 2],
     }))
 }

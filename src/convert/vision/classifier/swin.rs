@@ -36,7 +36,7 @@ pub(super) fn swin(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
             let stem = format!("swin.encoder.layers.{stage}.blocks.{block}");
             builder.net.graph.scope(&format!("/swin/encoder/layers.{stage}/blocks.{block}"));
             let shift = if whole || block % 2 == 0 { 0 } else { window / 2 };
-            x = builder.swin_block(&stem, &x, &Windows { size, trained: window, shift, heads: *heads })?;
+            x = builder.swin_block(&stem, &x, &SwinWindows { size, trained: window, shift, heads: *heads })?;
         }
         if stage + 1 < depths.len() {
             builder.net.graph.scope(&format!("/swin/encoder/layers.{stage}/downsample"));
@@ -53,7 +53,7 @@ pub(super) fn swin(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
 
 /// How a block's positions are grouped.
 #[derive(Debug, Clone, Copy)]
-struct Windows {
+struct SwinWindows {
     size: usize,
     /// What the table of biases is for.
     trained: usize,
@@ -103,8 +103,8 @@ impl Builder<'_> {
         self.net.node("Pad", &[x, &pads], &[])
     }
 
-    fn swin_block(&mut self, stem: &str, x: &Grid, windows: &Windows) -> Read<Grid> {
-        let Windows { size, shift, heads, .. } = *windows;
+    fn swin_block(&mut self, stem: &str, x: &Grid, windows: &SwinWindows) -> Read<Grid> {
+        let SwinWindows { size, shift, heads, .. } = *windows;
         let eps = self.number("layer_norm_eps", 1e-5)?;
         let normed = self.norm(&x.name, &format!("{stem}.layernorm_before"), x.channels, eps)?;
         let (height, width) = (x.height.next_multiple_of(size), x.width.next_multiple_of(size));
@@ -171,8 +171,8 @@ impl Builder<'_> {
     }
 
     /// The learned bias of every pair of positions of a window, `[1, heads, size², size²]`.
-    fn window_bias(&mut self, stem: &str, windows: &Windows) -> Read<String> {
-        let Windows { size, trained, heads, .. } = *windows;
+    fn window_bias(&mut self, stem: &str, windows: &SwinWindows) -> Read<String> {
+        let SwinWindows { size, trained, heads, .. } = *windows;
         let table = format!("{stem}.attention.self.relative_position_bias_table");
         let side = 2 * trained - 1;
         let values = self.read(&table, &[side * side, heads])?;
@@ -193,8 +193,8 @@ impl Builder<'_> {
     }
 
     /// Bias and mask together, `[windows, heads, size², size²]`.
-    fn shift_mask(&mut self, grid: &Grid, windows: &Windows, bias: &str) -> String {
-        let Windows { size, shift, .. } = *windows;
+    fn shift_mask(&mut self, grid: &Grid, windows: &SwinWindows, bias: &str) -> String {
+        let SwinWindows { size, shift, .. } = *windows;
         let (rows, columns, count) = (grid.height / size, grid.width / size, size * size);
         let region = |at: usize, length: usize| usize::from(at >= length - size) + usize::from(at >= length - shift);
         let mut mask = Vec::with_capacity(rows * columns * count * count);

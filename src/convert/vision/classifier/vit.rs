@@ -7,15 +7,15 @@ use super::builder::{Attention, Builder, Read};
 use crate::convert::vision::net::{Map, Tokens, dim};
 
 /// What differs among the three.
-struct Family {
+struct VitFamily {
     prefix: &'static str,
     /// Names of the tokens before the patches.
     tokens: &'static [&'static str],
 }
 
-const VIT: Family = Family { prefix: "vit", tokens: &["cls_token"] };
-const DEIT: Family = Family { prefix: "deit", tokens: &["cls_token", "distillation_token"] };
-const BEIT: Family = Family { prefix: "beit", tokens: &["cls_token"] };
+const VIT: VitFamily = VitFamily { prefix: "vit", tokens: &["cls_token"] };
+const DEIT: VitFamily = VitFamily { prefix: "deit", tokens: &["cls_token", "distillation_token"] };
+const BEIT: VitFamily = VitFamily { prefix: "beit", tokens: &["cls_token"] };
 
 pub(super) fn vit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&VIT, image)?;
@@ -56,7 +56,7 @@ impl Builder<'_> {
         self.linear(&flat, stem, [classes, x.width], true)
     }
 
-    fn encode(&mut self, family: &Family, image: &Map) -> Read<Tokens> {
+    fn encode(&mut self, family: &VitFamily, image: &Map) -> Read<Tokens> {
         let prefix = family.prefix;
         let (width, patch) = (self.config.size("hidden_size")?, self.square("patch_size", 16)?);
         let trained = self.square("image_size", 224)?;
@@ -91,7 +91,7 @@ impl Builder<'_> {
     }
 
     /// Puts the tokens before the patches and adds position embeddings.
-    fn embed(&mut self, family: &Family, patches: &Tokens, positions: bool) -> Read<Tokens> {
+    fn embed(&mut self, family: &VitFamily, patches: &Tokens, positions: bool) -> Read<Tokens> {
         let (first, width) = (family.tokens.len(), patches.width);
         let count = first + patches.count;
         let name = format!("{}.embeddings.position_embeddings", family.prefix);

@@ -5,7 +5,7 @@ use super::module::{Module, Read};
 use crate::convert::vision::net::{Conv, Map, dim};
 
 /// What a head predicts at one level, raw: `[batch, 4 · bins, cells]`, `[batch, classes, cells]`.
-struct Level {
+struct PyramidLevel {
     height: usize,
     width: usize,
     stride: [f32; 2],
@@ -50,7 +50,7 @@ impl Emitter {
             score_names.push(self.flatten(module, &probable));
             let ratio = |image: usize, size: usize| image as f32 / size as f32;
             let stride = [ratio(image[0], sides.height), ratio(image[1], sides.width)];
-            levels.push(Level { height: sides.height, width: sides.width, stride });
+            levels.push(PyramidLevel { height: sides.height, width: sides.width, stride });
         }
         let anchors = levels.iter().map(|level| level.height * level.width).sum();
         let distances = self.join(module, &box_names);
@@ -99,11 +99,11 @@ impl Emitter {
     }
 
     /// Distances left, top, right, bottom of each cell's centre to centre, width and height in pixels.
-    fn boxes(&mut self, module: &Module<'_>, distances: &str, levels: &[Level]) -> String {
+    fn boxes(&mut self, module: &Module<'_>, distances: &str, levels: &[PyramidLevel]) -> String {
         let anchors: usize = levels.iter().map(|level| level.height * level.width).sum();
         let (mut centers, mut strides) = (vec![0.0; 2 * anchors], vec![0.0; 4 * anchors]); // (2, anchors), (4, anchors)
         let mut at = 0;
-        for Level { height, width, stride } in levels {
+        for PyramidLevel { height, width, stride } in levels {
             for cell in 0..height * width {
                 centers[at] = (cell % width) as f32 + 0.5;
                 centers[anchors + at] = (cell / width) as f32 + 0.5;

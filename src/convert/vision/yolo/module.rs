@@ -2,12 +2,12 @@
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::torch::{Item, TorchTensor};
-use crate::convert::vision::net::{Activation, BatchNorm, Conv};
+use crate::convert::vision::net::{BatchNorm, Conv, Nonlinearity};
 
 /// Deeper nesting is damage or malice: modules may contain themselves.
 const DEPTH_LIMIT: usize = 24;
 
-pub(super) type Read<T> = Result<T, CheckpointError>;
+pub(super) use crate::convert::config::Read;
 
 /// A module and where it is.
 #[derive(Debug, Clone)]
@@ -191,14 +191,14 @@ impl<'a> Module<'a> {
     }
 
     /// What an activation module computes.
-    pub(super) fn activation(&self) -> Read<Activation> {
+    pub(super) fn activation(&self) -> Read<Nonlinearity> {
         Ok(match self.class {
-            "SiLU" => Activation::Silu,
-            "Identity" => Activation::Identity,
-            "ReLU" => Activation::Relu,
+            "SiLU" => Nonlinearity::Silu,
+            "Identity" => Nonlinearity::Identity,
+            "ReLU" => Nonlinearity::Relu,
             "LeakyReLU" => {
                 let slope = self.attribute("negative_slope").and_then(|item| item.number());
-                Activation::LeakyRelu(slope.unwrap_or(0.01) as f32)
+                Nonlinearity::LeakyRelu(slope.unwrap_or(0.01) as f32)
             }
             _ => return Err(self.error("this activation is not supported")),
         })

@@ -1,6 +1,6 @@
 //! What the child does: it renders a template, compiles grammars, and says what became of it.
 
-use super::Question;
+use super::TextQuestion;
 use crate::llm::grammar::Grammars;
 use crate::llm::text::template::ChatTemplate;
 
@@ -9,18 +9,18 @@ pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
     let (mut template, mut grammars) = (None, None);
     move |question: &[u8]| {
         let answer: Result<String, String> = match serde_json::from_slice(question) {
-            Ok(Question::Template(parts)) => match ChatTemplate::of_parts(parts) {
+            Ok(TextQuestion::Template(parts)) => match ChatTemplate::of_parts(parts) {
                 Ok(new) => {
                     template = Some(new);
                     Ok(String::new())
                 }
                 Err(error) => Err(error.to_string()),
             },
-            Ok(Question::Render(chat, answer)) => match &template {
+            Ok(TextQuestion::Render(chat, answer)) => match &template {
                 Some(template) => template.render_here(&chat, answer),
                 None => Err("no template was given".to_owned()),
             },
-            Ok(Question::Grammar(lark)) => grammars
+            Ok(TextQuestion::Grammar(lark)) => grammars
                 .get_or_insert_with(Grammars::of_bytes)
                 .as_ref()
                 .map_err(ToString::to_string)

@@ -40,7 +40,7 @@ pub(super) fn add(environment: &mut Environment<'static>) {
 fn tests(environment: &mut Environment<'static>) {
     environment.add_test("sequence", |value: Value| match value.kind() {
         ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
-        ValueKind::Iterable => value.len().is_some() && value.downcast_object_ref::<super::values::View>().is_none(),
+        ValueKind::Iterable => value.len().is_some() && value.downcast_object_ref::<super::values::MapView>().is_none(),
         _ => false,
     });
     // To minijinja nothing is an empty list; templates ask this to find out whether there are functions.

@@ -9,7 +9,7 @@ use super::values::{DEPTH, Number, bind, float, pairs, refused};
 const WIDEST: i128 = 64;
 
 /// `json.dumps(value, …)`.
-pub(super) struct Style {
+pub(super) struct JsonStyle {
     ascii: bool,
     /// What a level is set in by, if lines are broken.
     indent: Option<String>,
@@ -18,7 +18,7 @@ pub(super) struct Style {
     sorted: bool,
 }
 
-impl Default for Style {
+impl Default for JsonStyle {
     fn default() -> Self {
         Self { ascii: false, indent: None, between: ", ".to_owned(), after_key: ": ".to_owned(), sorted: false }
     }
@@ -30,7 +30,7 @@ pub(super) fn tojson(value: &Value, args: &[Value]) -> Result<String, Error> {
     let [ascii, indent, separators, sorted] = bind("tojson", names, args)?;
     let given = |value: Option<Value>| value.filter(|value| !value.is_none());
     let truth = |value: Option<Value>| value.is_some_and(|value| value.is_true());
-    let mut style = Style { ascii: truth(ascii), sorted: truth(sorted), ..Style::default() };
+    let mut style = JsonStyle { ascii: truth(ascii), sorted: truth(sorted), ..JsonStyle::default() };
     if let Some(indent) = given(indent) {
         ",".clone_into(&mut style.between);
         style.indent = Some(match (indent.as_str(), Number::of(&indent)) {
@@ -50,7 +50,7 @@ pub(super) fn tojson(value: &Value, args: &[Value]) -> Result<String, Error> {
     style.dump(value)
 }
 
-impl Style {
+impl JsonStyle {
     pub(super) fn dump(&self, value: &Value) -> Result<String, Error> {
         let mut out = String::new();
         self.write(&mut out, value, 0)?;
@@ -70,7 +70,7 @@ impl Style {
                 let mut items = pairs.into_iter().map(|(key, value)| (Some(key), value));
                 self.group(out, ['{', '}'], &mut items, depth)?;
             }
-            ValueKind::Seq | ValueKind::Iterable if value.downcast_object_ref::<super::values::View>().is_none() => {
+            ValueKind::Seq | ValueKind::Iterable if value.downcast_object_ref::<super::values::MapView>().is_none() => {
                 self.group(out, ['[', ']'], &mut value.try_iter()?.map(|item| (None, item)), depth)?;
             }
             ValueKind::String => out.push_str(&self.text(value.as_str().unwrap_or_default())),

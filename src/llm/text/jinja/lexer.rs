@@ -1,7 +1,7 @@
 //! A template in pieces: what is written as it is, and the tokens of what is computed. By the rules of jinja2/lexer.py.
 
 /// A stretch of a template.
-pub(super) enum Piece<'a> {
+pub(super) enum Lexeme<'a> {
     /// Text, comments, and raw blocks.
     Plain(&'a str),
     /// An expression, or a statement if it is a `block`.
@@ -10,7 +10,7 @@ pub(super) enum Piece<'a> {
 
 /// What a token is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum TokenKind {
     Name,
     Number,
     Text,
@@ -20,7 +20,7 @@ pub(super) enum Kind {
 /// A token, and the space before it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Token<'a> {
-    pub kind: Kind,
+    pub kind: TokenKind,
     pub space: &'a str,
     pub text: &'a str,
 }
@@ -28,26 +28,26 @@ pub(super) struct Token<'a> {
 impl Token<'_> {
     /// This word or sign, and no text that says so.
     pub(super) fn is(&self, text: &str) -> bool {
-        self.kind != Kind::Text && self.text == text
+        self.kind != TokenKind::Text && self.text == text
     }
 
     /// Whether it begins the argument of a test without brackets.
     pub(super) fn is_argument(&self) -> bool {
         match self.kind {
-            Kind::Name => !matches!(self.text, "else" | "or" | "and" | "is" | "if" | "in" | "not" | "recursive"),
-            Kind::Number | Kind::Text => true,
-            Kind::Sign => matches!(self.text, "[" | "{"),
+            TokenKind::Name => !matches!(self.text, "else" | "or" | "and" | "is" | "if" | "in" | "not" | "recursive"),
+            TokenKind::Number | TokenKind::Text => true,
+            TokenKind::Sign => matches!(self.text, "[" | "{"),
         }
     }
 }
 
 /// Cuts a template.
-pub(super) fn pieces(source: &str) -> Vec<Piece<'_>> {
+pub(super) fn pieces(source: &str) -> Vec<Lexeme<'_>> {
     let mut pieces = Vec::new();
     let mut rest = source;
     while let Some((at, kind)) = begin(rest) {
         let (before, code) = rest.split_at(at);
-        pieces.push(Piece::Plain(before));
+        pieces.push(Lexeme::Plain(before));
         let length = match kind {
             b'#' => code[2..].find("#}").map(|end| end + 4),
             b'%' => raw(code),
@@ -58,9 +58,9 @@ pub(super) fn pieces(source: &str) -> Vec<Piece<'_>> {
             // Jinja2 keeps the line's end after `{% raw %}`; to minijinja a plus says so.
             match tag(plain, "raw").and_then(|tag| plain.split_at_checked(tag - 2)) {
                 Some((tag, raw)) if !tag.ends_with(['-', '+']) => {
-                    pieces.extend([tag, "+", raw].map(Piece::Plain));
+                    pieces.extend([tag, "+", raw].map(Lexeme::Plain));
                 }
-                _ => pieces.push(Piece::Plain(plain)),
+                _ => pieces.push(Lexeme::Plain(plain)),
             }
             rest = after;
             continue;
@@ -73,7 +73,7 @@ pub(super) fn pieces(source: &str) -> Vec<Piece<'_>> {
         pieces.push(piece);
         rest = after;
     }
-    pieces.push(Piece::Plain(rest));
+    pieces.push(Lexeme::Plain(rest));
     pieces
 }
 
@@ -107,7 +107,7 @@ fn raw(text: &str) -> Option<usize> {
 }
 
 /// An expression or a statement, and what is after it.
-fn code(text: &str, kind: u8) -> Option<(Piece<'_>, &str)> {
+fn code(text: &str, kind: u8) -> Option<(Lexeme<'_>, &str)> {
     let end = if kind == b'%' { "%}" } else { "}}" };
     let sign = text[2..].starts_with(['-', '+']);
     // A minus may also be the expression's own; Jinja2 takes it for a mark.
@@ -121,7 +121,7 @@ fn code(text: &str, kind: u8) -> Option<(Piece<'_>, &str)> {
             let after = &code[usize::from(marked) + end.len()..];
             let whole = &text[..text.len() - after.len()];
             let close = &rest[..rest.len() - after.len()];
-            return Some((Piece::Code { open, tokens, close, block: kind == b'%', whole }, after));
+            return Some((Lexeme::Code { open, tokens, close, block: kind == b'%', whole }, after));
         }
         let (kind, length) = token(code)?;
         let (text, after) = code.split_at(length);
@@ -140,14 +140,14 @@ fn code(text: &str, kind: u8) -> Option<(Piece<'_>, &str)> {
 }
 
 /// What a token is, and its length.
-fn token(code: &str) -> Option<(Kind, usize)> {
+fn token(code: &str) -> Option<(TokenKind, usize)> {
     let first = code.chars().next()?;
     let run = |accept: &dyn Fn(char) -> bool| code.find(|c| !accept(c)).unwrap_or(code.len());
     if first == '_' || first.is_alphabetic() {
-        return Some((Kind::Name, run(&|c| c == '_' || c.is_alphanumeric())));
+        return Some((TokenKind::Name, run(&|c| c == '_' || c.is_alphanumeric())));
     }
     if first.is_ascii_digit() {
-        return Some((Kind::Number, number(code)));
+        return Some((TokenKind::Number, number(code)));
     }
     if first == '\'' || first == '"' {
         let mut escaped = false;
@@ -155,7 +155,7 @@ fn token(code: &str) -> Option<(Kind, usize)> {
             match c {
                 _ if escaped => escaped = false,
                 '\\' => escaped = true,
-                _ if c == first => return Some((Kind::Text, at + 1)),
+                _ if c == first => return Some((TokenKind::Text, at + 1)),
                 _ => {}
             }
         }
@@ -163,9 +163,9 @@ fn token(code: &str) -> Option<(Kind, usize)> {
     }
     let two = ["//", "**", "==", "!=", ">=", "<="].iter().any(|sign| code.starts_with(sign));
     if two {
-        return Some((Kind::Sign, 2));
+        return Some((TokenKind::Sign, 2));
     }
-    "+-*/%~[]().:|,;{}=<>".contains(first).then_some((Kind::Sign, 1))
+    "+-*/%~[]().:|,;{}=<>".contains(first).then_some((TokenKind::Sign, 1))
 }
 
 /// `0x1f`, `1_000`, `1.5e-3`.

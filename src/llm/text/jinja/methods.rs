@@ -4,7 +4,7 @@ use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::values::{Number, Tuple, View, bind, pairs, refused, text};
+use super::values::{MapView, Number, Tuple, bind, pairs, refused, text};
 use super::words::{capitalize, expand, fill_up, is_space, lines, range, split, strip, title};
 
 /// What a value's method answers.
@@ -216,7 +216,7 @@ fn filled(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
 }
 
 fn dict(this: &Value, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
-    let view = |name: &'static str, values: Vec<Value>| Ok(Some(Value::from_object(View { name, values })));
+    let view = |name: &'static str, values: Vec<Value>| Ok(Some(Value::from_object(MapView { name, values })));
     match name {
         "get" => {
             let [key, other] = bind(name, ["key", "default"], args)?;

@@ -50,5 +50,5 @@ pub(super) fn add(environment: &mut Environment<'static>, name: &'static str, so
 /// JSON as Python's `json.dumps` writes it.
 pub(super) fn json(value: &serde_json::Value) -> String {
     // What came from JSON can be said in it.
-    json::Style::default().dump(&Value::from_serialize(value)).unwrap_or_default()
+    json::JsonStyle::default().dump(&Value::from_serialize(value)).unwrap_or_default()
 }

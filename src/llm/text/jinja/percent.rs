@@ -13,7 +13,7 @@ const WIDEST: usize = 10_000;
 
 /// One `%` and what belongs to it.
 #[derive(Default)]
-struct Field {
+struct Conversion {
     left: bool,
     zero: bool,
     plus: bool,
@@ -24,13 +24,13 @@ struct Field {
 }
 
 /// The values to be filled in.
-struct Values<'a> {
+struct FormatArguments<'a> {
     list: Vec<Value>,
     used: usize,
     map: Option<&'a Value>,
 }
 
-impl Values<'_> {
+impl FormatArguments<'_> {
     fn next(&mut self) -> Result<Value, Error> {
         self.used += 1;
         self.list.get(self.used - 1).cloned().ok_or_else(|| refused("not enough arguments for format string"))
@@ -44,7 +44,7 @@ pub(super) fn format(format: &str, values: &Value) -> Result<String, Error> {
         None => vec![values.clone()],
     };
     let map = (values.kind() == ValueKind::Map).then_some(values);
-    let mut values = Values { list, used: 0, map };
+    let mut values = FormatArguments { list, used: 0, map };
     let mut out = String::new();
     let mut rest = format;
     while let Some(at) = rest.find('%') {
@@ -59,7 +59,7 @@ pub(super) fn format(format: &str, values: &Value) -> Result<String, Error> {
 }
 
 /// Writes the field that `rest` begins with; returns what is after it.
-fn field<'a>(mut rest: &'a str, values: &mut Values<'_>, out: &mut String) -> Result<&'a str, Error> {
+fn field<'a>(mut rest: &'a str, values: &mut FormatArguments<'_>, out: &mut String) -> Result<&'a str, Error> {
     let mut named = None;
     if let Some(after) = rest.strip_prefix('(') {
         let (key, after) = after.split_once(')').ok_or_else(|| refused("incomplete format key"))?;
@@ -70,7 +70,7 @@ fn field<'a>(mut rest: &'a str, values: &mut Values<'_>, out: &mut String) -> Re
         }
         (named, rest) = (Some(value), after);
     }
-    let mut field = Field::default();
+    let mut field = Conversion::default();
     while let Some(flag) = rest.chars().next().filter(|c| "-+ 0#".contains(*c)) {
         match flag {
             '-' => field.left = true,
@@ -107,7 +107,7 @@ fn within(size: u64) -> Result<usize, Error> {
 }
 
 /// A width or a precision, or a `*` that takes it from the values.
-fn size<'a>(rest: &'a str, values: &mut Values<'_>) -> Result<(Option<i64>, &'a str), Error> {
+fn size<'a>(rest: &'a str, values: &mut FormatArguments<'_>) -> Result<(Option<i64>, &'a str), Error> {
     if let Some(after) = rest.strip_prefix('*') {
         let value = values.next()?;
         return Ok((Some(value.as_i64().ok_or_else(|| refused("* wants int"))?), after));
@@ -120,7 +120,7 @@ fn size<'a>(rest: &'a str, values: &mut Values<'_>) -> Result<(Option<i64>, &'a 
     }
 }
 
-impl Field {
+impl Conversion {
     fn write(&self, kind: char, value: &Value) -> Result<String, Error> {
         let words = |text: String| match self.precision {
             Some(most) => text.chars().take(most).collect(),

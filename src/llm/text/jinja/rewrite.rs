@@ -4,7 +4,7 @@
 //! Expressions are read by the grammar of jinja2/parser.py and written again token by token, so lines stay where they were.
 //! What is not understood is left as it is: minijinja then says what is wrong with it, and where.
 
-use super::lexer::{self, Kind, Token};
+use super::lexer::{self, Token, TokenKind};
 
 /// Names of functions that no template has.
 pub(super) const SUM: &str = "__sum";
@@ -25,10 +25,10 @@ pub(super) fn rewrite(source: &str) -> String {
     let mut text = String::with_capacity(source.len() + source.len() / 8);
     for piece in lexer::pieces(&source) {
         match piece {
-            lexer::Piece::Plain(plain) => text.push_str(plain),
-            lexer::Piece::Code { open, tokens, close, block, whole } => {
+            lexer::Lexeme::Plain(plain) => text.push_str(plain),
+            lexer::Lexeme::Code { open, tokens, close, block, whole } => {
                 let tokens = tokens.as_slice();
-                let inner = if block { statement(tokens) } else { Reader::new(tokens).all() };
+                let inner = if block { statement(tokens) } else { TokenReader::new(tokens).all() };
                 match inner {
                     Some(inner) => {
                         text.push_str(open);
@@ -45,7 +45,7 @@ pub(super) fn rewrite(source: &str) -> String {
 
 /// What stands between `{%` and `%}`.
 fn statement(tokens: &[Token<'_>]) -> Option<String> {
-    let mut reader = Reader::new(tokens);
+    let mut reader = TokenReader::new(tokens);
     let tag = reader.peek()?;
     let mut text = match tag.text {
         // transformers' own, which marks what a model is trained on and writes nothing; a scope of its own, as there.
@@ -70,13 +70,13 @@ fn statement(tokens: &[Token<'_>]) -> Option<String> {
 }
 
 /// Reads expressions, and writes them.
-struct Reader<'a> {
+struct TokenReader<'a> {
     tokens: &'a [Token<'a>],
     at: usize,
     depth: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> TokenReader<'a> {
     fn new(tokens: &'a [Token<'a>]) -> Self {
         Self { tokens, at: 0, depth: 0 }
     }
@@ -108,9 +108,9 @@ impl<'a> Reader<'a> {
         let mut text = String::new();
         while let Some(token) = self.peek() {
             let begins = match token.kind {
-                Kind::Name => !matches!(token.text, "if" | "else" | "in" | "and" | "or" | "is" | "import" | "as"),
-                Kind::Sign => matches!(token.text, "(" | "[" | "{" | "-" | "+"),
-                Kind::Number | Kind::Text => true,
+                TokenKind::Name => !matches!(token.text, "if" | "else" | "in" | "and" | "or" | "is" | "import" | "as"),
+                TokenKind::Sign => matches!(token.text, "(" | "[" | "{" | "-" | "+"),
+                TokenKind::Number | TokenKind::Text => true,
             };
             text.push_str(&if begins { self.condition()? } else { self.take() });
         }
@@ -161,11 +161,11 @@ impl<'a> Reader<'a> {
             text.push_str(&self.sum()?);
             let Some(token) = self.peek() else { return Some(text) };
             match token.text {
-                "or" | "and" | "in" | "==" | "!=" | "<" | "<=" | ">" | ">=" if token.kind != Kind::Text => {
+                "or" | "and" | "in" | "==" | "!=" | "<" | "<=" | ">" | ">=" if token.kind != TokenKind::Text => {
                     text.push_str(&self.take());
                 }
                 // `not` of `not in` follows at once.
-                "not" if token.kind == Kind::Name => {
+                "not" if token.kind == TokenKind::Name => {
                     text.push_str(&self.take());
                     if !self.next_is("in") {
                         return None;
@@ -202,7 +202,7 @@ impl<'a> Reader<'a> {
 
     fn product(&mut self) -> Option<String> {
         let mut left = self.power()?;
-        while let Some(token) = self.peek().filter(|token| token.kind == Kind::Sign) {
+        while let Some(token) = self.peek().filter(|token| token.kind == TokenKind::Sign) {
             let function = match token.text {
                 "%" => REMAINDER,
                 "*" => PRODUCT,
@@ -248,16 +248,16 @@ impl<'a> Reader<'a> {
     fn primary(&mut self) -> Option<String> {
         let token = self.peek()?;
         match token.kind {
-            Kind::Name | Kind::Number => Some(self.take()),
-            Kind::Text => {
+            TokenKind::Name | TokenKind::Number => Some(self.take()),
+            TokenKind::Text => {
                 // Texts side by side are one.
                 let mut text = String::new();
-                while self.peek().is_some_and(|token| token.kind == Kind::Text) {
+                while self.peek().is_some_and(|token| token.kind == TokenKind::Text) {
                     text.push_str(&lexer::long_escapes(&self.take()));
                 }
                 Some(text)
             }
-            Kind::Sign => match token.text {
+            TokenKind::Sign => match token.text {
                 "(" => {
                     let (items, comma) = self.items(")")?;
                     if comma || items.trim().is_empty() {
@@ -285,7 +285,7 @@ impl<'a> Reader<'a> {
                 return Some((text, comma));
             }
             match token.text {
-                "," | ":" | "=" | "*" | "**" if token.kind == Kind::Sign => {
+                "," | ":" | "=" | "*" | "**" if token.kind == TokenKind::Sign => {
                     comma |= token.text == ",";
                     text.push_str(&self.take());
                 }
@@ -295,7 +295,7 @@ impl<'a> Reader<'a> {
     }
 
     fn postfix(&mut self, mut operand: String) -> Option<String> {
-        while let Some(token) = self.peek().filter(|token| token.kind == Kind::Sign) {
+        while let Some(token) = self.peek().filter(|token| token.kind == TokenKind::Sign) {
             match token.text {
                 "." => {
                     operand.push_str(&self.take());
@@ -375,7 +375,7 @@ impl<'a> Reader<'a> {
 
     /// The name of a filter or a test.
     fn name(&mut self) -> Option<String> {
-        if self.peek()?.kind != Kind::Name {
+        if self.peek()?.kind != TokenKind::Name {
             return None;
         }
         let mut name = self.take();

@@ -29,12 +29,12 @@ impl Object for Tuple {
 
 /// What `items()`, `keys()` and `values()` of a dict are.
 #[derive(Debug)]
-pub(super) struct View {
+pub(super) struct MapView {
     pub name: &'static str,
     pub values: Vec<Value>,
 }
 
-impl Object for View {
+impl Object for MapView {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Iterable
     }
@@ -104,7 +104,7 @@ fn write(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > DEPTH {
         return Err(refused("a value is too deep to be printed"));
     }
-    if let Some(view) = value.downcast_object_ref::<View>() {
+    if let Some(view) = value.downcast_object_ref::<MapView>() {
         out.push_str(view.name);
         out.push('(');
         list(out, ["[", "]"], &mut view.values.iter().cloned(), depth)?;

@@ -4,11 +4,11 @@
 
 use onnx_protobuf::NodeProto;
 
-use super::{Axis, Done, How, Mode, Outcome, Rounding, SIZE_LIMIT, Transformation, index};
+use super::{Axis, Done, How, Mode, Rewritten, Rounding, SIZE_LIMIT, Transformation, index};
 use crate::onnx::editor::{Editor, output, wanted};
 
 /// Writes a nearest Resize as lists of pixels, where TensorRT might choose others.
-pub(in crate::onnx) fn write(edit: &mut Editor<'_>, node: &NodeProto) -> Outcome {
+pub(in crate::onnx) fn write(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     // Resize-10 is asymmetric and rounds down; scales there are powers of two as a rule.
     if edit.facts().opset() < 11 {
         return Ok(Done::Kept);
