@@ -11,12 +11,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::{Report, Status, machine_agrees, plan_agrees, sense};
-use crate::llm::model::{ENGINES, Runner, open_executor};
+use crate::engine_dir::EngineDir;
+use crate::llm::model::{Runner, open_executor};
 use crate::llm::text::{Message, Text};
-use crate::llm::{Executor, LlmError, Logits, Record, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
+use crate::llm::{Executor, LlmError, Logits, Rows, Step, argmax, head_name, layer_name, log_sum_exp};
 use crate::log::printable;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Quality};
 use crate::progress::{Event, Progress};
+use crate::spec::{LlmRecord, Precision};
 
 /// Asked of every model, besides the recipe's prompts.
 const PROMPTS: [&str; 3] =
@@ -62,16 +64,15 @@ pub struct Perplexity {
 
 /// Checks the engines' headers, then, where there is a GPU, their numbers.
 pub(super) fn verify(
-    folder: &Path,
-    manifest: &Manifest,
-    record: &Record,
+    dir: &EngineDir,
+    (record, quality): (&LlmRecord, Option<&Quality>),
     progress: &Arc<dyn Progress>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    let (folder, manifest) = (dir.folder(), &dir.manifest);
     let layers = record.shapes.layers().into_iter().map(layer_name);
     for name in record.shapes.heads().into_iter().map(head_name).chain(layers) {
-        let path = folder.join(ENGINES).join(format!("{name}.engine"));
-        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let read = std::fs::read(dir.llm_engine(&name)).map_err(|error| error.to_string());
         if let Err(mistake) = read.and_then(|plan| plan_agrees(manifest, &plan)) {
             report.push("header", Status::Failed, format!("{name}: {mistake}"));
             return Ok(());
@@ -87,7 +88,7 @@ pub(super) fn verify(
     let prompts = prompts(&text, manifest, record)?;
     let what = if text.traits().is_some() { "chat template" } else { "no chat template" };
     report.push("text", Status::Passed, format!("tokenizer, {what}, {} prompts", prompts.len()));
-    if let Some(quality) = &manifest.quality {
+    if let Some(quality) = quality {
         let ratio = quality.perplexity / quality.reference_perplexity;
         // Written so that a NaN fails.
         let passed = quality.divergence <= quality.divergence_limit && ratio <= quality.ratio_limit;
@@ -117,7 +118,7 @@ pub(super) fn verify(
 }
 
 /// Each prompt and its tokens.
-fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
+fn prompts(text: &Text, manifest: &Manifest, record: &LlmRecord) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
     let given = PROMPTS.iter().map(|prompt| (*prompt).to_owned()).chain(manifest.verify.prompts.iter().cloned());
     let mut prompts = Vec::new();
     for prompt in given {
@@ -135,7 +136,7 @@ fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<
 fn execute(
     folder: &Path,
     manifest: &Manifest,
-    record: &Record,
+    record: &LlmRecord,
     (text, prompts): (&Text, &[(String, Vec<u32>)]),
     progress: &Arc<dyn Progress>,
     report: &mut Report,
@@ -168,7 +169,7 @@ fn execute(
         reference: read(&mut *reference, scored)?.exp(),
     };
     report.perplexity = Some(perplexity);
-    conclude(manifest.precision == "fp32" && !manifest.tf32, report);
+    conclude(manifest.precision == Precision::Fp32 && !manifest.tf32, report);
     sense::conclude(sensed, record.parameters, report);
     Ok(())
 }
@@ -176,7 +177,7 @@ fn execute(
 /// Whether a model makes sense that cannot be executed here. What keeps the reference from telling is no fault of the engines.
 fn read_by_reference(
     folder: &Path,
-    (manifest, record): (&Manifest, &Record),
+    (manifest, record): (&Manifest, &LlmRecord),
     text: &Text,
     progress: &Arc<dyn Progress>,
     report: &mut Report,

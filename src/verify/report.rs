@@ -10,7 +10,7 @@ use super::llm::{Perplexity, PromptReport};
 use super::sense::Sense;
 use super::vision::Agreement;
 use crate::artifact::write_file;
-use crate::manifest::REPORT_FILE;
+use crate::manifest::layout::REPORT_FILE;
 
 /// One check's outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

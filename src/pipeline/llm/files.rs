@@ -6,41 +6,42 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::{Prepared, Source, is_text, judge, open, warn};
+use super::{LlmTarget, Source, is_text, judge, open};
 use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
-use crate::llm::model::{ENGINES, WEIGHTS};
 use crate::llm::text::{TOOL_USE_TEMPLATE, text_files};
 use crate::llm::{head_name, layer_name};
+use crate::manifest::layout::{ENGINES, MODEL, WEIGHTS, engine_file};
+use crate::pipeline::Context;
 use crate::pipeline::place::{self, Move};
-use crate::pipeline::{Context, MODEL};
+use crate::pipeline::target::{Emitted, Work};
 use crate::recipe::{Plan, SourcePlan};
 
 /// Writes every graph; returns graphs and engines.
-pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let folder = staged.join(ENGINES);
     fs::create_dir_all(&folder).map_err(about(&folder))?;
-    let (model, dtype) = (&prepared.source.model, prepared.dtype);
+    let (model, dtype) = (&target.source.model, target.dtype);
     let mut engines = Vec::new();
     let mut write = |name: String, graph: crate::onnx::Model| -> anyhow::Result<()> {
         let onnx = folder.join(format!("{name}.onnx"));
         fs::write(&onnx, graph.to_bytes()?).map_err(about(&onnx))?;
-        engines.push((onnx, folder.join(format!("{name}.engine"))));
+        engines.push((onnx, folder.join(engine_file(&name))));
         Ok(())
     };
-    for rows in prepared.shapes.heads() {
+    for rows in target.shapes.heads() {
         write(head_name(rows), convert::head_graph(model, rows, dtype)?)?;
     }
-    for shape in prepared.shapes.layers() {
+    for shape in target.shapes.layers() {
         write(layer_name(shape), convert::layer_graph(model, shape, dtype)?)?;
     }
     Ok(engines)
 }
 
-/// Puts the checkpoint's files into `staged`, without a second copy wherever that does no harm.
-pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
-    let (checkpoint, folder) = (&prepared.source.checkpoint, staged.join(WEIGHTS));
+/// Puts the checkpoint's files into the directory, without a second copy wherever that does no harm.
+pub(super) fn place_weights(target: &LlmTarget, work: &mut Work<'_>) -> anyhow::Result<Vec<String>> {
+    let (checkpoint, folder) = (&target.source.checkpoint, work.staged.join(WEIGHTS));
     fs::create_dir_all(&folder).map_err(about(&folder))?;
     let (mut names, mut moves) = (Vec::new(), Vec::<Move>::new());
     for file in checkpoint.files() {
@@ -51,9 +52,9 @@ pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Co
         moves.push((file.path().to_owned(), folder.join(&name)));
         names.push(name);
     }
-    place::place(&moves, &prepared.plan.source, true, context)?;
+    place::place(&moves, &target.plan.source, true, work.context)?;
     for (from, to) in &moves {
-        prepared.hashes.copied(from, to).map_err(about(from))?;
+        work.hashes.copied(from, to).map_err(about(from))?;
     }
     Ok(names)
 }
@@ -94,12 +95,12 @@ pub(super) fn copy_text(paths: &[PathBuf], template: Option<&Path>, staged: &Pat
     Ok(())
 }
 
-/// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.
+/// Writes the whole model as ONNX; the seconds are those of the conversion alone.
 ///
 /// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
 /// written there; elsewhere NAME-onnx/ gets model.onnx and the checkpoint's files, links where they lie in a
 /// store. (onnxruntime follows hard links; onnx.checker, given a path, takes them for an attack.)
-pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
+pub(in crate::pipeline) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Emitted> {
     let folder = context.output.join(format!("{}-onnx", plan.name));
     let path = context.output.join(format!("{}.onnx", plan.name));
     let own = match &plan.source {
@@ -114,7 +115,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     sweep(&folder).map_err(about(&folder))?;
     let source = open(plan, &context.fetcher, lock)?;
     let words = judge::words(plan, &source)?;
-    warn(plan, context, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
+    context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
     let start = Instant::now();
     let files = source.checkpoint.files();
     let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -126,7 +127,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     if files.iter().all(beside) {
         place::check_onnx_file(&path, context.force)?;
         write_file(&path, &whole.model.to_bytes()?).map_err(about(&path))?;
-        return Ok((path, start.elapsed().as_secs_f64()));
+        return Ok(Emitted { path, seconds: Some(start.elapsed().as_secs_f64()) });
     }
     let staged = StagedDirectory::create(&folder).map_err(about(&folder))?;
     let model = staged.path().join(MODEL);
@@ -138,5 +139,5 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     place::place(&moves, &plan.source, true, context)?;
     place::check_onnx_folder(&folder)?;
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
-    Ok((folder.join(MODEL), seconds))
+    Ok(Emitted { path: folder.join(MODEL), seconds: Some(seconds) })
 }

@@ -47,7 +47,7 @@ fn folder_of(name: &str) -> &str {
 
 /// Before gigabytes are downloaded: is it a model we can build? Returns what is to be fetched: of several copies of the
 /// weights one.
-pub(in crate::pipeline) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
+pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
     let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else {
         return Ok(plan.source.clone());
     };
@@ -190,7 +190,7 @@ pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>>
 
 /// Looks at the text files as an engine directory would hold them. Errors name the files they come from.
 fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Result<Option<String>> {
-    let template = plan.llm.as_ref().and_then(|llm| llm.chat_template.as_deref());
+    let template = plan.model.llm().and_then(|llm| llm.chat_template.as_deref());
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
     match source {
         Some(source) => files::place_text(source, template, scratch.path())?,
