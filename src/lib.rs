@@ -17,8 +17,9 @@
 //! Vision checkpoints become ONNX models first ([`convert::vision`]) and, in half precision, half-precision copies of them
 //! ([`onnx::Half`]); [`vision`] is the way from pictures and back to answers.
 //!
-//! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run time [`llm::Executor`] runs them with the weights bound and
-//! [`llm::Generator`] makes answers; [`serve`] gives them to OpenAI's clients.
+//! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
+//! time [`llm::Executor`] runs them with the weights bound and [`llm::Generator`] makes answers; [`serve`] gives them to
+//! OpenAI's clients.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

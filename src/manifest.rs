@@ -1,8 +1,9 @@
 //! `manifest.json`: what an engine directory holds, how it came to be, and the hash of every file in it.
 //!
 //! A document, which knows nobody who runs what is in it: [`crate::engine_dir`] does. `kind` says which fields there are
-//! ([`Contents`]). Format 1 had the same fields, whichever were there, and is read as what it says.
+//! (`contents.rs`); names of files are `layout.rs`'s. Format 1 had the same fields, whichever were there, and is read as what it says.
 
+mod contents;
 pub mod layout;
 
 use std::collections::BTreeMap;
@@ -13,9 +14,10 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{about, is_contained, sha256, write_file};
-use crate::spec::{Classifier, DeviceInfo, Kind, LlmRecord, Precision, Preprocess, ShapeRange, Task, Version, Yolo};
-use crate::tensor::TensorSpec;
-use layout::{FILE, REPORT_FILE, WEIGHTS};
+use crate::spec::{DeviceInfo, Precision, Task, Version};
+use layout::{FILE, REPORT_FILE};
+
+pub use contents::{EngineContents, GraphEngine};
 
 /// Layout version of the directories that are written.
 pub const FORMAT: u32 = 2;
@@ -96,140 +98,6 @@ pub struct Quality {
     pub ratio_limit: f64,
 }
 
-/// One engine of one ONNX model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct GraphEngine {
-    /// Engine file.
-    pub engine: String,
-    /// ONNX model it was built from, with its final shapes.
-    pub model: String,
-    /// Inputs in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub inputs: Vec<TensorSpec>,
-    /// Outputs in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub outputs: Vec<TensorSpec>,
-    /// Ranges of dynamic inputs; empty for static shapes.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub profile: Vec<ShapeRange>,
-    /// Products that stay in float32 because the engine was not right without.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub full_products: Vec<String>,
-}
-
-impl GraphEngine {
-    /// Shapes of the inputs, in their order: what the engine is tuned for, or an end of what it takes.
-    pub fn input_shapes(&self, end: impl Fn(&ShapeRange) -> &[i64]) -> Vec<Vec<usize>> {
-        let shape = |spec: &TensorSpec| match self.profile.iter().find(|range| range.name == spec.name) {
-            Some(range) => end(range).iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect(),
-            None => spec.shape_with(1),
-        };
-        self.inputs.iter().map(shape).collect()
-    }
-
-    /// The batch it is tuned for, where the first dimension is the batch.
-    pub fn tuned_batch(&self) -> usize {
-        let tuned = self.profile.first().and_then(|range| range.opt.first().copied());
-        tuned.and_then(|batch| usize::try_from(batch).ok()).unwrap_or(1)
-    }
-}
-
-/// What a directory holds, by its kind.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Contents {
-    /// A language model: many engines, and its weights beside them.
-    Llm {
-        /// Its shapes, limits and files.
-        llm: LlmRecord,
-        /// What quantising it has cost, where that was asked for.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        quality: Option<Quality>,
-    },
-    /// A YOLO model.
-    Yolo {
-        /// Its engine.
-        #[serde(flatten)]
-        graph: GraphEngine,
-        /// How pictures go in and objects come out.
-        yolo: Yolo,
-        /// The same for one that classifies, and for no other.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        classifier: Option<Classifier>,
-    },
-    /// An image classifier.
-    Classifier {
-        /// Its engine.
-        #[serde(flatten)]
-        graph: GraphEngine,
-        /// How pictures go in and answers come out.
-        classifier: Classifier,
-    },
-    /// Any other ONNX model: tensors go in and come out.
-    Onnx(GraphEngine),
-}
-
-impl Contents {
-    /// The recipe's kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Contents::Llm { .. } => Kind::Llm,
-            Contents::Yolo { .. } => Kind::Yolo,
-            Contents::Classifier { .. } => Kind::Classifier,
-            Contents::Onnx(_) => Kind::Onnx,
-        }
-    }
-
-    /// The one engine there is; a language model has many.
-    pub fn graph(&self) -> Option<&GraphEngine> {
-        match self {
-            Contents::Llm { .. } => None,
-            Contents::Yolo { graph, .. } | Contents::Classifier { graph, .. } | Contents::Onnx(graph) => Some(graph),
-        }
-    }
-
-    /// What classifies pictures, if it does.
-    pub fn classifier(&self) -> Option<&Classifier> {
-        match self {
-            Contents::Yolo { classifier, .. } => classifier.as_ref(),
-            Contents::Classifier { classifier, .. } => Some(classifier),
-            Contents::Llm { .. } | Contents::Onnx(_) => None,
-        }
-    }
-
-    /// The YOLO model, if it is one.
-    pub fn yolo(&self) -> Option<&Yolo> {
-        match self {
-            Contents::Yolo { yolo, .. } => Some(yolo),
-            _ => None,
-        }
-    }
-
-    /// The language model, if it is one.
-    pub fn llm(&self) -> Option<&LlmRecord> {
-        match self {
-            Contents::Llm { llm, .. } => Some(llm),
-            _ => None,
-        }
-    }
-
-    /// How pictures become its input, if it takes pictures.
-    pub fn preprocess(&self) -> Option<Preprocess> {
-        let classifier = self.classifier().map(|classifier| classifier.preprocess.clone());
-        classifier.or_else(|| self.yolo().map(Yolo::preprocess))
-    }
-
-    /// Files that it names, relative to the directory.
-    fn files(&self) -> Vec<String> {
-        match self {
-            Contents::Llm { llm, .. } => llm.weights.iter().map(|name| format!("{WEIGHTS}/{name}")).collect(),
-            Contents::Yolo { graph, .. } | Contents::Classifier { graph, .. } | Contents::Onnx(graph) => {
-                vec![graph.engine.clone(), graph.model.clone()]
-            }
-        }
-    }
-}
-
 /// The document.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -239,7 +107,7 @@ pub struct Manifest {
     pub name: String,
     /// What there is.
     #[serde(flatten)]
-    pub contents: Contents,
+    pub contents: EngineContents,
     /// "watus-build VERSION".
     pub tool: String,
     /// What the engine depends on; a difference in any part means a rebuild.
@@ -345,7 +213,7 @@ impl Manifest {
         if let Some(text) = told.chain(self.files.keys()).find(controls) {
             return Some(format!("{text:?} holds a control character"));
         }
-        if let Contents::Yolo { yolo, classifier, .. } = &self.contents
+        if let EngineContents::Yolo { yolo, classifier, .. } = &self.contents
             && classifier.is_some() != (yolo.task == Task::Classify)
         {
             return Some("`classifier` belongs to a YOLO model that classifies, and to no other".to_owned());
@@ -417,6 +285,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Kind;
 
     #[test]
     fn broken_manifests_say_what_to_do() {
@@ -488,7 +357,7 @@ mod tests {
         let graph = onnx.contents.graph().unwrap();
         assert_eq!((graph.input_shapes(|range| &range.max), graph.tuned_batch()), (vec![vec![4, 4]], 2));
         let quality = load(&of_format_1("llm-int8")).unwrap().contents;
-        assert!(matches!(quality, Contents::Llm { quality: Some(quality), .. } if quality.tokens > 0));
+        assert!(matches!(quality, EngineContents::Llm { quality: Some(quality), .. } if quality.tokens > 0));
     }
 
     #[test]

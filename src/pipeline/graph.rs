@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 
 use super::precision::{self, FloatModel, HALF_MODEL, LEAN_MODEL};
 use super::settings::{self, Typing};
-use super::target::{BuildJobs, Description, Emitted, Machine, Target, Work};
+use super::target::{BuildHost, BuildJobs, Description, Emitted, StagedBuild, Target};
 use super::vision::{self, Meaning, Vision};
 use super::{Context, place, sources, tries};
 use crate::artifact::{about, is_same_file, write_file};
@@ -28,7 +28,7 @@ use crate::tensor::DType;
 /// A graph that is to be built.
 pub(super) struct GraphTarget {
     plan: Plan,
-    machine: Machine,
+    machine: BuildHost,
     floats: FloatModel,
     options: BuildOptions,
     meaning: Meaning,
@@ -44,7 +44,7 @@ pub(super) struct GraphTarget {
 }
 
 /// The plan's settings as this machine's TensorRT wants them.
-fn builder_options(plan: &Plan, machine: &Machine, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
+fn builder_options(plan: &Plan, machine: &BuildHost, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
     let build = &plan.build;
     let mut options = BuildOptions { detailed_profiling: true, profile, ..settings::builder_options(build) };
     if !build.tf32 {
@@ -77,7 +77,7 @@ impl GraphTarget {
         let pictures = sources::fetch_pictures(plan, &context.fetcher, lock)?;
         let Vision { mut model, meaning, sources, notes } = vision::load(plan, &fetched)?;
         context.warn(&plan.name, &notes);
-        let machine = Machine::look()?;
+        let machine = BuildHost::look()?;
         let place = origin(&sources, plan);
         let wish = Wish { half: plan.build.precision != Precision::Fp32, force: Some(context.force) };
         let (profile, lean) = ready(&mut model, machine.tensorrt, wish, |model| -> anyhow::Result<Vec<ShapeRange>> {
@@ -112,7 +112,7 @@ impl GraphTarget {
 }
 
 impl Target for GraphTarget {
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &BuildHost {
         &self.machine
     }
 
@@ -163,7 +163,7 @@ impl Target for GraphTarget {
     }
 
     /// The model, its external data, and what it is proved on.
-    fn place(&self, work: &mut Work<'_>) -> anyhow::Result<()> {
+    fn place(&self, work: &mut StagedBuild<'_>) -> anyhow::Result<()> {
         let staged = work.staged;
         let mut model = self.floats.model.clone();
         let data = model.flatten_external().into_iter();
@@ -225,7 +225,7 @@ impl Target for GraphTarget {
         error.into()
     }
 
-    fn finish(&self, work: &mut Work<'_>, full: &[String]) -> anyhow::Result<Description> {
+    fn finish(&self, work: &mut StagedBuild<'_>, full: &[String]) -> anyhow::Result<Description> {
         let (plan, model) = (&self.plan, &self.floats.model);
         let graph = GraphEngine {
             engine: engine_file(&plan.name),

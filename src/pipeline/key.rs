@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::target::{Machine, Target};
+use super::target::{BuildHost, Target};
 use crate::engine_dir::EngineDir;
 use crate::fetch::Hashes;
 use crate::manifest::{Hasher, Key};
@@ -14,7 +14,7 @@ pub(super) fn key(target: &dyn Target, hashes: &mut Hashes) -> anyhow::Result<Ke
     Ok(key)
 }
 
-fn of_machine(Machine { tensorrt, device, .. }: &Machine) -> Key {
+fn of_machine(BuildHost { tensorrt, device, .. }: &BuildHost) -> Key {
     let mut key = Key::default();
     key.text("tool", env!("CARGO_PKG_VERSION"));
     key.text("tensorrt", tensorrt.to_string());

@@ -36,7 +36,7 @@ use crate::recipe::{ModelPlan, Plan};
 use crate::spec::{DeviceInfo, Family, Version};
 use crate::verify::{self, Report};
 use crate::worker::{self, Isolation, Job};
-use target::{BuildJobs, Description, Machine, Target, Work};
+use target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 
 pub use sources::{fetch, fetch_pictures, source_text};
 pub use target::Emitted;
@@ -168,7 +168,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     let name = prepared.plan.name.clone();
     let staged = StagedDirectory::create(&folder).map_err(about(&folder))?;
     context.stage(&name, "preparing the model");
-    let mut work = Work { staged: staged.path(), context, hashes: &mut prepared.hashes };
+    let mut work = StagedBuild { staged: staged.path(), context, hashes: &mut prepared.hashes };
     prepared.target.place(&mut work)?;
     let first = attempt(&mut prepared, staged.path(), &[], context)?;
     let products = if first.wrong_answers() { prepared.target.half_products()? } else { None };
@@ -206,7 +206,7 @@ fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Co
         fs::remove_file(&model).map_err(about(&model))?;
     }
     tell_of_tactics(name, &record, context);
-    let described = target.finish(&mut Work { staged, context, hashes: &mut *hashes }, full)?;
+    let described = target.finish(&mut StagedBuild { staged, context, hashes: &mut *hashes }, full)?;
     let mut manifest = manifest(plan, key, &**target, described);
     manifest.build = record;
     manifest.record_files(staged, &mut |path| hashes.sha256(path))?;
@@ -289,7 +289,7 @@ fn timing_cache(tensorrt: Version, device: Option<&DeviceInfo>) -> Option<PathBu
 /// The manifest of what was built, but for its files.
 fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description) -> Manifest {
     let Description { contents, tf32, verify } = described;
-    let Machine { tensorrt, device, .. } = target.machine();
+    let BuildHost { tensorrt, device, .. } = target.machine();
     Manifest {
         format: FORMAT,
         name: plan.name.clone(),

@@ -7,11 +7,11 @@ use super::Context;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
 use crate::fetch::Hashes;
-use crate::manifest::{Contents, Key, VerifyRecord};
+use crate::manifest::{EngineContents, Key, VerifyRecord};
 use crate::spec::{DeviceInfo, Version};
 
 /// Who builds, and for whom.
-pub(super) struct Machine {
+pub(super) struct BuildHost {
     pub(super) tensorrt: Version,
     /// The GPU, if there is one.
     pub(super) device: Option<DeviceInfo>,
@@ -19,7 +19,7 @@ pub(super) struct Machine {
     pub(super) shared: bool,
 }
 
-impl Machine {
+impl BuildHost {
     /// This one, which has TensorRT, or it is said what is missing.
     pub(super) fn look() -> anyhow::Result<Self> {
         let tensorrt = TensorRt::open()?.version;
@@ -30,7 +30,7 @@ impl Machine {
 }
 
 /// Where a build puts what, and what it knows of files.
-pub(super) struct Work<'a> {
+pub(super) struct StagedBuild<'a> {
     /// The directory that is filled.
     pub(super) staged: &'a Path,
     pub(super) context: &'a Context,
@@ -48,7 +48,7 @@ pub(super) struct BuildJobs {
 
 /// What the manifest says of what was built.
 pub(super) struct Description {
-    pub(super) contents: Contents,
+    pub(super) contents: EngineContents,
     /// As the engines were built, and are to be loaded.
     pub(super) tf32: bool,
     pub(super) verify: VerifyRecord,
@@ -57,7 +57,7 @@ pub(super) struct Description {
 /// Something to be built, of any kind, with everything known before TensorRT starts.
 pub(super) trait Target {
     /// Who builds it.
-    fn machine(&self) -> &Machine;
+    fn machine(&self) -> &BuildHost;
 
     /// The commit that its source was pinned to.
     fn commit(&self) -> Option<&str>;
@@ -84,7 +84,7 @@ pub(super) trait Target {
     }
 
     /// Fills the directory with what TensorRT and the proof read.
-    fn place(&self, _work: &mut Work<'_>) -> anyhow::Result<()> {
+    fn place(&self, _work: &mut StagedBuild<'_>) -> anyhow::Result<()> {
         Ok(())
     }
 
@@ -102,7 +102,7 @@ pub(super) trait Target {
     }
 
     /// Adds what runs beside the engines, and says what there is.
-    fn finish(&self, work: &mut Work<'_>, full: &[String]) -> anyhow::Result<Description>;
+    fn finish(&self, work: &mut StagedBuild<'_>, full: &[String]) -> anyhow::Result<Description>;
 }
 
 /// A model that was written as ONNX.

@@ -17,7 +17,7 @@ use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::Config;
 use crate::convert::vision::{answers, classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
 use crate::fetch::Fetched;
-use crate::manifest::{Contents, GraphEngine};
+use crate::manifest::{EngineContents, GraphEngine};
 use crate::onnx::Model;
 use crate::recipe::{ClassifierPlan, ModelPlan, Plan, SourcePlan, YoloPlan};
 use crate::spec::{Boxes, Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
@@ -57,11 +57,11 @@ impl Meaning {
     }
 
     /// What the manifest of an engine says.
-    pub(super) fn contents(&self, graph: GraphEngine) -> Contents {
+    pub(super) fn contents(&self, graph: GraphEngine) -> EngineContents {
         match self.clone() {
-            Meaning::Tensors => Contents::Onnx(graph),
-            Meaning::Classifier(classifier) => Contents::Classifier { graph, classifier },
-            Meaning::Yolo(yolo, classifier) => Contents::Yolo { graph, yolo, classifier },
+            Meaning::Tensors => EngineContents::Onnx(graph),
+            Meaning::Classifier(classifier) => EngineContents::Classifier { graph, classifier },
+            Meaning::Yolo(yolo, classifier) => EngineContents::Yolo { graph, yolo, classifier },
         }
     }
 }

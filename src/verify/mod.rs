@@ -24,7 +24,7 @@ use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{BackendError, Session};
 use crate::engine_dir::EngineDir;
 use crate::manifest::layout::REPORT_FILE;
-use crate::manifest::{Contents, GraphEngine, Hasher, Manifest};
+use crate::manifest::{EngineContents, GraphEngine, Hasher, Manifest};
 use crate::onnx;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
@@ -82,8 +82,8 @@ pub fn examine(
         return Ok(report);
     }
     match &manifest.contents {
-        Contents::Llm { llm, quality } => llm::verify(&dir, (llm, quality.as_ref()), progress, &mut report)?,
-        Contents::Yolo { graph, .. } | Contents::Classifier { graph, .. } | Contents::Onnx(graph) => {
+        EngineContents::Llm { llm, quality } => llm::verify(&dir, (llm, quality.as_ref()), progress, &mut report)?,
+        EngineContents::Yolo { graph, .. } | EngineContents::Classifier { graph, .. } | EngineContents::Onnx(graph) => {
             prove(Subject { dir: &dir, graph }, runner, progress, &mut report)?;
         }
     }

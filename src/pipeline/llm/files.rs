@@ -15,7 +15,7 @@ use crate::llm::{head_name, layer_name};
 use crate::manifest::layout::{ENGINES, MODEL, WEIGHTS, engine_file};
 use crate::pipeline::Context;
 use crate::pipeline::place::{self, Move};
-use crate::pipeline::target::{Emitted, Work};
+use crate::pipeline::target::{Emitted, StagedBuild};
 use crate::recipe::{Plan, SourcePlan};
 
 /// Writes every graph; returns graphs and engines.
@@ -40,7 +40,7 @@ pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(Pat
 }
 
 /// Puts the checkpoint's files into the directory, without a second copy wherever that does no harm.
-pub(super) fn place_weights(target: &LlmTarget, work: &mut Work<'_>) -> anyhow::Result<Vec<String>> {
+pub(super) fn place_weights(target: &LlmTarget, work: &mut StagedBuild<'_>) -> anyhow::Result<Vec<String>> {
     let (checkpoint, folder) = (&target.source.checkpoint, work.staged.join(WEIGHTS));
     fs::create_dir_all(&folder).map_err(about(&folder))?;
     let (mut names, mut moves) = (Vec::new(), Vec::<Move>::new());

@@ -15,14 +15,14 @@ use anyhow::{Context as _, bail};
 
 use super::Context;
 use super::settings::{self, Typing};
-use super::target::{BuildJobs, Description, Machine, Target, Work};
+use super::target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 use crate::backend::tensorrt::BuildOptions;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetched, Fetcher, Hashes, Lock, Modelfile};
 use crate::llm::Shapes;
 use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
-use crate::manifest::{Contents, Key, VerifyRecord};
+use crate::manifest::{EngineContents, Key, VerifyRecord};
 use crate::recipe::{LlmPlan, Plan, SourcePlan};
 use crate::spec::{KvCache, LlmRecord, Version};
 use crate::tensor::DType;
@@ -45,7 +45,7 @@ struct Source {
 pub(super) struct LlmTarget {
     plan: Plan,
     limits: LlmPlan,
-    machine: Machine,
+    machine: BuildHost,
     source: Source,
     shapes: Shapes,
     dtype: DType,
@@ -117,7 +117,7 @@ impl LlmTarget {
             }
             None => None,
         };
-        let machine = Machine::look()?;
+        let machine = BuildHost::look()?;
         let lengths = (limits.max_input_len, limits.max_input_len + limits.max_output_len);
         let shapes = Shapes::new(limits.max_batch_size, lengths, machine.tensorrt.family);
         let dtype = plan.build.precision.dtype();
@@ -180,7 +180,7 @@ fn is_text(path: &Path) -> bool {
 }
 
 impl Target for LlmTarget {
-    fn machine(&self) -> &Machine {
+    fn machine(&self) -> &BuildHost {
         &self.machine
     }
 
@@ -229,7 +229,7 @@ impl Target for LlmTarget {
     }
 
     /// Texts, and weights as they come or quantised.
-    fn finish(&self, work: &mut Work<'_>, _full: &[String]) -> anyhow::Result<Description> {
+    fn finish(&self, work: &mut StagedBuild<'_>, _full: &[String]) -> anyhow::Result<Description> {
         let Self { plan, source, limits, .. } = self;
         let staged = work.staged;
         files::place_text(source, limits.chat_template.as_deref(), staged)?;
@@ -259,7 +259,7 @@ impl Target for LlmTarget {
         };
         let (prompts, tolerance) = (plan.verify.prompts.clone(), plan.verify.tolerance);
         Ok(Description {
-            contents: Contents::Llm { llm, quality },
+            contents: EngineContents::Llm { llm, quality },
             // The switch is about float32 alone; engines of other types are built and loaded with it on.
             tf32: plan.build.tf32 || self.dtype != DType::Float32,
             verify: VerifyRecord { prompts, tolerance, ..VerifyRecord::default() },
