@@ -21,7 +21,7 @@ fn main() -> anyhow::Result<()> {
     };
     let folder = Path::new(folder);
     let manifest = Manifest::load(folder)?;
-    let record = manifest.llm.as_ref().context("not a language model")?;
+    let record = manifest.contents.llm().context("not a language model")?;
     let runner = if runner == "cpu" { Runner::Cpu } else { Runner::TensorRt { tf32: manifest.tf32 } };
     let mut executor = open_executor(folder, record, runner, &mut |_, _| {})?;
     let tokens: Vec<u32> = serde_json::from_str(&std::fs::read_to_string(tokens)?)?;

@@ -12,14 +12,14 @@
 //! every default, [`pipeline::prepare`] fetches and decides what a build would do, [`pipeline::build`] builds in a
 //! child process ([`worker`]), proves the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
 //! [`backend::Backend`] and [`backend::Session`] are what runs a model: [`backend::tensorrt`] on the GPU,
-//! [`backend::cpu`] everywhere.
+//! [`backend::cpu`] everywhere; [`engine_dir::EngineDir`] opens what a build has published.
 //!
 //! Vision checkpoints become ONNX models first ([`convert::vision`]) and, in half precision, half-precision copies of them
 //! ([`onnx::Half`]); [`vision`] is the way from pictures and back to answers.
 //!
-//! Language models have stages of their own ([`pipeline::llm`]): [`checkpoint`] maps weights, [`convert`] makes graphs of
-//! a decoder layer and the head, and at run time [`llm::Executor`] runs them with the weights bound and
-//! [`llm::Generator`] makes answers; [`serve`] gives them to OpenAI's clients.
+//! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
+//! time [`llm::Executor`] runs them with the weights bound and [`llm::Generator`] makes answers; [`serve`] gives them to
+//! OpenAI's clients.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -33,6 +33,7 @@ pub mod cli;
 pub mod confined;
 pub mod convert;
 pub mod doctor;
+pub mod engine_dir;
 pub mod fetch;
 #[cfg(fuzzing)]
 #[doc(hidden)]
@@ -47,6 +48,7 @@ pub mod progress;
 pub mod recipe;
 pub mod regular_file;
 pub mod serve;
+pub mod spec;
 pub mod tensor;
 pub mod verify;
 pub mod vision;

@@ -1,6 +1,10 @@
 //! `manifest.json`: what an engine directory holds, how it came to be, and the hash of every file in it.
+//!
+//! A document, which knows nobody who runs what is in it: [`crate::engine_dir`] does. `kind` says which fields there are
+//! (`contents.rs`); names of files are `layout.rs`'s. Format 1 had the same fields, whichever were there, and is read as what it says.
 
-mod check;
+mod contents;
+pub mod layout;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,20 +14,15 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{about, is_contained, sha256, write_file};
-use crate::backend::tensorrt::device::DeviceInfo;
-use crate::backend::tensorrt::{ShapeRange, Version};
-use crate::llm;
-use crate::tensor::TensorSpec;
-use crate::vision::{Classifier, Preprocess, Yolo};
+use crate::spec::{DeviceInfo, Precision, Task, Version};
+use layout::{FILE, REPORT_FILE};
 
-pub use check::Damage;
+pub use contents::{EngineContents, GraphEngine};
 
-/// Layout version of the directory.
-pub const FORMAT: u32 = 1;
-/// The manifest's file name.
-pub const FILE: &str = "manifest.json";
-/// The verification report's file name; see [`crate::verify`].
-pub const REPORT_FILE: &str = "verify.json";
+/// Layout version of the directories that are written.
+pub const FORMAT: u32 = 2;
+/// The oldest that is read.
+const OLDEST_FORMAT: u32 = 1;
 /// A manifest is a page; larger files are something else.
 const SIZE_LIMIT: u64 = 4 << 20;
 
@@ -106,8 +105,9 @@ pub struct Manifest {
     pub format: u32,
     /// The recipe's name.
     pub name: String,
-    /// The recipe's kind.
-    pub kind: String,
+    /// What there is.
+    #[serde(flatten)]
+    pub contents: EngineContents,
     /// "watus-build VERSION".
     pub tool: String,
     /// What the engine depends on; a difference in any part means a rebuild.
@@ -119,41 +119,11 @@ pub struct Manifest {
     /// Jetson Linux release, on a Jetson.
     pub l4t: Option<String>,
     /// Arithmetic.
-    pub precision: String,
+    pub precision: Precision,
     /// FP32 layers may round to TF32.
     pub tf32: bool,
-    /// Engine file; empty for a language model, which has many.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub engine: String,
-    /// ONNX model it was built from, with its final shapes.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub model: String,
     /// Where the model came from.
     pub source: String,
-    /// Inputs in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub inputs: Vec<TensorSpec>,
-    /// Outputs in order.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub outputs: Vec<TensorSpec>,
-    /// Ranges of dynamic inputs; empty for static shapes.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub profile: Vec<ShapeRange>,
-    /// For a classifier.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub classifier: Option<Classifier>,
-    /// For a YOLO model.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub yolo: Option<Yolo>,
-    /// Products that stay in float32 because the engine was not right without.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub full_products: Vec<String>,
-    /// For a language model.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub llm: Option<llm::Record>,
-    /// For a language model quantised by the build.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub quality: Option<Quality>,
     /// How it is proved.
     pub verify: VerifyRecord,
     /// How the build went.
@@ -219,39 +189,41 @@ impl Manifest {
         };
         // First: another layout need not have this one's fields.
         let ManifestFormat { format }: ManifestFormat = serde_json::from_str(&text).map_err(damaged)?;
-        if format != u64::from(FORMAT) {
+        if !(u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&format) {
             return Err(fail(format!(
                 "layout {format} is not supported\n  hint: build the engine again (or update watus-build)"
             )));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
+        match manifest.fault() {
+            Some(fault) => Err(fail(fault)),
+            None => Ok(manifest),
+        }
+    }
+
+    /// What is wrong with it though every field is of its type, if anything is.
+    fn fault(&self) -> Option<String> {
         // Names stand in lines that people read as what was proved.
+        let graph = self.contents.graph();
+        let tensors =
+            graph.into_iter().flat_map(|graph| graph.inputs.iter().chain(&graph.outputs)).map(|spec| &spec.name);
+        let device = self.device.iter().flat_map(|device| [&device.name, &device.compute_capability]);
+        let told = [&self.name, &self.tool, &self.source].into_iter().chain(device).chain(&self.l4t).chain(tensors);
         let controls = |text: &&String| text.chars().any(char::is_control);
-        let told = [&manifest.name, &manifest.kind, &manifest.tool, &manifest.source, &manifest.precision];
-        let device = manifest.device.iter().flat_map(|device| [&device.name, &device.compute_capability]);
-        let tensors = manifest.inputs.iter().chain(&manifest.outputs).map(|spec| &spec.name);
-        let told = told.into_iter().chain(device).chain(&manifest.l4t).chain(tensors);
-        if let Some(text) = told.chain(manifest.files.keys()).find(controls) {
-            return Err(fail(format!("{text:?} holds a control character")));
+        if let Some(text) = told.chain(self.files.keys()).find(controls) {
+            return Some(format!("{text:?} holds a control character"));
         }
-        let names = [&manifest.engine, &manifest.model].into_iter().filter(|name| !name.is_empty());
-        if manifest.llm.is_none() && names.clone().count() != 2 {
-            return Err(fail("engine or model is missing".to_owned()));
+        if let EngineContents::Yolo { yolo, classifier, .. } = &self.contents
+            && classifier.is_some() != (yolo.task == Task::Classify)
+        {
+            return Some("`classifier` belongs to a YOLO model that classifies, and to no other".to_owned());
         }
-        let weights = manifest.llm.iter().flat_map(|llm| &llm.weights);
-        let weights: Vec<String> = weights.map(|name| format!("{}/{name}", llm::model::WEIGHTS)).collect();
-        let names = names.chain(&manifest.verify.images).chain(&weights);
-        for name in names.clone().chain(manifest.files.keys()) {
-            if !is_contained(name) {
-                return Err(fail(format!("file name `{name}` leaves the directory")));
-            }
+        let files = self.contents.files();
+        let named = || files.iter().chain(&self.verify.images);
+        if let Some(name) = named().chain(self.files.keys()).find(|name| !is_contained(name)) {
+            return Some(format!("file name `{name}` leaves the directory"));
         }
-        for name in names {
-            if !manifest.files.contains_key(name) {
-                return Err(fail(format!("`{name}` has no hash")));
-            }
-        }
-        Ok(manifest)
+        named().find(|name| !self.files.contains_key(*name)).map(|name| format!("`{name}` has no hash"))
     }
 
     /// Hashes every file below `folder` but the manifest and the verification report.
@@ -277,27 +249,6 @@ impl Manifest {
         Ok(())
     }
 
-    /// How pictures become this engine's input, if it takes pictures.
-    pub fn preprocess(&self) -> Option<Preprocess> {
-        let classifier = self.classifier.as_ref().map(|classifier| classifier.preprocess.clone());
-        classifier.or_else(|| self.yolo.as_ref().map(Yolo::preprocess))
-    }
-
-    /// Shapes of the inputs, in their order: what the engine is tuned for, or an end of what it takes.
-    pub fn input_shapes(&self, end: impl Fn(&ShapeRange) -> &[i64]) -> Vec<Vec<usize>> {
-        let shape = |spec: &TensorSpec| match self.profile.iter().find(|range| range.name == spec.name) {
-            Some(range) => end(range).iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect(),
-            None => spec.shape_with(1),
-        };
-        self.inputs.iter().map(shape).collect()
-    }
-
-    /// The batch it is tuned for, where the first dimension is the batch.
-    pub fn tuned_batch(&self) -> usize {
-        let tuned = self.profile.first().and_then(|range| range.opt.first().copied());
-        tuned.and_then(|batch| usize::try_from(batch).ok()).unwrap_or(1)
-    }
-
     /// Writes the manifest into `folder`.
     pub fn save(&self, folder: &Path) -> io::Result<()> {
         let mut text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
@@ -306,13 +257,13 @@ impl Manifest {
         write_file(&path, text.as_bytes()).map(drop).map_err(about(&path))
     }
 
-    /// The first file that is missing, differs from its hash, or would be read though nobody proved it.
-    pub fn damage(&self, folder: &Path, hash: Hasher<'_>) -> Option<String> {
-        self.stranger(folder).or_else(|| self.damage_of(folder, hash, &mut |_| false))
-    }
-
-    /// The same, but for files whose absence `forgives`.
-    fn damage_of(&self, folder: &Path, hash: Hasher<'_>, forgives: &mut dyn FnMut(&str) -> bool) -> Option<String> {
+    /// The first file that is missing or differs from its hash; a missing one counts unless `forgives` says otherwise.
+    pub fn damaged_file(
+        &self,
+        folder: &Path,
+        hash: Hasher<'_>,
+        forgives: &mut dyn FnMut(&str) -> bool,
+    ) -> Option<String> {
         self.files.iter().find_map(|(name, record)| {
             let path = folder.join(name);
             match fs::metadata(&path) {
@@ -334,6 +285,7 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Kind;
 
     #[test]
     fn broken_manifests_say_what_to_do() {
@@ -342,12 +294,93 @@ mod tests {
             ("{\"format\": 99}", "layout 99 is not supported"),
             ("{\"format\": 99, \"name\": []}", "layout 99 is not supported"),
             ("{}", "missing field `format`"),
+            ("{\"format\": 0}", "layout 0 is not supported"),
+            ("{\"format\": 3}", "layout 3 is not supported"),
             ("{\"format\": 1}", "missing field"),
+            ("{\"format\": 2}", "missing field"),
             ("", "not a manifest"),
         ] {
             fs::write(folder.path().join(FILE), text).unwrap();
             let error = Manifest::load(folder.path()).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("build the engine again"), "{text}: {error}");
+        }
+    }
+
+    /// What 0.1.0 wrote as format 1 (tests/data/engines/make.py).
+    fn of_format_1(name: &str) -> serde_json::Value {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/engines/{name}.json"));
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    fn load(document: &serde_json::Value) -> Result<Manifest, ManifestError> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(FILE), document.to_string()).unwrap();
+        Manifest::load(folder.path())
+    }
+
+    #[test]
+    fn manifests_of_format_1_say_what_they_said() {
+        for (name, kind, precision, files) in [
+            ("onnx", Kind::Onnx, Precision::Fp32, &["onnx.engine", "model.onnx"][..]),
+            ("classifier", Kind::Classifier, Precision::Fp32, &["classifier.engine", "model.onnx"]),
+            ("yolo", Kind::Yolo, Precision::Fp16, &["yolo.engine", "model.onnx"]),
+            ("yolo-cls", Kind::Yolo, Precision::Fp32, &["yolo-cls.engine", "model.onnx"]),
+            ("llm", Kind::Llm, Precision::Fp16, &["weights/llama.gguf"]),
+            ("llm-int8", Kind::Llm, Precision::Fp16, &["weights/qwen3.gguf"]),
+        ] {
+            let mut document = of_format_1(name);
+            if name == "llm-int8" {
+                // serde_json may miss the last of 17 digits.
+                document["quality"]["perplexity"] = 189.5.into();
+            }
+            let manifest = load(&document).unwrap();
+            assert_eq!((manifest.format, manifest.contents.kind(), manifest.precision), (1, kind, precision), "{name}");
+            assert_eq!(manifest.contents.files(), files, "{name}");
+            let contents = &manifest.contents;
+            let found = (contents.graph().is_some(), contents.classifier().is_some(), contents.yolo().is_some());
+            let expected = (kind != Kind::Llm, ["classifier", "yolo-cls"].contains(&name), kind == Kind::Yolo);
+            assert_eq!(found, expected, "{name}");
+            assert_eq!(contents.llm().is_some(), kind == Kind::Llm, "{name}");
+            assert_eq!(contents.preprocess().is_some(), !["onnx", "llm", "llm-int8"].contains(&name), "{name}");
+            // Nothing is lost on the way.
+            let folder = tempfile::tempdir().unwrap();
+            manifest.save(folder.path()).unwrap();
+            let saved: serde_json::Value =
+                serde_json::from_str(&fs::read_to_string(folder.path().join(FILE)).unwrap()).unwrap();
+            assert_eq!(saved, document, "{name}");
+            // Format 2 has the same fields.
+            let mut written = document;
+            written["format"] = FORMAT.into();
+            assert_eq!(load(&written).unwrap(), Manifest { format: FORMAT, ..manifest }, "{name}");
+        }
+        let onnx = load(&of_format_1("onnx")).unwrap();
+        let graph = onnx.contents.graph().unwrap();
+        assert_eq!((graph.input_shapes(|range| &range.max), graph.tuned_batch()), (vec![vec![4, 4]], 2));
+        let quality = load(&of_format_1("llm-int8")).unwrap().contents;
+        assert!(matches!(quality, EngineContents::Llm { quality: Some(quality), .. } if quality.tokens > 0));
+    }
+
+    #[test]
+    fn what_belongs_to_another_kind_is_told() {
+        type Change = fn(&mut serde_json::Value);
+        let cases: [(&str, Change, &str); 8] = [
+            ("onnx", |manifest| manifest["kind"] = "owl".into(), "unknown variant `owl`"),
+            ("onnx", |manifest| manifest["kind"] = "llm".into(), "missing field `llm`"),
+            ("onnx", |manifest| manifest["precision"] = "fp8".into(), "unknown variant `fp8`"),
+            ("llm", |manifest| manifest["kind"] = "onnx".into(), "missing field `engine`"),
+            ("yolo-cls", |manifest| manifest["classifier"] = serde_json::Value::Null, "that classifies"),
+            ("yolo", |manifest| manifest["yolo"]["task"] = "classify".into(), "that classifies"),
+            ("onnx", |manifest| manifest["model"] = "../model.onnx".into(), "leaves the directory"),
+            ("llm", |manifest| manifest["llm"]["weights"][0] = "b.gguf".into(), "`weights/b.gguf` has no hash"),
+        ];
+        for (name, change, said) in cases {
+            let mut document = of_format_1(name);
+            change(&mut document);
+            for format in [1, 2] {
+                document["format"] = format.into();
+                let error = load(&document).unwrap_err().to_string();
+                assert!(error.contains(said), "{name}: {error}");
+            }
         }
     }
 

@@ -238,9 +238,10 @@ fn shapes_may_range() {
     let (code, stdout, stderr) = build("{ min: [1, 2, 4], opt: [1, 8, 4], max: [1, 16, 4] }");
     assert_eq!(code, 0, "{stdout}{stderr}");
     let manifest = Manifest::load(&scratch.path().join("engines/sums")).unwrap();
-    assert_eq!(manifest.inputs[0].shape, [Some(1), None, Some(4)]);
-    assert_eq!((&manifest.profile[0].min[..], &manifest.profile[0].max[..]), (&[1, 2, 4][..], &[1, 16, 4][..]));
-    assert_eq!(manifest.input_shapes(|range| &range.opt), [[1, 8, 4]]);
+    let graph = manifest.contents.graph().unwrap();
+    assert_eq!(graph.inputs[0].shape, [Some(1), None, Some(4)]);
+    assert_eq!((&graph.profile[0].min[..], &graph.profile[0].max[..]), (&[1, 2, 4][..], &[1, 16, 4][..]));
+    assert_eq!(graph.input_shapes(|range| &range.opt), [[1, 8, 4]]);
 
     let run = |frames: usize| {
         let input = scratch.path().join("frames.npy");

@@ -45,7 +45,7 @@ const MANY_PARAMETERS: &[&str] = &["src/llm/gpu/tiles.rs fill", "src/llm/gpu/wei
 const PARAMETERS: usize = 5;
 
 /// Names that several types have.
-const SHARED_NAMES: &[&str] = &["KernelCache", "Library", "Plan", "Prepared", "Report", "Session", "Source"];
+const SHARED_NAMES: &[&str] = &["KernelCache", "Library", "Plan", "Report", "Session", "Source"];
 
 /// A row of ARCHITECTURE.md's table.
 struct Row {

@@ -362,8 +362,8 @@ fn short_prompts_leave_nothing_behind_on_the_gpu() {
     assert_eq!(code, 0, "{stderr}");
     let engine = scratch.path().join("engines/smollm2-135m");
     let manifest = watus_build::manifest::Manifest::load(&engine).unwrap();
-    let (record, runner) = (manifest.llm.clone().unwrap(), Runner::TensorRt { tf32: manifest.tf32 });
-    let mut executor = open_executor(&engine, &record, runner, &mut |_, _| {}).unwrap();
+    let (record, runner) = (manifest.contents.llm().unwrap(), Runner::TensorRt { tf32: manifest.tf32 });
+    let mut executor = open_executor(&engine, record, runner, &mut |_, _| {}).unwrap();
     // Some of these are padded, however passes are cut here.
     for length in [4, 13, 29, 61] {
         let prompt: Vec<u32> = (0..length).map(|at| 1 + at * 331 % 9000).collect();

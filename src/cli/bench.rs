@@ -16,8 +16,8 @@ use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
 use crate::bench::{self, LlmBenchPlan, LlmReport, Report};
-use crate::llm::model::WEIGHTS;
-use crate::manifest::Manifest;
+use crate::engine_dir::EngineDir;
+use crate::manifest::GraphEngine;
 use crate::progress::Event;
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision;
@@ -92,9 +92,10 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
             models.push(LlmReport { notes: notes.clone(), ..report });
             continue;
         }
-        let (manifest, inputs, mut session) = open(args, path, environment)?;
-        let subject = Subject { path, manifest: manifest.as_ref(), inputs };
-        let own = manifest.as_ref().map_or(1, Manifest::tuned_batch);
+        let (opened, inputs, mut session) = open(args, path, environment)?;
+        let graph = opened.as_ref().map(EngineDir::graph).transpose()?;
+        let own = graph.map_or(1, GraphEngine::tuned_batch);
+        let subject = Subject { path, engine: opened.as_ref().zip(graph), inputs };
         for batch in if args.batch.is_empty() { vec![own] } else { args.batch.clone() } {
             let mut report = engine(args, &subject, (&mut *session, batch), environment)?;
             report.notes.clone_from(&notes);
@@ -128,8 +129,8 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(Exit::Success)
 }
 
-/// A model's session and inputs; the manifest of an engine directory.
-type Opened = (Option<Manifest>, Vec<TensorSpec>, Box<dyn Session>);
+/// What an engine directory is, and a model's inputs and session.
+type Opened = (Option<EngineDir>, Vec<TensorSpec>, Box<dyn Session>);
 
 /// Opens a bare model or an engine directory.
 fn open(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<Opened> {
@@ -138,10 +139,10 @@ fn open(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<O
         return Ok((None, inputs, session::open_onnx(path, args.backend)?));
     }
     anyhow::ensure!(args.shapes.is_empty(), "{}: its shapes are fixed: --shape is for .onnx files", path.display());
-    let manifest = session::load(path, args.verify, &*environment.progress)?;
-    let session = session::open(path, &manifest, args.backend)?;
-    let inputs = manifest.inputs.clone();
-    Ok((Some(manifest), inputs, session))
+    let opened = EngineDir::load_checked(path, args.verify, &*environment.progress)?;
+    let session = session::open(&opened, args.backend)?;
+    let inputs = opened.graph()?.inputs.clone();
+    Ok((Some(opened), inputs, session))
 }
 
 /// Others' figures.
@@ -160,7 +161,7 @@ fn peers(files: &[PathBuf]) -> anyhow::Result<Vec<bench::Peer>> {
 struct Subject<'a> {
     path: &'a Path,
     /// None of a bare model.
-    manifest: Option<&'a Manifest>,
+    engine: Option<(&'a EngineDir, &'a GraphEngine)>,
     inputs: Vec<TensorSpec>,
 }
 
@@ -171,30 +172,31 @@ fn engine(
     (session, batch): (&mut dyn Session, usize),
     environment: &Environment,
 ) -> anyhow::Result<Report> {
-    let Subject { path, manifest, inputs: specs } = subject;
-    let name = match manifest {
-        Some(manifest) => manifest.name.clone(),
+    let Subject { path, engine, inputs: specs } = subject;
+    let name = match engine {
+        Some((engine, _)) => engine.manifest.name.clone(),
         None => path.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    let inputs = seeded(specs, *manifest, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
+    let graph = engine.map(|(_, graph)| graph);
+    let inputs = seeded(specs, graph, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
     environment.progress.event(Event::Stage(&format!("{name}: {} runs of {batch}", args.warmup + args.iterations)));
-    let model = manifest.map_or(path.to_path_buf(), |manifest| path.join(&manifest.model));
+    let model = engine.map_or(path.to_path_buf(), |(engine, graph)| engine.path(&graph.model));
     let mut own = session::measured(session, &model, &inputs)?;
     let session: &mut dyn Session = match &mut own {
         Some(own) => &mut **own,
         None => session,
     };
     let mut report = bench::measure(&name, session, &inputs, args.warmup, args.iterations)?;
-    let Some((manifest, preprocess)) = manifest.and_then(|manifest| Some((manifest, manifest.preprocess()?))) else {
-        return Ok(report);
-    };
-    let Some(image) = manifest.verify.images.first() else { return Ok(report) };
-    let picture = vision::read_picture(&path.join(image))?;
+    let Some((engine, _)) = engine else { return Ok(report) };
+    let contents = &engine.manifest.contents;
+    let Some(preprocess) = contents.preprocess() else { return Ok(report) };
+    let Some(image) = engine.manifest.verify.images.first() else { return Ok(report) };
+    let picture = vision::read_picture(&engine.path(image))?;
     let input = specs.first().context("the engine has no input")?;
     let input = vision::PictureInput::new(&preprocess, input)?;
     let prepare = || input.tensor(&picture, &preprocess).repeated(report.batch);
     let answer = |outputs: &[Tensor]| {
-        let answered = match (&manifest.classifier, &manifest.yolo, outputs.first()) {
+        let answered = match (contents.classifier(), contents.yolo(), outputs.first()) {
             (Some(classifier), _, Some(output)) => classifier.answer(output).map(drop),
             (None, Some(yolo), _) => yolo.detections(outputs, [picture.height(), picture.width()]).map(drop),
             _ => Ok(()),
@@ -211,19 +213,18 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
         return Ok(None);
     }
     // Of other engines the caller checks the files.
-    if Manifest::load(path)?.llm.is_none() {
-        return Ok(None);
-    }
+    let engine = EngineDir::load(path)?;
+    let name = &engine.manifest.name;
+    let Some(record) = engine.manifest.contents.llm() else { return Ok(None) };
     let progress = &*environment.progress;
-    let manifest = session::load(path, args.verify, progress)?;
-    let Some(record) = &manifest.llm else { return Ok(None) };
-    let files = record.weights.iter().map(|name| path.join(WEIGHTS).join(name)).collect();
+    engine.check(args.verify, progress)?;
+    let files = engine.weights();
     // Opened before: a context is not what loading takes.
     let device = (args.backend != Choice::Cpu).then(|| Device::open().ok()).flatten();
     let used = move || device.as_ref().and_then(Device::used_memory);
     let sampler = bench::MemorySampler::start(files, Box::new(used));
     let start = Instant::now();
-    let generator = session::open_llm(path, &manifest, record, args.backend, progress);
+    let generator = session::open_llm(&engine, args.backend, progress);
     let loaded = (start.elapsed().as_secs_f64(), sampler.stop());
     let mut generator = generator?;
     let on_gpu = !cpu::is_reference(&generator.executor().info());
@@ -234,13 +235,13 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
         prompts: if on_gpu { 10 } else { 2 },
         steps: if on_gpu { 50 } else { 10 },
     };
-    let hear = |what: &str| progress.event(Event::Stage(&format!("{}: {what}", manifest.name)));
-    Ok(Some(bench::measure_llm(&manifest.name, generator.executor(), &plan, loaded, hear)?))
+    let hear = |what: &str| progress.event(Event::Stage(&format!("{name}: {what}")));
+    Ok(Some(bench::measure_llm(name, generator.executor(), &plan, loaded, hear)?))
 }
 
 /// Inputs of the shapes an engine is tuned for, where those are open in the first dimension with this batch.
-fn seeded(specs: &[TensorSpec], manifest: Option<&Manifest>, batch: usize) -> Option<Vec<Tensor>> {
-    let tuned = manifest.map(|manifest| manifest.input_shapes(|range| &range.opt)).unwrap_or_default();
+fn seeded(specs: &[TensorSpec], graph: Option<&GraphEngine>, batch: usize) -> Option<Vec<Tensor>> {
+    let tuned = graph.map(|graph| graph.input_shapes(|range| &range.opt)).unwrap_or_default();
     let shape = |(at, spec): (usize, &TensorSpec)| {
         let mut shape = tuned.get(at).cloned().unwrap_or_else(|| spec.shape_with(batch));
         if let (Some(None), Some(first)) = (spec.shape.first(), shape.first_mut()) {

@@ -6,9 +6,8 @@ use std::sync::atomic::Ordering;
 
 use super::fetch::SourceArgs;
 use super::{Environment, Exit, print};
-use crate::memory::{self, Memory};
-use crate::pipeline::{self, Context, llm};
-use crate::recipe::{self, Kind, Plan};
+use crate::pipeline::{self, Context, Emitted};
+use crate::recipe::{self, Plan};
 use crate::worker::Isolation;
 
 /// Build engines from recipes, prove them, publish them
@@ -103,19 +102,12 @@ fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
         return dry_run(plan, context, &mut lock);
     }
     if args.emit == Some(Emit::Onnx) {
-        if plan.kind != Kind::Llm {
-            let path = pipeline::emit_onnx(plan, context, &mut lock)?;
-            print(format!("{}: written: {}", plan.name, path.display()))?;
-            return Ok(Exit::Success);
-        }
-        let (path, seconds) = llm::emit_onnx(plan, context, &mut lock)?;
-        print(format!("{}: written in {seconds:.3} s: {}", plan.name, path.display()))?;
+        let Emitted { path, seconds } = pipeline::emit_onnx(plan, context, &mut lock)?;
+        let written = seconds.map_or("written".to_owned(), |seconds| format!("written in {seconds:.3} s"));
+        print(format!("{}: {written}: {}", plan.name, path.display()))?;
         return Ok(Exit::Success);
     }
-    let outcome = match plan.kind {
-        Kind::Llm => llm::build(llm::prepare(plan, context, &mut lock)?, context)?,
-        _ => pipeline::build(pipeline::prepare(plan, context, &mut lock)?, context)?,
-    };
+    let outcome = pipeline::build(pipeline::prepare(plan, context, &mut lock)?, context)?;
     let executed = outcome.report.as_ref().and_then(|report| report.executed_on.clone());
     let state = if outcome.cached { "current" } else { "built" };
     let proof = match (&executed, &outcome.report) {
@@ -136,37 +128,15 @@ fn dry_run(plan: &Plan, context: &Context, lock: &mut crate::fetch::Lock) -> any
     let name = &plan.name;
     print(format!("{name}: {} -> {}", plan.recipe.display(), context.output.join(name).display()))?;
     let source = pipeline::source_text(&plan.source, None);
-    let have = || Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
     // What makes it stale, what it takes, how it is proved.
-    let prepared = match plan.kind {
-        Kind::Llm => llm::prepare(plan, context, lock).map(|prepared| {
-            let pipeline::llm::MemoryPlan { weights, cache, scratch, host, shared } = prepared.memory;
-            let memory = format!(
-                "running it takes about {}: weights {}, keys and values {}, scratch {}; loading it at most {} of {} memory",
-                memory::text(prepared.memory.total()),
-                memory::text(weights),
-                memory::text(cache),
-                memory::text(scratch),
-                memory::text(host),
-                if shared { "the same" } else { "the host's" }
-            );
-            (prepared.stale, memory, format!("prompts, divergence below {:.0e}", plan.verify.tolerance))
-        }),
-        _ => pipeline::prepare(plan, context, lock).map(|prepared| {
-            let memory = format!("about {} of memory, {} available", memory::text(prepared.memory), have());
-            let (seeds, images) = (plan.verify.seeds, plan.verify.images.len());
-            let tolerance = plan.verify.tolerance;
-            (prepared.stale, memory, format!("{seeds} random inputs, {images} pictures, tolerance {tolerance:.0e}"))
-        }),
-    };
-    match prepared {
-        Ok((stale, memory, proof)) => {
+    match pipeline::prepare(plan, context, lock) {
+        Ok(prepared) => {
             print(format!("  fetch    {source}: here already"))?;
-            match stale {
+            match &prepared.stale {
                 None => print("  build    nothing to do: the engine is current")?,
                 Some(why) => {
-                    print(format!("  build    because {why}; {memory}"))?;
-                    print(format!("  verify   {proof}"))?;
+                    print(format!("  build    because {why}; {}", prepared.memory_text()))?;
+                    print(format!("  verify   {}", prepared.proof_text()))?;
                     print("  publish  engine directory with manifest.json and verify.json")?;
                 }
             }

@@ -1,9 +1,10 @@
 //! The exit codes, which scripts and systemd units may rely on.
 
 use crate::backend::BackendError;
+use crate::engine_dir::Damage;
 use crate::fetch::FetchError;
 use crate::llm::LlmError;
-use crate::manifest::{Damage, ManifestError};
+use crate::manifest::ManifestError;
 use crate::pipeline::NotProved;
 use crate::recipe::RecipeError;
 

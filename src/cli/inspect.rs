@@ -10,8 +10,9 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::checkpoint::torch::TorchFile;
 use crate::convert::vision::yolo_root;
+use crate::engine_dir::EngineDir;
 use crate::log::printable;
-use crate::manifest::Manifest;
+use crate::manifest::{EngineContents, GraphEngine, Manifest};
 use crate::memory;
 use crate::onnx::{Model, Summary};
 use crate::progress::Silent;
@@ -73,8 +74,8 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
 }
 
 /// What a language model or detector is.
-fn model_of(manifest: &Manifest) -> anyhow::Result<()> {
-    if let Some(llm) = &manifest.llm {
+fn model_of(contents: &EngineContents) -> anyhow::Result<()> {
+    if let Some(llm) = contents.llm() {
         let parameters = llm.parameters as f64 / 1e9;
         let engines = llm.shapes.layers().len();
         print(printable(&format!("model   {}, {parameters:.2} G parameters, {engines} engines", llm.family)))?;
@@ -83,7 +84,7 @@ fn model_of(manifest: &Manifest) -> anyhow::Result<()> {
             llm.shapes.slots, llm.max_input_len, llm.max_output_len
         ))?;
     }
-    if let Some(yolo) = &manifest.yolo {
+    if let Some(yolo) = contents.yolo() {
         let [height, width] = yolo.size;
         print(format!("model   YOLO, {} classes, {height} x {width} pixels", yolo.names.len()))?;
     }
@@ -91,16 +92,16 @@ fn model_of(manifest: &Manifest) -> anyhow::Result<()> {
 }
 
 fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
-    let manifest = Manifest::load(folder)?;
+    let engine = EngineDir::load(folder)?;
     if args.layers {
-        return layers_of(&manifest, folder);
+        return layers_of(&engine);
     }
-    let report = Report::load(folder);
+    let (manifest, report) = (&engine.manifest, Report::load(folder));
     if args.json {
         return print_json(&serde_json::json!({ "manifest": manifest, "verify": report }));
     }
-    let Manifest { name, kind, precision, tool, .. } = &manifest;
-    print(printable(&format!("{name}: {kind} engine, {precision}, by {tool}")))?;
+    let Manifest { name, contents, precision, tool, .. } = manifest;
+    print(printable(&format!("{name}: {} engine, {precision}, by {tool}", contents.kind())))?;
     let gpu = manifest
         .device
         .as_ref()
@@ -113,15 +114,9 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         memory::text(manifest.build.peak_memory_bytes)
     ))?;
     print(printable(&format!("source  {}", manifest.source)))?;
-    model_of(&manifest)?;
-    if !manifest.full_products.is_empty() {
-        print(printable(&format!("float32 {}", manifest.full_products.join(", "))))?;
-    }
-    for input in &manifest.inputs {
-        print(printable(&format!("input   {input}")))?;
-    }
-    for output in &manifest.outputs {
-        print(printable(&format!("output  {output}")))?;
+    model_of(contents)?;
+    if let Some(graph) = contents.graph() {
+        graph_text(graph)?;
     }
     for (name, file) in &manifest.files {
         let hash = file.sha256.get(..12).unwrap_or(&file.sha256);
@@ -138,6 +133,19 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
             Status::Warned => "WARNED",
         };
         print(format!("verify  {} {status}: {}", check.name, check.detail))?;
+    }
+    Ok(())
+}
+
+fn graph_text(graph: &GraphEngine) -> anyhow::Result<()> {
+    if !graph.full_products.is_empty() {
+        print(printable(&format!("float32 {}", graph.full_products.join(", "))))?;
+    }
+    for input in &graph.inputs {
+        print(printable(&format!("input   {input}")))?;
+    }
+    for output in &graph.outputs {
+        print(printable(&format!("output  {output}")))?;
     }
     Ok(())
 }
@@ -198,12 +206,12 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The layers of an engine directory's one engine, if its files are what they were.
-fn layers_of(manifest: &Manifest, folder: &Path) -> anyhow::Result<()> {
-    if manifest.llm.is_some() {
-        bail!("a language model has many engines: name one, e.g. {}", folder.join("engines/head-r1.engine").display());
+fn layers_of(engine: &EngineDir) -> anyhow::Result<()> {
+    if engine.manifest.contents.graph().is_none() {
+        bail!("a language model has many engines: name one, e.g. {}", engine.some_engine().display());
     }
-    manifest.check(folder, false, &Silent)?;
-    layers(&folder.join(&manifest.engine))
+    engine.check(false, &Silent)?;
+    layers(&engine.some_engine())
 }
 
 fn layers(path: &Path) -> anyhow::Result<()> {

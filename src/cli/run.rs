@@ -13,6 +13,7 @@ use super::session::{self, Choice};
 use super::{Environment, Exit, named, print, say};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
+use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
@@ -57,21 +58,21 @@ pub(super) struct Args {
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx");
     let progress = &*environment.progress;
-    let manifest = if is_model { None } else { Some(session::load(&args.engine, args.verify, progress)?) };
-    if let Some((manifest, record)) = manifest.as_ref().and_then(|manifest| Some((manifest, manifest.llm.as_ref()?))) {
-        let generator = session::open_llm(&args.engine, manifest, record, args.backend, progress)?;
+    let engine = if is_model { None } else { Some(EngineDir::load_checked(&args.engine, args.verify, progress)?) };
+    if let Some(engine) = engine.as_ref().filter(|engine| engine.manifest.contents.llm().is_some()) {
+        let generator = session::open_llm(engine, args.backend, progress)?;
         let words: Vec<String> = args.images.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
     }
     if args.images.is_empty() && args.inputs.is_empty() {
         bail!("nothing to run on\n  hint: give pictures, or tensors with --input NAME=FILE.npy");
     }
-    let mut session = match &manifest {
-        Some(manifest) => session::open(&args.engine, manifest, args.backend)?,
+    let mut session = match &engine {
+        Some(engine) => session::open(engine, args.backend)?,
         None => session::open_onnx(&args.engine, args.backend)?,
     };
-    match &manifest {
-        Some(manifest) if !args.images.is_empty() => pictures::execute(args, manifest, &mut *session),
+    match &engine {
+        Some(engine) if !args.images.is_empty() => pictures::execute(args, engine, &mut *session),
         _ if !args.images.is_empty() => bail!("a bare model does not say how pictures become tensors: use --input"),
         _ => tensors(args, &mut *session).map(|()| Exit::Success),
     }

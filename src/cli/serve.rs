@@ -10,10 +10,10 @@ use anyhow::{Context, bail};
 
 use super::session::{Choice, open_llm};
 use super::{Environment, Exit, say};
-use crate::llm::Record;
+use crate::engine_dir::EngineDir;
 use crate::log::{self, LINES, printable, printable_json};
-use crate::manifest::Manifest;
 use crate::serve::{self, LogEntry, Options};
+use crate::spec::LlmRecord;
 
 /// Serve a language model to OpenAI's clients
 ///
@@ -77,10 +77,11 @@ pub(super) struct Args {
 const NAME: &str = "local-trt-llm";
 
 pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
-    let (manifest, record) = language_model(&args.engine)?;
+    let (engine, record) = language_model(&args.engine)?;
+    let name = &engine.manifest.name;
     let names = match args.names.is_empty() {
-        true if manifest.name == NAME => vec![NAME.to_owned()],
-        true => vec![NAME.to_owned(), manifest.name.clone()],
+        true if name == NAME => vec![NAME.to_owned()],
+        true => vec![NAME.to_owned(), name.clone()],
         false => args.names.clone(),
     };
     for name in names.iter().filter(|name| name.starts_with('o') || name.starts_with("gpt-5")) {
@@ -113,12 +114,12 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         log_prompts: args.log_prompts,
         log: Arc::new(move |entry: &LogEntry| write_entry(entry, plain)),
     };
-    let (folder, progress) = (args.engine, Arc::clone(&environment.progress));
+    let progress = Arc::clone(&environment.progress);
     let load = move || {
-        manifest.check(&folder, args.verify, &*progress)?;
-        let mut generator = open_llm(&folder, &manifest, &record, args.backend, &*progress)?;
+        engine.check(args.verify, &*progress)?;
+        let mut generator = open_llm(&engine, args.backend, &*progress)?;
         let info = generator.executor().info();
-        say(format!("{} is ready on {}, {}", printable(&manifest.name), info.device, info.name));
+        say(format!("{} is ready on {}, {}", printable(&engine.manifest.name), info.device, info.name));
         anyhow::Ok(generator)
     };
     let listening = |address: SocketAddr| {
@@ -128,13 +129,13 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     Ok(Exit::Success)
 }
 
-/// The manifest of an engine directory that can be served.
-pub(super) fn language_model(engine: &Path) -> anyhow::Result<(Manifest, Record)> {
-    let manifest = Manifest::load(engine)?;
-    let Some(record) = manifest.llm.clone() else {
-        bail!("{} is no language model\n  hint: `watus-build run` answers for one picture", engine.display());
+/// An engine directory that can be served.
+pub(super) fn language_model(folder: &Path) -> anyhow::Result<(EngineDir, LlmRecord)> {
+    let engine = EngineDir::load(folder)?;
+    let Some(record) = engine.manifest.contents.llm().cloned() else {
+        bail!("{} is no language model\n  hint: `watus-build run` answers for one picture", folder.display());
     };
-    Ok((manifest, record))
+    Ok((engine, record))
 }
 
 /// A page of text.

@@ -110,9 +110,10 @@ fn replaced<'a>(there: &'a [Installed], folder: &Path, unit: &str, port: u16) ->
 }
 
 fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
-    let (manifest, _) = serve::language_model(&args.serve.engine)?;
-    let unit = unit::name(&manifest.name)?;
-    let text = unit::text(args, &manifest.name)?;
+    let (engine, _) = serve::language_model(&args.serve.engine)?;
+    let name = &engine.manifest.name;
+    let unit = unit::name(name)?;
+    let text = unit::text(args, name)?;
     if args.print {
         print(text.trim_end())?;
         return Ok(Exit::Success);

@@ -8,7 +8,7 @@ use super::{Environment, Exit, print, print_json, say, session};
 use crate::artifact::sha256_file;
 use crate::backend::isolated::ProofProcess;
 use crate::log::printable;
-use crate::manifest::REPORT_FILE;
+use crate::manifest::layout::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
 /// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's

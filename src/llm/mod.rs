@@ -24,7 +24,6 @@ pub use generate::Generator;
 pub use gpu::{GpuExecutor, GpuOptions, packed_bytes, quantised_bytes};
 pub use gpu::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};
 pub use grammar::{Grammar, Grammars};
-pub use model::Record;
 pub use request::{Finish, Piece, Request, RequestLimits, Usage};
 pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};
 pub use shapes::{Shapes, head_name, layer_name};

@@ -3,44 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::cpu::CpuExecutor;
 use super::executor::{Executor, LlmError};
 use super::generate::Generator;
 use super::gpu::{GpuExecutor, GpuOptions};
-use super::shapes::Shapes;
 use super::text::Text;
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Transformer};
-use crate::tensor::DType;
-
-/// Folder of the engines within the directory.
-pub const ENGINES: &str = "engines";
-/// Folder of the checkpoint's files.
-pub const WEIGHTS: &str = "weights";
-
-/// What the manifest says of a language model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// "llama", "mistral", …
-    pub family: String,
-    /// Weights, counted once each.
-    pub parameters: u64,
-    /// Arithmetic of the engines.
-    pub dtype: DType,
-    /// How keys and values are kept, if not in `dtype`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kv_type: Option<DType>,
-    /// Longest prompt in tokens.
-    pub max_input_len: usize,
-    /// Longest answer in tokens.
-    pub max_output_len: usize,
-    /// Engine shapes.
-    pub shapes: Shapes,
-    /// The checkpoint's files below `weights/`.
-    pub weights: Vec<String>,
-}
+use crate::manifest::layout::{ENGINES, WEIGHTS};
+use crate::spec::LlmRecord;
 
 /// Who runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +29,7 @@ pub enum Runner {
 pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// The model and its mapped checkpoint in an engine directory.
-pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
+pub fn checkpoint(folder: &Path, record: &LlmRecord) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
     let weights = record.weights.iter().map(|name| folder.join(WEIGHTS).join(name));
     let paths: Vec<PathBuf> = weights.collect();
     // These and no others: which of a folder's files count was decided when it was built.
@@ -79,7 +50,7 @@ pub fn checkpoint(folder: &Path, record: &Record) -> Result<(Transformer, Arc<Ch
 /// Loads a model for running.
 pub fn open_executor(
     folder: &Path,
-    record: &Record,
+    record: &LlmRecord,
     runner: Runner,
     loading: LoadProgress<'_>,
 ) -> Result<Box<dyn Executor>, LlmError> {
@@ -94,7 +65,12 @@ pub fn open_executor(
 }
 
 /// Loads a model for answering.
-pub fn open(folder: &Path, record: &Record, runner: Runner, loading: LoadProgress<'_>) -> Result<Generator, LlmError> {
+pub fn open(
+    folder: &Path,
+    record: &LlmRecord,
+    runner: Runner,
+    loading: LoadProgress<'_>,
+) -> Result<Generator, LlmError> {
     let text = Arc::new(Text::open(folder)?); // first: it is quick to say what is missing
     let executor = open_executor(folder, record, runner, loading)?;
     Ok(Generator::new(executor, text, record.max_input_len))

@@ -1,9 +1,8 @@
 //! Which static shapes an engine directory holds.
 
-use serde::{Deserialize, Serialize};
-
-use crate::backend::tensorrt::Family;
 use crate::convert::LayerShape;
+use crate::spec::Family;
+pub use crate::spec::Shapes;
 
 /// Prompt tokens taken at once. Which of them a prompt is cut into is measured; see `passes`.
 const CHUNKS: [usize; 3] = [16, 128, 512];
@@ -15,21 +14,6 @@ const SMALLEST_CACHE: usize = 512;
 const CACHE_STEP: usize = 64;
 /// Tokens of one sequence a decode step may be padded to, where that chooses a faster kernel; see `gpu::tune`.
 const PADDINGS: [usize; 3] = [1, 4, 8];
-
-/// The shapes of one engine directory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shapes {
-    /// Sequences held and decoded together.
-    pub slots: usize,
-    /// Positions of each.
-    pub max_len: usize,
-    /// Prompt tokens per pass, ascending.
-    pub chunks: Vec<usize>,
-    /// Cache lengths, ascending; the last holds `max_len`.
-    pub caches: Vec<usize>,
-    /// (batch, chunk) of decode steps.
-    pub steps: Vec<(usize, usize)>,
-}
 
 impl Shapes {
     /// Shapes for `slots` sequences of `max_len` tokens, prompts up to `max_input`, with `family`'s builder.

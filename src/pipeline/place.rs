@@ -14,9 +14,9 @@ use super::Context;
 use crate::artifact::{about, free_space, sweep};
 use crate::backend::BackendError;
 use crate::fetch::Hashes;
-use crate::llm::model::{ENGINES, WEIGHTS};
 use crate::llm::text::TEXT_FILES;
-use crate::manifest::{FILE, Manifest, REPORT_FILE};
+use crate::manifest::Manifest;
+use crate::manifest::layout::{ENGINES, FILE, IMAGES, MODEL, REPORT_FILE, WEIGHTS, engine_file};
 use crate::onnx::Model;
 use crate::progress::Event;
 use crate::recipe::SourcePlan;
@@ -74,7 +74,7 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
             // `strip` puts a plan beside an engine.
             let plan = |name: &str| {
                 let stem = name.strip_suffix(".plan");
-                stem.is_some_and(|stem| manifest.files.contains_key(&format!("{stem}.engine")))
+                stem.is_some_and(|stem| manifest.files.contains_key(&engine_file(stem)))
             };
             let ours = |name: &str| name == FILE || name == REPORT_FILE || manifest.files.contains_key(name);
             found.into_iter().find(|name| !ours(name) && !plan(name))
@@ -118,16 +118,16 @@ fn is_damaged_engine(folder: &Path) -> bool {
 
 /// Whether a build makes files of this name.
 fn is_our_name(folder: &Path, name: &str) -> bool {
-    let engine = folder.file_name().map(|name| format!("{}.engine", name.to_string_lossy())).unwrap_or_default();
+    let engine = folder.file_name().map(|name| engine_file(&name.to_string_lossy())).unwrap_or_default();
     let numbered = |name: &str| {
         let number = name.strip_prefix("weights-").and_then(|name| name.strip_suffix(".data"));
         number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
     };
     match name.split_once('/') {
         _ if TEXT_FILES.contains(&name) => true,
-        None => [FILE, REPORT_FILE, super::MODEL, engine.as_str()].contains(&name) || numbered(name),
+        None => [FILE, REPORT_FILE, MODEL, engine.as_str()].contains(&name) || numbered(name),
         Some((ENGINES, file)) => ["layer-", "head-"].iter().any(|begin| file.starts_with(begin)),
-        Some((folder, _)) => [WEIGHTS, "images"].contains(&folder),
+        Some((folder, _)) => [WEIGHTS, IMAGES].contains(&folder),
     }
 }
 
@@ -152,9 +152,9 @@ pub(super) fn check_onnx_folder(place: &Path) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
     if metadata.is_dir() {
         let mut others = names(place)?;
-        if let Some(model) = our_model(&place.join(super::MODEL)) {
+        if let Some(model) = our_model(&place.join(MODEL)) {
             let data = model.external_files();
-            others.retain(|name| name != super::MODEL && !data.contains(name));
+            others.retain(|name| name != MODEL && !data.contains(name));
         }
         if others.is_empty() {
             return Ok(());

@@ -5,22 +5,22 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{Context, MODEL, Prepared, attempt, settings};
 use crate::artifact::about;
 use crate::backend::tensorrt::{self, BuildOptions};
-use crate::onnx::Half;
-use crate::progress::Event;
-use crate::recipe::Precision;
+use crate::manifest::layout::MODEL;
+use crate::onnx::{Half, Model};
+use crate::spec::{Precision, Version};
 use crate::tensor::DType;
 use crate::verify::Report;
 
 /// The simplified model, while it is built from.
-const LEAN_MODEL: &str = "lean.onnx";
+pub(super) const LEAN_MODEL: &str = "lean.onnx";
 /// The model in half precision, while it is built from.
-const HALF_MODEL: &str = "half.onnx";
+pub(super) const HALF_MODEL: &str = "half.onnx";
 
-fn half(prepared: &Prepared, full: &[String]) -> Option<Half> {
-    let dtype = match prepared.plan.build.precision {
+/// What becomes half precision, `full` products aside; `None` where nothing does.
+pub(super) fn half(precision: Precision, full: &[String]) -> Option<Half> {
+    let dtype = match precision {
         Precision::Fp32 | Precision::Int8 | Precision::Int4 => return None,
         Precision::Fp16 => DType::Float16,
         Precision::Bf16 => DType::BFloat16,
@@ -28,51 +28,65 @@ fn half(prepared: &Prepared, full: &[String]) -> Option<Half> {
     Some(Half { dtype, keep: full.iter().cloned().collect::<HashSet<_>>() })
 }
 
-/// What TensorRT builds from: options and ONNX file.
-pub(super) fn source(prepared: &Prepared, staged: &Path, full: &[String]) -> anyhow::Result<(BuildOptions, PathBuf)> {
-    let mut options = prepared.options.clone();
-    let Some(half) = half(prepared, full) else { return Ok((options, floats(prepared, staged)?)) };
-    if settings::typed(prepared.tensorrt) {
-        let path = staged.join(HALF_MODEL);
-        fs::write(&path, prepared.built().to_half(&half)?.to_bytes()?).map_err(about(&path))?;
-        return Ok((options, path));
-    }
-    options.full_layers = prepared.built().full_nodes(&half)?;
-    Ok((options, floats(prepared, staged)?))
+/// A model in float32, shapes fixed.
+pub(super) struct FloatModel {
+    /// As it came: what judges.
+    pub(super) model: Model,
+    /// What this TensorRT builds from, where that is not the same.
+    pub(super) lean: Option<Model>,
+    pub(super) tensorrt: Version,
 }
 
-/// The file of the float32 model that is built from.
-fn floats(prepared: &Prepared, staged: &Path) -> anyhow::Result<PathBuf> {
-    let Some(lean) = &prepared.lean else { return Ok(staged.join(MODEL)) };
-    let path = staged.join(LEAN_MODEL);
-    let bytes = if lean.external_files().is_empty() {
-        lean.to_bytes()?
-    } else {
-        // Data files have the names that they were staged under.
-        let mut staged_model = prepared.model.clone();
-        staged_model.flatten_external();
-        let lean = tensorrt::source::lean(&staged_model, prepared.tensorrt, true)?;
-        lean.as_ref().unwrap_or(&staged_model).to_bytes()?
-    };
-    fs::write(&path, bytes).map_err(about(&path))?;
-    Ok(path)
+impl FloatModel {
+    /// What TensorRT builds from.
+    pub(super) fn built(&self) -> &Model {
+        self.lean.as_ref().unwrap_or(&self.model)
+    }
+
+    /// Writes what TensorRT builds from, in half precision where that is wanted: options and ONNX file.
+    pub(super) fn write(
+        &self,
+        mut options: BuildOptions,
+        half: Option<&Half>,
+        staged: &Path,
+    ) -> anyhow::Result<(BuildOptions, PathBuf)> {
+        let Some(half) = half else { return Ok((options, self.write_floats(staged)?)) };
+        if options.strongly_typed {
+            let path = staged.join(HALF_MODEL);
+            fs::write(&path, self.built().to_half(half)?.to_bytes()?).map_err(about(&path))?;
+            return Ok((options, path));
+        }
+        options.full_layers = self.built().full_nodes(half)?;
+        Ok((options, self.write_floats(staged)?))
+    }
+
+    fn write_floats(&self, staged: &Path) -> anyhow::Result<PathBuf> {
+        let Some(lean) = &self.lean else { return Ok(staged.join(MODEL)) };
+        let path = staged.join(LEAN_MODEL);
+        let bytes = if lean.external_files().is_empty() {
+            lean.to_bytes()?
+        } else {
+            // Data files have the names that they were staged under.
+            let mut staged_model = self.model.clone();
+            staged_model.flatten_external();
+            let lean = tensorrt::source::lean(&staged_model, self.tensorrt, true)?;
+            lean.as_ref().unwrap_or(&staged_model).to_bytes()?
+        };
+        fs::write(&path, bytes).map_err(about(&path))?;
+        Ok(path)
+    }
 }
 
-/// Builds and proves the engine; in half precision with as many products in float32 as it takes.
-pub(super) fn build_right(prepared: &Prepared, staged: &Path, context: &Context) -> anyhow::Result<Report> {
-    let first = attempt(prepared, staged, &[], context)?;
-    let Some(half) = half(prepared, &[]) else { return Ok(first) };
-    if !first.wrong_answers() {
-        return Ok(first);
-    }
-    let name = &prepared.plan.name;
-    let products = prepared.built().half_products(&half)?;
-    context.progress.event(Event::Warning(&format!(
-        "{name}: half precision does not pass: looking for the products that need float32, a build for each try"
-    )));
+/// Builds and proves by `attempt`, with the fewest of `products` in float32 that it takes; what happens is told.
+pub(super) fn search(
+    products: &[String],
+    tell: &dyn Fn(&str),
+    mut attempt: impl FnMut(&[String]) -> anyhow::Result<Report>,
+) -> anyhow::Result<Report> {
+    tell("half precision does not pass: looking for the products that need float32, a build for each try");
     let mut last = None;
     let found = narrow(products.len(), |from, to| {
-        let report = attempt(prepared, staged, &products[from..to], context)?;
+        let report = attempt(&products[from..to])?;
         let passed = !report.failed();
         last = Some(((from, to), report));
         Ok(passed)
@@ -81,18 +95,13 @@ pub(super) fn build_right(prepared: &Prepared, staged: &Path, context: &Context)
     // The last try may have been the right one: what it left is staged.
     let report = match last {
         Some((range, report)) if range == (from, to) => report,
-        _ => attempt(prepared, staged, &products[from..to], context)?,
+        _ => attempt(&products[from..to])?,
     };
     if found.is_none() {
         return Ok(report); // as wrong in float32, which the report says and refuses
     }
-    context.progress.event(Event::Warning(&format!(
-        "{name}: {} of {} products stay in float32, from {} to {}",
-        to - from,
-        products.len(),
-        products[from],
-        products[to - 1]
-    )));
+    let (count, all, first, last) = (to - from, products.len(), &products[from], &products[to - 1]);
+    tell(&format!("{count} of {all} products stay in float32, from {first} to {last}"));
     Ok(report)
 }
 

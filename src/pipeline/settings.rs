@@ -1,20 +1,15 @@
-//! From a recipe's plan to what TensorRT is asked for, and the key that says whether the answer is still good.
+//! From a recipe's plan to what TensorRT is asked for.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
-use super::Prepared;
-use crate::artifact::sha256_file;
-use crate::backend::BackendError;
 use crate::backend::isolated::{Isolated, ProofProcess};
-use crate::backend::tensorrt::source::explained;
-use crate::backend::tensorrt::{BuildOptions, BuilderFlags, Family, ShapeRange, Version};
-use crate::manifest::{Hasher, Key, Manifest};
+use crate::backend::tensorrt::{BuildOptions, BuilderFlags};
 use crate::onnx::{Given, Model};
-use crate::recipe::{InputRange, InputShape, InputValue, Plan, Precision};
-use crate::tensor::TensorSpec;
+use crate::recipe::{BuildPlan, InputRange, InputShape, InputValue, ModelPlan, Plan};
+use crate::spec::{Family, ShapeRange, Version};
+use crate::tensor::{DType, TensorSpec};
 use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
@@ -23,24 +18,6 @@ pub(super) fn runner(isolation: &Isolation) -> ProofProcess {
     match isolation {
         Isolation::InProcess => ProofProcess::InProcess,
         Isolation::Child(executable) => ProofProcess::Isolated(Isolated::new(executable.clone())),
-    }
-}
-
-/// An error as the user can follow it: of the file the model was read from, which `staged` is a copy of and soon gone, and
-/// of nodes by their names; of what could not be built first the reason.
-pub(super) fn named(prepared: &Prepared, staged: &Path, error: BackendError) -> BackendError {
-    let source = prepared.sources.first().map_or(prepared.model.path(), |path| path.as_path());
-    let name = |message: String| {
-        let message = message.replace(&*staged.to_string_lossy(), &source.to_string_lossy());
-        prepared.built().name_nodes(&message)
-    };
-    match error {
-        BackendError::Build(message) => {
-            BackendError::Build(explained(prepared.built(), source, prepared.tensorrt, name(message)))
-        }
-        BackendError::Load(message) => BackendError::Load(name(message)),
-        BackendError::Run(message) => BackendError::Run(name(message)),
-        other => other,
     }
 }
 
@@ -53,8 +30,8 @@ pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> 
         InputValue::Wholes(values) => Given::Wholes(values.clone()),
         InputValue::Floats(values) => Given::Floats(values.clone()),
     };
-    let values: BTreeMap<String, Given> =
-        plan.inputs.iter().map(|(name, value)| (name.clone(), given(value))).collect();
+    let ModelPlan::Onnx { inputs } = &plan.model else { return Ok(()) };
+    let values: BTreeMap<String, Given> = inputs.iter().map(|(name, value)| (name.clone(), given(value))).collect();
     Ok(model.give_values(&values)?)
 }
 
@@ -145,86 +122,59 @@ fn input_range(
     Ok((kept, is_open.then_some(range)))
 }
 
-/// The plan's settings as this TensorRT wants them.
-pub(super) fn builder_options(plan: &Plan, version: Version, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
-    let build = &plan.build;
-    let mut options = BuildOptions {
+/// The plan's settings for TensorRT that are of any kind of model.
+pub(super) fn builder_options(build: &BuildPlan) -> BuildOptions {
+    BuildOptions {
         workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
         optimization_level: build.optimization_level,
         compute_capabilities: build.compute_capabilities.clone(),
         flags: BuilderFlags { tf32: build.tf32, ..BuilderFlags::default() },
-        detailed_profiling: true,
-        profile,
         ..BuildOptions::default()
-    };
-    match build.precision {
-        Precision::Fp32 => return Ok(options),
-        Precision::Fp16 | Precision::Bf16 => {}
-        Precision::Int8 | Precision::Int4 => bail!("{}: int8 and int4 are for language models", plan.name),
     }
-    if typed(version) {
-        // The graph says which types; see precision.rs.
-        options.strongly_typed = true;
-    } else if build.precision == Precision::Bf16 {
-        bail!(
-            "{}: {version} knows no bfloat16
-  hint: use `precision: fp16`",
-            plan.name
-        );
-    } else {
-        (options.flags.fp16, options.flags.obey_precision_constraints) = (true, true);
-    }
-    Ok(options)
 }
 
-/// Whether this TensorRT takes types from the graph. TensorRT 8 takes a flag and precisions by layer; 9 and 10 could
-/// take either.
-pub(super) fn typed(version: Version) -> bool {
-    version.family == Family::Rtx || version.major >= 9
+/// How a TensorRT takes the types that a model computes with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Typing {
+    /// From the graph: TensorRT 9 and later, RTX. 9 and 10 could do without.
+    Strong,
+    /// As it likes, where float16 is permitted and by the layers' own precisions: TensorRT 8.
+    Permitted { fp16: bool },
 }
 
-/// The parts the engine depends on.
-pub(super) fn key(prepared: &Prepared) -> anyhow::Result<Key> {
-    let Prepared { plan, options, device, .. } = prepared;
-    let mut sources = String::new();
-    for file in &prepared.sources {
-        sources.push_str(&sha256_file(file).with_context(|| format!("source {}", file.display()))?);
+impl Typing {
+    pub(super) fn new(plan: &Plan, version: Version, dtype: DType) -> anyhow::Result<Self> {
+        match dtype {
+            _ if version.family == Family::Rtx || version.major >= 9 => Ok(Typing::Strong),
+            DType::Float16 => Ok(Typing::Permitted { fp16: true }),
+            DType::BFloat16 => bail!("{}: {version} has no bfloat16\n  hint: use `precision: fp16`", plan.name),
+            _ => Ok(Typing::Permitted { fp16: false }),
+        }
     }
-    for (name, picture) in &prepared.pictures {
-        sources.push_str(name);
-        sources.push_str(&sha256_file(picture).with_context(|| format!("picture {}", picture.display()))?);
-    }
-    for file in prepared.own_inputs.iter().flatten() {
-        sources.push_str(&sha256_file(file).with_context(|| format!("input {}", file.display()))?);
-    }
-    let mut key = Key::default();
-    key.text("tool", env!("CARGO_PKG_VERSION"));
-    key.text("tensorrt", prepared.tensorrt.to_string());
-    key.text(
-        "gpu",
-        device.as_ref().map_or("none".to_owned(), |device| format!("{} {}", device.name, device.compute_capability)),
-    );
-    key.hashed("source", sources.as_bytes());
-    if !plan.inputs.is_empty() {
-        key.hashed("inputs", &serde_json::to_vec(&plan.inputs)?);
-    }
-    key.hashed("options", &serde_json::to_vec(options)?);
-    // The plan without paths: moving a recipe changes nothing.
-    let verify = (plan.verify.seeds, plan.verify.tolerance);
-    key.hashed(
-        "recipe",
-        &serde_json::to_vec(&(&plan.kind, &plan.build, &prepared.classifier, &prepared.yolo, verify))?,
-    );
-    Ok(key)
 }
 
-/// Why the engine directory must be built (again); `None` when it is current and undamaged.
-pub(super) fn staleness(folder: &Path, key: &Key, hash: Hasher<'_>) -> Option<String> {
-    if !folder.exists() {
-        return Some("it was never built here".to_owned());
-    }
-    match Manifest::load(folder) {
-        Err(error) => Some(error.to_string()),
-        Ok(manifest) => key.difference(&manifest.key).or_else(|| manifest.damage(folder, hash)),
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::recipe;
+
+    #[test]
+    fn types_are_bound_from_tensorrt_9_on() {
+        let text = "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n";
+        let path = Path::new("m.yaml");
+        let plan = Plan::new(path, &recipe::parse(path, text).unwrap());
+        let typing = |family, major, dtype| Typing::new(&plan, Version { family, major, minor: 5, patch: 0 }, dtype);
+        for dtype in [DType::Float32, DType::Float16, DType::BFloat16] {
+            for (family, major) in [(Family::Rtx, 1), (Family::Enterprise, 9), (Family::Enterprise, 10)] {
+                assert_eq!(typing(family, major, dtype).unwrap(), Typing::Strong);
+            }
+        }
+        let old = |dtype| typing(Family::Enterprise, 8, dtype);
+        assert_eq!(old(DType::Float32).unwrap(), Typing::Permitted { fp16: false });
+        assert_eq!(old(DType::Float16).unwrap(), Typing::Permitted { fp16: true });
+        let error = old(DType::BFloat16).unwrap_err().to_string();
+        assert_eq!(error, "m: TensorRT 8.5.0 has no bfloat16\n  hint: use `precision: fp16`");
     }
 }

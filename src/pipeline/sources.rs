@@ -6,7 +6,8 @@ use anyhow::Context as _;
 
 use super::llm;
 use crate::fetch::{Fetched, Fetcher, Lock};
-use crate::recipe::{Kind, Plan, SourcePlan};
+use crate::manifest::layout::IMAGES;
+use crate::recipe::{Plan, SourcePlan};
 
 /// One line for people: where a model came from.
 pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
@@ -23,7 +24,7 @@ pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
 
 /// Brings a plan's source here and records what was pinned.
 pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
-    if plan.kind == Kind::Llm {
+    if plan.model.llm().is_some() {
         return llm::fetch(plan, fetcher, lock);
     }
     let fetched = fetcher.fetch(&plan.source, lock)?;
@@ -43,9 +44,9 @@ pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow
                 continue;
             }
             let (stem, extension) = (stem.to_string_lossy(), extension.to_string_lossy().to_ascii_lowercase());
-            let mut name = format!("images/{stem}.{extension}");
+            let mut name = format!("{IMAGES}/{stem}.{extension}");
             if pictures.iter().any(|(other, _)| *other == name) {
-                name = format!("images/{stem}-{}.{extension}", pictures.len());
+                name = format!("{IMAGES}/{stem}-{}.{extension}", pictures.len());
             }
             pictures.push((name, file.path));
         }

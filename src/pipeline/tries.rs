@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use crate::artifact::about;
+use crate::manifest::layout::INPUTS;
 use crate::onnx::Model;
 use crate::recipe::Plan;
 use crate::regular_file;
@@ -52,14 +53,14 @@ fn check_finite(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
 
 /// A try's files as the engine directory has them.
 pub(super) fn names(tries: &[Vec<PathBuf>]) -> Vec<Vec<String>> {
-    let name = |at: usize, index: usize| format!("inputs/{at}-{index}.npy");
+    let name = |at: usize, index: usize| format!("{INPUTS}/{at}-{index}.npy");
     tries.iter().enumerate().map(|(at, files)| (0..files.len()).map(|index| name(at, index)).collect()).collect()
 }
 
 /// Copies them there.
 pub(super) fn place(tries: &[Vec<PathBuf>], staged: &Path) -> anyhow::Result<()> {
     for (from, name) in tries.iter().flatten().zip(names(tries).iter().flatten()) {
-        fs::create_dir_all(staged.join("inputs")).map_err(about(staged))?;
+        fs::create_dir_all(staged.join(INPUTS)).map_err(about(staged))?;
         fs::copy(from, staged.join(name)).map_err(about(from))?;
     }
     Ok(())

@@ -9,7 +9,6 @@ mod reading;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 
@@ -18,27 +17,63 @@ use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::Config;
 use crate::convert::vision::{answers, classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
 use crate::fetch::Fetched;
+use crate::manifest::{EngineContents, GraphEngine};
 use crate::onnx::Model;
-use crate::recipe::{ClassifierPlan, Kind, Plan, SourcePlan, YoloPlan};
-use crate::vision::{Boxes, Classifier, ClassifierOutput, PictureInput, Preprocess, Resize, Task, Yolo};
+use crate::recipe::{ClassifierPlan, ModelPlan, Plan, SourcePlan, YoloPlan};
+use crate::spec::{Boxes, Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
+use crate::vision::PictureInput;
+
+/// What a model's tensors mean.
+#[derive(Debug, Clone)]
+pub(super) enum Meaning {
+    /// Nothing that is known: tensors go in and come out.
+    Tensors,
+    /// Pictures go in, what is on them comes out.
+    Classifier(Classifier),
+    /// Pictures go in, objects come out; of a classifying model what is on them.
+    Yolo(Yolo, Option<Classifier>),
+}
+
+impl Meaning {
+    pub(super) fn classifier(&self) -> Option<&Classifier> {
+        match self {
+            Meaning::Tensors => None,
+            Meaning::Classifier(classifier) => Some(classifier),
+            Meaning::Yolo(_, classifier) => classifier.as_ref(),
+        }
+    }
+
+    pub(super) fn yolo(&self) -> Option<&Yolo> {
+        match self {
+            Meaning::Yolo(yolo, _) => Some(yolo),
+            Meaning::Tensors | Meaning::Classifier(_) => None,
+        }
+    }
+
+    /// Height and width of the pictures it takes, where something says so.
+    pub(super) fn size(&self) -> Option<[u32; 2]> {
+        let classifier = self.classifier().and_then(|classifier| classifier.preprocess.size);
+        classifier.or_else(|| self.yolo().map(|yolo| yolo.size))
+    }
+
+    /// What the manifest of an engine says.
+    pub(super) fn contents(&self, graph: GraphEngine) -> EngineContents {
+        match self.clone() {
+            Meaning::Tensors => EngineContents::Onnx(graph),
+            Meaning::Classifier(classifier) => EngineContents::Classifier { graph, classifier },
+            Meaning::Yolo(yolo, classifier) => EngineContents::Yolo { graph, yolo, classifier },
+        }
+    }
+}
 
 /// A model and everything around it.
 pub(super) struct Vision {
     pub(super) model: Model,
-    pub(super) classifier: Option<Classifier>,
-    pub(super) yolo: Option<Yolo>,
+    pub(super) meaning: Meaning,
     /// Files the model depends on.
     pub(super) sources: Vec<PathBuf>,
     /// What the user should know.
     pub(super) notes: Vec<String>,
-}
-
-impl Vision {
-    /// Height and width of the pictures it takes, where something says so.
-    pub(super) fn size(&self) -> Option<[u32; 2]> {
-        let classifier = self.classifier.as_ref().and_then(|classifier| classifier.preprocess.size);
-        classifier.or_else(|| self.yolo.as_ref().map(|yolo| yolo.size))
-    }
 }
 
 /// Reads or converts a plan's model.
@@ -52,14 +87,15 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
         Ok::<PathBuf, anyhow::Error>(found.path.clone())
     };
     let has = |extension: &str| fetched.files.iter().any(|file| file.name.ends_with(extension));
-    match (plan.kind, &plan.classifier, &plan.yolo) {
-        (Kind::Yolo, _, Some(yolo)) if !has(".onnx") => checkpoint_yolo(yolo, only("pt")?),
-        (Kind::Yolo, _, Some(yolo)) => export::load(yolo, only("onnx")?),
-        (Kind::Classifier, Some(classifier), _) if has(".safetensors") && file.is_none() => {
+    match &plan.model {
+        ModelPlan::Yolo { yolo } if !has(".onnx") => checkpoint_yolo(yolo, only("pt")?),
+        ModelPlan::Yolo { yolo } => export::load(yolo, only("onnx")?),
+        ModelPlan::Classifier { classifier } if has(".safetensors") && file.is_none() => {
             checkpoint_classifier(classifier, fetched)
         }
-        (_, Some(classifier), _) => onnx_classifier(plan, classifier, only("onnx")?),
-        _ => onnx(only("onnx")?, None, None),
+        ModelPlan::Classifier { classifier } => onnx_classifier(plan, classifier, only("onnx")?),
+        ModelPlan::Onnx { .. } => onnx(only("onnx")?, Meaning::Tensors),
+        ModelPlan::Llm { .. } => bail!("{} is a language model", plan.name),
     }
 }
 
@@ -68,35 +104,33 @@ fn onnx_classifier(plan: &Plan, classifier: &ClassifierPlan, path: PathBuf) -> a
     let preprocess = classifier.preprocess.clone().with_context(|| {
         format!("{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`", plan.name)
     })?;
-    let mut vision = onnx(path.clone(), None, None)?;
+    let mut vision = onnx(path.clone(), Meaning::Tensors)?;
     let model = (&vision.model, path.as_path());
     let (output, note) = reading::reading(model, classifier.output, ClassifierOutput::Logits)?;
-    vision.classifier = Some(finished(classifier, preprocess, None, output));
+    vision.meaning = Meaning::Classifier(finished(classifier, preprocess, None, output));
     vision.notes.extend(note);
     Ok(vision)
 }
 
-fn onnx(path: PathBuf, classifier: Option<Classifier>, yolo: Option<Yolo>) -> anyhow::Result<Vision> {
+fn onnx(path: PathBuf, meaning: Meaning) -> anyhow::Result<Vision> {
     let model = Model::load(&path)?;
     let beside = model.external_files().into_iter().map(|file| path.with_file_name(file));
     let sources = std::iter::once(path.clone()).chain(beside).collect();
-    Ok(Vision { model, classifier, yolo, sources, notes: Vec::new() })
+    Ok(Vision { model, meaning, sources, notes: Vec::new() })
 }
 
 /// Refuses before anything is built what could never answer: an input that is no picture, labels for other classes.
-pub(super) fn check(model: &Model, place: &Path, around: (Option<&Classifier>, Option<&Yolo>)) -> anyhow::Result<()> {
-    let preprocess = match around {
-        (Some(classifier), _) => classifier.preprocess.clone(),
-        (None, Some(yolo)) => yolo.preprocess(),
-        (None, None) => return Ok(()),
-    };
+pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::Result<()> {
+    let classifier = meaning.classifier();
+    let preprocess = classifier.map(|classifier| classifier.preprocess.clone());
+    let Some(preprocess) = preprocess.or_else(|| meaning.yolo().map(Yolo::preprocess)) else { return Ok(()) };
     let inputs = model.inputs()?;
     let [input] = &inputs[..] else {
         let count = inputs.len();
         bail!("{}: it has {count} inputs; pictures want one\n  hint: use `kind: onnx`", place.display());
     };
     PictureInput::new(&preprocess, input).with_context(|| place.display().to_string())?;
-    if let (Some(classifier), _) = around {
+    if let Some(classifier) = classifier {
         classifier.expect(&model.outputs()?).with_context(|| place.display().to_string())?;
     }
     Ok(())
@@ -149,8 +183,8 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
             || named("preprocessor_config.json")
     });
     let sources = sources.collect();
-    let classifier = Some(finished(plan, preprocess, labels, output));
-    Ok(Vision { model, classifier, yolo: None, sources, notes: note.into_iter().collect() })
+    let meaning = Meaning::Classifier(finished(plan, preprocess, labels, output));
+    Ok(Vision { model, meaning, sources, notes: note.into_iter().collect() })
 }
 
 /// An Ultralytics checkpoint.
@@ -162,7 +196,8 @@ fn checkpoint_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
     let converted = yolo_model(&file, size.map(|side| side as usize), None)?;
     let (mut yolo, classifier) = around(plan, converted.task, converted.names, converted.stride, size);
     yolo.about = converted.about;
-    Ok(Vision { model: converted.model, classifier, yolo: Some(yolo), sources: vec![path], notes: converted.notes })
+    let meaning = Meaning::Yolo(yolo, classifier);
+    Ok(Vision { model: converted.model, meaning, sources: vec![path], notes: converted.notes })
 }
 
 /// The way in and out of a YOLO model; a classifying one is a classifier too.
@@ -195,64 +230,9 @@ fn around(
     (Yolo { task, names, stride, size, boxes, confidence, iou, max_detections, metadata, about }, classifier)
 }
 
-/// What Ultralytics reads at the start of an engine file (its exporter's keys), and who made it.
-pub(super) fn metadata(
-    yolo: &Yolo,
-    batch: usize,
-    precision: &str,
-    dynamic: bool,
-    time: SystemTime,
-) -> serde_json::Value {
-    let names: serde_json::Map<String, serde_json::Value> =
-        yolo.names.iter().enumerate().map(|(index, name)| (index.to_string(), name.as_str().into())).collect();
-    let half = precision != "fp32";
-    let about = |key: &str| yolo.about.get(key).map_or("", String::as_str);
-    serde_json::json!({
-        "description": "YOLO engine built by watus-build",
-        "author": "watus-build",
-        "version": env!("CARGO_PKG_VERSION"),
-        "date": date(time),
-        "license": about("license"),
-        "docs": about("docs"),
-        "head": about("head"),
-        "stride": yolo.stride,
-        "task": yolo.task,
-        "batch": batch,
-        "imgsz": yolo.size,
-        "names": names,
-        "channels": about("channels").parse().unwrap_or(3u32),
-        "end2end": yolo.boxes == Boxes::Final,
-        "args": {
-            "batch": batch, "half": half, "int8": false, "quantize": if half { Some(16) } else { None }, "dynamic": dynamic,
-            "nms": false, "simplify": true, "fraction": 1.0,
-        },
-        "watus": { "tool": concat!("watus-build ", env!("CARGO_PKG_VERSION")), "precision": precision },
-    })
-}
-
-/// Year, month and day in UTC (Hinnant, chrono-Compatible Low-Level Date Algorithms, `civil_from_days`).
-fn date(time: SystemTime) -> String {
-    let days = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400) + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    format!("{:04}-{month:02}-{day:02}", year + era * 400 + u64::from(month <= 2))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dates() {
-        let at = |seconds| date(UNIX_EPOCH + std::time::Duration::from_secs(seconds));
-        assert_eq!(
-            (at(0), at(951_782_400), at(1_795_564_799)),
-            ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into())
-        );
-    }
 
     /// As Ultralytics' transforms (torchvision's) take it: tests/data/vision/make_detections.py.
     #[test]

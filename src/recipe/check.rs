@@ -6,11 +6,11 @@ use std::ops::RangeInclusive;
 use super::kinds::Recipe;
 use super::onnx::{InputValue, OnnxRecipe};
 use super::package::{is_package_name, is_package_version};
-use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Picture, Source, Verify, YoloRecipe};
+use super::schema::{Build, ClassifierRecipe, LlmRecipe, Picture, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
 use crate::address;
 use crate::artifact::{is_contained, is_sha256};
-use crate::vision::{ClassifierOutput, Preprocess, Resize};
+use crate::spec::{ClassifierOutput, Kind, Preprocess, Resize};
 
 type Checked = Result<(), RecipeError>;
 

@@ -4,7 +4,8 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::onnx::OnnxRecipe;
-use super::schema::{Build, ClassifierRecipe, Kind, LlmRecipe, Source, VERSION, Verify, YoloRecipe};
+use super::schema::{Build, ClassifierRecipe, LlmRecipe, Source, VERSION, Verify, YoloRecipe};
+use crate::spec::Kind;
 
 /// A recipe of any kind.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]

@@ -24,7 +24,7 @@ use crate::regular_file;
 pub use kinds::{Recipe, json_schema};
 pub use onnx::{InputValue, OnnxRecipe};
 pub use package::{is_package_name, is_package_version};
-pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};
+pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, ModelPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};
 pub use schema::*;
 pub use shape::{InputRange, InputShape};
 pub(crate) use yaml::danger as yaml_danger;
@@ -189,6 +189,7 @@ pub(crate) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> O
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Kind;
 
     const GOOD: &str = "version: 1\nname: face\nkind: classifier\nsource:\n  path: face.onnx\npreprocess:\n  mean: [0, 0, 0]\n  std: [255, 255, 255]\n";
 

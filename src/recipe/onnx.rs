@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::schema::{Build, Kind, Source, Verify};
+use super::schema::{Build, Source, Verify};
+use crate::spec::Kind;
 
 /// An ONNX file to an engine, as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

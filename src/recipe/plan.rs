@@ -7,35 +7,74 @@ use serde::Serialize;
 
 use super::kinds::Recipe;
 use super::onnx::InputValue;
-use super::schema::{Build, Kind, KvCache, Picture, Precision, Source, YoloRecipe};
+use super::schema::{Build, LlmRecipe, Picture, Source, YoloRecipe};
 use super::shape::InputShape;
 use crate::checkpoint::PartName;
-use crate::vision::{ClassifierOutput, Preprocess};
+use crate::spec::{ClassifierOutput, Kind, KvCache, Precision, Preprocess};
 
 /// A recipe with nothing left to decide.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
     /// Engine directory's name.
     pub name: String,
-    /// What is made.
-    pub kind: Kind,
+    /// What is made, with its kind's settings.
+    #[serde(flatten)]
+    pub model: ModelPlan,
     /// The file the recipe came from.
     pub recipe: PathBuf,
     /// Where the model is.
     pub source: SourcePlan,
     /// How it is built.
     pub build: BuildPlan,
-    /// For classifiers: the way in and out.
-    pub classifier: Option<ClassifierPlan>,
-    /// For YOLO models.
-    pub yolo: Option<YoloPlan>,
-    /// For language models: their limits.
-    pub llm: Option<LlmPlan>,
-    /// Values that make inputs constants.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub inputs: BTreeMap<String, InputValue>,
     /// How it is proved.
     pub verify: VerifyPlan,
+}
+
+/// A model by its kind.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+pub enum ModelPlan {
+    /// A language model.
+    Llm {
+        /// Its limits.
+        llm: LlmPlan,
+    },
+    /// A YOLO model.
+    Yolo {
+        /// Its settings.
+        yolo: YoloPlan,
+    },
+    /// An image classifier.
+    Classifier {
+        /// The way in and out.
+        classifier: ClassifierPlan,
+    },
+    /// Any other ONNX model.
+    Onnx {
+        /// Values that make inputs constants.
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        inputs: BTreeMap<String, InputValue>,
+    },
+}
+
+impl ModelPlan {
+    /// The language model, if it is one.
+    pub fn llm(&self) -> Option<&LlmPlan> {
+        match self {
+            ModelPlan::Llm { llm } => Some(llm),
+            _ => None,
+        }
+    }
+
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            ModelPlan::Llm { .. } => Kind::Llm,
+            ModelPlan::Yolo { .. } => Kind::Yolo,
+            ModelPlan::Classifier { .. } => Kind::Classifier,
+            ModelPlan::Onnx { .. } => Kind::Onnx,
+        }
+    }
 }
 
 /// A classifier's way in and out, as far as the recipe says; the rest is the checkpoint's to say.
@@ -144,46 +183,37 @@ impl Plan {
         let folder = path.parent().unwrap_or(Path::new(""));
         let build = build_plan(folder, recipe.kind(), recipe.build());
         let verify = verify_plan(folder, recipe, &build);
-        let classifier = match recipe {
-            Recipe::Classifier(recipe) => Some(ClassifierPlan {
-                preprocess: recipe.preprocess.clone(),
-                labels: recipe.labels.clone(),
-                output: recipe.output,
-                class_values: recipe.class_values.clone(),
-            }),
-            _ => None,
-        };
-        let yolo = match recipe {
-            Recipe::Yolo(recipe) => Some(yolo_plan(recipe)),
-            _ => None,
-        };
-        let llm = match recipe {
-            Recipe::Llm(recipe) => {
-                let size = |value: Option<u32>, default| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(default);
-                Some(LlmPlan {
-                    max_batch_size: size(recipe.max_batch_size, 4),
-                    max_input_len: size(recipe.max_input_len, 2048),
-                    max_output_len: size(recipe.max_output_len, 512),
-                    chat_template: recipe.chat_template.as_ref().map(|file| folder.join(file)),
-                })
-            }
-            _ => None,
-        };
         Self {
             name: recipe.name().to_owned(),
-            kind: recipe.kind(),
+            model: model_plan(folder, recipe),
             recipe: path.to_owned(),
             source: source_plan(folder, recipe.kind(), recipe.source()),
             build,
-            classifier,
-            yolo,
-            llm,
-            inputs: match recipe {
-                Recipe::Onnx(recipe) => recipe.inputs.clone().unwrap_or_default(),
-                _ => BTreeMap::new(),
-            },
             verify,
         }
+    }
+}
+
+fn model_plan(folder: &Path, recipe: &Recipe) -> ModelPlan {
+    match recipe {
+        Recipe::Llm(recipe) => ModelPlan::Llm { llm: llm_plan(folder, recipe) },
+        Recipe::Yolo(recipe) => ModelPlan::Yolo { yolo: yolo_plan(recipe) },
+        Recipe::Classifier(recipe) => {
+            let (preprocess, labels) = (recipe.preprocess.clone(), recipe.labels.clone());
+            let (output, class_values) = (recipe.output, recipe.class_values.clone());
+            ModelPlan::Classifier { classifier: ClassifierPlan { preprocess, labels, output, class_values } }
+        }
+        Recipe::Onnx(recipe) => ModelPlan::Onnx { inputs: recipe.inputs.clone().unwrap_or_default() },
+    }
+}
+
+fn llm_plan(folder: &Path, recipe: &LlmRecipe) -> LlmPlan {
+    let size = |value: Option<u32>, default| value.and_then(|v| usize::try_from(v).ok()).unwrap_or(default);
+    LlmPlan {
+        max_batch_size: size(recipe.max_batch_size, 4),
+        max_input_len: size(recipe.max_input_len, 2048),
+        max_output_len: size(recipe.max_output_len, 512),
+        chat_template: recipe.chat_template.as_ref().map(|file| folder.join(file)),
     }
 }
 

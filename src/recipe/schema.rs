@@ -8,21 +8,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::shape::InputShape;
-use crate::vision::{ClassifierOutput, Preprocess, Sides};
+use crate::spec::{ClassifierOutput, Kind, KvCache, Precision, Preprocess, Sides};
 
 /// The schema version this tool reads.
 pub const VERSION: u32 = 1;
-
-/// What a recipe makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Kind {
-    Llm,
-    Yolo,
-    Classifier,
-    Onnx,
-}
 
 /// An image classifier: a Hugging Face folder (config.json and safetensors), or an ONNX file with one image input and
 /// one output.
@@ -188,38 +177,6 @@ pub struct Source {
     /// SHA-256 of the file, in hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
-}
-
-/// Arithmetic of an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Precision {
-    Fp32,
-    Fp16,
-    Bf16,
-    Int8,
-    Int4,
-}
-
-impl Precision {
-    /// Bits of a quantised weight.
-    pub fn bits(self) -> Option<u32> {
-        match self {
-            Precision::Int8 => Some(8),
-            Precision::Int4 => Some(4),
-            _ => None,
-        }
-    }
-}
-
-/// How keys and values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum KvCache {
-    Auto,
-    Int8,
 }
 
 /// TensorRT builder settings.

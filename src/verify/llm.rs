@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use super::likelihood::{divergence, read};
 use super::{Perplexity, PromptReport, Report, Status, machine_agrees, plan_agrees, sense};
-use crate::llm::model::{ENGINES, Runner, open_executor};
+use crate::engine_dir::EngineDir;
+use crate::llm::model::{Runner, open_executor};
 use crate::llm::text::{Message, Text};
-use crate::llm::{Executor, LlmError, Logits, Record, Rows, Step, argmax, head_name, layer_name};
+use crate::llm::{Executor, LlmError, Logits, Rows, Step, argmax, head_name, layer_name};
 use crate::log::printable;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Quality};
 use crate::progress::{Event, Progress};
+use crate::spec::{LlmRecord, Precision};
 
 /// Asked of every model, besides the recipe's prompts.
 const PROMPTS: [&str; 3] =
@@ -30,15 +32,15 @@ pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its
 const HESITATION: f32 = 1e-2;
 
 /// A model to be proved, and its text side.
-struct Subject<'a> {
+struct LlmSubject<'a> {
     folder: &'a Path,
     manifest: &'a Manifest,
-    record: &'a Record,
+    record: &'a LlmRecord,
     text: &'a Text,
     progress: &'a Arc<dyn Progress>,
 }
 
-impl Subject<'_> {
+impl LlmSubject<'_> {
     fn stage(&self, what: &str) {
         self.progress.event(Event::Stage(&format!("{}: {what}", self.manifest.name)));
     }
@@ -46,16 +48,15 @@ impl Subject<'_> {
 
 /// Checks the engines' headers, then, where there is a GPU, their numbers.
 pub(super) fn verify(
-    folder: &Path,
-    manifest: &Manifest,
-    record: &Record,
+    dir: &EngineDir,
+    (record, quality): (&LlmRecord, Option<&Quality>),
     progress: &Arc<dyn Progress>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    let (folder, manifest) = (dir.folder(), &dir.manifest);
     let layers = record.shapes.layers().into_iter().map(layer_name);
     for name in record.shapes.heads().into_iter().map(head_name).chain(layers) {
-        let path = folder.join(ENGINES).join(format!("{name}.engine"));
-        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let read = std::fs::read(dir.llm_engine(&name)).map_err(|error| error.to_string());
         if let Err(mistake) = read.and_then(|plan| plan_agrees(manifest, &plan)) {
             report.push("header", Status::Failed, format!("{name}: {mistake}"));
             return Ok(());
@@ -71,7 +72,7 @@ pub(super) fn verify(
     let prompts = prompts(&text, manifest, record)?;
     let what = if text.traits().is_some() { "chat template" } else { "no chat template" };
     report.push("text", Status::Passed, format!("tokenizer, {what}, {} prompts", prompts.len()));
-    if let Some(quality) = &manifest.quality {
+    if let Some(quality) = quality {
         let ratio = quality.perplexity / quality.reference_perplexity;
         // Written so that a NaN fails.
         let passed = quality.divergence <= quality.divergence_limit && ratio <= quality.ratio_limit;
@@ -88,7 +89,7 @@ pub(super) fn verify(
         );
         report.push("quantisation", if passed { Status::Passed } else { Status::Failed }, detail);
     }
-    let subject = Subject { folder, manifest, record, text: &text, progress };
+    let subject = LlmSubject { folder, manifest, record, text: &text, progress };
     if machine_agrees(manifest, report).is_none() {
         if !report.failed() && sense::is_quick(record) {
             read_by_reference(&subject, report);
@@ -102,7 +103,7 @@ pub(super) fn verify(
 }
 
 /// Each prompt and its tokens.
-fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
+fn prompts(text: &Text, manifest: &Manifest, record: &LlmRecord) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
     let given = PROMPTS.iter().map(|prompt| (*prompt).to_owned()).chain(manifest.verify.prompts.iter().cloned());
     let mut prompts = Vec::new();
     for prompt in given {
@@ -117,8 +118,8 @@ fn prompts(text: &Text, manifest: &Manifest, record: &Record) -> anyhow::Result<
     Ok(prompts)
 }
 
-fn execute(subject: &Subject<'_>, prompts: &[(String, Vec<u32>)], report: &mut Report) -> anyhow::Result<()> {
-    let Subject { folder, manifest, record, text, .. } = *subject;
+fn execute(subject: &LlmSubject<'_>, prompts: &[(String, Vec<u32>)], report: &mut Report) -> anyhow::Result<()> {
+    let LlmSubject { folder, manifest, record, text, .. } = *subject;
     subject.stage("loading the engines");
     let mut engine = open_executor(folder, record, Runner::TensorRt { tf32: manifest.tf32 }, &mut |_, _| {})?;
     let info = engine.info();
@@ -146,14 +147,14 @@ fn execute(subject: &Subject<'_>, prompts: &[(String, Vec<u32>)], report: &mut R
         reference: read(&mut *reference, scored)?.exp(),
     };
     report.perplexity = Some(perplexity);
-    conclude(manifest.precision == "fp32" && !manifest.tf32, report);
+    conclude(manifest.precision == Precision::Fp32 && !manifest.tf32, report);
     sense::conclude(sensed, record.parameters, report);
     Ok(())
 }
 
 /// Whether a model makes sense that cannot be executed here. What keeps the reference from telling is no fault of the engines.
-fn read_by_reference(subject: &Subject<'_>, report: &mut Report) {
-    let Subject { folder, record, text, .. } = *subject;
+fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
+    let LlmSubject { folder, record, text, .. } = *subject;
     subject.stage("reading three texts on the CPU");
     let sensed = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})
         .map_err(anyhow::Error::from)

@@ -23,7 +23,9 @@ use crate::backend::isolated::ProofProcess;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{BackendError, Session};
-use crate::manifest::{Hasher, Manifest, REPORT_FILE};
+use crate::engine_dir::EngineDir;
+use crate::manifest::layout::REPORT_FILE;
+use crate::manifest::{EngineContents, GraphEngine, Hasher, Manifest};
 use crate::onnx;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
@@ -55,7 +57,8 @@ pub fn examine(
     progress: &Arc<dyn Progress>,
     hash: Hasher<'_>,
 ) -> anyhow::Result<Report> {
-    let manifest = Manifest::load(folder)?;
+    let dir = EngineDir::load(folder)?;
+    let manifest = &dir.manifest;
     let mut report = Report {
         name: manifest.name.clone(),
         time: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |time| time.as_secs()),
@@ -69,36 +72,59 @@ pub fn examine(
         perplexity: None,
         sense: Vec::new(),
     };
-    match manifest.damage(folder, hash) {
+    match dir.damage(hash) {
         Some(damage) => report.push("hashes", Status::Failed, damage),
         None => report.push("hashes", Status::Passed, format!("{} files", manifest.files.len())),
     }
     // Damaged files are not worth opening.
-    if let Some(record) = manifest.llm.as_ref().filter(|_| !report.failed()) {
-        llm::verify(folder, &manifest, record, progress, &mut report)?;
-    } else if !report.failed() {
-        signature(folder, &manifest, &mut report);
-        let engine = folder.join(&manifest.engine);
-        let file = crate::regular_file::read(&engine, u64::MAX)
-            .with_context(|| format!("cannot read {}", engine.display()))?;
-        let (_, plan) = plan::split(&file);
-        if let Some(tensorrt) = header(&manifest, plan, &mut report)
-            && let Some(mut engine) = load(&manifest, (&tensorrt, runner), (&engine, plan), &mut report)
-        {
-            let reference = runner.reference().open(&folder.join(&manifest.model))?;
-            execution(folder, &manifest, (&mut *engine, reference), progress, &mut report)?;
+    if report.failed() {
+        return Ok(report);
+    }
+    match &manifest.contents {
+        EngineContents::Llm { llm, quality } => llm::verify(&dir, (llm, quality.as_ref()), progress, &mut report)?,
+        EngineContents::Yolo { graph, .. } | EngineContents::Classifier { graph, .. } | EngineContents::Onnx(graph) => {
+            prove(GraphSubject { dir: &dir, graph }, runner, progress, &mut report)?;
         }
     }
     Ok(report)
 }
 
+/// One engine of one model, and where it is.
+#[derive(Clone, Copy)]
+struct GraphSubject<'a> {
+    dir: &'a EngineDir,
+    graph: &'a GraphEngine,
+}
+
+/// Proves the one engine of one model.
+fn prove(
+    subject: GraphSubject<'_>,
+    runner: &ProofProcess,
+    progress: &Arc<dyn Progress>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let GraphSubject { dir, graph } = subject;
+    let model = dir.path(&graph.model);
+    signature(&model, graph, report);
+    let path = dir.path(&graph.engine);
+    let file = regular_file::read(&path, u64::MAX).with_context(|| format!("cannot read {}", path.display()))?;
+    let (_, plan) = plan::split(&file);
+    if let Some(tensorrt) = header(&dir.manifest, plan, report)
+        && let Some(mut engine) = load(subject, (&tensorrt, runner), (&path, plan), report)
+    {
+        let reference = runner.reference().open(&model)?;
+        execution(subject, (&mut *engine, reference), progress, report)?;
+    }
+    Ok(())
+}
+
 /// The manifest's inputs and outputs against the model's.
-fn signature(folder: &Path, manifest: &Manifest, report: &mut Report) {
-    let outcome = onnx::Model::load(&folder.join(&manifest.model)).and_then(|model| {
+fn signature(model: &Path, graph: &GraphEngine, report: &mut Report) {
+    let outcome = onnx::Model::load(model).and_then(|model| {
         let (inputs, outputs) = (model.inputs()?, model.outputs()?);
-        Ok(compare_specs(&manifest.inputs, &inputs).or_else(|| compare_specs(&manifest.outputs, &outputs)))
+        Ok(compare_specs(&graph.inputs, &inputs).or_else(|| compare_specs(&graph.outputs, &outputs)))
     });
-    let count = manifest.inputs.len() + manifest.outputs.len();
+    let count = graph.inputs.len() + graph.outputs.len();
     match outcome {
         Ok(None) => report.push("signature", Status::Passed, format!("{count} inputs and outputs as the model's")),
         Ok(Some(difference)) => report.push("signature", Status::Failed, difference),
@@ -189,12 +215,12 @@ fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
 
 /// The engine on the GPU, if its inputs and outputs are the manifest's.
 fn load(
-    manifest: &Manifest,
+    GraphSubject { dir, graph }: GraphSubject<'_>,
     (tensorrt, runner): (&TensorRt, &ProofProcess),
     file: (&Path, &[u8]),
     report: &mut Report,
 ) -> Option<Box<dyn Session>> {
-    let engine = match runner.load(tensorrt, file, manifest.tf32) {
+    let engine = match runner.load(tensorrt, file, dir.manifest.tf32) {
         Ok(engine) => engine,
         Err(error) => {
             report.push("execution", Status::Failed, error.to_string());
@@ -205,8 +231,8 @@ fn load(
     report.executed_on = Some(format!("{}, {}", info.name, info.device));
     // With a profile, the engine's shapes are open where the manifest's are; TensorRT keeps the model's order. Of outputs it
     // knows sizes that the model leaves open.
-    let known = told(&manifest.outputs, engine.outputs());
-    let found = compare_specs(&manifest.inputs, engine.inputs()).or_else(|| compare_specs(&manifest.outputs, &known));
+    let known = told(&graph.outputs, engine.outputs());
+    let found = compare_specs(&graph.inputs, engine.inputs()).or_else(|| compare_specs(&graph.outputs, &known));
     if let Some(difference) = found {
         report.push("engine signature", Status::Failed, difference);
         return None;
@@ -215,14 +241,14 @@ fn load(
 }
 
 fn execution(
-    folder: &Path,
-    manifest: &Manifest,
+    subject: GraphSubject<'_>,
     (engine, mut reference): (&mut dyn Session, Box<dyn Session>),
     progress: &Arc<dyn Progress>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
+    let manifest = &subject.dir.manifest;
     report.judged_by = Some(reference.info().name);
-    for Case { name, inputs, picture } in cases(folder, manifest)? {
+    for Case { name, inputs, picture } in cases(subject)? {
         progress.event(Event::Stage(&format!("{}: comparing {name}", manifest.name)));
         let both = engine.run(&inputs).and_then(|have| Ok((have, reference.run(&inputs)?)));
         let compared = both.and_then(|(have, want)| {
@@ -270,17 +296,18 @@ struct Case {
 }
 
 /// The inputs to try: seeded ones, the user's own, then the pictures.
-fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
+fn cases(GraphSubject { dir, graph }: GraphSubject<'_>) -> anyhow::Result<Vec<Case>> {
+    let manifest = &dir.manifest;
     let mut cases = Vec::new();
     let seeds = 1..=u64::from(manifest.verify.seeds);
     let mut tries: Vec<(u64, &str, Vec<Vec<usize>>)> =
-        seeds.map(|seed| (seed, "", manifest.input_shapes(|range| &range.opt))).collect();
-    if manifest.verify.seeds > 0 && !manifest.profile.is_empty() {
-        tries.push((1, ", smallest shapes", manifest.input_shapes(|range| &range.min)));
-        tries.push((1, ", largest shapes", manifest.input_shapes(|range| &range.max)));
+        seeds.map(|seed| (seed, "", graph.input_shapes(|range| &range.opt))).collect();
+    if manifest.verify.seeds > 0 && !graph.profile.is_empty() {
+        tries.push((1, ", smallest shapes", graph.input_shapes(|range| &range.min)));
+        tries.push((1, ", largest shapes", graph.input_shapes(|range| &range.max)));
     }
     for (seed, of_shapes, shapes) in tries {
-        let specs = manifest.inputs.iter().zip(shapes).zip(0..);
+        let specs = graph.inputs.iter().zip(shapes).zip(0..);
         let inputs: Option<Vec<Tensor>> =
             specs.map(|((spec, shape), index)| Tensor::seeded(spec.dtype, shape, seed * 1000 + index)).collect();
         let inputs = inputs.ok_or_else(|| anyhow::anyhow!("an input type cannot be made on the host"))?;
@@ -288,18 +315,18 @@ fn cases(folder: &Path, manifest: &Manifest) -> anyhow::Result<Vec<Case>> {
     }
     for (index, files) in manifest.verify.inputs.iter().enumerate() {
         let read = |file: &String| {
-            let path = folder.join(file);
+            let path = dir.path(file);
             regular_file::open(&path).and_then(read_npy).map_err(about(&path))
         };
         let inputs = files.iter().map(read).collect::<Result<Vec<Tensor>, _>>()?;
         cases.push(Case { name: format!("own inputs {}", index + 1), inputs, picture: None });
     }
-    let Some(preprocess) = manifest.preprocess() else { return Ok(cases) };
-    let [input] = &manifest.inputs[..] else { return Ok(cases) };
+    let Some(preprocess) = manifest.contents.preprocess() else { return Ok(cases) };
+    let [input] = &graph.inputs[..] else { return Ok(cases) };
     let taken = pictures::PictureInput::new(&preprocess, input)?;
-    let batch = input.shape_with(manifest.tuned_batch())[0]; // the model's own where it is fixed; PictureInput saw four dimensions
+    let batch = input.shape_with(graph.tuned_batch())[0]; // the model's own where it is fixed; PictureInput saw four dimensions
     for image in &manifest.verify.images {
-        let picture = pictures::read_picture(&folder.join(image))?;
+        let picture = pictures::read_picture(&dir.path(image))?;
         let inputs = vec![taken.tensor(&picture, &preprocess).repeated(batch)];
         cases.push(Case { name: image.clone(), inputs, picture: Some([picture.height(), picture.width()]) });
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::write_file;
-use crate::manifest::REPORT_FILE;
+use crate::manifest::layout::REPORT_FILE;
 
 /// One check's outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,8 +10,9 @@ use std::f64::consts::LN_2;
 
 use super::likelihood::read;
 use super::{Report, Sense, Status};
+use crate::llm::Executor;
 use crate::llm::text::Text;
-use crate::llm::{Executor, Record};
+use crate::spec::LlmRecord;
 
 /// A text, its language, and bits a byte of a working model of [`MEASURED_PARAMETERS`].
 struct Sample {
@@ -87,7 +88,7 @@ pub fn sense(executor: &mut dyn Executor, text: &Text, parameters: u64, longest:
 }
 
 /// Whether the reference tells it of this model in reasonable time.
-pub(super) fn is_quick(record: &Record) -> bool {
+pub(super) fn is_quick(record: &LlmRecord) -> bool {
     record.parameters <= REFERENCE_PARAMETERS
 }
 

@@ -5,6 +5,7 @@
 use super::{Agreement, Report, Status};
 use crate::log::printable;
 use crate::manifest::Manifest;
+use crate::spec::Precision;
 use crate::tensor::Tensor;
 use crate::vision::{Answer, Classifier, Detection, Yolo};
 
@@ -18,7 +19,7 @@ struct Gate {
 impl Gate {
     /// Float32 agrees to the last pixel; half precision and TF32 have three digits.
     fn of(manifest: &Manifest) -> Self {
-        if manifest.precision == "fp32" && !manifest.tf32 {
+        if manifest.precision == Precision::Fp32 && !manifest.tf32 {
             Self { score: 2e-3, overlap: 0.99 }
         } else {
             Self { score: 5e-2, overlap: 0.9 }
@@ -35,7 +36,7 @@ pub(super) fn agreement(
     want: &[Tensor],
 ) -> Option<Agreement> {
     let gate = Gate::of(manifest);
-    let compared = match (&manifest.classifier, &manifest.yolo) {
+    let compared = match (manifest.contents.classifier(), manifest.contents.yolo()) {
         (Some(classifier), _) => classes(classifier, gate, have, want),
         (None, Some(yolo)) => objects(yolo, gate, size, have, want),
         (None, None) => return None,
@@ -160,7 +161,7 @@ pub(super) fn conclude(manifest: &Manifest, report: &mut Report) {
     let score = report.answers.iter().map(|answer| answer.score_difference).fold(0.0, f32::max);
     let overlap = report.answers.iter().map(|answer| answer.overlap).fold(1.0, f32::min);
     let mut text = format!("{} pictures, scores within {score:.4} of {} allowed", report.answers.len(), gate.score);
-    if manifest.classifier.is_none() {
+    if manifest.contents.classifier().is_none() {
         text += &format!(", boxes overlap by {overlap:.4} or more of {} wanted", gate.overlap);
     }
     report.push("answers", Status::Passed, text);

@@ -1,22 +1,9 @@
 //! What a classifier says: its outputs to labels and probabilities, or to values.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::{ClassifierOutput, Preprocess, VisionError};
+use super::{Classifier, ClassifierOutput, VisionError};
 use crate::tensor::{Tensor, TensorSpec};
-
-/// A classifier's way in and out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Classifier {
-    /// Image to tensor.
-    pub preprocess: Preprocess,
-    /// Class names, if there are any.
-    pub labels: Option<Vec<String>>,
-    /// What the output holds.
-    pub output: ClassifierOutput,
-    /// Class values for an expectation.
-    pub class_values: Option<Vec<f32>>,
-}
 
 /// What a classifier says of one picture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -201,6 +188,7 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Preprocess;
 
     #[test]
     fn answers() {

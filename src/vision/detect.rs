@@ -2,75 +2,16 @@
 //!
 //! Decoding and non-maximum suppression are those of Ultralytics' `predict`, so that thresholds mean the same.
 
-use std::collections::BTreeMap;
-
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::mask::{self, Mask};
-use super::{Fit, Letterbox, Preprocess, Resample, Task, VisionError};
+use super::{Boxes, Letterbox, Task, VisionError, Yolo};
 use crate::tensor::Tensor;
 
 /// Candidates that go into suppression; more are cut off, best first.
 const CANDIDATE_LIMIT: usize = 30_000;
 
 const NOT_FINITE: &str = "it holds values that are not finite";
-
-/// How a detector's output says where objects are.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Boxes {
-    /// `[batch, 4 + classes + masks, anchors]`: centre, width and height in pixels of the input, a score for each class.
-    /// Non-maximum suppression follows.
-    #[default]
-    Anchors,
-    /// `[batch, boxes, 6 + masks]`: left, top, right, bottom in pixels of the input, score, class. The model has chosen
-    /// (YOLOv10 and YOLO26, or an export with `nms=True`).
-    Final,
-    /// `[batch, boxes, 6]`: centre, width and height as shares of the picture, score, class; or a score for each class after
-    /// the fourth. The model has chosen, of a picture that is stretched to the input (RT-DETR).
-    Queries,
-}
-
-impl Boxes {
-    /// The output's shape in words.
-    pub fn shape(self) -> &'static str {
-        match self {
-            Boxes::Anchors => "[batch, 4 + classes, anchors]",
-            Boxes::Final => "[batch, boxes, 6]",
-            Boxes::Queries => "[batch, boxes, 6] or [batch, boxes, 4 + classes]",
-        }
-    }
-
-    fn are_anchors(&self) -> bool {
-        *self == Boxes::Anchors
-    }
-}
-
-/// A YOLO model's way in and out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Yolo {
-    /// What it predicts.
-    pub task: Task,
-    /// Class names in order.
-    pub names: Vec<String>,
-    /// Largest stride in pixels.
-    pub stride: usize,
-    /// Height and width of the input.
-    pub size: [u32; 2],
-    /// How its output says where objects are.
-    #[serde(default, skip_serializing_if = "Boxes::are_anchors")]
-    pub boxes: Boxes,
-    /// Scores below are not reported.
-    pub confidence: f32,
-    /// Of two boxes of one class that overlap more (intersection over union), the better is kept.
-    pub iou: f32,
-    /// Boxes reported at most.
-    pub max_detections: usize,
-    /// The engine file begins with Ultralytics' metadata.
-    pub metadata: bool,
-    /// What the checkpoint says of itself: license, docs, head.
-    pub about: BTreeMap<String, String>,
-}
 
 /// One object on a picture.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -99,19 +40,6 @@ struct Candidate {
 }
 
 impl Yolo {
-    /// How its pictures become tensors: letterboxed (RT-DETR's are stretched), RGB, 0 to 1.
-    pub fn preprocess(&self) -> Preprocess {
-        Preprocess {
-            size: Some(self.size),
-            fit: Some(if self.boxes == Boxes::Queries { Fit::Stretch } else { Fit::Letterbox }),
-            resize: None,
-            resample: Some(Resample::Linear),
-            color: None,
-            mean: [0.0; 3],
-            std: [255.0; 3],
-        }
-    }
-
     /// Objects on the first picture of the batch, of `picture` (height, width), best first. Boxes are clipped to the
     /// picture; one of negative width or height, which no trained head gives, has no area and is not reported.
     pub fn detections(&self, outputs: &[Tensor], picture: [u32; 2]) -> Result<Vec<Detection>, VisionError> {
@@ -302,6 +230,8 @@ pub(crate) fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     fn yolo() -> Yolo {

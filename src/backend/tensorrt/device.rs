@@ -7,6 +7,7 @@ use cudarc::driver::{CudaContext, CudaStream};
 
 use crate::backend::BackendError;
 use crate::memory::{self, Memory};
+use crate::spec::DeviceInfo;
 
 /// The first CUDA device with a stream of its own.
 #[derive(Debug, Clone)]
@@ -15,17 +16,6 @@ pub struct Device {
     pub context: Arc<CudaContext>,
     /// Where all our work goes.
     pub stream: Arc<CudaStream>,
-}
-
-/// What a GPU is.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct DeviceInfo {
-    /// Marketing name.
-    pub name: String,
-    /// E.g. "8.7".
-    pub compute_capability: String,
-    /// Device memory in bytes; on a Jetson the same as the machine's.
-    pub memory: u64,
 }
 
 fn no_device(error: impl std::fmt::Display) -> BackendError {

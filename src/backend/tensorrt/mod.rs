@@ -22,36 +22,18 @@ use std::sync::{Arc, OnceLock};
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::spec::{Family, Version};
 pub use engine::{Engine, KernelCache};
 pub use flags::BuilderFlags;
-pub use watus_shim::ShapeRange;
 
 use super::{Backend, BackendError, BackendInfo, Session};
 use crate::onnx::{Model, Parser};
 use crate::progress::Progress;
+use crate::spec::ShapeRange;
 use observer::BuildObserver;
 use shim::Shim;
 
 use super::onnxruntime::library::fault;
-
-/// TensorRT for datacentres and Jetson, or TensorRT-RTX.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Family {
-    Enterprise,
-    Rtx,
-}
-
-/// A TensorRT version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct Version {
-    pub family: Family,
-    pub major: u32,
-    pub minor: u32,
-    pub patch: u32,
-}
 
 impl Version {
     /// What matters of the parser that comes with it: the newest ONNX opset it is documented for (onnx-tensorrt,
@@ -63,13 +45,6 @@ impl Version {
             _ => 24,
         };
         Parser { newest, rtx: (self.family == Family::Rtx).then_some((self.major, self.minor)) }
-    }
-}
-
-impl std::fmt::Display for Version {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let family = if self.family == Family::Rtx { "TensorRT-RTX" } else { "TensorRT" };
-        write!(f, "{family} {}.{}.{}", self.major, self.minor, self.patch)
     }
 }
 
@@ -94,6 +69,12 @@ pub struct BuildOptions {
     pub detailed_profiling: bool,
     /// Ranges of dynamic inputs; empty when all shapes are static.
     pub profile: Vec<ShapeRange>,
+}
+
+impl From<ShapeRange> for watus_shim::ShapeRange {
+    fn from(ShapeRange { name, min, opt, max }: ShapeRange) -> Self {
+        Self { name, min, opt, max }
+    }
 }
 
 /// A built engine.
@@ -179,7 +160,7 @@ impl TensorRt {
             strongly_typed: options.strongly_typed,
             full_layers: options.full_layers.clone(),
             detailed_profiling: options.detailed_profiling,
-            profile: options.profile.clone(),
+            profile: options.profile.iter().cloned().map(watus_shim::ShapeRange::from).collect(),
         };
         let observer = BuildObserver::new(progress, Arc::clone(&cancel));
         match self.library.build(&options, timing_cache, &observer) {

@@ -9,6 +9,7 @@ use super::{Args, save};
 use crate::backend::Session;
 use crate::cli::outputs::{refuse_inputs, refuse_others};
 use crate::cli::{Exit, print, print_json, report, say};
+use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage};
@@ -21,16 +22,18 @@ struct Way<'a> {
     batch: usize,
 }
 
-pub(super) fn execute(args: &Args, manifest: &Manifest, session: &mut dyn Session) -> anyhow::Result<Exit> {
-    let Some(preprocess) = manifest.preprocess() else {
-        bail!("{} is a `{}` engine, which takes tensors: use --input NAME=FILE.npy", manifest.name, manifest.kind);
+pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session) -> anyhow::Result<Exit> {
+    let manifest = &engine.manifest;
+    let Manifest { name, contents, .. } = manifest;
+    let Some(preprocess) = contents.preprocess() else {
+        bail!("{name} is a `{}` engine, which takes tensors: use --input NAME=FILE.npy", contents.kind());
     };
-    let [input] = &manifest.inputs[..] else { bail!("{} does not have one input", manifest.name) };
+    let [input] = &engine.graph()?.inputs[..] else { bail!("{name} does not have one input") };
     let batch = input.shape.first().copied().flatten().unwrap_or(1);
     let input = PictureInput::new(&preprocess, input)?;
     let way = Way { manifest, preprocess, input, batch };
     let files = files(&args.images)?;
-    let draws = manifest.classifier.is_none() && manifest.yolo.is_some() && !args.no_annotated;
+    let draws = contents.classifier().is_none() && contents.yolo().is_some() && !args.no_annotated;
     let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
     let folders = folders(args, &files);
     let (mut documents, mut exit) = (Vec::new(), Exit::Success);
@@ -85,13 +88,13 @@ fn answer(
     let mut document = serde_json::json!({
         "engine": manifest.name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
     });
-    if let Some(classifier) = &manifest.classifier {
+    if let Some(classifier) = manifest.contents.classifier() {
         let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
         if !args.json {
             print(format!("{}: {}  [{place}, {}]", manifest.name, said(&answer), info.name))?;
         }
         document["answer"] = serde_json::to_value(answer)?;
-    } else if let Some(yolo) = &manifest.yolo {
+    } else if let Some(yolo) = manifest.contents.yolo() {
         let detections = yolo.detections(&outputs, [picture.height(), picture.width()])?;
         if let Some(target) = drawing {
             vision::save_picture(target, &vision::annotate(picture, &detections))?;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rayon::prelude::*;
 
-use super::Prepared;
+use super::LlmTarget;
 use crate::convert::{Role, Scheme, Transformer, Weight};
 use crate::llm::CpuExecutor;
 use crate::llm::text::Text;
@@ -89,14 +89,14 @@ fn maker(input: usize, (group, dim): (usize, usize)) -> usize {
 
 /// Lets the model read the calibration text, and chooses for each matrix the scales with which rounding changes its outputs
 /// least.
-pub(super) fn scales(prepared: &Prepared, scheme: Scheme, staged: &Path) -> anyhow::Result<Scales> {
-    let Some(path) = &prepared.plan.build.calibration else { return Ok(Scales::default()) };
-    let (checkpoint, model) = (&prepared.source.checkpoint, &prepared.source.model);
+pub(super) fn scales(target: &LlmTarget, scheme: Scheme, staged: &Path) -> anyhow::Result<Scales> {
+    let Some(path) = &target.plan.build.calibration else { return Ok(Scales::default()) };
+    let (checkpoint, model) = (&target.source.checkpoint, &target.source.model);
     let content = fs::read_to_string(path).with_context(|| format!("calibration {}", path.display()))?;
     let mut tokens = Text::open(staged)?.encode_text(&content)?;
-    tokens.truncate(prepared.shapes.max_len);
+    tokens.truncate(target.shapes.max_len);
     let squares =
-        CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, prepared.shapes.max_len)?.observe(&tokens)?;
+        CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, target.shapes.max_len)?.observe(&tokens)?;
     let mut found = Scales::default();
     for (index, squares) in squares.iter().enumerate() {
         let weights = model.layer_weights(index);

@@ -1,25 +1,26 @@
 //! A language model as one ONNX file.
 
 use std::fs;
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::Context as _;
 
-use super::{judge, open, warn};
+use super::{judge, open};
 use crate::artifact::{StagedDirectory, about, is_same_file, sweep, write_file};
 use crate::convert;
 use crate::fetch::Lock;
+use crate::manifest::layout::MODEL;
+use crate::pipeline::Context;
 use crate::pipeline::place::{self, Move};
-use crate::pipeline::{Context, MODEL};
+use crate::pipeline::target::Emitted;
 use crate::recipe::{Plan, SourcePlan};
 
-/// Writes the whole model as ONNX; returns the file and the seconds of the conversion alone.
+/// Writes the whole model as ONNX; the seconds are those of the conversion alone.
 ///
 /// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
 /// written there; elsewhere NAME-onnx/ gets model.onnx and the checkpoint's files, links where they lie in a
 /// store. (onnxruntime follows hard links; onnx.checker, given a path, takes them for an attack.)
-pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<(PathBuf, f64)> {
+pub(in crate::pipeline) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Emitted> {
     let folder = context.output.join(format!("{}-onnx", plan.name));
     let path = context.output.join(format!("{}.onnx", plan.name));
     let own = match &plan.source {
@@ -34,7 +35,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     sweep(&folder).map_err(about(&folder))?;
     let source = open(plan, &context.fetcher, lock)?;
     let words = judge::words(plan, &source)?;
-    warn(plan, context, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
+    context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
     let start = Instant::now();
     let files = source.checkpoint.files();
     let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -46,7 +47,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     if files.iter().all(beside) {
         place::check_onnx_file(&path, context.force)?;
         write_file(&path, &whole.model.to_bytes()?).map_err(about(&path))?;
-        return Ok((path, start.elapsed().as_secs_f64()));
+        return Ok(Emitted { path, seconds: Some(start.elapsed().as_secs_f64()) });
     }
     let staged = StagedDirectory::create(&folder).map_err(about(&folder))?;
     let model = staged.path().join(MODEL);
@@ -58,5 +59,5 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     place::place(&moves, &plan.source, true, context)?;
     place::check_onnx_folder(&folder)?;
     staged.publish().with_context(|| format!("cannot publish {}", folder.display()))?;
-    Ok((folder.join(MODEL), seconds))
+    Ok(Emitted { path: folder.join(MODEL), seconds: Some(seconds) })
 }

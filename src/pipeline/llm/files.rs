@@ -5,39 +5,39 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::{Prepared, Source, is_text};
+use super::{LlmTarget, Source, is_text};
 use crate::artifact::about;
 use crate::convert;
-use crate::llm::model::{ENGINES, WEIGHTS};
 use crate::llm::text::{TOOL_USE_TEMPLATE, text_files};
 use crate::llm::{head_name, layer_name};
-use crate::pipeline::Context;
+use crate::manifest::layout::{ENGINES, WEIGHTS, engine_file};
 use crate::pipeline::place::{self, Move};
+use crate::pipeline::target::StagedBuild;
 
 /// Writes every graph; returns graphs and engines.
-pub(super) fn emit(prepared: &Prepared, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
+pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let folder = staged.join(ENGINES);
     fs::create_dir_all(&folder).map_err(about(&folder))?;
-    let (model, dtype) = (&prepared.source.model, prepared.dtype);
+    let (model, dtype) = (&target.source.model, target.dtype);
     let mut engines = Vec::new();
     let mut write = |name: String, graph: crate::onnx::Model| -> anyhow::Result<()> {
         let onnx = folder.join(format!("{name}.onnx"));
         fs::write(&onnx, graph.to_bytes()?).map_err(about(&onnx))?;
-        engines.push((onnx, folder.join(format!("{name}.engine"))));
+        engines.push((onnx, folder.join(engine_file(&name))));
         Ok(())
     };
-    for rows in prepared.shapes.heads() {
+    for rows in target.shapes.heads() {
         write(head_name(rows), convert::head_graph(model, rows, dtype)?)?;
     }
-    for shape in prepared.shapes.layers() {
+    for shape in target.shapes.layers() {
         write(layer_name(shape), convert::layer_graph(model, shape, dtype)?)?;
     }
     Ok(engines)
 }
 
-/// Puts the checkpoint's files into `staged`, without a second copy wherever that does no harm.
-pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Context) -> anyhow::Result<Vec<String>> {
-    let (checkpoint, folder) = (&prepared.source.checkpoint, staged.join(WEIGHTS));
+/// Puts the checkpoint's files into the directory, without a second copy wherever that does no harm.
+pub(super) fn place_weights(target: &LlmTarget, work: &mut StagedBuild<'_>) -> anyhow::Result<Vec<String>> {
+    let (checkpoint, folder) = (&target.source.checkpoint, work.staged.join(WEIGHTS));
     fs::create_dir_all(&folder).map_err(about(&folder))?;
     let (mut names, mut moves) = (Vec::new(), Vec::<Move>::new());
     for file in checkpoint.files() {
@@ -48,9 +48,9 @@ pub(super) fn place_weights(prepared: &mut Prepared, staged: &Path, context: &Co
         moves.push((file.path().to_owned(), folder.join(&name)));
         names.push(name);
     }
-    place::place(&moves, &prepared.plan.source, true, context)?;
+    place::place(&moves, &target.plan.source, true, work.context)?;
     for (from, to) in &moves {
-        prepared.hashes.copied(from, to).map_err(about(from))?;
+        work.hashes.copied(from, to).map_err(about(from))?;
     }
     Ok(names)
 }

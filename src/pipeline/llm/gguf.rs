@@ -69,7 +69,7 @@ pub(super) fn check_template(
     modelfile: Option<&Modelfile>,
     fetcher: &Fetcher,
 ) -> anyhow::Result<()> {
-    let given = plan.llm.as_ref().is_some_and(|llm| llm.chat_template.is_some());
+    let given = plan.model.llm().is_some_and(|llm| llm.chat_template.is_some());
     if given || !modelfile.is_some_and(|modelfile| modelfile.has_template) {
         return Ok(());
     }

@@ -190,7 +190,7 @@ pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>>
 
 /// Looks at the text files as an engine directory would hold them. Errors name the files they come from.
 fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Result<Option<String>> {
-    let template = plan.llm.as_ref().and_then(|llm| llm.chat_template.as_deref());
+    let template = plan.model.llm().and_then(|llm| llm.chat_template.as_deref());
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
     match source {
         Some(source) => files::place_text(source, template, scratch.path())?,

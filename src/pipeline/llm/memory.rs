@@ -1,14 +1,12 @@
 //! How much memory a language model takes when it runs, told before anything is built.
 
-use anyhow::bail;
+use std::fmt;
 
-use super::Prepared;
-use crate::backend::BackendError;
+use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
 use crate::convert::{Scheme, Transformer};
 use crate::llm::{Shapes, packed_bytes, quantised_bytes};
 use crate::memory;
-use crate::pipeline::Context;
 use crate::recipe::LlmPlan;
 use crate::tensor::DType;
 
@@ -18,17 +16,17 @@ const HOST: u64 = 500_000_000;
 
 /// What the device will hold when the model runs, and the host while it is loaded.
 #[derive(Debug, Clone, Copy)]
-pub struct MemoryPlan {
+pub(super) struct MemoryPlan {
     /// Weights in the engines' type, or packed.
-    pub weights: u64,
+    pub(super) weights: u64,
     /// Keys and values of all slots, and room to move them.
-    pub cache: u64,
+    pub(super) cache: u64,
     /// Masks, activations, engines: an estimate.
-    pub scratch: u64,
+    pub(super) scratch: u64,
     /// On the host: a bound.
-    pub host: u64,
+    pub(super) host: u64,
     /// Whether device and host share one memory.
-    pub shared: bool,
+    pub(super) shared: bool,
 }
 
 impl MemoryPlan {
@@ -59,8 +57,24 @@ impl MemoryPlan {
     }
 
     /// What the device's memory must have room for: all of it, where it is the host's too.
-    pub fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.weights + self.cache + self.scratch + if self.shared { self.host } else { 0 }
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { weights, cache, scratch, host, shared } = *self;
+        write!(
+            f,
+            "running it takes about {}: weights {}, keys and values {}, scratch {}; loading it at most {} of {} memory",
+            memory::text(self.total()),
+            memory::text(weights),
+            memory::text(cache),
+            memory::text(scratch),
+            memory::text(host),
+            if shared { "the same" } else { "the host's" }
+        )
     }
 }
 
@@ -100,34 +114,28 @@ fn weights(
     Ok((weights, unpacked))
 }
 
-/// Refuses what could not run on the GPU it is built on.
-pub(super) fn check(prepared: &Prepared, context: &Context) -> anyhow::Result<()> {
-    let Some(device) = prepared.device.as_ref().filter(|_| !context.force) else { return Ok(()) };
-    let MemoryPlan { weights, cache, scratch, host, shared } = prepared.memory;
-    let total = prepared.memory.total();
-    if total <= device.memory {
-        return Ok(());
-    }
-    let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = prepared.limits;
-    // What would fit, if anything does.
+/// Why it could not run on the GPU it is built on, which has so many bytes, and what would fit, if anything does.
+pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
+    let MemoryPlan { weights, cache, scratch, host, shared } = target.memory;
+    let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = target.limits;
     let host = if shared { host } else { 0 };
-    let room = device.memory.saturating_sub(weights + scratch + host);
-    let tokens = room / (prepared.source.model.kv_bytes(prepared.dtype) as u64).max(1);
+    let room = available.saturating_sub(weights + scratch + host);
+    let tokens = room / (target.source.model.kv_bytes(target.dtype) as u64).max(1);
     let help = if tokens < 256 {
         "the weights alone are too large: take a smaller model".to_owned()
     } else {
         format!("lower max_batch_size, max_input_len or max_output_len until their product is below {tokens} tokens")
     };
-    bail!(BackendError::Build(format!(
+    format!(
         "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
          {max_output_len} tokens), about {} of scratch memory{}; {} has {}\n  hint: {help}, or build all the same with --force",
-        prepared.plan.name,
-        memory::text(total),
+        target.plan.name,
+        memory::text(target.memory.total()),
         memory::text(weights),
         memory::text(cache),
         memory::text(scratch),
         if shared { format!(", {} for loading it from the same memory", memory::text(host)) } else { String::new() },
-        device.name,
-        memory::text(device.memory)
-    )))
+        target.machine.device.as_ref().map_or("the GPU", |device| device.name.as_str()),
+        memory::text(available)
+    )
 }

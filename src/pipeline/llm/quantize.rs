@@ -14,17 +14,18 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::calibrate::{self, Divisor, Scales};
-use super::{Prepared, Source};
+use super::{LlmTarget, Source};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
 use crate::llm::CpuExecutor;
-use crate::llm::model::WEIGHTS;
 use crate::llm::text::Text;
-use crate::manifest::{Manifest, Quality};
+use crate::manifest::Quality;
+use crate::manifest::layout::WEIGHTS;
 use crate::pipeline::Context;
 use crate::progress::Event;
 use crate::recipe::Plan;
+use crate::spec::LlmRecord;
 use crate::tensor::DType;
 use crate::verify;
 
@@ -202,15 +203,15 @@ fn planned(
 
 /// Writes the quantised weights into `staged`; their file's name below `weights/`.
 pub(super) fn write(
-    prepared: &Prepared,
+    target: &LlmTarget,
     scheme: Scheme,
     staged: &Path,
     context: &Context,
 ) -> anyhow::Result<Vec<String>> {
-    let (checkpoint, model): (&Checkpoint, _) = (&prepared.source.checkpoint, &prepared.source.model);
+    let (checkpoint, model): (&Checkpoint, _) = (&target.source.checkpoint, &target.source.model);
     let folder = staged.join(WEIGHTS);
     fs::create_dir_all(&folder).map_err(about(&folder))?;
-    let scales = calibrate::scales(prepared, scheme, staged)?;
+    let scales = calibrate::scales(target, scheme, staged)?;
     let (planned, filled) = planned(checkpoint, model, scheme, &scales)?;
     let path = folder.join(FILE);
     let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
@@ -248,7 +249,7 @@ pub(super) fn write(
     out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
     let text = format!(
         "{}: layers in {} bits, groups of {}; what is lost is {:.1} % of the weights (root mean square)",
-        prepared.plan.name,
+        target.plan.name,
         scheme.bits,
         scheme.group,
         100.0 * (lost / whole).sqrt()
@@ -280,15 +281,14 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
 }
 
 /// What it has cost, here or whoever did it: by the checkpoint in floats.
-pub(super) fn quality(prepared: &Prepared, manifest: &Manifest, staged: &Path) -> anyhow::Result<Quality> {
-    let record = manifest.llm.as_ref().context("the manifest has no language model")?;
-    let Source { model, checkpoint, .. } = prepared.reference.as_ref().unwrap_or(&prepared.source);
-    if model.vocab_size != prepared.source.model.vocab_size {
+pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
+    let Source { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
+    if model.vocab_size != target.source.model.vocab_size {
         bail!(
             "{}: the reference of `verify` has {} tokens, the model {}\n  hint: it must be the checkpoint the model was made of",
-            prepared.plan.name,
+            target.plan.name,
             model.vocab_size,
-            prepared.source.model.vocab_size
+            target.source.model.vocab_size
         );
     }
     let text = Text::open(staged)?;
@@ -297,7 +297,7 @@ pub(super) fn quality(prepared: &Prepared, manifest: &Manifest, staged: &Path) -
     let mut reference = CpuExecutor::new(exact, Arc::clone(checkpoint), 1, longest)?;
     let (model, checkpoint) = crate::llm::model::checkpoint(staged, record)?;
     let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
-    let (divergence_limit, ratio_limit) = prepared.plan.verify.quality;
+    let (divergence_limit, ratio_limit) = target.plan.verify.quality;
     let found = verify::quality(&text, &mut reference, &mut quantised, longest)?;
     Ok(Quality { divergence_limit, ratio_limit, ..found })
 }

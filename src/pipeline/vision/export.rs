@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, bail};
 
 use super::names::python_names;
-use super::{Vision, around, onnx};
+use super::{Meaning, Vision, around, onnx};
 use crate::log::printable;
 use crate::onnx::Model;
 use crate::recipe::YoloPlan;
-use crate::vision::{Boxes, Task, pixel_axes};
+use crate::spec::{Boxes, Task};
+use crate::vision::pixel_axes;
 
 /// Reads an export.
 pub(super) fn load(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
@@ -48,7 +49,7 @@ pub(super) fn load(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
             yolo.about.insert(key.to_owned(), text.to_owned());
         }
     }
-    onnx(path, classifier, Some(yolo))
+    onnx(path, Meaning::Yolo(yolo, classifier))
 }
 
 /// How the output says where objects are: the head's name or the model's tells RT-DETR, the shape the others.

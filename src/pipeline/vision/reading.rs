@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use crate::onnx::{Ending, Model};
-use crate::vision::ClassifierOutput;
+use crate::spec::ClassifierOutput;
 
 /// How the output of a model, whose file is `place` for the user, is read, and what to know of that. `default` is read where
 /// neither the recipe nor the model's end says anything.

@@ -2,13 +2,14 @@
 //! a wrong answer. `verify` hashes everything; a start hashes what is small and goes by memory for the rest.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::{FILE, Manifest};
+use super::EngineDir;
 use crate::artifact::{cache_dir, sha256_file};
 use crate::fetch::Hashes;
-use crate::llm::model::ENGINES;
 use crate::llm::text::TEXT_FILES;
+use crate::manifest::Hasher;
+use crate::manifest::layout::{ENGINES, FILE, IMAGES, INPUTS};
 use crate::progress::{Event, Progress};
 
 /// Larger files are hashed once and then remembered while they stay as they are; smaller ones take no time.
@@ -28,24 +29,24 @@ pub struct Damage {
     pub what: String,
 }
 
-impl Manifest {
-    /// Checks the files of an engine directory before they are used, all by their content if `full`.
-    pub fn check(&self, folder: &Path, full: bool, progress: &dyn Progress) -> Result<(), Damage> {
-        self.check_with(folder, full, progress, &mut Hashes::open(&cache_dir()))
+impl EngineDir {
+    /// The first file that is missing, differs from its hash, or would be read though nobody proved it.
+    pub fn damage(&self, hash: Hasher<'_>) -> Option<String> {
+        self.stranger().or_else(|| self.manifest.damaged_file(&self.folder, hash, &mut |_| false))
     }
 
-    fn check_with(
-        &self,
-        folder: &Path,
-        full: bool,
-        progress: &dyn Progress,
-        hashes: &mut Hashes,
-    ) -> Result<(), Damage> {
-        if let Some(what) = self.stranger(folder) {
-            return Err(Damage { folder: folder.to_owned(), what });
+    /// Checks the files before they are used, all by their content if `full`.
+    pub fn check(&self, full: bool, progress: &dyn Progress) -> Result<(), Damage> {
+        self.check_with(full, progress, &mut Hashes::open(&cache_dir()))
+    }
+
+    fn check_with(&self, full: bool, progress: &dyn Progress, hashes: &mut Hashes) -> Result<(), Damage> {
+        let folder = &self.folder;
+        if let Some(what) = self.stranger() {
+            return Err(Damage { folder: folder.clone(), what });
         }
-        self.hear_of_long_reading(folder, full, progress, hashes);
-        let damage = self.damage_of(
+        self.hear_of_long_reading(full, progress, hashes);
+        let damage = self.manifest.damaged_file(
             folder,
             &mut |path| {
                 let small = fs::metadata(path)?.len() <= SMALL;
@@ -63,54 +64,59 @@ impl Manifest {
         // A robot's disk may be read only, and losing this costs time alone.
         let _ = hashes.save();
         match damage {
-            Some(what) => Err(Damage { folder: folder.to_owned(), what }),
+            Some(what) => Err(Damage { folder: folder.clone(), what }),
             None => Ok(()),
         }
     }
 
     /// Gigabytes take their time to be read.
-    fn hear_of_long_reading(&self, folder: &Path, full: bool, progress: &dyn Progress, hashes: &Hashes) {
-        let large = self.files.iter().filter(|(_, file)| file.bytes > SMALL);
-        let unread = large.filter(|(name, _)| full || !hashes.knows(&folder.join(name)));
+    fn hear_of_long_reading(&self, full: bool, progress: &dyn Progress, hashes: &Hashes) {
+        let large = self.manifest.files.iter().filter(|(_, file)| file.bytes > SMALL);
+        let unread = large.filter(|(name, _)| full || !hashes.knows(&self.path(name)));
         let bytes: u64 = unread.map(|(_, file)| file.bytes).sum();
         if bytes > 1_000_000_000 {
             let once = if full { "" } else { ", once: it is remembered" };
-            let text = format!("{}: hashing {}{once}", self.name, crate::memory::text(bytes));
+            let text = format!("{}: hashing {}{once}", self.manifest.name, crate::memory::text(bytes));
             progress.event(Event::Stage(&text));
         }
     }
 
     /// A file that the runtime would read though it is not in the manifest: nobody has proved what it does.
-    pub(super) fn stranger(&self, folder: &Path) -> Option<String> {
-        self.llm.as_ref()?;
+    fn stranger(&self) -> Option<String> {
+        self.manifest.contents.llm()?;
         let texts = TEXT_FILES.iter().map(|name| (*name).to_owned());
-        let engines = fs::read_dir(folder.join(ENGINES)).into_iter().flatten().flatten();
+        let engines = fs::read_dir(self.path(ENGINES)).into_iter().flatten().flatten();
         let engines = engines.map(|entry| format!("{ENGINES}/{}", entry.file_name().to_string_lossy()));
         let mut read = texts.chain(engines.filter(|name| name.ends_with(".engine")));
         let stranger =
-            read.find(|name| !self.files.contains_key(name) && folder.join(name).symlink_metadata().is_ok())?;
+            read.find(|name| !self.manifest.files.contains_key(name) && self.path(name).symlink_metadata().is_ok())?;
         Some(format!("{stranger} is not in the manifest ({FILE}): it came later, and nothing was proved with it"))
     }
 }
 
 /// Whether running works without: what is only looked at by `verify` and by people.
 fn is_spare(name: &str) -> bool {
-    name.starts_with("images/")
-        || name.starts_with("inputs/")
-        || (name.starts_with("engines/") && name.ends_with(".onnx"))
+    name.split_once('/').is_some_and(|(folder, file)| match folder {
+        IMAGES | INPUTS => true,
+        ENGINES => file.ends_with(".onnx"),
+        _ => false,
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::manifest::Manifest;
     use crate::progress::Silent;
 
     /// A vision manifest as an old tool would have left it, with `files` in `folder`.
-    fn manifest(folder: &Path, files: &[(&str, &str)]) -> Manifest {
+    fn engine_dir(folder: &Path, files: &[(&str, &str)]) -> EngineDir {
         let mut manifest: Manifest = serde_json::from_value(serde_json::json!({
             "format": 1, "name": "m", "kind": "onnx", "tool": "watus-build 0", "key": {},
             "tensorrt": { "family": "rtx", "major": 1, "minor": 6, "patch": 1 }, "device": null, "l4t": null,
-            "precision": "fp32", "tf32": false, "source": "path:m",
+            "precision": "fp32", "tf32": false, "source": "path:m", "engine": "m.engine", "model": "model.onnx",
             "verify": { "seeds": 1, "images": [], "tolerance": 1e-3 },
             "build": { "seconds": 0.0, "peak_memory_bytes": 0, "skipped_tactics": 0, "warnings": [] }, "files": {},
         }))
@@ -121,7 +127,7 @@ mod tests {
             fs::write(path, content).unwrap();
         }
         manifest.record_files(folder, &mut sha256_file).unwrap();
-        manifest
+        EngineDir { folder: folder.to_owned(), manifest }
     }
 
     #[test]
@@ -136,10 +142,10 @@ mod tests {
         for (case, change, said) in cases {
             let scratch = tempfile::tempdir().unwrap();
             let folder = scratch.path().join("engine");
-            let manifest = manifest(&folder, &[("m.engine", "plan"), ("images/a.png", "x")]);
+            let engine = engine_dir(&folder, &[("m.engine", "plan"), ("images/a.png", "x")]);
             let check = |full| {
                 let mut hashes = Hashes::open(scratch.path());
-                manifest.check_with(&folder, full, &Silent, &mut hashes).err().map(|error| error.to_string())
+                engine.check_with(full, &Silent, &mut hashes).err().map(|error| error.to_string())
             };
             assert_eq!(check(false), None, "{case}");
             change(&folder);
@@ -155,13 +161,13 @@ mod tests {
     fn large_files_are_remembered_and_read_again_when_they_change() {
         let scratch = tempfile::tempdir().unwrap();
         let folder = scratch.path().join("engine");
-        let mut manifest = manifest(&folder, &[("m.engine", "plan")]);
+        let mut engine = engine_dir(&folder, &[("m.engine", "plan")]);
         let path = folder.join("m.data");
         let large = usize::try_from(SMALL).unwrap() + 1;
         fs::write(&path, vec![7_u8; large]).unwrap();
-        manifest.record_files(&folder, &mut sha256_file).unwrap();
+        engine.manifest.record_files(&folder, &mut sha256_file).unwrap();
         let mut hashes = Hashes::open(scratch.path());
-        let mut check = |full| manifest.check_with(&folder, full, &Silent, &mut hashes).is_ok();
+        let mut check = |full| engine.check_with(full, &Silent, &mut hashes).is_ok();
         assert!(check(false) && check(false));
         let mut changed = vec![7_u8; large];
         changed[large / 2] = 6;

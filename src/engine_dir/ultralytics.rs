@@ -1,0 +1,75 @@
+//! What Ultralytics' own engine files begin with, so that its tools open ours: a length, and so many bytes of JSON
+//! ([`plan::split`] takes them off again).
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::artifact::about;
+use crate::backend::tensorrt::plan;
+use crate::manifest::GraphEngine;
+use crate::spec::{Boxes, Precision, Yolo};
+
+/// Puts it before the plan in `path`, which is an engine of `graph`.
+pub fn add_metadata(path: &Path, graph: &GraphEngine, yolo: &Yolo, precision: Precision) -> io::Result<()> {
+    let batch = graph.inputs.first().and_then(|input| input.shape.first().copied().flatten());
+    let batch = batch.unwrap_or_else(|| graph.tuned_batch());
+    let metadata = metadata(yolo, batch, precision, !graph.profile.is_empty(), SystemTime::now());
+    let plan = fs::read(path).map_err(about(path))?;
+    fs::write(path, plan::join(&metadata, &plan)).map_err(about(path))
+}
+
+/// What Ultralytics reads at the start of an engine file (its exporter's keys), and who made it.
+fn metadata(yolo: &Yolo, batch: usize, precision: Precision, dynamic: bool, time: SystemTime) -> serde_json::Value {
+    let names: serde_json::Map<String, serde_json::Value> =
+        yolo.names.iter().enumerate().map(|(index, name)| (index.to_string(), name.as_str().into())).collect();
+    let half = precision != Precision::Fp32;
+    let about = |key: &str| yolo.about.get(key).map_or("", String::as_str);
+    serde_json::json!({
+        "description": "YOLO engine built by watus-build",
+        "author": "watus-build",
+        "version": env!("CARGO_PKG_VERSION"),
+        "date": date(time),
+        "license": about("license"),
+        "docs": about("docs"),
+        "head": about("head"),
+        "stride": yolo.stride,
+        "task": yolo.task,
+        "batch": batch,
+        "imgsz": yolo.size,
+        "names": names,
+        "channels": about("channels").parse().unwrap_or(3u32),
+        "end2end": yolo.boxes == Boxes::Final,
+        "args": {
+            "batch": batch, "half": half, "int8": false, "quantize": if half { Some(16) } else { None }, "dynamic": dynamic,
+            "nms": false, "simplify": true, "fraction": 1.0,
+        },
+        "watus": { "tool": concat!("watus-build ", env!("CARGO_PKG_VERSION")), "precision": precision },
+    })
+}
+
+/// Year, month and day in UTC (Hinnant, chrono-Compatible Low-Level Date Algorithms, `civil_from_days`).
+fn date(time: SystemTime) -> String {
+    let days = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400) + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    format!("{:04}-{month:02}-{day:02}", year + era * 400 + u64::from(month <= 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        let at = |seconds| date(UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+        assert_eq!(
+            (at(0), at(951_782_400), at(1_795_564_799)),
+            ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into())
+        );
+    }
+}
