@@ -81,7 +81,7 @@ fn read(bytes: &[u8]) -> Result<Contents, String> {
     let (mut pickle, mut storages) = (None, HashMap::new());
     for index in 0..archive.len() {
         let entry = archive.by_index(index).map_err(bad)?;
-        let name = entry.name().to_owned();
+        let name = entry.name().map_err(bad)?.into_owned();
         let (_, inner) = name.split_once('/').unwrap_or(("", &name));
         if inner == "constants.pkl" || inner.starts_with("code/") {
             return Err(
@@ -96,7 +96,7 @@ fn read(bytes: &[u8]) -> Result<Contents, String> {
         if entry.compression() != zip::CompressionMethod::Stored {
             return Err(format!("`{name}` is compressed, which torch never does"));
         }
-        let start = usize::try_from(entry.data_start()).ok();
+        let start = entry.data_start().and_then(|start| usize::try_from(start).ok());
         let length = usize::try_from(entry.size()).ok();
         let range = start.zip(length).and_then(|(start, length)| Some((start, start.checked_add(length)?)));
         let data = range.and_then(|(start, end)| bytes.get(start..end));
