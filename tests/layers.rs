@@ -52,7 +52,7 @@ const OWNERS: &[(&str, &str)] = &[
     ("indicatif", "cli/progress.rs"),
     ("ctrlc", "cli/signals.rs"),
     ("nix", "cli/signals.rs"),
-    ("libc", "llm/text/jinja/clock.rs"),
+    ("jiff", "llm/text/jinja/clock.rs pipeline/vision.rs"),
     ("serde_yaml", "recipe/ fetch/lock.rs"),
     ("schemars", "recipe/ vision/"),
 ];
