@@ -41,6 +41,8 @@ const OWNERS: &[(&str, &str)] = &[
     ("axum", "serve/"),
     ("hyper", "serve/connection.rs serve/crowd.rs"),
     ("tokio", "serve/"),
+    ("tower", "serve/"),
+    ("tower_http", "serve/"),
     ("prometheus_client", "serve/metrics.rs"),
     ("nvml_wrapper", "serve/metrics.rs"),
     ("tracing_subscriber", "log.rs"),
