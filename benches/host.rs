@@ -55,7 +55,7 @@ fn sampler(bencher: Bencher, way: &str) {
 fn conversation(turns: usize) -> Chat {
     let mut messages = vec![Message::new("system", "You are a robot in a museum. Answer in two sentences.")];
     for turn in 0..turns {
-        messages.push(Message::new("user", format!("Gdzie jest sala numer {turn}, i co w niej wisi?")));
+        messages.push(Message::new("user", format!("Gdzie jest sala {turn}, i co w niej wisi?")));
         messages
             .push(Message::new("assistant", format!("Sala {turn} jest na końcu korytarza. Wisi tam „Szał uniesień”.")));
     }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Lines from the bottom; modules on one line do not import each other.
 const LINES: &[&[&str]] = &[
-    &["address", "artifact", "confined", "log", "memory", "progress", "regular_file", "tensor"],
+    &["address", "artifact", "confined", "diagnostic", "log", "memory", "progress", "regular_file", "tensor"],
     &["checkpoint", "onnx", "vision"],
     &["backend", "convert", "recipe"],
     &["fetch", "llm"],

@@ -9,6 +9,7 @@ use super::gguf_lists::{Numbers, Texts};
 use super::gguf_names;
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
+use crate::diagnostic::Diagnostic;
 use crate::regular_file;
 
 /// A metadata value.
@@ -38,7 +39,7 @@ pub enum Judgement {
     /// We can read it.
     Readable,
     /// We cannot, and why.
-    Refused(String),
+    Refused(Diagnostic),
 }
 
 const MAGIC: &[u8; 4] = b"GGUF";
@@ -49,8 +50,12 @@ const COUNT_LIMIT: u64 = 1 << 16;
 /// Bytes of metadata and tensor directory; vocabularies take 10 MB.
 const HEADER_LIMIT: usize = 256 << 20;
 /// Why such a file is not read.
-const BIG_ENDIAN: &str = "it is big-endian, made for machines like the s390x, and is not read\n  hint: take the little-endian \
-                          file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE little`";
+fn big_endian() -> Diagnostic {
+    Diagnostic::new("it is big-endian, made for machines like the s390x, and is not read").with_help(
+        "take the little-endian file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE \
+         little`",
+    )
+}
 /// The longest key (docs/gguf.md).
 const NAME_LIMIT: usize = 65_535;
 
@@ -65,17 +70,18 @@ impl Gguf {
     pub fn judge(start: &[u8], total: u64) -> Judgement {
         let total = usize::try_from(total).unwrap_or(usize::MAX);
         if is_big_endian(start) {
-            return Judgement::Refused(BIG_ENDIAN.to_owned());
+            return Judgement::Refused(big_endian());
         }
         match parse_bytes(start, total) {
             Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
-            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
+            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}").into()),
             Ok((gguf, tensors)) => {
                 let architecture = gguf.text("general.architecture").unwrap_or_default();
                 let mut read = tensors.iter().filter(|(name, _)| !gguf_names::is_of_pictures(architecture, name));
                 let unread = read.find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
-                let unread = unread
-                    .map(|(name, encoding)| format!("tensor `{name}`: elements of type {encoding} are not supported"));
+                let unread = unread.map(|(name, encoding)| {
+                    Diagnostic::new(format!("tensor `{name}`: elements of type {encoding} are not supported"))
+                });
                 // Of a model in parts the first one holds the metadata.
                 let is_later_part = gguf.integer("split.no").is_some_and(|number| number > 0);
                 let names = tensors.iter().map(|(name, _)| name.as_str());
@@ -216,7 +222,7 @@ impl<'a> Reader<'a> {
 /// Metadata and tensors under their own names.
 pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
     if is_big_endian(file.bytes()) {
-        return Err(CheckpointError::new(file.path(), BIG_ENDIAN));
+        return Err(CheckpointError::new(file.path(), big_endian()));
     }
     parse_bytes(file.bytes(), file.bytes().len())
         .map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))

@@ -30,6 +30,8 @@ pub use mask::Mask;
 pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture, to_tensor};
 pub use sides::Sides;
 
+use crate::diagnostic::Diagnostic;
+
 /// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for
 /// grey, float32, float16 or uint8, as the model has it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -157,11 +159,11 @@ impl ClassifierOutput {
 #[allow(missing_docs)]
 pub enum VisionError {
     #[error("cannot read picture {}: {message}", path.display())]
-    Picture { path: PathBuf, message: String },
+    Picture { path: PathBuf, message: Diagnostic },
     #[error("the model's input is {found}; {wanted}")]
-    Input { found: String, wanted: String },
+    Input { found: String, wanted: Diagnostic },
     #[error("the output is {found}; {wanted}")]
-    Output { found: String, wanted: String },
+    Output { found: String, wanted: Diagnostic },
     #[error("cannot write picture {}: {message}", path.display())]
     Write { path: PathBuf, message: String },
 }
