@@ -13,6 +13,7 @@ use super::session::{self, Choice};
 use super::{Environment, Exit, named, print, say};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
+use crate::diagnostic::Diagnostic;
 use crate::log::printable;
 use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
@@ -64,7 +65,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
     }
     if args.images.is_empty() && args.inputs.is_empty() {
-        bail!("nothing to run on\n  hint: give pictures, or tensors with --input NAME=FILE.npy");
+        bail!(Diagnostic::new("nothing to run on").with_help("give pictures, or tensors with --input NAME=FILE.npy"));
     }
     let mut session = match &manifest {
         Some(manifest) => session::open(&args.engine, manifest, args.backend)?,

@@ -10,6 +10,7 @@ use crate::backend::cpu::{self, Reference};
 use crate::backend::isolated::Isolated;
 use crate::backend::tensorrt::{ShapeRange, TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, BackendInfo, Session};
+use crate::diagnostic::Diagnostic;
 use crate::llm::{self, Generator, LlmError, Record, model::Runner};
 use crate::manifest::{Damage, Manifest, ManifestError};
 use crate::progress::{Event, Progress, Silent};
@@ -41,7 +42,10 @@ pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
         let manifest = load(path, false, &Silent)?;
         let engine = if manifest.llm.is_some() { "engines/head-r1.engine" } else { manifest.engine.as_str() };
         let engine = path.join(engine);
-        bail!("{} is an engine directory\n  hint: name a file in it, e.g. {}", path.display(), engine.display());
+        bail!(
+            Diagnostic::new(format!("{} is an engine directory", path.display()))
+                .with_help(format!("name a file in it, e.g. {}", engine.display()))
+        );
     }
     let file = crate::regular_file::read(path, u64::MAX).map_err(|error| fail(format!("cannot be read: {error}")))?;
     let (_, plan) = plan::split(&file);
