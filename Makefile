@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
-.PHONY: demo test check-headers bench fuzz fmt package package-test aarch64 aarch64-test
+.PHONY: demo test check-headers bench fuzz fmt deny spelling package package-test aarch64 aarch64-test
 export HEADERS
 
 # Everything from nothing: TensorRT, the tool, a chat model, a detector and two face classifiers as engines, and their answers.
@@ -43,6 +43,16 @@ bench: demo
 # Anything at all for whatever reads files or requests, 15 minutes a target, two at a time (needs `cargo install cargo-fuzz`).
 fuzz:
 	scripts/fuzz.sh 900
+
+# Advisories (RUSTSEC), licences and sources of every crate, by deny.toml (needs `cargo install cargo-deny`). Where the database of
+# advisories cannot be had: make deny DENY="bans licenses sources"
+DENY ?= advisories bans licenses sources
+deny:
+	cargo deny --workspace check $(DENY)
+
+# Misspelt words (needs `pip install typos`).
+spelling:
+	typos
 
 fmt:
 	cargo fmt --all

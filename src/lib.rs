@@ -32,6 +32,7 @@ pub mod checkpoint;
 pub mod cli;
 pub mod confined;
 pub mod convert;
+pub mod diagnostic;
 pub mod doctor;
 pub mod engine_dir;
 pub mod fetch;

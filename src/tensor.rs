@@ -265,7 +265,10 @@ impl Tensor {
     }
 }
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): tiny, seedable, good enough for test inputs.
+/// The one random generator: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), which passes BigCrush. It draws tokens, and makes the inputs
+/// that engines are proved with.
+///
+/// Its numbers for a seed are fixed: peers' answers to [`Tensor::seeded`] are kept in tests/data, whose scripts draw the same.
 #[derive(Debug, Clone)]
 pub struct SplitMix64(pub u64);
 

@@ -345,7 +345,7 @@ fn changed(name: &str, target: &Path, change: impl Fn(Vec<u8>) -> Vec<u8>) {
         let mut entry = archive.by_index(index).unwrap();
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).unwrap();
-        let name = entry.name().to_owned();
+        let name = entry.name().unwrap().into_owned();
         writer.start_file(&name, stored).unwrap();
         let bytes = if name.ends_with("data.pkl") { change(bytes) } else { bytes };
         writer.write_all(&bytes).unwrap();

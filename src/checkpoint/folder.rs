@@ -171,8 +171,8 @@ fn indexed(paths: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CheckpointE
     let found = names.iter().map(|name| {
         let here = paths.iter().find(|path| **path == folder.join(name)).cloned();
         here.ok_or_else(|| {
-            let message = format!("the index names {name}, which is not here\n  hint: fetch the whole checkpoint");
-            CheckpointError::new(folder, message)
+            let message = format!("the index names {name}, which is not here");
+            CheckpointError::new(folder, message).with_help("fetch the whole checkpoint")
         })
     });
     found.collect()

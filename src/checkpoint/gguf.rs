@@ -9,6 +9,7 @@ use super::gguf_lists::{Numbers, Texts};
 use super::gguf_reader::{Parsed, Reader, Scalar};
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
+use crate::diagnostic::Diagnostic;
 use crate::regular_file;
 
 /// A metadata value.
@@ -38,8 +39,12 @@ const COUNT_LIMIT: u64 = 1 << 16;
 /// Bytes of metadata and tensor directory; vocabularies take 10 MB.
 const HEADER_LIMIT: usize = 256 << 20;
 /// Why such a file is not read.
-pub(super) const BIG_ENDIAN: &str = "it is big-endian, made for machines like the s390x, and is not read\n  hint: take the little-endian \
-                          file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE little`";
+pub(super) fn big_endian() -> Diagnostic {
+    Diagnostic::new("it is big-endian, made for machines like the s390x, and is not read").with_help(
+        "take the little-endian file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE \
+         little`",
+    )
+}
 /// ggml's numbers of the two types of metadata that are no scalars (docs/gguf.md).
 const TEXT: u32 = 8;
 const LIST: u32 = 9;
@@ -124,7 +129,7 @@ fn value(reader: &mut Reader) -> Parsed<MetadataValue> {
 /// Metadata and tensors under their own names.
 pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
     if is_big_endian(file.bytes()) {
-        return Err(CheckpointError::new(file.path(), BIG_ENDIAN));
+        return Err(CheckpointError::new(file.path(), big_endian()));
     }
     parse_bytes(file.bytes(), file.bytes().len())
         .map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))

@@ -1,7 +1,8 @@
 //! Whether a GGUF can be read, told by its first bytes: before gigabytes of it are downloaded.
 
-use super::gguf::{BIG_ENDIAN, Gguf, SHORT, is_big_endian, parse_bytes};
+use super::gguf::{Gguf, SHORT, big_endian, is_big_endian, parse_bytes};
 use super::gguf_names;
+use crate::diagnostic::Diagnostic;
 
 /// What the beginning of a file tells.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub enum Judgement {
     /// We can read it.
     Readable,
     /// We cannot, and why.
-    Refused(String),
+    Refused(Diagnostic),
 }
 
 impl Gguf {
@@ -19,17 +20,18 @@ impl Gguf {
     pub fn judge(start: &[u8], total: u64) -> Judgement {
         let total = usize::try_from(total).unwrap_or(usize::MAX);
         if is_big_endian(start) {
-            return Judgement::Refused(BIG_ENDIAN.to_owned());
+            return Judgement::Refused(big_endian());
         }
         match parse_bytes(start, total) {
             Err(message) if message.contains(SHORT) && start.len() < total => Judgement::Undecided,
-            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}")),
+            Err(message) => Judgement::Refused(format!("not a whole GGUF file: {message}").into()),
             Ok((gguf, tensors)) => {
                 let architecture = gguf.text("general.architecture").unwrap_or_default();
                 let mut read = tensors.iter().filter(|(name, _)| !gguf_names::is_of_pictures(architecture, name));
                 let unread = read.find_map(|(name, entry)| Some((name, entry.encoding.as_ref().err()?)));
-                let unread = unread
-                    .map(|(name, encoding)| format!("tensor `{name}`: elements of type {encoding} are not supported"));
+                let unread = unread.map(|(name, encoding)| {
+                    Diagnostic::new(format!("tensor `{name}`: elements of type {encoding} are not supported"))
+                });
                 // Of a model in parts the first one holds the metadata.
                 let is_later_part = gguf.integer("split.no").is_some_and(|number| number > 0);
                 let names = tensors.iter().map(|(name, _)| name.as_str());

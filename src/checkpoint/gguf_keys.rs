@@ -4,6 +4,7 @@
 //! Names are those of gguf-py (`constants.py`) and of Ollama's converters (`convert/convert_*.go`).
 
 use super::gguf::{Gguf, MetadataValue};
+use crate::diagnostic::Diagnostic;
 
 /// Architectures whose meaning we know, by `general.architecture`.
 pub const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
@@ -63,33 +64,31 @@ const YARN: &[(&str, &[f64])] = &[
 ];
 
 /// Why mixtures are refused, wherever they are met.
-pub(super) const MIXTURE: &str = "mixture of experts is not supported\n  hint: take a dense model of the family";
+pub(super) fn mixture() -> Diagnostic {
+    Diagnostic::new("mixture of experts is not supported").with_help("take a dense model of the family")
+}
 
 /// Why the file cannot be read, told by its metadata, if so.
-pub(super) fn refusal(gguf: &Gguf) -> Option<String> {
+pub(super) fn refusal(gguf: &Gguf) -> Option<Diagnostic> {
     match gguf.text("general.type") {
         Some("adapter") => {
-            return Some(
-                "it is a LoRA adapter, which changes a model and is none\n  hint: merge it into its base (PEFT: \
-                 `merge_and_unload`), and convert that"
-                    .to_owned(),
-            );
+            let what = Diagnostic::new("it is a LoRA adapter, which changes a model and is none");
+            return Some(what.with_help("merge it into its base (PEFT: `merge_and_unload`), and convert that"));
         }
         Some(kind @ ("mmproj" | "imatrix" | "vocab")) => {
-            return Some(format!(
-                "it is a `{kind}` file, which goes with a model and is none\n  hint: name the model's"
-            ));
+            let what = format!("it is a `{kind}` file, which goes with a model and is none");
+            return Some(Diagnostic::new(what).with_help("name the model's"));
         }
         _ => {}
     }
     let architecture = gguf.text("general.architecture").unwrap_or_default();
     // Mixtures have architectures of their own, too.
     if gguf.integer(&format!("{architecture}.expert_count")).is_some_and(|count| count > 0) {
-        return Some(MIXTURE.to_owned());
+        return Some(mixture());
     }
     if !ARCHITECTURES.contains(&architecture) {
-        let known = ARCHITECTURES.join(", ");
-        return Some(format!("GGUF architecture `{architecture}` is not supported\n  hint: these are: {known}"));
+        let what = Diagnostic::new(format!("GGUF architecture `{architecture}` is not supported"));
+        return Some(what.with_help(format!("these are: {}", ARCHITECTURES.join(", "))));
     }
     let is_yarn = gguf.text(&format!("{architecture}.rope.scaling.type")) == Some("yarn");
     let own = |key: &str| key.strip_prefix(architecture)?.strip_prefix('.').map(str::to_owned);
@@ -100,14 +99,12 @@ pub(super) fn refusal(gguf: &Gguf) -> Option<String> {
         .filter(|(key, value)| !is_known(architecture, key) && !says_nothing(key, value, is_yarn))
         .collect();
     if unread.iter().any(|(key, _)| key.starts_with("expert")) {
-        return Some(MIXTURE.to_owned());
+        return Some(mixture());
     }
     let (key, value) = unread.first()?;
-    Some(format!(
-        "key `{architecture}.{key}` is {}: it changes what the model computes, and nobody here reads it\n  hint: the model is \
-         of a kind that is not supported",
-        shown(value)
-    ))
+    let why = "it changes what the model computes, and nobody here reads it";
+    let what = Diagnostic::new(format!("key `{architecture}.{key}` is {}: {why}", shown(value)));
+    Some(what.with_help("the model is of a kind that is not supported"))
 }
 
 fn is_known(architecture: &str, key: &str) -> bool {
@@ -154,7 +151,7 @@ mod tests {
         let architecture = key.split('.').next().unwrap();
         gguf.metadata.insert("general.architecture".to_owned(), MetadataValue::Text(architecture.to_owned()));
         gguf.metadata.insert(key.to_owned(), value);
-        refusal(&gguf)
+        refusal(&gguf).map(|why| why.to_string())
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::gguf_config::{self, FACTORS, TensorFacts};
 use super::gguf_keys;
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
+use crate::diagnostic::Diagnostic;
 
 pub(super) struct Translated {
     pub(super) tensors: BTreeMap<String, Entry>,
@@ -32,7 +33,7 @@ pub(super) fn translate(
     let fail = |message: String| CheckpointError::new(path, message);
     let architecture = gguf.text("general.architecture").unwrap_or_default();
     if let Some(message) = refusal(gguf, entries.iter().map(|(name, _)| name.as_str())) {
-        return Err(fail(message));
+        return Err(CheckpointError::new(path, message));
     }
     let (mut tensors, mut origins, mut facts) = (BTreeMap::new(), BTreeMap::new(), TensorFacts::default());
     let mut pictures = false;
@@ -69,9 +70,9 @@ pub(super) fn translate(
 }
 
 /// Why a model of these metadata and tensors cannot be read, if so.
-pub(super) fn refusal<'a>(gguf: &Gguf, mut names: impl Iterator<Item = &'a str>) -> Option<String> {
+pub(super) fn refusal<'a>(gguf: &Gguf, mut names: impl Iterator<Item = &'a str>) -> Option<Diagnostic> {
     let is_expert = |name: &str| name.contains("_exps.") || name.contains("_shexp.") || name.contains("ffn_gate_inp");
-    let mixture = || names.any(is_expert).then(|| gguf_keys::MIXTURE.to_owned());
+    let mixture = || names.any(is_expert).then(gguf_keys::mixture);
     gguf_keys::refusal(gguf).or_else(mixture)
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::gguf::{self, Gguf};
 use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
+use crate::diagnostic::Diagnostic;
 
 /// The name of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl SplitPart {
         self.gguf.integer(key).and_then(|value| usize::try_from(value).ok())
     }
 
-    fn error(&self, message: impl Into<String>) -> CheckpointError {
+    fn error(&self, message: impl Into<Diagnostic>) -> CheckpointError {
         CheckpointError::new(self.file.path(), message)
     }
 }
@@ -114,12 +115,13 @@ fn check(parts: &[SplitPart], count: usize) -> Result<(), CheckpointError> {
             (Some(number), Some(have)) if have == count && number < count => number,
             (number, have) => {
                 let said = |value: Option<usize>| value.map_or_else(|| "nothing".to_owned(), |value| value.to_string());
-                return Err(part.error(format!(
-                    "it is no part of this model of {count} files: `split.no` says {}, `split.count` {}\n  hint: take it \
-                     out of the folder, or fetch it again",
-                    said(number),
-                    said(have)
-                )));
+                return Err(part
+                    .error(format!(
+                        "it is no part of this model of {count} files: `split.no` says {}, `split.count` {}",
+                        said(number),
+                        said(have)
+                    ))
+                    .with_help("take it out of the folder, or fetch it again"));
             }
         };
         // A number beyond those that can all be there leaves a gap, which is told below.
@@ -135,10 +137,9 @@ fn check(parts: &[SplitPart], count: usize) -> Result<(), CheckpointError> {
     let said =
         |part: &SplitPart| part.size("split.tensors.count").filter(|said| *said != tensors).map(|said| (said, tensors));
     match parts.iter().find_map(|part| Some((part, said(part)?))) {
-        Some((part, (said, have))) => Err(part.error(format!(
-            "`split.tensors.count` is {said}, and the {count} parts have {have} tensors\n  hint: a part is another model's, or \
-             of another version: fetch them again"
-        ))),
+        Some((part, (said, have))) => Err(part
+            .error(format!("`split.tensors.count` is {said}, and the {count} parts have {have} tensors"))
+            .with_help("a part is another model's, or of another version: fetch them again")),
         None => Ok(()),
     }
 }
@@ -157,11 +158,9 @@ fn missing(parts: &[SplitPart], places: &[Option<&SplitPart>], count: usize) -> 
     if more > 0 {
         missing.push(format!("{more} more"));
     }
-    Err(first.error(format!(
-        "it is one of {count} parts of a model, and these are missing: {}\n  hint: put all parts into one folder, and name it \
-         or any of them",
-        missing.join(", ")
-    )))
+    Err(first
+        .error(format!("it is one of {count} parts of a model, and these are missing: {}", missing.join(", ")))
+        .with_help("put all parts into one folder, and name it or any of them"))
 }
 
 #[cfg(test)]

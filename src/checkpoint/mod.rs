@@ -48,6 +48,7 @@ pub use mapped::Mapped;
 pub use packing::{Packing, says_nothing};
 pub use writer::{Planned, write_safetensors};
 
+use crate::diagnostic::Diagnostic;
 use crate::regular_file;
 
 /// What is wrong with a checkpoint, and where.
@@ -57,13 +58,18 @@ pub struct CheckpointError {
     /// The file or folder.
     pub path: PathBuf,
     /// What is wrong, and what to do.
-    pub message: String,
+    pub message: Diagnostic,
 }
 
 impl CheckpointError {
     /// Something wrong in `path`.
-    pub fn new(path: &Path, message: impl Into<String>) -> Self {
+    pub fn new(path: &Path, message: impl Into<Diagnostic>) -> Self {
         Self { path: path.to_owned(), message: message.into() }
+    }
+
+    /// With the next step.
+    pub fn with_help(self, help: impl Into<String>) -> Self {
+        Self { message: self.message.with_help(help), ..self }
     }
 }
 
@@ -233,7 +239,7 @@ impl Checkpoint {
             (several, _) => {
                 let names: Vec<String> = several.iter().map(|path| path.display().to_string()).collect();
                 let message = format!("which of these is the model? {}", names.join(", "));
-                Err(CheckpointError::new(folder(), format!("{message}\n  hint: name one with `file:` or `files:`")))
+                Err(CheckpointError::new(folder(), message).with_help("name one with `file:` or `files:`"))
             }
         }
     }
@@ -254,10 +260,8 @@ impl Checkpoint {
             let file = Mapped::open(shard)?;
             for (name, entry) in safetensors::entries(&file, checkpoint.files.len())? {
                 if checkpoint.tensors.insert(name.clone(), entry).is_some() {
-                    let message = format!(
-                        "tensor `{name}` is in another file too\n  hint: which of them is the model? Name its files with `files:`"
-                    );
-                    return Err(CheckpointError::new(shard, message));
+                    let error = CheckpointError::new(shard, format!("tensor `{name}` is in another file too"));
+                    return Err(error.with_help("which of them is the model? Name its files with `files:`"));
                 }
             }
             checkpoint.files.push(file);
@@ -341,16 +345,14 @@ impl Checkpoint {
         }
         let Some((name, entry)) = self.tensors.get_key_value(name) else {
             let path = self.config_path.parent().filter(|_| self.gguf.is_none()).unwrap_or(&self.config_path);
-            let message =
-                format!("tensor `{name}` is missing\n  hint: the checkpoint is incomplete or of another kind");
-            return Err(CheckpointError::new(path, message));
+            let error = CheckpointError::new(path, format!("tensor `{name}` is missing"));
+            return Err(error.with_help("the checkpoint is incomplete or of another kind"));
         };
         let file = &self.files[entry.file];
         let fail = |message: String| CheckpointError::new(file.path(), format!("tensor `{name}`: {message}"));
         let encoding = entry.encoding.as_ref().map_err(|encoding| {
-            fail(format!(
-                "elements of type {encoding} are not supported\n  hint: take a version in float16 or bfloat16"
-            ))
+            fail(format!("elements of type {encoding} are not supported"))
+                .with_help("take a version in float16 or bfloat16")
         })?;
         let bytes = self.part(entry).ok_or_else(|| fail("its data ends beyond the file; fetch it again".to_owned()))?;
         let elements = crate::tensor::element_count(&entry.shape).filter(|count| *count > 0);

@@ -67,8 +67,8 @@ pub(super) fn find<'a>(
             false => one(packing, stem, words, tensors, bytes),
         };
         let packed = packed.map_err(|what| {
-            let help = "hint: fetch the checkpoint again, or take one whose quantization_config fits its tensors";
-            CheckpointError::new(path, format!("tensor `{name}`: {what}\n  {help}"))
+            CheckpointError::new(path, format!("tensor `{name}`: {what}"))
+                .with_help("fetch the checkpoint again, or take one whose quantization_config fits its tensors")
         })?;
         found.insert(format!("{stem}.weight"), packed);
     }

@@ -10,16 +10,18 @@ use super::{CheckpointError, Entry};
 pub(super) fn entries(file: &Mapped, index: usize) -> Result<Vec<(String, Entry)>, CheckpointError> {
     let fail = |message: String| CheckpointError::new(file.path(), message);
     let damaged = |error: safetensors::SafeTensorError| {
-        fail(format!("not a whole safetensors file: {error}\n  hint: fetch it again, `--rehash` finds damaged files"))
+        fail(format!("not a whole safetensors file: {error}"))
+            .with_help("fetch it again, `--rehash` finds damaged files")
     };
     let (header, metadata) = SafeTensors::read_metadata(file.bytes()).map_err(damaged)?;
     let data = header.checked_add(8).ok_or_else(|| fail("the header has no end".to_owned()))?;
     if data.checked_add(metadata.data_len()) != Some(file.bytes().len()) {
         let have = file.bytes().len().saturating_sub(data);
         return Err(fail(format!(
-            "truncated: the header promises {} bytes of tensors, there are {have}\n  hint: fetch it again",
+            "truncated: the header promises {} bytes of tensors, there are {have}",
             metadata.data_len()
-        )));
+        ))
+        .with_help("fetch it again"));
     }
     let mut entries = Vec::new();
     for (name, info) in metadata.tensors() {

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use anyhow::bail;
 
 use super::{Environment, Exit, print_json, say};
+use crate::diagnostic::Diagnostic;
 use crate::llm::text::{Chat, Message, Wishes};
 use crate::llm::{Finish, Generator, Request, Usage};
 use crate::log::printable_text;
@@ -91,7 +92,7 @@ pub(super) fn execute(
         stdin.lock().take(16 << 20).read_to_string(&mut text)?;
     }
     if text.trim().is_empty() {
-        bail!("the prompt is empty\n  hint: give it as words or on standard input");
+        bail!(Diagnostic::new("the prompt is empty").with_help("give it as words or on standard input"));
     }
     let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
     messages.push(Message::new("user", text.clone()));

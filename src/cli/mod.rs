@@ -31,6 +31,7 @@ pub use exit::Exit;
 
 use crate::backend::{BackendError, isolated};
 use crate::confined;
+use crate::diagnostic::Diagnostic;
 use crate::llm::text::child;
 use crate::log;
 use crate::progress::Progress;
@@ -160,7 +161,7 @@ fn report(error: &anyhow::Error) {
 /// Bytes of an error that are shown: it may quote a name or a key from a file, and those may be megabytes.
 const SHOWN: usize = 4096;
 
-/// A text as it is shown, cut if it is long; what comes after `hint:` is kept, since it says what to do.
+/// A text as it is shown, cut if it is long; the next step is kept.
 fn shortened(text: &str) -> Cow<'_, str> {
     if text.len() <= SHOWN {
         return Cow::Borrowed(text);
@@ -169,8 +170,9 @@ fn shortened(text: &str) -> Cow<'_, str> {
         true => part.to_owned(),
         false => format!("{}…", &part[..part.floor_char_boundary(limit)]),
     };
-    let (said, hint) = text.split_at(text.rfind("\n  hint:").unwrap_or(text.len()));
-    Cow::Owned(cut(said, SHOWN) + &cut(hint, SHOWN))
+    let Diagnostic { message, help } = Diagnostic::from(text);
+    let shown = Diagnostic { message: cut(&message, SHOWN), help: help.map(|help| cut(&help, SHOWN)) };
+    Cow::Owned(shown.to_string())
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

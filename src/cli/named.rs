@@ -2,6 +2,8 @@
 
 use anyhow::bail;
 
+use crate::diagnostic::Diagnostic;
+
 /// Parts of an argument, at the `=` behind the longest name that is known.
 pub(super) fn split<'t>(option: &str, text: &'t str, known: &[&str]) -> anyhow::Result<(&'t str, &'t str)> {
     let mut parts = text.match_indices('=').map(|(at, sign)| (&text[..at], &text[at + sign.len()..]));
@@ -11,8 +13,8 @@ pub(super) fn split<'t>(option: &str, text: &'t str, known: &[&str]) -> anyhow::
     match text.split_once('=') {
         Some((name, _)) => bail!("{option} {text}: the model has no input `{name}`; it has {}", known.join(", ")),
         None => bail!(
-            "{option} {text}: it names no input\n  hint: write {option} NAME=…, where NAME is {}",
-            known.join(" or ")
+            Diagnostic::new(format!("{option} {text}: it names no input"))
+                .with_help(format!("write {option} NAME=…, where NAME is {}", known.join(" or ")))
         ),
     }
 }
@@ -27,7 +29,10 @@ pub(super) fn split_all<'t>(
     for text in texts {
         let (name, value) = split(option, text, known)?;
         if let Some((_, first)) = all.iter().find(|(other, _)| *other == name) {
-            bail!("{option} gives `{name}` twice: {first} and {value}\n  hint: each input takes one");
+            bail!(
+                Diagnostic::new(format!("{option} gives `{name}` twice: {first} and {value}"))
+                    .with_help("each input takes one")
+            );
         }
         all.push((name, value));
     }

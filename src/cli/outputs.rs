@@ -7,14 +7,18 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 
 use crate::artifact::is_same_file;
+use crate::diagnostic::Diagnostic;
 
 /// Refuses to write over one of the files that are read.
 pub(super) fn refuse_inputs<'a>(target: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> anyhow::Result<()> {
     if let Some(input) = inputs.find(|input| is_same_file(input, target)) {
         bail!(
-            "{} would be replaced by what is made of it{}\n  hint: choose another place",
-            input.display(),
-            if input == target { String::new() } else { format!(" (as {})", target.display()) }
+            Diagnostic::new(format!(
+                "{} would be replaced by what is made of it{}",
+                input.display(),
+                if input == target { String::new() } else { format!(" (as {})", target.display()) }
+            ))
+            .with_help("choose another place")
         );
     }
     Ok(())
@@ -23,17 +27,20 @@ pub(super) fn refuse_inputs<'a>(target: &Path, mut inputs: impl Iterator<Item = 
 /// Refuses to replace a file that is not of the kind the command writes, told by its first bytes.
 pub(super) fn refuse_others(target: &Path, is_ours: impl Fn(&[u8]) -> bool, kind: &str) -> anyhow::Result<()> {
     if target.is_dir() {
-        bail!("{} is a folder\n  hint: name a file", target.display());
+        bail!(Diagnostic::new(format!("{} is a folder", target.display())).with_help("name a file"));
     }
     let Ok(metadata) = std::fs::metadata(target) else { return Ok(()) };
     if !metadata.is_file() {
-        bail!("{} is a device or a pipe\n  hint: name a file", target.display());
+        bail!(Diagnostic::new(format!("{} is a device or a pipe", target.display())).with_help("name a file"));
     }
     let mut head = Vec::new();
     let read = File::open(target).and_then(|file| file.take(1 << 20).read_to_end(&mut head));
     read.with_context(|| format!("cannot read {}", target.display()))?;
     if !is_ours(&head) && !head.is_empty() {
-        bail!("{} is there already, and no {kind}\n  hint: choose another place, or move it away", target.display());
+        bail!(
+            Diagnostic::new(format!("{} is there already, and no {kind}", target.display()))
+                .with_help("choose another place, or move it away")
+        );
     }
     Ok(())
 }

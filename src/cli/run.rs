@@ -13,6 +13,7 @@ use super::session::{self, Choice};
 use super::{Environment, Exit, named, print, say};
 use crate::artifact::StagedFile;
 use crate::backend::Session;
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::regular_file;
@@ -65,7 +66,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
     }
     if args.images.is_empty() && args.inputs.is_empty() {
-        bail!("nothing to run on\n  hint: give pictures, or tensors with --input NAME=FILE.npy");
+        bail!(Diagnostic::new("nothing to run on").with_help("give pictures, or tensors with --input NAME=FILE.npy"));
     }
     let mut session = match &engine {
         Some(engine) => session::open(engine, args.backend)?,

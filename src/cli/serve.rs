@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use super::session::{Choice, open_llm};
 use super::{Environment, Exit, say};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::{self, LINES, printable, printable_json};
 use crate::serve::{self, LogEntry, Options};
@@ -133,7 +134,10 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
 pub(super) fn language_model(folder: &Path) -> anyhow::Result<(EngineDir, LlmRecord)> {
     let engine = EngineDir::load(folder)?;
     let Some(record) = engine.manifest.contents.llm().cloned() else {
-        bail!("{} is no language model\n  hint: `watus-build run` answers for one picture", folder.display());
+        bail!(
+            Diagnostic::new(format!("{} is no language model", folder.display()))
+                .with_help("`watus-build run` answers for one picture")
+        );
     };
     Ok((engine, record))
 }
@@ -150,7 +154,10 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
     let text = read_text(path)?;
     let keys: Vec<String> = text.lines().map(|line| line.trim().to_owned()).filter(|line| !line.is_empty()).collect();
     if keys.is_empty() {
-        bail!("{} holds no key\n  hint: one a line, for example from `openssl rand -hex 32`", path.display());
+        bail!(
+            Diagnostic::new(format!("{} holds no key", path.display()))
+                .with_help("one a line, for example from `openssl rand -hex 32`")
+        );
     }
     use std::os::unix::fs::PermissionsExt;
     let about = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;

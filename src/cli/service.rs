@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use super::{Exit, print, serve};
 use crate::artifact::write_file;
+use crate::diagnostic::Diagnostic;
 
 /// Run the server from boot, as a systemd service
 #[derive(Debug, clap::Args)]
@@ -100,11 +101,16 @@ fn replaced<'a>(there: &'a [Installed], folder: &Path, unit: &str, port: u16) ->
     // Port 0 is a free one.
     let same = |old: &&&Installed| port != 0 && old.serves.as_ref().is_some_and(|(_, taken)| *taken == port);
     if let Some(other) = others.iter().find(same) {
-        bail!("{} has this port already\n  hint: choose another with --port", other.told());
+        bail!(
+            Diagnostic::new(format!("{} has this port already", other.told())).with_help("choose another with --port")
+        );
     }
     let path = folder.join(unit);
     if path.symlink_metadata().is_ok() && !replaced.iter().any(|old| old.unit == unit) {
-        bail!("{} is there, and watus-build did not write it\n  hint: move it away", path.display());
+        bail!(
+            Diagnostic::new(format!("{} is there, and watus-build did not write it", path.display()))
+                .with_help("move it away")
+        );
     }
     Ok(replaced)
 }
@@ -151,7 +157,7 @@ fn chosen<'a>(there: &'a [Installed], name: Option<&str>) -> anyhow::Result<Vec<
     if found.is_empty() {
         let others: Vec<String> = there.iter().map(Installed::told).collect();
         let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
-        bail!("{unit} is not installed\n  hint: installed is {others}");
+        bail!(Diagnostic::new(format!("{unit} is not installed")).with_help(format!("installed is {others}")));
     }
     Ok(found)
 }
@@ -202,7 +208,10 @@ fn program() -> String {
 
 fn needs_root(action: &str) -> anyhow::Result<()> {
     if !rustix::process::geteuid().is_root() {
-        bail!("this changes {FOLDER}, which is root's\n  hint: sudo {} service {action}", program());
+        bail!(
+            Diagnostic::new(format!("this changes {FOLDER}, which is root's"))
+                .with_help(format!("sudo {} service {action}", program()))
+        );
     }
     Ok(())
 }
@@ -211,7 +220,10 @@ fn systemctl(arguments: &[&str], unit: &str) -> anyhow::Result<()> {
     let run = Command::new("systemctl").args(arguments).status();
     let status = run.context("cannot run systemctl\n  hint: this machine does not seem to use systemd")?;
     if !status.success() {
-        bail!("`systemctl {}` failed\n  hint: `journalctl -u '{unit}' -n 30` says why", arguments.join(" "));
+        bail!(
+            Diagnostic::new(format!("`systemctl {}` failed", arguments.join(" ")))
+                .with_help(format!("`journalctl -u '{unit}' -n 30` says why"))
+        );
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::backend::cpu::{self, Reference};
 use crate::backend::isolated::Isolated;
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::backend::{Backend, BackendError, Session};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::{EngineDir, Preference};
 use crate::llm::Generator;
 use crate::manifest::ManifestError;
@@ -43,7 +44,10 @@ pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
     let fail = |message: String| ManifestError { path: path.to_owned(), message };
     if path.is_dir() {
         let engine = EngineDir::load_checked(path, false, &Silent)?.some_engine();
-        bail!("{} is an engine directory\n  hint: name a file in it, e.g. {}", path.display(), engine.display());
+        bail!(
+            Diagnostic::new(format!("{} is an engine directory", path.display()))
+                .with_help(format!("name a file in it, e.g. {}", engine.display()))
+        );
     }
     let file = crate::regular_file::read(path, u64::MAX).map_err(|error| fail(format!("cannot be read: {error}")))?;
     let (_, plan) = plan::split(&file);

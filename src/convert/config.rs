@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::checkpoint::CheckpointError;
+use crate::diagnostic::Diagnostic;
 
 /// A configuration and its file's name, for messages.
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +74,7 @@ impl<'a> Config<'a> {
     }
 
     /// An error about this file.
-    pub fn error(&self, message: impl Into<String>) -> CheckpointError {
+    pub fn error(&self, message: impl Into<Diagnostic>) -> CheckpointError {
         CheckpointError::new(self.path, message)
     }
 

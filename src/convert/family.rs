@@ -90,9 +90,9 @@ fn stretched(config: &Config, scaling: Option<&Config>, max_position: usize) -> 
 pub(super) fn rotary_fields<'a>(config: &Config<'a>) -> Result<Option<Config<'a>>, CheckpointError> {
     for field in ["rope_scaling", "rope_parameters"] {
         if let Some(value) = config.get(field).filter(|value| !value.is_object() && !value.is_null()) {
-            return Err(config.error(format!(
-                "`{field}` is {value}, and should hold fields: `rope_type`, `factor`, …\n  hint: write it as the model's card says"
-            )));
+            return Err(config
+                .error(format!("`{field}` is {value}, and should hold fields: `rope_type`, `factor`, …"))
+                .with_help("write it as the model's card says"));
         }
     }
     let says = |field: &str| config.within(field).filter(|fields| !fields.fields().is_empty());
@@ -103,10 +103,12 @@ pub(super) fn rotary_fields<'a>(config: &Config<'a>) -> Result<Option<Config<'a>
         let kept = scaling.get(field).is_some() || config.get(field).is_some();
         let is_default = field == "rope_theta" && value.as_f64() == Some(10_000.0);
         if !(kept || is_default || value.is_null() || matches!(field, "rope_type" | "type")) {
-            return Err(config.error(format!(
-                "`rope_scaling` replaces `rope_parameters`, so that `{field}: {value}` of the second would be lost\n  hint: \
-                 write all of it into one of them"
-            )));
+            return Err(config
+                .error(format!(
+                    "`rope_scaling` replaces `rope_parameters`, so that `{field}: {value}` of the second \
+                     would be lost"
+                ))
+                .with_help("write all of it into one of them"));
         }
     }
     Ok(Some(scaling))
@@ -127,11 +129,13 @@ pub(super) fn rotary_of(
     let fraction = number("partial_rotary_factor")?.unwrap_or(1.0);
     if transformer.family != "phi3" && fraction != 1.0 {
         // transformers reads it in Phi-3 alone, other programs in others too.
-        return Err(config.error(format!(
-            "`partial_rotary_factor: {fraction}` is not supported for `{}`: transformers ignores it there, and other programs \
-             do not\n  hint: take a release of the model without it",
-            transformer.family
-        )));
+        return Err(config
+            .error(format!(
+                "`partial_rotary_factor: {fraction}` is not supported for `{}`: transformers ignores it \
+                 there, and other programs do not",
+                transformer.family
+            ))
+            .with_help("take a release of the model without it"));
     }
     let dimension =
         config.optional_size(ROTARY_DIM)?.unwrap_or((transformer.head_dim as f64 * fraction.clamp(0.0, 1.0)) as usize);
@@ -155,10 +159,9 @@ pub(super) fn slide_all(config: &Config, transformer: &mut Transformer) -> Resul
     let window = window(config)?;
     slide(config, transformer, window, |_| true)?;
     if window.is_some() && transformer.layers.iter().any(|layer| layer.window.is_none()) {
-        return Err(config.error(
-            "`layer_types` has layers that do not slide; with `sliding_window`, all of this family do\n  hint: leave one of \
-             them out of the configuration, as the model was trained",
-        ));
+        return Err(config
+            .error("`layer_types` has layers that do not slide; with `sliding_window`, all of this family do")
+            .with_help("leave one of them out of the configuration, as the model was trained"));
     }
     Ok(())
 }

@@ -278,11 +278,13 @@ pub(super) fn mixture(config: &Config, kind: &str) -> Option<CheckpointError> {
     // A file may leave the number to transformers' defaults.
     let named = kind == "mixtral" || kind.contains("moe");
     (found.is_some() || named).then(|| {
-        config.error(format!(
-            "mixture of experts is not supported (model_type `{}`{})\n  hint: take a dense model",
-            printable(kind),
-            found.unwrap_or_default()
-        ))
+        config
+            .error(format!(
+                "mixture of experts is not supported (model_type `{}`{})",
+                printable(kind),
+                found.unwrap_or_default()
+            ))
+            .with_help("take a dense model")
     })
 }
 
@@ -292,11 +294,12 @@ pub(super) fn check(config: &Config, family: &str) -> Result<Option<String>, Che
     for (field, value) in config.unread() {
         match ARITHMETIC.iter().find(|(name, _)| *name == field) {
             Some((_, neutral)) if !is_neutral(field, value, neutral) => {
-                return Err(config.error(format!(
-                    "`{field}: {}` changes what the model computes, and is not supported for `{family}`\n  hint: take a \
-                     release of the model without it",
-                    shortened(value)
-                )));
+                return Err(config
+                    .error(format!(
+                        "`{field}: {}` changes what the model computes, and is not supported for `{family}`",
+                        shortened(value)
+                    ))
+                    .with_help("take a release of the model without it"));
             }
             Some(_) => {}
             // What begins with an underscore is transformers' own memory of how a file was loaded.
@@ -319,12 +322,13 @@ const NAMED: usize = 8;
 pub(super) fn rotary(scaling: &Config) -> Result<(), CheckpointError> {
     let is_unread = |(field, value): &(&str, &Value)| !says_nothing(value) && !ROTARY_HARMLESS.contains(field);
     match scaling.unread().into_iter().find(is_unread) {
-        Some((field, value)) => Err(scaling.error(format!(
-            "`{field}: {}` of the rotary parameters is not supported with rope_type `{}`\n  hint: take a release of the \
-             model without it",
-            shortened(value),
-            super::rope::kind_of(scaling)
-        ))),
+        Some((field, value)) => Err(scaling
+            .error(format!(
+                "`{field}: {}` of the rotary parameters is not supported with rope_type `{}`",
+                shortened(value),
+                super::rope::kind_of(scaling)
+            ))
+            .with_help("take a release of the model without it")),
         None => Ok(()),
     }
 }

@@ -158,7 +158,9 @@ pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transforme
         return Err(mixture);
     }
     let Some((.., describe)) = FAMILIES.iter().find(|(name, ..)| *name == kind) else {
-        return Err(outer.error(format!("model_type `{kind}` is not supported\n  hint: these are: {}", names())));
+        return Err(outer
+            .error(format!("model_type `{kind}` is not supported"))
+            .with_help(format!("these are: {}", names())));
     };
     let mut notes = quantization(&outer, text.as_ref())?;
     let mut merged = defaults(kind);
@@ -195,10 +197,10 @@ fn quantization(config: &Config, text: Option<&Config>) -> Result<Vec<String>, C
         };
     };
     Packing::read(&quantization.fields().into()).map_err(|what| {
-        config.error(format!(
-            "{what}: not supported\n  hint: GPTQ, AWQ (GEMM) and compressed-tensors (pack-quantized) of 4 or 8 bits are, \
-             and repositories in float16 or bfloat16, and GGUF"
-        ))
+        config.error(format!("{what}: not supported")).with_help(
+            "GPTQ, AWQ (GEMM) and compressed-tensors (pack-quantized) of 4 or 8 bits are, and \
+             repositories in float16 or bfloat16, and GGUF",
+        )
     })?;
     let cache = quantization.get("kv_cache_scheme").is_some();
     Ok(cache.then(|| unread::CACHE_SCALES.to_owned()).into_iter().collect())

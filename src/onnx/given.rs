@@ -55,11 +55,9 @@ impl Model {
             }
         }
         if !values.is_empty() && self.inputs()?.is_empty() {
-            return Err(self.fail(
-                "`inputs:` gives every input a value: the model would always compute the same, and take nothing to run on\n  \
-                 hint: leave out the input that changes from run to run"
-                    .to_owned(),
-            ));
+            let message = "`inputs:` gives every input a value: the model would always compute the same, and take \
+                           nothing to run on";
+            return Err(self.fail(message).with_help("leave out the input that changes from run to run"));
         }
         Ok(())
     }

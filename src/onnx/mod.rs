@@ -41,6 +41,7 @@ pub use half::Half;
 pub use opset::NEWEST as NEWEST_OPSET;
 pub use reference::{GUARD_LIMIT, Guard};
 
+use crate::diagnostic::Diagnostic;
 use crate::tensor::{DType, TensorSpec};
 
 /// Protobuf's own limit; larger models keep their weights in external files.
@@ -53,7 +54,14 @@ pub struct OnnxError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong, naming the tensor or node.
-    pub message: String,
+    pub message: Diagnostic,
+}
+
+impl OnnxError {
+    /// With the next step.
+    fn with_help(self, help: impl Into<String>) -> Self {
+        Self { message: self.message.with_help(help), ..self }
+    }
 }
 
 /// A parsed ONNX model and where it lies.
@@ -97,11 +105,11 @@ impl Model {
 
     /// Reads a model for a look at it: its external data need not be there.
     pub fn read(path: &Path) -> Result<Self, OnnxError> {
-        let fail = |message: String| OnnxError { path: path.to_owned(), message };
+        let fail = |message: String| OnnxError { path: path.to_owned(), message: message.into() };
         let metadata = fs::metadata(path).map_err(|error| fail(error.to_string()))?;
         // A pipe would wait for its writer, and a device need not end.
         if !metadata.is_file() {
-            return Err(fail("is not a regular file\n  hint: name the .onnx file itself".to_owned()));
+            return Err(fail("is not a regular file".to_owned()).with_help("name the .onnx file itself"));
         }
         if metadata.len() > SIZE_LIMIT {
             return Err(fail("larger than protobuf's 2 GiB: store the weights as external data".to_owned()));
@@ -112,14 +120,14 @@ impl Model {
 
     /// Checks a model in memory; `path` is for messages and external data, whose files are not looked at.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, OnnxError> {
-        let fail = |message: String| OnnxError { path: path.to_owned(), message };
+        let fail = |message: String| OnnxError { path: path.to_owned(), message: message.into() };
         wire::check_model(bytes).map_err(|message| fail(format!("not an ONNX model: {message}")))?;
         let proto = ModelProto::parse_from_bytes(bytes).map_err(|error| fail(format!("not an ONNX model: {error}")))?;
         if proto.graph.is_none() || proto.opset_import.is_empty() {
             return Err(fail("not an ONNX model: it has no graph or names no opset".to_owned()));
         }
         let model = Self { path: path.to_owned(), proto };
-        external_data::check(&model.proto).map_err(fail)?;
+        external_data::check(&model.proto).map_err(|message| model.fail(message))?;
         model.check_names().map_err(fail)?;
         Ok(model)
     }
@@ -168,8 +176,8 @@ impl Model {
         self.proto.write_to_bytes().map_err(|error| self.fail(error.to_string()))
     }
 
-    fn fail(&self, message: String) -> OnnxError {
-        OnnxError { path: self.path.clone(), message }
+    fn fail(&self, message: impl Into<Diagnostic>) -> OnnxError {
+        OnnxError { path: self.path.clone(), message: message.into() }
     }
 
     /// Version of the default operator set.
@@ -226,7 +234,8 @@ impl Model {
     /// Gives each named input its shape, of which `None` stays open; a symbolic dimension takes the same value wherever the
     /// model names it.
     pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<Option<usize>>>) -> Result<(), OnnxError> {
-        shapes::fix(&mut self.proto, shapes).map_err(|message| OnnxError { path: self.path.clone(), message })
+        shapes::fix(&mut self.proto, shapes)
+            .map_err(|message| OnnxError { path: self.path.clone(), message: message.into() })
     }
 
     /// Has each named input, a matrix, come transposed; the rest of the graph sees what it saw.

@@ -69,18 +69,20 @@ impl Model {
             return Ok(false);
         }
         if opset > NEWEST || newest < 17 {
-            return Err(self.fail(format!(
-                "opset {opset} is newer than this TensorRT's parser knows ({newest}), and is not one that can be written in an \
-                 older one\n  hint: export it with opset {newest} or below"
-            )));
+            return Err(self
+                .fail(format!(
+                    "opset {opset} is newer than this TensorRT's parser knows ({newest}), and is not one \
+                     that can be written in an older one"
+                ))
+                .with_help(format!("export it with opset {newest} or below")));
         }
         let Some(graph) = self.proto.graph.as_mut() else { return Ok(false) };
         let names = RefCell::new(Names::of(graph));
         let lower = Lower { names: &names, opset, newest };
         let done = lower.graph(graph, None);
         done.map_err(|message| {
-            self.fail(format!(
-                "{message}\n  hint: this TensorRT's parser knows opset {newest}, the model has {opset}: export it with \
+            self.fail(message).with_help(format!(
+                "this TensorRT's parser knows opset {newest}, the model has {opset}: export it with \
                  opset {newest}"
             ))
         })?;

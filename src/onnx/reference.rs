@@ -34,7 +34,8 @@ pub(super) use layers::group_norm;
 pub(super) use resize::nearest;
 
 /// What to do about what the reference does not compute.
-const HINT: &str = "\n  hint: the embedded reference (rten) does not compute this; ONNX Runtime does: scripts/setup-onnxruntime.sh brings it";
+const HELP: &str =
+    "the embedded reference (rten) does not compute this; ONNX Runtime does: scripts/setup-onnxruntime.sh brings it";
 
 /// What became of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Model {
     /// Makes the graph one that rten computes as ONNX describes it, or says which node it cannot. Tells whether anything
     /// changed, and what has to be looked at after a run.
     pub fn prepare_for_reference(&mut self) -> Result<(bool, Vec<Guard>), OnnxError> {
-        let refuse = |model: &Model, message: String| model.fail(format!("{message}{HINT}"));
+        let refuse = |model: &Model, message: String| model.fail(message).with_help(HELP);
         known::check_model(&self.proto).map_err(|message| refuse(self, message))?;
         let simplified = self.simplify();
         let opset = self.opset();

@@ -204,7 +204,7 @@ impl From<LlmError> for ApiError {
             LlmError::TooLong { have, limit, .. } => Self::too_long(have, limit),
             LlmError::Request(message) => Self::invalid("", message),
             LlmError::Busy(message) => Self::overloaded(message),
-            LlmError::Text { message, .. } => Self::invalid("messages", message),
+            LlmError::Text { message, .. } => Self::invalid("messages", message.to_string()),
             error @ LlmError::NotFinite => Self::unanswerable(error.to_string()),
             error => Self::engine(error.to_string()),
         }

@@ -9,11 +9,15 @@ use std::time::Instant;
 use axum::extract::{MatchedPath, Request, State as Shared};
 use axum::http::request::Parts;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq as _};
+use tower::{Layer as _, ServiceExt as _};
+use tower_http::cors::CorsLayer;
+use tower_http::request_id::{MakeRequestId, RequestId};
 
 use super::App;
 use super::connection::{ConnectionInfo, PeerAddress};
@@ -47,10 +51,6 @@ impl Client {
     }
 }
 
-/// Names a request in the log and in `x-request-id`.
-#[derive(Clone)]
-pub(super) struct RequestId(pub(super) String);
-
 /// Marks a response whose handler writes the log itself.
 #[derive(Clone)]
 struct Logged;
@@ -60,17 +60,31 @@ pub(super) fn logged(mut response: Response) -> Response {
     response
 }
 
-/// Gives every request a name: the client's, if it has a decent one.
-pub(super) async fn identify(mut request: Request, next: Next) -> Response {
-    let decent = |name: &&str| (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
-    let given = request.headers().get("x-request-id").and_then(|name| name.to_str().ok()).filter(decent);
-    let name = given.map_or_else(|| format!("req-{}", super::random_name(16)), str::to_owned);
-    request.extensions_mut().insert(RequestId(name.clone()));
-    let mut response = next.run(request).await;
-    if let Ok(name) = HeaderValue::from_str(&name) {
-        response.headers_mut().insert("x-request-id", name);
+const REQUEST_ID: &str = "x-request-id";
+
+/// Forgets a client's name for its request unless it is a decent one: it stands in the log and in the response.
+pub(super) async fn forget_odd_id(mut request: Request, next: Next) -> Response {
+    let decent = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
+    let given = request.headers().get(REQUEST_ID);
+    if given.is_some_and(|name| !name.to_str().is_ok_and(decent)) {
+        request.headers_mut().remove(REQUEST_ID);
     }
-    response
+    next.run(request).await
+}
+
+/// Names the requests that bring no name.
+#[derive(Clone)]
+pub(super) struct RandomId;
+
+impl MakeRequestId for RandomId {
+    fn make_request_id<B>(&mut self, _: &Request<B>) -> Option<RequestId> {
+        HeaderValue::try_from(format!("req-{}", super::random_name(16))).ok().map(RequestId::new)
+    }
+}
+
+/// A request's name as text.
+pub(super) fn request_id(id: &RequestId) -> &str {
+    id.header_value().to_str().unwrap_or_default()
 }
 
 /// Takes the word of the operator's own proxy for whom it asks: the last address of `X-Forwarded-For` that is no such proxy.
@@ -100,7 +114,7 @@ fn address(entry: &[u8]) -> Option<IpAddr> {
 pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let path = request.uri().path().to_owned();
-    let id = request.extensions().get::<RequestId>().map(|id| id.0.clone()).unwrap_or_default();
+    let id = request.extensions().get::<RequestId>().map(|id| request_id(id).to_owned()).unwrap_or_default();
     let begun = Instant::now();
     let response = next.run(request).await;
     let status = response.status();
@@ -153,8 +167,7 @@ fn key(headers: &HeaderMap) -> Option<&str> {
 fn allowed(keys: &[[u8; 32]], given: &str) -> bool {
     let given = digest(given);
     // Every byte of every key is looked at, whatever is found.
-    let differs = |key: &[u8; 32]| key.iter().zip(&given).fold(0, |sum, (a, b)| sum | (a ^ b));
-    keys.iter().fold(false, |found, key| found | (differs(key) == 0))
+    keys.iter().fold(Choice::from(0), |found, key| found | key.as_slice().ct_eq(given.as_slice())).into()
 }
 
 /// Wrong keys by address: some at once, then one a second. The same one again is no guess: a client with an old key that
@@ -284,6 +297,23 @@ fn bare(host: &str) -> &str {
     end.strip_suffix('.').unwrap_or(end)
 }
 
+/// The one origin whose pages may use the server, and what browsers are told of that.
+pub(super) struct Cors {
+    origin: String,
+    layer: CorsLayer,
+}
+
+impl Cors {
+    /// For the pages of `origin`; none if no browser can send that.
+    pub(super) fn new(origin: String) -> Option<Self> {
+        let value = HeaderValue::from_str(&origin).ok()?;
+        let own = ["api-key", "x-api-key"].map(HeaderName::from_static);
+        let headers = [header::AUTHORIZATION, header::CONTENT_TYPE].into_iter().chain(own).collect::<Vec<_>>();
+        let layer = CorsLayer::new().allow_origin(value).allow_methods([Method::GET, Method::POST]);
+        Some(Self { origin, layer: layer.allow_headers(headers).vary([header::ORIGIN]) })
+    }
+}
+
 /// Pages of other origins may not use the server through a visitor's browser, unless one is allowed.
 pub(super) async fn origin(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     let text = |headers: &HeaderMap, name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -294,26 +324,14 @@ pub(super) async fn origin(Shared(app): Shared<Arc<App>>, request: Request, next
     if own {
         return next.run(request).await;
     }
-    if app.cors.as_deref() != Some(&*origin) {
+    let Some(cors) = app.cors.as_ref().filter(|cors| cors.origin == origin) else {
         return ApiError::forbidden(format!("pages of {origin} may not use this server (--cors-origin)"))
             .into_response();
-    }
-    let preflight = request.method() == Method::OPTIONS;
-    let mut response = match preflight {
-        true => StatusCode::NO_CONTENT.into_response(),
-        false => next.run(request).await,
     };
-    let headers = response.headers_mut();
-    if let Ok(origin) = HeaderValue::from_str(&origin) {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    }
-    headers.insert(header::VARY, HeaderValue::from_static("origin"));
+    let preflight = request.method() == Method::OPTIONS;
+    let Ok(mut response) = cors.layer.layer(next).oneshot(request).await;
     if preflight {
-        headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
-        headers.insert(
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            HeaderValue::from_static("authorization, content-type, api-key, x-api-key"),
-        );
+        *response.status_mut() = StatusCode::NO_CONTENT;
     }
     response
 }

@@ -116,7 +116,7 @@ struct App {
     intake: body::Intake,
     /// To hold a large grammar.
     grammars: permits::Permits,
-    cors: Option<String>,
+    cors: Option<guard::Cors>,
     log_prompts: bool,
     log: Log,
 }
@@ -137,7 +137,7 @@ impl App {
             proxies: options.proxies.iter().map(std::net::IpAddr::to_canonical).collect(),
             intake: body::Intake::new(),
             grammars: permits::Permits::new(LARGE_GRAMMARS),
-            cors: options.cors,
+            cors: options.cors.and_then(guard::Cors::new),
             log_prompts: options.log_prompts,
             log: options.log,
         }

@@ -19,12 +19,13 @@ use axum::{Json, Router};
 use futures_util::stream::{self, Stream};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tower_http::request_id::{PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 
 use super::answer::{ChatShape, Frame, ResponseEncoder, Telling, TextShape};
 use super::completion::CompletionRequest;
 use super::error::ApiError;
 use super::foreign::Foreign;
-use super::guard::{self, RequestId};
+use super::guard;
 use super::log::AccessRecord;
 use super::openai::{ChatRequest, Common, FromBody};
 use super::prepare::{self, Demand, PreparedRequest};
@@ -57,7 +58,9 @@ pub(super) fn router(app: &Arc<App>) -> Router {
         .layer(from_fn_with_state(Arc::clone(app), guard::host))
         .layer(from_fn_with_state(Arc::clone(app), guard::forwarded))
         .layer(from_fn_with_state(Arc::clone(app), guard::observe))
-        .layer(from_fn(guard::identify))
+        .layer(PropagateRequestIdLayer::x_request_id())
+        .layer(SetRequestIdLayer::x_request_id(guard::RandomId))
+        .layer(from_fn(guard::forget_odd_id))
         .with_state(Arc::clone(app))
 }
 
@@ -238,22 +241,23 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
         }
         Ok((chat, request, reader, place))
     };
-    let (chat, request, reader, place) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
+    let (chat, request, reader, place) = noting_who_leaves(&app, (guard::request_id(&id), path), prepared).await?;
     let text = Arc::clone(&loaded(&app)?.text);
     let shape = ChatShape::new(frame("chatcmpl", &chat.common), text, reader);
-    answer(&app, (&id.0.0, path), (place, request), Box::new(shape), &chat.common).await
+    answer(&app, (guard::request_id(&id), path), (place, request), Box::new(shape), &chat.common).await
 }
 
 async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
     let (parts, body) = request.into_parts();
     let path = "/v1/completions";
     let prepared = take_in(&app, (&parts, body), prepare::completion);
-    let taken: (CompletionRequest, _, QueuePlace) = noting_who_leaves(&app, (&id.0.0, path), prepared).await?;
+    let taken: (CompletionRequest, _, QueuePlace) =
+        noting_who_leaves(&app, (guard::request_id(&id), path), prepared).await?;
     let (asked, mut request, place) = taken;
     let client = guard::Client::of(&parts, asked.common.user.as_ref());
     (request.client, request.scope) = (client.turn, client.scope);
     let shape = TextShape::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
-    answer(&app, (&id.0.0, path), (place, request), Box::new(shape), &asked.common).await
+    answer(&app, (guard::request_id(&id), path), (place, request), Box::new(shape), &asked.common).await
 }
 
 fn frame(prefix: &str, common: &Common) -> Frame {

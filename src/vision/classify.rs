@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::{Classifier, ClassifierOutput, VisionError};
+use crate::diagnostic::Diagnostic;
 use crate::tensor::{Tensor, TensorSpec};
 
 /// What a classifier says of one picture.
@@ -29,9 +30,9 @@ impl Classifier {
     /// Refuses a model whose output cannot be what this says, as far as the model tells its shape.
     pub fn expect(&self, outputs: &[TensorSpec]) -> Result<(), VisionError> {
         let Some(output) = outputs.first() else {
-            return Err(VisionError::Output { found: "missing".to_owned(), wanted: WANTED.to_owned() });
+            return Err(VisionError::Output { found: "missing".to_owned(), wanted: WANTED.into() });
         };
-        let wrong = |wanted: String| VisionError::Output { found: output.to_string(), wanted };
+        let wrong = |wanted: Diagnostic| VisionError::Output { found: output.to_string(), wanted };
         match &output.shape[..] {
             // No dimension is told: what there is shows when the model runs.
             [] => Ok(()),
@@ -39,17 +40,18 @@ impl Classifier {
                 Some(classes) => self.check_count(*classes).map_err(wrong),
                 None => Ok(()),
             },
-            _ => Err(wrong(WANTED.to_owned())),
+            _ => Err(wrong(WANTED.into())),
         }
     }
 
     /// Labels and values must be as many as classes.
-    fn check_count(&self, classes: usize) -> Result<(), String> {
+    fn check_count(&self, classes: usize) -> Result<(), Diagnostic> {
         for (what, count) in
             [("labels", self.labels.as_ref().map(Vec::len)), ("class_values", self.class_values.as_ref().map(Vec::len))]
         {
             if let Some(count) = count.filter(|count| *count != classes) {
-                return Err(format!("there are {count} {what}\n  hint: give one for each of the {classes} classes"));
+                let message = Diagnostic::new(format!("there are {count} {what}"));
+                return Err(message.with_help(format!("give one for each of the {classes} classes")));
             }
         }
         Ok(())
@@ -57,18 +59,20 @@ impl Classifier {
 
     /// Interprets the output for the first picture of the batch.
     pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
-        let wrong =
-            |wanted: String| VisionError::Output { found: format!("{}{:?}", output.dtype(), output.shape()), wanted };
+        let wrong = |wanted: Diagnostic| VisionError::Output {
+            found: format!("{}{:?}", output.dtype(), output.shape()),
+            wanted,
+        };
         // A network that ends in a pooling may leave axes of one pixel.
         let classes = match output.shape() {
             [batch, classes, rest @ ..] if rest.iter().all(|dim| *dim == 1) && *batch > 0 && *classes > 0 => *classes,
-            [_, _, rest @ ..] if rest.iter().all(|dim| *dim == 1) => return Err(wrong("it is empty".to_owned())),
-            _ => return Err(wrong(WANTED.to_owned())),
+            [_, _, rest @ ..] if rest.iter().all(|dim| *dim == 1) => return Err(wrong("it is empty".into())),
+            _ => return Err(wrong(WANTED.into())),
         };
         self.check_count(classes).map_err(&wrong)?;
         let values: Vec<f32> = output.to_f64()[..classes].iter().map(|value| *value as f32).collect();
         if values.iter().any(|value| !value.is_finite()) {
-            return Err(wrong("it holds values that are not finite".to_owned()));
+            return Err(wrong("it holds values that are not finite".into()));
         }
         let answer = match self.output {
             ClassifierOutput::Values => self.read(&values),
@@ -89,7 +93,7 @@ impl Classifier {
             }
         };
         if answer.value.is_some_and(|value| !value.is_finite()) {
-            return Err(wrong("its expectation is not finite".to_owned()));
+            return Err(wrong("its expectation is not finite".into()));
         }
         Ok(answer)
     }
@@ -134,32 +138,30 @@ const ROUNDING: f32 = 0.02;
 
 /// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
 /// Scores of any range, and not what a softmax has already been through: that adds up to 1, to the last digits.
-fn check_logits(values: &[f32]) -> Result<(), String> {
+fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
     let rounding = 2e-6 + 1e-7 * values.len() as f64;
     if values.len() < 2 || values.iter().any(|value| !(0.0..=1.0).contains(value)) || (sum - 1.0).abs() > rounding {
         return Ok(());
     }
-    Err("it holds probabilities: values from 0 to 1 that add up to 1\n  hint: build it with `output: probabilities`"
-        .to_owned())
+    let message = Diagnostic::new("it holds probabilities: values from 0 to 1 that add up to 1");
+    Err(message.with_help("build it with `output: probabilities`"))
 }
 
-fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), String> {
+fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), Diagnostic> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     if low < -ROUNDING || high > 1.0 + ROUNDING {
         let scores = if exclusive { "logits" } else { "multilabel" };
-        return Err(format!(
-            "it holds no probabilities: its values lie between {low:.3} and {high:.3}\n  hint: if the model ends in scores, build it \
-             with `output: {scores}`"
-        ));
+        let message = format!("it holds no probabilities: its values lie between {low:.3} and {high:.3}");
+        return Err(Diagnostic::new(message)
+            .with_help(format!("if the model ends in scores, build it with `output: {scores}`")));
     }
     let sum: f32 = values.iter().sum();
     if exclusive && (sum - 1.0).abs() > ROUNDING {
-        return Err(format!(
-            "its probabilities add up to {sum:.3} instead of 1\n  hint: if its labels do not exclude each other, build it with \
-             `output: multilabel_probabilities`"
-        ));
+        let message = Diagnostic::new(format!("its probabilities add up to {sum:.3} instead of 1"));
+        return Err(message
+            .with_help("if its labels do not exclude each other, build it with `output: multilabel_probabilities`"));
     }
     Ok(())
 }

@@ -95,9 +95,9 @@ impl Yolo {
     fn checked<'a>(&self, outputs: &'a [Tensor]) -> Result<(Raw<'a>, Option<mask::Prototypes<'a>>), VisionError> {
         let wrong = |tensor: &Tensor, wanted: String| VisionError::Output {
             found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
-            wanted,
+            wanted: wanted.into(),
         };
-        let missing = || VisionError::Output { found: "missing".to_owned(), wanted: "output0 is wanted".to_owned() };
+        let missing = || VisionError::Output { found: "missing".to_owned(), wanted: "output0 is wanted".into() };
         let first = outputs.first().ok_or_else(missing)?;
         let (&[batch, rows, anchors], Some(values)) = (first.shape(), first.as_f32()) else {
             return Err(wrong(first, format!("float32 {} is wanted", self.boxes.shape())));
@@ -179,7 +179,7 @@ impl Yolo {
             let index = Some(class as usize).filter(|index| *index as f32 == class && *index < self.names.len());
             let class = index.ok_or_else(|| VisionError::Output {
                 found: format!("a box of class {class}"),
-                wanted: format!("{} classes have names", self.names.len()),
+                wanted: format!("{} classes have names", self.names.len()).into(),
             })?;
             let [a, b, c, d] = [corners[0], corners[1], corners[2], corners[3]];
             let corners = match self.boxes {

@@ -5,6 +5,7 @@ use image::{Rgb, RgbImage};
 
 use super::resize::fit;
 use super::{Color, Preprocess, VisionError};
+use crate::diagnostic::Diagnostic;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
 /// A model's one input: `[batch, channels, height, width]`, or with the channels last, as TensorFlow has them. One
@@ -33,7 +34,11 @@ pub fn pixel_axes(shape: &[Option<usize>]) -> Option<[usize; 2]> {
 impl PictureInput {
     /// The input of a model that takes pictures prepared as `preprocess` says, whose size counts before the model's own.
     pub fn new(preprocess: &Preprocess, spec: &TensorSpec) -> Result<Self, VisionError> {
-        let wrong = |wanted: &str| VisionError::Input { found: spec.to_string(), wanted: wanted.to_owned() };
+        let wrong = |wanted: &str| VisionError::Input { found: spec.to_string(), wanted: Diagnostic::new(wanted) };
+        let helped = |wanted: &str, help: &str| VisionError::Input {
+            found: spec.to_string(),
+            wanted: Diagnostic::new(wanted).with_help(help),
+        };
         let axes = pixel_axes(&spec.shape).ok_or_else(|| wrong(WANTED))?;
         let channels_last = axes == [1, 2];
         let grey = spec.shape[if channels_last { 3 } else { 1 }] == Some(1);
@@ -43,7 +48,7 @@ impl PictureInput {
             (Some(wanted), Some(Ok(own))) if own == wanted => Ok(wanted),
             (None, Some(Ok(own))) => Ok(own),
             (Some(wanted), Some(_)) => Err(wrong(&format!("`size` says {wanted} pixels for axis {}", axes[index]))),
-            (None, _) => Err(wrong("its size is open\n  hint: say `preprocess: { size: [HEIGHT, WIDTH] }`")),
+            (None, _) => Err(helped("its size is open", "say `preprocess: { size: [HEIGHT, WIDTH] }`")),
         };
         let input = Self { size: [side(0)?, side(1)?], grey, channels_last, dtype: spec.dtype };
         let Preprocess { mean, std, color, .. } = preprocess;
@@ -52,17 +57,18 @@ impl PictureInput {
             DType::Float32 | DType::Float16 => {}
             DType::UInt8 if *mean == [0.0; 3] && *std == [1.0; 3] => {}
             DType::UInt8 => {
-                return Err(wrong(
-                    "uint8 takes a picture's bytes as they are\n  hint: say `mean: [0, 0, 0]` and `std: [1, 1, 1]`",
+                return Err(helped(
+                    "uint8 takes a picture's bytes as they are",
+                    "say `mean: [0, 0, 0]` and `std: [1, 1, 1]`",
                 ));
             }
             _ => return Err(wrong(WANTED)),
         }
         if grey && (differ(mean) || differ(std)) {
-            return Err(wrong("grey has one mean and one std\n  hint: give the same number three times"));
+            return Err(helped("grey has one mean and one std", "give the same number three times"));
         }
         if grey && *color == Some(Color::Bgr) {
-            return Err(wrong("grey has no order of channels\n  hint: leave `color` out"));
+            return Err(helped("grey has no order of channels", "leave `color` out"));
         }
         Ok(input)
     }

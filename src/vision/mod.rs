@@ -30,16 +30,18 @@ pub use letterbox::Letterbox;
 pub use mask::Mask;
 pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture};
 
+use crate::diagnostic::Diagnostic;
+
 /// Why a picture or an output is not usable.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum VisionError {
     #[error("cannot read picture {}: {message}", path.display())]
-    Picture { path: PathBuf, message: String },
+    Picture { path: PathBuf, message: Diagnostic },
     #[error("the model's input is {found}; {wanted}")]
-    Input { found: String, wanted: String },
+    Input { found: String, wanted: Diagnostic },
     #[error("the output is {found}; {wanted}")]
-    Output { found: String, wanted: String },
+    Output { found: String, wanted: Diagnostic },
     #[error("cannot write picture {}: {message}", path.display())]
     Write { path: PathBuf, message: String },
 }

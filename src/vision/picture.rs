@@ -9,6 +9,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Rg
 use super::limits::{CUT_OFF, check_size};
 use super::{VisionError, gif_frame, tiff_samples};
 use crate::artifact::write_file;
+use crate::diagnostic::Diagnostic;
 
 /// What is read, for messages.
 pub const FORMATS: &str = "PNG, JPEG, WebP, BMP, TIFF and GIF";
@@ -32,19 +33,19 @@ fn extension(path: &Path) -> String {
 
 /// Reads a picture, turned upright as its EXIF data says; of several in one file, the first.
 pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
-    let fail = |message: String| VisionError::Picture { path: path.to_owned(), message };
+    let fail = |message: Diagnostic| VisionError::Picture { path: path.to_owned(), message };
     let file = crate::regular_file::open(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => fail("there is no such file".to_owned()),
-        _ => fail(error.to_string()),
+        ErrorKind::NotFound => fail("there is no such file".into()),
+        _ => fail(error.to_string().into()),
     })?;
     let reader = ImageReader::new(std::io::BufReader::new(file));
-    let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string()))?;
-    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string()));
-    let cut_off = || fail(CUT_OFF.to_owned());
+    let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string().into()))?;
+    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string().into()));
+    let cut_off = || fail(CUT_OFF.into());
     match reader.format() {
         Some(ImageFormat::Jpeg) if is_cut_jpeg(&whole()?) => return Err(cut_off()),
         Some(ImageFormat::WebP) if is_cut_webp(&whole()?) => return Err(cut_off()),
-        Some(ImageFormat::Gif) => return gif_frame::read(&whole()?).map_err(fail),
+        Some(ImageFormat::Gif) => return gif_frame::read(&whole()?).map_err(|message| fail(message.into())),
         Some(ImageFormat::Tiff) => {
             if let Some(picture) = tiff_samples::read(whole()?).map_err(fail)? {
                 return Ok(picture);
@@ -56,13 +57,13 @@ pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
 }
 
 /// Reads a picture of a format whose decoder's answers are PIL's.
-fn decode(reader: ImageReader<std::io::BufReader<std::fs::File>>) -> Result<RgbImage, String> {
+fn decode(reader: ImageReader<std::io::BufReader<std::fs::File>>) -> Result<RgbImage, Diagnostic> {
     let is_tiff = reader.format() == Some(ImageFormat::Tiff);
     let decoding = |error: ImageError| match error {
         ImageError::Unsupported(error) if is_tiff => tiff_samples::unsupported(&error.to_string()),
-        ImageError::Unsupported(error) => format!("{error}\n  hint: {FORMATS} are read"),
-        ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.to_owned(),
-        error => error.to_string(),
+        ImageError::Unsupported(error) => Diagnostic::new(error.to_string()).with_help(format!("{FORMATS} are read")),
+        ImageError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.into(),
+        error => error.to_string().into(),
     };
     // The reader's default limits bound memory: a small file may claim a huge picture.
     let mut decoder = reader.into_decoder().map_err(decoding)?;

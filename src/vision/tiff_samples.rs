@@ -10,10 +10,11 @@ use tiff::tags::Tag;
 use tiff::{ColorType, TiffError};
 
 use super::limits::{CUT_OFF, check_size};
+use crate::diagnostic::Diagnostic;
 
-const HINT: &str = "\n  hint: TIFFs of 8 or 16 bits in grey, RGB, CMYK or YCbCr, or with a palette, are read; save it as one of \
+const HELP: &str = "TIFFs of 8 or 16 bits in grey, RGB, CMYK or YCbCr, or with a palette, are read; save it as one of \
                     them, or as PNG";
-const COMPRESSION_HINT: &str = "\n  hint: TIFFs without compression, or with LZW, deflate, PackBits, JPEG or fax (group 4), are \
+const COMPRESSION_HELP: &str = "TIFFs without compression, or with LZW, deflate, PackBits, JPEG or fax (group 4), are \
                                 read; save it as one of them, or as PNG";
 
 /// What samples mean (TIFF 6.0, `PhotometricInterpretation`).
@@ -27,7 +28,7 @@ mod photo {
 }
 
 /// Reads the first picture of a file, turned upright; `None` is for the `image` crate, which reads its samples right.
-pub(super) fn read(mut bytes: Vec<u8>) -> Result<Option<RgbImage>, String> {
+pub(super) fn read(mut bytes: Vec<u8>) -> Result<Option<RgbImage>, Diagnostic> {
     let Some(TagEntry { at, value: meaning }) = photometric(&bytes) else { return Ok(None) };
     let (bits, samples) = judge(&mut open(&bytes)?, meaning)?;
     let planes = match (meaning, bits, samples) {
@@ -39,18 +40,18 @@ pub(super) fn read(mut bytes: Vec<u8>) -> Result<Option<RgbImage>, String> {
             1
         }
         (photo::PALETTE, ..) => {
-            return Err(format!("its palette has indices of {bits} bits, and {samples} samples a pixel{HINT}"));
+            return Err(refused(format!("its palette has indices of {bits} bits, and {samples} samples a pixel")));
         }
         (photo::BLACK_IS_ZERO | photo::WHITE_IS_ZERO, 2 | 4, 1) => 1,
         (photo::BLACK_IS_ZERO, 8, 2) => 2,
         (photo::INKS, 8, _) => 4,
         (photo::YCBCR, 8, 3) => 3,
-        (photo::YCBCR, ..) => return Err(format!("its YCbCr has {samples} samples of {bits} bits a pixel{HINT}")),
+        (photo::YCBCR, ..) => return Err(refused(format!("its YCbCr has {samples} samples of {bits} bits a pixel"))),
         _ => return Ok(None),
     };
     let mut decoder = open(&bytes)?;
     if planes > 1 && number(&mut decoder, Tag::PlanarConfiguration, 1)? == 2 {
-        return Err(format!("its channels lie one behind the other (planar), and they are no RGB{HINT}"));
+        return Err(refused("its channels lie one behind the other (planar), and they are no RGB"));
     }
     let palette = match meaning {
         photo::PALETTE => Some(palette(&mut decoder, bits)?),
@@ -63,41 +64,46 @@ pub(super) fn read(mut bytes: Vec<u8>) -> Result<Option<RgbImage>, String> {
     Ok(Some(picture.into_rgb8()))
 }
 
-fn damaged() -> String {
-    "it is no whole TIFF".to_owned()
+fn damaged() -> Diagnostic {
+    Diagnostic::new("it is no whole TIFF")
 }
 
 /// What a decoder says that it does not read, and the way out.
-pub(super) fn unsupported(text: &str) -> String {
-    let hint = if text.contains("compression") { COMPRESSION_HINT } else { HINT };
+pub(super) fn unsupported(text: &str) -> Diagnostic {
+    let help = if text.contains("compression") { COMPRESSION_HELP } else { HELP };
     // The `image` crate says first what every such message says.
     let text = text.split("format features ").last().unwrap_or(text);
-    format!("{text}{hint}")
+    Diagnostic::new(text).with_help(help)
 }
 
-fn told(error: TiffError) -> String {
+/// What there is, where TIFFs of other samples are read.
+fn refused(what: impl Into<String>) -> Diagnostic {
+    Diagnostic::new(what).with_help(HELP)
+}
+
+fn told(error: TiffError) -> Diagnostic {
     match error {
         TiffError::UnsupportedError(error) => unsupported(&error.to_string()),
-        TiffError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.to_owned(),
-        error => error.to_string(),
+        TiffError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.into(),
+        error => error.to_string().into(),
     }
 }
 
 type TiffReader<'a> = Decoder<Cursor<&'a [u8]>>;
 
-fn open(bytes: &[u8]) -> Result<TiffReader<'_>, String> {
+fn open(bytes: &[u8]) -> Result<TiffReader<'_>, Diagnostic> {
     // The decoder's default limits bound memory.
     Decoder::new(Cursor::new(bytes)).map_err(told)
 }
 
 /// The first number that a tag holds.
-fn number(decoder: &mut TiffReader<'_>, tag: Tag, default: u16) -> Result<u16, String> {
+fn number(decoder: &mut TiffReader<'_>, tag: Tag, default: u16) -> Result<u16, Diagnostic> {
     let values = decoder.find_tag_unsigned_vec::<u16>(tag).map_err(told)?;
     Ok(values.and_then(|values| values.first().copied()).unwrap_or(default))
 }
 
 /// Bits of a sample and samples of a pixel, where both can be read.
-fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), String> {
+fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Diagnostic> {
     let (width, height) = decoder.dimensions().map_err(told)?;
     check_size([width, height])?;
     let (bits, samples) = (number(decoder, Tag::BitsPerSample, 1)?, number(decoder, Tag::SamplesPerPixel, 1)?);
@@ -109,13 +115,13 @@ fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Strin
         _ => Some("complex numbers"),
     };
     if let Some(kind) = kind {
-        return Err(format!("its samples are {kind}, of which none is known to be white{HINT}"));
+        return Err(refused(format!("its samples are {kind}, of which none is known to be white")));
     }
     if number(decoder, Tag::FillOrder, 1)? == 2 {
-        return Err(format!("the bits of its bytes are in reverse order (FillOrder 2){HINT}"));
+        return Err(refused("the bits of its bytes are in reverse order (FillOrder 2)"));
     }
     if bits > 16 {
-        return Err(format!("its samples have {bits} bits{HINT}"));
+        return Err(refused(format!("its samples have {bits} bits")));
     }
     let (compression, predictor) = (number(decoder, Tag::Compression, 1)?, number(decoder, Tag::Predictor, 1)?);
     let has_alpha = matches!(samples, 2 | 4) && meaning != photo::INKS;
@@ -128,7 +134,7 @@ fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Strin
         _ => None,
     };
     if let Some(odd) = odd {
-        return Err(format!("{odd}{HINT}"));
+        return Err(refused(odd));
     }
     let color = match meaning {
         photo::WHITE_IS_ZERO | photo::BLACK_IS_ZERO | photo::RGB | photo::PALETTE | photo::INKS | photo::YCBCR => {
@@ -138,16 +144,16 @@ fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Strin
         8..=10 => "CIE L*a*b*".to_owned(),
         other => format!("of a kind that is not read (PhotometricInterpretation {other})"),
     };
-    Err(format!("its colours are {color}{HINT}"))
+    Err(refused(format!("its colours are {color}")))
 }
 
 /// Red, green and blue of each index: of 16 bits the upper 8 (PIL, TiffImagePlugin.py, `_setup`).
-fn palette(decoder: &mut TiffReader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, String> {
+fn palette(decoder: &mut TiffReader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, Diagnostic> {
     let map = decoder.find_tag_unsigned_vec::<u16>(Tag::ColorMap).map_err(told)?;
     let map = map.ok_or("its palette is missing")?;
     let count = 1usize << bits.min(8);
     if map.len() != 3 * count {
-        return Err(format!("its palette has {} numbers, {bits} bits want {}", map.len(), 3 * count));
+        return Err(format!("its palette has {} numbers, {bits} bits want {}", map.len(), 3 * count).into());
     }
     Ok((0..count).map(|index| [0, 1, 2].map(|channel| map[channel * count + index].to_be_bytes()[0])).collect())
 }
@@ -157,11 +163,11 @@ fn colors(
     decoder: &mut TiffReader<'_>,
     (meaning, bits): (u16, u16),
     palette: Option<&[[u8; 3]]>,
-) -> Result<RgbImage, String> {
+) -> Result<RgbImage, Diagnostic> {
     let (width, height) = decoder.dimensions().map_err(told)?;
     let color = decoder.colortype().map_err(told)?;
     let DecodingResult::U8(samples) = decoder.read_image().map_err(told)? else {
-        return Err(format!("its samples are not of {bits} bits{HINT}"));
+        return Err(refused(format!("its samples are not of {bits} bits")));
     };
     let stride = (u64::from(width) * u64::from(bits) * u64::from(color.num_samples())).div_ceil(8);
     let stride = usize::try_from(stride).map_err(|_| damaged())?;

@@ -14,6 +14,7 @@ pub use pickle::{Node, Object, Pickle, Ref};
 use super::CheckpointError;
 use super::encoding::Encoding;
 use super::mapped::Mapped;
+use crate::diagnostic::Diagnostic;
 
 /// A pickle is names and numbers; weights lie outside.
 const PICKLE_LIMIT: u64 = 64 << 20;
@@ -69,24 +70,23 @@ impl TorchFile {
 
 type Contents = (Pickle, HashMap<String, (usize, usize)>);
 
-fn read(bytes: &[u8]) -> Result<Contents, String> {
+fn read(bytes: &[u8]) -> Result<Contents, Diagnostic> {
     if bytes.starts_with(b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19") {
-        return Err("saved by torch before 1.6\n  hint: load it with torch once and save it again".to_owned());
+        return Err(Diagnostic::new("saved by torch before 1.6").with_help("load it with torch once and save it again"));
     }
     let bad = |error: zip::result::ZipError| format!("not a whole .pt file: {error}");
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(bad)?;
     if archive.len() > ENTRY_LIMIT {
-        return Err(format!("{} files in the archive make no sense", archive.len()));
+        return Err(format!("{} files in the archive make no sense", archive.len()).into());
     }
     let (mut pickle, mut storages) = (None, HashMap::new());
     for index in 0..archive.len() {
         let entry = archive.by_index(index).map_err(bad)?;
-        let name = entry.name().to_owned();
+        let name = entry.name().map_err(bad)?.into_owned();
         let (_, inner) = name.split_once('/').unwrap_or(("", &name));
         if inner == "constants.pkl" || inner.starts_with("code/") {
-            return Err(
-                "a TorchScript archive, not a checkpoint\n  hint: take the .pt the model was exported from".to_owned()
-            );
+            let error = Diagnostic::new("a TorchScript archive, not a checkpoint");
+            return Err(error.with_help("take the .pt the model was exported from"));
         }
         let wanted = inner == "data.pkl" || inner == "byteorder" || inner.starts_with("data/");
         if !wanted {
@@ -94,20 +94,20 @@ fn read(bytes: &[u8]) -> Result<Contents, String> {
         }
         // torch stores everything as it is; a compressed entry would be somebody's bomb.
         if entry.compression() != zip::CompressionMethod::Stored {
-            return Err(format!("`{name}` is compressed, which torch never does"));
+            return Err(format!("`{name}` is compressed, which torch never does").into());
         }
-        let start = usize::try_from(entry.data_start()).ok();
+        let start = entry.data_start().and_then(|start| usize::try_from(start).ok());
         let length = usize::try_from(entry.size()).ok();
         let range = start.zip(length).and_then(|(start, length)| Some((start, start.checked_add(length)?)));
         let data = range.and_then(|(start, end)| bytes.get(start..end));
         let (Some((start, end)), Some(data)) = (range, data) else {
-            return Err(format!("truncated: `{name}` ends beyond the file; fetch it again"));
+            return Err(format!("truncated: `{name}` ends beyond the file; fetch it again").into());
         };
         match inner {
-            "data.pkl" if entry.size() > PICKLE_LIMIT => return Err("its pickle is too long".to_owned()),
-            "data.pkl" if pickle.is_some() => return Err("it holds two pickles".to_owned()),
+            "data.pkl" if entry.size() > PICKLE_LIMIT => return Err("its pickle is too long".into()),
+            "data.pkl" if pickle.is_some() => return Err("it holds two pickles".into()),
             "data.pkl" => pickle = Some(Pickle::parse(data)?),
-            "byteorder" if data != b"little" => return Err("saved on a big-endian machine".to_owned()),
+            "byteorder" if data != b"little" => return Err("saved on a big-endian machine".into()),
             "byteorder" => {}
             _ => drop(storages.insert(inner.trim_start_matches("data/").to_owned(), (start, end - start))),
         }
@@ -238,7 +238,7 @@ impl<'a> Item<'a> {
     }
 
     /// An error about this file.
-    pub fn error(&self, message: impl Into<String>) -> CheckpointError {
+    pub fn error(&self, message: impl Into<Diagnostic>) -> CheckpointError {
         CheckpointError::new(self.file.path(), message)
     }
 

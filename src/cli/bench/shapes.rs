@@ -6,6 +6,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::cli::named;
 use crate::cli::session::Choice;
+use crate::diagnostic::Diagnostic;
 use crate::log::printable;
 use crate::onnx::Model;
 use crate::tensor::{TensorSpec, element_count};
@@ -28,7 +29,10 @@ pub(super) fn fixed(path: &Path, given: &[String], choice: Choice) -> anyhow::Re
     if choice == Choice::Tensorrt
         && let Some(said) = inputs.iter().find_map(|input| open(input, 0))
     {
-        bail!("{said}, and TensorRT builds a bare file for fixed shapes alone\n  hint: {RECIPE}, and bench that");
+        bail!(
+            Diagnostic::new(format!("{said}, and TensorRT builds a bare file for fixed shapes alone"))
+                .with_help(format!("{RECIPE}, and bench that"))
+        );
     }
     for (name, dims) in named::split_all("--shape", given, &names)? {
         let Some(input) = inputs.iter_mut().find(|input| input.name == name) else { continue };
@@ -41,7 +45,10 @@ pub(super) fn fixed(path: &Path, given: &[String], choice: Choice) -> anyhow::Re
             (None, _) => "N".to_owned(),
         });
         let dims = dims.collect::<Vec<String>>().join(",");
-        bail!("{said}\n  hint: say it with --shape {}={dims}, a number for each N; or {RECIPE}", input.name);
+        bail!(
+            Diagnostic::new(said)
+                .with_help(format!("say it with --shape {}={dims}, a number for each N; or {RECIPE}", input.name))
+        );
     }
     Ok(inputs)
 }

@@ -9,10 +9,11 @@ use super::{Args, save};
 use crate::backend::Session;
 use crate::cli::outputs::{refuse_inputs, refuse_others};
 use crate::cli::{Exit, print, print_json, report, say};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::manifest::Manifest;
-use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage};
+use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage, VisionError};
 
 /// How an engine takes pictures.
 struct Way<'a> {
@@ -41,11 +42,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
         let picture = match vision::read_picture(path) {
             Ok(picture) => picture,
             Err(error) => {
-                let said = error.to_string();
-                let said = said.split("\n  hint:").next().unwrap_or_default();
-                documents.push(serde_json::json!({
-                    "engine": manifest.name, "picture": path.to_string_lossy(), "error": said,
-                }));
+                documents.push(failed(manifest, path, &error));
                 let error = anyhow::Error::from(error);
                 exit = exit.worst(Exit::of(&error));
                 report(&error);
@@ -68,6 +65,18 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
         print_json(&documents)?;
     }
     Ok(exit)
+}
+
+/// The record of a picture that cannot be read.
+fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::Value {
+    let Diagnostic { message, help } = Diagnostic::from(error.to_string());
+    let mut record = serde_json::json!({
+        "engine": manifest.name, "picture": path.to_string_lossy(), "error": message,
+    });
+    if let Some(help) = help {
+        record["help"] = help.into();
+    }
+    record
 }
 
 /// One picture's answer, printed, drawn and saved; `targets` are where the drawing and the outputs go.

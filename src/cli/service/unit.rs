@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 
 use super::Install;
+use crate::diagnostic::Diagnostic;
 
 /// What units of ours begin with, so that nobody else's is touched.
 pub(super) const HEADER: &str = "# Written by `watus-build service install`";
@@ -53,7 +54,10 @@ pub(super) fn name(engine: &str) -> anyhow::Result<String> {
     unit.push_str(".service");
     // UNIT_NAME_MAX of systemd, with its final zero.
     if engine.is_empty() || unit.len() > 255 {
-        bail!("`{engine}` cannot be the name of a service\n  hint: give the recipe a short name and build again");
+        bail!(
+            Diagnostic::new(format!("`{engine}` cannot be the name of a service"))
+                .with_help("give the recipe a short name and build again")
+        );
     }
     Ok(unit)
 }
@@ -116,7 +120,7 @@ fn user(install: &Install) -> anyhow::Result<String> {
     let user = user.unwrap_or_else(|| "root".to_owned());
     let plain = |c: char| c.is_alphanumeric() || "_-.".contains(c);
     if user.is_empty() || user.starts_with('-') || !user.chars().all(plain) {
-        bail!("`{user}` is no user's name\n  hint: --user names who runs the service");
+        bail!(Diagnostic::new(format!("`{user}` is no user's name")).with_help("--user names who runs the service"));
     }
     Ok(user)
 }
@@ -167,8 +171,8 @@ fn text_of(path: &Path) -> anyhow::Result<String> {
 fn executable(path: &str) -> anyhow::Result<String> {
     if let Some(odd) = path.chars().find(|character| "\"'\\$".contains(*character)) {
         bail!(
-            "systemd starts no program whose path holds {odd:?}: {path:?}\n  hint: install watus-build elsewhere, e.g. in \
-             /usr/local/bin"
+            Diagnostic::new(format!("systemd starts no program whose path holds {odd:?}: {path:?}"))
+                .with_help("install watus-build elsewhere, e.g. in /usr/local/bin")
         );
     }
     quote(path)
@@ -184,7 +188,10 @@ fn argument(word: &str) -> anyhow::Result<String> {
 /// meaning.
 fn quote(word: &str) -> anyhow::Result<String> {
     if word.chars().any(char::is_control) {
-        bail!("{word:?} holds a control character, which a unit file cannot\n  hint: rename it");
+        bail!(
+            Diagnostic::new(format!("{word:?} holds a control character, which a unit file cannot"))
+                .with_help("rename it")
+        );
     }
     let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%");
     let plain = |c: char| c.is_ascii_alphanumeric() || "/-_.=:,@+".contains(c);

@@ -5,6 +5,7 @@ use super::message::{Chat, Message};
 use super::plain::Plain;
 use super::template::Traits;
 use super::tools::{self, Style};
+use crate::diagnostic::Diagnostic;
 use crate::llm::executor::LlmError;
 
 /// A conversation in tokens.
@@ -36,10 +37,8 @@ impl Text {
     pub fn encode(&self, chat: &Chat) -> Result<Prompt, LlmError> {
         let (template, traits) = self.template.as_ref().zip(self.traits).ok_or_else(|| LlmError::Text {
             path: self.folder.clone(),
-            message:
-                "the model has no chat template: it completes texts, and may not converse\n  hint: use `--raw` or \
-                      /v1/completions, or give the recipe a `chat_template: FILE.jinja`"
-                    .to_owned(),
+            message: Diagnostic::new("the model has no chat template: it completes texts, and may not converse")
+                .with_help("use `--raw` or /v1/completions, or give the recipe a `chat_template: FILE.jinja`"),
         })?;
         let mut chat = chat.clone();
         let tells = chat.messages.first().is_some_and(|first| matches!(first.role.as_str(), "system" | "developer"));

@@ -34,7 +34,7 @@ const OTHER_KINDS: [(&str, &str); 9] = [
     ("none", "none"),
 ];
 
-const OTHER_FORM: &str = "\n  hint: use the model's safetensors repository";
+const OTHER_FORM: &str = "use the model's safetensors repository";
 
 fn key(name: &str) -> String {
     format!("tokenizer.ggml.{name}")
@@ -55,7 +55,7 @@ pub fn refused_vocabularies() -> &'static [(&'static str, &'static str)] {
 
 /// Which kind it is, if it can be read.
 fn kind(path: &Path, gguf: &Gguf) -> Result<VocabularyKind, CheckpointError> {
-    let fail = |message: String| CheckpointError::new(path, format!("{message}{OTHER_FORM}"));
+    let fail = |message: String| CheckpointError::new(path, message).with_help(OTHER_FORM);
     let count = gguf.texts(&key("tokens")).map_or(0, Texts::len);
     let model = gguf.text(&key("model")).unwrap_or_default();
     let found = match model {

@@ -38,6 +38,7 @@ pub use template::{ChatTemplate, Traits};
 use super::executor::LlmError;
 use super::grammar::{Grammar, Grammars, SPECIAL};
 use crate::checkpoint::read_json;
+use crate::diagnostic::Diagnostic;
 use crate::regular_file;
 
 /// The files an engine directory keeps, besides weights and engines.
@@ -130,12 +131,13 @@ impl Text {
     /// Reads the files of `folder`.
     pub fn open(folder: &Path) -> Result<Self, LlmError> {
         let path = folder.join("tokenizer.json");
-        let fail = |message: String| LlmError::Text { path: path.clone(), message };
+        let fail = |message: String| LlmError::Text { path: path.clone(), message: message.into() };
         let bytes = regular_file::read(&path, TOKENIZER_LIMIT).map_err(|error| {
-            fail(format!(
-                "{error}\n  hint: the model needs a tokenizer.json; `tokenizers` converts a tokenizer.model: \
-                 AutoTokenizer.from_pretrained(…).save_pretrained(…)"
-            ))
+            let message = Diagnostic::new(error.to_string()).with_help(
+                "the model needs a tokenizer.json; `tokenizers` converts a tokenizer.model: \
+                 AutoTokenizer.from_pretrained(…).save_pretrained(…)",
+            );
+            LlmError::Text { path: path.clone(), message }
         })?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string()))?;
         // What a tool that trained or calibrated the model left in the file: it would cut prompts, or fill them up.

@@ -48,7 +48,7 @@ impl ChatTemplate {
         let mut environment = jinja::environment();
         for (name, text) in [(NAME, Some(&parts.text)), (TOOL_USE, parts.tool_use.as_ref())] {
             let compiled = text.map_or(Ok(()), |text| jinja::add(&mut environment, name, text));
-            compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error) })?;
+            compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error).into() })?;
         }
         Ok(Self { environment, renderer: None, parts, source: source.to_owned() })
     }
@@ -70,7 +70,7 @@ impl ChatTemplate {
 
     /// The text of a conversation, with the beginning of an answer or without.
     pub(super) fn render_until(&self, chat: &Chat, answer: bool) -> Result<String, LlmError> {
-        let failed = |message: String| LlmError::Text { path: self.source.clone(), message };
+        let failed = |message: String| LlmError::Text { path: self.source.clone(), message: message.into() };
         match &self.renderer {
             None => self.render_here(chat, answer).map_err(failed),
             Some(renderer) => match renderer.render(chat, answer) {
@@ -138,7 +138,7 @@ fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Template
             return Ok(None);
         }
         let text = regular_file::read_text(path, TEMPLATE_LIMIT);
-        text.map(Some).map_err(|error| LlmError::Text { path: path.to_owned(), message: error.to_string() })
+        text.map(Some).map_err(|error| LlmError::Text { path: path.to_owned(), message: error.to_string().into() })
     };
     let jinja = folder.join("chat_template.jinja");
     let default = read(&jinja)?;
@@ -160,7 +160,7 @@ fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Template
 }
 
 fn fail(path: &Path, message: String) -> LlmError {
-    LlmError::Text { path: path.to_owned(), message }
+    LlmError::Text { path: path.to_owned(), message: message.into() }
 }
 
 fn no_default(names: &str) -> String {

@@ -120,9 +120,9 @@ impl Model {
             let attribute = |name: &str| node.attribute.iter().find(|attribute| attribute.name == name);
             if node.attribute.iter().any(|attribute| attribute.g.is_some()) {
                 let message = format!("node '{}' ({}) holds a graph of its own", node.name, node.op_type);
-                return Err(
-                    self.fail(format!("{message}, which half precision does not reach\n  hint: use `precision: fp32`"))
-                );
+                return Err(self
+                    .fail(format!("{message}, which half precision does not reach"))
+                    .with_help("use `precision: fp32`"));
             }
             let input = |index: usize| node.input.get(index).and_then(|name| types.get(name)).copied();
             let float = number(DType::Float32);
@@ -142,9 +142,7 @@ impl Model {
         let halves = [number(DType::Float16), number(DType::BFloat16)];
         if let Some((name, _)) = types.iter().find(|(_, type_)| halves.contains(type_)) {
             let message = format!("`{name}` is in half precision already");
-            return Err(
-                self.fail(format!("{message}\n  hint: use `precision: fp32`, which keeps the model's own types"))
-            );
+            return Err(self.fail(message).with_help("use `precision: fp32`, which keeps the model's own types"));
         }
         Ok(types)
     }

@@ -72,10 +72,9 @@ pub fn answers(checkpoint: &Checkpoint) -> Read<ClassifierOutput> {
     match (kind.map(|kind| kind.as_str().unwrap_or_default()), classes(&config)?) {
         (Some("regression"), _) => Ok(ClassifierOutput::Values),
         (Some("multi_label_classification"), _) | (None, 1) => Ok(ClassifierOutput::Multilabel),
-        (Some("single_label_classification"), 1) => Err(config.error(
-            "`problem_type: single_label_classification` of one label says nothing\n  hint: say `output: values` or \
-             `output: multilabel` in the recipe, whichever it was trained for",
-        )),
+        (Some("single_label_classification"), 1) => Err(config
+            .error("`problem_type: single_label_classification` of one label says nothing")
+            .with_help("say `output: values` or `output: multilabel` in the recipe, whichever it was trained for")),
         (Some("single_label_classification") | None, _) => Ok(ClassifierOutput::Logits),
         (Some(_), _) => Err(config.error(format!(
             "`problem_type: {}` is not supported; regression, multi_label_classification and single_label_classification \
@@ -101,9 +100,8 @@ pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Optio
         .text("model_type")
         .ok_or_else(|| config.error("`model_type` is missing: no model of `transformers`?"))?;
     let Some((_, emit)) = FAMILIES.iter().find(|(name, _)| *name == kind) else {
-        return Err(config.error(format!(
-            "model_type `{kind}` is not supported as a classifier\n  hint: these are: {}; anything else can be exported to \
-             ONNX and built from that",
+        return Err(config.error(format!("model_type `{kind}` is not supported as a classifier")).with_help(format!(
+            "these are: {}; anything else can be exported to ONNX and built from that",
             classifier_families().join(", ")
         )));
     };

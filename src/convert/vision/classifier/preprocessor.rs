@@ -53,9 +53,9 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
     let kind = config.text("image_processor_type").or(config.text("feature_extractor_type")).unwrap_or("");
     let known = ["ViT", "DeiT", "Deit", "Beit", "ConvNext", "ConvNeXT", "Bit"];
     if !kind.is_empty() && !known.iter().any(|name| kind.starts_with(name)) {
-        return Err(
-            config.error(format!("image processor `{kind}` is not supported\n  hint: say `preprocess:` in the recipe"))
-        );
+        return Err(config
+            .error(format!("image processor `{kind}` is not supported"))
+            .with_help("say `preprocess:` in the recipe"));
     }
     let convnext = kind.starts_with("ConvNe");
     let size = size(config, "size")?;

@@ -177,9 +177,10 @@ impl Builder<'_> {
         let side = 2 * trained - 1;
         let values = self.read(&table, &[side * side, heads])?;
         if size != trained {
-            return Err(self.config.error(format!(
-                "a map of {size} positions a side meets windows of {trained}\n  hint: use a larger picture"
-            )));
+            return Err(self
+                .config
+                .error(format!("a map of {size} positions a side meets windows of {trained}"))
+                .with_help("use a larger picture"));
         }
         let count = size * size;
         let row = |query: usize, key: usize| {

@@ -66,11 +66,13 @@ impl Builder<'_> {
         let window = [grid.height, grid.width];
         let positions = self.weights.has(&format!("{prefix}.embeddings.position_embeddings"));
         if (positions || prefix != "beit") && (image.height != trained || image.width != trained) {
-            return Err(self.config.error(format!(
-                "its position embeddings are for {trained} x {trained} pixels, the recipe asks for {} x {}\n  hint: leave \
-                 the size out, or use a model trained at that size",
-                image.height, image.width
-            )));
+            return Err(self
+                .config
+                .error(format!(
+                    "its position embeddings are for {trained} x {trained} pixels, the recipe asks for {} x {}",
+                    image.height, image.width
+                ))
+                .with_help("leave the size out, or use a model trained at that size"));
         }
         let patches = self.net.tokens(&grid);
         let mut x = self.embed(family, &patches, positions)?;

@@ -96,10 +96,9 @@ impl Emitter {
             return Err(module.error(format!("{heads} heads of {size} are not {} channels", x.channels)));
         }
         if !count.is_multiple_of(area) {
-            return Err(module.error(format!(
-                "{} x {} positions cannot be cut into {area} areas\n  hint: choose an `image_size` that is a multiple of 64",
-                x.height, x.width
-            )));
+            return Err(module
+                .error(format!("{} x {} positions cannot be cut into {area} areas", x.height, x.width))
+                .with_help("choose an `image_size` that is a multiple of 64"));
         }
         let bands = Bands { heads, area, count };
         let (parts, values) = if let Some(fused) = module.find("qkv")? {

@@ -52,9 +52,8 @@ impl Emitter {
             return Err(module.error(format!("more than {BLOCK_LIMIT} modules are no YOLO")));
         }
         let Some((_, emit)) = BLOCKS.iter().find(|(class, _)| *class == module.class) else {
-            return Err(module.error(
-                "this module is not supported\n  hint: YOLOv8, YOLO11 and YOLO12 are; others can be exported to ONNX and \
-                 built with `kind: onnx`",
+            return Err(module.error("this module is not supported").with_help(
+                "YOLOv8, YOLO11 and YOLO12 are; others can be exported to ONNX and built with `kind: onnx`",
             ));
         };
         emit(self, module, x)
@@ -112,9 +111,9 @@ impl Emitter {
     pub(super) fn concat(&mut self, module: &Module<'_>, maps: &[Map]) -> Read<Map> {
         let first = maps.first().ok_or_else(|| module.error("nothing to join"))?;
         if maps.iter().any(|map| (map.height, map.width) != (first.height, first.width)) {
-            return Err(module.error(
-                "it joins maps of different sizes\n  hint: `image_size` must be a multiple of the model's stride",
-            ));
+            return Err(module
+                .error("it joins maps of different sizes")
+                .with_help("`image_size` must be a multiple of the model's stride"));
         }
         self.net.graph.scope(&module.scope());
         let names: Vec<&str> = maps.iter().map(|map| map.name.as_str()).collect();

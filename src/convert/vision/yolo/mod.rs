@@ -66,9 +66,8 @@ pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> 
     refusal::check_maker(root)?;
     let (_, class) = root.class().unwrap_or(("", "no object"));
     if !class.ends_with("Model") || root.get("_modules").is_none() {
-        let hint =
-            "hint: a checkpoint of Ultralytics is wanted; a bare state dict does not say what it is the weights of";
-        return Err(root.error(format!("holds a {class}, not a YOLO model\n  {hint}")));
+        let help = "a checkpoint of Ultralytics is wanted; a bare state dict does not say what it is the weights of";
+        return Err(root.error(format!("holds a {class}, not a YOLO model")).with_help(help));
     }
     let mut graph = GraphBuilder::new("yolo", OPSET);
     graph.input("images", DType::Float32, &[batch, Some(3), Some(image[0]), Some(image[1])]);
@@ -154,9 +153,9 @@ impl End {
         }
         let task = YOLO_HEADS.iter().find(|(class, _)| *class == head.class).map(|(_, task)| *task);
         let task = task.ok_or_else(|| {
-            head.error(
-                "this head is not supported\n  hint: detect, segment and classify models are; others can be exported to \
-                 ONNX and built with `kind: onnx`",
+            head.error("this head is not supported").with_help(
+                "detect, segment and classify models are; others can be exported to ONNX and built with \
+                 `kind: onnx`",
             )
         })?;
         let (outputs, classes) = match task {

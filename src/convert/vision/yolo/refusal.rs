@@ -30,10 +30,11 @@ pub(super) fn check_maker(root: Item<'_>) -> Read<()> {
     if package.starts_with("ultralytics") || !package.split('.').any(|part| part == "models") {
         return Ok(());
     }
-    Err(root.error(format!(
-        "holds a {package}.{class}: a checkpoint of the original YOLOv5, v7 or v9 repository, not of Ultralytics' package\n  \
-         hint: export it to ONNX there (`python export.py --weights NAME.pt --include onnx`) and build that with `kind: onnx`"
-    )))
+    let message = "a checkpoint of the original YOLOv5, v7 or v9 repository, not of Ultralytics' package";
+    Err(root.error(format!("holds a {package}.{class}: {message}")).with_help(
+        "export it to ONNX there (`python export.py --weights NAME.pt --include onnx`) and build that with \
+         `kind: onnx`",
+    ))
 }
 
 /// Refuses models known by one of their layers, the head first.
@@ -41,8 +42,8 @@ pub(super) fn check_layers(root: Item<'_>, layers: &[Module<'_>]) -> Read<()> {
     let known = |layer: &Module<'_>| KNOWN.iter().find(|(class, ..)| *class == layer.class);
     let Some((class, what, read)) = layers.iter().rev().find_map(known) else { return Ok(()) };
     let kind = if *read { "yolo" } else { "onnx" };
-    Err(root.error(format!(
-        "is {what} ({class}), which is not converted from a .pt file\n  hint: export it to ONNX with Ultralytics (`yolo \
-         export model=NAME.pt format=onnx`) and build that with `kind: {kind}`"
+    Err(root.error(format!("is {what} ({class}), which is not converted from a .pt file")).with_help(format!(
+        "export it to ONNX with Ultralytics (`yolo export model=NAME.pt format=onnx`) and build \
+         that with `kind: {kind}`"
     )))
 }

@@ -3,86 +3,22 @@
 //!
 //! Conversions and flags are those of glibc, which Python on Linux passes on, and Python's own `%f`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
-/// Seconds of a day.
-const DAY: i64 = 86_400;
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::{Offset, TimeZone};
 
-/// A point in time, in its parts.
+/// A point in time.
 struct Moment {
-    /// Since 1970, in UTC.
+    /// Seconds since 1970, in UTC.
     since: i64,
-    /// Since midnight here.
-    seconds: u64,
-    year: u64,
-    /// 0 to 11.
-    month: u64,
-    /// 1 to 31.
-    day: u64,
-    /// 0 to 365.
-    of_year: u64,
-    /// 0 is Sunday.
-    weekday: u64,
+    /// What calendar and clock show here.
+    here: DateTime,
 }
 
-const MONTHS: [&str; 12] = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-];
-const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
 /// Characters that a conversion may be wide.
 const WIDEST: usize = 1024;
-
-fn leap(year: u64) -> bool {
-    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-}
-
-impl Moment {
-    /// Of seconds since 1970 in UTC, where clocks are `offset` seconds ahead of it.
-    fn of(since: i64, offset: i64) -> Self {
-        let here = since.saturating_add(offset);
-        let (days, seconds) = (here.div_euclid(DAY), here.rem_euclid(DAY).unsigned_abs());
-        // Civil date of a day number (Howard Hinnant, "chrono-compatible low-level date algorithms").
-        let z = u64::try_from(days + 719_468).unwrap_or(0);
-        let (era, of_era) = (z / 146_097, z % 146_097);
-        let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-        // Years begin in March here.
-        let from_march = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let shifted = (5 * from_march + 2) / 153;
-        let day = from_march - (153 * shifted + 2) / 5 + 1;
-        let month = if shifted < 10 { shifted + 2 } else { shifted - 10 };
-        let year = year_of_era + era * 400 + u64::from(month <= 1);
-        let of_year = if month <= 1 { from_march - 306 } else { from_march + 59 + u64::from(leap(year)) };
-        // 1970 began on a Thursday.
-        let weekday = (days + 4).rem_euclid(7).unsigned_abs();
-        Self { since, seconds, year, month, day, of_year, weekday }
-    }
-
-    /// Year and week of ISO 8601: the week with the year's first Thursday is its first.
-    fn week(&self) -> (u64, u64) {
-        let weekday = (self.weekday + 6) % 7;
-        let length = 365 + u64::from(leap(self.year));
-        // The day of the year of this week's Thursday.
-        match (self.of_year + 3).checked_sub(weekday) {
-            None => {
-                let before = self.year - 1;
-                (before, (self.of_year + 3 + 365 + u64::from(leap(before)) - weekday) / 7 + 1)
-            }
-            Some(thursday) if thursday >= length => (self.year + 1, (thursday - length) / 7 + 1),
-            Some(thursday) => (self.year, thursday / 7 + 1),
-        }
-    }
-}
 
 /// How a conversion's number is filled up.
 #[derive(Default)]
@@ -116,32 +52,23 @@ impl Flags {
 
 /// The time now.
 pub(super) fn strftime_now(format: &str) -> String {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let since = i64::try_from(since).unwrap_or(0);
+    let since = Timestamp::try_from(SystemTime::now()).map_or(0, Timestamp::as_second);
     strftime(format, since, offset(since))
 }
 
-/// How far clocks here are ahead of UTC at a time, as the C library knows it from `TZ` or /etc/localtime, and as Python has it;
-/// where they say nothing of use, that is UTC.
-fn offset(since: i64) -> i64 {
-    let time: libc::time_t = since;
-    let mut parts = std::mem::MaybeUninit::<libc::tm>::zeroed();
-    // SAFETY: both pointers are of live values of this frame, and all zeros is a `tm`. What it reads of the environment is
-    // changed by nobody in this program.
-    #[allow(unsafe_code)]
-    let parts = unsafe {
-        if libc::localtime_r(&raw const time, parts.as_mut_ptr()).is_null() {
-            return 0;
-        }
-        parts.assume_init()
-    };
-    parts.tm_gmtoff
+/// How many seconds clocks here are ahead of UTC at a time, by `TZ` or /etc/localtime; where they say nothing of use, that is UTC,
+/// as for the C library and for Python.
+fn offset(since: i64) -> i32 {
+    let zone = TimeZone::try_system().unwrap_or(TimeZone::UTC);
+    zone.to_offset(Timestamp::from_second(since).unwrap_or(Timestamp::UNIX_EPOCH)).seconds()
 }
 
 /// The time, `since` seconds after the beginning of 1970, where clocks are `offset` seconds ahead.
-fn strftime(format: &str, since: i64, offset: i64) -> String {
+fn strftime(format: &str, since: i64, offset: i32) -> String {
+    let offset = Offset::from_seconds(offset).unwrap_or(Offset::UTC);
+    let here = offset.to_datetime(Timestamp::from_second(since).unwrap_or(Timestamp::UNIX_EPOCH));
     let mut out = String::new();
-    write(&mut out, format, &Moment::of(since, offset));
+    write(&mut out, format, &Moment { since, here });
     out
 }
 
@@ -178,56 +105,72 @@ fn write(out: &mut String, format: &str, moment: &Moment) {
     out.push_str(rest);
 }
 
+/// The number a conversion shows, its width, and what it is filled up with.
+fn number(letter: char, moment: &Moment) -> Option<(u64, usize, char)> {
+    let (date, time, week) = (moment.here.date(), moment.here.time(), moment.here.iso_week_date());
+    let [year, week_year, of_year] =
+        [date.year(), week.year(), date.day_of_year()].map(|number| u64::from(number.unsigned_abs()));
+    let sunday = date.weekday().to_sunday_zero_offset();
+    let [month, day, week, since_sunday] =
+        [date.month(), date.day(), week.week(), sunday].map(|number| u64::from(number.unsigned_abs()));
+    let [hour, minute, second] =
+        [time.hour(), time.minute(), time.second()].map(|number| u64::from(number.unsigned_abs()));
+    let (twelve, since_monday) = ((hour + 11) % 12 + 1, (since_sunday + 6) % 7);
+    let (number, width) = match letter {
+        'C' => (year / 100, 2),
+        'd' | 'e' => (day, 2),
+        'g' => (week_year % 100, 2),
+        'G' => (week_year, 4),
+        'H' | 'k' => (hour, 2),
+        'I' | 'l' => (twelve, 2),
+        'j' => (of_year, 3),
+        'm' => (month, 2),
+        'M' => (minute, 2),
+        's' => (moment.since.unsigned_abs(), 1),
+        'S' => (second, 2),
+        'u' => (since_monday + 1, 1),
+        // Weeks begin on a Sunday, or for %W on a Monday; days before the year's first one are in week 0.
+        'U' => ((of_year + 6 - since_sunday) / 7, 2),
+        'V' => (week, 2),
+        'w' => (since_sunday, 1),
+        'W' => ((of_year + 6 - since_monday) / 7, 2),
+        'y' => (year % 100, 2),
+        'Y' => (year, 1),
+        _ => return None,
+    };
+    Some((number, width, if matches!(letter, 'e' | 'k' | 'l') { ' ' } else { '0' }))
+}
+
 fn convert(letter: char, flags: &Flags, moment: &Moment) -> Option<String> {
+    if let Some((number, width, fill)) = number(letter, moment) {
+        return Some(flags.number(number, width, fill));
+    }
     let whole = |format: &str| {
         let mut text = String::new();
         write(&mut text, format, moment);
         Some(flags.word(&text))
     };
-    let number = |number: u64, width: usize| Some(flags.number(number, width, '0'));
-    let spaced = |number: u64| Some(flags.number(number, 2, ' '));
-    let (hour, week) = (moment.seconds / 3600, moment.week());
-    let twelve = (hour + 11) % 12 + 1;
-    let (day, month) = (*DAYS.get(moment.weekday as usize)?, *MONTHS.get(moment.month as usize)?);
-    let name = |name: &str| Some(if flags.swap { flags.word(&name.to_uppercase()) } else { flags.word(name) });
-    let half = if hour < 12 { "AM" } else { "PM" };
+    let name = |code: &str| {
+        let name = moment.here.strftime(code).to_string();
+        Some(flags.word(&if flags.swap { name.to_uppercase() } else { name }))
+    };
+    let half = if moment.here.hour() < 12 { "AM" } else { "PM" };
     match letter {
-        'a' => name(&day[..3]),
-        'A' => name(day),
-        'b' | 'h' => name(&month[..3]),
-        'B' => name(month),
+        'a' => name("%a"),
+        'A' => name("%A"),
+        'b' | 'h' => name("%b"),
+        'B' => name("%B"),
         'c' => whole("%a %b %e %H:%M:%S %Y"),
-        'C' => number(moment.year / 100, 2),
-        'd' => number(moment.day, 2),
         'D' | 'x' => whole("%m/%d/%y"),
-        'e' => spaced(moment.day),
         'f' => Some("000000".to_owned()),
         'F' => whole("%Y-%m-%d"),
-        'g' => number(week.0 % 100, 2),
-        'G' => number(week.0, 4),
-        'H' => number(hour, 2),
-        'I' => number(twelve, 2),
-        'j' => number(moment.of_year + 1, 3),
-        'k' => spaced(hour),
-        'l' => spaced(twelve),
-        'm' => number(moment.month + 1, 2),
-        'M' => number(moment.seconds / 60 % 60, 2),
         'n' => Some("\n".to_owned()),
         'p' => Some(flags.word(&if flags.swap { half.to_lowercase() } else { half.to_owned() })),
         'P' => Some(flags.word(&half.to_lowercase())),
         'r' => whole("%I:%M:%S %p"),
         'R' => whole("%H:%M"),
-        's' => number(moment.since.unsigned_abs(), 1),
-        'S' => number(moment.seconds % 60, 2),
         't' => Some("\t".to_owned()),
         'T' | 'X' => whole("%H:%M:%S"),
-        'u' => number((moment.weekday + 6) % 7 + 1, 1),
-        'U' => number((moment.of_year + 7 - moment.weekday) / 7, 2),
-        'V' => number(week.1, 2),
-        'w' => number(moment.weekday, 1),
-        'W' => number((moment.of_year + 7 - (moment.weekday + 6) % 7) / 7, 2),
-        'y' => number(moment.year % 100, 2),
-        'Y' => number(moment.year, 1),
         // Python's `now()` knows no zone.
         'z' | 'Z' => Some(String::new()),
         '%' => Some("%".to_owned()),

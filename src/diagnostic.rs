@@ -1,0 +1,73 @@
+//! What an error says: what is wrong and where, and apart from it the next step.
+//!
+//! Errors that a person mends hold one, so that whoever shows them need not look for the next step in a text. As a text it is
+//! two lines, of which the second is `  hint: ` and the step.
+
+use std::fmt;
+
+/// Between a message and its help, in a text of both.
+const HINT: &str = "\n  hint: ";
+
+/// What is wrong and where, and what to do about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// What is wrong, naming the file's tensor, key or node.
+    pub message: String,
+    /// The next step.
+    pub help: Option<String>,
+}
+
+impl Diagnostic {
+    /// What is wrong, where nothing is known to be done about it.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), help: None }
+    }
+
+    /// With the next step, instead of any it had.
+    pub fn with_help(self, help: impl Into<String>) -> Self {
+        Self { help: Some(help.into()), ..self }
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)?;
+        self.help.as_ref().map_or(Ok(()), |help| write!(f, "{HINT}{help}"))
+    }
+}
+
+/// Takes a text as it is shown apart: words of another process, or of a chain of errors.
+impl From<&str> for Diagnostic {
+    fn from(text: &str) -> Self {
+        match text.rsplit_once(HINT) {
+            Some((message, help)) => Self::new(message).with_help(help),
+            None => Self::new(text),
+        }
+    }
+}
+
+impl From<String> for Diagnostic {
+    fn from(text: String) -> Self {
+        if text.contains(HINT) { Self::from(text.as_str()) } else { Self::new(text) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_taken_apart_and_put_together_again() {
+        for (text, message, help) in [
+            ("x is odd", "x is odd", None),
+            ("x is odd\n  hint: take y", "x is odd", Some("take y")),
+            ("x: y\n  hint: z\n  hint: take ż", "x: y\n  hint: z", Some("take ż")),
+            ("hint: none", "hint: none", None),
+        ] {
+            let diagnostic = Diagnostic::from(text);
+            assert_eq!((diagnostic.message.as_str(), diagnostic.help.as_deref()), (message, help));
+            assert_eq!(diagnostic, Diagnostic::from(text.to_owned()));
+            assert_eq!(diagnostic.to_string(), text);
+        }
+    }
+}
