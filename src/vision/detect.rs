@@ -233,6 +233,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::spec::Fit;
 
     fn yolo() -> Yolo {
         Yolo {
