@@ -1,4 +1,4 @@
-// Where the time of a decode step goes: the step kernel alone on a model of Mistral-7B's shape with random weights, and for
+// Where the time of a decode step goes: the decode kernel alone on a model of Mistral-7B's shape with random weights, and for
 // each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between which
 // points of its blocks that passes. Times of the points are medians over blocks and layers.
 //
@@ -33,16 +33,16 @@ static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
 }
 #endif
 
-#include "../src/llm/gpu/step/common.cu"
-#include "../src/llm/gpu/step/primitives.cu"
-#include "../src/llm/gpu/step/helpers.cu"
-#include "../src/llm/gpu/step/tiles.cu"
-#include "../src/llm/gpu/step/fetch.cu"
-#include "../src/llm/gpu/step/stage.cu"
-#include "../src/llm/gpu/step/product.cu"
-#include "../src/llm/gpu/step/packed.cu"
-#include "../src/llm/gpu/step/attend.cu"
-#include "../src/llm/gpu/step/step.cu"
+#include "../src/llm/gpu/decode_kernel/abi.cu"
+#include "../src/llm/gpu/decode_kernel/primitives.cu"
+#include "../src/llm/gpu/decode_kernel/math.cu"
+#include "../src/llm/gpu/decode_kernel/tile_mma.cu"
+#include "../src/llm/gpu/decode_kernel/producer.cu"
+#include "../src/llm/gpu/decode_kernel/inputs.cu"
+#include "../src/llm/gpu/decode_kernel/plain_matmul.cu"
+#include "../src/llm/gpu/decode_kernel/packed_matmul.cu"
+#include "../src/llm/gpu/decode_kernel/attention.cu"
+#include "../src/llm/gpu/decode_kernel/kernel.cu"
 
 #define CHECK(call)                                                                      \
   do {                                                                                   \
@@ -97,7 +97,7 @@ static T median(std::vector<T> values) {
   return values[values.size() / 2];
 }
 
-// Deals tiles of plain weights, or strips of packed ones, out to the blocks evenly, as step/deal.rs does.
+// Deals tiles of plain weights, or strips of packed ones, out to the blocks evenly, as decode_kernel/partition.rs does.
 static void deal(std::vector<Phase>& phases, u32 blocks) {
   std::vector<u32> words;
   std::vector<std::pair<u32, u32>> places;

@@ -20,14 +20,14 @@ NEEDED = "7.4"
 
 
 def sources():
-    """The kernels around the engines, and the step kernel."""
-    parts = re.findall(r'include_str!\("([^"]+\.cu)"\)', (KERNELS / "step/kernel.rs").read_text())
-    assert len(parts) > 5, "step/kernel.rs names its parts otherwise"
-    return (KERNELS / "kernels.cu").read_text(), "".join((KERNELS / "step" / part).read_text() for part in parts)
+    """The kernels around the engines, and the decode kernel."""
+    parts = re.findall(r'include_str!\("([^"]+\.cu)"\)', (KERNELS / "decode_kernel/kernel.rs").read_text())
+    assert len(parts) > 5, "decode_kernel/kernel.rs names its parts otherwise"
+    return (KERNELS / "aux_kernels.cu").read_text(), "".join((KERNELS / "decode_kernel" / part).read_text() for part in parts)
 
 
 def variants():
-    return [line.split() for line in (KERNELS / "step/variants.txt").read_text().splitlines()]
+    return [line.split() for line in (KERNELS / "decode_kernel/variants.txt").read_text().splitlines()]
 
 
 class Nvrtc:

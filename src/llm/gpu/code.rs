@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use super::kernels;
+use super::aux_kernels;
 use super::nvrtc::{self, Nvrtc};
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
@@ -47,7 +47,7 @@ fn name(source: &str, options: &[String]) -> String {
 
 /// Name of one file that every folder of this version's kernels has.
 pub fn packaged_kernel() -> String {
-    name(kernels::SOURCE, &[])
+    name(aux_kernels::SOURCE, &[])
 }
 
 /// Folders that may have precompiled kernels: the one that `WATUS_KERNELS` names, or those of the package this program
@@ -123,7 +123,7 @@ pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<
 }
 
 fn text(error: DriverError) -> String {
-    super::kernels::device_error(error).to_string()
+    super::aux_kernels::device_error(error).to_string()
 }
 
 /// A file of code, if it is there and is text as the driver takes it.
@@ -161,7 +161,7 @@ fn as_needed(code: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::print_stderr)]
 mod tests {
-    use super::super::step;
+    use super::super::decode_kernel;
     use super::*;
 
     /// The compilers that `WATUS_TEST_NVRTC` names (paths with `:` between them), or the one there is.
@@ -197,13 +197,13 @@ mod tests {
                 }
             };
             let around = ["transpose", "convert", "mask", "rotary", "append", "append8", "widen8", "spread"];
-            compile(kernels::SOURCE, &complete(&[]), &around);
+            compile(aux_kernels::SOURCE, &complete(&[]), &around);
             for (numbers, entry, architectures) in variants {
                 for architecture in architectures.iter().filter(|name| nvrtc.knows(name)) {
                     let names = ["DEPTH", "SLOT", "WORK", "PACKED", "KEPT", "ELEMENT"].into_iter();
                     let mut options = vec![OPTIONS[0].to_owned(), format!("--gpu-architecture={architecture}")];
                     options.extend(names.zip(numbers.split(' ')).map(|(name, number)| format!("-D{name}={number}")));
-                    compile(step::SOURCE, &options, &[&step[..], &[entry][..]].concat());
+                    compile(decode_kernel::SOURCE, &options, &[&step[..], &[entry][..]].concat());
                 }
             }
         }
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn code_is_called_by_what_it_is_made_of() {
         let options = ["-DX=1".to_owned()];
-        let names = [name("a", &[]), name("b", &[]), name("a", &options), name(kernels::SOURCE, &[])];
+        let names = [name("a", &[]), name("b", &[]), name("a", &options), name(aux_kernels::SOURCE, &[])];
         for (at, one) in names.iter().enumerate() {
             assert_eq!((one.len(), names.iter().filter(|name| *name == one).count()), (64 + 4, 1), "{at}");
         }

@@ -81,7 +81,7 @@ impl Engines {
         let wanted = engine.scratch_bytes();
         if self.scratch.as_ref().is_none_or(|scratch| scratch.len() < wanted) {
             // What is on the stream may still use the old one.
-            state.device.stream.synchronize().map_err(super::kernels::device_error)?;
+            state.device.stream.synchronize().map_err(super::aux_kernels::device_error)?;
             // What is in TensorRT's scratch memory counts for nothing.
             let scratch = Buffer::unset(&state.device.stream, wanted, "the engines' scratch memory")?;
             for engine in self.layers.values_mut().chain(self.heads.values_mut()) {

@@ -1,21 +1,21 @@
 //! The TensorRT executor: one engine per shape runs every layer with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
 //!
-//! `state.rs` is the memory, `engines.rs` TensorRT, `step.rs` our own kernel for decode steps and the head, `weights.rs` and
-//! `staging.rs` the way in, `kernels.rs` what neither does, `code.rs` where kernels come from. Which of the two takes decode
+//! `state.rs` is the memory, `engines.rs` TensorRT, `decode_kernel.rs` our own kernel for decode steps and the head, `weights.rs` and
+//! `staging.rs` the way in, `aux_kernels.rs` what neither does, `code.rs` where kernels come from. Which of the two takes decode
 //! steps, and what prompts are cut into, is measured
 //! when a model is loaded (`tune.rs`).
 
+mod aux_kernels;
 mod buffers;
-mod cache;
 mod code;
+mod decode_kernel;
 mod engines;
-mod kernels;
+mod kv_cache;
 mod nvrtc;
+mod packed_tiles;
 mod staging;
 mod state;
-mod step;
-mod tiles;
 mod tune;
 mod unpack;
 mod weights;
@@ -25,11 +25,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use self::aux_kernels::{Kernels, device_error};
 pub use self::code::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};
+use self::decode_kernel::{Kernel, Program};
 use self::engines::Engines;
-use self::kernels::{Kernels, device_error};
 use self::state::{Place, State};
-use self::step::{Kernel, Program};
 use self::tune::Way;
 use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
 use super::passes::Sizes;
@@ -55,12 +55,12 @@ pub struct GpuOptions {
 
 /// Bytes of a matrix whose parts are packed, if they can stay so on the device (in float16).
 pub fn packed_bytes(parts: &[Integers<'_>], [inputs, outputs]: [usize; 2]) -> Option<usize> {
-    tiles::layout(parts, outputs, inputs).map(tiles::Layout::bytes)
+    packed_tiles::layout(parts, outputs, inputs).map(packed_tiles::Layout::bytes)
 }
 
 /// The same of one that will be quantised to `bits`, in groups of so many inputs.
 pub fn quantised_bytes((bits, group): (u32, usize), sizes: [usize; 2]) -> Option<usize> {
-    tiles::Layout::new((bits, group), sizes).map(tiles::Layout::bytes)
+    packed_tiles::Layout::new((bits, group), sizes).map(packed_tiles::Layout::bytes)
 }
 
 /// See the module.
@@ -281,7 +281,7 @@ impl Executor for GpuExecutor {
             }
             self.take_in(slot, cached, &rest[..count], chunk)?;
             let wanted: Vec<usize> = wanted.collect();
-            for wanted in wanted.chunks(if self.program.is_some() { step::ROWS } else { 1 }) {
+            for wanted in wanted.chunks(if self.program.is_some() { decode_kernel::ROWS } else { 1 }) {
                 for (to, from) in wanted.iter().enumerate() {
                     self.state.take_row(*from, to)?;
                 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
 
+use super::aux_kernels::{Address, Kernels, kind, word};
 use super::buffers::{Buffer, Pinned, copy};
-use super::cache::Cache;
-use super::kernels::{Address, Kernels, kind, word};
-use super::step::{Kernel, ROWS};
+use super::decode_kernel::{Kernel, ROWS};
+use super::kv_cache::Cache;
 use super::unpack::Unpacker;
 use super::weights::{Matrix, Weights};
 use crate::backend::BackendError;

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::GpuExecutor;
-use super::kernels::device_error;
+use super::aux_kernels::device_error;
 use super::state::Place;
 use crate::backend::BackendError;
 use crate::convert::LayerShape;

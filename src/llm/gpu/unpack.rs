@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream};
 
+use super::aux_kernels::{Address, device_error};
 use super::buffers::Buffer;
-use super::kernels::{Address, device_error};
-use super::step::Kernel;
+use super::decode_kernel::Kernel;
 use super::weights::{Matrix, Weights};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;

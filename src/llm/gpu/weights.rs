@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::aux_kernels::{Address, Kernels, kind, word};
 use super::buffers::{Buffer, Pinned};
-use super::kernels::{Address, Kernels, kind, word};
+use super::decode_kernel::Kinds;
+use super::packed_tiles::{self, Layout, Strips};
 use super::staging::{PIECE, Staging};
-use super::step::Kinds;
-use super::tiles::{self, Layout, Strips};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{free_memory, is_integrated};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
@@ -28,7 +28,7 @@ const WINDOW: usize = 64 << 20;
 pub(super) enum Matrix {
     /// A matrix `[inputs, outputs]`, or a vector.
     Plain(Buffer),
-    /// Small integers in tiles, as the step kernel reads them.
+    /// Small integers in tiles, as the decode kernel reads them.
     Packed {
         tiles: Buffer,
         /// uint32: where its inputs are, if not in their place.
@@ -93,7 +93,7 @@ fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Opt
             None => return Ok(None),
         }
     }
-    Ok(tiles::layout(&integers, rows, columns))
+    Ok(packed_tiles::layout(&integers, rows, columns))
 }
 
 /// What kinds of tiles a model's packed matrices have.

@@ -1,4 +1,4 @@
-//! The step kernel on this device: compiled for it, launched, and told what to do in the terms of `common.cu`. The one file
+//! The decode kernel on this device: compiled for it, launched, and told what to do in the terms of `abi.cu`. The one file
 //! that launches it.
 #![allow(unsafe_code)]
 
@@ -7,12 +7,12 @@ use std::sync::Arc;
 use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 
+use super::super::aux_kernels::{Address, device_error, word};
 use super::super::buffers::Buffer;
 use super::super::code;
-use super::super::kernels::{Address, device_error, word};
-use super::super::tiles::{self, Layout};
-use super::deal::Dealt;
-use super::rank::Places;
+use super::super::packed_tiles::{self, Layout};
+use super::partition::Dealt;
+use super::top_logits::Places;
 use super::variant::{self, Kinds, THREADS, Variant};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
@@ -22,20 +22,20 @@ use crate::tensor::DType;
 
 /// Source of the kernels.
 pub(in super::super) const SOURCE: &str = concat!(
-    include_str!("common.cu"),
+    include_str!("abi.cu"),
     include_str!("primitives.cu"),
-    include_str!("helpers.cu"),
-    include_str!("tiles.cu"),
-    include_str!("fetch.cu"),
-    include_str!("stage.cu"),
-    include_str!("product.cu"),
-    include_str!("packed.cu"),
-    include_str!("attend.cu"),
-    include_str!("step.cu"),
-    include_str!("rank.cu")
+    include_str!("math.cu"),
+    include_str!("tile_mma.cu"),
+    include_str!("producer.cu"),
+    include_str!("inputs.cu"),
+    include_str!("plain_matmul.cu"),
+    include_str!("packed_matmul.cu"),
+    include_str!("attention.cu"),
+    include_str!("kernel.cu"),
+    include_str!("top_logits.cu")
 );
 
-/// As common.cu has them.
+/// As abi.cu has them.
 pub(super) const TILE: usize = 64;
 pub(super) const WIDEST: usize = WARPS * TILE;
 /// Columns of a strip where a residual is added after a norm.
@@ -53,7 +53,7 @@ pub(in super::super) const ROWS: usize = 8;
 /// Bytes of a tile of plain weights.
 pub(super) const PLAIN_TILE: usize = 4096;
 
-/// What a phase does, as common.cu numbers it.
+/// What a phase does, as abi.cu numbers it.
 pub(super) const PRODUCT: u32 = 0;
 pub(super) const ATTEND: u32 = 1;
 pub(super) const ADD: u32 = 2;
@@ -128,10 +128,10 @@ pub(super) struct Launch {
     pub(super) times: Address,
 }
 
-// SAFETY: plain numbers, laid out as common.cu declares `Step`.
+// SAFETY: plain numbers, laid out as abi.cu declares `Step`.
 unsafe impl DeviceRepr for Launch {}
 
-/// Number of an arrangement of terms in common.cu.
+/// Number of an arrangement of terms in abi.cu.
 pub(super) fn second(second: Second) -> u32 {
     match second {
         Second::Zero => 1,
@@ -142,7 +142,7 @@ pub(super) fn second(second: Second) -> u32 {
 /// Grid and threads of a matrix' unpacking: a block for a tile of four strips, a warp for each 32 inputs of each.
 pub(super) fn expansion(layout: Layout) -> ((u32, u32), u32) {
     let grid = (word(layout.tiles()), word(layout.outputs.div_ceil(TILE)));
-    (grid, word(layout.deep() * TILE / tiles::STRIP))
+    (grid, word(layout.deep() * TILE / packed_tiles::STRIP))
 }
 
 /// The kernel, compiled for this device.
@@ -227,13 +227,13 @@ impl Kernel {
         launch.arg(&tiled).arg(&out).arg(&order).arg(&inputs).arg(&outputs).arg(&bytes).arg(&group).arg(&second);
         let ((tiles, columns), threads) = expansion(layout);
         let (grid_dim, block_dim) = ((tiles, columns, 1), (threads, 1, 1));
-        // SAFETY: arguments as step.cu declares them; the caller's buffers have these sizes.
+        // SAFETY: arguments as kernel.cu declares them; the caller's buffers have these sizes.
         unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
             .map(drop)
             .map_err(device_error)
     }
 
-    /// Finds the likeliest of rows of logits, which so many blocks share; see `rank.cu`.
+    /// Finds the likeliest of rows of logits, which so many blocks share; see `top_logits.cu`.
     pub(super) fn rank(
         &self,
         stream: &CudaStream,
@@ -245,7 +245,7 @@ impl Kernel {
         launch.arg(&places.logits).arg(&vocabulary).arg(&places.inverses);
         launch.arg(&places.lists).arg(&places.masses).arg(&places.counters).arg(&places.out);
         let (grid_dim, block_dim) = ((word(shares), word(rows), 1), (word(32 * WARPS), 1, 1));
-        // SAFETY: arguments as rank.cu declares them; the caller's buffers have these sizes.
+        // SAFETY: arguments as top_logits.cu declares them; the caller's buffers have these sizes.
         unsafe { launch.launch(LaunchConfig { grid_dim, block_dim, shared_mem_bytes: 0 }) }
             .map(drop)
             .map_err(device_error)
@@ -268,7 +268,7 @@ impl Kernel {
             block_dim: (word(THREADS), 1, 1),
             shared_mem_bytes: word(self.shared),
         };
-        // SAFETY: arguments as common.cu declares them; for the addresses the caller vouches.
+        // SAFETY: arguments as abi.cu declares them; for the addresses the caller vouches.
         unsafe { builder.launch(config) }.map(drop).map_err(device_error)
     }
 }

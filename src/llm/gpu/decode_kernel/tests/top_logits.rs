@@ -1,8 +1,8 @@
 //! The likeliest tokens and what all weigh, against a sort on the host.
 
-use super::super::rank::{BEST, MASS, Places, RANKED, read, shares};
+use super::super::top_logits::{BEST, MASS, Places, RANKED, read, shares};
 use super::*;
-use crate::llm::gpu::kernels::word;
+use crate::llm::gpu::aux_kernels::word;
 
 #[test]
 fn the_likeliest_are_those_of_a_sort() {

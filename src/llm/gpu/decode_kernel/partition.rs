@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::super::kernels::word;
+use super::super::aux_kernels::word;
 use super::kernel::{ADD, PRODUCT, Phase};
 
 /// So few tiles or strips a block are dealt out evenly.

@@ -1,4 +1,4 @@
-//! Packed integers laid out for the step kernel (`step/tiles.cu`): tiles of 16 outputs and 128 (4 bits) or 64 (8 bits)
+//! Packed integers laid out for the decode kernel (`decode_kernel/tile_mma.cu`): tiles of 16 outputs and 128 (4 bits) or 64 (8 bits)
 //! inputs, in the order in which the lanes of a warp hand them to the tensor cores, each tile with its scales.
 
 use half::f16;
@@ -228,7 +228,7 @@ fn fill(
         for step in 0..deep / 16 {
             for lane in 0..32 {
                 let (g, k) = (lane / 4, tile * deep + step / 2 * 32 + lane % 4 * 8 + step % 2 * 4);
-                // The pairs of the first operand of m16n8k16: (output, input) of the lower one. See tiles.cu.
+                // The pairs of the first operand of m16n8k16: (output, input) of the lower one. See tile_mma.cu.
                 let pairs = [(g, k), (g + 8, k), (g, k + 2), (g + 8, k + 2)];
                 let pairs = pairs.map(|(output, k)| [quant(output, k), quant(output, k + 1)]);
                 if layout.bits == 4 {

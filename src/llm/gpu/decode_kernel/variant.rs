@@ -1,9 +1,9 @@
-//! What the step kernel is compiled with: which elements, which kinds of packed tiles, how much shared memory.
+//! What the decode kernel is compiled with: which elements, which kinds of packed tiles, how much shared memory.
 //!
 //! `variants.txt` has those that a package brings compiled (`scripts/kernels-ptx.sh`).
 
-use super::super::kernels::kind;
-use super::super::tiles::{self, Layout};
+use super::super::aux_kernels::kind;
+use super::super::packed_tiles::{self, Layout};
 use super::kernel::{FETCHERS, PLAIN_TILE, WARPS};
 use crate::convert::Transformer;
 use crate::tensor::DType;
@@ -19,12 +19,12 @@ const LEAST_DEPTH: usize = 2;
 const DEPTH: usize = 8;
 const DEPTH_PACKED: usize = 4;
 const LARGEST_HEAD: usize = 256;
-/// Query heads of a key head at most, as common.cu has it.
+/// Query heads of a key head at most, as abi.cu has it.
 pub(super) const GROUP: usize = 16;
 /// Threads of a block.
 pub(super) const THREADS: usize = 32 * (WARPS + FETCHERS);
 
-/// Kinds of packed tiles, bits and groups, as packed.cu numbers them.
+/// Kinds of packed tiles, bits and groups, as packed_matmul.cu numbers them.
 const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
 
 /// Which kinds of packed tiles the kernel is compiled for.
@@ -45,7 +45,7 @@ impl Kinds {
 
     /// Bytes of a warp's place for a tile.
     fn slot(self) -> usize {
-        self.iter().map(|(_, groups)| PACKED_TILES * tiles::bytes_of_tile(groups)).fold(PLAIN_TILE, usize::max)
+        self.iter().map(|(_, groups)| PACKED_TILES * packed_tiles::bytes_of_tile(groups)).fold(PLAIN_TILE, usize::max)
     }
 
     /// Itself, then all, which a package has compiled where it has not just these.
@@ -143,9 +143,9 @@ pub(super) fn check(model: &Transformer, dtype: DType) -> Result<(), String> {
     if let Some(size) = eights.iter().find(|size| !size.is_multiple_of(8)) {
         return Err(format!("a size of this model, {size}, is no multiple of 8"));
     }
-    if !model.intermediate_size.is_multiple_of(tiles::STRIP) {
+    if !model.intermediate_size.is_multiple_of(packed_tiles::STRIP) {
         let size = model.intermediate_size;
-        return Err(format!("this model's intermediate size, {size}, is no multiple of {}", tiles::STRIP));
+        return Err(format!("this model's intermediate size, {size}, is no multiple of {}", packed_tiles::STRIP));
     }
     Ok(())
 }
@@ -177,7 +177,7 @@ mod tests {
         }
         lines.sort();
         lines.dedup();
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/llm/gpu/step/variants.txt");
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/llm/gpu/decode_kernel/variants.txt");
         if std::env::var_os("UPDATE_VARIANTS").is_some() {
             std::fs::write(&path, lines.join("\n") + "\n").unwrap();
         }

@@ -1,34 +1,34 @@
 //! A decode step on our own kernel: up to eight sequences' next tokens through all layers and the head in one launch. What
-//! each phase reads and writes is fixed when a model is loaded; see `step/common.cu`.
+//! each phase reads and writes is fixed when a model is loaded; see `decode_kernel/abi.cu`.
 
-mod deal;
 mod kernel;
-mod rank;
-mod shape;
-mod shares;
+mod matmul;
+mod partition;
+mod sm_speed;
 #[cfg(test)]
 mod tests;
+mod top_logits;
 mod variant;
 
 use std::sync::Arc;
 
+use super::aux_kernels::{Address, word};
 use super::buffers::Buffer;
-use super::cache::Places;
-use super::kernels::{Address, word};
+use super::kv_cache::Places;
+use super::packed_tiles;
 use super::state::State;
-use super::tiles;
 use super::weights::Matrix;
 use crate::backend::BackendError;
 use crate::convert::{Activation, Role};
 use crate::llm::executor::Likeliest;
 
-use self::rank::Ranking;
+use self::top_logits::Ranking;
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
 use kernel::{ADD, ADD_WIDTH, ATTEND, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, WIDEST};
 pub(super) use kernel::{Kernel, ROWS};
-use shape::{Cut, product};
-use shares::Shares;
+use matmul::{Cut, product};
+use sm_speed::Shares;
 use variant::GROUP;
 pub(super) use variant::Kinds;
 
@@ -81,7 +81,7 @@ impl Between {
         let (middle, apart, gates) =
             (activations(hidden)?, activations(hidden)?, activations(model.intermediate_size)?);
         // For strips as narrow as they get.
-        let mut squares = || buffer(ROWS * hidden.div_ceil(tiles::STRIP) * 4);
+        let mut squares = || buffer(ROWS * hidden.div_ceil(packed_tiles::STRIP) * 4);
         let (middle, apart, hidden_squares) = ((middle, squares()?), (apart, squares()?), squares()?);
         Ok(Self { qkv, attended, middle, apart, gates, hidden_squares, buffers })
     }

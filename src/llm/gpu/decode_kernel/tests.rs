@@ -1,11 +1,11 @@
-//! The step kernel against float64, on shapes drawn at random: products of every kind of weight, attention of every kind.
+//! The decode kernel against float64, on shapes drawn at random: products of every kind of weight, attention of every kind.
 //! Outputs are poisoned before. The same source runs on the GPU, where there is one, and on the CPU (`emulator.h`).
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod attention;
 mod emulator;
 mod products;
-mod rank;
+mod top_logits;
 
 use half::{bf16, f16};
 
@@ -13,7 +13,7 @@ use self::emulator::Emulator;
 use super::super::buffers::{Buffer, Pinned, single_stream};
 use super::WIDEST;
 use super::kernel::{Kernel, Launch, List, Phase, ROWS};
-use super::shape::{Cut, shape};
+use super::matmul::{Cut, shape};
 use super::variant::Kinds;
 use crate::backend::tensorrt::device::Device;
 use crate::tensor::DType;

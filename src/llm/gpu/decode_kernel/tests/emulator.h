@@ -1,4 +1,4 @@
-// The step kernel's primitives for a CPU: a block's threads are coroutines that take turns, a warp's collective operations
+// The decode kernel's primitives for a CPU: a block's threads are coroutines that take turns, a warp's collective operations
 // wait for all 32 lanes. Slow and exact; misaligned addresses end the program. Each block is a library loaded for itself,
 // so that `__shared__` can be `static`.
 

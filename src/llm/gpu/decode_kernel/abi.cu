@@ -55,7 +55,7 @@ u32 constexpr STRIP = 16;               // outputs of a strip of packed tiles
 
 // What a phase does. (Enumerators, since a compiler warns of constants that nobody names.)
 enum : u32 { PRODUCT = 0, ATTEND = 1, ADD = 2 };
-// How weights lie. PLAIN: [inputs, outputs]. INT8 and INT4: in tiles, see tiles.cu.
+// How weights lie. PLAIN: [inputs, outputs]. INT8 and INT4: in tiles, see tile_mma.cu.
 enum : u32 { PLAIN = 0, INT8 = 1, INT4 = 2 };
 // What the second number of a group is: the integer that stands for 0, or what 0 stands for.
 enum : u32 { ZERO = 1, MINIMUM = 2 };

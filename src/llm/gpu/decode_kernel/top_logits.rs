@@ -1,16 +1,16 @@
-//! The likeliest tokens of the last logits, found on the device: see `rank.cu`.
+//! The likeliest tokens of the last logits, found on the device: see `top_logits.cu`.
 
 use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::super::aux_kernels::{Address, word};
 use super::super::buffers::{Buffer, Pinned};
-use super::super::kernels::{Address, word};
 use super::kernel::Kernel;
 use crate::backend::BackendError;
 use crate::llm::executor::{LIKELIEST, Likeliest};
 
-/// As rank.cu has them: tokens that are found, logits of a block, bytes of a row's result and of a block's sums.
+/// As top_logits.cu has them: tokens that are found, logits of a block, bytes of a row's result and of a block's sums.
 pub(super) const BEST: usize = LIKELIEST;
 const SHARE: usize = 2048;
 pub(super) const RANKED: usize = 8 * BEST + 8;

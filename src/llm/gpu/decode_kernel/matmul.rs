@@ -1,8 +1,8 @@
 //! A product as the kernel takes it: tiles and strips of its weights.
 
+use super::super::aux_kernels::{Address, word};
 use super::super::buffers::Buffer;
-use super::super::kernels::{Address, word};
-use super::super::tiles::{self, Layout};
+use super::super::packed_tiles::{self, Layout};
 use super::super::weights::Matrix;
 use super::kernel::{PLAIN_DEEP, PLAIN_TILE, PRODUCT, Phase, TILE, second};
 
@@ -33,9 +33,9 @@ pub(super) fn shape(
     // One strip of packed weights at a time, two if gates and what they let through are in two, or if there are many.
     let across = match packed {
         None => cut.across,
-        Some(_) => 1 + usize::from(gated || outputs > 4 * tiles::STRIP * cut.blocks),
+        Some(_) => 1 + usize::from(gated || outputs > 4 * packed_tiles::STRIP * cut.blocks),
     };
-    let width = across * if packed.is_none() { TILE } else { tiles::STRIP };
+    let width = across * if packed.is_none() { TILE } else { packed_tiles::STRIP };
     let (made, width) = if gated { (outputs / 2, width / 2) } else { (outputs, width) };
     let common = Phase {
         kind: PRODUCT,

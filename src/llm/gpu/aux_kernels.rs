@@ -12,7 +12,7 @@ use crate::convert::MASKED;
 use crate::tensor::DType;
 
 /// Source of the kernels.
-pub(super) const SOURCE: &str = include_str!("kernels.cu");
+pub(super) const SOURCE: &str = include_str!("aux_kernels.cu");
 
 /// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
 pub(super) type Address = u64;
@@ -30,7 +30,7 @@ pub(super) struct Kernels {
     spread: CudaFunction,
 }
 
-/// Number of an element type in kernels.cu.
+/// Number of an element type in aux_kernels.cu.
 pub(super) fn kind(dtype: DType) -> u32 {
     match dtype {
         DType::Float16 => 1,
@@ -87,7 +87,7 @@ impl Kernels {
         let mut launch = self.stream.launch_builder(&self.transpose);
         launch.arg(&from).arg(&from_kind).arg(&to).arg(&to_kind);
         launch.arg(&rows_).arg(&columns_).arg(&stride).arg(&first).arg(&bad);
-        // SAFETY: arguments as kernels.cu declares them; the caller sized both buffers by these numbers.
+        // SAFETY: arguments as aux_kernels.cu declares them; the caller sized both buffers by these numbers.
         unsafe { launch.launch(config) }.map(drop).map_err(device_error)
     }
 

@@ -1,6 +1,6 @@
 //! Products of every kind of weight, gated, normed, with bias and residual.
 
-use super::super::super::tiles::{Layout, tile_of};
+use super::super::super::packed_tiles::{Layout, tile_of};
 use super::super::kernel::{ADD, ADD_WIDTH};
 use super::*;
 use crate::checkpoint::Second;

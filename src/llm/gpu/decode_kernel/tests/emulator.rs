@@ -1,4 +1,4 @@
-//! The step kernel compiled for the CPU by the host's C++ compiler, with `emulator.h` in place of `primitives.cu`; every block
+//! The decode kernel compiled for the CPU by the host's C++ compiler, with `emulator.h` in place of `primitives.cu`; every block
 //! a library of its own and a thread.
 #![allow(unsafe_code)]
 
@@ -7,11 +7,11 @@ use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
-use super::super::deal::Dealt;
 use super::super::kernel::{Launch, Phase, expansion, second};
-use super::super::rank::Places;
-use crate::llm::gpu::kernels::word;
-use crate::llm::gpu::tiles::Layout;
+use super::super::partition::Dealt;
+use super::super::top_logits::Places;
+use crate::llm::gpu::aux_kernels::word;
+use crate::llm::gpu::packed_tiles::Layout;
 use crate::tensor::DType;
 
 /// More than one, so that they wait for each other.
@@ -40,7 +40,7 @@ impl Emulator {
         Self(LIBRARIES[which].get_or_init(|| compile(options)))
     }
 
-    /// Runs `rank.cu` with so many blocks to a row.
+    /// Runs `top_logits.cu` with so many blocks to a row.
     pub(super) fn rank(self, (shares, rows): (usize, usize), vocabulary: usize, places: &Places) {
         let _turn = TURN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let Places { logits, inverses, lists, masses, counters, out } = *places;
@@ -106,17 +106,17 @@ impl Emulator {
 fn compile(options: &[&str]) -> Vec<Library> {
     let folder = tempfile::tempdir().unwrap();
     let source = concat!(
-        include_str!("../common.cu"),
+        include_str!("../abi.cu"),
         include_str!("emulator.h"),
-        include_str!("../helpers.cu"),
-        include_str!("../tiles.cu"),
-        include_str!("../fetch.cu"),
-        include_str!("../stage.cu"),
-        include_str!("../product.cu"),
-        include_str!("../packed.cu"),
-        include_str!("../attend.cu"),
-        include_str!("../step.cu"),
-        include_str!("../rank.cu"),
+        include_str!("../math.cu"),
+        include_str!("../tile_mma.cu"),
+        include_str!("../producer.cu"),
+        include_str!("../inputs.cu"),
+        include_str!("../plain_matmul.cu"),
+        include_str!("../packed_matmul.cu"),
+        include_str!("../attention.cu"),
+        include_str!("../kernel.cu"),
+        include_str!("../top_logits.cu"),
         include_str!("emulator.cc")
     );
     let (path, library) = (folder.path().join("step.cc"), folder.path().join("step.so"));
