@@ -1,11 +1,13 @@
 //! Our own kernels around the engines. The one file that launches them, so the one with `unsafe`.
 #![allow(unsafe_code)]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaFunction, CudaStream, DriverError, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaStream, LaunchConfig, PushKernelArg};
 
 use super::code;
+use super::driver::{Address, device_error, kind, word};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::convert::MASKED;
@@ -13,9 +15,6 @@ use crate::tensor::DType;
 
 /// Source of the kernels.
 pub(super) const SOURCE: &str = include_str!("aux_kernels.cu");
-
-/// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
-pub(super) type Address = u64;
 
 /// Compiled kernels and the stream they go to.
 pub(super) struct Kernels {
@@ -30,17 +29,14 @@ pub(super) struct Kernels {
     spread: CudaFunction,
 }
 
-/// Number of an element type in aux_kernels.cu.
-pub(super) fn kind(dtype: DType) -> u32 {
-    match dtype {
-        DType::Float16 => 1,
-        DType::BFloat16 => 2,
-        _ => 0,
-    }
+/// Name of one file that every folder of this version's kernels has.
+pub fn packaged_kernel() -> String {
+    code::name(SOURCE, &[])
 }
 
-pub(super) fn device_error(error: DriverError) -> BackendError {
-    BackendError::Run(format!("CUDA: {error}"))
+/// The folder with this version's precompiled kernels, if there is one.
+pub fn packaged_kernels() -> Option<PathBuf> {
+    code::packaged_with(&packaged_kernel())
 }
 
 type Launched = Result<(), BackendError>;
@@ -48,11 +44,6 @@ type Launched = Result<(), BackendError>;
 fn grid(x: usize, y: usize, z: usize, threads: u32) -> LaunchConfig {
     let size = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     LaunchConfig { grid_dim: (size(x), size(y), size(z)), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
-}
-
-/// Every count that reaches a kernel was checked against the model's sizes, which fit.
-pub(super) fn word(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }
 
 impl Kernels {

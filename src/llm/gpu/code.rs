@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use super::aux_kernels;
+use super::driver::device_error;
 use super::nvrtc::{self, Nvrtc};
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
@@ -41,13 +41,8 @@ fn complete(options: &[String]) -> Vec<String> {
 }
 
 /// Name of the file with a source's code.
-fn name(source: &str, options: &[String]) -> String {
+pub(super) fn name(source: &str, options: &[String]) -> String {
     format!("{}.ptx", sha256(format!("{} {source}", complete(options).join(" ")).as_bytes()))
-}
-
-/// Name of one file that every folder of this version's kernels has.
-pub fn packaged_kernel() -> String {
-    name(aux_kernels::SOURCE, &[])
 }
 
 /// Folders that may have precompiled kernels: the one that `WATUS_KERNELS` names, or those of the package this program
@@ -66,10 +61,9 @@ fn of_package(program: &Path) -> Option<PathBuf> {
     Some(program.parent()?.parent()?.join("lib/watus-build/kernels"))
 }
 
-/// The folder with this version's precompiled kernels, if there is one.
-pub fn packaged_kernels() -> Option<PathBuf> {
-    let file = packaged_kernel();
-    packaged().into_iter().find(|folder| folder.join(&file).is_file())
+/// The folder of precompiled kernels that has a file, if there is one.
+pub(super) fn packaged_with(file: &str) -> Option<PathBuf> {
+    packaged().into_iter().find(|folder| folder.join(file).is_file())
 }
 
 /// Names of NVRTC's library, and CUDA's folders that may have it.
@@ -123,7 +117,7 @@ pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<
 }
 
 fn text(error: DriverError) -> String {
-    super::aux_kernels::device_error(error).to_string()
+    device_error(error).to_string()
 }
 
 /// A file of code, if it is there and is text as the driver takes it.
@@ -161,7 +155,7 @@ fn as_needed(code: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::print_stderr)]
 mod tests {
-    use super::super::decode_kernel;
+    use super::super::{aux_kernels, decode_kernel};
     use super::*;
 
     /// The compilers that `WATUS_TEST_NVRTC` names (paths with `:` between them), or the one there is.

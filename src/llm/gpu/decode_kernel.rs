@@ -1,6 +1,7 @@
 //! A decode step on our own kernel: up to eight sequences' next tokens through all layers and the head in one launch. What
 //! each phase reads and writes is fixed when a model is loaded; see `decode_kernel/abi.cu`.
 
+pub(super) mod abi;
 mod kernel;
 mod matmul;
 mod partition;
@@ -12,25 +13,25 @@ mod variant;
 
 use std::sync::Arc;
 
-use super::aux_kernels::{Address, word};
 use super::buffers::Buffer;
+use super::driver::{Address, word};
 use super::kv_cache::Places;
+use super::matrix::Matrix;
 use super::packed_tiles;
 use super::state::State;
-use super::weights::Matrix;
 use crate::backend::BackendError;
 use crate::convert::{Activation, Role};
 use crate::llm::executor::Likeliest;
 
 use self::top_logits::Ranking;
+use abi::{ADD, ADD_WIDTH, ATTEND, Launch, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, ROWS, WIDEST};
+pub(super) use kernel::Kernel;
+use kernel::List;
 #[cfg(test)]
 pub(super) use kernel::SOURCE;
-use kernel::{ADD, ADD_WIDTH, ATTEND, Launch, List, PLAIN_ACROSS, PLAIN_ACROSS_TOGETHER, Phase, WIDEST};
-pub(super) use kernel::{Kernel, ROWS};
 use matmul::{Cut, product};
 use sm_speed::Shares;
 use variant::GROUP;
-pub(super) use variant::Kinds;
 
 /// A model's step: what the kernel does, and what lies between its phases.
 pub(super) struct Program {

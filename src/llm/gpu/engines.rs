@@ -5,7 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::buffers::Buffer;
+use super::driver::device_error;
+use super::matrix::Matrix;
 use super::state::State;
+use super::unpack::Unpacker;
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::{Engine, Family, KernelCache, TensorRt};
@@ -25,6 +28,8 @@ pub(super) struct Engines {
     heads: HashMap<usize, Engine>,
     scratch: Option<Buffer>,
     compiled: Compiled,
+    /// Where weights are packed.
+    unpacker: Option<Unpacker>,
 }
 
 /// What TensorRT-RTX compiles when an engine first runs, kept on disk.
@@ -45,6 +50,7 @@ impl Engines {
         (folder, first): (PathBuf, LayerShape),
         tf32: bool,
         device: &str,
+        unpacker: Option<Unpacker>,
     ) -> Result<Self, BackendError> {
         let name = (tensorrt.version.family == Family::Rtx).then(|| {
             let plan = std::fs::read(folder.join(format!("{}.engine", layer_name(first)))).unwrap_or_default();
@@ -53,7 +59,8 @@ impl Engines {
         let path = name.map(|name| cache_dir().join("kernels").join(format!("{name}.rtx")));
         let before = path.as_ref().and_then(|path| regular_file::read(path, COMPILED_LIMIT).ok()).unwrap_or_default();
         let compiled = Compiled { kernels: tensorrt.kernel_cache(&before)?, path, kept: before.len(), grew: false };
-        Ok(Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None, compiled })
+        let (layers, heads) = (HashMap::new(), HashMap::new());
+        Ok(Self { tensorrt, folder, tf32, layers, heads, scratch: None, compiled, unpacker })
     }
 
     /// Keeps what was compiled. Whoever cannot keep it compiles it again.
@@ -81,7 +88,7 @@ impl Engines {
         let wanted = engine.scratch_bytes();
         if self.scratch.as_ref().is_none_or(|scratch| scratch.len() < wanted) {
             // What is on the stream may still use the old one.
-            state.device.stream.synchronize().map_err(super::aux_kernels::device_error)?;
+            state.device.stream.synchronize().map_err(device_error)?;
             // What is in TensorRT's scratch memory counts for nothing.
             let scratch = Buffer::unset(&state.device.stream, wanted, "the engines' scratch memory")?;
             for engine in self.layers.values_mut().chain(self.heads.values_mut()) {
@@ -135,7 +142,7 @@ impl Engines {
     }
 
     pub(super) fn scratch_bytes(&self) -> usize {
-        self.scratch.as_ref().map_or(0, Buffer::len)
+        self.scratch.as_ref().map_or(0, Buffer::len) + self.unpacker.as_ref().map_or(0, Unpacker::bytes)
     }
 
     /// One pass over the first `layers`, or over all, put on the stream: the hidden states in `State::hidden[0]` to those of
@@ -154,7 +161,7 @@ impl Engines {
         engine.set_address("key", state.new[0].address() as usize)?;
         engine.set_address("value", state.new[1].address() as usize)?;
         let names: Vec<&str> = state.model.layer_weights(0).iter().map(|weight| weight.role.name()).collect();
-        if let Some(unpacker) = &state.unpacker {
+        if let Some(unpacker) = &self.unpacker {
             unpacker.begin(&state.weights)?;
         }
         for index in 0..state.model.layers.len().min(layers) {
@@ -173,13 +180,17 @@ impl Engines {
                 engine.set_address("past_value", value as usize)?;
             }
             for (at, name) in names.iter().enumerate() {
-                engine.set_address(name, state.weight(index, at) as usize)?;
+                let address = match (&state.weights.layers[index][at], &self.unpacker) {
+                    (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(index, at),
+                    (weight, _) => weight.address(),
+                };
+                engine.set_address(name, address as usize)?;
             }
-            if let Some(unpacker) = &state.unpacker {
+            if let Some(unpacker) = &self.unpacker {
                 unpacker.enter(&state.weights, index)?;
             }
             engine.enqueue(stream)?;
-            if let Some(unpacker) = &state.unpacker {
+            if let Some(unpacker) = &self.unpacker {
                 unpacker.leave(index)?;
             }
             let new = state.new.each_ref().map(Buffer::address);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::aux_kernels::{Address, Kernels};
+use super::aux_kernels::Kernels;
 use super::buffers::{Buffer, copy};
+use super::driver::Address;
 use crate::backend::BackendError;
 use crate::convert::{LayerShape, Transformer};
 use crate::tensor::DType;
@@ -182,8 +183,8 @@ impl Cache {
 #[cfg(test)]
 #[allow(clippy::print_stderr)]
 mod tests {
-    use super::super::aux_kernels::word;
     use super::super::buffers::{Pinned, single_stream};
+    use super::super::driver::word;
     use super::*;
     use crate::backend::tensorrt::device::Device;
     use crate::convert;

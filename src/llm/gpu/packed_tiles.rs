@@ -5,6 +5,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::checkpoint::{Integers, Second};
+use crate::tensor::DType;
 
 /// Outputs of a tile; the tiles along the inputs are a strip.
 pub(super) const STRIP: usize = 16;
@@ -78,12 +79,70 @@ impl Layout {
     }
 }
 
+/// Kinds of packed tiles, bits and groups, as packed_matmul.cu numbers them.
+const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
+
+/// Which kinds of packed tiles the kernel is compiled for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Kinds(pub(super) u32);
+
+impl Kinds {
+    pub(super) const ALL: Self = Self(31);
+
+    pub(super) fn add(&mut self, layout: Layout) {
+        let kind = (layout.bits, layout.deep() / layout.group);
+        self.0 |= KINDS.iter().position(|have| *have == kind).map_or(0, |at| 1 << at);
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = (u32, usize)> {
+        KINDS.into_iter().enumerate().filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, kind)| kind)
+    }
+
+    /// Itself, then all, which a package has compiled where it has not just these.
+    pub(super) fn or_all(self) -> impl Iterator<Item = Self> {
+        let all = (self != Self::default() && self != Self::ALL).then_some(Self::ALL);
+        std::iter::once(self).chain(all)
+    }
+
+    /// Says, and returns, what it means for a model with these that there is no kernel. In float32 there never is one.
+    pub(super) fn without_kernel(self, why: &str, dtype: DType) -> Vec<String> {
+        if dtype == DType::Float32 {
+            return Vec::new();
+        }
+        let warning = format!("there is no kernel for decode steps: {why}; so {}", self.cost_of_none());
+        tracing::warn!("{warning}");
+        vec![warning]
+    }
+
+    fn cost_of_none(self) -> String {
+        let widened = match self.iter().map(|(bits, _)| bits).min() {
+            None => return "TensorRT's engines decode, which is slower".to_owned(),
+            Some(4) => "four",
+            Some(_) => "two",
+        };
+        format!(
+            "weights packed in small integers are widened to 16 bits and take up to {widened} times the memory, and \
+             TensorRT's engines decode, which is slower"
+        )
+    }
+}
+
 /// What the parts of one matrix have in common, if they can stay packed together: without reading their integers.
 pub(super) fn layout(parts: &[Integers<'_>], outputs: usize, inputs: usize) -> Option<Layout> {
     let first = parts.first()?;
     let same = |part: &Integers<'_>| (part.bits, part.group, part.second) == (first.bits, first.group, first.second);
     let layout = Layout::new((first.bits, first.group), [inputs, outputs]).filter(|_| parts.iter().all(same))?;
     Some(Layout { second: first.second, ..layout })
+}
+
+/// Bytes of a matrix whose parts are packed, if they can stay so on the device (in float16).
+pub fn packed_bytes(parts: &[Integers<'_>], [inputs, outputs]: [usize; 2]) -> Option<usize> {
+    layout(parts, outputs, inputs).map(Layout::bytes)
+}
+
+/// The same of one that will be quantised to `bits`, in groups of so many inputs.
+pub fn quantised_bytes((bits, group): (u32, usize), sizes: [usize; 2]) -> Option<usize> {
+    Layout::new((bits, group), sizes).map(Layout::bytes)
 }
 
 /// A matrix that is laid out strip by strip: parts one below the other.
@@ -258,4 +317,16 @@ fn fill(
         }
     }
     exact
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn being_without_has_its_price_named() {
+        for (kinds, part) in [(0, "decode, which is slower"), (16, "two times"), (20, "four times")] {
+            assert!(Kinds(kinds).cost_of_none().contains(part), "{kinds}");
+        }
+    }
 }

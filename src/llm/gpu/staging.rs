@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream};
 
-use super::aux_kernels::{Address, device_error};
 use super::buffers::{Buffer, Pinned};
+use super::driver::{Address, device_error};
 use crate::backend::BackendError;
 
 /// Bytes of a piece, unless a row needs more: large enough for the bus, small beside any model.

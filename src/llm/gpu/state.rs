@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use half::slice::HalfFloatSliceExt;
 
-use super::aux_kernels::{Address, Kernels, kind, word};
+use super::aux_kernels::Kernels;
 use super::buffers::{Buffer, Pinned, copy};
-use super::decode_kernel::{Kernel, ROWS};
+use super::decode_kernel::abi::ROWS;
+use super::driver::{Address, kind, word};
 use super::kv_cache::Cache;
-use super::unpack::Unpacker;
-use super::weights::{Matrix, Weights};
+use super::weights::Weights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Checkpoint;
@@ -63,8 +63,6 @@ pub(super) struct State {
     placed: Buffer,
     embedded: Buffer,
     bad: Buffer,
-    /// Where weights are packed.
-    pub(super) unpacker: Option<Unpacker>,
     staging: Pinned,
     answer: Pinned,
 }
@@ -74,7 +72,7 @@ impl State {
         device: Device,
         kernels: Kernels,
         (model, checkpoint): (Transformer, Arc<Checkpoint>),
-        (weights, dtype, kernel): (Weights, DType, Option<Arc<Kernel>>),
+        (weights, dtype): (Weights, DType),
         shapes: &Shapes,
     ) -> Result<Self, LlmError> {
         let stream = Arc::clone(&device.stream);
@@ -114,10 +112,6 @@ impl State {
         windows.dedup();
         let masks = windows.into_iter().map(|window| Ok((window, unset(masked * size, "masks")?)));
         let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
-        let unpacker = match kernel.filter(|_| weights.are_packed()) {
-            Some(kernel) => Some(Unpacker::new(&device, kernel, &weights)?),
-            None => None,
-        };
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
         let new = || unset(tokens * model.kv_heads * model.head_dim * size, "activations");
         let rows = shapes.slots.max(ROWS);
@@ -139,7 +133,6 @@ impl State {
             answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
             device,
             kernels,
-            unpacker,
             weights,
             model,
             dtype,
@@ -151,8 +144,7 @@ impl State {
         let masks: usize = self.masks.iter().map(|(_, mask)| mask.len()).sum();
         let pairs = self.tables.iter().chain(&self.rotary).map(|(a, b)| a.len() + b.len()).sum::<usize>();
         let hidden = self.hidden.iter().map(Buffer::len).sum::<usize>();
-        let unpacked = self.unpacker.as_ref().map_or(0, Unpacker::bytes);
-        masks + pairs + hidden + unpacked + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
+        masks + pairs + hidden + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
     }
 
     /// Tells the device where the sequences are, one place per row of the batch.
@@ -236,14 +228,6 @@ impl State {
     /// And the temperatures.
     pub(super) fn inverse_temperatures(&self) -> Address {
         self.placed.address() + (self.placed.len() / 3 * 2) as Address
-    }
-
-    /// Where an engine reads weight `at` of a layer.
-    pub(super) fn weight(&self, layer: usize, at: usize) -> Address {
-        match (&self.weights.layers[layer][at], &self.unpacker) {
-            (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(layer, at),
-            (weight, _) => weight.address(),
-        }
     }
 
     /// Puts hidden state `from` of the last layer's output into row `to` of the head's input.

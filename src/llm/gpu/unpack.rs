@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream};
 
-use super::aux_kernels::{Address, device_error};
 use super::buffers::Buffer;
 use super::decode_kernel::Kernel;
-use super::weights::{Matrix, Weights};
+use super::driver::{Address, device_error};
+use super::matrix::Matrix;
+use super::weights::Weights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 

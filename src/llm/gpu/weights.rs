@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::aux_kernels::{Address, Kernels, kind, word};
+use super::aux_kernels::Kernels;
 use super::buffers::{Buffer, Pinned};
-use super::decode_kernel::Kinds;
-use super::packed_tiles::{self, Layout, Strips};
+use super::driver::{kind, word};
+use super::matrix::Matrix;
+use super::packed_tiles::{self, Kinds, Layout, Strips};
 use super::staging::{PIECE, Staging};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{free_memory, is_integrated};
@@ -23,34 +24,6 @@ use crate::tensor::DType;
 
 /// Bytes of a tensor that went up, from which on they leave the page cache: telling the kernel costs all cores a moment.
 const WINDOW: usize = 64 << 20;
-
-/// A weight on the device.
-pub(super) enum Matrix {
-    /// A matrix `[inputs, outputs]`, or a vector.
-    Plain(Buffer),
-    /// Small integers in tiles, as the decode kernel reads them.
-    Packed {
-        tiles: Buffer,
-        /// uint32: where its inputs are, if not in their place.
-        order: Option<Buffer>,
-        layout: Layout,
-    },
-}
-
-impl Matrix {
-    pub(super) fn address(&self) -> Address {
-        match self {
-            Matrix::Plain(buffer) | Matrix::Packed { tiles: buffer, .. } => buffer.address(),
-        }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Matrix::Plain(buffer) => buffer.len(),
-            Matrix::Packed { tiles, order, .. } => tiles.len() + order.as_ref().map_or(0, Buffer::len),
-        }
-    }
-}
 
 /// All weights on the device.
 pub(super) struct Weights {

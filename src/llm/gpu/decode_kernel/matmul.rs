@@ -1,10 +1,10 @@
 //! A product as the kernel takes it: tiles and strips of its weights.
 
-use super::super::aux_kernels::{Address, word};
 use super::super::buffers::Buffer;
+use super::super::driver::{Address, word};
+use super::super::matrix::Matrix;
 use super::super::packed_tiles::{self, Layout};
-use super::super::weights::Matrix;
-use super::kernel::{PLAIN_DEEP, PLAIN_TILE, PRODUCT, Phase, TILE, second};
+use super::abi::{PLAIN_DEEP, PLAIN_TILE, PRODUCT, Phase, TILE, second};
 
 /// How a product is cut: `across` warps side by side if its weights are plain, for so many blocks.
 #[derive(Debug, Clone, Copy)]

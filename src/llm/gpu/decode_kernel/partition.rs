@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::super::aux_kernels::word;
-use super::kernel::{ADD, PRODUCT, Phase};
+use super::super::driver::word;
+use super::abi::{ADD, PRODUCT, Phase};
 
 /// So few tiles or strips a block are dealt out evenly.
 const FEW: usize = 8;

@@ -1,10 +1,11 @@
 //! Multiprocessors are not all alike: on one H100 some read a third faster than the others, for their neighbours are fewer.
 //! What each of them can read is measured once when a model is loaded, and they get as much of each product.
 
-use super::super::aux_kernels::{Address, word};
 use super::super::buffers::{Buffer, Pinned};
+use super::super::driver::{Address, word};
 use super::super::state::State;
-use super::kernel::{Kernel, Launch, List};
+use super::abi::Launch;
+use super::kernel::{Kernel, List};
 use crate::backend::BackendError;
 
 /// What each block gets, and which multiprocessor is which block.

@@ -11,10 +11,10 @@ use half::{bf16, f16};
 
 use self::emulator::Emulator;
 use super::super::buffers::{Buffer, Pinned, single_stream};
-use super::WIDEST;
-use super::kernel::{Kernel, Launch, List, Phase, ROWS};
+use super::super::packed_tiles::Kinds;
+use super::abi::{Launch, Phase, ROWS, WIDEST};
+use super::kernel::{Kernel, List};
 use super::matmul::{Cut, shape};
-use super::variant::Kinds;
 use crate::backend::tensorrt::device::Device;
 use crate::tensor::DType;
 

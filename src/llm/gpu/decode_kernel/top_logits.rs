@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::super::aux_kernels::{Address, word};
 use super::super::buffers::{Buffer, Pinned};
+use super::super::driver::{Address, word};
+use super::abi::Places;
 use super::kernel::Kernel;
 use crate::backend::BackendError;
 use crate::llm::executor::{LIKELIEST, Likeliest};
@@ -29,16 +30,6 @@ pub(super) struct Ranking {
     counters: Buffer,
     out: Buffer,
     answer: Pinned,
-}
-
-/// What the kernel reads and writes, in its order.
-pub(super) struct Places {
-    pub(super) logits: Address,
-    pub(super) inverses: Address,
-    pub(super) lists: Address,
-    pub(super) masses: Address,
-    pub(super) counters: Address,
-    pub(super) out: Address,
 }
 
 impl Ranking {

@@ -2,9 +2,9 @@
 //!
 //! `variants.txt` has those that a package brings compiled (`scripts/kernels-ptx.sh`).
 
-use super::super::aux_kernels::kind;
-use super::super::packed_tiles::{self, Layout};
-use super::kernel::{FETCHERS, PLAIN_TILE, WARPS};
+use super::super::driver::kind;
+use super::super::packed_tiles::{self, Kinds};
+use super::abi::{FETCHERS, PLAIN_TILE, WARPS};
 use crate::convert::Transformer;
 use crate::tensor::DType;
 
@@ -24,57 +24,9 @@ pub(super) const GROUP: usize = 16;
 /// Threads of a block.
 pub(super) const THREADS: usize = 32 * (WARPS + FETCHERS);
 
-/// Kinds of packed tiles, bits and groups, as packed_matmul.cu numbers them.
-const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
-
-/// Which kinds of packed tiles the kernel is compiled for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in super::super) struct Kinds(u32);
-
-impl Kinds {
-    pub(super) const ALL: Self = Self(31);
-
-    pub(in super::super) fn add(&mut self, layout: Layout) {
-        let kind = (layout.bits, layout.deep() / layout.group);
-        self.0 |= KINDS.iter().position(|have| *have == kind).map_or(0, |at| 1 << at);
-    }
-
-    fn iter(self) -> impl Iterator<Item = (u32, usize)> {
-        KINDS.into_iter().enumerate().filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, kind)| kind)
-    }
-
-    /// Bytes of a warp's place for a tile.
-    fn slot(self) -> usize {
-        self.iter().map(|(_, groups)| PACKED_TILES * packed_tiles::bytes_of_tile(groups)).fold(PLAIN_TILE, usize::max)
-    }
-
-    /// Itself, then all, which a package has compiled where it has not just these.
-    pub(super) fn or_all(self) -> impl Iterator<Item = Self> {
-        let all = (self != Self::default() && self != Self::ALL).then_some(Self::ALL);
-        std::iter::once(self).chain(all)
-    }
-
-    /// Says, and returns, what it means for a model with these that there is no kernel. In float32 there never is one.
-    pub(in super::super) fn without_kernel(self, why: &str, dtype: DType) -> Vec<String> {
-        if dtype == DType::Float32 {
-            return Vec::new();
-        }
-        let warning = format!("there is no kernel for decode steps: {why}; so {}", self.cost_of_none());
-        tracing::warn!("{warning}");
-        vec![warning]
-    }
-
-    fn cost_of_none(self) -> String {
-        let widened = match self.iter().map(|(bits, _)| bits).min() {
-            None => return "TensorRT's engines decode, which is slower".to_owned(),
-            Some(4) => "four",
-            Some(_) => "two",
-        };
-        format!(
-            "weights packed in small integers are widened to 16 bits and take up to {widened} times the memory, and \
-             TensorRT's engines decode, which is slower"
-        )
-    }
+/// Bytes of a warp's place for a tile of any of these kinds.
+fn slot(kinds: Kinds) -> usize {
+    kinds.iter().map(|(_, groups)| PACKED_TILES * packed_tiles::bytes_of_tile(groups)).fold(PLAIN_TILE, usize::max)
 }
 
 /// One way to compile it.
@@ -91,7 +43,7 @@ pub(super) struct Variant {
 impl Variant {
     /// For a device whose blocks may have so much shared memory, and caches of `kept` bits; or why there is none.
     pub(super) fn new(memory: usize, dtype: DType, (kinds, kept): (Kinds, usize)) -> Result<Self, String> {
-        let (slot, room) = (kinds.slot(), memory.saturating_sub(STATIC));
+        let (slot, room) = (slot(kinds), memory.saturating_sub(STATIC));
         let depth = |work: usize| room.saturating_sub(work) / (WARPS * slot);
         let [much, little] = WORK_PACKED;
         let (work, most) = match kinds == Kinds::default() {
@@ -199,12 +151,5 @@ mod tests {
         let wider: Vec<u32> =
             [0, 1, 31].into_iter().flat_map(|kinds| Kinds(kinds).or_all()).map(|kinds| kinds.0).collect();
         assert_eq!(wider, [0, 1, 31, 31]);
-    }
-
-    #[test]
-    fn being_without_has_its_price_named() {
-        for (kinds, part) in [(0, "decode, which is slower"), (16, "two times"), (20, "four times")] {
-            assert!(Kinds(kinds).cost_of_none().contains(part), "{kinds}");
-        }
     }
 }

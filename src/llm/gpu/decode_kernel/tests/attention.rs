@@ -1,6 +1,6 @@
 //! Attention with windows, caps, norms and partial rotation.
 
-use super::super::kernel::ATTEND;
+use super::super::abi::ATTEND;
 use super::*;
 
 #[test]

@@ -7,10 +7,10 @@ use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
-use super::super::kernel::{Launch, Phase, expansion, second};
+use super::super::abi::{Launch, Phase, Places, second};
+use super::super::kernel::expansion;
 use super::super::partition::Dealt;
-use super::super::top_logits::Places;
-use crate::llm::gpu::aux_kernels::word;
+use crate::llm::gpu::driver::word;
 use crate::llm::gpu::packed_tiles::Layout;
 use crate::tensor::DType;
 

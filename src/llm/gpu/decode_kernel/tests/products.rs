@@ -1,7 +1,7 @@
 //! Products of every kind of weight, gated, normed, with bias and residual.
 
 use super::super::super::packed_tiles::{Layout, tile_of};
-use super::super::kernel::{ADD, ADD_WIDTH};
+use super::super::abi::{ADD, ADD_WIDTH};
 use super::*;
 use crate::checkpoint::Second;
 

@@ -1,8 +1,9 @@
 //! The likeliest tokens and what all weigh, against a sort on the host.
 
-use super::super::top_logits::{BEST, MASS, Places, RANKED, read, shares};
+use super::super::abi::Places;
+use super::super::top_logits::{BEST, MASS, RANKED, read, shares};
 use super::*;
-use crate::llm::gpu::aux_kernels::word;
+use crate::llm::gpu::driver::word;
 
 #[test]
 fn the_likeliest_are_those_of_a_sort() {

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use super::GpuExecutor;
-use super::aux_kernels::device_error;
-use super::state::Place;
+use super::super::driver::device_error;
+use super::super::state::Place;
+use super::{GpuExecutor, Way};
 use crate::backend::BackendError;
 use crate::convert::LayerShape;
 use crate::llm::executor::LlmError;
@@ -19,13 +19,6 @@ const LAYERS: usize = 9;
 const CLOSE: usize = 128;
 /// Caches that passes are timed with: the smallest, and the largest that is not more than so many times as large.
 const FAR: usize = 4;
-
-/// Who computes a decode step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Way {
-    Engines,
-    Kernels,
-}
 
 impl Way {
     /// What [`DECODE`] calls it.
