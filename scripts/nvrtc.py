@@ -86,10 +86,10 @@ def assemble(ptxas, ptx, architecture):
 
 def matrix(arguments):
     around, step = sources()
-    chosen = [line for line in variants() if "-DKEPT=16" in line and "-DDEPTH=2" not in line or "-DPACKED=31" in line]
+    chosen = [line for line in variants() if "-DKV_BITS=16" in line and "-DRING_DEPTH=2" not in line or "-DTILE_KINDS=31" in line]
     # One plain and one packed variant of a Jetson Orin, and all kinds at once.
-    wanted = [("f16", "-DDEPTH=4", "-DPACKED=0", "-DELEMENT=1"), ("bf16", "-DDEPTH=4", "-DPACKED=0", "-DELEMENT=2"),
-              ("int4", "-DDEPTH=4", "-DPACKED=1", "-DELEMENT=1"), ("all kinds", "-DDEPTH=2", "-DPACKED=31", "-DKEPT=16")]
+    wanted = [("f16", "-DRING_DEPTH=4", "-DTILE_KINDS=0", "-DELEMENT=1"), ("bf16", "-DRING_DEPTH=4", "-DTILE_KINDS=0", "-DELEMENT=2"),
+              ("int4", "-DRING_DEPTH=4", "-DTILE_KINDS=1", "-DELEMENT=1"), ("all kinds", "-DRING_DEPTH=2", "-DTILE_KINDS=31", "-DKV_BITS=16")]
     wanted = [(name, next(line for line in chosen if set(flags) <= set(line))) for name, *flags in wanted]
     print("| NVRTC | architecture | compiles | PTX | " + " | ".join(f"{name}, s" for name, _ in wanted) + " | as for 8.0 |")
     print("|---|---|---|---|" + "---|" * len(wanted) + "---|")

@@ -1,10 +1,10 @@
 // Small things all phases need.
 
 template <u32 KIND>
-__device__ __forceinline__ float rounded(float value) { return widen<KIND>(narrow<KIND>(value)); }
+__device__ __forceinline__ float round_to(float value) { return widen<KIND>(narrow<KIND>(value)); }
 
 template <u32 KIND>
-__device__ __forceinline__ void unpack(uint4 packed, float* to) {
+__device__ __forceinline__ void unpack8(uint4 packed, float* to) {
   u32 const words[4] = {packed.x, packed.y, packed.z, packed.w};
 #pragma unroll
   for (u32 i = 0; i < 4; ++i) {
@@ -14,7 +14,7 @@ __device__ __forceinline__ void unpack(uint4 packed, float* to) {
 }
 
 template <u32 KIND>
-__device__ __forceinline__ u32 pair(float low, float high) { return narrow<KIND>(low) | (u32)narrow<KIND>(high) << 16; }
+__device__ __forceinline__ u32 pack2(float low, float high) { return narrow<KIND>(low) | (u32)narrow<KIND>(high) << 16; }
 
 __device__ __forceinline__ float warp_sum(float value) {
   for (u32 step = 16; step > 0; step /= 2) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ float warp_max(float value) {
   return value;
 }
 
-__device__ __forceinline__ float bounded(float value, float cap) { return cap > 0.0f ? cap * tanhf(value / cap) : value; }
+__device__ __forceinline__ float soft_cap(float value, float cap) { return cap > 0.0f ? cap * tanhf(value / cap) : value; }
 
 __device__ __forceinline__ float activate(float x, u32 gelu) {
   // GELU's tanh approximation: Hendrycks & Gimpel 2016.
@@ -37,6 +37,6 @@ __device__ __forceinline__ float activate(float x, u32 gelu) {
 }
 
 // How many parts of a phase become final.
-__device__ __forceinline__ u32 parts_of(Step const& s, u32 index) {
-  return s.phases[index].kind == ATTEND ? s.rows * s.kv_heads : s.phases[index].parts;
+__device__ __forceinline__ u32 completions_of(DecodeParams const& s, u32 index) {
+  return s.phases[index].kind == ATTENTION ? s.rows * s.kv_heads : s.phases[index].completions;
 }

@@ -62,7 +62,7 @@ impl Variant {
     /// What the source is compiled with.
     pub(super) fn options(&self) -> Vec<String> {
         let Self { depth, slot, work, kinds, kept, dtype } = *self;
-        let numbers = [("DEPTH", depth), ("SLOT", slot), ("WORK", work), ("PACKED", kinds.0 as usize), ("KEPT", kept)];
+        let numbers = [("RING_DEPTH", depth), ("SLOT_BYTES", slot), ("WORK_BYTES", work), ("TILE_KINDS", kinds.0 as usize), ("KV_BITS", kept)];
         let mut options: Vec<String> = numbers.iter().map(|(name, value)| format!("-D{name}={value}")).collect();
         options.push(format!("-DELEMENT={}", kind(dtype)));
         options

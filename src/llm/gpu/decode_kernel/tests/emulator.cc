@@ -39,13 +39,13 @@ static void run_threads(u32 threads) {
 }
 
 // A block of a step.
-static Step step_of_all;
-extern "C" void run_block(Step const* step, u32 kind, u32 block, u32 blocks) {
+static DecodeParams step_of_all;
+extern "C" void run_block(DecodeParams const* step, u32 kind, u32 block, u32 blocks) {
   step_of_all = *step;
   this_block = block;
   blocks_in_all = blocks;
-  entry = kind == 2 ? [] { step_bf16(step_of_all); } : [] { step_f16(step_of_all); };
-  run_threads(THREADS + FETCHERS);
+  entry = kind == 2 ? [] { decode_bf16(step_of_all); } : [] { decode_f16(step_of_all); };
+  run_threads(COMPUTE_THREADS + PRODUCER_THREADS);
 }
 
 // All blocks that rank rows of logits.
@@ -53,9 +53,9 @@ struct Ranks {
   float const* logits;
   float const* inverses;
   u64* lists;
-  Mass* masses;
+  ExpSums* masses;
   u32* counters;
-  Ranked* out;
+  TopLogits* out;
 };
 static Ranks ranks;
 static u32 ranked_vocabulary;
@@ -66,7 +66,7 @@ extern "C" void run_rank(Ranks const* what, u32 vocabulary, u32 shares, u32 rows
   entry = [] { rank(ranks.logits, ranked_vocabulary, ranks.inverses, ranks.lists, ranks.masses, ranks.counters, ranks.out); };
   for (this_column = 0; this_column < rows; ++this_column) {
     for (this_block = 0; this_block < shares; ++this_block) {
-      run_threads(THREADS);
+      run_threads(COMPUTE_THREADS);
     }
   }
   this_column = 0;
@@ -86,7 +86,7 @@ extern "C" void run_expand(Unpacked const* what, u32 tiles, u32 columns, u32 thr
   columns_in_all = columns;
   entry = [] {
     Unpacked const& u = unpacked;
-    (u.bits == 4 ? expand_int4 : expand_int8)(u.weights, u.out, u.order, u.inputs, u.outputs, u.tile_bytes, u.group, u.second);
+    (u.bits == 4 ? dequantize_int4 : dequantize_int8)(u.weights, u.out, u.order, u.inputs, u.outputs, u.tile_bytes, u.group, u.second);
   };
   for (this_column = 0; this_column < columns; ++this_column) {
     for (this_block = 0; this_block < tiles; ++this_block) {

@@ -186,23 +186,23 @@ static void const* aligned(void const* at, uintptr_t size) {
   }
   return at;
 }
-inline uint4 read16(void const* at) { return *(uint4 const*)aligned(at, 16); }
-inline u16 read2(void const* at) { return *(u16 const*)aligned(at, 2); }
+inline uint4 load_cg_16(void const* at) { return *(uint4 const*)aligned(at, 16); }
+inline u16 load_cg_2(void const* at) { return *(u16 const*)aligned(at, 2); }
 
 static char shared_origin[16];
 inline u32 shared_address(void const* at) { return (u32)((char const*)at - shared_origin); }
 static char* shared_at(u32 address, u32 size) { return (char*)aligned(shared_origin + (int)address, size); }
-inline void fetch16(u32 to, void const* from, u32 bytes) {
+inline void cp_async_16(u32 to, void const* from, u32 bytes) {
   memset(shared_at(to, 16), 0, 16);
   memcpy(shared_at(to, 16), aligned(from, 16), bytes);
 }
-inline void commit() {}
-inline void wait_for_all() {}
+inline void cp_async_commit() {}
+inline void cp_async_wait_all() {}
 template <u32 COUNT>
-inline void wait_for_all_but() {}
-inline void bring(void const*) {}
-inline uint2 shared8(u32 at) { return *(uint2 const*)shared_at(at, 8); }
-inline uint4 shared16(u32 at) { return *(uint4 const*)shared_at(at, 16); }
+inline void cp_async_wait_group() {}
+inline void prefetch_l2(void const*) {}
+inline uint2 load_shared_8(u32 at) { return *(uint2 const*)shared_at(at, 8); }
+inline uint4 load_shared_16(u32 at) { return *(uint4 const*)shared_at(at, 16); }
 
 // As many 8x8 matrices as `Words` has words.
 template <typename Words, bool TURNED>
@@ -224,13 +224,13 @@ static Words matrices(u32 at) {
   });
   return words;
 }
-inline uint4 matrices4(u32 at) { return matrices<uint4, false>(at); }
-inline uint4 turned4(u32 at) { return matrices<uint4, true>(at); }
-inline uint2 matrices2(u32 at) { return matrices<uint2, false>(at); }
-inline uint2 turned2(u32 at) { return matrices<uint2, true>(at); }
+inline uint4 ldmatrix_x4(u32 at) { return matrices<uint4, false>(at); }
+inline uint4 ldmatrix_x4_trans(u32 at) { return matrices<uint4, true>(at); }
+inline uint2 ldmatrix_x2(u32 at) { return matrices<uint2, false>(at); }
+inline uint2 ldmatrix_x2_trans(u32 at) { return matrices<uint2, true>(at); }
 
 template <u32 KIND>
-inline void multiply(float (&c)[4], uint4 a, uint2 b) {
+inline void mma_m16n8k16(float (&c)[4], uint4 a, uint2 b) {
   u32 in[10] = {a.x, a.y, a.z, a.w, b.x, b.y}, out[4];
   memcpy(in + 6, c, 16);
   together(in, 10, out, 4, [](auto& in, auto& out) {
@@ -259,20 +259,20 @@ inline void multiply(float (&c)[4], uint4 a, uint2 b) {
   });
   memcpy(c, out, 16);
 }
-inline u32 less(u32 a, u32 b) {
+inline u32 sub_f16x2(u32 a, u32 b) {
   u32 const low = narrow<1>(widen<1>((u16)a) - widen<1>((u16)b));
   return low | (u32)narrow<1>(widen<1>((u16)(a >> 16)) - widen<1>((u16)(b >> 16))) << 16;
 }
-inline void pause() {}
-inline u32 multiprocessor() { return this_block; }
-inline u32 select(u32 a, u32 mask, u32 bits) { return (a & mask) | bits; }
+inline void back_off() {}
+inline u32 sm_id() { return this_block; }
+inline u32 lop3_and_or(u32 a, u32 mask, u32 bits) { return (a & mask) | bits; }
 
-inline void prepare(u32 barrier, u32 count) {
+inline void mbarrier_init(u32 barrier, u32 count) {
   ((u32*)shared_at(barrier, 8))[0] = 0;
   ((u32*)shared_at(barrier, 8))[1] = count;
 }
-inline void arrive(u32 barrier) { ++*(u32*)shared_at(barrier, 8); }
-inline bool has_passed(u32 barrier, u32 parity) {
+inline void mbarrier_arrive(u32 barrier) { ++*(u32*)shared_at(barrier, 8); }
+inline bool mbarrier_test_wait(u32 barrier, u32 parity) {
   u32 const* const at = (u32 const*)shared_at(barrier, 8);
   bool const passed = at[0] / at[1] % 2 != parity;
   if (!passed) {
@@ -280,27 +280,27 @@ inline bool has_passed(u32 barrier, u32 parity) {
   }
   return passed;
 }
-inline void meet() { pass(meet_gate, THREADS); }
-inline void await(u32 const* counter, u32 wanted) {
+inline void sync_compute_warps() { pass(meet_gate, COMPUTE_THREADS); }
+inline void wait_phase(u32 const* counter, u32 wanted) {
   if (threadIdx.x == 0) {
     while (__atomic_load_n(counter, __ATOMIC_ACQUIRE) < wanted) {
       yield();
     }
   }
-  meet();
+  sync_compute_warps();
 }
-inline void publish(u32* counter) {
-  meet();
+inline void signal_phase(u32* counter) {
+  sync_compute_warps();
   if (threadIdx.x == 0) {
     __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL);
   }
 }
-inline bool comes_last(u32* counter, u32 parts) {
+inline bool is_last_arrival(u32* counter, u32 parts) {
   static u32 last;
-  meet();
+  sync_compute_warps();
   if (threadIdx.x == 0) {
     last = __atomic_fetch_add(counter, 1, __ATOMIC_ACQ_REL) == parts - 1;
   }
-  meet();
+  sync_compute_warps();
   return last;
 }

@@ -33,9 +33,9 @@ impl Emulator {
     pub(super) fn get(dtype: DType, kept: usize) -> Self {
         static LIBRARIES: [OnceLock<Vec<Library>>; 3] = [const { OnceLock::new() }; 3];
         let (which, options): (_, &[&str]) = match (dtype, kept) {
-            (_, 8) => (2, &["-DSLOT=4096", "-DWORK=49152", "-DPACKED=0", "-DKEPT=8"]),
-            (DType::BFloat16, _) => (0, &["-DSLOT=4096", "-DWORK=49152", "-DPACKED=0"]),
-            _ => (1, &["-DSLOT=5120", "-DWORK=28672", "-DPACKED=31"]),
+            (_, 8) => (2, &["-DSLOT_BYTES=4096", "-DWORK_BYTES=49152", "-DTILE_KINDS=0", "-DKV_BITS=8"]),
+            (DType::BFloat16, _) => (0, &["-DSLOT_BYTES=4096", "-DWORK_BYTES=49152", "-DTILE_KINDS=0"]),
+            _ => (1, &["-DSLOT_BYTES=5120", "-DWORK_BYTES=28672", "-DTILE_KINDS=31"]),
         };
         Self(LIBRARIES[which].get_or_init(|| compile(options)))
     }
@@ -123,7 +123,7 @@ fn compile(options: &[&str]) -> Vec<Library> {
     std::fs::write(&path, source).unwrap();
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
     let mut command = Command::new(&compiler);
-    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-DDEPTH=3"]).args(options).arg("-o");
+    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-DRING_DEPTH=3"]).args(options).arg("-o");
     // A library's templates must keep their own variables.
     let done = command.arg(&library).arg(&path).arg("-fno-gnu-unique").output();
     let done = done.unwrap_or_else(|error| panic!("{compiler}: {error}"));
