@@ -2,11 +2,13 @@
 // each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between which
 // points of its blocks that passes. Times of the points are medians over blocks and layers.
 //
-//   nvcc -O3 -std=c++17 -arch=native OPTIONS benches/step_phases.cu -o step_phases && ./step_phases [BITS [MAX_ROWS [CONTEXT [LAYERS]]]]
+//   python3 scripts/nvrtc.py source --out target/decode_kernel.cu
+//   nvcc -O3 -std=c++17 -arch=native -Itarget OPTIONS benches/step_phases.cu -o step_phases
+//   ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
 //
-// BITS 16, 8 or 4. OPTIONS as the host has them on an H100: for float16 -DRING_DEPTH=6 -DSLOT_BYTES=4096 -DTILE_KINDS=0, for 4 bits -DRING_DEPTH=4
-// -DSLOT_BYTES=4352 -DWORK_BYTES=81920 -DTILE_KINDS=1 (8 bits: -DTILE_KINDS=8); -DKV_BITS=8 for a cache in 8 bits; with -DNO_MARKS the step's time
-// alone, which marking lengthens.
+// BITS: 16, 8 or 4. OPTIONS, as the host has them on an H100: for float16 -DRING_DEPTH=6 -DSLOT_BYTES=4096 -DTILE_KINDS=0, for 4
+// bits -DRING_DEPTH=4 -DSLOT_BYTES=4352 -DWORK_BYTES=81920 -DTILE_KINDS=1 (8 bits: -DTILE_KINDS=8); for a cache in 8 bits
+// -DKV_BITS=8. With -DNO_MARKS only the step's time is taken, which marking lengthens.
 // Results are not checked: the unit tests do that.
 #include <cstdio>
 #include <cstdlib>
@@ -21,7 +23,7 @@ constexpr unsigned POINTS = 6;
 #define PLAIN_ACROSS 4
 #endif
 #ifndef NO_MARKS
-#define MARK(point) mark(index, point)
+#define MARK(point) mark(c.index, point)
 static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
   if (threadIdx.x == 0) {
     unsigned long long now;
@@ -33,16 +35,7 @@ static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
 }
 #endif
 
-#include "../src/llm/gpu/decode_kernel/abi.cu"
-#include "../src/llm/gpu/decode_kernel/primitives.cu"
-#include "../src/llm/gpu/decode_kernel/math.cu"
-#include "../src/llm/gpu/decode_kernel/tile_mma.cu"
-#include "../src/llm/gpu/decode_kernel/producer.cu"
-#include "../src/llm/gpu/decode_kernel/inputs.cu"
-#include "../src/llm/gpu/decode_kernel/plain_matmul.cu"
-#include "../src/llm/gpu/decode_kernel/packed_matmul.cu"
-#include "../src/llm/gpu/decode_kernel/attention.cu"
-#include "../src/llm/gpu/decode_kernel/kernel.cu"
+#include "decode_kernel.cu"
 
 #define CHECK(call)                                                                      \
   do {                                                                                   \
@@ -162,7 +155,7 @@ int main(int argc, char** argv) {
   };
   u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv), *const attended = activations(hidden),
                  *const middle = activations(hidden), *const gates = activations(inner);
-  float *const norm = floats(hidden), *const squares[2] = {floats(MAX_ROWS * hidden / PACKED_STRIP), floats(MAX_ROWS * hidden / PACKED_STRIP)};
+  float *const norm = floats(hidden), *const squares[2] = {floats(MAX_ROWS * hidden / PACKED_TILE_N), floats(MAX_ROWS * hidden / PACKED_TILE_N)};
   u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin = (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
   u32 counted = 0;
   auto const product = [&](char const* name, PhaseDescriptor p, u32 inputs, u32 outputs, u32 kind_bits) {
@@ -171,7 +164,7 @@ int main(int argc, char** argv) {
     p.outputs = outputs;
     bool const plain = kind_bits == 16;
     p.tiles_across = plain ? (rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
-    p.strips = (outputs + p.tiles_across * (plain ? TILE_N : PACKED_STRIP) - 1) / (p.tiles_across * (plain ? TILE_N : PACKED_STRIP));
+    p.strips = (outputs + p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N) - 1) / (p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N));
     p.tile_k = plain ? 32 : 512 / kind_bits;
     p.k_tiles = (inputs + p.tile_k - 1) / p.tile_k;
     p.weight_kind = plain ? PLAIN : kind_bits == 8 ? INT8 : INT4;
@@ -262,7 +255,7 @@ int main(int argc, char** argv) {
   DecodeParams s = {};
   s.phases = listed;
   s.counters = counts;
-  s.partial_sums = floats(2 * blocks * MAX_ROWS * MAX_STRIP);
+  s.partial_sums = floats(2 * blocks * MAX_ROWS * MAX_STRIP_N);
   s.kv_splits = std::max(1u, blocks / (rows * kv_heads));
   s.attention_partials = floats(std::max(blocks, rows * kv_heads) * MAX_GROUP * (dim + 2));
   s.cached = places;
@@ -285,7 +278,7 @@ int main(int argc, char** argv) {
     CHECK(cudaMemset(points, 0, trace_count * 8));
     CHECK(cudaEventRecord(begin));
     CHECK(cudaMemsetAsync(counts, 0, counter_bytes));
-    decode_f16<<<blocks, COMPUTE_THREADS + PRODUCER_THREADS, shared>>>(s);
+    decode_f16<<<blocks, BLOCK_THREADS, shared>>>(s);
     CHECK(cudaEventRecord(end));
     CHECK(cudaEventSynchronize(end));
     float ms;

@@ -1,6 +1,7 @@
 """NVRTC and ptxas by hand: what nvrtc-matrix.sh and kernels-ptx.sh do. Needs nothing but Python and the libraries they bring.
 
 The kernels' sources, in their order, and the options each file is compiled with are read from where the program has them.
+`nvrtc.py source --out FILE` writes the decode kernel's files as one, for benches/step_phases.cu.
 """
 
 import argparse
@@ -21,7 +22,10 @@ NEEDED = "7.4"
 
 def sources():
     """The kernels around the engines, and the decode kernel."""
-    parts = re.findall(r'include_str!\("([^"]+\.cu)"\)', (KERNELS / "decode_kernel/kernel.rs").read_text())
+    text = (KERNELS / "decode_kernel/kernel.rs").read_text()
+    macro = re.search(r"macro_rules! source \{.*?\n\}\n", text, re.S)[0]
+    primitives = re.search(r'SOURCE: &str = source!\("([^"]+\.cu)"\)', text)[1]
+    parts = [part or primitives for part in re.findall(r'include_str!\((?:"([^"]+\.cu)"|\$primitives)\)', macro)]
     assert len(parts) > 5, "decode_kernel/kernel.rs names its parts otherwise"
     return (KERNELS / "aux_kernels.cu").read_text(), "".join((KERNELS / "decode_kernel" / part).read_text() for part in parts)
 
@@ -158,14 +162,19 @@ def ptx(arguments):
     return 0
 
 
+def source(arguments):
+    pathlib.Path(arguments.out).write_text(sources()[1])
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["matrix", "ptx"])
-    parser.add_argument("folders", nargs="+", help="with an NVRTC wheel each")
+    parser.add_argument("what", choices=["matrix", "ptx", "source"])
+    parser.add_argument("folders", nargs="*", help="with an NVRTC wheel each")
     parser.add_argument("--ptxas", action="append", default=[])
     parser.add_argument("--out")
     arguments = parser.parse_args()
-    raise SystemExit({"matrix": matrix, "ptx": ptx}[arguments.what](arguments))
+    raise SystemExit({"matrix": matrix, "ptx": ptx, "source": source}[arguments.what](arguments))
 
 
 main()

@@ -194,7 +194,8 @@ mod tests {
             compile(aux_kernels::SOURCE, &complete(&[]), &around);
             for (numbers, entry, architectures) in variants {
                 for architecture in architectures.iter().filter(|name| nvrtc.knows(name)) {
-                    let names = ["RING_DEPTH", "SLOT_BYTES", "WORK_BYTES", "TILE_KINDS", "KV_BITS", "ELEMENT"].into_iter();
+                    let names =
+                        ["RING_DEPTH", "SLOT_BYTES", "WORK_BYTES", "TILE_KINDS", "KV_BITS", "ELEMENT"].into_iter();
                     let mut options = vec![OPTIONS[0].to_owned(), format!("--gpu-architecture={architecture}")];
                     options.extend(names.zip(numbers.split(' ')).map(|(name, number)| format!("-D{name}={number}")));
                     compile(decode_kernel::SOURCE, &options, &[&step[..], &[entry][..]].concat());

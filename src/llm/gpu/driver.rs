@@ -9,7 +9,7 @@ use crate::tensor::DType;
 pub(super) type Address = u64;
 
 /// Number of an element type in the kernels' sources.
-pub(super) fn kind(dtype: DType) -> u32 {
+pub(super) const fn kind(dtype: DType) -> u32 {
     match dtype {
         DType::Float16 => 1,
         DType::BFloat16 => 2,

@@ -8,14 +8,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::aux_kernels::Kernels;
-use super::decode_kernel::abi::ROWS;
-use super::decode_kernel::{Kernel, Program};
+use super::aux_kernels::AuxKernels;
+use super::buffers;
+use super::decode_kernel::abi::MAX_ROWS;
+use super::decode_kernel::{DecodeKernel, DecodeProgram};
 use super::driver::device_error;
-use super::engines::Engines;
-use super::state::{Place, State};
+use super::engines::{EngineFolder, Engines};
+use super::state::{BatchRow, DeviceState, Loaded};
 use super::unpack::Unpacker;
-use super::{buffers, weights};
+use super::weights::{self, WeightSource};
 use crate::backend::tensorrt::TensorRt;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::graph::Graph;
@@ -40,25 +41,48 @@ pub struct GpuOptions {
 
 /// Who computes a decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Way {
+enum DecodePath {
     Engines,
     Kernels,
+}
+
+/// Who computes the decode steps of a batch, and how many tokens each sequence is padded to.
+#[derive(Debug, Clone, Copy)]
+struct StepPath {
+    path: DecodePath,
+    chunk: usize,
+}
+
+/// A captured decode step: its shape, who computes it, and its first slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct StepKey {
+    shape: LayerShape,
+    path: DecodePath,
+    slot: usize,
+}
+
+/// A pass of the engines for one sequence: over the first `layers`, or over all.
+#[derive(Debug, Clone, Copy)]
+struct EnginePass {
+    shape: LayerShape,
+    slot: usize,
+    layers: usize,
 }
 
 /// See the module.
 pub struct GpuExecutor {
     info: BackendInfo,
     options: GpuOptions,
-    /// Captured decode steps, by shape, who computes them and first slot. Dropped before what they refer to.
-    graphs: HashMap<(LayerShape, Way, usize), Graph>,
+    /// Captured decode steps. Dropped before what they refer to.
+    graphs: HashMap<StepKey, Graph>,
     engines: Engines,
     /// Our own kernels, where they can take the model's steps.
-    program: Option<Program>,
-    state: State,
+    program: Option<DecodeProgram>,
+    state: DeviceState,
     /// Positions in each slot, as far as it was told.
     used: Vec<usize>,
-    /// The fastest way through a decode step, by batch, and the tokens it is padded to.
-    ways: HashMap<usize, (Way, usize)>,
+    /// The fastest way to decode, by batch.
+    paths: HashMap<usize, StepPath>,
     /// What prompts are cut into; passes of one token are decode steps.
     sizes: Sizes,
     /// Rows of the last steps.
@@ -71,39 +95,50 @@ impl GpuExecutor {
     /// Loads `model`, already located in `checkpoint`, with the engines in `folder`. `progress` hears bytes of weights.
     pub fn new(
         folder: &Path,
-        (model, checkpoint): (Transformer, Arc<Checkpoint>),
+        model: Transformer,
+        checkpoint: Arc<Checkpoint>,
         options: GpuOptions,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self, LlmError> {
         let tensorrt = TensorRt::open()?;
         let device = Device::open()?;
         buffers::single_stream(&device.stream);
-        let kernels = Kernels::compile(&device)?;
+        let kernels = AuxKernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
         let dtype = options.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let (kernel, warnings) = match Kernel::compile(&device, &model, dtype, kinds)? {
+        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, dtype, kinds)? {
             Ok(kernel) => (Some(Arc::new(kernel)), Vec::new()),
             Err(why) => (None, kinds.without_kernel(&why, dtype)),
         };
-        let keep = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
-        let weights = weights::load(&checkpoint, &model, &kernels, &device.stream, (dtype, keep), progress)?;
+        let keep_packed = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
+        let source = WeightSource {
+            checkpoint: &checkpoint,
+            model: &model,
+            kernels: &kernels,
+            stream: &device.stream,
+            dtype,
+            keep_packed,
+        };
+        let weights = weights::load(source, progress)?;
         let unpacker = match kernel.as_ref().filter(|_| weights.are_packed()) {
             Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
             None => None,
         };
-        let state = State::new(device, kernels, (model, checkpoint), (weights, dtype), &options.shapes)?;
-        let program = kernel.map(|kernel| Program::new(kernel, &state, options.shapes.slots)).transpose()?;
+        let loaded = Loaded { checkpoint, weights, dtype };
+        let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
+        let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
         let first = first.ok_or_else(|| LlmError::Request("the engine directory names no engines".to_owned()))?;
-        let engines = Engines::new(tensorrt, (folder.to_owned(), first), options.tf32, &info.device, unpacker)?;
+        let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
+        let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
         let mut executor = Self {
             info,
             graphs: HashMap::new(),
             engines,
             state,
             used: vec![0; options.shapes.slots],
-            ways: HashMap::new(),
+            paths: HashMap::new(),
             sizes: Sizes::new(Vec::new()),
             program,
             launched: Vec::new(),
@@ -140,7 +175,8 @@ impl GpuExecutor {
         // chunks need not attend to the room of its last.
         let room = self.options.shapes.cache_for(cached + count);
         self.state.cache.next_capacity = room.max(self.state.cache.capacity);
-        self.enqueue((shape, slot), tokens, Place { cached, count, ..Place::default() }, usize::MAX)
+        let row = BatchRow { cached, count, ..BatchRow::default() };
+        self.enqueue(EnginePass { shape, slot, layers: usize::MAX }, tokens, row)
     }
 
     /// Loads engines, unless they are.
@@ -151,24 +187,19 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Puts a pass of `tokens` over the first `layers`, or over all, on the stream.
-    fn enqueue(
-        &mut self,
-        (shape, slot): (LayerShape, usize),
-        tokens: &[u32],
-        place: Place,
-        layers: usize,
-    ) -> Result<(), LlmError> {
+    /// Puts a pass of `tokens` on the stream.
+    fn enqueue(&mut self, pass: EnginePass, tokens: &[u32], row: BatchRow) -> Result<(), LlmError> {
+        let EnginePass { shape, slot, layers } = pass;
         let rows: Vec<usize> = (0..tokens.len()).collect();
         self.state.embed(tokens, &rows, shape.chunk)?;
-        self.state.place(&[place])?;
+        self.state.place(&[row])?;
         Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
     }
 
     /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
-    fn replay(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
-        let key = (shape, way, slot);
-        let layers = (way == Way::Engines).then_some(shape);
+    fn replay(&mut self, key: StepKey) -> Result<(), BackendError> {
+        let StepKey { shape, path, .. } = key;
+        let layers = (path == DecodePath::Engines).then_some(shape);
         let rows = if self.program.is_some() { 0 } else { shape.batch };
         self.load(layers, rows)?;
         if !self.graphs.contains_key(&key) {
@@ -179,17 +210,18 @@ impl GpuExecutor {
             let stream = Arc::clone(&self.state.device.stream);
             let keep = buffers::Buffer::unset(&stream, bytes, "activations")?;
             buffers::copy(&stream, hidden, keep.address(), bytes)?;
-            self.step(shape, way, slot)?;
+            self.step(key)?;
             buffers::copy(&stream, keep.address(), hidden, bytes)?;
             stream.synchronize().map_err(device_error)?;
-            let graph = Graph::capture(&stream, || self.step(shape, way, slot))?;
+            let graph = Graph::capture(&stream, || self.step(key))?;
             self.graphs.insert(key, graph);
         }
         self.graphs[&key].launch()
     }
 
-    fn step(&mut self, shape: LayerShape, way: Way, slot: usize) -> Result<(), BackendError> {
-        match self.program.as_ref().filter(|_| way == Way::Kernels) {
+    fn step(&mut self, key: StepKey) -> Result<(), BackendError> {
+        let StepKey { shape, path, slot } = key;
+        match self.program.as_ref().filter(|_| path == DecodePath::Kernels) {
             Some(program) => program.enqueue(&self.state, shape.batch, slot)?,
             None => {
                 self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?;
@@ -202,7 +234,7 @@ impl GpuExecutor {
         self.program.as_ref().map_or(Ok(()), |program| program.rank(&self.state, shape.batch))
     }
 
-    /// The first `rows` of `State::last` to logits.
+    /// The first `rows` of `DeviceState::last` to logits.
     fn head(&mut self, rows: usize) -> Result<(), BackendError> {
         match &self.program {
             Some(program) => program.head(&self.state, rows),
@@ -266,7 +298,7 @@ impl Executor for GpuExecutor {
             }
             self.take_in(slot, cached, &rest[..count], chunk)?;
             let wanted: Vec<usize> = wanted.collect();
-            for wanted in wanted.chunks(if self.program.is_some() { ROWS } else { 1 }) {
+            for wanted in wanted.chunks(if self.program.is_some() { MAX_ROWS } else { 1 }) {
                 for (to, from) in wanted.iter().enumerate() {
                     self.state.take_row(*from, to)?;
                 }
@@ -291,19 +323,21 @@ impl Executor for GpuExecutor {
         }
         self.make_room(needed)?;
         let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
-        let (way, chunk) = self.ways.get(&batch).copied().unwrap_or((Way::Engines, 1));
+        let engines = StepPath { path: DecodePath::Engines, chunk: 1 };
+        let StepPath { path, chunk } = self.paths.get(&batch).copied().unwrap_or(engines);
         let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
-        let mut places = vec![Place::default(); batch];
+        let mut batch_rows = vec![BatchRow::default(); batch];
         for step in steps {
             let inverse_temperature = if step.temperature > 0.0 { 1.0 / step.temperature } else { 1.0 };
-            places[row(step)] = Place { cached: step.position, count: 1, inverse_temperature };
+            batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
         }
         let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
         let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
         // Rows of the kernel's do not meet each other.
-        self.state.embed(&tokens, &rows, if way == Way::Engines { batch * chunk } else { 0 })?;
-        self.state.place(&places)?;
-        self.replay(LayerShape { batch, chunk, cache: self.state.cache.capacity }, way, first)?;
+        self.state.embed(&tokens, &rows, if path == DecodePath::Engines { batch * chunk } else { 0 })?;
+        self.state.place(&batch_rows)?;
+        let shape = LayerShape { batch, chunk, cache: self.state.cache.capacity };
+        self.replay(StepKey { shape, path, slot: first })?;
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
@@ -315,8 +349,8 @@ impl Executor for GpuExecutor {
         let Some(program) = &mut self.program else {
             return (0..self.launched.len()).map(|step| Ok(Logits::All(self.logits(step)?))).collect();
         };
-        let mut found = program.likeliest(self.launched.iter().max().map_or(0, |row| row + 1))?;
-        Ok(self.launched.iter().map(|row| Logits::Likeliest(std::mem::take(&mut found[*row]))).collect())
+        let mut found = program.top_logits(self.launched.iter().max().map_or(0, |row| row + 1))?;
+        Ok(self.launched.iter().map(|row| Logits::Top(std::mem::take(&mut found[*row]))).collect())
     }
 
     fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
@@ -347,7 +381,7 @@ impl Executor for GpuExecutor {
             cache: self.state.cache.bytes() as u64,
             scratch: (self.state.scratch_bytes()
                 + self.engines.scratch_bytes()
-                + self.program.as_ref().map_or(0, Program::scratch_bytes)) as u64,
+                + self.program.as_ref().map_or(0, DecodeProgram::scratch_bytes)) as u64,
         }
     }
 

@@ -4,15 +4,15 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
-use super::aux_kernels::Kernels;
+use super::aux_kernels::{AuxKernels, CacheShape, KeysValues, LayerAddresses, RowPositions, Spread};
 use super::buffers::{Buffer, copy};
 use super::driver::Address;
 use crate::backend::BackendError;
-use crate::convert::{LayerShape, Transformer};
+use crate::convert::Transformer;
 use crate::tensor::DType;
 
 /// A layer's keys, or its values.
-struct Store {
+struct KvStore {
     /// `[slots, kv_heads, capacity, head_dim]`
     rows: Buffer,
     /// In 8 bits: what each row's integers are multiplied with, `[slots, kv_heads, capacity]` in float32.
@@ -20,10 +20,10 @@ struct Store {
 }
 
 /// See the module.
-pub(super) struct Cache {
+pub(super) struct DeviceKvCache {
     stream: Arc<CudaStream>,
     /// `[layer]`: keys and values.
-    layers: Vec<[Store; 2]>,
+    layers: Vec<[KvStore; 2]>,
     /// Positions a slot has room for now; the engines want caches dense.
     pub(super) capacity: usize,
     /// The room after the present pass: each layer is moved when its engine has read it.
@@ -41,26 +41,43 @@ pub(super) struct Cache {
     dim: usize,
 }
 
-/// Where a layer's keys and values are, and their scales, if they have any.
-pub(super) struct Places {
-    pub(super) rows: [Address; 2],
-    pub(super) scales: [Address; 2],
+/// Positions that each slot has room for: at first, and at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capacities {
+    pub(super) first: usize,
+    pub(super) largest: usize,
 }
 
-impl Cache {
-    /// For `slots` sequences of at most `longest` positions, at first `capacity`.
+/// New keys and values of a layer, `chunk` positions for each sequence, and where the device has how many of them count.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewPositions {
+    pub(super) addresses: [Address; 2],
+    pub(super) chunk: usize,
+    pub(super) positions: RowPositions,
+}
+
+/// Slots that a pass is about: `batch` of them from `first` on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SlotRange {
+    pub(super) first: usize,
+    pub(super) batch: usize,
+}
+
+impl DeviceKvCache {
+    /// For `slots` sequences of a model whose engines compute in `dtype`.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
-        (model, dtype): (&Transformer, DType),
+        model: &Transformer,
+        dtype: DType,
         slots: usize,
-        (capacity, longest): (usize, usize),
+        capacities: Capacities,
     ) -> Result<Self, BackendError> {
         let buffer = |bytes: usize| Buffer::new(stream, bytes, "keys and values");
-        let (rows, dim) = (slots * model.kv_heads * longest, model.head_dim);
+        let (rows, dim) = (slots * model.kv_heads * capacities.largest, model.head_dim);
         let row = dim * model.kv_type.unwrap_or(dtype).size();
         let store = || {
             let scales = model.kv_type.map(|_| buffer(4 * rows)).transpose()?;
-            Ok::<_, BackendError>(Store { rows: buffer(rows * row)?, scales })
+            Ok::<_, BackendError>(KvStore { rows: buffer(rows * row)?, scales })
         };
         let layers = (0..model.layers.len()).map(|_| Ok([store()?, store()?])).collect::<Result<_, BackendError>>()?;
         let wide = || buffer(rows * dim * dtype.size());
@@ -69,8 +86,8 @@ impl Cache {
             spare: buffer(rows * row)?,
             wide: model.kv_type.map(|_| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
             stream: Arc::clone(stream),
-            capacity,
-            next_capacity: capacity,
+            capacity: capacities.first,
+            next_capacity: capacities.first,
             dtype,
             row,
             slots,
@@ -97,10 +114,10 @@ impl Cache {
     }
 
     /// Where a slot's begin, in caches of `capacity`.
-    pub(super) fn places(&self, layer: usize, slot: usize, capacity: usize) -> Places {
+    pub(super) fn addresses(&self, layer: usize, slot: usize, capacity: usize) -> LayerAddresses {
         let first = slot * self.heads * capacity;
         let stores = self.layers[layer].each_ref();
-        Places {
+        LayerAddresses {
             rows: stores.map(|store| store.rows.address() + (first * self.row) as u64),
             scales: stores.map(|store| store.scales.as_ref().map_or(0, |scales| scales.address() + 4 * first as u64)),
         }
@@ -127,17 +144,18 @@ impl Cache {
     }
 
     /// Gives every slot of a layer room for `capacity` positions, keeping what is in them.
-    fn move_layer(&self, kernels: &Kernels, layer: usize, capacity: usize) -> Result<(), BackendError> {
+    fn move_layer(&self, kernels: &AuxKernels, layer: usize, capacity: usize) -> Result<(), BackendError> {
         let blocks = self.slots * self.heads;
         for (part, bytes) in self.parts(layer) {
-            kernels.spread(part.address(), self.spare.address(), [blocks, self.capacity, capacity, bytes / 4])?;
+            let spread = Spread { blocks, from: self.capacity, to: capacity, words: bytes / 4 };
+            kernels.spread(part.address(), self.spare.address(), spread)?;
             copy(&self.stream, self.spare.address(), part.address(), blocks * capacity * bytes)?;
         }
         Ok(())
     }
 
     /// Changes the room of every slot in every layer.
-    pub(super) fn resize(&mut self, kernels: &Kernels, capacity: usize) -> Result<(), BackendError> {
+    pub(super) fn resize(&mut self, kernels: &AuxKernels, capacity: usize) -> Result<(), BackendError> {
         for layer in 0..self.layers.len() {
             self.move_layer(kernels, layer, capacity)?;
         }
@@ -145,37 +163,40 @@ impl Cache {
         Ok(())
     }
 
-    /// What the engines read of a layer for the sequences from `slot` on: keys and values. `cached` are their positions.
+    /// What the engines read of a layer for some slots: keys and values. `cached` are their positions.
     pub(super) fn past(
         &self,
-        kernels: &Kernels,
+        kernels: &AuxKernels,
         layer: usize,
-        (slot, batch): (usize, usize),
+        slots: SlotRange,
         cached: Address,
     ) -> Result<[Address; 2], BackendError> {
-        let Places { rows, scales } = self.places(layer, slot, self.capacity);
-        let Some(wide) = &self.wide else { return Ok(rows) };
-        let wide = wide.each_ref().map(Buffer::address);
-        kernels.widen8((rows, scales), (wide, self.dtype), cached, [batch, self.heads, self.capacity, self.dim])?;
-        Ok(wide)
+        let caches = self.addresses(layer, slots.first, self.capacity);
+        let Some(wide) = &self.wide else { return Ok(caches.rows) };
+        let wide = KeysValues { addresses: wide.each_ref().map(Buffer::address), dtype: self.dtype };
+        let (heads, capacity, width) = (self.heads, self.capacity, self.dim);
+        kernels.widen8(caches, wide, cached, CacheShape { batch: slots.batch, heads, chunk: 0, capacity, width })?;
+        Ok(wide.addresses)
     }
 
-    /// Appends a layer's `new` keys and values from `slot` on; `placed` says how many are cached of each and how many new.
+    /// Appends a layer's `new` keys and values, `[batch, heads, chunk, dim]`, to some slots.
     pub(super) fn append(
         &self,
-        kernels: &Kernels,
-        (layer, slot, shape): (usize, usize, LayerShape),
-        new: [Address; 2],
-        placed: (Address, Address),
+        kernels: &AuxKernels,
+        layer: usize,
+        slots: SlotRange,
+        new: NewPositions,
     ) -> Result<(), BackendError> {
         if self.next_capacity != self.capacity {
             self.move_layer(kernels, layer, self.next_capacity)?;
         }
-        let Places { rows, scales } = self.places(layer, slot, self.next_capacity);
-        let sizes = |width: usize| [shape.batch, self.heads, shape.chunk, self.next_capacity, width];
+        let caches = self.addresses(layer, slots.first, self.next_capacity);
+        let (heads, capacity) = (self.heads, self.next_capacity);
+        let shape = |width: usize| CacheShape { batch: slots.batch, heads, chunk: new.chunk, capacity, width };
+        let NewPositions { addresses, positions, .. } = new;
         match self.wide {
-            Some(_) => kernels.append8((new, self.dtype), (rows, scales), placed, sizes(self.dim)),
-            None => kernels.append(new, rows, placed, sizes(self.row / 4)),
+            Some(_) => kernels.append8(KeysValues { addresses, dtype: self.dtype }, caches, positions, shape(self.dim)),
+            None => kernels.append(addresses, caches.rows, positions, shape(self.row / 4)),
         }
     }
 }
@@ -198,13 +219,14 @@ mod tests {
             Err(error) => return eprintln!("SKIPPED what_is_appended_is_read: {error}"),
         };
         single_stream(&device.stream);
-        let kernels = Kernels::compile(&device).unwrap();
+        let kernels = AuxKernels::compile(&device).unwrap();
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama/config.json");
         let mut model = convert::describe(&path, &crate::checkpoint::read_json(&path).unwrap(), 64).unwrap();
         let (heads, dim, chunk) = (model.kv_heads, model.head_dim, 4);
         for kept in [None, Some(DType::Int8)] {
             model.kv_type = kept;
-            let mut cache = Cache::new(&device.stream, (&model, DType::Float32), 3, (16, 64)).unwrap();
+            let capacities = Capacities { first: 16, largest: 64 };
+            let mut cache = DeviceKvCache::new(&device.stream, &model, DType::Float32, 3, capacities).unwrap();
             let mut random = SplitMix64(5);
             let buffer = |bytes: &[u8]| {
                 let mut buffer = Buffer::new(&device.stream, bytes.len(), "a test").unwrap();
@@ -216,17 +238,17 @@ mod tests {
             let new: [Vec<f32>; 2] = [0; 2].map(|_| (0..2 * heads * chunk * dim).map(|_| draw()).collect());
             let sent = new.each_ref().map(|new| buffer(bytemuck::cast_slice(new)));
             let placed = buffer(bytemuck::cast_slice(&[word(5), word(0), word(3), word(4)]));
-            let counts = placed.address() + 8;
+            let cached = placed.address();
+            let positions = RowPositions { cached, count: cached + 8, inverse_temperatures: 0 };
             cache.next_capacity = 32;
-            let shape = LayerShape { batch: 2, chunk, cache: 16 };
             let layer = model.layers.len() - 1;
-            let at = (placed.address(), counts);
-            cache.append(&kernels, (layer, 1, shape), sent.each_ref().map(Buffer::address), at).unwrap();
+            let new_positions = NewPositions { addresses: sent.each_ref().map(Buffer::address), chunk, positions };
+            cache.append(&kernels, layer, SlotRange { first: 1, batch: 2 }, new_positions).unwrap();
             cache.capacity = 32;
             cache.resize(&kernels, 64).unwrap();
             cache.copy_slot(1, 0, 8).unwrap();
             let filled = buffer(bytemuck::cast_slice(&[word(8), word(8), word(4)]));
-            let past = cache.past(&kernels, layer, (0, 3), filled.address()).unwrap();
+            let past = cache.past(&kernels, layer, SlotRange { first: 0, batch: 3 }, filled.address()).unwrap();
             for (new, past) in new.iter().zip(past) {
                 let count = 3 * heads * 64 * dim;
                 let mut pinned = Pinned::new(&device.stream, count * 4).unwrap();

@@ -2,7 +2,7 @@
 
 use super::buffers::Buffer;
 use super::driver::Address;
-use super::packed_tiles::Layout;
+use super::packed_tiles::PackedLayout;
 
 /// A weight on the device.
 pub(super) enum Matrix {
@@ -11,16 +11,43 @@ pub(super) enum Matrix {
     /// Small integers in tiles, as the decode kernel reads them.
     Packed {
         tiles: Buffer,
-        /// uint32: where its inputs are, if not in their place.
+        /// uint32: where in the activations each of its inputs is, if they are permuted (GPTQ's act-order).
         order: Option<Buffer>,
-        layout: Layout,
+        layout: PackedLayout,
     },
+}
+
+/// A packed matrix' addresses.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PackedMatrix {
+    pub(super) tiles: Address,
+    /// Of the order of its inputs, or 0.
+    pub(super) input_order: Address,
+    pub(super) layout: PackedLayout,
+}
+
+/// A matrix' addresses.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum WeightsAt {
+    Plain(Address),
+    Packed(PackedMatrix),
 }
 
 impl Matrix {
     pub(super) fn address(&self) -> Address {
         match self {
             Matrix::Plain(buffer) | Matrix::Packed { tiles: buffer, .. } => buffer.address(),
+        }
+    }
+
+    pub(super) fn addresses(&self) -> WeightsAt {
+        match self {
+            Matrix::Plain(buffer) => WeightsAt::Plain(buffer.address()),
+            Matrix::Packed { tiles, order, layout } => WeightsAt::Packed(PackedMatrix {
+                tiles: tiles.address(),
+                input_order: order.as_ref().map_or(0, Buffer::address),
+                layout: *layout,
+            }),
         }
     }
 

@@ -25,4 +25,4 @@ mod weights;
 pub use self::aux_kernels::{packaged_kernel, packaged_kernels};
 pub use self::code::{PACKAGED_KERNELS, compiler_files, try_compiler};
 pub use self::executor::{GpuExecutor, GpuOptions};
-pub use self::packed_tiles::{packed_bytes, quantised_bytes};
+pub use self::packed_tiles::{IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};

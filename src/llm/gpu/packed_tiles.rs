@@ -1,50 +1,70 @@
-//! Packed integers laid out for the decode kernel (`decode_kernel/tile_mma.cu`): tiles of 16 outputs and 128 (4 bits) or 64 (8 bits)
-//! inputs, in the order in which the lanes of a warp hand them to the tensor cores, each tile with its scales.
+//! Packed integers laid out for the decode kernel (`decode_kernel/tile_mma.cu`): tiles of 16 outputs and 128 (4 bits) or 64
+//! (8 bits) inputs, in the order in which the lanes of a warp hand them to the tensor cores, each tile with its scales.
 
 use half::f16;
 use rayon::prelude::*;
 
-use crate::checkpoint::{Integers, Second};
+use super::decode_kernel::abi::{GROUP_TERM_BYTES, PACKED_TILE_N, PACKED_TILE_QUANT_BYTES};
+use crate::checkpoint::{GroupOffset, Integers};
 use crate::tensor::DType;
-
-/// Outputs of a tile; the tiles along the inputs are a strip.
-pub(super) const STRIP: usize = 16;
-/// Bytes of a tile's integers.
-const QUANTS: usize = 1024;
-/// Bytes of a group's terms in a tile: two float16 for each output.
-const TERMS: usize = 4 * STRIP;
 
 /// Bytes of a tile with so many groups.
 pub(super) fn bytes_of_tile(groups: usize) -> usize {
-    QUANTS + groups * TERMS
+    PACKED_TILE_QUANT_BYTES + groups * GROUP_TERM_BYTES
+}
+
+/// Inputs and outputs of a matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct MatrixSize {
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// Integers of a matrix: their bits, and how many inputs of an output share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct IntegerFormat {
+    pub bits: u32,
+    pub group: usize,
 }
 
 /// How a packed matrix lies on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Layout {
+pub(super) struct PackedLayout {
     pub(super) bits: u32,
-    /// Inputs that share terms, within a tile.
+    /// Inputs that share scale and offset, within a tile.
     pub(super) group: usize,
-    pub(super) second: Second,
+    pub(super) offset: GroupOffset,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
 }
 
-impl Layout {
-    /// Of `bits` in groups of so many inputs, if there is a layout for such.
-    pub(super) fn new((bits, group): (u32, usize), [inputs, outputs]: [usize; 2]) -> Option<Self> {
-        let mut layout = Self { bits, group, second: Second::Zero, inputs, outputs };
+impl PackedLayout {
+    /// Of integers of a format, if there is a layout for such.
+    pub(super) fn new(format: IntegerFormat, size: MatrixSize) -> Option<Self> {
+        let (IntegerFormat { bits, group }, MatrixSize { inputs, outputs }) = (format, size);
+        let mut layout = Self { bits, group, offset: GroupOffset::ZeroPoint, inputs, outputs };
         layout.group = match group {
-            group if group >= inputs => layout.deep(),
-            group if group.is_multiple_of(layout.deep()) => layout.deep(),
+            group if group >= inputs => layout.tile_k(),
+            group if group.is_multiple_of(layout.tile_k()) => layout.tile_k(),
             group @ (32 | 64) => group,
             _ => return None,
         };
         (inputs.is_multiple_of(8) && outputs.is_multiple_of(8)).then_some(layout)
     }
 
+    /// Of the parts of one matrix, if they can stay packed together: without reading their integers.
+    pub(super) fn of(parts: &[Integers<'_>], size: MatrixSize) -> Option<Self> {
+        let first = parts.first()?;
+        let format = |part: &Integers<'_>| IntegerFormat { bits: part.bits, group: part.group };
+        let same = |part: &Integers<'_>| format(part) == format(first) && part.offset == first.offset;
+        let layout = Self::new(format(first), size).filter(|_| parts.iter().all(same))?;
+        Some(Self { offset: first.offset, ..layout })
+    }
+
     /// Inputs of a tile.
-    pub(super) fn deep(self) -> usize {
+    pub(super) fn tile_k(self) -> usize {
         if self.bits == 4 { 128 } else { 64 }
     }
 
@@ -55,17 +75,22 @@ impl Layout {
 
     /// Tiles along the inputs.
     pub(super) fn tiles(self) -> usize {
-        self.inputs.div_ceil(self.deep())
+        self.inputs.div_ceil(self.tile_k())
+    }
+
+    /// Groups of a tile.
+    fn groups(self) -> usize {
+        self.tile_k() / self.group
     }
 
     /// Bytes of a tile.
     pub(super) fn tile_bytes(self) -> usize {
-        bytes_of_tile(self.deep() / self.group)
+        bytes_of_tile(self.groups())
     }
 
-    /// Strips, an even number: two at a time may be a block's.
+    /// Strips (tiles along all inputs), an even number: two at a time may be a block's.
     pub(super) fn strips(self) -> usize {
-        self.outputs.div_ceil(2 * STRIP) * 2
+        self.outputs.div_ceil(2 * PACKED_TILE_N) * 2
     }
 
     /// Bytes of a strip.
@@ -79,22 +104,46 @@ impl Layout {
     }
 }
 
-/// Kinds of packed tiles, bits and groups, as packed_matmul.cu numbers them.
-const KINDS: [(u32, usize); 5] = [(4, 1), (4, 2), (4, 4), (8, 1), (8, 2)];
+/// Bytes of a matrix whose parts are packed, if they can stay so on the device (in float16).
+pub fn packed_bytes(parts: &[Integers<'_>], size: MatrixSize) -> Option<usize> {
+    PackedLayout::of(parts, size).map(PackedLayout::bytes)
+}
 
-/// Which kinds of packed tiles the kernel is compiled for.
+/// Bytes of a matrix that will be quantised to a format, if it can stay so on the device (in float16).
+pub fn quantised_bytes(format: IntegerFormat, size: MatrixSize) -> Option<usize> {
+    PackedLayout::new(format, size).map(PackedLayout::bytes)
+}
+
+/// A kind of packed tiles, for which the kernel has code of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TileKind {
+    bits: u32,
+    /// Groups of a tile.
+    pub(super) groups: usize,
+}
+
+/// All kinds, in the order of their bits, as packed_matmul.cu has them.
+const KINDS: [TileKind; 5] = [
+    TileKind { bits: 4, groups: 1 },
+    TileKind { bits: 4, groups: 2 },
+    TileKind { bits: 4, groups: 4 },
+    TileKind { bits: 8, groups: 1 },
+    TileKind { bits: 8, groups: 2 },
+];
+
+/// A set of kinds, a bit each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Kinds(pub(super) u32);
+pub(super) struct TileKinds(pub(super) u32);
 
-impl Kinds {
-    pub(super) const ALL: Self = Self(31);
+impl TileKinds {
+    pub(super) const ALL: Self = Self((1 << KINDS.len()) - 1);
 
-    pub(super) fn add(&mut self, layout: Layout) {
-        let kind = (layout.bits, layout.deep() / layout.group);
+    pub(super) fn add(&mut self, layout: PackedLayout) {
+        let kind = TileKind { bits: layout.bits, groups: layout.groups() };
         self.0 |= KINDS.iter().position(|have| *have == kind).map_or(0, |at| 1 << at);
     }
 
-    pub(super) fn iter(self) -> impl Iterator<Item = (u32, usize)> {
+    pub(super) fn iter(self) -> impl Iterator<Item = TileKind> {
         KINDS.into_iter().enumerate().filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, kind)| kind)
     }
 
@@ -115,7 +164,7 @@ impl Kinds {
     }
 
     fn cost_of_none(self) -> String {
-        let widened = match self.iter().map(|(bits, _)| bits).min() {
+        let widened = match self.iter().map(|kind| kind.bits).min() {
             None => return "TensorRT's engines decode, which is slower".to_owned(),
             Some(4) => "four",
             Some(_) => "two",
@@ -127,27 +176,87 @@ impl Kinds {
     }
 }
 
-/// What the parts of one matrix have in common, if they can stay packed together: without reading their integers.
-pub(super) fn layout(parts: &[Integers<'_>], outputs: usize, inputs: usize) -> Option<Layout> {
-    let first = parts.first()?;
-    let same = |part: &Integers<'_>| (part.bits, part.group, part.second) == (first.bits, first.group, first.second);
-    let layout = Layout::new((first.bits, first.group), [inputs, outputs]).filter(|_| parts.iter().all(same))?;
-    Some(Layout { second: first.second, ..layout })
+/// Where strips are laid out from: the integers and terms of a matrix, as its checkpoint has them.
+#[derive(Clone, Copy)]
+pub(super) struct QuantSource<'a> {
+    /// The inputs in the order in which they are laid out, where that is another than the checkpoint's.
+    pub(super) order: Option<&'a [usize]>,
+    /// Inputs of a group there, of which a tile may have a part.
+    pub(super) group: usize,
+    /// Gives the integers of outputs from one on, as many as there is room for: `[outputs, inputs]`.
+    pub(super) read: &'a (dyn Fn(usize, &mut [u8]) + Sync),
+    /// Gives scale and offset of an output's group.
+    pub(super) terms: &'a (dyn Fn(usize, usize) -> (f32, f32) + Sync),
 }
 
-/// Bytes of a matrix whose parts are packed, if they can stay so on the device (in float16).
-pub fn packed_bytes(parts: &[Integers<'_>], [inputs, outputs]: [usize; 2]) -> Option<usize> {
-    layout(parts, outputs, inputs).map(Layout::bytes)
+impl QuantSource<'_> {
+    /// Lays out strips from `first` on, as many as `bytes` has room for; false if a scale or offset is finer than float16.
+    pub(super) fn lay_out(&self, layout: PackedLayout, first: usize, bytes: &mut [u8]) -> bool {
+        let strips = bytes.par_chunks_mut(layout.strip_bytes()).enumerate();
+        let exact = strips.map(|(strip, bytes)| self.fill_strip(layout, (first + strip) * PACKED_TILE_N, bytes));
+        exact.reduce(|| true, |a, b| a && b)
+    }
+
+    /// Lays out the strip whose first output is `first`.
+    fn fill_strip(&self, layout: PackedLayout, first: usize, bytes: &mut [u8]) -> bool {
+        let (inputs, tile_k) = (layout.inputs, layout.tile_k());
+        let count = layout.outputs.saturating_sub(first).min(PACKED_TILE_N);
+        // Integers of the middle stand for nothing, as do scales of 0.
+        let mut quants = vec![layout.middle(); PACKED_TILE_N * inputs];
+        if count > 0 {
+            (self.read)(first, &mut quants[..count * inputs]);
+        }
+        bytes.fill(0);
+        let quant = |output: usize, k: usize| match k < inputs {
+            true => quants[output * inputs + self.order.map_or(k, |order| order[k])],
+            false => layout.middle(),
+        };
+        let mut exact = true;
+        for (tile, bytes) in bytes.chunks_exact_mut(layout.tile_bytes()).enumerate() {
+            let (quants, terms) = bytes.split_at_mut(PACKED_TILE_QUANT_BYTES);
+            fill_quants(layout.bits, |output, k| quant(output, tile * tile_k + k), quants);
+            for (part, terms) in terms.chunks_exact_mut(GROUP_TERM_BYTES).enumerate() {
+                let k = tile * tile_k + part * layout.group;
+                for output in (0..count).filter(|_| k < inputs) {
+                    let (scale, offset) = (self.terms)(first + output, k / self.group);
+                    let narrow = [f16::from_f32(scale), f16::from_f32(offset)];
+                    exact &= narrow.map(f16::to_f32) == [scale, offset];
+                    let at = output % 8 * 8 + output / 8 * 4;
+                    terms[at..][..2].copy_from_slice(&narrow[0].to_le_bytes());
+                    terms[at + 2..][..2].copy_from_slice(&narrow[1].to_le_bytes());
+                }
+            }
+        }
+        exact
+    }
 }
 
-/// The same of one that will be quantised to `bits`, in groups of so many inputs.
-pub fn quantised_bytes((bits, group): (u32, usize), sizes: [usize; 2]) -> Option<usize> {
-    Layout::new((bits, group), sizes).map(Layout::bytes)
+/// Writes a tile's integers. `quant` gives that of an output and an input of the tile.
+fn fill_quants(bits: u32, quant: impl Fn(usize, usize) -> u8, bytes: &mut [u8]) {
+    let tile_k = PACKED_TILE_QUANT_BYTES * 8 / bits as usize / PACKED_TILE_N;
+    for (step, lane) in (0..tile_k / 16).flat_map(|step| (0..32).map(move |lane| (step, lane))) {
+        let (g, k) = (lane / 4, step / 2 * 32 + lane % 4 * 8 + step % 2 * 4);
+        // The pairs of the first operand of m16n8k16: (output, input) of the lower one. See tile_mma.cu.
+        let pairs = [(g, k), (g + 8, k), (g, k + 2), (g + 8, k + 2)];
+        let pairs = pairs.map(|(output, k)| [quant(output, k), quant(output, k + 1)]);
+        if bits == 4 {
+            let half = |e: usize| {
+                let [a, b, c, d] = pairs.map(|pair| u16::from(pair[e]));
+                a << 6 | b << 2 | d << 10 | (c & 3) << 14 | c >> 2
+            };
+            let at = step / 4 * 512 + lane * 16 + step % 4 * 4;
+            bytes[at..][..2].copy_from_slice(&half(0).to_le_bytes());
+            bytes[at + 2..][..2].copy_from_slice(&half(1).to_le_bytes());
+        } else {
+            let at = step / 2 * 512 + lane * 16 + step % 2 * 8;
+            bytes[at..][..8].copy_from_slice(pairs.as_flattened());
+        }
+    }
 }
 
 /// A matrix that is laid out strip by strip: parts one below the other.
 pub(super) struct Strips<'a> {
-    layout: Layout,
+    layout: PackedLayout,
     parts: &'a [Integers<'a>],
     /// Rows of each part, and where they begin.
     rows: &'a [usize],
@@ -158,7 +267,7 @@ pub(super) struct Strips<'a> {
 
 impl<'a> Strips<'a> {
     /// None if the parts' orders of inputs differ or a group has not its number of them.
-    pub(super) fn new(parts: &'a [Integers<'a>], rows: &'a [usize], layout: Layout) -> Option<Self> {
+    pub(super) fn new(parts: &'a [Integers<'a>], rows: &'a [usize], layout: PackedLayout) -> Option<Self> {
         let order = order(parts, layout.inputs)?;
         let starts = rows.iter().scan(0, |sum, rows| Some(std::mem::replace(sum, *sum + rows))).collect();
         Some(Self { layout, parts, rows, starts, order })
@@ -172,7 +281,7 @@ impl<'a> Strips<'a> {
 
     /// Outputs of a part that are in the first `strips`.
     pub(super) fn rows_before(&self, part: usize, strips: usize) -> usize {
-        (strips * STRIP).saturating_sub(self.starts[part]).min(self.rows[part])
+        (strips * PACKED_TILE_N).saturating_sub(self.starts[part]).min(self.rows[part])
     }
 
     /// Lays out strips from `first` on, as many as `bytes` has room for; false if one has scales that are finer than float16.
@@ -193,61 +302,19 @@ impl<'a> Strips<'a> {
             let (part, row) = self.locate(output);
             self.parts[part].terms(row, group)
         };
-        lay_out(self.layout, (self.order.as_deref(), self.parts[0].group), (&read, &terms), first, bytes)
+        let group = self.parts[0].group;
+        let source = QuantSource { order: self.order.as_deref(), group, read: &read, terms: &terms };
+        source.lay_out(self.layout, first, bytes)
     }
 }
 
-/// Gives the integers of outputs from one on.
-type Read<'a> = &'a (dyn Fn(usize, &mut [u8]) + Sync);
-/// Gives scale and second of an output's group.
-type Terms<'a> = &'a (dyn Fn(usize, usize) -> (f32, f32) + Sync);
-
-/// Lays out strips from `first` on into `bytes`, of a matrix with groups of `size` inputs.
-fn lay_out(
-    layout: Layout,
-    (order, size): (Option<&[usize]>, usize),
-    (read, terms): (Read<'_>, Terms<'_>),
-    first: usize,
-    bytes: &mut [u8],
-) -> bool {
-    let strips = bytes.par_chunks_mut(layout.strip_bytes()).enumerate();
-    let exact = strips.map(|(strip, bytes)| {
-        let first = (first + strip) * STRIP;
-        let count = layout.outputs.saturating_sub(first).min(STRIP);
-        // Integers of the middle stand for nothing, as do scales of 0.
-        let mut quants = vec![layout.middle(); STRIP * layout.inputs];
-        if count > 0 {
-            read(first, &mut quants[..count * layout.inputs]);
-        }
-        bytes.fill(0);
-        fill(bytes, layout, (order, size), count, &quants, &|output, group| terms(first + output, group))
-    });
-    exact.reduce(|| true, |a, b| a && b)
-}
-
-/// A whole matrix, for tests.
+/// Lays out a whole matrix, in several calls, as weights are; none if a scale is finer than float16.
 #[cfg(test)]
-pub(super) struct Tiled {
-    pub(super) layout: Layout,
-    pub(super) order: Option<Vec<usize>>,
-    pub(super) bytes: Vec<u8>,
-}
-
-/// Lays out a matrix of which `read` gives the integers of outputs from one on, `terms` scale and second of an output's
-/// group of `size` inputs; none if a scale is finer than float16. In several calls, as weights are.
-#[cfg(test)]
-pub(super) fn tile_of(
-    layout: Layout,
-    (order, size): (Option<Vec<usize>>, usize),
-    read: Read<'_>,
-    terms: Terms<'_>,
-) -> Option<Tiled> {
+pub(super) fn lay_out_whole(layout: PackedLayout, source: QuantSource<'_>) -> Option<Vec<u8>> {
     let mut bytes = vec![0xa5; layout.bytes()];
-    let exact = bytes
-        .chunks_mut(3 * layout.strip_bytes())
-        .enumerate()
-        .all(|(at, bytes)| lay_out(layout, (order.as_deref(), size), (read, terms), 3 * at, bytes));
-    exact.then_some(Tiled { layout, order, bytes })
+    let mut parts = bytes.chunks_mut(3 * layout.strip_bytes()).enumerate();
+    let exact = parts.all(|(at, bytes)| source.lay_out(layout, 3 * at, bytes));
+    exact.then_some(bytes)
 }
 
 /// Inputs sorted by group, where they are not; none if a group has not its number of them, or parts differ.
@@ -267,58 +334,6 @@ fn order(parts: &[Integers<'_>], inputs: usize) -> Option<Option<Vec<usize>>> {
     order.iter().enumerate().all(|(place, input)| place / size == groups[*input]).then_some(Some(order))
 }
 
-/// Fills a strip; says whether every term is a float16.
-fn fill(
-    bytes: &mut [u8],
-    layout: Layout,
-    (order, size): (Option<&[usize]>, usize),
-    count: usize,
-    quants: &[u8],
-    terms: &dyn Fn(usize, usize) -> (f32, f32),
-) -> bool {
-    let mut exact = true;
-    let (deep, inputs) = (layout.deep(), layout.inputs);
-    let middle = layout.middle();
-    let quant = |output: usize, k: usize| match k < inputs {
-        true => quants[output * inputs + order.map_or(k, |order| order[k])],
-        false => middle,
-    };
-    for (tile, bytes) in bytes.chunks_exact_mut(layout.tile_bytes()).enumerate() {
-        for step in 0..deep / 16 {
-            for lane in 0..32 {
-                let (g, k) = (lane / 4, tile * deep + step / 2 * 32 + lane % 4 * 8 + step % 2 * 4);
-                // The pairs of the first operand of m16n8k16: (output, input) of the lower one. See tile_mma.cu.
-                let pairs = [(g, k), (g + 8, k), (g, k + 2), (g + 8, k + 2)];
-                let pairs = pairs.map(|(output, k)| [quant(output, k), quant(output, k + 1)]);
-                if layout.bits == 4 {
-                    let half = |e: usize| {
-                        let [a, b, c, d] = pairs.map(|pair| u16::from(pair[e]));
-                        a << 6 | b << 2 | d << 10 | (c & 3) << 14 | c >> 2
-                    };
-                    let at = step / 4 * 512 + lane * 16 + step % 4 * 4;
-                    bytes[at..][..2].copy_from_slice(&half(0).to_le_bytes());
-                    bytes[at + 2..][..2].copy_from_slice(&half(1).to_le_bytes());
-                } else {
-                    let at = step / 2 * 512 + lane * 16 + step % 2 * 8;
-                    bytes[at..][..8].copy_from_slice(pairs.as_flattened());
-                }
-            }
-        }
-        for part in 0..deep / layout.group {
-            let k = tile * deep + part * layout.group;
-            for output in (0..count).filter(|_| k < inputs) {
-                let (scale, second) = terms(output, k / size);
-                let (narrow, last) = (f16::from_f32(scale), f16::from_f32(second));
-                exact &= narrow.to_f32() == scale && last.to_f32() == second;
-                let at = QUANTS + part * TERMS + output % 8 * 8 + output / 8 * 4;
-                bytes[at..at + 2].copy_from_slice(&narrow.to_le_bytes());
-                bytes[at + 2..at + 4].copy_from_slice(&last.to_le_bytes());
-            }
-        }
-    }
-    exact
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -326,7 +341,7 @@ mod tests {
     #[test]
     fn being_without_has_its_price_named() {
         for (kinds, part) in [(0, "decode, which is slower"), (16, "two times"), (20, "four times")] {
-            assert!(Kinds(kinds).cost_of_none().contains(part), "{kinds}");
+            assert!(TileKinds(kinds).cost_of_none().contains(part), "{kinds}");
         }
     }
 }

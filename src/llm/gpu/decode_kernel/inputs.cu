@@ -1,4 +1,4 @@
-// Inputs on their way to the weights: from memory to shared memory, normed there.
+// A product's inputs on their way to mma: copied to shared memory once, normed there, and added up by groups for packed weights.
 
 // Eight inputs of a row that are not in their place.
 __device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u32 row, u32 k) {
@@ -12,11 +12,11 @@ __device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u32 row, u32 
 }
 
 // RMSNorm's weights of eight inputs.
-struct Weights {
+struct NormWeights {
   float4 low, high;
 };
 
-__device__ __forceinline__ Weights load_norm_weights(PhaseDescriptor const& p, u32 k) {
+__device__ __forceinline__ NormWeights load_norm_weights(PhaseDescriptor const& p, u32 k) {
   if (p.input_order) {
     u32 const* const at = p.input_order + k;
     float const* const n = p.norm_weight;
@@ -25,47 +25,55 @@ __device__ __forceinline__ Weights load_norm_weights(PhaseDescriptor const& p, u
   return {*(float4 const*)(p.norm_weight + k), *(float4 const*)(p.norm_weight + k + 4)};
 }
 
-// Eight inputs, normed with the row's factor.
+// Eight inputs times their norm's weights and the row's scale.
 template <u32 KIND>
-__device__ __forceinline__ uint4 apply_norm(uint4 x, Weights const& norm, float factor) {
+__device__ __forceinline__ uint4 apply_norm(uint4 x, NormWeights const& norm, float scale) {
   float v[8];
   unpack8<KIND>(x, v);
-  return make_uint4(pack2<KIND>(v[0] * (factor * norm.low.x), v[1] * (factor * norm.low.y)),
-                    pack2<KIND>(v[2] * (factor * norm.low.z), v[3] * (factor * norm.low.w)),
-                    pack2<KIND>(v[4] * (factor * norm.high.x), v[5] * (factor * norm.high.y)),
-                    pack2<KIND>(v[6] * (factor * norm.high.z), v[7] * (factor * norm.high.w)));
+  return make_uint4(pack2<KIND>(v[0] * (scale * norm.low.x), v[1] * (scale * norm.low.y)),
+                    pack2<KIND>(v[2] * (scale * norm.low.z), v[3] * (scale * norm.low.w)),
+                    pack2<KIND>(v[4] * (scale * norm.high.x), v[5] * (scale * norm.high.y)),
+                    pack2<KIND>(v[6] * (scale * norm.high.z), v[7] * (scale * norm.high.w)));
 }
 
-// What RMSNorm multiplies each row with: 1 / sqrt(mean of squares + eps). As many warps as there can be for each row.
+// What RMSNorm multiplies each row with, 1 / sqrt(mean of squares + eps), in shared memory.
 struct RmsScales {
-  float parts[MAX_ROWS][COMPUTE_WARPS], of[MAX_ROWS];
+  float partial[MAX_ROWS][COMPUTE_WARPS];  // sums of squares, of as many warps as there can be for each row
+  float of[MAX_ROWS];
 };
 
+// This warp's part of the sum of a row's squares, from `part` on: of x, unless the phase before has added them up in parts.
 template <u32 KIND>
-__device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescriptor const& p, u32 size, RmsScales& factors) {
-  u32 const rows = s.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
-  u32 const lane = threadIdx.x % 32, row = threadIdx.x / 32 / warps, part = threadIdx.x / 32 % warps;
-  if (row < rows) {
-    float square = 0.0f;
-    if (p.x_squares) {
+__device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, u32 part, u32 warps, u32 size) {
+  u32 const lane = threadIdx.x % 32;
+  float square = 0.0f;
+  if (p.x_squares) {
 #pragma unroll 1
-      for (u32 i = part * 32 + lane; i < p.x_square_parts; i += warps * 32) {
-        square += __ldcg(p.x_squares + row * p.x_square_parts + i);
-      }
-    } else {
+    for (u32 i = part * 32 + lane; i < p.x_square_parts; i += warps * 32) {
+      square += __ldcg(p.x_squares + row * p.x_square_parts + i);
+    }
+  } else {
 #pragma unroll 1
-      for (u32 k = (part * 32 + lane) * 8; k < size; k += warps * 256) {
-        float value[8];
-        unpack8<KIND>(load_cg_16(p.x + (u64)row * p.x_stride + k), value);
+    for (u32 k = (part * 32 + lane) * 8; k < size; k += warps * 256) {
+      float value[8];
+      unpack8<KIND>(load_cg_16(p.x + (u64)row * p.x_stride + k), value);
 #pragma unroll
-        for (u32 i = 0; i < 8; ++i) {
-          square = fmaf(value[i], value[i], square);
-        }
+      for (u32 i = 0; i < 8; ++i) {
+        square = fmaf(value[i], value[i], square);
       }
     }
-    square = warp_sum(square);
-    if (lane == 0) {
-      factors.parts[row][part] = square;
+  }
+  return warp_sum(square);
+}
+
+template <u32 KIND>
+__device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescriptor const& p, u32 size, RmsScales& scales) {
+  u32 const rows = s.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
+  u32 const row = threadIdx.x / 32 / warps, part = threadIdx.x / 32 % warps;
+  if (row < rows) {
+    float const square = sum_squares<KIND>(p, row, part, warps, size);
+    if (threadIdx.x % 32 == 0) {
+      scales.partial[row][part] = square;
     }
   }
   sync_compute_warps();
@@ -73,46 +81,64 @@ __device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescripto
     float square = 0.0f;
 #pragma unroll 1
     for (u32 i = 0; i < warps; ++i) {
-      square += factors.parts[threadIdx.x][i];
+      square += scales.partial[threadIdx.x][i];
     }
-    factors.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + s.norm_eps);
+    scales.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + s.norm_eps);
   }
   sync_compute_warps();
 }
 
-// The norm's weights of a thread's first two times eight inputs, read before the inputs are there.
+// The norm's weights of a thread's first two times eight inputs, which are read before the inputs are there.
 struct EarlyNormWeights {
-  Weights first, second;
+  NormWeights first, second;
 };
 
-// Brings inputs of all rows to shared memory, as the weights want them. A thread takes every THREADSth eight of each row.
+// The sum of eight inputs, and of as many lanes' as make a group.
+template <u32 KIND>
+__device__ __forceinline__ float group_sum(uint4 x, u32 group) {
+  float v[8];
+  unpack8<KIND>(x, v);
+  float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  if (group > 32) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+  }
+  if (group > 64) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+  }
+  return sum;
+}
+
+// Copies inputs of all rows to shared memory. Of each row a thread takes every COMPUTE_THREADSth eight inputs.
 struct InputStager {
   u32 first, eights;  // the first input, and how many times eight there are of a row
-  u32 group;          // inputs that are summed up, a power of 2, if any
+  u32 group;          // inputs that are added up, a power of 2; 0: none
 
-  // Bytes from row to row: rows two apart meet other banks. Sums of a row come after all rows.
+  // Bytes from row to row: rows two apart are in different banks. The groups' sums come after all rows.
   __device__ __forceinline__ u32 stride() const { return (eights * 16 + 127) / 128 * 128 + 64; }
-  __device__ __forceinline__ u32 shift() const { return 28 - __clz(group); }
-  __device__ __forceinline__ u32 sums() const { return eights >> shift(); }
+  __device__ __forceinline__ u32 group_shift() const { return 28 - __clz(group); }
+  __device__ __forceinline__ u32 groups() const { return eights >> group_shift(); }
 
-  // The norm's weights of the thread's first inputs.
-  __device__ __forceinline__ EarlyNormWeights early(PhaseDescriptor const& p) const {
+  __device__ __forceinline__ EarlyNormWeights early_norm_weights(PhaseDescriptor const& p) const {
     auto const of = [&](u32 eight) {
-      return p.norm_weight && eight < eights && first + eight * 8 < p.inputs ? load_norm_weights(p, first + eight * 8) : Weights{};
+      bool const there = p.norm_weight && eight < eights && first + eight * 8 < p.inputs;
+      return there ? load_norm_weights(p, first + eight * 8) : NormWeights{};
     };
     return {of(threadIdx.x), of(threadIdx.x + COMPUTE_THREADS)};
   }
 
-  // Begins to read them.
-  __device__ __forceinline__ void begin(PhaseDescriptor const& p, u32 rows, u8* work) const {
+  // Begins to copy.
+  __device__ __forceinline__ void copy(PhaseDescriptor const& p, u32 rows, u8* inputs) const {
 #pragma unroll 1
     for (u32 row = 0; row < rows; ++row) {
       u16 const* const from = p.x + (u64)row * p.x_stride + first;
-      u32 const to = shared_address(work) + row * stride(), there = p.inputs - first;
+      u32 const to = shared_address(inputs) + row * stride(), there = p.inputs - first;
 #pragma unroll 1
       for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
         if (p.input_order) {
-          *(uint4*)(work + row * stride() + eight * 16) = eight * 8 < there ? gather8(p, row, first + eight * 8) : make_uint4(0, 0, 0, 0);
+          uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
+          *at = eight * 8 < there ? gather8(p, row, first + eight * 8) : make_uint4(0, 0, 0, 0);
         } else {
           cp_async_16(to + eight * 16, eight * 8 < there ? from + eight * 8 : p.x, eight * 8 < there ? 16 : 0);
         }
@@ -121,42 +147,33 @@ struct InputStager {
     cp_async_commit();
   }
 
-  // Norms each once it is there, and adds up groups.
+  // Norms each input once it is there, and adds up groups.
   template <u32 KIND>
-  __device__ __forceinline__ void finish(PhaseDescriptor const& p, u32 rows, RmsScales const& factors, EarlyNormWeights const& early, u8* work) const {
+  __device__ __forceinline__ void finish(PhaseDescriptor const& p, u32 rows, RmsScales const& scales,
+                                         EarlyNormWeights const& early, u8* inputs) const {
     cp_async_wait_all();
-    float* const totals = (float*)(work + rows * stride());
+    float* const sums = (float*)(inputs + rows * stride());
     if (p.norm_weight || group) {
 #pragma unroll 1
       for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
         u32 const k = first + eight * 8;
         bool const is_normed = p.norm_weight && k < p.inputs;
-        Weights norm = eight == threadIdx.x ? early.first : early.second;
+        NormWeights norm = eight == threadIdx.x ? early.first : early.second;
         if (is_normed && eight > threadIdx.x + COMPUTE_THREADS) {
           norm = load_norm_weights(p, k);
         }
 #pragma unroll 1
         for (u32 row = 0; row < rows; ++row) {
-          uint4* const at = (uint4*)(work + row * stride() + eight * 16);
+          uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
           uint4 x = *at;
           if (is_normed) {
-            x = apply_norm<KIND>(x, norm, factors.of[row]);
+            x = apply_norm<KIND>(x, norm, scales.of[row]);
             *at = x;
           }
           if (group) {
-            float v[8];
-            unpack8<KIND>(x, v);
-            float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-            sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-            sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-            if (group > 32) {
-              sum += __shfl_xor_sync(0xffffffffu, sum, 4);
-            }
-            if (group > 64) {
-              sum += __shfl_xor_sync(0xffffffffu, sum, 8);
-            }
+            float const sum = group_sum<KIND>(x, group);
             if ((eight & (group / 8 - 1)) == 0) {
-              totals[row * sums() + (eight >> shift())] = sum;
+              sums[row * groups() + (eight >> group_shift())] = sum;
             }
           }
         }
@@ -165,26 +182,34 @@ struct InputStager {
     sync_compute_warps();
   }
 
-  // Both, for inputs that are there.
+  // Both, where the scales are known.
   template <u32 KIND>
-  __device__ __forceinline__ void load(PhaseDescriptor const& p, u32 rows, RmsScales const& factors, u8* work) const {
-    begin(p, rows, work);
-    finish<KIND>(p, rows, factors, early(p), work);
+  __device__ __forceinline__ void load(PhaseDescriptor const& p, u32 rows, RmsScales const& scales, u8* inputs) const {
+    copy(p, rows, inputs);
+    finish<KIND>(p, rows, scales, early_norm_weights(p), inputs);
   }
 
-  // The first inputs of a phase, once the phase before is done, and what their rows are normed with.
+  // The first inputs of a phase, once the phase before is done, and their rows' scales.
   template <u32 KIND>
-  __device__ __forceinline__ void open(DecodeParams const& s, PhaseDescriptor const& p, u32 index, RmsScales& factors, u8* work) const {
-    EarlyNormWeights const norms = early(p);
+  __device__ __forceinline__ void load_first(PhaseContext const& c, RmsScales& scales, u8* inputs) const {
+    EarlyNormWeights const early = early_norm_weights(c.p);
+    u32 const index = c.index;
     if (index > 0) {
-      wait_phase(s.counters + index - 1, completions_of(s, index - 1));
+      wait_for_phase_before(c);
     }
     MARK(1);
-    begin(p, s.rows, work);
-    if (p.norm_weight) {
-      rms_scales<KIND>(s, p, p.inputs, factors);
+    copy(c.p, c.s.rows, inputs);
+    if (c.p.norm_weight) {
+      rms_scales<KIND>(c.s, c.p, c.p.inputs, scales);
     }
-    finish<KIND>(p, s.rows, factors, norms, work);
+    finish<KIND>(c.p, c.s.rows, scales, early, inputs);
     MARK(2);
   }
+};
+
+// Inputs in shared memory, as `load` left them.
+struct StagedInputs {
+  u32 address, stride, rows;
+  float const* group_sums;  // [rows, groups]
+  u32 groups;
 };

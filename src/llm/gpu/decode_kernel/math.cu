@@ -1,4 +1,4 @@
-// Small things all phases need.
+// Arithmetic that all phases need: 16-bit elements to float32 and back, sums over a warp, activations.
 
 template <u32 KIND>
 __device__ __forceinline__ float round_to(float value) { return widen<KIND>(narrow<KIND>(value)); }
@@ -22,6 +22,7 @@ __device__ __forceinline__ float warp_sum(float value) {
   }
   return value;
 }
+
 __device__ __forceinline__ float warp_max(float value) {
   for (u32 step = 16; step > 0; step /= 2) {
     value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, step));
@@ -31,12 +32,7 @@ __device__ __forceinline__ float warp_max(float value) {
 
 __device__ __forceinline__ float soft_cap(float value, float cap) { return cap > 0.0f ? cap * tanhf(value / cap) : value; }
 
+// SiLU, or GELU's tanh approximation (Hendrycks & Gimpel 2016).
 __device__ __forceinline__ float activate(float x, u32 gelu) {
-  // GELU's tanh approximation: Hendrycks & Gimpel 2016.
   return gelu ? 0.5f * x * (1.0f + tanhf(0.7978845608f * x * (1.0f + 0.044715f * x * x))) : x / (1.0f + __expf(-x));
-}
-
-// How many parts of a phase become final.
-__device__ __forceinline__ u32 completions_of(DecodeParams const& s, u32 index) {
-  return s.phases[index].kind == ATTENTION ? s.rows * s.kv_heads : s.phases[index].completions;
 }

@@ -1,68 +1,58 @@
 //! A product as the kernel takes it: tiles and strips of its weights.
 
-use super::super::buffers::Buffer;
-use super::super::driver::{Address, word};
-use super::super::matrix::Matrix;
-use super::super::packed_tiles::{self, Layout};
-use super::abi::{PLAIN_DEEP, PLAIN_TILE, PRODUCT, Phase, TILE, second};
+use super::super::driver::word;
+use super::super::matrix::{PackedMatrix, WeightsAt};
+use super::super::packed_tiles::MatrixSize;
+use super::abi::{
+    INT4, INT8, MATMUL, PACKED_TILE_N, PLAIN_TILE_BYTES, PLAIN_TILE_K, PLAIN_TILE_N, PhaseDescriptor, offset_kind,
+};
 
-/// How a product is cut: `across` warps side by side if its weights are plain, for so many blocks.
+/// How products are cut into strips.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Cut {
-    pub(super) across: usize,
+pub(super) struct StripWidth {
+    /// Tiles side by side in a strip of plain weights.
+    pub(super) plain_tiles: usize,
+    /// Blocks that want strips of packed weights.
     pub(super) blocks: usize,
 }
 
-/// A product's shape and weights.
-pub(super) fn product(matrix: &Matrix, sizes: [usize; 2], gated: bool, cut: Cut) -> Phase {
-    let packed = match matrix {
-        Matrix::Plain(_) => None,
-        Matrix::Packed { layout, order, .. } => Some((*layout, order.as_ref().map_or(0, Buffer::address))),
+/// A product. `gated`, the first half of the outputs are gates of the second.
+pub(super) fn matmul(weights: WeightsAt, size: MatrixSize, gated: bool, width: StripWidth) -> PhaseDescriptor {
+    let MatrixSize { inputs, outputs } = size;
+    let (tiles_across, tile_n) = match weights {
+        WeightsAt::Plain(_) => (width.plain_tiles, PLAIN_TILE_N),
+        // Two tiles where one is of gates and the other of what they gate, or where there are strips enough.
+        WeightsAt::Packed(_) => (1 + usize::from(gated || outputs > 4 * PACKED_TILE_N * width.blocks), PACKED_TILE_N),
     };
-    shape((matrix.address(), packed), sizes, gated, cut)
-}
-
-/// The same of weights at an address, packed in a layout and in an order or plain. Gated, half of the outputs are gates of
-/// the other half.
-pub(super) fn shape(
-    (weights, packed): (Address, Option<(Layout, Address)>),
-    [inputs, outputs]: [usize; 2],
-    gated: bool,
-    cut: Cut,
-) -> Phase {
-    // One strip of packed weights at a time, two if gates and what they let through are in two, or if there are many.
-    let across = match packed {
-        None => cut.across,
-        Some(_) => 1 + usize::from(gated || outputs > 4 * packed_tiles::STRIP * cut.blocks),
-    };
-    let width = across * if packed.is_none() { TILE } else { packed_tiles::STRIP };
-    let (made, width) = if gated { (outputs / 2, width / 2) } else { (outputs, width) };
-    let common = Phase {
-        kind: PRODUCT,
-        across: word(across),
-        weights,
+    let columns = tiles_across * tile_n;
+    let strips = if gated { (outputs / 2).div_ceil(columns / 2) } else { outputs.div_ceil(columns) };
+    let common = PhaseDescriptor {
+        kind: MATMUL,
+        tiles_across: word(tiles_across),
         inputs: word(inputs),
         outputs: word(outputs),
-        stride: word(inputs),
-        strips: word(made.div_ceil(width)),
+        x_stride: word(inputs),
+        strips: word(strips),
         gated: u32::from(gated),
-        ..Phase::default()
+        ..PhaseDescriptor::default()
     };
-    match packed {
-        None => Phase {
-            tile_k: word(PLAIN_DEEP),
-            tiles: word(inputs.div_ceil(PLAIN_DEEP)),
-            tile_bytes: word(PLAIN_TILE),
+    match weights {
+        WeightsAt::Plain(weights) => PhaseDescriptor {
+            weights,
+            tile_k: word(PLAIN_TILE_K),
+            k_tiles: word(inputs.div_ceil(PLAIN_TILE_K)),
+            tile_bytes: word(PLAIN_TILE_BYTES),
             ..common
         },
-        Some((layout, order)) => Phase {
-            weight_kind: if layout.bits == 8 { 1 } else { 2 },
-            order,
-            tile_k: word(layout.deep()),
-            tiles: word(layout.tiles()),
+        WeightsAt::Packed(PackedMatrix { tiles, input_order, layout }) => PhaseDescriptor {
+            weights: tiles,
+            weight_kind: if layout.bits == 8 { INT8 } else { INT4 },
+            input_order,
+            tile_k: word(layout.tile_k()),
+            k_tiles: word(layout.tiles()),
             tile_bytes: word(layout.tile_bytes()),
-            group: word(layout.group),
-            second: second(layout.second),
+            group_size: word(layout.group),
+            offset_kind: offset_kind(layout.offset),
             ..common
         },
     }

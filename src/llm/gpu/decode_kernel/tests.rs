@@ -4,17 +4,19 @@
 
 mod attention;
 mod emulator;
-mod products;
+mod matmul;
 mod top_logits;
 
 use half::{bf16, f16};
 
 use self::emulator::Emulator;
 use super::super::buffers::{Buffer, Pinned, single_stream};
-use super::super::packed_tiles::Kinds;
-use super::abi::{Launch, Phase, ROWS, WIDEST};
-use super::kernel::{Kernel, List};
-use super::matmul::{Cut, shape};
+use super::super::matrix::{PackedMatrix, WeightsAt};
+use super::super::packed_tiles::{MatrixSize, TileKinds};
+use super::abi::{DecodeParams, MAX_ROWS, MAX_STRIP_N, PhaseDescriptor};
+use super::kernel::{DecodeKernel, PhaseList};
+use super::matmul::StripWidth;
+use super::variant::VariantTarget;
 use crate::backend::tensorrt::device::Device;
 use crate::tensor::DType;
 
@@ -45,36 +47,37 @@ fn shares(blocks: usize) -> Vec<u32> {
 }
 
 /// Who runs the kernel.
-enum Machine {
-    Gpu(Device, Kernel),
+enum KernelHost {
+    Gpu(Device, DecodeKernel),
     Cpu(Emulator),
 }
 
 /// Memory of either, and what a test does with it.
 struct Bench {
-    machine: Machine,
+    machine: KernelHost,
     dtype: DType,
     /// Bits of a cached element.
-    kept: usize,
+    kv_bits: usize,
     device: Vec<Buffer>,
-    host: Vec<Box<[Line]>>,
+    host: Vec<Box<[AlignedLine]>>,
 }
 
 /// Host memory, aligned as the kernel wants it.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([u8; 64]);
+struct AlignedLine([u8; 64]);
 
 impl Bench {
     /// The CPU, and the GPU if there is one.
-    fn all(test: &str, (dtype, kept): (DType, usize)) -> Vec<Self> {
-        let bench = |machine| Self { machine, dtype, kept, device: Vec::new(), host: Vec::new() };
-        let mut all = vec![bench(Machine::Cpu(Emulator::get(dtype, kept)))];
+    fn all(test: &str, dtype: DType, kv_bits: usize) -> Vec<Self> {
+        let bench = |machine| Self { machine, dtype, kv_bits, device: Vec::new(), host: Vec::new() };
+        let mut all = vec![bench(KernelHost::Cpu(Emulator::get(dtype, kv_bits)))];
         match Device::open() {
             Ok(device) => {
                 single_stream(&device.stream);
-                let kernel = Kernel::for_device(&device, dtype, (Kinds::ALL, kept)).unwrap().expect("no kernel");
-                all.push(bench(Machine::Gpu(device, kernel)));
+                let target = VariantTarget { dtype, kinds: TileKinds::ALL, kv_bits };
+                let kernel = DecodeKernel::for_device(&device, target).unwrap().expect("no kernel");
+                all.push(bench(KernelHost::Gpu(device, kernel)));
             }
             Err(error) => eprintln!("SKIPPED {test} on the GPU: {error}"),
         }
@@ -83,13 +86,13 @@ impl Bench {
 
     /// Whether large shapes take no time.
     fn is_fast(&self) -> bool {
-        matches!(self.machine, Machine::Gpu(..))
+        matches!(self.machine, KernelHost::Gpu(..))
     }
 
     fn blocks(&self) -> usize {
         match &self.machine {
-            Machine::Gpu(_, kernel) => kernel.blocks,
-            Machine::Cpu(_) => emulator::BLOCKS,
+            KernelHost::Gpu(_, kernel) => kernel.blocks,
+            KernelHost::Cpu(_) => emulator::BLOCKS,
         }
     }
 
@@ -112,15 +115,15 @@ impl Bench {
 
     fn bytes(&mut self, bytes: &[u8]) -> u64 {
         match &self.machine {
-            Machine::Gpu(device, _) => {
+            KernelHost::Gpu(device, _) => {
                 let mut buffer = Buffer::new(&device.stream, bytes.len(), "a test").unwrap();
                 buffer.upload(bytes).unwrap();
                 self.device.push(buffer);
                 self.device[self.device.len() - 1].address()
             }
-            Machine::Cpu(_) => {
+            KernelHost::Cpu(_) => {
                 let lines = bytes.chunks(64).map(|some| {
-                    let mut line = Line([0; 64]);
+                    let mut line = AlignedLine([0; 64]);
                     line.0[..some.len()].copy_from_slice(some);
                     line
                 });
@@ -151,13 +154,13 @@ impl Bench {
 
     fn read(&self, address: u64, bytes: usize) -> Vec<u8> {
         match &self.machine {
-            Machine::Gpu(device, _) => {
+            KernelHost::Gpu(device, _) => {
                 let buffer = self.device.iter().find(|buffer| buffer.address() == address).unwrap();
                 let mut pinned = Pinned::new(&device.stream, bytes).unwrap();
                 buffer.download(&mut pinned, 0, bytes).unwrap();
                 pinned.bytes().unwrap()[..bytes].to_vec()
             }
-            Machine::Cpu(_) => {
+            KernelHost::Cpu(_) => {
                 let lines = self.host.iter().find(|lines| lines.as_ptr() as u64 == address).unwrap();
                 lines.iter().flat_map(|line| line.0).take(bytes).collect()
             }
@@ -178,17 +181,17 @@ impl Bench {
         bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
     }
 
-    fn run(&mut self, phases: &[Phase], counters: usize, launch: Launch) {
-        let partial = self.bytes(&vec![0xff; 2 * self.blocks() * ROWS * WIDEST * 4]);
-        let attention = self.bytes(&vec![0xff; 1 << 22]);
-        let launch = Launch { partial, attention, ..launch };
+    fn run(&mut self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams) {
+        let partial_sums = self.bytes(&vec![0xff; 2 * self.blocks() * MAX_ROWS * MAX_STRIP_N * 4]);
+        let attention_partials = self.bytes(&vec![0xff; 1 << 22]);
+        let params = DecodeParams { partial_sums, attention_partials, ..params };
         match &self.machine {
-            Machine::Gpu(device, kernel) => {
-                let list = List::new(&device.stream, phases, counters, &shares(kernel.blocks)).unwrap();
-                kernel.launch(&device.stream, &list, launch).unwrap();
+            KernelHost::Gpu(device, kernel) => {
+                let list = PhaseList::new(&device.stream, phases, counters, &shares(kernel.blocks)).unwrap();
+                kernel.launch(&device.stream, &list, params).unwrap();
                 device.stream.synchronize().unwrap();
             }
-            Machine::Cpu(emulator) => emulator.run(phases, counters, launch, self.dtype),
+            KernelHost::Cpu(emulator) => emulator.run(phases, counters, params, self.dtype),
         }
     }
 }

@@ -1,14 +1,6 @@
-// The likeliest tokens of rows of logits, and what all of a row weigh, so that the host need not read them all. A warp sorts
-// 64 at a time (Batcher 1968) and keeps the best 64; blocks share a row, and who comes last to it adds up their parts.
-
-u32 constexpr TOP_LOGITS = 64;     // tokens that are found, two a lane: the best 32, the next
-u32 constexpr LOGITS_PER_BLOCK = 2048;  // logits of a block
-
-// A row's likeliest, best first, and sums of exp(logit - best) and of exp((logit - best) / temperature).
-struct TopLogits {
-  u64 best[TOP_LOGITS];
-  float total, warm;
-};
+// The likeliest tokens of rows of logits, and what all tokens of a row add up to, so that the host need not read the row. A warp
+// sorts 64 logits at a time by a bitonic network (Batcher 1968) and keeps the 64 best; several blocks share a row, and the last
+// of them to arrive merges what they found.
 
 // A number that is larger the likelier the token is, of equals the first; 0 is no token.
 __device__ __forceinline__ u64 sort_key(float logit, u32 token) {
@@ -17,10 +9,11 @@ __device__ __forceinline__ u64 sort_key(float logit, u32 token) {
   return (u64)order << 32 | (0xffffffffu - token);
 }
 
-// 64 keys of a warp: a lane's first is in place `lane`, its second 32 further.
+// 64 keys of a warp: a lane's first is in place `lane`, its second 32 places further.
 struct WarpKeys {
   u64 first, second;
 
+  // Compares and exchanges with the lanes `step` away: where a half falls, the lower lane keeps the larger key.
   __device__ __forceinline__ void exchange(u32 step, bool first_falls, bool second_falls) {
     bool const lower = (threadIdx.x & step) == 0;
     u64 const a = __shfl_xor_sync(0xffffffffu, first, step), b = __shfl_xor_sync(0xffffffffu, second, step);
@@ -28,8 +21,8 @@ struct WarpKeys {
     second = (second > b) == (lower == second_falls) ? second : b;
   }
 
-  // Sorts what rises and then falls.
-  __device__ __forceinline__ void settle() {
+  // Sorts a bitonic sequence, largest first.
+  __device__ __forceinline__ void merge_bitonic() {
     u64 const high = first > second ? first : second;
     second = first > second ? second : first;
     first = high;
@@ -46,104 +39,119 @@ struct WarpKeys {
         exchange(step, falls, falls && size < 32);
       }
     }
-    settle();
+    merge_bitonic();
   }
 
-  // The best of both, which are sorted.
-  __device__ __forceinline__ void join(WarpKeys const& other) {
+  // The 64 best of both, which are sorted.
+  __device__ __forceinline__ void keep_best(WarpKeys const& other) {
     u64 const a = __shfl_xor_sync(0xffffffffu, other.second, 31), b = __shfl_xor_sync(0xffffffffu, other.first, 31);
     first = first > a ? first : a;
     second = second > b ? second : b;
-    settle();
+    merge_bitonic();
   }
 };
 
-// A part of a row: its largest logit, and sums relative to that.
+// Sums over a part of a row, relative to its largest logit: of exp(logit - max) and of exp((logit - max) / temperature).
 struct ExpSums {
-  float peak, total, warm;
+  float max, sum, at_temperature;
 
-  __device__ __forceinline__ void add(ExpSums const& other, float inverse) {
-    float const now = fmaxf(peak, other.peak), mine = peak - now, theirs = other.peak - now;
-    total = total * __expf(mine) + other.total * __expf(theirs);
-    warm = warm * __expf(mine * inverse) + other.warm * __expf(theirs * inverse);
-    peak = now;
+  __device__ __forceinline__ void add(ExpSums const& other, float inverse_temperature) {
+    float const now = fmaxf(max, other.max), mine = max - now, theirs = other.max - now;
+    sum = sum * __expf(mine) + other.sum * __expf(theirs);
+    at_temperature = at_temperature * __expf(mine * inverse_temperature) + other.at_temperature * __expf(theirs * inverse_temperature);
+    max = now;
   }
 };
+static_assert(sizeof(ExpSums) == EXP_SUMS_BYTES, "as TopLogitsParams has them");
 
-// Puts parts together: lists of keys and masses, every `step`th from the first on.
+// What several warps or blocks found: a list of keys and sums of each.
+struct PartialResults {
+  u64* keys;
+  ExpSums* sums;
+};
+
+// The best keys and the sums so far; a warp's.
 struct TopCandidates {
   WarpKeys keys;
-  ExpSums mass;
+  ExpSums sums;
 
-  __device__ __forceinline__ void add(u64 const* lists, ExpSums const* masses, u32 first, u32 count, u32 step, float inverse) {
+  // Merges every `step`th of `count` results, from `first` on.
+  __device__ __forceinline__ void merge(PartialResults from, u32 first, u32 count, u32 step, float inverse_temperature) {
     u32 const lane = threadIdx.x % 32;
     for (u32 part = first; part < count; part += step) {
-      u64 const* const list = lists + (u64)part * TOP_LOGITS;
-      keys.join({list[lane], list[lane + 32]});
-      mass.add(masses[part], inverse);
+      u64 const* const list = from.keys + (u64)part * TOP_LOGITS;
+      keys.keep_best({list[lane], list[lane + 32]});
+      sums.add(from.sums[part], inverse_temperature);
     }
   }
 
-  __device__ __forceinline__ void put(u64* list, ExpSums* mass_at) const {
+  __device__ __forceinline__ void store(u64* list, ExpSums* sums_at) const {
     u32 const lane = threadIdx.x % 32;
     list[lane] = keys.first;
     list[lane + 32] = keys.second;
     if (lane == 0) {
-      *mass_at = mass;
+      *sums_at = sums;
+    }
+  }
+
+  // Merges what the block's warps found, into the first warp's, and stores that.
+  __device__ __forceinline__ void store_block(PartialResults shared, u64* list, ExpSums* sums_at, float inverse_temperature) {
+    u32 const warp = threadIdx.x / 32;
+    store(shared.keys + warp * TOP_LOGITS, shared.sums + warp);
+    sync_compute_warps();
+    if (warp == 0) {
+      merge(shared, 1, COMPUTE_WARPS, 1, inverse_temperature);
+      store(list, sums_at);
     }
   }
 };
 
-// logits [rows, vocabulary], inverses [rows]: 1 / temperature; for lists [rows, shares, TOP_LOGITS], masses [rows, shares] and
-// counters [rows], which are 0 and will be. Grid (shares, rows).
-extern "C" __global__ void __launch_bounds__(COMPUTE_THREADS) rank(float const* logits, u32 vocabulary, float const* inverses, u64* lists,
-                                                           ExpSums* masses, u32* counters, TopLogits* out) {
-  __shared__ u64 shared_lists[COMPUTE_WARPS * TOP_LOGITS];
-  __shared__ ExpSums shared_masses[COMPUTE_WARPS];
-  u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = blockIdx.y, shares = gridDim.x;
-  float const inverse = inverses[row];
-  TopCandidates const nothing = {{0, 0}, {-3.0e38f, 0.0f, 0.0f}};
-  TopCandidates found = nothing;
+// What this warp finds in its part of the block's logits of a row.
+__device__ __forceinline__ TopCandidates rank_part(float const* logits, u32 vocabulary, TopCandidates found, float inverse_temperature) {
+  u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   auto const take = [&](u32 token) -> u64 {
     if (token >= vocabulary) {
       return 0;
     }
-    float const logit = logits[(u64)row * vocabulary + token];
-    found.mass.add({logit, 1.0f, 1.0f}, inverse);
+    float const logit = logits[token];
+    found.sums.add({logit, 1.0f, 1.0f}, inverse_temperature);
     return sort_key(logit, token);
   };
   for (u32 i = warp; i < LOGITS_PER_BLOCK / 64; i += COMPUTE_WARPS) {
     u32 const at = blockIdx.x * LOGITS_PER_BLOCK + i * 64 + lane;
     WarpKeys keys = {take(at), take(at + 32)};
     keys.sort();
-    found.keys.join(keys);
+    found.keys.keep_best(keys);
   }
   for (u32 step = 16; step > 0; step /= 2) {
-    ExpSums const& mine = found.mass;
-    ExpSums const other = {__shfl_xor_sync(0xffffffffu, mine.peak, step), __shfl_xor_sync(0xffffffffu, mine.total, step),
-                        __shfl_xor_sync(0xffffffffu, mine.warm, step)};
-    found.mass.add(other, inverse);
+    ExpSums const& mine = found.sums;
+    ExpSums const other = {__shfl_xor_sync(0xffffffffu, mine.max, step), __shfl_xor_sync(0xffffffffu, mine.sum, step),
+                           __shfl_xor_sync(0xffffffffu, mine.at_temperature, step)};
+    found.sums.add(other, inverse_temperature);
   }
-  // The block's warps, then the row's blocks.
-  auto const gather = [&](u64* list, ExpSums* mass) {
-    found.put(shared_lists + warp * TOP_LOGITS, shared_masses + warp);
-    sync_compute_warps();
-    if (warp == 0) {
-      found.add(shared_lists, shared_masses, 1, COMPUTE_WARPS, 1, inverse);
-      found.put(list, mass);
-    }
-  };
-  u64 const first = (u64)row * shares;
-  gather(lists + (first + blockIdx.x) * TOP_LOGITS, masses + first + blockIdx.x);
-  if (!is_last_arrival(counters + row, shares)) {
+  return found;
+}
+
+// Grid (blocks of a row, rows).
+extern "C" __global__ void __launch_bounds__(COMPUTE_THREADS) top_logits(TopLogitsParams p) {
+  __shared__ u64 shared_keys[COMPUTE_WARPS * TOP_LOGITS];
+  __shared__ ExpSums shared_sums[COMPUTE_WARPS];
+  u32 const row = blockIdx.y, blocks = gridDim.x;
+  float const inverse_temperature = p.inverse_temperatures[row];
+  PartialResults const shared = {shared_keys, shared_sums};
+  PartialResults const of_row = {p.lists + (u64)row * blocks * TOP_LOGITS, (ExpSums*)p.sums + (u64)row * blocks};
+  TopCandidates const none = {{0, 0}, {-3.0e38f, 0.0f, 0.0f}};
+  TopCandidates found = rank_part(p.logits + (u64)row * p.vocabulary, p.vocabulary, none, inverse_temperature);
+  found.store_block(shared, of_row.keys + blockIdx.x * TOP_LOGITS, of_row.sums + blockIdx.x, inverse_temperature);
+  if (!is_last_arrival(p.counters + row, blocks)) {
     return;
   }
-  found = nothing;
-  found.add(lists + first * TOP_LOGITS, masses + first, warp, shares, COMPUTE_WARPS, inverse);
-  gather(out[row].best, masses + first);
+  found = none;
+  found.merge(of_row, threadIdx.x / 32, blocks, COMPUTE_WARPS, inverse_temperature);
+  found.store_block(shared, p.out[row].keys, of_row.sums, inverse_temperature);
   if (threadIdx.x == 0) {
-    counters[row] = 0;
-    out[row].total = found.mass.total;
-    out[row].warm = found.mass.warm;
+    p.counters[row] = 0;
+    p.out[row].sum_exp = found.sums.sum;
+    p.out[row].sum_exp_at_temperature = found.sums.at_temperature;
   }
 }

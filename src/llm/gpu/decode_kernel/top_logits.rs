@@ -6,80 +6,93 @@ use cudarc::driver::CudaStream;
 
 use super::super::buffers::{Buffer, Pinned};
 use super::super::driver::{Address, word};
-use super::abi::Places;
-use super::kernel::Kernel;
+use super::abi::{EXP_SUMS_BYTES, LOGITS_PER_BLOCK, TopLogitsParams, TopLogitsRow};
+use super::kernel::DecodeKernel;
 use crate::backend::BackendError;
-use crate::llm::executor::{LIKELIEST, Likeliest};
-
-/// As top_logits.cu has them: tokens that are found, logits of a block, bytes of a row's result and of a block's sums.
-pub(super) const BEST: usize = LIKELIEST;
-const SHARE: usize = 2048;
-pub(super) const RANKED: usize = 8 * BEST + 8;
-pub(super) const MASS: usize = 12;
+use crate::llm::executor::{TOP_LOGITS, TopLogits};
 
 /// Blocks that share a row of logits.
-pub(super) fn shares(vocabulary: usize) -> usize {
-    vocabulary.div_ceil(SHARE)
+pub(super) fn blocks_of_row(vocabulary: usize) -> usize {
+    vocabulary.div_ceil(LOGITS_PER_BLOCK)
 }
 
 /// Where the kernel puts its parts and what it found.
-pub(super) struct Ranking {
+pub(super) struct TopLogitsFinder {
     vocabulary: usize,
     lists: Buffer,
-    masses: Buffer,
+    sums: Buffer,
     counters: Buffer,
     out: Buffer,
     answer: Pinned,
 }
 
-impl Ranking {
+/// Rows of logits, and 1 / temperature of each.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LogitRows {
+    pub(super) logits: Address,
+    pub(super) inverse_temperatures: Address,
+    pub(super) rows: usize,
+}
+
+impl TopLogitsFinder {
     pub(super) fn new(stream: &Arc<CudaStream>, vocabulary: usize, rows: usize) -> Result<Self, BackendError> {
         let buffer = |bytes: usize| Buffer::new(stream, bytes, "likeliest tokens");
-        let parts = rows * shares(vocabulary);
+        let parts = rows * blocks_of_row(vocabulary);
+        let out = rows * size_of::<TopLogitsRow>();
         Ok(Self {
             vocabulary,
-            lists: buffer(parts * BEST * 8)?,
-            masses: buffer(parts * MASS)?,
+            lists: buffer(parts * TOP_LOGITS * 8)?,
+            sums: buffer(parts * EXP_SUMS_BYTES)?,
             counters: buffer(rows * 4)?,
-            out: buffer(rows * RANKED)?,
-            answer: Pinned::new(stream, rows * RANKED)?,
+            out: buffer(out)?,
+            answer: Pinned::new(stream, out)?,
         })
     }
 
-    /// Ranks `rows` rows of `logits`, in the stream's order. `inverses` has 1 / temperature of each.
+    /// Ranks rows of logits, in the stream's order.
     pub(super) fn enqueue(
         &self,
-        (kernel, stream): (&Kernel, &CudaStream),
-        logits: Address,
-        inverses: Address,
-        rows: usize,
+        kernel: &DecodeKernel,
+        stream: &CudaStream,
+        of: LogitRows,
     ) -> Result<(), BackendError> {
-        let [lists, masses, counters, out] =
-            [&self.lists, &self.masses, &self.counters, &self.out].map(|buffer| buffer.address());
-        let places = Places { logits, inverses, lists, masses, counters, out };
-        kernel.rank(stream, (shares(self.vocabulary), rows), word(self.vocabulary), &places)
+        let params = TopLogitsParams {
+            logits: of.logits,
+            inverse_temperatures: of.inverse_temperatures,
+            lists: self.lists.address(),
+            sums: self.sums.address(),
+            counters: self.counters.address(),
+            out: self.out.address(),
+            vocabulary: word(self.vocabulary),
+            padding: 0,
+        };
+        kernel.top_logits(stream, &params, blocks_of_row(self.vocabulary), of.rows)
     }
 
     /// Waits for what was found in the first `rows`.
-    pub(super) fn collect(&mut self, rows: usize) -> Result<Vec<Likeliest>, BackendError> {
-        self.out.download(&mut self.answer, 0, rows * RANKED)?;
-        Ok(self.answer.bytes()?[..rows * RANKED].chunks_exact(RANKED).map(read).collect())
+    pub(super) fn collect(&mut self, rows: usize) -> Result<Vec<TopLogits>, BackendError> {
+        const ROW: usize = size_of::<TopLogitsRow>();
+        self.out.download(&mut self.answer, 0, rows * ROW)?;
+        Ok(self.answer.bytes()?[..rows * ROW].chunks_exact(ROW).map(read).collect())
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.lists.len() + self.masses.len() + self.out.len()
+        self.lists.len() + self.sums.len() + self.out.len()
     }
 }
 
 /// One row of what the kernel found.
-pub(super) fn read(bytes: &[u8]) -> Likeliest {
-    let (keys, sums) = bytes.split_at(8 * BEST);
-    let number = |bytes: &[u8]| bytes.iter().rev().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
-    let tokens = keys.chunks_exact(8).map(number).filter(|key| *key != 0).map(|key| {
+pub(super) fn read(bytes: &[u8]) -> TopLogits {
+    let row: TopLogitsRow = bytemuck::pod_read_unaligned(bytes);
+    let token = |key: u64| {
+        // `sort_key` undone: the logit's bits above, in an order that integers have, and the token's complement.
         let (order, token) = (word((key >> 32) as usize), word((!key & 0xffff_ffff) as usize));
         let bits = if order >> 31 == 1 { order & 0x7fff_ffff } else { !order };
         (token, f32::from_bits(bits))
-    });
-    let sum = |at: usize| f64::from(f32::from_bits(word(number(&sums[4 * at..][..4]) as usize)));
-    Likeliest { tokens: tokens.collect(), total: sum(0), warm: sum(1) }
+    };
+    TopLogits {
+        tokens: row.keys.into_iter().filter(|key| *key != 0).map(token).collect(),
+        sum_exp: f64::from(row.sum_exp),
+        sum_exp_at_temperature: f64::from(row.sum_exp_at_temperature),
+    }
 }

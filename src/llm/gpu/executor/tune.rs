@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Instant;
 
 use super::super::driver::device_error;
-use super::super::state::Place;
-use super::{GpuExecutor, Way};
+use super::super::state::BatchRow;
+use super::{DecodePath, EnginePass, GpuExecutor, StepKey, StepPath};
 use crate::backend::BackendError;
 use crate::convert::LayerShape;
 use crate::llm::executor::LlmError;
@@ -20,7 +20,7 @@ const CLOSE: usize = 128;
 /// Caches that passes are timed with: the smallest, and the largest that is not more than so many times as large.
 const FAR: usize = 4;
 
-impl Way {
+impl DecodePath {
     /// What [`DECODE`] calls it.
     fn name(self) -> &'static str {
         match self {
@@ -35,15 +35,22 @@ const DECODE: &str = "WATUS_DECODE";
 
 /// A decode step of so many sequences, each padded to `chunk` tokens.
 #[derive(Clone, Copy)]
-struct Candidate {
+struct StepCandidate {
     batch: usize,
     chunk: usize,
-    way: Way,
+    path: DecodePath,
+}
+
+/// A candidate that was timed.
+#[derive(Clone, Copy)]
+struct TimedStep {
+    candidate: StepCandidate,
+    seconds: f64,
 }
 
 /// A pass over some of the layers.
 #[derive(Clone, Copy)]
-struct Trial {
+struct PassTrial {
     shape: LayerShape,
     layers: usize,
 }
@@ -121,12 +128,12 @@ impl GpuExecutor {
         let count = self.state.model.layers.len();
         self.state.cache.resize(&self.state.kernels, cache)?;
         let some = |chunk: usize| if chunk <= CLOSE { [1, count] } else { [1, count.min(LAYERS)] };
-        let trials: Vec<Trial> = (chunks.iter())
+        let trials: Vec<PassTrial> = (chunks.iter())
             .flat_map(|chunk| some(*chunk).map(|layers| (LayerShape { batch: 1, chunk: *chunk, cache }, layers)))
-            .map(|(shape, layers)| Trial { shape, layers })
+            .map(|(shape, layers)| PassTrial { shape, layers })
             .collect();
         let seconds = self.by_turns(&trials, |executor, trial| executor.try_pass(trial))?;
-        let whole = |(pair, trials): (&[f64], &[Trial])| {
+        let whole = |(pair, trials): (&[f64], &[PassTrial])| {
             let layer = (pair[1] - pair[0]).max(0.0) / (trials[1].layers - 1).max(1) as f64;
             pair[0] + layer * (count - 1) as f64
         };
@@ -134,13 +141,13 @@ impl GpuExecutor {
     }
 
     /// Runs a pass of nobody's tokens, which leaves nothing in the cache.
-    fn try_pass(&mut self, Trial { shape, layers }: Trial) -> Result<(), LlmError> {
+    fn try_pass(&mut self, PassTrial { shape, layers }: PassTrial) -> Result<(), LlmError> {
         self.load(Some(shape), 0)?;
         self.state.cache.next_capacity = self.state.cache.capacity;
         let vocabulary = self.state.model.vocab_size;
         let tokens: Vec<u32> = (0..shape.chunk).filter_map(|at| u32::try_from(at % vocabulary).ok()).collect();
-        let place = Place { cached: shape.cache.saturating_sub(shape.chunk), ..Place::default() };
-        self.enqueue((shape, 0), &tokens, place, layers)
+        let row = BatchRow { cached: shape.cache.saturating_sub(shape.chunk), ..BatchRow::default() };
+        self.enqueue(EnginePass { shape, slot: 0, layers }, &tokens, row)
     }
 
     /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
@@ -151,26 +158,29 @@ impl GpuExecutor {
         let packed = self.state.weights.are_packed().then(|| "kernels".to_owned());
         let only = std::env::var(DECODE).ok().or(packed).filter(|_| self.program.is_some());
         let engines = self.options.shapes.steps.iter();
-        let mut candidates: Vec<Candidate> =
-            engines.map(|(batch, chunk)| Candidate { batch: *batch, chunk: *chunk, way: Way::Engines }).collect();
+        let mut candidates: Vec<StepCandidate> = engines
+            .map(|(batch, chunk)| StepCandidate { batch: *batch, chunk: *chunk, path: DecodePath::Engines })
+            .collect();
         if self.program.is_some() {
             let batches = [1, self.options.shapes.slots];
-            candidates.extend(batches.map(|batch| Candidate { batch, chunk: 1, way: Way::Kernels }));
+            candidates.extend(batches.map(|batch| StepCandidate { batch, chunk: 1, path: DecodePath::Kernels }));
         }
-        candidates.retain(|candidate| only.as_ref().is_none_or(|only| only == candidate.way.name()));
-        let seconds = self.by_turns(&candidates, |executor, Candidate { batch, chunk, way }| {
-            executor.state.place(&vec![Place::default(); batch])?;
-            Ok(executor.replay(LayerShape { batch, chunk, cache }, way, 0)?)
+        candidates.retain(|candidate| only.as_ref().is_none_or(|only| only == candidate.path.name()));
+        let seconds = self.by_turns(&candidates, |executor, StepCandidate { batch, chunk, path }| {
+            executor.state.place(&vec![BatchRow::default(); batch])?;
+            Ok(executor.replay(StepKey { shape: LayerShape { batch, chunk, cache }, path, slot: 0 })?)
         })?;
-        let mut best: HashMap<usize, (f64, Way, usize)> = HashMap::new();
-        for (Candidate { batch, chunk, way }, seconds) in candidates.into_iter().zip(seconds) {
-            let entry = best.entry(batch).or_insert((seconds, way, chunk));
-            if seconds < entry.0 {
-                *entry = (seconds, way, chunk);
+        let mut best: HashMap<usize, TimedStep> = HashMap::new();
+        for (candidate, seconds) in candidates.into_iter().zip(seconds) {
+            let timed = TimedStep { candidate, seconds };
+            let entry = best.entry(candidate.batch).or_insert(timed);
+            if seconds < entry.seconds {
+                *entry = timed;
             }
         }
-        let one = best.get(&1).map_or(f64::INFINITY, |best| best.0);
-        self.ways = best.into_iter().map(|(batch, (_, way, chunk))| (batch, (way, chunk))).collect();
+        let one = best.get(&1).map_or(f64::INFINITY, |best| best.seconds);
+        let path = |step: TimedStep| StepPath { path: step.candidate.path, chunk: step.candidate.chunk };
+        self.paths = best.into_iter().map(|(batch, step)| (batch, path(step))).collect();
         Ok(one)
     }
 }

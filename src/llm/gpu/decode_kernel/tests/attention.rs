@@ -1,12 +1,13 @@
 //! Attention with windows, caps, norms and partial rotation.
 
-use super::super::abi::ATTEND;
+use super::super::abi::ATTENTION;
+use super::super::matmul::matmul;
 use super::*;
 
 #[test]
 fn attention_is_that_of_float64() {
-    for (dtype, kept) in [(DType::Float16, 16), (DType::BFloat16, 16), (DType::Float16, 8), (DType::BFloat16, 8)] {
-        for mut bench in Bench::all("attention_is_that_of_float64", (dtype, kept)) {
+    for (dtype, kv_bits) in [(DType::Float16, 16), (DType::BFloat16, 16), (DType::Float16, 8), (DType::BFloat16, 8)] {
+        for mut bench in Bench::all("attention_is_that_of_float64", dtype, kv_bits) {
             let mut draw = Draw(0x2545_f491_4f6c_dd1d);
             for case in 0..if bench.is_fast() { 40 } else { 16 } {
                 bench.clear();
@@ -17,7 +18,7 @@ fn attention_is_that_of_float64() {
 }
 
 /// Cached rows, and what they stand for.
-struct Kept {
+struct CachedRows {
     rows: u64,
     scales: u64,
     count: usize,
@@ -25,9 +26,9 @@ struct Kept {
     values: Vec<f64>,
 }
 
-impl Kept {
-    fn random(bench: &mut Bench, draw: &mut Draw, [count, dim]: [usize; 2]) -> Self {
-        if bench.kept == 16 {
+impl CachedRows {
+    fn random(bench: &mut Bench, draw: &mut Draw, count: usize, dim: usize) -> Self {
+        if bench.kv_bits == 16 {
             let values: Vec<f64> = (0..count * dim).map(|_| bench.round(draw.float())).collect();
             return Self { rows: bench.short(&values), scales: 0, count, dim, values };
         }
@@ -45,7 +46,7 @@ impl Kept {
 
     /// What they stand for now.
     fn read(&self, bench: &Bench) -> Vec<f64> {
-        if bench.kept == 16 {
+        if bench.kv_bits == 16 {
             return bench.read_short(self.rows, self.count * self.dim);
         }
         let scales = bench.read_floats(self.scales, self.count);
@@ -55,38 +56,39 @@ impl Kept {
 
 fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let (kv_heads, group, dim) = (1 + draw.below(4), 1 + draw.below(16), draw.of(&[8, 16, 64, 80, 96, 128, 192, 256]));
-    let dim = if bench.kept == 8 { dim.max(16) } else { dim };
+    let dim = if bench.kv_bits == 8 { dim.max(16) } else { dim };
     let (rows, capacity) =
-        (1 + draw.below(ROWS), if bench.is_fast() { draw.of(&[64, 512, 1344]) } else { draw.of(&[32, 64, 192]) });
+        (1 + draw.below(MAX_ROWS), if bench.is_fast() { draw.of(&[64, 512, 1344]) } else { draw.of(&[32, 64, 192]) });
     let (heads, rotary) = (kv_heads * group, draw.of(&[dim, dim / 2, dim]) / 2 * 2);
     let (window, cap) = (draw.of(&[0, 0, 1, 37, 130]), draw.of(&[0.0, 0.0, 3.0]));
     let (normed, width, eps) = (draw.below(2) == 1, (heads + 2 * kv_heads) * dim, 1e-6);
     let cached: Vec<usize> = (0..rows).map(|_| draw.below(capacity)).collect();
-    let present: Vec<usize> = (0..rows).map(|_| usize::from(draw.below(4) > 0)).collect();
+    let occupied: Vec<usize> = (0..rows).map(|_| usize::from(draw.below(4) > 0)).collect();
     let inputs = 8;
     let x: Vec<f64> = (0..rows * inputs).map(|_| bench.round(draw.float())).collect();
     let weights: Vec<f64> = (0..inputs * width).map(|_| bench.round(draw.float())).collect();
     let numbers = |bench: &Bench, draw: &mut Draw, count: usize| -> Vec<f64> {
         (0..count).map(|_| bench.round(draw.float())).collect()
     };
-    let [keys, values] = [0; 2].map(|_| Kept::random(bench, draw, [rows * kv_heads * capacity, dim]));
+    let [keys, values] = [0; 2].map(|_| CachedRows::random(bench, draw, rows * kv_heads * capacity, dim));
     let (cos, sin) = (numbers(bench, draw, capacity * rotary), numbers(bench, draw, capacity * rotary));
     let norms: Vec<f64> = (0..2 * dim).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
-    let matrix = (bench.short(&weights), None);
+    let matrix = WeightsAt::Plain(bench.short(&weights));
     let qkv = bench.bytes(&vec![0xff; rows * width * 2]);
     let out = bench.bytes(&vec![0xff; rows * heads * dim * 2]);
-    let first = Phase {
+    let size = MatrixSize { inputs, outputs: width };
+    let first = PhaseDescriptor {
         x: bench.short(&x),
         out: qkv,
-        counters: 2,
-        ..shape(matrix, [inputs, width], false, Cut { across: 2, blocks: 1 })
+        first_counter: 2,
+        ..matmul(matrix, size, false, StripWidth { plain_tiles: 2, blocks: 1 })
     };
     let word = |n: usize| u32::try_from(n).unwrap();
-    let attend = Phase {
-        kind: ATTEND,
+    let attention = PhaseDescriptor {
+        kind: ATTENTION,
         x: qkv,
-        norm: if normed { bench.floats(&norms[..dim]) } else { 0 },
-        key_norm: if normed { bench.floats(&norms[dim..]) } else { 0 },
+        norm_weight: if normed { bench.floats(&norms[..dim]) } else { 0 },
+        key_norm_weight: if normed { bench.floats(&norms[dim..]) } else { 0 },
         out,
         keys: keys.rows,
         values: values.rows,
@@ -95,27 +97,27 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
         cos: bench.short(&cos),
         sin: bench.short(&sin),
         window: word(window),
-        rotary: word(rotary),
-        counters: 2 + first.strips,
-        ..Phase::default()
+        rotary_dim: word(rotary),
+        first_counter: 2 + first.strips,
+        ..PhaseDescriptor::default()
     };
     let scale = 1.0 / (dim as f64).sqrt();
-    let launch = Launch {
+    let params = DecodeParams {
         cached: bench.words(&cached),
-        present: bench.words(&present),
+        occupied: bench.words(&occupied),
         rows: word(rows),
         capacity: word(capacity),
-        positions: word(capacity),
+        rope_positions: word(capacity),
         heads: word(heads),
         kv_heads: word(kv_heads),
-        dim: word(dim),
-        splits: word((bench.blocks() / (rows * kv_heads)).max(draw.of(&[1, 2, 3]))),
-        eps: eps as f32,
-        scale: scale as f32,
-        cap: cap as f32,
-        ..Launch::default()
+        head_dim: word(dim),
+        kv_splits: word((bench.blocks() / (rows * kv_heads)).max(draw.of(&[1, 2, 3]))),
+        norm_eps: eps as f32,
+        attention_scale: scale as f32,
+        attention_softcap: cap as f32,
+        ..DecodeParams::default()
     };
-    bench.run(&[first, attend], first.strips as usize + rows * kv_heads, launch);
+    bench.run(&[first, attention], first.strips as usize + rows * kv_heads, params);
     let what = format!(
         "case {case}: {heads} heads on {kv_heads}, {dim} wide, {rows} rows at {cached:?} of {capacity}, window {window}"
     );
@@ -149,11 +151,11 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
             // In 8 bits half a step, one of 127.
             let [key_step, value_step] = [&key[..], value].map(|row| {
                 let largest = row.iter().fold(0.0_f64, |largest, x| largest.max(x.abs()));
-                if bench.kept == 8 { largest * (0.501 / 127.0 + unit) } else { 0.0 }
+                if bench.kv_bits == 8 { largest * (0.501 / 127.0 + unit) } else { 0.0 }
             });
             for at in 0..capacity {
                 for i in 0..dim {
-                    let is_new = at == position && present[row] == 1;
+                    let is_new = at == position && occupied[row] == 1;
                     let (want_key, want_value) = match is_new {
                         true => (key[i], value[i]),
                         false => (keys.values[place(at) + i], values.values[place(at) + i]),
@@ -169,12 +171,12 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
                     );
                 }
             }
-            if bench.kept == 8 && present[row] == 0 {
+            if bench.kv_bits == 8 && occupied[row] == 0 {
                 continue; // what was attended to is nowhere to be read
             }
             // In 8 bits the new row is attended to as it was kept.
             let stored = |new: &[f64], exact: &[f64]| {
-                if bench.kept == 8 { new[place(position)..][..dim].to_vec() } else { exact.to_vec() }
+                if bench.kv_bits == 8 { new[place(position)..][..dim].to_vec() } else { exact.to_vec() }
             };
             let (key, value) = (stored(&new_keys, &key), stored(&new_values, value));
             for head in kv * group..(kv + 1) * group {

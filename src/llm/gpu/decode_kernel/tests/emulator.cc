@@ -39,58 +39,40 @@ static void run_threads(u32 threads) {
 }
 
 // A block of a step.
-static DecodeParams step_of_all;
-extern "C" void run_block(DecodeParams const* step, u32 kind, u32 block, u32 blocks) {
-  step_of_all = *step;
+static DecodeParams decode_params;
+extern "C" void run_block(DecodeParams const* params, u32 kind, u32 block, u32 blocks) {
+  decode_params = *params;
   this_block = block;
   blocks_in_all = blocks;
-  entry = kind == 2 ? [] { decode_bf16(step_of_all); } : [] { decode_f16(step_of_all); };
-  run_threads(COMPUTE_THREADS + PRODUCER_THREADS);
+  entry = kind == BFLOAT16 ? [] { decode_bf16(decode_params); } : [] { decode_f16(decode_params); };
+  run_threads(BLOCK_THREADS);
 }
 
-// All blocks that rank rows of logits.
-struct Ranks {
-  float const* logits;
-  float const* inverses;
-  u64* lists;
-  ExpSums* masses;
-  u32* counters;
-  TopLogits* out;
-};
-static Ranks ranks;
-static u32 ranked_vocabulary;
-extern "C" void run_rank(Ranks const* what, u32 vocabulary, u32 shares, u32 rows) {
-  ranks = *what;
-  ranked_vocabulary = vocabulary;
-  blocks_in_all = shares;
-  entry = [] { rank(ranks.logits, ranked_vocabulary, ranks.inverses, ranks.lists, ranks.masses, ranks.counters, ranks.out); };
-  for (this_column = 0; this_column < rows; ++this_column) {
-    for (this_block = 0; this_block < shares; ++this_block) {
-      run_threads(COMPUTE_THREADS);
-    }
-  }
-  this_column = 0;
-}
-
-// All blocks of a matrix that is unpacked.
-struct Unpacked {
-  u8 const* weights;
-  u16* out;
-  u32 const* order;
-  u32 bits, inputs, outputs, tile_bytes, group, second;
-};
-static Unpacked unpacked;
-extern "C" void run_expand(Unpacked const* what, u32 tiles, u32 columns, u32 threads) {
-  unpacked = *what;
-  blocks_in_all = tiles;
+// All blocks of a grid, one after the other.
+static void run_grid(u32 blocks, u32 columns, u32 threads) {
+  blocks_in_all = blocks;
   columns_in_all = columns;
-  entry = [] {
-    Unpacked const& u = unpacked;
-    (u.bits == 4 ? dequantize_int4 : dequantize_int8)(u.weights, u.out, u.order, u.inputs, u.outputs, u.tile_bytes, u.group, u.second);
-  };
   for (this_column = 0; this_column < columns; ++this_column) {
-    for (this_block = 0; this_block < tiles; ++this_block) {
+    for (this_block = 0; this_block < blocks; ++this_block) {
       run_threads(threads);
     }
   }
+  this_column = 0;
+  columns_in_all = 1;
+}
+
+// The ranking of rows of logits.
+static TopLogitsParams top_logits_params;
+extern "C" void run_top_logits(TopLogitsParams const* params, u32 blocks, u32 rows) {
+  top_logits_params = *params;
+  entry = [] { top_logits(top_logits_params); };
+  run_grid(blocks, rows, COMPUTE_THREADS);
+}
+
+// A packed matrix to float16.
+static DequantizeParams dequantize_params;
+extern "C" void run_dequantize(DequantizeParams const* params, u32 bits, u32 tiles, u32 columns, u32 threads) {
+  dequantize_params = *params;
+  entry = bits == 4 ? [] { dequantize_int4(dequantize_params); } : [] { dequantize_int8(dequantize_params); };
+  run_grid(tiles, columns, threads);
 }

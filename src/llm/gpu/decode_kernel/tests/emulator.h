@@ -156,7 +156,7 @@ inline u32 clock() {
 
 template <u32 KIND>
 inline float widen(u16 bits) {
-  if (KIND == 2) {
+  if (KIND == BFLOAT16) {
     u32 const wide = (u32)bits << 16;
     float value;
     memcpy(&value, &wide, 4);
@@ -168,7 +168,7 @@ inline float widen(u16 bits) {
 }
 template <u32 KIND>
 inline u16 narrow(float value) {
-  if (KIND == 2) {
+  if (KIND == BFLOAT16) {
     u32 bits;
     memcpy(&bits, &value, 4);
     return value != value ? (u16)0x7fc0 : (u16)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);

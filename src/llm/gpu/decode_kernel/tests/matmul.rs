@@ -1,14 +1,15 @@
 //! Products of every kind of weight, gated, normed, with bias and residual.
 
-use super::super::super::packed_tiles::{Layout, tile_of};
-use super::super::abi::{ADD, ADD_WIDTH};
+use super::super::super::packed_tiles::{PackedLayout, QuantSource, lay_out_whole};
+use super::super::abi::{NORM_ADD, NORM_ADD_STRIP_N};
+use super::super::matmul::matmul;
 use super::*;
-use crate::checkpoint::Second;
+use crate::checkpoint::GroupOffset;
 
 #[test]
 fn products_are_those_of_float64() {
     for dtype in [DType::Float16, DType::BFloat16] {
-        for mut bench in Bench::all("products_are_those_of_float64", (dtype, 16)) {
+        for mut bench in Bench::all("products_are_those_of_float64", dtype, 16) {
             let mut draw = Draw(0x9e37_79b9_7f4a_7c15);
             for case in 0..if bench.is_fast() { 60 } else { 24 } {
                 bench.clear();
@@ -26,7 +27,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let most = if bench.is_fast() { 2400 } else { 420 };
     let (most, long) = if case.is_multiple_of(3) { (most / 3, 4 * most) } else { (most, most) };
     let inputs = step * (1 + draw.below(long / step));
-    let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(ROWS));
+    let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(MAX_ROWS));
     let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
     // Half of the weights' outputs are gates, in strips of their own.
     let (wide, residual) = (wide && !gated, residual && !gated);
@@ -38,10 +39,10 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let matrix = if bits == 16 {
         weights.iter_mut().for_each(|w| *w = bench.round(0.1 * draw.float()));
         magnitudes.iter_mut().zip(&weights).for_each(|(m, w)| *m = w.abs());
-        (bench.short(&weights), None)
+        WeightsAt::Plain(bench.short(&weights))
     } else {
         let size = if group == 0 { inputs } else { group };
-        let second = draw.of(&[Second::Zero, Second::Minimum]);
+        let offset = draw.of(&[GroupOffset::ZeroPoint, GroupOffset::Minimum]);
         let groups = inputs / size;
         if group > 0 && draw.below(2) == 1 {
             let mut shuffled: Vec<usize> = (0..inputs).collect();
@@ -53,9 +54,9 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         let terms: Vec<(f64, f64)> = (0..groups * outputs)
             .map(|_| {
                 let scale = f16::from_f64(0.1 / middle * (0.2 + draw.float().abs())).to_f64();
-                let last = match second {
-                    Second::Zero => draw.below((1 << bits) + 1) as f64,
-                    Second::Minimum => f16::from_f64(0.1 * draw.float()).to_f64(),
+                let last = match offset {
+                    GroupOffset::ZeroPoint => draw.below((1 << bits) + 1) as f64,
+                    GroupOffset::Minimum => f16::from_f64(0.1 * draw.float()).to_f64(),
                 };
                 (scale, last)
             })
@@ -65,28 +66,27 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             for output in 0..outputs {
                 let (scale, last) = terms[place / size * outputs + output];
                 let q = f64::from(quants[output * inputs + input]);
-                let minimum = second == Second::Minimum;
+                let minimum = offset == GroupOffset::Minimum;
                 weights[input * outputs + output] = if minimum { scale * q + last } else { scale * (q - last) };
                 // The kernel adds q + 2^8 or 2^10 and the rest apart.
                 let base = if bits == 4 { 256.0 } else { 1024.0 };
                 magnitudes[input * outputs + output] = scale * 2.0 * base + if minimum { last.abs() } else { 0.0 };
             }
         }
-        let deep = if bits == 4 { 128 } else { 64 };
-        let shared = if group == 0 { deep } else { size.min(deep) };
-        let layout = Layout { bits, group: shared, second, inputs, outputs };
-        let layout =
-            if size.min(deep) == size || size.is_multiple_of(deep) { layout } else { Layout { group: deep, ..layout } };
+        let tile_k = if bits == 4 { 128 } else { 64 };
+        let shared = if group == 0 { tile_k } else { size.min(tile_k) };
+        let layout = PackedLayout { bits, group: shared, offset, inputs, outputs };
         let read = |first: usize, out: &mut [u8]| out.copy_from_slice(&quants[first * inputs..][..out.len()]);
         let short = |output: usize, group: usize| {
             let (scale, last) = terms[group * outputs + output];
             (scale as f32, last as f32)
         };
-        let tiled = tile_of(layout, (order.clone(), size), &read, &short).unwrap();
-        if let Machine::Cpu(emulator) = bench.machine {
+        let source = QuantSource { order: order.as_deref(), group: size, read: &read, terms: &short };
+        let tiles = lay_out_whole(layout, source).unwrap();
+        if let KernelHost::Cpu(emulator) = bench.machine {
             let order: Option<Vec<u32>> =
                 order.as_ref().map(|order| order.iter().map(|at| u32::try_from(*at).unwrap()).collect());
-            let unpacked = emulator.expand((&tiled.bytes, order.as_deref(), tiled.layout));
+            let unpacked = emulator.dequantize(&tiles, order.as_deref(), layout);
             for (at, (have, want)) in unpacked.iter().zip(&weights).enumerate() {
                 let have = f16::from_bits(*have).to_f64();
                 // The sum is rounded to float32, then to float16.
@@ -94,8 +94,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
                 assert!((have - want).abs() <= bound, "case {case}: weight {at} is {have}, not {want}");
             }
         }
-        let order = tiled.order.map_or(0, |order| bench.words(&order));
-        (bench.bytes(&tiled.bytes), Some((tiled.layout, order)))
+        let input_order = order.as_ref().map_or(0, |order| bench.words(order));
+        WeightsAt::Packed(PackedMatrix { tiles: bench.bytes(&tiles), input_order, layout })
     };
     let norm: Vec<f64> = (0..inputs).map(|_| f64::from((1.0 + 0.3 * draw.float()) as f32)).collect();
     let biases: Vec<f64> = (0..outputs).map(|_| bench.round(draw.float())).collect();
@@ -103,30 +103,30 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let eps = 1e-5_f64;
     let out = bench.bytes(&vec![0xff; rows * made * 4]);
     // Few blocks make wide strips of packed weights.
-    let cut = Cut { across: draw.of(&[2, 4, 8]), blocks: draw.of(&[0, 1000]) };
-    let shape = shape(matrix, [inputs, outputs], gated, cut);
+    let width = StripWidth { plain_tiles: draw.of(&[2, 4, 8]), blocks: draw.of(&[0, 1000]) };
+    let shape = matmul(matrix, MatrixSize { inputs, outputs }, gated, width);
     let strips = shape.strips as usize;
-    let out_squares = bench.bytes(&vec![0xff; ROWS * strips * 4]);
+    let out_squares = bench.bytes(&vec![0xff; MAX_ROWS * strips * 4]);
     // The sums of squares come from the phase before, in some parts, or nobody has made them.
     let parts = if draw.below(2) == 1 { 1 + draw.below(40) } else { 0 };
     let share = |row: usize| x[row * inputs..][..inputs].iter().map(|x| x * x).sum::<f64>() / parts.max(1) as f64;
     let squares: Vec<f64> =
-        (0..ROWS * parts).map(|at| if at / parts < rows { share(at / parts) } else { f64::NAN }).collect();
-    let phase = Phase {
-        squares: if parts > 0 { bench.floats(&squares) } else { 0 },
-        square_count: u32::try_from(parts).unwrap(),
+        (0..MAX_ROWS * parts).map(|at| if at / parts < rows { share(at / parts) } else { f64::NAN }).collect();
+    let phase = PhaseDescriptor {
+        x_squares: if parts > 0 { bench.floats(&squares) } else { 0 },
+        x_square_parts: u32::try_from(parts).unwrap(),
         x: bench.short(&x),
-        norm: if normed { bench.floats(&norm) } else { 0 },
+        norm_weight: if normed { bench.floats(&norm) } else { 0 },
         bias: if bias && !wide { bench.short(&biases) } else { 0 },
         residual: if residual && !wide { bench.short(&residuals) } else { 0 },
-        wide: u32::from(wide),
-        counters: 1,
+        out_is_float32: u32::from(wide),
+        first_counter: 1,
         out,
         out_squares,
         ..shape
     };
-    let launch = Launch { rows: u32::try_from(rows).unwrap(), eps: eps as f32, ..Launch::default() };
-    bench.run(&[phase], strips, launch);
+    let params = DecodeParams { rows: u32::try_from(rows).unwrap(), norm_eps: eps as f32, ..DecodeParams::default() };
+    bench.run(&[phase], strips, params);
     let have = match wide {
         true => bench.read_floats(out, rows * made),
         false => bench.read_short(out, rows * made),
@@ -136,14 +136,14 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         order.is_some()
     );
     let unit = bench.unit();
-    let exact = phase.norm == 0;
+    let exact = phase.norm_weight == 0;
     for row in 0..rows {
         let from = &x[row * inputs..][..inputs];
         let mean = from[..inputs].iter().map(|x| x * x).sum::<f64>() / inputs as f64;
         let values: Vec<f64> = (0..inputs)
             .map(|k| {
                 let mut value = from[k];
-                if phase.norm != 0 {
+                if phase.norm_weight != 0 {
                     value *= norm[k] / (mean + eps).sqrt();
                 }
                 bench.round(value)
@@ -191,7 +191,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             square += got * got;
         }
         if !wide {
-            let kept = bench.read_floats(out_squares, ROWS * strips);
+            let kept = bench.read_floats(out_squares, MAX_ROWS * strips);
             let kept: f64 = kept.iter().skip(row * strips).take(strips).sum();
             assert!((kept - square).abs() <= 1e-5 * square, "{what}: squares of row {row} are {kept}, not {square}");
         }
@@ -201,7 +201,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
 #[test]
 fn sums_after_a_norm_are_those_of_float64() {
     for dtype in [DType::Float16, DType::BFloat16] {
-        for mut bench in Bench::all("sums_after_a_norm_are_those_of_float64", (dtype, 16)) {
+        for mut bench in Bench::all("sums_after_a_norm_are_those_of_float64", dtype, 16) {
             let mut draw = Draw(0x1234_5678_9abc_def1);
             for _ in 0..8 {
                 bench.clear();
@@ -213,7 +213,7 @@ fn sums_after_a_norm_are_those_of_float64() {
 
 /// residual + norm(x · weights), whose squares the product made.
 fn one_sum(bench: &mut Bench, draw: &mut Draw) {
-    let (inputs, outputs, rows) = (8, 8 * (1 + draw.below(60)), 1 + draw.below(ROWS));
+    let (inputs, outputs, rows) = (8, 8 * (1 + draw.below(60)), 1 + draw.below(MAX_ROWS));
     let numbers = |bench: &Bench, draw: &mut Draw, count: usize| -> Vec<f64> {
         (0..count).map(|_| bench.round(draw.float())).collect()
     };
@@ -223,35 +223,36 @@ fn one_sum(bench: &mut Bench, draw: &mut Draw) {
     let apart = bench.bytes(&vec![0xff; rows * outputs * 2]);
     let (out, squares, out_squares) = (
         bench.bytes(&vec![0xff; rows * outputs * 2]),
-        bench.bytes(&vec![0xff; ROWS * 64 * 4]),
-        bench.bytes(&vec![0xff; ROWS * 64 * 4]),
+        bench.bytes(&vec![0xff; MAX_ROWS * 64 * 4]),
+        bench.bytes(&vec![0xff; MAX_ROWS * 64 * 4]),
     );
     let weights = bench.short(&weights);
-    let first = Phase {
+    let width = StripWidth { plain_tiles: draw.of(&[2, 4]), blocks: 1 };
+    let first = PhaseDescriptor {
         x: bench.short(&x),
         out: apart,
         out_squares: squares,
-        counters: 2,
-        ..shape((weights, None), [inputs, outputs], false, Cut { across: draw.of(&[2, 4]), blocks: 1 })
+        first_counter: 2,
+        ..matmul(WeightsAt::Plain(weights), MatrixSize { inputs, outputs }, false, width)
     };
-    let strips = outputs.div_ceil(ADD_WIDTH);
-    let add = Phase {
-        kind: ADD,
+    let strips = outputs.div_ceil(NORM_ADD_STRIP_N);
+    let add = PhaseDescriptor {
+        kind: NORM_ADD,
         x: apart,
-        squares,
-        square_count: first.strips,
-        norm: bench.floats(&norm),
+        x_squares: squares,
+        x_square_parts: first.strips,
+        norm_weight: bench.floats(&norm),
         residual: bench.short(&residual),
         out,
         out_squares,
         outputs: first.outputs,
         strips: u32::try_from(strips).unwrap(),
-        ..Phase::default()
+        ..PhaseDescriptor::default()
     };
-    let launch = Launch { rows: u32::try_from(rows).unwrap(), eps: 1e-5, ..Launch::default() };
-    bench.run(&[first, add], first.strips as usize, launch);
+    let params = DecodeParams { rows: u32::try_from(rows).unwrap(), norm_eps: 1e-5, ..DecodeParams::default() };
+    bench.run(&[first, add], first.strips as usize, params);
     let (apart, have) = (bench.read_short(apart, rows * outputs), bench.read_short(out, rows * outputs));
-    let kept = bench.read_floats(out_squares, ROWS * strips);
+    let kept = bench.read_floats(out_squares, MAX_ROWS * strips);
     for row in 0..rows {
         let x = &apart[row * outputs..][..outputs];
         let factor = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / outputs as f64 + 1e-5).sqrt();
