@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::super::aux_kernels::LayerAddresses;
 use super::super::buffers::Buffer;
 use super::super::driver::{Address, word};
-use super::super::kv_cache::LayerAddresses;
 use super::super::matrix::Matrix;
 use super::super::packed_tiles::MatrixSize;
 use super::super::state::DeviceState;
