@@ -90,10 +90,10 @@ static T median(std::vector<T> values) {
   return values[values.size() / 2];
 }
 
-// Deals tiles of plain weights, or strips of packed ones, out to the blocks evenly, as decode_kernel/partition.rs does.
-static void deal(std::vector<PhaseDescriptor>& phases, u32 blocks) {
+// Parts tiles of plain weights, or strips of packed ones, evenly among the blocks, as decode_kernel/partition.rs does.
+static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
   std::vector<u32> words;
-  std::vector<std::pack2<u32, u32>> places;
+  std::vector<std::pair<u32, u32>> places;
   for (PhaseDescriptor& p : phases) {
     if (p.kind == MATMUL) {
       bool const plain = p.weight_kind == PLAIN;
@@ -238,7 +238,7 @@ int main(int argc, char** argv) {
   }
   PhaseDescriptor* listed;
   CHECK(cudaMalloc(&listed, count * sizeof(PhaseDescriptor)));
-  deal(phases, blocks);
+  partition(phases, blocks);
   CHECK(cudaMemcpy(listed, phases.data(), count * sizeof(PhaseDescriptor), cudaMemcpyHostToDevice));
   std::vector<u32> cached(8, context - 1), present(8, 1);
   u32 *places, *counts;

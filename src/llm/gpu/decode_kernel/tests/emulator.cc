@@ -7,7 +7,7 @@ static void thread_entry() {
 }
 static void run_threads(u32 threads) {
   threads_in_all = threads;
-  block_gate = meet_gate = Gate();
+  block_gate = compute_gate = Gate();
   for (Gate& gate : warp_gates) {
     gate = Gate();
   }

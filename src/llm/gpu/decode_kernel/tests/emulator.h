@@ -68,7 +68,7 @@ static unsigned this_column, columns_in_all = 1;  // of a grid's second dimensio
 struct Gate {
   unsigned count, passed;
 };
-static Gate block_gate, meet_gate, warp_gates[32];
+static Gate block_gate, compute_gate, warp_gates[32];
 static bool is_last_at(Gate& gate, unsigned size) { return ++gate.count == size; }
 static void open(Gate& gate) {
   gate.count = 0;
@@ -87,7 +87,7 @@ static void pass(Gate& gate, unsigned size) {
 inline void __syncthreads() { pass(block_gate, threads_in_all); }
 inline void __syncwarp() { pass(warp_gates[running->thread / 32], 32); }
 
-// All lanes bring words; the last computes everybody's results.
+// All lanes bring words along; the last to arrive computes everybody's results.
 static u32 brought[32][32][12], results[32][32][4];
 template <typename F>
 static void together(u32 const* in, u32 count, u32* out, u32 results_of_lane, F compute) {
@@ -280,7 +280,7 @@ inline bool mbarrier_test_wait(u32 barrier, u32 parity) {
   }
   return passed;
 }
-inline void sync_compute_warps() { pass(meet_gate, COMPUTE_THREADS); }
+inline void sync_compute_warps() { pass(compute_gate, COMPUTE_THREADS); }
 inline void wait_phase(u32 const* counter, u32 wanted) {
   if (threadIdx.x == 0) {
     while (__atomic_load_n(counter, __ATOMIC_ACQUIRE) < wanted) {
