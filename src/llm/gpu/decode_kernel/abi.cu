@@ -79,34 +79,34 @@ enum : u32 { ZERO_POINT = 1, MINIMUM = 2 };
 
 // One phase of a step. Its fields are those that its kind names.
 struct PhaseDescriptor {
-  u16 const* x;                  // MATMUL: [rows, x_stride]; ATTENTION: queries, keys, values; NORM_ADD: [rows, outputs]
-  float const* x_squares;        // [MAX_ROWS, x_square_parts]: parts of the sum of x's squares; none: the phase adds them up
+  u16 const* x;                  // MATMUL: [rows, x_stride]; ATTENTION: q, k and v; NORM_ADD: [rows, outputs]
+  float const* x_squares;        // [MAX_ROWS, x_square_parts]: parts of the sum of x's squares; null: none yet
   float const* norm_weight;      // MATMUL, NORM_ADD: of RMSNorm; ATTENTION: of the queries' norm
   float const* key_norm_weight;  // ATTENTION
   u8 const* weights;             // MATMUL
-  u32 const* input_order;        // MATMUL: where in x each of the weights' inputs is, if they are permuted (GPTQ's act-order)
+  u32 const* input_order;        // MATMUL: column of x of each input of the weights, if permuted (GPTQ act-order)
   u16 const* bias;               // MATMUL: [outputs]
   u16 const* residual;           // [rows, outputs], added last
   void* out;                     // [rows, outputs]; gated: [rows, outputs / 2]
   float* out_squares;            // [MAX_ROWS, strips]: parts of the sum of out's squares, for the next norm
-  u8* keys;                      // ATTENTION: [slots, kv_heads, capacity, head_dim]; in 8 bits the integer plus 128
+  u8* keys;                      // ATTENTION: [slots, kv_heads, capacity, head_dim]; in 8 bits integer + 128
   u8* values;
   float* key_scales;             // ATTENTION, in 8 bits: [slots, kv_heads, capacity]
   float* value_scales;
   u16 const* cos;                // ATTENTION: [rope_positions, rotary_dim]
   u16 const* sin;
-  u32 const* first_units;        // MATMUL: [blocks + 1]: where each block's work begins: strip << 16 and, PLAIN, tile in it
-  u32 const* strip_owners;       // MATMUL, PLAIN: [strips]: first and, << 16, last block that has a part of a strip
+  u32 const* first_units;        // MATMUL: [blocks + 1]: each block's first strip << 16 and, PLAIN, tile in it
+  u32 const* strip_owners;       // MATMUL, PLAIN: [strips]: first and, << 16, last block with a part of it
   u32 kind, weight_kind, inputs, outputs, x_stride;
   u32 tiles_across;              // MATMUL: tiles side by side in a strip
   u32 tile_k, k_tiles;           // MATMUL: inputs of a tile, tiles along all inputs
   u32 strips, tile_bytes;
-  u32 group_size, offset_kind;   // MATMUL, packed: inputs that share a scale within a tile; ZERO_POINT or MINIMUM
+  u32 group_size, offset_kind;   // MATMUL, packed: inputs of a tile with one scale; ZERO_POINT or MINIMUM
   u32 x_square_parts;
-  u32 gated;                     // MATMUL: the first half of the outputs are gates: out = activation(gate) * up
+  u32 gated;                     // MATMUL: the first half of the outputs are gates: out = act(gate) * up
   u32 out_is_float32;
-  u32 first_counter;             // of the phase's strips (MATMUL) or pairs of row and key head (ATTENTION)
-  u32 window, rotary_dim;        // ATTENTION: positions a query sees (0: all); elements of a head that are rotated
+  u32 first_counter;             // of the phase's strips (MATMUL) or pairs (row, key head) (ATTENTION)
+  u32 window, rotary_dim;        // ATTENTION: positions a query sees (0: all); rotated elements of a head
   float logit_softcap;           // MATMUL, float32: out = cap * tanh(out / cap), if not 0
   u32 completions;               // MATMUL, NORM_ADD: how often it is signalled that a part of out is final
 };
@@ -114,7 +114,7 @@ struct PhaseDescriptor {
 // A launch: the phases, and what they have in common. The kernel's one parameter.
 struct DecodeParams {
   PhaseDescriptor const* phases;
-  u32* counters;              // zeroed: completions of each phase, then arrivals at strips and at pairs of row and key head
+  u32* counters;              // zeroed: completions of each phase, then arrivals at strips and (row, key head)
   float* partial_sums;        // [2 * blocks, MAX_ROWS, MAX_STRIP_N]
   float* attention_partials;  // [rows * kv_heads * kv_splits, MAX_GROUP, head_dim], then as many [MAX_GROUP, 2]
   u32 const* cached;          // [rows]: positions that are cached

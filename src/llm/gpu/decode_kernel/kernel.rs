@@ -42,6 +42,7 @@ macro_rules! source {
             include_str!("norm_add.cu"),
             include_str!("rope.cu"),
             include_str!("kv_elements.cu"),
+            include_str!("attention_load.cu"),
             include_str!("attention.cu"),
             include_str!("kernel.cu"),
             include_str!("dequantize.cu"),
