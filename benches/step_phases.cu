@@ -1,15 +1,15 @@
-// Where the time of a decode step goes: the decode kernel alone on a model of Mistral-7B's shape with random weights, and for
-// each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between which
-// points of its blocks that passes. Times of the points are medians over blocks and layers.
+// Where the time of a decode step goes: the decode kernel alone on a model of Mistral-7B's shape with random weights,
+// and for each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between
+// which points of its blocks that passes. Times of the points are medians over blocks and layers.
 //
 //   python3 scripts/nvrtc.py source --out target/decode_kernel.cu
 //   nvcc -O3 -std=c++17 -arch=native -Itarget OPTIONS benches/step_phases.cu -o step_phases
 //   ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
 //
-// BITS: 16, 8 or 4. OPTIONS, as the host has them on an H100: for float16 -DRING_DEPTH=6 -DSLOT_BYTES=4096 -DTILE_KINDS=0, for 4
-// bits -DRING_DEPTH=4 -DSLOT_BYTES=4352 -DWORK_BYTES=81920 -DTILE_KINDS=1 (8 bits: -DTILE_KINDS=8); for a cache in 8 bits
-// -DKV_BITS=8. With -DNO_MARKS only the step's time is taken, which marking lengthens.
-// Results are not checked: the unit tests do that.
+// BITS: 16, 8 or 4. OPTIONS, as the host has them on an H100: for float16 -DRING_DEPTH=6 -DSLOT_BYTES=4096
+// -DTILE_KINDS=0, for 4 bits -DRING_DEPTH=4 -DSLOT_BYTES=4352 -DWORK_BYTES=81920 -DTILE_KINDS=1 (8 bits:
+// -DTILE_KINDS=8); for a cache in 8 bits -DKV_BITS=8. With -DNO_MARKS only the step's time is taken, which marking
+// lengthens. Results are not checked: the unit tests do that.
 #include <cstdio>
 #include <cstdlib>
 #include <algorithm>
@@ -37,13 +37,13 @@ static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
 
 #include "decode_kernel.cu"
 
-#define CHECK(call)                                                                      \
-  do {                                                                                   \
-    cudaError_t const e_ = (call);                                                       \
-    if (e_ != cudaSuccess) {                                                             \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_));   \
-      std::exit(1);                                                                      \
-    }                                                                                    \
+#define CHECK(call)                                                                    \
+  do {                                                                                 \
+    cudaError_t const e_ = (call);                                                     \
+    if (e_ != cudaSuccess) {                                                           \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_)); \
+      std::exit(1);                                                                    \
+    }                                                                                  \
   } while (0)
 
 // Small random float16 values, or random integers and scales: any bits but those of infinities.
@@ -97,7 +97,8 @@ static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
   for (PhaseDescriptor& p : phases) {
     if (p.kind == MATMUL) {
       bool const plain = p.weight_kind == PLAIN;
-      u32 const tiles = plain ? p.k_tiles : 1, units = p.strips * tiles, used = std::min(blocks, units), start = (u32)words.size();
+      u32 const tiles = plain ? p.k_tiles : 1, units = p.strips * tiles, used = std::min(blocks, units),
+                start = (u32)words.size();
       for (u32 b = 0; b <= blocks; ++b) {
         u32 const first = (u32)((u64)std::min(b, used) * units / used);
         words.push_back(first / tiles << 16 | first % tiles);
@@ -153,10 +154,13 @@ int main(int argc, char** argv) {
     CHECK(cudaMemcpy(at, ones.data(), count * 4, cudaMemcpyHostToDevice));
     return at;
   };
-  u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv), *const attended = activations(hidden),
-                 *const middle = activations(hidden), *const gates = activations(inner);
-  float *const norm = floats(hidden), *const squares[2] = {floats(MAX_ROWS * hidden / PACKED_TILE_N), floats(MAX_ROWS * hidden / PACKED_TILE_N)};
-  u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin = (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
+  u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv),
+             *const attended = activations(hidden), *const middle = activations(hidden),
+             *const gates = activations(inner);
+  float *const norm = floats(hidden), *const squares[2] = {floats(MAX_ROWS * hidden / PACKED_TILE_N),
+                                                           floats(MAX_ROWS * hidden / PACKED_TILE_N)};
+  u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin =
+                                                                      (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
   u32 counted = 0;
   auto const product = [&](char const* name, PhaseDescriptor p, u32 inputs, u32 outputs, u32 kind_bits) {
     p.kind = MATMUL;
@@ -164,7 +168,8 @@ int main(int argc, char** argv) {
     p.outputs = outputs;
     bool const plain = kind_bits == 16;
     p.tiles_across = plain ? (rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
-    p.strips = (outputs + p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N) - 1) / (p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N));
+    p.strips = (outputs + p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N) - 1) /
+               (p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N));
     p.tile_k = plain ? 32 : 512 / kind_bits;
     p.k_tiles = (inputs + p.tile_k - 1) / p.tile_k;
     p.weight_kind = plain ? PLAIN : kind_bits == 8 ? INT8 : INT4;
@@ -292,14 +297,18 @@ int main(int argc, char** argv) {
     bytes += part;
   }
   double const ms = median(times);
-  std::printf("%s, copies move %.0f GB/s; %u bits, %u sequences, context %u, %u layers: %.3f ms a step, %.1f %% of it memory's\n",
-              device.name, copied * 1e-9, bits, rows, context, layers, ms, bytes / copied / (ms * 1e-3) * 100);
+  std::printf(
+      "%s, copies move %.0f GB/s; %u bits, %u sequences, context %u, %u layers: %.3f ms a step, %.1f %% of it "
+      "memory's\n",
+      device.name, copied * 1e-9, bits, rows, context, layers, ms, bytes / copied / (ms * 1e-3) * 100);
 #ifndef NO_MARKS
   std::vector<unsigned long long> host(trace_count);
   CHECK(cudaMemcpy(host.data(), points, trace_count * 8, cudaMemcpyDeviceToHost));
-  auto const at = [&](u32 phase, u32 block, u32 point, u32 what) { return host[(((u64)phase * blocks + block) * POINTS + point) * 2 + what]; };
-  std::printf("%-18s %8s %8s %8s | %8s %8s | %8s %8s %8s %8s %8s us\n", "phase", "MB", "at limit", "takes", "first", "last", "wait", "inputs",
-              "work", "parts", "final");
+  auto const at = [&](u32 phase, u32 block, u32 point, u32 what) {
+    return host[(((u64)phase * blocks + block) * POINTS + point) * 2 + what];
+  };
+  std::printf("%-18s %8s %8s %8s | %8s %8s | %8s %8s %8s %8s %8s us\n", "phase", "MB", "at limit", "takes", "first",
+              "last", "wait", "inputs", "work", "parts", "final");
   for (u32 kind = 0; kind < 6; ++kind) {
     std::vector<double> takes, segments[POINTS - 1], first, last;
     u32 const start = kind == 5 ? count - 1 : kind, stride = kind == 5 ? count : 5;
@@ -329,8 +338,8 @@ int main(int argc, char** argv) {
         last.push_back(((double)latest - (double)before) * 1e-3);
       }
     }
-    std::printf("%-18s %8.1f %8.1f %8.1f | %8.1f %8.1f |", names[start], moved[start] * 1e-6, moved[start] / copied * 1e6, median(takes),
-                median(first), median(last));
+    std::printf("%-18s %8.1f %8.1f %8.1f | %8.1f %8.1f |", names[start], moved[start] * 1e-6,
+                moved[start] / copied * 1e6, median(takes), median(first), median(last));
     for (auto& segment : segments) {
       std::printf(" %8.1f", segment.empty() ? 0.0 : median(segment));
     }

@@ -78,7 +78,8 @@ extern "C" __global__ void convert(void const* in, u32 in_kind, void* out, u32 o
 }
 
 // mask [batch, group * chunk, cache + chunk]; see Sight::mask. Grid (columns / 256, group * chunk, batch).
-extern "C" __global__ void mask(void* out, u32 kind, u32 const* cached, u32 chunk, u32 cache, u32 window, float hidden) {
+extern "C" __global__ void mask(void* out, u32 kind, u32 const* cached, u32 chunk, u32 cache, u32 window,
+                                float hidden) {
   u32 const width = cache + chunk;
   u32 const column = blockIdx.x * blockDim.x + threadIdx.x;
   if (column >= width) {
@@ -93,7 +94,8 @@ extern "C" __global__ void mask(void* out, u32 kind, u32 const* cached, u32 chun
   store(out, row * width + column, seen ? 0.0f : hidden, kind);
 }
 
-// Rows of a table [positions, words] for each sequence's next positions: out [batch, chunk, words]. Grid (chunk, batch).
+// Rows of a table [positions, words] for each sequence's next positions: out [batch, chunk, words]. Grid (chunk,
+// batch).
 extern "C" __global__ void rotary(u32 const* table, u32* out, u32 const* cached, u32 words, u32 last) {
   u32 const position = min(cached[blockIdx.y] + blockIdx.x, last);
   u64 const row = (u64)blockIdx.y * gridDim.x + blockIdx.x;
@@ -130,11 +132,11 @@ __device__ __forceinline__ float largest_of(void const* in, u64 first, u32 dim, 
   return largest;
 }
 
-// The same of caches in 8 bits [batch, heads, capacity, dim], integers plus 128, each row with what they are multiplied with
-// [batch, heads, capacity]. Block 64: a warp for the key, one for the value.
-extern "C" __global__ void append8(void const* key, void const* value, u32 kind, u8* keys, u8* values, float* key_scales,
-                                   float* value_scales, u32 const* cached, u32 const* count, u32 heads, u32 capacity,
-                                   u32 dim) {
+// The same of caches in 8 bits [batch, heads, capacity, dim], integers plus 128, each row with what they are multiplied
+// with [batch, heads, capacity]. Block 64: a warp for the key, one for the value.
+extern "C" __global__ void append8(void const* key, void const* value, u32 kind, u8* keys, u8* values,
+                                   float* key_scales, float* value_scales, u32 const* cached, u32 const* count,
+                                   u32 heads, u32 capacity, u32 dim) {
   u32 const sequence = blockIdx.y / heads;
   if (blockIdx.x >= count[sequence]) {
     return;

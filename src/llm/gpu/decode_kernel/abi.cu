@@ -1,8 +1,10 @@
-// What host and kernel agree on: options, constants, and the structs that the host fills in. README.md explains the kernel.
+// What host and kernel agree on: options, constants, and the structs that the host fills in. README.md explains the
+// kernel.
 //
-// abi.rs reads the constants below from this text, so that they are declared here alone; it declares the structs once more,
-// and their sizes (static_assert) and fields (its test) are compared. The files of this folder are one source, joined in the
-// order that kernel.rs lists and compiled at run time (NVRTC) without any header, for compute capability 8.0 and later.
+// abi.rs reads the constants below from this text, so that they are declared here alone; it declares the structs once
+// more, and their sizes (static_assert) and fields (its test) are compared. The files of this folder are one source,
+// joined in the order that kernel.rs lists and compiled at run time (NVRTC) without any header, for compute
+// capability 8.0 and later.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -52,7 +54,8 @@ u32 constexpr MAX_ROWS = 8;        // sequences of a launch: columns of mma's se
 u32 constexpr MAX_GROUP = 16;      // query heads that share a key head: rows of mma's first operand
 u32 constexpr MAX_HEAD_DIM = 256;  // elements of a head
 
-// Tiles of weights: inputs (k) and outputs (n). A strip is the tiles side by side that a block multiplies at once, over all k.
+// Tiles of weights: inputs (k) and outputs (n). A strip is the tiles side by side that a block multiplies at once, over
+// all k.
 u32 constexpr PLAIN_TILE_K = 32;
 u32 constexpr PLAIN_TILE_N = 64;
 u32 constexpr PLAIN_TILE_BYTES = 4096;
@@ -64,9 +67,9 @@ u32 constexpr NORM_ADD_STRIP_N = 128;          // outputs of a strip of NORM_ADD
 static_assert(PLAIN_TILE_BYTES == PLAIN_TILE_K * PLAIN_TILE_N * sizeof(u16), "a plain tile is of 16-bit elements");
 static_assert(GROUP_TERM_BYTES == PACKED_TILE_N * 2 * sizeof(u16), "two 16-bit numbers for each output");
 
-u32 constexpr TOP_LOGITS = 64;           // tokens that a row's ranking finds: two for each lane of a warp
-u32 constexpr LOGITS_PER_BLOCK = 2048;   // that one block ranks
-u32 constexpr EXP_SUMS_BYTES = 12;       // of what a block adds up
+u32 constexpr TOP_LOGITS = 64;          // tokens that a row's ranking finds: two for each lane of a warp
+u32 constexpr LOGITS_PER_BLOCK = 2048;  // that one block ranks
+u32 constexpr EXP_SUMS_BYTES = 12;      // of what a block adds up
 
 // Elements of activations and plain weights. (Enumerators, since a compiler warns of constants that nobody names.)
 enum : u32 { FLOAT16 = 1, BFLOAT16 = 2 };
@@ -91,24 +94,24 @@ struct PhaseDescriptor {
   float* out_squares;            // [MAX_ROWS, strips]: parts of the sum of out's squares, for the next norm
   u8* keys;                      // ATTENTION: [slots, kv_heads, capacity, head_dim]; in 8 bits integer + 128
   u8* values;
-  float* key_scales;             // ATTENTION, in 8 bits: [slots, kv_heads, capacity]
+  float* key_scales;  // ATTENTION, in 8 bits: [slots, kv_heads, capacity]
   float* value_scales;
-  u16 const* cos;                // ATTENTION: [rope_positions, rotary_dim]
+  u16 const* cos;  // ATTENTION: [rope_positions, rotary_dim]
   u16 const* sin;
-  u32 const* first_units;        // MATMUL: [blocks + 1]: each block's first strip << 16 and, PLAIN, tile in it
-  u32 const* strip_owners;       // MATMUL, PLAIN: [strips]: first and, << 16, last block with a part of it
+  u32 const* first_units;   // MATMUL: [blocks + 1]: each block's first strip << 16 and, PLAIN, tile in it
+  u32 const* strip_owners;  // MATMUL, PLAIN: [strips]: first and, << 16, last block with a part of it
   u32 kind, weight_kind, inputs, outputs, x_stride;
-  u32 tiles_across;              // MATMUL: tiles side by side in a strip
-  u32 tile_k, k_tiles;           // MATMUL: inputs of a tile, tiles along all inputs
+  u32 tiles_across;     // MATMUL: tiles side by side in a strip
+  u32 tile_k, k_tiles;  // MATMUL: inputs of a tile, tiles along all inputs
   u32 strips, tile_bytes;
-  u32 group_size, offset_kind;   // MATMUL, packed: inputs of a tile with one scale; ZERO_POINT or MINIMUM
+  u32 group_size, offset_kind;  // MATMUL, packed: inputs of a tile with one scale; ZERO_POINT or MINIMUM
   u32 x_square_parts;
-  u32 gated;                     // MATMUL: the first half of the outputs are gates: out = act(gate) * up
+  u32 gated;  // MATMUL: the first half of the outputs are gates: out = act(gate) * up
   u32 out_is_float32;
-  u32 first_counter;             // of the phase's strips (MATMUL) or pairs (row, key head) (ATTENTION)
-  u32 window, rotary_dim;        // ATTENTION: positions a query sees (0: all); rotated elements of a head
-  float logit_softcap;           // MATMUL, float32: out = cap * tanh(out / cap), if not 0
-  u32 completions;               // MATMUL, NORM_ADD: how often it is signalled that a part of out is final
+  u32 first_counter;       // of the phase's strips (MATMUL) or pairs (row, key head) (ATTENTION)
+  u32 window, rotary_dim;  // ATTENTION: positions a query sees (0: all); rotated elements of a head
+  float logit_softcap;     // MATMUL, float32: out = cap * tanh(out / cap), if not 0
+  u32 completions;         // MATMUL, NORM_ADD: how often it is signalled that a part of out is final
 };
 
 // A launch: the phases, and what they have in common. The kernel's one parameter.
@@ -123,8 +126,8 @@ struct DecodeParams {
   u32 heads, kv_heads, head_dim, gelu, kv_splits;
   float norm_eps, attention_scale, attention_softcap;
   u32 padding;
-  u32 const* block_of_sm;     // [multiprocessors]: whose share of the work each does; none: that of blockIdx
-  u32* block_clocks;          // [blocks, 2]: if wanted, clocks that a block took, and its multiprocessor
+  u32 const* block_of_sm;  // [multiprocessors]: whose share of the work each does; none: that of blockIdx
+  u32* block_clocks;       // [blocks, 2]: if wanted, clocks that a block took, and its multiprocessor
 };
 
 // A row's likeliest tokens, best first, as `sort_key` has them, and what all tokens of the row add up to.

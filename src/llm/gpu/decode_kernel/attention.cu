@@ -1,9 +1,10 @@
-// Attention of one new token a row over its cached positions and itself, with grouped queries: the query heads that share a key
-// head are rows of one product. Queries and keys are normed and rotated here, and the new key and value appended to the cache.
+// Attention of one new token a row over its cached positions and itself, with grouped queries: the query heads that
+// share a key head are rows of one product. Queries and keys are normed and rotated here, and the new key and value
+// appended to the cache.
 //
-// The positions of a row are cut into spans, and those dealt out to splits, so that all blocks have work, as in FlashDecoding
-// (Dao et al. 2023). A block goes through a split's spans with an online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao
-// et al. 2022); the last block to arrive at a pair of row and key head merges its splits.
+// The positions of a row are cut into spans, and those dealt out to splits, so that all blocks have work, as in
+// FlashDecoding (Dao et al. 2023). A block goes through a split's spans with an online softmax (Milakov & Gimelshein
+// 2018; FlashAttention, Dao et al. 2022); the last block to arrive at a pair of row and key head merges its splits.
 
 // scores [MAX_GROUP, span] = queries * keys: eight positions a warp.
 template <u32 KIND>
@@ -29,7 +30,8 @@ __device__ __forceinline__ void compute_scores(AttentionContext const& b, Attent
   }
 }
 
-// Scores to probabilities, relative to the largest score so far, and by how much what is older is to be rescaled. A warp a head.
+// Scores to probabilities, relative to the largest score so far, and by how much what is older is to be rescaled. A
+// warp a head.
 template <u32 KIND>
 __device__ __forceinline__ void update_softmax(AttentionContext const& b) {
   AttentionSizes const& z = b.z;
@@ -54,7 +56,8 @@ __device__ __forceinline__ void update_softmax(AttentionContext const& b) {
       probability = round_to<KIND>(probability);
     }
     if (lane < z.span) {
-      to[lane] = narrow<KIND>(KV_BITS == 8 ? probability * (softmax.value_scale[lane] * PROBABILITY_SCALE) : probability);
+      to[lane] =
+          narrow<KIND>(KV_BITS == 8 ? probability * (softmax.value_scale[lane] * PROBABILITY_SCALE) : probability);
     }
     float const sum = warp_sum(probability), rescale = __expf(before - now);
     if (lane == 0) {
@@ -91,7 +94,8 @@ __device__ __forceinline__ void accumulate_values(AttentionContext const& b, Hea
 
 // Where a split's maxima and sums are among the partials: [splits of all pairs, MAX_GROUP, 2], behind their outputs.
 __device__ __forceinline__ float* partial_softmax(DecodeParams const& s, u64 split, u32 head) {
-  return s.attention_partials + (u64)s.rows * s.kv_heads * s.kv_splits * MAX_GROUP * s.head_dim + (split * MAX_GROUP + head) * 2;
+  return s.attention_partials + (u64)s.rows * s.kv_heads * s.kv_splits * MAX_GROUP * s.head_dim +
+         (split * MAX_GROUP + head) * 2;
 }
 
 // Writes what the spans came to: the outputs if there is one split, else its part of them.
@@ -106,7 +110,8 @@ __device__ __forceinline__ void store_split(AttentionContext const& b, Attention
   for (u32 half = 0; half < 2; ++half) {
     u32 const head = lane / 4 + half * 8;
     if (head < z.group) {
-      float const scale = t.active == 1 ? __fdividef(1.0f / PROBABILITY_SCALE, softmax.sum[head]) : 1.0f / PROBABILITY_SCALE;
+      float const scale =
+          t.active == 1 ? __fdividef(1.0f / PROBABILITY_SCALE, softmax.sum[head]) : 1.0f / PROBABILITY_SCALE;
       u64 const row = (u64)t.row * s.heads + t.kv_head * z.group + head;
 #pragma unroll
       for (u32 j = 0; j < 4; ++j) {

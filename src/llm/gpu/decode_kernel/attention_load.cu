@@ -1,12 +1,13 @@
 // What attention computes with, on its way to shared memory: spans of the cache, the queries, the new key and value.
 // In this file and the next z are a phase's sizes, m the shared memory, t a split, b all that a block works with.
 
-u32 constexpr SPAN = 32;                       // positions of a span; half as many where heads are larger than 128
-u32 constexpr KV_CHUNKS = SPAN * KV_BITS / 256;  // times sixteen bytes that a thread reads of a span's keys, and of its values
-u32 constexpr CHUNK_ELEMENTS = 128 / KV_BITS;    // of sixteen bytes
+u32 constexpr SPAN = 32;  // positions of a span; half as many where heads are larger than 128
+u32 constexpr KV_CHUNKS =
+    SPAN * KV_BITS / 256;  // times sixteen bytes that a thread reads of a span's keys, and of its values
+u32 constexpr CHUNK_ELEMENTS = 128 / KV_BITS;  // of sixteen bytes
 u32 constexpr MERGED_AT_ONCE = 8;              // splits that are read at once when they are merged
 u32 constexpr SPAN_SCALES = KV_BITS == 8 ? SPAN : 1;
-float constexpr NEVER = -3.4e38f;              // score of a position that is not seen
+float constexpr NEVER = -3.4e38f;  // score of a position that is not seen
 
 // Sizes, the same for all of a phase.
 struct AttentionSizes {
@@ -17,11 +18,11 @@ struct AttentionSizes {
 
 // Where things lie in shared memory.
 struct AttentionMemory {
-  u16 *keys, *values;   // [span, stride]
-  u16* queries;         // [MAX_GROUP, stride]
-  u16* probabilities;   // [MAX_GROUP, span + 8]
-  float* scores;        // [MAX_GROUP, span]
-  u16* fresh;           // [2, stride]: the new key and value
+  u16 *keys, *values;  // [span, stride]
+  u16* queries;        // [MAX_GROUP, stride]
+  u16* probabilities;  // [MAX_GROUP, span + 8]
+  float* scores;       // [MAX_GROUP, span]
+  u16* fresh;          // [2, stride]: the new key and value
 };
 
 // The state of the online softmax for each query head, and the span's scales in 8 bits; in shared memory.
@@ -34,11 +35,11 @@ struct SoftmaxState {
 struct AttentionSplit {
   u32 row, kv_head, number;  // its number among the splits, of which only `active` have spans
   u32 active;
-  u32 position, from;        // of the new token; the first position that it sees
-  u32 first, last;           // its spans, up to `last`
-  bool has_new;              // the new token is in its last span
-  bool occupied;             // there is a sequence in the row
-  u64 base;                  // the pair's first row in the cache
+  u32 position, from;  // of the new token; the first position that it sees
+  u32 first, last;     // its spans, up to `last`
+  bool has_new;        // the new token is in its last span
+  bool occupied;       // there is a sequence in the row
+  u64 base;            // the pair's first row in the cache
 };
 
 // A thread's part of a span's keys and values, on its way from the cache to shared memory.
@@ -71,18 +72,29 @@ __device__ __forceinline__ AttentionMemory memory_of(AttentionSizes const& z, u8
 }
 
 __device__ __forceinline__ AttentionSplit split_of(DecodeParams const& s, u32 window, u32 span, u32 unit) {
-  u32 const number = unit % s.kv_splits, kv_head = unit / s.kv_splits % s.kv_heads, row = unit / s.kv_splits / s.kv_heads;
+  u32 const number = unit % s.kv_splits, kv_head = unit / s.kv_splits % s.kv_heads,
+            row = unit / s.kv_splits / s.kv_heads;
   u32 const position = min(s.cached[row], s.capacity - 1), length = position + 1;
   u32 const from = window && length > window ? length - window : 0;
   u32 const first = from / span, spans = (length + span - 1) / span - first, active = min(s.kv_splits, spans);
   u32 const last = first + (number + 1) * spans / active;
   u64 const base = ((u64)(s.first_slot + row) * s.kv_heads + kv_head) * s.capacity;
-  return {row, kv_head, number, active, position, from, first + number * spans / active, last, last == first + spans,
-          s.occupied[row] != 0, base};
+  return {row,
+          kv_head,
+          number,
+          active,
+          position,
+          from,
+          first + number * spans / active,
+          last,
+          last == first + spans,
+          s.occupied[row] != 0,
+          base};
 }
 
 // Begins to read a span of the cache. The new token is not read from there.
-__device__ __forceinline__ void load_span(PhaseDescriptor const& p, AttentionSizes const& z, AttentionSplit const& t, u32 span, KvChunks& kv) {
+__device__ __forceinline__ void load_span(PhaseDescriptor const& p, AttentionSizes const& z, AttentionSplit const& t,
+                                          u32 span, KvChunks& kv) {
 #pragma unroll
   for (u32 j = 0; j < KV_CHUNKS; ++j) {
     u32 const i = threadIdx.x + j * COMPUTE_THREADS, at = span * z.span + i / z.row_chunks;
@@ -132,7 +144,8 @@ __device__ __forceinline__ void append_value(PhaseContext const& c, AttentionSpl
 
 // The new key, normed and rotated, likewise.
 template <u32 KIND>
-__device__ __forceinline__ void append_key(PhaseContext const& c, AttentionSplit const& t, HeadInput head, RopeAngles const& angles, u16* to) {
+__device__ __forceinline__ void append_key(PhaseContext const& c, AttentionSplit const& t, HeadInput head,
+                                           RopeAngles const& angles, u16* to) {
   u16* const cached = (u16*)c.p.keys + (t.base + t.position) * c.s.head_dim;
   norm_and_rotate<KIND>(c, head, angles, [&](u32 i, u16 value) {
     to[i] = value;
@@ -144,16 +157,19 @@ __device__ __forceinline__ void append_key(PhaseContext const& c, AttentionSplit
 
 // In 8 bits: rounds the new key or value, which is in shared memory, and appends it. Returns its scale.
 template <u32 KIND>
-__device__ __forceinline__ float append_quantized(PhaseContext const& c, AttentionSplit const& t, bool is_value, u16* row) {
+__device__ __forceinline__ float append_quantized(PhaseContext const& c, AttentionSplit const& t, bool is_value,
+                                                  u16* row) {
   u64 const at = t.base + t.position;
   u32 const dim = c.s.head_dim;
   u8* const cached = (is_value ? c.p.values : c.p.keys) + at * dim;
-  return quantize_row<KIND>(row, dim, t.occupied ? cached : nullptr, (is_value ? c.p.value_scales : c.p.key_scales) + at);
+  return quantize_row<KIND>(row, dim, t.occupied ? cached : nullptr,
+                            (is_value ? c.p.value_scales : c.p.key_scales) + at);
 }
 
 // Queries, the new key and the new value to shared memory: a warp for each of them.
 template <u32 KIND>
-__device__ __forceinline__ void load_heads(AttentionContext const& b, AttentionSplit const& t, RopeAngles const& angles) {
+__device__ __forceinline__ void load_heads(AttentionContext const& b, AttentionSplit const& t,
+                                           RopeAngles const& angles) {
   PhaseContext const& c = b.c;
   AttentionSizes const& z = b.z;
   AttentionMemory const& m = b.m;

@@ -1,10 +1,11 @@
-// A packed matrix to [inputs, outputs] in float16, for TensorRT's engines. Grid (tiles along the inputs, 64 outputs); a warp for
-// each 32 inputs of each of four strips.
+// A packed matrix to [inputs, outputs] in float16, for TensorRT's engines. Grid (tiles along the inputs, 64 outputs); a
+// warp for each 32 inputs of each of four strips.
 
 template <u32 BITS>
 __device__ __forceinline__ void dequantize_matrix(DequantizeParams const& p) {
   u32 constexpr TILE_K = 512 / BITS, BLOCKS = 16 / BITS;
-  u32 const lane = threadIdx.x % 32, block = threadIdx.x / 32 % BLOCKS, q = threadIdx.x / 32 / BLOCKS, strip = blockIdx.y * 4 + q;
+  u32 const lane = threadIdx.x % 32, block = threadIdx.x / 32 % BLOCKS, q = threadIdx.x / 32 / BLOCKS,
+            strip = blockIdx.y * 4 + q;
   // Through shared memory: a row of outputs is written whole.
   __shared__ __align__(16) u16 transposed[TILE_K][PLAIN_TILE_N + 8];
   if (strip * PACKED_TILE_N < p.outputs) {
@@ -17,13 +18,16 @@ __device__ __forceinline__ void dequantize_matrix(DequantizeParams const& p) {
 #pragma unroll
     for (u32 half = 0; half < 2; ++half) {
       u32 const word = block % 2 ? (half ? w.w : w.z) : (half ? w.y : w.x);
-      uint4 const a = BITS == 4 ? dequantize<BITS>(word, 0) : half ? dequantize<BITS>(w.z, w.w) : dequantize<BITS>(w.x, w.y);
+      uint4 const a = BITS == 4 ? dequantize<BITS>(word, 0)
+                      : half    ? dequantize<BITS>(w.z, w.w)
+                                : dequantize<BITS>(w.x, w.y);
       u32 const pairs[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
       for (u32 i = 0; i < 8; ++i) {
         u32 const k = block * 32 + lane % 4 * 8 + half * 4 + i / 4 * 2 + i % 2, m = i / 2 % 2;
         float const value = widen<FLOAT16>((u16)(pairs[i / 2] >> (16 * (i % 2)))) - dequantize_bias<BITS>(m);
-        transposed[k][q * PACKED_TILE_N + m * 8 + lane / 4] = narrow<FLOAT16>(fmaf(terms[m].scale, value, terms[m].offset));
+        transposed[k][q * PACKED_TILE_N + m * 8 + lane / 4] =
+            narrow<FLOAT16>(fmaf(terms[m].scale, value, terms[m].offset));
       }
     }
   }

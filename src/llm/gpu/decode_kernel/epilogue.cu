@@ -12,7 +12,8 @@ __device__ __forceinline__ float load_residual(PhaseDescriptor const& p, u32 row
 
 // Writes an output; returns it as it was rounded, 0 where there is none.
 template <u32 KIND>
-__device__ __forceinline__ float store_output(DecodeParams const& s, PhaseDescriptor const& p, u32 row, u32 n, OutputSum sum) {
+__device__ __forceinline__ float store_output(DecodeParams const& s, PhaseDescriptor const& p, u32 row, u32 n,
+                                              OutputSum sum) {
   u32 const outputs = p.gated ? p.outputs / 2 : p.outputs;
   u64 const at = (u64)row * outputs + n;
   float value = sum.value;
@@ -42,7 +43,8 @@ __device__ __forceinline__ float store_output(DecodeParams const& s, PhaseDescri
 typedef float StripSquares[MAX_ROWS][MAX_STRIP_N / 32];
 
 // Adds up each row's squares of a strip of so many outputs.
-__device__ __forceinline__ void store_squares(PhaseContext const& c, u32 strip, u32 outputs, StripSquares const& squares) {
+__device__ __forceinline__ void store_squares(PhaseContext const& c, u32 strip, u32 outputs,
+                                              StripSquares const& squares) {
   if (c.p.out_squares == nullptr) {
     return;
   }

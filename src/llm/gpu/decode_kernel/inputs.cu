@@ -1,4 +1,5 @@
-// A product's inputs on their way to mma: copied to shared memory once, normed there, and added up by groups for packed weights.
+// A product's inputs on their way to mma: copied to shared memory once, normed there, and added up by groups for packed
+// weights.
 
 // Eight inputs of a row that are not in their place.
 __device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u32 row, u32 k) {
@@ -42,7 +43,8 @@ struct RmsScales {
   float of[MAX_ROWS];
 };
 
-// This warp's part of the sum of a row's squares, from `part` on: of x, unless the phase before has added them up in parts.
+// This warp's part of the sum of a row's squares, from `part` on: of x, unless the phase before has added them up in
+// parts.
 template <u32 KIND>
 __device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, u32 part, u32 warps, u32 size) {
   u32 const lane = threadIdx.x % 32;
@@ -67,7 +69,8 @@ __device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, 
 }
 
 template <u32 KIND>
-__device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescriptor const& p, u32 size, RmsScales& scales) {
+__device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescriptor const& p, u32 size,
+                                           RmsScales& scales) {
   u32 const rows = s.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
   u32 const row = threadIdx.x / 32 / warps, part = threadIdx.x / 32 % warps;
   if (row < rows) {

@@ -1,7 +1,7 @@
 // Cached keys and values of KV_BITS bits: from the cache's bytes to elements that mma takes, and in 8 bits back again.
 //
-// In 8 bits a row (one head's key or value of one position) is integers from -127 to 127 and one float32, its scale. Rows are not
-// multiplied by their scales: the scores are by a key's, and the probabilities by a value's.
+// In 8 bits a row (one head's key or value of one position) is integers from -127 to 127 and one float32, its scale.
+// Rows are not multiplied by their scales: the scores are by a key's, and the probabilities by a value's.
 
 // So much larger are probabilities times a value's scale, that float16 holds them; it is taken off at last.
 float constexpr PROBABILITY_SCALE = KV_BITS == 8 ? 256.0f : 1.0f;
@@ -40,8 +40,8 @@ __device__ __forceinline__ float4 unpack4(uint2 packed) {
 // 1.5 * 2^23 + value: rounded to the nearest integer, which is in the last bits.
 __device__ __forceinline__ float round_in_mantissa(float value) { return value + 12582912.0f; }
 
-// A warp rounds a row in shared memory to 8 bits, by its largest element, and writes it to the cache, if `cached` is not null.
-// Returns the scale. It is called in one place: code that runs once a phase is paid for by its length.
+// A warp rounds a row in shared memory to 8 bits, by its largest element, and writes it to the cache, if `cached` is
+// not null. Returns the scale. It is called in one place: code that runs once a phase is paid for by its length.
 template <u32 KIND>
 __device__ __forceinline__ float quantize_row(u16* row, u32 dim, u8* cached, float* scale_at) {
   u32 const lane = threadIdx.x % 32;

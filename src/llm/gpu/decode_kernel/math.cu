@@ -1,7 +1,9 @@
 // Arithmetic that all phases need: 16-bit elements to float32 and back, sums over a warp, activations.
 
 template <u32 KIND>
-__device__ __forceinline__ float round_to(float value) { return widen<KIND>(narrow<KIND>(value)); }
+__device__ __forceinline__ float round_to(float value) {
+  return widen<KIND>(narrow<KIND>(value));
+}
 
 template <u32 KIND>
 __device__ __forceinline__ void unpack8(uint4 packed, float* to) {
@@ -14,7 +16,9 @@ __device__ __forceinline__ void unpack8(uint4 packed, float* to) {
 }
 
 template <u32 KIND>
-__device__ __forceinline__ u32 pack2(float low, float high) { return narrow<KIND>(low) | (u32)narrow<KIND>(high) << 16; }
+__device__ __forceinline__ u32 pack2(float low, float high) {
+  return narrow<KIND>(low) | (u32)narrow<KIND>(high) << 16;
+}
 
 __device__ __forceinline__ float warp_sum(float value) {
   for (u32 step = 16; step > 0; step /= 2) {
@@ -30,7 +34,9 @@ __device__ __forceinline__ float warp_max(float value) {
   return value;
 }
 
-__device__ __forceinline__ float soft_cap(float value, float cap) { return cap > 0.0f ? cap * tanhf(value / cap) : value; }
+__device__ __forceinline__ float soft_cap(float value, float cap) {
+  return cap > 0.0f ? cap * tanhf(value / cap) : value;
+}
 
 // SiLU, or GELU's tanh approximation (Hendrycks & Gimpel 2016).
 __device__ __forceinline__ float activate(float x, u32 gelu) {

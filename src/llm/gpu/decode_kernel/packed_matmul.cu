@@ -1,8 +1,9 @@
-// Products of packed weights. Their tiles lie one behind the other, so narrow strips read as fast as wide ones: a strip is one or
-// two tiles wide, there are enough to go round, and each is one block's alone. All eight warps share a strip along the inputs.
+// Products of packed weights. Their tiles lie one behind the other, so narrow strips read as fast as wide ones: a strip
+// is one or two tiles wide, there are enough to go round, and each is one block's alone. All eight warps share a strip
+// along the inputs.
 //
-// Shared memory has the warps' sums of two strips, [2, COMPUTE_WARPS, rows, columns + 1], so that warps may go on to the next
-// strip while some still finish the last; then the inputs and their groups' sums.
+// Shared memory has the warps' sums of two strips, [2, COMPUTE_WARPS, rows, columns + 1], so that warps may go on to
+// the next strip while some still finish the last; then the inputs and their groups' sums.
 
 __device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
 #pragma unroll
@@ -16,9 +17,9 @@ __device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
 // A block's strips, ACROSS tiles wide, of tiles with BITS for each integer and GROUPS groups of inputs.
 template <u32 BITS, u32 GROUPS, u32 ACROSS>
 struct PackedMatmul {
-  static u32 constexpr TILES = 4 / ACROSS;                     // of a warp along the inputs in one step
-  static u32 constexpr TILE_K = 512 / BITS;                    // inputs of a tile
-  static u32 constexpr COLUMNS = ACROSS * PACKED_TILE_N + 1;   // of a row of sums: other rows are in other banks
+  static u32 constexpr TILES = 4 / ACROSS;                    // of a warp along the inputs in one step
+  static u32 constexpr TILE_K = 512 / BITS;                   // inputs of a tile
+  static u32 constexpr COLUMNS = ACROSS * PACKED_TILE_N + 1;  // of a row of sums: other rows are in other banks
   static u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
 
   PhaseContext const& c;
@@ -30,10 +31,12 @@ struct PackedMatmul {
     return {walk.from * step_inputs, (walk.to - walk.from) * step_inputs / 8, TILE_K / GROUPS};
   }
 
-  // Adds this warp's tiles of a chunk of a strip, from step `k` on, to its sums. Returns the step it would come to next.
+  // Adds this warp's tiles of a chunk of a strip, from step `k` on, to its sums. Returns the step it would come to
+  // next.
   __device__ __forceinline__ u32 multiply(StripWalk const& walk, InputStager const& stage, u32 k, float (&sum)[2][4]) {
     u32 const side = threadIdx.x / 32 % 2, rows = c.s.rows, stride = stage.stride();
-    StagedInputs const staged = {shared_address(inputs), stride, rows, (float const*)(inputs + rows * stride), stage.groups()};
+    StagedInputs const staged = {shared_address(inputs), stride, rows, (float const*)(inputs + rows * stride),
+                                 stage.groups()};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
 #pragma unroll 1
     for (; k < walk.to; k += PRODUCER_WARPS) {
@@ -122,7 +125,8 @@ struct PackedMatmul {
 };
 
 // Bit of TILE_KINDS, weight kind, bits of an integer, groups of a tile; as KINDS in packed_tiles.rs.
-#define FOR_EACH_TILE_KIND(CASES) CASES(0, INT4, 4, 1) CASES(1, INT4, 4, 2) CASES(2, INT4, 4, 4) CASES(3, INT8, 8, 1) CASES(4, INT8, 8, 2)
+#define FOR_EACH_TILE_KIND(CASES) \
+  CASES(0, INT4, 4, 1) CASES(1, INT4, 4, 2) CASES(2, INT4, 4, 4) CASES(3, INT8, 8, 1) CASES(4, INT8, 8, 2)
 
 __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& ring) {
   __shared__ RmsScales scales;
@@ -137,16 +141,16 @@ __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& r
   first.load_first<FLOAT16>(c, scales, inputs);
   u32 const made = p.gated ? PACKED_TILE_N : across * PACKED_TILE_N;
   switch ((p.weight_kind * 8 + (p.tile_bytes - PACKED_TILE_QUANT_BYTES) / GROUP_TERM_BYTES) * 2 + across / 2) {
-#define CASES(bit, kind, bits, groups)                                                         \
-  case (kind * 8 + groups) * 2:                                                                \
-    if (TILE_KINDS >> bit & 1) {                                                               \
-      PackedMatmul<bits, groups, 1>{c, ring, inputs, made}.run(begin, end, steps, scales);     \
-    }                                                                                          \
-    break;                                                                                     \
-  case (kind * 8 + groups) * 2 + 1:                                                            \
-    if (TILE_KINDS >> bit & 1) {                                                               \
-      PackedMatmul<bits, groups, 2>{c, ring, inputs, made}.run(begin, end, steps, scales);     \
-    }                                                                                          \
+#define CASES(bit, kind, bits, groups)                                                     \
+  case (kind * 8 + groups) * 2:                                                            \
+    if (TILE_KINDS >> bit & 1) {                                                           \
+      PackedMatmul<bits, groups, 1>{c, ring, inputs, made}.run(begin, end, steps, scales); \
+    }                                                                                      \
+    break;                                                                                 \
+  case (kind * 8 + groups) * 2 + 1:                                                        \
+    if (TILE_KINDS >> bit & 1) {                                                           \
+      PackedMatmul<bits, groups, 2>{c, ring, inputs, made}.run(begin, end, steps, scales); \
+    }                                                                                      \
     break;
     FOR_EACH_TILE_KIND(CASES)
 #undef CASES

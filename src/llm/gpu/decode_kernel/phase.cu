@@ -1,6 +1,6 @@
-// What the code of each phase works with, and how phases wait for each other: no block waits for another's presence, only for
-// outputs, whose parts are counted as they become final.
-// Everywhere s are the launch's parameters, p is the phase's description, and c has both.
+// What the code of each phase works with, and how phases wait for each other: no block waits for another's presence,
+// only for outputs, whose parts are counted as they become final. Everywhere s are the launch's parameters, p is the
+// phase's description, and c has both.
 
 struct PhaseContext {
   DecodeParams const& s;

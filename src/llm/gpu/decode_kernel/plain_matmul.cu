@@ -1,17 +1,17 @@
-// Products of plain weights, [inputs, outputs]. Rows of such a matrix are long, and memory reads long rows fastest, so a strip is
-// wide: several warps side by side. There are then too few strips to go round, so a block's stretch of tiles may begin and end
-// within a strip, as in Stream-K (Osama et al. 2023): each block adds up its part, and the last block to arrive at a strip adds
-// all parts, always in the same order, and finishes the strip ("fixup").
+// Products of plain weights, [inputs, outputs]. Rows of such a matrix are long, and memory reads long rows fastest, so
+// a strip is wide: several warps side by side. There are then too few strips to go round, so a block's stretch of tiles
+// may begin and end within a strip, as in Stream-K (Osama et al. 2023): each block adds up its part, and the last block
+// to arrive at a strip adds all parts, always in the same order, and finishes the strip ("fixup").
 
 template <u32 KIND>
 struct PlainMatmul {
   PhaseContext const& c;
   TileRing& ring;
   u32 first_strip, first_tile, end_strip, end_tile;  // the block's tiles, up to tile end_tile of strip end_strip
-  u32 column, along, warps_along;                    // this warp's tile column; where it is among the warps along the inputs
-  u32 width, made, made_shift;                       // columns of a strip; outputs it makes, a power of 2
-  u32 fitting;                                       // tiles along the inputs that fit into shared memory at a time
-  u32 tile;                                          // this warp's next along the inputs
+  u32 column, along, warps_along;  // this warp's tile column; where it is among the warps along the inputs
+  u32 width, made, made_shift;     // columns of a strip; outputs it makes, a power of 2
+  u32 fitting;                     // tiles along the inputs that fit into shared memory at a time
+  u32 tile;                        // this warp's next along the inputs
 
   __device__ __forceinline__ u32 tiles_of(u32 strip) const { return strip == end_strip ? end_tile : c.p.k_tiles; }
 
@@ -63,7 +63,8 @@ struct PlainMatmul {
     return value;
   }
 
-  // Where a block's part of a strip is among the partial sums: each block has two, for the strip it begins in and for another.
+  // Where a block's part of a strip is among the partial sums: each block has two, for the strip it begins in and for
+  // another.
   __device__ __forceinline__ float* partial_of(u32 block, bool is_second) const {
     return c.s.partial_sums + (u64)(2 * block + is_second) * MAX_ROWS * MAX_STRIP_N;
   }
@@ -99,7 +100,8 @@ struct PlainMatmul {
 #pragma unroll 1
       for (u32 at = n; at < width; at += made) {
         sum.gate = sum.value;
-        sum.value = first_owner == last_owner ? block_sum(row, at) : total(strip, first_owner, last_owner, row * width + at);
+        sum.value =
+            first_owner == last_owner ? block_sum(row, at) : total(strip, first_owner, last_owner, row * width + at);
       }
       float const written = store_output<KIND>(c.s, c.p, row, output, sum);
       if (c.p.out_squares) {
@@ -124,10 +126,22 @@ __device__ __forceinline__ void plain_matmul(PhaseContext const& c, TileRing& ri
     return;
   }
   u32 const width = p.tiles_across * PLAIN_TILE_N, made = p.gated ? width / 2 : width, along = warp / p.tiles_across;
-  PlainMatmul<KIND> m = {c, ring, begin >> 16, begin % 65536, end >> 16, end % 65536,
-                         warp % p.tiles_across, along, COMPUTE_WARPS / p.tiles_across,
-                         width, made, 31u - __clz(made), (WORK_BYTES / c.s.rows - 192) / 64, begin % 65536 + along};
-  m.stager(m.first_tile, min(m.tiles_of(m.first_strip), m.first_tile + m.fitting)).template load_first<KIND>(c, scales, c.work);
+  PlainMatmul<KIND> m = {c,
+                         ring,
+                         begin >> 16,
+                         begin % 65536,
+                         end >> 16,
+                         end % 65536,
+                         warp % p.tiles_across,
+                         along,
+                         COMPUTE_WARPS / p.tiles_across,
+                         width,
+                         made,
+                         31u - __clz(made),
+                         (WORK_BYTES / c.s.rows - 192) / 64,
+                         begin % 65536 + along};
+  m.stager(m.first_tile, min(m.tiles_of(m.first_strip), m.first_tile + m.fitting))
+      .template load_first<KIND>(c, scales, c.work);
   for (u32 strip = m.first_strip; strip < m.end_strip || (strip == m.end_strip && m.end_tile > 0); ++strip) {
     float sum[4][4] = {};
     m.multiply(strip, scales, sum);

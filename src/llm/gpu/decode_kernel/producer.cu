@@ -1,10 +1,11 @@
-// Producer warps: each fetches the tiles of a pair of compute warps into their ring, phase after phase. Weights do not depend on
-// what is computed, so it runs ahead of the computation until the ring is full.
+// Producer warps: each fetches the tiles of a pair of compute warps into their ring, phase after phase. Weights do not
+// depend on what is computed, so it runs ahead of the computation until the ring is full.
 
 // Where a producer warp is in the tiles of all phases. Steps along the inputs are dealt out to the pairs in turn.
 struct TileCursor {
   u8 const* weights;
-  u32 phase, k, end_k, stride;  // `k`: the step along the inputs; `end_k`: the last strip's; `stride`: from one of the pair's to its next
+  u32 phase, k, end_k, stride;  // `k`: the step along the inputs; `end_k`: the last strip's; `stride`: from one of the
+                                // pair's to its next
   u32 tiles, across, inputs, outputs, weight_kind, tile_bytes, gated;
   StripWalk walk;
 };
@@ -84,7 +85,8 @@ struct ByteRange {
 
 __device__ __forceinline__ ByteRange packed_range(TileCursor const& at, u32 side) {
   u32 const deep = 8 / at.across, first = at.k * deep;
-  u32 const strip = at.gated ? at.walk.strip + side * (at.outputs / 2 / PACKED_TILE_N) : at.walk.strip * at.across + side;
+  u32 const strip =
+      at.gated ? at.walk.strip + side * (at.outputs / 2 / PACKED_TILE_N) : at.walk.strip * at.across + side;
   return {at.weights + ((u64)strip * at.tiles + first) * at.tile_bytes, min(deep, at.tiles - first) * at.tile_bytes};
 }
 
@@ -122,7 +124,8 @@ __device__ __forceinline__ void prefetch_tiles(TileCursor const& at, u32 pair) {
 }
 
 // Fetches a pair's tiles of all phases into its ring, which begins at `slots`.
-__device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers& barriers, u32 worker, u32 pair, u32 slots) {
+__device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers& barriers, u32 worker, u32 pair,
+                                             u32 slots) {
   u32 const lane = threadIdx.x % 32;
   u32 const full = shared_address(barriers.full[pair]), empty = shared_address(barriers.empty[pair]);
   TileCursor at = {nullptr, ~0u};
@@ -141,7 +144,8 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
   while (at.phase < s.phase_count) {
     u32 const slot = fetched % RING_DEPTH, round = fetched / RING_DEPTH;
     if (round > 0 && !mbarrier_test_wait(empty + slot * 8, (round + 1) % 2)) {
-      // The ring is full. What is in flight arrives before a slot is empty; after that, memory goes on into the L2 cache.
+      // The ring is full. What is in flight arrives before a slot is empty; after that, memory goes on into the L2
+      // cache.
       cp_async_wait_all();
       announce(0);
       u32 since = (u32)clock();

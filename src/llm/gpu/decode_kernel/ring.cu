@@ -1,5 +1,6 @@
-// The ring of tiles in shared memory that a producer warp fills for its pair of compute warps: RING_DEPTH slots, each with the
-// tiles that both warps multiply next. Barriers say when a slot is full and when it is empty again, as in CUTLASS's pipelines.
+// The ring of tiles in shared memory that a producer warp fills for its pair of compute warps: RING_DEPTH slots, each
+// with the tiles that both warps multiply next. Barriers say when a slot is full and when it is empty again, as in
+// CUTLASS's pipelines.
 
 struct RingBarriers {
   u64 full[PRODUCER_WARPS][RING_DEPTH];   // the producer warp arrives

@@ -1,5 +1,5 @@
-// RMSNorm and rotary position embedding (Su et al. 2021) of one head, by one warp. Element i is rotated with element i + half the
-// rotary dimension, as transformers has it.
+// RMSNorm and rotary position embedding (Su et al. 2021) of one head, by one warp. Element i is rotated with element i
+// + half the rotary dimension, as transformers has it.
 
 u32 constexpr ROPE_PAIRS = MAX_HEAD_DIM / 64;  // pairs of elements that a lane rotates at most
 
@@ -33,7 +33,8 @@ struct HeadInput {
 
 // What the norm multiplies the head with: 1 / sqrt(mean of squares + eps). `read` has the elements that are rotated.
 template <u32 KIND>
-__device__ __forceinline__ float head_scale(DecodeParams const& s, u32 rotary_dim, u16 const* x, u16 const (&read)[2][ROPE_PAIRS]) {
+__device__ __forceinline__ float head_scale(DecodeParams const& s, u32 rotary_dim, u16 const* x,
+                                            u16 const (&read)[2][ROPE_PAIRS]) {
   float square = 0.0f;
 #pragma unroll
   for (u32 j = 0; j < ROPE_PAIRS; ++j) {
@@ -49,7 +50,8 @@ __device__ __forceinline__ float head_scale(DecodeParams const& s, u32 rotary_di
 
 // Norms and rotates a head, and hands each element to `store`. All elements are read before any is used.
 template <u32 KIND, typename Store>
-__device__ __forceinline__ void norm_and_rotate(PhaseContext const& c, HeadInput head, RopeAngles const& angles, Store store) {
+__device__ __forceinline__ void norm_and_rotate(PhaseContext const& c, HeadInput head, RopeAngles const& angles,
+                                                Store store) {
   u32 const rotary_dim = c.p.rotary_dim, half = rotary_dim / 2, lane = threadIdx.x % 32;
   u16 read[2][ROPE_PAIRS];
 #pragma unroll

@@ -1,12 +1,12 @@
-// A warp multiplies its tiles of weights by activations: sum [n, rows] += weights [n, k] * x [k, rows], so weights are mma's
-// first operand (a) and the sequences its eight columns (b).
+// A warp multiplies its tiles of weights by activations: sum [n, rows] += weights [n, k] * x [k, rows], so weights are
+// mma's first operand (a) and the sequences its eight columns (b).
 //
-// Which k is which is free, if both operands agree. Here, of 32 inputs, lane t = lane % 4 has the eight from 8 t on, as they lie
-// in memory: the first four are k = 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of one mma, the last four of the next. So a lane reads its
-// activations of 32 inputs in one load of 16 bytes.
+// Which k is which is free, if both operands agree. Here, of 32 inputs, lane t = lane % 4 has the eight from 8 t on, as
+// they lie in memory: the first four are k = 2 t, 2 t + 1, 2 t + 8, 2 t + 9 of one mma, the last four of the next. So a
+// lane reads its activations of 32 inputs in one load of 16 bytes.
 
-// The sixteen bytes c (of eight) of row k of a plain tile lie at c ^ swizzle(k): the eight rows that one ldmatrix reads are then
-// in different banks.
+// The sixteen bytes c (of eight) of row k of a plain tile lie at c ^ swizzle(k): the eight rows that one ldmatrix reads
+// are then in different banks.
 __device__ __forceinline__ u32 swizzle(u32 row) { return row / 8 % 4 * 2 + row % 2; }
 
 // Activations of 32 inputs: the second operands of two mma, [16 inputs, MAX_ROWS] each.
@@ -20,7 +20,8 @@ __device__ __forceinline__ BFragments load_b_fragments(StagedInputs const& x, u3
   return {make_uint2(v.x, v.y), make_uint2(v.z, v.w)};
 }
 
-// Adds a plain tile, 32 inputs by 64 outputs, to the sums of its outputs: four times 16. Its inputs are `offset` bytes on.
+// Adds a plain tile, 32 inputs by 64 outputs, to the sums of its outputs: four times 16. Its inputs are `offset` bytes
+// on.
 template <u32 KIND>
 __device__ __forceinline__ void mma_plain_tile(float (&sum)[4][4], u32 slot, StagedInputs const& x, u32 offset) {
   u32 const lane = threadIdx.x % 32;
@@ -37,16 +38,17 @@ __device__ __forceinline__ void mma_plain_tile(float (&sum)[4][4], u32 slot, Sta
   }
 }
 
-// A packed tile is 16 outputs by 128 (INT4) or 64 (INT8) inputs: 1024 bytes of integers, then for each group of inputs and each
-// pair of outputs g and g + 8 two float16 each, scale and offset. The integers lie as the lanes want them: for each 64 (INT4) or
-// 32 (INT8) inputs and each lane sixteen bytes, of which one word (INT4) or two (INT8) are mma's first operand for 16 inputs.
-// packed_tiles.rs writes them; README.md has a drawing. The tiles of a strip lie one behind the other.
+// A packed tile is 16 outputs by 128 (INT4) or 64 (INT8) inputs: 1024 bytes of integers, then for each group of inputs
+// and each pair of outputs g and g + 8 two float16 each, scale and offset. The integers lie as the lanes want them: for
+// each 64 (INT4) or 32 (INT8) inputs and each lane sixteen bytes, of which one word (INT4) or two (INT8) are mma's
+// first operand for 16 inputs. packed_tiles.rs writes them; README.md has a drawing. The tiles of a strip lie one
+// behind the other.
 //
-// Integers become float16 by putting their bits below a set exponent (as in Kim et al. 2022, "Who Says Elephants Can't Run";
-// Marlin and AWQ's kernels do the same). Of INT4 a half word has the bits of four integers so that two of them are where they are
-// wanted, as 2^4 + q and 2^8 + q, and the other two once bytes are swapped: one lop3 for each pair of integers. From bit 2 on a
-// half word has the integers of operands y, x, w and z, the last split: its two high bits are the half word's first.
-// What is so added to each integer, `dequantize_bias`, is taken off the group's sum.
+// Integers become float16 by putting their bits below a set exponent (as in Kim et al. 2022, "Who Says Elephants Can't
+// Run"; Marlin and AWQ's kernels do the same). Of INT4 a half word has the bits of four integers so that two of them
+// are where they are wanted, as 2^4 + q and 2^8 + q, and the other two once bytes are swapped: one lop3 for each pair
+// of integers. From bit 2 on a half word has the integers of operands y, x, w and z, the last split: its two high bits
+// are the half word's first. What is so added to each integer, `dequantize_bias`, is taken off the group's sum.
 template <u32 BITS>
 __device__ __forceinline__ uint4 dequantize(u32 low, u32 high) {
   uint4 a;
@@ -84,7 +86,8 @@ __device__ __forceinline__ GroupTerms group_terms(u32 word, bool is_minimum) {
 
 // Adds a group's share of sixteen outputs to their sums: `part` is what mma made of it, `total` the inputs' sums.
 template <u32 BITS>
-__device__ __forceinline__ void add_group(float (&sum)[4], float const (&part)[4], float const (&total)[2], uint2 words, bool is_minimum) {
+__device__ __forceinline__ void add_group(float (&sum)[4], float const (&part)[4], float const (&total)[2], uint2 words,
+                                          bool is_minimum) {
 #pragma unroll
   for (u32 half = 0; half < 2; ++half) {
     GroupTerms const terms = group_terms(half ? words.y : words.x, is_minimum);
@@ -97,13 +100,16 @@ __device__ __forceinline__ void add_group(float (&sum)[4], float const (&part)[4
   }
 }
 
-// Adds a warp's four packed tiles, ACROSS side by side, to the sums of its ACROSS times 16 outputs; `tile` is the first of them
-// along the staged inputs. With value = scale * q + offset and d = q + bias, which is what mma multiplies,
-// sum value x = scale * sum d x + (offset - scale * bias) * sum x: float32 sums are scaled, once for each of a tile's GROUPS groups.
+// Adds a warp's four packed tiles, ACROSS side by side, to the sums of its ACROSS times 16 outputs; `tile` is the first
+// of them along the staged inputs. With value = scale * q + offset and d = q + bias, which is what mma multiplies, sum
+// value x = scale * sum d x + (offset - scale * bias) * sum x: float32 sums are scaled, once for each of a tile's
+// GROUPS groups.
 template <u32 BITS, u32 GROUPS, u32 ACROSS>
-__device__ __forceinline__ void mma_packed_tiles(float (&sum)[2][4], u32 slot, StagedInputs const& x, u32 tile, bool is_minimum) {
+__device__ __forceinline__ void mma_packed_tiles(float (&sum)[2][4], u32 slot, StagedInputs const& x, u32 tile,
+                                                 bool is_minimum) {
   u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
-  u32 constexpr TILE_K = 512 / BITS, BLOCKS = 16 / BITS, DEEP = 4 / ACROSS;  // BLOCKS of 32 inputs, DEEP tiles along the inputs
+  u32 constexpr TILE_K = 512 / BITS, BLOCKS = 16 / BITS,
+                DEEP = 4 / ACROSS;  // BLOCKS of 32 inputs, DEEP tiles along the inputs
   u32 const lane = threadIdx.x % 32;
   auto const tile_at = [&](u32 q) { return slot + (q % ACROSS * 8 / ACROSS + q / ACROSS) * TILE_BYTES; };
 #pragma unroll
@@ -126,12 +132,14 @@ __device__ __forceinline__ void mma_packed_tiles(float (&sum)[2][4], u32 slot, S
 #pragma unroll
       for (u32 q = 0; q < 4; ++q) {
         u32 const word = i % 2 ? w[q].z : w[q].x;
-        mma_m16n8k16<FLOAT16>(part[q], BITS == 4 ? dequantize<BITS>(word, 0) : dequantize<BITS>(w[q].x, w[q].y), b[q / ACROSS].first);
+        mma_m16n8k16<FLOAT16>(part[q], BITS == 4 ? dequantize<BITS>(word, 0) : dequantize<BITS>(w[q].x, w[q].y),
+                              b[q / ACROSS].first);
       }
 #pragma unroll
       for (u32 q = 0; q < 4; ++q) {
         u32 const word = i % 2 ? w[q].w : w[q].y;
-        mma_m16n8k16<FLOAT16>(part[q], BITS == 4 ? dequantize<BITS>(word, 0) : dequantize<BITS>(w[q].z, w[q].w), b[q / ACROSS].second);
+        mma_m16n8k16<FLOAT16>(part[q], BITS == 4 ? dequantize<BITS>(word, 0) : dequantize<BITS>(w[q].z, w[q].w),
+                              b[q / ACROSS].second);
       }
     }
     float total[DEEP][2];

@@ -1,7 +1,8 @@
-// In which order a block's tiles come. Producer and compute warps walk through them apart from each other and must agree.
+// In which order a block's tiles come. Producer and compute warps walk through them apart from each other and must
+// agree.
 
-// Columns of a plain tile, from `first` on; those from `end` on are not there. Gated, a strip's first tiles are gates and its
-// last the products that they gate, so that one block has both.
+// Columns of a plain tile, from `first` on; those from `end` on are not there. Gated, a strip's first tiles are gates
+// and its last the products that they gate, so that one block has both.
 struct TileColumns {
   u32 first, end;
 };
@@ -15,8 +16,8 @@ __device__ __forceinline__ TileColumns tile_columns(u32 strip, u32 column, u32 a
                : TileColumns{(strip * across + column) * PLAIN_TILE_N, outputs};
 }
 
-// A strip's tiles along the inputs, in steps: what a pair of warps multiplies at a time. PLAIN, a step is a tile; packed, eight
-// tiles (four for each warp), `inputs` long.
+// A strip's tiles along the inputs, in steps: what a pair of warps multiplies at a time. PLAIN, a step is a tile;
+// packed, eight tiles (four for each warp), `inputs` long.
 struct KSteps {
   u32 count;   // of a strip
   u32 inputs;  // of a step
@@ -34,8 +35,8 @@ __device__ __forceinline__ KSteps packed_steps(PhaseDescriptor const& p, u32 row
   return {count, inputs, min(count, room / (inputs * 2 + inputs / p.group_size * 4))};
 }
 
-// A block's way through its strips. Where the inputs do not fit at once they are staged in chunks, and two strips take turns with
-// each chunk, so that it is staged half as often.
+// A block's way through its strips. Where the inputs do not fit at once they are staged in chunks, and two strips take
+// turns with each chunk, so that it is staged half as often.
 struct StripWalk {
   u32 steps, chunk, end;  // steps of a strip, steps of a chunk, the strip after the last
   u32 strip, from, to;    // the strip, and the steps of the chunk

@@ -1,6 +1,6 @@
-// The likeliest tokens of rows of logits, and what all tokens of a row add up to, so that the host need not read the row. A warp
-// sorts 64 logits at a time by a bitonic network (Batcher 1968) and keeps the 64 best; several blocks share a row, and the last
-// of them to arrive merges what they found.
+// The likeliest tokens of rows of logits, and what all tokens of a row add up to, so that the host need not read the
+// row. A warp sorts 64 logits at a time by a bitonic network (Batcher 1968) and keeps the 64 best; several blocks share
+// a row, and the last of them to arrive merges what they found.
 
 // A number that is larger the likelier the token is, of equals the first; 0 is no token.
 __device__ __forceinline__ u64 sort_key(float logit, u32 token) {
@@ -51,14 +51,16 @@ struct WarpKeys {
   }
 };
 
-// Sums over a part of a row, relative to its largest logit: of exp(logit - max) and of exp((logit - max) / temperature).
+// Sums over a part of a row, relative to its largest logit: of exp(logit - max) and of exp((logit - max) /
+// temperature).
 struct ExpSums {
   float max, sum, at_temperature;
 
   __device__ __forceinline__ void add(ExpSums const& other, float inverse_temperature) {
     float const now = fmaxf(max, other.max), mine = max - now, theirs = other.max - now;
     sum = sum * __expf(mine) + other.sum * __expf(theirs);
-    at_temperature = at_temperature * __expf(mine * inverse_temperature) + other.at_temperature * __expf(theirs * inverse_temperature);
+    at_temperature = at_temperature * __expf(mine * inverse_temperature) +
+                     other.at_temperature * __expf(theirs * inverse_temperature);
     max = now;
   }
 };
@@ -76,7 +78,8 @@ struct TopCandidates {
   ExpSums sums;
 
   // Merges every `step`th of `count` results, from `first` on.
-  __device__ __forceinline__ void merge(PartialResults from, u32 first, u32 count, u32 step, float inverse_temperature) {
+  __device__ __forceinline__ void merge(PartialResults from, u32 first, u32 count, u32 step,
+                                        float inverse_temperature) {
     u32 const lane = threadIdx.x % 32;
     for (u32 part = first; part < count; part += step) {
       u64 const* const list = from.keys + (u64)part * TOP_LOGITS;
@@ -95,7 +98,8 @@ struct TopCandidates {
   }
 
   // Merges what the block's warps found, into the first warp's, and stores that.
-  __device__ __forceinline__ void store_block(PartialResults shared, u64* list, ExpSums* sums_at, float inverse_temperature) {
+  __device__ __forceinline__ void store_block(PartialResults shared, u64* list, ExpSums* sums_at,
+                                              float inverse_temperature) {
     u32 const warp = threadIdx.x / 32;
     store(shared.keys + warp * TOP_LOGITS, shared.sums + warp);
     sync_compute_warps();
@@ -107,7 +111,8 @@ struct TopCandidates {
 };
 
 // What this warp finds in its part of the block's logits of a row.
-__device__ __forceinline__ TopCandidates rank_part(float const* logits, u32 vocabulary, TopCandidates found, float inverse_temperature) {
+__device__ __forceinline__ TopCandidates rank_part(float const* logits, u32 vocabulary, TopCandidates found,
+                                                   float inverse_temperature) {
   u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   auto const take = [&](u32 token) -> u64 {
     if (token >= vocabulary) {

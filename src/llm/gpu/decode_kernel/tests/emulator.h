@@ -1,6 +1,6 @@
-// The decode kernel's primitives for a CPU: a block's threads are coroutines that take turns, a warp's collective operations
-// wait for all 32 lanes. Slow and exact; misaligned addresses end the program. Each block is a library loaded for itself,
-// so that `__shared__` can be `static`.
+// The decode kernel's primitives for a CPU: a block's threads are coroutines that take turns, a warp's collective
+// operations wait for all 32 lanes. Slow and exact; misaligned addresses end the program. Each block is a library
+// loaded for itself, so that `__shared__` can be `static`.
 
 #include <cmath>
 #include <cstdint>
@@ -40,9 +40,13 @@ inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T>
-inline T __ldcg(T const* at) { return *(T const volatile*)at; }
+inline T __ldcg(T const* at) {
+  return *(T const volatile*)at;
+}
 template <typename T>
-inline void __stcg(T* at, T value) { memcpy((void*)at, &value, sizeof value); }
+inline void __stcg(T* at, T value) {
+  memcpy((void*)at, &value, sizeof value);
+}
 
 // A thread.
 struct Fiber {
