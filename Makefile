@@ -1,6 +1,9 @@
 # The two commands of the README, and what developers run by hand. CI runs `make test` and `make demo`.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
+# What clang-format formats, by .clang-format.
+C_SOURCES := cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/* benches/*.cu \
+  src/llm/gpu/*.cu src/llm/gpu/decode_kernel/*.cu src/llm/gpu/decode_kernel/tests/*.h src/llm/gpu/decode_kernel/tests/*.cc
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
 .PHONY: demo test check-headers bench fuzz fmt deny spelling package package-test aarch64 aarch64-test
@@ -19,7 +22,7 @@ test:
 	scripts/setup-onnxruntime.sh > /dev/null
 	scripts/setup-oracles.sh > /dev/null
 	cargo fmt --all --check
-	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
+	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror $(C_SOURCES)
 	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
@@ -56,7 +59,7 @@ spelling:
 
 fmt:
 	cargo fmt --all
-	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/*
+	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" -i $(C_SOURCES)
 
 # A .deb and a tarball for glibc 2.31 and later (JetPack 5.1 to 7), for either architecture from either, in target/package:
 #   make package ARCH=aarch64 HEADERS="trt8=/headers/of/TensorRT-8.5"

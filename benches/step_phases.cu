@@ -1,13 +1,15 @@
-// Where the time of a decode step goes: the step kernel alone on a model of Mistral-7B's shape with random weights, and for
-// each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between which
-// points of its blocks that passes. Times of the points are medians over blocks and layers.
+// Where the time of a decode step goes: the decode kernel alone on a model of Mistral-7B's shape with random weights,
+// and for each kind of phase the bytes it reads, what they would take at the copy bandwidth, what it takes, and between
+// which points of its blocks that passes. Times of the points are medians over blocks and layers.
 //
-//   nvcc -O3 -std=c++17 -arch=native OPTIONS benches/step_phases.cu -o step_phases && ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
+//   python3 scripts/nvrtc.py source --out target/decode_kernel.cu
+//   nvcc -O3 -std=c++17 -arch=native -Itarget OPTIONS benches/step_phases.cu -o step_phases
+//   ./step_phases [BITS [ROWS [CONTEXT [LAYERS]]]]
 //
-// BITS 16, 8 or 4. OPTIONS as the host has them on an H100: for float16 -DDEPTH=6 -DSLOT=4096 -DPACKED=0, for 4 bits -DDEPTH=4
-// -DSLOT=4352 -DWORK=81920 -DPACKED=1 (8 bits: -DPACKED=8); -DKEPT=8 for a cache in 8 bits; with -DNO_MARKS the step's time
-// alone, which marking lengthens.
-// Results are not checked: the unit tests do that.
+// BITS: 16, 8 or 4. OPTIONS, as the host has them on an H100: for float16 -DRING_DEPTH=6 -DSLOT_BYTES=4096
+// -DTILE_KINDS=0, for 4 bits -DRING_DEPTH=4 -DSLOT_BYTES=4352 -DWORK_BYTES=81920 -DTILE_KINDS=1 (8 bits:
+// -DTILE_KINDS=8); for a cache in 8 bits -DKV_BITS=8. With -DNO_MARKS only the step's time is taken, which marking
+// lengthens. Results are not checked: the unit tests do that.
 #include <cstdio>
 #include <cstdlib>
 #include <algorithm>
@@ -21,7 +23,7 @@ constexpr unsigned POINTS = 6;
 #define PLAIN_ACROSS 4
 #endif
 #ifndef NO_MARKS
-#define MARK(point) mark(index, point)
+#define MARK(point) mark(c.index, point)
 static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
   if (threadIdx.x == 0) {
     unsigned long long now;
@@ -33,24 +35,15 @@ static __device__ __forceinline__ void mark(unsigned index, unsigned point) {
 }
 #endif
 
-#include "../src/llm/gpu/step/common.cu"
-#include "../src/llm/gpu/step/primitives.cu"
-#include "../src/llm/gpu/step/helpers.cu"
-#include "../src/llm/gpu/step/tiles.cu"
-#include "../src/llm/gpu/step/fetch.cu"
-#include "../src/llm/gpu/step/stage.cu"
-#include "../src/llm/gpu/step/product.cu"
-#include "../src/llm/gpu/step/packed.cu"
-#include "../src/llm/gpu/step/attend.cu"
-#include "../src/llm/gpu/step/step.cu"
+#include "decode_kernel.cu"
 
-#define CHECK(call)                                                                      \
-  do {                                                                                   \
-    cudaError_t const e_ = (call);                                                       \
-    if (e_ != cudaSuccess) {                                                             \
-      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_));   \
-      std::exit(1);                                                                      \
-    }                                                                                    \
+#define CHECK(call)                                                                    \
+  do {                                                                                 \
+    cudaError_t const e_ = (call);                                                     \
+    if (e_ != cudaSuccess) {                                                           \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, cudaGetErrorString(e_)); \
+      std::exit(1);                                                                    \
+    }                                                                                  \
   } while (0)
 
 // Small random float16 values, or random integers and scales: any bits but those of infinities.
@@ -97,14 +90,15 @@ static T median(std::vector<T> values) {
   return values[values.size() / 2];
 }
 
-// Deals tiles of plain weights, or strips of packed ones, out to the blocks evenly, as step/deal.rs does.
-static void deal(std::vector<Phase>& phases, u32 blocks) {
+// Parts tiles of plain weights, or strips of packed ones, evenly among the blocks, as decode_kernel/partition.rs does.
+static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
   std::vector<u32> words;
   std::vector<std::pair<u32, u32>> places;
-  for (Phase& p : phases) {
-    if (p.kind == PRODUCT) {
+  for (PhaseDescriptor& p : phases) {
+    if (p.kind == MATMUL) {
       bool const plain = p.weight_kind == PLAIN;
-      u32 const tiles = plain ? p.tiles : 1, units = p.strips * tiles, used = std::min(blocks, units), start = (u32)words.size();
+      u32 const tiles = plain ? p.k_tiles : 1, units = p.strips * tiles, used = std::min(blocks, units),
+                start = (u32)words.size();
       for (u32 b = 0; b <= blocks; ++b) {
         u32 const first = (u32)((u64)std::min(b, used) * units / used);
         words.push_back(first / tiles << 16 | first % tiles);
@@ -114,7 +108,7 @@ static void deal(std::vector<Phase>& phases, u32 blocks) {
       for (u32 strip = 0; plain && strip < p.strips; ++strip) {
         words.push_back(owner(strip * tiles) | owner(strip * tiles + tiles - 1) << 16);
       }
-      p.parts = plain ? p.strips : used;
+      p.completions = plain ? p.strips : used;
       places.push_back({start, owners});
     } else {
       places.push_back({0, 0});
@@ -124,8 +118,8 @@ static void deal(std::vector<Phase>& phases, u32 blocks) {
   CHECK(cudaMalloc(&table, words.size() * 4));
   CHECK(cudaMemcpy(table, words.data(), words.size() * 4, cudaMemcpyHostToDevice));
   for (size_t i = 0; i < phases.size(); ++i) {
-    phases[i].dealt = table + places[i].first;
-    phases[i].owners = table + places[i].second;
+    phases[i].first_units = table + places[i].first;
+    phases[i].strip_owners = table + places[i].second;
   }
 }
 
@@ -141,12 +135,12 @@ int main(int argc, char** argv) {
   CHECK(cudaDeviceGetAttribute(&clocks, cudaDevAttrClockRate, 0));
   double const copied = bandwidth();
 
-  std::vector<Phase> phases;
+  std::vector<PhaseDescriptor> phases;
   std::vector<char const*> names;
   std::vector<u64> moved;
   u32 counters = 0;
-  auto const push = [&](char const* name, Phase p, u32 count, u64 bytes) {
-    p.counters = counters;
+  auto const push = [&](char const* name, PhaseDescriptor p, u32 count, u64 bytes) {
+    p.first_counter = counters;
     counters += count;
     phases.push_back(p);
     names.push_back(name);
@@ -160,93 +154,97 @@ int main(int argc, char** argv) {
     CHECK(cudaMemcpy(at, ones.data(), count * 4, cudaMemcpyHostToDevice));
     return at;
   };
-  u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv), *const attended = activations(hidden),
-                 *const middle = activations(hidden), *const gates = activations(inner);
-  float *const norm = floats(hidden), *const squares[2] = {floats(ROWS * hidden / STRIP), floats(ROWS * hidden / STRIP)};
-  u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin = (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
+  u16 *const states[2] = {activations(hidden), activations(hidden)}, *const joined = activations(qkv),
+             *const attended = activations(hidden), *const middle = activations(hidden),
+             *const gates = activations(inner);
+  float *const norm = floats(hidden), *const squares[2] = {floats(MAX_ROWS * hidden / PACKED_TILE_N),
+                                                           floats(MAX_ROWS * hidden / PACKED_TILE_N)};
+  u16 *const cos = (u16*)memory((u64)capacity * dim * 2, 0xa7ff), *const sin =
+                                                                      (u16*)memory((u64)capacity * dim * 2, 0xa7ff);
   u32 counted = 0;
-  auto const product = [&](char const* name, Phase p, u32 inputs, u32 outputs, u32 kind_bits) {
-    p.kind = PRODUCT;
+  auto const product = [&](char const* name, PhaseDescriptor p, u32 inputs, u32 outputs, u32 kind_bits) {
+    p.kind = MATMUL;
     p.inputs = inputs;
     p.outputs = outputs;
     bool const plain = kind_bits == 16;
-    p.across = plain ? (rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
-    p.strips = (outputs + p.across * (plain ? TILE : STRIP) - 1) / (p.across * (plain ? TILE : STRIP));
+    p.tiles_across = plain ? (rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
+    p.strips = (outputs + p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N) - 1) /
+               (p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N));
     p.tile_k = plain ? 32 : 512 / kind_bits;
-    p.tiles = (inputs + p.tile_k - 1) / p.tile_k;
+    p.k_tiles = (inputs + p.tile_k - 1) / p.tile_k;
     p.weight_kind = plain ? PLAIN : kind_bits == 8 ? INT8 : INT4;
     p.tile_bytes = plain ? 4096 : 1024 + 64;
-    p.group = p.tile_k;
-    p.second = ZERO;
-    u64 const bytes = plain ? (u64)inputs * outputs * 2 : (u64)outputs / 16 * p.tiles * p.tile_bytes;
+    p.group_size = p.tile_k;
+    p.offset_kind = ZERO_POINT;
+    u64 const bytes = plain ? (u64)inputs * outputs * 2 : (u64)outputs / 16 * p.k_tiles * p.tile_bytes;
     p.weights = (u8 const*)memory(bytes, 0xa7ff);
     push(name, p, p.strips, bytes);
     return p.strips;
   };
   for (u32 layer = 0; layer < layers; ++layer) {
-    Phase p = {};
+    PhaseDescriptor p = {};
     p.x = states[layer % 2];
-    p.squares = layer ? squares[1] : nullptr;
-    p.square_count = counted;
-    p.norm = norm;
-    p.stride = hidden;
+    p.x_squares = layer ? squares[1] : nullptr;
+    p.x_square_parts = counted;
+    p.norm_weight = norm;
+    p.x_stride = hidden;
     p.out = joined;
     product("query, key, value", p, hidden, qkv, bits);
     p = {};
-    p.kind = ATTEND;
+    p.kind = ATTENTION;
     p.x = joined;
     p.out = attended;
     u64 const kept = (u64)rows * kv_heads * capacity;
-    p.keys = (u8*)memory(kept * dim * KEPT / 8, 0xa7ff);
-    p.values = (u8*)memory(kept * dim * KEPT / 8, 0xa7ff);
+    p.keys = (u8*)memory(kept * dim * KV_BITS / 8, 0xa7ff);
+    p.values = (u8*)memory(kept * dim * KV_BITS / 8, 0xa7ff);
     p.key_scales = (float*)memory(kept * 4, 0x37ff);
     p.value_scales = (float*)memory(kept * 4, 0x37ff);
     p.cos = cos;
     p.sin = sin;
-    p.rotary = dim;
-    push("attention", p, rows * kv_heads, (u64)rows * kv_heads * context * (KEPT == 8 ? 2 * dim + 8 : 4 * dim));
+    p.rotary_dim = dim;
+    push("attention", p, rows * kv_heads, (u64)rows * kv_heads * context * (KV_BITS == 8 ? 2 * dim + 8 : 4 * dim));
     p = {};
     p.x = attended;
-    p.stride = hidden;
+    p.x_stride = hidden;
     p.residual = states[layer % 2];
     p.out = middle;
     p.out_squares = squares[0];
     counted = product("output", p, hidden, hidden, bits);
     p = {};
     p.x = middle;
-    p.squares = squares[0];
-    p.square_count = counted;
-    p.norm = norm;
-    p.stride = hidden;
+    p.x_squares = squares[0];
+    p.x_square_parts = counted;
+    p.norm_weight = norm;
+    p.x_stride = hidden;
     p.out = gates;
     p.gated = 1;
     product("gate and up", p, hidden, 2 * inner, bits);
     p = {};
     p.x = gates;
-    p.stride = inner;
+    p.x_stride = inner;
     p.residual = middle;
     p.out = states[(layer + 1) % 2];
     p.out_squares = squares[1];
     counted = product("down", p, inner, hidden, bits);
   }
-  Phase p = {};
+  PhaseDescriptor p = {};
   p.x = states[layers % 2];
-  p.squares = squares[1];
-  p.square_count = counted;
-  p.norm = norm;
-  p.stride = hidden;
+  p.x_squares = squares[1];
+  p.x_square_parts = counted;
+  p.norm_weight = norm;
+  p.x_stride = hidden;
   p.out = memory(8ull * vocabulary * 4, 0);
-  p.wide = 1;
+  p.out_is_float32 = 1;
   product("head", p, hidden, vocabulary, 16);
 
   u32 const count = (u32)phases.size();
-  for (Phase& phase : phases) {
-    phase.counters += count;
+  for (PhaseDescriptor& phase : phases) {
+    phase.first_counter += count;
   }
-  Phase* listed;
-  CHECK(cudaMalloc(&listed, count * sizeof(Phase)));
-  deal(phases, blocks);
-  CHECK(cudaMemcpy(listed, phases.data(), count * sizeof(Phase), cudaMemcpyHostToDevice));
+  PhaseDescriptor* listed;
+  CHECK(cudaMalloc(&listed, count * sizeof(PhaseDescriptor)));
+  partition(phases, blocks);
+  CHECK(cudaMemcpy(listed, phases.data(), count * sizeof(PhaseDescriptor), cudaMemcpyHostToDevice));
   std::vector<u32> cached(8, context - 1), present(8, 1);
   u32 *places, *counts;
   CHECK(cudaMalloc(&places, 64));
@@ -259,24 +257,24 @@ int main(int argc, char** argv) {
   CHECK(cudaMalloc(&points, trace_count * 8));
   CHECK(cudaMemset(points, 0, trace_count * 8));
   CHECK(cudaMemcpyToSymbol(trace, &points, sizeof points));
-  Step s = {};
+  DecodeParams s = {};
   s.phases = listed;
   s.counters = counts;
-  s.partial = floats(2 * blocks * ROWS * WIDEST);
-  s.splits = std::max(1u, blocks / (rows * kv_heads));
-  s.attention = floats(std::max(blocks, rows * kv_heads) * GROUP * (dim + 2));
+  s.partial_sums = floats(2 * blocks * MAX_ROWS * MAX_STRIP_N);
+  s.kv_splits = std::max(1u, blocks / (rows * kv_heads));
+  s.attention_partials = floats(std::max(blocks, rows * kv_heads) * MAX_GROUP * (dim + 2));
   s.cached = places;
-  s.present = places + 8;
-  s.count = count;
+  s.occupied = places + 8;
+  s.phase_count = count;
   s.rows = rows;
-  s.capacity = s.positions = capacity;
+  s.capacity = s.rope_positions = capacity;
   s.heads = heads;
   s.kv_heads = kv_heads;
-  s.dim = dim;
-  s.eps = 1e-5f;
-  s.scale = 0.088f;
-  u32 const shared = WORK + WARPS * DEPTH * SLOT;
-  CHECK(cudaFuncSetAttribute(step_f16, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
+  s.head_dim = dim;
+  s.norm_eps = 1e-5f;
+  s.attention_scale = 0.088f;
+  u32 const shared = WORK_BYTES + COMPUTE_WARPS * RING_DEPTH * SLOT_BYTES;
+  CHECK(cudaFuncSetAttribute(decode_f16, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   cudaEvent_t begin, end;
   CHECK(cudaEventCreate(&begin));
   CHECK(cudaEventCreate(&end));
@@ -285,7 +283,7 @@ int main(int argc, char** argv) {
     CHECK(cudaMemset(points, 0, trace_count * 8));
     CHECK(cudaEventRecord(begin));
     CHECK(cudaMemsetAsync(counts, 0, counter_bytes));
-    step_f16<<<blocks, THREADS + FETCHERS, shared>>>(s);
+    decode_f16<<<blocks, BLOCK_THREADS, shared>>>(s);
     CHECK(cudaEventRecord(end));
     CHECK(cudaEventSynchronize(end));
     float ms;
@@ -299,14 +297,18 @@ int main(int argc, char** argv) {
     bytes += part;
   }
   double const ms = median(times);
-  std::printf("%s, copies move %.0f GB/s; %u bits, %u sequences, context %u, %u layers: %.3f ms a step, %.1f %% of it memory's\n",
-              device.name, copied * 1e-9, bits, rows, context, layers, ms, bytes / copied / (ms * 1e-3) * 100);
+  std::printf(
+      "%s, copies move %.0f GB/s; %u bits, %u sequences, context %u, %u layers: %.3f ms a step, %.1f %% of it "
+      "memory's\n",
+      device.name, copied * 1e-9, bits, rows, context, layers, ms, bytes / copied / (ms * 1e-3) * 100);
 #ifndef NO_MARKS
   std::vector<unsigned long long> host(trace_count);
   CHECK(cudaMemcpy(host.data(), points, trace_count * 8, cudaMemcpyDeviceToHost));
-  auto const at = [&](u32 phase, u32 block, u32 point, u32 what) { return host[(((u64)phase * blocks + block) * POINTS + point) * 2 + what]; };
-  std::printf("%-18s %8s %8s %8s | %8s %8s | %8s %8s %8s %8s %8s us\n", "phase", "MB", "at limit", "takes", "first", "last", "wait", "inputs",
-              "work", "parts", "final");
+  auto const at = [&](u32 phase, u32 block, u32 point, u32 what) {
+    return host[(((u64)phase * blocks + block) * POINTS + point) * 2 + what];
+  };
+  std::printf("%-18s %8s %8s %8s | %8s %8s | %8s %8s %8s %8s %8s us\n", "phase", "MB", "at limit", "takes", "first",
+              "last", "wait", "inputs", "work", "parts", "final");
   for (u32 kind = 0; kind < 6; ++kind) {
     std::vector<double> takes, segments[POINTS - 1], first, last;
     u32 const start = kind == 5 ? count - 1 : kind, stride = kind == 5 ? count : 5;
@@ -336,8 +338,8 @@ int main(int argc, char** argv) {
         last.push_back(((double)latest - (double)before) * 1e-3);
       }
     }
-    std::printf("%-18s %8.1f %8.1f %8.1f | %8.1f %8.1f |", names[start], moved[start] * 1e-6, moved[start] / copied * 1e6, median(takes),
-                median(first), median(last));
+    std::printf("%-18s %8.1f %8.1f %8.1f | %8.1f %8.1f |", names[start], moved[start] * 1e-6,
+                moved[start] / copied * 1e6, median(takes), median(first), median(last));
     for (auto& segment : segments) {
       std::printf(" %8.1f", segment.empty() ? 0.0 : median(segment));
     }

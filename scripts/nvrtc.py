@@ -1,6 +1,7 @@
 """NVRTC and ptxas by hand: what nvrtc-matrix.sh and kernels-ptx.sh do. Needs nothing but Python and the libraries they bring.
 
 The kernels' sources, in their order, and the options each file is compiled with are read from where the program has them.
+`nvrtc.py source --out FILE` writes the decode kernel's files as one, for benches/step_phases.cu.
 """
 
 import argparse
@@ -20,14 +21,17 @@ NEEDED = "7.4"
 
 
 def sources():
-    """The kernels around the engines, and the step kernel."""
-    parts = re.findall(r'include_str!\("([^"]+\.cu)"\)', (KERNELS / "step/kernel.rs").read_text())
-    assert len(parts) > 5, "step/kernel.rs names its parts otherwise"
-    return (KERNELS / "kernels.cu").read_text(), "".join((KERNELS / "step" / part).read_text() for part in parts)
+    """The kernels around the engines, and the decode kernel."""
+    text = (KERNELS / "decode_kernel/kernel.rs").read_text()
+    macro = re.search(r"macro_rules! source \{.*?\n\}\n", text, re.S)[0]
+    primitives = re.search(r'SOURCE: &str = source!\("([^"]+\.cu)"\)', text)[1]
+    parts = [part or primitives for part in re.findall(r'include_str!\((?:"([^"]+\.cu)"|\$primitives)\)', macro)]
+    assert len(parts) > 5, "decode_kernel/kernel.rs names its parts otherwise"
+    return (KERNELS / "aux_kernels.cu").read_text(), "".join((KERNELS / "decode_kernel" / part).read_text() for part in parts)
 
 
 def variants():
-    return [line.split() for line in (KERNELS / "step/variants.txt").read_text().splitlines()]
+    return [line.split() for line in (KERNELS / "decode_kernel/variants.txt").read_text().splitlines()]
 
 
 class Nvrtc:
@@ -86,10 +90,10 @@ def assemble(ptxas, ptx, architecture):
 
 def matrix(arguments):
     around, step = sources()
-    chosen = [line for line in variants() if "-DKEPT=16" in line and "-DDEPTH=2" not in line or "-DPACKED=31" in line]
+    chosen = [line for line in variants() if "-DKV_BITS=16" in line and "-DRING_DEPTH=2" not in line or "-DTILE_KINDS=31" in line]
     # One plain and one packed variant of a Jetson Orin, and all kinds at once.
-    wanted = [("f16", "-DDEPTH=4", "-DPACKED=0", "-DELEMENT=1"), ("bf16", "-DDEPTH=4", "-DPACKED=0", "-DELEMENT=2"),
-              ("int4", "-DDEPTH=4", "-DPACKED=1", "-DELEMENT=1"), ("all kinds", "-DDEPTH=2", "-DPACKED=31", "-DKEPT=16")]
+    wanted = [("f16", "-DRING_DEPTH=4", "-DTILE_KINDS=0", "-DELEMENT=1"), ("bf16", "-DRING_DEPTH=4", "-DTILE_KINDS=0", "-DELEMENT=2"),
+              ("int4", "-DRING_DEPTH=4", "-DTILE_KINDS=1", "-DELEMENT=1"), ("all kinds", "-DRING_DEPTH=2", "-DTILE_KINDS=31", "-DKV_BITS=16")]
     wanted = [(name, next(line for line in chosen if set(flags) <= set(line))) for name, *flags in wanted]
     print("| NVRTC | architecture | compiles | PTX | " + " | ".join(f"{name}, s" for name, _ in wanted) + " | as for 8.0 |")
     print("|---|---|---|---|" + "---|" * len(wanted) + "---|")
@@ -158,14 +162,19 @@ def ptx(arguments):
     return 0
 
 
+def source(arguments):
+    pathlib.Path(arguments.out).write_text(sources()[1])
+    return 0
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["matrix", "ptx"])
-    parser.add_argument("folders", nargs="+", help="with an NVRTC wheel each")
+    parser.add_argument("what", choices=["matrix", "ptx", "source"])
+    parser.add_argument("folders", nargs="*", help="with an NVRTC wheel each")
     parser.add_argument("--ptxas", action="append", default=[])
     parser.add_argument("--out")
     arguments = parser.parse_args()
-    raise SystemExit({"matrix": matrix, "ptx": ptx}[arguments.what](arguments))
+    raise SystemExit({"matrix": matrix, "ptx": ptx, "source": source}[arguments.what](arguments))
 
 
 main()

@@ -16,32 +16,23 @@ use std::sync::OnceLock;
 use source::{Source, files};
 
 /// Imports that are part of circles.
-const CIRCLES: &[(&str, &str)] = &[
-    ("llm/gpu/code.rs", "llm/gpu/kernels.rs"),
-    ("llm/gpu/step/deal.rs", "llm/gpu/step/kernel.rs"),
-    ("llm/gpu/step/rank.rs", "llm/gpu/step/kernel.rs"),
-    ("llm/gpu/step/variant.rs", "llm/gpu/step/kernel.rs"),
-];
+const CIRCLES: &[(&str, &str)] = &[];
 
 /// Files of more than [`FILE_LINES`].
-const LONG_FILES: &[&str] = &["src/llm/gpu/step/attend.cu"];
+const LONG_FILES: &[&str] = &[];
 const FILE_LINES: usize = 400;
 
 /// Functions of more than [`FUNCTION_LINES`].
 const LONG_FUNCTIONS: &[&str] = &[
     "benches/step_phases.cu main",
+    "src/llm/gpu/decode_kernel/tests/attention.rs one_attention",
+    "src/llm/gpu/decode_kernel/tests/matmul.rs one_product",
     "src/llm/gpu/state.rs new",
-    "src/llm/gpu/step.rs whole",
-    "src/llm/gpu/step/attend.cu attend",
-    "src/llm/gpu/step/packed.cu packed_strips",
-    "src/llm/gpu/step/product.cu plain_product",
-    "src/llm/gpu/step/tests/attention.rs one_attention",
-    "src/llm/gpu/step/tests/products.rs one_product",
 ];
 const FUNCTION_LINES: usize = 60;
 
 /// Functions of more than [`PARAMETERS`].
-const MANY_PARAMETERS: &[&str] = &["src/llm/gpu/tiles.rs fill", "src/llm/gpu/weights.rs load"];
+const MANY_PARAMETERS: &[&str] = &[];
 const PARAMETERS: usize = 5;
 
 /// Names that several types have.

@@ -224,7 +224,7 @@ fn smollm2_says_it_on_the_gpu_too() {
         let shapes = Shapes::new(1, (128, 256), Family::Rtx);
         build_engines(scratch.path(), &model, &shapes.layers(), &shapes.heads(), dtype);
         let options = GpuOptions { shapes, dtype, tf32: false };
-        let mut executor = GpuExecutor::new(scratch.path(), (model, checkpoint), options, &mut |_, _| {}).unwrap();
+        let mut executor = GpuExecutor::new(scratch.path(), model, checkpoint, options, &mut |_, _| {}).unwrap();
         let differences = smollm2_differences(&mut executor, &text);
         println!("{dtype}: first differences {differences:?}");
         if dtype == DType::Float32 {
@@ -313,7 +313,7 @@ fn every_family_agrees_on_the_gpu() {
             let shapes = Shapes::new(2, (TOKENS, TOKENS), Family::Rtx);
             build_engines(scratch.path(), &loaded.0, &shapes.layers(), &shapes.heads(), dtype);
             let options = GpuOptions { shapes, dtype, tf32: false };
-            let mut executor = GpuExecutor::new(scratch.path(), loaded, options, &mut |_, _| {}).unwrap();
+            let mut executor = GpuExecutor::new(scratch.path(), loaded.0, loaded.1, options, &mut |_, _| {}).unwrap();
             let width = executor.vocab_size();
             let tokens = tokens(width);
             let whole = executor.prefill(0, 0, &tokens, Rows::All).unwrap();

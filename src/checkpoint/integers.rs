@@ -4,11 +4,11 @@
 use super::View;
 use super::encoding::Encoding;
 
-/// What goes with a group's scale.
+/// What a group has beside its scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Second {
+pub enum GroupOffset {
     /// The integer that stands for 0.
-    Zero,
+    ZeroPoint,
     /// What the integer 0 stands for.
     Minimum,
 }
@@ -19,18 +19,18 @@ pub struct Integers<'a> {
     view: View<'a>,
     /// 4 or 8; integers are from 0 to 2^bits - 1.
     pub bits: u32,
-    /// Neighbouring inputs that share scale and second; all of them may.
+    /// Neighbouring inputs that share scale and offset; all of them may.
     pub group: usize,
-    /// What the second number is.
-    pub second: Second,
+    /// What their offset is.
+    pub offset: GroupOffset,
 }
 
-/// Bits, inputs that share a scale, and what the second number is, of GGUF's blocks that are such.
-fn blocks(encoding: Encoding) -> Option<(u32, usize, Second)> {
+/// Bits, inputs that share a scale, and what their offset is, of GGUF's blocks that are such.
+fn blocks(encoding: Encoding) -> Option<(u32, usize, GroupOffset)> {
     match encoding {
-        Encoding::Q4_0 => Some((4, 32, Second::Zero)),
-        Encoding::Q4_1 => Some((4, 32, Second::Minimum)),
-        Encoding::Q8_0 => Some((8, 32, Second::Zero)),
+        Encoding::Q4_0 => Some((4, 32, GroupOffset::ZeroPoint)),
+        Encoding::Q4_1 => Some((4, 32, GroupOffset::Minimum)),
+        Encoding::Q8_0 => Some((8, 32, GroupOffset::ZeroPoint)),
         _ => None,
     }
 }
@@ -45,11 +45,11 @@ impl Encoding {
 impl<'a> View<'a> {
     /// The integers, where the tensor is made of such.
     pub fn integers(&self) -> Option<Integers<'a>> {
-        let (bits, group, second) = match self.packed {
-            Some(packed) => (packed.bits(), packed.group(), Second::Zero),
+        let (bits, group, offset) = match self.packed {
+            Some(packed) => (packed.bits(), packed.group(), GroupOffset::ZeroPoint),
             None => blocks(self.encoding)?,
         };
-        Some(Integers { view: *self, bits, group, second })
+        Some(Integers { view: *self, bits, group, offset })
     }
 }
 
@@ -82,10 +82,10 @@ impl Integers<'_> {
 
     /// Bytes before a block's integers.
     fn head(&self) -> usize {
-        if self.second == Second::Minimum { 4 } else { 2 }
+        if self.offset == GroupOffset::Minimum { 4 } else { 2 }
     }
 
-    /// Scale and second of a row's group.
+    /// Scale and offset of a row's group.
     pub fn terms(&self, row: usize, group: usize) -> (f32, f32) {
         if let Some(packed) = self.view.packed {
             return packed.terms(row, group);
@@ -93,11 +93,11 @@ impl Integers<'_> {
         let (_, size) = self.view.encoding.block();
         let block = &self.view.row(row)[group * size..];
         let half = |at: usize| half::f16::from_le_bytes([block[at], block[at + 1]]).to_f32();
-        let second = match self.second {
-            Second::Minimum => half(2),
-            Second::Zero if self.bits == 8 => 128.0,
-            Second::Zero => 8.0,
+        let offset = match self.offset {
+            GroupOffset::Minimum => half(2),
+            GroupOffset::ZeroPoint if self.bits == 8 => 128.0,
+            GroupOffset::ZeroPoint => 8.0,
         };
-        (half(0), second)
+        (half(0), offset)
     }
 }

@@ -43,7 +43,7 @@ pub use gguf_judge::Judgement;
 pub use gguf_keys::ARCHITECTURES;
 pub use gguf_lists::{Numbers, Texts};
 pub use gguf_split::PartName;
-pub use integers::{Integers, Second};
+pub use integers::{GroupOffset, Integers};
 pub use mapped::Mapped;
 pub use packing::{Packing, says_nothing};
 pub use writer::{Planned, write_safetensors};

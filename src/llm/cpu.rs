@@ -336,10 +336,6 @@ impl Executor for CpuExecutor {
         logits.map(|logits| Ok(Logits::All(logits?))).collect()
     }
 
-    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
-        Err(LlmError::Request(format!("the logits of step {step} were handed out")))
-    }
-
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
         let d = self.model.head_dim;
         for index in 0..self.model.layers.len() {

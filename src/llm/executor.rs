@@ -45,7 +45,8 @@ pub struct Step {
     pub token: u32,
     /// Tokens before it.
     pub position: usize,
-    /// At which the next will be drawn, see [`Likeliest::warm`]; 0 takes the likeliest.
+    /// At which the next token will be drawn, so that a device can prepare [`TopLogits::sum_exp_at_temperature`]; 0 takes the
+    /// likeliest.
     pub temperature: f32,
 }
 
@@ -54,22 +55,22 @@ pub struct Step {
 pub enum Logits {
     /// `[vocabulary]`
     All(Vec<f32>),
-    /// The likeliest; [`Executor::logits`] has the rest.
-    Likeliest(Likeliest),
+    /// The largest alone; [`Executor::logits`] has them all.
+    Top(TopLogits),
 }
 
-/// Tokens that are drawn first, in their order, whether all logits are known or the likeliest alone; a device finds as many.
-pub(super) const LIKELIEST: usize = 64;
+/// Tokens that a sampler looks at first, whether it has all logits or the largest alone; a device finds as many.
+pub(super) const TOP_LOGITS: usize = 64;
 
-/// The likeliest tokens, and what all weigh.
+/// The largest logits of a row, and sums over all of it.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Likeliest {
+pub struct TopLogits {
     /// Tokens and their logits, best first; of equals the first.
     pub tokens: Vec<(u32, f32)>,
     /// Sum over all tokens of exp(logit - largest logit).
-    pub total: f64,
+    pub sum_exp: f64,
     /// Sum over all tokens of exp((logit - largest logit) / temperature).
-    pub warm: f64,
+    pub sum_exp_at_temperature: f64,
 }
 
 /// Which logits a prefill computes.
@@ -118,8 +119,11 @@ pub trait Executor: Send {
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
     /// Waits for what was launched: what is known of each step's logits.
     fn collect(&mut self) -> Result<Vec<Logits>, LlmError>;
-    /// All logits of a step that was collected, until something else is begun.
-    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError>;
+    /// All logits of a step that was collected as [`Logits::Top`], until something else is begun. Executors that always give
+    /// [`Logits::All`] have none left.
+    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
+        Err(LlmError::Request(format!("the logits of step {step} were handed out")))
+    }
     /// All of it at once. Logits: `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
         self.launch(steps)?;
@@ -127,7 +131,7 @@ pub trait Executor: Send {
         for (step, logits) in self.collect()?.into_iter().enumerate() {
             match logits {
                 Logits::All(logits) => all.extend(logits),
-                Logits::Likeliest(_) => all.extend(self.logits(step)?),
+                Logits::Top(_) => all.extend(self.logits(step)?),
             }
         }
         Ok(all)

@@ -221,13 +221,13 @@ impl Generator {
                 tokens.push(active.next);
                 let last = tokens.len() + 1 >= max_len;
                 let decided = match &known {
-                    Logits::Likeliest(few) if active.grammar.is_none() => active.sampler.choose_likeliest(few),
+                    Logits::Top(top) if active.grammar.is_none() => active.sampler.choose_from_top(top),
                     _ => None,
                 };
                 let choice = match (decided, known) {
                     (Some(choice), _) => Ok(choice),
                     (None, Logits::All(mut all)) => active.choose(&mut all),
-                    (None, Logits::Likeliest(_)) => active.choose(&mut self.executor.logits(step)?),
+                    (None, Logits::Top(_)) => active.choose(&mut self.executor.logits(step)?),
                 };
                 active.take(&self.text, choice, last);
             }

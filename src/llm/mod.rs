@@ -19,9 +19,9 @@ mod shapes;
 pub mod text;
 
 pub use cpu::{CpuExecutor, Squares};
-pub use executor::{Executor, Likeliest, LlmError, Logits, MemoryUse, Rows, Step};
+pub use executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, TopLogits};
 pub use generate::Generator;
-pub use gpu::{GpuExecutor, GpuOptions, packed_bytes, quantised_bytes};
+pub use gpu::{GpuExecutor, GpuOptions, IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
 pub use gpu::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};
 pub use grammar::{Grammar, Grammars};
 pub use request::{Finish, Piece, Request, RequestLimits, Usage};

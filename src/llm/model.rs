@@ -59,7 +59,7 @@ pub fn open_executor(
         Runner::Cpu => Box::new(CpuExecutor::new(model, checkpoint, record.shapes.slots, record.shapes.max_len)?),
         Runner::TensorRt { tf32 } => {
             let options = GpuOptions { shapes: record.shapes.clone(), dtype: record.dtype, tf32 };
-            Box::new(GpuExecutor::new(&folder.join(ENGINES), (model, checkpoint), options, loading)?)
+            Box::new(GpuExecutor::new(&folder.join(ENGINES), model, checkpoint, options, loading)?)
         }
     })
 }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::executor::{LIKELIEST, Likeliest, LlmError};
+use super::executor::{LlmError, TOP_LOGITS, TopLogits};
 use super::grammar::Grammar;
 use crate::tensor::SplitMix64;
 
@@ -213,21 +213,21 @@ impl Sampler {
         Ok(Choice { token, logprob, top })
     }
 
-    /// Chooses where only the likeliest tokens are known, as [`Sampler::choose`] would of all; `None` if that takes the rest.
-    pub fn choose_likeliest(&mut self, likeliest: &Likeliest) -> Option<Choice> {
+    /// Chooses where only the largest logits are known, as [`Sampler::choose`] would of all; `None` if that takes the rest.
+    pub fn choose_from_top(&mut self, top: &TopLogits) -> Option<Choice> {
         let Sampling { temperature, top_logprobs, .. } = self.settings;
-        if self.penalises() || top_logprobs.is_some_and(|count| count > likeliest.tokens.len()) {
+        if self.penalises() || top_logprobs.is_some_and(|count| count > top.tokens.len()) {
             return None;
         }
-        let (first, best) = *likeliest.tokens.first().filter(|(_, logit)| logit.is_finite())?;
+        let (first, best) = *top.tokens.first().filter(|(_, logit)| logit.is_finite())?;
         let token = match temperature == 0.0 {
             true => first,
-            false => self.draw_from(&likeliest.tokens, Some(likeliest.warm), None)?,
+            false => self.draw_from(&top.tokens, Some(top.sum_exp_at_temperature), None)?,
         };
         self.seen.entry(token).or_default().1 += 1;
-        let of = |logit: f32| (f64::from(logit - best) - likeliest.total.ln()) as f32;
-        let logprob = likeliest.tokens.iter().find(|(other, _)| *other == token).map(|(_, logit)| of(*logit));
-        let reported = likeliest.tokens.iter().take(top_logprobs.unwrap_or(0));
+        let of = |logit: f32| (f64::from(logit - best) - top.sum_exp.ln()) as f32;
+        let logprob = top.tokens.iter().find(|(other, _)| *other == token).map(|(_, logit)| of(*logit));
+        let reported = top.tokens.iter().take(top_logprobs.unwrap_or(0));
         Some(Choice {
             token,
             logprob: logprob.filter(|_| top_logprobs.is_some()),
@@ -266,14 +266,14 @@ impl Sampler {
         }
     }
 
-    /// Draws from all logits: from the likeliest if they decide it, as [`Sampler::choose_likeliest`] would.
+    /// Draws from all logits: from the likeliest if they decide it, as [`Sampler::choose_from_top`] would.
     fn draw(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_k, .. } = self.settings;
         let with_logit = |token: u32| (token, logits[token as usize]);
-        let mut tokens: Vec<(u32, f32)> = largest(logits, LIKELIEST).into_iter().map(with_logit).collect();
+        let mut tokens: Vec<(u32, f32)> = largest(logits, TOP_LOGITS).into_iter().map(with_logit).collect();
         let best = tokens.first().map_or(0.0, |(_, best)| *best);
         let weigh = |logit: &f32| (f64::from(logit - best) / f64::from(temperature)).exp();
-        let total = if (1..=LIKELIEST).contains(&top_k) { 0.0 } else { logits.iter().map(weigh).sum() };
+        let total = if (1..=TOP_LOGITS).contains(&top_k) { 0.0 } else { logits.iter().map(weigh).sum() };
         self.draw_from(&tokens, Some(total), Some(logits)).unwrap_or_else(|| {
             tokens = largest(logits, logits.len()).into_iter().map(with_logit).collect();
             self.draw_from(&tokens, None, None).unwrap_or_else(|| argmax(logits))
@@ -415,13 +415,13 @@ mod tests {
     }
 
     /// The likeliest of a row of logits, as a device reports them.
-    fn likeliest(logits: &[f32], count: usize, temperature: f32) -> Likeliest {
+    fn likeliest(logits: &[f32], count: usize, temperature: f32) -> TopLogits {
         let order = largest(logits, count);
         let best = logits[order[0] as usize];
         let sum = |inverse: f64| logits.iter().map(|l| (f64::from(l - best) * inverse).exp()).sum();
         let tokens = order.into_iter().map(|token| (token, logits[token as usize])).collect();
         let warm = if temperature > 0.0 { sum(1.0 / f64::from(temperature)) } else { 0.0 };
-        Likeliest { tokens, total: sum(1.0), warm }
+        TopLogits { tokens, sum_exp: sum(1.0), sum_exp_at_temperature: warm }
     }
 
     #[test]
@@ -443,11 +443,11 @@ mod tests {
                 seed: case as u64,
                 ..Sampling::default()
             };
-            let found = likeliest(&logits, LIKELIEST, settings.temperature);
+            let found = likeliest(&logits, TOP_LOGITS, settings.temperature);
             let (mut by_all, mut by_few) = (Sampler::new(settings.clone(), &[]), Sampler::new(settings.clone(), &[]));
             for _ in 0..3 {
                 let want = by_all.choose(&mut logits.clone(), None).unwrap();
-                let Some(have) = by_few.choose_likeliest(&found) else {
+                let Some(have) = by_few.choose_from_top(&found) else {
                     open += 1;
                     assert_eq!(by_few.choose(&mut logits, None).unwrap(), want, "{settings:?}");
                     break;

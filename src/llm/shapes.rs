@@ -12,7 +12,7 @@ const MANY_CHUNKS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
 const SMALLEST_CACHE: usize = 512;
 /// Cache lengths are multiples of this, which keeps every slot aligned.
 const CACHE_STEP: usize = 64;
-/// Tokens of one sequence a decode step may be padded to, where that chooses a faster kernel; see `gpu::tune`.
+/// Tokens of one sequence a decode step may be padded to, where that chooses a faster kernel; see `gpu/executor/tune.rs`.
 const PADDINGS: [usize; 3] = [1, 4, 8];
 
 impl Shapes {

@@ -189,9 +189,9 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
         let row = match engine.collect()?.pop() {
             Some(Logits::All(row)) => row,
             // Answers are chosen by what the device ranks.
-            Some(Logits::Likeliest(likeliest)) => {
+            Some(Logits::Top(top)) => {
                 let row = engine.logits(0)?;
-                let (ranked, best) = (likeliest.tokens.first().map(|(token, _)| *token), argmax(&row));
+                let (ranked, best) = (top.tokens.first().map(|(token, _)| *token), argmax(&row));
                 anyhow::ensure!(
                     ranked == Some(best),
                     "the device ranks token {ranked:?} first, but {best} is the likeliest\n  hint: our kernels or the \

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
 
-use super::kernels::{Address, device_error};
+use super::driver::{Address, device_error};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::allocation::Allocation;
 

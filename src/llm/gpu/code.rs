@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUresult;
 use cudarc::driver::{CudaModule, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use super::kernels;
+use super::driver::device_error;
 use super::nvrtc::{self, Nvrtc};
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
@@ -41,13 +41,8 @@ fn complete(options: &[String]) -> Vec<String> {
 }
 
 /// Name of the file with a source's code.
-fn name(source: &str, options: &[String]) -> String {
+pub(super) fn name(source: &str, options: &[String]) -> String {
     format!("{}.ptx", sha256(format!("{} {source}", complete(options).join(" ")).as_bytes()))
-}
-
-/// Name of one file that every folder of this version's kernels has.
-pub fn packaged_kernel() -> String {
-    name(kernels::SOURCE, &[])
 }
 
 /// Folders that may have precompiled kernels: the one that `WATUS_KERNELS` names, or those of the package this program
@@ -66,10 +61,9 @@ fn of_package(program: &Path) -> Option<PathBuf> {
     Some(program.parent()?.parent()?.join("lib/watus-build/kernels"))
 }
 
-/// The folder with this version's precompiled kernels, if there is one.
-pub fn packaged_kernels() -> Option<PathBuf> {
-    let file = packaged_kernel();
-    packaged().into_iter().find(|folder| folder.join(&file).is_file())
+/// The folder of precompiled kernels that has a file, if there is one.
+pub(super) fn packaged_with(file: &str) -> Option<PathBuf> {
+    packaged().into_iter().find(|folder| folder.join(file).is_file())
 }
 
 /// Names of NVRTC's library, and CUDA's folders that may have it.
@@ -123,7 +117,7 @@ pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<
 }
 
 fn text(error: DriverError) -> String {
-    super::kernels::device_error(error).to_string()
+    device_error(error).to_string()
 }
 
 /// A file of code, if it is there and is text as the driver takes it.
@@ -161,7 +155,7 @@ fn as_needed(code: &str) -> String {
 #[cfg(test)]
 #[allow(clippy::print_stderr)]
 mod tests {
-    use super::super::step;
+    use super::super::{aux_kernels, decode_kernel};
     use super::*;
 
     /// The compilers that `WATUS_TEST_NVRTC` names (paths with `:` between them), or the one there is.
@@ -181,12 +175,12 @@ mod tests {
             eprintln!("SKIPPED kernels_compile_with_every_compiler: libnvrtc was not found");
         }
         assert!(std::env::var("CI").as_deref() != Ok("true") || compilers.len() > 2, "CI tries CUDA 11.8, 12 and 13");
-        let step = ["expand_int4", "expand_int8", "rank"];
+        let step = ["dequantize_int4", "dequantize_int8", "top_logits"];
         // Plain weights on a large GPU, one kind of packed ones on it, in bfloat16 on a small one.
         let variants: [(&str, &str, &[&str]); 3] = [
-            ("6 4096 32768 0 16 1", "step_f16", &["compute_80"]),
-            ("4 4352 81920 1 8 1", "step_f16", &["compute_80"]),
-            ("2 4096 32768 0 16 2", "step_bf16", &["compute_87", "compute_90", "compute_110"]),
+            ("6 4096 32768 0 16 1", "decode_f16", &["compute_80"]),
+            ("4 4352 81920 1 8 1", "decode_f16", &["compute_80"]),
+            ("2 4096 32768 0 16 2", "decode_bf16", &["compute_87", "compute_90", "compute_110"]),
         ];
         for nvrtc in &compilers {
             let compile = |source: &str, options: &[String], names: &[&str]| {
@@ -197,13 +191,14 @@ mod tests {
                 }
             };
             let around = ["transpose", "convert", "mask", "rotary", "append", "append8", "widen8", "spread"];
-            compile(kernels::SOURCE, &complete(&[]), &around);
+            compile(aux_kernels::SOURCE, &complete(&[]), &around);
             for (numbers, entry, architectures) in variants {
                 for architecture in architectures.iter().filter(|name| nvrtc.knows(name)) {
-                    let names = ["DEPTH", "SLOT", "WORK", "PACKED", "KEPT", "ELEMENT"].into_iter();
+                    let names =
+                        ["RING_DEPTH", "SLOT_BYTES", "WORK_BYTES", "TILE_KINDS", "KV_BITS", "ELEMENT"].into_iter();
                     let mut options = vec![OPTIONS[0].to_owned(), format!("--gpu-architecture={architecture}")];
                     options.extend(names.zip(numbers.split(' ')).map(|(name, number)| format!("-D{name}={number}")));
-                    compile(step::SOURCE, &options, &[&step[..], &[entry][..]].concat());
+                    compile(decode_kernel::SOURCE, &options, &[&step[..], &[entry][..]].concat());
                 }
             }
         }
@@ -212,7 +207,7 @@ mod tests {
     #[test]
     fn code_is_called_by_what_it_is_made_of() {
         let options = ["-DX=1".to_owned()];
-        let names = [name("a", &[]), name("b", &[]), name("a", &options), name(kernels::SOURCE, &[])];
+        let names = [name("a", &[]), name("b", &[]), name("a", &options), name(aux_kernels::SOURCE, &[])];
         for (at, one) in names.iter().enumerate() {
             assert_eq!((one.len(), names.iter().filter(|name| *name == one).count()), (64 + 4, 1), "{at}");
         }

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::buffers::Buffer;
-use super::state::State;
+use super::driver::device_error;
+use super::kv_cache::{NewPositions, SlotRange};
+use super::matrix::Matrix;
+use super::state::DeviceState;
+use super::unpack::Unpacker;
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::{Engine, Family, KernelCache, TensorRt};
@@ -24,11 +28,13 @@ pub(super) struct Engines {
     layers: HashMap<LayerShape, Engine>,
     heads: HashMap<usize, Engine>,
     scratch: Option<Buffer>,
-    compiled: Compiled,
+    compiled: RtxKernels,
+    /// Where weights are packed.
+    unpacker: Option<Unpacker>,
 }
 
 /// What TensorRT-RTX compiles when an engine first runs, kept on disk.
-struct Compiled {
+struct RtxKernels {
     kernels: KernelCache,
     /// By the content of an engine, its library and its device; none where engines come compiled.
     path: Option<PathBuf>,
@@ -38,27 +44,37 @@ struct Compiled {
     grew: bool,
 }
 
+/// Where engines are.
+pub(super) struct EngineFolder {
+    pub(super) path: PathBuf,
+    /// One of them.
+    pub(super) first: LayerShape,
+    /// As they were built.
+    pub(super) tf32: bool,
+}
+
 impl Engines {
-    /// Those in `folder`, of which `first` is one.
     pub(super) fn new(
         tensorrt: Arc<TensorRt>,
-        (folder, first): (PathBuf, LayerShape),
-        tf32: bool,
+        folder: EngineFolder,
         device: &str,
+        unpacker: Option<Unpacker>,
     ) -> Result<Self, BackendError> {
+        let EngineFolder { path: folder, first, tf32 } = folder;
         let name = (tensorrt.version.family == Family::Rtx).then(|| {
             let plan = std::fs::read(folder.join(format!("{}.engine", layer_name(first)))).unwrap_or_default();
             sha256(format!("{} {device} {tf32} {}", tensorrt.version, sha256(&plan)).as_bytes())
         });
         let path = name.map(|name| cache_dir().join("kernels").join(format!("{name}.rtx")));
         let before = path.as_ref().and_then(|path| regular_file::read(path, COMPILED_LIMIT).ok()).unwrap_or_default();
-        let compiled = Compiled { kernels: tensorrt.kernel_cache(&before)?, path, kept: before.len(), grew: false };
-        Ok(Self { tensorrt, folder, tf32, layers: HashMap::new(), heads: HashMap::new(), scratch: None, compiled })
+        let compiled = RtxKernels { kernels: tensorrt.kernel_cache(&before)?, path, kept: before.len(), grew: false };
+        let (layers, heads) = (HashMap::new(), HashMap::new());
+        Ok(Self { tensorrt, folder, tf32, layers, heads, scratch: None, compiled, unpacker })
     }
 
     /// Keeps what was compiled. Whoever cannot keep it compiles it again.
     fn keep_compiled(&mut self) {
-        let Compiled { kernels, path: Some(path), kept, grew: grew @ true } = &mut self.compiled else { return };
+        let RtxKernels { kernels, path: Some(path), kept, grew: grew @ true } = &mut self.compiled else { return };
         *grew = false;
         let bytes = kernels.bytes();
         if bytes.len() != *kept {
@@ -68,7 +84,7 @@ impl Engines {
         }
     }
 
-    fn load(&mut self, state: &State, name: &str) -> Result<Engine, BackendError> {
+    fn load(&mut self, state: &DeviceState, name: &str) -> Result<Engine, BackendError> {
         let path = self.folder.join(format!("{name}.engine"));
         let plan =
             std::fs::read(&path).map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display())))?;
@@ -81,7 +97,7 @@ impl Engines {
         let wanted = engine.scratch_bytes();
         if self.scratch.as_ref().is_none_or(|scratch| scratch.len() < wanted) {
             // What is on the stream may still use the old one.
-            state.device.stream.synchronize().map_err(super::kernels::device_error)?;
+            state.device.stream.synchronize().map_err(device_error)?;
             // What is in TensorRT's scratch memory counts for nothing.
             let scratch = Buffer::unset(&state.device.stream, wanted, "the engines' scratch memory")?;
             for engine in self.layers.values_mut().chain(self.heads.values_mut()) {
@@ -98,7 +114,7 @@ impl Engines {
     /// Loads the engines of a shape, so that a captured graph's scratch memory never moves.
     pub(super) fn prepare(
         &mut self,
-        state: &State,
+        state: &DeviceState,
         shape: Option<LayerShape>,
         rows: usize,
     ) -> Result<bool, BackendError> {
@@ -122,8 +138,8 @@ impl Engines {
         Ok(before.is_some() && before != self.scratch.as_ref().map(Buffer::address))
     }
 
-    /// The first `rows` of `State::last` to logits.
-    pub(super) fn head(&mut self, state: &mut State, rows: usize) -> Result<(), BackendError> {
+    /// The first `rows` of `DeviceState::last` to logits.
+    pub(super) fn head(&mut self, state: &mut DeviceState, rows: usize) -> Result<(), BackendError> {
         let engine = self.heads.get_mut(&rows);
         let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows))))?;
         let buffers = [("hidden", &state.last), ("norm", &state.weights.norm), ("logits", &state.logits)];
@@ -135,14 +151,14 @@ impl Engines {
     }
 
     pub(super) fn scratch_bytes(&self) -> usize {
-        self.scratch.as_ref().map_or(0, Buffer::len)
+        self.scratch.as_ref().map_or(0, Buffer::len) + self.unpacker.as_ref().map_or(0, Unpacker::bytes)
     }
 
-    /// One pass over the first `layers`, or over all, put on the stream: the hidden states in `State::hidden[0]` to those of
+    /// One pass over the first `layers`, or over all, put on the stream: the hidden states in `DeviceState::hidden[0]` to those of
     /// the last.
     pub(super) fn enqueue(
         &mut self,
-        state: &mut State,
+        state: &mut DeviceState,
         shape: LayerShape,
         slot: usize,
         layers: usize,
@@ -153,37 +169,44 @@ impl Engines {
         let stream = state.device.stream.cu_stream() as usize;
         engine.set_address("key", state.new[0].address() as usize)?;
         engine.set_address("value", state.new[1].address() as usize)?;
+        let slots = SlotRange { first: slot, batch: shape.batch };
+        let positions = state.positions_of_rows();
         let names: Vec<&str> = state.model.layer_weights(0).iter().map(|weight| weight.role.name()).collect();
-        if let Some(unpacker) = &state.unpacker {
+        if let Some(unpacker) = &self.unpacker {
             unpacker.begin(&state.weights)?;
         }
         for index in 0..state.model.layers.len().min(layers) {
             let kind = state.model.layers[index];
-            let (cos, sin) = &state.rotary[kind.rope];
-            let mask = state.masks.iter().find(|(window, _)| *window == kind.window);
-            let mask = mask.map(|(_, mask)| mask.address()).unwrap_or_default();
+            let rotary = &state.rotary[kind.rope];
+            let mask = state.masks.iter().find(|masked| masked.window == kind.window);
+            let mask = mask.map(|masked| masked.mask.address()).unwrap_or_default();
             engine.set_address("hidden", state.hidden[index % 2].address() as usize)?;
             engine.set_address("hidden_out", state.hidden[(index + 1) % 2].address() as usize)?;
-            engine.set_address("cos", cos.address() as usize)?;
-            engine.set_address("sin", sin.address() as usize)?;
+            engine.set_address("cos", rotary.cos.address() as usize)?;
+            engine.set_address("sin", rotary.sin.address() as usize)?;
             engine.set_address("mask", mask as usize)?;
             if shape.cache > 0 {
-                let [key, value] = state.cache.past(&state.kernels, index, (slot, shape.batch), state.places().0)?;
+                let [key, value] = state.cache.past(&state.kernels, index, slots, positions.cached)?;
                 engine.set_address("past_key", key as usize)?;
                 engine.set_address("past_value", value as usize)?;
             }
             for (at, name) in names.iter().enumerate() {
-                engine.set_address(name, state.weight(index, at) as usize)?;
+                let address = match (&state.weights.layers[index][at], &self.unpacker) {
+                    (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(index, at),
+                    (weight, _) => weight.address(),
+                };
+                engine.set_address(name, address as usize)?;
             }
-            if let Some(unpacker) = &state.unpacker {
+            if let Some(unpacker) = &self.unpacker {
                 unpacker.enter(&state.weights, index)?;
             }
             engine.enqueue(stream)?;
-            if let Some(unpacker) = &state.unpacker {
+            if let Some(unpacker) = &self.unpacker {
                 unpacker.leave(index)?;
             }
-            let new = state.new.each_ref().map(Buffer::address);
-            state.cache.append(&state.kernels, (index, slot, shape), new, state.places())?;
+            let addresses = state.new.each_ref().map(Buffer::address);
+            let new = NewPositions { addresses, chunk: shape.chunk, positions };
+            state.cache.append(&state.kernels, index, slots, new)?;
         }
         state.cache.capacity = state.cache.next_capacity;
         Ok(())

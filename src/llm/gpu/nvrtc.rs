@@ -25,30 +25,30 @@ pub(super) fn folders(architecture: &str) -> Vec<String> {
 }
 
 /// `nvrtcProgram`.
-type Program = *mut c_void;
+type ProgramHandle = *mut c_void;
 
 /// What is called, as nvrtc.h declares it; all of it is there since CUDA 7.
 struct Functions {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
     create: unsafe extern "C" fn(
-        *mut Program,
+        *mut ProgramHandle,
         *const c_char,
         *const c_char,
         c_int,
         *const *const c_char,
         *const *const c_char,
     ) -> c_int,
-    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
-    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
-    code: Text,
-    log: Text,
+    compile: unsafe extern "C" fn(ProgramHandle, c_int, *const *const c_char) -> c_int,
+    destroy: unsafe extern "C" fn(*mut ProgramHandle) -> c_int,
+    code: ProgramText,
+    log: ProgramText,
 }
 
 /// A text of a program: its size with the final zero, and itself.
-struct Text {
-    size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
-    get: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+struct ProgramText {
+    size: unsafe extern "C" fn(ProgramHandle, *mut usize) -> c_int,
+    get: unsafe extern "C" fn(ProgramHandle, *mut c_char) -> c_int,
 }
 
 impl Functions {
@@ -63,8 +63,11 @@ impl Functions {
                 create: *library.get("nvrtcCreateProgram")?,
                 compile: *library.get("nvrtcCompileProgram")?,
                 destroy: *library.get("nvrtcDestroyProgram")?,
-                code: Text { size: *library.get("nvrtcGetPTXSize")?, get: *library.get("nvrtcGetPTX")? },
-                log: Text { size: *library.get("nvrtcGetProgramLogSize")?, get: *library.get("nvrtcGetProgramLog")? },
+                code: ProgramText { size: *library.get("nvrtcGetPTXSize")?, get: *library.get("nvrtcGetPTX")? },
+                log: ProgramText {
+                    size: *library.get("nvrtcGetProgramLogSize")?,
+                    get: *library.get("nvrtcGetProgramLog")?,
+                },
             })
         }
     }
@@ -82,7 +85,7 @@ impl Functions {
         Err(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
 
-    fn text(&self, program: Program, text: &Text) -> Result<String, String> {
+    fn text(&self, program: ProgramHandle, text: &ProgramText) -> Result<String, String> {
         let mut size = 0;
         // SAFETY: the program is NVRTC's and was not destroyed.
         self.check(unsafe { (text.size)(program, &raw mut size) })?;
@@ -115,7 +118,7 @@ impl std::fmt::Display for Nvrtc {
 
 /// What a compilation gave.
 #[derive(Debug)]
-pub(super) struct Compiled {
+pub(super) struct CompiledSource {
     /// PTX.
     pub(super) code: String,
     /// Warnings, if there are any.
@@ -188,7 +191,7 @@ impl Nvrtc {
     }
 
     /// Compiles a source to PTX, or says what is wrong with it.
-    pub(super) fn compile(&self, source: &str, options: &[String]) -> Result<Compiled, String> {
+    pub(super) fn compile(&self, source: &str, options: &[String]) -> Result<CompiledSource, String> {
         let zero = |_: std::ffi::NulError| format!("{self}: a zero in what is compiled");
         let source = CString::new(source).map_err(zero)?;
         let options = options.iter().map(|option| CString::new(option.as_str())).collect::<Result<Vec<_>, _>>();
@@ -208,7 +211,7 @@ impl Nvrtc {
         // SAFETY: created above, and not used again.
         let _ = unsafe { (functions.destroy)(&raw mut program) };
         match code {
-            Ok(code) => Ok(Compiled { code, log: log.trim().to_owned() }),
+            Ok(code) => Ok(CompiledSource { code, log: log.trim().to_owned() }),
             // The first errors say what is the matter; a hundred follow from them.
             Err(error) => {
                 let first: Vec<&str> =

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use cudarc::driver::{CudaEvent, CudaStream};
 
 use super::buffers::{Buffer, Pinned};
-use super::kernels::{Address, device_error};
+use super::driver::{Address, device_error};
 use crate::backend::BackendError;
 
 /// Bytes of a piece, unless a row needs more: large enough for the bus, small beside any model.
 pub(super) const PIECE: usize = 16 << 20;
 
 /// Pinned memory, and what tells that its copy is done.
-struct Turn {
+struct PinnedPiece {
     pinned: Pinned,
     copied: CudaEvent,
 }
@@ -21,9 +21,9 @@ struct Turn {
 /// See the module.
 pub(super) struct Staging {
     stream: Arc<CudaStream>,
-    turns: [Turn; 2],
-    /// Whose turn it is.
-    turn: usize,
+    pieces: [PinnedPiece; 2],
+    /// Which of them is filled next.
+    next: usize,
     piece: usize,
     device: Buffer,
 }
@@ -31,14 +31,14 @@ pub(super) struct Staging {
 impl Staging {
     /// With pieces of `piece` bytes.
     pub(super) fn new(stream: &Arc<CudaStream>, piece: usize) -> Result<Self, BackendError> {
-        let turn = || {
+        let new = || {
             let copied = stream.context().new_event(None).map_err(device_error)?;
-            Ok::<_, BackendError>(Turn { pinned: Pinned::new(stream, piece)?, copied })
+            Ok::<_, BackendError>(PinnedPiece { pinned: Pinned::new(stream, piece)?, copied })
         };
         Ok(Self {
             stream: Arc::clone(stream),
-            turns: [turn()?, turn()?],
-            turn: 0,
+            pieces: [new()?, new()?],
+            next: 0,
             piece,
             device: Buffer::unset(stream, piece, "tensors on their way")?,
         })
@@ -51,7 +51,7 @@ impl Staging {
 
     /// Room for `bytes`, at most a piece, to be sent next; waits until what was last sent from there is copied.
     pub(super) fn room(&mut self, bytes: usize) -> Result<&mut [u8], BackendError> {
-        let Turn { pinned, copied } = &mut self.turns[self.turn];
+        let PinnedPiece { pinned, copied } = &mut self.pieces[self.next];
         let piece = self.piece;
         let room = pinned.write_after(copied)?.get_mut(..bytes);
         room.ok_or_else(|| BackendError::Run(format!("{bytes} bytes are to go up in a piece of {piece}")))
@@ -59,19 +59,19 @@ impl Staging {
 
     /// Sends the first `bytes` of the room to the device's piece, in the stream's order: kernels before have read what was there.
     pub(super) fn send(&mut self, bytes: usize) -> Result<(), BackendError> {
-        self.device.upload_part(0, &self.turns[self.turn].pinned, bytes)?;
+        self.device.upload_part(0, &self.pieces[self.next].pinned, bytes)?;
         self.sent()
     }
 
     /// Sends them to their place, `first` and on in `target`.
     pub(super) fn send_to(&mut self, target: &mut Buffer, first: usize, bytes: usize) -> Result<(), BackendError> {
-        target.upload_part(first, &self.turns[self.turn].pinned, bytes)?;
+        target.upload_part(first, &self.pieces[self.next].pinned, bytes)?;
         self.sent()
     }
 
     fn sent(&mut self) -> Result<(), BackendError> {
-        self.turns[self.turn].copied.record(&self.stream).map_err(device_error)?;
-        self.turn = 1 - self.turn;
+        self.pieces[self.next].copied.record(&self.stream).map_err(device_error)?;
+        self.next = 1 - self.next;
         Ok(())
     }
 

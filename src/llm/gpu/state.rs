@@ -2,26 +2,27 @@
 
 use std::sync::Arc;
 
+use cudarc::driver::CudaStream;
 use half::slice::HalfFloatSliceExt;
 
+use super::aux_kernels::{AuxKernels, Conversion, Elements, MaskShape, RotaryRows, RowPositions};
 use super::buffers::{Buffer, Pinned, copy};
-use super::cache::Cache;
-use super::kernels::{Address, Kernels, kind, word};
-use super::step::{Kernel, ROWS};
-use super::unpack::Unpacker;
-use super::weights::{Matrix, Weights};
+use super::decode_kernel::abi::MAX_ROWS;
+use super::driver::{Address, kind, word};
+use super::kv_cache::{Capacities, DeviceKvCache};
+use super::weights::DeviceWeights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, Transformer};
+use crate::convert::{LayerShape, Rope, Transformer};
 use crate::llm::executor::LlmError;
 use crate::llm::host::Embedding;
 use crate::llm::shapes::Shapes;
 use crate::tensor::DType;
 
-/// Where a row of a batch is.
+/// A row of a batch.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct BatchRow {
     /// Positions cached, and new.
     pub(super) cached: usize,
     pub(super) count: usize,
@@ -29,29 +30,67 @@ pub(super) struct Place {
     pub(super) inverse_temperature: f32,
 }
 
-impl Default for Place {
+impl Default for BatchRow {
     /// Nobody is there.
     fn default() -> Self {
         Self { cached: 0, count: 0, inverse_temperature: 1.0 }
     }
 }
 
+/// Cosines and sines, `[positions, rotary]` each.
+pub(super) struct RopeTable {
+    pub(super) cos: Buffer,
+    pub(super) sin: Buffer,
+}
+
+impl RopeTable {
+    /// Of the first `positions`.
+    fn of(rope: &Rope, positions: usize, stream: &Arc<CudaStream>, dtype: DType) -> Result<Self, BackendError> {
+        let (cos, sin) = rope.tables(0..positions);
+        let table = |values: &[f32]| -> Result<Buffer, BackendError> {
+            let mut table = Buffer::unset(stream, values.len() * dtype.size(), "rotary tables")?;
+            table.upload(&narrow(values, dtype))?;
+            Ok(table)
+        };
+        Ok(Self { cos: table(&cos)?, sin: table(&sin)? })
+    }
+
+    /// Of so many bytes each, not yet written.
+    fn unset(bytes: usize, stream: &Arc<CudaStream>) -> Result<Self, BackendError> {
+        let rows = || Buffer::unset(stream, bytes, "activations");
+        Ok(Self { cos: rows()?, sin: rows()? })
+    }
+}
+
+/// What a kind of window may see.
+pub(super) struct WindowMask {
+    pub(super) window: Option<usize>,
+    pub(super) mask: Buffer,
+}
+
+/// What was loaded of a model.
+pub(super) struct Loaded {
+    pub(super) checkpoint: Arc<Checkpoint>,
+    pub(super) weights: DeviceWeights,
+    /// Arithmetic of the engines.
+    pub(super) dtype: DType,
+}
+
 /// See the module. Batches of one use the slot they are told, larger ones row b for slot b.
-pub(super) struct State {
+pub(super) struct DeviceState {
     pub(super) device: Device,
-    pub(super) kernels: Kernels,
+    pub(super) kernels: AuxKernels,
     pub(super) model: Transformer,
     pub(super) dtype: DType,
-    pub(super) weights: Weights,
+    pub(super) weights: DeviceWeights,
     embedding: Embedding,
-    pub(super) cache: Cache,
-    /// `[rope]`: cosines and sines of every position, `[max_len, rotary]`.
-    pub(super) tables: Vec<(Buffer, Buffer)>,
+    pub(super) cache: DeviceKvCache,
+    /// `[rope]`: of every position.
+    pub(super) tables: Vec<RopeTable>,
     pub(super) positions: usize,
-    /// `[rope]`: the rows of this pass.
-    pub(super) rotary: Vec<(Buffer, Buffer)>,
-    /// Each kind of window and its mask.
-    pub(super) masks: Vec<(Option<usize>, Buffer)>,
+    /// `[rope]`: of the positions of this pass.
+    pub(super) rotary: Vec<RopeTable>,
+    pub(super) masks: Vec<WindowMask>,
     /// Layer inputs and outputs, by turns: `[batch, chunk, hidden]`.
     pub(super) hidden: [Buffer; 2],
     /// A layer's new keys and values.
@@ -63,20 +102,19 @@ pub(super) struct State {
     placed: Buffer,
     embedded: Buffer,
     bad: Buffer,
-    /// Where weights are packed.
-    pub(super) unpacker: Option<Unpacker>,
     staging: Pinned,
     answer: Pinned,
 }
 
-impl State {
+impl DeviceState {
     pub(super) fn new(
         device: Device,
-        kernels: Kernels,
-        (model, checkpoint): (Transformer, Arc<Checkpoint>),
-        (weights, dtype, kernel): (Weights, DType, Option<Arc<Kernel>>),
+        kernels: AuxKernels,
+        model: Transformer,
+        loaded: Loaded,
         shapes: &Shapes,
     ) -> Result<Self, LlmError> {
+        let Loaded { checkpoint, weights, dtype } = loaded;
         let stream = Arc::clone(&device.stream);
         let size = dtype.size();
         if !(model.head_dim * size).is_multiple_of(4)
@@ -95,32 +133,20 @@ impl State {
         let buffer = |bytes: usize, what: &str| Buffer::new(&stream, bytes, what);
         let unset = |bytes: usize, what: &str| Buffer::unset(&stream, bytes, what);
         let capacity = shapes.caches.first().copied().unwrap_or(longest);
-        let cache = Cache::new(&stream, (&model, dtype), shapes.slots, (capacity, longest))?;
-        let mut tables = Vec::new();
-        let mut rotary = Vec::new();
-        for rope in &model.ropes {
-            let d = rope.dimension();
-            let (cos, sin) = rope.tables(0..longest);
-            let table = |values: &[f32]| -> Result<Buffer, BackendError> {
-                let mut table = unset(values.len() * size, "rotary tables")?;
-                table.upload(&narrow(values, dtype))?;
-                Ok(table)
-            };
-            tables.push((table(&cos)?, table(&sin)?));
-            rotary.push((unset(tokens * d * size, "activations")?, unset(tokens * d * size, "activations")?));
-        }
+        let capacities = Capacities { first: capacity, largest: longest };
+        let cache = DeviceKvCache::new(&stream, &model, dtype, shapes.slots, capacities)?;
+        let tables = model.ropes.iter().map(|rope| RopeTable::of(rope, longest, &stream, dtype));
+        let tables = tables.collect::<Result<_, _>>()?;
+        let rotary = model.ropes.iter().map(|rope| RopeTable::unset(tokens * rope.dimension() * size, &stream));
+        let rotary = rotary.collect::<Result<_, _>>()?;
         let mut windows: Vec<Option<usize>> = model.layers.iter().map(|layer| layer.window).collect();
         windows.sort_unstable();
         windows.dedup();
-        let masks = windows.into_iter().map(|window| Ok((window, unset(masked * size, "masks")?)));
+        let masks = windows.into_iter().map(|window| Ok(WindowMask { window, mask: unset(masked * size, "masks")? }));
         let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
-        let unpacker = match kernel.filter(|_| weights.are_packed()) {
-            Some(kernel) => Some(Unpacker::new(&device, kernel, &weights)?),
-            None => None,
-        };
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
         let new = || unset(tokens * model.kv_heads * model.head_dim * size, "activations");
-        let rows = shapes.slots.max(ROWS);
+        let rows = shapes.slots.max(MAX_ROWS);
         Ok(Self {
             embedding: Embedding::new(&checkpoint, &model),
             cache,
@@ -139,7 +165,6 @@ impl State {
             answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
             device,
             kernels,
-            unpacker,
             weights,
             model,
             dtype,
@@ -148,21 +173,21 @@ impl State {
 
     /// Bytes of what is between engines.
     pub(super) fn scratch_bytes(&self) -> usize {
-        let masks: usize = self.masks.iter().map(|(_, mask)| mask.len()).sum();
-        let pairs = self.tables.iter().chain(&self.rotary).map(|(a, b)| a.len() + b.len()).sum::<usize>();
+        let masks: usize = self.masks.iter().map(|masked| masked.mask.len()).sum();
+        let tables = self.tables.iter().chain(&self.rotary);
+        let tables: usize = tables.map(|table| table.cos.len() + table.sin.len()).sum();
         let hidden = self.hidden.iter().map(Buffer::len).sum::<usize>();
-        let unpacked = self.unpacker.as_ref().map_or(0, Unpacker::bytes);
-        masks + pairs + hidden + unpacked + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
+        masks + tables + hidden + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
     }
 
-    /// Tells the device where the sequences are, one place per row of the batch.
-    pub(super) fn place(&mut self, rows: &[Place]) -> Result<(), BackendError> {
+    /// Tells the device where the sequences of a batch are.
+    pub(super) fn place(&mut self, rows: &[BatchRow]) -> Result<(), BackendError> {
         let third = self.placed.len() / 3;
         let mut bytes = vec![0; 2 * third + 4 * rows.len()];
-        for (row, place) in rows.iter().enumerate() {
-            let words = [word(place.cached), word(place.count), place.inverse_temperature.to_bits()];
+        for (at, row) in rows.iter().enumerate() {
+            let words = [word(row.cached), word(row.count), row.inverse_temperature.to_bits()];
             for (part, word) in words.into_iter().enumerate() {
-                bytes[part * third + 4 * row..][..4].copy_from_slice(&word.to_le_bytes());
+                bytes[part * third + 4 * at..][..4].copy_from_slice(&word.to_le_bytes());
             }
         }
         self.placed.upload(&bytes)
@@ -177,7 +202,7 @@ impl State {
         let size = hidden * self.dtype.size();
         self.hidden[0].clear_part(last * size, rows.saturating_sub(last) * size)?;
         let staging = self.staging.write()?;
-        if tokens.len() <= ROWS {
+        if tokens.len() <= MAX_ROWS {
             // So few are converted faster here than a kernel starts.
             let mut row = vec![0.0; hidden];
             staging[..size * last].fill(0);
@@ -207,43 +232,35 @@ impl State {
             }
         };
         self.embedded.upload_pinned(&self.staging, last * hidden * dtype.size())?;
-        let (from, to) = ((self.embedded.address(), dtype), (self.hidden[0].address(), self.dtype));
-        self.kernels.convert(from, to, (last * hidden, 0), (scale, 0.0), self.bad.address())?;
+        let from = Elements { address: self.embedded.address(), dtype };
+        let to = Elements { address: self.hidden[0].address(), dtype: self.dtype };
+        let how = Conversion { count: last * hidden, first: 0, scale, offset: 0.0 };
+        self.kernels.convert(from, to, how, self.bad.address())?;
         Ok(())
     }
 
-    /// Masks and rotary rows of a pass, from where [`State::place`] said the sequences are.
+    /// Masks and rotary rows of a pass, from where [`DeviceState::place`] said the sequences are.
     pub(super) fn prologue(&mut self, shape: LayerShape) -> Result<(), BackendError> {
         let LayerShape { batch, chunk, cache } = shape;
-        let (cached, _) = self.places();
-        for (window, mask) in &self.masks {
-            let sizes = [batch, self.model.group(), chunk, cache];
-            self.kernels.mask((mask.address(), self.dtype), cached, sizes, *window)?;
+        let cached = self.positions_of_rows().cached;
+        for WindowMask { window, mask } in &self.masks {
+            let to = Elements { address: mask.address(), dtype: self.dtype };
+            let shape = MaskShape { batch, group: self.model.group(), chunk, cache };
+            self.kernels.mask(to, cached, shape, *window)?;
         }
         for ((rope, table), rows) in self.model.ropes.iter().zip(&self.tables).zip(&self.rotary) {
-            let sizes = [batch, chunk, rope.dimension() * self.dtype.size() / 4, self.positions];
-            self.kernels.rotary(table.0.address(), rows.0.address(), cached, sizes)?;
-            self.kernels.rotary(table.1.address(), rows.1.address(), cached, sizes)?;
+            let words = rope.dimension() * self.dtype.size() / 4;
+            let which = RotaryRows { batch, chunk, words, positions: self.positions };
+            self.kernels.rotary(table.cos.address(), rows.cos.address(), cached, which)?;
+            self.kernels.rotary(table.sin.address(), rows.sin.address(), cached, which)?;
         }
         Ok(())
     }
 
-    /// Where [`State::place`] has put its numbers.
-    pub(super) fn places(&self) -> (Address, Address) {
-        (self.placed.address(), self.placed.address() + (self.placed.len() / 3) as Address)
-    }
-
-    /// And the temperatures.
-    pub(super) fn inverse_temperatures(&self) -> Address {
-        self.placed.address() + (self.placed.len() / 3 * 2) as Address
-    }
-
-    /// Where an engine reads weight `at` of a layer.
-    pub(super) fn weight(&self, layer: usize, at: usize) -> Address {
-        match (&self.weights.layers[layer][at], &self.unpacker) {
-            (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(layer, at),
-            (weight, _) => weight.address(),
-        }
+    /// Where [`DeviceState::place`] has put its numbers.
+    pub(super) fn positions_of_rows(&self) -> RowPositions {
+        let (cached, third) = (self.placed.address(), (self.placed.len() / 3) as Address);
+        RowPositions { cached, count: cached + third, inverse_temperatures: cached + 2 * third }
     }
 
     /// Puts hidden state `from` of the last layer's output into row `to` of the head's input.

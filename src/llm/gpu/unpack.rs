@@ -5,23 +5,24 @@ use std::sync::Arc;
 use cudarc::driver::{CudaEvent, CudaStream};
 
 use super::buffers::Buffer;
-use super::kernels::{Address, device_error};
-use super::step::Kernel;
-use super::weights::{Matrix, Weights};
+use super::decode_kernel::DecodeKernel;
+use super::driver::{Address, device_error};
+use super::matrix::{Matrix, WeightsAt};
+use super::weights::DeviceWeights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 
 /// See the module.
 pub(super) struct Unpacker {
-    kernel: Arc<Kernel>,
+    kernel: Arc<DecodeKernel>,
     stream: Arc<CudaStream>,
     engines: Arc<CudaStream>,
     /// Even and odd layers take turns.
-    sets: [Set; 2],
+    sets: [UnpackedLayer; 2],
 }
 
 /// Room for a layer's matrices, by their place in it: `[inputs, outputs]` in float16.
-struct Set {
+struct UnpackedLayer {
     matrices: Vec<Buffer>,
     /// They are unpacked; the engine is done with them.
     ready: CudaEvent,
@@ -29,7 +30,11 @@ struct Set {
 }
 
 impl Unpacker {
-    pub(super) fn new(device: &Device, kernel: Arc<Kernel>, weights: &Weights) -> Result<Self, BackendError> {
+    pub(super) fn new(
+        device: &Device,
+        kernel: Arc<DecodeKernel>,
+        weights: &DeviceWeights,
+    ) -> Result<Self, BackendError> {
         let bytes = |at: usize| {
             let bytes = weights.layers.iter().map(|layer| match &layer[at] {
                 Matrix::Plain(_) => 0,
@@ -42,7 +47,7 @@ impl Unpacker {
         let set = || {
             let matrices = (0..weights.layers.first().map_or(0, Vec::len)).map(buffer).collect::<Result<_, _>>()?;
             let event = || device.context.new_event(None).map_err(device_error);
-            Ok::<_, BackendError>(Set { matrices, ready: event()?, free: event()? })
+            Ok::<_, BackendError>(UnpackedLayer { matrices, ready: event()?, free: event()? })
         };
         let sets = [set()?, set()?];
         let stream = device.context.new_stream().map_err(device_error)?;
@@ -54,7 +59,7 @@ impl Unpacker {
     }
 
     /// Before a pass over the layers.
-    pub(super) fn begin(&self, weights: &Weights) -> Result<(), BackendError> {
+    pub(super) fn begin(&self, weights: &DeviceWeights) -> Result<(), BackendError> {
         for set in &self.sets {
             set.free.record(&self.engines).map_err(device_error)?;
         }
@@ -62,7 +67,7 @@ impl Unpacker {
     }
 
     /// Before a layer's engine: it waits for its matrices, and the next layer's are begun.
-    pub(super) fn enter(&self, weights: &Weights, layer: usize) -> Result<(), BackendError> {
+    pub(super) fn enter(&self, weights: &DeviceWeights, layer: usize) -> Result<(), BackendError> {
         self.unpack(weights, layer + 1)?;
         self.engines.wait(&self.sets[layer % 2].ready).map_err(device_error)
     }
@@ -72,14 +77,13 @@ impl Unpacker {
         self.sets[layer % 2].free.record(&self.engines).map_err(device_error)
     }
 
-    fn unpack(&self, weights: &Weights, layer: usize) -> Result<(), BackendError> {
+    fn unpack(&self, weights: &DeviceWeights, layer: usize) -> Result<(), BackendError> {
         let Some(matrices) = weights.layers.get(layer) else { return Ok(()) };
         let set = &self.sets[layer % 2];
         self.stream.wait(&set.free).map_err(device_error)?;
         for (matrix, out) in matrices.iter().zip(&set.matrices) {
-            if let Matrix::Packed { tiles, order, layout } = matrix {
-                let order = order.as_ref().map_or(0, Buffer::address);
-                self.kernel.expand(&self.stream, (tiles.address(), order, *layout), out.address())?;
+            if let WeightsAt::Packed(matrix) = matrix.addresses() {
+                self.kernel.dequantize(&self.stream, matrix, out.address())?;
             }
         }
         set.ready.record(&self.stream).map_err(device_error)

@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use cudarc::driver::CudaStream;
 
+use super::aux_kernels::{AuxKernels, Conversion, Elements, Transposition};
 use super::buffers::{Buffer, Pinned};
-use super::kernels::{Address, Kernels, kind, word};
+use super::driver::{kind, word};
+use super::matrix::Matrix;
+use super::packed_tiles::{MatrixSize, PackedLayout, Strips, TileKinds};
 use super::staging::{PIECE, Staging};
-use super::step::Kinds;
-use super::tiles::{self, Layout, Strips};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{free_memory, is_integrated};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
@@ -24,36 +25,8 @@ use crate::tensor::DType;
 /// Bytes of a tensor that went up, from which on they leave the page cache: telling the kernel costs all cores a moment.
 const WINDOW: usize = 64 << 20;
 
-/// A weight on the device.
-pub(super) enum Matrix {
-    /// A matrix `[inputs, outputs]`, or a vector.
-    Plain(Buffer),
-    /// Small integers in tiles, as the step kernel reads them.
-    Packed {
-        tiles: Buffer,
-        /// uint32: where its inputs are, if not in their place.
-        order: Option<Buffer>,
-        layout: Layout,
-    },
-}
-
-impl Matrix {
-    pub(super) fn address(&self) -> Address {
-        match self {
-            Matrix::Plain(buffer) | Matrix::Packed { tiles: buffer, .. } => buffer.address(),
-        }
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        match self {
-            Matrix::Plain(buffer) => buffer.len(),
-            Matrix::Packed { tiles, order, .. } => tiles.len() + order.as_ref().map_or(0, Buffer::len),
-        }
-    }
-}
-
 /// All weights on the device.
-pub(super) struct Weights {
+pub(super) struct DeviceWeights {
     /// `[layer][weight]`, in the order of [`Transformer::layer_weights`].
     pub(super) layers: Vec<Vec<Matrix>>,
     roles: Vec<Role>,
@@ -63,7 +36,7 @@ pub(super) struct Weights {
     pub(super) output: Matrix,
 }
 
-impl Weights {
+impl DeviceWeights {
     pub(super) fn bytes(&self) -> usize {
         let layers: usize = self.layers.iter().flatten().map(Matrix::bytes).sum();
         layers + self.norm.len() + self.output.bytes()
@@ -82,7 +55,7 @@ impl Weights {
 }
 
 /// How these parts can stay packed, if they can.
-fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Option<Layout>, CheckpointError> {
+fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Option<PackedLayout>, CheckpointError> {
     let mut integers = Vec::new();
     let mut rows = 0;
     for part in parts {
@@ -93,14 +66,14 @@ fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Opt
             None => return Ok(None),
         }
     }
-    Ok(tiles::layout(&integers, rows, columns))
+    Ok(PackedLayout::of(&integers, MatrixSize { inputs: columns, outputs: rows }))
 }
 
 /// What kinds of tiles a model's packed matrices have.
-pub(super) fn kinds_of_tiles(checkpoint: &Checkpoint, model: &Transformer) -> Result<Kinds, CheckpointError> {
+pub(super) fn kinds_of_tiles(checkpoint: &Checkpoint, model: &Transformer) -> Result<TileKinds, CheckpointError> {
     let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
     let matrices = layers.filter(|weight| weight.role.is_matrix()).map(|weight| (weight.parts, weight.columns));
-    let mut kinds = Kinds::default();
+    let mut kinds = TileKinds::default();
     for (parts, columns) in matrices.chain([(vec![model.output_matrix()], model.hidden_size)]) {
         packed(checkpoint, &parts, columns)?.into_iter().for_each(|layout| kinds.add(layout));
     }
@@ -120,8 +93,21 @@ fn pieces(view: &View, piece: usize) -> Vec<Range<usize>> {
     (0..rows).step_by(step).map(|first| first..rows.min(first + step)).collect()
 }
 
-/// What goes up, and how.
-struct Sizes {
+/// What weights are loaded from, and how.
+#[derive(Clone, Copy)]
+pub(super) struct WeightSource<'a> {
+    pub(super) checkpoint: &'a Checkpoint,
+    pub(super) model: &'a Transformer,
+    pub(super) kernels: &'a AuxKernels,
+    pub(super) stream: &'a Arc<CudaStream>,
+    /// Arithmetic of the engines.
+    pub(super) dtype: DType,
+    /// Whether integers stay packed.
+    pub(super) keep_packed: bool,
+}
+
+/// What goes up.
+struct UploadSizes {
     /// Bytes of the files.
     stored: u64,
     /// Bytes on the device.
@@ -130,12 +116,13 @@ struct Sizes {
     piece: usize,
 }
 
-fn sizes(checkpoint: &Checkpoint, model: &Transformer, (dtype, keep): (DType, bool)) -> Result<Sizes, LlmError> {
+fn sizes(source: &WeightSource<'_>) -> Result<UploadSizes, LlmError> {
+    let WeightSource { checkpoint, model, dtype, keep_packed, .. } = *source;
     let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
     let inner = layers.map(|weight| (weight.role.is_matrix(), weight.parts, weight.columns));
     let outer =
         [(true, vec![model.output_matrix()], model.hidden_size), (false, vec![model.final_norm()], model.hidden_size)];
-    let mut sizes = Sizes { stored: 0, loaded: 0, piece: PIECE };
+    let mut sizes = UploadSizes { stored: 0, loaded: 0, piece: PIECE };
     for (is_matrix, parts, columns) in inner.chain(outer) {
         let mut elements = 0;
         for part in &parts {
@@ -144,17 +131,17 @@ fn sizes(checkpoint: &Checkpoint, model: &Transformer, (dtype, keep): (DType, bo
             sizes.piece = sizes.piece.max(view.columns() * plain(&view).map_or(4, DType::size));
             elements += view.rows() * view.columns();
         }
-        let layout = if is_matrix && keep { packed(checkpoint, &parts, columns)? } else { None };
-        sizes.piece = sizes.piece.max(layout.map_or(0, Layout::strip_bytes));
+        let layout = if is_matrix && keep_packed { packed(checkpoint, &parts, columns)? } else { None };
+        sizes.piece = sizes.piece.max(layout.map_or(0, PackedLayout::strip_bytes));
         // Norms are float32, and small.
-        sizes.loaded += layout.map_or(elements * dtype.size(), Layout::bytes);
+        sizes.loaded += layout.map_or(elements * dtype.size(), PackedLayout::bytes);
     }
     Ok(sizes)
 }
 
 /// Refuses weights that cannot fit where the device's memory is the machine's: there an allocation succeeds, and the kernel
 /// kills somebody when it is filled. Elsewhere the allocation fails.
-fn check_room(stream: &CudaStream, sizes: &Sizes) -> Result<(), BackendError> {
+fn check_room(stream: &CudaStream, sizes: &UploadSizes) -> Result<(), BackendError> {
     let context = stream.context();
     let Some(free) = free_memory(context).filter(|_| is_integrated(context)) else { return Ok(()) };
     // Other programs may go to a swap file; compressed memory holds no weights.
@@ -171,14 +158,8 @@ fn check_room(stream: &CudaStream, sizes: &Sizes) -> Result<(), BackendError> {
     )))
 }
 
-struct Loader<'a> {
-    checkpoint: &'a Checkpoint,
-    model: &'a Transformer,
-    kernels: &'a Kernels,
-    stream: &'a Arc<CudaStream>,
-    dtype: DType,
-    /// Whether integers stay packed.
-    keep: bool,
+struct WeightLoader<'a> {
+    source: WeightSource<'a>,
     staging: Staging,
     /// Count of values out of range.
     bad: Buffer,
@@ -188,23 +169,12 @@ struct Loader<'a> {
 }
 
 /// Loads everything; `progress` hears (bytes so far, bytes in all).
-pub(super) fn load(
-    checkpoint: &Checkpoint,
-    model: &Transformer,
-    kernels: &Kernels,
-    stream: &Arc<CudaStream>,
-    (dtype, keep): (DType, bool),
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Weights, LlmError> {
-    let sizes = sizes(checkpoint, model, (dtype, keep))?;
+pub(super) fn load(source: WeightSource<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<DeviceWeights, LlmError> {
+    let WeightSource { checkpoint, model, stream, .. } = source;
+    let sizes = sizes(&source)?;
     check_room(stream, &sizes)?;
-    let mut loader = Loader {
-        checkpoint,
-        model,
-        kernels,
-        stream,
-        dtype,
-        keep,
+    let mut loader = WeightLoader {
+        source,
         staging: Staging::new(stream, sizes.piece)?,
         bad: Buffer::new(stream, 4, "a counter")?,
         count: Pinned::new(stream, 4)?,
@@ -224,29 +194,32 @@ pub(super) fn load(
     progress(sizes.stored, sizes.stored);
     checkpoint.release_all();
     let roles = model.layer_weights(0).iter().map(|weight| weight.role).collect();
-    Ok(Weights { layers, roles, norm, output })
+    Ok(DeviceWeights { layers, roles, norm, output })
 }
 
-impl Loader<'_> {
+impl WeightLoader<'_> {
     fn weight(&mut self, weight: &Weight) -> Result<Matrix, LlmError> {
         if weight.role.is_matrix() {
             return self.matrix(&weight.parts, weight.rows, weight.columns);
         }
         let norm = weight.role.is_norm();
-        let (dtype, offset) = if norm { (DType::Float32, self.model.norm_offset) } else { (self.dtype, 0.0) };
+        let (dtype, offset) =
+            if norm { (DType::Float32, self.source.model.norm_offset) } else { (self.source.dtype, 0.0) };
         Ok(Matrix::Plain(self.vector(&weight.parts, weight.columns, dtype, offset)?))
     }
 
     /// Parts that stay packed, if they can: laid out where they are sent from.
     fn packed(&mut self, parts: &[Part], columns: usize) -> Result<Option<Matrix>, LlmError> {
-        let Some(layout) = packed(self.checkpoint, parts, columns)?.filter(|_| self.keep) else { return Ok(None) };
-        let views = parts.iter().map(|part| self.checkpoint.expect(&part.tensor, &part.shape));
+        let Some(layout) = packed(self.source.checkpoint, parts, columns)?.filter(|_| self.source.keep_packed) else {
+            return Ok(None);
+        };
+        let views = parts.iter().map(|part| self.source.checkpoint.expect(&part.tensor, &part.shape));
         let views = views.collect::<Result<Vec<_>, _>>()?;
         let integers: Vec<_> = views.iter().filter_map(|view| view.integers()).collect();
         let rows: Vec<usize> = views.iter().map(View::rows).collect();
         let Some(strips) = Strips::new(&integers, &rows, layout) else { return Ok(None) };
         // Overwritten strip by strip, those that fill it up to an even number too.
-        let mut tiles = Buffer::unset(self.stream, layout.bytes(), "the weights")?;
+        let mut tiles = Buffer::unset(self.source.stream, layout.bytes(), "the weights")?;
         let size = layout.strip_bytes();
         let step = (self.staging.piece() / size).max(1);
         let mut kept = vec![0; views.len()];
@@ -263,7 +236,7 @@ impl Loader<'_> {
         let order = match &strips.order {
             Some(order) => {
                 let bytes: Vec<u8> = order.iter().flat_map(|input| word(*input).to_le_bytes()).collect();
-                let mut buffer = Buffer::unset(self.stream, bytes.len(), "the weights")?;
+                let mut buffer = Buffer::unset(self.source.stream, bytes.len(), "the weights")?;
                 buffer.upload(&bytes)?;
                 Some(buffer)
             }
@@ -279,19 +252,17 @@ impl Loader<'_> {
             return Ok(packed);
         }
         // Overwritten column by column: the parts have all rows.
-        let buffer = Buffer::unset(self.stream, rows * columns * self.dtype.size(), "the weights")?;
+        let buffer = Buffer::unset(self.source.stream, rows * columns * self.source.dtype.size(), "the weights")?;
         let mut first = 0;
         for part in parts {
-            let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
+            let view = self.source.checkpoint.expect(&part.tensor, &part.shape)?;
             let mut kept = 0;
             for piece in pieces(&view, self.staging.piece()) {
                 let from = self.stage(&view, &piece)?;
-                self.kernels.transpose(
-                    (self.staging.address(), from),
-                    (buffer.address(), self.dtype),
-                    [piece.len(), columns, rows, first],
-                    self.bad.address(),
-                )?;
+                let from = Elements { address: self.staging.address(), dtype: from };
+                let to = Elements { address: buffer.address(), dtype: self.source.dtype };
+                let shape = Transposition { rows: piece.len(), columns, stride: rows, first };
+                self.source.kernels.transpose(from, to, shape, self.bad.address())?;
                 first += piece.len();
                 self.let_go(&view, &mut kept, piece.end);
             }
@@ -303,16 +274,22 @@ impl Loader<'_> {
     /// Parts one behind the other, in their own layout.
     fn vector(&mut self, parts: &[Part], size: usize, dtype: DType, offset: f32) -> Result<Buffer, LlmError> {
         // Overwritten element by element: the parts have all of them.
-        let buffer = Buffer::unset(self.stream, size * dtype.size(), "the weights")?;
+        let buffer = Buffer::unset(self.source.stream, size * dtype.size(), "the weights")?;
         let mut first = 0;
         for part in parts {
-            let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
+            let view = self.source.checkpoint.expect(&part.tensor, &part.shape)?;
             let mut kept = 0;
             for piece in pieces(&view, self.staging.piece()) {
                 let count = piece.len() * view.columns();
                 let from = self.stage(&view, &piece)?;
-                let (source, target) = ((self.staging.address(), from), (buffer.address(), dtype));
-                self.kernels.convert(source, target, (count, first), (1.0, offset), self.bad.address())?;
+                let from = Elements { address: self.staging.address(), dtype: from };
+                let to = Elements { address: buffer.address(), dtype };
+                self.source.kernels.convert(
+                    from,
+                    to,
+                    Conversion { count, first, scale: 1.0, offset },
+                    self.bad.address(),
+                )?;
                 first += count;
                 self.let_go(&view, &mut kept, piece.end);
             }
@@ -328,7 +305,7 @@ impl Loader<'_> {
         if let Some(dtype) = plain(view) {
             let (first, bytes) = (rows.start * view.columns() * dtype.size(), elements * dtype.size());
             let room = self.staging.room(bytes)?;
-            self.checkpoint.files()[view.file].read(view.offset + first, room)?;
+            self.source.checkpoint.files()[view.file].read(view.offset + first, room)?;
             self.staging.send(bytes)?;
             return Ok(dtype);
         }
@@ -341,7 +318,7 @@ impl Loader<'_> {
     fn let_go(&self, view: &View, kept: &mut usize, to: usize) {
         let bytes = to.saturating_sub(*kept).saturating_mul(view.bytes.len() / view.rows());
         if *kept < to && (bytes >= WINDOW || to == view.rows()) {
-            self.checkpoint.release(view, *kept..to);
+            self.source.checkpoint.release(view, *kept..to);
             *kept = to;
         }
     }
@@ -352,9 +329,9 @@ impl Loader<'_> {
         if self.count.bytes()?[..4] == [0; 4] {
             return Ok(());
         }
-        let limit = if kind(self.dtype) == 1 { half::f16::MAX.to_f32() } else { f32::MAX };
+        let limit = if kind(self.source.dtype) == 1 { half::f16::MAX.to_f32() } else { f32::MAX };
         for part in parts {
-            let view = self.checkpoint.expect(&part.tensor, &part.shape)?;
+            let view = self.source.checkpoint.expect(&part.tensor, &part.shape)?;
             let mut row = vec![0.0; view.columns()];
             for index in 0..view.rows() {
                 view.read_row(index, &mut row);
@@ -367,9 +344,11 @@ impl Loader<'_> {
                             "tensor `{}` holds {} at element {}, too large for float16\n  hint: build with `precision: bf16`",
                             part.tensor, at.1, at.0
                         );
-                        return Err(CheckpointError::new(self.checkpoint.files()[view.file].path(), message).into());
+                        return Err(
+                            CheckpointError::new(self.source.checkpoint.files()[view.file].path(), message).into()
+                        );
                     }
-                    return Err(crate::llm::host::not_finite(self.checkpoint, &view, at.0, at.1).into());
+                    return Err(crate::llm::host::not_finite(self.source.checkpoint, &view, at.0, at.1).into());
                 }
             }
         }

@@ -5,7 +5,7 @@ use std::fmt;
 use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
 use crate::convert::{Scheme, Transformer};
-use crate::llm::{Shapes, packed_bytes, quantised_bytes};
+use crate::llm::{IntegerFormat, MatrixSize, Shapes, packed_bytes, quantised_bytes};
 use crate::memory;
 use crate::recipe::LlmPlan;
 use crate::tensor::DType;
@@ -94,12 +94,12 @@ fn weights(
         let plain = (elements * dtype.size()) as u64;
         let in_layer = at < first * model.layers.len();
         let views = parts.iter().map(|part| checkpoint.tensor(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
-        let sizes = [columns, elements / columns];
+        let size = MatrixSize { inputs: columns, outputs: elements / columns };
         let packed = match quantised.filter(|_| in_layer) {
-            Some(scheme) => quantised_bytes((scheme.bits, scheme.group), sizes),
+            Some(scheme) => quantised_bytes(IntegerFormat { bits: scheme.bits, group: scheme.group }, size),
             None => {
                 let parts: Option<Vec<_>> = views.iter().map(View::integers).collect();
-                parts.and_then(|parts| packed_bytes(&parts, sizes))
+                parts.and_then(|parts| packed_bytes(&parts, size))
             }
         };
         let Some(packed) = packed.filter(|_| is_matrix && dtype == DType::Float16) else {

@@ -1,0 +1,59 @@
+// What becomes of a product's sums: bias, activation and gate, residual, soft cap, and squares for the next norm.
+
+// The sum of an output, of its gate where it has one, and what is added to it last.
+struct OutputSum {
+  float value, gate, residual;
+};
+
+template <u32 KIND>
+__device__ __forceinline__ float load_residual(PhaseDescriptor const& p, u32 row, u32 n) {
+  return p.residual && n < p.outputs ? widen<KIND>(load_cg_2(p.residual + (u64)row * p.outputs + n)) : 0.0f;
+}
+
+// Writes an output; returns it as it was rounded, 0 where there is none.
+template <u32 KIND>
+__device__ __forceinline__ float store_output(DecodeParams const& s, PhaseDescriptor const& p, u32 row, u32 n,
+                                              OutputSum sum) {
+  u32 const outputs = p.gated ? p.outputs / 2 : p.outputs;
+  u64 const at = (u64)row * outputs + n;
+  float value = sum.value;
+  if (n >= outputs) {
+    return 0.0f;
+  }
+  if (p.out_is_float32) {
+    ((float*)p.out)[at] = soft_cap(value, p.logit_softcap);
+    return 0.0f;
+  }
+  if (p.bias) {
+    value = round_to<KIND>(value) + widen<KIND>(p.bias[p.gated ? outputs + n : n]);
+  }
+  if (p.gated) {
+    float const gate = p.bias ? round_to<KIND>(sum.gate) + widen<KIND>(p.bias[n]) : sum.gate;
+    value = activate(round_to<KIND>(gate), s.gelu) * round_to<KIND>(value);
+  }
+  if (p.residual) {
+    value = round_to<KIND>(value) + sum.residual;
+  }
+  value = round_to<KIND>(value);
+  ((u16*)p.out)[at] = narrow<KIND>(value);
+  return value;
+}
+
+// Sums of the squares of 32 outputs each, of a strip's rows.
+typedef float StripSquares[MAX_ROWS][MAX_STRIP_N / 32];
+
+// Adds up each row's squares of a strip of so many outputs.
+__device__ __forceinline__ void store_squares(PhaseContext const& c, u32 strip, u32 outputs,
+                                              StripSquares const& squares) {
+  if (c.p.out_squares == nullptr) {
+    return;
+  }
+  sync_compute_warps();
+  if (threadIdx.x < c.s.rows) {
+    float all = 0.0f;
+    for (u32 part = 0; part < outputs / 32; ++part) {
+      all += squares[threadIdx.x][part];
+    }
+    c.p.out_squares[threadIdx.x * c.p.strips + strip] = all;
+  }
+}

@@ -1,0 +1,218 @@
+// A product's inputs on their way to mma: copied to shared memory once, normed there, and added up by groups for packed
+// weights.
+
+// Eight inputs of a row that are not in their place.
+__device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u32 row, u32 k) {
+  u16 const* const from = p.x + (u64)row * p.x_stride;
+  u32 x[4] = {};
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) {
+    x[i / 2] |= (u32)load_cg_2(from + p.input_order[k + i]) << (i % 2 * 16);
+  }
+  return make_uint4(x[0], x[1], x[2], x[3]);
+}
+
+// RMSNorm's weights of eight inputs.
+struct NormWeights {
+  float4 low, high;
+};
+
+__device__ __forceinline__ NormWeights load_norm_weights(PhaseDescriptor const& p, u32 k) {
+  if (p.input_order) {
+    u32 const* const at = p.input_order + k;
+    float const* const n = p.norm_weight;
+    return {{n[at[0]], n[at[1]], n[at[2]], n[at[3]]}, {n[at[4]], n[at[5]], n[at[6]], n[at[7]]}};
+  }
+  return {*(float4 const*)(p.norm_weight + k), *(float4 const*)(p.norm_weight + k + 4)};
+}
+
+// Eight inputs times their norm's weights and the row's scale.
+template <u32 KIND>
+__device__ __forceinline__ uint4 apply_norm(uint4 x, NormWeights const& norm, float scale) {
+  float v[8];
+  unpack8<KIND>(x, v);
+  return make_uint4(pack2<KIND>(v[0] * (scale * norm.low.x), v[1] * (scale * norm.low.y)),
+                    pack2<KIND>(v[2] * (scale * norm.low.z), v[3] * (scale * norm.low.w)),
+                    pack2<KIND>(v[4] * (scale * norm.high.x), v[5] * (scale * norm.high.y)),
+                    pack2<KIND>(v[6] * (scale * norm.high.z), v[7] * (scale * norm.high.w)));
+}
+
+// What RMSNorm multiplies each row with, 1 / sqrt(mean of squares + eps), in shared memory.
+struct RmsScales {
+  float partial[MAX_ROWS][COMPUTE_WARPS];  // sums of squares, of as many warps as there can be for each row
+  float of[MAX_ROWS];
+};
+
+// This warp's part of the sum of a row's squares, from `part` on: of x, unless the phase before has added them up in
+// parts.
+template <u32 KIND>
+__device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, u32 part, u32 warps, u32 size) {
+  u32 const lane = threadIdx.x % 32;
+  float square = 0.0f;
+  if (p.x_squares) {
+#pragma unroll 1
+    for (u32 i = part * 32 + lane; i < p.x_square_parts; i += warps * 32) {
+      square += __ldcg(p.x_squares + row * p.x_square_parts + i);
+    }
+  } else {
+#pragma unroll 1
+    for (u32 k = (part * 32 + lane) * 8; k < size; k += warps * 256) {
+      float value[8];
+      unpack8<KIND>(load_cg_16(p.x + (u64)row * p.x_stride + k), value);
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {
+        square = fmaf(value[i], value[i], square);
+      }
+    }
+  }
+  return warp_sum(square);
+}
+
+template <u32 KIND>
+__device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescriptor const& p, u32 size,
+                                           RmsScales& scales) {
+  u32 const rows = s.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
+  u32 const row = threadIdx.x / 32 / warps, part = threadIdx.x / 32 % warps;
+  if (row < rows) {
+    float const square = sum_squares<KIND>(p, row, part, warps, size);
+    if (threadIdx.x % 32 == 0) {
+      scales.partial[row][part] = square;
+    }
+  }
+  sync_compute_warps();
+  if (threadIdx.x < rows) {
+    float square = 0.0f;
+#pragma unroll 1
+    for (u32 i = 0; i < warps; ++i) {
+      square += scales.partial[threadIdx.x][i];
+    }
+    scales.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + s.norm_eps);
+  }
+  sync_compute_warps();
+}
+
+// The norm's weights of a thread's first two times eight inputs, which are read before the inputs are there.
+struct EarlyNormWeights {
+  NormWeights first, second;
+};
+
+// The sum of eight inputs, and of as many lanes' as make a group.
+template <u32 KIND>
+__device__ __forceinline__ float group_sum(uint4 x, u32 group) {
+  float v[8];
+  unpack8<KIND>(x, v);
+  float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  if (group > 32) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 4);
+  }
+  if (group > 64) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, 8);
+  }
+  return sum;
+}
+
+// Copies inputs of all rows to shared memory. Of each row a thread takes every COMPUTE_THREADSth eight inputs.
+struct InputStager {
+  u32 first, eights;  // the first input, and how many times eight there are of a row
+  u32 group;          // inputs that are added up, a power of 2; 0: none
+
+  // Bytes from row to row: rows two apart are in different banks. The groups' sums come after all rows.
+  __device__ __forceinline__ u32 stride() const { return (eights * 16 + 127) / 128 * 128 + 64; }
+  __device__ __forceinline__ u32 group_shift() const { return 28 - __clz(group); }
+  __device__ __forceinline__ u32 groups() const { return eights >> group_shift(); }
+
+  __device__ __forceinline__ EarlyNormWeights early_norm_weights(PhaseDescriptor const& p) const {
+    auto const of = [&](u32 eight) {
+      bool const there = p.norm_weight && eight < eights && first + eight * 8 < p.inputs;
+      return there ? load_norm_weights(p, first + eight * 8) : NormWeights{};
+    };
+    return {of(threadIdx.x), of(threadIdx.x + COMPUTE_THREADS)};
+  }
+
+  // Begins to copy.
+  __device__ __forceinline__ void copy(PhaseDescriptor const& p, u32 rows, u8* inputs) const {
+#pragma unroll 1
+    for (u32 row = 0; row < rows; ++row) {
+      u16 const* const from = p.x + (u64)row * p.x_stride + first;
+      u32 const to = shared_address(inputs) + row * stride(), there = p.inputs - first;
+#pragma unroll 1
+      for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
+        if (p.input_order) {
+          uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
+          *at = eight * 8 < there ? gather8(p, row, first + eight * 8) : make_uint4(0, 0, 0, 0);
+        } else {
+          cp_async_16(to + eight * 16, eight * 8 < there ? from + eight * 8 : p.x, eight * 8 < there ? 16 : 0);
+        }
+      }
+    }
+    cp_async_commit();
+  }
+
+  // Norms each input once it is there, and adds up groups.
+  template <u32 KIND>
+  __device__ __forceinline__ void finish(PhaseDescriptor const& p, u32 rows, RmsScales const& scales,
+                                         EarlyNormWeights const& early, u8* inputs) const {
+    cp_async_wait_all();
+    float* const sums = (float*)(inputs + rows * stride());
+    if (p.norm_weight || group) {
+#pragma unroll 1
+      for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
+        u32 const k = first + eight * 8;
+        bool const is_normed = p.norm_weight && k < p.inputs;
+        NormWeights norm = eight == threadIdx.x ? early.first : early.second;
+        if (is_normed && eight > threadIdx.x + COMPUTE_THREADS) {
+          norm = load_norm_weights(p, k);
+        }
+#pragma unroll 1
+        for (u32 row = 0; row < rows; ++row) {
+          uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
+          uint4 x = *at;
+          if (is_normed) {
+            x = apply_norm<KIND>(x, norm, scales.of[row]);
+            *at = x;
+          }
+          if (group) {
+            float const sum = group_sum<KIND>(x, group);
+            if ((eight & (group / 8 - 1)) == 0) {
+              sums[row * groups() + (eight >> group_shift())] = sum;
+            }
+          }
+        }
+      }
+    }
+    sync_compute_warps();
+  }
+
+  // Both, where the scales are known.
+  template <u32 KIND>
+  __device__ __forceinline__ void load(PhaseDescriptor const& p, u32 rows, RmsScales const& scales, u8* inputs) const {
+    copy(p, rows, inputs);
+    finish<KIND>(p, rows, scales, early_norm_weights(p), inputs);
+  }
+
+  // The first inputs of a phase, once the phase before is done, and their rows' scales.
+  template <u32 KIND>
+  __device__ __forceinline__ void load_first(PhaseContext const& c, RmsScales& scales, u8* inputs) const {
+    EarlyNormWeights const early = early_norm_weights(c.p);
+    u32 const index = c.index;
+    if (index > 0) {
+      wait_for_phase_before(c);
+    }
+    MARK(1);
+    copy(c.p, c.s.rows, inputs);
+    if (c.p.norm_weight) {
+      rms_scales<KIND>(c.s, c.p, c.p.inputs, scales);
+    }
+    finish<KIND>(c.p, c.s.rows, scales, early, inputs);
+    MARK(2);
+  }
+};
+
+// Inputs in shared memory, as `load` left them.
+struct StagedInputs {
+  u32 address, stride, rows;
+  float const* group_sums;  // [rows, groups]
+  u32 groups;
+};

@@ -1,0 +1,56 @@
+// The kernel: phase after phase of a list.
+
+template <u32 KIND>
+__device__ __forceinline__ void matmul(PhaseContext const& c, TileRing& ring) {
+  if (KIND == FLOAT16 && TILE_KINDS && c.p.weight_kind != PLAIN) {
+    packed_matmul(c, ring);
+  } else {
+    plain_matmul<KIND>(c, ring);
+  }
+}
+
+template <u32 KIND>
+__device__ __forceinline__ void decode(DecodeParams const& s) {
+  SHARED_MEMORY(shared);
+  __shared__ PhaseDescriptor p;
+  __shared__ RingBarriers barriers;
+  u32 const warp = threadIdx.x / 32, slots = shared_address(shared) + WORK_BYTES, start = (u32)clock();
+  u32 const worker = s.block_of_sm ? s.block_of_sm[sm_id()] : blockIdx.x;
+  if (threadIdx.x < PRODUCER_WARPS * RING_DEPTH) {
+    mbarrier_init(shared_address(barriers.full) + threadIdx.x * 8, 1);
+    mbarrier_init(shared_address(barriers.empty) + threadIdx.x * 8, 2);
+  }
+  __syncthreads();
+  if (warp >= COMPUTE_WARPS) {
+    run_producer(s, barriers, worker, warp - COMPUTE_WARPS, slots);
+    return;
+  }
+  TileRing ring = {barriers, slots, 0};
+  for (u32 index = 0; index < s.phase_count; ++index) {
+    sync_compute_warps();  // the phase before is done with its description
+    if (threadIdx.x < sizeof(PhaseDescriptor) / 4) {
+      ((u32*)&p)[threadIdx.x] = ((u32 const*)(s.phases + index))[threadIdx.x];
+    }
+    sync_compute_warps();
+    PhaseContext const c = {s, p, index, worker, (u8*)shared};
+    MARK(0);
+    if (p.kind == MATMUL) {
+      matmul<KIND>(c, ring);
+    } else if (p.kind == ATTENTION) {
+      attention<KIND>(c);
+    } else {
+      norm_add<KIND>(c);
+    }
+  }
+  if (s.block_clocks && threadIdx.x == 0) {
+    s.block_clocks[2 * worker] = (u32)clock() - start;
+    s.block_clocks[2 * worker + 1] = sm_id();
+  }
+}
+
+#if !defined(ELEMENT) || ELEMENT == 1
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) decode_f16(DecodeParams s) { decode<FLOAT16>(s); }
+#endif
+#if !defined(ELEMENT) || ELEMENT == 2
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, 1) decode_bf16(DecodeParams s) { decode<BFLOAT16>(s); }
+#endif

@@ -1,0 +1,160 @@
+// Products of packed weights. Their tiles lie one behind the other, so narrow strips read as fast as wide ones: a strip
+// is one or two tiles wide, there are enough to go round, and each is one block's alone. All eight warps share a strip
+// along the inputs.
+//
+// Shared memory has the warps' sums of two strips, [2, COMPUTE_WARPS, rows, columns + 1], so that warps may go on to
+// the next strip while some still finish the last; then the inputs and their groups' sums.
+
+__device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) {
+    float const kept = a[i / 4][i % 4];
+    a[i / 4][i % 4] = b[i / 4][i % 4];
+    b[i / 4][i % 4] = kept;
+  }
+}
+
+// A block's strips, ACROSS tiles wide, of tiles with BITS for each integer and GROUPS groups of inputs.
+template <u32 BITS, u32 GROUPS, u32 ACROSS>
+struct PackedMatmul {
+  static u32 constexpr TILES = 4 / ACROSS;                    // of a warp along the inputs in one step
+  static u32 constexpr TILE_K = 512 / BITS;                   // inputs of a tile
+  static u32 constexpr COLUMNS = ACROSS * PACKED_TILE_N + 1;  // of a row of sums: other rows are in other banks
+  static u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
+
+  PhaseContext const& c;
+  TileRing& ring;
+  u8* inputs;
+  u32 made;  // outputs of a strip
+
+  __device__ __forceinline__ InputStager stager(StripWalk const& walk, u32 step_inputs) const {
+    return {walk.from * step_inputs, (walk.to - walk.from) * step_inputs / 8, TILE_K / GROUPS};
+  }
+
+  // Adds this warp's tiles of a chunk of a strip, from step `k` on, to its sums. Returns the step it would come to
+  // next.
+  __device__ __forceinline__ u32 multiply(StripWalk const& walk, InputStager const& stage, u32 k, float (&sum)[2][4]) {
+    u32 const side = threadIdx.x / 32 % 2, rows = c.s.rows, stride = stage.stride();
+    StagedInputs const staged = {shared_address(inputs), stride, rows, (float const*)(inputs + rows * stride),
+                                 stage.groups()};
+    bool const is_minimum = c.p.offset_kind == MINIMUM;
+#pragma unroll 1
+    for (; k < walk.to; k += PRODUCER_WARPS) {
+      u32 const slot = ring.acquire() + side * TILES * TILE_BYTES, tile = ((k - walk.from) * 2 + side) * TILES;
+      mma_packed_tiles<BITS, GROUPS, ACROSS>(sum, slot, staged, tile, is_minimum);
+      ring.release();
+    }
+    return k;
+  }
+
+  __device__ __forceinline__ float* sums_of(u32 strip) const {
+    return (float*)c.work + strip % 2 * COMPUTE_WARPS * c.s.rows * COLUMNS;
+  }
+
+  // This warp's sums of a strip to shared memory; they are zero then.
+  __device__ __forceinline__ void store_warp_sums(u32 strip, float (&sum)[2][4]) const {
+    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = c.s.rows;
+    float* const sums = sums_of(strip);
+#pragma unroll
+    for (u32 i = 0; i < 4 * ACROSS; ++i) {
+      u32 const row = lane % 4 * 2 + i % 2;
+      if (row < rows) {
+        sums[(warp * rows + row) * COLUMNS + i / 4 * PACKED_TILE_N + i / 2 % 2 * 8 + lane / 4] = sum[i / 4][i % 4];
+      }
+      sum[i / 4][i % 4] = 0.0f;
+    }
+  }
+
+  // Writes a strip's outputs. Some warps do, other ones each time, while the rest go on to the next strip.
+  __device__ __forceinline__ void finish(u32 strip) const {
+    PhaseDescriptor const& p = c.p;
+    u32 const rows = c.s.rows, shift = made == PACKED_TILE_N ? 4 : 5;
+#pragma unroll 1
+    for (u32 i = (threadIdx.x + strip * 32) % COMPUTE_THREADS; i < (rows * made + 31) / 32 * 32; i += COMPUTE_THREADS) {
+      bool const there = i < rows * made;
+      u32 const row = min(i >> shift, rows - 1), column = i & (made - 1), n = strip * made + column;
+      OutputSum sum = {0.0f, 0.0f, load_residual<FLOAT16>(p, row, n)};
+      float const* const from = sums_of(strip) + row * COLUMNS + column;
+#pragma unroll
+      for (u32 w = 0; w < COMPUTE_WARPS; ++w) {
+        sum.value += from[w * rows * COLUMNS + (p.gated ? PACKED_TILE_N : 0)];
+        sum.gate += from[w * rows * COLUMNS];
+      }
+      float square = there ? store_output<FLOAT16>(c.s, p, row, n, sum) : 0.0f;
+      if (p.out_squares) {
+        square *= square;
+        for (u32 step = made / 2; step > 0; step /= 2) {
+          square += __shfl_xor_sync(0xffffffffu, square, step);
+        }
+        if (there && column == 0) {
+          p.out_squares[row * p.strips + strip] = square;
+        }
+      }
+    }
+  }
+
+  // All strips from `begin` to `end`. The first chunk of inputs is staged already.
+  __device__ __forceinline__ void run(u32 begin, u32 end, KSteps const& steps, RmsScales const& scales) {
+    StripWalk walk = walk_of(steps, begin, end);
+    u32 over = threadIdx.x / 64;  // how far this pair's next step is behind the begin of the next chunk
+    u32 staged = 0;
+    float sum[2][4] = {}, other[2][4] = {};
+#pragma unroll 1
+    for (; walk.strip < end; walk.next()) {
+      InputStager const stage = stager(walk, steps.inputs);
+      if (walk.from != staged) {
+        sync_compute_warps();  // the chunk before was used
+        stage.template load<FLOAT16>(c.p, c.s.rows, scales, inputs);
+        staged = walk.from;
+      }
+      over = multiply(walk, stage, walk.from + over, sum) - walk.to;
+      if (walk.to < steps.count) {
+        if (walk.first + 1 < end) {
+          swap(sum, other);  // the other strip's turn
+        }
+        continue;
+      }
+      MARK(3);
+      store_warp_sums(walk.strip, sum);
+      swap(sum, other);
+      sync_compute_warps();
+      MARK(4);
+      finish(walk.strip);
+    }
+  }
+};
+
+// Bit of TILE_KINDS, weight kind, bits of an integer, groups of a tile; as KINDS in packed_tiles.rs.
+#define FOR_EACH_TILE_KIND(CASES) \
+  CASES(0, INT4, 4, 1) CASES(1, INT4, 4, 2) CASES(2, INT4, 4, 4) CASES(3, INT8, 8, 1) CASES(4, INT8, 8, 2)
+
+__device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& ring) {
+  __shared__ RmsScales scales;
+  PhaseDescriptor const& p = c.p;
+  u32 const begin = p.first_units[c.worker] >> 16, end = p.first_units[c.worker + 1] >> 16, across = p.tiles_across;
+  if (begin == end) {
+    return;
+  }
+  KSteps const steps = packed_steps(p, c.s.rows);
+  u8* const inputs = c.work + warp_sums_bytes(across, c.s.rows);
+  InputStager const first = {0, steps.chunk * steps.inputs / 8, p.group_size};
+  first.load_first<FLOAT16>(c, scales, inputs);
+  u32 const made = p.gated ? PACKED_TILE_N : across * PACKED_TILE_N;
+  switch ((p.weight_kind * 8 + (p.tile_bytes - PACKED_TILE_QUANT_BYTES) / GROUP_TERM_BYTES) * 2 + across / 2) {
+#define CASES(bit, kind, bits, groups)                                                     \
+  case (kind * 8 + groups) * 2:                                                            \
+    if (TILE_KINDS >> bit & 1) {                                                           \
+      PackedMatmul<bits, groups, 1>{c, ring, inputs, made}.run(begin, end, steps, scales); \
+    }                                                                                      \
+    break;                                                                                 \
+  case (kind * 8 + groups) * 2 + 1:                                                        \
+    if (TILE_KINDS >> bit & 1) {                                                           \
+      PackedMatmul<bits, groups, 2>{c, ring, inputs, made}.run(begin, end, steps, scales); \
+    }                                                                                      \
+    break;
+    FOR_EACH_TILE_KIND(CASES)
+#undef CASES
+  }
+  complete_part(c);
+  MARK(5);
+}

@@ -1,0 +1,102 @@
+//! Which block does what: a product's tiles, or its strips of packed weights, are parted among the blocks.
+//!
+//! Plain weights are parted by tiles, so a block's part may begin and end within a strip (Stream-K, Osama et al. 2023); packed
+//! ones by whole strips.
+
+use std::collections::HashMap;
+
+use super::super::driver::word;
+use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor};
+
+/// Where there are fewer tiles or strips than this for each block, all blocks get as many.
+const FEW: usize = 8;
+
+/// Phases, and the tables of their products.
+pub(super) struct Partition {
+    phases: Vec<PhaseDescriptor>,
+    pub(super) table: Vec<u32>,
+}
+
+/// Products with the same partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Units {
+    plain: bool,
+    strips: usize,
+    /// Tiles along the inputs that may be parted: of packed weights one.
+    tiles: usize,
+}
+
+/// Where the table has a product's, and in how many parts its outputs become final.
+#[derive(Debug, Clone, Copy)]
+struct Tables {
+    first_units: usize,
+    strip_owners: usize,
+    completions: u32,
+}
+
+impl Units {
+    fn of(phase: &PhaseDescriptor) -> Self {
+        let plain = phase.weight_kind == PLAIN;
+        Self { plain, strips: phase.strips as usize, tiles: if plain { phase.k_tiles as usize } else { 1 } }
+    }
+
+    /// The first unit of each block, and behind them the number of all. `before` has the sums of the shares before each block.
+    fn firsts(self, before: &[usize]) -> Vec<usize> {
+        let (units, blocks) = (self.strips * self.tiles, before.len() - 1);
+        let used = blocks.min(units);
+        match units < FEW * blocks {
+            true => (0..=blocks).map(|block| block.min(used) * units / used).collect(),
+            false => before.iter().map(|share| units * share / before[blocks]).collect(),
+        }
+    }
+
+    /// Appends the partition to the table.
+    fn part(self, before: &[usize], table: &mut Vec<u32>) -> Tables {
+        let firsts = self.firsts(before);
+        let first_units = table.len();
+        table.extend(firsts.iter().map(|unit| word(unit / self.tiles) << 16 | word(unit % self.tiles)));
+        let strip_owners = table.len();
+        // The block that has a tile.
+        let owner = |tile: usize| word(firsts.partition_point(|first| *first <= tile) - 1);
+        let both = |strip: usize| owner(strip * self.tiles) | owner((strip + 1) * self.tiles - 1) << 16;
+        table.extend((0..self.strips).filter(|_| self.plain).map(both));
+        let used = (before.len() - 1).min(self.strips * self.tiles);
+        Tables { first_units, strip_owners, completions: word(if self.plain { self.strips } else { used }) }
+    }
+}
+
+impl Partition {
+    /// Parts every product among blocks by their shares, evenly where there is little for each.
+    pub(super) fn new(phases: &[PhaseDescriptor], shares: &[u32]) -> Self {
+        let mut before = vec![0];
+        before.extend(shares.iter().scan(0, |sum, share| {
+            *sum += *share as usize;
+            Some(*sum)
+        }));
+        let mut partition = Self { phases: phases.to_vec(), table: Vec::new() };
+        let mut known: HashMap<Units, Tables> = HashMap::new();
+        for phase in &mut partition.phases {
+            if phase.kind == NORM_ADD {
+                phase.completions = phase.strips;
+            }
+            if phase.kind != MATMUL {
+                continue;
+            }
+            let units = Units::of(phase);
+            let tables = *known.entry(units).or_insert_with(|| units.part(&before, &mut partition.table));
+            (phase.first_units, phase.strip_owners) = (4 * tables.first_units as u64, 4 * tables.strip_owners as u64);
+            phase.completions = tables.completions;
+        }
+        partition
+    }
+
+    /// The phases, of which the table is at an address.
+    pub(super) fn at(self, address: u64) -> Vec<PhaseDescriptor> {
+        let mut phases = self.phases;
+        for phase in phases.iter_mut().filter(|phase| phase.kind == MATMUL) {
+            phase.first_units += address;
+            phase.strip_owners += address;
+        }
+        phases
+    }
+}

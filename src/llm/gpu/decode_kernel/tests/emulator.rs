@@ -1,0 +1,116 @@
+//! The decode kernel compiled for the CPU by the host's C++ compiler, with `emulator.h` in place of `primitives.cu`; every block
+//! a library of its own and a thread.
+#![allow(unsafe_code)]
+
+use std::process::Command;
+use std::sync::OnceLock;
+
+use libloading::{Library, Symbol};
+
+use super::super::abi::{DecodeParams, DequantizeParams, PhaseDescriptor, TopLogitsParams};
+use super::super::kernel::{EMULATED, dequantize_grid, dequantize_params};
+use super::super::partition::Partition;
+use super::PackedMatrix;
+use crate::llm::gpu::driver::{kind, word};
+use crate::llm::gpu::packed_tiles::PackedLayout;
+use crate::tensor::DType;
+
+/// More than one, so that they wait for each other.
+pub(super) const BLOCKS: usize = 3;
+
+/// Held by whoever uses the libraries: each has the state of one block.
+static IN_USE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+type RunBlock = unsafe extern "C" fn(*const DecodeParams, u32, u32, u32);
+type RunTopLogits = unsafe extern "C" fn(*const TopLogitsParams, u32, u32);
+type RunDequantize = unsafe extern "C" fn(*const DequantizeParams, u32, u32, u32, u32);
+
+/// The blocks' libraries.
+#[derive(Clone, Copy)]
+pub(super) struct Emulator(&'static [Library]);
+
+impl Emulator {
+    /// Compiled once for all tests: for float16 with packed weights, and so little memory that inputs come in chunks; for
+    /// bfloat16 with much; for caches in 8 bits.
+    pub(super) fn get(dtype: DType, kv_bits: usize) -> Self {
+        static LIBRARIES: [OnceLock<Vec<Library>>; 3] = [const { OnceLock::new() }; 3];
+        let (which, options): (_, &[&str]) = match (dtype, kv_bits) {
+            (_, 8) => (2, &["-DSLOT_BYTES=4096", "-DWORK_BYTES=49152", "-DTILE_KINDS=0", "-DKV_BITS=8"]),
+            (DType::BFloat16, _) => (0, &["-DSLOT_BYTES=4096", "-DWORK_BYTES=49152", "-DTILE_KINDS=0"]),
+            _ => (1, &["-DSLOT_BYTES=5120", "-DWORK_BYTES=28672", "-DTILE_KINDS=31"]),
+        };
+        Self(LIBRARIES[which].get_or_init(|| compile(options)))
+    }
+
+    /// Runs `top_logits.cu` with so many blocks to a row.
+    pub(super) fn top_logits(self, params: &TopLogitsParams, blocks: usize, rows: usize) {
+        let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: the function has this signature; the caller's buffers have these sizes.
+        unsafe {
+            let run: Symbol<'_, RunTopLogits> = self.0[0].get(b"run_top_logits").unwrap();
+            run(params, word(blocks), word(rows));
+        }
+    }
+
+    pub(super) fn run(self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams, dtype: DType) {
+        let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut counters = vec![0_u32; phases.len() + counters];
+        let mut partition = Partition::new(phases, &super::shares(BLOCKS));
+        let table = std::mem::take(&mut partition.table);
+        let phases = partition.at(table.as_ptr() as u64);
+        let params = DecodeParams {
+            phases: phases.as_ptr() as u64,
+            counters: counters.as_mut_ptr() as u64,
+            phase_count: word(phases.len()),
+            ..params
+        };
+        std::thread::scope(|scope| {
+            for (block, library) in self.0.iter().enumerate() {
+                let params = &params;
+                scope.spawn(move || {
+                    // SAFETY: the function has this signature; addresses in `params` are of memory that outlives this.
+                    unsafe {
+                        let run: Symbol<'_, RunBlock> = library.get(b"run_block").unwrap();
+                        run(params, kind(dtype), word(block), word(BLOCKS));
+                    }
+                });
+            }
+        });
+    }
+
+    /// A packed matrix to `[inputs, outputs]` in float16.
+    pub(super) fn dequantize(self, tiles: &[u8], order: Option<&[u32]>, layout: PackedLayout) -> Vec<u16> {
+        let mut out = vec![u16::MAX; layout.inputs * layout.outputs];
+        let input_order = order.map_or(0, |order| order.as_ptr() as u64);
+        let matrix = PackedMatrix { tiles: tiles.as_ptr() as u64, input_order, layout };
+        let params = dequantize_params(matrix, out.as_mut_ptr() as u64);
+        let grid = dequantize_grid(layout);
+        let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        // SAFETY: the function has this signature; the buffers have these sizes.
+        unsafe {
+            let run: Symbol<'_, RunDequantize> = self.0[0].get(b"run_dequantize").unwrap();
+            run(&raw const params, layout.bits, grid.x, grid.y, grid.threads);
+        }
+        out
+    }
+}
+
+fn compile(options: &[&str]) -> Vec<Library> {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, library) = (folder.path().join("decode.cc"), folder.path().join("decode.so"));
+    std::fs::write(&path, EMULATED).unwrap();
+    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
+    let mut command = Command::new(&compiler);
+    command.args(["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-DRING_DEPTH=3"]).args(options).arg("-o");
+    // A library's templates must keep their own variables.
+    let done = command.arg(&library).arg(&path).arg("-fno-gnu-unique").output();
+    let done = done.unwrap_or_else(|error| panic!("{compiler}: {error}"));
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let load = |block: usize| {
+        let copy = folder.path().join(format!("block{block}.so"));
+        std::fs::copy(&library, &copy).unwrap();
+        // SAFETY: it was made here.
+        unsafe { Library::new(copy) }.unwrap()
+    };
+    (0..BLOCKS).map(load).collect()
+}

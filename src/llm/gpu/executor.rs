@@ -1,0 +1,410 @@
+//! An executor on the GPU: loads a model, cuts prompts into passes through TensorRT's engines, and replays decode steps as CUDA
+//! graphs.
+
+mod tune;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::aux_kernels::AuxKernels;
+use super::buffers;
+use super::decode_kernel::abi::MAX_ROWS;
+use super::decode_kernel::{DecodeKernel, DecodeProgram};
+use super::driver::device_error;
+use super::engines::{EngineFolder, Engines};
+use super::state::{BatchRow, DeviceState, Loaded};
+use super::unpack::Unpacker;
+use super::weights::{self, WeightSource};
+use crate::backend::tensorrt::TensorRt;
+use crate::backend::tensorrt::device::Device;
+use crate::backend::tensorrt::graph::Graph;
+use crate::backend::{BackendError, BackendInfo};
+use crate::checkpoint::Checkpoint;
+use crate::convert::{LayerShape, Transformer};
+use crate::llm::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
+use crate::llm::passes::Sizes;
+use crate::llm::shapes::Shapes;
+use crate::tensor::DType;
+
+/// What an executor is made for.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// Engine shapes in the folder.
+    pub shapes: Shapes,
+    /// Arithmetic of the engines.
+    pub dtype: DType,
+    /// As they were built.
+    pub tf32: bool,
+}
+
+/// Who computes a decode step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum DecodePath {
+    Engines,
+    Kernels,
+}
+
+/// Who computes the decode steps of a batch, and how many tokens each sequence is padded to.
+#[derive(Debug, Clone, Copy)]
+struct StepPath {
+    path: DecodePath,
+    chunk: usize,
+}
+
+/// A captured decode step: its shape, who computes it, and its first slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct StepKey {
+    shape: LayerShape,
+    path: DecodePath,
+    slot: usize,
+}
+
+/// A pass of the engines for one sequence: over the first `layers`, or over all.
+#[derive(Debug, Clone, Copy)]
+struct EnginePass {
+    shape: LayerShape,
+    slot: usize,
+    layers: usize,
+}
+
+/// See the module.
+pub struct GpuExecutor {
+    info: BackendInfo,
+    options: GpuOptions,
+    /// Captured decode steps. Dropped before what they refer to.
+    graphs: HashMap<StepKey, Graph>,
+    engines: Engines,
+    /// Our own kernels, where they can take the model's steps.
+    program: Option<DecodeProgram>,
+    state: DeviceState,
+    /// Positions in each slot, as far as it was told.
+    used: Vec<usize>,
+    /// The fastest way to decode, by batch.
+    paths: HashMap<usize, StepPath>,
+    /// What prompts are cut into; passes of one token are decode steps.
+    sizes: Sizes,
+    /// Rows of the last steps.
+    launched: Vec<usize>,
+    /// What it has to do without.
+    warnings: Vec<String>,
+}
+
+impl GpuExecutor {
+    /// Loads `model`, already located in `checkpoint`, with the engines in `folder`. `progress` hears bytes of weights.
+    pub fn new(
+        folder: &Path,
+        model: Transformer,
+        checkpoint: Arc<Checkpoint>,
+        options: GpuOptions,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self, LlmError> {
+        let tensorrt = TensorRt::open()?;
+        let device = Device::open()?;
+        buffers::single_stream(&device.stream);
+        let kernels = AuxKernels::compile(&device)?;
+        let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
+        let dtype = options.dtype;
+        let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
+        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, dtype, kinds)? {
+            Ok(kernel) => (Some(Arc::new(kernel)), Vec::new()),
+            Err(why) => (None, kinds.without_kernel(&why, dtype)),
+        };
+        let keep_packed = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
+        let source = WeightSource {
+            checkpoint: &checkpoint,
+            model: &model,
+            kernels: &kernels,
+            stream: &device.stream,
+            dtype,
+            keep_packed,
+        };
+        let weights = weights::load(source, progress)?;
+        let unpacker = match kernel.as_ref().filter(|_| weights.are_packed()) {
+            Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
+            None => None,
+        };
+        let loaded = Loaded { checkpoint, weights, dtype };
+        let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
+        let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
+        let first = options.shapes.layers().first().copied();
+        let first = first.ok_or_else(|| LlmError::Request("the engine directory names no engines".to_owned()))?;
+        let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
+        let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
+        let mut executor = Self {
+            info,
+            graphs: HashMap::new(),
+            engines,
+            state,
+            used: vec![0; options.shapes.slots],
+            paths: HashMap::new(),
+            sizes: Sizes::new(Vec::new()),
+            program,
+            launched: Vec::new(),
+            warnings,
+            options,
+        };
+        executor.tune()?;
+        Ok(executor)
+    }
+
+    /// Makes room for `needed` positions in the slots; gives room back when nothing needs it.
+    fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
+        let longest = self.used.iter().copied().max().unwrap_or(0);
+        let wanted = self.options.shapes.cache_for(needed.max(longest));
+        if wanted > self.state.cache.capacity || (longest == 0 && wanted < self.state.cache.capacity) {
+            self.state.cache.resize(&self.state.kernels, wanted)?;
+        }
+        Ok(())
+    }
+
+    /// The size of the next pass.
+    fn next(&self, position: usize, remaining: usize) -> usize {
+        let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
+        self.sizes.next(position, remaining, room)
+    }
+
+    /// One pass of `tokens`, padded to `chunk`, through the engines of all layers.
+    fn take_in(&mut self, slot: usize, cached: usize, tokens: &[u32], chunk: usize) -> Result<(), LlmError> {
+        let count = tokens.len();
+        let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
+        let shape = LayerShape { batch: 1, chunk, cache };
+        self.load(Some(shape), usize::from(self.program.is_none()))?;
+        // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's first
+        // chunks need not attend to the room of its last.
+        let room = self.options.shapes.cache_for(cached + count);
+        self.state.cache.next_capacity = room.max(self.state.cache.capacity);
+        let row = BatchRow { cached, count, ..BatchRow::default() };
+        self.enqueue(EnginePass { shape, slot, layers: usize::MAX }, tokens, row)
+    }
+
+    /// Loads engines, unless they are.
+    fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
+        if self.engines.prepare(&self.state, layers, rows)? {
+            self.graphs.clear(); // the scratch memory they refer to has moved
+        }
+        Ok(())
+    }
+
+    /// Puts a pass of `tokens` on the stream.
+    fn enqueue(&mut self, pass: EnginePass, tokens: &[u32], row: BatchRow) -> Result<(), LlmError> {
+        let EnginePass { shape, slot, layers } = pass;
+        let rows: Vec<usize> = (0..tokens.len()).collect();
+        self.state.embed(tokens, &rows, shape.chunk)?;
+        self.state.place(&[row])?;
+        Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
+    }
+
+    /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
+    fn replay(&mut self, key: StepKey) -> Result<(), BackendError> {
+        let StepKey { shape, path, .. } = key;
+        let layers = (path == DecodePath::Engines).then_some(shape);
+        let rows = if self.program.is_some() { 0 } else { shape.batch };
+        self.load(layers, rows)?;
+        if !self.graphs.contains_key(&key) {
+            // Once as it is: engines finish their preparations at their first run, which cannot be captured. Writing
+            // the same keys and values twice changes nothing.
+            let hidden = self.state.hidden[0].address();
+            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.options.dtype.size();
+            let stream = Arc::clone(&self.state.device.stream);
+            let keep = buffers::Buffer::unset(&stream, bytes, "activations")?;
+            buffers::copy(&stream, hidden, keep.address(), bytes)?;
+            self.step(key)?;
+            buffers::copy(&stream, keep.address(), hidden, bytes)?;
+            stream.synchronize().map_err(device_error)?;
+            let graph = Graph::capture(&stream, || self.step(key))?;
+            self.graphs.insert(key, graph);
+        }
+        self.graphs[&key].launch()
+    }
+
+    fn step(&mut self, key: StepKey) -> Result<(), BackendError> {
+        let StepKey { shape, path, slot } = key;
+        match self.program.as_ref().filter(|_| path == DecodePath::Kernels) {
+            Some(program) => program.enqueue(&self.state, shape.batch, slot)?,
+            None => {
+                self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?;
+                for row in 0..shape.batch {
+                    self.state.take_row(row * shape.chunk, row)?;
+                }
+                self.head(shape.batch)?;
+            }
+        }
+        self.program.as_ref().map_or(Ok(()), |program| program.rank(&self.state, shape.batch))
+    }
+
+    /// The first `rows` of `DeviceState::last` to logits.
+    fn head(&mut self, rows: usize) -> Result<(), BackendError> {
+        match &self.program {
+            Some(program) => program.head(&self.state, rows),
+            None => self.engines.head(&mut self.state, rows),
+        }
+    }
+}
+
+impl Executor for GpuExecutor {
+    fn info(&self) -> BackendInfo {
+        self.info.clone()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings.clone()
+    }
+
+    fn slots(&self) -> usize {
+        self.options.shapes.slots
+    }
+
+    fn max_len(&self) -> usize {
+        self.options.shapes.max_len
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.state.model.vocab_size
+    }
+
+    fn pass(&self, position: usize, remaining: usize) -> usize {
+        let size = self.next(position, remaining);
+        if size > 1 {
+            return size.min(remaining);
+        }
+        // All decode steps in a row.
+        (1..remaining).find(|done| self.next(position + done, remaining - done) > 1).unwrap_or(remaining)
+    }
+
+    fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
+        check(self, slot, position, tokens)?;
+        self.used[slot] = position;
+        self.make_room(position)?;
+        let (mut logits, mut done) = (Vec::new(), 0);
+        while done < tokens.len() {
+            let rest = &tokens[done..];
+            let cached = position + done;
+            let chunk = self.next(cached, rest.len());
+            let count = chunk.min(rest.len());
+            done += count;
+            let wanted = match rows {
+                Rows::All => 0..count,
+                Rows::Last if done == tokens.len() => count - 1..count,
+                Rows::Last | Rows::None => 0..0,
+            };
+            if chunk == 1 {
+                self.launch(&[Step { slot, token: rest[0], position: cached, temperature: 0.0 }])?;
+                if !wanted.is_empty() {
+                    logits.extend(self.state.fetch_rows(0, 1)?);
+                }
+                continue;
+            }
+            self.take_in(slot, cached, &rest[..count], chunk)?;
+            let wanted: Vec<usize> = wanted.collect();
+            for wanted in wanted.chunks(if self.program.is_some() { MAX_ROWS } else { 1 }) {
+                for (to, from) in wanted.iter().enumerate() {
+                    self.state.take_row(*from, to)?;
+                }
+                self.head(wanted.len())?;
+                logits.extend(self.state.fetch_rows(0, wanted.len())?);
+            }
+        }
+        self.used[slot] = position + tokens.len();
+        Ok(logits)
+    }
+
+    fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
+        for (index, step) in steps.iter().enumerate() {
+            check(self, step.slot, step.position, &[step.token])?;
+            if steps[..index].iter().any(|other| other.slot == step.slot) {
+                return Err(LlmError::Request(format!("slot {} is in one step twice", step.slot)));
+            }
+        }
+        let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
+        for step in steps {
+            self.used[step.slot] = step.position;
+        }
+        self.make_room(needed)?;
+        let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
+        let engines = StepPath { path: DecodePath::Engines, chunk: 1 };
+        let StepPath { path, chunk } = self.paths.get(&batch).copied().unwrap_or(engines);
+        let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
+        let mut batch_rows = vec![BatchRow::default(); batch];
+        for step in steps {
+            let inverse_temperature = if step.temperature > 0.0 { 1.0 / step.temperature } else { 1.0 };
+            batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
+        }
+        let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
+        let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
+        // Rows of the kernel's do not meet each other.
+        self.state.embed(&tokens, &rows, if path == DecodePath::Engines { batch * chunk } else { 0 })?;
+        self.state.place(&batch_rows)?;
+        let shape = LayerShape { batch, chunk, cache: self.state.cache.capacity };
+        self.replay(StepKey { shape, path, slot: first })?;
+        for step in steps {
+            self.used[step.slot] = step.position + 1;
+        }
+        self.launched = steps.iter().map(row).collect();
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
+        let Some(program) = &mut self.program else {
+            return (0..self.launched.len()).map(|step| Ok(Logits::All(self.logits(step)?))).collect();
+        };
+        let mut found = program.top_logits(self.launched.iter().max().map_or(0, |row| row + 1))?;
+        Ok(self.launched.iter().map(|row| Logits::Top(std::mem::take(&mut found[*row]))).collect())
+    }
+
+    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
+        let row = self.launched.get(step).ok_or_else(|| LlmError::Request(format!("step {step} was not launched")))?;
+        Ok(self.state.fetch_rows(*row, 1)?)
+    }
+
+    fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
+        self.state.cache.copy_slot(from, to, positions)?;
+        self.used[to] = positions;
+        Ok(())
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(used) = self.used.get_mut(slot) {
+            *used = 0;
+        }
+    }
+
+    fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
+        self.release(slot);
+        Ok(self.state.cache.clear_slot(slot)?)
+    }
+
+    fn memory(&self) -> MemoryUse {
+        MemoryUse {
+            weights: self.state.weights.bytes() as u64,
+            cache: self.state.cache.bytes() as u64,
+            scratch: (self.state.scratch_bytes()
+                + self.engines.scratch_bytes()
+                + self.program.as_ref().map_or(0, DecodeProgram::scratch_bytes)) as u64,
+        }
+    }
+
+    fn bandwidth(&mut self) -> Result<f64, LlmError> {
+        const BYTES: usize = 256 << 20;
+        let stream = &self.state.device.stream;
+        let from = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
+        let to = buffers::Buffer::unset(stream, BYTES, "the bandwidth test")?;
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
+            let start = Instant::now();
+            for _ in 0..8 {
+                buffers::copy(stream, from.address(), to.address(), BYTES)?;
+            }
+            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
+            best = best.min(start.elapsed().as_secs_f64() / 8.0);
+        }
+        // A copy reads and writes.
+        Ok(2.0 * BYTES as f64 / best)
+    }
+
+    fn bytes_per_step(&self) -> u64 {
+        self.state.weights.bytes() as u64
+    }
+}

@@ -1,0 +1,186 @@
+//! What passes and decode steps take on this device, measured when a model is loaded.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::super::driver::device_error;
+use super::super::state::BatchRow;
+use super::{DecodePath, EnginePass, GpuExecutor, StepKey, StepPath};
+use crate::backend::BackendError;
+use crate::convert::LayerShape;
+use crate::llm::executor::LlmError;
+use crate::llm::passes::{Size, Sizes};
+
+/// Timed runs of each candidate, by turns, so that what slows the device down for a while slows all of them.
+const ROUNDS: usize = 5;
+/// Layers of a pass that are timed: each takes the same. All are where sizes differ by little, because reading the weights
+/// takes longer than what is done with them.
+const LAYERS: usize = 9;
+const CLOSE: usize = 128;
+/// Caches that passes are timed with: the smallest, and the largest that is not more than so many times as large.
+const FAR: usize = 4;
+
+impl DecodePath {
+    /// What [`DECODE`] calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Engines => "engines",
+            Self::Kernels => "kernels",
+        }
+    }
+}
+
+/// `engines` or `kernels`: decode with these alone, to compare them.
+const DECODE: &str = "WATUS_DECODE";
+
+/// A decode step of so many sequences, each padded to `chunk` tokens.
+#[derive(Clone, Copy)]
+struct StepCandidate {
+    batch: usize,
+    chunk: usize,
+    path: DecodePath,
+}
+
+/// A candidate that was timed.
+#[derive(Clone, Copy)]
+struct TimedStep {
+    candidate: StepCandidate,
+    seconds: f64,
+}
+
+/// A pass over some of the layers.
+#[derive(Clone, Copy)]
+struct PassTrial {
+    shape: LayerShape,
+    layers: usize,
+}
+
+impl GpuExecutor {
+    /// Measures passes and decode steps, and from then on takes the fastest.
+    pub(super) fn tune(&mut self) -> Result<(), LlmError> {
+        // First: they want more scratch memory, and graphs of steps refer to it.
+        let mut sizes = self.measure_passes()?;
+        let seconds = self.measure_steps()?;
+        sizes.push(Size { tokens: 1, seconds: vec![(0, seconds)] });
+        for Size { tokens, seconds } in &sizes {
+            tracing::debug!("a pass of {tokens} tokens takes (cached positions, seconds): {seconds:?}");
+        }
+        self.sizes = Sizes::new(sizes);
+        Ok(())
+    }
+
+    /// The medians of what candidates take, warmed up.
+    fn by_turns<T: Copy>(
+        &mut self,
+        candidates: &[T],
+        mut run: impl FnMut(&mut Self, T) -> Result<(), LlmError>,
+    ) -> Result<Vec<f64>, LlmError> {
+        for candidate in candidates {
+            run(self, *candidate)?;
+        }
+        let mut samples = vec![Vec::new(); candidates.len()];
+        for _ in 0..ROUNDS {
+            for (candidate, samples) in candidates.iter().zip(&mut samples) {
+                self.wait()?;
+                let start = Instant::now();
+                run(self, *candidate)?;
+                self.wait()?;
+                samples.push(start.elapsed().as_secs_f64());
+            }
+        }
+        Ok(samples
+            .into_iter()
+            .map(|mut samples| {
+                samples.sort_by(f64::total_cmp);
+                samples[samples.len() / 2]
+            })
+            .collect())
+    }
+
+    fn wait(&self) -> Result<(), BackendError> {
+        self.state.device.stream.synchronize().map_err(device_error)
+    }
+
+    /// What a pass of each size takes, all of it: embeddings, masks and every layer.
+    fn measure_passes(&mut self) -> Result<Vec<Size>, LlmError> {
+        let (caches, chunks) = (&self.options.shapes.caches, self.options.shapes.chunks.clone());
+        let near = caches.first().copied().unwrap_or(0);
+        let far = caches.iter().copied().rfind(|cache| *cache <= FAR * near).unwrap_or(near);
+        let mut sizes: Vec<Size> = Vec::new();
+        for (tokens, seconds) in chunks.iter().copied().zip(self.time_passes(near, &chunks)?) {
+            sizes.push(Size { tokens, seconds: vec![(near, seconds)] });
+        }
+        if let Some(largest) = sizes.last().filter(|_| far > near) {
+            // What attention to a longer cache costs goes by the tokens that attend.
+            let (least, tokens) = (largest.seconds[0].1, largest.tokens as f64);
+            let most = self.time_passes(far, &chunks[chunks.len() - 1..])?;
+            let more = (most.first().copied().unwrap_or(least) - least).max(0.0) / tokens;
+            for size in &mut sizes {
+                size.seconds.push((far, size.seconds[0].1 + more * size.tokens as f64));
+            }
+        }
+        self.state.cache.resize(&self.state.kernels, near)?;
+        Ok(sizes)
+    }
+
+    /// Seconds of passes of so many tokens over a cache of this size.
+    fn time_passes(&mut self, cache: usize, chunks: &[usize]) -> Result<Vec<f64>, LlmError> {
+        let count = self.state.model.layers.len();
+        self.state.cache.resize(&self.state.kernels, cache)?;
+        let some = |chunk: usize| if chunk <= CLOSE { [1, count] } else { [1, count.min(LAYERS)] };
+        let trials: Vec<PassTrial> = (chunks.iter())
+            .flat_map(|chunk| some(*chunk).map(|layers| (LayerShape { batch: 1, chunk: *chunk, cache }, layers)))
+            .map(|(shape, layers)| PassTrial { shape, layers })
+            .collect();
+        let seconds = self.by_turns(&trials, |executor, trial| executor.try_pass(trial))?;
+        let whole = |(pair, trials): (&[f64], &[PassTrial])| {
+            let layer = (pair[1] - pair[0]).max(0.0) / (trials[1].layers - 1).max(1) as f64;
+            pair[0] + layer * (count - 1) as f64
+        };
+        Ok(seconds.chunks_exact(2).zip(trials.chunks_exact(2)).map(whole).collect())
+    }
+
+    /// Runs a pass of nobody's tokens, which leaves nothing in the cache.
+    fn try_pass(&mut self, PassTrial { shape, layers }: PassTrial) -> Result<(), LlmError> {
+        self.load(Some(shape), 0)?;
+        self.state.cache.next_capacity = self.state.cache.capacity;
+        let vocabulary = self.state.model.vocab_size;
+        let tokens: Vec<u32> = (0..shape.chunk).filter_map(|at| u32::try_from(at % vocabulary).ok()).collect();
+        let row = BatchRow { cached: shape.cache.saturating_sub(shape.chunk), ..BatchRow::default() };
+        self.enqueue(EnginePass { shape, slot: 0, layers }, &tokens, row)
+    }
+
+    /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
+    /// token counts. Returns the seconds of a step of one sequence.
+    fn measure_steps(&mut self) -> Result<f64, LlmError> {
+        let cache = self.state.cache.capacity;
+        // Engines would unpack every layer at every step.
+        let packed = self.state.weights.are_packed().then(|| "kernels".to_owned());
+        let only = std::env::var(DECODE).ok().or(packed).filter(|_| self.program.is_some());
+        let engines = self.options.shapes.steps.iter();
+        let mut candidates: Vec<StepCandidate> = engines
+            .map(|(batch, chunk)| StepCandidate { batch: *batch, chunk: *chunk, path: DecodePath::Engines })
+            .collect();
+        if self.program.is_some() {
+            let batches = [1, self.options.shapes.slots];
+            candidates.extend(batches.map(|batch| StepCandidate { batch, chunk: 1, path: DecodePath::Kernels }));
+        }
+        candidates.retain(|candidate| only.as_ref().is_none_or(|only| only == candidate.path.name()));
+        let seconds = self.by_turns(&candidates, |executor, StepCandidate { batch, chunk, path }| {
+            executor.state.place(&vec![BatchRow::default(); batch])?;
+            Ok(executor.replay(StepKey { shape: LayerShape { batch, chunk, cache }, path, slot: 0 })?)
+        })?;
+        let mut best: HashMap<usize, TimedStep> = HashMap::new();
+        for (candidate, seconds) in candidates.into_iter().zip(seconds) {
+            let timed = TimedStep { candidate, seconds };
+            let entry = best.entry(candidate.batch).or_insert(timed);
+            if seconds < entry.seconds {
+                *entry = timed;
+            }
+        }
+        let one = best.get(&1).map_or(f64::INFINITY, |best| best.seconds);
+        let path = |step: TimedStep| StepPath { path: step.candidate.path, chunk: step.candidate.chunk };
+        self.paths = best.into_iter().map(|(batch, step)| (batch, path(step))).collect();
+        Ok(one)
+    }
+}

@@ -1,0 +1,276 @@
+//! Keys and values of all layers and sequences: as they are, or each row in 8 bits with a scale of its own.
+
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+
+use super::aux_kernels::{AuxKernels, CacheShape, KeysValues, LayerAddresses, RowPositions, Spread};
+use super::buffers::{Buffer, copy};
+use super::driver::Address;
+use crate::backend::BackendError;
+use crate::convert::Transformer;
+use crate::tensor::DType;
+
+/// A layer's keys, or its values.
+struct KvStore {
+    /// `[slots, kv_heads, capacity, head_dim]`
+    rows: Buffer,
+    /// In 8 bits: what each row's integers are multiplied with, `[slots, kv_heads, capacity]` in float32.
+    scales: Option<Buffer>,
+}
+
+/// See the module.
+pub(super) struct DeviceKvCache {
+    stream: Arc<CudaStream>,
+    /// `[layer]`: keys and values.
+    layers: Vec<[KvStore; 2]>,
+    /// Positions a slot has room for now; the engines want caches dense.
+    pub(super) capacity: usize,
+    /// The room after the present pass: each layer is moved when its engine has read it.
+    pub(super) next_capacity: usize,
+    /// Room for moving a store's rows.
+    spare: Buffer,
+    /// Where the engines read a layer that is kept in 8 bits.
+    wide: Option<[Buffer; 2]>,
+    /// Of what the engines read.
+    dtype: DType,
+    /// Bytes of a row as it is kept.
+    row: usize,
+    slots: usize,
+    heads: usize,
+    dim: usize,
+}
+
+/// Positions that each slot has room for: at first, and at most.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Capacities {
+    pub(super) first: usize,
+    pub(super) largest: usize,
+}
+
+/// New keys and values of a layer, `chunk` positions for each sequence, and where the device has how many of them count.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NewPositions {
+    pub(super) addresses: [Address; 2],
+    pub(super) chunk: usize,
+    pub(super) positions: RowPositions,
+}
+
+/// Slots that a pass is about: `batch` of them from `first` on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SlotRange {
+    pub(super) first: usize,
+    pub(super) batch: usize,
+}
+
+impl DeviceKvCache {
+    /// For `slots` sequences of a model whose engines compute in `dtype`.
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        model: &Transformer,
+        dtype: DType,
+        slots: usize,
+        capacities: Capacities,
+    ) -> Result<Self, BackendError> {
+        let buffer = |bytes: usize| Buffer::new(stream, bytes, "keys and values");
+        let (rows, dim) = (slots * model.kv_heads * capacities.largest, model.head_dim);
+        let row = dim * model.kv_type.unwrap_or(dtype).size();
+        let store = || {
+            let scales = model.kv_type.map(|_| buffer(4 * rows)).transpose()?;
+            Ok::<_, BackendError>(KvStore { rows: buffer(rows * row)?, scales })
+        };
+        let layers = (0..model.layers.len()).map(|_| Ok([store()?, store()?])).collect::<Result<_, BackendError>>()?;
+        let wide = || buffer(rows * dim * dtype.size());
+        Ok(Self {
+            layers,
+            spare: buffer(rows * row)?,
+            wide: model.kv_type.map(|_| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
+            stream: Arc::clone(stream),
+            capacity: capacities.first,
+            next_capacity: capacities.first,
+            dtype,
+            row,
+            slots,
+            heads: model.kv_heads,
+            dim,
+        })
+    }
+
+    /// All buffers, and bytes of a position in each.
+    fn parts(&self, layer: usize) -> impl Iterator<Item = (&Buffer, usize)> {
+        self.layers[layer].iter().flat_map(|store| {
+            [Some((&store.rows, self.row)), store.scales.as_ref().map(|scales| (scales, 4))].into_iter().flatten()
+        })
+    }
+
+    /// Bytes of keys and values.
+    pub(super) fn bytes(&self) -> usize {
+        (0..self.layers.len()).flat_map(|layer| self.parts(layer)).map(|(part, _)| part.len()).sum()
+    }
+
+    /// Bytes needed to work with them.
+    pub(super) fn scratch_bytes(&self) -> usize {
+        self.spare.len() + self.wide.iter().flatten().map(Buffer::len).sum::<usize>()
+    }
+
+    /// Where a slot's begin, in caches of `capacity`.
+    pub(super) fn addresses(&self, layer: usize, slot: usize, capacity: usize) -> LayerAddresses {
+        let first = slot * self.heads * capacity;
+        let stores = self.layers[layer].each_ref();
+        LayerAddresses {
+            rows: stores.map(|store| store.rows.address() + (first * self.row) as u64),
+            scales: stores.map(|store| store.scales.as_ref().map_or(0, |scales| scales.address() + 4 * first as u64)),
+        }
+    }
+
+    /// Copies the first `positions` of a slot to another.
+    pub(super) fn copy_slot(&self, from: usize, to: usize, positions: usize) -> Result<(), BackendError> {
+        for (part, bytes) in (0..self.layers.len()).flat_map(|layer| self.parts(layer)) {
+            for head in 0..self.heads {
+                let at = |slot: usize| part.address() + ((slot * self.heads + head) * self.capacity * bytes) as u64;
+                copy(&self.stream, at(from), at(to), positions * bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Zeroes all that a slot holds.
+    pub(super) fn clear_slot(&self, slot: usize) -> Result<(), BackendError> {
+        for (part, bytes) in (0..self.layers.len()).flat_map(|layer| self.parts(layer)) {
+            let size = self.heads * self.capacity * bytes;
+            part.clear_part(slot * size, size)?;
+        }
+        Ok(())
+    }
+
+    /// Gives every slot of a layer room for `capacity` positions, keeping what is in them.
+    fn move_layer(&self, kernels: &AuxKernels, layer: usize, capacity: usize) -> Result<(), BackendError> {
+        let blocks = self.slots * self.heads;
+        for (part, bytes) in self.parts(layer) {
+            let spread = Spread { blocks, from: self.capacity, to: capacity, words: bytes / 4 };
+            kernels.spread(part.address(), self.spare.address(), spread)?;
+            copy(&self.stream, self.spare.address(), part.address(), blocks * capacity * bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Changes the room of every slot in every layer.
+    pub(super) fn resize(&mut self, kernels: &AuxKernels, capacity: usize) -> Result<(), BackendError> {
+        for layer in 0..self.layers.len() {
+            self.move_layer(kernels, layer, capacity)?;
+        }
+        (self.capacity, self.next_capacity) = (capacity, capacity);
+        Ok(())
+    }
+
+    /// What the engines read of a layer for some slots: keys and values. `cached` are their positions.
+    pub(super) fn past(
+        &self,
+        kernels: &AuxKernels,
+        layer: usize,
+        slots: SlotRange,
+        cached: Address,
+    ) -> Result<[Address; 2], BackendError> {
+        let caches = self.addresses(layer, slots.first, self.capacity);
+        let Some(wide) = &self.wide else { return Ok(caches.rows) };
+        let wide = KeysValues { addresses: wide.each_ref().map(Buffer::address), dtype: self.dtype };
+        let (heads, capacity, width) = (self.heads, self.capacity, self.dim);
+        kernels.widen8(caches, wide, cached, CacheShape { batch: slots.batch, heads, chunk: 0, capacity, width })?;
+        Ok(wide.addresses)
+    }
+
+    /// Appends a layer's `new` keys and values, `[batch, heads, chunk, dim]`, to some slots.
+    pub(super) fn append(
+        &self,
+        kernels: &AuxKernels,
+        layer: usize,
+        slots: SlotRange,
+        new: NewPositions,
+    ) -> Result<(), BackendError> {
+        if self.next_capacity != self.capacity {
+            self.move_layer(kernels, layer, self.next_capacity)?;
+        }
+        let caches = self.addresses(layer, slots.first, self.next_capacity);
+        let (heads, capacity) = (self.heads, self.next_capacity);
+        let shape = |width: usize| CacheShape { batch: slots.batch, heads, chunk: new.chunk, capacity, width };
+        let NewPositions { addresses, positions, .. } = new;
+        match self.wide {
+            Some(_) => kernels.append8(KeysValues { addresses, dtype: self.dtype }, caches, positions, shape(self.dim)),
+            None => kernels.append(addresses, caches.rows, positions, shape(self.row / 4)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::print_stderr)]
+mod tests {
+    use super::super::buffers::{Pinned, single_stream};
+    use super::super::driver::word;
+    use super::*;
+    use crate::backend::tensorrt::device::Device;
+    use crate::convert;
+    use crate::tensor::SplitMix64;
+
+    /// What is appended is read again, within half a step of 8 bits, wherever it is moved meanwhile.
+    #[test]
+    fn what_is_appended_is_read() {
+        let device = match Device::open() {
+            Ok(device) => device,
+            Err(error) => return eprintln!("SKIPPED what_is_appended_is_read: {error}"),
+        };
+        single_stream(&device.stream);
+        let kernels = AuxKernels::compile(&device).unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama/config.json");
+        let mut model = convert::describe(&path, &crate::checkpoint::read_json(&path).unwrap(), 64).unwrap();
+        let (heads, dim, chunk) = (model.kv_heads, model.head_dim, 4);
+        for kept in [None, Some(DType::Int8)] {
+            model.kv_type = kept;
+            let capacities = Capacities { first: 16, largest: 64 };
+            let mut cache = DeviceKvCache::new(&device.stream, &model, DType::Float32, 3, capacities).unwrap();
+            let mut random = SplitMix64(5);
+            let buffer = |bytes: &[u8]| {
+                let mut buffer = Buffer::new(&device.stream, bytes.len(), "a test").unwrap();
+                buffer.upload(bytes).unwrap();
+                buffer
+            };
+            // `[2 sequences, heads, chunk, dim]` from slot 1 on: three new after five, four after none.
+            let mut draw = || (random.next_u64() % 2001) as f32 / 1000.0 - 1.0;
+            let new: [Vec<f32>; 2] = [0; 2].map(|_| (0..2 * heads * chunk * dim).map(|_| draw()).collect());
+            let sent = new.each_ref().map(|new| buffer(bytemuck::cast_slice(new)));
+            let placed = buffer(bytemuck::cast_slice(&[word(5), word(0), word(3), word(4)]));
+            let cached = placed.address();
+            let positions = RowPositions { cached, count: cached + 8, inverse_temperatures: 0 };
+            cache.next_capacity = 32;
+            let layer = model.layers.len() - 1;
+            let new_positions = NewPositions { addresses: sent.each_ref().map(Buffer::address), chunk, positions };
+            cache.append(&kernels, layer, SlotRange { first: 1, batch: 2 }, new_positions).unwrap();
+            cache.capacity = 32;
+            cache.resize(&kernels, 64).unwrap();
+            cache.copy_slot(1, 0, 8).unwrap();
+            let filled = buffer(bytemuck::cast_slice(&[word(8), word(8), word(4)]));
+            let past = cache.past(&kernels, layer, SlotRange { first: 0, batch: 3 }, filled.address()).unwrap();
+            for (new, past) in new.iter().zip(past) {
+                let count = 3 * heads * 64 * dim;
+                let mut pinned = Pinned::new(&device.stream, count * 4).unwrap();
+                let read = Buffer::new(&device.stream, count * 4, "a test").unwrap();
+                copy(&device.stream, past, read.address(), count * 4).unwrap();
+                read.download(&mut pinned, 0, count * 4).unwrap();
+                let have: &[f32] = bytemuck::cast_slice(&pinned.bytes().unwrap()[..count * 4]);
+                for (slot, sequence, first, count) in [(0, 0, 5, 3), (1, 0, 5, 3), (2, 1, 0, 4)] {
+                    for (head, at) in (0..heads).flat_map(|head| (0..count).map(move |at| (head, at))) {
+                        let want = &new[((sequence * heads + head) * chunk + at) * dim..][..dim];
+                        let have = &have[((slot * heads + head) * 64 + first + at) * dim..][..dim];
+                        let largest = want.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+                        let step = if kept.is_some() { largest * 0.501 / 127.0 } else { 0.0 };
+                        for (have, want) in have.iter().zip(want) {
+                            assert!(
+                                (have - want).abs() <= step,
+                                "{kept:?}: slot {slot}, head {head}: {have}, not {want}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
