@@ -27,7 +27,6 @@ const LONG_FUNCTIONS: &[&str] = &[
     "benches/step_phases.cu main",
     "src/llm/gpu/decode_kernel/tests/attention.rs one_attention",
     "src/llm/gpu/decode_kernel/tests/matmul.rs one_product",
-    "src/llm/gpu/state.rs new",
 ];
 const FUNCTION_LINES: usize = 60;
 

@@ -1,6 +1,7 @@
 //! An executor on the GPU: loads a model, cuts prompts into passes through TensorRT's engines, and replays decode steps as CUDA
 //! graphs.
 
+mod path;
 mod tune;
 
 use std::collections::HashMap;
@@ -28,6 +29,8 @@ use crate::llm::passes::Sizes;
 use crate::llm::shapes::Shapes;
 use crate::tensor::DType;
 
+use self::path::{DecodePath, EnginePass, StepKey, StepPath};
+
 /// What an executor is made for.
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
@@ -37,36 +40,6 @@ pub struct GpuOptions {
     pub dtype: DType,
     /// As they were built.
     pub tf32: bool,
-}
-
-/// Who computes a decode step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum DecodePath {
-    Engines,
-    Kernels,
-}
-
-/// Who computes the decode steps of a batch, and how many tokens each sequence is padded to.
-#[derive(Debug, Clone, Copy)]
-struct StepPath {
-    path: DecodePath,
-    chunk: usize,
-}
-
-/// A captured decode step: its shape, who computes it, and its first slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct StepKey {
-    shape: LayerShape,
-    path: DecodePath,
-    slot: usize,
-}
-
-/// A pass of the engines for one sequence: over the first `layers`, or over all.
-#[derive(Debug, Clone, Copy)]
-struct EnginePass {
-    shape: LayerShape,
-    slot: usize,
-    layers: usize,
 }
 
 /// See the module.

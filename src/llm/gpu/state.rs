@@ -117,14 +117,7 @@ impl DeviceState {
         let Loaded { checkpoint, weights, dtype } = loaded;
         let stream = Arc::clone(&device.stream);
         let size = dtype.size();
-        if !(model.head_dim * size).is_multiple_of(4)
-            || model.ropes.iter().any(|r| !(r.dimension() * size).is_multiple_of(4))
-        {
-            return Err(LlmError::Request(format!(
-                "heads of {} elements are not supported on the GPU",
-                model.head_dim
-            )));
-        }
+        check_heads(&model, size)?;
         let layers = shapes.layers();
         let tokens = layers.iter().map(|shape| shape.batch * shape.chunk).max().unwrap_or(1);
         let masked = layers.iter().map(|s| s.batch * model.group() * s.chunk * (s.cache + s.chunk)).max().unwrap_or(1);
@@ -275,6 +268,15 @@ impl DeviceState {
         let row = self.model.vocab_size * 4;
         self.logits.download(&mut self.answer, first * row, count * row)?;
         Ok(bytemuck::cast_slice(&self.answer.bytes()?[..count * row]).to_vec())
+    }
+}
+
+/// Heads are copied by words of 32 bits.
+fn check_heads(model: &Transformer, size: usize) -> Result<(), LlmError> {
+    let dims = model.ropes.iter().map(Rope::dimension).chain([model.head_dim]);
+    match dims.map(|dim| dim * size).all(|bytes| bytes.is_multiple_of(4)) {
+        true => Ok(()),
+        false => Err(LlmError::Request(format!("heads of {} elements are not supported on the GPU", model.head_dim))),
     }
 }
 

@@ -133,22 +133,26 @@ pub(super) fn check(model: &Transformer, dtype: DType) -> Result<(), String> {
     if let Some(LayerKind { window: _, rope }) = layers.iter().find(|layer| layer.rope >= ropes.len()) {
         return Err(format!("a layer of this model has rotary table {rope} of {}", ropes.len()));
     }
-    let (qkv, group) = ((heads + 2 * kv_heads) * head_dim, model.group());
-    // Eight elements are read at once; gates come in strips.
-    let eights = [hidden_size, qkv, heads * head_dim, intermediate_size, vocab_size, head_dim];
     if !matches!(dtype, DType::Float16 | DType::BFloat16) {
         return Err("it computes in 16 bits, this model in 32".to_owned());
     }
     if head_dim > MAX_HEAD_DIM {
         return Err(format!("this model's heads of {head_dim} are larger than {MAX_HEAD_DIM}"));
     }
+    let group = model.group();
     if group > MAX_GROUP {
         return Err(format!("{group} of this model's query heads share a key head, more than {MAX_GROUP}"));
     }
     if ropes.iter().any(|rope| !rope.dimension().is_multiple_of(2)) {
         return Err("this model turns an odd number of a head's elements".to_owned());
     }
-    if let Some(size) = eights.iter().find(|size| !size.is_multiple_of(8)) {
+    let qkv = (heads + 2 * kv_heads) * head_dim;
+    check_sizes(&[hidden_size, qkv, heads * head_dim, intermediate_size, vocab_size, head_dim], intermediate_size)
+}
+
+/// Eight elements are read at once; gates come in strips.
+fn check_sizes(sizes: &[usize], intermediate_size: usize) -> Result<(), String> {
+    if let Some(size) = sizes.iter().find(|size| !size.is_multiple_of(8)) {
         return Err(format!("a size of this model, {size}, is no multiple of 8"));
     }
     if !intermediate_size.is_multiple_of(PACKED_TILE_N) {

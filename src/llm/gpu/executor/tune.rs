@@ -5,7 +5,8 @@ use std::time::Instant;
 
 use super::super::driver::device_error;
 use super::super::state::BatchRow;
-use super::{DecodePath, EnginePass, GpuExecutor, StepKey, StepPath};
+use super::GpuExecutor;
+use super::path::{DecodePath, EnginePass, StepKey, StepPath};
 use crate::backend::BackendError;
 use crate::convert::LayerShape;
 use crate::llm::executor::LlmError;
