@@ -85,7 +85,7 @@ pub(super) struct Transposition {
     pub(super) first: usize,
 }
 
-/// to[first..][..count] = from[..count] · scale + offset.
+/// `to[first..][..count] = from[..count] · scale + offset`
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conversion {
     pub(super) count: usize,

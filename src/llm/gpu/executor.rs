@@ -15,7 +15,7 @@ use super::decode_kernel::abi::MAX_ROWS;
 use super::decode_kernel::{DecodeKernel, DecodeProgram};
 use super::driver::device_error;
 use super::engines::{EngineFolder, Engines};
-use super::state::{BatchRow, DeviceState, Loaded};
+use super::state::{BatchRow, DeviceState, LoadedModel};
 use super::unpack::Unpacker;
 use super::weights::{self, WeightSource};
 use crate::backend::tensorrt::TensorRt;
@@ -98,7 +98,7 @@ impl GpuExecutor {
             Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
             None => None,
         };
-        let loaded = Loaded { checkpoint, weights, dtype };
+        let loaded = LoadedModel { checkpoint, weights, dtype };
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();

@@ -69,7 +69,7 @@ pub(super) struct WindowMask {
 }
 
 /// What was loaded of a model.
-pub(super) struct Loaded {
+pub(super) struct LoadedModel {
     pub(super) checkpoint: Arc<Checkpoint>,
     pub(super) weights: DeviceWeights,
     /// Arithmetic of the engines.
@@ -111,10 +111,10 @@ impl DeviceState {
         device: Device,
         kernels: AuxKernels,
         model: Transformer,
-        loaded: Loaded,
+        loaded: LoadedModel,
         shapes: &Shapes,
     ) -> Result<Self, LlmError> {
-        let Loaded { checkpoint, weights, dtype } = loaded;
+        let LoadedModel { checkpoint, weights, dtype } = loaded;
         let stream = Arc::clone(&device.stream);
         let size = dtype.size();
         check_heads(&model, size)?;
