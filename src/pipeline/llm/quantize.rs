@@ -80,7 +80,7 @@ fn others(model: &Transformer) -> Vec<Part> {
 }
 
 /// One matrix, quantised.
-struct PackedMatrix {
+struct QuantisedMatrix {
     words: Vec<u8>,
     scales: Vec<u8>,
     zeros: Vec<u8>,
@@ -101,7 +101,7 @@ fn pack(quants: &[u8], bits: u32) -> Vec<u8> {
 }
 
 /// Its columns multiplied and its rows divided first, if there is anything by which.
-fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by: Option<&[f32]>) -> PackedMatrix {
+fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by: Option<&[f32]>) -> QuantisedMatrix {
     let (rows, columns) = (view.rows(), view.columns());
     let groups = columns / scheme.group;
     let done: Vec<_> = (0..rows)
@@ -130,7 +130,7 @@ fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by
         let zeros: Vec<u8> = done[word * count..].iter().take(count).map(|row| row.1.zeros[group]).collect();
         pack(&zeros, scheme.bits)
     });
-    PackedMatrix {
+    QuantisedMatrix {
         zeros: zeros.collect(),
         words: done.iter().flat_map(|row| row.0.iter().copied()).collect(),
         scales: done.iter().flat_map(|row| &row.1.scales).flat_map(|scale| scale.to_le_bytes()).collect(),

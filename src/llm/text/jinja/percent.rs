@@ -13,7 +13,7 @@ const WIDEST: usize = 10_000;
 
 /// One `%` and what belongs to it.
 #[derive(Default)]
-struct Conversion {
+struct PercentField {
     left: bool,
     zero: bool,
     plus: bool,
@@ -70,7 +70,7 @@ fn field<'a>(mut rest: &'a str, values: &mut FormatArguments<'_>, out: &mut Stri
         }
         (named, rest) = (Some(value), after);
     }
-    let mut field = Conversion::default();
+    let mut field = PercentField::default();
     while let Some(flag) = rest.chars().next().filter(|c| "-+ 0#".contains(*c)) {
         match flag {
             '-' => field.left = true,
@@ -120,7 +120,7 @@ fn size<'a>(rest: &'a str, values: &mut FormatArguments<'_>) -> Result<(Option<i
     }
 }
 
-impl Conversion {
+impl PercentField {
     fn write(&self, kind: char, value: &Value) -> Result<String, Error> {
         let words = |text: String| match self.precision {
             Some(most) => text.chars().take(most).collect(),
