@@ -80,7 +80,7 @@ compile() {
   local sets
   sets=$(header_sets) || die "headers could not be had"
   # What `strip` does of this machine's alone; symbols of functions stay, for panics.
-  WATUS_TENSORRT_INCLUDE=/none CARGO_TARGET_DIR=$built \
+  WATUS_TENSORRT_INCLUDE= CARGO_TARGET_DIR=$built \
     cargo zigbuild --quiet --release --locked --target "$triple.$glibc" --bin watus-build
   PROGRAM=$built/$triple/release/watus-build
   SHIMS=$scratch/shims
@@ -116,8 +116,13 @@ libraries() {
   install -m 644 "$onnxruntime/$name" "$lib/$name"
   ln -s "$name" "$lib/libonnxruntime.so.1"
   if [ -z "${KERNELS:-}" ]; then
-    KERNELS=$built/kernels
-    scripts/kernels-ptx.sh "$KERNELS"
+    # For both architectures once: PTX is the GPU's.
+    KERNELS=$built/kernels-$(cat src/llm/gpu/step/*.* src/llm/gpu/kernels.cu scripts/nvrtc.py scripts/kernels-ptx.sh | sha256sum | cut -c1-16)
+    if [ ! -e "$KERNELS/.complete" ]; then
+      rm -rf "$built"/kernels-*
+      scripts/kernels-ptx.sh "$KERNELS"
+      touch "$KERNELS/.complete"
+    fi
   fi
   install -m 644 "$KERNELS"/*.ptx "$lib/kernels/"
   onnxruntime_notices=$(dirname "$onnxruntime")
