@@ -23,7 +23,7 @@ test:
 	scripts/setup-oracles.sh > /dev/null
 	cargo fmt --all --check
 	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror $(C_SOURCES)
-	WATUS_TENSORRT_INCLUDE=/none cargo clippy --quiet --workspace --all-targets -- -D warnings
+	WATUS_TENSORRT_INCLUDE= cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
 	scripts/build-shims.sh target/shims trt11="$(DATA)/headers-0.9.1/TRT-Enterprise-11.4"

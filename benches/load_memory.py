@@ -128,7 +128,7 @@ def measure(args, files, device):
             file.drop()
     time.sleep(0.5)
     before = {"cache": sum(file.cached() for file in files), "device": device.now()}
-    command = [args.watus, "run", str(args.engine), args.prompt, "--max-tokens", "8"]
+    command = [args.watus, "run", str(args.engine), args.prompt, "--raw", "--max-tokens", "8"]
     started, samples = time.monotonic(), []
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = []

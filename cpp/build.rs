@@ -24,6 +24,9 @@ fn main() {
     for folder in &folders {
         println!("cargo::rerun-if-changed={}", folder.join("NvInfer.h").display());
     }
+    if folders.is_empty() {
+        return;
+    }
     println!(
         "cargo::warning=no TensorRT headers found: building without TensorRT. Run scripts/setup-tensorrt.sh (x86-64), \
          install libnvinfer-dev and libnvonnxparsers-dev (Jetson), or set WATUS_TENSORRT_INCLUDE"
@@ -33,7 +36,8 @@ fn main() {
 /// Where headers may be, best first: named, of the system (JetPack), provisioned per user.
 fn candidates() -> Vec<PathBuf> {
     if let Some(named) = env::var_os("WATUS_TENSORRT_INCLUDE") {
-        return vec![named.into()];
+        // Set to nothing: none is wanted, as for packages, whose shims are files of their own.
+        return if named.is_empty() { Vec::new() } else { vec![named.into()] };
     }
     let arch = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let mut folders = vec![

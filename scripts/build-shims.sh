@@ -16,20 +16,27 @@ cd "$(dirname "$0")/.."
 folder=${CARGO_TARGET_DIR:-target}/shims-build
 if [ -n "${TARGET:-}" ]; then
   build=(cargo zigbuild --target "$TARGET"); made=$folder/${TARGET%%.*}/release
+  link=(python3 -m ziglang c++ -target "${TARGET/-unknown/}")
 else
   build=(cargo build); made=$folder/release
+  link=("${CXX:-c++}")
 fi
+mkdir -p "$folder"
+echo '{ global: watus_shim; local: *; };' > "$folder/shim.map"
 for set in "$@"; do
   name=${set%%=*}; headers=${set#*=}
   for file in NvInfer.h NvOnnxParser.h; do
     [ -f "$headers/$file" ] || { echo "$headers: no $file" >&2; exit 1; }
   done
-  # Stripped by the linker: `strip` knows this machine's files alone.
-  WATUS_TENSORRT_INCLUDE=$(realpath "$headers") CARGO_TARGET_DIR=$folder CARGO_PROFILE_RELEASE_STRIP=symbols \
+  WATUS_TENSORRT_INCLUDE=$(realpath "$headers") CARGO_TARGET_DIR=$folder \
     "${build[@]}" --quiet --release --locked -p watus-shim-shared
-  install -m 755 "$made/libwatus_shim_shared.so" "$out/libwatus_shim-$name.so"
+  # Stripped by the linker: `strip` knows this machine's files alone.
+  "${link[@]}" -shared -o "$out/libwatus_shim-$name.so.new" -Wl,--version-script="$folder/shim.map" -Wl,-u,watus_shim \
+    -Wl,--gc-sections -Wl,-s "$made/libwatus_shim_shared.a" -lpthread -ldl -lm
   # What is seen outside could be taken for another shim's. objdump reads every architecture's symbols.
-  seen=$(objdump -T "$out/libwatus_shim-$name.so" | awk '$2 ~ /^[gwu]/ && !/\*UND\*/ { print $NF }')
-  [ "$seen" = watus_shim ] || { echo "$out/libwatus_shim-$name.so shows more than its table: $seen" >&2; exit 1; }
+  seen=$(objdump -T "$out/libwatus_shim-$name.so.new" | awk '$2 ~ /^[gwu]/ && !/\*UND\*/ { print $NF }')
+  [ "$seen" = watus_shim ] ||
+    { rm "$out/libwatus_shim-$name.so.new"; echo "the shim of $headers shows more than its table: $seen" >&2; exit 1; }
+  mv "$out/libwatus_shim-$name.so.new" "$out/libwatus_shim-$name.so"
   echo "$out/libwatus_shim-$name.so"
 done

@@ -16,7 +16,7 @@ for target in "${targets[@]}"; do
 done
 
 # cargo-fuzz wants unstable compiler flags; RUSTC_BOOTSTRAP gives them on the stable toolchain.
-export RUSTC_BOOTSTRAP=1 WATUS_TENSORRT_INCLUDE=/none
+export RUSTC_BOOTSTRAP=1 WATUS_TENSORRT_INCLUDE=
 # Targets write a file for each input: in memory, where that can be.
 [ -n "${TMPDIR:-}" ] || { [ -w /dev/shm ] && TMPDIR=/dev/shm; } || TMPDIR=/tmp
 TMPDIR=$(mktemp -d "$TMPDIR/watus-fuzz.XXXXXX")

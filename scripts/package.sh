@@ -33,7 +33,8 @@ version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 built=${CARGO_TARGET_DIR:-target}/package-build
 data=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build
 # Files say when the sources were committed, so that the same sources make the same package.
-export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+# Not exported while compiling: crates would be compiled again after every commit.
+epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 for tool in dpkg-deb xz objdump python3 git cargo; do
   command -v "$tool" > /dev/null || die "$tool is missing (sudo apt install dpkg xz-utils binutils python3 git)"
 done
@@ -80,7 +81,7 @@ compile() {
   local sets
   sets=$(header_sets) || die "headers could not be had"
   # What `strip` does of this machine's alone; symbols of functions stay, for panics.
-  WATUS_TENSORRT_INCLUDE=/none CARGO_TARGET_DIR=$built \
+  WATUS_TENSORRT_INCLUDE= CARGO_TARGET_DIR=$built \
     cargo zigbuild --quiet --release --locked --target "$triple.$glibc" --bin watus-build
   PROGRAM=$built/$triple/release/watus-build
   SHIMS=$scratch/shims
@@ -116,8 +117,13 @@ libraries() {
   install -m 644 "$onnxruntime/$name" "$lib/$name"
   ln -s "$name" "$lib/libonnxruntime.so.1"
   if [ -z "${KERNELS:-}" ]; then
-    KERNELS=$built/kernels
-    scripts/kernels-ptx.sh "$KERNELS"
+    # For both architectures once: PTX is the GPU's.
+    KERNELS=$built/kernels-$(cat src/llm/gpu/step/*.* src/llm/gpu/kernels.cu scripts/nvrtc.py scripts/kernels-ptx.sh | sha256sum | cut -c1-16)
+    if [ ! -e "$KERNELS/.complete" ]; then
+      rm -rf "$built"/kernels-*
+      scripts/kernels-ptx.sh "$KERNELS"
+      touch "$KERNELS/.complete"
+    fi
   fi
   install -m 644 "$KERNELS"/*.ptx "$lib/kernels/"
   onnxruntime_notices=$(dirname "$onnxruntime")
@@ -128,7 +134,8 @@ documents() {
   install -d "$doc" "$share"
   git ls-files -z recipes | xargs -0 cp --parents -t "$share"
   git ls-files -z README.md CHANGELOG.md SECURITY.md docs examples | xargs -0 cp --parents -t "$doc"
-  install -m 755 scripts/demo.sh "$share/"
+  ln -s ../../watus-build/recipes "$doc/recipes" # for the links of README.md
+  install -m 755 scripts/demo.sh scripts/setup-tensorrt.sh "$share/"
   cp "$onnxruntime_notices/ThirdPartyNotices.txt" "$doc/onnxruntime-ThirdPartyNotices.txt"
   {
     echo "watus-build is licensed under the Apache License 2.0, below. THIRD-PARTY-NOTICES.txt.gz has the licences of what it is made"
@@ -204,9 +211,11 @@ sums() {
 }
 
 files=()
+unset SOURCE_DATE_EPOCH
 if [ -z "${PROGRAM:-}" ]; then compile; fi
 [ -n "${SHIMS:-}" ] || die "PROGRAM is given without SHIMS"
 native
+export SOURCE_DATE_EPOCH=$epoch
 install -D -m 755 "$PROGRAM" "$tree/usr/bin/watus-build"
 pages
 libraries

@@ -3,7 +3,8 @@
 # TensorRT-RTX into the user's data directory. Prints where it is. Does nothing the second time, and needs no network
 # then.
 #
-# usage: scripts/setup-tensorrt.sh [--all-headers] [--arch x86_64|aarch64]
+# usage: setup-tensorrt.sh [--libraries | --all-headers] [--arch x86_64|aarch64]
+#   --libraries     no headers, which only compiling needs: all that an installed watus-build wants, and no cargo
 #   --all-headers   also unpack the other header sets of the same archive, for `make check-headers`
 #   --arch          another machine's TensorRT-RTX, for cross-building
 #
@@ -18,9 +19,10 @@ headers_of() { echo "TensorRT-Headers/TRT-RTX-${1%.*.*}"; }
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
 
-all_headers= arch=$(uname -m) cross=
+libraries= all_headers= arch=$(uname -m) cross=
 while [ $# -gt 0 ]; do
   case "$1" in
+    --libraries) libraries=1 ;;
     --all-headers) all_headers=1 ;;
     --arch) [ "$2" = "$arch" ] || cross=1; arch=$2; shift ;;
     *) die "unknown option $1" ;;
@@ -38,7 +40,7 @@ case "$arch" in
   *) die "no TensorRT for $arch" ;;
 esac
 
-if [ -z "$all_headers$cross" ]; then
+if [ -z "$libraries$all_headers$cross" ]; then
   for folder in "/usr/include/$arch-linux-gnu" /usr/include /usr/local/tensorrt/include; do
     if [ -e "$folder/NvInfer.h" ] && [ -e "$folder/NvOnnxParser.h" ]; then
       say "the system has TensorRT headers in $folder; nothing to do"
@@ -49,6 +51,17 @@ if [ -z "$all_headers$cross" ]; then
   if [ -e /etc/nv_tegra_release ]; then
     die "this is a Jetson without TensorRT's headers; run: sudo apt install libnvinfer-dev libnvonnxparsers-dev"
   fi
+fi
+
+if [ -n "$libraries" ] && [ -z "$cross" ]; then
+  # Built by any TensorRT that is installed; a Jetson's is JetPack's.
+  IFS=: read -ra beside <<< "${LD_LIBRARY_PATH:-}"
+  for folder in "${beside[@]}" "/usr/lib/$arch-linux-gnu" /usr/lib64 /usr/lib /usr/local/tensorrt/lib /usr/local/cuda/lib64; do
+    for file in "$folder"/libnvinfer.so.*; do
+      if [ -e "$file" ]; then say "the system has TensorRT: $file; nothing to do"; exit 0; fi
+    done
+  done
+  if [ -e /etc/nv_tegra_release ]; then die "this is a Jetson without TensorRT; run: sudo apt install tensorrt"; fi
 fi
 
 data=${XDG_DATA_HOME:-$HOME/.local/share}/watus-build
@@ -76,7 +89,9 @@ unpack_crate() {
   tar -xzf "$file" -C "$scratch" --strip-components=1
 }
 
-if [ ! -e "$target/.complete" ]; then
+complete=$target/.complete
+if [ -n "$libraries" ]; then complete=$target/lib; fi
+if [ ! -e "$complete" ]; then
   say "bringing TensorRT-RTX $version (about 90 MB) to $target"
   command -v python3 >/dev/null || die "python3 with pip is needed for the first set-up"
   python3 -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --platform "$platform" \
@@ -87,9 +102,11 @@ if [ ! -e "$target/.complete" ]; then
   python3 -m zipfile -e "$file" "$scratch/wheel"
   mv "$scratch"/wheel/tensorrt_rtx_libs/*.so.* "$scratch/new/lib/"
   find "$scratch/wheel" -name 'LICENSE*' -exec cp {} "$scratch/new/" \;
-  unpack_crate
-  cp -r "$scratch/$(headers_of "$version")" "$scratch/new/include"
-  touch "$scratch/new/.complete"
+  if [ -z "$libraries" ]; then
+    unpack_crate
+    cp -r "$scratch/$(headers_of "$version")" "$scratch/new/include"
+    touch "$scratch/new/.complete"
+  fi
   rm -rf "$target"
   mv "$scratch/new" "$target"
 fi
@@ -102,4 +119,5 @@ if [ -n "$all_headers" ] && [ ! -e "$data/headers-$crate_version/.complete" ]; t
 fi
 
 say "TensorRT-RTX $version is in $target"
+if [ -n "$libraries" ]; then exit 0; fi
 echo "$target/include"

@@ -32,6 +32,22 @@ fn tiny_recipe(folder: &Path, extra: &str) -> PathBuf {
     recipe
 }
 
+/// The official libraries of ONNX Runtime identify the machine to Microsoft, in files below the home, unless they are told not to.
+#[test]
+fn nothing_is_written_to_the_home_unasked() {
+    if !support::onnxruntime_or_skip("nothing_is_written_to_the_home_unasked") {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    use watus_build::backend::onnxruntime::{OnnxRuntime, library::Found};
+    let Found::Ready(library) = OnnxRuntime::look() else { panic!("it was there") };
+    let mut command = watus(home.path());
+    command.env("WATUS_ONNXRUNTIME_LIB", &library.path).env("HOME", home.path()).env_remove("XDG_CACHE_HOME");
+    let (_, stdout, stderr) = output(command.arg("doctor"));
+    assert!(stdout.contains("proves engines"), "{stdout}{stderr}");
+    assert_eq!(support::tree(home.path()), Vec::<String>::new());
+}
+
 #[test]
 fn doctor_on_every_fixture() {
     let scratch = tempfile::tempdir().unwrap();

@@ -532,6 +532,35 @@ fn nothing_beside_a_recipe_is_run_by_python() {
     assert_eq!(ran, Vec::<String>::new());
 }
 
+/// JetPack's Python is 3.8 or 3.10: what is only taken out of a wheel must not ask for more.
+#[test]
+fn a_wheel_for_a_newer_python_gives_its_file() {
+    use std::io::Write as _;
+    let scratch = tempfile::tempdir().unwrap();
+    let wheel = scratch.path().join("far_ahead-1.0-py3-none-any.whl");
+    let mut archive = zip::ZipWriter::new(fs::File::create(&wheel).unwrap());
+    let metadata = "Metadata-Version: 2.1\nName: far-ahead\nVersion: 1.0\nRequires-Python: >=3.13\n";
+    let files = [
+        ("far_ahead/m.onnx", "weights"),
+        ("far_ahead-1.0.dist-info/METADATA", metadata),
+        ("far_ahead-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"),
+        ("far_ahead-1.0.dist-info/RECORD", ""),
+    ];
+    for (name, text) in files {
+        archive.start_file(name, zip::write::SimpleFileOptions::default()).unwrap();
+        archive.write_all(text.as_bytes()).unwrap();
+    }
+    archive.finish().unwrap();
+    let recipe = "version: 1\nname: m\nkind: onnx\nsource: { pypi: far-ahead, package_version: '1.0', file: far_ahead/m.onnx }\n";
+    fs::write(scratch.path().join("m.yaml"), recipe).unwrap();
+    let mut command = support::watus(scratch.path());
+    command.env("PIP_NO_INDEX", "1").env("PIP_FIND_LINKS", scratch.path());
+    let (code, _, stderr) = support::output(command.args(["fetch", "m.yaml"]));
+    assert_eq!(code, 0, "{stderr}");
+    let brought = support::tree(scratch.path()).into_iter().find(|name| name.ends_with("m.onnx")).unwrap();
+    assert_eq!(fs::read_to_string(scratch.path().join(brought)).unwrap(), "weights");
+}
+
 #[test]
 fn lock_files_are_guarded_as_recipes_are() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! The shim as a shared object of one name: rustc's version script for a cdylib keeps every other inside, C++'s too.
-//! (`--exclude-libs`, which would say the same, zig's linker does not take.)
+//! The shim as an archive, which `scripts/build-shims.sh` links to a shared object that shows this one name: rustc's own version
+//! script for a `cdylib` shows whatever C++ calls in the `cxx` crate too.
 
 /// The table of the headers it was compiled with; null without any.
 // SAFETY: no other symbol of this object has this name, and who opens it asks this object for it.

@@ -21,6 +21,16 @@ use super::{Backend, BackendError, BackendInfo, Session, check_inputs, cpu};
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
+/// Tells the library to keep its reports, and the identity it would give this machine, to itself. Before it is loaded, while
+/// the process has one thread.
+#[allow(unsafe_code)]
+pub fn send_nothing() {
+    // Microsoft's telemetry in the official libraries writes ~/.cache/Microsoft as they are loaded; `with_telemetry(false)`,
+    // which is said later, is too late for that.
+    // SAFETY: the process has one thread yet: this is the first that `main` does.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
+}
+
 /// The library, opened.
 pub struct OnnxRuntime {
     environment: Environment,

@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -17,12 +18,35 @@ use crate::regular_file;
 /// Bytes a core reads at a time.
 const READ: usize = 1 << 20;
 
+/// How far beyond a range its pages may reach: the kernel keeps pages in pieces of up to 2 MiB, which leave only whole, and reads
+/// ahead.
+const AROUND: usize = 8 << 20;
+
 /// A mapped file and its path, for messages.
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
     file: File,
     map: Mmap,
+    released: Mutex<Released>,
+}
+
+/// What of a file was let go of: ranges in order, none touching another.
+#[derive(Debug, Default)]
+struct Released(Vec<Range<usize>>);
+
+impl Released {
+    /// Adds a range; returns it with what lies beside it and was let go of before, at most [`AROUND`] on either side. A piece of the
+    /// page cache that reaches over two tensors leaves with the second, and so does what was read ahead into the first.
+    fn add(&mut self, range: Range<usize>) -> Range<usize> {
+        let first = self.0.partition_point(|other| other.end < range.start);
+        let last = self.0.partition_point(|other| other.start <= range.end);
+        let touching = &self.0[first..last];
+        let start = touching.first().map_or(range.start, |other| other.start.min(range.start));
+        let end = touching.last().map_or(range.end, |other| other.end.max(range.end));
+        self.0.splice(first..last, std::iter::once(start..end));
+        start.max(range.start.saturating_sub(AROUND))..end.min(range.end.saturating_add(AROUND))
+    }
 }
 
 impl Mapped {
@@ -33,7 +57,7 @@ impl Mapped {
         // SAFETY: the map is read only. A file that another process truncates while it is mapped ends this one with
         // SIGBUS; engine directories hold hard links that nobody writes to.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
-        Ok(Self { path: path.to_owned(), file, map })
+        Ok(Self { path: path.to_owned(), file, map, released: Mutex::default() })
     }
 
     /// Where it is.
@@ -58,17 +82,19 @@ impl Mapped {
         read.map_err(|error| CheckpointError::new(&self.path, format!("cannot read bytes from {offset} on: {error}")))
     }
 
-    /// Lets go of the pages of a range, here and in the page cache; they come back from the file when they are read again.
+    /// Lets go of the pages of a range, here and in the page cache, and of what is left of ranges beside it that were let go of
+    /// before; they come back from the file when they are read again.
     /// Pages that another process maps stay, and so does what was never written to the disk.
     pub fn release(&self, range: Range<usize>) {
         let page = rustix::param::page_size();
         // Whole pages: the cache gives up no part of one, and a neighbour whose page goes too finds it again.
         let start = range.start / page * page;
         let end = range.end.checked_next_multiple_of(page).unwrap_or(usize::MAX).min(self.map.len());
-        let bytes = end.saturating_sub(start);
-        if bytes == 0 {
+        if start >= end {
             return;
         }
+        let Range { start, end } = self.released.lock().unwrap_or_else(PoisonError::into_inner).add(start..end);
+        let bytes = end - start;
         // The page cache keeps what is mapped, and a mapping that lets go leaves its pages in the cache.
         // SAFETY: the map is of a file and read only, so dropped pages hold nothing that is not in the file.
         let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, bytes) };
@@ -162,6 +188,43 @@ mod tests {
         assert!(watched.cached().unwrap() >= size(read.len()));
         file.release(0..usize::MAX);
         assert_eq!(watched.cached().unwrap(), 0);
+    }
+
+    #[test]
+    fn pieces_leave_in_any_order() {
+        let Some((_folder, path, bytes)) = cached_file() else {
+            return eprintln!("SKIPPED pieces_leave_in_any_order: files here live in memory");
+        };
+        let (file, watched) = (Mapped::open(&path).unwrap(), Watched::open(&path).unwrap());
+        // Tensors begin and end anywhere, and are let go of as the model wants them: every second one, then the others.
+        const PIECE: usize = 1_234_567;
+        for first in [PIECE, 0] {
+            for start in (first..bytes.len()).step_by(2 * PIECE) {
+                let end = bytes.len().min(start + PIECE);
+                assert_eq!(file.bytes()[start..end], bytes[start..end]);
+                file.release(start..end);
+            }
+        }
+        let rest = watched.cached().unwrap();
+        if rest == u64::try_from(bytes.len()).unwrap() {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "must not be skipped in CI");
+            return eprintln!("SKIPPED pieces_leave_in_any_order: the filesystem keeps them");
+        }
+        assert_eq!(rest, 0, "bytes are cached after every piece was released");
+    }
+
+    #[test]
+    fn what_was_released_beside_a_range_goes_along() {
+        let mut released = Released::default();
+        assert_eq!(released.add(100..200), 100..200);
+        assert_eq!(released.add(300..400), 300..400, "what lies between is still wanted");
+        assert_eq!(released.add(200..300), 100..400);
+        assert_eq!(released.0, std::slice::from_ref(&(100..400)));
+        assert_eq!(released.add(150..250), 100..400, "a second time");
+        let far = 400 + 3 * AROUND;
+        assert_eq!(released.add(400..far), 100..far);
+        assert_eq!(released.add(far..far + 10), far - AROUND..far + 10, "at most so much of it");
+        assert_eq!(released.0, std::slice::from_ref(&(100..far + 10)));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::{BackendError, isolated};
+use crate::backend::{BackendError, isolated, onnxruntime};
 use crate::confined;
 use crate::diagnostic::Diagnostic;
 use crate::llm::text::child;
@@ -85,6 +85,7 @@ struct Environment {
 
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
+    onnxruntime::send_nothing();
     let cli = Cli::parse();
     let serves = matches!(cli.command, Command::Serve(_));
     signals::block(serves);

