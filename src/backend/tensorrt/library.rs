@@ -89,6 +89,9 @@ pub fn misnamed() -> Option<String> {
     Some(format!("WATUS_TENSORRT_LIB={} {what}", named.display()))
 }
 
+/// What brings TensorRT-RTX, in the sources.
+pub const SETUP: &str = "scripts/setup-tensorrt.sh";
+
 /// How TensorRT is installed on this kind of machine; TensorRT-RTX by the script of the sources or of the package.
 pub fn remedy(jetson: bool) -> String {
     if jetson {
@@ -98,7 +101,7 @@ pub fn remedy(jetson: bool) -> String {
         let script = program.parent()?.parent()?.join("share/watus-build/setup-tensorrt.sh");
         script.exists().then(|| format!("{} --libraries", script.display()))
     });
-    packaged.unwrap_or_else(|| "scripts/setup-tensorrt.sh".to_owned())
+    packaged.unwrap_or_else(|| SETUP.to_owned())
 }
 
 /// The libraries for the headers of a shim; or their names, and the folders looked in.
