@@ -104,7 +104,7 @@ pub fn remedy(jetson: bool) -> String {
     packaged.unwrap_or_else(|| SETUP.to_owned())
 }
 
-/// The libraries for the headers of a shim; or their names, and the folders looked in.
+/// The libraries for the headers of a shim; or the names of both, and the folders that have not both.
 pub fn find(headers: Version) -> Result<Files, (String, Vec<PathBuf>)> {
     let (core, parser) = names(headers);
     let mut folders = folders();
@@ -118,5 +118,5 @@ pub fn find(headers: Version) -> Result<Files, (String, Vec<PathBuf>)> {
         (files.core.exists() && files.parser.exists()).then_some(files)
     };
     let found = folders.iter().find_map(|folder| both(folder));
-    found.ok_or((core, folders))
+    found.ok_or_else(|| (format!("{core} with {parser}"), folders))
 }
