@@ -166,6 +166,12 @@ life() { # what installing, upgrading and removing leave
   listing > "$scratch/before"
   package --install "$deb" | tee "$scratch/said"
   grep -q 'watus-build: has shims for TensorRT: .*rtx' "$scratch/said" || die "the package does not say its shims"
+  local document link
+  for document in README.md docs/package.md; do
+    while IFS= read -r link; do
+      [ -e "$root/usr/share/doc/watus-build/$(dirname "$document")/$link" ] || die "$document links to $link, which the package lacks"
+    done < <(grep -oE '\]\([^)#:]+\)' "$root/usr/share/doc/watus-build/$document" | sed 's/^](//; s/)$//')
+  done
 }
 
 end_of_life() {

@@ -56,7 +56,8 @@ fi
 if [ -n "$libraries" ] && [ -z "$cross" ]; then
   # Built by any TensorRT that is installed; a Jetson's is JetPack's.
   IFS=: read -ra beside <<< "${LD_LIBRARY_PATH:-}"
-  for folder in "${beside[@]}" "/usr/lib/$arch-linux-gnu" /usr/lib64 /usr/lib /usr/local/tensorrt/lib /usr/local/cuda/lib64; do
+  for folder in "${beside[@]}" "/usr/lib/$arch-linux-gnu" /usr/lib64 /usr/lib /usr/local/tensorrt/lib \
+    /opt/tensorrt/lib /usr/local/cuda/lib64; do
     for file in "$folder"/libnvinfer.so.*; do
       if [ -e "$file" ]; then say "the system has TensorRT: $file; nothing to do"; exit 0; fi
     done

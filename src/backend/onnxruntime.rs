@@ -24,7 +24,7 @@ use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 /// Tells the library to keep its reports, and the identity it would give this machine, to itself. Before it is loaded, while
 /// the process has one thread.
 #[allow(unsafe_code)]
-pub fn send_nothing() {
+pub fn disable_telemetry() {
     // Microsoft's telemetry in the official libraries writes ~/.cache/Microsoft as they are loaded; `with_telemetry(false)`,
     // which is said later, is too late for that.
     // SAFETY: the process has one thread yet: this is the first that `main` does.

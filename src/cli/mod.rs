@@ -85,7 +85,7 @@ struct Environment {
 
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
-    onnxruntime::send_nothing();
+    onnxruntime::disable_telemetry();
     let cli = Cli::parse();
     let serves = matches!(cli.command, Command::Serve(_));
     signals::block(serves);

@@ -195,7 +195,8 @@ fn core(examination: &Examination) -> (Option<String>, Finding) {
         let version: Vec<String> = version.iter().take(3).map(u32::to_string).collect();
         return judge(examination, format!("TensorRT {}", version.join(".")), Path::new(path));
     }
-    let mend = library::remedy(jetson);
+    // An examined image is of another machine, where this package may not be.
+    let mend = if examination.root.live || jetson { library::remedy(jetson) } else { library::SETUP.to_owned() };
     (None, Finding::fail("tensorrt", "no TensorRT library", &[mend.as_str()]))
 }
 

@@ -136,8 +136,7 @@ const WANTED: &str = "[batch, classes] is wanted";
 /// What half precision and TF32 leave of a probability's exactness, and of their sum's.
 const ROUNDING: f32 = 0.02;
 
-/// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
-/// Scores of any range, and not what a softmax has already been through: that adds up to 1, to the last digits.
+/// Refuses what was said to be logits and has been through a softmax already: that adds up to 1, to the last digits.
 fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
     let rounding = 2e-6 + 1e-7 * values.len() as f64;
@@ -148,6 +147,7 @@ fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     Err(message.with_help("build it with `output: probabilities`"))
 }
 
+/// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
 fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), Diagnostic> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);

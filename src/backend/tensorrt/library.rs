@@ -89,6 +89,9 @@ pub fn misnamed() -> Option<String> {
     Some(format!("WATUS_TENSORRT_LIB={} {what}", named.display()))
 }
 
+/// What brings TensorRT-RTX, in the sources.
+pub const SETUP: &str = "scripts/setup-tensorrt.sh";
+
 /// How TensorRT is installed on this kind of machine; TensorRT-RTX by the script of the sources or of the package.
 pub fn remedy(jetson: bool) -> String {
     if jetson {
@@ -98,10 +101,10 @@ pub fn remedy(jetson: bool) -> String {
         let script = program.parent()?.parent()?.join("share/watus-build/setup-tensorrt.sh");
         script.exists().then(|| format!("{} --libraries", script.display()))
     });
-    packaged.unwrap_or_else(|| "scripts/setup-tensorrt.sh".to_owned())
+    packaged.unwrap_or_else(|| SETUP.to_owned())
 }
 
-/// The libraries for the headers of a shim; or their names, and the folders looked in.
+/// The libraries for the headers of a shim; or the names of both, and the folders that have not both.
 pub fn find(headers: Version) -> Result<Files, (String, Vec<PathBuf>)> {
     let (core, parser) = names(headers);
     let mut folders = folders();
@@ -115,5 +118,5 @@ pub fn find(headers: Version) -> Result<Files, (String, Vec<PathBuf>)> {
         (files.core.exists() && files.parser.exists()).then_some(files)
     };
     let found = folders.iter().find_map(|folder| both(folder));
-    found.ok_or((core, folders))
+    found.ok_or_else(|| (format!("{core} with {parser}"), folders))
 }

@@ -112,8 +112,8 @@ impl TensorRt {
         for shim in &shims.found {
             let opened = match library::find(shim.headers) {
                 Ok(files) => Self::open_with(shim, files),
-                Err((core, searched)) => {
-                    missing.push(core);
+                Err((names, searched)) => {
+                    missing.push(names);
                     folders.extend(searched.into_iter().filter(|folder| !folders.contains(folder)).collect::<Vec<_>>());
                     continue;
                 }
@@ -186,7 +186,7 @@ impl TensorRt {
 }
 
 /// How the error begins where there is nothing to open.
-pub const NONE_INSTALLED: &str = "no TensorRT is installed";
+pub const NONE_INSTALLED: &str = "no whole TensorRT is installed";
 
 /// Why no TensorRT was opened: a library that no shim fits, or none at all.
 fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String], folders: &[PathBuf]) -> BackendError {
