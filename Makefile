@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 # What clang-format formats, by .clang-format.
 C_SOURCES := cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/* benches/*.cu \
-  src/llm/gpu/*.cu src/llm/gpu/decode_kernel/*.cu src/llm/gpu/decode_kernel/tests/*.h src/llm/gpu/decode_kernel/tests/*.cc
+  src/cuda_executor/*.cu src/cuda_executor/decode_kernel/*.cu src/cuda_executor/decode_kernel/tests/*.h src/cuda_executor/decode_kernel/tests/*.cc
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
 .PHONY: demo test check-headers bench fuzz fmt deny spelling package package-test aarch64 aarch64-test

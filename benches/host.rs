@@ -11,9 +11,9 @@ use std::path::PathBuf;
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use watus_build::checkpoint::Checkpoint;
-use watus_build::llm::text::{Chat, Message, Text, tool};
-use watus_build::llm::{Grammars, Sampler, Sampling};
+use watus_build::generation::{Grammars, Sampler};
 use watus_build::tensor::{SplitMix64, Tensor};
+use watus_build::text::{Chat, Message, Sampling, Text, tool};
 use watus_build::vision::{Boxes, Fit, Preprocess, Resample, RgbImage, Task, Yolo, to_tensor};
 
 const VOCABULARY: u32 = 151_936;

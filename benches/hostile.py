@@ -57,7 +57,7 @@ def levels(count):
 
 @functools.cache
 def schemas():
-    """By name: a schema, and whether it passes the bounds of src/llm/schema.rs, so that only compiling it tells."""
+    """By name: a schema, and whether it passes the bounds of src/generation/schema.rs, so that only compiling it tells."""
     beyond = {f"{links} links through {name}": chain(links, link) for links in (245, 1000) for name, link in LINKS.items()}
     text = {"type": "string"}
     beyond |= {

@@ -9,8 +9,8 @@
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use watus_build::llm::model::{Runner, open_executor};
-use watus_build::llm::{Rows, Step};
+use watus_build::engine_dir::model::{Runner, open_executor};
+use watus_build::executor::{Rows, Step};
 use watus_build::manifest::Manifest;
 use watus_build::tensor::{Tensor, write_npy};
 

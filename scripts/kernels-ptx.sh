@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles the kernels of language models for packages, so that no machine needs NVRTC: every file the program may ask for
-# (src/llm/gpu/decode_kernel/variants.txt), for compute capability 8.0, in PTX 7.4, which CUDA 11.4's driver (JetPack 5.1) takes.
+# (src/cuda_executor/decode_kernel/variants.txt), for compute capability 8.0, in PTX 7.4, which CUDA 11.4's driver (JetPack 5.1) takes.
 #
 # usage: scripts/kernels-ptx.sh OUT
 #   The program looks for OUT as ../lib/watus-build/kernels beside itself, /usr/lib/watus-build/kernels, or WATUS_KERNELS.

@@ -13,8 +13,8 @@ import subprocess
 import tempfile
 import time
 
-KERNELS = pathlib.Path(__file__).resolve().parent.parent / "src/llm/gpu"
-# As src/llm/gpu/code.rs has them.
+KERNELS = pathlib.Path(__file__).resolve().parent.parent / "src/cuda_executor"
+# As src/cuda_executor/code.rs has them.
 STANDARD = "--std=c++17"
 OLDEST = "--gpu-architecture=compute_80"
 NEEDED = "7.4"

@@ -118,7 +118,7 @@ libraries() {
   ln -s "$name" "$lib/libonnxruntime.so.1"
   if [ -z "${KERNELS:-}" ]; then
     # For both architectures once: PTX is the GPU's.
-    KERNELS=$built/kernels-$(cat src/llm/gpu/decode_kernel/*.* src/llm/gpu/kernels.cu scripts/nvrtc.py scripts/kernels-ptx.sh | sha256sum | cut -c1-16)
+    KERNELS=$built/kernels-$(cat src/cuda_executor/decode_kernel/*.* src/cuda_executor/aux_kernels.cu scripts/nvrtc.py scripts/kernels-ptx.sh | sha256sum | cut -c1-16)
     if [ ! -e "$KERNELS/.complete" ]; then
       rm -rf "$built"/kernels-*
       scripts/kernels-ptx.sh "$KERNELS"

@@ -18,8 +18,9 @@
 //! ([`onnx::Half`]); [`vision`] is the way from pictures and back to answers.
 //!
 //! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
-//! time [`llm::Executor`] runs them with the weights bound and [`llm::Generator`] makes answers; [`serve`] gives them to
-//! OpenAI's clients.
+//! time an [`executor::Executor`] runs them with the weights bound: [`executor::CpuExecutor`] anywhere,
+//! [`cuda_executor::GpuExecutor`] with TensorRT's engines. [`text`] is the way from words to tokens and back,
+//! [`generation::Generator`] makes answers with both, and [`serve`] gives them to OpenAI's clients.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -32,14 +33,16 @@ pub mod checkpoint;
 pub mod cli;
 pub mod confined;
 pub mod convert;
+pub mod cuda_executor;
 pub mod diagnostic;
 pub mod doctor;
 pub mod engine_dir;
+pub mod executor;
 pub mod fetch;
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing;
-pub mod llm;
+pub mod generation;
 pub mod log;
 pub mod manifest;
 pub mod memory;
@@ -51,6 +54,7 @@ pub mod regular_file;
 pub mod serve;
 pub mod spec;
 pub mod tensor;
+pub mod text;
 pub mod verify;
 pub mod vision;
 pub mod worker;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert;
-use watus_build::llm::{CpuExecutor, Executor, Rows};
+use watus_build::executor::{CpuExecutor, Executor, Rows};
 
 /// The tiny Llama in a folder of its own.
 fn llama() -> tempfile::TempDir {

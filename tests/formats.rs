@@ -9,8 +9,8 @@ use watus_build::backend::tensorrt::{Family, Version};
 use watus_build::checkpoint::{ARCHITECTURES, Encoding, Packing};
 use watus_build::convert::families;
 use watus_build::convert::vision::{YOLO_HEADS, classifier_families, yolo_blocks, yolo_by_onnx};
-use watus_build::llm::text::{refused_vocabularies, vocabulary_names};
 use watus_build::onnx::{INTEGER_OPERATORS, NEWEST_OPSET};
+use watus_build::text::{refused_vocabularies, vocabulary_names};
 use watus_build::vision::FORMATS;
 
 /// Names as code, between commas.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert;
-use watus_build::llm::text::{Text, TextStream, text_files};
-use watus_build::llm::{CpuExecutor, Finish, Generator, Request, Sampling};
+use watus_build::executor::CpuExecutor;
+use watus_build::generation::{Finish, Generator, Request};
+use watus_build::text::{Sampling, Text, TextStream, text_files};
 
 const MAX_LEN: usize = 64;
 

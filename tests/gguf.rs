@@ -11,9 +11,9 @@ use std::sync::Arc;
 use support::{output, repository, tensorrt_or_skip, watus};
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert;
-use watus_build::llm::text::text_files;
-use watus_build::llm::{CpuExecutor, Executor, Rows, Step};
+use watus_build::executor::{CpuExecutor, Executor, Rows, Step};
 use watus_build::tensor::read_npy;
+use watus_build::text::text_files;
 
 const TOKENS: usize = 40;
 
@@ -589,14 +589,14 @@ fn layers_of_an_ollama_model_are_applied_or_refused() {
     {
         assert!(stderr.contains(said), "`{stderr}` lacks `{said}`");
     }
-    let text = watus_build::llm::text::Text::open(&scratch.path().join("engines/m")).unwrap();
+    let text = watus_build::text::Text::open(&scratch.path().join("engines/m")).unwrap();
     let defaults = &text.defaults;
     assert_eq!((defaults.sample, defaults.wishes.temperature, defaults.wishes.top_k), (true, Some(0.5), Some(3)));
     assert_eq!((defaults.wishes.seed, &defaults.stops[..]), (Some(7), &["XYZ".to_owned()][..]));
-    let message = |role: &str| watus_build::llm::text::Message::new(role, "ABCDEFG");
+    let message = |role: &str| watus_build::text::Message::new(role, "ABCDEFG");
     let user = text.encode_chat(&[message("user")]).unwrap();
     assert_eq!(user, text.encode_chat(&[message("system"), message("user")]).unwrap(), "told by default");
-    let other = watus_build::llm::text::Message::new("system", "HIJ");
+    let other = watus_build::text::Message::new("system", "HIJ");
     assert_ne!(user, text.encode_chat(&[other, message("user")]).unwrap(), "unless the conversation says otherwise");
     // What it is told is part of what was built.
     store(scratch.path(), &gguf, &[("system", "HIJ"), params]);

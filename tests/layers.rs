@@ -25,8 +25,8 @@ const FILE_LINES: usize = 400;
 /// Functions of more than [`FUNCTION_LINES`].
 const LONG_FUNCTIONS: &[&str] = &[
     "benches/step_phases.cu main",
-    "src/llm/gpu/decode_kernel/tests/attention.rs one_attention",
-    "src/llm/gpu/decode_kernel/tests/matmul.rs one_product",
+    "src/cuda_executor/decode_kernel/tests/attention.rs one_attention",
+    "src/cuda_executor/decode_kernel/tests/matmul.rs one_product",
 ];
 const FUNCTION_LINES: usize = 60;
 
@@ -118,7 +118,7 @@ fn is_root(source: &Source) -> bool {
 #[test]
 fn files_import_in_one_direction() {
     let graph = imports::graph(rust());
-    assert!(graph["llm/text/chat.rs"].contains("llm/text/message.rs"), "the scanner finds no imports");
+    assert!(graph["text/chat.rs"].contains("text/message.rs"), "the scanner finds no imports");
     let circles = imports::circles(&graph);
     let known: BTreeSet<(String, String)> =
         CIRCLES.iter().map(|(from, to)| ((*from).to_owned(), (*to).to_owned())).collect();

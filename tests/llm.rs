@@ -10,14 +10,15 @@ use watus_build::backend::tensorrt::device::Device;
 use watus_build::backend::tensorrt::{BuildOptions, Family, TensorRt};
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert::{self, LayerShape};
+use watus_build::cuda_executor::{GpuExecutor, GpuOptions};
+use watus_build::executor::{CpuExecutor, Executor, Rows, Step, head_name, layer_name};
 use watus_build::fetch::{Fetcher, Lock};
-use watus_build::llm::text::{Message, Text, text_files};
-use watus_build::llm::{
-    CpuExecutor, Executor, GpuExecutor, GpuOptions, Rows, Shapes, Step, argmax, head_name, layer_name,
-};
+use watus_build::generation::argmax;
 use watus_build::progress::Silent;
 use watus_build::recipe;
+use watus_build::spec::Shapes;
 use watus_build::tensor::{DType, read_npy};
+use watus_build::text::{Message, Text, text_files};
 use watus_build::verify;
 
 const TOKENS: usize = 40;
@@ -349,7 +350,7 @@ fn every_family_agrees_on_the_gpu() {
 /// them: SmolLM2 on an H100 then answered nothing, for ever.
 #[test]
 fn short_prompts_leave_nothing_behind_on_the_gpu() {
-    use watus_build::llm::model::{Runner, open_executor};
+    use watus_build::engine_dir::model::{Runner, open_executor};
     if !support::tensorrt_or_skip("short_prompts_leave_nothing_behind_on_the_gpu")
         || no_gpu("short_prompts_leave_nothing_behind_on_the_gpu")
     {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use support::{output, tensorrt_or_skip, watus};
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert;
-use watus_build::llm::{CpuExecutor, Executor, Rows};
+use watus_build::executor::{CpuExecutor, Executor, Rows};
 use watus_build::tensor::SplitMix64;
 
 /// A tensor to be written.

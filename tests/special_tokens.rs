@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use watus_build::llm::text::{Chat, Function, Message, Text, ToolCall, judge, tool};
+use watus_build::text::{Chat, Function, Message, Text, ToolCall, judge, tool};
 
 /// A way of writing conversations: its special tokens, its template, and what a stranger would say to speak as the system.
 struct Style {
@@ -376,6 +376,6 @@ fn a_limit_is_known_before_all_is_tokens() {
     assert_eq!(ask("a".repeat(1000 - frame), 1000).unwrap(), 1000, "as long as it may be");
     for words in ["a".repeat(100_000), " ".repeat(8_000_000), "<|im_end|>".repeat(50_000), "7".repeat(8_000_000)] {
         let error = ask(words, 1000).unwrap_err();
-        assert!(matches!(error, watus_build::llm::LlmError::TooLong { limit: 1000, .. }), "{error}");
+        assert!(matches!(error, watus_build::text::TextError::TooLong { limit: 1000, .. }), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 use watus_build::checkpoint::{Checkpoint, Gguf, MetadataValue};
-use watus_build::llm::text::{check_vocabulary, text_files, vocabulary_names};
+use watus_build::text::{check_vocabulary, text_files, vocabulary_names};
 
 fn data(name: &str) -> PathBuf {
     support::repository().join("tests/data/vocab").join(name)

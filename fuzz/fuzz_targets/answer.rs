@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use watus_build::llm::text::tools::Style;
-use watus_build::llm::text::{AnswerReader, Delta};
+use watus_build::text::tools::Style;
+use watus_build::text::{AnswerReader, Delta};
 
 #[derive(Debug, Default, PartialEq)]
 struct Parts {

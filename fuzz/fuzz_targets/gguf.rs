@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
 use watus_build::checkpoint::{Checkpoint, Gguf, Judgement};
 use watus_build::convert;
-use watus_build::llm::text::text_files;
+use watus_build::text::text_files;
 
 fuzz_target!(|data: &[u8]| {
     let path = std::env::temp_dir().join(format!("watus-fuzz-{}.gguf", std::process::id()));

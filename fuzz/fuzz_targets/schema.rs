@@ -9,9 +9,9 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
-use watus_build::llm::text::tool;
-use watus_build::llm::text::tools::{Rules, Style, ToolChoice, grammar};
-use watus_build::llm::{Grammars, schema};
+use watus_build::generation::{Grammars, schema};
+use watus_build::text::tool;
+use watus_build::text::tools::{Rules, Style, ToolChoice, grammar};
 
 static GRAMMARS: OnceLock<Grammars> = OnceLock::new();
 /// As the child's, which compiles first; code is larger here.

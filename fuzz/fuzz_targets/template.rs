@@ -11,8 +11,8 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value, json};
 use watus_build::confined::{self, Confined, ConfinedError, Limits};
-use watus_build::llm::text::child::{SUBCOMMAND, answerer};
-use watus_build::llm::text::{Chat, Function, Message, ToolCall, tool};
+use watus_build::text::child::{SUBCOMMAND, answerer};
+use watus_build::text::{Chat, Function, Message, ToolCall, tool};
 
 const LIMITS: Limits = Limits { memory: 256 << 20, time: Duration::from_secs(2) };
 /// The child's is 64 MiB; code that is not optimised takes more.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Latency, Loading};
 use crate::backend::{BackendError, BackendInfo};
-use crate::llm::{Executor, LlmError, MemoryUse, Rows, Step};
+use crate::executor::{Executor, LlmError, MemoryUse, Rows, Step};
 
 /// What to measure.
 #[derive(Debug, Clone)]

@@ -2,8 +2,8 @@
 
 use crate::backend::BackendError;
 use crate::engine_dir::Damage;
+use crate::executor::LlmError;
 use crate::fetch::FetchError;
-use crate::llm::LlmError;
 use crate::manifest::ManifestError;
 use crate::pipeline::NotProved;
 use crate::recipe::RecipeError;

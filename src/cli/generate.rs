@@ -7,9 +7,9 @@ use anyhow::bail;
 
 use super::{Environment, Exit, print_json, say};
 use crate::diagnostic::Diagnostic;
-use crate::llm::text::{Chat, Message, Wishes};
-use crate::llm::{Finish, Generator, Request, Usage};
+use crate::generation::{Finish, Generator, Request, Usage};
 use crate::log::printable_text;
+use crate::text::{Chat, Message, Wishes};
 
 /// How a language model answers. What is not given is as the model's makers say, or greedy if they do not.
 #[derive(Debug, clap::Args)]

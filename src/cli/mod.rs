@@ -32,9 +32,10 @@ pub use exit::Exit;
 use crate::backend::{BackendError, isolated, onnxruntime};
 use crate::confined;
 use crate::diagnostic::Diagnostic;
-use crate::llm::text::child;
+use crate::generation::compiler;
 use crate::log;
 use crate::progress::Progress;
+use crate::text::child;
 use crate::worker;
 
 /// Turns checkpoints into proven TensorRT engines on the machine they run on
@@ -69,9 +70,12 @@ enum Command {
     /// Builds one engine for a parent process
     #[command(name = worker::SUBCOMMAND, hide = true)]
     BuildEngine,
-    /// Renders templates and compiles grammars for a parent process
+    /// Renders templates for a parent process
     #[command(name = child::SUBCOMMAND, hide = true)]
     Text,
+    /// Compiles grammars for a parent process
+    #[command(name = compiler::SUBCOMMAND, hide = true)]
+    Grammar,
     /// Computes a graph for a parent process
     #[command(name = isolated::SUBCOMMAND, hide = true)]
     Reference,
@@ -95,6 +99,7 @@ pub fn main() -> Exit {
         Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
         Command::Reference => Some(isolated::child_main()),
         Command::Text => Some(confined::serve(child::answerer())),
+        Command::Grammar => Some(confined::serve(compiler::answerer())),
         _ => None,
     };
     if let Some(outcome) = work {
@@ -124,7 +129,7 @@ pub fn main() -> Exit {
         Command::Recipe(args) => recipe::execute(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
-        Command::BuildEngine | Command::Reference | Command::Text => Ok(Exit::Success),
+        Command::BuildEngine | Command::Reference | Command::Text | Command::Grammar => Ok(Exit::Success),
     };
     drop(environment); // progress bars end before the last word
     let exit = result.unwrap_or_else(|error| {

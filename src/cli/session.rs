@@ -12,7 +12,7 @@ use crate::backend::tensorrt::{TensorRt, plan};
 use crate::backend::{Backend, BackendError, Session};
 use crate::diagnostic::Diagnostic;
 use crate::engine_dir::{EngineDir, Preference};
-use crate::llm::Generator;
+use crate::generation::Generator;
 use crate::manifest::ManifestError;
 use crate::progress::{Progress, Silent};
 use crate::tensor::Tensor;

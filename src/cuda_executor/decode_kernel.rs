@@ -20,7 +20,7 @@ use super::matrix::Matrix;
 use super::state::DeviceState;
 use crate::backend::BackendError;
 use crate::convert::Activation;
-use crate::llm::executor::TopLogits;
+use crate::executor::TopLogits;
 
 use self::abi::{DecodeParams, MAX_GROUP, MAX_ROWS, MAX_STRIP_N, PhaseDescriptor};
 pub(super) use self::kernel::DecodeKernel;

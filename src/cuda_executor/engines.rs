@@ -14,7 +14,7 @@ use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::{Engine, Family, KernelCache, TensorRt};
 use crate::convert::LayerShape;
-use crate::llm::shapes::{head_name, layer_name};
+use crate::executor::{head_name, layer_name};
 use crate::regular_file;
 
 /// Bytes of what was compiled, far more than it takes.

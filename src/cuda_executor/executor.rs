@@ -24,9 +24,8 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, Transformer};
-use crate::llm::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
-use crate::llm::passes::Sizes;
-use crate::llm::shapes::Shapes;
+use crate::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sizes, Step, check};
+use crate::spec::Shapes;
 use crate::tensor::DType;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};

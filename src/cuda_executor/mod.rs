@@ -1,4 +1,4 @@
-//! The TensorRT executor: one engine per shape runs every layer with that layer's weights bound; decode steps are
+//! The executor on the GPU, with TensorRT: one engine per shape runs every layer with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
 //!
 //! `executor.rs` runs prompts and decode steps. `state.rs` is the memory (`kv_cache.rs`, `buffers.rs`), `engines.rs` TensorRT,

@@ -15,9 +15,8 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, Rope, Transformer};
-use crate::llm::executor::LlmError;
-use crate::llm::host::Embedding;
-use crate::llm::shapes::Shapes;
+use crate::executor::{Embedding, LlmError};
+use crate::spec::Shapes;
 use crate::tensor::DType;
 
 /// A row of a batch.

@@ -18,7 +18,7 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{free_memory, is_integrated};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Role, Transformer, Weight};
-use crate::llm::executor::LlmError;
+use crate::executor::LlmError;
 use crate::memory::{self, Memory};
 use crate::tensor::DType;
 
@@ -348,7 +348,7 @@ impl WeightLoader<'_> {
                             CheckpointError::new(self.source.checkpoint.files()[view.file].path(), message).into()
                         );
                     }
-                    return Err(crate::llm::host::not_finite(self.source.checkpoint, &view, at.0, at.1).into());
+                    return Err(crate::executor::not_finite(self.source.checkpoint, &view, at.0, at.1).into());
                 }
             }
         }

@@ -164,13 +164,14 @@ mod tests {
 
     #[test]
     fn precompiled_kernels_need_no_compiler() {
-        let kernel = format!("{}/{}", &crate::llm::PACKAGED_KERNELS[1..], crate::llm::packaged_kernel());
+        let kernel =
+            format!("{}/{}", &crate::cuda_executor::PACKAGED_KERNELS[1..], crate::cuda_executor::packaged_kernel());
         let driver = ("proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05");
         let findings = examined(&[driver, (kernel.as_str(), "")], &[]);
         assert_eq!(seen(&findings, "nvrtc"), (Level::Ok, "no NVRTC; none is needed"));
         assert_eq!(seen(&findings, "kernels"), (Level::Ok, "precompiled in /usr/lib/watus-build/kernels"));
         // Those of another version.
-        let other = format!("{}/0123.ptx", &crate::llm::PACKAGED_KERNELS[1..]);
+        let other = format!("{}/0123.ptx", &crate::cuda_executor::PACKAGED_KERNELS[1..]);
         let findings = examined(&[driver, (other.as_str(), "")], &[]);
         assert_eq!(seen(&findings, "nvrtc").0, Level::Warn);
         assert!(findings.iter().all(|finding| finding.id != "kernels"));

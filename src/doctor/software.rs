@@ -7,7 +7,7 @@ use super::{Examination, Finding, Level};
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::shim::shims;
 use crate::backend::tensorrt::{Family, NONE_INSTALLED, TensorRt, library};
-use crate::llm;
+use crate::cuda_executor;
 
 /// What later checks need to know.
 pub(super) struct Software {
@@ -65,7 +65,7 @@ fn cuda_version(examination: &Examination) -> Option<String> {
 
 fn cuda_folders(examination: &Examination) -> Vec<String> {
     let arch = &examination.platform.architecture;
-    let (_, mut folders) = llm::compiler_files(arch);
+    let (_, mut folders) = cuda_executor::compiler_files(arch);
     folders.push(format!("/usr/lib/{arch}-linux-gnu"));
     folders
 }
@@ -78,11 +78,11 @@ fn kernels(examination: &Examination) -> (bool, Vec<Finding>) {
         return (true, Vec::new());
     }
     let (compiler, packaged) = if root.live {
-        let compiler = llm::try_compiler().map(|found| format!("{found} compiles"));
-        (compiler, llm::packaged_kernels().map(|folder| folder.display().to_string()))
+        let compiler = cuda_executor::try_compiler().map(|found| format!("{found} compiles"));
+        (compiler, cuda_executor::packaged_kernels().map(|folder| folder.display().to_string()))
     } else {
-        let folder = llm::PACKAGED_KERNELS;
-        let there = root.exists(&format!("{folder}/{}", llm::packaged_kernel()));
+        let folder = cuda_executor::PACKAGED_KERNELS;
+        let there = root.exists(&format!("{folder}/{}", cuda_executor::packaged_kernel()));
         (compiler_of_image(examination), there.then(|| folder.to_owned()))
     };
     let able = compiler.is_ok() || packaged.is_some();
@@ -105,7 +105,7 @@ fn compiler_of_image(examination: &Examination) -> Result<String, String> {
     if let Some((_, package)) = package {
         return Ok(format!("NVRTC {}", package.upstream()));
     }
-    let (names, _) = llm::compiler_files(&examination.platform.architecture);
+    let (names, _) = cuda_executor::compiler_files(&examination.platform.architecture);
     let folders = cuda_folders(examination);
     let mut paths = folders.iter().flat_map(|folder| names.iter().map(move |name| format!("{folder}/{name}")));
     let found = paths.find(|path| examination.root.exists(path));

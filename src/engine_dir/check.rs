@@ -7,10 +7,10 @@ use std::path::PathBuf;
 use super::EngineDir;
 use crate::artifact::{cache_dir, sha256_file};
 use crate::fetch::Hashes;
-use crate::llm::text::TEXT_FILES;
 use crate::manifest::Hasher;
 use crate::manifest::layout::{ENGINES, FILE, IMAGES, INPUTS};
 use crate::progress::{Event, Progress};
+use crate::text::TEXT_FILES;
 
 /// Larger files are hashed once and then remembered while they stay as they are; smaller ones take no time.
 const SMALL: u64 = 64 << 20;

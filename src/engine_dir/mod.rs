@@ -1,9 +1,10 @@
 //! An engine directory as one thing: what its manifest says, whether its files are what they were, and who runs it.
 //!
 //! Its layout and document are [`crate::manifest`]'s. `check.rs` looks at the files, `open.rs` opens a session or a language
-//! model, `ultralytics.rs` writes what Ultralytics' engine files begin with.
+//! model, for which `model.rs` knows the files and both executors, `ultralytics.rs` writes what Ultralytics' engine files begin with.
 
 mod check;
+pub mod model;
 mod open;
 mod ultralytics;
 
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::llm::head_name;
+use crate::executor::head_name;
 use crate::manifest::layout::{ENGINES, WEIGHTS, engine_file};
 use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;

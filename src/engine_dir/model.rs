@@ -3,15 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cpu::CpuExecutor;
-use super::executor::{Executor, LlmError};
-use super::generate::Generator;
-use super::gpu::{GpuExecutor, GpuOptions};
-use super::text::Text;
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::{self, Transformer};
+use crate::cuda_executor::{GpuExecutor, GpuOptions};
+use crate::executor::{CpuExecutor, Executor, LlmError};
+use crate::generation::Generator;
 use crate::manifest::layout::{ENGINES, WEIGHTS};
 use crate::spec::LlmRecord;
+use crate::text::Text;
 
 /// Who runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

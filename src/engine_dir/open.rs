@@ -2,11 +2,13 @@
 
 use anyhow::{Context as _, bail};
 
+use super::model::{self, Runner};
 use super::{Damage, EngineDir};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, BackendInfo, Session};
 use crate::doctor::l4t_release;
-use crate::llm::{Generator, LlmError, model, model::Runner};
+use crate::executor::LlmError;
+use crate::generation::Generator;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
 use crate::spec::ShapeRange;

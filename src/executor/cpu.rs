@@ -8,9 +8,9 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
 use super::host::{self, Embedding, Floats};
 use super::passes::{Size, Sizes};
+use super::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
 use crate::backend::cpu::{CpuEngine, Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;

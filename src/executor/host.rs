@@ -39,7 +39,7 @@ pub(super) fn release(checkpoint: &Checkpoint, parts: &[Part]) {
     }
 }
 
-pub(super) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value: f32) -> CheckpointError {
+pub(crate) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value: f32) -> CheckpointError {
     let message = format!("tensor `{}` holds {value} at element {at}", view.name);
     CheckpointError::new(checkpoint.files()[view.file].path(), message)
         .with_help("the checkpoint is damaged, or its training failed")
@@ -57,24 +57,24 @@ pub(super) fn weight(checkpoint: &Checkpoint, model: &Transformer, weight: &Weig
 
 /// Rows of the embedding, decoded when they are asked for: the matrix itself stays in the file.
 #[derive(Debug, Clone)]
-pub(super) struct Embedding {
+pub(crate) struct Embedding {
     checkpoint: Arc<Checkpoint>,
     part: Part,
     scale: f32,
 }
 
 impl Embedding {
-    pub(super) fn new(checkpoint: &Arc<Checkpoint>, model: &Transformer) -> Self {
+    pub(crate) fn new(checkpoint: &Arc<Checkpoint>, model: &Transformer) -> Self {
         Self { checkpoint: Arc::clone(checkpoint), part: model.embedding(), scale: model.embedding_scale }
     }
 
     /// The matrix, as it is stored.
-    pub(super) fn stored(&self) -> Result<View<'_>, CheckpointError> {
+    pub(crate) fn stored(&self) -> Result<View<'_>, CheckpointError> {
         self.checkpoint.expect(&self.part.tensor, &self.part.shape)
     }
 
     /// Writes `[tokens, hidden]` into `out`, one row per token; rows of `out` beyond stay as they are.
-    pub(super) fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<(), CheckpointError> {
+    pub(crate) fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<(), CheckpointError> {
         let view = self.stored()?;
         let hidden = view.columns();
         for (token, out) in tokens.iter().zip(out.chunks_exact_mut(hidden)) {

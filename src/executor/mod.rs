@@ -1,9 +1,23 @@
 //! What runs a transformer: tokens in, logits out, keys and values kept in numbered slots.
+//!
+//! `cpu.rs` does it in float32 on any machine, [`crate::cuda_executor`] with TensorRT's engines. `passes.rs` cuts prompts and
+//! `host.rs` reads weights for both; `shapes.rs` says which engines there are.
+
+mod cpu;
+mod host;
+mod passes;
+mod shapes;
 
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
 use crate::convert::MASKED;
 use crate::diagnostic::Diagnostic;
+use crate::text::TextError;
+
+pub use cpu::{CpuExecutor, Squares};
+pub(crate) use host::{Embedding, not_finite};
+pub(crate) use passes::{Size, Sizes};
+pub use shapes::{head_name, layer_name};
 
 /// Why a model could not be loaded or run.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +50,18 @@ impl LlmError {
     }
 }
 
+impl From<TextError> for LlmError {
+    fn from(error: TextError) -> Self {
+        match error {
+            TextError::Checkpoint(error) => Self::Checkpoint(error),
+            TextError::TooLong { what, have, limit, help } => Self::TooLong { what, have, limit, help },
+            TextError::File { path, message } => Self::Text { path, message },
+            TextError::Request(message) => Self::Request(message),
+            TextError::Busy(message) => Self::Busy(message),
+        }
+    }
+}
+
 /// One token to continue a sequence with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
@@ -60,7 +86,7 @@ pub enum Logits {
 }
 
 /// Tokens that a sampler looks at first, whether it has all logits or the largest alone; a device finds as many.
-pub(super) const TOP_LOGITS: usize = 64;
+pub(crate) const TOP_LOGITS: usize = 64;
 
 /// The largest logits of a row, and sums over all of it.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -155,7 +181,7 @@ pub trait Executor: Send {
 }
 
 /// Checks what every executor must.
-pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
+pub(crate) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
     if slot >= executor.slots() {
         return Err(LlmError::Request(format!("slot {slot} of {}", executor.slots())));
     }
@@ -175,22 +201,22 @@ pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, token
 
 /// What a query may see.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Sight {
+struct Sight {
     /// Rows of a group, see `convert::layer_graph`.
-    pub(super) group: usize,
+    group: usize,
     /// New positions.
-    pub(super) chunk: usize,
+    chunk: usize,
     /// Columns for cached positions.
-    pub(super) cache: usize,
+    cache: usize,
     /// Cached positions that are filled.
-    pub(super) cached: usize,
+    cached: usize,
     /// Positions a query sees, itself included.
-    pub(super) window: Option<usize>,
+    window: Option<usize>,
 }
 
 impl Sight {
     /// The additive mask `[group · chunk, cache + chunk]`.
-    pub(super) fn mask(&self) -> Vec<f32> {
+    fn mask(&self) -> Vec<f32> {
         let width = self.cache + self.chunk;
         let mut mask = vec![MASKED; self.chunk * width];
         for (query, row) in mask.chunks_exact_mut(width).enumerate() {

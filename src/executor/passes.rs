@@ -6,11 +6,11 @@
 
 /// What passes of one size take.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Size {
+pub(crate) struct Size {
     /// Tokens a pass has room for.
-    pub(super) tokens: usize,
+    pub(crate) tokens: usize,
     /// Seconds, or any other unit that all sizes share, by positions that the sequence's cache has room for: ascending.
-    pub(super) seconds: Vec<(usize, f64)>,
+    pub(crate) seconds: Vec<(usize, f64)>,
 }
 
 impl Size {
@@ -30,14 +30,14 @@ impl Size {
 
 /// The sizes there are.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Sizes(Vec<Size>);
+pub(crate) struct Sizes(Vec<Size>);
 
 /// Prompts of so many of the largest passes are cut by looking at every way; longer ones begin with the size that is cheapest
 /// by the token.
 const LARGEST: usize = 4;
 
 impl Sizes {
-    pub(super) fn new(mut sizes: Vec<Size>) -> Self {
+    pub(crate) fn new(mut sizes: Vec<Size>) -> Self {
         // Of equals the largest is taken: it leaves less.
         sizes.sort_by_key(|size| std::cmp::Reverse(size.tokens));
         Self(sizes)
@@ -45,7 +45,7 @@ impl Sizes {
 
     /// The size of the next pass for `remaining` tokens of a prompt of which `done` are held. `room` is the cache for so
     /// many positions.
-    pub(super) fn next(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> usize {
+    pub(crate) fn next(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> usize {
         let largest = self.0.first().map_or(1, |size| size.tokens);
         if remaining > LARGEST * largest {
             let room = room(done);

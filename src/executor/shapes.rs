@@ -1,8 +1,7 @@
 //! Which static shapes an engine directory holds.
 
 use crate::convert::LayerShape;
-use crate::spec::Family;
-pub use crate::spec::Shapes;
+use crate::spec::{Family, Shapes};
 
 /// Prompt tokens taken at once. Which of them a prompt is cut into is measured; see `passes`.
 const CHUNKS: [usize; 3] = [16, 128, 512];
@@ -12,7 +11,7 @@ const MANY_CHUNKS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
 const SMALLEST_CACHE: usize = 512;
 /// Cache lengths are multiples of this, which keeps every slot aligned.
 const CACHE_STEP: usize = 64;
-/// Tokens of one sequence a decode step may be padded to, where that chooses a faster kernel; see `gpu/executor/tune.rs`.
+/// Tokens of one sequence a decode step may be padded to, where that chooses a faster kernel; see `cuda_executor/executor/tune.rs`.
 const PADDINGS: [usize; 3] = [1, 4, 8];
 
 impl Shapes {

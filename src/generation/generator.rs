@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::executor::{Executor, LlmError, Logits, Rows, Step};
 use super::grammar::Grammar;
 use super::queue::Queue;
 use super::request::{Finish, Piece, Request, RequestLimits, Usage};
 use super::sampler::{Choice, Sampler};
-use super::text::{StopFinder, Text, TextStream};
+use crate::executor::{Executor, LlmError, Logits, Rows, Step};
+use crate::text::{StopFinder, Text, TextStream};
 
 struct Active {
     request: u64,

@@ -1,29 +1,18 @@
-//! Language models at run time: tokens, weights, caches, sampling, text.
+//! Answers of language models: requests in, text out as it comes.
 //!
-//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines; `passes.rs` cuts prompts
-//! for both. [`Generator`] makes answers with one, `text/` is the way from words to tokens and back, `model.rs` opens an engine directory.
+//! [`Generator`] makes answers with an executor: `queue.rs` says whose request is next, `sampler.rs` chooses tokens, of those
+//! that `grammar.rs` allows where an answer must be something. What strangers' schemas may cost is bounded before
+//! (`schema.rs`), and a grammar is compiled in a process of its own first (`compiler.rs`).
 
-mod cpu;
-mod executor;
-mod generate;
-mod gpu;
+pub mod compiler;
+mod generator;
 mod grammar;
-mod host;
-pub mod model;
-mod passes;
 mod queue;
 mod request;
 mod sampler;
 pub mod schema;
-mod shapes;
-pub mod text;
 
-pub use cpu::{CpuExecutor, Squares};
-pub use executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, TopLogits};
-pub use generate::Generator;
-pub use gpu::{GpuExecutor, GpuOptions, IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
-pub use gpu::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};
+pub use generator::Generator;
 pub use grammar::{Grammar, Grammars};
 pub use request::{Finish, Piece, Request, RequestLimits, Usage};
-pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};
-pub use shapes::{Shapes, head_name, layer_name};
+pub use sampler::{Choice, Sampler, argmax, log_sum_exp};

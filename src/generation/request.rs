@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::executor::LlmError;
 use super::grammar::Grammar;
-use super::sampler::{Choice, Sampling};
+use super::sampler::Choice;
+use crate::executor::LlmError;
+use crate::text::Sampling;
 
 /// What to answer.
 #[derive(Debug, Clone, Default)]

@@ -14,12 +14,12 @@ use super::Context;
 use crate::artifact::{about, free_space, sweep};
 use crate::backend::BackendError;
 use crate::fetch::Hashes;
-use crate::llm::text::TEXT_FILES;
 use crate::manifest::Manifest;
 use crate::manifest::layout::{ENGINES, FILE, IMAGES, MODEL, REPORT_FILE, WEIGHTS, engine_file};
 use crate::onnx::Model;
 use crate::progress::Event;
 use crate::recipe::SourcePlan;
+use crate::text::TEXT_FILES;
 
 /// What stands where a result should go, if not one of ours.
 fn occupied(place: &Path, what: &str, or: &str) -> anyhow::Error {

@@ -9,8 +9,8 @@ use super::error::ApiError;
 use super::log::AccessRecord;
 use super::openai::UsageChunks;
 use super::scheduler::{AnswerEvents, JobEvent};
-use crate::llm::text::{AnswerReader, Delta, Text};
-use crate::llm::{Choice, Finish, Piece, Usage};
+use crate::generation::{Choice, Finish, Piece, Usage};
+use crate::text::{AnswerReader, Delta, Text};
 
 /// What a response is called, and how it is told.
 pub(super) struct Frame {

@@ -5,7 +5,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::llm::LlmError;
+use crate::executor::LlmError;
+use crate::text::TextError;
 
 /// Bytes of a message, and of what it repeats of a request: a refused request must not come back whole, or fill the log.
 const MESSAGE: usize = 600;
@@ -208,6 +209,12 @@ impl From<LlmError> for ApiError {
             error @ LlmError::NotFinite => Self::unanswerable(error.to_string()),
             error => Self::engine(error.to_string()),
         }
+    }
+}
+
+impl From<TextError> for ApiError {
+    fn from(error: TextError) -> Self {
+        LlmError::from(error).into()
     }
 }
 

@@ -18,8 +18,9 @@ use super::head::Strict;
 use super::openai::{ChatRequest, FromBody};
 use super::state::About;
 use super::{prepare, routes};
-use crate::llm::RequestLimits;
-use crate::llm::text::Text;
+use crate::generation::RequestLimits;
+use crate::generation::compiler::GrammarCompiler;
+use crate::text::Text;
 
 /// What hyper gets of a connection's bytes, in reads of at most these sizes.
 pub fn strict(bytes: &[u8], sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
@@ -59,8 +60,18 @@ impl Desk {
         let text = Arc::new(Text::open(folder).map_err(|error| error.to_string())?);
         let limits = RequestLimits { max_input: 2048, vocabulary: 1 << 16 };
         let (engine, device) = ("none".to_owned(), "none".to_owned());
-        let about =
-            About { engine, device, warnings: Vec::new(), slots: 1, limits, max_len: 4096, text, special: false };
+        let compiler = Arc::new(GrammarCompiler::new(Arc::clone(&text)));
+        let about = About {
+            engine,
+            device,
+            warnings: Vec::new(),
+            slots: 1,
+            limits,
+            max_len: 4096,
+            text,
+            compiler,
+            special: false,
+        };
         Ok(Self { runtime, intake: Intake::new(), about })
     }
 

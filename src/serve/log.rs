@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::llm::Usage;
+use crate::generation::Usage;
 
 /// Takes entries; the command line prints them.
 pub type Log = Arc<dyn Fn(&LogEntry) + Send + Sync>;

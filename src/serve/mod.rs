@@ -41,7 +41,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use log::{Answered, Log, LogEntry};
 
-use crate::llm::Generator;
+use crate::generation::Generator;
 
 /// Bytes of a thread's stack, reserved and not used.
 const STACK: usize = 32 << 20;

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 
 use super::error::ApiError;
 use super::turn::InMessage;
-use crate::llm::text::tools::ToolChoice;
-use crate::llm::text::{self, Message, Wishes};
+use crate::text::tools::ToolChoice;
+use crate::text::{self, Message, Wishes};
 
 /// What a request of either kind may say of the answer.
 #[derive(Debug, Default, Deserialize)]

@@ -6,9 +6,10 @@ use super::completion::{CompletionRequest, InPrompt};
 use super::error::ApiError;
 use super::openai::{ChatRequest, Common, ResponseFormat};
 use super::state::About;
-use crate::llm::text::tools::{self, Rules, Style, ToolChoice};
-use crate::llm::text::{AnswerReader, Chat, Message};
-use crate::llm::{LlmError, Request, schema};
+use crate::executor::LlmError;
+use crate::generation::{Request, schema};
+use crate::text::tools::{self, Rules, Style, ToolChoice};
+use crate::text::{AnswerReader, Chat, Message};
 
 /// What the scheduler and the answer's reader need.
 pub(super) struct PreparedRequest {

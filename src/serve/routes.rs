@@ -32,7 +32,7 @@ use super::prepare::{self, Demand, PreparedRequest};
 use super::scheduler::QueuePlace;
 use super::state::{About, Phase};
 use super::{App, PAGE};
-use crate::llm::Grammar;
+use crate::generation::Grammar;
 
 /// Every path, with what guards them.
 pub(super) fn router(app: &Arc<App>) -> Router {
@@ -207,10 +207,10 @@ async fn compile(app: &Arc<App>, demand: Demand) -> Result<Grammar, ApiError> {
             self.0.store(true, Ordering::Relaxed);
         }
     }
-    let text = Arc::clone(&loaded(app)?.text);
+    let compiler = Arc::clone(&loaded(app)?.compiler);
     let left = Arc::new(AtomicBool::new(false));
     let _leave = Leave(Arc::clone(&left));
-    aside(move || text.grammar(&demand.lark, &left).map_err(|error| demand.refused(error))).await
+    aside(move || compiler.compile(&demand.lark, &left).map_err(|error| demand.refused(error))).await
 }
 
 /// Prepares a request. A client that goes away meanwhile takes all of this along: that is logged, too.
@@ -271,7 +271,7 @@ const PING: Duration = Duration::from_secs(10);
 async fn answer(
     app: &App,
     (id, path): (&str, &str),
-    (place, request): (QueuePlace, crate::llm::Request),
+    (place, request): (QueuePlace, crate::generation::Request),
     shape: Box<dyn ResponseEncoder>,
     common: &Common,
 ) -> Handled {

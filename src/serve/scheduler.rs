@@ -14,7 +14,8 @@ use super::error::ApiError;
 use super::metrics::Metrics;
 use super::permits::Permit;
 use super::state::{About, Phase, State};
-use crate::llm::{Generator, Piece, Request};
+use crate::generation::compiler::GrammarCompiler;
+use crate::generation::{Generator, Piece, Request};
 
 /// What a handler hears. The last is a piece with an end, or a failure.
 #[derive(Debug)]
@@ -293,6 +294,7 @@ pub(super) fn about(generator: &mut Generator, special: bool) -> About {
         limits: generator.limits(),
         max_len: generator.executor().max_len(),
         text: Arc::clone(generator.text()),
+        compiler: Arc::new(GrammarCompiler::new(Arc::clone(generator.text()))),
         special,
     }
 }
@@ -302,8 +304,8 @@ mod tests {
     use super::*;
     use crate::backend::{BackendError, BackendInfo};
     use crate::checkpoint::Checkpoint;
-    use crate::llm::text::{Text, text_files};
-    use crate::llm::{Executor, LlmError, Logits, MemoryUse, Rows, Step};
+    use crate::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step};
+    use crate::text::{Text, text_files};
 
     /// Refuses one token as a request's fault, computes no numbers for another, and fails at a third as a device would.
     /// Counts the slots it was told to empty.

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use crate::llm::text::Text;
-use crate::llm::{RequestLimits, Usage};
+use crate::generation::compiler::GrammarCompiler;
+use crate::generation::{RequestLimits, Usage};
+use crate::text::Text;
 
 /// In order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub(super) struct About {
     pub(super) limits: RequestLimits,
     pub(super) max_len: usize,
     pub(super) text: Arc<Text>,
+    /// Makes grammars for its tokens.
+    pub(super) compiler: Arc<GrammarCompiler>,
     /// Special tokens spelled in contents are special.
     pub(super) special: bool,
 }

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use crate::llm::text::{Function, Message, ToolCall};
+use crate::text::{Function, Message, ToolCall};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]

@@ -1,12 +1,12 @@
 //! Conversations to tokens: their turns arranged as the model's template can say them, then rendered.
 
 use super::Text;
+use super::error::TextError;
 use super::message::{Chat, Message};
 use super::plain::Plain;
 use super::template::Traits;
 use super::tools::{self, Style};
 use crate::diagnostic::Diagnostic;
-use crate::llm::executor::LlmError;
 
 /// A conversation in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +19,7 @@ pub struct Prompt {
 
 impl Text {
     /// Tokens of a conversation, ready for the assistant's answer.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, LlmError> {
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
         Ok(self.encode(&Chat { messages: messages.to_vec(), ..Chat::default() })?.tokens)
     }
 
@@ -34,8 +34,8 @@ impl Text {
     }
 
     /// The same, with functions and options.
-    pub fn encode(&self, chat: &Chat) -> Result<Prompt, LlmError> {
-        let (template, traits) = self.template.as_ref().zip(self.traits).ok_or_else(|| LlmError::Text {
+    pub fn encode(&self, chat: &Chat) -> Result<Prompt, TextError> {
+        let (template, traits) = self.template.as_ref().zip(self.traits).ok_or_else(|| TextError::File {
             path: self.folder.clone(),
             message: Diagnostic::new("the model has no chat template: it completes texts, and may not converse")
                 .with_help("use `--raw` or /v1/completions, or give the recipe a `chat_template: FILE.jinja`"),
@@ -130,7 +130,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::llm::text::message::{Function, ToolCall, tool};
+    use crate::text::message::{Function, ToolCall, tool};
 
     const PROMPTED: Traits = Traits { style: Style::Prompted, system: true, thoughts: false, switch: false };
 

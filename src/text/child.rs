@@ -1,36 +1,29 @@
-//! What strangers wrote as programs runs in a process of its own: chat templates, which come with a model, and grammars, which
-//! are made of a client's schemas. Both may take all memory, or for ever, and neither library can be stopped from outside.
+//! What strangers wrote as a program runs in a process of its own: a chat template, which comes with a model. It may take all
+//! memory, or for ever, and its library cannot be stopped from outside.
 //!
 //! Where the program says that its executable answers to [`SUBCOMMAND`] (`confined::program`), a template is rendered by
-//! a child that stays; and a grammar is compiled by one before it is compiled here, so that here it takes a moment.
+//! a child that stays.
 
 mod answers;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 pub use answers::answerer;
 
+use super::error::TextError;
 use super::message::Chat;
-use crate::artifact::sha256;
 use crate::confined::{self, Confined, ConfinedError, Limits};
-use crate::llm::executor::LlmError;
 
 /// What a child is started with.
 pub const SUBCOMMAND: &str = "__text";
 
 /// For a prompt of any length.
 const RENDERING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(10) };
-/// For a schema far larger than people write: FHIR's takes half a second.
-const COMPILING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(3) };
-/// Grammars that are compiled at once, in children or here.
-const PROBES: usize = 2;
-/// Grammars that are known to be harmless.
-const KNOWN: usize = 512;
 
 /// What a template is made from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,16 +41,16 @@ enum TextQuestion {
     Template(TemplateParts),
     /// A conversation, and whether an answer is to follow.
     Render(Box<Chat>, bool),
-    Grammar(String),
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ask(
+/// Asks a child of this program, as long as `left` is not true.
+pub(crate) fn ask(
     child: &mut Confined,
-    question: &TextQuestion,
+    question: &impl Serialize,
     left: &AtomicBool,
 ) -> Result<Result<String, String>, ConfinedError> {
     let question = serde_json::to_vec(question).unwrap_or_default();
@@ -116,94 +109,14 @@ impl Renderer {
 }
 
 /// What a child's failure is to whoever asked: another time may do, or it is what was asked.
-pub(super) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(String) -> LlmError) -> LlmError {
+pub(crate) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(String) -> TextError) -> TextError {
     let message = format!("{what}: {error}");
     match error {
-        ConfinedError::Starved | ConfinedError::Io(_) => LlmError::Busy(message),
+        ConfinedError::Starved | ConfinedError::Io(_) => TextError::Busy(message),
         ConfinedError::Died(death) => {
             tracing::warn!("{message}");
             asked(format!("{what}: {}", death.without_words()))
         }
         _ => asked(message),
-    }
-}
-
-/// Tries grammars out of this process.
-#[derive(Debug, Default)]
-pub(super) struct Probes {
-    idle: Mutex<Vec<Confined>>,
-    running: Mutex<usize>,
-    freed: Condvar,
-    known: Mutex<HashSet<String>>,
-}
-
-/// A turn to compile a grammar; the next has it when this is dropped.
-pub(super) struct Turn<'a>(&'a Probes);
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        *lock(&self.0.running) -= 1;
-        self.0.freed.notify_one();
-    }
-}
-
-/// How long somebody waits for a turn before it is asked whether he still does.
-const PATIENCE: Duration = Duration::from_millis(50);
-
-impl Probes {
-    pub(super) fn new() -> Self {
-        Self::default()
-    }
-
-    /// Waits for a turn to compile a grammar, and refuses one that takes too much. A few are compiled at once, wherever that
-    /// is, and whether they are known or not.
-    pub(super) fn check(&self, lark: &str, left: &AtomicBool) -> Result<Turn<'_>, LlmError> {
-        let mut running = lock(&self.running);
-        while *running >= PROBES {
-            if left.load(Ordering::Relaxed) {
-                return Err(LlmError::Request("nobody waits for it any more".to_owned()));
-            }
-            running = self.freed.wait_timeout(running, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
-        }
-        *running += 1;
-        drop(running);
-        let turn = Turn(self);
-        let name = sha256(lark.as_bytes());
-        if confined::program().is_none() || lock(&self.known).contains(&name) {
-            return Ok(turn);
-        }
-        match self.try_out(lark, left) {
-            Ok(Ok(_)) => {
-                let mut known = lock(&self.known);
-                if known.len() >= KNOWN {
-                    known.clear();
-                }
-                known.insert(name);
-                Ok(turn)
-            }
-            Ok(Err(message)) => Err(LlmError::Request(message)),
-            Err(error) => Err(unanswered("it cannot be compiled", &error, LlmError::Request)),
-        }
-    }
-
-    fn try_out(&self, lark: &str, left: &AtomicBool) -> Result<Result<String, String>, ConfinedError> {
-        let question = TextQuestion::Grammar(lark.to_owned());
-        let idle = lock(&self.idle).pop();
-        if let Some(mut child) = idle {
-            match ask(&mut child, &question, left) {
-                // As above.
-                Err(ConfinedError::Died(_) | ConfinedError::Io(_)) => {}
-                outcome => {
-                    if outcome.is_ok() {
-                        lock(&self.idle).push(child);
-                    }
-                    return outcome;
-                }
-            }
-        }
-        let mut child = confined::start(SUBCOMMAND, COMPILING)?;
-        let outcome = ask(&mut child, &question, left)?;
-        lock(&self.idle).push(child);
-        Ok(outcome)
     }
 }

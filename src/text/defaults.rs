@@ -4,8 +4,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use super::sampling::Sampling;
 use crate::checkpoint::Gguf;
-use crate::llm::sampler::Sampling;
 
 /// Bytes of a text that ends answers, and how many there may be: each is looked for after every token.
 const STOP_LIMIT: usize = 256;

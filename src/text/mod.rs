@@ -8,11 +8,14 @@ mod chat;
 pub mod child;
 mod defaults;
 mod ends;
+mod error;
 mod gguf;
 mod jinja;
+pub(crate) mod lark;
 mod message;
 mod plain;
 mod pretokenizers;
+mod sampling;
 mod special;
 mod stream;
 mod template;
@@ -22,21 +25,21 @@ mod vocabulary;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 
 pub use answer::{AnswerReader, Delta};
 pub use chat::Prompt;
 pub use defaults::{Defaults, Wishes};
+pub use error::TextError;
 pub use gguf::{check_vocabulary, refused_vocabularies, text_files};
 pub use message::{Chat, Function, Message, ToolCall, tool};
 pub use pretokenizers::vocabulary_names;
+pub use sampling::Sampling;
 pub use stream::{StopFinder, TextStream};
 pub use template::{ChatTemplate, Traits};
+pub(crate) use vocabulary::SPECIAL;
 
-use super::executor::LlmError;
-use super::grammar::{Grammar, Grammars, SPECIAL};
 use crate::checkpoint::read_json;
 use crate::diagnostic::Diagnostic;
 use crate::regular_file;
@@ -66,11 +69,9 @@ pub struct Text {
     template: Option<ChatTemplate>,
     traits: Option<Traits>,
     plain: plain::Plain,
-    probes: child::Probes,
     words: OnceLock<Vec<Vec<u8>>>,
     /// Bytes of the longest token's text.
     longest: usize,
-    grammars: OnceLock<Result<Grammars, String>>,
     /// Tokens that end an answer.
     pub stop_tokens: BTreeSet<u32>,
     /// The makers' sampling.
@@ -86,7 +87,7 @@ impl std::fmt::Debug for Text {
 
 /// Looks at the text files of `folder` before a model is built with them: an error where they are of no use, and words for who
 /// builds where a model with them cannot converse.
-pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
+pub fn judge(folder: &Path) -> Result<Option<String>, TextError> {
     let text = Text::open(folder)?;
     let prefix = prefix_space(folder)?;
     if text.traits.is_none() {
@@ -102,7 +103,7 @@ pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
 
 /// Words where tokenizer_config.json and tokenizer.json disagree on a space before a text, and transformers (5.24) follows the
 /// former, by the class it names.
-fn prefix_space(folder: &Path) -> Result<Option<String>, LlmError> {
+fn prefix_space(folder: &Path) -> Result<Option<String>, TextError> {
     let path = folder.join("tokenizer_config.json");
     let settings = if path.exists() { read_json(&path)? } else { Value::Null };
     let class = settings.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
@@ -129,21 +130,21 @@ fn prefix_space(folder: &Path) -> Result<Option<String>, LlmError> {
 
 impl Text {
     /// Reads the files of `folder`.
-    pub fn open(folder: &Path) -> Result<Self, LlmError> {
+    pub fn open(folder: &Path) -> Result<Self, TextError> {
         let path = folder.join("tokenizer.json");
-        let fail = |message: String| LlmError::Text { path: path.clone(), message: message.into() };
+        let fail = |message: String| TextError::File { path: path.clone(), message: message.into() };
         let bytes = regular_file::read(&path, TOKENIZER_LIMIT).map_err(|error| {
             let message = Diagnostic::new(error.to_string()).with_help(
                 "the model needs a tokenizer.json; `tokenizers` converts a tokenizer.model: \
                  AutoTokenizer.from_pretrained(…).save_pretrained(…)",
             );
-            LlmError::Text { path: path.clone(), message }
+            TextError::File { path: path.clone(), message }
         })?;
         let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string()))?;
         // What a tool that trained or calibrated the model left in the file: it would cut prompts, or fill them up.
         tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
         tokenizer.with_padding(None);
-        let optional = |name: &str| -> Result<Value, LlmError> {
+        let optional = |name: &str| -> Result<Value, TextError> {
             let path = folder.join(name);
             Ok(if path.exists() { read_json(&path)? } else { Value::Null })
         };
@@ -165,19 +166,18 @@ impl Text {
         // No text spells a special token: what ends an answer as one is a token that does.
         let is_special = |stop: &&String| tokenizer.get_added_vocabulary().is_special_token(stop);
         stop_tokens.extend(defaults.stops.iter().filter(is_special).filter_map(|stop| tokenizer.token_to_id(stop)));
-        let (words, grammars, folder) = (OnceLock::new(), OnceLock::new(), folder.to_owned());
+        let (words, folder) = (OnceLock::new(), folder.to_owned());
         let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(1).max(1);
-        let probes = child::Probes::new();
-        Ok(Self { tokenizer, template, traits, plain, probes, words, longest, grammars, stop_tokens, defaults, folder })
+        Ok(Self { tokenizer, template, traits, plain, words, longest, stop_tokens, defaults, folder })
     }
 
     /// Tokens of a text as it is, with the tokens the model wants around one (usually a first one).
-    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, LlmError> {
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TextError> {
         self.tokens(text, true)
     }
 
     /// The same of a text that may have `limit` tokens.
-    pub fn encode_text_within(&self, text: &str, limit: usize) -> Result<Vec<u32>, LlmError> {
+    pub fn encode_text_within(&self, text: &str, limit: usize) -> Result<Vec<u32>, TextError> {
         self.tokens_within(text, true, Some(limit))
     }
 
@@ -192,22 +192,8 @@ impl Text {
         self.traits
     }
 
-    /// Compiles a grammar for its tokens. The first takes a moment longer. What it costs is tried out in a process of its own
-    /// first, where there is a program for that, until `left` is true.
-    pub fn grammar(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
-        let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(|error| error.to_string());
-        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?;
-        let _turn = self.probes.check(lark, left)?;
-        // With far more stack than the child had: what that held, this does.
-        let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(4 * crate::confined::STACK);
-        std::thread::scope(|scope| {
-            let failed = |what: &str| LlmError::Request(format!("the grammar's thread {what}"));
-            let thread = thread.spawn_scoped(scope, || grammars.compile(lark)).map_err(|_| failed("did not start"))?;
-            thread.join().unwrap_or_else(|_| Err(failed("panicked")))
-        })
-    }
-
-    fn words(&self) -> &[Vec<u8>] {
+    /// Bytes of every token, by number: special ones begin with [`SPECIAL`], numbers without a token are empty.
+    pub(crate) fn words(&self) -> &[Vec<u8>] {
         self.words.get_or_init(|| vocabulary::words(&self.tokenizer))
     }
 
@@ -224,8 +210,8 @@ impl Text {
     }
 
     /// The text of some tokens.
-    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, LlmError> {
-        self.tokenizer.decode(tokens, skip_special).map_err(|error| LlmError::Request(error.to_string()))
+    pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, TextError> {
+        self.tokenizer.decode(tokens, skip_special).map_err(|error| TextError::Request(error.to_string()))
     }
 
     /// A token's own spelling.
@@ -233,13 +219,13 @@ impl Text {
         self.tokenizer.id_to_token(token)
     }
 
-    fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, LlmError> {
+    fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, special);
-        Ok(encoding.map_err(|error| LlmError::Request(error.to_string()))?.get_ids().to_vec())
+        Ok(encoding.map_err(|error| TextError::Request(error.to_string()))?.get_ids().to_vec())
     }
 
     /// Tokens of a text, unless they are more than `limit`: megabytes that would be refused are not made into tokens first.
-    fn tokens_within(&self, text: &str, special: bool, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
+    fn tokens_within(&self, text: &str, special: bool, limit: Option<usize>) -> Result<Vec<u32>, TextError> {
         let Some(limit) = limit else { return self.tokens(text, special) };
         if text.len() > self.most_bytes(limit) {
             return Err(too_long(text.len().div_ceil(self.longest), limit));
@@ -257,7 +243,7 @@ impl Text {
     }
 
     /// Tokens of parts that follow each other, each for itself.
-    fn joined(&self, parts: &[String], limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
+    fn joined(&self, parts: &[String], limit: Option<usize>) -> Result<Vec<u32>, TextError> {
         let mut tokens = Vec::new();
         let too_long = |have: usize| too_long(have, limit.unwrap_or(usize::MAX));
         let bytes: usize = parts.iter().map(String::len).sum();
@@ -272,7 +258,7 @@ impl Text {
             };
             let have = tokens.len();
             tokens.extend(new.map_err(|error| match error {
-                LlmError::TooLong { have: more, .. } => too_long(have + more),
+                TextError::TooLong { have: more, .. } => too_long(have + more),
                 error => error,
             })?);
         }
@@ -281,7 +267,7 @@ impl Text {
 
     /// Tokens of a text that goes on: SentencePiece's tokenizers put a space before whatever they are given, so it is given
     /// a newline first, which is a token of its own.
-    fn continuation(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
+    fn continuation(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, TextError> {
         let begins =
             |text: &str| self.tokens(text, false).map(|tokens| tokens.first().and_then(|one| self.piece(*one)));
         if part.is_empty() || !begins("x")?.is_some_and(|piece| piece.starts_with('\u{2581}')) {
@@ -296,9 +282,9 @@ impl Text {
     }
 }
 
-fn too_long(have: usize, limit: usize) -> LlmError {
+fn too_long(have: usize, limit: usize) -> TextError {
     let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
-    LlmError::TooLong { what: "a prompt", have, limit, help }
+    TextError::TooLong { what: "a prompt", have, limit, help }
 }
 
 /// Tokens by which a text cut in two may have more than the whole.

@@ -9,9 +9,9 @@ use aho_corasick::AhoCorasick;
 use serde_json::{Map, Value};
 use tokenizers::Tokenizer;
 
+use super::error::TextError;
 use super::message::{Chat, Message};
 use super::tools::{CLOSE, MISTRAL, OPEN, PYTHON, THINK};
-use crate::llm::executor::LlmError;
 
 /// Spellings that are more than words.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ const MARKS: std::ops::RangeInclusive<char> = '\u{e000}'..='\u{e0ff}';
 
 impl Plain {
     /// The spellings of a tokenizer; `template` is the source of the chat template.
-    pub(super) fn new(tokenizer: &Tokenizer, template: &str) -> Result<Self, LlmError> {
+    pub(super) fn new(tokenizer: &Tokenizer, template: &str) -> Result<Self, TextError> {
         let added = tokenizer.get_added_tokens_decoder();
         let spelled = |special: bool| {
             added.values().filter(move |token| token.special == special).map(|token| token.content.clone())
@@ -38,7 +38,7 @@ impl Plain {
         // Runs of spaces are added tokens, too.
         let named = spelled(false).filter(|text| !text.trim().is_empty() && template.contains(text.as_str()));
         let marks: Vec<String> = special.iter().cloned().chain(used).chain(named).collect();
-        let build = |list: &[String]| AhoCorasick::new(list).map_err(|error| LlmError::Request(error.to_string()));
+        let build = |list: &[String]| AhoCorasick::new(list).map_err(|error| TextError::Request(error.to_string()));
         Ok(Self { special: build(&special)?, marks: build(&marks)? })
     }
 

@@ -1,7 +1,7 @@
 //! Tokens to text as they come: never half a character, never the beginning of a stop string.
 
 use super::Text;
-use crate::llm::executor::LlmError;
+use super::error::TextError;
 
 /// Tokens of one answer on their way to text.
 #[derive(Debug, Default, Clone)]
@@ -21,7 +21,7 @@ impl TextStream {
     }
 
     /// Adds a token; returns the text that is now certain.
-    pub fn push(&mut self, text: &Text, token: u32) -> Result<String, LlmError> {
+    pub fn push(&mut self, text: &Text, token: u32) -> Result<String, TextError> {
         self.tokens.push(token);
         let whole = text.decode(&self.tokens, !self.special)?;
         // A replacement character at the end is a character whose other bytes are still to come.
@@ -37,7 +37,7 @@ impl TextStream {
     }
 
     /// The rest, at the end of an answer: a character cut short is shown as �.
-    pub fn finish(&mut self, text: &Text) -> Result<String, LlmError> {
+    pub fn finish(&mut self, text: &Text) -> Result<String, TextError> {
         let whole = text.decode(&self.tokens, !self.special)?;
         Ok(whole.get(self.prefix.len()..).unwrap_or_default().to_owned())
     }

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use minijinja::{Environment, Error, Value};
 
 use super::child::{Renderer, TemplateParts, unanswered};
+use super::error::TextError;
 use super::jinja;
 use super::message::{Chat, Message};
 use super::tools::Style;
 use crate::checkpoint::read_json;
-use crate::llm::executor::LlmError;
 use crate::log::printable;
 use crate::regular_file;
 
@@ -36,7 +36,7 @@ impl ChatTemplate {
         folder: &Path,
         settings: &serde_json::Value,
         tokens: BTreeMap<String, String>,
-    ) -> Result<Option<(Self, Traits)>, LlmError> {
+    ) -> Result<Option<(Self, Traits)>, TextError> {
         let Some((source, text, tool_use)) = places(folder, settings)? else { return Ok(None) };
         let mut template = Self::compile(TemplateParts { text, tool_use, tokens }, &source)?;
         template.renderer = Renderer::of(template.parts());
@@ -44,11 +44,11 @@ impl ChatTemplate {
         Ok(Some((template, traits)))
     }
 
-    fn compile(parts: TemplateParts, source: &Path) -> Result<Self, LlmError> {
+    fn compile(parts: TemplateParts, source: &Path) -> Result<Self, TextError> {
         let mut environment = jinja::environment();
         for (name, text) in [(NAME, Some(&parts.text)), (TOOL_USE, parts.tool_use.as_ref())] {
             let compiled = text.map_or(Ok(()), |text| jinja::add(&mut environment, name, text));
-            compiled.map_err(|error| LlmError::Text { path: source.to_owned(), message: describe(&error).into() })?;
+            compiled.map_err(|error| TextError::File { path: source.to_owned(), message: describe(&error).into() })?;
         }
         Ok(Self { environment, renderer: None, parts, source: source.to_owned() })
     }
@@ -59,18 +59,18 @@ impl ChatTemplate {
     }
 
     /// From [`ChatTemplate::parts`].
-    pub(super) fn of_parts(parts: TemplateParts) -> Result<Self, LlmError> {
+    pub(super) fn of_parts(parts: TemplateParts) -> Result<Self, TextError> {
         Self::compile(parts, Path::new("the template"))
     }
 
     /// The text of a conversation, up to where the assistant's answer begins.
-    pub fn render(&self, chat: &Chat) -> Result<String, LlmError> {
+    pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
         self.render_until(chat, true)
     }
 
     /// The text of a conversation, with the beginning of an answer or without.
-    pub(super) fn render_until(&self, chat: &Chat, answer: bool) -> Result<String, LlmError> {
-        let failed = |message: String| LlmError::Text { path: self.source.clone(), message: message.into() };
+    pub(super) fn render_until(&self, chat: &Chat, answer: bool) -> Result<String, TextError> {
+        let failed = |message: String| TextError::File { path: self.source.clone(), message: message.into() };
         match &self.renderer {
             None => self.render_here(chat, answer).map_err(failed),
             Some(renderer) => match renderer.render(chat, answer) {
@@ -132,13 +132,13 @@ type TemplateFiles = (PathBuf, String, Option<String>);
 
 /// Files of their own come before the tokenizer's settings (`from_pretrained` in transformers' tokenization_utils_base.py),
 /// and the processor's of an older time between them.
-fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<TemplateFiles>, LlmError> {
-    let read = |path: &Path| -> Result<Option<String>, LlmError> {
+fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<TemplateFiles>, TextError> {
+    let read = |path: &Path| -> Result<Option<String>, TextError> {
         if !path.exists() {
             return Ok(None);
         }
         let text = regular_file::read_text(path, TEMPLATE_LIMIT);
-        text.map(Some).map_err(|error| LlmError::Text { path: path.to_owned(), message: error.to_string().into() })
+        text.map(Some).map_err(|error| TextError::File { path: path.to_owned(), message: error.to_string().into() })
     };
     let jinja = folder.join("chat_template.jinja");
     let default = read(&jinja)?;
@@ -159,8 +159,8 @@ fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Template
     }
 }
 
-fn fail(path: &Path, message: String) -> LlmError {
-    LlmError::Text { path: path.to_owned(), message: message.into() }
+fn fail(path: &Path, message: String) -> TextError {
+    TextError::File { path: path.to_owned(), message: message.into() }
 }
 
 fn no_default(names: &str) -> String {
@@ -200,9 +200,9 @@ fn describe(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::text::tool;
+    use crate::text::tool;
 
-    fn compile(text: &str) -> Result<ChatTemplate, LlmError> {
+    fn compile(text: &str) -> Result<ChatTemplate, TextError> {
         let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
         let tokens = tokens.map(|(name, token)| (name.to_owned(), token.to_owned()));
         ChatTemplate::compile(
@@ -211,7 +211,7 @@ mod tests {
         )
     }
 
-    fn render(template: &str, messages: &[Message]) -> Result<String, LlmError> {
+    fn render(template: &str, messages: &[Message]) -> Result<String, TextError> {
         compile(template)?.render(&Chat { messages: messages.to_vec(), ..Chat::default() })
     }
 
@@ -267,7 +267,7 @@ mod tests {
     /// `CASES` of tests/data/templates/make.py, with transformers' answers.
     #[test]
     fn templates_say_what_transformers_says() {
-        let cases = include_str!("../../../tests/data/templates/cases.json");
+        let cases = include_str!("../../tests/data/templates/cases.json");
         let mut cases: Vec<serde_json::Value> = serde_json::from_str(cases).unwrap();
         let common = cases.remove(0);
         let mut wrong = Vec::new();

@@ -4,8 +4,8 @@
 use serde_json::{Value, json};
 
 use super::jinja;
+use super::lark::{json_rule, literal};
 use super::message::Message;
-use crate::llm::grammar::{json_rule, literal};
 
 /// How a call is spelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,7 +223,8 @@ pub(super) fn in_words(message: Message) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::llm::grammar::{Grammars, SPECIAL};
+    use crate::generation::{Grammar, Grammars};
+    use crate::text::SPECIAL;
 
     /// Bytes, then special tokens, the last of which ends an answer.
     const SPECIALS: [&str; 4] = [MISTRAL, PYTHON, "<think>", "</s>"];
@@ -240,7 +241,7 @@ mod tests {
         let end = 255 + SPECIALS.len() as u32;
         let grammars = Grammars::new(&words, &[end].into()).unwrap();
         let mut grammar = grammars.compile(lark).unwrap_or_else(|error| panic!("{error}\n{lark}"));
-        let allowed = |grammar: &mut crate::llm::Grammar, token: u32| {
+        let allowed = |grammar: &mut Grammar, token: u32| {
             let mut logits = vec![0.0; words.len()];
             grammar.mask(&mut logits).unwrap();
             logits[token as usize] == 0.0

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::llm::grammar::SPECIAL;
+/// What a special token's spelling begins with, so that no text can spell it: a byte that UTF-8 has not.
+pub(crate) const SPECIAL: u8 = 0xff;
 
 /// GPT-2's byte-level alphabet, in which every byte is a printable character: those that are printable stand for themselves,
 /// the others are numbered from 256 on (`bytes_to_unicode` in openai/gpt-2, encoder.py).

@@ -1,6 +1,7 @@
 //! How likely a model takes a text to be, and how far two models' distributions are apart.
 
-use crate::llm::{Executor, Rows, log_sum_exp};
+use crate::executor::{Executor, Rows};
+use crate::generation::log_sum_exp;
 
 /// KL(reference || engine) of the distributions two rows of logits stand for, in nats.
 pub(super) fn divergence(reference: &[f32], engine: &[f32]) -> f64 {

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use super::likelihood::{divergence, read};
 use super::{Perplexity, PromptReport, Report, Status, machine_agrees, plan_agrees, sense};
 use crate::engine_dir::EngineDir;
-use crate::llm::model::{Runner, open_executor};
-use crate::llm::text::{Message, Text};
-use crate::llm::{Executor, LlmError, Logits, Rows, Step, argmax, head_name, layer_name};
+use crate::engine_dir::model::{Runner, open_executor};
+use crate::executor::{Executor, LlmError, Logits, Rows, Step, head_name, layer_name};
+use crate::generation::argmax;
 use crate::log::printable;
 use crate::manifest::{Manifest, Quality};
 use crate::progress::{Event, Progress};
 use crate::spec::{LlmRecord, Precision};
+use crate::text::{Message, Text};
 
 /// Asked of every model, besides the recipe's prompts.
 const PROMPTS: [&str; 3] =

@@ -2,9 +2,9 @@
 //! float32, over a text of everyday English.
 
 use super::likelihood::{divergence, loss};
-use crate::llm::text::Text;
-use crate::llm::{Executor, Rows};
+use crate::executor::{Executor, Rows};
 use crate::manifest::Quality;
+use crate::text::Text;
 
 /// The text; each paragraph is read by itself.
 const TEXT: [&str; 3] = [

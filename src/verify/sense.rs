@@ -10,9 +10,9 @@ use std::f64::consts::LN_2;
 
 use super::likelihood::read;
 use super::{Report, Sense, Status};
-use crate::llm::Executor;
-use crate::llm::text::Text;
+use crate::executor::Executor;
 use crate::spec::LlmRecord;
+use crate::text::Text;
 
 /// A text, its language, and bits a byte of a working model of [`MEASURED_PARAMETERS`].
 struct Sample {

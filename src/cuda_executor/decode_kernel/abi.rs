@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 use super::super::driver::{Address, kind};
 use crate::checkpoint::GroupOffset;
-use crate::llm::executor::TOP_LOGITS;
+use crate::executor::TOP_LOGITS;
 use crate::tensor::DType;
 
 const DECLARATIONS: &str = include_str!("abi.cu");

@@ -9,7 +9,7 @@ use super::super::driver::{Address, word};
 use super::abi::{EXP_SUMS_BYTES, LOGITS_PER_BLOCK, TopLogitsParams, TopLogitsRow};
 use super::kernel::DecodeKernel;
 use crate::backend::BackendError;
-use crate::llm::executor::{TOP_LOGITS, TopLogits};
+use crate::executor::{TOP_LOGITS, TopLogits};
 
 /// Blocks that share a row of logits.
 pub(super) fn blocks_of_row(vocabulary: usize) -> usize {

@@ -188,7 +188,8 @@ mod tests {
         }
         lines.sort();
         lines.dedup();
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/llm/gpu/decode_kernel/variants.txt");
+        let path =
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda_executor/decode_kernel/variants.txt");
         if std::env::var_os("UPDATE_VARIANTS").is_some() {
             std::fs::write(&path, lines.join("\n") + "\n").unwrap();
         }

@@ -9,8 +9,7 @@ use super::GpuExecutor;
 use super::path::{DecodePath, EnginePass, StepKey, StepPath};
 use crate::backend::BackendError;
 use crate::convert::LayerShape;
-use crate::llm::executor::LlmError;
-use crate::llm::passes::{Size, Sizes};
+use crate::executor::{LlmError, Size, Sizes};
 
 /// Timed runs of each candidate, by turns, so that what slows the device down for a while slows all of them.
 const ROUNDS: usize = 5;

@@ -12,8 +12,8 @@ use rayon::prelude::*;
 
 use super::LlmTarget;
 use crate::convert::{Role, Scheme, Transformer, Weight};
-use crate::llm::CpuExecutor;
-use crate::llm::text::Text;
+use crate::executor::CpuExecutor;
+use crate::text::Text;
 
 /// Powers of the inputs' root mean squares that are tried.
 const POWERS: [f32; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];

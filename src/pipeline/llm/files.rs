@@ -8,11 +8,11 @@ use anyhow::Context as _;
 use super::{LlmTarget, Source, is_text};
 use crate::artifact::about;
 use crate::convert;
-use crate::llm::text::{TOOL_USE_TEMPLATE, text_files};
-use crate::llm::{head_name, layer_name};
+use crate::executor::{head_name, layer_name};
 use crate::manifest::layout::{ENGINES, WEIGHTS, engine_file};
 use crate::pipeline::place::{self, Move};
 use crate::pipeline::target::StagedBuild;
+use crate::text::{TOOL_USE_TEMPLATE, text_files};
 
 /// Writes every graph; returns graphs and engines.
 pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {

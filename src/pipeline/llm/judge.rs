@@ -11,10 +11,9 @@ use super::{Source, files, gguf, is_text, limits};
 use crate::checkpoint::{Adapter, CheckpointError, gguf_models, gguf_set_aside, read_json, weight_files};
 use crate::convert::{self, Transformer};
 use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
-use crate::llm::LlmError;
-use crate::llm::text::{TEXT_FILES, check_vocabulary, judge};
 use crate::progress::Event;
 use crate::recipe::{Plan, SourcePlan};
+use crate::text::{TEXT_FILES, TextError, check_vocabulary, judge};
 
 /// A repository as far as its names and small files tell.
 struct Repository<'a> {
@@ -206,7 +205,7 @@ fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Resu
         }
     };
     judge(scratch.path()).map_err(|error| match error {
-        LlmError::Text { path, message } => LlmError::Text { path: origin(&path), message }.into(),
+        TextError::File { path, message } => TextError::File { path: origin(&path), message }.into(),
         other => other.into(),
     })
 }

@@ -5,9 +5,10 @@ use std::fmt;
 use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
 use crate::convert::{Scheme, Transformer};
-use crate::llm::{IntegerFormat, MatrixSize, Shapes, packed_bytes, quantised_bytes};
+use crate::cuda_executor::{IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
 use crate::memory;
 use crate::recipe::LlmPlan;
+use crate::spec::Shapes;
 use crate::tensor::DType;
 
 /// What the host takes while a model is loaded, beside what the device holds: pieces of tensors on their way, pages of the files,

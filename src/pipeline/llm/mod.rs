@@ -21,12 +21,11 @@ use crate::backend::tensorrt::BuildOptions;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
 use crate::fetch::{Fetched, Fetcher, Hashes, Lock, Modelfile};
-use crate::llm::Shapes;
-use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use crate::manifest::{EngineContents, Key, VerifyRecord};
 use crate::recipe::{LlmPlan, Plan, SourcePlan};
-use crate::spec::{KvCache, LlmRecord, Version};
+use crate::spec::{KvCache, LlmRecord, Shapes, Version};
 use crate::tensor::DType;
+use crate::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use memory::MemoryPlan;
 
 pub(super) use export::emit_onnx;

@@ -18,8 +18,7 @@ use super::{LlmTarget, Source};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
-use crate::llm::CpuExecutor;
-use crate::llm::text::Text;
+use crate::executor::CpuExecutor;
 use crate::manifest::Quality;
 use crate::manifest::layout::WEIGHTS;
 use crate::pipeline::Context;
@@ -27,6 +26,7 @@ use crate::progress::Event;
 use crate::recipe::Plan;
 use crate::spec::LlmRecord;
 use crate::tensor::DType;
+use crate::text::Text;
 use crate::verify;
 
 /// Groups that the runtime multiplies packed, largest first.
@@ -295,7 +295,7 @@ pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> 
     let longest = record.shapes.max_len;
     let exact = Transformer { kv_type: None, ..model.clone() };
     let mut reference = CpuExecutor::new(exact, Arc::clone(checkpoint), 1, longest)?;
-    let (model, checkpoint) = crate::llm::model::checkpoint(staged, record)?;
+    let (model, checkpoint) = crate::engine_dir::model::checkpoint(staged, record)?;
     let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
     let (divergence_limit, ratio_limit) = target.plan.verify.quality;
     let found = verify::quality(&text, &mut reference, &mut quantised, longest)?;

@@ -1,12 +1,11 @@
-//! What the child does: it renders a template, compiles grammars, and says what became of it.
+//! What the child does: it renders a template, and says what became of it.
 
 use super::TextQuestion;
-use crate::llm::grammar::Grammars;
-use crate::llm::text::template::ChatTemplate;
+use crate::text::template::ChatTemplate;
 
 /// The child's answers.
 pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
-    let (mut template, mut grammars) = (None, None);
+    let mut template = None;
     move |question: &[u8]| {
         let answer: Result<String, String> = match serde_json::from_slice(question) {
             Ok(TextQuestion::Template(parts)) => match ChatTemplate::of_parts(parts) {
@@ -20,12 +19,6 @@ pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
                 Some(template) => template.render_here(&chat, answer),
                 None => Err("no template was given".to_owned()),
             },
-            Ok(TextQuestion::Grammar(lark)) => grammars
-                .get_or_insert_with(Grammars::of_bytes)
-                .as_ref()
-                .map_err(ToString::to_string)
-                .and_then(|grammars| grammars.compile(&lark).map_err(|error| error.to_string()))
-                .map(|_| String::new()),
             Err(error) => Err(format!("not a question: {error}")),
         };
         serde_json::to_vec(&answer).unwrap_or_default()

@@ -3,7 +3,7 @@
     pip install gguf regex sentencepiece protobuf xllamacpp && python make.py
 
 bytes.gguf: byte-level, 256 bytes and merges learned on those texts without a cut, so that every cut shows in the tokens.
-expected.json, "bytes": what each name of src/llm/text/pretokenizers.json makes of the texts. The peer is llama.cpp (peer.py);
+expected.json, "bytes": what each name of src/text/pretokenizers.json makes of the texts. The peer is llama.cpp (peer.py);
 where the model's own tokenizer is known and differs (ORIGINALS), it is that, run by Python's `regex`.
 pieces.gguf: SentencePiece's BPE, trained here; runs of spaces have one score, as Mistral's have. "pieces": what
 SentencePiece makes of the texts with a space before the first word, without, and with extra spaces removed.
@@ -25,7 +25,7 @@ import peer
 from strings import STRINGS, TEXTS
 
 HERE = pathlib.Path(__file__).parent
-TABLE = json.loads((HERE.parents[2] / "src/llm/text/pretokenizers.json").read_text())
+TABLE = json.loads((HERE.parents[2] / "src/text/pretokenizers.json").read_text())
 ROWS = {name: row for row in TABLE for name in row["names"]}
 # Token types; llama.cpp takes an end of turn for a control token whatever its type.
 ADDED = {"<s>": 3, "</s>": 3, "<|im_end|>": 1, "<tool_call>": 4}

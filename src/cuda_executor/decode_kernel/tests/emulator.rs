@@ -11,8 +11,8 @@ use super::super::abi::{DecodeParams, DequantizeParams, PhaseDescriptor, TopLogi
 use super::super::kernel::{EMULATED, dequantize_grid, dequantize_params};
 use super::super::partition::Partition;
 use super::PackedMatrix;
-use crate::llm::gpu::driver::{kind, word};
-use crate::llm::gpu::packed_tiles::PackedLayout;
+use crate::cuda_executor::driver::{kind, word};
+use crate::cuda_executor::packed_tiles::PackedLayout;
 use crate::tensor::DType;
 
 /// More than one, so that they wait for each other.

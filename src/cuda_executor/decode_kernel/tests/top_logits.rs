@@ -3,8 +3,8 @@
 use super::super::abi::{EXP_SUMS_BYTES, TopLogitsParams, TopLogitsRow};
 use super::super::top_logits::{blocks_of_row, read};
 use super::*;
-use crate::llm::executor::TOP_LOGITS;
-use crate::llm::gpu::driver::word;
+use crate::cuda_executor::driver::word;
+use crate::executor::TOP_LOGITS;
 
 #[test]
 fn the_likeliest_are_those_of_a_sort() {
