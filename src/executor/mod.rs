@@ -231,7 +231,24 @@ impl Sight {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+
     use super::*;
+
+    #[test]
+    fn an_error_of_texts_says_the_same_as_a_models() {
+        let made: [fn() -> TextError; 5] = [
+            || TextError::Checkpoint(CheckpointError::new(Path::new("m"), "x".to_owned())),
+            || TextError::TooLong { what: "a prompt", have: 3, limit: 2, help: "shorten it".to_owned() },
+            || TextError::File { path: PathBuf::from("t.json"), message: Diagnostic::new("y").with_help("z") },
+            || TextError::Request("x".to_owned()),
+            || TextError::Busy("x".to_owned()),
+        ];
+        for (make, fatal) in made.into_iter().zip([true, false, false, false, false]) {
+            let error = LlmError::from(make());
+            assert_eq!((error.to_string(), error.is_fatal()), (make().to_string(), fatal));
+        }
+    }
 
     #[test]
     fn masks_show_the_past_and_the_window() {
