@@ -23,11 +23,10 @@ use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, Transformer};
+use crate::convert::{LayerShape, LayerTypes, Transformer};
 use crate::llm::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
 use crate::llm::passes::Sizes;
 use crate::llm::shapes::Shapes;
-use crate::tensor::DType;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
 
@@ -36,8 +35,8 @@ use self::path::{DecodePath, EnginePass, StepKey, StepPath};
 pub struct GpuOptions {
     /// Engine shapes in the folder.
     pub shapes: Shapes,
-    /// Arithmetic of the engines.
-    pub dtype: DType,
+    /// What the engines compute in, and how keys and values are kept.
+    pub types: LayerTypes,
     /// As they were built.
     pub tf32: bool,
 }
@@ -78,9 +77,9 @@ impl GpuExecutor {
         buffers::single_stream(&device.stream);
         let kernels = AuxKernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
-        let dtype = options.dtype;
+        let dtype = options.types.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, dtype, kinds)? {
+        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, options.types, kinds)? {
             Ok(kernel) => (Some(Arc::new(kernel)), Vec::new()),
             Err(why) => (None, kinds.without_kernel(&why, dtype)),
         };
@@ -98,7 +97,7 @@ impl GpuExecutor {
             Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
             None => None,
         };
-        let loaded = LoadedModel { checkpoint, weights, dtype };
+        let loaded = LoadedModel { checkpoint, weights, types: options.types };
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
@@ -179,7 +178,7 @@ impl GpuExecutor {
             // Once as it is: engines finish their preparations at their first run, which cannot be captured. Writing
             // the same keys and values twice changes nothing.
             let hidden = self.state.hidden[0].address();
-            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.options.dtype.size();
+            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.state.dtype.size();
             let stream = Arc::clone(&self.state.device.stream);
             let keep = buffers::Buffer::unset(&stream, bytes, "activations")?;
             buffers::copy(&stream, hidden, keep.address(), bytes)?;

@@ -95,8 +95,8 @@ pub(super) fn scales(target: &LlmTarget, scheme: Scheme, staged: &Path) -> anyho
     let content = fs::read_to_string(path).with_context(|| format!("calibration {}", path.display()))?;
     let mut tokens = Text::open(staged)?.encode_text(&content)?;
     tokens.truncate(target.shapes.max_len);
-    let squares =
-        CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, target.shapes.max_len)?.observe(&tokens)?;
+    let executor = CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, target.shapes.max_len)?;
+    let squares = executor.with_kv_cache(target.types.kv_cache).observe(&tokens)?;
     let mut found = Scales::default();
     for (index, squares) in squares.iter().enumerate() {
         let weights = model.layer_weights(index);

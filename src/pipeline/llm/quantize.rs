@@ -293,10 +293,9 @@ pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> 
     }
     let text = Text::open(staged)?;
     let longest = record.shapes.max_len;
-    let exact = Transformer { kv_type: None, ..model.clone() };
-    let mut reference = CpuExecutor::new(exact, Arc::clone(checkpoint), 1, longest)?;
+    let mut reference = CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, longest)?;
     let (model, checkpoint) = crate::llm::model::checkpoint(staged, record)?;
-    let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
+    let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?.with_kv_cache(record.kv_cache);
     let (divergence_limit, ratio_limit) = target.plan.verify.quality;
     let found = verify::quality(&text, &mut reference, &mut quantised, longest)?;
     Ok(Quality { divergence_limit, ratio_limit, ..found })
