@@ -13,7 +13,7 @@ use watus_build::convert::{self, LayerShape, LayerTypes};
 use watus_build::fetch::{Fetcher, Lock};
 use watus_build::llm::text::{Message, Text, text_files};
 use watus_build::llm::{
-    CpuExecutor, Executor, GpuExecutor, GpuOptions, Rows, Shapes, Step, argmax, head_name, layer_name,
+    CpuExecutor, Executor, GpuExecutor, GpuOptions, Rows, Shapes, Step, WantedLogits, argmax, head_name, layer_name,
 };
 use watus_build::progress::Silent;
 use watus_build::recipe;
@@ -71,7 +71,9 @@ fn every_family_agrees_with_transformers() {
         let mut stepwise = executor.prefill(1, 0, &tokens[..5], Rows::All).unwrap();
         stepwise.extend(executor.prefill(1, 5, &tokens[5..18], Rows::All).unwrap());
         for (position, token) in tokens.iter().enumerate().skip(18) {
-            stepwise.extend(executor.decode(&[Step { slot: 1, token: *token, position, temperature: 0.0 }]).unwrap());
+            stepwise.extend(
+                executor.decode(&[Step { slot: 1, token: *token, position, wanted: WantedLogits::All }]).unwrap(),
+            );
         }
         let step = relative_error(&stepwise, expected);
         assert!(step < 1e-4, "{name}: step by step is off by {step}");
@@ -96,7 +98,9 @@ fn a_cache_in_8_bits_costs_little_and_is_the_same_for_all_passes() {
         assert!(error > 1e-5 && error < 6e-2, "{name}: off by {error}");
         let mut stepwise = executor.prefill(1, 0, &tokens[..18], Rows::All).unwrap();
         for (position, token) in tokens.iter().enumerate().skip(18) {
-            stepwise.extend(executor.decode(&[Step { slot: 1, token: *token, position, temperature: 0.0 }]).unwrap());
+            stepwise.extend(
+                executor.decode(&[Step { slot: 1, token: *token, position, wanted: WantedLogits::All }]).unwrap(),
+            );
         }
         // Where sums end a hair's breadth apart a value may be rounded to its other neighbour.
         let step = relative_error(&stepwise, &whole);
@@ -158,7 +162,7 @@ fn smollm2_differences(executor: &mut dyn Executor, text: &Text) -> Vec<Option<u
         let mut token = argmax(&executor.prefill(0, 0, &prompt, Rows::Last).unwrap());
         let mut answer = vec![token];
         for position in prompt.len()..prompt.len() + 127 {
-            token = argmax(&executor.decode(&[Step { slot: 0, token, position, temperature: 0.0 }]).unwrap());
+            token = argmax(&executor.decode(&[Step { slot: 0, token, position, wanted: WantedLogits::All }]).unwrap());
             answer.push(token);
         }
         let want = list(&case["tokens"]);
@@ -331,8 +335,9 @@ fn every_family_agrees_on_the_gpu() {
             stepwise.extend(executor.prefill(1, 5, &tokens[5..18], Rows::All).unwrap());
             executor.prefill(0, 0, &tokens[..3], Rows::Last).unwrap();
             for (position, token) in tokens.iter().enumerate().skip(18) {
-                let step = Step { slot: 1, token: *token, position, temperature: 0.0 };
-                let other = Step { slot: 0, token: tokens[position - 15], position: position - 15, temperature: 0.0 };
+                let step = Step { slot: 1, token: *token, position, wanted: WantedLogits::All };
+                let other =
+                    Step { slot: 0, token: tokens[position - 15], position: position - 15, wanted: WantedLogits::All };
                 if position % 2 == 0 {
                     stepwise.extend(executor.decode(&[step]).unwrap());
                     executor.decode(&[other]).unwrap();

@@ -8,7 +8,7 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
+use super::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sight, Step, StepLogits, check};
 use super::host::{self, Embedding, Floats};
 use super::passes::{Size, Sizes};
 use crate::backend::cpu::{CpuEngine, Operand, Program};
@@ -338,10 +338,10 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
+    fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
         let steps = std::mem::take(&mut self.launched);
         let logits = steps.iter().map(|step| self.prefill(step.slot, step.position, &[step.token], Rows::Last));
-        logits.map(|logits| Ok(Logits::All(logits?))).collect()
+        Ok(Box::new(HostLogits(logits.collect::<Result<_, _>>()?)))
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {

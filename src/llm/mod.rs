@@ -19,7 +19,7 @@ mod shapes;
 pub mod text;
 
 pub use cpu::{CpuExecutor, Squares};
-pub use executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, TopLogits};
+pub use executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Step, StepLogits, TopLogits, WantedLogits};
 pub use generate::Generator;
 pub use gpu::{GpuExecutor, GpuOptions, IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
 pub use gpu::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};

@@ -2,6 +2,7 @@
 //! graphs.
 
 mod path;
+mod step_logits;
 mod tune;
 
 use std::collections::HashMap;
@@ -24,11 +25,12 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::llm::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step, check};
+use crate::llm::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Step, StepLogits, WantedLogits, check};
 use crate::llm::passes::Sizes;
 use crate::llm::shapes::Shapes;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
+use self::step_logits::{DeviceLogits, LaunchedStep};
 
 /// What an executor is made for.
 #[derive(Debug, Clone)]
@@ -57,8 +59,8 @@ pub struct GpuExecutor {
     paths: HashMap<usize, StepPath>,
     /// What prompts are cut into; passes of one token are decode steps.
     sizes: Sizes,
-    /// Rows of the last steps.
-    launched: Vec<usize>,
+    /// The last steps.
+    launched: Vec<LaunchedStep>,
     /// What it has to do without.
     warnings: Vec<String>,
 }
@@ -262,7 +264,7 @@ impl Executor for GpuExecutor {
                 Rows::Last | Rows::None => 0..0,
             };
             if chunk == 1 {
-                self.launch(&[Step { slot, token: rest[0], position: cached, temperature: 0.0 }])?;
+                self.launch(&[Step { slot, token: rest[0], position: cached, wanted: WantedLogits::All }])?;
                 if !wanted.is_empty() {
                     logits.extend(self.state.fetch_rows(0, 1)?);
                 }
@@ -300,7 +302,10 @@ impl Executor for GpuExecutor {
         let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
         let mut batch_rows = vec![BatchRow::default(); batch];
         for step in steps {
-            let inverse_temperature = if step.temperature > 0.0 { 1.0 / step.temperature } else { 1.0 };
+            let inverse_temperature = match step.wanted {
+                WantedLogits::Top { temperature } if temperature > 0.0 => 1.0 / temperature,
+                WantedLogits::Top { .. } | WantedLogits::All => 1.0,
+            };
             batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
         }
         let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
@@ -313,21 +318,22 @@ impl Executor for GpuExecutor {
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
-        self.launched = steps.iter().map(row).collect();
+        let launched = |step: &Step| {
+            let wants_top = matches!(step.wanted, WantedLogits::Top { .. });
+            LaunchedStep { row: row(step), wants_top }
+        };
+        self.launched = steps.iter().map(launched).collect();
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
-        let Some(program) = &mut self.program else {
-            return (0..self.launched.len()).map(|step| Ok(Logits::All(self.logits(step)?))).collect();
+    fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
+        let Self { state, launched, program, .. } = self;
+        let Some(program) = program else {
+            let rows = launched.iter().map(|step| state.fetch_rows(step.row, 1));
+            return Ok(Box::new(HostLogits(rows.collect::<Result<_, _>>()?)));
         };
-        let mut found = program.top_logits(self.launched.iter().max().map_or(0, |row| row + 1))?;
-        Ok(self.launched.iter().map(|row| Logits::Top(std::mem::take(&mut found[*row]))).collect())
-    }
-
-    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
-        let row = self.launched.get(step).ok_or_else(|| LlmError::Request(format!("step {step} was not launched")))?;
-        Ok(self.state.fetch_rows(*row, 1)?)
+        let found = program.top_logits(launched.iter().map(|step| step.row + 1).max().unwrap_or(0))?;
+        Ok(Box::new(DeviceLogits { state, steps: launched, found, row: Vec::new() }))
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
