@@ -19,7 +19,7 @@
 //!
 //! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
 //! time [`llm::Executor`] runs them with the weights bound and [`llm::Generator`] makes answers; [`serve`] gives them to
-//! OpenAI's clients.
+//! OpenAI's clients. [`quantize`] makes small integers of weights where a recipe asks for them.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -46,6 +46,7 @@ pub mod memory;
 pub mod onnx;
 pub mod pipeline;
 pub mod progress;
+pub mod quantize;
 pub mod recipe;
 pub mod regular_file;
 pub mod serve;

@@ -289,7 +289,7 @@ impl PackedView<'_> {
         }
     }
 
-    /// How the integers lie in their words, `[outputs, inputs]` or, unless this is true, `[inputs, outputs]`.
+    /// How the integers lie in their words, and whether as `[outputs, inputs]`: GPTQ and AWQ keep `[inputs, outputs]`.
     fn grid(&self) -> (WordGrid, bool) {
         let Packed { packing, shape: [outputs, inputs], .. } = *self.packed;
         match packing.layout {

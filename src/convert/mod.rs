@@ -13,7 +13,6 @@ mod llama;
 mod mistral;
 mod own_code;
 mod phi3;
-mod quantize;
 mod qwen2;
 mod qwen3;
 mod rope;
@@ -34,7 +33,6 @@ use config::Reads;
 use layer::OPSET;
 
 pub use layer::{LayerShape, LayerTypes, MASKED, head_graph, layer_graph, observed_layer_graph};
-pub use quantize::Scheme;
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};
 pub use whole::{Whole, whole_model};

@@ -4,9 +4,10 @@ use std::fmt;
 
 use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
-use crate::convert::{LayerTypes, Scheme, Transformer};
+use crate::convert::{LayerTypes, Transformer};
 use crate::llm::{IntegerFormat, MatrixSize, Shapes, packed_bytes, quantised_bytes};
 use crate::memory;
+use crate::quantize::Scheme;
 use crate::recipe::LlmPlan;
 use crate::spec::KvCache;
 use crate::tensor::DType;

@@ -1,7 +1,6 @@
 //! A language model: judge what can be judged, fetch, plan the memory, emit the layer graphs, and beside their engines place
 //! the weights, which are never read, but for their hash.
 
-mod calibrate;
 mod export;
 mod files;
 mod gguf;
@@ -19,11 +18,12 @@ use super::settings::{self, Typing};
 use super::target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 use crate::backend::tensorrt::BuildOptions;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{self, LayerTypes, Scheme, Transformer};
+use crate::convert::{self, LayerTypes, Transformer};
 use crate::fetch::{Fetched, Fetcher, Hashes, Lock, Modelfile};
 use crate::llm::Shapes;
 use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use crate::manifest::{EngineContents, Key, VerifyRecord};
+use crate::quantize::Scheme;
 use crate::recipe::{LlmPlan, Plan, SourcePlan};
 use crate::spec::{KvCache, LlmRecord, Version};
 use crate::tensor::DType;
@@ -231,11 +231,7 @@ impl Target for LlmTarget {
         let staged = work.staged;
         files::place_text(source, limits.chat_template.as_deref(), staged)?;
         let weights = match self.scheme {
-            Some(scheme) => {
-                let weights = quantize::write(self, scheme, staged, work.context)?;
-                quantize::describe(scheme, staged)?;
-                weights
-            }
+            Some(scheme) => quantize::write(self, scheme, staged, &*work.context.progress)?,
             None => files::place_weights(self, work)?,
         };
         let llm = LlmRecord {
