@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, bail};
 use watus_build::engine_dir::model::{Runner, open_executor};
-use watus_build::executor::{Rows, Step};
+use watus_build::executor::{Rows, Step, WantedLogits};
 use watus_build::manifest::Manifest;
 use watus_build::tensor::{Tensor, write_npy};
 
@@ -28,7 +28,7 @@ fn main() -> anyhow::Result<()> {
     let first = prefilled.first().map_or(Ok(tokens.len()), |count| count.parse())?.clamp(1, tokens.len());
     let mut logits = executor.prefill(0, 0, &tokens[..first], Rows::All)?;
     for (position, token) in tokens.iter().enumerate().skip(first) {
-        logits.extend(executor.decode(&[Step { slot: 0, token: *token, position, temperature: 0.0 }])?);
+        logits.extend(executor.decode(&[Step { slot: 0, token: *token, position, wanted: WantedLogits::All }])?);
     }
     let shape = vec![tokens.len(), executor.vocab_size()];
     let tensor = Tensor::from_f32(shape, logits).context("logits do not fill their shape")?;

@@ -20,7 +20,8 @@
 //! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
 //! time an [`executor::Executor`] runs them with the weights bound: [`executor::CpuExecutor`] anywhere,
 //! [`cuda_executor::GpuExecutor`] with TensorRT's engines. [`text`] is the way from words to tokens and back,
-//! [`generation::Generator`] makes answers with both, and [`serve`] gives them to OpenAI's clients.
+//! [`generation::Generator`] makes answers with both, and [`serve`] gives them to OpenAI's clients. [`quantize`] makes small
+//! integers of weights where a recipe asks for them.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -49,6 +50,7 @@ pub mod memory;
 pub mod onnx;
 pub mod pipeline;
 pub mod progress;
+pub mod quantize;
 pub mod recipe;
 pub mod regular_file;
 pub mod serve;

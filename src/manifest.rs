@@ -363,10 +363,11 @@ mod tests {
     #[test]
     fn what_belongs_to_another_kind_is_told() {
         type Change = fn(&mut serde_json::Value);
-        let cases: [(&str, Change, &str); 8] = [
+        let cases: [(&str, Change, &str); 9] = [
             ("onnx", |manifest| manifest["kind"] = "owl".into(), "unknown variant `owl`"),
             ("onnx", |manifest| manifest["kind"] = "llm".into(), "missing field `llm`"),
             ("onnx", |manifest| manifest["precision"] = "fp8".into(), "unknown variant `fp8`"),
+            ("llm", |manifest| manifest["llm"]["kv_type"] = "float16".into(), "unknown variant `float16`"),
             ("llm", |manifest| manifest["kind"] = "onnx".into(), "missing field `engine`"),
             ("yolo-cls", |manifest| manifest["classifier"] = serde_json::Value::Null, "that classifies"),
             ("yolo", |manifest| manifest["yolo"]["task"] = "classify".into(), "that classifies"),

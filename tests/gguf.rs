@@ -11,7 +11,7 @@ use std::sync::Arc;
 use support::{output, repository, tensorrt_or_skip, watus};
 use watus_build::checkpoint::Checkpoint;
 use watus_build::convert;
-use watus_build::executor::{CpuExecutor, Executor, Rows, Step};
+use watus_build::executor::{CpuExecutor, Executor, Rows, Step, WantedLogits};
 use watus_build::tensor::read_npy;
 use watus_build::text::text_files;
 
@@ -59,7 +59,8 @@ fn error_of(files: &[PathBuf], want: &[f32]) -> f32 {
     let whole = executor.prefill(0, 0, &tokens, Rows::All).unwrap();
     let mut stepwise = executor.prefill(1, 0, &tokens[..18], Rows::All).unwrap();
     for (position, token) in tokens.iter().enumerate().skip(18) {
-        stepwise.extend(executor.decode(&[Step { slot: 1, token: *token, position, temperature: 0.0 }]).unwrap());
+        stepwise
+            .extend(executor.decode(&[Step { slot: 1, token: *token, position, wanted: WantedLogits::All }]).unwrap());
     }
     relative_error(&whole, want).max(relative_error(&stepwise, want))
 }

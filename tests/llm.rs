@@ -9,14 +9,14 @@ use std::sync::Arc;
 use watus_build::backend::tensorrt::device::Device;
 use watus_build::backend::tensorrt::{BuildOptions, Family, TensorRt};
 use watus_build::checkpoint::Checkpoint;
-use watus_build::convert::{self, LayerShape};
+use watus_build::convert::{self, LayerShape, LayerTypes};
 use watus_build::cuda_executor::{GpuExecutor, GpuOptions};
-use watus_build::executor::{CpuExecutor, Executor, Rows, Step, head_name, layer_name};
+use watus_build::executor::{CpuExecutor, Executor, Rows, Step, WantedLogits, head_name, layer_name};
 use watus_build::fetch::{Fetcher, Lock};
 use watus_build::generation::argmax;
 use watus_build::progress::Silent;
 use watus_build::recipe;
-use watus_build::spec::Shapes;
+use watus_build::spec::{KvCache, Shapes};
 use watus_build::tensor::{DType, read_npy};
 use watus_build::text::{Message, Text, text_files};
 use watus_build::verify;
@@ -71,7 +71,9 @@ fn every_family_agrees_with_transformers() {
         let mut stepwise = executor.prefill(1, 0, &tokens[..5], Rows::All).unwrap();
         stepwise.extend(executor.prefill(1, 5, &tokens[5..18], Rows::All).unwrap());
         for (position, token) in tokens.iter().enumerate().skip(18) {
-            stepwise.extend(executor.decode(&[Step { slot: 1, token: *token, position, temperature: 0.0 }]).unwrap());
+            stepwise.extend(
+                executor.decode(&[Step { slot: 1, token: *token, position, wanted: WantedLogits::All }]).unwrap(),
+            );
         }
         let step = relative_error(&stepwise, expected);
         assert!(step < 1e-4, "{name}: step by step is off by {step}");
@@ -88,16 +90,17 @@ fn a_cache_in_8_bits_costs_little_and_is_the_same_for_all_passes() {
         let folder = families().join(&name);
         let expected = read_npy(std::fs::File::open(folder.join("expected.npy")).unwrap()).unwrap();
         let expected = expected.as_f32().unwrap();
-        let (mut model, checkpoint) = load(&folder);
-        model.kv_type = Some(DType::Int8);
-        let mut executor = CpuExecutor::new(model, checkpoint, 2, TOKENS).unwrap();
+        let (model, checkpoint) = load(&folder);
+        let mut executor = CpuExecutor::new(model, checkpoint, 2, TOKENS).unwrap().with_kv_cache(KvCache::Int8);
         let tokens = tokens(executor.vocab_size());
         let whole = executor.prefill(0, 0, &tokens, Rows::All).unwrap();
         let error = relative_error(&whole, expected);
         assert!(error > 1e-5 && error < 6e-2, "{name}: off by {error}");
         let mut stepwise = executor.prefill(1, 0, &tokens[..18], Rows::All).unwrap();
         for (position, token) in tokens.iter().enumerate().skip(18) {
-            stepwise.extend(executor.decode(&[Step { slot: 1, token: *token, position, temperature: 0.0 }]).unwrap());
+            stepwise.extend(
+                executor.decode(&[Step { slot: 1, token: *token, position, wanted: WantedLogits::All }]).unwrap(),
+            );
         }
         // Where sums end a hair's breadth apart a value may be rounded to its other neighbour.
         let step = relative_error(&stepwise, &whole);
@@ -159,7 +162,7 @@ fn smollm2_differences(executor: &mut dyn Executor, text: &Text) -> Vec<Option<u
         let mut token = argmax(&executor.prefill(0, 0, &prompt, Rows::Last).unwrap());
         let mut answer = vec![token];
         for position in prompt.len()..prompt.len() + 127 {
-            token = argmax(&executor.decode(&[Step { slot: 0, token, position, temperature: 0.0 }]).unwrap());
+            token = argmax(&executor.decode(&[Step { slot: 0, token, position, wanted: WantedLogits::All }]).unwrap());
             answer.push(token);
         }
         let want = list(&case["tokens"]);
@@ -223,8 +226,9 @@ fn smollm2_says_it_on_the_gpu_too() {
         let scratch = tempfile::tempdir().unwrap();
         let (model, checkpoint, text) = smollm2_loaded(scratch.path());
         let shapes = Shapes::new(1, (128, 256), Family::Rtx);
-        build_engines(scratch.path(), &model, &shapes.layers(), &shapes.heads(), dtype);
-        let options = GpuOptions { shapes, dtype, tf32: false };
+        let types = LayerTypes::new(dtype);
+        build_engines(scratch.path(), &model, &shapes.layers(), &shapes.heads(), types);
+        let options = GpuOptions { shapes, types, tf32: false };
         let mut executor = GpuExecutor::new(scratch.path(), model, checkpoint, options, &mut |_, _| {}).unwrap();
         let differences = smollm2_differences(&mut executor, &text);
         println!("{dtype}: first differences {differences:?}");
@@ -240,7 +244,13 @@ fn no_gpu(test: &str) -> bool {
 }
 
 /// Builds the engines of `shapes` for a model into `folder`.
-fn build_engines(folder: &Path, model: &convert::Transformer, layers: &[LayerShape], heads: &[usize], dtype: DType) {
+fn build_engines(
+    folder: &Path,
+    model: &convert::Transformer,
+    layers: &[LayerShape],
+    heads: &[usize],
+    types: LayerTypes,
+) {
     let tensorrt = TensorRt::open().unwrap();
     let options = BuildOptions::default();
     let build = |name: String, graph: watus_build::onnx::Model| {
@@ -251,10 +261,10 @@ fn build_engines(folder: &Path, model: &convert::Transformer, layers: &[LayerSha
         std::fs::write(folder.join(format!("{name}.engine")), built.bytes()).unwrap();
     };
     for shape in layers {
-        build(layer_name(*shape), convert::layer_graph(model, *shape, dtype).unwrap());
+        build(layer_name(*shape), convert::layer_graph(model, *shape, types).unwrap());
     }
     for rows in heads {
-        build(head_name(*rows), convert::head_graph(model, *rows, dtype).unwrap());
+        build(head_name(*rows), convert::head_graph(model, *rows, types.dtype).unwrap());
     }
 }
 
@@ -272,11 +282,11 @@ fn tensorrt_builds_every_family() {
     }
     let scratch = tempfile::tempdir().unwrap();
     for (index, name) in cases().into_iter().enumerate() {
-        let (mut model, _) = load(&families().join(name));
-        model.kv_type = (index % 3 == 0).then_some(DType::Int8);
+        let (model, _) = load(&families().join(name));
+        let kv_cache = if index % 3 == 0 { KvCache::Int8 } else { KvCache::Auto };
         for dtype in [DType::Float32, DType::Float16, DType::BFloat16] {
             let shape = LayerShape { batch: 2, chunk: 16, cache: 64 };
-            build_engines(scratch.path(), &model, &[shape], &[2], dtype);
+            build_engines(scratch.path(), &model, &[shape], &[2], LayerTypes { dtype, kv_cache });
         }
     }
 }
@@ -298,22 +308,23 @@ fn every_family_agrees_on_the_gpu() {
         let expected = expected.as_f32().unwrap();
         let plain = [(DType::Float32, 1e-4), (DType::Float16, 2e-2), (DType::BFloat16, 2e-1)];
         // What a float's rounding changes may be the next of 127 steps in 8 bits.
-        let eight = plain.map(|(dtype, limit)| (dtype, limit + 5e-3, Some(DType::Int8)));
-        for (dtype, limit, kept) in plain.map(|(dtype, limit)| (dtype, limit, None)).into_iter().chain(eight) {
+        let eight = plain.map(|(dtype, limit)| (dtype, limit + 5e-3, KvCache::Int8));
+        for (dtype, limit, kept) in plain.map(|(dtype, limit)| (dtype, limit, KvCache::Auto)).into_iter().chain(eight) {
             let scratch = tempfile::tempdir().unwrap();
-            let mut loaded = load(&folder);
-            if kept.is_some() && !loaded.0.head_dim.is_multiple_of(16) {
+            let loaded = load(&folder);
+            if kept == KvCache::Int8 && !loaded.0.head_dim.is_multiple_of(16) {
                 continue;
             }
-            loaded.0.kv_type = kept;
-            let rounded = kept.map(|_| {
-                let mut executor = CpuExecutor::new(loaded.0.clone(), Arc::clone(&loaded.1), 1, TOKENS).unwrap();
+            let rounded = (kept == KvCache::Int8).then(|| {
+                let executor = CpuExecutor::new(loaded.0.clone(), Arc::clone(&loaded.1), 1, TOKENS).unwrap();
+                let mut executor = executor.with_kv_cache(kept);
                 executor.prefill(0, 0, &tokens(executor.vocab_size()), Rows::All).unwrap()
             });
             let expected = rounded.as_deref().unwrap_or(expected);
             let shapes = Shapes::new(2, (TOKENS, TOKENS), Family::Rtx);
-            build_engines(scratch.path(), &loaded.0, &shapes.layers(), &shapes.heads(), dtype);
-            let options = GpuOptions { shapes, dtype, tf32: false };
+            let types = LayerTypes { dtype, kv_cache: kept };
+            build_engines(scratch.path(), &loaded.0, &shapes.layers(), &shapes.heads(), types);
+            let options = GpuOptions { shapes, types, tf32: false };
             let mut executor = GpuExecutor::new(scratch.path(), loaded.0, loaded.1, options, &mut |_, _| {}).unwrap();
             let width = executor.vocab_size();
             let tokens = tokens(width);
@@ -324,8 +335,9 @@ fn every_family_agrees_on_the_gpu() {
             stepwise.extend(executor.prefill(1, 5, &tokens[5..18], Rows::All).unwrap());
             executor.prefill(0, 0, &tokens[..3], Rows::Last).unwrap();
             for (position, token) in tokens.iter().enumerate().skip(18) {
-                let step = Step { slot: 1, token: *token, position, temperature: 0.0 };
-                let other = Step { slot: 0, token: tokens[position - 15], position: position - 15, temperature: 0.0 };
+                let step = Step { slot: 1, token: *token, position, wanted: WantedLogits::All };
+                let other =
+                    Step { slot: 0, token: tokens[position - 15], position: position - 15, wanted: WantedLogits::All };
                 if position % 2 == 0 {
                     stepwise.extend(executor.decode(&[step]).unwrap());
                     executor.decode(&[other]).unwrap();

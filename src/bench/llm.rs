@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Latency, Loading};
 use crate::backend::{BackendError, BackendInfo};
-use crate::executor::{Executor, LlmError, MemoryUse, Rows, Step};
+use crate::executor::{Executor, LlmError, MemoryUse, Rows, Step, WantedLogits};
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -135,11 +135,11 @@ fn measure_steps(executor: &mut dyn Executor, batch: usize, context: usize, step
     for slot in 0..batch {
         executor.prefill(slot, 0, &prompt, Rows::Last)?;
     }
+    let wanted = WantedLogits::Top { temperature: 0.0 };
     let mut samples = Vec::new();
     for step in 0..steps.max(1) + 2 {
-        let steps: Vec<Step> = (0..batch)
-            .map(|slot| Step { slot, token: prompt[0], position: context + step, temperature: 0.0 })
-            .collect();
+        let steps: Vec<Step> =
+            (0..batch).map(|slot| Step { slot, token: prompt[0], position: context + step, wanted }).collect();
         let start = Instant::now();
         executor.launch(&steps)?;
         executor.collect()?;

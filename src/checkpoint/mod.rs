@@ -24,6 +24,7 @@ mod packed;
 mod packing;
 mod safetensors;
 pub mod torch;
+mod words;
 mod writer;
 
 use std::borrow::Cow;
@@ -46,6 +47,7 @@ pub use gguf_split::PartName;
 pub use integers::{GroupOffset, Integers};
 pub use mapped::Mapped;
 pub use packing::{Packing, says_nothing};
+pub use words::WordGrid;
 pub use writer::{Planned, write_safetensors};
 
 use crate::diagnostic::Diagnostic;

@@ -1,9 +1,8 @@
 //! Weights packed as small integers in 32-bit words, each with a scale and a zero point for a group of inputs: GPTQ, AWQ
 //! and compressed-tensors. weight = (q - zero) · scale, exactly: a zero point is never rounded away.
 //!
-//! Layouts are those of the packages that write them: AutoGPTQ and GPTQModel (`qlinear`, v1 keeps zero - 1), AutoAWQ
-//! (`WQLinear_GEMM`, eight columns in the order 0 2 4 6 1 3 5 7), compressed-tensors (`pack_to_int32`, integers raised by
-//! half their range).
+//! Layouts are those of the packages that write them: AutoGPTQ and GPTQModel (v1 keeps zero - 1), AutoAWQ, compressed-tensors
+//! (integers raised by half their range). How integers lie in words is in `words.rs`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,10 +13,8 @@ use serde_json::Value;
 
 use super::encoding::Encoding;
 use super::packing::{Layout, Packing};
+use super::words::{WordGrid, WordPlace, word};
 use super::{CheckpointError, Entry};
-
-/// Place of a column's integer in an AWQ word.
-const AWQ_PLACE: [u32; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
 /// What stands for a packed matrix "STEM.weight": "STEM.qweight" and so on.
 pub(super) const PARTS: [&str; 9] = [
@@ -250,11 +247,6 @@ fn plain_zeros(entry: &Entry) -> bool {
     entry.encoding.as_ref().err().is_some_and(|kind| kind == "I8")
 }
 
-fn word(bytes: &[u8], index: usize) -> u32 {
-    let at = 4 * index;
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 /// Integers of up to eight bits.
 fn small(value: u32) -> f32 {
     f32::from(u16::try_from(value).unwrap_or(u16::MAX))
@@ -282,20 +274,28 @@ impl PackedView<'_> {
     fn zero(&self, output: usize, group: usize) -> f32 {
         let Packed { packing, groups, shape: [outputs, _], .. } = *self.packed;
         let Packing { layout, bits, .. } = packing;
-        let (mask, count) = ((1 << bits) - 1, packing.count());
         let half = 1 << (bits - 1);
-        let place = |output: usize| u32::try_from(output % count).unwrap_or(0);
         let Some(zeros) = self.zeros else { return small(half) };
-        let across = outputs.div_ceil(count);
         match layout {
             Layout::Gptq { raise } => {
-                small((word(zeros, group * across + output / count) >> (bits * place(output)) & mask) + raise)
+                let grid = WordGrid::along_rows([groups, outputs], bits);
+                small(grid.read(zeros, [group, output]) + raise)
             }
-            Layout::Awq => small(word(zeros, group * across + output / count) >> (4 * AWQ_PLACE[output % 8]) & mask),
+            Layout::Awq => small(WordGrid::awq([groups, outputs]).read(zeros, [group, output])),
             Layout::Tensors if self.packed.zeros.as_ref().is_some_and(plain_zeros) => {
                 small(half) + f32::from(i8::from_le_bytes([zeros[output * groups + group]]))
             }
-            Layout::Tensors => small(word(zeros, output / count * groups + group) >> (bits * place(output)) & mask),
+            Layout::Tensors => small(WordGrid::along_columns([outputs, groups], bits).read(zeros, [output, group])),
+        }
+    }
+
+    /// How the integers lie in their words, and whether as `[outputs, inputs]`: GPTQ and AWQ keep `[inputs, outputs]`.
+    fn grid(&self) -> (WordGrid, bool) {
+        let Packed { packing, shape: [outputs, inputs], .. } = *self.packed;
+        match packing.layout {
+            Layout::Gptq { .. } => (WordGrid::along_columns([inputs, outputs], packing.bits), false),
+            Layout::Awq => (WordGrid::awq([inputs, outputs]), false),
+            Layout::Tensors => (WordGrid::along_rows([outputs, inputs], packing.bits), true),
         }
     }
 
@@ -358,20 +358,14 @@ impl PackedView<'_> {
     /// Calls with row (from 0), input and integer of `rows` rows from `first`, those of one input together.
     #[inline(always)]
     fn each(&self, first: usize, rows: usize, mut with: impl FnMut(usize, usize, u32)) {
-        let Packed { packing, shape: [outputs, inputs], .. } = *self.packed;
-        let Packing { layout, bits, .. } = packing;
-        let (mask, count) = ((1 << bits) - 1, packing.count());
-        let across = inputs.div_ceil(count);
+        let ([_, inputs], bits) = (self.packed.shape, self.bits());
+        let (grid, by_output) = self.grid();
+        let place = |at: usize, is_row: bool| if is_row { grid.row(at) } else { grid.column(at) };
+        let outputs: Vec<WordPlace> = (first..first + rows).map(|output| place(output, by_output)).collect();
         for input in 0..inputs {
-            let step = u32::try_from(input % count).unwrap_or(0);
-            for row in 0..rows {
-                let output = first + row;
-                let (index, shift) = match layout {
-                    Layout::Gptq { .. } => (input / count * outputs + output, bits * step),
-                    Layout::Awq => (input * (outputs / 8) + output / 8, 4 * AWQ_PLACE[output % 8]),
-                    Layout::Tensors => (output * across + input / count, bits * step),
-                };
-                with(row, input, word(self.words, index) >> shift & mask);
+            let of_input = place(input, !by_output);
+            for (row, of_output) in outputs.iter().enumerate() {
+                with(row, input, (of_input + *of_output).read(self.words, bits));
             }
         }
     }

@@ -6,6 +6,8 @@
 
 use serde_json::{Map, Value};
 
+use super::words::per_word;
+
 /// Which package wrote them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
@@ -219,7 +221,7 @@ impl Packing {
 
     /// Integers in a word.
     pub(super) fn count(self) -> usize {
-        if self.bits == 4 { 8 } else { 4 }
+        per_word(self.bits)
     }
 }
 

@@ -53,7 +53,6 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
         mlp_bias: false,
         post_norms: false,
         fused: false,
-        kv_type: None,
         tied: config.flag("tie_word_embeddings"),
         max_position,
         prefix: "model.".to_owned(),

@@ -13,6 +13,7 @@ use std::path::Path;
 use super::weights::Role;
 use super::{Activation, Transformer};
 use crate::onnx::{Attribute, GraphBuilder, Model, OnnxError};
+use crate::spec::KvCache;
 use crate::tensor::DType;
 
 /// The static shape of a layer graph.
@@ -32,6 +33,22 @@ impl std::fmt::Display for LayerShape {
     }
 }
 
+/// The types that a model's layers run in: whoever builds or runs them chooses, whatever the model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerTypes {
+    /// Of the arithmetic.
+    pub dtype: DType,
+    /// Of keys and values: as they are computed, or int8 with a scale for each position and head.
+    pub kv_cache: KvCache,
+}
+
+impl LayerTypes {
+    /// Keys and values are kept as they are computed.
+    pub fn new(dtype: DType) -> Self {
+        Self { dtype, kv_cache: KvCache::Auto }
+    }
+}
+
 pub(super) const OPSET: i64 = 17;
 
 /// Added to the scores of positions that must not be seen. float16 holds it, and exp of it is 0.
@@ -42,20 +59,21 @@ pub const MASKED: f32 = -30_000.0;
 /// layer's weights. Outputs: hidden_out as hidden, key and value `[batch, kv_heads, chunk, head_dim]`.
 ///
 /// Row (g, t) of the mask is query t of any head g of a group.
-pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Result<Model, OnnxError> {
-    graph_of(model, shape, dtype, false)
+pub fn layer_graph(model: &Transformer, shape: LayerShape, types: LayerTypes) -> Result<Model, OnnxError> {
+    graph_of(model, shape, types, false)
 }
 
 /// The same in float32 with four more outputs, `[batch, chunk, inputs]`: what each matrix reads.
-pub fn observed_layer_graph(model: &Transformer, shape: LayerShape) -> Result<Model, OnnxError> {
-    graph_of(model, shape, DType::Float32, true)
+pub fn observed_layer_graph(model: &Transformer, shape: LayerShape, kv_cache: KvCache) -> Result<Model, OnnxError> {
+    graph_of(model, shape, LayerTypes { dtype: DType::Float32, kv_cache }, true)
 }
 
 /// What the observed outputs are called.
 const READ: [&str; 4] = ["attention_input", "output_input", "mlp_input", "down_input"];
 
-fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool) -> Result<Model, OnnxError> {
+fn graph_of(model: &Transformer, shape: LayerShape, types: LayerTypes, observed: bool) -> Result<Model, OnnxError> {
     let LayerShape { batch, chunk, cache } = shape;
+    let dtype = types.dtype;
     let mut graph = GraphBuilder::new(&format!("{}-layer-{shape}", model.family), OPSET);
     let dims = |dims: &[usize]| dims.iter().copied().map(Some).collect::<Vec<_>>();
     let hidden = dims(&[batch, chunk, model.hidden_size]);
@@ -74,7 +92,7 @@ fn graph_of(model: &Transformer, shape: LayerShape, dtype: DType, observed: bool
         let shape = if weight.role.is_matrix() { vec![weight.columns, weight.rows] } else { vec![weight.columns] };
         graph.input(weight.role.name(), kind, &dims(&shape));
     }
-    let mut emitter = LayerEmitter { graph, model, dtype, read: Vec::new() };
+    let mut emitter = LayerEmitter::new(graph, model, types);
     let past = if cache > 0 { Past::Apart { key: "past_key", value: "past_value", length: cache } } else { Past::None };
     let context = LayerContext { cos: "cos", sin: "sin", mask: "mask", past, key: "key", value: "value" };
     let mut inputs = |_: &mut GraphBuilder, role: Role| vec![role.name().to_owned()];
@@ -100,7 +118,7 @@ pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Mode
     graph.input("hidden", dtype, &[Some(rows), Some(hidden)]);
     graph.input("norm", DType::Float32, &[Some(hidden)]);
     graph.input("output", dtype, &[Some(hidden), Some(vocabulary)]);
-    let mut emitter = LayerEmitter { graph, model, dtype, read: Vec::new() };
+    let mut emitter = LayerEmitter::new(graph, model, LayerTypes::new(dtype));
     let logits = emitter.head("hidden", "norm", "output");
     let mut graph = emitter.graph;
     graph.node_named("Identity", &[&logits], &["logits"], &[]);
@@ -142,9 +160,17 @@ pub(super) type Weights<'a> = dyn FnMut(&mut GraphBuilder, Role) -> Vec<String> 
 pub(super) struct LayerEmitter<'a> {
     pub(super) graph: GraphBuilder,
     pub(super) model: &'a Transformer,
-    pub(super) dtype: DType,
+    dtype: DType,
+    kv_cache: KvCache,
     /// What the layers' matrices read, in order.
-    pub(super) read: Vec<String>,
+    read: Vec<String>,
+}
+
+impl<'a> LayerEmitter<'a> {
+    pub(super) fn new(graph: GraphBuilder, model: &'a Transformer, types: LayerTypes) -> Self {
+        let LayerTypes { dtype, kv_cache } = types;
+        Self { graph, model, dtype, kv_cache, read: Vec::new() }
+    }
 }
 
 impl LayerEmitter<'_> {

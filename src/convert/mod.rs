@@ -13,7 +13,6 @@ mod llama;
 mod mistral;
 mod own_code;
 mod phi3;
-mod quantize;
 mod qwen2;
 mod qwen3;
 mod rope;
@@ -27,14 +26,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::checkpoint::{CheckpointError, Packing};
-use crate::tensor::DType;
+use crate::spec::KvCache;
 
 pub use config::Config;
 use config::Reads;
 use layer::OPSET;
 
-pub use layer::{LayerShape, MASKED, head_graph, layer_graph, observed_layer_graph};
-pub use quantize::Scheme;
+pub use layer::{LayerShape, LayerTypes, MASKED, head_graph, layer_graph, observed_layer_graph};
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};
 pub use whole::{Whole, whole_model};
@@ -92,9 +90,6 @@ pub struct Transformer {
     pub post_norms: bool,
     /// q, k and v are one tensor, gate and up too (Phi-3).
     pub fused: bool,
-    /// How keys and values are kept, if not as they are computed: int8 with a scale for each position and head. Not the
-    /// configuration's to say.
-    pub kv_type: Option<DType>,
     /// The embedding is the output matrix too.
     pub tied: bool,
     pub max_position: usize,
@@ -212,11 +207,12 @@ impl Transformer {
         self.heads / self.kv_heads
     }
 
-    /// Bytes of key and value of one position, over all layers, computed in `dtype`.
-    pub fn kv_bytes(&self, dtype: DType) -> usize {
-        let row = match self.kv_type {
-            Some(kept) => self.head_dim * kept.size() + 4,
-            None => self.head_dim * dtype.size(),
+    /// Bytes of key and value of one position, over all layers.
+    pub fn kv_bytes(&self, types: LayerTypes) -> usize {
+        let row = match types.kv_cache {
+            KvCache::Auto => self.head_dim * types.dtype.size(),
+            // With a scale in float32.
+            KvCache::Int8 => self.head_dim + 4,
         };
         2 * self.layers.len() * self.kv_heads * row
     }

@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use super::Transformer;
-use super::layer::{LayerContext, LayerEmitter, MASKED, OPSET, Past};
+use super::layer::{LayerContext, LayerEmitter, LayerTypes, MASKED, OPSET, Past};
 use super::weights::{Part, Role};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::onnx::{External, GraphBuilder, Model};
@@ -32,7 +32,7 @@ pub fn whole_model(
     let mut graph = GraphBuilder::new(transformer.family, OPSET);
     declare(&mut graph, transformer);
     let mut source = TensorSource { checkpoint, name: &name, offset: transformer.norm_offset, error: None };
-    let mut emitter = LayerEmitter { graph, model: transformer, dtype: DType::Float32, read: Vec::new() };
+    let mut emitter = LayerEmitter::new(graph, transformer, LayerTypes::new(DType::Float32));
     let embedding = source.stored(&mut emitter.graph, &transformer.embedding());
     let rows = emitter.graph.node("Gather", &[&embedding, "input_ids"], &[]);
     let mut hidden = emitter.cast(&rows, DType::Float32);

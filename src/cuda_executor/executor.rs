@@ -2,6 +2,7 @@
 //! graphs.
 
 mod path;
+mod step_logits;
 mod tune;
 
 use std::collections::HashMap;
@@ -23,20 +24,20 @@ use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, Transformer};
-use crate::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Sizes, Step, check};
+use crate::convert::{LayerShape, LayerTypes, Transformer};
+use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, WantedLogits, check};
 use crate::spec::Shapes;
-use crate::tensor::DType;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
+use self::step_logits::{DeviceLogits, LaunchedStep};
 
 /// What an executor is made for.
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
     /// Engine shapes in the folder.
     pub shapes: Shapes,
-    /// Arithmetic of the engines.
-    pub dtype: DType,
+    /// What the engines compute in, and how keys and values are kept.
+    pub types: LayerTypes,
     /// As they were built.
     pub tf32: bool,
 }
@@ -57,8 +58,8 @@ pub struct GpuExecutor {
     paths: HashMap<usize, StepPath>,
     /// What prompts are cut into; passes of one token are decode steps.
     sizes: Sizes,
-    /// Rows of the last steps.
-    launched: Vec<usize>,
+    /// The last steps.
+    launched: Vec<LaunchedStep>,
     /// What it has to do without.
     warnings: Vec<String>,
 }
@@ -77,9 +78,9 @@ impl GpuExecutor {
         buffers::single_stream(&device.stream);
         let kernels = AuxKernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
-        let dtype = options.dtype;
+        let dtype = options.types.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, dtype, kinds)? {
+        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, options.types, kinds)? {
             Ok(kernel) => (Some(Arc::new(kernel)), Vec::new()),
             Err(why) => (None, kinds.without_kernel(&why, dtype)),
         };
@@ -97,7 +98,7 @@ impl GpuExecutor {
             Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
             None => None,
         };
-        let loaded = LoadedModel { checkpoint, weights, dtype };
+        let loaded = LoadedModel { checkpoint, weights, types: options.types };
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
@@ -178,7 +179,7 @@ impl GpuExecutor {
             // Once as it is: engines finish their preparations at their first run, which cannot be captured. Writing
             // the same keys and values twice changes nothing.
             let hidden = self.state.hidden[0].address();
-            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.options.dtype.size();
+            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.state.dtype.size();
             let stream = Arc::clone(&self.state.device.stream);
             let keep = buffers::Buffer::unset(&stream, bytes, "activations")?;
             buffers::copy(&stream, hidden, keep.address(), bytes)?;
@@ -262,7 +263,7 @@ impl Executor for GpuExecutor {
                 Rows::Last | Rows::None => 0..0,
             };
             if chunk == 1 {
-                self.launch(&[Step { slot, token: rest[0], position: cached, temperature: 0.0 }])?;
+                self.launch(&[Step { slot, token: rest[0], position: cached, wanted: WantedLogits::All }])?;
                 if !wanted.is_empty() {
                     logits.extend(self.state.fetch_rows(0, 1)?);
                 }
@@ -300,7 +301,10 @@ impl Executor for GpuExecutor {
         let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
         let mut batch_rows = vec![BatchRow::default(); batch];
         for step in steps {
-            let inverse_temperature = if step.temperature > 0.0 { 1.0 / step.temperature } else { 1.0 };
+            let inverse_temperature = match step.wanted {
+                WantedLogits::Top { temperature } if temperature > 0.0 => 1.0 / temperature,
+                WantedLogits::Top { .. } | WantedLogits::All => 1.0,
+            };
             batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
         }
         let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
@@ -313,21 +317,22 @@ impl Executor for GpuExecutor {
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
-        self.launched = steps.iter().map(row).collect();
+        let launched = |step: &Step| {
+            let wants_top = matches!(step.wanted, WantedLogits::Top { .. });
+            LaunchedStep { row: row(step), wants_top }
+        };
+        self.launched = steps.iter().map(launched).collect();
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
-        let Some(program) = &mut self.program else {
-            return (0..self.launched.len()).map(|step| Ok(Logits::All(self.logits(step)?))).collect();
+    fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
+        let Self { state, launched, program, .. } = self;
+        let Some(program) = program else {
+            let rows = launched.iter().map(|step| state.fetch_rows(step.row, 1));
+            return Ok(Box::new(HostLogits(rows.collect::<Result<_, _>>()?)));
         };
-        let mut found = program.top_logits(self.launched.iter().max().map_or(0, |row| row + 1))?;
-        Ok(self.launched.iter().map(|row| Logits::Top(std::mem::take(&mut found[*row]))).collect())
-    }
-
-    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
-        let row = self.launched.get(step).ok_or_else(|| LlmError::Request(format!("step {step} was not launched")))?;
-        Ok(self.state.fetch_rows(*row, 1)?)
+        let found = program.top_logits(launched.iter().map(|step| step.row + 1).max().unwrap_or(0))?;
+        Ok(Box::new(DeviceLogits { state, steps: launched, found, row: Vec::new() }))
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {

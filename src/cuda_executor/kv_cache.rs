@@ -8,7 +8,8 @@ use super::aux_kernels::{AuxKernels, CacheShape, KeysValues, LayerAddresses, Row
 use super::buffers::{Buffer, copy};
 use super::driver::Address;
 use crate::backend::BackendError;
-use crate::convert::Transformer;
+use crate::convert::{LayerTypes, Transformer};
+use crate::spec::KvCache;
 use crate::tensor::DType;
 
 /// A layer's keys, or its values.
@@ -64,19 +65,24 @@ pub(super) struct SlotRange {
 }
 
 impl DeviceKvCache {
-    /// For `slots` sequences of a model whose engines compute in `dtype`.
+    /// For `slots` sequences of a model.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         model: &Transformer,
-        dtype: DType,
+        types: LayerTypes,
         slots: usize,
         capacities: Capacities,
     ) -> Result<Self, BackendError> {
+        let LayerTypes { dtype, kv_cache } = types;
+        let (kept, has_scales) = match kv_cache {
+            KvCache::Auto => (dtype, false),
+            KvCache::Int8 => (DType::Int8, true),
+        };
         let buffer = |bytes: usize| Buffer::new(stream, bytes, "keys and values");
         let (rows, dim) = (slots * model.kv_heads * capacities.largest, model.head_dim);
-        let row = dim * model.kv_type.unwrap_or(dtype).size();
+        let row = dim * kept.size();
         let store = || {
-            let scales = model.kv_type.map(|_| buffer(4 * rows)).transpose()?;
+            let scales = has_scales.then(|| buffer(4 * rows)).transpose()?;
             Ok::<_, BackendError>(KvStore { rows: buffer(rows * row)?, scales })
         };
         let layers = (0..model.layers.len()).map(|_| Ok([store()?, store()?])).collect::<Result<_, BackendError>>()?;
@@ -84,7 +90,7 @@ impl DeviceKvCache {
         Ok(Self {
             layers,
             spare: buffer(rows * row)?,
-            wide: model.kv_type.map(|_| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
+            wide: has_scales.then(|| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
             stream: Arc::clone(stream),
             capacity: capacities.first,
             next_capacity: capacities.first,
@@ -221,12 +227,12 @@ mod tests {
         single_stream(&device.stream);
         let kernels = AuxKernels::compile(&device).unwrap();
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama/config.json");
-        let mut model = convert::describe(&path, &crate::checkpoint::read_json(&path).unwrap(), 64).unwrap();
+        let model = convert::describe(&path, &crate::checkpoint::read_json(&path).unwrap(), 64).unwrap();
         let (heads, dim, chunk) = (model.kv_heads, model.head_dim, 4);
-        for kept in [None, Some(DType::Int8)] {
-            model.kv_type = kept;
+        for kept in [KvCache::Auto, KvCache::Int8] {
+            let types = LayerTypes { dtype: DType::Float32, kv_cache: kept };
             let capacities = Capacities { first: 16, largest: 64 };
-            let mut cache = DeviceKvCache::new(&device.stream, &model, DType::Float32, 3, capacities).unwrap();
+            let mut cache = DeviceKvCache::new(&device.stream, &model, types, 3, capacities).unwrap();
             let mut random = SplitMix64(5);
             let buffer = |bytes: &[u8]| {
                 let mut buffer = Buffer::new(&device.stream, bytes.len(), "a test").unwrap();
@@ -261,7 +267,7 @@ mod tests {
                         let want = &new[((sequence * heads + head) * chunk + at) * dim..][..dim];
                         let have = &have[((slot * heads + head) * 64 + first + at) * dim..][..dim];
                         let largest = want.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                        let step = if kept.is_some() { largest * 0.501 / 127.0 } else { 0.0 };
+                        let step = if kept == KvCache::Int8 { largest * 0.501 / 127.0 } else { 0.0 };
                         for (have, want) in have.iter().zip(want) {
                             assert!(
                                 (have - want).abs() <= step,

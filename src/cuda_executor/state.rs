@@ -14,7 +14,7 @@ use super::weights::DeviceWeights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, Rope, Transformer};
+use crate::convert::{LayerShape, LayerTypes, Rope, Transformer};
 use crate::executor::{Embedding, LlmError};
 use crate::spec::Shapes;
 use crate::tensor::DType;
@@ -71,8 +71,7 @@ pub(super) struct WindowMask {
 pub(super) struct LoadedModel {
     pub(super) checkpoint: Arc<Checkpoint>,
     pub(super) weights: DeviceWeights,
-    /// Arithmetic of the engines.
-    pub(super) dtype: DType,
+    pub(super) types: LayerTypes,
 }
 
 /// See the module. Batches of one use the slot they are told, larger ones row b for slot b.
@@ -113,7 +112,8 @@ impl DeviceState {
         loaded: LoadedModel,
         shapes: &Shapes,
     ) -> Result<Self, LlmError> {
-        let LoadedModel { checkpoint, weights, dtype } = loaded;
+        let LoadedModel { checkpoint, weights, types } = loaded;
+        let dtype = types.dtype;
         let stream = Arc::clone(&device.stream);
         let size = dtype.size();
         check_heads(&model, size)?;
@@ -126,7 +126,7 @@ impl DeviceState {
         let unset = |bytes: usize, what: &str| Buffer::unset(&stream, bytes, what);
         let capacity = shapes.caches.first().copied().unwrap_or(longest);
         let capacities = Capacities { first: capacity, largest: longest };
-        let cache = DeviceKvCache::new(&stream, &model, dtype, shapes.slots, capacities)?;
+        let cache = DeviceKvCache::new(&stream, &model, types, shapes.slots, capacities)?;
         let tables = model.ropes.iter().map(|rope| RopeTable::of(rope, longest, &stream, dtype));
         let tables = tables.collect::<Result<_, _>>()?;
         let rotary = model.ropes.iter().map(|rope| RopeTable::unset(tokens * rope.dimension() * size, &stream));

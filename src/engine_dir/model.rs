@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, read_json};
-use crate::convert::{self, Transformer};
+use crate::convert::{self, LayerTypes, Transformer};
 use crate::cuda_executor::{GpuExecutor, GpuOptions};
 use crate::executor::{CpuExecutor, Executor, LlmError};
 use crate::generation::Generator;
@@ -42,7 +42,6 @@ pub fn checkpoint(folder: &Path, record: &LlmRecord) -> Result<(Transformer, Arc
     let path = folder.join("config.json");
     let mut model = convert::describe(&path, &read_json(&path)?, length)?;
     model.locate(&checkpoint)?;
-    model.kv_type = record.kv_type;
     Ok((model, checkpoint))
 }
 
@@ -54,10 +53,13 @@ pub fn open_executor(
     loading: LoadProgress<'_>,
 ) -> Result<Box<dyn Executor>, LlmError> {
     let (model, checkpoint) = checkpoint(folder, record)?;
+    let LlmRecord { ref shapes, dtype, kv_cache, .. } = *record;
     Ok(match runner {
-        Runner::Cpu => Box::new(CpuExecutor::new(model, checkpoint, record.shapes.slots, record.shapes.max_len)?),
+        Runner::Cpu => {
+            Box::new(CpuExecutor::new(model, checkpoint, shapes.slots, shapes.max_len)?.with_kv_cache(kv_cache))
+        }
         Runner::TensorRt { tf32 } => {
-            let options = GpuOptions { shapes: record.shapes.clone(), dtype: record.dtype, tf32 };
+            let options = GpuOptions { shapes: shapes.clone(), types: LayerTypes { dtype, kv_cache }, tf32 };
             Box::new(GpuExecutor::new(&folder.join(ENGINES), model, checkpoint, options, loading)?)
         }
     })

@@ -10,12 +10,13 @@ use std::time::Instant;
 
 use super::host::{self, Embedding, Floats};
 use super::passes::{Size, Sizes};
-use super::{Executor, LlmError, Logits, MemoryUse, Rows, Sight, Step, check};
+use super::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sight, Step, StepLogits, check};
 use crate::backend::cpu::{CpuEngine, Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, Transformer, head_graph, layer_graph, observed_layer_graph};
+use crate::convert::{LayerShape, LayerTypes, Transformer, head_graph, layer_graph, observed_layer_graph};
 use crate::memory::Memory;
+use crate::spec::KvCache;
 use crate::tensor::DType;
 
 /// Tokens a pass takes at once; prompts are cut into them as `passes` does. Two to seven tokens take no less than eight.
@@ -70,6 +71,7 @@ fn add_squares(sums: &mut [Vec<f32>], outputs: &mut Vec<Vec<f32>>, tokens: usize
 pub struct CpuExecutor {
     engine: CpuEngine,
     model: Transformer,
+    kv_cache: KvCache,
     checkpoint: Arc<Checkpoint>,
     embedding: Embedding,
     /// Empty when layers are widened at every pass.
@@ -119,6 +121,7 @@ impl CpuExecutor {
             sizes: sizes(),
             max_len,
             model,
+            kv_cache: KvCache::Auto,
             checkpoint,
         };
         // Layers that are widened at every pass are read again: they stay in the page cache.
@@ -131,6 +134,11 @@ impl CpuExecutor {
             }
         }
         Ok(executor)
+    }
+
+    /// Rounds keys and values as a cache of this kind does. Before anything is read.
+    pub fn with_kv_cache(self, kv_cache: KvCache) -> Self {
+        Self { kv_cache, ..self }
     }
 
     fn widen(&self, index: usize) -> Result<Layer, LlmError> {
@@ -156,8 +164,8 @@ impl CpuExecutor {
             return Ok(());
         }
         let graph = match observed {
-            true => observed_layer_graph(&self.model, shape),
-            false => layer_graph(&self.model, shape, DType::Float32),
+            true => observed_layer_graph(&self.model, shape, self.kv_cache),
+            false => layer_graph(&self.model, shape, LayerTypes { dtype: DType::Float32, kv_cache: self.kv_cache }),
         };
         let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
         let operands = if shape.cache > 0 { 6 } else { 4 };
@@ -330,10 +338,10 @@ impl Executor for CpuExecutor {
         Ok(())
     }
 
-    fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
+    fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
         let steps = std::mem::take(&mut self.launched);
         let logits = steps.iter().map(|step| self.prefill(step.slot, step.position, &[step.token], Rows::Last));
-        logits.map(|logits| Ok(Logits::All(logits?))).collect()
+        Ok(Box::new(HostLogits(logits.collect::<Result<_, _>>()?)))
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {

@@ -71,18 +71,47 @@ pub struct Step {
     pub token: u32,
     /// Tokens before it.
     pub position: usize,
-    /// At which the next token will be drawn, so that a device can prepare [`TopLogits::sum_exp_at_temperature`]; 0 takes the
-    /// likeliest.
-    pub temperature: f32,
+    /// What will be asked of the next token's logits.
+    pub wanted: WantedLogits,
 }
 
-/// What is known of the logits of a next token.
+/// What whoever begins a step will ask first of its logits, so that a device can prepare it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum WantedLogits {
+    /// All of them.
+    All,
+    /// The largest, and [`TopLogits::sum_exp_at_temperature`] for this temperature; 0 takes the likeliest.
+    Top {
+        /// At which the next token will be drawn.
+        temperature: f32,
+    },
+}
+
+/// The logits of the steps that were collected, read as far as somebody asks. Steps count from 0, as they were launched.
+pub trait StepLogits {
+    /// The largest of a step that wanted them; none where the executor has not found them apart.
+    fn top(&self, step: usize) -> Option<&TopLogits>;
+    /// All of a step, `[vocabulary]`; the caller may change them.
+    fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError>;
+}
+
+/// Logits that are on the host as they are computed: `[steps][vocabulary]`.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Logits {
-    /// `[vocabulary]`
-    All(Vec<f32>),
-    /// The largest alone; [`Executor::logits`] has them all.
-    Top(TopLogits),
+pub struct HostLogits(pub Vec<Vec<f32>>);
+
+impl StepLogits for HostLogits {
+    fn top(&self, _: usize) -> Option<&TopLogits> {
+        None
+    }
+
+    fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError> {
+        self.0.get_mut(step).map(Vec::as_mut_slice).ok_or_else(|| not_launched(step))
+    }
+}
+
+/// A caller asks for a step that is none.
+pub(crate) fn not_launched(step: usize) -> LlmError {
+    LlmError::Request(format!("step {step} was not launched"))
 }
 
 /// Tokens that a sampler looks at first, whether it has all logits or the largest alone; a device finds as many.
@@ -143,22 +172,15 @@ pub trait Executor: Send {
     /// Begins to continue several sequences, each in a slot of its own, by one token. Until [`Executor::collect`] nothing
     /// else may be begun; a device computes meanwhile.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
-    /// Waits for what was launched: what is known of each step's logits.
-    fn collect(&mut self) -> Result<Vec<Logits>, LlmError>;
-    /// All logits of a step that was collected as [`Logits::Top`], until something else is begun. Executors that always give
-    /// [`Logits::All`] have none left.
-    fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
-        Err(LlmError::Request(format!("the logits of step {step} were handed out")))
-    }
+    /// Waits for what was launched: each step's logits.
+    fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError>;
     /// All of it at once. Logits: `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
         self.launch(steps)?;
+        let mut logits = self.collect()?;
         let mut all = Vec::new();
-        for (step, logits) in self.collect()?.into_iter().enumerate() {
-            match logits {
-                Logits::All(logits) => all.extend(logits),
-                Logits::Top(_) => all.extend(self.logits(step)?),
-            }
+        for step in 0..steps.len() {
+            all.extend_from_slice(logits.all(step)?);
         }
         Ok(all)
     }

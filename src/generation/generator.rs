@@ -8,7 +8,7 @@ use super::grammar::Grammar;
 use super::queue::Queue;
 use super::request::{Finish, Piece, Request, RequestLimits, Usage};
 use super::sampler::{Choice, Sampler};
-use crate::executor::{Executor, LlmError, Logits, Rows, Step};
+use crate::executor::{Executor, LlmError, Rows, Step, WantedLogits};
 use crate::text::{StopFinder, Text, TextStream};
 
 struct Active {
@@ -145,8 +145,7 @@ impl Generator {
         let mut steps = Vec::new();
         for (slot, Slot { tokens, active, .. }) in self.slots.iter().enumerate() {
             if let Some(active) = active.as_ref().filter(|active| active.goes_on()) {
-                let temperature = active.sampler.temperature();
-                steps.push(Step { slot, token: active.next, position: tokens.len(), temperature });
+                steps.push(Step { slot, token: active.next, position: tokens.len(), wanted: active.wanted() });
                 self.launched.push((slot, active.request));
             }
         }
@@ -213,21 +212,16 @@ impl Generator {
         if self.launched.is_empty() {
             return Ok(());
         }
-        let known = self.executor.collect()?;
         let max_len = self.executor.max_len();
-        for (step, ((slot, request), known)) in self.launched.drain(..).zip(known).enumerate() {
+        let mut logits = self.executor.collect()?;
+        for (step, (slot, request)) in self.launched.drain(..).enumerate() {
             let Slot { tokens, active, .. } = &mut self.slots[slot];
             if let Some(active) = active.as_mut().filter(|active| active.request == request) {
                 tokens.push(active.next);
                 let last = tokens.len() + 1 >= max_len;
-                let decided = match &known {
-                    Logits::Top(top) if active.grammar.is_none() => active.sampler.choose_from_top(top),
-                    _ => None,
-                };
-                let choice = match (decided, known) {
-                    (Some(choice), _) => Ok(choice),
-                    (None, Logits::All(mut all)) => active.choose(&mut all),
-                    (None, Logits::Top(_)) => active.choose(&mut self.executor.logits(step)?),
+                let choice = match logits.top(step).and_then(|top| active.sampler.choose_from_top(top)) {
+                    Some(choice) => Ok(choice),
+                    None => active.choose(logits.all(step)?),
                 };
                 active.take(&self.text, choice, last);
             }
@@ -325,6 +319,14 @@ impl Active {
     /// A token has been chosen, and another will follow.
     fn goes_on(&self) -> bool {
         self.prompt.is_empty() && !self.complete && !self.full && !matches!(self.chosen, Some(Err(_)))
+    }
+
+    /// What its next token is chosen from first: a grammar looks at all tokens.
+    fn wanted(&self) -> WantedLogits {
+        match self.grammar {
+            Some(_) => WantedLogits::All,
+            None => WantedLogits::Top { temperature: self.sampler.temperature() },
+        }
     }
 
     fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, LlmError> {

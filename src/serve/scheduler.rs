@@ -304,7 +304,7 @@ mod tests {
     use super::*;
     use crate::backend::{BackendError, BackendInfo};
     use crate::checkpoint::Checkpoint;
-    use crate::executor::{Executor, LlmError, Logits, MemoryUse, Rows, Step};
+    use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Step, StepLogits};
     use crate::text::{Text, text_files};
 
     /// Refuses one token as a request's fault, computes no numbers for another, and fails at a third as a device would.
@@ -347,11 +347,8 @@ mod tests {
         fn launch(&mut self, _: &[Step]) -> Result<(), LlmError> {
             Ok(())
         }
-        fn collect(&mut self) -> Result<Vec<Logits>, LlmError> {
-            Ok(vec![Logits::All(vec![0.0; 64])])
-        }
-        fn logits(&mut self, _: usize) -> Result<Vec<f32>, LlmError> {
-            Ok(vec![0.0; 64])
+        fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
+            Ok(Box::new(HostLogits(vec![vec![0.0; 64]])))
         }
         fn copy(&mut self, _: usize, _: usize, _: usize) -> Result<(), LlmError> {
             Ok(())

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::KvCache;
 use crate::tensor::DType;
 
 /// The static shapes that a language model's engines are built for.
@@ -28,9 +29,9 @@ pub struct LlmRecord {
     pub parameters: u64,
     /// Arithmetic of the engines.
     pub dtype: DType,
-    /// How keys and values are kept, if not in `dtype`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub kv_type: Option<DType>,
+    /// How keys and values are kept.
+    #[serde(rename = "kv_type", default, skip_serializing_if = "KvCache::is_auto")]
+    pub kv_cache: KvCache,
     /// Longest prompt in tokens.
     pub max_input_len: usize,
     /// Longest answer in tokens.

@@ -87,12 +87,20 @@ impl fmt::Display for Precision {
 }
 
 /// How keys and values are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum KvCache {
+    #[default]
     Auto,
     Int8,
+}
+
+impl KvCache {
+    /// Whether they are kept as they are computed.
+    pub fn is_auto(&self) -> bool {
+        *self == Self::Auto
+    }
 }
 
 #[cfg(test)]

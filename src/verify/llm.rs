@@ -12,7 +12,7 @@ use super::likelihood::{divergence, read};
 use super::{Perplexity, PromptReport, Report, Status, machine_agrees, plan_agrees, sense};
 use crate::engine_dir::EngineDir;
 use crate::engine_dir::model::{Runner, open_executor};
-use crate::executor::{Executor, LlmError, Logits, Rows, Step, head_name, layer_name};
+use crate::executor::{Executor, LlmError, Rows, Step, WantedLogits, head_name, layer_name};
 use crate::generation::argmax;
 use crate::log::printable;
 use crate::manifest::{Manifest, Quality};
@@ -185,24 +185,21 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
         if text.stop_tokens.contains(&token) {
             break;
         }
-        let step = Step { slot: 0, token, position: prompt.len() + tokens.len() - 1, temperature: 0.0 };
-        engine.launch(&[step])?;
-        let row = match engine.collect()?.pop() {
-            Some(Logits::All(row)) => row,
-            // Answers are chosen by what the device ranks.
-            Some(Logits::Top(top)) => {
-                let row = engine.logits(0)?;
-                let (ranked, best) = (top.tokens.first().map(|(token, _)| *token), argmax(&row));
-                anyhow::ensure!(
-                    ranked == Some(best),
-                    "the device ranks token {ranked:?} first, but {best} is the likeliest\n  hint: our kernels or the \
-                     driver miscompute here: update the driver (`watus-build doctor`), or report it"
-                );
-                row
-            }
-            None => anyhow::bail!("the engine computed nothing"),
-        };
-        tokens.push(argmax(&row));
+        // Answers are chosen by what the device ranks.
+        let wanted = WantedLogits::Top { temperature: 0.0 };
+        engine.launch(&[Step { slot: 0, token, position: prompt.len() + tokens.len() - 1, wanted }])?;
+        let mut found = engine.collect()?;
+        let row = found.all(0)?.to_vec();
+        let best = argmax(&row);
+        if let Some(top) = found.top(0) {
+            let ranked = top.tokens.first().map(|(token, _)| *token);
+            anyhow::ensure!(
+                ranked == Some(best),
+                "the device ranks token {ranked:?} first, but {best} is the likeliest\n  hint: our kernels or the driver \
+                 miscompute here: update the driver (`watus-build doctor`), or report it"
+            );
+        }
+        tokens.push(best);
         logits.push(row);
     }
     Ok(GreedyAnswer { tokens, logits })

@@ -2,6 +2,7 @@
 
 use super::{LayerContext, LayerEmitter, Past, Weights};
 use crate::convert::Role;
+use crate::spec::KvCache;
 use crate::tensor::DType;
 
 impl LayerEmitter<'_> {
@@ -19,9 +20,9 @@ impl LayerEmitter<'_> {
         let k = self.heads(&qkv[1], model.kv_heads, key_norm.as_deref());
         let v = self.heads(&qkv[2], model.kv_heads, None);
         let q = self.rotate(&q, context.cos, context.sin);
-        let (k, v) = match model.kv_type {
-            None => (self.rotate(&k, context.cos, context.sin), v),
-            Some(_) => {
+        let (k, v) = match self.kv_cache {
+            KvCache::Auto => (self.rotate(&k, context.cos, context.sin), v),
+            KvCache::Int8 => {
                 let parts = self.rotate_apart(&k, context.cos, context.sin);
                 (self.round_rows(parts), self.round_rows(vec![v]))
             }

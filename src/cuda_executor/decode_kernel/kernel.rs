@@ -19,7 +19,8 @@ use super::partition::Partition;
 use super::variant::{self, Variant, VariantTarget};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
-use crate::convert::Transformer;
+use crate::convert::{LayerTypes, Transformer};
+use crate::spec::KvCache;
 use crate::tensor::DType;
 
 /// The kernel's source: this list is the one that says which files it is made of. The tests have other primitives, and
@@ -121,12 +122,15 @@ impl DecodeKernel {
     pub(crate) fn compile(
         device: &Device,
         model: &Transformer,
-        dtype: DType,
+        types: LayerTypes,
         kinds: TileKinds,
     ) -> Result<Result<Self, String>, BackendError> {
-        let kv_bits = if model.kv_type.is_some() { 8 } else { 16 };
-        match variant::check(model, dtype) {
-            Ok(()) => Self::for_device(device, VariantTarget { dtype, kinds, kv_bits }),
+        let kv_bits = match types.kv_cache {
+            KvCache::Auto => 16,
+            KvCache::Int8 => 8,
+        };
+        match variant::check(model, types) {
+            Ok(()) => Self::for_device(device, VariantTarget { dtype: types.dtype, kinds, kv_bits }),
             Err(why) => Ok(Err(why)),
         }
     }

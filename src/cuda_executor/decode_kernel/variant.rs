@@ -5,7 +5,8 @@
 use super::super::driver::kind;
 use super::super::packed_tiles::{self, TileKind, TileKinds};
 use super::abi::{COMPUTE_WARPS, MAX_GROUP, MAX_HEAD_DIM, PACKED_TILE_N, PLAIN_TILE_BYTES};
-use crate::convert::{Activation, LayerKind, Transformer};
+use crate::convert::{Activation, LayerKind, LayerTypes, Rope, Transformer};
+use crate::spec::KvCache;
 use crate::tensor::DType;
 
 /// Bytes of shared memory for activations.
@@ -88,66 +89,83 @@ impl Variant {
 
 /// Whether the kernel can take a model's steps, or why not.
 ///
-/// The kernel is a second implementation of what `convert/layer.rs` says in ONNX, so it names every field of the description:
-/// whoever adds one has to decide here what the kernel makes of it.
-pub(super) fn check(model: &Transformer, dtype: DType) -> Result<(), String> {
+/// The kernel is a second implementation of what `convert/layer.rs` says in ONNX, so it names every field of the description
+/// and of the types it runs in: whoever adds one has to decide here what the kernel makes of it.
+pub(super) fn check(model: &Transformer, types: LayerTypes) -> Result<(), String> {
     let Transformer {
+        // Sizes; what the kernel asks of them is below.
         vocab_size,
         hidden_size,
         intermediate_size,
         heads,
         kv_heads,
         head_dim,
+        // Each layer's window and rotary table: its attention phase has them.
         ref layers,
         ref ropes,
-        activation,
-        // The phases have these as numbers (`DecodeProgram`).
+        // SiLU, or GELU by its tanh: `DecodeParams::gelu`.
+        activation: Activation::Silu | Activation::Gelu,
+        // Numbers of a launch (`DecodeParams`).
         norm_eps: _,
         attention_scale: _,
         attention_softcap: _,
+        // A number of the head's phase.
         logit_softcap: _,
-        // The phases have weights for these where the model has (`Role`).
+        // Weights that a phase has where the model has them (`Role`): without one its address is 0.
         qk_norm: _,
         qkv_bias: _,
         output_bias: _,
         mlp_bias: _,
         post_norms: _,
-        // The kernel is compiled for it (`KV_BITS`).
-        kv_type: _,
-        // These are done when weights are loaded or embeddings looked up.
+        // Added to norms, or joined to one matrix, when weights are loaded (`weights.rs`).
         norm_offset: _,
-        embedding_scale: _,
         fused: _,
+        // Multiplied in where embeddings are looked up (`host.rs`).
+        embedding_scale: _,
+        // Where tensors are found.
         tied: _,
         prefix: _,
         output: _,
-        // These say nothing of the arithmetic.
+        // Nothing of the arithmetic.
         family: _,
         max_position: _,
         notes: _,
     } = *model;
-    match activation {
-        Activation::Silu | Activation::Gelu => {}
-    }
-    // A window and a rotary table are each layer's own.
+    let LayerTypes { dtype, kv_cache } = types;
     if let Some(LayerKind { window: _, rope }) = layers.iter().find(|layer| layer.rope >= ropes.len()) {
         return Err(format!("a layer of this model has rotary table {rope} of {}", ropes.len()));
     }
     if !matches!(dtype, DType::Float16 | DType::BFloat16) {
         return Err("it computes in 16 bits, this model in 32".to_owned());
     }
+    check_heads(model, kv_cache)?;
+    let qkv = (heads + 2 * kv_heads) * head_dim;
+    check_sizes(&[hidden_size, qkv, heads * head_dim, intermediate_size, vocab_size, head_dim], intermediate_size)
+}
+
+/// What attention asks of the heads.
+fn check_heads(model: &Transformer, kv_cache: KvCache) -> Result<(), String> {
+    let (head_dim, group) = (model.head_dim, model.group());
     if head_dim > MAX_HEAD_DIM {
         return Err(format!("this model's heads of {head_dim} are larger than {MAX_HEAD_DIM}"));
     }
-    let group = model.group();
+    match kv_cache {
+        KvCache::Auto => {}
+        // A cached row is read sixteen bytes at a time.
+        KvCache::Int8 if head_dim.is_multiple_of(16) => {}
+        KvCache::Int8 => {
+            return Err(format!("this model's heads of {head_dim} are no multiple of 16, as in 8 bits they must be"));
+        }
+    }
     if group > MAX_GROUP {
         return Err(format!("{group} of this model's query heads share a key head, more than {MAX_GROUP}"));
     }
-    if ropes.iter().any(|rope| !rope.dimension().is_multiple_of(2)) {
-        return Err("this model turns an odd number of a head's elements".to_owned());
+    // The tables hold the angles and their factor.
+    let is_longer = |Rope { frequencies, factor: _ }: &&Rope| 2 * frequencies.len() > head_dim;
+    match model.ropes.iter().find(is_longer) {
+        Some(rope) => Err(format!("this model turns {} elements of heads of {head_dim}", rope.dimension())),
+        None => Ok(()),
     }
-    let qkv = (heads + 2 * kv_heads) * head_dim;
-    check_sizes(&[hidden_size, qkv, heads * head_dim, intermediate_size, vocab_size, head_dim], intermediate_size)
 }
 
 /// Eight elements are read at once; gates come in strips.
@@ -164,6 +182,45 @@ fn check_sizes(sizes: &[usize], intermediate_size: usize) -> Result<(), String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::read_json;
+    use crate::convert;
+
+    /// What the kernel cannot compute it does not take, and says why.
+    #[test]
+    fn a_model_is_taken_or_declined_for_a_reason() {
+        type Change = fn(&mut Transformer, &mut LayerTypes);
+        let cases: [(Change, Option<&str>); 15] = [
+            (|_, _| {}, None),
+            (|model, types| (model.head_dim, types.kv_cache) = (16, KvCache::Int8), None),
+            (|_, types| types.kv_cache = KvCache::Int8, Some("heads of 8 are no multiple of 16, as in 8 bits")),
+            (
+                |model, types| (model.head_dim, types.kv_cache) = (40, KvCache::Int8),
+                Some("heads of 40 are no multiple"),
+            ),
+            (|_, types| types.dtype = DType::BFloat16, None),
+            (|_, types| types.dtype = DType::Float32, Some("this model in 32")),
+            (|model, _| model.head_dim = 256, None),
+            (|model, _| model.head_dim = 264, Some("heads of 264 are larger than 256")),
+            (|model, _| (model.heads, model.kv_heads) = (16, 1), None),
+            (|model, _| (model.heads, model.kv_heads) = (17, 1), Some("17 of this model's query heads")),
+            (|model, _| model.layers[1].rope = 1, Some("rotary table 1 of 1")),
+            (|model, _| model.ropes[0].frequencies.push(1.0), Some("turns 10 elements of heads of 8")),
+            (|model, _| model.hidden_size = 36, Some("36, is no multiple of 8")),
+            (|model, _| model.vocab_size = 63, Some("63, is no multiple of 8")),
+            (|model, _| model.intermediate_size = 56, Some("56, is no multiple of 16")),
+        ];
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama/config.json");
+        let llama = convert::describe(&path, &read_json(&path).unwrap(), 64).unwrap();
+        for (at, (change, why)) in cases.into_iter().enumerate() {
+            let (mut model, mut types) = (llama.clone(), LayerTypes::new(DType::Float16));
+            change(&mut model, &mut types);
+            match (check(&model, types), why) {
+                (Ok(()), None) => {}
+                (Err(told), Some(why)) if told.contains(why) => {}
+                (found, why) => panic!("case {at}: {found:?}, not {why:?}"),
+            }
+        }
+    }
 
     /// Shared memory a block may have, in KB, less the one that CUDA takes (CUDA C++ Programming Guide, "Technical
     /// Specifications per Compute Capability"): 8.6, 8.9, 12.x; 8.0, 8.7; 9.0, 10.x, 11.0.

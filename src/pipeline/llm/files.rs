@@ -18,7 +18,7 @@ use crate::text::{TOOL_USE_TEMPLATE, text_files};
 pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let folder = staged.join(ENGINES);
     fs::create_dir_all(&folder).map_err(about(&folder))?;
-    let (model, dtype) = (&target.source.model, target.dtype);
+    let (model, types) = (&target.source.model, target.types);
     let mut engines = Vec::new();
     let mut write = |name: String, graph: crate::onnx::Model| -> anyhow::Result<()> {
         let onnx = folder.join(format!("{name}.onnx"));
@@ -27,10 +27,10 @@ pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(Pat
         Ok(())
     };
     for rows in target.shapes.heads() {
-        write(head_name(rows), convert::head_graph(model, rows, dtype)?)?;
+        write(head_name(rows), convert::head_graph(model, rows, types.dtype)?)?;
     }
     for shape in target.shapes.layers() {
-        write(layer_name(shape), convert::layer_graph(model, shape, dtype)?)?;
+        write(layer_name(shape), convert::layer_graph(model, shape, types)?)?;
     }
     Ok(engines)
 }

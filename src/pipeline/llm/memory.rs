@@ -4,11 +4,12 @@ use std::fmt;
 
 use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
-use crate::convert::{Scheme, Transformer};
+use crate::convert::{LayerTypes, Transformer};
 use crate::cuda_executor::{IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
 use crate::memory;
+use crate::quantize::Scheme;
 use crate::recipe::LlmPlan;
-use crate::spec::Shapes;
+use crate::spec::{KvCache, Shapes};
 use crate::tensor::DType;
 
 /// What the host takes while a model is loaded, beside what the device holds: pieces of tensors on their way, pages of the files,
@@ -34,16 +35,20 @@ impl MemoryPlan {
     pub(super) fn new(
         (checkpoint, model): (&Checkpoint, &Transformer),
         shapes: &Shapes,
-        dtype: DType,
+        types: LayerTypes,
         (quantised, shared): (Option<Scheme>, bool),
     ) -> anyhow::Result<Self> {
-        let size = dtype.size();
-        let (weights, unpacked) = weights((checkpoint, model), dtype, quantised)?;
+        let size = types.dtype.size();
+        let (weights, unpacked) = weights((checkpoint, model), types.dtype, quantised)?;
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
-        let cache = model.kv_bytes(dtype) * longest * shapes.slots;
+        let cache = model.kv_bytes(types) * longest * shapes.slots;
         // Room to move half a layer's, and to widen one's for the engines.
         let rows = 2 * model.kv_heads * longest * shapes.slots;
-        let moved = cache / (2 * model.layers.len().max(1)) + model.kv_type.map_or(0, |_| rows * model.head_dim * size);
+        let widened = match types.kv_cache {
+            KvCache::Auto => 0,
+            KvCache::Int8 => rows * model.head_dim * size,
+        };
+        let moved = cache / (2 * model.layers.len().max(1)) + widened;
         let chunk = shapes.chunks.last().copied().unwrap_or(1);
         let scores = model.heads * chunk * (longest + chunk) * size;
         let activations = chunk * (8 * model.hidden_size + 3 * model.intermediate_size) * size;
@@ -121,7 +126,7 @@ pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
     let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = target.limits;
     let host = if shared { host } else { 0 };
     let room = available.saturating_sub(weights + scratch + host);
-    let tokens = room / (target.source.model.kv_bytes(target.dtype) as u64).max(1);
+    let tokens = room / (target.source.model.kv_bytes(target.types) as u64).max(1);
     let help = if tokens < 256 {
         "the weights alone are too large: take a smaller model".to_owned()
     } else {

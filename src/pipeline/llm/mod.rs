@@ -1,7 +1,6 @@
 //! A language model: judge what can be judged, fetch, plan the memory, emit the layer graphs, and beside their engines place
 //! the weights, which are never read, but for their hash.
 
-mod calibrate;
 mod export;
 mod files;
 mod gguf;
@@ -19,9 +18,10 @@ use super::settings::{self, Typing};
 use super::target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 use crate::backend::tensorrt::BuildOptions;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{self, Scheme, Transformer};
+use crate::convert::{self, LayerTypes, Transformer};
 use crate::fetch::{Fetched, Fetcher, Hashes, Lock, Modelfile};
 use crate::manifest::{EngineContents, Key, VerifyRecord};
+use crate::quantize::Scheme;
 use crate::recipe::{LlmPlan, Plan, SourcePlan};
 use crate::spec::{KvCache, LlmRecord, Shapes, Version};
 use crate::tensor::DType;
@@ -48,7 +48,7 @@ pub(super) struct LlmTarget {
     machine: BuildHost,
     source: Source,
     shapes: Shapes,
-    dtype: DType,
+    types: LayerTypes,
     options: BuildOptions,
     /// How the layers are quantised.
     scheme: Option<Scheme>,
@@ -106,10 +106,10 @@ impl LlmTarget {
     /// hashed.
     pub(super) fn open(plan: &Plan, context: &Context, lock: &mut Lock, built: bool) -> anyhow::Result<Self> {
         let limits = limits(plan)?.clone();
-        let mut source = open(plan, &context.fetcher, lock)?;
+        let source = open(plan, &context.fetcher, lock)?;
         let words = if built { Vec::new() } else { judge::words(plan, &source)? };
         context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
-        source.model.kv_type = kv_type(plan, &source.model)?;
+        let kv_cache = kv_cache(plan, &source.model)?;
         let reference = match &plan.verify.reference {
             Some(source) => {
                 let reference = open(&Plan { source: source.clone(), ..plan.clone() }, &context.fetcher, lock);
@@ -120,13 +120,13 @@ impl LlmTarget {
         let machine = BuildHost::look()?;
         let lengths = (limits.max_input_len, limits.max_input_len + limits.max_output_len);
         let shapes = Shapes::new(limits.max_batch_size, lengths, machine.tensorrt.family);
-        let dtype = plan.build.precision.dtype();
-        let options = builder_options(plan, machine.tensorrt, dtype)?;
+        let types = LayerTypes { dtype: plan.build.precision.dtype(), kv_cache };
+        let options = builder_options(plan, machine.tensorrt, types.dtype)?;
         let scheme = quantize::scheme(plan, &source)?;
         let of_model = (&*source.checkpoint, &source.model);
-        let memory = MemoryPlan::new(of_model, &shapes, dtype, (scheme, machine.shared))?;
+        let memory = MemoryPlan::new(of_model, &shapes, types, (scheme, machine.shared))?;
         let plan = plan.clone();
-        Ok(Self { plan, limits, machine, source, shapes, dtype, options, scheme, reference, memory })
+        Ok(Self { plan, limits, machine, source, shapes, types, options, scheme, reference, memory })
     }
 
     /// Names and hashes of the files that a build uses.
@@ -140,20 +140,17 @@ impl LlmTarget {
     }
 }
 
-/// How keys and values are kept, if not as they are computed.
-fn kv_type(plan: &Plan, model: &Transformer) -> anyhow::Result<Option<DType>> {
-    if plan.build.kv_cache == KvCache::Auto {
-        return Ok(None);
-    }
+/// How keys and values are kept.
+fn kv_cache(plan: &Plan, model: &Transformer) -> anyhow::Result<KvCache> {
     // Sixteen bytes are read at once.
-    if !model.head_dim.is_multiple_of(16) {
+    if plan.build.kv_cache == KvCache::Int8 && !model.head_dim.is_multiple_of(16) {
         bail!(
             "{}: heads of {} elements cannot be kept in 8 bits\n  hint: leave out `kv_cache`",
             plan.name,
             model.head_dim
         );
     }
-    Ok(Some(DType::Int8))
+    Ok(plan.build.kv_cache)
 }
 
 /// The layer graphs carry their types; TensorRT before 9 takes them as a permission only.
@@ -233,24 +230,20 @@ impl Target for LlmTarget {
         let staged = work.staged;
         files::place_text(source, limits.chat_template.as_deref(), staged)?;
         let weights = match self.scheme {
-            Some(scheme) => {
-                let weights = quantize::write(self, scheme, staged, work.context)?;
-                quantize::describe(scheme, staged)?;
-                weights
-            }
+            Some(scheme) => quantize::write(self, scheme, staged, &*work.context.progress)?,
             None => files::place_weights(self, work)?,
         };
         let llm = LlmRecord {
             family: source.model.family.to_owned(),
             parameters: source.model.parameters() as u64,
-            dtype: self.dtype,
-            kv_type: source.model.kv_type,
+            dtype: self.types.dtype,
+            kv_cache: self.types.kv_cache,
             max_input_len: limits.max_input_len,
             max_output_len: limits.max_output_len,
             shapes: self.shapes.clone(),
             weights,
         };
-        let quality = if self.scheme.is_some() || self.reference.is_some() || source.model.kv_type.is_some() {
+        let quality = if self.scheme.is_some() || self.reference.is_some() || !llm.kv_cache.is_auto() {
             work.context.stage(&plan.name, "comparing what is quantised with the checkpoint");
             Some(quantize::quality(self, &llm, staged)?)
         } else {
@@ -260,7 +253,7 @@ impl Target for LlmTarget {
         Ok(Description {
             contents: EngineContents::Llm { llm, quality },
             // The switch is about float32 alone; engines of other types are built and loaded with it on.
-            tf32: plan.build.tf32 || self.dtype != DType::Float32,
+            tf32: plan.build.tf32 || self.types.dtype != DType::Float32,
             verify: VerifyRecord { prompts, tolerance, ..VerifyRecord::default() },
         })
     }

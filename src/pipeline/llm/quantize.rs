@@ -1,283 +1,50 @@
-//! Quantises a checkpoint's layers while it is put into the engine directory, as compressed-tensors has them
-//! (`pack-quantized`), which the runtime reads and other servers do too. Embedding, output matrix and vectors stay as they
-//! are.
+//! The stages of quantising: a scheme is chosen, scales are searched, weights are written, and what it cost is measured.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::BufWriter;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
-use half::f16;
-use rayon::prelude::*;
-use serde_json::{Value, json};
+use anyhow::bail;
 
-use super::calibrate::{self, Divisor, Scales};
 use super::{LlmTarget, Source};
-use crate::artifact::about;
-use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
-use crate::convert::{Part, Scheme, Transformer};
 use crate::executor::CpuExecutor;
 use crate::manifest::Quality;
 use crate::manifest::layout::WEIGHTS;
-use crate::pipeline::Context;
-use crate::progress::Event;
+use crate::progress::Progress;
+use crate::quantize::{self, CalibrationText, OriginalModel, Scales, Scheme};
 use crate::recipe::Plan;
 use crate::spec::LlmRecord;
-use crate::tensor::DType;
 use crate::text::Text;
 use crate::verify;
 
-/// Groups that the runtime multiplies packed, largest first.
-const GROUPS: [usize; 3] = [128, 64, 32];
-const FILE: &str = "model.safetensors";
+fn original<'a>(plan: &'a Plan, source: &'a Source) -> OriginalModel<'a> {
+    OriginalModel { name: &plan.name, checkpoint: &source.checkpoint, model: &source.model }
+}
 
-/// The scheme a plan asks for, with groups that every matrix of the model can be cut into.
+/// The scheme a plan asks for.
 pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Scheme>> {
-    let model = &source.model;
     let Some(bits) = plan.build.precision.bits() else { return Ok(None) };
-    for part in matrices(model) {
-        if source.checkpoint.tensor(&part.tensor)?.is_packed() {
-            bail!(
-                "{}: `{}` is quantised already\n  hint: leave out `precision`, or take a checkpoint in float16 or bfloat16",
-                plan.name,
-                part.tensor
-            );
-        }
-    }
-    let fits = |group: usize| matrices(model).all(|part| part.shape[1].is_multiple_of(group));
-    let group = match plan.build.group_size {
-        Some(group) if fits(group) => Some(group),
-        Some(_) => None,
-        None => GROUPS.into_iter().find(|group| fits(*group)),
-    };
-    let Some(group) = group else {
-        bail!(
-            "{}: its matrices cannot be cut into such groups of inputs\n  hint: use `group_size: 32`, or fp16",
-            plan.name
-        )
-    };
-    // A zero point saves four bits much error and eight bits none.
-    Ok(Some(Scheme { bits, group, symmetric: bits == 8 }))
+    Ok(Some(Scheme::choose(original(plan, source), bits, plan.build.group_size)?))
 }
 
-/// Parts of the layers' matrices.
-fn matrices(model: &Transformer) -> impl Iterator<Item = Part> {
-    let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
-    weights.filter(|weight| weight.role.is_matrix()).flat_map(|weight| weight.parts)
-}
-
-/// Everything else the model is made of.
-fn others(model: &Transformer) -> Vec<Part> {
-    let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
-    let vectors = weights.filter(|weight| !weight.role.is_matrix()).flat_map(|weight| weight.parts);
-    let mut parts: Vec<Part> = vectors.chain([model.embedding(), model.final_norm()]).collect();
-    if !model.tied {
-        parts.push(model.output_matrix());
-    }
-    parts
-}
-
-/// One matrix, quantised.
-struct QuantisedMatrix {
-    words: Vec<u8>,
-    scales: Vec<u8>,
-    zeros: Vec<u8>,
-    /// Sum of the squares of what was lost, and of all.
-    lost: f64,
-    whole: f64,
-}
-
-/// Integers of `bits` in a 32-bit word.
-fn in_word(bits: u32) -> usize {
-    (32 / bits) as usize
-}
-
-/// Integers of `bits` in 32-bit words, the first in the lowest bits.
-fn pack(quants: &[u8], bits: u32) -> Vec<u8> {
-    let word = |some: &[u8]| some.iter().rev().fold(0_u32, |word, q| word << bits | u32::from(*q));
-    quants.chunks(in_word(bits)).flat_map(|some| word(some).to_le_bytes()).collect()
-}
-
-/// Its columns multiplied and its rows divided first, if there is anything by which.
-fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by: Option<&[f32]>) -> QuantisedMatrix {
-    let (rows, columns) = (view.rows(), view.columns());
-    let groups = columns / scheme.group;
-    let done: Vec<_> = (0..rows)
-        .into_par_iter()
-        .map(|row| {
-            let mut values = vec![0.0; columns];
-            view.read_row(row, &mut values);
-            let of_row = rows_by.map_or(1.0, |by| by[row]);
-            let by = |at: usize| columns_by.map_or(1.0, |by| by[at]) / of_row;
-            values.iter_mut().enumerate().for_each(|(at, value)| *value *= by(at));
-            let rounded = scheme.row(&values);
-            let (mut lost, mut whole) = (0.0, 0.0);
-            for (at, value) in values.iter().enumerate() {
-                let by = f64::from(by(at));
-                let error = f64::from(rounded.value(at) - value) / by;
-                lost += error * error;
-                whole += f64::from(*value) / by * f64::from(*value) / by;
-            }
-            (pack(&rounded.quants, scheme.bits), rounded, lost, whole)
-        })
-        .collect();
-    let count = in_word(scheme.bits);
-    // Words of zero points run down the outputs.
-    let zeros = (0..rows.div_ceil(count)).flat_map(|word| (0..groups).map(move |group| (word, group)));
-    let zeros = zeros.flat_map(|(word, group)| {
-        let zeros: Vec<u8> = done[word * count..].iter().take(count).map(|row| row.1.zeros[group]).collect();
-        pack(&zeros, scheme.bits)
-    });
-    QuantisedMatrix {
-        zeros: zeros.collect(),
-        words: done.iter().flat_map(|row| row.0.iter().copied()).collect(),
-        scales: done.iter().flat_map(|row| &row.1.scales).flat_map(|scale| scale.to_le_bytes()).collect(),
-        lost: done.iter().map(|row| row.2).sum(),
-        whole: done.iter().map(|row| row.3).sum(),
-    }
-}
-
-/// The type of a tensor that stays: its own, or where it is in blocks float16.
-fn kept_type(view: &View<'_>) -> DType {
-    view.encoding.dtype().unwrap_or(DType::Float16)
-}
-
-/// Its bytes.
-fn kept(view: &View<'_>) -> Vec<u8> {
-    if view.encoding.dtype().is_some() {
-        return view.ordered().into_owned();
-    }
-    let mut values = vec![0.0; view.rows() * view.columns()];
-    view.read(0, &mut values);
-    values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
-}
-
-/// A vector's bytes, divided: float32.
-fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
-    let mut values = vec![0.0; view.columns()];
-    view.read(0, &mut values);
-    let values = values.iter().zip(&divisor.by).map(|(value, by)| (value + divisor.offset) / by - divisor.offset);
-    values.flat_map(f32::to_le_bytes).collect()
-}
-
-/// The tensors to be written, and the part of the model that each is made of.
-fn planned(
-    checkpoint: &Checkpoint,
-    model: &Transformer,
-    scheme: Scheme,
-    scales: &Scales,
-) -> anyhow::Result<(Vec<Planned>, Vec<Part>)> {
-    let (mut planned, mut filled) = (Vec::new(), Vec::new());
-    let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
-        let bytes = shape.iter().product::<usize>() * size;
-        planned.push(Planned { name, dtype, shape: shape.to_vec(), bytes });
-        filled.push(part.clone());
-    };
-    let count = in_word(scheme.bits);
-    for part in others(model) {
-        let view = checkpoint.tensor(&part.tensor)?;
-        // What is divided keeps its digits.
-        let dtype = if scales.rows(&part.tensor).is_some() { DType::Float32 } else { kept_type(&view) };
-        let name = match dtype {
-            DType::Float32 => "F32",
-            DType::BFloat16 => "BF16",
-            _ => "F16",
-        };
-        plan(&part, part.tensor.clone(), name, &part.shape, dtype.size());
-    }
-    for part in matrices(model) {
-        let stem = part.tensor.trim_end_matches(".weight");
-        let (rows, columns) = (part.shape[0], part.shape[1]);
-        let groups = columns / scheme.group;
-        plan(&part, format!("{stem}.weight_packed"), "I32", &[rows, columns.div_ceil(count)], 4);
-        plan(&part, format!("{stem}.weight_scale"), "F16", &[rows, groups], 2);
-        plan(&part, format!("{stem}.weight_shape"), "I64", &[2], 8);
-        if !scheme.symmetric {
-            plan(&part, format!("{stem}.weight_zero_point"), "I32", &[rows.div_ceil(count), groups], 4);
-        }
-    }
-    Ok((planned, filled))
-}
-
-/// Writes the quantised weights into `staged`; their file's name below `weights/`.
+/// Writes the quantised weights into `staged`, where the texts are; their files' names below `weights/`.
 pub(super) fn write(
     target: &LlmTarget,
     scheme: Scheme,
     staged: &Path,
-    context: &Context,
+    progress: &dyn Progress,
 ) -> anyhow::Result<Vec<String>> {
-    let (checkpoint, model): (&Checkpoint, _) = (&target.source.checkpoint, &target.source.model);
-    let folder = staged.join(WEIGHTS);
-    fs::create_dir_all(&folder).map_err(about(&folder))?;
-    let scales = calibrate::scales(target, scheme, staged)?;
-    let (planned, filled) = planned(checkpoint, model, scheme, &scales)?;
-    let path = folder.join(FILE);
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(&path)?);
-    let name = format!("quantising to {} bits", scheme.bits);
-    let total = planned.len() as u64;
-    context.progress.event(Event::Phase { name: &name, steps: total });
-    let (mut lost, mut whole) = (0.0, 0.0);
-    // The parts of the matrix at hand, by the ends of their names.
-    let mut at_hand: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-    let written = write_safetensors(&mut out, &planned, |index| {
-        context.progress.event(Event::Step { phase: &name, done: index as u64 });
-        let view = checkpoint.tensor(&filled[index].tensor).map_err(std::io::Error::other)?;
-        let end = planned[index].name.rsplit('.').next().unwrap_or_default();
-        if end == "weight_packed" {
-            let tensor = &filled[index].tensor;
-            let rows = scales.rows(tensor).map(|divisor| divisor.by.as_slice());
-            let packed = quantize(&view, scheme, scales.columns(tensor), rows);
-            lost += packed.lost;
-            whole += packed.whole;
-            let shape = filled[index].shape.iter().flat_map(|size| (*size as u64).to_le_bytes()).collect();
-            at_hand = BTreeMap::from([
-                ("weight_scale", packed.scales),
-                ("weight_shape", shape),
-                ("weight_zero_point", packed.zeros),
-            ]);
-            return Ok(packed.words);
+    let LlmTarget { plan, source, shapes, types, .. } = target;
+    let original = original(plan, source);
+    let scales = match &plan.build.calibration {
+        Some(path) => {
+            let (longest, kv_cache) = (shapes.max_len, types.kv_cache);
+            quantize::search(original, scheme, &CalibrationText { path, tokenizer: staged, longest, kv_cache })?
         }
-        if let Some(bytes) = at_hand.remove(end) {
-            return Ok(bytes);
-        }
-        Ok(scales.rows(&filled[index].tensor).map_or_else(|| kept(&view), |divisor| divided(&view, divisor)))
-    });
-    context.progress.event(Event::PhaseDone { name: &name });
-    written.with_context(|| format!("cannot write {}", path.display()))?;
-    out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
-    let text = format!(
-        "{}: layers in {} bits, groups of {}; what is lost is {:.1} % of the weights (root mean square)",
-        target.plan.name,
-        scheme.bits,
-        scheme.group,
-        100.0 * (lost / whole).sqrt()
-    );
-    context.progress.event(Event::Stage(&text));
-    Ok(vec![FILE.to_owned()])
-}
-
-/// Says in the directory's config.json how the weights are packed.
-pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
-    let path = staged.join("config.json");
-    let mut config = read_json(&path)?;
-    let weights = json!({
-        "num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric,
-        "strategy": "group", "group_size": scheme.group,
-    });
-    let group = json!({ "targets": ["Linear"], "weights": weights, "input_activations": null });
-    config["quantization_config"] = json!({
-        "quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-        "config_groups": { "group_0": group }, "ignore": ["lm_head"],
-    });
-    // Its number tells transformers how the floats are to be read, which stayed as they were.
-    if config.get("torch_dtype").is_none_or(Value::is_null) {
-        config["torch_dtype"] = json!("float16");
-    }
-    let mut text = serde_json::to_string_pretty(&config)?;
-    text.push('\n');
-    Ok(fs::write(&path, text).map_err(about(&path))?)
+        None => Scales::default(),
+    };
+    let file = quantize::write(original, scheme, &scales, &staged.join(WEIGHTS), progress)?;
+    quantize::describe(scheme, staged)?;
+    Ok(vec![file])
 }
 
 /// What it has cost, here or whoever did it: by the checkpoint in floats.
@@ -293,10 +60,9 @@ pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> 
     }
     let text = Text::open(staged)?;
     let longest = record.shapes.max_len;
-    let exact = Transformer { kv_type: None, ..model.clone() };
-    let mut reference = CpuExecutor::new(exact, Arc::clone(checkpoint), 1, longest)?;
+    let mut reference = CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, longest)?;
     let (model, checkpoint) = crate::engine_dir::model::checkpoint(staged, record)?;
-    let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?;
+    let mut quantised = CpuExecutor::new(model, checkpoint, 1, longest)?.with_kv_cache(record.kv_cache);
     let (divergence_limit, ratio_limit) = target.plan.verify.quality;
     let found = verify::quality(&text, &mut reference, &mut quantised, longest)?;
     Ok(Quality { divergence_limit, ratio_limit, ..found })

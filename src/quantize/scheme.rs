@@ -2,7 +2,13 @@
 //! point: weight ≈ (q - zero) · scale. Rounded to nearest; what is cut off at the ends is chosen, group by group, by the
 //! squared error it leaves.
 
+use anyhow::bail;
 use half::f16;
+
+use super::OriginalModel;
+
+/// Groups that the runtime multiplies packed, largest first.
+const GROUPS: [usize; 3] = [128, 64, 32];
 
 /// How a matrix is quantised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +23,7 @@ pub struct Scheme {
 
 /// One output's inputs, quantised.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct QuantisedRow {
     group: usize,
     /// An integer for each input.
     pub quants: Vec<u8>,
@@ -27,7 +33,7 @@ pub struct Row {
     pub zeros: Vec<u8>,
 }
 
-impl Row {
+impl QuantisedRow {
     /// What became of input `at`.
     pub fn value(&self, at: usize) -> f32 {
         let group = at / self.group;
@@ -39,13 +45,41 @@ impl Row {
 const CLIPS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
 
 impl Scheme {
+    /// For integers of `bits`, with groups of `group_size` inputs if that is given, else the largest that every matrix of the
+    /// model can be cut into.
+    pub fn choose(original: OriginalModel<'_>, bits: u32, group_size: Option<usize>) -> anyhow::Result<Self> {
+        let name = original.name;
+        for part in original.matrices() {
+            if original.checkpoint.tensor(&part.tensor)?.is_packed() {
+                bail!(
+                    "{name}: `{}` is quantised already\n  hint: leave out `precision`, or take a checkpoint in float16 or \
+                     bfloat16",
+                    part.tensor
+                );
+            }
+        }
+        let fits = |group: usize| original.matrices().all(|part| part.shape[1].is_multiple_of(group));
+        let group = match group_size {
+            Some(group) if fits(group) => Some(group),
+            Some(_) => None,
+            None => GROUPS.into_iter().find(|group| fits(*group)),
+        };
+        let Some(group) = group else {
+            bail!(
+                "{name}: its matrices cannot be cut into such groups of inputs\n  hint: use `group_size: 32`, or fp16"
+            )
+        };
+        // A zero point saves four bits much error and eight bits none.
+        Ok(Self { bits, group, symmetric: bits == 8 })
+    }
+
     /// The integer that stands for 0 in symmetric groups.
     pub fn middle(self) -> u8 {
         1 << (self.bits - 1)
     }
 
     /// Quantises one output's inputs.
-    pub fn row(self, values: &[f32]) -> Row {
+    pub fn row(self, values: &[f32]) -> QuantisedRow {
         let (mut quants, mut scales, mut zeros) = (Vec::with_capacity(values.len()), Vec::new(), Vec::new());
         for values in values.chunks(self.group) {
             let (scale, zero) = self.group(values);
@@ -58,7 +92,7 @@ impl Scheme {
                 q.clamp(0.0, highest) as u8
             }));
         }
-        Row { group: self.group, quants, scales, zeros }
+        QuantisedRow { group: self.group, quants, scales, zeros }
     }
 
     fn highest(self) -> f32 {

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rayon::prelude::*;
 
-use super::LlmTarget;
-use crate::convert::{Role, Scheme, Transformer, Weight};
-use crate::executor::CpuExecutor;
+use super::{OriginalModel, Scheme};
+use crate::convert::{Role, Transformer, Weight};
+use crate::executor::{CpuExecutor, Squares};
+use crate::spec::KvCache;
 use crate::text::Text;
 
 /// Powers of the inputs' root mean squares that are tried.
@@ -26,9 +27,9 @@ pub(super) struct Divisor {
     pub(super) by: Vec<f32>,
 }
 
-/// By the names of tensors.
+/// What tensors are multiplied with and divided by before they are rounded, by their names. Without a calibration nothing is.
 #[derive(Default)]
-pub(super) struct Scales {
+pub struct Scales {
     /// What a matrix' columns are multiplied with.
     columns: BTreeMap<String, Arc<Vec<f32>>>,
     rows: BTreeMap<String, Divisor>,
@@ -87,18 +88,37 @@ fn maker(input: usize, (group, dim): (usize, usize)) -> usize {
     input / (group * dim) * dim + input % dim
 }
 
+/// A text that a model reads to be calibrated, and how it reads.
+#[derive(Debug, Clone, Copy)]
+pub struct CalibrationText<'a> {
+    /// The text.
+    pub path: &'a Path,
+    /// The folder of the model's tokenizer.
+    pub tokenizer: &'a Path,
+    /// Tokens of the text at most.
+    pub longest: usize,
+    /// How keys and values will be kept.
+    pub kv_cache: KvCache,
+}
+
+impl CalibrationText<'_> {
+    /// Mean squares of what each layer's matrices read.
+    fn observe(&self, OriginalModel { checkpoint, model, .. }: OriginalModel<'_>) -> anyhow::Result<Vec<Squares>> {
+        let path = self.path;
+        let content = fs::read_to_string(path).with_context(|| format!("calibration {}", path.display()))?;
+        let mut tokens = Text::open(self.tokenizer)?.encode_text(&content)?;
+        tokens.truncate(self.longest);
+        let executor = CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, self.longest)?;
+        Ok(executor.with_kv_cache(self.kv_cache).observe(&tokens)?)
+    }
+}
+
 /// Lets the model read the calibration text, and chooses for each matrix the scales with which rounding changes its outputs
 /// least.
-pub(super) fn scales(target: &LlmTarget, scheme: Scheme, staged: &Path) -> anyhow::Result<Scales> {
-    let Some(path) = &target.plan.build.calibration else { return Ok(Scales::default()) };
-    let (checkpoint, model) = (&target.source.checkpoint, &target.source.model);
-    let content = fs::read_to_string(path).with_context(|| format!("calibration {}", path.display()))?;
-    let mut tokens = Text::open(staged)?.encode_text(&content)?;
-    tokens.truncate(target.shapes.max_len);
-    let squares =
-        CpuExecutor::new(model.clone(), Arc::clone(checkpoint), 1, target.shapes.max_len)?.observe(&tokens)?;
+pub fn search(original: OriginalModel<'_>, scheme: Scheme, text: &CalibrationText<'_>) -> anyhow::Result<Scales> {
+    let OriginalModel { checkpoint, model, .. } = original;
     let mut found = Scales::default();
-    for (index, squares) in squares.iter().enumerate() {
+    for (index, squares) in text.observe(original)?.iter().enumerate() {
         let weights = model.layer_weights(index);
         let of = |role: Role| weights.iter().filter(move |weight| weight.role == role);
         for (pair, squares) in pairs(model).into_iter().zip(squares) {

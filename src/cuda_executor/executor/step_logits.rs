@@ -1,0 +1,34 @@
+//! The logits of decode steps that our kernels computed: the largest were found there, all are read when somebody asks.
+
+use super::super::state::DeviceState;
+use crate::executor::{LlmError, StepLogits, TopLogits, not_launched};
+
+/// A step that was launched: its row on the device, and whether its largest logits are wanted.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LaunchedStep {
+    pub(super) row: usize,
+    pub(super) wants_top: bool,
+}
+
+/// See the module.
+pub(super) struct DeviceLogits<'a> {
+    pub(super) state: &'a mut DeviceState,
+    pub(super) steps: &'a [LaunchedStep],
+    /// Of each row.
+    pub(super) found: Vec<TopLogits>,
+    /// The row that was read last.
+    pub(super) row: Vec<f32>,
+}
+
+impl StepLogits for DeviceLogits<'_> {
+    fn top(&self, step: usize) -> Option<&TopLogits> {
+        let step = self.steps.get(step).filter(|step| step.wants_top)?;
+        self.found.get(step.row)
+    }
+
+    fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError> {
+        let LaunchedStep { row, .. } = self.steps.get(step).copied().ok_or_else(|| not_launched(step))?;
+        self.row = self.state.fetch_rows(row, 1)?;
+        Ok(&mut self.row)
+    }
+}
