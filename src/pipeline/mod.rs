@@ -28,7 +28,8 @@ use anyhow::{Context as _, bail};
 
 use crate::artifact::{StagedDirectory, about, cache_dir, sweep};
 use crate::backend::BackendError;
-use crate::fetch::{Fetcher, Hashes, Lock};
+use crate::fetch::{Fetcher, Lock};
+use crate::hashes::Hashes;
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest};
 use crate::memory;
 use crate::progress::{Event, Progress};
