@@ -30,6 +30,7 @@ use crate::artifact::{StagedDirectory, about, cache_dir, sweep};
 use crate::backend::BackendError;
 use crate::fetch::{Fetcher, Lock};
 use crate::hashes::Hashes;
+use crate::l4t;
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest};
 use crate::memory;
 use crate::progress::{Event, Progress};
@@ -299,7 +300,7 @@ fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description)
         key: key.clone(),
         tensorrt: *tensorrt,
         device: device.clone(),
-        l4t: crate::doctor::l4t_release(),
+        l4t: l4t::release(),
         precision: plan.build.precision,
         tf32,
         source: source_text(&plan.source, target.commit()),
