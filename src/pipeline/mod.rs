@@ -217,7 +217,7 @@ fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Co
     let (seconds, peak) = (start.elapsed().as_secs_f64(), memory::text(peak));
     context.stage(name, &format!("built in {seconds:.1} s with at most {peak} of memory"));
     context.stage(name, "verifying");
-    let runner = settings::runner(&context.isolation);
+    let runner = settings::runner(&context.isolation)?;
     let report = verify::verify(staged, &runner, &context.progress, &mut |path| hashes.sha256(path));
     report.map_err(|error| target.explain(staged, error))
 }
