@@ -10,7 +10,7 @@
 use std::io::{BufReader, stdin, stdout};
 use std::{env, process};
 
-use crate::backend::isolated;
+use crate::backend::{isolated, onnxruntime};
 use crate::confined;
 use crate::llm::text::child;
 use crate::log;
@@ -67,6 +67,7 @@ pub fn is_child() -> bool {
 /// grammars, which come with models and from clients, can neither take all memory nor run for ever.
 pub fn enable_child_processes() {
     if let Some(main) = started_for() {
+        onnxruntime::disable_telemetry();
         let code = match main() {
             Ok(()) => 0,
             Err(message) => {
