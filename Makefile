@@ -6,7 +6,7 @@ C_SOURCES := cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/* benches/*.cu \
   src/cuda_executor/*.cu src/cuda_executor/decode_kernel/*.cu src/cuda_executor/decode_kernel/tests/*.h src/cuda_executor/decode_kernel/tests/*.cc
 BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
-.PHONY: demo test check-headers bench fuzz fmt deny spelling package package-test aarch64 aarch64-test
+.PHONY: demo test check-headers check-features bench fuzz fmt deny spelling package package-test aarch64 aarch64-test
 export HEADERS
 
 # Everything from nothing: TensorRT, the tool, a chat model, a detector and two face classifiers as engines, and their answers.
@@ -16,7 +16,8 @@ demo:
 	cargo build --release --quiet
 	WATUS_BUILD=$(BINARY) scripts/demo.sh
 
-# Format, lints (with and without TensorRT's headers), documentation, tests, the shim against every header set.
+# Format, lints (with and without TensorRT's headers, and without features), documentation, tests, the shim against every header
+# set.
 test:
 	scripts/setup-tensorrt.sh --all-headers > /dev/null
 	scripts/setup-onnxruntime.sh > /dev/null
@@ -25,6 +26,7 @@ test:
 	"$$(dirname "$$(scripts/setup-oracles.sh)")/clang-format" --dry-run --Werror $(C_SOURCES)
 	WATUS_TENSORRT_INCLUDE= cargo clippy --quiet --workspace --all-targets -- -D warnings
 	cargo clippy --quiet --workspace --all-targets -- -D warnings
+	scripts/check-features.sh none
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --workspace --no-deps --document-private-items
 	scripts/build-shims.sh target/shims trt11="$(DATA)/headers-0.9.1/TRT-Enterprise-11.4"
 	python="$$(scripts/setup-oracles.sh)"; \
@@ -36,6 +38,10 @@ test:
 
 check-headers:
 	scripts/check-headers.sh
+
+# Every useful set of cargo features compiles without warnings and brings no crate of another.
+check-features:
+	scripts/check-features.sh
 
 # The CPU reference against onnxruntime, on the demo's models and a YOLOv8n.
 bench: demo

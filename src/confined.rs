@@ -40,6 +40,8 @@ pub enum ConfinedError {
     Died(Death),
     #[error("cannot talk to the process it runs in: {0}")]
     Io(String),
+    #[error("{}\n  hint: {}", NOT_ENABLED, ENABLE)]
+    NotEnabled,
 }
 
 /// How a child ended.
@@ -98,20 +100,25 @@ const THREAD_STACK: u64 = 2 << 20;
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// Says that `executable`'s subcommands call [`serve`]: what can be done in a child is, from now on.
+/// What is wrong where children are wanted and [`use_program`] was not called, and what mends it.
+pub const NOT_ENABLED: &str = "this program has not said that it can be started again as a child";
+/// See [`NOT_ENABLED`].
+pub const ENABLE: &str = "call `watus_build::enable_child_processes()` first thing in its `main`";
+
+/// Says that `executable` answers to the arguments that children are started with: what can be done in a child is, from now on.
+/// For the running program `enable_child_processes` says it.
 pub fn use_program(executable: PathBuf) {
     let _ = PROGRAM.set(executable);
 }
 
-/// The executable that was named, if one was: a program that only uses this library has none.
+/// The executable that was named, if one was. None is ever started but this one, or one that is named by its path.
 pub fn program() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
 
 /// Starts a child of that executable.
 pub fn start(subcommand: &str, limits: Limits) -> Result<Confined, ConfinedError> {
-    let missing = || ConfinedError::Io("no executable was named".to_owned());
-    Confined::start(program().ok_or_else(missing)?, subcommand, limits)
+    Confined::start(program().ok_or(ConfinedError::NotEnabled)?, subcommand, limits)
 }
 
 /// A child at work.

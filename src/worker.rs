@@ -21,12 +21,13 @@ pub use child::child_main;
 
 use crate::artifact::write_file;
 use crate::backend::BackendError;
+use crate::backend::isolated::this_program;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
 use crate::manifest::BuildRecord;
 use crate::memory;
 use crate::progress::{Event, Progress, Silent};
 
-/// The hidden subcommand a child is started with.
+/// The argument a child is started with.
 pub const SUBCOMMAND: &str = "__build-engine";
 
 /// What to build.
@@ -61,10 +62,10 @@ enum WorkerMessage {
 /// Where a build runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Isolation {
-    /// In this process: for programs that use the library.
+    /// In this process.
     InProcess,
-    /// In a child of this executable, which answers to [`SUBCOMMAND`] and the CPU reference's.
-    Child(PathBuf),
+    /// In children of the running program, which has to have called `enable_child_processes`.
+    Child,
 }
 
 /// Warnings kept in the manifest.
@@ -110,8 +111,8 @@ pub fn build(
     let job = &Job { verbose: tracing::enabled!(tracing::Level::DEBUG), ..job.clone() };
     let mut record = match isolation {
         Isolation::InProcess => in_process(job, progress, cancel)?,
-        Isolation::Child(executable) if job.processes > 1 => in_children(executable, job, progress.as_ref(), cancel)?,
-        Isolation::Child(executable) => in_child(executable, job, progress.as_ref(), cancel)?,
+        Isolation::Child if job.processes > 1 => in_children(this_program()?, job, progress.as_ref(), cancel)?,
+        Isolation::Child => in_child(this_program()?, job, progress.as_ref(), cancel)?,
     };
     record.seconds = start.elapsed().as_secs_f64();
     Ok(record)

@@ -20,11 +20,11 @@ use super::cpu::{NAME, Named, info, info_of, named_engine};
 use super::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
 use super::tensorrt::{TensorRt, Version};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
-use crate::confined::{Confined, ConfinedError, Limits};
+use crate::confined::{self, Confined, ConfinedError, ENABLE, Limits, NOT_ENABLED};
 use crate::memory::Memory;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
-/// The hidden subcommand a child is started with.
+/// The argument a child is started with.
 pub const SUBCOMMAND: &str = "__session";
 
 /// What a graph may use where nobody says otherwise: most of the memory there is, and longer than any honest one takes.
@@ -40,7 +40,7 @@ const ENGINE_TIME: Duration = Duration::from_secs(10 * 60);
 /// Children of `executable`, which answers to [`SUBCOMMAND`]. As a backend it is the CPU reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolated {
-    /// This tool.
+    /// Who is started: this program, or another that calls `enable_child_processes`.
     pub executable: PathBuf,
     /// Of the CPU reference: for loading, and for each run.
     pub limits: Limits,
@@ -53,6 +53,17 @@ impl Isolated {
     pub fn new(executable: PathBuf) -> Self {
         Self { executable, limits: default_limits(), engine_time: ENGINE_TIME }
     }
+
+    /// Children of the running program; an error where it has not said that it can be started again.
+    pub fn of_this_program() -> Result<Self, BackendError> {
+        Ok(Self::new(this_program()?.to_owned()))
+    }
+}
+
+/// The running program, if children of it may be started.
+pub fn this_program() -> Result<&'static Path, BackendError> {
+    let missing = || BackendError::Unavailable { what: NOT_ENABLED.to_owned(), help: ENABLE.to_owned() };
+    confined::program().ok_or_else(missing)
 }
 
 /// What the parent asks.
@@ -311,5 +322,16 @@ mod tests {
         assert_eq!(found, tensors);
         assert!(decode::<ChildReply>(&bytes[..bytes.len() - 1]).is_err());
         assert!(decode::<ChildReply>(b"{}").is_err());
+    }
+
+    /// As a test's program does not: it would run all tests again.
+    #[test]
+    fn a_program_that_has_not_said_so_is_not_started_again() {
+        let error = Isolated::of_this_program().unwrap_err().to_string();
+        let expected = "this program has not said that it can be started again as a child\n  hint: call \
+                        `watus_build::enable_child_processes()` first thing in its `main`";
+        assert_eq!(error, expected);
+        let limits = Limits { memory: 1 << 30, time: Duration::from_secs(1) };
+        assert_eq!(confined::start(SUBCOMMAND, limits).unwrap_err().to_string(), expected);
     }
 }

@@ -74,7 +74,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         fetcher,
         rebuild: args.rebuild,
         force: args.force,
-        isolation: if args.in_process { Isolation::InProcess } else { Isolation::Child(std::env::current_exe()?) },
+        isolation: if args.in_process { Isolation::InProcess } else { Isolation::Child },
         progress: Arc::clone(&environment.progress),
         cancel: Arc::clone(&environment.cancel),
     };

@@ -29,14 +29,11 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::{BackendError, isolated, onnxruntime};
-use crate::confined;
+use crate::backend::{BackendError, onnxruntime};
+use crate::child_process;
 use crate::diagnostic::Diagnostic;
-use crate::generation::compiler;
 use crate::log;
 use crate::progress::Progress;
-use crate::text::child;
-use crate::worker;
 
 /// Turns checkpoints into proven TensorRT engines on the machine they run on
 #[derive(Debug, Parser)]
@@ -67,18 +64,6 @@ enum Command {
     Completions(manual::Completions),
     #[command(hide = true)]
     Man(manual::Man),
-    /// Builds one engine for a parent process
-    #[command(name = worker::SUBCOMMAND, hide = true)]
-    BuildEngine,
-    /// Renders templates for a parent process
-    #[command(name = child::SUBCOMMAND, hide = true)]
-    Text,
-    /// Compiles grammars for a parent process
-    #[command(name = compiler::SUBCOMMAND, hide = true)]
-    Grammar,
-    /// Computes a graph for a parent process
-    #[command(name = isolated::SUBCOMMAND, hide = true)]
-    Reference,
 }
 
 /// What every subcommand gets.
@@ -90,30 +75,16 @@ struct Environment {
 /// Parses the arguments, runs the command, says what went wrong.
 pub fn main() -> Exit {
     onnxruntime::disable_telemetry();
+    if child_process::is_child() {
+        signals::block(false);
+        log::subscribe(log::Format::Text);
+    }
+    child_process::enable_child_processes();
     let cli = Cli::parse();
     let serves = matches!(cli.command, Command::Serve(_));
     signals::block(serves);
     let json = serves && !std::io::stderr().is_terminal();
     log::subscribe(if json { log::Format::Json } else { log::Format::Text });
-    let work = match cli.command {
-        Command::BuildEngine => Some(worker::child_main(std::io::BufReader::new(std::io::stdin()), std::io::stdout())),
-        Command::Reference => Some(isolated::child_main()),
-        Command::Text => Some(confined::serve(child::answerer())),
-        Command::Grammar => Some(confined::serve(compiler::answerer())),
-        _ => None,
-    };
-    if let Some(outcome) = work {
-        return match outcome {
-            Ok(()) => Exit::Success,
-            Err(message) => {
-                say(format!("error: {message}"));
-                Exit::Failure
-            }
-        };
-    }
-    if let Ok(executable) = std::env::current_exe() {
-        confined::use_program(executable);
-    }
     let environment = Environment { progress: progress::new(cli.quiet), cancel: signals::cancel(serves) };
     let result = match cli.command {
         Command::Doctor(args) => doctor::execute(&args),
@@ -129,7 +100,6 @@ pub fn main() -> Exit {
         Command::Recipe(args) => recipe::execute(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
-        Command::BuildEngine | Command::Reference | Command::Text | Command::Grammar => Ok(Exit::Success),
     };
     drop(environment); // progress bars end before the last word
     let exit = result.unwrap_or_else(|error| {

@@ -63,7 +63,7 @@ pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
 
 /// The CPU reference in a child of this tool: a graph that is too much for it is an error, not a crash.
 pub(super) fn reference() -> anyhow::Result<Isolated> {
-    Ok(Isolated::new(std::env::current_exe()?))
+    Ok(Isolated::of_this_program()?)
 }
 
 /// The session to measure instead of `probe`: the CPU reference in this process, where nothing is sent about, once the

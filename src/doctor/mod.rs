@@ -17,6 +17,7 @@ pub use platform::Platform;
 pub use root::{Package, Root};
 pub use verdict::Verdict;
 
+use crate::l4t;
 use crate::memory::Memory;
 
 /// How bad a finding is.
@@ -104,15 +105,10 @@ pub fn examine(root: &Root) -> Report {
     Report { platform: examination.platform, findings, verdicts }
 }
 
-/// The Jetson Linux release of this machine, e.g. "36.4.4"; `None` elsewhere.
-pub fn l4t_release() -> Option<String> {
-    platform::l4t(&Root::live(), &std::collections::BTreeMap::new())
-}
-
 /// What keeps this machine from its full speed, for benchmark reports.
 pub fn performance_notes() -> Vec<String> {
     let root = Root::live();
-    if l4t_release().is_none() {
+    if l4t::release().is_none() {
         return Vec::new();
     }
     let packages = root.packages();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Examination, Finding, Package, Root};
+use crate::l4t::{RELEASE_FILE, parse_release};
 
 /// What a JetPack release ships (NVIDIA's release pages; the L4T release decides, the nvidia-jetpack package is often
 /// absent or newer than the rest).
@@ -78,23 +79,14 @@ impl Platform {
     }
 }
 
-/// "36.4.4" from /etc/nv_tegra_release, else from the nvidia-l4t-core package.
-pub(super) fn l4t(root: &Root, packages: &BTreeMap<String, Package>) -> Option<String> {
-    if let Some(text) = root.read("/etc/nv_tegra_release")
+/// "36.4.4" from [`RELEASE_FILE`], else from the nvidia-l4t-core package.
+fn l4t(root: &Root, packages: &BTreeMap<String, Package>) -> Option<String> {
+    if let Some(text) = root.read(RELEASE_FILE)
         && let Some(release) = parse_release(&text)
     {
         return Some(release);
     }
     packages.get("nvidia-l4t-core").map(|package| package.upstream().to_owned())
-}
-
-/// `# R36 (release), REVISION: 4.4, GCID: …`
-fn parse_release(text: &str) -> Option<String> {
-    let line = text.lines().next()?;
-    let major = line.trim_start_matches(['#', ' ']).strip_prefix('R')?.split(' ').next()?;
-    let minor = line.split("REVISION:").nth(1)?.split(',').next()?.trim();
-    let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    (number(major) && number(minor)).then(|| format!("{major}.{minor}"))
 }
 
 /// "36.4.4" as numbers.
@@ -178,7 +170,6 @@ mod tests {
             assert_eq!((found.as_str(), jetpack_name(&found).unwrap().as_str()), (l4t, jetpack));
             assert_eq!(release(&found).unwrap().tensorrt, tensorrt);
         }
-        assert_eq!(parse_release("# R36 (release), REVISION: $(reboot), X"), None);
         assert_eq!(jetpack_name("40.1.0"), None);
     }
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::EngineDir;
 use crate::artifact::{cache_dir, sha256_file};
-use crate::fetch::Hashes;
+use crate::hashes::Hashes;
 use crate::manifest::Hasher;
 use crate::manifest::layout::{ENGINES, FILE, IMAGES, INPUTS};
 use crate::progress::{Event, Progress};

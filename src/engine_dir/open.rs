@@ -6,9 +6,9 @@ use super::model::{self, Runner};
 use super::{Damage, EngineDir};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, BackendInfo, Session};
-use crate::doctor::l4t_release;
 use crate::executor::LlmError;
 use crate::generation::Generator;
+use crate::l4t;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
 use crate::spec::ShapeRange;
@@ -39,7 +39,7 @@ impl EngineDir {
             Preference::Cpu => return Ok(Runner::Cpu),
             Preference::Auto => match Device::open() {
                 Ok(_) => {}
-                Err(error) if l4t_release().is_some() => {
+                Err(error) if l4t::release().is_some() => {
                     // A Jetson has a GPU: a slow answer from the CPU would hide what is broken.
                     return Err(BackendError::Unavailable {
                         what: error.to_string(),

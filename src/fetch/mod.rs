@@ -8,7 +8,6 @@ mod digest;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod gguf_guard;
-mod hashes;
 mod http;
 mod hub;
 mod lock;
@@ -25,7 +24,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use digest::Digest;
-pub use hashes::Hashes;
 pub use hub::HubSettings;
 pub use lock::{Lock, LockedFile, LockedSource};
 pub use modelfile::Modelfile;

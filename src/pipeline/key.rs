@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::target::{BuildHost, Target};
 use crate::engine_dir::EngineDir;
-use crate::fetch::Hashes;
+use crate::hashes::Hashes;
 use crate::manifest::{Hasher, Key};
 
 /// The parts an engine depends on.

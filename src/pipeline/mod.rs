@@ -28,7 +28,9 @@ use anyhow::{Context as _, bail};
 
 use crate::artifact::{StagedDirectory, about, cache_dir, sweep};
 use crate::backend::BackendError;
-use crate::fetch::{Fetcher, Hashes, Lock};
+use crate::fetch::{Fetcher, Lock};
+use crate::hashes::Hashes;
+use crate::l4t;
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest};
 use crate::memory;
 use crate::progress::{Event, Progress};
@@ -215,7 +217,7 @@ fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Co
     let (seconds, peak) = (start.elapsed().as_secs_f64(), memory::text(peak));
     context.stage(name, &format!("built in {seconds:.1} s with at most {peak} of memory"));
     context.stage(name, "verifying");
-    let runner = settings::runner(&context.isolation);
+    let runner = settings::runner(&context.isolation)?;
     let report = verify::verify(staged, &runner, &context.progress, &mut |path| hashes.sha256(path));
     report.map_err(|error| target.explain(staged, error))
 }
@@ -298,7 +300,7 @@ fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description)
         key: key.clone(),
         tensorrt: *tensorrt,
         device: device.clone(),
-        l4t: crate::doctor::l4t_release(),
+        l4t: l4t::release(),
         precision: plan.build.precision,
         tf32,
         source: source_text(&plan.source, target.commit()),

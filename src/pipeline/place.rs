@@ -13,7 +13,7 @@ use rustix::fs::ioctl_ficlone;
 use super::Context;
 use crate::artifact::{about, free_space, sweep};
 use crate::backend::BackendError;
-use crate::fetch::Hashes;
+use crate::hashes::Hashes;
 use crate::manifest::Manifest;
 use crate::manifest::layout::{ENGINES, FILE, IMAGES, MODEL, REPORT_FILE, WEIGHTS, engine_file};
 use crate::onnx::Model;

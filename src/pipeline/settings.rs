@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::bail;
 
+use crate::backend::BackendError;
 use crate::backend::isolated::{Isolated, ProofProcess};
 use crate::backend::tensorrt::{BuildOptions, BuilderFlags};
 use crate::onnx::{Given, Model};
@@ -14,11 +15,11 @@ use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
 /// Where a built engine and its judge run: in children where TensorRT's builder is in one too.
-pub(super) fn runner(isolation: &Isolation) -> ProofProcess {
-    match isolation {
+pub(super) fn runner(isolation: &Isolation) -> Result<ProofProcess, BackendError> {
+    Ok(match isolation {
         Isolation::InProcess => ProofProcess::InProcess,
-        Isolation::Child(executable) => ProofProcess::Isolated(Isolated::new(executable.clone())),
-    }
+        Isolation::Child => ProofProcess::Isolated(Isolated::of_this_program()?),
+    })
 }
 
 /// Makes constants of the inputs that the recipe gives values.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Context;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
-use crate::fetch::Hashes;
+use crate::hashes::Hashes;
 use crate::manifest::{EngineContents, Key, VerifyRecord};
 use crate::spec::{DeviceInfo, Version};
 

@@ -10,7 +10,6 @@ mod vision;
 
 use std::fmt;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::tensor::DType;
@@ -21,7 +20,8 @@ pub use tensorrt::{DeviceInfo, Family, ShapeRange, Version};
 pub use vision::{Boxes, Classifier, ClassifierOutput, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
 
 /// What a recipe makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Kind {
@@ -43,7 +43,8 @@ impl fmt::Display for Kind {
 }
 
 /// Arithmetic of an engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Precision {
@@ -87,7 +88,8 @@ impl fmt::Display for Precision {
 }
 
 /// How keys and values are kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum KvCache {

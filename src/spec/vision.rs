@@ -4,14 +4,14 @@
 
 use std::collections::BTreeMap;
 
-use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Sides;
 
 /// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for
 /// grey, float32, float16 or uint8, as the model has it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
     /// Height and width in pixels. Default: the input's own, where the model fixes them.
@@ -36,7 +36,8 @@ pub struct Preprocess {
 }
 
 /// A size to resize to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Resize {
     /// Of the shorter edge in pixels; the other follows.
@@ -55,7 +56,8 @@ impl<'de> Deserialize<'de> for Resize {
 }
 
 /// Interpolation. All but `linear` widen their filter when they shrink (antialiasing), as PIL does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Resample {
@@ -68,7 +70,8 @@ pub enum Resample {
 }
 
 /// How a picture is brought to the model's size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
     /// Scale both sides, ignoring the aspect ratio.
@@ -90,7 +93,8 @@ pub enum Task {
 }
 
 /// Channel order of the input tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Color {
@@ -99,7 +103,8 @@ pub enum Color {
 }
 
 /// What a classifier's output holds, `[batch, classes]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ClassifierOutput {
     /// Unnormalised scores; softmax is applied.

@@ -4,12 +4,14 @@
 //! the simplified copy that TensorRT was given. An engine whose execution was
 //! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
 
+#[cfg(feature = "cli")]
 mod endpoint;
 mod likelihood;
 mod llm;
 mod quality;
 mod report;
 mod sense;
+#[cfg(feature = "cli")]
 mod serve;
 mod vision;
 
@@ -32,6 +34,8 @@ use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, unravel};
 use crate::vision as pictures;
 
+#[cfg(feature = "cli")]
+#[cfg_attr(docsrs, doc(cfg(feature = "cli")))]
 pub use endpoint::Endpoint;
 pub use quality::quality;
 pub use report::{Agreement, Check, Comparison, Perplexity, PromptReport, Report, Sense, Status};
