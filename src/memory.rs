@@ -53,7 +53,7 @@ pub fn free_on_device(reported: Option<u64>, integrated: bool, machine: Option<M
     machine.filter(|_| integrated).map(|memory| memory.available).or(reported)
 }
 
-/// Resident memory of a builder process before any weights. TensorRT-RTX 1.6.1 takes 0.2 GB (ARCHITECTURE.md); TensorRT
+/// Resident memory of a builder process before any weights. TensorRT-RTX 1.6.1 takes 0.2 GB (docs/design/build.md); TensorRT
 /// with its tactic libraries takes more, hence the margin.
 const BUILDER_BASE: u64 = 700 << 20;
 /// Peak memory per byte of weights while building (measured: 2.49 GB of FP16 weights peak at 7.5 GB).

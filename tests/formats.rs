@@ -90,7 +90,7 @@ fn language_models() -> String {
          Weights in GGUF, with bits a weight and what they are in device memory:\n\n\
          | encoding | |\n|---|---|\n{}\n\
          Weights in safetensors are floats (float32, float16, bfloat16) or what a `quantization_config` says, and those \
-         stay packed where a layer's matrices are alike (ARCHITECTURE.md):\n\n\
+         stay packed where a layer's matrices are alike ([design](design/language-models.md)):\n\n\
          | | |\n|---|---|\n{}\n\
          Vocabularies: any tokenizer.json. In GGUF pieces of characters (`tokenizer.ggml.model` of `llama`, SentencePiece's BPE), \
          and pieces of bytes (`gpt2`) by these {} names in `tokenizer.ggml.pre`: {}.\n\n\

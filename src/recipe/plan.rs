@@ -231,7 +231,7 @@ fn verify_plan(folder: &Path, recipe: &Recipe, build: &BuildPlan) -> VerifyPlan 
     let only_cache = build.kv_cache == KvCache::Int8 && verify.is_none_or(|verify| verify.reference.is_none());
     let is_close = build.precision == Precision::Int8 || (only_cache && build.precision != Precision::Int4);
     let default_quality = if is_close { (0.02, 1.03) } else { (0.3, 1.3) };
-    // Detectors do not see noise in their lives, and some compute chaos from it (see ARCHITECTURE.md).
+    // Detectors do not see noise in their lives, and some compute chaos from it (docs/design/vision.md).
     let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
     let own: Vec<BTreeMap<String, PathBuf>> = verify
         .and_then(|verify| verify.inputs.as_ref())
