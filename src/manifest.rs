@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{about, is_contained, sha256, write_file};
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::spec::{DeviceInfo, Precision, Task, Version};
 use layout::{FILE, REPORT_FILE};
 
@@ -33,7 +34,13 @@ pub struct ManifestError {
     /// The file or directory.
     pub path: PathBuf,
     /// What is wrong, and what to do.
-    pub message: String,
+    pub message: Diagnostic,
+}
+
+impl Diagnose for ManifestError {
+    fn diagnostic(&self) -> Diagnostic {
+        self.message.clone().at(self.path.display())
+    }
 }
 
 /// Gives a file's SHA-256: by reading it, or by remembering that it did.
@@ -173,30 +180,32 @@ impl Manifest {
     /// Reads the manifest of an engine directory and checks its paths.
     pub fn load(folder: &Path) -> Result<Self, ManifestError> {
         let path = folder.join(FILE);
-        let fail = |message: String| ManifestError { path: path.clone(), message };
+        let fail = |message: Diagnostic| ManifestError { path: path.clone(), message };
         let metadata = fs::metadata(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                fail("not found: this is no engine directory (`watus-build build` makes one)".to_owned())
+                fail("not found: this is no engine directory (`watus-build build` makes one)".into())
             }
-            _ => fail(error.to_string()),
+            _ => fail(error.into()),
         })?;
         if metadata.len() > SIZE_LIMIT {
-            return Err(fail("too long for a manifest".to_owned()));
+            return Err(fail("too long for a manifest".into()));
         }
-        let text = crate::regular_file::read_text(&path, SIZE_LIMIT).map_err(|error| fail(error.to_string()))?;
+        let text = crate::regular_file::read_text(&path, SIZE_LIMIT).map_err(|error| fail(error.into()))?;
         let damaged = |error: serde_json::Error| {
-            fail(format!("not a manifest: {error}\n  hint: build the engine again: `watus-build build RECIPE`"))
+            fail(
+                Diagnostic::new(format!("not a manifest: {error}"))
+                    .with_help("build the engine again: `watus-build build RECIPE`"),
+            )
         };
         // First: another layout need not have this one's fields.
         let ManifestFormat { format }: ManifestFormat = serde_json::from_str(&text).map_err(damaged)?;
         if !(u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&format) {
-            return Err(fail(format!(
-                "layout {format} is not supported\n  hint: build the engine again (or update watus-build)"
-            )));
+            let what = Diagnostic::new(format!("layout {format} is not supported"));
+            return Err(fail(what.with_help("build the engine again (or update watus-build)")));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
         match manifest.fault() {
-            Some(fault) => Err(fail(fault)),
+            Some(fault) => Err(fail(fault.into())),
             None => Ok(manifest),
         }
     }

@@ -8,6 +8,10 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::diagnostic::Diagnostic;
+
+const AS_UTF_8: &str = "save it as UTF-8";
+
 fn check(metadata: &Metadata) -> io::Result<()> {
     let kind = metadata.file_type();
     let what = if kind.is_file() {
@@ -50,11 +54,11 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     let bytes = read(path, limit)?;
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
-        return Err(io::Error::other("it is in UTF-16\n  hint: save it as UTF-8"));
+        return Err(io::Error::other(Diagnostic::new("it is in UTF-16").with_help(AS_UTF_8)));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        io::Error::other(format!("byte {at} is not UTF-8\n  hint: save it as UTF-8"))
+        io::Error::other(Diagnostic::new(format!("byte {at} is not UTF-8")).with_help(AS_UTF_8))
     })?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }

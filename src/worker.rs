@@ -22,6 +22,7 @@ pub use child::child_main;
 use crate::artifact::write_file;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
+use crate::diagnostic::Diagnostic;
 use crate::manifest::BuildRecord;
 use crate::memory;
 use crate::progress::{Event, Progress, Silent};
@@ -50,12 +51,29 @@ pub struct Job {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum WorkerMessage {
-    Phase { name: String, steps: u64 },
-    Step { phase: String, done: u64 },
-    PhaseDone { name: String },
-    Log { severity: i32, text: String, engine: String },
+    Phase {
+        name: String,
+        steps: u64,
+    },
+    Step {
+        phase: String,
+        done: u64,
+    },
+    PhaseDone {
+        name: String,
+    },
+    Log {
+        severity: i32,
+        text: String,
+        engine: String,
+    },
     Done,
-    Failed { message: String, unavailable: Option<String> },
+    Failed(Diagnostic),
+    /// What is missing, and what to do about it.
+    Unavailable {
+        what: String,
+        help: String,
+    },
 }
 
 /// Where a build runs.
@@ -198,7 +216,7 @@ fn in_children(
     progress.event(Event::PhaseDone { name: ENGINES });
     let mut whole = BuildRecord::default();
     for result in results {
-        let panicked = |_| BackendError::Build("a build thread panicked".to_owned());
+        let panicked = |_| BackendError::Build("a build thread panicked".into());
         let record = result.map_err(panicked)??;
         // They ran at the same time.
         whole.peak_memory_bytes += record.peak_memory_bytes;
@@ -223,7 +241,8 @@ fn one(
     }
     let timings = job.timing_cache.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
     let built = tensorrt.build(onnx, &job.options, &timings, progress, cancel)?;
-    let failed = |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()));
+    let failed =
+        |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()).into());
     // Staged with the rest of its directory, which is flushed as a whole.
     fs::write(engine, built.bytes()).map_err(|error| failed(engine, error))?;
     if let Some(path) = job.timing_cache.as_ref().filter(|_| !built.timing_cache().is_empty()) {
@@ -243,7 +262,7 @@ fn in_child(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<BuildRecord, BackendError> {
-    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}"));
+    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}").into());
     let mut child = Command::new(executable)
         .arg(SUBCOMMAND)
         .stdin(Stdio::piped())
@@ -268,7 +287,7 @@ fn converse(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<BuildRecord, BackendError> {
-    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}"));
+    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}").into());
     let mut input = child.stdin.take();
     let line = serde_json::to_string(job).map_err(|error| failed("cannot describe the job", error.into()))?;
     if let Some(input) = input.as_mut() {
@@ -333,10 +352,8 @@ fn handle(
             collector.log(severity, &text);
         }
         WorkerMessage::Done => *outcome = Some(Ok(())),
-        WorkerMessage::Failed { message, unavailable: Some(help) } => {
-            *outcome = Some(Err(BackendError::Unavailable { what: message, help }));
-        }
-        WorkerMessage::Failed { message, unavailable: None } => *outcome = Some(Err(BackendError::Build(message))),
+        WorkerMessage::Unavailable { what, help } => *outcome = Some(Err(BackendError::Unavailable { what, help })),
+        WorkerMessage::Failed(said) => *outcome = Some(Err(BackendError::Build(said))),
     }
 }
 
@@ -345,16 +362,20 @@ fn died(status: std::process::ExitStatus, collector: &Collector) -> BackendError
     let peak = memory::text(collector.record.peak_memory_bytes);
     let last = collector.last_error.as_ref().map(|error| format!("\n  TensorRT: {error}")).unwrap_or_default();
     BackendError::Build(match status.signal() {
-        Some(9) => format!(
-            "the build was killed, most likely because memory ran out (it had reached {peak}){last}\n  \
-             hint: close other programs, lower `batch`, `max_batch` or `workspace_mib` in the recipe, or add swap on a \
-             disk: sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon \
-             /swapfile"
+        Some(9) => Diagnostic::new(format!(
+            "the build was killed, most likely because memory ran out (it had reached {peak}){last}"
+        ))
+        .with_help(
+            "close other programs, lower `batch`, `max_batch` or `workspace_mib` in the recipe, or add swap on a disk: sudo \
+             fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile",
         ),
-        Some(signal) => format!(
-            "the build crashed inside TensorRT (signal {signal}, at {peak} of memory){last}\n  hint: `watus-build \
-             doctor` checks that libraries and headers agree; `optimization_level: 2` avoids some faulty tactics"
+        Some(signal) => Diagnostic::new(format!(
+            "the build crashed inside TensorRT (signal {signal}, at {peak} of memory){last}"
+        ))
+        .with_help(
+            "`watus-build doctor` checks that libraries and headers agree; `optimization_level: 2` avoids some faulty \
+             tactics",
         ),
-        None => format!("the build process ended without an answer ({status}){last}"),
+        None => Diagnostic::new(format!("the build process ended without an answer ({status}){last}")),
     })
 }

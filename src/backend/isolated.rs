@@ -21,6 +21,7 @@ use super::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
 use super::tensorrt::{TensorRt, Version};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::confined::{Confined, ConfinedError, Limits};
+use crate::diagnostic::Diagnostic;
 use crate::memory::Memory;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
@@ -83,11 +84,11 @@ enum ChildReply {
     },
     /// The tensors that follow are the outputs.
     Ran,
-    Load(String),
-    Run(String),
+    Load(Diagnostic),
+    Run(Diagnostic),
     Input {
         name: String,
-        message: String,
+        message: Diagnostic,
     },
 }
 
@@ -124,7 +125,7 @@ impl Isolated {
         if let Some(broken) = library::given_up() {
             return Ok((child, Found::Broken(broken.clone())));
         }
-        let broken = |message: String| BackendError::Load(format!("{}: {message}", Who::Rten));
+        let broken = |message: String| BackendError::Load(format!("{}: {message}", Who::Rten).into());
         let question = encode(&Question::Library, &[]).map_err(broken)?;
         let error = match child.ask(&question) {
             Ok(answer) => {
@@ -179,14 +180,15 @@ impl Isolated {
 
     fn start_engine(&self) -> Result<Confined, BackendError> {
         let limits = Limits { memory: u64::MAX, time: self.engine_time };
-        Confined::start(&self.executable, SUBCOMMAND, limits).map_err(|error| BackendError::Load(error.to_string()))
+        Confined::start(&self.executable, SUBCOMMAND, limits)
+            .map_err(|error| BackendError::Load(error.to_string().into()))
     }
 }
 
 /// A child's session of the file that it is asked to open.
 fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Result<Box<dyn Session>, BackendError> {
     let name = path.display().to_string();
-    let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}"));
+    let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}").into());
     let question = encode(question, &[]).map_err(broken)?;
     let answer = child.ask(&question).map_err(|error| BackendError::Load(lost(&name, &who, &error)))?;
     match decode::<ChildReply>(&answer).map_err(broken)? {
@@ -222,32 +224,34 @@ impl ChildReply {
             ChildReply::Input { name, message } => BackendError::Input { name, message },
             ChildReply::Unavailable { what, help } => BackendError::Unavailable { what, help },
             ChildReply::Library(_) | ChildReply::Opened { .. } | ChildReply::Ran => {
-                BackendError::Run("CPU reference: its process answered another question".to_owned())
+                BackendError::Run("CPU reference: its process answered another question".into())
             }
         }
     }
 }
 
-/// A sentence for work without an answer.
-fn lost(model: &str, who: &Who, error: &ConfinedError) -> String {
+/// A sentence for work without an answer, and what to do.
+fn lost(model: &str, who: &Who, error: &ConfinedError) -> Diagnostic {
     let begin = format!("{who}: {model}");
     match (error, who) {
         (ConfinedError::Io(_) | ConfinedError::Starved, _) => {
-            format!("{begin}: {error}\n  hint: start the command again")
+            Diagnostic::new(format!("{begin}: {error}")).with_help("start the command again")
         }
-        (ConfinedError::TooLong(_) | ConfinedError::Died(_), Who::TensorRt(_)) => format!(
-            "{begin}: {error}, inside TensorRT, where the engine is loaded or run\n  hint: this TensorRT has a fault that this \
-             graph meets; for some it is the names of its nodes that matter: export the model again with others, change its \
-             shapes, or take another TensorRT (`watus-build doctor` shows which one is used)"
-        ),
-        (ConfinedError::Died(death), Who::OnnxRuntime(library)) if !death.is_too_large() => format!(
-            "{begin}: {library}: {error}\n  hint: if other models fare alike the library is damaged: {SET_UP} brings it \
-             again, and `{}=` computes with rten",
-            library::VARIABLE
-        ),
-        _ => format!(
-            "{begin}: {error}\n  hint: `watus-build inspect` shows what the graph holds; a sound one needs a machine with \
-             more memory or patience"
+        (ConfinedError::TooLong(_) | ConfinedError::Died(_), Who::TensorRt(_)) => {
+            Diagnostic::new(format!("{begin}: {error}, inside TensorRT, where the engine is loaded or run")).with_help(
+                "this TensorRT has a fault that this graph meets; for some it is the names of its nodes that matter: export \
+                 the model again with others, change its shapes, or take another TensorRT (`watus-build doctor` shows which \
+                 one is used)",
+            )
+        }
+        (ConfinedError::Died(death), Who::OnnxRuntime(library)) if !death.is_too_large() => {
+            Diagnostic::new(format!("{begin}: {library}: {error}")).with_help(format!(
+                "if other models fare alike the library is damaged: {SET_UP} brings it again, and `{}=` computes with rten",
+                library::VARIABLE
+            ))
+        }
+        _ => Diagnostic::new(format!("{begin}: {error}")).with_help(
+            "`watus-build inspect` shows what the graph holds; a sound one needs a machine with more memory or patience",
         ),
     }
 }
@@ -277,7 +281,7 @@ impl Session for IsolatedSession {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let broken = |message: String| BackendError::Run(format!("{}: {}: {message}", self.who, self.name));
+        let broken = |message: String| BackendError::Run(format!("{}: {}: {message}", self.who, self.name).into());
         let question = encode(&Question::Run, inputs).map_err(broken)?;
         let lost = |error: ConfinedError| BackendError::Run(lost(&self.name, &self.who, &error));
         let answer = self.child.ask(&question).map_err(lost)?;

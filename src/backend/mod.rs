@@ -12,6 +12,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::tensor::{Tensor, TensorSpec};
 
 /// Why a backend could not do its work.
@@ -19,27 +20,38 @@ use crate::tensor::{Tensor, TensorSpec};
 #[allow(missing_docs)]
 pub enum BackendError {
     /// The backend is not on this machine, or not usable.
-    #[error("{what}\n  hint: {help}")]
+    #[error("{}", self.diagnostic())]
     Unavailable { what: String, help: String },
     /// Our kernels for language models can neither be compiled nor are there precompiled: waiting brings none.
-    #[error("{what}\n  hint: {help}")]
+    #[error("{}", self.diagnostic())]
     Kernels { what: String, help: String },
     /// There is TensorRT but no GPU to execute on.
     #[error("no usable NVIDIA GPU: {0}")]
     NoDevice(String),
     #[error("{0}")]
-    Build(String),
+    Build(Diagnostic),
     #[error("{0}")]
-    Load(String),
+    Load(Diagnostic),
     /// An engine that was built for another TensorRT or GPU, or that TensorRT does not take for one.
     #[error("{0}")]
-    Foreign(String),
+    Foreign(Diagnostic),
     #[error("{0}")]
-    Run(String),
+    Run(Diagnostic),
     #[error("input `{name}`: {message}")]
-    Input { name: String, message: String },
+    Input { name: String, message: Diagnostic },
     #[error("cancelled")]
     Cancelled,
+}
+
+impl Diagnose for BackendError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Unavailable { what, help } | Self::Kernels { what, help } => Diagnostic::new(what).with_help(help),
+            Self::Build(said) | Self::Load(said) | Self::Foreign(said) | Self::Run(said) => said.clone(),
+            Self::Input { name, message } => message.clone().at(format!("input `{name}`")),
+            Self::NoDevice(_) | Self::Cancelled => Diagnostic::new(self.to_string()),
+        }
+    }
 }
 
 /// Who computes.
@@ -95,12 +107,13 @@ pub struct Samples {
 /// Checks inputs against what a session wants.
 pub fn check_inputs(specs: &[TensorSpec], inputs: &[Tensor]) -> Result<(), BackendError> {
     if specs.len() != inputs.len() {
-        return Err(BackendError::Run(format!("the model has {} inputs, {} were given", specs.len(), inputs.len())));
+        let message = format!("the model has {} inputs, {} were given", specs.len(), inputs.len());
+        return Err(BackendError::Run(message.into()));
     }
     for (spec, input) in specs.iter().zip(inputs) {
         if spec.dtype != input.dtype() || !spec.accepts(input.shape()) {
             let message = format!("got {}{:?}, the model wants {spec}", input.dtype(), input.shape());
-            return Err(BackendError::Input { name: spec.name.clone(), message });
+            return Err(BackendError::Input { name: spec.name.clone(), message: message.into() });
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, Tens
 
 use self::library::{Broken, Found, Library, Place};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs, cpu};
+use crate::diagnostic::Diagnostic;
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
@@ -99,7 +100,7 @@ impl OnnxRuntime {
 
     /// Prepares a float32 graph for operands that stay where they are.
     pub(super) fn prepare(&self, graph: &onnx::Model) -> Result<PreparedGraph, BackendError> {
-        let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
+        let load = |error: onnx::OnnxError| BackendError::Load(error.into());
         let session = self.session(ModelSource::Bytes(&graph.to_bytes().map_err(load)?))?;
         let names = graph.inputs().map_err(load)?.into_iter().map(|spec| spec.name).collect();
         Ok(PreparedGraph { session, names })
@@ -116,7 +117,7 @@ impl OnnxRuntime {
                 ModelSource::Bytes(bytes) => builder.commit_from_memory(bytes),
             }
         };
-        build().map_err(|error| BackendError::Load(sentence(&error)))
+        build().map_err(|error| BackendError::Load(sentence(&error).into()))
     }
 }
 
@@ -168,15 +169,15 @@ impl Backend for &'static OnnxRuntime {
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let load = |message: String| BackendError::Load(message);
-        let model = onnx::Model::load(path).map_err(|error| load(error.to_string()))?;
-        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(|error| load(error.to_string()));
+        let unusable = |error: onnx::OnnxError| BackendError::Load(error.into());
+        let model = onnx::Model::load(path).map_err(unusable)?;
+        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(unusable);
         let (inputs, outputs) = (specs(model.inputs())?, specs(model.outputs())?);
         if let Some(why) = model.beyond_runtime() {
-            return Err(load(format!("{}: {}: {why}", cpu::NAME, path.display())));
+            return Err(BackendError::Load(format!("{}: {}: {why}", cpu::NAME, path.display()).into()));
         }
-        let session =
-            self.session(ModelSource::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;
+        let session = self.session(ModelSource::File(path));
+        let session = session.map_err(|error| BackendError::Load(format!("{error} ({})", path.display()).into()))?;
         Ok(Box::new(RuntimeSession { info: self.info(), session, inputs, outputs }))
     }
 }
@@ -203,7 +204,7 @@ impl Session for RuntimeSession {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let run = |error: ort::Error| BackendError::Run(sentence(&error));
+        let run = |error: ort::Error| BackendError::Run(sentence(&error).into());
         let named = self.inputs.iter().zip(inputs).map(|(spec, tensor)| Ok((spec.name.as_str(), value(tensor)?)));
         let named = named.collect::<ort::Result<Vec<_>>>().map_err(run)?;
         let results = self.session.run(named).map_err(run)?;
@@ -248,7 +249,7 @@ impl PreparedGraph {
         &mut self,
         inputs: impl Iterator<Item = (&'a [usize], &'a [f32])>,
     ) -> Result<Vec<Vec<f32>>, BackendError> {
-        let run = |error: ort::Error| BackendError::Run(sentence(&error));
+        let run = |error: ort::Error| BackendError::Run(sentence(&error).into());
         let named = self.names.iter().zip(inputs);
         let named = named.map(|(name, (shape, values))| Ok((name.as_str(), view(shape, values)?)));
         let named = named.collect::<ort::Result<Vec<_>>>().map_err(run)?;
@@ -267,7 +268,8 @@ where
 
 /// One output.
 fn read(spec: &TensorSpec, results: &SessionOutputs<'_>) -> Result<Tensor, BackendError> {
-    let wrong = |what: &str| BackendError::Run(format!("CPU reference: output {spec} {what}"));
+    let told = |what: &str| Diagnostic::new(format!("CPU reference: output {spec} {what}"));
+    let wrong = |what: &str| BackendError::Run(told(what));
     let value = results.get(spec.name.as_str()).ok_or_else(|| wrong("did not come back"))?;
     let typed = || -> ort::Result<Option<(Vec<usize>, TensorData)>> {
         let with = |(shape, data)| Some((shape, data));
@@ -289,6 +291,7 @@ fn read(spec: &TensorSpec, results: &SessionOutputs<'_>) -> Result<Tensor, Backe
         })
     };
     let parts = typed().map_err(|error| wrong(&format!("came back otherwise: {}", error.message())))?;
-    let (shape, data) = parts.ok_or_else(|| wrong("cannot be read\n  hint: have it cast to float32 in the graph"))?;
+    let (shape, data) = parts
+        .ok_or_else(|| BackendError::Run(told("cannot be read").with_help("have it cast to float32 in the graph")))?;
     Tensor::new(shape, data).ok_or_else(|| wrong("does not fill its shape"))
 }

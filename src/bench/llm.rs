@@ -108,7 +108,7 @@ fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
 }
 
 fn latency(samples: &[f64]) -> Result<Latency, LlmError> {
-    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".to_owned()));
+    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".into()));
     Latency::of(samples).ok_or_else(nothing)
 }
 

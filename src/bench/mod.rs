@@ -106,8 +106,8 @@ pub fn measure(
     iterations: usize,
 ) -> Result<Report, BackendError> {
     let samples = session.measure(inputs, warmup, iterations.max(1))?;
-    let end_to_end = Latency::of(&samples.end_to_end_ms)
-        .ok_or_else(|| BackendError::Run("the backend took no samples".to_owned()))?;
+    let end_to_end =
+        Latency::of(&samples.end_to_end_ms).ok_or_else(|| BackendError::Run("the backend took no samples".into()))?;
     let batch = inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1);
     Ok(Report {
         name: name.to_owned(),

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{CheckpointError, read_json};
+use crate::diagnostic::Diagnostic;
 
 /// Kinds that are vectors before a prompt, or before what is cached of it; names are those of PEFT's `PeftType`.
 const BEFORE_PROMPTS: [&str; 6] =
@@ -41,7 +42,7 @@ impl Adapter {
     }
 
     /// Why it is no model, and the way from it to one.
-    pub fn message(&self) -> String {
+    pub fn message(&self) -> Diagnostic {
         let kind = match self.kind.as_deref() {
             None => String::new(),
             Some("LORA") => " (LoRA)".to_owned(),
@@ -52,20 +53,22 @@ impl Adapter {
         let what = format!("an adapter{kind} for {base}, no model of its own");
         let otherwise = "train a LoRA on the same data, which can be merged";
         if is_of(&BEFORE_PROMPTS) {
-            format!(
+            Diagnostic::new(format!(
                 "{what}: it is vectors that go before every prompt, which no merge brings into the weights, and which are not \
-                 read\n  hint: build {base} itself and tell it in words (a system prompt) what the adapter was trained for; or \
-                 {otherwise}"
-            )
+                 read"
+            ))
+            .with_help(format!(
+                "build {base} itself and tell it in words (a system prompt) what the adapter was trained for; or {otherwise}"
+            ))
         } else if is_of(&BY_INPUT) {
-            format!(
-                "{what}: what it adds depends on what is computed, so that no merge brings it into the weights\n  hint: build \
-                 {base} itself; or {otherwise}"
-            )
+            Diagnostic::new(format!(
+                "{what}: what it adds depends on what is computed, so that no merge brings it into the weights"
+            ))
+            .with_help(format!("build {base} itself; or {otherwise}"))
         } else {
-            format!(
-                "{what}\n  hint: merge it first: with peft, \
-                 AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), and the base's tokenizer"
+            Diagnostic::new(what).with_help(
+                "merge it first: with peft, AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), \
+                 and the base's tokenizer",
             )
         }
     }
@@ -82,7 +85,7 @@ mod tests {
         let path = folder.path().join("adapter_config.json");
         let message = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            Adapter::read(&path).unwrap().message()
+            Adapter::read(&path).unwrap().message().to_string()
         };
         let kinds = "LORA ADALORA IA3 LOHA LOKR OFT BOFT LN_TUNING VERA FOURIERFT HRA MISS RANDLORA TRAINABLE_TOKENS DORA_TO_COME";
         for kind in kinds.split(' ') {

@@ -8,13 +8,14 @@ use serde_json::Value;
 use super::adapter::Adapter;
 use super::gguf_beside::gguf_models;
 use super::{Checkpoint, CheckpointError, read_json};
+use crate::diagnostic::Diagnostic;
 
 /// Parts of names that tell a second copy of the weights in another type (`from_pretrained(variant=…)`).
 const VARIANTS: &[&str] =
     &["fp16", "fp32", "bf16", "float16", "float32", "bfloat16", "int8", "8bit", "4bit", "ema", "non_ema"];
 
 const END: &str = ".safetensors";
-const HINT: &str = "hint: from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
+const HELP: &str = "from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
 
 /// What a folder without readable weights is, by the end of a file's name.
 const OTHERS: &[(&str, &str)] = &[
@@ -78,24 +79,23 @@ fn stem_of(name: &str) -> (&str, Option<&str>) {
 /// The files among `names` that hold a model's weights as safetensors: of the uppermost folder that has any, without
 /// adapters, Mistral's second copy and second copies in other types. Where a folder has an index, that decides later which
 /// of them count.
-pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
+pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, Diagnostic> {
     let all: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(END) && !is_adapter(name)).collect();
     let depth = |name: &str| name.matches('/').count();
     let Some(least) = all.iter().map(|name| depth(name)).min() else { return Err(without(names)) };
     let all: Vec<&str> = all.into_iter().filter(|name| depth(name) == least).collect();
     let folder = folder_of(all[0]);
     if let Some(other) = all.iter().find(|name| folder_of(name) != folder) {
-        let message = format!("which of these is the model? {}, {other}", all[0]);
-        return Err(format!("{message}\n  hint: name its files with `files:`, or its folder with `path:`"));
+        return Err(which(all[0], other).with_help("name its files with `files:`, or its folder with `path:`"));
     }
     let all: Vec<&str> = all.into_iter().filter(|name| !is_consolidated(name)).collect();
     if all.is_empty() {
-        return Err(
-            "only consolidated.safetensors: Mistral's own form, whose tensors have other names than transformers' and are not \
-             read\n  hint: take a repository that has model*.safetensors too, or convert it with transformers' \
-             convert_mistral_weights_to_hf.py"
-                .to_owned(),
-        );
+        let only = "only consolidated.safetensors: Mistral's own form, whose tensors have other names than transformers' and are \
+                    not read";
+        return Err(Diagnostic::new(only).with_help(
+            "take a repository that has model*.safetensors too, or convert it with transformers' \
+             convert_mistral_weights_to_hf.py",
+        ));
     }
     // As from_pretrained chooses: the usual name first, then whatever is of no variant.
     let plain: Vec<&str> = all.iter().copied().filter(|name| stem_of(name).1.is_none()).collect();
@@ -106,14 +106,16 @@ pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
     let variant = stem_of(all[0]).1;
     match all.iter().find(|name| stem_of(name).1 != variant) {
         None => Ok(all),
-        Some(other) => {
-            Err(format!("which of these is the model? {}, {other}\n  hint: name its files with `files:`", all[0]))
-        }
+        Some(other) => Err(which(all[0], other).with_help("name its files with `files:`")),
     }
 }
 
+fn which(one: &str, other: &str) -> Diagnostic {
+    Diagnostic::new(format!("which of these is the model? {one}, {other}"))
+}
+
 /// Why files without weights are no model.
-fn without(names: &[&str]) -> String {
+fn without(names: &[&str]) -> Diagnostic {
     let none = "no .safetensors and no .gguf file";
     if names.iter().any(|name| last(name) == "adapter_config.json" || is_adapter(name)) {
         return Adapter::default().message();
@@ -122,12 +124,13 @@ fn without(names: &[&str]) -> String {
     if !ggufs.is_empty() {
         let mut ggufs = gguf_models(&ggufs);
         ggufs.truncate(8);
-        return format!("{none} was asked for, but there are {}\n  hint: name one with `file:`", ggufs.join(", "));
+        let there = Diagnostic::new(format!("{none} was asked for, but there are {}", ggufs.join(", ")));
+        return there.with_help("name one with `file:`");
     }
     let found = OTHERS.iter().find(|(end, _)| names.iter().any(|name| name.ends_with(*end)));
     match found {
-        Some((_, what)) => format!("{none}: {what}\n  {HINT}"),
-        None => format!("{none}\n  hint: fetch the weights too; the whole repository makes a checkpoint"),
+        Some((_, what)) => Diagnostic::new(format!("{none}: {what}")).with_help(HELP),
+        None => Diagnostic::new(none).with_help("fetch the weights too; the whole repository makes a checkpoint"),
     }
 }
 
@@ -233,7 +236,9 @@ mod tests {
         for (names, expected) in cases {
             match (weight_files(names), expected) {
                 (Ok(have), Ok(want)) => assert_eq!(have, want, "{names:?}"),
-                (Err(have), Err(want)) => assert!(have.contains(want) && have.contains("hint:"), "{names:?}: {have}"),
+                (Err(have), Err(want)) => {
+                    assert!(have.message.contains(want) && have.help.is_some(), "{names:?}: {have}")
+                }
                 (have, want) => panic!("{names:?}: {have:?}, not {want:?}"),
             }
         }

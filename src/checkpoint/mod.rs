@@ -48,17 +48,23 @@ pub use mapped::Mapped;
 pub use packing::{Packing, says_nothing};
 pub use writer::{Planned, write_safetensors};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::regular_file;
 
 /// What is wrong with a checkpoint, and where.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {message}", path.display())]
 pub struct CheckpointError {
     /// The file or folder.
     pub path: PathBuf,
     /// What is wrong, and what to do.
     pub message: Diagnostic,
+}
+
+impl Diagnose for CheckpointError {
+    fn diagnostic(&self) -> Diagnostic {
+        self.message.clone().at(self.path.display())
+    }
 }
 
 impl CheckpointError {
@@ -208,9 +214,8 @@ const CONFIG_LIMIT: u64 = 16 << 20;
 
 /// Reads a JSON file of at most 16 MB.
 pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
-    let fail = |message: String| CheckpointError::new(path, message);
-    let text = regular_file::read_text(path, CONFIG_LIMIT).map_err(|error| fail(error.to_string()))?;
-    json::parse(&text).map_err(|error| fail(format!("not JSON: {error}")))
+    let text = regular_file::read_text(path, CONFIG_LIMIT).map_err(|error| CheckpointError::new(path, error))?;
+    json::parse(&text).map_err(|error| CheckpointError::new(path, format!("not JSON: {error}")))
 }
 
 impl Checkpoint {

@@ -201,7 +201,7 @@ fn engine(
             (None, Some(yolo), _) => yolo.detections(outputs, [picture.height(), picture.width()]).map(drop),
             _ => Ok(()),
         };
-        answered.map_err(|error| BackendError::Run(error.to_string()))
+        answered.map_err(|error| BackendError::Run(error.into()))
     };
     report.stages = bench::measure_stages(session, &prepare, &answer, (args.warmup, args.iterations))?;
     Ok(report)

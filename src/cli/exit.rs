@@ -109,17 +109,17 @@ mod tests {
     #[test]
     fn codes_follow_the_kind_of_error() {
         use std::path::PathBuf;
-        let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".to_owned() };
+        let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".into() };
         let damage = Damage { folder: PathBuf::from("m"), what: "x".to_owned() };
         let text = || "x".to_owned();
         let cases: [(anyhow::Error, Exit); 10] = [
             (manifest().into(), Exit::NotProved),
             (anyhow::Error::from(manifest()).context("while opening"), Exit::NotProved),
             (damage.into(), Exit::NotProved),
-            (BackendError::Foreign(text()).into(), Exit::NotProved),
-            (LlmError::Backend(BackendError::Foreign(text())).into(), Exit::NotProved),
-            (BackendError::Load(text()).into(), Exit::Failure),
-            (BackendError::Build(text()).into(), Exit::Build),
+            (BackendError::Foreign(text().into()).into(), Exit::NotProved),
+            (LlmError::Backend(BackendError::Foreign(text().into())).into(), Exit::NotProved),
+            (BackendError::Load(text().into()).into(), Exit::Failure),
+            (BackendError::Build(text().into()).into(), Exit::Build),
             (BackendError::NoDevice(text()).into(), Exit::Environment),
             (LlmError::Backend(BackendError::Kernels { what: text(), help: text() }).into(), Exit::Kernels),
             (LlmError::Request(text()).into(), Exit::Failure),

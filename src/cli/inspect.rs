@@ -10,6 +10,7 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::checkpoint::torch::TorchFile;
 use crate::convert::vision::yolo_root;
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::manifest::{EngineContents, GraphEngine, Manifest};
@@ -132,7 +133,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
             Status::Skipped => "skipped",
             Status::Warned => "WARNED",
         };
-        print(format!("verify  {} {status}: {}", check.name, check.detail))?;
+        print(format!("verify  {} {status}: {}", check.name, check.seen()))?;
     }
     Ok(())
 }
@@ -219,8 +220,8 @@ fn layers(path: &Path) -> anyhow::Result<()> {
     let plan = plan::split(&file).1;
     let tensorrt = TensorRt::open()?;
     let foreign = |why: String| {
-        let hint = "hint: build it again here: `watus-build build RECIPE`";
-        BackendError::Foreign(format!("{} {why}\n  {hint}", path.display()))
+        let what = Diagnostic::new(format!("{} {why}", path.display()));
+        BackendError::Foreign(what.with_help("build it again here: `watus-build build RECIPE`"))
     };
     if let Some(version) = plan::Header::parse(plan).and_then(|header| header.version)
         && version != tensorrt.version

@@ -20,7 +20,6 @@ mod signals;
 mod strip;
 mod verify;
 
-use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -30,11 +29,21 @@ use clap::{Parser, Subcommand};
 pub use exit::Exit;
 
 use crate::backend::{BackendError, isolated, onnxruntime};
+use crate::checkpoint::CheckpointError;
 use crate::confined;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{self, Ask, Diagnostic, ask};
+use crate::engine_dir::Damage;
+use crate::fetch::FetchError;
+use crate::llm::LlmError;
 use crate::llm::text::child;
 use crate::log;
+use crate::manifest::ManifestError;
+use crate::onnx::OnnxError;
+use crate::pipeline::NotProved;
 use crate::progress::Progress;
+use crate::recipe::RecipeError;
+use crate::serve::ServeError;
+use crate::vision::VisionError;
 use crate::worker;
 
 /// Turns checkpoints into proven TensorRT engines on the machine they run on
@@ -141,39 +150,54 @@ pub fn main() -> Exit {
 /// How long the last lines of the log may take, where somebody reads them slowly or not at all.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Prints an error and its causes, a cause only if it says something new.
-fn report(error: &anyhow::Error) {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
-        }
-    }
-    say(format!("error: {}", shortened(&text)));
+/// Errors that have a next step, for whoever holds a chain of them.
+const CAUSES: &[Ask] = &[
+    ask::<BackendError>,
+    ask::<CheckpointError>,
+    ask::<Damage>,
+    ask::<FetchError>,
+    ask::<LlmError>,
+    ask::<ManifestError>,
+    ask::<NotProved>,
+    ask::<OnnxError>,
+    ask::<RecipeError>,
+    ask::<ServeError>,
+    ask::<VisionError>,
+    ask::<std::io::Error>,
+];
+
+/// What an error and its causes say, and what to do.
+fn told(error: &anyhow::Error) -> Diagnostic {
+    let told = diagnostic::of_chain(error, CAUSES);
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
-    if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
-        say(
-            "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
-        );
+    let no_device = |cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)));
+    match told.help.is_none() && error.chain().any(no_device) {
+        true => told.with_help(
+            "`watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
+        ),
+        false => told,
     }
+}
+
+/// Prints an error and its causes.
+fn report(error: &anyhow::Error) {
+    say(format!("error: {}", shortened(told(error))));
 }
 
 /// Bytes of an error that are shown: it may quote a name or a key from a file, and those may be megabytes.
 const SHOWN: usize = 4096;
 
-/// A text as it is shown, cut if it is long; the next step is kept.
-fn shortened(text: &str) -> Cow<'_, str> {
-    if text.len() <= SHOWN {
-        return Cow::Borrowed(text);
-    }
-    let cut = |part: &str, limit: usize| match part.len() <= limit {
-        true => part.to_owned(),
-        false => format!("{}…", &part[..part.floor_char_boundary(limit)]),
+/// What is shown of a text, each part cut if it is long.
+fn shortened(told: Diagnostic) -> Diagnostic {
+    let cut = |part: String| match part.len() <= SHOWN {
+        true => part,
+        false => format!("{}…", &part[..part.floor_char_boundary(SHOWN)]),
     };
-    let Diagnostic { message, help } = Diagnostic::from(text);
-    let shown = Diagnostic { message: cut(&message, SHOWN), help: help.map(|help| cut(&help, SHOWN)) };
-    Cow::Owned(shown.to_string())
+    Diagnostic {
+        message: cut(told.message),
+        help: told.help.map(cut),
+        words: told.words.map(|words| cut(words.into()).into()),
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -184,6 +208,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Writes lines to standard error; whoever closed it does not want them. What strangers named is shown, not obeyed.
 fn say(text: impl std::fmt::Display) {
     log::line(&log::printable_text(&text.to_string()));
+}
+
+/// Says a next step below what was printed elsewhere.
+fn say_next(help: impl std::fmt::Display) {
+    say(format!("  hint: {help}"));
 }
 
 /// Writes a line to stdout; a closed pipe is an error, not a panic.
@@ -212,10 +241,13 @@ mod tests {
             (format!("a: `{long}` is odd\n  hint: do this"), "a: `ż", "ż…\n  hint: do this"),
             (format!("a: short\n  hint: not {long}"), "a: short\n  hint: not ż", "ż…"),
         ] {
-            let shown = shortened(&text);
+            let told = match text.split_once("\n  hint: ") {
+                Some((message, help)) => Diagnostic::new(message).with_help(help),
+                None => Diagnostic::new(text),
+            };
+            let shown = shortened(told).to_string();
             assert!(shown.len() <= 2 * SHOWN + 6, "{}", shown.len());
             assert!(shown.starts_with(begin) && shown.ends_with(end), "{shown}");
         }
-        assert!(matches!(shortened("short"), Cow::Borrowed(_)));
     }
 }

@@ -127,7 +127,10 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
     needs_root("install …")?;
     // Before anything is written.
     if !has_systemd() {
-        bail!("there is no systemctl: this machine does not use systemd\n  hint: `--print` shows the unit")
+        bail!(
+            Diagnostic::new("there is no systemctl: this machine does not use systemd")
+                .with_help("`--print` shows the unit")
+        )
     }
     let there = installed(folder);
     let replaced = replaced(&there, folder, &unit, args.serve.port)?;
@@ -204,8 +207,8 @@ fn status(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
     let there = installed(folder);
     let chosen = chosen(&there, name)?;
     if chosen.is_empty() {
-        let hint = format!("hint: sudo {} service install ENGINE", program());
-        print(format!("no engine is installed as a service\n  {hint}"))?;
+        let none = Diagnostic::new("no engine is installed as a service");
+        print(none.with_help(format!("sudo {} service install ENGINE", program())))?;
         return Ok(Exit::Failure);
     }
     let mut command = Command::new("systemctl");
@@ -233,7 +236,9 @@ fn needs_root(action: &str) -> anyhow::Result<()> {
 
 fn systemctl(arguments: &[&str], unit: &str) -> anyhow::Result<()> {
     let run = Command::new("systemctl").args(arguments).status();
-    let status = run.context("cannot run systemctl\n  hint: this machine does not seem to use systemd")?;
+    let status = run.map_err(|error| {
+        Diagnostic::new(format!("cannot run systemctl: {error}")).with_help("this machine does not seem to use systemd")
+    })?;
     if !status.success() {
         bail!(
             Diagnostic::new(format!("`systemctl {}` failed", arguments.join(" ")))

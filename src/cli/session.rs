@@ -41,7 +41,7 @@ impl From<Choice> for Preference {
 /// The bytes of an engine file; what it is instead is an error of the kind that an engine directory's are. `what` it is not
 /// is the caller's to say.
 pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
-    let fail = |message: String| ManifestError { path: path.to_owned(), message };
+    let fail = |message: Diagnostic| ManifestError { path: path.to_owned(), message };
     if path.is_dir() {
         let engine = EngineDir::load_checked(path, false, &Silent)?.some_engine();
         bail!(
@@ -49,14 +49,16 @@ pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
                 .with_help(format!("name a file in it, e.g. {}", engine.display()))
         );
     }
-    let file = crate::regular_file::read(path, u64::MAX).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let file = crate::regular_file::read(path, u64::MAX);
+    let file = file.map_err(|error| fail(format!("cannot be read: {error}").into()))?;
     let (_, plan) = plan::split(&file);
     let header = plan::Header::parse(plan);
-    let header = header.ok_or_else(|| fail(format!("{what}\n  hint: an engine directory keeps it as NAME.engine")))?;
+    let help = "an engine directory keeps it as NAME.engine";
+    let header = header.ok_or_else(|| fail(Diagnostic::new(what).with_help(help)))?;
     if let Some(length) = header.length.filter(|length| *length != plan.len() as u64) {
         let have = plan.len();
-        let again = "hint: build it again: `watus-build build --rebuild RECIPE`";
-        return Err(fail(format!("the plan has {have} bytes, its header says {length}\n  {again}")).into());
+        let what = Diagnostic::new(format!("the plan has {have} bytes, its header says {length}"));
+        return Err(fail(what.with_help("build it again: `watus-build build --rebuild RECIPE`")).into());
     }
     Ok(file)
 }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Environment, Exit, print, print_json, say, session};
+use super::{Environment, Exit, print, print_json, say, say_next, session};
 use crate::artifact::sha256_file;
 use crate::backend::isolated::ProofProcess;
+use crate::diagnostic::Diagnostic;
 use crate::log::printable;
 use crate::manifest::layout::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
@@ -44,7 +45,7 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
         Status::Warned => "warn",
     };
     // A server's name for its model is the server's own.
-    print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(&check.detail)))
+    print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(check.seen())))
 }
 
 fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
@@ -55,7 +56,7 @@ fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
     };
     let key = args.api_key_file.as_ref().map(read).transpose()?;
     let endpoint = Endpoint::new(url, key, args.model.clone()).map_err(|error| {
-        anyhow::anyhow!("{error}\n  hint: is a server there? `watus-build serve ENGINE` starts one")
+        Diagnostic::new(error).with_help("is a server there? `watus-build serve ENGINE` starts one")
     })?;
     let mut printed = Ok(());
     let checks = endpoint.verify(|check| {
@@ -101,11 +102,8 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
 fn keep(folder: &Path, report: &Report) {
     if let Err(error) = report.save(folder) {
         let path = folder.join(REPORT_FILE);
-        say(format!(
-            "warning: the report is not kept: cannot write {}: {error}\n  hint: make the folder writable, or keep \
-             what `--json` prints",
-            path.display()
-        ));
+        let lost = format!("warning: the report is not kept: cannot write {}: {error}", path.display());
+        say(Diagnostic::new(lost).with_help("make the folder writable, or keep what `--json` prints"));
     }
 }
 
@@ -122,8 +120,8 @@ fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit>
         }
     }
     if report.failed() {
-        say(format!(
-            "  hint: {} is not to be used as it is; build it again: `watus-build build --rebuild RECIPE`",
+        say_next(format!(
+            "{} is not to be used as it is; build it again: `watus-build build --rebuild RECIPE`",
             folder.display()
         ));
         return Ok(Exit::NotProved);

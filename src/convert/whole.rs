@@ -79,7 +79,7 @@ pub fn whole_model(
         return Err(error);
     }
     let model = graph.finish(Path::new("model.onnx"));
-    let model = model.map_err(|error| CheckpointError::new(&checkpoint.config_path, error.to_string()))?;
+    let model = model.map_err(|error| CheckpointError::new(&checkpoint.config_path, error))?;
     let files = (0..checkpoint.files().len()).map(|index| (name(index), index)).collect();
     Ok(Whole { model, files })
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::EngineDir;
 use crate::artifact::{cache_dir, sha256_file};
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::fetch::Hashes;
 use crate::llm::text::TEXT_FILES;
 use crate::manifest::Hasher;
@@ -17,16 +18,21 @@ const SMALL: u64 = 64 << 20;
 
 /// An engine directory that is not what it was when it was published.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{}: {what}\n  hint: build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {}` looks at every \
-     file",
-    folder.display(), folder.display()
-)]
+#[error("{}", self.diagnostic())]
 pub struct Damage {
     /// The engine directory.
     pub folder: PathBuf,
     /// Which file, and what is wrong with it.
     pub what: String,
+}
+
+impl Diagnose for Damage {
+    fn diagnostic(&self) -> Diagnostic {
+        let folder = self.folder.display();
+        Diagnostic::new(&self.what).at(&folder).with_help(format!(
+            "build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {folder}` looks at every file"
+        ))
+    }
 }
 
 impl EngineDir {

@@ -5,6 +5,7 @@ use anyhow::{Context as _, bail};
 use super::{Damage, EngineDir};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, BackendInfo, Session};
+use crate::diagnostic::Diagnostic;
 use crate::doctor::l4t_release;
 use crate::llm::{Generator, LlmError, model, model::Runner};
 use crate::progress::{Event, Progress};
@@ -26,8 +27,8 @@ pub enum Preference {
 impl EngineDir {
     /// An engine that was built elsewhere, and what to do about it.
     fn foreign(&self, why: &str) -> BackendError {
-        let name = &self.manifest.name;
-        BackendError::Foreign(format!("{name} {why}\n  hint: build it again here: `watus-build build RECIPE`"))
+        let what = Diagnostic::new(format!("{} {why}", self.manifest.name));
+        BackendError::Foreign(what.with_help("build it again here: `watus-build build RECIPE`"))
     }
 
     /// Who computes, with nothing left open. `tell` hears of a GPU that is missing.
@@ -115,10 +116,9 @@ impl Bounded {
             if let (Some(min), Some(max)) = (bound(&range.min), bound(&range.max))
                 && !(min..=max).contains(size)
             {
-                let message = format!(
-                    "dimension {axis} is {size}, the engine takes {min} to {max}\n  hint: give it in parts, or build it with \
-                     a larger `max_batch` or range of `shapes`"
-                );
+                let what = format!("dimension {axis} is {size}, the engine takes {min} to {max}");
+                let message = Diagnostic::new(what)
+                    .with_help("give it in parts, or build it with a larger `max_batch` or range of `shapes`");
                 return Err(BackendError::Input { name: name.to_owned(), message });
             }
         }

@@ -5,6 +5,7 @@
 //! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
 
 mod digest;
+mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod gguf_guard;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use digest::Digest;
+pub use error::{Cancelled, FetchError};
 pub use hashes::Hashes;
 pub use hub::HubSettings;
 pub use lock::{Lock, LockedFile, LockedSource};
@@ -34,96 +36,9 @@ pub use retry::Retry;
 use crate::address;
 use crate::artifact::{about, is_contained, sha256_file};
 use crate::checkpoint::PartName;
-use crate::diagnostic::Diagnostic;
 use crate::progress::Progress;
 use crate::recipe::SourcePlan;
 use crate::regular_file;
-
-/// The user asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cancelled")]
-pub struct Cancelled;
-
-/// Why a source could not be had. Every message names the next step.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum FetchError {
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(
-        "{name} is gated\n  hint: accept its terms on the model's page, then set HF_TOKEN to a token of that account"
-    )]
-    Gated { name: String },
-    #[error(
-        "{name}: access denied\n  hint: check the name; for a private repository set HF_TOKEN to a token that may read it"
-    )]
-    Unauthorized { name: String },
-    #[error("{name} does not exist at {url}\n  hint: check the spelling, and HF_ENDPOINT if you set it")]
-    NotFound { name: String, url: String },
-    #[error("{name}: no such revision\n  hint: give a branch, tag or commit the repository has")]
-    NoSuchRevision { name: String },
-    #[error(
-        "{name}: the server asks to slow down (429)\n  hint: wait a few minutes; a token (HF_TOKEN) raises the limit"
-    )]
-    RateLimited { name: String },
-    #[error(
-        "{name}: the server asks to wait {seconds} s, and {longest} s are waited at most\n  hint: run it again then; what has come is kept"
-    )]
-    AskedToWait { name: String, seconds: u64, longest: u64 },
-    #[error("{name}: cannot fetch {address}: {message}\n  hint: check the address, and HF_ENDPOINT if you set it")]
-    BadAddress { name: String, address: String, message: String },
-    #[error("{name}: the server answers with status {status}")]
-    Status { name: String, status: u16 },
-    #[error("{name}: {source}")]
-    Network { name: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("gave up after {attempts} tries: {last}\n  hint: run it again; the download goes on where it stopped")]
-    GaveUp { attempts: u32, last: Box<FetchError> },
-    #[error(
-        "{name}: the content does not match its hash (from {url}), twice\n  hint: the server or a proxy damages it; nothing was kept"
-    )]
-    WrongHash { name: String, url: String },
-    #[error("{}: sha256 is {found}, the recipe says {expected}\n  hint: get the right file, or correct the recipe if you trust this one", path.display())]
-    WrongSha256 { path: PathBuf, found: String, expected: String },
-    #[error("{name}: the server names a file {file:?}, which would leave the cache or forge a line; refused")]
-    UnsafeName { name: String, file: String },
-    #[error("{name}: the server's answer makes no sense: {what}")]
-    BadAnswer { name: String, what: String },
-    #[error("{name}: no file matches {globs}\n  hint: the repository has: {present}{help}")]
-    NothingMatches { name: String, globs: String, present: String, help: &'static str },
-    /// What was asked for, or all that there is, is no model.
-    #[error("{name}: {message}")]
-    NoModel { name: String, message: String },
-    #[error("{need} MB are needed in {}, {free} MB are free\n  hint: free some, or set HF_HOME and WATUS_CACHE_DIR to a larger disk", folder.display())]
-    DiskFull { folder: PathBuf, need: u64, free: u64 },
-    #[error(
-        "{name} is not in the cache, and --offline forbids fetching it\n  hint: run `watus-build fetch` once with a network"
-    )]
-    Offline { name: String },
-    #[error("{}: {message}\n  hint: `path:` names a file or a folder of files", path.display())]
-    NotAFile { path: PathBuf, message: String },
-    #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
-    NoSuchPath { path: PathBuf },
-    #[error("{name}: {}", unreadable(message, kept))]
-    Unreadable { name: String, message: Diagnostic, kept: String },
-    #[error("{model}: {message}")]
-    Ollama { model: String, message: Diagnostic },
-    #[error("pip could not download {requirement}: {message}")]
-    Pip { requirement: String, message: Diagnostic },
-    #[error("{package}: {message}")]
-    Wheel { package: String, message: Diagnostic },
-    #[error("{}: {message}\n  hint: delete it to pin anew", path.display())]
-    Lock { path: PathBuf, message: String },
-}
-
-/// Why a file's beginning was enough, and the next step: the judge's own, where it names one.
-fn unreadable(why: &Diagnostic, kept: &str) -> Diagnostic {
-    let what = Diagnostic::new(format!("{}; {kept} of it were downloaded", why.message));
-    what.with_help(why.help.as_deref().unwrap_or(ANOTHER))
-}
-
-const ANOTHER: &str = "name another file with `file:`, e.g. one in Q4_K_M, Q8_0 or F16";
 
 /// One file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,6 +5,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::diagnostic::Diagnostic;
+
 /// Instructions, sampling and ends of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Modelfile {
@@ -68,7 +70,7 @@ impl Modelfile {
     }
 
     /// Takes a layer of parameters; what is to be said aloud.
-    pub(super) fn parameters(&mut self, values: &Map<String, Value>) -> Result<Vec<String>, String> {
+    pub(super) fn parameters(&mut self, values: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
         let mut left = Vec::new();
         for (name, value) in values {
             match name.as_str() {
@@ -105,7 +107,7 @@ impl Modelfile {
         serde_json::to_string(&fields)
     }
 
-    fn number(&mut self, name: &str, value: &Value) -> Result<(), String> {
+    fn number(&mut self, name: &str, value: &Value) -> Result<(), Diagnostic> {
         let number = value.as_f64().filter(|number| number.is_finite());
         if let Some((_, neutral)) = NEUTRAL.iter().find(|(have, _)| *have == name) {
             return if number == Some(*neutral) { Ok(()) } else { Err(unsupported(name, value)) };
@@ -129,7 +131,7 @@ impl Modelfile {
         Ok(())
     }
 
-    fn stops(&mut self, value: &Value) -> Result<(), String> {
+    fn stops(&mut self, value: &Value) -> Result<(), Diagnostic> {
         let stops: Option<Vec<&str>> = match value {
             Value::String(stop) => Some(vec![stop]),
             Value::Array(stops) => stops.iter().map(Value::as_str).collect(),
@@ -142,7 +144,7 @@ impl Modelfile {
         Ok(())
     }
 
-    fn seed(&mut self, value: &Value) -> Result<(), String> {
+    fn seed(&mut self, value: &Value) -> Result<(), Diagnostic> {
         // Below 0: by the clock.
         match (value.as_u64(), value.as_i64()) {
             (Some(seed), _) => {
@@ -185,15 +187,13 @@ impl Modelfile {
     }
 }
 
-fn odd(name: &str, value: &Value) -> String {
-    format!("parameter `{name}` is {}, which makes no sense", short(value))
+fn odd(name: &str, value: &Value) -> Diagnostic {
+    Diagnostic::new(format!("parameter `{name}` is {}, which makes no sense", short(value)))
 }
 
-fn unsupported(name: &str, value: &Value) -> String {
-    format!(
-        "parameter `{name}` ({}) changes the answers, and is not supported\n  hint: `path:` with the blob of the model takes \
-         its weights alone; `ollama create` makes a model without the parameter",
-        short(value)
+fn unsupported(name: &str, value: &Value) -> Diagnostic {
+    Diagnostic::new(format!("parameter `{name}` ({}) changes the answers, and is not supported", short(value))).with_help(
+        "`path:` with the blob of the model takes its weights alone; `ollama create` makes a model without the parameter",
     )
 }
 
@@ -205,7 +205,7 @@ fn short(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn read(values: Value) -> Result<(Value, Vec<String>), String> {
+    fn read(values: Value) -> Result<(Value, Vec<String>), Diagnostic> {
         let mut modelfile = Modelfile::default();
         let notes = modelfile.parameters(values.as_object().unwrap())?;
         Ok((Value::Object(modelfile.generation), notes))
@@ -246,7 +246,7 @@ mod tests {
             (json!({"stop": [1]}), "parameter `stop` is [1]"),
             (json!({"seed": "x"}), "parameter `seed` is \"x\""),
         ] {
-            let error = read(values.clone()).unwrap_err();
+            let error = read(values.clone()).unwrap_err().to_string();
             assert!(error.contains(part), "{values}: {error}");
         }
     }

@@ -161,8 +161,8 @@ pub(super) fn modelfile(model: &str, progress: &dyn Progress) -> Result<Modelfil
         modelfile.system(&found.text(layer)?);
     }
     for layer in found.layers(&["params"]) {
-        let about = |error: String| found.error(format!("its parameters ({}): {error}", layer.digest));
-        let values = serde_json::from_str(&found.text(layer)?).map_err(|error| about(error.to_string()))?;
+        let about = |error: Diagnostic| found.error(error.at(format!("its parameters ({})", layer.digest)));
+        let values = serde_json::from_str(&found.text(layer)?).map_err(|error| about(error.to_string().into()))?;
         modelfile.parameters(&values).map_err(about)?.iter().for_each(|note| warn(note));
     }
     modelfile.has_template = found.layers(&["template", "prompt"]).next().is_some();

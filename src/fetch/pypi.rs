@@ -45,16 +45,15 @@ const NEWEST_PYTHON: &str = "3.13";
 
 /// What pip said that tells most: its error, and before it why it could not reach the index, which old versions say in a warning
 /// alone.
-fn complaint(stderr: &str, requirement: &str) -> String {
+fn complaint(stderr: &str, requirement: &str) -> Diagnostic {
     let error = stderr.lines().rfind(|line| line.starts_with("ERROR")).or(stderr.lines().last()).unwrap_or("no output");
     let unreached = ["Retrying", "Could not fetch URL", "CERTIFICATE_VERIFY_FAILED", "connection broken"];
     let reason = stderr.lines().find(|line| unreached.iter().any(|word| line.contains(word)));
     match reason.filter(|reason| *reason != error) {
-        Some(reason) => format!(
-            "{error}\n  {reason}\n  hint: is the package index reachable from here? PIP_INDEX_URL, PIP_PROXY and PIP_CERT are \
-             pip's, and hold here too"
+        Some(reason) => Diagnostic::new(format!("{error}\n  {reason}")).with_help(
+            "is the package index reachable from here? PIP_INDEX_URL, PIP_PROXY and PIP_CERT are pip's, and hold here too",
         ),
-        None => format!("{error}\n  hint: `python3 -m pip download {requirement}` shows more"),
+        None => Diagnostic::new(error).with_help(format!("`python3 -m pip download {requirement}` shows more")),
     }
 }
 
@@ -162,7 +161,7 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
         output = pip(Some(NEWEST_PYTHON))?;
     }
     if !output.status.success() {
-        return Err(failed(complaint(&String::from_utf8_lossy(&output.stderr), requirement).into()));
+        return Err(failed(complaint(&String::from_utf8_lossy(&output.stderr), requirement)));
     }
     let mut wheels = fs::read_dir(folder).map_err(about(folder))?.flatten().map(|entry| entry.path());
     wheels
@@ -180,11 +179,11 @@ mod tests {
         let stderr = "WARNING: Retrying (Retry(total=4)) after connection broken by 'SSLError(SSLCertVerificationError(1, '[SSL: \
                       CERTIFICATE_VERIFY_FAILED]'))': /simple/p/\nWARNING: Retrying (Retry(total=3))\n\
                       ERROR: Could not find a version\nERROR: No matching distribution found for p==1\n";
-        let text = complaint(stderr, "p==1");
+        let text = complaint(stderr, "p==1").to_string();
         assert!(
             text.starts_with("ERROR: No matching distribution found for p==1\n  WARNING: Retrying (Retry(total=4))")
         );
         assert!(text.contains("CERTIFICATE_VERIFY_FAILED") && text.contains("hint: is the package index reachable"));
-        assert_eq!(complaint("", "p==1"), "no output\n  hint: `python3 -m pip download p==1` shows more");
+        assert_eq!(complaint("", "p==1").to_string(), "no output\n  hint: `python3 -m pip download p==1` shows more");
     }
 }

@@ -159,7 +159,7 @@ impl CpuExecutor {
             true => observed_layer_graph(&self.model, shape),
             false => layer_graph(&self.model, shape, DType::Float32),
         };
-        let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+        let graph = graph.map_err(|error| BackendError::Load(error.into()))?;
         let operands = if shape.cache > 0 { 6 } else { 4 };
         let mut transposed = vec![false; operands];
         transposed.extend(self.model.layer_weights(0).iter().map(|weight| weight.role.is_matrix()));
@@ -211,7 +211,7 @@ impl CpuExecutor {
                 operands.push(plain(&past[..], &stored.value));
             }
             operands.extend(weights.iter().map(operand));
-            let missing = || BackendError::Load("a pass has no graph".to_owned());
+            let missing = || BackendError::Load("a pass has no graph".into());
             let program = self.layers.get_mut(&(shape, observed)).ok_or_else(missing)?;
             let mut outputs = program.run(&operands)?;
             if let Some((sums, _)) = &mut self.observed {
@@ -234,7 +234,7 @@ impl CpuExecutor {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let graph = head_graph(&self.model, rows, DType::Float32);
-                let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+                let graph = graph.map_err(|error| BackendError::Load(error.into()))?;
                 entry.insert(Program::new(self.engine, graph, vec![false, false, true])?)
             }
         };

@@ -3,30 +3,54 @@
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
 use crate::convert::MASKED;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 
 /// Why a model could not be loaded or run.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
 pub enum LlmError {
     #[error(transparent)]
     Backend(#[from] BackendError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("{what} of {have} tokens is longer than the {limit} this engine was built for\n  hint: {help}")]
-    TooLong { what: &'static str, have: usize, limit: usize, help: String },
-    #[error("{}: {message}", path.display())]
-    Text { path: std::path::PathBuf, message: Diagnostic },
-    #[error("{0}")]
+    TooLong {
+        what: &'static str,
+        have: usize,
+        limit: usize,
+        help: String,
+    },
+    Text {
+        path: std::path::PathBuf,
+        message: Diagnostic,
+    },
+    /// The fault of what was asked: put otherwise it may be answered.
     Request(String),
+    /// A fault of this program or of the model's files, which no other request is to blame for either.
+    Internal(Diagnostic),
     /// Nobody's fault: the same request may be answered a moment later.
-    #[error("{0}")]
     Busy(String),
-    #[error(
-        "the model's logits for this prompt are not finite: its activations overflow\n  hint: build the engine with \
-         `precision: bf16` or `fp32`"
-    )]
     NotFinite,
+}
+
+impl Diagnose for LlmError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Backend(error) => error.diagnostic(),
+            Self::Checkpoint(error) => error.diagnostic(),
+            Self::TooLong { what, have, limit, help } => {
+                Diagnostic::new(format!("{what} of {have} tokens is longer than the {limit} this engine was built for"))
+                    .with_help(help)
+            }
+            Self::Text { path, message } => message.clone().at(path.display()),
+            Self::Request(message) | Self::Busy(message) => Diagnostic::new(message),
+            Self::Internal(message) => message.clone(),
+            Self::NotFinite => {
+                Diagnostic::new("the model's logits for this prompt are not finite: its activations overflow")
+                    .with_help("build the engine with `precision: bf16` or `fp32`")
+            }
+        }
+    }
 }
 
 impl LlmError {
@@ -122,7 +146,7 @@ pub trait Executor: Send {
     /// All logits of a step that was collected as [`Logits::Top`], until something else is begun. Executors that always give
     /// [`Logits::All`] have none left.
     fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
-        Err(LlmError::Request(format!("the logits of step {step} were handed out")))
+        Err(LlmError::Internal(format!("the logits of step {step} were handed out").into()))
     }
     /// All of it at once. Logits: `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
@@ -154,13 +178,14 @@ pub trait Executor: Send {
     fn bytes_per_step(&self) -> u64;
 }
 
-/// Checks what every executor must.
+/// Checks what every executor must. Requests were checked before ([`super::request::Request::check`]): what fails here is nobody
+/// else's fault.
 pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
     if slot >= executor.slots() {
-        return Err(LlmError::Request(format!("slot {slot} of {}", executor.slots())));
+        return Err(LlmError::Internal(format!("slot {slot} of {}", executor.slots()).into()));
     }
     if tokens.is_empty() {
-        return Err(LlmError::Request("no tokens".to_owned()));
+        return Err(LlmError::Internal("no tokens".into()));
     }
     let end = position + tokens.len();
     if end > executor.max_len() {
@@ -168,7 +193,7 @@ pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, token
         return Err(LlmError::TooLong { what: "a sequence", have: end, limit: executor.max_len(), help });
     }
     match tokens.iter().find(|token| **token as usize >= executor.vocab_size()) {
-        Some(token) => Err(LlmError::Request(format!("token {token} is not in the vocabulary"))),
+        Some(token) => Err(LlmError::Internal(format!("token {token} is not in the vocabulary").into())),
         None => Ok(()),
     }
 }

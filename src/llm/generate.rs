@@ -153,12 +153,11 @@ impl Generator {
         if !steps.is_empty()
             && let Err(error) = self.executor.launch(&steps)
         {
-            let refused = error.to_string();
             if error.is_fatal() {
                 return Err(error);
             }
             for (slot, _) in std::mem::take(&mut self.launched) {
-                self.fail(slot, LlmError::Request(refused.clone()))?;
+                self.fail(slot, error.clone())?;
             }
         }
         self.forget_spoilt()?;
@@ -305,7 +304,7 @@ impl Generator {
         loop {
             for piece in self.step()?.into_iter().filter(|piece| piece.request == number) {
                 if let Some(failure) = piece.failure {
-                    return Err(LlmError::Request(failure));
+                    return Err(failure);
                 }
                 let wanted = hear(&piece);
                 if piece.finish.is_some() {
@@ -368,7 +367,7 @@ impl Active {
             }
             Err(error) => {
                 let choice = Choice { token: self.next, logprob: None, top: Vec::new() };
-                Piece { request, text: String::new(), choice, usage, finish: None, failure: Some(error.to_string()) }
+                Piece { request, text: String::new(), choice, usage, finish: None, failure: Some(error) }
             }
         })
     }

@@ -11,6 +11,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
 
 use super::executor::LlmError;
+use crate::diagnostic::Diagnostic;
 
 /// What a special token's spelling begins with, so that no text can spell it.
 pub const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
@@ -23,14 +24,14 @@ impl Grammars {
     pub fn new(words: &[Vec<u8>], ends: &BTreeSet<u32>) -> Result<Self, LlmError> {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
-            let what = "the model has no token that ends an answer\n  hint: its generation_config.json should name eos_token_id";
-            return Err(LlmError::Request(what.to_owned()));
+            let what = Diagnostic::new("the model has no token that ends an answer");
+            return Err(LlmError::Internal(what.with_help("its generation_config.json should name eos_token_id")));
         };
         let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let factory = ParserFactory::new_simple(&environment);
-        let mut factory = factory.map_err(|error| LlmError::Request(format!("grammars: {error:#}")))?;
+        let mut factory = factory.map_err(|error| LlmError::Internal(format!("grammars: {error:#}").into()))?;
         factory.quiet();
         bound(factory.limits_mut());
         Ok(Self(factory))

@@ -97,7 +97,7 @@ pub struct Piece {
     /// Set on the last piece.
     pub finish: Option<Finish>,
     /// Why there will be no more, if this answer failed. Others go on.
-    pub failure: Option<String>,
+    pub failure: Option<LlmError>,
 }
 
 /// What an answer took.

@@ -9,6 +9,7 @@ use super::Model;
 use super::attributes::{Attributes, graphs, input};
 use super::facts::Facts;
 use super::parser::pooling;
+use crate::diagnostic::Diagnostic;
 
 /// Which of TensorRT's parsers reads a model, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,19 +123,20 @@ pub const INTEGER: &[&str] = &[
 /// Why a model that comes quantised is not built. TensorRT-RTX computes with no 8-bit activations, TensorRT wants INT8
 /// settings that a build here does not make, neither knows the integer operators; and the pass to half precision would
 /// take a DequantizeLinear's output for integers. Weights alone that are widened to float32 are TensorRT's to judge.
-pub(super) fn quantised(model: &Model, half: bool) -> Option<String> {
+pub(super) fn quantised(model: &Model, half: bool) -> Option<Diagnostic> {
     let is_quantised = |op: &str| op == "QuantizeLinear" || op.starts_with("QLinear") || INTEGER.contains(&op);
     let nodes = &model.proto.graph.node;
     let first = nodes.iter().find(|node| is_quantised(&node.op_type) || half && node.op_type == "DequantizeLinear")?;
     let count = nodes.iter().filter(|node| is_quantised(&node.op_type) || node.op_type == "DequantizeLinear").count();
-    Some(format!(
-        "it comes quantised: {count} of its {} nodes, the first of them '{}' ({}){}\n  hint: take the float model it was made \
-         of, with `precision: fp16` where it should be small and fast",
+    let what = format!(
+        "it comes quantised: {count} of its {} nodes, the first of them '{}' ({}){}",
         nodes.len(),
         first.name,
         first.op_type,
         if has_unsigned(model) { "; with uint8 values besides, where TensorRT takes symmetric int8 alone" } else { "" },
-    ))
+    );
+    let help = "take the float model it was made of, with `precision: fp16` where it should be small and fast";
+    Some(Diagnostic::new(what).with_help(help))
 }
 
 /// Whether a zero point is of uint8: an asymmetric quantisation, which onnxruntime makes by default.
@@ -229,16 +231,16 @@ mod tests {
     #[test]
     fn models_that_come_quantised_are_told_in_one_sentence() {
         let signed = || TensorData::I8(vec![0]);
-        let told = model(signed(), false).quantised(false).unwrap();
+        let told = model(signed(), false).quantised(false).unwrap().to_string();
         assert!(
             told.starts_with("it comes quantised: 2 of its 3 nodes, the first of them 'QuantizeLinear_0'"),
             "{told}"
         );
         assert!(told.contains("hint: take the float model") && !told.contains("uint8"), "{told}");
-        let told = model(TensorData::U8(vec![128]), false).quantised(true).unwrap();
+        let told = model(TensorData::U8(vec![128]), false).quantised(true).unwrap().to_string();
         assert!(told.contains("symmetric int8 alone"), "{told}");
         assert_eq!(model(signed(), true).quantised(false), None);
-        let told = model(signed(), true).quantised(true).unwrap();
+        let told = model(signed(), true).quantised(true).unwrap().to_string();
         assert!(told.contains("1 of its 2 nodes") && told.contains("(DequantizeLinear)"), "{told}");
     }
 

@@ -105,12 +105,10 @@ pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), Diagnos
         let length = match lengths.get(&place.location) {
             Some(length) => *length,
             None => {
-                let length = file_length(path, &place.location).map_err(|why| Diagnostic {
-                    message: format!(
-                        "tensor `{}` keeps its data in `{}`, {}",
-                        tensor.name, place.location, why.message
-                    ),
-                    help: why.help,
+                let length = file_length(path, &place.location).map_err(|why| {
+                    why.map_message(|why| {
+                        format!("tensor `{}` keeps its data in `{}`, {why}", tensor.name, place.location)
+                    })
                 })?;
                 lengths.insert(place.location.clone(), length);
                 length

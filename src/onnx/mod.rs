@@ -41,7 +41,7 @@ pub use half::Half;
 pub use opset::NEWEST as NEWEST_OPSET;
 pub use reference::{GUARD_LIMIT, Guard};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::tensor::{DType, TensorSpec};
 
 /// Protobuf's own limit; larger models keep their weights in external files.
@@ -55,6 +55,12 @@ pub struct OnnxError {
     pub path: PathBuf,
     /// What is wrong, naming the tensor or node.
     pub message: Diagnostic,
+}
+
+impl Diagnose for OnnxError {
+    fn diagnostic(&self) -> Diagnostic {
+        self.message.clone().at(self.path.display())
+    }
 }
 
 impl OnnxError {
@@ -248,13 +254,13 @@ impl Model {
         check::complaint(self, parser)
     }
 
-    /// Why `tensorrt` did not build the model, where the graph tells more than what was `said`: a node, and a hint.
-    pub fn not_built(&self, tensorrt: &str, said: &str) -> Option<String> {
+    /// Why `tensorrt` did not build the model, where the graph tells more than what was `said`: a node, and what to do.
+    pub fn not_built(&self, tensorrt: &str, said: &str) -> Option<Diagnostic> {
         unbuilt::told(self, tensorrt, said)
     }
 
     /// Why a model that comes quantised cannot be built, to be computed in `half` precision or not.
-    pub fn quantised(&self, half: bool) -> Option<String> {
+    pub fn quantised(&self, half: bool) -> Option<Diagnostic> {
         check::quantised(self, half)
     }
 

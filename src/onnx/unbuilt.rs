@@ -7,6 +7,7 @@ use onnx_protobuf::{GraphProto, NodeProto};
 
 use super::Model;
 use super::attributes::{Attributes, graphs, input};
+use crate::diagnostic::Diagnostic;
 
 /// An operator that gives as much as its inputs' values make it.
 #[derive(Debug, PartialEq)]
@@ -80,9 +81,9 @@ enum Cause<'m> {
     Nothing,
 }
 
-/// Why `tensorrt` did not build a model, where its graph tells: node and operator, then a hint. `said` are the words of our
+/// Why `tensorrt` did not build a model, where its graph tells: node and operator, and what to do. `said` are the words of our
 /// shim (cpp/src/builder.cc) with TensorRT's.
-pub(super) fn told(model: &Model, tensorrt: &str, said: &str) -> Option<String> {
+pub(super) fn told(model: &Model, tensorrt: &str, said: &str) -> Option<Diagnostic> {
     let mut nodes = Vec::new();
     let mut varying = HashSet::new();
     walk(&model.proto.graph, &mut varying, &mut nodes);
@@ -121,7 +122,7 @@ pub(super) fn told(model: &Model, tensorrt: &str, said: &str) -> Option<String> 
             (String::new(), "export the model with other operators there; what TensorRT says follows".to_owned())
         }
     };
-    Some(format!("{label}: {tensorrt} does not build it{why}\n  hint: {way}"))
+    Some(Diagnostic::new(format!("{label}: {tensorrt} does not build it{why}")).with_help(way))
 }
 
 /// The node that a builder's words are about.
@@ -250,12 +251,12 @@ mod tests {
             ),
         ];
         for (operator, inputs, said, why, way) in cases {
-            let told = model(operator, inputs).not_built(RTX, &said).unwrap_or_default();
+            let told = model(operator, inputs).not_built(RTX, &said).unwrap_or_default().to_string();
             assert!(told.starts_with(&format!("node 'made' ({operator}): {RTX} does not build it")), "{said}: {told}");
             let (first, hint) = told.split_once("  hint: ").unwrap();
             assert!(first.contains(why) && hint.contains(way), "{said}: {told}");
         }
-        let told = model("NonZero", &["x"]).not_built("TensorRT 10.3.0", &unread("NonZero")).unwrap();
+        let told = model("NonZero", &["x"]).not_built("TensorRT 10.3.0", &unread("NonZero")).unwrap().to_string();
         assert!(!told.contains("Jetson"), "{told}");
     }
 
@@ -295,7 +296,7 @@ mod tests {
         graph.output("y", DType::Int64, &[None, None]);
         let model = graph.finish(Path::new("g.onnx")).unwrap();
         let said = "TensorRT cannot read g.onnx\n  node 'NonZero_0' (NonZero): no";
-        let told = model.not_built(RTX, said).unwrap();
+        let told = model.not_built(RTX, said).unwrap().to_string();
         assert!(told.starts_with("node 'NonZero_0' (NonZero)") && told.contains("how many places"), "{told}");
     }
 }

@@ -15,6 +15,7 @@ use crate::artifact::{about, is_same_file, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::BuildOptions;
 use crate::backend::tensorrt::source::{Wish, explained, ready};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::add_metadata;
 use crate::fetch::{Hashes, Lock};
 use crate::manifest::layout::{IMAGES, MODEL, engine_file};
@@ -142,13 +143,16 @@ impl Target for GraphTarget {
         format!("about {} of memory, {have} available", memory::text(self.memory))
     }
 
-    fn too_large(&self, available: u64) -> String {
-        format!(
-            "{}: the build needs about {}, {} are available\n  hint: close other programs, set build.workspace_mib, lower \
-             build.batch, add swap on a disk, or try all the same with --force",
+    fn too_large(&self, available: u64) -> Diagnostic {
+        Diagnostic::new(format!(
+            "{}: the build needs about {}, {} are available",
             self.plan.name,
             memory::text(self.memory),
             memory::text(available)
+        ))
+        .with_help(
+            "close other programs, set build.workspace_mib, lower build.batch, add swap on a disk, or try all the same with \
+             --force",
         )
     }
 
@@ -204,18 +208,18 @@ impl Target for GraphTarget {
         };
         let built = self.floats.built();
         let source = self.sources.first().map_or(self.floats.model.path(), PathBuf::as_path);
-        let name = |message: String| {
-            let message = [MODEL, LEAN_MODEL, HALF_MODEL].iter().fold(message, |message, model| {
-                message.replace(&*staged.join(model).to_string_lossy(), &source.to_string_lossy())
+        let named = |text: &str| {
+            let text = [MODEL, LEAN_MODEL, HALF_MODEL].iter().fold(text.to_owned(), |text, model| {
+                text.replace(&*staged.join(model).to_string_lossy(), &source.to_string_lossy())
             });
-            built.name_nodes(&message)
+            built.name_nodes(&text)
         };
         let error = match error {
-            BackendError::Build(message) => {
-                BackendError::Build(explained(built, source, self.machine.tensorrt, name(message)))
+            BackendError::Build(said) => {
+                BackendError::Build(explained(built, source, self.machine.tensorrt, said.map_message(named)))
             }
-            BackendError::Load(message) => BackendError::Load(name(message)),
-            BackendError::Run(message) => BackendError::Run(name(message)),
+            BackendError::Load(said) => BackendError::Load(said.map_message(named)),
+            BackendError::Run(said) => BackendError::Run(said.map_message(named)),
             other => other,
         };
         error.into()
@@ -251,7 +255,8 @@ pub(super) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyh
     place::check_onnx_file(&path, context.force)?;
     let fetched = sources::fetch(plan, &context.fetcher, lock)?;
     if fetched.files.iter().any(|file| is_same_file(&file.path, &path)) {
-        bail!("{} is the source itself\n  hint: choose another folder with --output", path.display());
+        let what = Diagnostic::new(format!("{} is the source itself", path.display()));
+        bail!(what.with_help("choose another folder with --output"));
     }
     let Vision { mut model, meaning, sources, notes } = vision::load(plan, &fetched)?;
     context.warn(&plan.name, &notes);

@@ -28,6 +28,7 @@ use anyhow::{Context as _, bail};
 
 use crate::artifact::{StagedDirectory, about, cache_dir, sweep};
 use crate::backend::BackendError;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::fetch::{Fetcher, Hashes, Lock};
 use crate::manifest::{BuildRecord, FORMAT, Key, Manifest};
 use crate::memory;
@@ -86,14 +87,20 @@ pub struct Outcome {
 
 /// The verification failed, and `--force` was not given.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{name}: the engine did not pass verification and was not published\n{details}\n  hint: `--force` publishes it all the same, for a closer look"
-)]
+#[error("{}", self.diagnostic())]
 pub struct NotProved {
     /// The recipe's name.
     pub name: String,
     /// The failed checks.
     pub details: String,
+}
+
+impl Diagnose for NotProved {
+    fn diagnostic(&self) -> Diagnostic {
+        let Self { name, details } = self;
+        Diagnostic::new(format!("{name}: the engine did not pass verification and was not published\n{details}"))
+            .with_help("`--force` publishes it all the same, for a closer look")
+    }
 }
 
 /// Everything known before TensorRT starts.
@@ -242,14 +249,14 @@ fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Contex
     let folder = context.output.join(name);
     if report.failed() && !context.force {
         let failed = report.checks.iter().filter(|check| check.status == verify::Status::Failed);
-        let details: Vec<String> = failed.map(|check| format!("  {}: {}", check.name, check.detail)).collect();
+        let details: Vec<String> = failed.map(|check| format!("  {}: {}", check.name, check.seen())).collect();
         return Err(NotProved { name: name.to_owned(), details: details.join("\n") }.into());
     }
     if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(BackendError::Cancelled.into());
     }
     for check in report.checks.iter().filter(|check| check.status == verify::Status::Warned) {
-        context.progress.event(Event::Warning(&format!("{name}: {}: {}", check.name, check.detail)));
+        context.progress.event(Event::Warning(&format!("{name}: {}: {}", check.name, check.seen())));
     }
     let mut manifest = Manifest::load(staged.path())?;
     manifest.verify.judge.clone_from(&report.judged_by);

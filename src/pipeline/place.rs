@@ -13,6 +13,7 @@ use rustix::fs::ioctl_ficlone;
 use super::Context;
 use crate::artifact::{about, free_space, sweep};
 use crate::backend::BackendError;
+use crate::diagnostic::Diagnostic;
 use crate::fetch::Hashes;
 use crate::llm::text::TEXT_FILES;
 use crate::manifest::Manifest;
@@ -23,10 +24,8 @@ use crate::recipe::SourcePlan;
 
 /// What stands where a result should go, if not one of ours.
 fn occupied(place: &Path, what: &str, or: &str) -> anyhow::Error {
-    anyhow::anyhow!(
-        "{} {what}; it was left as it is\n  hint: move it away, or choose another folder with --output{or}",
-        place.display()
-    )
+    let what = Diagnostic::new(format!("{} {what}; it was left as it is", place.display()));
+    what.with_help(format!("move it away, or choose another folder with --output{or}")).into()
 }
 
 /// What is at `place`; `None` where nothing is.
@@ -214,11 +213,15 @@ fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
     let free = free_space(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
     ensure!(
         bytes <= free,
-        "{} are to be copied to {}, {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a \
-         `hub:` source is linked and takes none",
-        crate::memory::text(bytes),
-        folder.display(),
-        crate::memory::text(free)
+        Diagnostic::new(format!(
+            "{} are to be copied to {}, {} are free",
+            crate::memory::text(bytes),
+            folder.display(),
+            crate::memory::text(free)
+        ))
+        .with_help(
+            "free some, or choose a folder on a larger disk with --output; a `hub:` source is linked and takes none"
+        )
     );
     if bytes > 1_000_000_000 {
         let size = crate::memory::text(bytes);

@@ -6,6 +6,7 @@ use anyhow::bail;
 
 use crate::backend::isolated::{Isolated, ProofProcess};
 use crate::backend::tensorrt::{BuildOptions, BuilderFlags};
+use crate::diagnostic::Diagnostic;
 use crate::onnx::{Given, Model};
 use crate::recipe::{BuildPlan, InputRange, InputShape, InputValue, ModelPlan, Plan};
 use crate::spec::{Family, ShapeRange, Version};
@@ -87,13 +88,13 @@ fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyho
             _ => None,
         });
         let Some(size) = given.or(*dim).or(if axis == 0 { Some(plan.build.batch) } else { pixels }) else {
+            let shape = vec!["1"; input.shape.len()].join(", ");
             bail!(
-                "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
-                 {{ {}: [{}] }} }}",
-                plan.name,
-                input.name,
-                input.name,
-                vec!["1"; input.shape.len()].join(", ")
+                Diagnostic::new(format!("{}: dimension {axis} of input `{}` is dynamic", plan.name, input.name))
+                    .with_help(format!(
+                        "fix it in the recipe, e.g. build: {{ shapes: {{ {}: [{shape}] }} }}",
+                        input.name
+                    ))
             );
         };
         shape.push(size);
@@ -147,7 +148,10 @@ impl Typing {
         match dtype {
             _ if version.family == Family::Rtx || version.major >= 9 => Ok(Typing::Strong),
             DType::Float16 => Ok(Typing::Permitted { fp16: true }),
-            DType::BFloat16 => bail!("{}: {version} has no bfloat16\n  hint: use `precision: fp16`", plan.name),
+            DType::BFloat16 => {
+                let what = Diagnostic::new(format!("{}: {version} has no bfloat16", plan.name));
+                bail!(what.with_help("use `precision: fp16`"))
+            }
             _ => Ok(Typing::Permitted { fp16: false }),
         }
     }

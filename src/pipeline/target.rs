@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::Context;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::Hashes;
 use crate::manifest::{EngineContents, Key, VerifyRecord};
 use crate::spec::{DeviceInfo, Version};
@@ -73,7 +74,7 @@ pub(super) trait Target {
     fn memory_text(&self) -> String;
 
     /// Why so many bytes are too few, and what would help.
-    fn too_large(&self, available: u64) -> String;
+    fn too_large(&self, available: u64) -> Diagnostic;
 
     /// How it will be proved, for people.
     fn proof_text(&self) -> String;

@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use crate::artifact::about;
+use crate::diagnostic::Diagnostic;
 use crate::manifest::layout::INPUTS;
 use crate::onnx::Model;
 use crate::recipe::Plan;
@@ -23,8 +24,9 @@ pub(super) fn own_inputs(plan: &Plan, model: &Model) -> anyhow::Result<Vec<Vec<P
         }
         let mut paths = Vec::new();
         for spec in &inputs {
-            let path = files.get(&spec.name).with_context(|| {
-                format!("{}: `verify: inputs` has no file for `{}`\n  hint: name one in each try", plan.name, spec.name)
+            let path = files.get(&spec.name).ok_or_else(|| {
+                Diagnostic::new(format!("{}: `verify: inputs` has no file for `{}`", plan.name, spec.name))
+                    .with_help("name one in each try")
             })?;
             let tensor = regular_file::open(path).and_then(read_npy).map_err(about(path))?;
             if tensor.dtype() != spec.dtype || !spec.accepts(tensor.shape()) {
@@ -43,12 +45,8 @@ fn check_finite(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
     let values = tensor.to_f64();
     let Some(index) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
     let place = unravel(index, tensor.shape());
-    bail!(
-        "{}: its value at {place:?} is {}, and proves nothing\n  hint: give finite numbers; for what a mask hides, the lowest \
-         of the type",
-        path.display(),
-        values[index]
-    )
+    let what = format!("{}: its value at {place:?} is {}, and proves nothing", path.display(), values[index]);
+    bail!(Diagnostic::new(what).with_help("give finite numbers; for what a mask hides, the lowest of the type"))
 }
 
 /// A try's files as the engine directory has them.

@@ -16,6 +16,7 @@ use crate::checkpoint::torch::TorchFile;
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::Config;
 use crate::convert::vision::{answers, classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::Fetched;
 use crate::manifest::{EngineContents, GraphEngine};
 use crate::onnx::Model;
@@ -101,8 +102,9 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
 
 /// A classifier in an ONNX file, which says nothing of pictures.
 fn onnx_classifier(plan: &Plan, classifier: &ClassifierPlan, path: PathBuf) -> anyhow::Result<Vision> {
-    let preprocess = classifier.preprocess.clone().with_context(|| {
-        format!("{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`", plan.name)
+    let preprocess = classifier.preprocess.clone().ok_or_else(|| {
+        Diagnostic::new(format!("{}: an ONNX file does not say how pictures become tensors", plan.name))
+            .with_help("add `preprocess:`")
     })?;
     let mut vision = onnx(path.clone(), Meaning::Tensors)?;
     let model = (&vision.model, path.as_path());
@@ -127,7 +129,8 @@ pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::R
     let inputs = model.inputs()?;
     let [input] = &inputs[..] else {
         let count = inputs.len();
-        bail!("{}: it has {count} inputs; pictures want one\n  hint: use `kind: onnx`", place.display());
+        let what = Diagnostic::new(format!("{}: it has {count} inputs; pictures want one", place.display()));
+        bail!(what.with_help("use `kind: onnx`"));
     };
     PictureInput::new(&preprocess, input).with_context(|| place.display().to_string())?;
     if let Some(classifier) = classifier {
@@ -156,19 +159,19 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
         Some(preprocess) => preprocess.clone(),
         None => {
             let beside = sources.iter().find(|path| path.ends_with("preprocessor_config.json"));
-            let path = beside.with_context(|| {
-                format!(
-                    "{}: preprocessor_config.json is missing: how pictures become tensors\n  hint: add `preprocess:`",
-                    checkpoint.config_path.display()
-                )
+            let path = beside.ok_or_else(|| {
+                let path = checkpoint.config_path.display();
+                let what = "preprocessor_config.json is missing: how pictures become tensors";
+                Diagnostic::new(what).with_help("add `preprocess:`").at(path)
             })?;
             preprocess(&Config::new(path, &read_json(path)?), trained.and_then(pixels))?
         }
     };
     let size = preprocess.size.map(|size| size.map(|side| side as usize)).or(trained);
-    let size = size.with_context(|| {
-        let path = checkpoint.config_path.display();
-        format!("{path}: nothing says what size pictures have\n  hint: add `preprocess: {{ size: [224, 224] }}`")
+    let size = size.ok_or_else(|| {
+        Diagnostic::new("nothing says what size pictures have")
+            .with_help("add `preprocess: { size: [224, 224] }`")
+            .at(checkpoint.config_path.display())
     })?;
     let model = classifier_model(&checkpoint, size, None)?;
     let preprocess = Preprocess { size: pixels(size), ..preprocess };

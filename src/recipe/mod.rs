@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::log::printable;
 use crate::regular_file;
 
@@ -44,7 +45,7 @@ pub enum RecipeError {
         source: std::io::Error,
     },
     /// The file is not a valid recipe.
-    #[error("{}{}: {message}{}", path.display(), at(*line), help.as_ref().map(|help| format!("\n  hint: {help}")).unwrap_or_default())]
+    #[error("{}", self.diagnostic())]
     Invalid {
         /// The recipe.
         path: PathBuf,
@@ -57,8 +58,17 @@ pub enum RecipeError {
     },
 }
 
-fn at(line: Option<usize>) -> String {
-    line.map(|line| format!(":{line}")).unwrap_or_default()
+impl Diagnose for RecipeError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Read { path, source } => source.diagnostic().at(format!("cannot read recipe {}", path.display())),
+            Self::Invalid { path, line, message, help } => {
+                let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+                let what = Diagnostic::new(message).at(format!("{}{line}", path.display()));
+                Diagnostic { help: help.clone(), ..what }
+            }
+        }
+    }
 }
 
 /// Reads and checks one recipe.

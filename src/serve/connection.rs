@@ -50,13 +50,13 @@ pub(super) struct Shutdown<C> {
 
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| {
-        let hint = match source.kind() {
+        let help = match source.kind() {
             std::io::ErrorKind::AddrInUse => "another server has this port; stop it, or choose another with --port",
             std::io::ErrorKind::PermissionDenied => "ports below 1024 are root's; choose another with --port",
             std::io::ErrorKind::AddrNotAvailable => "--host must be an address of this machine, 127.0.0.1 or 0.0.0.0",
             _ => "choose another address with --host and --port",
         };
-        ServeError::Listen { address, source, hint }
+        ServeError::Listen { address, source, help }
     })
 }
 

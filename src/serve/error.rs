@@ -95,8 +95,16 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", "the body did not arrive in time")
     }
 
+    /// Why an answer that had begun has no end: our own fault, or that of what was asked.
+    pub(super) fn of_answer(failure: LlmError) -> Self {
+        match failure {
+            LlmError::Internal(_) => failure.into(),
+            failure => Self::unanswerable(failure.to_string()),
+        }
+    }
+
     /// This one answer cannot be given; asking again would not help, and others are not concerned.
-    pub(super) fn unanswerable(message: impl Into<String>) -> Self {
+    fn unanswerable(message: impl Into<String>) -> Self {
         Self { code: Some("unanswerable"), ..Self::invalid("", message) }
     }
 
@@ -203,6 +211,7 @@ impl From<LlmError> for ApiError {
         match error {
             LlmError::TooLong { have, limit, .. } => Self::too_long(have, limit),
             LlmError::Request(message) => Self::invalid("", message),
+            LlmError::Internal(message) => Self::internal(message.to_string()),
             LlmError::Busy(message) => Self::overloaded(message),
             LlmError::Text { message, .. } => Self::invalid("messages", message.to_string()),
             error @ LlmError::NotFinite => Self::unanswerable(error.to_string()),
@@ -227,5 +236,38 @@ impl IntoResponse for ApiError {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendError;
+    use crate::diagnostic::Diagnostic;
+
+    #[test]
+    fn a_status_says_whose_fault_it_is() {
+        let internal = || LlmError::Internal(Diagnostic::new("no such step").with_help("report it"));
+        let cases = [
+            (LlmError::Request("no prompt".to_owned()), 400, None),
+            (
+                LlmError::TooLong { what: "a prompt", have: 2, limit: 1, help: String::new() },
+                400,
+                Some("context_length_exceeded"),
+            ),
+            (LlmError::NotFinite, 400, Some("unanswerable")),
+            (LlmError::Busy("no memory".to_owned()), 503, Some("overloaded")),
+            (internal(), 500, Some("internal_error")),
+            (LlmError::Backend(BackendError::Run("illegal address".into())), 500, Some("engine_error")),
+        ];
+        for (error, status, code) in cases {
+            let told = ApiError::from(error.clone());
+            assert_eq!((told.status.as_u16(), told.code), (status, code), "{error}");
+        }
+        // Once an answer has begun, what is wrong with a request is wrong with its answer.
+        let told = ApiError::of_answer(internal());
+        assert_eq!((told.status.as_u16(), told.message.as_str()), (500, "no such step\n  hint: report it"));
+        let told = ApiError::of_answer(LlmError::Request("it left its grammar".to_owned()));
+        assert_eq!((told.status.as_u16(), told.code), (400, Some("unanswerable")));
     }
 }

@@ -41,6 +41,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use log::{Answered, Log, LogEntry};
 
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::llm::Generator;
 
 /// Bytes of a thread's stack, reserved and not used.
@@ -90,14 +91,25 @@ pub struct Options {
 
 /// Why serving ended before it was told to.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
 pub enum ServeError {
-    #[error("cannot listen on {address}: {source}\n  hint: {hint}")]
-    Listen { address: SocketAddr, source: std::io::Error, hint: &'static str },
-    #[error("{0}")]
+    Listen { address: SocketAddr, source: std::io::Error, help: &'static str },
     Io(#[from] std::io::Error),
-    #[error("{0}\n  hint: the server ends so that it can be started afresh; `watus-build service install` does that")]
     Engine(String),
+}
+
+impl Diagnose for ServeError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Listen { address, source, help } => {
+                Diagnostic::new(format!("cannot listen on {address}: {source}")).with_help(*help)
+            }
+            Self::Io(error) => error.diagnostic(),
+            Self::Engine(message) => Diagnostic::new(message)
+                .with_help("the server ends so that it can be started afresh; `watus-build service install` does that"),
+        }
+    }
 }
 
 /// What handlers share.

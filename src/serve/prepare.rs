@@ -37,7 +37,7 @@ impl Demand {
     pub(super) fn refused(&self, why: LlmError) -> ApiError {
         let Self { param, names, .. } = self;
         match why {
-            LlmError::Busy(_) => why.into(),
+            LlmError::Busy(_) | LlmError::Internal(_) => why.into(),
             why => ApiError::unsupported(param, format!("the JSON schema of {names} cannot be enforced: {why}")),
         }
     }

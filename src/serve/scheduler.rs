@@ -259,7 +259,7 @@ impl Inbox {
             Some(last) => metrics.next_token(now - last),
         }
         if let Some(failure) = piece.failure {
-            return self.end(number, Some(ApiError::unanswerable(failure)), metrics);
+            return self.end(number, Some(ApiError::of_answer(failure)), metrics);
         }
         let (finish, usage) = (piece.finish, piece.usage);
         let heard = job.events.send(JobEvent::Piece(piece)).is_ok();
@@ -305,14 +305,15 @@ mod tests {
     use crate::llm::text::{Text, text_files};
     use crate::llm::{Executor, LlmError, Logits, MemoryUse, Rows, Step};
 
-    /// Refuses one token as a request's fault, computes no numbers for another, and fails at a third as a device would.
-    /// Counts the slots it was told to empty.
+    /// Refuses one token as a request's fault and one as its own, computes no numbers for another, and fails at one as a device
+    /// would. Counts the slots it was told to empty.
     #[derive(Default)]
     struct Faulty(Arc<AtomicUsize>);
 
     const REFUSED: u32 = 3;
     const FATAL: u32 = 4;
     const SPOILT: u32 = 6;
+    const INTERNAL: u32 = 9;
 
     impl Executor for Faulty {
         fn info(&self) -> BackendInfo {
@@ -333,7 +334,8 @@ mod tests {
         fn prefill(&mut self, _: usize, _: usize, tokens: &[u32], _: Rows) -> Result<Vec<f32>, LlmError> {
             match tokens {
                 [.., REFUSED] => Err(LlmError::Request("not this one".to_owned())),
-                [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".to_owned()))),
+                [.., INTERNAL] => Err(LlmError::Internal("no such step".into())),
+                [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".into()))),
                 [.., SPOILT] => Ok(vec![f32::NAN; 64]),
                 _ => Ok(vec![0.0; 64]),
             }
@@ -388,7 +390,7 @@ mod tests {
             let request = Request { prompt: vec![5, last], max_tokens: 1, ignore_end: true, ..Request::default() };
             scheduler.submit(scheduler.reserve().unwrap(), request).unwrap()
         };
-        let mut answers = [ask(REFUSED), ask(7), ask(SPOILT), ask(FATAL), ask(8)];
+        let mut answers = [ask(REFUSED), ask(7), ask(SPOILT), ask(INTERNAL), ask(FATAL), ask(8)];
         let ended = inbox.work(generator, &state, &metrics);
         assert_eq!(ended, Err("the engine failed: illegal address".to_owned()));
         assert_eq!(state.phase(), Phase::Failed);
@@ -402,8 +404,9 @@ mod tests {
         let spoilt = heard(2);
         assert!(spoilt.0 == 400 && spoilt.1.contains("not finite"), "{spoilt:?}");
         assert_eq!(forgotten.load(Ordering::Relaxed), 1, "what is no number stays in no slot");
-        assert_eq!(heard(3).0, 500);
-        assert_eq!(heard(4).0, 500, "who waits is told, too");
+        assert_eq!(heard(3), (500, "no such step".to_owned()), "one answer's end, and no fault of who asked");
+        assert_eq!(heard(4).0, 500);
+        assert_eq!(heard(5).0, 500, "who waits is told, too");
         drop(answers);
         assert_eq!(scheduler.open(), 0, "every place is free again");
     }

@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 use super::likelihood::{divergence, read};
 use super::{Perplexity, PromptReport, Report, Status, machine_agrees, plan_agrees, sense};
+use crate::backend::BackendError;
+use crate::diagnostic::{Ask, Diagnostic, ask, of_chain};
 use crate::engine_dir::EngineDir;
 use crate::llm::model::{Runner, open_executor};
 use crate::llm::text::{Message, Text};
@@ -30,6 +32,9 @@ pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its
                     in the room, who were surprised to hear it speak.";
 /// Where the reference itself hesitates by less (in logits), another choice is no error.
 const HESITATION: f32 = 1e-2;
+
+/// Errors that a failure is asked for its next step as.
+const CAUSES: &[Ask] = &[ask::<LlmError>, ask::<BackendError>];
 
 /// A model to be proved, and its text side.
 struct LlmSubject<'a> {
@@ -65,7 +70,7 @@ pub(super) fn verify(
     let text = match Text::open(folder) {
         Ok(text) => text,
         Err(error) => {
-            report.push("text", Status::Failed, error.to_string());
+            report.push("text", Status::Failed, error);
             return Ok(());
         }
     };
@@ -97,7 +102,7 @@ pub(super) fn verify(
         return Ok(());
     }
     if let Err(error) = execute(&subject, &prompts, report) {
-        report.push("execution", Status::Failed, format!("{error:#}"));
+        report.push("execution", Status::Failed, of_chain(&error, CAUSES));
     }
     Ok(())
 }
@@ -163,9 +168,9 @@ fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
         Ok(found) => sense::conclude(found, record.parameters, report),
         // Weights that cannot be read are the engine's, which would compute with them or refuse to start.
         Err(error) if matches!(error.downcast_ref(), Some(LlmError::Checkpoint(_))) => {
-            report.push("weights", Status::Failed, format!("{error:#}"));
+            report.push("weights", Status::Failed, of_chain(&error, CAUSES));
         }
-        Err(error) => report.push("sense", Status::Skipped, format!("not told: {error:#}")),
+        Err(error) => report.push("sense", Status::Skipped, of_chain(&error, CAUSES).at("not told")),
     }
 }
 
@@ -194,8 +199,11 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
                 let (ranked, best) = (top.tokens.first().map(|(token, _)| *token), argmax(&row));
                 anyhow::ensure!(
                     ranked == Some(best),
-                    "the device ranks token {ranked:?} first, but {best} is the likeliest\n  hint: our kernels or the \
-                     driver miscompute here: update the driver (`watus-build doctor`), or report it"
+                    Diagnostic::new(format!("the device ranks token {ranked:?} first, but {best} is the likeliest"))
+                        .with_help(
+                            "our kernels or the driver miscompute here: update the driver (`watus-build doctor`), or \
+                             report it"
+                        )
                 );
                 row
             }

@@ -23,6 +23,7 @@ use crate::backend::isolated::ProofProcess;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{BackendError, Session};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::manifest::layout::REPORT_FILE;
 use crate::manifest::{EngineContents, GraphEngine, Hasher, Manifest};
@@ -128,7 +129,7 @@ fn signature(model: &Path, graph: &GraphEngine, report: &mut Report) {
     match outcome {
         Ok(None) => report.push("signature", Status::Passed, format!("{count} inputs and outputs as the model's")),
         Ok(Some(difference)) => report.push("signature", Status::Failed, difference),
-        Err(error) => report.push("signature", Status::Failed, error.to_string()),
+        Err(error) => report.push("signature", Status::Failed, error),
     }
 }
 
@@ -170,7 +171,7 @@ fn machine_agrees(manifest: &Manifest, report: &mut Report) -> Option<Arc<Tensor
         Ok(tensorrt) => tensorrt,
         Err(error) => {
             report.push("header", Status::Passed, format!("a plan by {built_by}"));
-            report.push("execution", Status::Skipped, format!("not checked: {error}"));
+            report.push("execution", Status::Skipped, Diagnostic::from(error).at("not checked"));
             return None;
         }
     };
@@ -183,7 +184,7 @@ fn machine_agrees(manifest: &Manifest, report: &mut Report) -> Option<Arc<Tensor
         Ok(here) => here,
         Err(error) => {
             report.push("header", Status::Passed, format!("a plan by {built_by}, as installed here"));
-            report.push("execution", Status::Skipped, format!("not checked: {error}"));
+            report.push("execution", Status::Skipped, Diagnostic::from(error).at("not checked"));
             return None;
         }
     };
@@ -223,7 +224,7 @@ fn load(
     let engine = match runner.load(tensorrt, file, dir.manifest.tf32) {
         Ok(engine) => engine,
         Err(error) => {
-            report.push("execution", Status::Failed, error.to_string());
+            report.push("execution", Status::Failed, error);
             return None;
         }
     };
@@ -261,7 +262,7 @@ fn execution(
             }
             (Ok(_), None) => {}
             (Err(error), _) => {
-                report.push("execution", Status::Failed, format!("{name}: {error}"));
+                report.push("execution", Status::Failed, Diagnostic::from(error).at(name));
                 return Ok(());
             }
         }
@@ -354,7 +355,9 @@ fn compare_outputs(
     for ((spec, have), want) in specs.iter().zip(have).zip(want) {
         if have.shape() != want.shape() {
             let (have, want) = (have.shape(), want.shape());
-            return Err(BackendError::Run(format!("output {} has shape {have:?}, the reference {want:?}", spec.name)));
+            return Err(BackendError::Run(
+                format!("output {} has shape {have:?}, the reference {want:?}", spec.name).into(),
+            ));
         }
         comparisons.push(compare_tensors(case, &spec.name, have, want));
     }

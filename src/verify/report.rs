@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::write_file;
+use crate::diagnostic::Diagnostic;
 use crate::manifest::layout::REPORT_FILE;
 
 /// One check's outcome.
@@ -30,6 +31,23 @@ pub struct Check {
     pub status: Status,
     /// What was seen.
     pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub help: Option<String>,
+}
+
+impl Check {
+    /// An outcome, with what was seen and what to do about it.
+    pub fn new(name: &str, status: Status, seen: impl Into<Diagnostic>) -> Self {
+        let Diagnostic { message, help, words } = seen.into();
+        let detail = words.map_or_else(|| message.clone(), |words| format!("{message}\n  {words}"));
+        Self { name: name.to_owned(), status, detail, help }
+    }
+
+    /// Both, for people.
+    pub fn seen(&self) -> Diagnostic {
+        Diagnostic { help: self.help.clone(), ..Diagnostic::new(&self.detail) }
+    }
 }
 
 /// Comparison of one output for one input.
@@ -179,7 +197,7 @@ impl Report {
         write_file(&folder.join(REPORT_FILE), text.as_bytes()).map(drop)
     }
 
-    pub(super) fn push(&mut self, name: &str, status: Status, detail: impl Into<String>) {
-        self.checks.push(Check { name: name.to_owned(), status, detail: detail.into() });
+    pub(super) fn push(&mut self, name: &str, status: Status, seen: impl Into<Diagnostic>) {
+        self.checks.push(Check::new(name, status, seen));
     }
 }

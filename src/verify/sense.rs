@@ -10,6 +10,7 @@ use std::f64::consts::LN_2;
 
 use super::likelihood::read;
 use super::{Report, Sense, Status};
+use crate::diagnostic::Diagnostic;
 use crate::llm::Executor;
 use crate::llm::text::Text;
 use crate::spec::LlmRecord;
@@ -102,7 +103,7 @@ pub(super) fn conclude(found: Vec<Sense>, parameters: u64, report: &mut Report) 
     report.push("sense", status, detail);
 }
 
-fn told(found: &[Sense], parameters: u64) -> (Status, String) {
+fn told(found: &[Sense], parameters: u64) -> (Status, Diagnostic) {
     let list = |texts: Vec<String>| texts.join(", ");
     let bits = |sense: &Sense| {
         let Sense { language, bits, expected, .. } = sense;
@@ -116,18 +117,19 @@ fn told(found: &[Sense], parameters: u64) -> (Status, String) {
     let seen = format!("bits a byte, and of who knows it at {size} parameters: {bits}");
     let far: Vec<&Sense> = found.iter().filter(|sense| sense.is_far_off()).collect();
     if far.is_empty() {
-        return (Status::Passed, seen);
+        return (Status::Passed, Diagnostic::new(seen));
     }
     let languages = list(far.iter().map(|sense| sense.language.clone()).collect());
     if far.len() < found.len() {
-        return (Status::Passed, format!("{seen}: it knows little {languages}"));
+        return (Status::Passed, Diagnostic::new(format!("{seen}: it knows little {languages}")));
     }
     // Not `>=`: a NaN is no better.
     let guesses = !found.iter().any(|sense| sense.bits < sense.guessing);
     let than = if guesses { "it does worse than guessing" } else { "nothing makes sense to it" };
-    let hint = "hint: was it trained, on other languages perhaps, and is the file whole? Compare an answer with that of \
+    let what = Diagnostic::new(format!("{seen}: {than}, although the engines compute what the files say"));
+    let help = "was it trained, on other languages perhaps, and is the file whole? Compare an answer with that of \
                 transformers or llama.cpp, and report it if theirs makes sense";
-    (Status::Warned, format!("{seen}: {than}, although the engines compute what the files say\n  {hint}"))
+    (Status::Warned, what.with_help(help))
 }
 
 #[cfg(test)]
@@ -141,7 +143,9 @@ mod tests {
 
     fn all(bits: [f64; 3]) -> (Status, String) {
         let [english, code, polish] = bits;
-        told(&[read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)], 134_515_008)
+        let found = [read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)];
+        let (status, seen) = told(&found, 134_515_008);
+        (status, seen.to_string())
     }
 
     #[test]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use super::endpoint::{Endpoint, Reply, ensure};
 use super::{Check, Status};
+use crate::diagnostic::Diagnostic;
 
 type PromiseResult = Result<(Status, String), String>;
 
@@ -38,7 +39,7 @@ impl Endpoint {
             let (status, detail) = check(self).unwrap_or_else(|why| (Status::Failed, why));
             // One line each, whatever a model says.
             let detail = detail.split_whitespace().collect::<Vec<_>>().join(" ");
-            let check = Check { name: name.to_owned(), status, detail };
+            let check = Check::new(name, status, Diagnostic::new(detail));
             tell(&check);
             check
         };

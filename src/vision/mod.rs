@@ -30,7 +30,7 @@ pub use letterbox::Letterbox;
 pub use mask::Mask;
 pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 
 /// Why a picture or an output is not usable.
 #[derive(Debug, thiserror::Error)]
@@ -44,4 +44,16 @@ pub enum VisionError {
     Output { found: String, wanted: Diagnostic },
     #[error("cannot write picture {}: {message}", path.display())]
     Write { path: PathBuf, message: String },
+}
+
+impl Diagnose for VisionError {
+    fn diagnostic(&self) -> Diagnostic {
+        let before = |told: &Diagnostic, what: String| told.clone().map_message(|told| format!("{what}{told}"));
+        match self {
+            Self::Picture { path, message } => before(message, format!("cannot read picture {}: ", path.display())),
+            Self::Input { found, wanted } => before(wanted, format!("the model's input is {found}; ")),
+            Self::Output { found, wanted } => before(wanted, format!("the output is {found}; ")),
+            Self::Write { .. } => Diagnostic::new(self.to_string()),
+        }
+    }
 }

@@ -36,11 +36,11 @@ pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     let fail = |message: Diagnostic| VisionError::Picture { path: path.to_owned(), message };
     let file = crate::regular_file::open(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => fail("there is no such file".into()),
-        _ => fail(error.to_string().into()),
+        _ => fail(error.into()),
     })?;
     let reader = ImageReader::new(std::io::BufReader::new(file));
-    let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string().into()))?;
-    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string().into()));
+    let reader = reader.with_guessed_format().map_err(|error| fail(error.into()))?;
+    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.into()));
     let cut_off = || fail(CUT_OFF.into());
     match reader.format() {
         Some(ImageFormat::Jpeg) if is_cut_jpeg(&whole()?) => return Err(cut_off()),

@@ -35,10 +35,8 @@ pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write +
     let result = run(&job, Arc::clone(&speaker) as Arc<dyn Progress>, cancel);
     speaker.say(&match result {
         Ok(()) => WorkerMessage::Done,
-        Err(BackendError::Unavailable { what, help }) => {
-            WorkerMessage::Failed { message: what, unavailable: Some(help) }
-        }
-        Err(error) => WorkerMessage::Failed { message: error.to_string(), unavailable: None },
+        Err(BackendError::Unavailable { what, help }) => WorkerMessage::Unavailable { what, help },
+        Err(error) => WorkerMessage::Failed(error.into()),
     });
     Ok(())
 }

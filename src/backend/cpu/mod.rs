@@ -21,6 +21,7 @@ use rten::{DataType, Model, ModelOptions, NodeId, RunOptions, Value, ValueOrView
 use rten_tensor::prelude::*;
 
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
+use crate::diagnostic::Diagnostic;
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
@@ -60,7 +61,7 @@ impl Backend for Cpu {
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
+        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.into()))?;
         guard::depth(&described)?;
         let ready = guard::guarded(0, BackendError::Load, || Ready::of(described))?;
         // Nodes that were written otherwise are several now.
@@ -82,10 +83,11 @@ struct Ready {
 
 impl Ready {
     fn of(mut model: onnx::Model) -> Result<Self, BackendError> {
-        let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
+        let load = |error: onnx::OnnxError| BackendError::Load(error.into());
         let (inputs, outputs) = (model.inputs().map_err(load)?, model.outputs().map_err(load)?);
         let prepared = model.prepare_for_reference();
-        let (changed, guards) = prepared.map_err(|error| BackendError::Load(format!("CPU reference: {error}")))?;
+        let (changed, guards) =
+            prepared.map_err(|error| BackendError::Load(Diagnostic::from(error).at("CPU reference")))?;
         let rewritten = model.spell_out() || changed;
         Ok(Self { model, rewritten, inputs, outputs, guards })
     }
@@ -93,7 +95,7 @@ impl Ready {
 
 impl CpuSession {
     fn open(path: &Path, ready: Ready, depth: usize) -> Result<Self, BackendError> {
-        let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()));
+        let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()).into());
         let Ready { model: mut described, rewritten, inputs, outputs, guards } = ready;
         let mut options = ModelOptions::with_all_ops();
         // rten maps external data itself, but only from files beside the model that are named like data; engine
@@ -110,7 +112,7 @@ impl CpuSession {
                 let bytes = std::fs::read(&data).map_err(|error| load(format!("{}: {error}", data.display())))?;
                 options.external_data(&new, bytes);
             }
-            options.load(described.to_bytes().map_err(|error| BackendError::Load(error.to_string()))?)
+            options.load(described.to_bytes().map_err(|error| BackendError::Load(error.into()))?)
         } else {
             options.load_file(path)
         };
@@ -166,7 +168,7 @@ impl CpuSession {
         let results = self
             .model
             .run(values, &self.output_ids, Some(RunOptions::default()))
-            .map_err(|error| BackendError::Run(format!("CPU reference: {error}")))?;
+            .map_err(|error| BackendError::Run(format!("CPU reference: {error}").into()))?;
         let mut results = results.into_iter();
         let outputs = self.outputs.iter().zip(results.by_ref());
         let outputs = outputs.map(|(spec, value)| from_rten(spec, value)).collect::<Result<Vec<Tensor>, _>>()?;
@@ -176,7 +178,7 @@ impl CpuSession {
             {
                 let message =
                     format!("CPU reference: {}: an int64 result is beyond int32, which is computed in", guard.node);
-                return Err(BackendError::Run(message));
+                return Err(BackendError::Run(message.into()));
             }
         }
         Ok(outputs)
@@ -202,7 +204,7 @@ fn to_rten(name: &str, tensor: &Tensor) -> Result<Value, BackendError> {
             let narrow = values.iter().map(|value| i32::try_from(*value)).collect::<Result<Vec<i32>, _>>();
             let narrow = narrow.map_err(|_| BackendError::Input {
                 name: name.to_owned(),
-                message: "an int64 value does not fit the CPU reference's int32".to_owned(),
+                message: "an int64 value does not fit the CPU reference's int32".into(),
             })?;
             wrap(shape, narrow)
         }
@@ -210,7 +212,8 @@ fn to_rten(name: &str, tensor: &Tensor) -> Result<Value, BackendError> {
 }
 
 fn from_rten(spec: &TensorSpec, value: Value) -> Result<Tensor, BackendError> {
-    let wrong = |have: ValueType| BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}"));
+    let wrong =
+        |have: ValueType| BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}").into());
     let have = value.dtype();
     let (shape, data) = match value {
         Value::FloatTensor(tensor) => {

@@ -65,7 +65,7 @@ impl Program {
     /// Prepares a graph whose inputs and outputs are float32 (or, for rten, float16, computed in float32); of its inputs
     /// those that `transposed` says so of will come transposed.
     pub fn new(engine: CpuEngine, graph: onnx::Model, transposed: Vec<bool>) -> Result<Self, BackendError> {
-        let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("{}: {error}", super::NAME));
+        let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("{}: {error}", super::NAME).into());
         let inputs = graph.inputs().map_err(|error| load(&error))?;
         let outputs = graph.outputs().map_err(|error| load(&error))?;
         let loaded = match engine {
@@ -93,13 +93,13 @@ impl Program {
     pub fn run(&mut self, operands: &[Operand<'_>]) -> Result<Vec<Vec<f32>>, BackendError> {
         if operands.len() != self.inputs.len() {
             let message = format!("the graph has {} inputs, {} were given", self.inputs.len(), operands.len());
-            return Err(BackendError::Run(message));
+            return Err(BackendError::Run(message.into()));
         }
         let mut stored = Vec::with_capacity(operands.len());
         for ((spec, transposed), operand) in self.inputs.iter().zip(&self.transposed).zip(operands) {
             if !spec.accepts(operand.shape) || operand.transposed != *transposed {
                 let message = format!("got {:?}, the graph wants {spec}", operand.shape);
-                return Err(BackendError::Input { name: spec.name.clone(), message });
+                return Err(BackendError::Input { name: spec.name.clone(), message: message.into() });
             }
             let mut shape = operand.shape.to_vec();
             if operand.transposed {
@@ -123,7 +123,7 @@ fn compute(
     stored: &[Vec<usize>],
     operands: &[Operand<'_>],
 ) -> Result<Vec<Vec<f32>>, BackendError> {
-    let failed = |error: &dyn std::fmt::Display| BackendError::Run(format!("{}: {error}", super::NAME));
+    let failed = |error: &dyn std::fmt::Display| BackendError::Run(format!("{}: {error}", super::NAME).into());
     let mut values = Vec::with_capacity(operands.len());
     for ((id, shape), operand) in inputs.iter().zip(stored).zip(operands) {
         let view = rten_tensor::TensorView::try_from_data(shape.as_slice(), operand.data);

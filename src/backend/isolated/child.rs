@@ -19,7 +19,7 @@ pub fn child_main() -> Result<(), String> {
     let mut session = None;
     serve(move |question| {
         let answer = answer(question, &mut session).and_then(|(reply, tensors)| encode(&reply, &tensors));
-        let failed = |message: String| encode(&ChildReply::Run(format!("CPU reference: {message}")), &[]);
+        let failed = |message: String| encode(&ChildReply::Run(format!("CPU reference: {message}").into()), &[]);
         answer.or_else(failed).unwrap_or_default()
     })
 }
@@ -30,7 +30,7 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
 
 fn load(path: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
     let file = regular_file::read(path, u64::MAX)
-        .map_err(|error| BackendError::Load(format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| BackendError::Load(format!("cannot read {}: {error}", path.display()).into()))?;
     TensorRt::open()?.load(plan::split(&file).1, tf32)
 }
 
@@ -61,7 +61,7 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Ch
             BackendError::Load(message) => ChildReply::Load(message),
             BackendError::Input { name, message } => ChildReply::Input { name, message },
             BackendError::Unavailable { what, help } => ChildReply::Unavailable { what, help },
-            other => ChildReply::Run(other.to_string()),
+            other => ChildReply::Run(other.into()),
         };
         (reply, Vec::new())
     }))

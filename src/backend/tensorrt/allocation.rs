@@ -8,6 +8,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use super::device;
 use crate::backend::BackendError;
+use crate::diagnostic::Diagnostic;
 use crate::memory::text;
 
 /// `pool` or `direct`: where device memory comes from.
@@ -51,11 +52,10 @@ fn exhausted(context: &CudaContext, bytes: usize, what: &str, error: DriverError
         true => "; `watus-build doctor` tells whether this Jetson refuses large allocations (nvmap, page-cache)",
         false => "",
     };
-    BackendError::Run(format!(
-        "no device memory for {what} ({}, {free} is free): {error}\n  hint: close other programs, or lower max_batch_size, \
-         max_input_len or max_output_len in the recipe{more}",
-        text(bytes as u64)
-    ))
+    let message = format!("no device memory for {what} ({}, {free} is free): {error}", text(bytes as u64));
+    BackendError::Run(Diagnostic::new(message).with_help(format!(
+        "close other programs, or lower max_batch_size, max_input_len or max_output_len in the recipe{more}"
+    )))
 }
 
 impl Allocation {

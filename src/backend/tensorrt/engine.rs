@@ -27,14 +27,15 @@ impl TensorRt {
     /// A cache with what [`KernelCache::bytes`] said in an earlier process; what is not of this library, GPU and driver is left
     /// out.
     pub fn kernel_cache(&self, before: &[u8]) -> Result<KernelCache, BackendError> {
-        let cache = self.library.kernel_cache(before).map_err(BackendError::Load)?;
+        let cache = self.library.kernel_cache(before).map_err(|error| BackendError::Load(error.into()))?;
         Ok(KernelCache(Arc::new(Mutex::new(cache))))
     }
 
     /// Loads a plan whose buffers and scratch memory the caller keeps; a device must be open.
     pub fn engine(&self, plan: &[u8], tf32: bool, kernels: &KernelCache) -> Result<Engine, BackendError> {
         let mut cache = kernels.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let session = self.library.load_shared(plan, tf32, &mut cache).map_err(BackendError::Load)?;
+        let session = self.library.load_shared(plan, tf32, &mut cache);
+        let session = session.map_err(|error| BackendError::Load(error.into()))?;
         Ok(Engine { session, _kernels: kernels.clone() })
     }
 }
@@ -52,11 +53,11 @@ impl Engine {
 
     /// Tells where an input or output of static shape is on the device.
     pub fn set_address(&mut self, name: &str, address: usize) -> Result<(), BackendError> {
-        self.session.set_address(name, address).map_err(BackendError::Run)
+        self.session.set_address(name, address).map_err(|error| BackendError::Run(error.into()))
     }
 
     /// Puts one run on a CUDA stream.
     pub fn enqueue(&mut self, stream: usize) -> Result<(), BackendError> {
-        self.session.enqueue(stream).map_err(BackendError::Run)
+        self.session.enqueue(stream).map_err(|error| BackendError::Run(error.into()))
     }
 }

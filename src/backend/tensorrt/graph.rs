@@ -15,7 +15,7 @@ pub struct Graph(CudaGraph);
 unsafe impl Send for Graph {}
 
 fn error(error: DriverError) -> BackendError {
-    BackendError::Run(format!("CUDA: {error}"))
+    BackendError::Run(format!("CUDA: {error}").into())
 }
 
 impl Graph {
@@ -30,7 +30,7 @@ impl Graph {
         let graph = stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
         captured?;
         let graph = graph.map_err(error)?;
-        graph.map(Self).ok_or_else(|| BackendError::Run("CUDA captured no graph".to_owned()))
+        graph.map(Self).ok_or_else(|| BackendError::Run("CUDA captured no graph".into()))
     }
 
     /// Puts it on the stream it was captured from.

@@ -167,21 +167,22 @@ impl TensorRt {
         match self.library.build(&options, timing_cache, &observer) {
             Ok(plan) => Ok(Built { plan }),
             Err(_) if cancel.load(Ordering::Relaxed) => Err(BackendError::Cancelled),
-            Err(error) => Err(BackendError::Build(error)),
+            Err(error) => Err(BackendError::Build(error.into())),
         }
     }
 
     /// Loads a plan onto the GPU; `tf32` as it was built.
     pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
         let device = device::Device::open()?;
-        let session = self.library.load(plan, tf32).map_err(BackendError::Load)?;
+        let session = self.library.load(plan, tf32).map_err(|error| BackendError::Load(error.into()))?;
         Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
     }
 
     /// The engine inspector's JSON: layers, formats, tactics.
     pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
         let _device = device::Device::open()?;
-        self.library.load(plan, false).and_then(|session| session.inspect()).map_err(BackendError::Load)
+        let inspected = self.library.load(plan, false).and_then(|session| session.inspect());
+        inspected.map_err(|error| BackendError::Load(error.into()))
     }
 }
 
@@ -250,7 +251,7 @@ impl Backend for TensorRt {
     }
 
     fn open(&self, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.to_string()))?;
+        let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.into()))?;
         let wish = source::Wish { half: false, force: None };
         let ((), lean) = source::ready(&mut model, self.version, wish, |_| Ok::<(), BackendError>(()))?;
         let options = BuildOptions::default();

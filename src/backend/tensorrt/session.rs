@@ -62,19 +62,17 @@ enum Launch {
 }
 
 fn run_error(error: impl std::fmt::Display) -> BackendError {
-    BackendError::Run(error.to_string())
+    BackendError::Run(error.to_string().into())
 }
 
 impl TrtSession {
     pub(super) fn new(version: Version, device: Device, session: shim::Session) -> Result<Self, BackendError> {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        for tensor in session.io().map_err(|error| BackendError::Load(error.to_string()))? {
+        for tensor in session.io().map_err(|error| BackendError::Load(error.into()))? {
             let number = usize::try_from(tensor.dtype).unwrap_or(usize::MAX);
             let dtype = DTYPES.get(number).copied().flatten().ok_or_else(|| {
-                BackendError::Load(format!(
-                    "tensor `{}` has TensorRT type {number}, which is not supported",
-                    tensor.name
-                ))
+                let message = format!("tensor `{}` has TensorRT type {number}, which is not supported", tensor.name);
+                BackendError::Load(message.into())
             })?;
             let shape = tensor.shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
             let list = if tensor.is_input { &mut inputs } else { &mut outputs };
@@ -100,7 +98,7 @@ impl TrtSession {
             let address = place(device, buffers, &spec.name, tensor.bytes().len())?;
             session
                 .bind(&spec.name, &dims, address)
-                .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.to_string() })?;
+                .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.into() })?;
         }
         let mut outputs = Vec::with_capacity(output_specs.len());
         for (at, spec) in output_specs.iter().enumerate() {

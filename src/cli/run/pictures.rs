@@ -9,7 +9,7 @@ use super::{Args, save};
 use crate::backend::Session;
 use crate::cli::outputs::{refuse_inputs, refuse_others};
 use crate::cli::{Exit, print, print_json, report, say};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::manifest::Manifest;
@@ -69,7 +69,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
 
 /// The record of a picture that cannot be read.
 fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::Value {
-    let Diagnostic { message, help } = Diagnostic::from(error.to_string());
+    let Diagnostic { message, help, .. } = error.diagnostic();
     let mut record = serde_json::json!({
         "engine": manifest.name, "picture": path.to_string_lossy(), "error": message,
     });
@@ -135,19 +135,16 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         let foreign = inside.iter().filter(|path| vision::is_foreign_picture(path));
         if let Some(one) = foreign.clone().next() {
             let count = foreign.count();
-            say(format!(
-                "warning: {count} pictures of other formats are passed over, {} for one\n  hint: {} are read",
-                one.display(),
-                vision::FORMATS
-            ));
+            let passed =
+                format!("warning: {count} pictures of other formats are passed over, {} for one", one.display());
+            say(Diagnostic::new(passed).with_help(format!("{} are read", vision::FORMATS)));
         }
         inside.retain(|path| vision::is_picture(path));
         inside.sort();
         anyhow::ensure!(
             !inside.is_empty(),
-            "{} holds no picture\n  hint: {} are read",
-            path.display(),
-            vision::FORMATS
+            Diagnostic::new(format!("{} holds no picture", path.display()))
+                .with_help(format!("{} are read", vision::FORMATS))
         );
         files.extend(inside);
     }

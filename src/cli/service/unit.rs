@@ -163,7 +163,10 @@ fn command(install: &Install) -> anyhow::Result<String> {
 /// A path as a unit file holds it.
 fn text_of(path: &Path) -> anyhow::Result<String> {
     let text = path.to_str().map(str::to_owned);
-    text.with_context(|| format!("{} is not UTF-8, which a unit file must be\n  hint: rename it", path.display()))
+    text.ok_or_else(|| {
+        let what = Diagnostic::new(format!("{} is not UTF-8, which a unit file must be", path.display()));
+        what.with_help("rename it").into()
+    })
 }
 
 /// The program of `ExecStart=`. systemd reads it as any word, then refuses quotes and backslashes in it, and expands no

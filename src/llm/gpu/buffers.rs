@@ -44,7 +44,9 @@ impl Buffer {
     /// The address of `bytes` from `first` on; an error where they are not within.
     fn part(&self, first: usize, bytes: usize) -> Result<Address, BackendError> {
         let end = first.checked_add(bytes).filter(|end| *end <= self.len());
-        end.ok_or_else(|| BackendError::Run(format!("{bytes} bytes from {first} on of a buffer of {}", self.len())))?;
+        end.ok_or_else(|| {
+            BackendError::Run(format!("{bytes} bytes from {first} on of a buffer of {}", self.len()).into())
+        })?;
         self.stream().context().bind_to_thread().map_err(device_error)?;
         Ok(self.address() + first as u64)
     }

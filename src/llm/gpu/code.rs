@@ -18,6 +18,7 @@ use super::nvrtc::{self, Nvrtc};
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
+use crate::diagnostic::Diagnostic;
 
 /// Where packages keep compiled kernels.
 pub const PACKAGED_KERNELS: &str = "/usr/lib/watus-build/kernels";
@@ -107,11 +108,14 @@ pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<
         .map_err(|error| lacking(format!("the driver refuses what {nvrtc} compiles: {}", text(error))))?;
     match keep(&kept, &code) {
         Ok(()) => tracing::info!("compiled kernels in {seconds:.1} s with {nvrtc}, kept as {}", kept.display()),
-        Err(error) => tracing::warn!(
-            "compiled kernels in {seconds:.1} s with {nvrtc}, at every start: {} cannot be written ({error})\n  hint: set \
-             WATUS_CACHE_DIR to a folder that can",
-            kept.display()
-        ),
+        Err(error) => {
+            let what = format!(
+                "compiled kernels in {seconds:.1} s with {nvrtc}, at every start: {} cannot be written ({error})",
+                kept.display()
+            );
+            let told = Diagnostic::new(what).with_help("set WATUS_CACHE_DIR to a folder that can");
+            tracing::warn!("{told}");
+        }
     }
     Ok(module)
 }

@@ -18,7 +18,7 @@ pub(super) const fn kind(dtype: DType) -> u32 {
 }
 
 pub(super) fn device_error(error: DriverError) -> BackendError {
-    BackendError::Run(format!("CUDA: {error}"))
+    BackendError::Run(format!("CUDA: {error}").into())
 }
 
 /// Every count that reaches a kernel was checked against the model's sizes, which fit.

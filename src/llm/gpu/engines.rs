@@ -14,6 +14,7 @@ use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::{Engine, Family, KernelCache, TensorRt};
 use crate::convert::LayerShape;
+use crate::diagnostic::Diagnostic;
 use crate::llm::shapes::{head_name, layer_name};
 use crate::regular_file;
 
@@ -86,13 +87,13 @@ impl Engines {
 
     fn load(&mut self, state: &DeviceState, name: &str) -> Result<Engine, BackendError> {
         let path = self.folder.join(format!("{name}.engine"));
-        let plan =
-            std::fs::read(&path).map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display())))?;
+        let plan = std::fs::read(&path)
+            .map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display()).into()))?;
         let mut engine = self.tensorrt.engine(&plan, self.tf32, &self.compiled.kernels).map_err(|error| {
-            BackendError::Foreign(format!(
-                "{}: {error}\n  hint: engines run on the kind of GPU they were built for; build again here",
-                path.display()
-            ))
+            let what = Diagnostic::new(format!("{}: {error}", path.display()));
+            BackendError::Foreign(
+                what.with_help("engines run on the kind of GPU they were built for; build again here"),
+            )
         })?;
         let wanted = engine.scratch_bytes();
         if self.scratch.as_ref().is_none_or(|scratch| scratch.len() < wanted) {
@@ -141,7 +142,7 @@ impl Engines {
     /// The first `rows` of `DeviceState::last` to logits.
     pub(super) fn head(&mut self, state: &mut DeviceState, rows: usize) -> Result<(), BackendError> {
         let engine = self.heads.get_mut(&rows);
-        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows))))?;
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows)).into()))?;
         let buffers = [("hidden", &state.last), ("norm", &state.weights.norm), ("logits", &state.logits)];
         for (name, buffer) in buffers {
             engine.set_address(name, buffer.address() as usize)?;
@@ -165,7 +166,7 @@ impl Engines {
     ) -> Result<(), BackendError> {
         state.prologue(shape)?;
         let engine = self.layers.get_mut(&shape);
-        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape))))?;
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape)).into()))?;
         let stream = state.device.stream.cu_stream() as usize;
         engine.set_address("key", state.new[0].address() as usize)?;
         engine.set_address("value", state.new[1].address() as usize)?;

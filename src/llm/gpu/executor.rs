@@ -102,7 +102,7 @@ impl GpuExecutor {
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
-        let first = first.ok_or_else(|| LlmError::Request("the engine directory names no engines".to_owned()))?;
+        let first = first.ok_or_else(|| LlmError::Internal("the engine directory names no engines".into()))?;
         let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
         let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
         let mut executor = Self {
@@ -287,7 +287,7 @@ impl Executor for GpuExecutor {
         for (index, step) in steps.iter().enumerate() {
             check(self, step.slot, step.position, &[step.token])?;
             if steps[..index].iter().any(|other| other.slot == step.slot) {
-                return Err(LlmError::Request(format!("slot {} is in one step twice", step.slot)));
+                return Err(LlmError::Internal(format!("slot {} is in one step twice", step.slot).into()));
             }
         }
         let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
@@ -327,7 +327,8 @@ impl Executor for GpuExecutor {
     }
 
     fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
-        let row = self.launched.get(step).ok_or_else(|| LlmError::Request(format!("step {step} was not launched")))?;
+        let unknown = || LlmError::Internal(format!("step {step} was not launched").into());
+        let row = self.launched.get(step).ok_or_else(unknown)?;
         Ok(self.state.fetch_rows(*row, 1)?)
     }
 

@@ -54,7 +54,7 @@ impl Staging {
         let PinnedPiece { pinned, copied } = &mut self.pieces[self.next];
         let piece = self.piece;
         let room = pinned.write_after(copied)?.get_mut(..bytes);
-        room.ok_or_else(|| BackendError::Run(format!("{bytes} bytes are to go up in a piece of {piece}")))
+        room.ok_or_else(|| BackendError::Run(format!("{bytes} bytes are to go up in a piece of {piece}").into()))
     }
 
     /// Sends the first `bytes` of the room to the device's piece, in the stream's order: kernels before have read what was there.

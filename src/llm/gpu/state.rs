@@ -276,7 +276,10 @@ fn check_heads(model: &Transformer, size: usize) -> Result<(), LlmError> {
     let dims = model.ropes.iter().map(Rope::dimension).chain([model.head_dim]);
     match dims.map(|dim| dim * size).all(|bytes| bytes.is_multiple_of(4)) {
         true => Ok(()),
-        false => Err(LlmError::Request(format!("heads of {} elements are not supported on the GPU", model.head_dim))),
+        false => {
+            let what = format!("heads of {} elements are not supported on the GPU", model.head_dim);
+            Err(LlmError::Internal(what.into()))
+        }
     }
 }
 

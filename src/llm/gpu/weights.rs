@@ -18,6 +18,7 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{free_memory, is_integrated};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Role, Transformer, Weight};
+use crate::diagnostic::Diagnostic;
 use crate::llm::executor::LlmError;
 use crate::memory::{self, Memory};
 use crate::tensor::DType;
@@ -150,11 +151,10 @@ fn check_room(stream: &CudaStream, sizes: &UploadSizes) -> Result<(), BackendErr
     if wanted <= free.saturating_add(swap) {
         return Ok(());
     }
-    Err(BackendError::Run(format!(
-        "the weights take {}, {} is free of the memory that CPU and GPU share\n  hint: close other programs, or take a smaller \
-         model or one of 4 bits; `watus-build doctor` says what memory there is",
-        memory::text(wanted),
-        memory::text(free)
+    let (wanted, free) = (memory::text(wanted), memory::text(free));
+    let what = format!("the weights take {wanted}, {free} is free of the memory that CPU and GPU share");
+    Err(BackendError::Run(Diagnostic::new(what).with_help(
+        "close other programs, or take a smaller model or one of 4 bits; `watus-build doctor` says what memory there is",
     )))
 }
 
@@ -341,12 +341,12 @@ impl WeightLoader<'_> {
                     let at = (index * view.columns() + at, row[at]);
                     if at.1.is_finite() {
                         let message = format!(
-                            "tensor `{}` holds {} at element {}, too large for float16\n  hint: build with `precision: bf16`",
+                            "tensor `{}` holds {} at element {}, too large for float16",
                             part.tensor, at.1, at.0
                         );
-                        return Err(
-                            CheckpointError::new(self.source.checkpoint.files()[view.file].path(), message).into()
-                        );
+                        let path = self.source.checkpoint.files()[view.file].path();
+                        let error = CheckpointError::new(path, message).with_help("build with `precision: bf16`");
+                        return Err(error.into());
                     }
                     return Err(crate::llm::host::not_finite(self.source.checkpoint, &view, at.0, at.1).into());
                 }
@@ -362,7 +362,7 @@ impl WeightLoader<'_> {
 fn filled(have: usize, wanted: usize, what: &str) -> Result<(), BackendError> {
     match have == wanted {
         true => Ok(()),
-        false => Err(BackendError::Run(format!("a weight of {wanted} {what} has parts of {have}"))),
+        false => Err(BackendError::Run(format!("a weight of {wanted} {what} has parts of {have}").into())),
     }
 }
 

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::defaults::recommended;
 use super::pretokenizers::{self, PreTokenizer};
 use crate::checkpoint::{CheckpointError, Gguf, Texts};
+use crate::diagnostic::Diagnostic;
 
 /// Token types.
 const NORMAL: i64 = 1;
@@ -91,11 +92,13 @@ pub fn check_vocabulary(path: &Path, gguf: &Gguf) -> Result<Option<String>, Chec
     let kind = kind(path, gguf)?;
     let guessed = matches!(kind, VocabularyKind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty);
     Ok(guessed.then(|| {
-        format!(
+        Diagnostic::new(format!(
             "{}: the file does not say how its vocabulary cuts a text (tokenizer.ggml.pre): it is cut as `default`, as \
-             llama.cpp does, and answers may be worse than the model's\n  hint: use a file of a newer converter",
+             llama.cpp does, and answers may be worse than the model's",
             path.display()
-        )
+        ))
+        .with_help("use a file of a newer converter")
+        .to_string()
     }))
 }
 

@@ -70,7 +70,7 @@ pub struct Text {
     words: OnceLock<Vec<Vec<u8>>>,
     /// Bytes of the longest token's text.
     longest: usize,
-    grammars: OnceLock<Result<Grammars, String>>,
+    grammars: OnceLock<Result<Grammars, Diagnostic>>,
     /// Tokens that end an answer.
     pub stop_tokens: BTreeSet<u32>,
     /// The makers' sampling.
@@ -90,10 +90,9 @@ pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
     let text = Text::open(folder)?;
     let prefix = prefix_space(folder)?;
     if text.traits.is_none() {
-        let warning = "the model has no chat template: it will complete texts, and may not converse
-  hint: give the recipe a \
-                       `chat_template: FILE.jinja` if it was trained on conversations";
-        return Ok(Some(prefix.into_iter().chain([warning.to_owned()]).collect::<Vec<_>>().join("; ")));
+        let warning = Diagnostic::new("the model has no chat template: it will complete texts, and may not converse")
+            .with_help("give the recipe a `chat_template: FILE.jinja` if it was trained on conversations");
+        return Ok(Some(prefix.into_iter().chain([warning.to_string()]).collect::<Vec<_>>().join("; ")));
     }
     // What a template refuses everybody, and filters it names that nobody has.
     text.encode_chat(&[Message::new("user", "?")])?;
@@ -131,7 +130,7 @@ impl Text {
     /// Reads the files of `folder`.
     pub fn open(folder: &Path) -> Result<Self, LlmError> {
         let path = folder.join("tokenizer.json");
-        let fail = |message: String| LlmError::Text { path: path.clone(), message: message.into() };
+        let fail = |message: Diagnostic| LlmError::Text { path: path.clone(), message };
         let bytes = regular_file::read(&path, TOKENIZER_LIMIT).map_err(|error| {
             let message = Diagnostic::new(error.to_string()).with_help(
                 "the model needs a tokenizer.json; `tokenizers` converts a tokenizer.model: \
@@ -139,9 +138,9 @@ impl Text {
             );
             LlmError::Text { path: path.clone(), message }
         })?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string()))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string().into()))?;
         // What a tool that trained or calibrated the model left in the file: it would cut prompts, or fill them up.
-        tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|error| fail(error.to_string().into()))?;
         tokenizer.with_padding(None);
         let optional = |name: &str| -> Result<Value, LlmError> {
             let path = folder.join(name);
@@ -195,13 +194,13 @@ impl Text {
     /// Compiles a grammar for its tokens. The first takes a moment longer. What it costs is tried out in a process of its own
     /// first, where there is a program for that, until `left` is true.
     pub fn grammar(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
-        let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(|error| error.to_string());
-        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?;
+        let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(Diagnostic::from);
+        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Internal(error.clone()))?;
         let _turn = self.probes.check(lark, left)?;
         // With far more stack than the child had: what that held, this does.
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(4 * crate::confined::STACK);
         std::thread::scope(|scope| {
-            let failed = |what: &str| LlmError::Request(format!("the grammar's thread {what}"));
+            let failed = |what: &str| LlmError::Internal(format!("the grammar's thread {what}").into());
             let thread = thread.spawn_scoped(scope, || grammars.compile(lark)).map_err(|_| failed("did not start"))?;
             thread.join().unwrap_or_else(|_| Err(failed("panicked")))
         })
@@ -225,7 +224,7 @@ impl Text {
 
     /// The text of some tokens.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, LlmError> {
-        self.tokenizer.decode(tokens, skip_special).map_err(|error| LlmError::Request(error.to_string()))
+        self.tokenizer.decode(tokens, skip_special).map_err(|error| LlmError::Internal(error.to_string().into()))
     }
 
     /// A token's own spelling.
@@ -235,7 +234,7 @@ impl Text {
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, LlmError> {
         let encoding = self.tokenizer.encode_fast(text, special);
-        Ok(encoding.map_err(|error| LlmError::Request(error.to_string()))?.get_ids().to_vec())
+        Ok(encoding.map_err(|error| LlmError::Internal(error.to_string().into()))?.get_ids().to_vec())
     }
 
     /// Tokens of a text, unless they are more than `limit`: megabytes that would be refused are not made into tokens first.

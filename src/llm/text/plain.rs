@@ -38,7 +38,8 @@ impl Plain {
         // Runs of spaces are added tokens, too.
         let named = spelled(false).filter(|text| !text.trim().is_empty() && template.contains(text.as_str()));
         let marks: Vec<String> = special.iter().cloned().chain(used).chain(named).collect();
-        let build = |list: &[String]| AhoCorasick::new(list).map_err(|error| LlmError::Request(error.to_string()));
+        let build =
+            |list: &[String]| AhoCorasick::new(list).map_err(|error| LlmError::Internal(error.to_string().into()));
         Ok(Self { special: build(&special)?, marks: build(&marks)? })
     }
 

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
+use crate::diagnostic::Diagnostic;
+
 /// The tokens that `settings` and, where it counts, `map` name.
 pub(super) fn tokens(settings: &Value, map: &Value) -> BTreeMap<String, String> {
     let mut tokens = BTreeMap::new();
@@ -52,7 +54,7 @@ pub(super) fn add_missing(
     settings: &Value,
     map: &Value,
     added: &Value,
-) -> Result<(), String> {
+) -> Result<(), Diagnostic> {
     let flag = |token: &Value, name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
     let token = |content: &str, token: &Value, special: bool| {
         AddedToken::from(content, special)
@@ -87,10 +89,10 @@ pub(super) fn add_missing(
         done.map_err(|error| error.to_string())?;
         let have = tokenizer.token_to_id(&content).map(u64::from);
         if id != u64::MAX && have != Some(id) {
-            return Err(format!(
-                "`{content}` is to be token {id}, which does not follow the vocabulary of tokenizer.json\n  hint: \
-                 AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one that has it"
-            ));
+            let what =
+                format!("`{content}` is to be token {id}, which does not follow the vocabulary of tokenizer.json");
+            let help = "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one that has it";
+            return Err(Diagnostic::new(what).with_help(help));
         }
     }
     Ok(())

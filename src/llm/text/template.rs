@@ -10,6 +10,7 @@ use super::jinja;
 use super::message::{Chat, Message};
 use super::tools::Style;
 use crate::checkpoint::read_json;
+use crate::diagnostic::Diagnostic;
 use crate::llm::executor::LlmError;
 use crate::log::printable;
 use crate::regular_file;
@@ -138,7 +139,7 @@ fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Template
             return Ok(None);
         }
         let text = regular_file::read_text(path, TEMPLATE_LIMIT);
-        text.map(Some).map_err(|error| LlmError::Text { path: path.to_owned(), message: error.to_string().into() })
+        text.map(Some).map_err(|error| fail(path, error))
     };
     let jinja = folder.join("chat_template.jinja");
     let default = read(&jinja)?;
@@ -159,19 +160,19 @@ fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Template
     }
 }
 
-fn fail(path: &Path, message: String) -> LlmError {
+fn fail(path: &Path, message: impl Into<Diagnostic>) -> LlmError {
     LlmError::Text { path: path.to_owned(), message: message.into() }
 }
 
-fn no_default(names: &str) -> String {
-    format!(
-        "of the chat templates ({names}) none is called \"default\", which conversations without functions need\n  hint: \
-         give the recipe a `chat_template: FILE.jinja`"
-    )
+fn no_default(names: &str) -> Diagnostic {
+    Diagnostic::new(format!(
+        "of the chat templates ({names}) none is called \"default\", which conversations without functions need"
+    ))
+    .with_help("give the recipe a `chat_template: FILE.jinja`")
 }
 
 /// A template, or those called "default" and "tool_use" of a list.
-fn named(value: &serde_json::Value) -> Result<Option<(String, Option<String>)>, String> {
+fn named(value: &serde_json::Value) -> Result<Option<(String, Option<String>)>, Diagnostic> {
     if let Some(text) = value.as_str() {
         return Ok(Some((text.to_owned(), None)));
     }

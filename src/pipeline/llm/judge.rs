@@ -10,11 +10,12 @@ use anyhow::{Context as _, bail};
 use super::{Source, files, gguf, is_text, limits};
 use crate::checkpoint::{Adapter, CheckpointError, gguf_models, gguf_set_aside, read_json, weight_files};
 use crate::convert::{self, Transformer};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
 use crate::llm::LlmError;
 use crate::llm::text::{TEXT_FILES, check_vocabulary, judge};
 use crate::progress::Event;
-use crate::recipe::{Plan, SourcePlan};
+use crate::recipe::{LlmPlan, Plan, SourcePlan};
 
 /// A repository as far as its names and small files tell.
 struct Repository<'a> {
@@ -81,10 +82,8 @@ pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> any
         Err(message) => return Err(hub.no_weights(&all, message, lock)),
     };
     if !wanted.contains(&config.as_str()) {
-        bail!(
-            "{}: {repository} has no {config}\n  hint: it says what the tensors mean; name it in `files:` too",
-            plan.name
-        );
+        let what = format!("{}: {repository} has no {config}", plan.name);
+        bail!(Diagnostic::new(what).with_help("it says what the tensors mean; name it in `files:` too"));
     }
     hub.text(&all, &wanted, folder, lock)?;
     let kept = |name: &&str| !name.ends_with(".safetensors") || weights.contains(name);
@@ -93,12 +92,13 @@ pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> any
 
 impl Repository<'_> {
     /// Why there is nothing to build; an adapter names its base.
-    fn no_weights(&self, all: &[&str], message: String, lock: &mut Lock) -> anyhow::Error {
+    fn no_weights(&self, all: &[&str], message: Diagnostic, lock: &mut Lock) -> anyhow::Error {
         let what = format!("{}: {}@{}", self.plan.name, self.repository, self.revision);
         if all.contains(&"adapter_config.json") {
             let fetched = self.fetch(&["adapter_config.json"], lock).ok();
             let adapter = fetched.and_then(|fetched| Adapter::read(&fetched.files.first()?.path).ok());
-            return anyhow::anyhow!("{what} is {}", adapter.unwrap_or_default().message());
+            let why = adapter.unwrap_or_default().message();
+            return why.map_message(|adapter| format!("{what} is {adapter}")).into();
         }
         // What is not asked for may be what it has.
         let message = weight_files(all).err().unwrap_or(message);
@@ -111,7 +111,7 @@ impl Repository<'_> {
             names.iter().filter_map(|name| name.strip_prefix(folder)).map(str::to_owned).collect()
         };
         if let Some(message) = no_vocabulary(&within(wanted), &within(all)) {
-            bail!("{}: {}@{}: {message}", self.plan.name, self.repository, self.revision);
+            bail!(message.at(format!("{}: {}@{}", self.plan.name, self.repository, self.revision)));
         }
         let is_text = |name: &&str| name.strip_prefix(folder).is_some_and(|name| TEXT_FILES.contains(&name));
         let names: Vec<&str> = wanted.iter().copied().filter(is_text).collect();
@@ -140,20 +140,19 @@ pub(super) fn configuration(plan: &Plan, paths: &[PathBuf]) -> anyhow::Result<()
 pub(super) fn length_of(plan: &Plan, model: &Transformer) -> anyhow::Result<()> {
     let limits = limits(plan)?;
     if limits.max_input_len + limits.max_output_len > model.max_position {
-        bail!(
-            "{}: {} prompt and {} answer tokens are more than the {} positions the model was trained for\n  hint: lower \
-             max_input_len or max_output_len",
-            plan.name,
-            limits.max_input_len,
-            limits.max_output_len,
-            model.max_position
+        let LlmPlan { max_input_len, max_output_len, .. } = limits;
+        let what = format!(
+            "{}: {max_input_len} prompt and {max_output_len} answer tokens are more than the {} positions the model was \
+             trained for",
+            plan.name, model.max_position
         );
+        bail!(Diagnostic::new(what).with_help("lower max_input_len or max_output_len"));
     }
     Ok(())
 }
 
 /// Why files of these names have no vocabulary, if so; `beside` is what lies with them.
-fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
+fn no_vocabulary(names: &[String], beside: &[String]) -> Option<Diagnostic> {
     let is_one = |wanted: &str, names: &[String]| names.iter().any(|name| name == wanted);
     if is_one("tokenizer.json", names) {
         return None;
@@ -161,9 +160,8 @@ fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
     let others = ["tokenizer.model", "spiece.model", "tekken.json", "vocab.json"];
     let other = others.into_iter().find(|other| is_one(other, names) || is_one(other, beside));
     let has = other.map_or_else(String::new, |other| format!(", only {other}, which is not read"));
-    Some(format!(
-        "no tokenizer.json{has}\n  hint: AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one; put it beside the \
-         weights and use `path:`"
+    Some(Diagnostic::new(format!("no tokenizer.json{has}")).with_help(
+        "AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one; put it beside the weights and use `path:`",
     ))
 }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
 use crate::convert::{Scheme, Transformer};
+use crate::diagnostic::Diagnostic;
 use crate::llm::{IntegerFormat, MatrixSize, Shapes, packed_bytes, quantised_bytes};
 use crate::memory;
 use crate::recipe::LlmPlan;
@@ -115,7 +116,7 @@ fn weights(
 }
 
 /// Why it could not run on the GPU it is built on, which has so many bytes, and what would fit, if anything does.
-pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
+pub(super) fn too_large(target: &LlmTarget, available: u64) -> Diagnostic {
     let MemoryPlan { weights, cache, scratch, host, shared } = target.memory;
     let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = target.limits;
     let host = if shared { host } else { 0 };
@@ -126,9 +127,9 @@ pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
     } else {
         format!("lower max_batch_size, max_input_len or max_output_len until their product is below {tokens} tokens")
     };
-    format!(
+    Diagnostic::new(format!(
         "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
-         {max_output_len} tokens), about {} of scratch memory{}; {} has {}\n  hint: {help}, or build all the same with --force",
+         {max_output_len} tokens), about {} of scratch memory{}; {} has {}",
         target.plan.name,
         memory::text(target.memory.total()),
         memory::text(weights),
@@ -137,5 +138,6 @@ pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
         if shared { format!(", {} for loading it from the same memory", memory::text(host)) } else { String::new() },
         target.machine.device.as_ref().map_or("the GPU", |device| device.name.as_str()),
         memory::text(available)
-    )
+    ))
+    .with_help(format!("{help}, or build all the same with --force"))
 }

@@ -20,6 +20,7 @@ use super::target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 use crate::backend::tensorrt::BuildOptions;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, Scheme, Transformer};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::{Fetched, Fetcher, Hashes, Lock, Modelfile};
 use crate::llm::Shapes;
 use crate::llm::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
@@ -148,11 +149,8 @@ fn kv_type(plan: &Plan, model: &Transformer) -> anyhow::Result<Option<DType>> {
     }
     // Sixteen bytes are read at once.
     if !model.head_dim.is_multiple_of(16) {
-        bail!(
-            "{}: heads of {} elements cannot be kept in 8 bits\n  hint: leave out `kv_cache`",
-            plan.name,
-            model.head_dim
-        );
+        let what = format!("{}: heads of {} elements cannot be kept in 8 bits", plan.name, model.head_dim);
+        bail!(Diagnostic::new(what).with_help("leave out `kv_cache`"));
     }
     Ok(Some(DType::Int8))
 }
@@ -211,7 +209,7 @@ impl Target for LlmTarget {
         self.memory.to_string()
     }
 
-    fn too_large(&self, available: u64) -> String {
+    fn too_large(&self, available: u64) -> Diagnostic {
         memory::too_large(self, available)
     }
 

@@ -18,6 +18,7 @@ use super::{LlmTarget, Source};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
+use crate::diagnostic::Diagnostic;
 use crate::llm::CpuExecutor;
 use crate::llm::text::Text;
 use crate::manifest::Quality;
@@ -40,9 +41,8 @@ pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Sche
     for part in matrices(model) {
         if source.checkpoint.tensor(&part.tensor)?.is_packed() {
             bail!(
-                "{}: `{}` is quantised already\n  hint: leave out `precision`, or take a checkpoint in float16 or bfloat16",
-                plan.name,
-                part.tensor
+                Diagnostic::new(format!("{}: `{}` is quantised already", plan.name, part.tensor))
+                    .with_help("leave out `precision`, or take a checkpoint in float16 or bfloat16")
             );
         }
     }
@@ -54,8 +54,8 @@ pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Sche
     };
     let Some(group) = group else {
         bail!(
-            "{}: its matrices cannot be cut into such groups of inputs\n  hint: use `group_size: 32`, or fp16",
-            plan.name
+            Diagnostic::new(format!("{}: its matrices cannot be cut into such groups of inputs", plan.name))
+                .with_help("use `group_size: 32`, or fp16")
         )
     };
     // A zero point saves four bits much error and eight bits none.
@@ -284,12 +284,11 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
 pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
     let Source { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
     if model.vocab_size != target.source.model.vocab_size {
-        bail!(
-            "{}: the reference of `verify` has {} tokens, the model {}\n  hint: it must be the checkpoint the model was made of",
-            target.plan.name,
-            model.vocab_size,
-            target.source.model.vocab_size
+        let what = format!(
+            "{}: the reference of `verify` has {} tokens, the model {}",
+            target.plan.name, model.vocab_size, target.source.model.vocab_size
         );
+        bail!(Diagnostic::new(what).with_help("it must be the checkpoint the model was made of"));
     }
     let text = Text::open(staged)?;
     let longest = record.shapes.max_len;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::bail;
 
+use crate::diagnostic::Diagnostic;
 use crate::onnx::{Ending, Model};
 use crate::spec::ClassifierOutput;
 
@@ -48,9 +49,12 @@ pub(super) fn reading(
         _ => return Ok((said, None)),
     };
     bail!(
-        "{}: the recipe says `output: {}`, and {node}, with which the model ends, makes {makes}\n  hint: {way}",
-        place.display(),
-        said.word()
+        Diagnostic::new(format!(
+            "{}: the recipe says `output: {}`, and {node}, with which the model ends, makes {makes}",
+            place.display(),
+            said.word()
+        ))
+        .with_help(way)
     )
 }
 

@@ -144,7 +144,7 @@ impl StepBuilder<'_> {
     /// A product with a matrix of a layer.
     fn product(&self, layer: usize, role: Role, size: MatrixSize) -> Result<PhaseDescriptor, BackendError> {
         let matrix = self.state.weights.of(layer, role);
-        let matrix = matrix.ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
+        let matrix = matrix.ok_or_else(|| BackendError::Run(format!("no weight {}", role.name()).into()))?;
         Ok(matmul(matrix.addresses(), size, role == Role::GateUp, self.width))
     }
 
