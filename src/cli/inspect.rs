@@ -1,4 +1,4 @@
-//! `inspect`: a look inside an ONNX file, an engine directory or a plan.
+//! `inspect`: describes an ONNX file, a PyTorch checkpoint, an engine directory or an engine file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::verify::{Report, Status};
 const IS_NOT: &str =
     "neither an ONNX model (.onnx), a PyTorch checkpoint (.pt), an engine directory nor a TensorRT plan";
 
-/// Look inside an ONNX model, an engine directory or a plan
+/// Describe an ONNX model, a PyTorch checkpoint, an engine directory or an engine file
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// .onnx file, PyTorch .pt file, engine directory, or .engine file
@@ -29,7 +29,7 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Print TensorRT's own view of the layers (needs the GPU the engine was built for)
+    /// Print the layers as TensorRT reports them; needs the GPU that the engine was built for
     #[arg(long)]
     layers: bool,
 }
@@ -73,7 +73,7 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
     print(printable(&format!("nodes   {}", operators.join(", "))))
 }
 
-/// What a language model or detector is.
+/// Prints the model's part of a manifest: architecture, sizes, classes.
 fn model_of(contents: &EngineContents) -> anyhow::Result<()> {
     if let Some(llm) = contents.llm() {
         let parameters = llm.parameters as f64 / 1e9;
@@ -150,7 +150,7 @@ fn graph_text(graph: &GraphEngine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A PyTorch checkpoint: what it is of, its modules by class, its weights.
+/// Prints a PyTorch checkpoint: its task, its modules by class, its weights.
 fn torch(args: &Args) -> anyhow::Result<()> {
     let file = TorchFile::open(&args.path)?;
     let model = yolo_root(&file);
@@ -205,7 +205,7 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The layers of an engine directory's one engine, if its files are what they were.
+/// Prints TensorRT's layers of a vision or ONNX engine, after checking that the files are unchanged.
 fn layers_of(engine: &EngineDir) -> anyhow::Result<()> {
     if engine.manifest.contents.graph().is_none() {
         bail!("a language model has many engines: name one, e.g. {}", engine.some_engine().display());

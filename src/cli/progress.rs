@@ -1,4 +1,4 @@
-//! Draws progress: bars on a terminal, plain lines elsewhere, nothing with `--quiet`.
+//! Displays progress: bars on a terminal, plain lines elsewhere, nothing with `--quiet`.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -12,7 +12,7 @@ use crate::log::{printable, printable_text};
 use crate::memory;
 use crate::progress::{Event, Progress, Silent};
 
-/// The right kind for this terminal.
+/// The display that fits standard error.
 pub(super) fn new(quiet: bool) -> Arc<dyn Progress> {
     if quiet {
         Arc::new(Silent)
@@ -88,11 +88,11 @@ impl Progress for Bars {
     }
 }
 
-/// Every so many seconds a running transfer gets a line.
+/// Shortest time between two lines about one running transfer.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 struct Lines {
-    /// Total and time of the last line, by name.
+    /// Total bytes of each running transfer and when its last line was printed, by name.
     transfers: Mutex<HashMap<String, (Option<u64>, Instant)>>,
 }
 

@@ -1,5 +1,5 @@
-//! Pictures to answers: a classifier's words, a detector's objects and drawings. One that cannot be read is told, and the
-//! others go on.
+//! Runs engines on images: prints classes or objects, draws detections. An image that cannot be read is reported and
+//! the others go on.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage, VisionError};
 
-/// How an engine takes pictures.
+/// An opened vision engine and how it is called.
 struct Way<'a> {
     manifest: &'a Manifest,
     preprocess: Preprocess,
@@ -67,7 +67,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
     Ok(exit)
 }
 
-/// The record of a picture that cannot be read.
+/// The JSON record of an image that could not be read.
 fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::Value {
     let Diagnostic { message, help } = Diagnostic::from(error.to_string());
     let mut record = serde_json::json!({
@@ -79,7 +79,7 @@ fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::
     record
 }
 
-/// One picture's answer, printed, drawn and saved; `targets` are where the drawing and the outputs go.
+/// Runs one image, and prints, draws and saves the result; `targets` are the paths of the drawing and of the outputs.
 fn answer(
     args: &Args,
     way: &Way<'_>,
@@ -122,7 +122,7 @@ fn answer(
     Ok(document)
 }
 
-/// The pictures named, and those in folders named.
+/// The images named on the command line, and those in folders named there.
 fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in given {
@@ -154,7 +154,7 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Where the outputs of each picture go: one picture's where `--save` says, several pictures' each in a folder of its own.
+/// The folder for each image's outputs: `--save` itself for one image, a folder below it for each of several.
 fn folders(args: &Args, files: &[PathBuf]) -> Vec<PathBuf> {
     let Some(save) = &args.save else { return Vec::new() };
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -171,7 +171,7 @@ fn folders(args: &Args, files: &[PathBuf]) -> Vec<PathBuf> {
     folders
 }
 
-/// Where the drawings go, before the first is made: none may take a picture's place.
+/// The path of each image's drawing, determined before the first is drawn. None may overwrite an input image.
 fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut drawings: Vec<PathBuf> = Vec::new();
     for path in files {
@@ -183,7 +183,7 @@ fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(drawings)
 }
 
-/// Where a picture's drawing goes; pictures of one name from several folders do not overwrite each other's.
+/// The path of one image's drawing. Images of the same name from several folders get different paths.
 fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
     let png = picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
