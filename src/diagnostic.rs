@@ -1,29 +1,29 @@
-//! What an error says: what is wrong and where, and apart from it the next step.
+//! [`Diagnostic`]: an error message, and apart from it a hint with the next step.
 //!
-//! Errors that a person mends hold one, so that whoever shows them need not look for the next step in a text. As a text it is
-//! two lines, of which the second is `  hint: ` and the step.
+//! Errors that a user can fix contain one, so that callers can show message and hint separately. As text it is two
+//! lines, the second of which begins with `  hint: `.
 
 use std::fmt;
 
-/// Between a message and its help, in a text of both.
+/// Separates message and hint in a text.
 const HINT: &str = "\n  hint: ";
 
-/// What is wrong and where, and what to do about it.
+/// An error message and its hint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// What is wrong, naming the file's tensor, key or node.
+    /// What is wrong and where: the file and its tensor, key or node.
     pub message: String,
-    /// The next step.
+    /// The next step, shown after `hint: `.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// What is wrong, where nothing is known to be done about it.
+    /// A message without a hint.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), help: None }
     }
 
-    /// With the next step, instead of any it had.
+    /// Sets the hint, replacing any other.
     pub fn with_help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }
     }
@@ -36,7 +36,7 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Takes a text as it is shown apart: words of another process, or of a chain of errors.
+/// Splits a text at its hint, such as the output of another process or of a chain of errors.
 impl From<&str> for Diagnostic {
     fn from(text: &str) -> Self {
         match text.rsplit_once(HINT) {
