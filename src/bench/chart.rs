@@ -8,7 +8,7 @@ const BINS: usize = 60;
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 320;
 
-/// Draws the reports below each other.
+/// Draws the histograms of all reports below each other; returns SVG text.
 pub fn svg(reports: &[Report]) -> Result<String, String> {
     let mut text = String::new();
     {
@@ -27,7 +27,7 @@ pub fn svg(reports: &[Report]) -> Result<String, String> {
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 pub(super) type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
-/// The kinds of latency in a report: name, samples, summary, colour.
+/// The latencies in a report: name, samples in milliseconds, summary, colour.
 fn series(report: &Report) -> Vec<(&'static str, &[f64], &Latency, RGBColor)> {
     let mut series =
         vec![("with host copies", report.samples.end_to_end_ms.as_slice(), &report.end_to_end, RGBColor(44, 110, 180))];

@@ -1,19 +1,19 @@
-//! GPU, memory, disk, power mode and clocks.
+//! Checks GPU, memory, disk, power mode and clocks.
 
 use super::{Examination, Finding};
 use crate::backend::tensorrt::device::Device;
 use crate::memory::text;
 
-/// What later checks need to know of the GPU.
+/// The GPU's properties that later checks need.
 pub(super) struct Gpu {
     pub findings: Vec<Finding>,
-    /// A GPU we can use is there, as far as can be told.
+    /// Whether a supported GPU is present, as far as can be told.
     pub usable: bool,
-    /// On the live machine: free device memory in bytes.
+    /// Free device memory in bytes; `None` unless the live machine is examined.
     pub memory: Option<u64>,
 }
 
-/// SoC by its device-tree "compatible" string: name, compute capability.
+/// Tegra SoCs: device-tree "compatible" string, name, compute capability.
 const SOCS: &[(&str, &str, &str)] = &[
     ("nvidia,tegra234", "Orin (Ampere)", "8.7"),
     ("nvidia,tegra264", "Thor (Blackwell)", "11.0"),
@@ -152,7 +152,7 @@ struct PowerMode {
     name: String,
 }
 
-/// `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`
+/// Parses the lines `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`.
 fn modes(text: &str) -> Vec<PowerMode> {
     let field = |line: &str, key: &str| {
         line.split_whitespace()

@@ -1,4 +1,4 @@
-//! What the machine is good for, job by job.
+//! Decides which jobs the machine is fit for.
 
 use serde::Serialize;
 
@@ -7,18 +7,18 @@ use super::hardware::Gpu;
 use super::software::Software;
 use crate::memory::text;
 
-/// Whether one job can be done here.
+/// Whether the machine is fit for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// "build", "vision" or "llm".
+    /// The job: "build", "vision" or "llm".
     pub job: &'static str,
-    /// It can.
+    /// Whether the machine is fit for it.
     pub able: bool,
-    /// Why, or why not.
+    /// The reason.
     pub reason: String,
 }
 
-/// Memory a 7B model wants: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace and the system.
+/// Memory in bytes that a 7B model needs: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace and the system.
 const LLM_4_BIT: u64 = 8_000_000_000;
 const LLM_FP16: u64 = 18_000_000_000;
 const BUILD: u64 = 2_000_000_000;
