@@ -1,8 +1,9 @@
-//! Shims: what of this tool is compiled against TensorRT's headers, as safe objects. One may be part of the program; others lie
-//! beside it as shared objects (`libwatus_shim-NAME.so`), each for other libraries.
+//! Safe wrappers of shims, the code of this tool that is compiled against TensorRT's headers. One may be linked into
+//! the program; others are shared objects beside it (`libwatus_shim-NAME.so`), each for other libraries.
 //!
-//! Every `unsafe` says why it is sound. What holds for all of them: a table is of a shim that is never closed, of the same text
-//! as ours ([`watus_shim::ABI`]); a pointer is what that table gave, freed once, when its owner is dropped.
+//! Every `unsafe` says why it is sound. In all of them, a table belongs to a shim that is never closed and has the same
+//! text as ours ([`watus_shim::ABI`]), and a pointer comes from that table and is freed once, when its owner is
+//! dropped.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -16,13 +17,13 @@ use super::observer::BuildObserver;
 use super::{Family, Version};
 use crate::backend::onnxruntime::library::fault;
 
-/// A shim that can be used.
+/// A usable shim.
 #[derive(Debug, Clone)]
 pub struct Shim {
     table: &'static Table,
-    /// The shared object; `None` for the one in the program.
+    /// Path of the shared object; `None` for the one linked into the program.
     pub path: Option<PathBuf>,
-    /// The headers it was compiled with.
+    /// Version of the headers it was compiled with.
     pub headers: Version,
 }
 
@@ -33,16 +34,16 @@ impl From<watus_shim::Version> for Version {
     }
 }
 
-/// What there is, and what could not be opened.
+/// The shims that were found, and those that could not be opened.
 #[derive(Debug, Default)]
 pub struct Shims {
-    /// In the order of preference: newer TensorRT first, RTX last.
+    /// In order of preference: newer TensorRT first, RTX last.
     pub found: Vec<Shim>,
-    /// A sentence for each file that is none.
+    /// For each refused file a sentence that says why.
     pub refused: Vec<String>,
 }
 
-/// Folders where shims may lie: the one that is named, or beside the program and where packages put them.
+/// Folders to search for shims: the one that the user names, or those beside the program and of packages.
 fn folders() -> Vec<PathBuf> {
     if let Some(named) = std::env::var_os("WATUS_SHIMS").filter(|named| !named.is_empty()) {
         return vec![named.into()];
@@ -52,7 +53,7 @@ fn folders() -> Vec<PathBuf> {
     vec![folder.to_owned(), folder.join("../lib/watus-build")]
 }
 
-/// The shims of this program, looked for once.
+/// The shims of this program, searched once.
 pub fn shims() -> &'static Shims {
     static SHIMS: OnceLock<Shims> = OnceLock::new();
     SHIMS.get_or_init(|| {
@@ -76,7 +77,7 @@ pub fn shims() -> &'static Shims {
     })
 }
 
-/// More is tried first.
+/// Sort key; larger versions are tried first.
 fn preference(Version { family, major, minor, patch }: Version) -> (bool, u32, u32, u32) {
     (family == Family::Enterprise, major, minor, patch)
 }
@@ -110,7 +111,7 @@ impl Shim {
         Self { table, path, headers }
     }
 
-    /// The version a library file reports.
+    /// The version that a library file reports.
     pub fn library_version(&self, core: &Path) -> Result<Version, String> {
         let path = core.to_string_lossy();
         let found = told(|fail| {
@@ -121,7 +122,7 @@ impl Shim {
         found.map(Version::from)
     }
 
-    /// Opens TensorRT, for the life of the process.
+    /// Opens TensorRT for the lifetime of the process.
     pub(super) fn open(&self, files: &super::library::Files) -> Result<Library, String> {
         let (core, parser) = (files.core.to_string_lossy(), files.parser.to_string_lossy());
         let plugin = files.plugin.as_ref().map(|plugin| plugin.to_string_lossy()).unwrap_or_default();
@@ -141,12 +142,12 @@ unsafe extern "C" fn append(context: *mut c_void, bytes: Bytes) {
     taken.extend_from_slice(bytes);
 }
 
-/// What takes bytes into `bytes`, for the time of a call.
+/// Appends the bytes that a call passes back to `bytes`.
 fn taking(bytes: &mut Vec<u8>) -> Taker {
     Taker { context: std::ptr::from_mut(bytes).cast(), take: append }
 }
 
-/// A value, or what the shim says of why there is none.
+/// The value of a call, or the error that the shim reports.
 fn told<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
     let mut words = Vec::new();
     let value = call(taking(&mut words));
@@ -156,7 +157,7 @@ fn told<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
 type Sink = Box<dyn Fn(i32, String) + Send>;
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
 
-/// Sends TensorRT's log lines (severity 0 = internal error … 4 = verbose) to `sink` from now on.
+/// Sends TensorRT's log lines to `sink` from now on, with their severity (0 internal error … 4 verbose).
 pub(super) fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
     if let Ok(mut slot) = SINK.lock() {
         *slot = Some(Box::new(sink));
@@ -201,12 +202,13 @@ impl Library {
         Ok(Plan { table: self.table, raw: plan })
     }
 
-    /// Loads a plan, with scratch memory of its own.
+    /// Loads a plan with scratch memory of its own.
     pub(super) fn load(&self, plan: &[u8], tf32: bool) -> Result<Session, String> {
         self.load_with(plan, tf32, std::ptr::null_mut())
     }
 
-    /// With scratch memory of the caller's, and kernels that `kernels` may have, which must outlive the session.
+    /// Loads a plan with scratch memory of the caller, and with the compiled kernels in `kernels`, which must outlive
+    /// the session.
     pub(super) fn load_shared(&self, plan: &[u8], tf32: bool, kernels: &mut KernelCache) -> Result<Session, String> {
         self.load_with(plan, tf32, kernels.raw.as_ptr())
     }
@@ -219,7 +221,7 @@ impl Library {
         Ok(Session { table: self.table, raw: session })
     }
 
-    /// A cache with what an earlier one held.
+    /// A kernel cache with the bytes of an earlier one.
     pub(super) fn kernel_cache(&self, before: &[u8]) -> Result<KernelCache, String> {
         // SAFETY: bytes and a taker for the time of the call.
         let raw = told(|fail| NonNull::new(unsafe { (self.table.kernel_cache)(Bytes::of(before), fail) }))?;
@@ -227,7 +229,7 @@ impl Library {
     }
 }
 
-/// A serialized engine and the timing cache as its build left it.
+/// A serialized engine, and the timing cache after its build.
 pub(super) struct Plan {
     table: &'static Table,
     raw: NonNull<watus_shim::Plan>,
@@ -252,7 +254,7 @@ impl Drop for Plan {
     }
 }
 
-/// What RTX compiles when the engines of a model are loaded and first run; empty for the others.
+/// Kernels that RTX compiles when the engines of a model are loaded and first run; empty for other TensorRTs.
 pub(super) struct KernelCache {
     table: &'static Table,
     raw: NonNull<watus_shim::KernelCache>,
@@ -299,7 +301,7 @@ impl Session {
         serde_json::from_slice(&bytes).map_err(|error| error.to_string())
     }
 
-    /// The shape of an input or output, -1 where it is not known yet.
+    /// The shape of an input or output, with -1 for unknown dimensions.
     pub(super) fn shape(&self, name: &str) -> Result<Vec<i64>, String> {
         self.read_shape(self.table.session_shape, name)
     }
@@ -323,7 +325,7 @@ impl Session {
         Ok(dims.iter().copied().take(rank).collect())
     }
 
-    /// The shape of an input (an output's follows) and the address of either.
+    /// Sets the shape of an input (ignored for outputs, which follow from it) and the address of either.
     pub(super) fn bind(&mut self, name: &str, dims: &[i64], address: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
         told(|fail| {
@@ -333,21 +335,21 @@ impl Session {
         })
     }
 
-    /// The address alone.
+    /// Sets the address of an input or output.
     pub(super) fn set_address(&mut self, name: &str, address: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
         // SAFETY: a name and a taker for the time of the call.
         told(|fail| unsafe { (self.table.session_set_address)(self.raw.as_ptr(), name, address, fail) }.then_some(()))
     }
 
-    /// The bytes that an output can need whose size depends on values; `None` where TensorRT knows no bound.
+    /// Most bytes that an output can need whose size depends on values; `None` if TensorRT knows no bound.
     pub(super) fn most_bytes(&self, name: &str) -> Option<usize> {
         // SAFETY: a name for the time of the call.
         let bytes = unsafe { (self.table.session_most_bytes)(self.raw.as_ptr(), Bytes::of(name.as_bytes())) };
         usize::try_from(bytes).ok()
     }
 
-    /// Where such an output may write.
+    /// Sets the memory of an output whose size depends on values.
     pub(super) fn give_room(&mut self, name: &str, address: usize, bytes: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
         told(|fail| {
