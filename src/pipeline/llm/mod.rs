@@ -1,5 +1,5 @@
-//! A language model: judge what can be judged, fetch, plan the memory, emit the layer graphs, and beside their engines place
-//! the weights, which are never read, but for their hash.
+//! Builds language models: checks the source early, fetches it, plans the memory, writes the layer graphs, and places
+//! the weights beside the engines. The weights are only hashed, not read otherwise, unless they are quantised.
 
 mod calibrate;
 mod export;
@@ -31,18 +31,18 @@ use memory::MemoryPlan;
 
 pub(super) use export::emit_onnx;
 
-/// A source that is here, and what it is.
+/// A fetched and opened source.
 struct Source {
     checkpoint: Arc<Checkpoint>,
     model: Transformer,
-    /// Everything that was fetched.
+    /// All fetched files.
     paths: Vec<PathBuf>,
     commit: Option<String>,
-    /// What an Ollama model says besides its weights.
+    /// The Modelfile, for an Ollama model.
     modelfile: Option<Modelfile>,
 }
 
-/// A language model that is to be built.
+/// A language model to build.
 pub(super) struct LlmTarget {
     plan: Plan,
     limits: LlmPlan,
@@ -51,11 +51,11 @@ pub(super) struct LlmTarget {
     shapes: Shapes,
     dtype: DType,
     options: BuildOptions,
-    /// How the layers are quantised.
+    /// Quantisation of the layers; `None` to keep the checkpoint's weights.
     scheme: Option<Scheme>,
-    /// What a model that comes quantised was made of.
+    /// The float checkpoint of an already quantised model, to measure its quality loss.
     reference: Option<Source>,
-    /// What running it will take.
+    /// Estimated memory at run time.
     memory: MemoryPlan,
 }
 
@@ -63,7 +63,7 @@ fn limits(plan: &Plan) -> anyhow::Result<&LlmPlan> {
     plan.model.llm().with_context(|| format!("{} is not a language model", plan.name))
 }
 
-/// Brings a plan's model here, after a look at its small files, and records what was pinned.
+/// Fetches a plan's model after checking its small files, and records what was pinned.
 pub(super) fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
     let fetched = fetcher.fetch(&judge::look_ahead(plan, fetcher, lock)?, lock)?;
     lock.save()?;
@@ -103,8 +103,7 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
 }
 
 impl LlmTarget {
-    /// Fetches a plan's source and judges it. What was `built` has been looked at; anything else is before gigabytes are
-    /// hashed.
+    /// Fetches a plan's source and checks it. Unless it is already `built`, it is checked before gigabytes are hashed.
     pub(super) fn open(plan: &Plan, context: &Context, lock: &mut Lock, built: bool) -> anyhow::Result<Self> {
         let limits = limits(plan)?.clone();
         let mut source = open(plan, &context.fetcher, lock)?;
@@ -141,7 +140,7 @@ impl LlmTarget {
     }
 }
 
-/// How keys and values are kept, if not as they are computed.
+/// Storage type of keys and values, if it differs from the arithmetic's.
 fn kv_type(plan: &Plan, model: &Transformer) -> anyhow::Result<Option<DType>> {
     if plan.build.kv_cache == KvCache::Auto {
         return Ok(None);
@@ -157,7 +156,7 @@ fn kv_type(plan: &Plan, model: &Transformer) -> anyhow::Result<Option<DType>> {
     Ok(Some(DType::Int8))
 }
 
-/// The layer graphs carry their types; TensorRT before 9 takes them as a permission only.
+/// Builder settings. The layer graphs contain their types, which TensorRT before 9 only takes as a permission.
 fn builder_options(plan: &Plan, version: Version, dtype: DType) -> anyhow::Result<BuildOptions> {
     let mut options = settings::builder_options(&plan.build);
     // The switch is about float32 alone; engines of other types are built and loaded with it on.
@@ -228,7 +227,7 @@ impl Target for LlmTarget {
         Ok(BuildJobs { engines, options: self.options.clone(), temporary: Vec::new() })
     }
 
-    /// Texts, and weights as they come or quantised.
+    /// Places text files, and weights as they are or quantised.
     fn finish(&self, work: &mut StagedBuild<'_>, _full: &[String]) -> anyhow::Result<Description> {
         let Self { plan, source, limits, .. } = self;
         let staged = work.staged;
@@ -252,7 +251,7 @@ impl Target for LlmTarget {
             weights,
         };
         let quality = if self.scheme.is_some() || self.reference.is_some() || source.model.kv_type.is_some() {
-            work.context.stage(&plan.name, "comparing what is quantised with the checkpoint");
+            work.context.stage(&plan.name, "comparing the quantised model with the checkpoint");
             Some(quantize::quality(self, &llm, staged)?)
         } else {
             None
