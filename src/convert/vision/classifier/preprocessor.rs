@@ -1,7 +1,8 @@
-//! preprocessor_config.json to a [`Preprocess`].
+//! Converts preprocessor_config.json to a [`Preprocess`].
 //!
-//! What the processors of ViT, DeiT, BEiT, Swin, ConvNeXt and ResNet do (`transformers`, `image_processing_*.py`):
-//! resize, crop the middle, rescale, normalise. Older files say sizes as numbers and processors by `feature_extractor_type`.
+//! Implements the processors of ViT, DeiT, BEiT, Swin, ConvNeXt and ResNet (`transformers`, `image_processing_*.py`):
+//! resize, centre crop, rescale, normalise. Older files have sizes as numbers and processors in
+//! `feature_extractor_type`.
 
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use super::Read;
 use crate::convert::Config;
 use crate::vision::{Color, Preprocess, Resample, Resize};
 
-/// ConvNeXt's and ResNet's processor squeezes pictures to the size from this one on, and crops below it.
+/// Size from which ConvNeXt's and ResNet's processor resizes both sides to the input size; below it crops.
 const WARP_FROM: u32 = 384;
 
 /// A size: one number, or a dict of height and width, or of the shortest edge.
@@ -18,12 +19,12 @@ enum ProcessorSize {
     ShortestEdge(u32),
 }
 
-/// A switch of the processor.
+/// A boolean field of the processor.
 fn said(config: &Config<'_>, field: &str, default: bool) -> bool {
     config.get(field).and_then(Value::as_bool).unwrap_or(default)
 }
 
-/// What is subtracted from a channel's bytes, and what divides the rest.
+/// Mean and divisor of each channel, for bytes.
 fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
     let scale = if said(config, "do_rescale", true) {
         config.optional_positive("rescale_factor")?.unwrap_or(1.0 / 255.0)
@@ -48,7 +49,7 @@ fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
     Ok((bytes(mean), bytes(std)))
 }
 
-/// Reads how the model's pictures are prepared. `trained` is the model's own size, for files that do not say.
+/// Reads the preprocessing. `trained` is the model's own size, for files without one.
 pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Preprocess> {
     let kind = config.text("image_processor_type").or(config.text("feature_extractor_type")).unwrap_or("");
     let known = ["ViT", "DeiT", "Deit", "Beit", "ConvNext", "ConvNeXT", "Bit"];
