@@ -61,7 +61,7 @@ fn by_size(parameters: f64) -> f64 {
     loss(parameters) / loss(MEASURED_PARAMETERS)
 }
 
-/// Scores the texts, each cut to `longest` tokens; texts that are then shorter than [`SHORTEST`] are left out.
+/// Scores the texts, each cut to `longest` tokens; texts that are then too short to tell are left out.
 pub fn sense(executor: &mut dyn Executor, text: &Text, parameters: u64, longest: usize) -> anyhow::Result<Vec<Sense>> {
     let guess = (executor.vocab_size() as f64).log2();
     let mut found = Vec::new();
