@@ -9,8 +9,11 @@ use super::llm::LlmReport;
 const WIDTH: f64 = 900.0;
 /// x coordinate at which bars begin, in pixels.
 const LEFT: f64 = 330.0;
+/// Length of the longest bar in pixels.
 const LONGEST: f64 = 460.0;
+/// Height of a bar in pixels.
 const BAR: f64 = 18.0;
+/// Colours of the peers' bars, in their order; repeated if there are more peers.
 const COLORS: [&str; 5] = ["#b0762c", "#8a4f9e", "#3c963c", "#a03c3c", "#507080"];
 
 fn escaped(text: &str) -> String {

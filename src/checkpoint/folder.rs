@@ -14,6 +14,7 @@ const VARIANTS: &[&str] =
     &["fp16", "fp32", "bf16", "float16", "float32", "bfloat16", "int8", "8bit", "4bit", "ema", "non_ema"];
 
 const END: &str = ".safetensors";
+/// Hint for converting other formats.
 const HINT: &str = "hint: from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
 
 /// File name endings of other formats, and what a folder with such files is.

@@ -45,8 +45,9 @@ pub(super) fn big_endian() -> Diagnostic {
          little`",
     )
 }
-/// ggml's number for strings, one of the two metadata types that are not scalars (docs/gguf.md).
+/// ggml's type number for strings in metadata (docs/gguf.md).
 const TEXT: u32 = 8;
+/// ggml's type number for lists in metadata (docs/gguf.md).
 const LIST: u32 = 9;
 
 impl Gguf {

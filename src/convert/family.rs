@@ -9,7 +9,9 @@ use crate::checkpoint::{CheckpointError, ROTARY_DIM};
 
 /// Most heads of a model. With more, tables per head would take gigabytes before a missing tensor is noticed.
 const HEADS_LIMIT: usize = 1 << 12;
+/// Largest head size in elements.
 const HEAD_DIM_LIMIT: usize = 1 << 13;
+/// Most layers of a model.
 const LAYERS_LIMIT: usize = 1 << 12;
 
 /// Reads the fields that most families share; each family then changes what differs.

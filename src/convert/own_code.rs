@@ -23,8 +23,9 @@ const CLASSES: &[(&str, &[&str])] = &[
 
 /// Key of the class that generates text.
 const ANSWERS: &str = "AutoModelForCausalLM";
-/// Most entries that a message names, and most characters of each.
+/// Most entries that a message names.
 const NAMED: usize = 4;
+/// Most characters of an entry in a message.
 const SHOWN: usize = 120;
 
 /// Fails if a class of another name would be used; otherwise returns a message, if there is such code.

@@ -18,9 +18,12 @@ pub struct Verdict {
     pub reason: String,
 }
 
-/// Memory in bytes that a 7B model needs: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace and the system.
+/// Memory in bytes that a 7B model with 4-bit weights needs: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace
+/// and the system.
 const LLM_4_BIT: u64 = 8_000_000_000;
+/// Memory in bytes that a 7B model with float16 weights needs: weights, KV cache, workspace and the system.
 const LLM_FP16: u64 = 18_000_000_000;
+/// Memory in bytes that building a vision engine needs.
 const BUILD: u64 = 2_000_000_000;
 
 pub(super) fn of(examination: &Examination, software: &Software, gpu: &Gpu) -> Vec<Verdict> {

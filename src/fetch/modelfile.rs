@@ -56,8 +56,9 @@ const NEUTRAL: [(&str, f64); 7] = [
 ];
 /// Parameters without effect while the feature that they belong to is off, which is checked separately.
 const DETAILS: [&str; 3] = ["mirostat_eta", "mirostat_tau", "penalize_newline"];
-/// Most bytes of a stop text, and most stop texts.
+/// Most bytes of a stop string.
 const STOP_LIMIT: usize = 256;
+/// Most stop strings.
 const STOPS_LIMIT: usize = 64;
 
 impl Modelfile {

@@ -38,11 +38,12 @@ const PATTERNS: usize = 16;
 /// Most bytes of a pattern.
 const PATTERN_BYTES: usize = 1024;
 
-/// Keywords with one schema, several by name, or a list of schemas. Schemas in `$defs` count where they are referred
-/// to.
+/// Keywords with one schema.
 const ONE: [&str; 9] =
     ["additionalProperties", "additionalItems", "contains", "else", "if", "items", "not", "propertyNames", "then"];
+/// Keywords with several schemas by name. Schemas in `$defs` count where they are referred to.
 const NAMED: [&str; 2] = ["properties", "patternProperties"];
+/// Keywords with a list of schemas.
 const LISTS: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
 /// Keywords whose schemas apply to the same value, as references do.
 const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];

@@ -18,8 +18,9 @@ use super::ServeError;
 use super::crowd::{Activity, Crowd, Guest};
 use super::head::Strict;
 
-/// Longest time for headers to arrive, and for a client to accept written bytes.
+/// Longest time for headers to arrive.
 const HEADERS: Duration = Duration::from_secs(15);
+/// Longest time for a client to accept written bytes.
 const WRITE: Duration = Duration::from_secs(60);
 /// Longest time for the headers of a spare connection, which may only ask for the server's health.
 const SPARE_HEADERS: Duration = Duration::from_secs(2);

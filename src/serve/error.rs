@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use crate::llm::LlmError;
 
-/// Most bytes of a message, and of what it quotes from a request: a refused request must not come back whole, or fill
-/// the log.
+/// Most bytes of a message: a refused request must not come back whole, or fill the log.
 const MESSAGE: usize = 600;
+/// Most bytes of a parameter's or a host's name that a message quotes from a request.
 const PARAM: usize = 120;
 
 /// A text cut to at most `most` bytes.

@@ -189,8 +189,9 @@ struct Tried {
 const TRIES: f64 = 10.0;
 /// Tries that are granted again per second.
 const TRIES_PER_SECOND: f64 = 1.0;
-/// Most addresses remembered, and most wrong keys of each.
+/// Most addresses remembered.
 const ADDRESSES: usize = 4096;
+/// Most wrong keys remembered of each address.
 const WRONG: usize = 16;
 
 impl Tried {

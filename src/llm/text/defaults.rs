@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::Gguf;
 use crate::llm::sampler::Sampling;
 
-/// Most bytes of a stop string, and most stop strings: each is searched after every token.
+/// Most bytes of a stop string.
 const STOP_LIMIT: usize = 256;
+/// Most stop strings: each is searched after every token.
 const STOPS_LIMIT: usize = 64;
 
 /// Defaults of a model.

@@ -12,9 +12,11 @@ use super::defaults::recommended;
 use super::pretokenizers::{self, PreTokenizer};
 use crate::checkpoint::{CheckpointError, Gguf, Texts};
 
-/// Types of tokens.
+/// Type of tokens that are merged from others.
 const NORMAL: i64 = 1;
+/// Type of special tokens.
 const CONTROL: i64 = 3;
+/// Type of tokens that are matched before a text is split.
 const USER_DEFINED: i64 = 4;
 
 /// Usual end-of-turn tokens. They are control tokens whatever a file says, as in llama.cpp, since some converters knew

@@ -30,6 +30,7 @@ use crate::verify;
 
 /// Group sizes that the runtime supports for packed weights, largest first.
 const GROUPS: [usize; 3] = [128, 64, 32];
+/// Name of the file with the quantised weights.
 const FILE: &str = "model.safetensors";
 
 /// The scheme that a plan asks for, with a group size that divides the inputs of every matrix.

@@ -14,9 +14,10 @@ use crate::llm::passes::{Size, Sizes};
 
 /// Timed runs of each candidate, interleaved, so that a temporary slowdown affects all of them.
 const ROUNDS: usize = 5;
-/// Layers of a timed pass, since each takes the same time. All layers are timed where sizes differ little, because
-/// reading the weights takes longer than the arithmetic.
+/// Layers of a timed pass, since each takes the same time.
 const LAYERS: usize = 9;
+/// Passes of at most this many tokens are timed over all layers: their times differ little, because reading the weights
+/// takes longer than the arithmetic.
 const CLOSE: usize = 128;
 /// Ratio of the caches that passes are timed with: the smallest, and the largest that is at most this many times
 /// larger.
