@@ -65,7 +65,7 @@ pub(super) fn translate(
     }
     let (config, mut notes) = gguf_config::read(gguf, architecture, facts).map_err(fail)?;
     if pictures {
-        notes.push("its vision tower is left where it is: the model answers text alone".to_owned());
+        notes.push("its vision tower is not used: the model answers text alone".to_owned());
     }
     Ok(Translated { tensors, origins, config: Value::Object(config), notes })
 }

@@ -87,12 +87,15 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     for name in names.iter().filter(|name| name.starts_with('o') || name.starts_with("gpt-5")) {
         say(format!(
-            "warning: pydantic-ai takes `{name}` for a model that only reasons, and drops temperature and penalties"
+            "warning: pydantic-ai takes `{name}` for one of OpenAI's reasoning models, and drops temperature and penalties"
         ));
     }
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?.unwrap_or_default();
     if !args.host.is_loopback() && keys.is_empty() {
-        say(format!("warning: everybody who reaches {} may use this server; --api-key-file asks for a key", args.host));
+        say(format!(
+            "warning: anybody who can connect to {} may use this server; --api-key-file requires a key",
+            args.host
+        ));
     }
     let shared = args.shared_system.as_deref().map(read_text).transpose()?;
     // From here on nobody waits for who reads the log.
@@ -124,7 +127,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         anyhow::Ok(generator)
     };
     let listening = |address: SocketAddr| {
-        say(format!("loading; programs will find the model at http://{address}/v1, people at http://{address}"));
+        say(format!("loading; the API will be at http://{address}/v1, a chat page at http://{address}"));
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
@@ -146,7 +149,7 @@ pub(super) fn language_model(folder: &Path) -> anyhow::Result<(EngineDir, LlmRec
 fn read_text(path: &Path) -> anyhow::Result<String> {
     let cannot = || format!("cannot read {}", path.display());
     let about = std::fs::metadata(path).with_context(cannot)?;
-    anyhow::ensure!(about.is_file() && about.len() <= 1 << 20, "{} is no file of at most 1 MiB", path.display());
+    anyhow::ensure!(about.is_file() && about.len() <= 1 << 20, "{} is not a file of at most 1 MiB", path.display());
     std::fs::read_to_string(path).with_context(cannot)
 }
 
@@ -163,7 +166,7 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
     let about = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if about.permissions().mode() & 0o004 != 0 {
         let path = path.display();
-        say(format!("warning: everybody on this machine may read {path}; `chmod 640` keeps keys secret"));
+        say(format!("warning: every user of this machine may read {path}; `chmod 640` keeps the keys secret"));
     }
     Ok(keys)
 }

@@ -65,7 +65,7 @@ fn listen(flag: &AtomicBool) {
     while let Ok(signal) = heard.wait() {
         match signal {
             Signal::SIGQUIT => ask(flag, None),
-            other => tracing::warn!("{other} is ignored: nothing here is done by it; SIGTERM ends the server"),
+            other => tracing::warn!("{other} is ignored: it has no meaning here; SIGTERM ends the server"),
         }
     }
 }

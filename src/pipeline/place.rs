@@ -183,7 +183,10 @@ pub(super) fn place(moves: &[Move], source: &SourcePlan, point: bool, context: &
         if stored && point {
             // Another disk, or another user's file.
             std::os::unix::fs::symlink(&real, to).with_context(|| format!("cannot link {}", real.display()))?;
-            let text = format!("{} is only pointed to: the engine directory needs it where it is", real.display());
+            let text = format!(
+                "{} is on another disk or another user's, so it was symlinked: keep it there, or the engine will not load",
+                real.display()
+            );
             context.progress.event(Event::Warning(&text));
         } else if !reflink(&real, to)? {
             copies.push((real, to.clone()));
@@ -216,7 +219,7 @@ fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
     let free = free_space(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
     ensure!(
         bytes <= free,
-        "{} are to be copied to {}, {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a \
+        "{} must be copied to {}, where {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a \
          `hub:` source is linked and takes none",
         crate::memory::text(bytes),
         folder.display(),
@@ -224,7 +227,7 @@ fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
     );
     if bytes > 1_000_000_000 {
         let size = crate::memory::text(bytes);
-        let text = format!("copying {size} of weights: they are the user's own; a `hub:` source is linked");
+        let text = format!("copying {size} of weights from the recipe's `path:`; a `hub:` source would be linked");
         context.progress.event(Event::Stage(&text));
     }
     for (from, to) in copies {

@@ -102,7 +102,7 @@ pub(super) fn search(
         return Ok(report); // as wrong in float32, which the report says and refuses
     }
     let (count, all, first, last) = (to - from, products.len(), &products[from], &products[to - 1]);
-    tell(&format!("{count} of {all} products stay in float32, from {first} to {last}"));
+    tell(&format!("{count} of {all} matrix products stay in float32, from {first} to {last}"));
     Ok(report)
 }
 

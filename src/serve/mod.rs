@@ -168,7 +168,9 @@ pub fn run<E: Send + 'static>(
         if let Some(system) = &shared {
             let beginning = generator.text().beginning(system);
             if beginning.is_empty() {
-                tracing::warn!("--shared-system: the chat template says nothing of it first, so nothing is shared");
+                tracing::warn!(
+                    "--shared-system: the chat template does not put the system prompt first, so nothing is shared"
+                );
             }
             generator.share(beginning);
         }

@@ -156,7 +156,7 @@ fn execute(subject: &LlmSubject<'_>, prompts: &[(String, Vec<u32>)], report: &mu
 /// no fault of the engines.
 fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
     let LlmSubject { folder, record, text, .. } = *subject;
-    subject.stage("reading three texts on the CPU");
+    subject.stage("scoring three texts on the CPU");
     let sensed = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})
         .map_err(anyhow::Error::from)
         .and_then(|mut reference| sense::sense(&mut *reference, text, record.parameters, record.max_input_len));

@@ -136,7 +136,7 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         if let Some(one) = foreign.clone().next() {
             let count = foreign.count();
             say(format!(
-                "warning: {count} pictures of other formats are passed over, {} for one\n  hint: {} are read",
+                "warning: {count} images in unsupported formats are skipped, {} for one\n  hint: {} are read",
                 one.display(),
                 vision::FORMATS
             ));

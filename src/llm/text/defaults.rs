@@ -116,7 +116,7 @@ pub(super) fn recommended(gguf: &Gguf) -> Map<String, Value> {
     }
     let other = gguf.integer("general.sampling.mirostat").is_some_and(|kind| kind != 0);
     if other || number("xtc_probability").is_some_and(|chance| chance != 0.0) {
-        tracing::warn!("the GGUF recommends sampling by Mirostat or XTC (`general.sampling`), which is not done here");
+        tracing::warn!("the GGUF recommends sampling by Mirostat or XTC (`general.sampling`), which is not supported");
     }
     fields
 }

@@ -1,7 +1,7 @@
 //! Quantises a checkpoint's layers into the engine directory, in the format of compressed-tensors (`pack-quantized`),
 //! which the runtime and other servers read. Embedding, output matrix and vectors keep their precision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
@@ -53,10 +53,13 @@ pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Sche
         None => GROUPS.into_iter().find(|group| fits(*group)),
     };
     let Some(group) = group else {
-        bail!(
-            "{}: its matrices cannot be cut into such groups of inputs\n  hint: use `group_size: 32`, or fp16",
-            plan.name
-        )
+        let sizes: BTreeSet<usize> = matrices(model).map(|part| part.shape[1]).collect();
+        let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (wanted, hint) = match plan.build.group_size {
+            Some(group) => (format!("group_size {group} does not divide"), "leave out `group_size`, or use fp16"),
+            None => ("none of the group sizes 128, 64 and 32 divides".to_owned(), "use fp16"),
+        };
+        bail!("{}: {wanted} all of the model's input sizes ({sizes})\n  hint: {hint}", plan.name)
     };
     // A zero point saves four bits much error and eight bits none.
     Ok(Some(Scheme { bits, group, symmetric: bits == 8 }))
