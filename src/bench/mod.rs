@@ -35,7 +35,7 @@ pub struct Latency {
 
 /// Measurements of one engine at one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
+pub struct LatencyReport {
     /// Name of the engine or model.
     pub name: String,
     /// Backend that ran the model.
@@ -104,12 +104,12 @@ pub fn measure(
     inputs: &[Tensor],
     warmup: usize,
     iterations: usize,
-) -> Result<Report, BackendError> {
+) -> Result<LatencyReport, BackendError> {
     let samples = session.measure(inputs, warmup, iterations.max(1))?;
     let end_to_end = Latency::of(&samples.end_to_end_ms)
         .ok_or_else(|| BackendError::Run("the backend took no samples".to_owned()))?;
     let batch = inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1);
-    Ok(Report {
+    Ok(LatencyReport {
         name: name.to_owned(),
         backend: session.info(),
         batch,
@@ -154,7 +154,7 @@ pub fn measure_stages(
 }
 
 /// The reports as a table in GitHub's Markdown.
-pub fn markdown(reports: &[Report]) -> String {
+pub fn markdown(reports: &[LatencyReport]) -> String {
     let mut text = String::from(
         "| engine | backend | device | batch | measured | p50 ms | p90 ms | p99 ms | mean ms | items/s |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",

@@ -15,7 +15,7 @@ use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
-use crate::bench::{self, LlmBenchPlan, LlmReport, Report};
+use crate::bench::{self, LatencyReport, LlmBenchPlan, LlmReport};
 use crate::engine_dir::EngineDir;
 use crate::manifest::GraphEngine;
 use crate::progress::Event;
@@ -172,7 +172,7 @@ fn engine(
     subject: &Subject<'_>,
     (session, batch): (&mut dyn Session, usize),
     environment: &Environment,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<LatencyReport> {
     let Subject { path, engine, inputs: specs } = subject;
     let name = match engine {
         Some((engine, _)) => engine.manifest.name.clone(),

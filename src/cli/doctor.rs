@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::{Exit, print, print_json};
-use crate::doctor::{Level, Report, Root, examine};
+use crate::doctor::{Level, MachineReport, Root, examine};
 
 /// Check JetPack, CUDA, cuDNN, TensorRT, ONNX Runtime, GPU, memory, disk and power mode, and say how to fix problems
 #[derive(Debug, clap::Args)]
@@ -34,7 +34,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
     Ok(if report.level() == Level::Fail { Exit::Environment } else { Exit::Success })
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &MachineReport) -> String {
     let mut text = String::new();
     for finding in &report.findings {
         let mark = match finding.level {

@@ -60,7 +60,7 @@ impl Finding {
 
 /// Result of an examination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct MachineReport {
     /// The machine.
     pub platform: Platform,
     /// The results of all checks, in order.
@@ -69,7 +69,7 @@ pub struct Report {
     pub verdicts: Vec<Verdict>,
 }
 
-impl Report {
+impl MachineReport {
     /// The severity of the worst finding.
     pub fn level(&self) -> Level {
         self.findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
@@ -85,7 +85,7 @@ pub(crate) struct Examination<'a> {
 }
 
 /// Examines a machine.
-pub fn examine(root: &Root) -> Report {
+pub fn examine(root: &Root) -> MachineReport {
     let packages = root.packages();
     let meminfo = root.read("/proc/meminfo").unwrap_or_default();
     let memory = Memory::parse(&meminfo, &root.read("/proc/swaps").unwrap_or_default());
@@ -101,7 +101,7 @@ pub fn examine(root: &Root) -> Report {
     findings.extend(hardware::power(&examination));
     findings.extend(traps::check(&examination));
     let verdicts = verdict::of(&examination, &software, &gpu);
-    Report { platform: examination.platform, findings, verdicts }
+    MachineReport { platform: examination.platform, findings, verdicts }
 }
 
 /// Jetson Linux release of this machine, e.g. "36.4.4"; `None` if it is not a Jetson.

@@ -8,11 +8,11 @@ use crate::backend::BackendError;
 /// Kernels that RTX compiles when the engines of a model are loaded and first run, which takes about a second per
 /// engine.
 #[derive(Clone)]
-pub struct KernelCache(Arc<Mutex<shim::KernelCache>>);
+pub struct KernelCache(Arc<Mutex<shim::RtxCache>>);
 
 /// A loaded engine with static shapes. Its buffers and scratch memory belong to the caller, and must outlive its runs.
 pub struct Engine {
-    session: shim::Session,
+    session: shim::TrtContext,
     // Dropped after the session, which refers to it.
     _kernels: KernelCache,
 }

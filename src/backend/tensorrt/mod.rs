@@ -80,7 +80,7 @@ impl From<ShapeRange> for watus_shim::ShapeRange {
 
 /// A built engine.
 pub struct Built {
-    plan: shim::Plan,
+    plan: shim::SerializedEngine,
 }
 
 /// An opened TensorRT library.
@@ -91,7 +91,7 @@ pub struct TensorRt {
     pub files: library::Files,
     /// The shim that opened them.
     pub shim: Shim,
-    library: shim::Library,
+    library: shim::OpenedLibraries,
 }
 
 fn unavailable(what: String) -> BackendError {

@@ -36,7 +36,7 @@ pub(super) struct TrtSession {
     /// Device buffers by tensor name; they grow with the shapes.
     buffers: HashMap<String, CudaSlice<u8>>,
     /// Declared last, so that it is destroyed after the buffers' addresses are out of use.
-    session: shim::Session,
+    session: shim::TrtContext,
 }
 
 /// An engine bound to one set of input shapes.
@@ -66,7 +66,7 @@ fn run_error(error: impl std::fmt::Display) -> BackendError {
 }
 
 impl TrtSession {
-    pub(super) fn new(version: Version, device: Device, session: shim::Session) -> Result<Self, BackendError> {
+    pub(super) fn new(version: Version, device: Device, session: shim::TrtContext) -> Result<Self, BackendError> {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         for tensor in session.io().map_err(|error| BackendError::Load(error.to_string()))? {
             let number = usize::try_from(tensor.dtype).unwrap_or(usize::MAX);
@@ -214,7 +214,7 @@ fn place(
 fn make_room(
     device: &Device,
     buffers: &mut HashMap<String, CudaSlice<u8>>,
-    session: &mut shim::Session,
+    session: &mut shim::TrtContext,
     name: &str,
 ) -> Result<(), BackendError> {
     let unknown = || run_error(format!("TensorRT knows no bound for the size of output `{name}`"));

@@ -123,7 +123,7 @@ impl Shim {
     }
 
     /// Opens TensorRT for the lifetime of the process.
-    pub(super) fn open(&self, files: &super::library::Files) -> Result<Library, String> {
+    pub(super) fn open(&self, files: &super::library::Files) -> Result<OpenedLibraries, String> {
         let (core, parser) = (files.core.to_string_lossy(), files.parser.to_string_lossy());
         let plugin = files.plugin.as_ref().map(|plugin| plugin.to_string_lossy()).unwrap_or_default();
         let path = |text: &str| Bytes::of(text.as_bytes());
@@ -132,7 +132,7 @@ impl Shim {
             let library = unsafe { (self.table.open_library)(path(&core), path(&parser), path(&plugin), on_log, fail) };
             NonNull::new(library)
         })?;
-        Ok(Library { table: self.table, raw: opened })
+        Ok(OpenedLibraries { table: self.table, raw: opened })
     }
 }
 
@@ -175,23 +175,23 @@ unsafe extern "C" fn on_log(severity: i32, message: Bytes) {
 }
 
 /// The opened libraries, which are never closed.
-pub(super) struct Library {
+pub(super) struct OpenedLibraries {
     table: &'static Table,
     raw: NonNull<watus_shim::Library>,
 }
 
 // SAFETY: three function pointers of libraries that are never closed.
-unsafe impl Send for Library {}
+unsafe impl Send for OpenedLibraries {}
 // SAFETY: as above; the factory functions may be called from several threads (NvInferRuntime.h, ILogger is locked).
-unsafe impl Sync for Library {}
+unsafe impl Sync for OpenedLibraries {}
 
-impl Library {
+impl OpenedLibraries {
     pub(super) fn build(
         &self,
         options: &watus_shim::BuildOptions,
         timing_cache: &[u8],
         observer: &BuildObserver,
-    ) -> Result<Plan, String> {
+    ) -> Result<SerializedEngine, String> {
         let options = serde_json::to_vec(options).map_err(|error| error.to_string())?;
         let observer = observer.as_c();
         let plan = told(|fail| {
@@ -199,43 +199,43 @@ impl Library {
             // SAFETY: bytes, an observer and a taker for the time of the call.
             NonNull::new(unsafe { (self.table.build)(self.raw.as_ptr(), options, timings, &observer, fail) })
         })?;
-        Ok(Plan { table: self.table, raw: plan })
+        Ok(SerializedEngine { table: self.table, raw: plan })
     }
 
     /// Loads a plan with scratch memory of its own.
-    pub(super) fn load(&self, plan: &[u8], tf32: bool) -> Result<Session, String> {
+    pub(super) fn load(&self, plan: &[u8], tf32: bool) -> Result<TrtContext, String> {
         self.load_with(plan, tf32, std::ptr::null_mut())
     }
 
     /// Loads a plan with scratch memory of the caller, and with the compiled kernels in `kernels`, which must outlive
     /// the session.
-    pub(super) fn load_shared(&self, plan: &[u8], tf32: bool, kernels: &mut KernelCache) -> Result<Session, String> {
+    pub(super) fn load_shared(&self, plan: &[u8], tf32: bool, kernels: &mut RtxCache) -> Result<TrtContext, String> {
         self.load_with(plan, tf32, kernels.raw.as_ptr())
     }
 
-    fn load_with(&self, plan: &[u8], tf32: bool, kernels: *mut watus_shim::KernelCache) -> Result<Session, String> {
+    fn load_with(&self, plan: &[u8], tf32: bool, kernels: *mut watus_shim::KernelCache) -> Result<TrtContext, String> {
         let session = told(|fail| {
             // SAFETY: bytes and a taker for the time of the call; a cache of this table's or none.
             NonNull::new(unsafe { (self.table.load)(self.raw.as_ptr(), Bytes::of(plan), tf32, kernels, fail) })
         })?;
-        Ok(Session { table: self.table, raw: session })
+        Ok(TrtContext { table: self.table, raw: session })
     }
 
     /// A kernel cache with the bytes of an earlier one.
-    pub(super) fn kernel_cache(&self, before: &[u8]) -> Result<KernelCache, String> {
+    pub(super) fn kernel_cache(&self, before: &[u8]) -> Result<RtxCache, String> {
         // SAFETY: bytes and a taker for the time of the call.
         let raw = told(|fail| NonNull::new(unsafe { (self.table.kernel_cache)(Bytes::of(before), fail) }))?;
-        Ok(KernelCache { table: self.table, raw })
+        Ok(RtxCache { table: self.table, raw })
     }
 }
 
 /// A serialized engine, and the timing cache after its build.
-pub(super) struct Plan {
+pub(super) struct SerializedEngine {
     table: &'static Table,
     raw: NonNull<watus_shim::Plan>,
 }
 
-impl Plan {
+impl SerializedEngine {
     pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: the plan's own bytes, which live as long as it.
         unsafe { (self.table.plan_bytes)(self.raw.as_ptr()).as_slice() }
@@ -247,7 +247,7 @@ impl Plan {
     }
 }
 
-impl Drop for Plan {
+impl Drop for SerializedEngine {
     fn drop(&mut self) {
         // SAFETY: dropped once.
         unsafe { (self.table.plan_free)(self.raw.as_ptr()) }
@@ -255,15 +255,15 @@ impl Drop for Plan {
 }
 
 /// Kernels that RTX compiles when the engines of a model are loaded and first run; empty for other TensorRTs.
-pub(super) struct KernelCache {
+pub(super) struct RtxCache {
     table: &'static Table,
     raw: NonNull<watus_shim::KernelCache>,
 }
 
 // SAFETY: used by one thread at a time, which &mut and the lack of Sync enforce.
-unsafe impl Send for KernelCache {}
+unsafe impl Send for RtxCache {}
 
-impl KernelCache {
+impl RtxCache {
     pub(super) fn bytes(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
         let given = told(|fail| {
@@ -274,7 +274,7 @@ impl KernelCache {
     }
 }
 
-impl Drop for KernelCache {
+impl Drop for RtxCache {
     fn drop(&mut self) {
         // SAFETY: dropped once, after the sessions that refer to it.
         unsafe { (self.table.kernel_cache_free)(self.raw.as_ptr()) }
@@ -282,16 +282,16 @@ impl Drop for KernelCache {
 }
 
 /// A deserialized engine with one execution context.
-pub(super) struct Session {
+pub(super) struct TrtContext {
     table: &'static Table,
     raw: NonNull<watus_shim::Session>,
 }
 
-// SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut Session and the lack
+// SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut TrtContext and the lack
 // of Sync enforce the latter.
-unsafe impl Send for Session {}
+unsafe impl Send for TrtContext {}
 
-impl Session {
+impl TrtContext {
     pub(super) fn io(&self) -> Result<Vec<IoTensor>, String> {
         let mut bytes = Vec::new();
         told(|fail| {
@@ -384,7 +384,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for TrtContext {
     fn drop(&mut self) {
         // SAFETY: dropped once.
         unsafe { (self.table.session_free)(self.raw.as_ptr()) }

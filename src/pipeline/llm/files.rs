@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::{LlmTarget, Source, is_text};
+use super::{LlmTarget, OpenedSource, is_text};
 use crate::artifact::about;
 use crate::convert;
 use crate::llm::text::{TOOL_USE_TEMPLATE, text_files};
@@ -56,7 +56,7 @@ pub(super) fn place_weights(target: &LlmTarget, work: &mut StagedBuild<'_>) -> a
 }
 
 /// Copies or generates the text files; `template` is the recipe's chat template.
-pub(super) fn place_text(source: &Source, template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
+pub(super) fn place_text(source: &OpenedSource, template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
     let checkpoint = &source.checkpoint;
     let Some(gguf) = &checkpoint.gguf else { return copy_text(&source.paths, template, staged) };
     for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::{Source, files, gguf, is_text, limits};
+use super::{OpenedSource, files, gguf, is_text, limits};
 use crate::checkpoint::{Adapter, CheckpointError, gguf_models, gguf_set_aside, read_json, weight_files};
 use crate::convert::{self, Transformer};
 use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
@@ -167,7 +167,7 @@ fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
 }
 
 /// Checks that vocabulary and chat template can be read; returns warnings.
-pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>> {
+pub(super) fn words(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Vec<String>> {
     let checkpoint = &source.checkpoint;
     let mut notes = Vec::new();
     match &checkpoint.gguf {
@@ -188,7 +188,7 @@ pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>>
 }
 
 /// Checks the text files as an engine directory would hold them. Errors name the original files.
-fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Result<Option<String>> {
+fn text(plan: &Plan, paths: &[PathBuf], source: Option<&OpenedSource>) -> anyhow::Result<Option<String>> {
     let template = plan.model.llm().and_then(|llm| llm.chat_template.as_deref());
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
     match source {

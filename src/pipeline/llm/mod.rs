@@ -32,7 +32,7 @@ use memory::MemoryPlan;
 pub(super) use export::emit_onnx;
 
 /// A fetched and opened source.
-struct Source {
+struct OpenedSource {
     checkpoint: Arc<Checkpoint>,
     model: Transformer,
     /// All fetched files.
@@ -47,14 +47,14 @@ pub(super) struct LlmTarget {
     plan: Plan,
     limits: LlmPlan,
     machine: BuildHost,
-    source: Source,
+    source: OpenedSource,
     shapes: Shapes,
     dtype: DType,
     options: BuildOptions,
     /// Quantisation of the layers; `None` to keep the checkpoint's weights.
     scheme: Option<Scheme>,
     /// The float checkpoint of an already quantised model, to measure its quality loss.
-    reference: Option<Source>,
+    reference: Option<OpenedSource>,
     /// Estimated memory at run time.
     memory: MemoryPlan,
 }
@@ -70,7 +70,7 @@ pub(super) fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::
     Ok(fetched)
 }
 
-fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Source> {
+fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<OpenedSource> {
     let limits = limits(plan)?;
     let fetched = fetch(plan, fetcher, lock)?;
     let named = match &plan.source {
@@ -99,7 +99,7 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     let paths = paths.into_iter().filter(|path| !is_text(path) || own(path)).collect();
     let modelfile = fetcher.modelfile(&plan.source)?;
     gguf::check_template(plan, &checkpoint, modelfile.as_ref(), fetcher)?;
-    Ok(Source { checkpoint, model, paths, commit: fetched.commit, modelfile })
+    Ok(OpenedSource { checkpoint, model, paths, commit: fetched.commit, modelfile })
 }
 
 impl LlmTarget {
@@ -169,7 +169,7 @@ fn builder_options(plan: &Plan, version: Version, dtype: DType) -> anyhow::Resul
 }
 
 /// The files of a source that a build uses.
-fn used(source: &Source) -> impl Iterator<Item = &PathBuf> {
+fn used(source: &OpenedSource) -> impl Iterator<Item = &PathBuf> {
     let weights = |path: &Path| source.checkpoint.files().iter().any(|file| file.path() == path);
     source.paths.iter().filter(move |path| is_text(path) || weights(path))
 }

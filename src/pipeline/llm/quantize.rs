@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::calibrate::{self, Divisor, Scales};
-use super::{LlmTarget, Source};
+use super::{LlmTarget, OpenedSource};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
@@ -34,7 +34,7 @@ const GROUPS: [usize; 3] = [128, 64, 32];
 const FILE: &str = "model.safetensors";
 
 /// The scheme that a plan asks for, with a group size that divides the inputs of every matrix.
-pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Scheme>> {
+pub(super) fn scheme(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Option<Scheme>> {
     let model = &source.model;
     let Some(bits) = plan.build.precision.bits() else { return Ok(None) };
     for part in matrices(model) {
@@ -285,7 +285,7 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
 
 /// Measures the quality loss of weights that were quantised here or by others, against the float checkpoint.
 pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
-    let Source { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
+    let OpenedSource { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
     if model.vocab_size != target.source.model.vocab_size {
         bail!(
             "{}: the reference of `verify` has {} tokens, the model {}\n  hint: it must be the checkpoint the model was made of",
