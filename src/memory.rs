@@ -67,7 +67,7 @@ pub fn build_estimate(parameter_bytes: u64, workspace: Option<u64>) -> u64 {
 }
 
 /// Formats a number of bytes: "1.5 GB".
-pub fn text(bytes: u64) -> String {
+pub fn format_bytes(bytes: u64) -> String {
     if bytes >= 1_000_000_000 {
         format!("{:.1} GB", bytes as f64 / 1e9)
     } else {

@@ -135,12 +135,12 @@ fn in_process(job: &Job, progress: &Arc<dyn Progress>, cancel: &Arc<AtomicBool>)
 fn run(job: &Job, progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Result<(), BackendError> {
     let tensorrt = TensorRt::open()?;
     if let [(onnx, engine)] = &job.engines[..] {
-        return one(&tensorrt, job, (onnx, engine), progress, cancel);
+        return build_engine(&tensorrt, job, (onnx, engine), progress, cancel);
     }
     progress.event(Event::Phase { name: ENGINES, steps: job.engines.len() as u64 });
     for ((onnx, engine), done) in job.engines.iter().zip(1..) {
         // Dozens of small engines: their own phases would only flicker.
-        one(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel))?;
+        build_engine(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel))?;
         progress.event(Event::Step { phase: ENGINES, done });
     }
     progress.event(Event::PhaseDone { name: ENGINES });
@@ -212,7 +212,7 @@ fn in_children(
 }
 
 /// Builds one engine of a job.
-fn one(
+fn build_engine(
     tensorrt: &TensorRt,
     job: &Job,
     (onnx, engine): (&Path, &Path),
@@ -343,7 +343,7 @@ fn handle(
 
 /// The error for a child that ended without a message.
 fn died(status: std::process::ExitStatus, collector: &Collector) -> BackendError {
-    let peak = memory::text(collector.record.peak_memory_bytes);
+    let peak = memory::format_bytes(collector.record.peak_memory_bytes);
     let last = collector.last_error.as_ref().map(|error| format!("\n  TensorRT: {error}")).unwrap_or_default();
     BackendError::Build(match status.signal() {
         Some(9) => format!(

@@ -207,8 +207,8 @@ pub fn llm_markdown(reports: &[LlmReport]) -> String {
             report.backend.name,
             report.backend.device,
             report.load_seconds,
-            crate::memory::text(total),
-            crate::memory::text(report.memory.weights),
+            crate::memory::format_bytes(total),
+            crate::memory::format_bytes(report.memory.weights),
             report.bandwidth / 1e9
         ));
         if let Some(loading) = report.loading.text() {

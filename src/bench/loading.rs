@@ -85,7 +85,8 @@ impl Loading {
             (self.anonymous, "of the host's"),
             (self.page_cache, "of the weights' files in the page cache"),
         ];
-        let known = kinds.iter().filter_map(|(bytes, what)| Some(format!("{} {what}", memory::text((*bytes)?))));
+        let known =
+            kinds.iter().filter_map(|(bytes, what)| Some(format!("{} {what}", memory::format_bytes((*bytes)?))));
         let known: Vec<String> = known.collect();
         (!known.is_empty()).then(|| known.join(", "))
     }

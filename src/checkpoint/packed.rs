@@ -64,7 +64,7 @@ pub(super) fn find<'a>(
         let stem = name.trim_end_matches(suffix);
         let packed = match tensors.contains_key(&format!("{stem}.weight")) {
             true => Err("it is there in floats too".to_owned()),
-            false => one(packing, stem, words, tensors, bytes),
+            false => packed_matrix(packing, stem, words, tensors, bytes),
         };
         let packed = packed.map_err(|what| {
             CheckpointError::new(path, format!("tensor `{name}`: {what}"))
@@ -84,7 +84,7 @@ struct Companions<'p> {
     shape: [usize; 2],
 }
 
-fn one<'a>(
+fn packed_matrix<'a>(
     packing: Packing,
     stem: &str,
     words: &Entry,

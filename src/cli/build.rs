@@ -81,7 +81,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let mut exit = Exit::Success;
     for plan in &plans {
         let span = tracing::error_span!("build", recipe = plan.name);
-        match span.in_scope(|| one(args, plan, &context)) {
+        match span.in_scope(|| build_recipe(args, plan, &context)) {
             Ok(code) => exit = exit.worst(code),
             // One bad recipe does not stop the others; the exit code remembers.
             Err(error) => {
@@ -96,7 +96,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
-fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
+fn build_recipe(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
     let mut lock = args.sources.lock(&plan.recipe)?;
     if args.dry_run {
         return dry_run(plan, context, &mut lock);

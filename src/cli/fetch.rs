@@ -55,7 +55,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let mut exit = Exit::Success;
     for path in &args.recipes {
         // As with `build`, one that cannot be had does not stop the others.
-        if let Err(error) = one(args, path, &fetcher) {
+        if let Err(error) = fetch_recipe(args, path, &fetcher) {
             if super::is_broken_pipe(&error) {
                 return Err(error);
             }
@@ -69,7 +69,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
-fn one(args: &Args, path: &Path, fetcher: &Fetcher) -> anyhow::Result<()> {
+fn fetch_recipe(args: &Args, path: &Path, fetcher: &Fetcher) -> anyhow::Result<()> {
     let plan = Plan::new(path, &recipe::load(path)?);
     let mut lock = args.sources.lock(path)?;
     lock.update = args.update;

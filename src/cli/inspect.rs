@@ -63,7 +63,7 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
     for output in &summary.outputs {
         print(printable(&format!("output  {output}")))?;
     }
-    print(format!("weights {} parameters, {}", summary.parameters, memory::text(summary.parameter_bytes)))?;
+    print(format!("weights {} parameters, {}", summary.parameters, memory::format_bytes(summary.parameter_bytes)))?;
     for file in &summary.external_data {
         print(printable(&format!("data    {file}")))?;
     }
@@ -111,7 +111,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         "built   {:.1} s with {} on {gpu}{l4t}, peak memory {}",
         manifest.build.seconds,
         manifest.tensorrt,
-        memory::text(manifest.build.peak_memory_bytes)
+        memory::format_bytes(manifest.build.peak_memory_bytes)
     ))?;
     print(printable(&format!("source  {}", manifest.source)))?;
     model_of(contents)?;
@@ -195,7 +195,7 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
         return print_json(&serde_json::json!({ "header": header, "bytes": plan.len(), "metadata": metadata }));
     }
     let by = header.version.map_or("an unknown TensorRT".to_owned(), |version| version.to_string());
-    let size = memory::text(plan.len() as u64);
+    let size = memory::format_bytes(plan.len() as u64);
     print(format!("plan by {by}, {size}; --layers shows more where it can be loaded"))?;
     let Some(metadata) = metadata else { return Ok(()) };
     print("begins with Ultralytics' metadata (`watus-build strip` takes them off):")?;

@@ -103,7 +103,7 @@ impl Progress for Lines {
             Event::Stage(text) => say(text),
             Event::Warning(text) => say(format!("warning: {text}")),
             Event::Transfer { name, total, .. } => {
-                let size = total.map(|total| format!(" ({})", memory::text(total))).unwrap_or_default();
+                let size = total.map(|total| format!(" ({})", memory::format_bytes(total))).unwrap_or_default();
                 say(format!("  fetching {name}{size}"));
                 transfers.insert(name.to_owned(), (total, Instant::now()));
             }
@@ -112,7 +112,7 @@ impl Progress for Lines {
                     && last.elapsed() >= LINE_EVERY
                 {
                     let percent = total.filter(|total| *total > 0).map(|total| format!(" {} %", done * 100 / total));
-                    say(format!("  {name}: {}{}", memory::text(done), percent.unwrap_or_default()));
+                    say(format!("  {name}: {}{}", memory::format_bytes(done), percent.unwrap_or_default()));
                     *last = Instant::now();
                 }
             }

@@ -69,7 +69,7 @@ struct Installed {
 
 impl Installed {
     /// The unit's name for messages: "watus-build@x.service (/engines/x at port 8080)".
-    fn told(&self) -> String {
+    fn description(&self) -> String {
         match &self.serves {
             Some((engine, port)) => format!("{} ({engine} at port {port})", self.unit),
             None => self.unit.clone(),
@@ -102,7 +102,8 @@ fn replaced<'a>(there: &'a [Installed], folder: &Path, unit: &str, port: u16) ->
     let same = |old: &&&Installed| port != 0 && old.serves.as_ref().is_some_and(|(_, taken)| *taken == port);
     if let Some(other) = others.iter().find(same) {
         bail!(
-            Diagnostic::new(format!("{} has this port already", other.told())).with_help("choose another with --port")
+            Diagnostic::new(format!("{} has this port already", other.description()))
+                .with_help("choose another with --port")
         );
     }
     let path = folder.join(unit);
@@ -135,10 +136,10 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
     write_file(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     for old in replaced {
         if old.unit == unit {
-            print(format!("replaces {}", old.told()))?;
+            print(format!("replaces {}", old.description()))?;
         } else {
             remove(folder, old)?;
-            print(format!("{} is stopped and removed: each engine has a unit of its own now", old.told()))?;
+            print(format!("{} is stopped and removed: each engine has a unit of its own now", old.description()))?;
         }
     }
     systemctl(&["daemon-reload"], &unit)?;
@@ -162,7 +163,7 @@ fn chosen<'a>(there: &'a [Installed], name: Option<&str>) -> anyhow::Result<Vec<
     let unit = unit::name(name)?;
     let found: Vec<&Installed> = there.iter().filter(|old| old.unit == unit || old.unit == name).collect();
     if found.is_empty() {
-        let others: Vec<String> = there.iter().map(Installed::told).collect();
+        let others: Vec<String> = there.iter().map(Installed::description).collect();
         let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
         bail!(Diagnostic::new(format!("{unit} is not installed")).with_help(format!("installed is {others}")));
     }
@@ -179,7 +180,7 @@ fn uninstall(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
     needs_root("uninstall")?;
     for old in chosen {
         remove(folder, old)?;
-        print(format!("{} is stopped and removed; engine and keys are where they were", old.told()))?;
+        print(format!("{} is stopped and removed; engine and keys are where they were", old.description()))?;
     }
     if has_systemd() {
         systemctl(&["daemon-reload"], "systemd")?;
@@ -284,7 +285,7 @@ mod tests {
             let found = replaced(&there, scratch.path(), unit, port);
             match (found, expected) {
                 (Ok(found), Ok(told)) => {
-                    assert_eq!(found.iter().map(|old| old.told()).collect::<Vec<_>>(), told, "{unit} {port}");
+                    assert_eq!(found.iter().map(|old| old.description()).collect::<Vec<_>>(), told, "{unit} {port}");
                 }
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
                 (found, _) => panic!("{unit} at {port}: {found:?}"),

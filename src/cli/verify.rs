@@ -35,7 +35,7 @@ pub(super) struct Args {
 }
 
 /// Prints the line of one check.
-fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
+fn print_check(name: &str, check: &Check) -> anyhow::Result<()> {
     let mark = match check.status {
         Status::Passed => "ok  ",
         Status::Failed => "FAIL",
@@ -59,7 +59,7 @@ fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
     let mut printed = Ok(());
     let checks = endpoint.verify(|check| {
         if !args.json && printed.is_ok() {
-            printed = tell(endpoint.model(), check);
+            printed = print_check(endpoint.model(), check);
         }
     });
     printed?;
@@ -81,7 +81,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         match verify::examine(folder, &runner, &environment.progress, &mut sha256_file) {
             Ok(report) => {
                 keep(folder, &report);
-                exit = exit.worst(conclude(args, folder, &report)?);
+                exit = exit.worst(print_outcome(args, folder, &report)?);
                 reports.push(report);
             }
             Err(error) => {
@@ -109,10 +109,10 @@ fn keep(folder: &Path, report: &Report) {
 }
 
 /// Prints the outcome for one engine and returns its exit code.
-fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
+fn print_outcome(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
     if !args.json {
         for check in &report.checks {
-            tell(&report.name, check)?;
+            print_check(&report.name, check)?;
         }
         for prompt in &report.prompts {
             let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");

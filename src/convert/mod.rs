@@ -37,7 +37,7 @@ pub use layer::{LayerShape, MASKED, head_graph, layer_graph, observed_layer_grap
 pub use quantize::Scheme;
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};
-pub use whole::{Whole, whole_model};
+pub use whole::{FullGraph, export_full_graph};
 
 /// Activation of the gated unit (MLP).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::onnx::{External, GraphBuilder, Model};
 use crate::tensor::{DType, Tensor};
 
 /// A full model, and the files that contain its weights.
-pub struct Whole {
+pub struct FullGraph {
     /// The graph.
     pub model: Model,
     /// For each file its name in the graph, and its index in the checkpoint's files.
@@ -24,11 +24,11 @@ pub struct Whole {
 
 /// Emits the full graph of `transformer`, whose tensors were located in `checkpoint`. `name` returns the name by which
 /// the ONNX file refers to a checkpoint file.
-pub fn whole_model(
+pub fn export_full_graph(
     transformer: &Transformer,
     checkpoint: &Checkpoint,
     name: impl Fn(usize) -> String,
-) -> Result<Whole, CheckpointError> {
+) -> Result<FullGraph, CheckpointError> {
     let mut graph = GraphBuilder::new(transformer.family, OPSET);
     declare(&mut graph, transformer);
     let mut source = TensorSource { checkpoint, name: &name, offset: transformer.norm_offset, error: None };
@@ -81,7 +81,7 @@ pub fn whole_model(
     let model = graph.finish(Path::new("model.onnx"));
     let model = model.map_err(|error| CheckpointError::new(&checkpoint.config_path, error.to_string()))?;
     let files = (0..checkpoint.files().len()).map(|index| (name(index), index)).collect();
-    Ok(Whole { model, files })
+    Ok(FullGraph { model, files })
 }
 
 fn declare(graph: &mut GraphBuilder, model: &Transformer) {

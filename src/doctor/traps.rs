@@ -4,7 +4,7 @@ use super::platform::numbers;
 use super::{Examination, Finding};
 use crate::backend::tensorrt::allocation::Allocation;
 use crate::backend::tensorrt::device::Device;
-use crate::memory::text;
+use crate::memory::format_bytes;
 
 pub(super) fn check(examination: &Examination) -> Vec<Finding> {
     if !examination.platform.is_jetson() {
@@ -113,8 +113,10 @@ fn nvmap(examination: &Examination) -> Option<Finding> {
         "sudo reboot   # when that does not help: memory is fragmented",
     ];
     match examination.root.live.then(probe).flatten() {
-        Some((size, true)) => Some(Finding::ok("nvmap", format!("one allocation of {} works", text(size)))),
-        Some((size, false)) => Some(Finding::fail("nvmap", format!("{seen}: {} failed just now", text(size)), &mend)),
+        Some((size, true)) => Some(Finding::ok("nvmap", format!("one allocation of {} works", format_bytes(size)))),
+        Some((size, false)) => {
+            Some(Finding::fail("nvmap", format!("{seen}: {} failed just now", format_bytes(size)), &mend))
+        }
         None => Some(Finding::warn("nvmap", seen, &mend)),
     }
 }
@@ -136,8 +138,8 @@ fn page_cache(examination: &Examination) -> Option<Finding> {
             "page-cache",
             format!(
                 "{} free, {} in the page cache: large models may fail to load until it is dropped",
-                text(memory.free),
-                text(cache)
+                format_bytes(memory.free),
+                format_bytes(cache)
             ),
             &["sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"],
         ));

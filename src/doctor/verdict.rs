@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::Examination;
 use super::hardware::Gpu;
 use super::software::Software;
-use crate::memory::text;
+use crate::memory::format_bytes;
 
 /// Whether the machine is fit for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -48,7 +48,7 @@ fn build(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<St
     }
     let available = examination.memory.map_or(0, |memory| memory.available + memory.disk_swap);
     if available < BUILD {
-        return Err(format!("{} of memory are too little", text(available)));
+        return Err(format!("{} of memory are too little", format_bytes(available)));
     }
     Ok(format!("engines with {name}"))
 }
@@ -71,6 +71,6 @@ fn llm(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<Stri
     match total {
         total if total >= LLM_FP16 => Ok(format!("7B in FP16 and everything smaller with {name}")),
         total if total >= LLM_4_BIT => Ok(format!("7B in 4 bits, 3B in FP16 with {name}")),
-        total => Err(format!("{} of memory hold no 7B model; models up to about 1B may do", text(total))),
+        total => Err(format!("{} of memory hold no 7B model; models up to about 1B may do", format_bytes(total))),
     }
 }

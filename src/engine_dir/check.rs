@@ -77,7 +77,7 @@ impl EngineDir {
         let bytes: u64 = unread.map(|(_, file)| file.bytes).sum();
         if bytes > 1_000_000_000 {
             let once = if full { "" } else { ", once: it is remembered" };
-            let text = format!("{}: hashing {}{once}", self.manifest.name, crate::memory::text(bytes));
+            let text = format!("{}: hashing {}{once}", self.manifest.name, crate::memory::format_bytes(bytes));
             progress.event(Event::Stage(&text));
         }
     }

@@ -45,7 +45,7 @@ const NEWEST_PYTHON: &str = "3.13";
 
 /// The most informative lines of pip's output: its error, and before it the reason why the index could not be reached,
 /// which old versions print as a warning only.
-fn complaint(stderr: &str, requirement: &str) -> String {
+fn failure_reason(stderr: &str, requirement: &str) -> String {
     let error = stderr.lines().rfind(|line| line.starts_with("ERROR")).or(stderr.lines().last()).unwrap_or("no output");
     let unreached = ["Retrying", "Could not fetch URL", "CERTIFICATE_VERIFY_FAILED", "connection broken"];
     let reason = stderr.lines().find(|line| unreached.iter().any(|word| line.contains(word)));
@@ -162,7 +162,7 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
         output = pip(Some(NEWEST_PYTHON))?;
     }
     if !output.status.success() {
-        return Err(failed(complaint(&String::from_utf8_lossy(&output.stderr), requirement).into()));
+        return Err(failed(failure_reason(&String::from_utf8_lossy(&output.stderr), requirement).into()));
     }
     let mut wheels = fs::read_dir(folder).map_err(about(folder))?.flatten().map(|entry| entry.path());
     wheels
@@ -180,11 +180,11 @@ mod tests {
         let stderr = "WARNING: Retrying (Retry(total=4)) after connection broken by 'SSLError(SSLCertVerificationError(1, '[SSL: \
                       CERTIFICATE_VERIFY_FAILED]'))': /simple/p/\nWARNING: Retrying (Retry(total=3))\n\
                       ERROR: Could not find a version\nERROR: No matching distribution found for p==1\n";
-        let text = complaint(stderr, "p==1");
+        let text = failure_reason(stderr, "p==1");
         assert!(
             text.starts_with("ERROR: No matching distribution found for p==1\n  WARNING: Retrying (Retry(total=4))")
         );
         assert!(text.contains("CERTIFICATE_VERIFY_FAILED") && text.contains("hint: is the package index reachable"));
-        assert_eq!(complaint("", "p==1"), "no output\n  hint: `python3 -m pip download p==1` shows more");
+        assert_eq!(failure_reason("", "p==1"), "no output\n  hint: `python3 -m pip download p==1` shows more");
     }
 }

@@ -39,7 +39,7 @@ const REFUSED: &[(&str, Option<Rtx>, &str)] = &[
 ];
 
 /// The first fault in a model for a TensorRT with this parser.
-pub(super) fn complaint(model: &Model, parser: Parser) -> Option<String> {
+pub(super) fn parser_fault(model: &Model, parser: Parser) -> Option<String> {
     let (opset, newest) = (model.opset(), parser.newest);
     if opset > newest {
         return Some(format!(
@@ -171,21 +171,21 @@ mod tests {
         let trt = Parser { newest: 17, rtx: None };
         let rtx = |minor| Parser { newest: 24, rtx: Some((1, minor)) };
         let roi = one("RoiAlign", &[Some(1)], &["x", "x", "x"], &[]);
-        let told = roi.complaint(rtx(6)).unwrap();
+        let told = roi.parser_fault(rtx(6)).unwrap();
         assert!(told.starts_with("node 'RoiAlign_0' (RoiAlign): TensorRT-RTX 1.6 ends the process"), "{told}");
-        assert_eq!((roi.complaint(rtx(7)), roi.complaint(trt)), (None, None));
+        assert_eq!((roi.parser_fault(rtx(7)), roi.parser_fault(trt)), (None, None));
         for parser in [trt, rtx(6)] {
-            let told = one("RandomNormalLike", &[Some(1)], &["x"], &[]).complaint(parser).unwrap();
+            let told = one("RandomNormalLike", &[Some(1)], &["x"], &[]).parser_fault(parser).unwrap();
             assert!(told.contains("(RandomNormalLike): its numbers are other ones each time"), "{told}");
-            assert_eq!(one("Relu", &[Some(1)], &["x"], &[]).complaint(parser), None);
+            assert_eq!(one("Relu", &[Some(1)], &["x"], &[]).parser_fault(parser), None);
         }
-        let told = one("Relu", &[Some(1)], &["x"], &[]).complaint(Parser { newest: 16, rtx: None }).unwrap();
+        let told = one("Relu", &[Some(1)], &["x"], &[]).parser_fault(Parser { newest: 16, rtx: None }).unwrap();
         assert!(told.starts_with("opset 17 is newer than this TensorRT's parser knows (16)"), "{told}");
         // Inside of other nodes too.
         let mut branch = GraphBuilder::new("branch", 17);
         branch.node_named("Bernoulli", &["x"], &["made"], &[]);
         branch.output("made", DType::Float32, &[None]);
-        let told = one("If", &[], &["x"], &[("then_branch", branch.subgraph())]).complaint(trt).unwrap();
+        let told = one("If", &[], &["x"], &[("then_branch", branch.subgraph())]).parser_fault(trt).unwrap();
         assert!(told.contains("(Bernoulli)"), "{told}");
     }
 
@@ -201,7 +201,7 @@ mod tests {
                 ("ceil_mode", 1.into()),
                 ("count_include_pad", count.into()),
             ];
-            one(op, shape, &["x"], &attributes).complaint(parser).is_some()
+            one(op, shape, &["x"], &attributes).parser_fault(parser).is_some()
         };
         assert!(!pool("MaxPool", &unknown, 3, 2, 0, 0), "a window begins in what the one before left");
         assert!(pool("MaxPool", &unknown, 3, 3, 1, 0));

@@ -187,7 +187,7 @@ pub(super) fn flatten(model: &mut ModelProto) -> Vec<(String, String)> {
 }
 
 /// Writes location, offset and length of every external tensor, and no other entry; returns whether anything changed.
-pub(super) fn spell_out(model: &mut ModelProto) -> bool {
+pub(super) fn make_explicit(model: &mut ModelProto) -> bool {
     const KEYS: [&str; 3] = ["location", "offset", "length"];
     let whole = |tensor: &TensorProto| {
         let has = |key: &&str| tensor.external_data.iter().any(|entry| entry.key == **key);

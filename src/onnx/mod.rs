@@ -245,13 +245,13 @@ impl Model {
     }
 
     /// The first fault that a TensorRT with this parser would not report; `None` if there is none.
-    pub fn complaint(&self, parser: Parser) -> Option<String> {
-        check::complaint(self, parser)
+    pub fn parser_fault(&self, parser: Parser) -> Option<String> {
+        check::parser_fault(self, parser)
     }
 
     /// Why `tensorrt` did not build the model, if the graph reveals more than the error `said`: a node, and a hint.
     pub fn not_built(&self, tensorrt: &str, said: &str) -> Option<String> {
-        unbuilt::told(self, tensorrt, said)
+        unbuilt::explain(self, tensorrt, said)
     }
 
     /// Why an already quantised model cannot be built, in half precision if `half`; `None` if it can.
@@ -270,9 +270,9 @@ impl Model {
 
     /// Writes optional attributes and offsets explicitly that some runtimes cannot infer; returns whether any was
     /// missing.
-    pub fn spell_out(&mut self) -> bool {
-        let places = external_data::spell_out(&mut self.proto);
-        shapes::spell_out_kernels(&mut self.proto) || places
+    pub fn make_explicit(&mut self) -> bool {
+        let places = external_data::make_explicit(&mut self.proto);
+        shapes::make_kernel_shapes_explicit(&mut self.proto) || places
     }
 
     /// Removes what needs no computation: constant shape arithmetic, `If` with a constant condition, Identity, Dropout

@@ -142,7 +142,7 @@ fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
         "Shrink" => activations::shrink(edit, node),
         "QuantizeLinear" => quantised::quantize(edit, node),
         "DynamicQuantizeLinear" => quantised::quantize_dynamically(edit, node),
-        "Conv" | "ConvInteger" | "ConvTranspose" | "MaxPool" | "AveragePool" => windows::spell_out(edit, node),
+        "Conv" | "ConvInteger" | "ConvTranspose" | "MaxPool" | "AveragePool" => windows::make_explicit(edit, node),
         "LRN" => layers::local_response(edit, node),
         "GroupNormalization" => layers::group_norm(edit, node),
         "LayerNormalization" => layers::layer_norm(edit, node),

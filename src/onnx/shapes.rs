@@ -112,7 +112,7 @@ pub(super) fn transpose_inputs(model: &mut ModelProto, names: &[&str]) {
 
 /// Adds the optional `kernel_shape` to convolutions, "inferred from input W if not present" (ONNX, Conv), which rten
 /// cannot infer. Returns whether any was missing.
-pub(super) fn spell_out_kernels(model: &mut ModelProto) -> bool {
+pub(super) fn make_kernel_shapes_explicit(model: &mut ModelProto) -> bool {
     let Some(graph) = model.graph.as_mut() else { return false };
     let weights: HashMap<&str, &[i64]> =
         graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor.dims.as_slice())).collect();

@@ -82,7 +82,7 @@ enum Cause<'m> {
 
 /// Why `tensorrt` did not build a model, if its graph reveals it: node and operator, then a hint. `said` is the error
 /// of our shim (cpp/src/builder.cc), with TensorRT's messages.
-pub(super) fn told(model: &Model, tensorrt: &str, said: &str) -> Option<String> {
+pub(super) fn explain(model: &Model, tensorrt: &str, said: &str) -> Option<String> {
     let mut nodes = Vec::new();
     let mut varying = HashSet::new();
     walk(&model.proto.graph, &mut varying, &mut nodes);

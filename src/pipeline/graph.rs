@@ -138,8 +138,9 @@ impl Target for GraphTarget {
     }
 
     fn memory_text(&self) -> String {
-        let have = Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
-        format!("about {} of memory, {have} available", memory::text(self.memory))
+        let have =
+            Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::format_bytes(memory.available));
+        format!("about {} of memory, {have} available", memory::format_bytes(self.memory))
     }
 
     fn too_large(&self, available: u64) -> String {
@@ -147,8 +148,8 @@ impl Target for GraphTarget {
             "{}: the build needs about {}, {} are available\n  hint: close other programs, set build.workspace_mib, lower \
              build.batch, add swap on a disk, or try all the same with --force",
             self.plan.name,
-            memory::text(self.memory),
-            memory::text(available)
+            memory::format_bytes(self.memory),
+            memory::format_bytes(available)
         )
     }
 

@@ -153,7 +153,7 @@ fn remember(hashes: &mut Hashes) {
 
 fn tell_of_hashing(plan: &Plan, hashes: &Hashes, context: &Context) {
     if hashes.hashed_bytes > 0 {
-        let (bytes, seconds) = (memory::text(hashes.hashed_bytes), hashes.seconds);
+        let (bytes, seconds) = (memory::format_bytes(hashes.hashed_bytes), hashes.seconds);
         context.stage(&plan.name, &format!("hashed {bytes} of new files in {seconds:.1} s"));
     }
 }
@@ -212,7 +212,7 @@ fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Co
     manifest.record_files(staged, &mut |path| hashes.sha256(path))?;
     manifest.save(staged)?;
     let peak = manifest.build.peak_memory_bytes + worker::peak_memory("self").unwrap_or(0);
-    let (seconds, peak) = (start.elapsed().as_secs_f64(), memory::text(peak));
+    let (seconds, peak) = (start.elapsed().as_secs_f64(), memory::format_bytes(peak));
     context.stage(name, &format!("built in {seconds:.1} s with at most {peak} of memory"));
     context.stage(name, "verifying");
     let runner = settings::runner(&context.isolation);

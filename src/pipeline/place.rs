@@ -221,12 +221,12 @@ fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
         bytes <= free,
         "{} must be copied to {}, where {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a \
          `hub:` source is linked and takes none",
-        crate::memory::text(bytes),
+        crate::memory::format_bytes(bytes),
         folder.display(),
-        crate::memory::text(free)
+        crate::memory::format_bytes(free)
     );
     if bytes > 1_000_000_000 {
-        let size = crate::memory::text(bytes);
+        let size = crate::memory::format_bytes(bytes);
         let text = format!("copying {size} of weights from the recipe's `path:`; a `hub:` source would be linked");
         context.progress.event(Event::Stage(&text));
     }

@@ -131,8 +131,8 @@ impl ResponseEncoder for ChatEncoder {
             self.reasoning_tokens += 1;
         }
         // The token that ends an answer is no part of it.
-        let said = !self.text.stop_tokens.contains(&piece.choice.token);
-        let logprob = piece.choice.logprob.filter(|_| said);
+        let is_text = !self.text.stop_tokens.contains(&piece.choice.token);
+        let logprob = piece.choice.logprob.filter(|_| is_text);
         let entry = logprob.map(|logprob| logprob_entry(&self.text, &piece.choice, logprob));
         self.logprobs.extend(entry.clone());
         let mut values: Vec<Value> = deltas.into_iter().map(|delta| self.take(delta)).collect();
@@ -219,7 +219,7 @@ fn logprob_entry(text: &Text, choice: &Choice, logprob: f32) -> Value {
 pub(super) struct CompletionEncoder {
     frame: Frame,
     text: Arc<Text>,
-    said: String,
+    generated: String,
     tokens: Vec<Choice>,
     last: Option<(Usage, Finish)>,
 }
@@ -228,7 +228,7 @@ const TEXT: &str = "text_completion";
 
 impl CompletionEncoder {
     pub(super) fn new(frame: Frame, text: Arc<Text>) -> Self {
-        Self { frame, text, said: String::new(), tokens: Vec::new(), last: None }
+        Self { frame, text, generated: String::new(), tokens: Vec::new(), last: None }
     }
 
     /// Log-probabilities in the form of text completions: four parallel lists. Offsets are characters into the answer.
@@ -260,13 +260,13 @@ impl CompletionEncoder {
 impl ResponseEncoder for CompletionEncoder {
     fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
         let logprobs = match piece.choice.logprob {
-            Some(_) => self.logprobs(std::slice::from_ref(&piece.choice), self.said.chars().count()),
+            Some(_) => self.logprobs(std::slice::from_ref(&piece.choice), self.generated.chars().count()),
             None => Value::Null,
         };
         if piece.choice.logprob.is_some() {
             self.tokens.push(piece.choice.clone());
         }
-        self.said.push_str(&piece.text);
+        self.generated.push_str(&piece.text);
         let mut chunks = Vec::new();
         if !piece.text.is_empty() || !logprobs.is_null() || piece.finish.is_some() {
             let reason = piece.finish.map(|finish| self.reason(finish));
@@ -287,7 +287,7 @@ impl ResponseEncoder for CompletionEncoder {
         let (usage, finish) = self.last.unwrap_or((Usage::default(), Finish::Stop));
         let logprobs = if self.tokens.is_empty() { Value::Null } else { self.logprobs(&self.tokens, 0) };
         let reason = self.reason(finish);
-        let choice = json!({"index": 0, "text": self.said, "logprobs": logprobs, "finish_reason": reason});
+        let choice = json!({"index": 0, "text": self.generated, "logprobs": logprobs, "finish_reason": reason});
         let mut response = self.frame.response(TEXT, json!([choice]));
         response["usage"] = usage_of(&usage, 0);
         response
@@ -321,7 +321,7 @@ impl ResponseStream {
         }
         Some(match self.answer.next().await {
             Some(JobEvent::Piece(piece)) => {
-                self.record.said(&piece.text);
+                self.record.append_text(&piece.text);
                 self.record.progress(&piece.usage, stream);
                 let chunks = self.encoder.chunks(&piece);
                 if let Some(finish) = piece.finish {

@@ -84,7 +84,7 @@ impl AccessRecord {
         self.silent = true;
     }
 
-    pub(super) fn said(&mut self, text: &str) {
+    pub(super) fn append_text(&mut self, text: &str) {
         if let Some(said) = &mut self.entry.text {
             said.push_str(text);
         }

@@ -133,9 +133,9 @@ fn signature(model: &Path, graph: &GraphEngine, report: &mut Report) {
 }
 
 /// The outputs of the engine, with those dimensions left open that the model leaves open.
-fn told(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
-    let mut told = engine.to_vec();
-    for (engine, model) in told.iter_mut().zip(model) {
+fn with_open_dimensions(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
+    let mut outputs = engine.to_vec();
+    for (engine, model) in outputs.iter_mut().zip(model) {
         if model.shape.is_empty() {
             engine.shape.clear();
         }
@@ -143,7 +143,7 @@ fn told(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
             *dim = dim.filter(|_| of_model.is_some());
         }
     }
-    told
+    outputs
 }
 
 fn compare_specs(expected: &[TensorSpec], found: &[TensorSpec]) -> Option<String> {
@@ -231,7 +231,7 @@ fn load(
     report.executed_on = Some(format!("{}, {}", info.name, info.device));
     // With a profile, the engine's shapes are open where the manifest's are; TensorRT keeps the model's order. Of outputs it
     // knows sizes that the model leaves open.
-    let known = told(&graph.outputs, engine.outputs());
+    let known = with_open_dimensions(&graph.outputs, engine.outputs());
     let found = compare_specs(&graph.inputs, engine.inputs()).or_else(|| compare_specs(&graph.outputs, &known));
     if let Some(difference) = found {
         report.push("engine signature", Status::Failed, difference);

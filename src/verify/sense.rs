@@ -98,12 +98,12 @@ pub(super) fn conclude(found: Vec<Sense>, parameters: u64, report: &mut Report) 
     if found.is_empty() {
         return;
     }
-    let (status, detail) = told(&found, parameters);
+    let (status, detail) = summary(&found, parameters);
     report.sense = found;
     report.push("sense", status, detail);
 }
 
-fn told(found: &[Sense], parameters: u64) -> (Status, String) {
+fn summary(found: &[Sense], parameters: u64) -> (Status, String) {
     let list = |texts: Vec<String>| texts.join(", ");
     let bits = |sense: &Sense| {
         let Sense { language, bits, expected, .. } = sense;
@@ -142,7 +142,7 @@ mod tests {
 
     fn all(bits: [f64; 3]) -> (Status, String) {
         let [english, code, polish] = bits;
-        told(&[read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)], 134_515_008)
+        summary(&[read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)], 134_515_008)
     }
 
     #[test]

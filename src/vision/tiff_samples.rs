@@ -81,7 +81,7 @@ fn refused(what: impl Into<String>) -> Diagnostic {
     Diagnostic::new(what).with_help(HELP)
 }
 
-fn told(error: TiffError) -> Diagnostic {
+fn read_error(error: TiffError) -> Diagnostic {
     match error {
         TiffError::UnsupportedError(error) => unsupported(&error.to_string()),
         TiffError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.into(),
@@ -93,18 +93,18 @@ type TiffReader<'a> = Decoder<Cursor<&'a [u8]>>;
 
 fn open(bytes: &[u8]) -> Result<TiffReader<'_>, Diagnostic> {
     // The decoder's default limits bound memory.
-    Decoder::new(Cursor::new(bytes)).map_err(told)
+    Decoder::new(Cursor::new(bytes)).map_err(read_error)
 }
 
 /// The first value of a tag.
 fn number(decoder: &mut TiffReader<'_>, tag: Tag, default: u16) -> Result<u16, Diagnostic> {
-    let values = decoder.find_tag_unsigned_vec::<u16>(tag).map_err(told)?;
+    let values = decoder.find_tag_unsigned_vec::<u16>(tag).map_err(read_error)?;
     Ok(values.and_then(|values| values.first().copied()).unwrap_or(default))
 }
 
 /// Bits per sample and samples per pixel, if both are supported.
 fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Diagnostic> {
-    let (width, height) = decoder.dimensions().map_err(told)?;
+    let (width, height) = decoder.dimensions().map_err(read_error)?;
     check_size([width, height])?;
     let (bits, samples) = (number(decoder, Tag::BitsPerSample, 1)?, number(decoder, Tag::SamplesPerPixel, 1)?);
     // TIFF 6.0, `SampleFormat`: 1 is unsigned, which is what 4, undefined, is read as.
@@ -149,7 +149,7 @@ fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Diagn
 
 /// Red, green and blue of each index; of 16 bits the upper 8 (PIL, TiffImagePlugin.py, `_setup`).
 fn palette(decoder: &mut TiffReader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, Diagnostic> {
-    let map = decoder.find_tag_unsigned_vec::<u16>(Tag::ColorMap).map_err(told)?;
+    let map = decoder.find_tag_unsigned_vec::<u16>(Tag::ColorMap).map_err(read_error)?;
     let map = map.ok_or("its palette is missing")?;
     let count = 1usize << bits.min(8);
     if map.len() != 3 * count {
@@ -164,9 +164,9 @@ fn colors(
     (meaning, bits): (u16, u16),
     palette: Option<&[[u8; 3]]>,
 ) -> Result<RgbImage, Diagnostic> {
-    let (width, height) = decoder.dimensions().map_err(told)?;
-    let color = decoder.colortype().map_err(told)?;
-    let DecodingResult::U8(samples) = decoder.read_image().map_err(told)? else {
+    let (width, height) = decoder.dimensions().map_err(read_error)?;
+    let color = decoder.colortype().map_err(read_error)?;
+    let DecodingResult::U8(samples) = decoder.read_image().map_err(read_error)? else {
         return Err(refused(format!("its samples are not of {bits} bits")));
     };
     let stride = (u64::from(width) * u64::from(bits) * u64::from(color.num_samples())).div_ceil(8);

@@ -86,7 +86,7 @@ impl Ready {
         let (inputs, outputs) = (model.inputs().map_err(load)?, model.outputs().map_err(load)?);
         let prepared = model.prepare_for_reference();
         let (changed, guards) = prepared.map_err(|error| BackendError::Load(format!("CPU reference: {error}")))?;
-        let rewritten = model.spell_out() || changed;
+        let rewritten = model.make_explicit() || changed;
         Ok(Self { model, rewritten, inputs, outputs, guards })
     }
 }

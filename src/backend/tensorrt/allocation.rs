@@ -8,7 +8,7 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use super::device;
 use crate::backend::BackendError;
-use crate::memory::text;
+use crate::memory::format_bytes;
 
 /// Environment variable, `pool` or `direct`, for the source of device memory.
 pub const VARIABLE: &str = "WATUS_DEVICE_MEMORY";
@@ -46,7 +46,7 @@ fn pooled(context: &CudaContext) -> Result<bool, BackendError> {
 
 /// The error for a failed allocation of `bytes` for `what`, with the free memory.
 fn exhausted(context: &CudaContext, bytes: usize, what: &str, error: DriverError) -> BackendError {
-    let free = device::free_memory(context).map_or("unknown how much".to_owned(), text);
+    let free = device::free_memory(context).map_or("unknown how much".to_owned(), format_bytes);
     let more = match device::is_integrated(context) {
         true => "; `watus-build doctor` tells whether this Jetson refuses large allocations (nvmap, page-cache)",
         false => "",
@@ -54,7 +54,7 @@ fn exhausted(context: &CudaContext, bytes: usize, what: &str, error: DriverError
     BackendError::Run(format!(
         "no device memory for {what} ({}, {free} is free): {error}\n  hint: close other programs, or lower max_batch_size, \
          max_input_len or max_output_len in the recipe{more}",
-        text(bytes as u64)
+        format_bytes(bytes as u64)
     ))
 }
 

@@ -114,7 +114,7 @@ impl Shim {
     /// The version that a library file reports.
     pub fn library_version(&self, core: &Path) -> Result<Version, String> {
         let path = core.to_string_lossy();
-        let found = told(|fail| {
+        let found = try_call(|fail| {
             // SAFETY: a path and a taker for the time of the call.
             let version = unsafe { (self.table.library_version)(Bytes::of(path.as_bytes()), fail) };
             (version != watus_shim::Version::NONE).then_some(version)
@@ -127,7 +127,7 @@ impl Shim {
         let (core, parser) = (files.core.to_string_lossy(), files.parser.to_string_lossy());
         let plugin = files.plugin.as_ref().map(|plugin| plugin.to_string_lossy()).unwrap_or_default();
         let path = |text: &str| Bytes::of(text.as_bytes());
-        let opened = told(|fail| {
+        let opened = try_call(|fail| {
             // SAFETY: paths and a taker for the time of the call, and a function that stays.
             let library = unsafe { (self.table.open_library)(path(&core), path(&parser), path(&plugin), on_log, fail) };
             NonNull::new(library)
@@ -148,7 +148,7 @@ fn taking(bytes: &mut Vec<u8>) -> Taker {
 }
 
 /// The value of a call, or the error that the shim reports.
-fn told<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
+fn try_call<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
     let mut words = Vec::new();
     let value = call(taking(&mut words));
     value.ok_or_else(|| String::from_utf8_lossy(&words).into_owned())
@@ -194,7 +194,7 @@ impl OpenedLibraries {
     ) -> Result<SerializedEngine, String> {
         let options = serde_json::to_vec(options).map_err(|error| error.to_string())?;
         let observer = observer.as_c();
-        let plan = told(|fail| {
+        let plan = try_call(|fail| {
             let (options, timings) = (Bytes::of(&options), Bytes::of(timing_cache));
             // SAFETY: bytes, an observer and a taker for the time of the call.
             NonNull::new(unsafe { (self.table.build)(self.raw.as_ptr(), options, timings, &observer, fail) })
@@ -214,7 +214,7 @@ impl OpenedLibraries {
     }
 
     fn load_with(&self, plan: &[u8], tf32: bool, kernels: *mut watus_shim::KernelCache) -> Result<TrtContext, String> {
-        let session = told(|fail| {
+        let session = try_call(|fail| {
             // SAFETY: bytes and a taker for the time of the call; a cache of this table's or none.
             NonNull::new(unsafe { (self.table.load)(self.raw.as_ptr(), Bytes::of(plan), tf32, kernels, fail) })
         })?;
@@ -224,7 +224,7 @@ impl OpenedLibraries {
     /// A kernel cache with the bytes of an earlier one.
     pub(super) fn kernel_cache(&self, before: &[u8]) -> Result<RtxCache, String> {
         // SAFETY: bytes and a taker for the time of the call.
-        let raw = told(|fail| NonNull::new(unsafe { (self.table.kernel_cache)(Bytes::of(before), fail) }))?;
+        let raw = try_call(|fail| NonNull::new(unsafe { (self.table.kernel_cache)(Bytes::of(before), fail) }))?;
         Ok(RtxCache { table: self.table, raw })
     }
 }
@@ -266,7 +266,7 @@ unsafe impl Send for RtxCache {}
 impl RtxCache {
     pub(super) fn bytes(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        let given = told(|fail| {
+        let given = try_call(|fail| {
             // SAFETY: takers for the time of the call.
             unsafe { (self.table.kernel_cache_bytes)(self.raw.as_ptr(), taking(&mut bytes), fail) }.then_some(())
         });
@@ -294,7 +294,7 @@ unsafe impl Send for TrtContext {}
 impl TrtContext {
     pub(super) fn io(&self) -> Result<Vec<IoTensor>, String> {
         let mut bytes = Vec::new();
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: takers for the time of the call.
             unsafe { (self.table.session_io)(self.raw.as_ptr(), taking(&mut bytes), fail) }.then_some(())
         })?;
@@ -317,7 +317,7 @@ impl TrtContext {
         name: &str,
     ) -> Result<Vec<i64>, String> {
         let mut dims = [0i64; DIMENSIONS];
-        let rank = told(|fail| {
+        let rank = try_call(|fail| {
             // SAFETY: a name and a taker for the time of the call, and room for all dimensions there can be.
             let rank = unsafe { read(self.raw.as_ptr(), Bytes::of(name.as_bytes()), dims.as_mut_ptr(), fail) };
             usize::try_from(rank).ok()
@@ -328,7 +328,7 @@ impl TrtContext {
     /// Sets the shape of an input (ignored for outputs, which follow from it) and the address of either.
     pub(super) fn bind(&mut self, name: &str, dims: &[i64], address: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: a name, dimensions and a taker for the time of the call.
             unsafe { (self.table.session_bind)(self.raw.as_ptr(), name, dims.as_ptr(), dims.len(), address, fail) }
                 .then_some(())
@@ -339,7 +339,9 @@ impl TrtContext {
     pub(super) fn set_address(&mut self, name: &str, address: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
         // SAFETY: a name and a taker for the time of the call.
-        told(|fail| unsafe { (self.table.session_set_address)(self.raw.as_ptr(), name, address, fail) }.then_some(()))
+        try_call(|fail| {
+            unsafe { (self.table.session_set_address)(self.raw.as_ptr(), name, address, fail) }.then_some(())
+        })
     }
 
     /// Most bytes that an output can need whose size depends on values; `None` if TensorRT knows no bound.
@@ -352,7 +354,7 @@ impl TrtContext {
     /// Sets the memory of an output whose size depends on values.
     pub(super) fn give_room(&mut self, name: &str, address: usize, bytes: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: a name and a taker for the time of the call.
             unsafe { (self.table.session_give_room)(self.raw.as_ptr(), name, address, bytes as u64, fail) }
                 .then_some(())
@@ -371,12 +373,12 @@ impl TrtContext {
 
     pub(super) fn enqueue(&mut self, stream: usize) -> Result<(), String> {
         // SAFETY: a taker for the time of the call.
-        told(|fail| unsafe { (self.table.session_enqueue)(self.raw.as_ptr(), stream, fail) }.then_some(()))
+        try_call(|fail| unsafe { (self.table.session_enqueue)(self.raw.as_ptr(), stream, fail) }.then_some(()))
     }
 
     pub(super) fn inspect(&self) -> Result<String, String> {
         let mut bytes = Vec::new();
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: takers for the time of the call.
             unsafe { (self.table.session_inspect)(self.raw.as_ptr(), taking(&mut bytes), fail) }.then_some(())
         })?;

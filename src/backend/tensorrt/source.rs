@@ -36,12 +36,12 @@ pub fn ready<T, E: From<BackendError>>(
         return Err(refused(model, &quantised).into());
     }
     let fixed = fix(model)?;
-    model.spell_out();
+    model.make_explicit();
     let lean = lean(model, version, wish.forced())?;
     let built = lean.as_ref().unwrap_or(&*model);
-    if let Some(complaint) = built.complaint(version.parser()).filter(|_| !wish.forced()) {
+    if let Some(fault) = built.parser_fault(version.parser()).filter(|_| !wish.forced()) {
         let or = if wish.force.is_some() { "; or try with --force" } else { "" };
-        return Err(refused(model, &format!("{complaint}{or}")).into());
+        return Err(refused(model, &format!("{fault}{or}")).into());
     }
     Ok((fixed, lean))
 }

@@ -16,7 +16,7 @@ use crate::manifest::Manifest;
 use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage, VisionError};
 
 /// An opened vision engine and how it is called.
-struct Way<'a> {
+struct VisionModel<'a> {
     manifest: &'a Manifest,
     preprocess: Preprocess,
     input: PictureInput,
@@ -32,7 +32,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
     let [input] = &engine.graph()?.inputs[..] else { bail!("{name} does not have one input") };
     let batch = input.shape.first().copied().flatten().unwrap_or(1);
     let input = PictureInput::new(&preprocess, input)?;
-    let way = Way { manifest, preprocess, input, batch };
+    let model = VisionModel { manifest, preprocess, input, batch };
     let files = files(&args.images)?;
     let draws = contents.classifier().is_none() && contents.yolo().is_some() && !args.no_annotated;
     let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
@@ -50,7 +50,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
             }
         };
         let targets = (drawings.get(index).map(PathBuf::as_path), folders.get(index).map(PathBuf::as_path));
-        match answer(args, &way, session, (path, &picture), targets) {
+        match answer(args, &model, session, (path, &picture), targets) {
             Ok(document) => documents.push(document),
             Err(error) => {
                 // The engine's failure is the next picture's too; what there is has been computed.
@@ -82,12 +82,12 @@ fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::
 /// Runs one image, and prints, draws and saves the result; `targets` are the paths of the drawing and of the outputs.
 fn answer(
     args: &Args,
-    way: &Way<'_>,
+    model: &VisionModel<'_>,
     session: &mut dyn Session,
     (path, picture): (&Path, &RgbImage),
     (drawing, folder): (Option<&Path>, Option<&Path>),
 ) -> anyhow::Result<serde_json::Value> {
-    let Way { manifest, preprocess, input, batch } = way;
+    let VisionModel { manifest, preprocess, input, batch } = model;
     let info = session.info();
     // A folder's files may be called anything.
     let place = path.display().to_string();
@@ -100,7 +100,7 @@ fn answer(
     if let Some(classifier) = manifest.contents.classifier() {
         let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
         if !args.json {
-            print(format!("{}: {}  [{place}, {}]", manifest.name, said(&answer), info.name))?;
+            print(format!("{}: {}  [{place}, {}]", manifest.name, result_text(&answer), info.name))?;
         }
         document["answer"] = serde_json::to_value(answer)?;
     } else if let Some(yolo) = manifest.contents.yolo() {
@@ -192,7 +192,7 @@ fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     if drawn.contains(&first) { args.annotated.join(format!("{stem}-{}.{extension}", drawn.len())) } else { first }
 }
 
-fn said(answer: &Answer) -> String {
+fn result_text(answer: &Answer) -> String {
     let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
     // Labels are a checkpoint's; a line end in one would forge a line.
     let label = printable(&answer.label);
@@ -248,20 +248,20 @@ mod tests {
     fn labels_stay_in_their_line() {
         for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")]
         {
-            assert_eq!(said(&answer(label)), format!("{shown} (50.0 %)"));
+            assert_eq!(result_text(&answer(label)), format!("{shown} (50.0 %)"));
             let valued = Answer { value: Some(3.0), ..answer(label) };
-            assert_eq!(said(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
+            assert_eq!(result_text(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
             let none = Answer { present: Some(Vec::new()), ..answer(label) };
-            assert_eq!(said(&none), format!("no label (most likely {shown}, 50.0 %)"));
+            assert_eq!(result_text(&none), format!("no label (most likely {shown}, 50.0 %)"));
             let several = Answer { present: Some(vec![label.to_owned(); 3]), ..answer(label) };
-            assert_eq!(said(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
+            assert_eq!(result_text(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
             let values = Answer { probability: None, value: Some(0.8), ..answer(label) };
-            assert_eq!(said(&values), format!("{shown} 0.8000, tram 0.6000"));
+            assert_eq!(result_text(&values), format!("{shown} 0.8000, tram 0.6000"));
             let detection =
                 Detection { label: label.to_owned(), class: 0, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], mask: None };
             assert_eq!(found(&detection), format!("  {shown} 0.500  from 1, 2 to 3, 4"));
         }
         let one = Answer { probability: None, value: Some(0.0061), top: vec![("0".to_owned(), 0.0061)], ..answer("0") };
-        assert_eq!(said(&one), "0.0061");
+        assert_eq!(result_text(&one), "0.0061");
     }
 }

@@ -155,8 +155,8 @@ fn check_room(stream: &CudaStream, sizes: &UploadSizes) -> Result<(), BackendErr
     Err(BackendError::Run(format!(
         "the weights take {}, {} is free of the memory that CPU and GPU share\n  hint: close other programs, or take a smaller \
          model or one of 4 bits; `watus-build doctor` says what memory there is",
-        memory::text(wanted),
-        memory::text(free)
+        memory::format_bytes(wanted),
+        memory::format_bytes(free)
     )))
 }
 

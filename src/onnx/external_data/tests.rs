@@ -111,7 +111,7 @@ fn a_tensor_is_found_wherever_it_is() {
         let place_of = |tensor: &TensorProto| DataPlace::of(tensor).unwrap();
         let places: Vec<DataPlace> = shared::tensors(&proto).into_iter().filter_map(place_of).collect();
         assert_eq!(places, [DataPlace { location: "weights-0.data".to_owned(), offset: 0, length: 16 }], "{place}");
-        assert!(!spell_out(&mut proto), "{place}: offset and length are there");
+        assert!(!make_explicit(&mut proto), "{place}: offset and length are there");
     }
 }
 

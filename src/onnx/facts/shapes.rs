@@ -28,11 +28,11 @@ pub(super) fn of(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Vec<Option<S
         "DynamicQuantizeLinear" => vec![shape(0), Some(Vec::new()), Some(Vec::new())],
         "Size" => vec![Some(Vec::new())],
         "NonMaxSuppression" => vec![Some(vec![None, Some(3)])],
-        _ => vec![one(node, inputs, opset)],
+        _ => vec![single_output(node, inputs, opset)],
     }
 }
 
-fn one(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
+fn single_output(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
     computed(node, inputs, opset).or_else(|| moved(node, inputs, opset)).or_else(|| made(node, inputs))
 }
 

@@ -10,11 +10,11 @@ use crate::onnx::attributes::{Attributes, input};
 pub(super) fn of(node: &NodeProto, inputs: &[&Fact]) -> Vec<Option<Values>> {
     match node.op_type.as_str() {
         "Split" => split(node, inputs).unwrap_or_default(),
-        _ => vec![one(node, inputs)],
+        _ => vec![single_output(node, inputs)],
     }
 }
 
-fn one(node: &NodeProto, inputs: &[&Fact]) -> Option<Values> {
+fn single_output(node: &NodeProto, inputs: &[&Fact]) -> Option<Values> {
     let first = inputs.first().copied();
     let same = || first?.values.clone();
     match node.op_type.as_str() {

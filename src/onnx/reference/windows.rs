@@ -8,7 +8,7 @@ use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, set, unset};
 use crate::onnx::graph::Attribute;
 
-pub(super) fn spell_out(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
+pub(super) fn make_explicit(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let before = node.attribute.len();
     let kernel = match node.ints("kernel_shape") {
         Some(kernel) => kernel.to_vec(),

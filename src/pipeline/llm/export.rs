@@ -34,12 +34,12 @@ pub(in crate::pipeline) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut 
     }
     sweep(&folder).map_err(about(&folder))?;
     let source = open(plan, &context.fetcher, lock)?;
-    let words = judge::words(plan, &source)?;
+    let words = judge::check_text_files(plan, &source)?;
     context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
     let start = Instant::now();
     let files = source.checkpoint.files();
     let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let whole = convert::whole_model(&source.model, &source.checkpoint, name)?;
+    let whole = convert::export_full_graph(&source.model, &source.checkpoint, name)?;
     let output = fs::canonicalize(&context.output).ok();
     let beside = |file: &crate::checkpoint::Mapped| {
         fs::canonicalize(file.path()).is_ok_and(|real| real.parent() == output.as_deref())

@@ -167,7 +167,7 @@ fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
 }
 
 /// Checks that vocabulary and chat template can be read; returns warnings.
-pub(super) fn words(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Vec<String>> {
+pub(super) fn check_text_files(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Vec<String>> {
     let checkpoint = &source.checkpoint;
     let mut notes = Vec::new();
     match &checkpoint.gguf {

@@ -68,11 +68,11 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "running it takes about {}: weights {}, keys and values {}, scratch {}; loading it at most {} of {} memory",
-            memory::text(self.total()),
-            memory::text(weights),
-            memory::text(cache),
-            memory::text(scratch),
-            memory::text(host),
+            memory::format_bytes(self.total()),
+            memory::format_bytes(weights),
+            memory::format_bytes(cache),
+            memory::format_bytes(scratch),
+            memory::format_bytes(host),
             if shared { "the same" } else { "the host's" }
         )
     }
@@ -132,12 +132,16 @@ pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
         "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
          {max_output_len} tokens), about {} of scratch memory{}; {} has {}\n  hint: {help}, or build all the same with --force",
         target.plan.name,
-        memory::text(target.memory.total()),
-        memory::text(weights),
-        memory::text(cache),
-        memory::text(scratch),
-        if shared { format!(", {} for loading it from the same memory", memory::text(host)) } else { String::new() },
+        memory::format_bytes(target.memory.total()),
+        memory::format_bytes(weights),
+        memory::format_bytes(cache),
+        memory::format_bytes(scratch),
+        if shared {
+            format!(", {} for loading it from the same memory", memory::format_bytes(host))
+        } else {
+            String::new()
+        },
         target.machine.device.as_ref().map_or("the GPU", |device| device.name.as_str()),
-        memory::text(available)
+        memory::format_bytes(available)
     )
 }

@@ -107,7 +107,7 @@ impl LlmTarget {
     pub(super) fn open(plan: &Plan, context: &Context, lock: &mut Lock, built: bool) -> anyhow::Result<Self> {
         let limits = limits(plan)?.clone();
         let mut source = open(plan, &context.fetcher, lock)?;
-        let words = if built { Vec::new() } else { judge::words(plan, &source)? };
+        let words = if built { Vec::new() } else { judge::check_text_files(plan, &source)? };
         context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
         source.model.kv_type = kv_type(plan, &source.model)?;
         let reference = match &plan.verify.reference {
@@ -219,7 +219,7 @@ impl Target for LlmTarget {
     }
 
     fn notes(&self) -> anyhow::Result<Vec<String>> {
-        judge::words(&self.plan, &self.source)
+        judge::check_text_files(&self.plan, &self.source)
     }
 
     fn write_models(&self, staged: &Path, _full: &[String]) -> anyhow::Result<BuildJobs> {
@@ -252,7 +252,7 @@ impl Target for LlmTarget {
         };
         let quality = if self.scheme.is_some() || self.reference.is_some() || source.model.kv_type.is_some() {
             work.context.stage(&plan.name, "comparing the quantised model with the checkpoint");
-            Some(quantize::quality(self, &llm, staged)?)
+            Some(quantize::measure_quality(self, &llm, staged)?)
         } else {
             None
         };

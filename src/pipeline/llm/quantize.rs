@@ -284,7 +284,7 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
 }
 
 /// Measures the quality loss of weights that were quantised here or by others, against the float checkpoint.
-pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
+pub(super) fn measure_quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
     let OpenedSource { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
     if model.vocab_size != target.source.model.vocab_size {
         bail!(

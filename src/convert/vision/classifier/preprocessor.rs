@@ -20,13 +20,13 @@ enum ProcessorSize {
 }
 
 /// A boolean field of the processor.
-fn said(config: &Config<'_>, field: &str, default: bool) -> bool {
+fn switch(config: &Config<'_>, field: &str, default: bool) -> bool {
     config.get(field).and_then(Value::as_bool).unwrap_or(default)
 }
 
 /// Mean and divisor of each channel, for bytes.
 fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
-    let scale = if said(config, "do_rescale", true) {
+    let scale = if switch(config, "do_rescale", true) {
         config.optional_positive("rescale_factor")?.unwrap_or(1.0 / 255.0)
     } else {
         1.0
@@ -35,7 +35,7 @@ fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
         let values = config.numbers(field).unwrap_or(vec![default; 3]);
         values.try_into().map_err(|_| config.error(format!("`{field}` has not three numbers")))
     };
-    let (mean, std) = if said(config, "do_normalize", true) {
+    let (mean, std) = if switch(config, "do_normalize", true) {
         (three("image_mean", 0.5)?, three("image_std", 0.5)?)
     } else {
         ([0.0; 3], [1.0; 3])
@@ -60,7 +60,7 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
     }
     let convnext = kind.starts_with("ConvNe");
     let size = size(config, "size")?;
-    let (mut resize, mut target) = match (said(config, "do_resize", true), size) {
+    let (mut resize, mut target) = match (switch(config, "do_resize", true), size) {
         (false, _) => (None, trained),
         (true, Some(ProcessorSize::Both(size))) => (Some(Resize::Both(size)), Some(size)),
         (true, Some(ProcessorSize::ShortestEdge(edge))) if convnext && edge >= WARP_FROM => {
@@ -76,7 +76,7 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
         (true, Some(ProcessorSize::ShortestEdge(edge))) => (Some(Resize::ShortestEdge(edge)), None),
         (true, None) => (trained.map(Resize::Both), trained),
     };
-    if said(config, "do_center_crop", false)
+    if switch(config, "do_center_crop", false)
         && let Some(crop) = crop_size(config)?
     {
         target = Some(crop);
