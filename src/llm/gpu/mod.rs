@@ -1,6 +1,5 @@
 //! The CUDA executor: one TensorRT engine per shape runs every layer, with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
-//! replayed as CUDA graphs.
 //!
 //! `executor.rs` runs prompts and decode steps. `state.rs` has the device memory (`kv_cache.rs`, `buffers.rs`),
 //! `engines.rs` TensorRT's engines, `decode_kernel.rs` our kernel for decode steps and the head, `weights.rs` and

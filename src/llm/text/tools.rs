@@ -10,9 +10,7 @@ use crate::llm::grammar::{json_rule, literal};
 /// Form of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// Hermes and Qwen: `<tool_call>
-    /// {"name": …, "arguments": …}
-    /// </tool_call>`, any number.
+    /// Hermes and Qwen: `<tool_call>\n{"name": …, "arguments": …}\n</tool_call>`, any number.
     Hermes,
     /// Llama 3: a single `{"name": …, "parameters": …}`.
     Llama3,
