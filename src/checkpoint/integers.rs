@@ -1,5 +1,5 @@
-//! Access to quantised matrices as integers, for kernels that keep them packed. In every format a weight is scale · (q
-//! - zero), or scale · q + minimum, with the terms of its group of inputs.
+//! Access to quantised matrices as integers, for kernels that keep them packed. In every format a weight is scale ·
+//! (q - zero), or scale · q + minimum, with the terms of its group of inputs.
 
 use super::View;
 use super::encoding::Encoding;

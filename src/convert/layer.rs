@@ -37,10 +37,10 @@ pub(super) const OPSET: i64 = 17;
 /// Added to the scores of masked positions. float16 can represent it, and exp of it is 0.
 pub const MASKED: f32 = -30_000.0;
 
-/// The graph of a decoder layer. Inputs, in order: hidden `[batch, chunk, hidden]`, cos and sin `[batch, 1, chunk,
-/// rotary]`, mask `[batch, 1, group · chunk, cache + chunk]`, with a cache past_key and past_value `[batch, kv_heads,
-/// cache, head_dim]`, then the layer's weights. Outputs: hidden_out like hidden, key and value `[batch, kv_heads,
-/// chunk, head_dim]`.
+/// The graph of a decoder layer. Inputs, in order: hidden `[batch, chunk, hidden]`, cos and sin
+/// `[batch, 1, chunk, rotary]`, mask `[batch, 1, group · chunk, cache + chunk]`, with a cache past_key and past_value
+/// `[batch, kv_heads, cache, head_dim]`, then the layer's weights. Outputs: hidden_out like hidden, key and value
+/// `[batch, kv_heads, chunk, head_dim]`.
 ///
 /// Row (g, t) of the mask belongs to query t of head g in any group of heads.
 pub fn layer_graph(model: &Transformer, shape: LayerShape, dtype: DType) -> Result<Model, OnnxError> {

@@ -1,7 +1,7 @@
 //! Examines a machine: what it can do, what is wrong, and the command that fixes it.
 //!
-//! Everything is read from files, so that a mounted image or a fixture can be examined like the machine itself (`--root
-//! DIR`). Only on the live machine are libraries opened and the GPU queried.
+//! Everything is read from files, so that a mounted image or a fixture can be examined like the machine itself
+//! (`--root DIR`). Only on the live machine are libraries opened and the GPU queried.
 
 mod hardware;
 mod judge;

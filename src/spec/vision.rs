@@ -156,8 +156,9 @@ pub enum Boxes {
     /// `[batch, boxes, 6 + masks]`: left, top, right, bottom in pixels of the input, score, class. Non-maximum
     /// suppression is part of the model or not needed (YOLOv10 and YOLO26, or an export with `nms=True`).
     Final,
-    /// `[batch, boxes, 6]`: centre, width and height as fractions of the image, score, class; or `[batch, boxes, 4 +
-    /// classes]` with one score per class. Not suppressed; the image is stretched to the input (RT-DETR).
+    /// `[batch, boxes, 6]`: centre, width and height as fractions of the image, score, class; or
+    /// `[batch, boxes, 4 + classes]` with one score per class. Not suppressed; the image is stretched to the input
+    /// (RT-DETR).
     Queries,
 }
 

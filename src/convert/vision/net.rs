@@ -51,8 +51,8 @@ pub(super) struct BatchNorm {
 }
 
 impl Conv {
-    /// Folds in the batch normalisation that follows, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`, `b' = β + (b - μ)
-    /// · s` (Ioffe & Szegedy, 2015, algorithm 2). `None` if a variance is negative.
+    /// Folds in the batch normalisation that follows, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`,
+    /// `b' = β + (b - μ) · s` (Ioffe & Szegedy, 2015, algorithm 2). `None` if a variance is negative.
     pub(super) fn fold(&mut self, norm: &BatchNorm) -> Option<()> {
         let outputs = self.shape[0];
         let scale = |(gamma, variance): (&f32, &f32)| gamma / (variance + norm.eps).sqrt();

@@ -136,8 +136,8 @@ impl Emitter {
             .error(format!("its queries, keys and values have {} channels, {channels} were expected", y.channels)))
     }
 
-    /// Splits into heads and areas: `[batch, heads · size, height, width]` to `[batch · area, heads, size, count /
-    /// area]`.
+    /// Splits into heads and areas: `[batch, heads · size, height, width]` to
+    /// `[batch · area, heads, size, count / area]`.
     fn bands(&mut self, x: &str, Bands { heads, area, count }: Bands, size: usize) -> String {
         if area == 1 {
             return self.net.reshape(x, &[-1, dim(heads), dim(size), dim(count)]);
