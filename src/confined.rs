@@ -1,5 +1,5 @@
-//! A child process of this executable that works for this one under limits of memory and time: what a stranger's graph
-//! does to it (a crash, an endless loop, all memory) is an error here, and nothing worse.
+//! Work in a child process of this executable, under limits of memory and time: a stranger's graph that crashes, never
+//! ends or takes all memory is an error here, and nothing worse.
 //!
 //! Questions and answers go over the child's standard streams, each as its length (u64, little endian) and its bytes;
 //! the first frame is the memory limit. The child ends when its input does.
@@ -17,16 +17,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What a child may use.
+/// Limits of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of memory.
+    /// Memory in bytes.
     pub memory: u64,
-    /// For one question: the processor's time on a machine that has other work, and never less than this by the clock.
+    /// Time for one question: processor time, which does not count the machine's other work; at least as much time
+    /// passes on the clock before the child is given up.
     pub time: Duration,
 }
 
-/// Why there is no answer. Sentences about "it", the work.
+/// Why a question has no answer. The texts are sentences about "it", the work.
 #[derive(Debug, Clone, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ConfinedError {
@@ -42,11 +43,11 @@ pub enum ConfinedError {
     Io(String),
 }
 
-/// How a child ended.
+/// How a child process ended.
 #[derive(Debug, Clone)]
 pub struct Death {
     status: ExitStatus,
-    /// Its last words, one line without control characters.
+    /// The last line of its standard error, without control characters.
     last: String,
     memory: u64,
 }
@@ -65,14 +66,14 @@ impl fmt::Display for Death {
 }
 
 impl Death {
-    /// Whether it had too little memory: the words of the standard libraries, Rust's and C++'s, before they abort; signal 9
-    /// is the kernel's answer to a machine that is full.
+    /// Whether the child ran out of memory: by the messages that the standard libraries of Rust and C++ print before
+    /// they abort, or by signal 9, which the kernel's out-of-memory killer sends.
     pub fn is_too_large(&self) -> bool {
         let says = [OUT_OF_MEMORY, BAD_ALLOC].iter().any(|words| self.last.contains(words));
         matches!(self.status.signal(), Some(6) if says) || self.status.signal() == Some(9)
     }
 
-    /// The same for strangers: without its last words, which are a library's internals.
+    /// A copy without the child's last line, which names a library's internals, for clients of the server.
     pub fn without_words(&self) -> Self {
         let last = if self.is_too_large() { OUT_OF_MEMORY } else { "" };
         Self { last: last.to_owned(), ..self.clone() }
@@ -81,40 +82,41 @@ impl Death {
 
 const OUT_OF_MEMORY: &str = "memory allocation of";
 const BAD_ALLOC: &str = "std::bad_alloc";
-/// Bytes of a child's last words that are kept.
+/// Bytes of a child's standard error that are kept, from its end.
 const WORDS_LIMIT: usize = 64 * 1024;
-/// Characters of them that are told.
+/// Characters of a child's last line that are shown.
 const LINE_LIMIT: usize = 500;
-/// How often it is asked whether an answer is still wanted.
+/// Interval at which a waiting question asks whether its answer is still wanted.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Times the limit, by the clock, for a child that hardly gets the processor: others may wait for it.
+/// Factor of the time limit after which, by the clock, a child that hardly gets the processor is given up: others may
+/// be waiting.
 const STARVED: u32 = 3;
-/// How long a child that closed its output may take to be gone.
+/// Time that a child may take to exit after it closed its output.
 const GRACE: Duration = Duration::from_secs(1);
-/// Stack of the child's working thread: recursion over a deep graph fits.
+/// Stack of the child's working thread in bytes: recursion over a deep graph fits.
 pub(crate) const STACK: usize = 64 << 20;
-/// What the standard library gives any other thread.
+/// Stack of other threads in bytes, the standard library's default.
 const THREAD_STACK: u64 = 2 << 20;
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// Says that `executable`'s subcommands call [`serve`]: what can be done in a child is, from now on.
+/// Registers `executable`, whose subcommands call [`serve`], so that work can be done in child processes.
 pub fn use_program(executable: PathBuf) {
     let _ = PROGRAM.set(executable);
 }
 
-/// The executable that was named, if one was: a program that only uses this library has none.
+/// The registered executable; `None` in programs that only use this library.
 pub fn program() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
 
-/// Starts a child of that executable.
+/// Starts a child process of the registered executable.
 pub fn start(subcommand: &str, limits: Limits) -> Result<Confined, ConfinedError> {
     let missing = || ConfinedError::Io("no executable was named".to_owned());
     Confined::start(program().ok_or_else(missing)?, subcommand, limits)
 }
 
-/// A child at work.
+/// A running child process that answers questions.
 #[derive(Debug)]
 pub struct Confined {
     child: Child,
@@ -122,12 +124,12 @@ pub struct Confined {
     answers: Receiver<Vec<u8>>,
     words: Option<JoinHandle<Vec<u8>>>,
     limits: Limits,
-    /// Set once it is over; then every question has this answer.
+    /// Set once the child has ended; every later question gets this error.
     over: Option<ConfinedError>,
 }
 
 impl Confined {
-    /// Starts `executable` with `subcommand`, which has to call [`serve`].
+    /// Starts `executable` with `subcommand`, which must call [`serve`].
     pub fn start(executable: &Path, subcommand: &str, limits: Limits) -> Result<Self, ConfinedError> {
         let failed = |error: io::Error| ConfinedError::Io(format!("{}: {error}", executable.display()));
         let mut child = Command::new(executable)
@@ -166,12 +168,13 @@ impl Confined {
         Ok(confined)
     }
 
-    /// Asks and waits. Any error ends the child, and every later question has the same error.
+    /// Sends a question and waits for the answer. An error ends the child, and every later question gets the same
+    /// error.
     pub fn ask(&mut self, question: &[u8]) -> Result<Vec<u8>, ConfinedError> {
         self.ask_until(question, &|| false)
     }
 
-    /// The same, as long as nobody says `stop`.
+    /// Like [`Confined::ask`], but gives up and ends the child once `stop` returns true.
     pub fn ask_until(&mut self, question: &[u8], stop: &dyn Fn() -> bool) -> Result<Vec<u8>, ConfinedError> {
         if let Some(error) = &self.over {
             return Err(error.clone());
@@ -199,7 +202,7 @@ impl Confined {
         Err(error)
     }
 
-    /// What became of a child that speaks no more.
+    /// Why the child stopped answering, from its exit status.
     fn death(&mut self) -> ConfinedError {
         let start = Instant::now();
         let status = loop {
@@ -226,12 +229,12 @@ impl Drop for Confined {
     }
 }
 
-/// What a question has taken.
+/// Time that a question has taken.
 struct Clock {
     limit: Duration,
     begun: Instant,
     child: u32,
-    /// The child's processor time when it was asked.
+    /// The child's processor time when the question was sent.
     before: Option<Duration>,
 }
 
@@ -240,7 +243,7 @@ impl Clock {
         Self { limit, begun: Instant::now(), child: child.id(), before: processor_time(child.id()) }
     }
 
-    /// Why the question is to be given up, if it is.
+    /// The error if the question has exceeded its limits.
     fn over(&self) -> Option<ConfinedError> {
         let elapsed = self.begun.elapsed();
         if elapsed < self.limit {
@@ -257,7 +260,7 @@ impl Clock {
     }
 }
 
-/// What a process has had of the processors: the 14th and 15th field of its `stat` (proc(5)), in ticks.
+/// Processor time of a process: fields 14 and 15 of its `stat` file (proc(5)), in clock ticks.
 fn processor_time(process: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The second field is a name in brackets, which may hold anything.
@@ -268,7 +271,7 @@ fn processor_time(process: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
 }
 
-/// Everything a child says of itself, of which the end is kept.
+/// Reads a child's standard error to its end, and keeps the last bytes.
 fn listen(mut words: ChildStderr) -> Vec<u8> {
     let (mut kept, mut buffer) = (Vec::new(), [0u8; 4096]);
     while let Ok(count @ 1..) = words.read(&mut buffer) {
@@ -280,7 +283,7 @@ fn listen(mut words: ChildStderr) -> Vec<u8> {
     kept
 }
 
-/// The line that says why, fit for a terminal.
+/// The last line that gives a reason, without control characters.
 fn last_line(words: &[u8]) -> String {
     let words = String::from_utf8_lossy(words);
     let mut lines = words.lines().filter(|line| !line.trim().is_empty());
@@ -333,7 +336,7 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// Takes this process's right to more memory, and to dumps of it.
+/// Limits this process's memory and disables its core dumps.
 fn confine(memory: u64) -> io::Result<()> {
     // Threads' stacks count as data, though hardly any of them is touched. Mapped files do not: RLIMIT_AS would count
     // them, and all that allocators and thread pools reserve and never use.
@@ -353,7 +356,7 @@ fn write_frame(output: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     output.flush()
 }
 
-/// The next frame, at most `limit` long; `None` at the end.
+/// Reads the next frame, of at most `limit` bytes; `None` at the end of input.
 fn read_frame(input: &mut impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0u8; 8];
     match input.read_exact(&mut length) {

@@ -1,7 +1,7 @@
-//! What an error says: what is wrong and where, and apart from it the next step.
+//! [`Diagnostic`]: an error message, and apart from it a hint with the next step.
 //!
-//! Errors that a person mends hold one, so that whoever shows them need not look for the next step in a text. As a text it is
-//! two lines, of which the second is `  hint: ` and the step. [`Diagnose`] asks any such error for it.
+//! Errors that a user can fix contain one, so that callers can show message and hint separately. As text it is two
+//! lines, the second of which begins with `  hint: `. [`Diagnose`] asks any such error for it.
 
 use std::error::Error;
 use std::fmt;
@@ -9,15 +9,15 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-/// Between a message and its help, in a text of both.
+/// Separates message and hint in a text.
 const HINT: &str = "\n  hint: ";
 
-/// What is wrong and where, and what to do about it.
+/// An error message and its hint.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnostic {
-    /// What is wrong, naming the file's tensor, key or node.
+    /// What is wrong and where: the file and its tensor, key or node.
     pub message: String,
-    /// The next step.
+    /// The next step, shown after `hint: `.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
     /// The words of another program that the message sums up; they are shown last.
@@ -26,12 +26,12 @@ pub struct Diagnostic {
 }
 
 impl Diagnostic {
-    /// What is wrong, where nothing is known to be done about it.
+    /// A message without a hint.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), help: None, words: None }
     }
 
-    /// With the next step, instead of any it had.
+    /// Sets the hint, replacing any other.
     pub fn with_help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }
     }

@@ -1,4 +1,4 @@
-//! Turns checkpoints into proven TensorRT engines on the machine they run on.
+//! Builds TensorRT engines from checkpoints on the machine they run on, and verifies them against a CPU reference.
 //!
 //! ```text
 //! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench, serve
@@ -9,17 +9,17 @@
 //! ```
 //!
 //! The pipeline in this crate's own terms: [`recipe::load`] reads and checks a recipe, [`recipe::Plan::new`] fills in
-//! every default, [`pipeline::prepare`] fetches and decides what a build would do, [`pipeline::build`] builds in a
-//! child process ([`worker`]), proves the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
-//! [`backend::Backend`] and [`backend::Session`] are what runs a model: [`backend::tensorrt`] on the GPU,
-//! [`backend::cpu`] everywhere; [`engine_dir::EngineDir`] opens what a build has published.
+//! every default, [`pipeline::prepare`] fetches the sources and decides what to build, [`pipeline::build`] builds in a
+//! child process ([`worker`]), verifies the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
+//! [`backend::Backend`] and [`backend::Session`] run a model: [`backend::tensorrt`] on the GPU, [`backend::cpu`]
+//! everywhere; [`engine_dir::EngineDir`] opens a published directory.
 //!
-//! Vision checkpoints become ONNX models first ([`convert::vision`]) and, in half precision, half-precision copies of them
-//! ([`onnx::Half`]); [`vision`] is the way from pictures and back to answers.
+//! Vision checkpoints are converted to ONNX first ([`convert::vision`]), and to half precision by [`onnx::Half`];
+//! [`vision`] turns images into input tensors and outputs into classes and objects.
 //!
-//! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
-//! time [`llm::Executor`] runs them with the weights bound and [`llm::Generator`] makes answers; [`serve`] gives them to
-//! OpenAI's clients.
+//! For language models [`checkpoint`] maps the weights, [`convert`] makes the graphs of a decoder layer and of the
+//! head, and at run time [`llm::Executor`] runs them with the weights bound as inputs and [`llm::Generator`] generates
+//! answers; [`serve`] offers those over the OpenAI API.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

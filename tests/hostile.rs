@@ -224,8 +224,8 @@ proptest! {
             lean.prepare_for_tensorrt();
             let _ = lean.to_opset(17);
             prop_assert!(Model::parse(Path::new("m.onnx"), &lean.to_bytes().unwrap()).is_ok());
-            model.spell_out();
-            let _ = model.complaint(Parser { newest: 17, rtx: Some((1, 6)) });
+            model.make_explicit();
+            let _ = model.parser_fault(Parser { newest: 17, rtx: Some((1, 6)) });
             let _ = model.quantised(true);
             model.name_nameless();
             let _ = model.fix_shapes(&[("x".to_owned(), vec![Some(1), Some(4)])].into());

@@ -35,7 +35,7 @@ const MANY_PARAMETERS: &[&str] = &[];
 const PARAMETERS: usize = 5;
 
 /// Names that several types have.
-const SHARED_NAMES: &[&str] = &["KernelCache", "Library", "Plan", "Report", "Session", "Source"];
+const SHARED_NAMES: &[&str] = &[];
 
 /// A row of ARCHITECTURE.md's table.
 struct Row {

@@ -1,6 +1,6 @@
-//! Who computes in a child process under limits: the CPU reference, whose graphs are strangers', and TensorRT's engines before
-//! they are proved, since a library that crashes or stands still must not take this process along. A message is a line of
-//! JSON, then tensors as `.npy` files.
+//! Sessions in a child process under limits: the CPU reference, whose graphs come from strangers, and TensorRT's
+//! engines before they are verified, since a library that crashes or hangs must not take this process with it. A
+//! message is a line of JSON, followed by tensors as `.npy` files.
 
 mod child;
 mod proof_process;
@@ -25,27 +25,30 @@ use crate::diagnostic::Diagnostic;
 use crate::memory::Memory;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
-/// The hidden subcommand a child is started with.
+/// Hidden subcommand that starts a child.
 pub const SUBCOMMAND: &str = "__session";
 
-/// What a graph may use where nobody says otherwise: most of the memory there is, and longer than any honest one takes.
+/// Default limits for a graph: most of the machine's memory, and more time than any reasonable graph takes.
 pub fn default_limits() -> Limits {
     let available = Memory::of_this_machine().map_or(0, |memory| memory.available);
     Limits { memory: (available / 4 * 3).max(1 << 30), time: Duration::from_secs(15 * 60) }
 }
 
-/// Loading an engine and a run of it. Both take seconds; the compiler of TensorRT-RTX 1.6.1 runs for ever on some graphs, by
-/// the names of their nodes (seen with GreaterOrEqual and GRU on an H100 and an H200).
+/// Time limit for loading an engine and for one run. Both take seconds; but the compiler of TensorRT-RTX 1.6.1 never
+/// ends on some graphs, depending on the names of their nodes (seen with GreaterOrEqual and GRU on an H100 and an
+/// H200).
 const ENGINE_TIME: Duration = Duration::from_secs(10 * 60);
 
-/// Children of `executable`, which answers to [`SUBCOMMAND`]. As a backend it is the CPU reference.
+/// Starts child processes of `executable`, which must have the subcommand [`SUBCOMMAND`]. As a [`Backend`] it is the
+/// CPU reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolated {
-    /// This tool.
+    /// Path of this tool.
     pub executable: PathBuf,
-    /// Of the CPU reference: for loading, and for each run.
+    /// Limits of the CPU reference; the time for loading, and for each run.
     pub limits: Limits,
-    /// Of TensorRT: for loading, and for each run. Its memory is not limited: CUDA reserves more than there is.
+    /// Time limit of TensorRT for loading, and for each run. Its memory is not limited, since CUDA reserves more
+    /// address space than there is memory.
     pub engine_time: Duration,
 }
 
@@ -56,20 +59,20 @@ impl Isolated {
     }
 }
 
-/// What the parent asks.
+/// A request to the child.
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
-    /// ONNX Runtime's, to be opened.
+    /// Open ONNX Runtime and report which library it is.
     Library,
-    /// The path's bytes, which need not be text; by ONNX Runtime or by rten.
+    /// Open an ONNX file with ONNX Runtime or rten. The path is in bytes, since it need not be UTF-8.
     Open { path: Vec<u8>, by_runtime: bool },
-    /// An engine file, to be loaded by TensorRT.
+    /// Load an engine file with TensorRT.
     Engine { path: Vec<u8>, tf32: bool },
-    /// The tensors that follow are the inputs.
+    /// Run on the tensors that follow.
     Run,
 }
 
-/// What the child answers.
+/// A child's reply.
 #[derive(Debug, Serialize, Deserialize)]
 enum ChildReply {
     Library(Found),
@@ -82,7 +85,7 @@ enum ChildReply {
         inputs: Vec<TensorSpec>,
         outputs: Vec<TensorSpec>,
     },
-    /// The tensors that follow are the outputs.
+    /// A run's outputs, which follow.
     Ran,
     Load(Diagnostic),
     Run(Diagnostic),
@@ -112,12 +115,13 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<Tensor>), String>
 }
 
 impl Isolated {
-    /// ONNX Runtime as a child finds it: one that crashes when it is opened is broken, and ends nothing else.
+    /// Finds ONNX Runtime by opening it in a child: a library that crashes when it is opened is broken, without further
+    /// damage.
     pub fn library(&self) -> Result<Found, BackendError> {
         self.look().map(|(_, found)| found)
     }
 
-    /// A child, and what it computes with. After a library that ended it the child is a new one.
+    /// Starts a child and finds its library. If the library ended the child, a new one is returned.
     fn look(&self) -> Result<(Confined, Found), BackendError> {
         let lost = |error: ConfinedError| BackendError::Load(lost("starting it", &Who::Rten, &error));
         let mut child = Confined::start(&self.executable, SUBCOMMAND, self.limits).map_err(lost)?;
@@ -144,7 +148,8 @@ impl Isolated {
         Ok((child, Found::Broken(broken)))
     }
 
-    /// A child, and the library it computes with, if not with rten. A broken one that was named is an error.
+    /// Starts a child, with the library that it uses, or `None` for rten. A broken library that the user named is an
+    /// error.
     fn start(&self) -> Result<(Confined, Option<Library>), BackendError> {
         match self.look()? {
             (child, Found::Ready(library)) => Ok((child, Some(library))),
@@ -172,7 +177,7 @@ impl Backend for Isolated {
 }
 
 impl Isolated {
-    /// An engine file on the GPU; `tf32` as it was built.
+    /// Loads an engine file on the GPU; `tf32` must be as it was built.
     pub fn load(&self, tensorrt: &TensorRt, engine: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
         let question = Question::Engine { path: engine.as_os_str().as_bytes().to_vec(), tf32 };
         opened(self.start_engine()?, Who::TensorRt(tensorrt.version), engine, &question)
@@ -185,7 +190,7 @@ impl Isolated {
     }
 }
 
-/// A child's session of the file that it is asked to open.
+/// The session of the file that a child was asked to open.
 fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Result<Box<dyn Session>, BackendError> {
     let name = path.display().to_string();
     let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}").into());
@@ -199,7 +204,7 @@ fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Re
     }
 }
 
-/// Who computes in a child, for messages.
+/// The backend in a child, for messages.
 #[derive(Debug, Clone)]
 enum Who {
     Rten,
@@ -230,7 +235,7 @@ impl ChildReply {
     }
 }
 
-/// A sentence for work without an answer, and what to do.
+/// The message for a request that was not answered, and what to do.
 fn lost(model: &str, who: &Who, error: &ConfinedError) -> Diagnostic {
     let begin = format!("{who}: {model}");
     match (error, who) {
@@ -259,7 +264,7 @@ fn lost(model: &str, who: &Who, error: &ConfinedError) -> Diagnostic {
 struct IsolatedSession {
     child: Confined,
     info: BackendInfo,
-    /// The model, for messages.
+    /// Name of the model, for messages.
     name: String,
     who: Who,
     inputs: Vec<TensorSpec>,

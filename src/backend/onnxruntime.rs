@@ -1,9 +1,8 @@
-//! ONNX Runtime on the CPU, opened at run time where it is: it computes all that ONNX says, so where it is present it is
-//! the CPU reference.
+//! ONNX Runtime on the CPU, opened at run time. It implements all of ONNX, so it is the preferred CPU reference.
 //!
-//! The library is looked for in `WATUS_ONNXRUNTIME_LIB` (the file or its folder; empty: nowhere), then where
-//! `scripts/setup-onnxruntime.sh` puts it, then by the system's loader ([`library`]). 1.17 is the oldest that is taken. Its
-//! own log is dropped: what matters is in its errors.
+//! The library is searched in `WATUS_ONNXRUNTIME_LIB` (the file or its folder; empty for none), then where
+//! `scripts/setup-onnxruntime.sh` installs it, then by the dynamic loader ([`library`]). The oldest supported version
+//! is 1.17. Its log is discarded, since its errors contain what matters.
 
 pub mod library;
 
@@ -22,8 +21,8 @@ use crate::diagnostic::Diagnostic;
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
-/// Tells the library to keep its reports, and the identity it would give this machine, to itself. Before it is loaded, while
-/// the process has one thread.
+/// Disables the library's telemetry, and the machine identifier that it would create. To be called before the library
+/// is loaded, while the process has one thread.
 #[allow(unsafe_code)]
 pub fn disable_telemetry() {
     // Microsoft's telemetry in the official libraries writes ~/.cache/Microsoft as they are loaded; `with_telemetry(false)`,
@@ -32,27 +31,28 @@ pub fn disable_telemetry() {
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
-/// The library, opened.
+/// The opened library.
 pub struct OnnxRuntime {
     environment: Environment,
     library: Library,
 }
 
-/// What opening the library came to.
+/// The result of opening the library.
 enum Opened {
     Absent,
     Ready(OnnxRuntime),
     Broken(Broken),
 }
 
-/// Why a library is not open.
+/// Why the library is not open.
 enum Closed {
     Absent,
     Unusable(String),
 }
 
 impl OnnxRuntime {
-    /// The library, if there is one here; opened once. One that is named but cannot be used is an error.
+    /// Opens the library once; `None` if there is none. A library that the user named but that cannot be used is an
+    /// error.
     pub fn find() -> Result<Option<&'static Self>, BackendError> {
         match Self::opened() {
             Opened::Ready(runtime) => Ok(Some(runtime)),
@@ -61,7 +61,7 @@ impl OnnxRuntime {
         }
     }
 
-    /// What there is here, found out by opening it in this process.
+    /// Finds out whether there is a usable library by opening it in this process.
     pub fn look() -> Found {
         match Self::opened() {
             Opened::Ready(runtime) => Found::Ready(runtime.library.clone()),
@@ -70,7 +70,7 @@ impl OnnxRuntime {
         }
     }
 
-    /// Where it is, and its version.
+    /// Path and version of the library.
     pub fn library(&self) -> &Library {
         &self.library
     }
@@ -98,7 +98,7 @@ impl OnnxRuntime {
         Ok(Self { environment, library: place.library() })
     }
 
-    /// Prepares a float32 graph for operands that stay where they are.
+    /// Prepares a float32 graph for operands in the caller's memory.
     pub(super) fn prepare(&self, graph: &onnx::Model) -> Result<PreparedGraph, BackendError> {
         let load = |error: onnx::OnnxError| BackendError::Load(error.into());
         let session = self.session(ModelSource::Bytes(&graph.to_bytes().map_err(load)?))?;
@@ -106,7 +106,7 @@ impl OnnxRuntime {
         Ok(PreparedGraph { session, names })
     }
 
-    /// A session on a model's file (weights beside it are found) or on its bytes.
+    /// Opens a session on a model file (weights beside it are found) or on a model's bytes.
     fn session(&self, model: ModelSource<'_>) -> Result<OrtSession, BackendError> {
         let build = || -> ort::Result<OrtSession> {
             let builder = OrtSession::builder(&self.environment)?;
@@ -121,7 +121,7 @@ impl OnnxRuntime {
     }
 }
 
-/// Where a model comes from.
+/// Source of a model.
 enum ModelSource<'a> {
     File(&'a Path),
     Bytes(&'a [u8]),
@@ -153,7 +153,7 @@ fn not_loaded(place: &Place, error: &ort::LoadDynamicError) -> Closed {
     Closed::Unusable(why)
 }
 
-/// The library's error on one line.
+/// The library's error as one line.
 fn sentence(error: &ort::Error) -> String {
     format!("{}: {}", cpu::NAME, one_line(error.message()))
 }
@@ -212,7 +212,7 @@ impl Session for RuntimeSession {
     }
 }
 
-/// Values that lie in memory in this order, as an input.
+/// An input that refers to values in row-major order.
 fn view<'a, T>(shape: &'a [usize], values: &'a [T]) -> ort::Result<SessionInputValue<'a>>
 where
     T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static,
@@ -220,7 +220,7 @@ where
     Ok(TensorRef::from_array_view((shape, values))?.into())
 }
 
-/// A host tensor as the library wants it, not copied but for booleans.
+/// An input that refers to a host tensor; booleans are copied.
 fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     let shape = tensor.shape();
     match tensor.data() {
@@ -237,14 +237,14 @@ fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     }
 }
 
-/// A float32 graph run on borrowed floats.
+/// A float32 graph that runs on borrowed values.
 pub(super) struct PreparedGraph {
     session: OrtSession,
     names: Vec<String>,
 }
 
 impl PreparedGraph {
-    /// Runs on (shape, values) in the order of the graph's inputs; returns the outputs' values in order.
+    /// Runs on (shape, values) in the order of the graph's inputs; returns the values of each output, in order.
     pub(super) fn run<'a>(
         &mut self,
         inputs: impl Iterator<Item = (&'a [usize], &'a [f32])>,
@@ -266,7 +266,7 @@ where
     Ok((shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect(), values.to_vec()))
 }
 
-/// One output.
+/// Copies an output to a host tensor.
 fn read(spec: &TensorSpec, results: &SessionOutputs<'_>) -> Result<Tensor, BackendError> {
     let told = |what: &str| Diagnostic::new(format!("CPU reference: output {spec} {what}"));
     let wrong = |what: &str| BackendError::Run(told(what));

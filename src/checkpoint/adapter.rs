@@ -1,5 +1,4 @@
-//! Adapters as PEFT publishes them: what a folder with an `adapter_config.json` holds instead of a model, and what can be done
-//! with it.
+//! PEFT adapters: folders with an `adapter_config.json` instead of a model, and how to merge them into one.
 
 use std::path::Path;
 
@@ -8,27 +7,27 @@ use serde_json::Value;
 use super::{CheckpointError, read_json};
 use crate::diagnostic::Diagnostic;
 
-/// Kinds that are vectors before a prompt, or before what is cached of it; names are those of PEFT's `PeftType`.
+/// Adapter types that prepend vectors to the prompt, or to its cached keys and values; the names are PEFT's `PeftType`.
 const BEFORE_PROMPTS: [&str; 6] =
     ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"];
 
-/// Kinds whose addition depends on what is computed: their layers have no `merge` (PEFT's `tuners/*/layer.py`).
+/// Adapter types whose effect depends on the input, so that their layers have no `merge` (PEFT's `tuners/*/layer.py`).
 const BY_INPUT: [&str; 5] = ["ADAPTION_PROMPT", "XLORA", "POLY", "LILY", "SHADOW"];
 
-/// Characters of a name that messages show.
+/// Most characters of a name in messages.
 const SHOWN: usize = 120;
 
-/// What an adapter says of itself.
+/// An adapter's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Adapter {
     /// `peft_type`.
     kind: Option<String>,
-    /// The model it is for.
+    /// Name of the base model.
     base: Option<String>,
 }
 
 impl Adapter {
-    /// From its `adapter_config.json`.
+    /// Reads an `adapter_config.json`.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let settings = read_json(path)?;
         let text = |field: &str| settings.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
@@ -36,12 +35,12 @@ impl Adapter {
         Ok(Self { kind: shown("peft_type"), base: shown("base_model_name_or_path") })
     }
 
-    /// The model it is for, as messages have it.
+    /// Name of the base model, shortened for messages.
     pub(super) fn base(&self) -> Option<String> {
         self.base.as_ref().map(|base| format!("`{}`", base.escape_debug()))
     }
 
-    /// Why it is no model, and the way from it to one.
+    /// Why the folder is no model, and how to make one of it.
     pub fn message(&self) -> Diagnostic {
         let kind = match self.kind.as_deref() {
             None => String::new(),
@@ -78,7 +77,7 @@ impl Adapter {
 mod tests {
     use super::*;
 
-    /// Kinds and whether PEFT 0.21 can merge them: whether their layers have a `merge` that does not raise.
+    /// Adapter types, and whether PEFT 0.21 can merge them: whether their layers have a `merge` that does not raise.
     #[test]
     fn a_merge_is_proposed_where_there_is_one() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Which files of a folder are a model, told by their names alone, so that it can be told before gigabytes have come: the
-//! weights among copies of them, and what a folder holds where it holds no weights that can be read.
+//! Chooses the files of a folder that are a model, by their names alone, so that it works before gigabytes are
+//! downloaded: finds the weights among copies of them, and says what a folder contains instead of readable weights.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,14 +10,15 @@ use super::gguf_beside::gguf_models;
 use super::{Checkpoint, CheckpointError, read_json};
 use crate::diagnostic::Diagnostic;
 
-/// Parts of names that tell a second copy of the weights in another type (`from_pretrained(variant=…)`).
+/// Parts of file names that mark a second copy of the weights in another type (`from_pretrained(variant=…)`).
 const VARIANTS: &[&str] =
     &["fp16", "fp32", "bf16", "float16", "float32", "bfloat16", "int8", "8bit", "4bit", "ema", "non_ema"];
 
 const END: &str = ".safetensors";
+/// Hint for converting other formats.
 const HELP: &str = "from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
 
-/// What a folder without readable weights is, by the end of a file's name.
+/// File name endings of other formats, and what a folder with such files is.
 const OTHERS: &[(&str, &str)] = &[
     (
         ".bin",
@@ -34,27 +35,28 @@ const OTHERS: &[(&str, &str)] = &[
     (".onnx", "ONNX files are no checkpoints: take the repository they were exported from"),
 ];
 
-/// A file's name without its folders.
+/// The file part of a name.
 fn last(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// The folders before it.
+/// The folder part of a name.
 fn folder_of(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// Adapters are no models.
+/// Whether the name is an adapter's, which is no model.
 fn is_adapter(name: &str) -> bool {
     last(name).starts_with("adapter_model")
 }
 
-/// Mistral's own names for tensors; where both are, `model*.safetensors` is the same in transformers' names.
+/// Whether the name is that of weights under Mistral's own tensor names. If `model*.safetensors` exists as well, that
+/// is the same model under transformers' names.
 fn is_consolidated(name: &str) -> bool {
     last(name).starts_with("consolidated")
 }
 
-/// "model" of "model-00001-of-00002.safetensors", and its variant.
+/// Splits off shard number and variant: "model" of "model-00001-of-00002.safetensors", and its variant.
 fn stem_of(name: &str) -> (&str, Option<&str>) {
     let body = last(name).trim_end_matches(END);
     let without_number = |body: &str| -> Option<usize> {
@@ -76,9 +78,9 @@ fn stem_of(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The files among `names` that hold a model's weights as safetensors: of the uppermost folder that has any, without
-/// adapters, Mistral's second copy and second copies in other types. Where a folder has an index, that decides later which
-/// of them count.
+/// The files among `names` that contain a model's weights as safetensors: those of the uppermost folder that has any,
+/// without adapters, Mistral's second copy and copies in other types. If a folder has an index, that decides later
+/// which of them count.
 pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, Diagnostic> {
     let all: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(END) && !is_adapter(name)).collect();
     let depth = |name: &str| name.matches('/').count();
@@ -135,7 +137,7 @@ fn without(names: &[&str]) -> Diagnostic {
 }
 
 impl Checkpoint {
-    /// The weights among a folder's files, and the configuration beside them.
+    /// Opens the weights among a folder's files, with the configuration beside them.
     pub(super) fn open_folder(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
         let adapter = paths.iter().find(|path| path.file_name().is_some_and(|name| name == "adapter_config.json"));
         let chosen = choose(paths).or_else(|error| match adapter {
@@ -158,7 +160,7 @@ impl Checkpoint {
     }
 }
 
-/// The files that an index in `folder` names; none without one. What else is there is a second copy of the weights.
+/// The files that an index in `folder` names; empty without an index. Other files are a second copy of the weights.
 fn indexed(paths: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let is_index = |path: &&PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -181,7 +183,7 @@ fn indexed(paths: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CheckpointE
     found.collect()
 }
 
-/// The file called `wanted` that belongs to weights in `folder`: the one beside them, or in the nearest folder above.
+/// The file `wanted` that belongs to weights in `folder`: the one in the same folder, or in the nearest folder above.
 pub(super) fn beside<'a>(paths: &'a [PathBuf], folder: &Path, wanted: &str) -> Option<&'a PathBuf> {
     let normal = |path: &Path| path.components().filter(|part| *part != Component::CurDir).count();
     let named = paths.iter().filter(|path| path.file_name().is_some_and(|name| name == wanted));
@@ -189,7 +191,7 @@ pub(super) fn beside<'a>(paths: &'a [PathBuf], folder: &Path, wanted: &str) -> O
     above.max_by_key(|path| normal(path))
 }
 
-/// [`weight_files`] of files that are here.
+/// Applies [`weight_files`] to paths.
 pub(super) fn choose(paths: &[PathBuf]) -> Result<Vec<&PathBuf>, CheckpointError> {
     let folder = || paths.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
     // A name that is no text cannot be one of those that count.

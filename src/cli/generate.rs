@@ -1,4 +1,4 @@
-//! `run` on a language model: a prompt's answer as it comes, or a conversation.
+//! `run` on a language model: streams the answer to one prompt, or holds a conversation on a terminal.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::sync::atomic::Ordering;
@@ -11,50 +11,52 @@ use crate::llm::text::{Chat, Message, Wishes};
 use crate::llm::{Finish, Generator, Request, Usage};
 use crate::log::printable_text;
 
-/// How a language model answers. What is not given is as the model's makers say, or greedy if they do not.
+/// Options of text generation. Defaults come from the model's generation_config.json; without it decoding is greedy.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Language models")]
 pub(super) struct GenerateArgs {
-    /// Tokens of an answer at most
-    #[arg(long, default_value_t = 256)]
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
     max_tokens: usize,
-    /// What the model is told before the conversation
+    /// System prompt, placed before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Take special tokens that the prompt spells for what they are, not for words
+    /// Encode special tokens written in the prompt as special tokens instead of as text
     #[arg(long)]
     allow_special_tokens: bool,
     /// Continue the prompt as it is, without the chat template
     #[arg(long)]
     raw: bool,
-    /// 0 takes the likeliest token always
-    #[arg(long)]
+    /// Sampling temperature; 0 is greedy decoding [default: the model's, else 0]
+    #[arg(long, value_name = "X")]
     temperature: Option<f32>,
-    /// Draw from the K likeliest tokens
+    /// Sample from the K most likely tokens [default: the model's, else all]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Draw from the likeliest tokens that have this probability together
+    /// Sample from the smallest set of tokens whose probabilities add up to P (nucleus sampling) [default: the model's,
+    /// else 1]
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
-    /// Draw from tokens at least this fraction as likely as the likeliest
+    /// Sample from tokens that are at least P times as likely as the most likely one [default: 0]
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
-    /// Makes tokens of prompt and answer less likely
+    /// Divide positive logits of tokens in the prompt or answer by X and multiply negative ones [default: the model's,
+    /// else 1]
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
-    /// Makes tokens of the answer less likely
+    /// Subtract X from the logit of every token that occurs in the answer [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// The same, for every time they occurred
+    /// Subtract X from a token's logit for each time it occurs in the answer [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// Makes draws repeatable [default: by the clock]
-    #[arg(long)]
+    /// Seed of the sampler, for reproducible answers [default: from the clock]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// End before this text; may be given several times
+    /// Stop before this text; repeatable
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// With --json: each token's log-probability and this many alternatives
+    /// With --json: print each token's log-probability and N alternatives
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
 }
@@ -125,7 +127,7 @@ fn encode(generator: &Generator, messages: &[Message], args: &GenerateArgs) -> a
     Ok(generator.text().encode(&chat)?.tokens)
 }
 
-/// An answer that has been given.
+/// An answer in full.
 struct Answer {
     text: String,
     tokens: Vec<serde_json::Value>,
@@ -178,7 +180,7 @@ fn answer(
     }
 }
 
-/// Tokens a second after the first.
+/// Decoding speed: tokens per second after the first token.
 fn rate(usage: &Usage) -> f64 {
     let seconds = usage.rest.as_secs_f64();
     if seconds > 0.0 { (usage.answer.saturating_sub(1)) as f64 / seconds } else { 0.0 }
@@ -199,7 +201,7 @@ fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns until the end of input; the cache keeps what was said.
+/// Reads prompts from the terminal until the end of input. The KV cache keeps the conversation between them.
 fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
     let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
     say("(an empty line or Ctrl-D ends the conversation)");

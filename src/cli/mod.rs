@@ -46,11 +46,11 @@ use crate::serve::ServeError;
 use crate::vision::VisionError;
 use crate::worker;
 
-/// Turns checkpoints into proven TensorRT engines on the machine they run on
+/// Build TensorRT engines from checkpoints, verify them against a CPU reference, and run them
 #[derive(Debug, Parser)]
 #[command(name = "watus-build", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
-    /// No progress, only results and errors
+    /// Print results and errors only, no progress
     #[arg(short, long, global = true)]
     quiet: bool,
     #[command(subcommand)]
@@ -75,24 +75,24 @@ enum Command {
     Completions(manual::Completions),
     #[command(hide = true)]
     Man(manual::Man),
-    /// Builds one engine for a parent process
+    /// Build engines for a parent process
     #[command(name = worker::SUBCOMMAND, hide = true)]
     BuildEngine,
-    /// Renders templates and compiles grammars for a parent process
+    /// Render templates and compile grammars for a parent process
     #[command(name = child::SUBCOMMAND, hide = true)]
     Text,
-    /// Computes a graph for a parent process
+    /// Run an ONNX graph for a parent process
     #[command(name = isolated::SUBCOMMAND, hide = true)]
     Reference,
 }
 
-/// What every subcommand gets.
+/// What the command line hands to every subcommand: where progress goes, and the flag that signals set.
 struct Environment {
     progress: Arc<dyn Progress>,
     cancel: Arc<AtomicBool>,
 }
 
-/// Parses the arguments, runs the command, says what went wrong.
+/// Parses the arguments, runs the subcommand and reports its error.
 pub fn main() -> Exit {
     onnxruntime::disable_telemetry();
     let cli = Cli::parse();
@@ -147,7 +147,7 @@ pub fn main() -> Exit {
     exit
 }
 
-/// How long the last lines of the log may take, where somebody reads them slowly or not at all.
+/// Longest wait at exit for a slow reader of standard error.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// Errors that have a next step, for whoever holds a chain of them.
@@ -166,7 +166,7 @@ const CAUSES: &[Ask] = &[
     ask::<std::io::Error>,
 ];
 
-/// What an error and its causes say, and what to do.
+/// The message of an error and its causes, and the hint; a cause whose text is already contained is left out.
 fn told(error: &anyhow::Error) -> Diagnostic {
     let told = diagnostic::of_chain(error, CAUSES);
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
@@ -184,10 +184,10 @@ fn report(error: &anyhow::Error) {
     say(format!("error: {}", shortened(told(error))));
 }
 
-/// Bytes of an error that are shown: it may quote a name or a key from a file, and those may be megabytes.
+/// Bytes of an error message that are printed: a message may quote a name of megabytes from a file.
 const SHOWN: usize = 4096;
 
-/// What is shown of a text, each part cut if it is long.
+/// Cuts the parts of a long error message for printing.
 fn shortened(told: Diagnostic) -> Diagnostic {
     let cut = |part: String| match part.len() <= SHOWN {
         true => part,
@@ -205,7 +205,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io.into_iter().any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// Writes lines to standard error; whoever closed it does not want them. What strangers named is shown, not obeyed.
+/// Writes lines to standard error with control characters escaped. A closed standard error is ignored.
 fn say(text: impl std::fmt::Display) {
     log::line(&log::printable_text(&text.to_string()));
 }
@@ -215,13 +215,13 @@ fn say_next(help: impl std::fmt::Display) {
     say(format!("  hint: {help}"));
 }
 
-/// Writes a line to stdout; a closed pipe is an error, not a panic.
+/// Writes a line to stdout. A closed pipe is an error, not a panic.
 fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{}", log::printable_text(&text.to_string()))?;
     Ok(())
 }
 
-/// Writes a document to stdout as pretty JSON.
+/// Writes a document to stdout as indented JSON.
 fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(document)?;
     writeln!(std::io::stdout(), "{}", log::printable_json(&json))?;

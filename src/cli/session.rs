@@ -1,4 +1,4 @@
-//! Engines opened: their files checked, and which backend runs them.
+//! Opens engines for the subcommands: checks the files and chooses the backend.
 
 use std::path::Path;
 
@@ -17,14 +17,14 @@ use crate::manifest::ManifestError;
 use crate::progress::{Progress, Silent};
 use crate::tensor::Tensor;
 
-/// Who computes
+/// Where to run a model
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Choice {
-    /// TensorRT where there is a GPU; else the CPU reference, but never on a Jetson
+    /// TensorRT if there is a GPU, else the CPU reference; on a Jetson never the CPU reference
     Auto,
-    /// The engine on the GPU
+    /// The engine, on the GPU
     Tensorrt,
-    /// The CPU reference on the engine's ONNX model
+    /// The CPU reference, on the engine directory's ONNX model
     Cpu,
 }
 
@@ -38,8 +38,8 @@ impl From<Choice> for Preference {
     }
 }
 
-/// The bytes of an engine file; what it is instead is an error of the kind that an engine directory's are. `what` it is not
-/// is the caller's to say.
+/// Reads an engine file. Anything else at `path` is a [`ManifestError`] like those of engine directories; `what` names,
+/// in its text, what the path is not.
 pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
     let fail = |message: Diagnostic| ManifestError { path: path.to_owned(), message };
     if path.is_dir() {
@@ -63,13 +63,14 @@ pub(super) fn read_engine(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {
     Ok(file)
 }
 
-/// The CPU reference in a child of this tool: a graph that is too much for it is an error, not a crash.
+/// The CPU reference in a child process, so that a graph that exhausts it is an error and not a crash.
 pub(super) fn reference() -> anyhow::Result<Isolated> {
     Ok(Isolated::new(std::env::current_exe()?))
 }
 
-/// The session to measure instead of `probe`: the CPU reference in this process, where nothing is sent about, once the
-/// graph has shown in its child that it can be computed. `None` where `probe` is on the GPU.
+/// The session for `bench` to measure in place of `probe`: the CPU reference in this process, without the cost of
+/// sending tensors to a child, after `probe` has shown in its child that the graph runs. `None` if `probe` is on the
+/// GPU.
 pub(super) fn measured(
     probe: &mut dyn Session,
     model: &Path,
@@ -82,19 +83,19 @@ pub(super) fn measured(
     Reference.open(model).map(Some)
 }
 
-/// Opens an engine directory's one engine.
+/// Opens the engine of a vision or ONNX engine directory.
 pub(super) fn open(engine: &EngineDir, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
     let runner = engine.choose(choice.into(), &|text| say(text))?;
     engine.session(runner, &reference()?)
 }
 
-/// Loads an engine directory's language model.
+/// Loads the language model of an engine directory.
 pub(super) fn open_llm(engine: &EngineDir, choice: Choice, progress: &dyn Progress) -> anyhow::Result<Generator> {
     let runner = engine.choose(choice.into(), &|text| say(text))?;
     engine.generator(runner, progress)
 }
 
-/// Opens a bare ONNX file on the CPU reference, or builds and loads it.
+/// Opens a bare .onnx file on the CPU reference, or builds it with TensorRT and loads the engine.
 pub(super) fn open_onnx(path: &Path, choice: Choice) -> anyhow::Result<Box<dyn Session>> {
     match choice {
         Choice::Tensorrt => Ok(Backend::open(&*TensorRt::open()?, path)?),

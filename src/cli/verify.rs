@@ -1,4 +1,4 @@
-//! `verify`: prove engine directories.
+//! `verify`: verifies engine directories, or a server.
 
 use std::path::{Path, PathBuf};
 
@@ -12,23 +12,22 @@ use crate::log::printable;
 use crate::manifest::layout::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
-/// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's
-/// clients need
+/// Verify engines (files, plan, signature, and outputs against the CPU reference), or a server against the OpenAI API
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directories
-    #[arg(required_unless_present = "serve")]
+    #[arg(required_unless_present = "serve", value_name = "ENGINE")]
     engines: Vec<PathBuf>,
-    /// A server to try instead, such as `http://localhost:8080`; it need not be ours
+    /// Base URL of a server to verify instead, such as `http://localhost:8080`; any OpenAI-compatible server
     #[arg(long, value_name = "URL", conflicts_with_all = ["engines", "require_execution"])]
     serve: Option<String>,
-    /// With --serve: the model to ask for [default: the first listed]
+    /// With --serve: model to request [default: the first that the server lists]
     #[arg(long, value_name = "NAME", requires = "serve")]
     model: Option<String>,
-    /// With --serve: a file whose first line is the key to show
+    /// With --serve: file whose first line is the API key to send
     #[arg(long, value_name = "FILE", requires = "serve")]
     api_key_file: Option<PathBuf>,
-    /// Exit with code 7 if an engine could not be executed here
+    /// Exit with code 7 if an engine could not be executed on this machine
     #[arg(long)]
     require_execution: bool,
     /// Print the reports as JSON
@@ -36,8 +35,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// A line for a check.
-fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
+/// Prints the line of one check.
+fn print_check(name: &str, check: &Check) -> anyhow::Result<()> {
     let mark = match check.status {
         Status::Passed => "ok  ",
         Status::Failed => "FAIL",
@@ -61,7 +60,7 @@ fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
     let mut printed = Ok(());
     let checks = endpoint.verify(|check| {
         if !args.json && printed.is_ok() {
-            printed = tell(endpoint.model(), check);
+            printed = print_check(endpoint.model(), check);
         }
     });
     printed?;
@@ -83,7 +82,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         match verify::examine(folder, &runner, &environment.progress, &mut sha256_file) {
             Ok(report) => {
                 keep(folder, &report);
-                exit = exit.worst(conclude(args, folder, &report)?);
+                exit = exit.worst(print_outcome(args, folder, &report)?);
                 reports.push(report);
             }
             Err(error) => {
@@ -98,7 +97,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
-/// Writes the report beside the engine. Where that is not possible (a disk that is read only), what was found still counts.
+/// Writes the report into the engine directory. If it cannot be written (read-only disk), the result still counts.
 fn keep(folder: &Path, report: &Report) {
     if let Err(error) = report.save(folder) {
         let path = folder.join(REPORT_FILE);
@@ -107,11 +106,11 @@ fn keep(folder: &Path, report: &Report) {
     }
 }
 
-/// Says what was found of one engine.
-fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
+/// Prints the outcome for one engine and returns its exit code.
+fn print_outcome(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
     if !args.json {
         for check in &report.checks {
-            tell(&report.name, check)?;
+            print_check(&report.name, check)?;
         }
         for prompt in &report.prompts {
             let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");

@@ -1,50 +1,50 @@
-//! Float weights to small integers, each group of neighbouring inputs of an output with a scale and, if asymmetric, a zero
-//! point: weight ≈ (q - zero) · scale. Rounded to nearest; what is cut off at the ends is chosen, group by group, by the
-//! squared error it leaves.
+//! Quantises float weights to small integers, with a scale and, if asymmetric, a zero point per group of neighbouring
+//! inputs of an output: weight ≈ (q - zero) · scale. Weights are rounded to nearest; the clipping range is chosen per
+//! group by the squared error.
 
 use half::f16;
 
-/// How a matrix is quantised.
+/// A quantisation scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheme {
-    /// 4 or 8.
+    /// Bits of an integer, 4 or 8.
     pub bits: u32,
-    /// Inputs that share a scale.
+    /// Number of inputs that share a scale.
     pub group: usize,
-    /// The integers' middle stands for 0.
+    /// Whether the middle integer represents 0, without zero points.
     pub symmetric: bool,
 }
 
-/// One output's inputs, quantised.
+/// The quantised weights of one output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Row {
     group: usize,
     /// An integer for each input.
     pub quants: Vec<u8>,
-    /// Of each group.
+    /// A scale for each group.
     pub scales: Vec<f16>,
-    /// Of each group: the integer that stands for 0.
+    /// A zero point for each group: the integer that represents 0.
     pub zeros: Vec<u8>,
 }
 
 impl Row {
-    /// What became of input `at`.
+    /// The dequantised weight of input `at`.
     pub fn value(&self, at: usize) -> f32 {
         let group = at / self.group;
         (f32::from(self.quants[at]) - f32::from(self.zeros[group])) * self.scales[group].to_f32()
     }
 }
 
-/// Shares of a group's range that are tried: the rest is cut off.
+/// Candidates for the clipping range, as shares of a group's range.
 const CLIPS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
 
 impl Scheme {
-    /// The integer that stands for 0 in symmetric groups.
+    /// The integer that represents 0 in symmetric groups.
     pub fn middle(self) -> u8 {
         1 << (self.bits - 1)
     }
 
-    /// Quantises one output's inputs.
+    /// Quantises the weights of one output.
     pub fn row(self, values: &[f32]) -> Row {
         let (mut quants, mut scales, mut zeros) = (Vec::with_capacity(values.len()), Vec::new(), Vec::new());
         for values in values.chunks(self.group) {
@@ -65,8 +65,8 @@ impl Scheme {
         f32::from(u8::try_from((1u32 << self.bits) - 1).unwrap_or(u8::MAX))
     }
 
-    /// The scale and zero that leave the least squared error: for every clip the scale is fitted once more to the integers
-    /// it gave (least squares).
+    /// The scale and zero point of a group with the least squared error: for every clipping range the scale is fitted
+    /// once more to the integers that result (least squares).
     fn group(self, values: &[f32]) -> (f16, u8) {
         let (low, high) = values.iter().fold((0.0_f32, 0.0_f32), |(low, high), v| (low.min(*v), high.max(*v)));
         let mut best = (f32::INFINITY, f16::ZERO, self.middle());
@@ -95,7 +95,7 @@ impl Scheme {
         f16::from_f32(if square > 0.0 { product / square } else { scale })
     }
 
-    /// Scale and zero with which the integers reach from `low` to `high`.
+    /// The scale and zero point at which the integers reach from `low` to `high`.
     fn terms(self, low: f32, high: f32) -> (f16, u8) {
         if self.symmetric {
             // One more below 0 than above: the larger side decides.
@@ -126,7 +126,7 @@ impl Scheme {
 mod tests {
     use super::*;
 
-    /// Values and what became of them.
+    /// The values after quantising and dequantising.
     fn round_trip(scheme: Scheme, values: &[f32]) -> Vec<f32> {
         let row = scheme.row(values);
         (0..values.len()).map(|at| row.value(at)).collect()

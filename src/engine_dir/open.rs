@@ -1,4 +1,4 @@
-//! Who runs what is in an engine directory, and opening it.
+//! Chooses the backend for an engine directory, and opens it.
 
 use anyhow::{Context as _, bail};
 
@@ -13,25 +13,25 @@ use crate::regular_file;
 use crate::spec::ShapeRange;
 use crate::tensor::{Tensor, TensorSpec};
 
-/// Who is to compute.
+/// Preferred backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preference {
-    /// TensorRT where there is a GPU; else the CPU reference, but never on a Jetson.
+    /// TensorRT if there is a GPU, else the CPU reference; on a Jetson never the CPU reference.
     Auto,
-    /// The engine on the GPU.
+    /// The engine, on the GPU.
     TensorRt,
-    /// The CPU reference on the engine's ONNX model.
+    /// The CPU reference, on the engine directory's ONNX model.
     Cpu,
 }
 
 impl EngineDir {
-    /// An engine that was built elsewhere, and what to do about it.
+    /// The error for an engine that was built on another machine, with its hint.
     fn foreign(&self, why: &str) -> BackendError {
         let what = Diagnostic::new(format!("{} {why}", self.manifest.name));
         BackendError::Foreign(what.with_help("build it again here: `watus-build build RECIPE`"))
     }
 
-    /// Who computes, with nothing left open. `tell` hears of a GPU that is missing.
+    /// Decides on the backend. `tell` is called with a message if `Auto` finds no GPU.
     pub fn choose(&self, preference: Preference, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
         match preference {
             Preference::TensorRt => {}
@@ -60,7 +60,7 @@ impl EngineDir {
         Ok(Runner::TensorRt { tf32: self.manifest.tf32 })
     }
 
-    /// Opens its one engine, or where `runner` is the CPU its model with `reference`.
+    /// Opens the engine of a vision or ONNX model; if `runner` is the CPU, its ONNX model with `reference`.
     pub fn session(&self, runner: Runner, reference: &dyn Backend) -> anyhow::Result<Box<dyn Session>> {
         let graph = self.graph()?;
         let Runner::TensorRt { tf32 } = runner else {
@@ -79,7 +79,7 @@ impl EngineDir {
         })?)
     }
 
-    /// Loads its language model for answering.
+    /// Loads the language model.
     pub fn generator(&self, runner: Runner, progress: &dyn Progress) -> anyhow::Result<Generator> {
         const PHASE: &str = "Loading the weights";
         let Some(record) = self.manifest.contents.llm() else { bail!("{} is no language model", self.manifest.name) };
@@ -102,7 +102,7 @@ impl EngineDir {
     }
 }
 
-/// The CPU reference in an engine's place: it takes the shapes that the engine takes, and no others.
+/// A session of the CPU reference that accepts only the shapes that the engine would accept.
 struct Bounded {
     session: Box<dyn Session>,
     profile: Vec<ShapeRange>,

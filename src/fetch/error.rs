@@ -1,16 +1,16 @@
-//! Why a source could not be had, and what to do about it.
+//! Why a source could not be fetched, and what to do about it.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::diagnostic::{Diagnose, Diagnostic};
 
-/// The user asked to stop.
+/// The user cancelled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled")]
 pub struct Cancelled;
 
-/// Why a source could not be had. Every diagnostic names the next step.
+/// Why a source could not be fetched. Every diagnostic has a hint, unless nothing is known to help.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
@@ -80,7 +80,7 @@ pub enum FetchError {
         present: String,
         help: &'static str,
     },
-    /// What was asked for, or all that there is, is no model.
+    /// The requested files, or all that there are, contain no model.
     NoModel {
         name: String,
         message: Diagnostic,
@@ -204,7 +204,7 @@ fn offline(name: &str) -> Diagnostic {
         .with_help("run `watus-build fetch` once with a network")
 }
 
-/// Why a file's beginning was enough, and the next step: the judge's own, where it names one.
+/// Why the beginning of a file was enough to refuse it, with the hint of the check if it has one.
 fn unreadable(why: &Diagnostic, kept: &str) -> Diagnostic {
     let what = Diagnostic::new(format!("{}; {kept} of it were downloaded", why.message));
     what.with_help(why.help.as_deref().unwrap_or(ANOTHER))

@@ -1,8 +1,8 @@
-//! Sources to local files: [`SourcePlan`] in, checked paths out.
+//! Fetches sources: from a [`SourcePlan`] to verified local files.
 //!
-//! `hub.rs` speaks to a Hugging Face hub, `pypi.rs` to the Python package index through pip, `http.rs` moves bytes, by
-//! `request.rs` and as patiently as `retry.rs` says.
-//! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
+//! `hub.rs` talks to a Hugging Face hub, `pypi.rs` to the Python Package Index through pip; `http.rs` transfers files,
+//! with `request.rs` and the retries of `retry.rs`. Commits of branches and tags are pinned in `watus.lock` by
+//! `lock.rs`.
 
 mod digest;
 mod error;
@@ -40,21 +40,21 @@ use crate::progress::Progress;
 use crate::recipe::SourcePlan;
 use crate::regular_file;
 
-/// One file of a source.
+/// A file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedFile {
     /// Path within the source.
     pub name: String,
-    /// Where it is.
+    /// Path on this machine.
     pub path: PathBuf,
 }
 
-/// A source on this machine's disk.
+/// A fetched source.
 #[derive(Debug, Clone)]
 pub struct Fetched {
     /// The files, sorted by name.
     pub files: Vec<FetchedFile>,
-    /// For a hub source: the commit.
+    /// Commit of a hub source.
     pub commit: Option<String>,
 }
 
@@ -64,7 +64,7 @@ impl Fetched {
         Self { files: vec![FetchedFile { name, path }], commit: None }
     }
 
-    /// The one file whose name ends in `.EXTENSION`, or the one named `file`.
+    /// The only file whose name ends in `.EXTENSION`, or the one named `file`.
     pub fn only(&self, extension: &str, file: Option<&str>) -> Result<&FetchedFile, String> {
         let mut matching = self.files.iter().filter(|candidate| match file {
             Some(file) => candidate.name == file,
@@ -81,12 +81,12 @@ impl Fetched {
     }
 }
 
-/// The names that one of the globs matches, as [`Fetcher::fetch`] would.
+/// The names that match one of the globs, as [`Fetcher::fetch`] matches them.
 pub fn matching<'a>(names: &[&'a str], globs: &[String]) -> Result<Vec<&'a str>, FetchError> {
     hub::matching(names, globs)
 }
 
-/// The glob that matches just this name.
+/// The glob that matches only this name.
 pub fn exactly(name: &str) -> String {
     hub::exactly(name)
 }
@@ -97,20 +97,20 @@ pub struct Fetcher {
     pub hub: HubSettings,
     /// Cache of `url:` and `pypi:` sources.
     pub cache: PathBuf,
-    /// Never touch the network.
+    /// Whether to use the caches only.
     pub offline: bool,
-    /// Hash cached files again instead of trusting their name and size.
+    /// Whether to hash cached files again instead of trusting their names and sizes.
     pub rehash: bool,
-    /// Patience.
+    /// Limits of retries.
     pub retry: Retry,
-    /// Who watches.
+    /// Receives progress events.
     pub progress: Arc<dyn Progress>,
-    /// Set to stop.
+    /// Cancels when set.
     pub cancel: Arc<AtomicBool>,
 }
 
 impl Fetcher {
-    /// A fetcher with the environment's settings.
+    /// A fetcher with settings from the environment.
     pub fn from_env(progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Self {
         let hub = HubSettings::from_env();
         let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1");
@@ -125,7 +125,7 @@ impl Fetcher {
         }
     }
 
-    /// Brings a source here. `lock` pins hub revisions and is changed when a new one is met.
+    /// Fetches a source. `lock` pins hub revisions, and gets new ones added.
     pub fn fetch(&self, source: &SourcePlan, lock: &mut Lock) -> Result<Fetched, FetchError> {
         match source {
             SourcePlan::Hub { repository, revision, files, .. } => hub::fetch(self, repository, revision, files, lock),
@@ -138,12 +138,14 @@ impl Fetcher {
         }
     }
 
-    /// The names of a hub repository's files, before any is fetched. `lock` is used and changed as by [`Fetcher::fetch`].
+    /// The names of a hub repository's files, without fetching them. `lock` is used and changed as by
+    /// [`Fetcher::fetch`].
     pub fn names(&self, repository: &str, revision: &str, lock: &mut Lock) -> Result<Vec<String>, FetchError> {
         hub::names(self, repository, revision, lock)
     }
 
-    /// What an Ollama model says besides its weights; none of other sources. What of it is not applied is said.
+    /// The Modelfile of an Ollama model; `None` for other sources. Parameters that are not applied are reported as
+    /// warnings.
     pub fn modelfile(&self, source: &SourcePlan) -> Result<Option<Modelfile>, FetchError> {
         match source {
             SourcePlan::Ollama { model } => ollama::modelfile(model, &*self.progress).map(Some),
@@ -221,7 +223,7 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
     Ok(Fetched::single(path.to_owned()))
 }
 
-/// The other parts of a GGUF that is one of several; a part that is missing is found out when they are opened.
+/// The other parts of a split GGUF. A missing part is reported when they are opened.
 fn other_parts(path: &Path) -> Vec<FetchedFile> {
     let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return Vec::new() };
     let Some(part) = PartName::of(&name) else { return Vec::new() };
@@ -230,7 +232,7 @@ fn other_parts(path: &Path) -> Vec<FetchedFile> {
     others.filter(|file| file.path.is_file()).collect()
 }
 
-/// Refuses to begin what the disk cannot hold; keeps 64 MB in reserve.
+/// Refuses a download that the disk cannot hold, with 64 MB in reserve.
 fn check_disk(folder: &Path, bytes: u64) -> Result<(), FetchError> {
     fs::create_dir_all(folder).map_err(about(folder))?;
     let stat = rustix::fs::statvfs(folder).map_err(io::Error::from).map_err(about(folder))?;

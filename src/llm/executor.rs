@@ -1,4 +1,4 @@
-//! What runs a transformer: tokens in, logits out, keys and values kept in numbered slots.
+//! The interface of executors, which run a transformer: from tokens to logits, with keys and values in numbered slots.
 
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
@@ -28,7 +28,7 @@ pub enum LlmError {
     Request(String),
     /// A fault of this program or of the model's files, which no other request is to blame for either.
     Internal(Diagnostic),
-    /// Nobody's fault: the same request may be answered a moment later.
+    /// A passing shortage: the same request may succeed a moment later.
     Busy(String),
     NotFinite,
 }
@@ -54,42 +54,42 @@ impl Diagnose for LlmError {
 }
 
 impl LlmError {
-    /// The device or the weights failed: what they hold may be anything. All else is one request's own affair.
+    /// Whether device or weights failed, so that their content is undefined. Any other error concerns one request only.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Backend(_) | Self::Checkpoint(_))
     }
 }
 
-/// One token to continue a sequence with.
+/// A decode step: one token that continues a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// Where the sequence's keys and values are.
+    /// Slot of the sequence.
     pub slot: usize,
     /// The token.
     pub token: u32,
-    /// Tokens before it.
+    /// Number of tokens before it.
     pub position: usize,
-    /// At which the next token will be drawn, so that a device can prepare [`TopLogits::sum_exp_at_temperature`]; 0 takes the
-    /// likeliest.
+    /// Temperature of the next token's sampling, so that a device can compute [`TopLogits::sum_exp_at_temperature`]; 0
+    /// for greedy decoding.
     pub temperature: f32,
 }
 
-/// What is known of the logits of a next token.
+/// The logits of a next token.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Logits {
-    /// `[vocabulary]`
+    /// All logits, `[vocabulary]`.
     All(Vec<f32>),
-    /// The largest alone; [`Executor::logits`] has them all.
+    /// The largest logits; [`Executor::logits`] returns all.
     Top(TopLogits),
 }
 
-/// Tokens that a sampler looks at first, whether it has all logits or the largest alone; a device finds as many.
+/// Number of candidates that a sampler considers first; devices compute as many.
 pub(super) const TOP_LOGITS: usize = 64;
 
-/// The largest logits of a row, and sums over all of it.
+/// The largest logits of a row, and sums over the whole row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TopLogits {
-    /// Tokens and their logits, best first; of equals the first.
+    /// Token numbers and logits in descending order; of equal logits the smaller token number first.
     pub tokens: Vec<(u32, f32)>,
     /// Sum over all tokens of exp(logit - largest logit).
     pub sum_exp: f64,
@@ -97,21 +97,21 @@ pub struct TopLogits {
     pub sum_exp_at_temperature: f64,
 }
 
-/// Which logits a prefill computes.
+/// Rows of logits that a prefill computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
-    /// Of none: more of the prompt follows.
+    /// None: more of the prompt follows.
     None,
-    /// Of the last token alone.
+    /// The last token's.
     Last,
-    /// Of every token.
+    /// Every token's.
     All,
 }
 
-/// Bytes an executor holds.
+/// Memory of an executor in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MemoryUse {
-    /// Weights, on the device or widened on the host.
+    /// Weights, on the device or as float32 on the host.
     pub weights: u64,
     /// Keys and values.
     pub cache: u64,
@@ -119,36 +119,36 @@ pub struct MemoryUse {
     pub scratch: u64,
 }
 
-/// Runs the layers. The caller keeps count of positions: an executor forgets nothing and checks only its limits.
+/// Runs a transformer. The caller keeps track of positions; an executor only checks its limits.
 pub trait Executor: Send {
-    /// Who computes.
+    /// Name and device.
     fn info(&self) -> BackendInfo;
-    /// What it has to do without, and what that costs; said once in the log when it is made.
+    /// Optimisations that are unavailable and what that costs; logged once after loading.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
-    /// Sequences it can hold.
+    /// Number of slots.
     fn slots(&self) -> usize;
-    /// Positions of each.
+    /// Longest sequence of a slot in positions.
     fn max_len(&self) -> usize;
-    /// Size of a row of logits.
+    /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// How many of `remaining` prompt tokens to take next, after `position` that are held: those of one pass, or of some
-    /// short ones.
+    /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
+    /// the cache: those of one pass, or of a few short ones.
     fn pass(&self, position: usize, remaining: usize) -> usize;
-    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[0, 1 or tokens, vocabulary]`.
+    /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Begins to continue several sequences, each in a slot of its own, by one token. Until [`Executor::collect`] nothing
-    /// else may be begun; a device computes meanwhile.
+    /// Starts a decode step of several sequences in different slots. Nothing else may be started before
+    /// [`Executor::collect`]; a device computes meanwhile.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
-    /// Waits for what was launched: what is known of each step's logits.
+    /// Waits for the launched steps; returns the logits of each.
     fn collect(&mut self) -> Result<Vec<Logits>, LlmError>;
-    /// All logits of a step that was collected as [`Logits::Top`], until something else is begun. Executors that always give
-    /// [`Logits::All`] have none left.
+    /// All logits of a step that was collected as [`Logits::Top`], until something else is started. Not supported by
+    /// executors that always return [`Logits::All`].
     fn logits(&mut self, step: usize) -> Result<Vec<f32>, LlmError> {
         Err(LlmError::Internal(format!("the logits of step {step} were handed out").into()))
     }
-    /// All of it at once. Logits: `[steps, vocabulary]`.
+    /// Launches and collects decode steps; returns all logits, `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
         self.launch(steps)?;
         let mut all = Vec::new();
@@ -160,26 +160,26 @@ pub trait Executor: Send {
         }
         Ok(all)
     }
-    /// Makes the first `positions` of slot `to` those of `from`.
+    /// Copies the first `positions` positions of slot `from` to slot `to`.
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError>;
-    /// Says that a slot's sequence has ended; its room may be given back.
+    /// Marks a slot's sequence as ended, so that its memory may be freed.
     fn release(&mut self, slot: usize);
-    /// The same of a sequence whose keys and values may not be numbers: nothing of them may stay where later ones are only
-    /// masked from it.
+    /// Ends a sequence whose keys and values may contain NaN, which must not remain where later sequences only mask
+    /// them.
     fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
         self.release(slot);
         Ok(())
     }
-    /// What it holds.
+    /// Memory in bytes.
     fn memory(&self) -> MemoryUse;
-    /// Bytes per second that reading weights can reach here; the limit of decoding.
+    /// Measured memory bandwidth in bytes per second, which bounds decoding.
     fn bandwidth(&mut self) -> Result<f64, LlmError>;
-    /// Bytes of weights a decode step reads, whatever the batch.
+    /// Bytes of weights that a decode step reads, for any batch.
     fn bytes_per_step(&self) -> u64;
 }
 
-/// Checks what every executor must. Requests were checked before ([`super::request::Request::check`]): what fails here is nobody
-/// else's fault.
+/// Checks slot, position and tokens against the executor's limits. Requests were checked before
+/// ([`super::request::Request::check`]): what fails here is nobody else's fault.
 pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
     if slot >= executor.slots() {
         return Err(LlmError::Internal(format!("slot {slot} of {}", executor.slots()).into()));
@@ -198,18 +198,18 @@ pub(super) fn check(executor: &dyn Executor, slot: usize, position: usize, token
     }
 }
 
-/// What a query may see.
+/// The causal attention mask of a chunk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sight {
-    /// Rows of a group, see `convert::layer_graph`.
+    /// Number of query heads that share a key head; see `convert::layer_graph`.
     pub(super) group: usize,
-    /// New positions.
+    /// Number of new positions.
     pub(super) chunk: usize,
-    /// Columns for cached positions.
+    /// Number of columns for cached positions.
     pub(super) cache: usize,
-    /// Cached positions that are filled.
+    /// Number of cached positions in use.
     pub(super) cached: usize,
-    /// Positions a query sees, itself included.
+    /// Length of the sliding window in positions, the query's own included; `None` for no window.
     pub(super) window: Option<usize>,
 }
 

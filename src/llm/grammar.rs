@@ -1,6 +1,6 @@
-//! Answers that are what they must be: tool calls and JSON, by allowing only the tokens a grammar accepts next.
+//! Constrained decoding: enforces tool calls and JSON by allowing only tokens that a grammar accepts next.
 //!
-//! Grammars are texts in llguidance's dialect of Lark (its docs/syntax.md), with JSON schemas inline.
+//! Grammars are in llguidance's dialect of Lark (its docs/syntax.md), with JSON schemas inline.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,14 +13,14 @@ use serde_json::{Map, Value, json};
 use super::executor::LlmError;
 use crate::diagnostic::Diagnostic;
 
-/// What a special token's spelling begins with, so that no text can spell it.
+/// First byte of a special token's bytes, which no text contains.
 pub const SPECIAL: u8 = TokTrie::SPECIAL_TOKEN_MARKER;
 
-/// Compiles grammars for one vocabulary.
+/// Compiles grammars for a vocabulary.
 pub struct Grammars(ParserFactory);
 
 impl Grammars {
-    /// For tokens that spell `words`, an empty one being no token; an answer ends with one of `ends`.
+    /// For tokens with the bytes `words` (empty for numbers without a token), of which `ends` end an answer.
     pub fn new(words: &[Vec<u8>], ends: &BTreeSet<u32>) -> Result<Self, LlmError> {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
@@ -37,13 +37,13 @@ impl Grammars {
         Ok(Self(factory))
     }
 
-    /// For bytes alone: enough to find out what compiling costs.
+    /// For a vocabulary of single bytes, which suffices to measure the cost of compiling.
     pub fn of_bytes() -> Result<Self, LlmError> {
         let words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).chain([vec![SPECIAL, b'.']]).collect();
         Self::new(&words, &BTreeSet::from([256]))
     }
 
-    /// Compiles a grammar, and takes its first steps: what cannot go on is refused before an answer has begun.
+    /// Compiles a grammar and tries its first steps, so that an unusable one is refused before the answer begins.
     pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
         let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
         let parser = parser.map_err(|error| refused(&error))?;
@@ -54,8 +54,8 @@ impl Grammars {
     }
 }
 
-/// What one grammar and one step of it may cost; llguidance's own figures are 14,000 units of a lexer's fuel and 20,000 items
-/// a millisecond.
+/// Limits the cost of a grammar and of each step; llguidance documents 14,000 units of lexer fuel and 20,000 items per
+/// millisecond.
 fn bound(limits: &mut ParserLimits) {
     limits.verbose_errors = false;
     limits.initial_lexer_fuel = 1_000_000;
@@ -89,7 +89,7 @@ fn try_out(mut matcher: Matcher) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An error in a line: some repeat the grammar, which a stranger wrote.
+/// An error as one line, without the grammar that some errors repeat.
 fn refused(error: &anyhow::Error) -> LlmError {
     let text = format!("{error:#}");
     let line = match text.lines().next().unwrap_or_default() {
@@ -105,14 +105,14 @@ fn refused(error: &anyhow::Error) -> LlmError {
     LlmError::Request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
 }
 
-/// Bytes of an error's text.
+/// Most bytes of an error's text.
 const LONGEST: usize = 300;
 
-/// How far an answer has got in its grammar.
+/// A compiled grammar, and the state of an answer in it.
 #[derive(Clone)]
 pub struct Grammar {
     matcher: Matcher,
-    /// What may come next, where it was found in advance.
+    /// The allowed next tokens, if they were computed in advance.
     mask: Option<SimpleVob>,
 }
 
@@ -123,13 +123,13 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Finds what may come next, while there is time.
+    /// Computes the allowed next tokens in advance, while the device is busy.
     pub fn prepare(&mut self) -> Result<(), LlmError> {
         self.mask = Some(self.matcher.compute_mask_or_eos().map_err(|error| failed(&error))?);
         Ok(())
     }
 
-    /// Makes the logits of tokens that may not come next minus infinity.
+    /// Sets the logits of tokens that are not allowed to minus infinity.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), LlmError> {
         if self.mask.is_none() {
             self.prepare()?;
@@ -149,7 +149,7 @@ impl Grammar {
         Ok(())
     }
 
-    /// Takes the next token; true if nothing but the end may follow.
+    /// Advances by a token; returns true if only the end may follow.
     pub fn accept(&mut self, token: u32) -> Result<bool, LlmError> {
         self.matcher.consume_token(token).map_err(|error| failed(&error))?;
         Ok(self.matcher.is_stopped())
@@ -160,10 +160,10 @@ fn failed(error: &anyhow::Error) -> LlmError {
     LlmError::Request(format!("the answer cannot go on as its schema or functions demand: {}", refused(error)))
 }
 
-/// A rule that is JSON of a schema, written as models write it: one space after colons and commas, no other.
+/// A rule for JSON of a schema, in the form in which models write it: one space after colons and commas, no other.
 ///
-/// Where a schema leaves open whether an object may have further keys, it may not: small models would never end. Keywords
-/// the grammar cannot enforce are ignored.
+/// If a schema does not say whether an object may have additional keys, it may not: small models would never end.
+/// Keywords that the grammar cannot enforce are ignored.
 pub fn json_rule(name: &str, schema: &Value) -> String {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
@@ -176,7 +176,7 @@ pub fn json_rule(name: &str, schema: &Value) -> String {
     format!("{name}: %json {schema}\n")
 }
 
-/// Deeper than any schema that means something.
+/// Deepest nesting of a schema.
 const DEPTH: usize = 64;
 
 fn close(schema: &mut Value, depth: usize) {
@@ -197,7 +197,7 @@ fn close(schema: &mut Value, depth: usize) {
     }
 }
 
-/// Whether an object's schema says itself what else there may be, or is only a part of one.
+/// Whether an object's schema decides about additional keys, or is only part of a schema.
 fn has_open_end(object: &Map<String, Value>) -> bool {
     ["additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"]
         .iter()
@@ -213,7 +213,7 @@ pub fn literal(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Bytes, a few longer tokens, a special one and the end.
+    /// A vocabulary of bytes, a few longer tokens, a special token and the end.
     fn words() -> Vec<Vec<u8>> {
         let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         words.extend([
@@ -229,7 +229,7 @@ mod tests {
 
     const END: u32 = 261;
 
-    /// Feeds a text byte by byte, then special tokens; says where it was refused, or whether it was complete.
+    /// Feeds a text by bytes, then special tokens; returns where it was refused, or whether it was complete.
     fn feed(lark: &str, text: &[u8], more: &[u32]) -> Result<bool, usize> {
         let grammars = Grammars::new(&words(), &[END].into()).unwrap();
         let mut grammar = grammars.compile(lark).unwrap();

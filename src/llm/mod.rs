@@ -1,7 +1,8 @@
-//! Language models at run time: tokens, weights, caches, sampling, text.
+//! Language models at run time: tokenizer, executors, KV cache, sampling.
 //!
-//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines; `passes.rs` cuts prompts
-//! for both. [`Generator`] makes answers with one, `text/` is the way from words to tokens and back, `model.rs` opens an engine directory.
+//! [`Executor`] runs the layers: `cpu.rs` in float32 on any machine, `gpu/` with TensorRT's engines; `passes.rs` cuts
+//! prompts for both. [`Generator`] generates answers with an executor, `text/` converts between text and tokens,
+//! `model.rs` opens an engine directory.
 
 mod cpu;
 mod executor;

@@ -1,4 +1,4 @@
-//! From a recipe's plan to what TensorRT is asked for.
+//! Builder settings and input shapes from a recipe's plan.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use crate::tensor::{DType, TensorSpec};
 use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
-/// Where a built engine and its judge run: in children where TensorRT's builder is in one too.
+/// The process in which an engine and the CPU reference run: child processes, if the builder uses one too.
 pub(super) fn runner(isolation: &Isolation) -> ProofProcess {
     match isolation {
         Isolation::InProcess => ProofProcess::InProcess,
@@ -22,7 +22,7 @@ pub(super) fn runner(isolation: &Isolation) -> ProofProcess {
     }
 }
 
-/// Makes constants of the inputs that the recipe gives values.
+/// Replaces inputs by the constants that the recipe gives them.
 pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> {
     let given = |value: &InputValue| match value {
         InputValue::Truth(value) => Given::Wholes(vec![i64::from(*value)]),
@@ -36,7 +36,7 @@ pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> 
     Ok(model.give_values(&values)?)
 }
 
-/// Fixes the model's shapes, pictures being of `size`; what must stay dynamic comes back as a profile.
+/// Fixes the model's shapes, with images of `size`; returns the profile of what stays dynamic.
 pub(super) fn resolve_shapes(
     plan: &Plan,
     size: Option<[u32; 2]>,
@@ -72,7 +72,7 @@ pub(super) fn resolve_shapes(
     Ok(profile)
 }
 
-/// The one shape of an input: as the recipe or the model says, with the recipe's batch and the pictures' `size`.
+/// The fixed shape of an input: from the recipe or the model, with the recipe's batch and the images' `size`.
 fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyhow::Result<Vec<usize>> {
     let given = match plan.build.shapes.get(&input.name) {
         Some(InputShape::Fixed(dims)) => dims.as_slice(),
@@ -102,7 +102,7 @@ fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyho
     Ok(shape)
 }
 
-/// What a recipe's range fixes of an input, and the profile of the rest, if any is left.
+/// Applies a recipe's shape range to an input; returns the profile of its dynamic dimensions, if there are any.
 fn input_range(
     recipe: &str,
     input: &TensorSpec,
@@ -123,7 +123,7 @@ fn input_range(
     Ok((kept, is_open.then_some(range)))
 }
 
-/// The plan's settings for TensorRT that are of any kind of model.
+/// The builder settings that do not depend on the kind of model.
 pub(super) fn builder_options(build: &BuildPlan) -> BuildOptions {
     BuildOptions {
         workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
@@ -134,12 +134,12 @@ pub(super) fn builder_options(build: &BuildPlan) -> BuildOptions {
     }
 }
 
-/// How a TensorRT takes the types that a model computes with.
+/// How a TensorRT version chooses the types of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Typing {
-    /// From the graph: TensorRT 9 and later, RTX. 9 and 10 could do without.
+    /// From the graph, strongly typed: TensorRT 9 and later, RTX. TensorRT 9 and 10 could also do without.
     Strong,
-    /// As it likes, where float16 is permitted and by the layers' own precisions: TensorRT 8.
+    /// By itself, if float16 is permitted, bound by precisions set on layers: TensorRT 8.
     Permitted { fp16: bool },
 }
 

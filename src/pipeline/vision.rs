@@ -1,7 +1,7 @@
-//! From a fetched source to the ONNX model of a vision engine, and what its manifest says of the way in and out.
+//! Makes the ONNX model of a vision engine from a fetched source, with the pre- and postprocessing for its manifest.
 //!
-//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` tells what a classifier's output
-//! holds.
+//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` determines what a
+//! classifier's output holds.
 
 mod export;
 mod names;
@@ -24,14 +24,14 @@ use crate::recipe::{ClassifierPlan, ModelPlan, Plan, SourcePlan, YoloPlan};
 use crate::spec::{Boxes, Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
 use crate::vision::PictureInput;
 
-/// What a model's tensors mean.
+/// The meaning of a model's tensors.
 #[derive(Debug, Clone)]
 pub(super) enum Meaning {
-    /// Nothing that is known: tensors go in and come out.
+    /// Unknown: tensors in, tensors out.
     Tensors,
-    /// Pictures go in, what is on them comes out.
+    /// An image in, classes out.
     Classifier(Classifier),
-    /// Pictures go in, objects come out; of a classifying model what is on them.
+    /// An image in, objects out; for a YOLO classifier classes.
     Yolo(Yolo, Option<Classifier>),
 }
 
@@ -51,13 +51,13 @@ impl Meaning {
         }
     }
 
-    /// Height and width of the pictures it takes, where something says so.
+    /// Height and width in pixels of the images it takes, if known.
     pub(super) fn size(&self) -> Option<[u32; 2]> {
         let classifier = self.classifier().and_then(|classifier| classifier.preprocess.size);
         classifier.or_else(|| self.yolo().map(|yolo| yolo.size))
     }
 
-    /// What the manifest of an engine says.
+    /// The manifest's part for an engine of this meaning.
     pub(super) fn contents(&self, graph: GraphEngine) -> EngineContents {
         match self.clone() {
             Meaning::Tensors => EngineContents::Onnx(graph),
@@ -67,13 +67,13 @@ impl Meaning {
     }
 }
 
-/// A model and everything around it.
+/// A model with its meaning.
 pub(super) struct Vision {
     pub(super) model: Model,
     pub(super) meaning: Meaning,
-    /// Files the model depends on.
+    /// Files that the model depends on.
     pub(super) sources: Vec<PathBuf>,
-    /// What the user should know.
+    /// Warnings for the user.
     pub(super) notes: Vec<String>,
 }
 
@@ -100,7 +100,7 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
     }
 }
 
-/// A classifier in an ONNX file, which says nothing of pictures.
+/// A classifier in an ONNX file, which does not describe its images.
 fn onnx_classifier(plan: &Plan, classifier: &ClassifierPlan, path: PathBuf) -> anyhow::Result<Vision> {
     let preprocess = classifier.preprocess.clone().ok_or_else(|| {
         Diagnostic::new(format!("{}: an ONNX file does not say how pictures become tensors", plan.name))
@@ -121,7 +121,7 @@ fn onnx(path: PathBuf, meaning: Meaning) -> anyhow::Result<Vision> {
     Ok(Vision { model, meaning, sources, notes: Vec::new() })
 }
 
-/// Refuses before anything is built what could never answer: an input that is no picture, labels for other classes.
+/// Refuses a model that can never give results: its input is no image, or the labels do not match its classes.
 pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::Result<()> {
     let classifier = meaning.classifier();
     let preprocess = classifier.map(|classifier| classifier.preprocess.clone());
@@ -139,7 +139,7 @@ pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::R
     Ok(())
 }
 
-/// What the recipe says, and the model where it does not; `output` is both already.
+/// Combines the recipe's settings with the model's; `output` already is a combination.
 fn finished(
     plan: &ClassifierPlan,
     preprocess: Preprocess,
@@ -149,7 +149,7 @@ fn finished(
     Classifier { preprocess, labels: plan.labels.clone().or(labels), output, class_values: plan.class_values.clone() }
 }
 
-/// A Hugging Face folder: the checkpoint says what the recipe does not.
+/// A classifier in a Hugging Face folder, whose settings apply where the recipe has none.
 fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Result<Vision> {
     let sources: Vec<PathBuf> = fetched.files.iter().map(|file| file.path.clone()).collect();
     let checkpoint = Checkpoint::open(&sources)?;
@@ -203,7 +203,7 @@ fn checkpoint_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
     Ok(Vision { model: converted.model, meaning, sources: vec![path], notes: converted.notes })
 }
 
-/// The way in and out of a YOLO model; a classifying one is a classifier too.
+/// Pre- and postprocessing of a YOLO model; a YOLO classifier has a classifier's too.
 fn around(
     plan: &YoloPlan,
     task: Task,
@@ -237,7 +237,7 @@ fn around(
 mod tests {
     use super::*;
 
-    /// As Ultralytics' transforms (torchvision's) take it: tests/data/vision/make_detections.py.
+    /// Preprocessing of Ultralytics' transforms (torchvision's), from tests/data/vision/make_detections.py.
     #[test]
     fn classifiers_that_are_not_square_squeeze_pictures() {
         let plan = YoloPlan { size: None, confidence: 0.25, iou: 0.7, max_detections: 300, metadata: false };

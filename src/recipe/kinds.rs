@@ -1,4 +1,4 @@
-//! A recipe of any kind, and its JSON Schema.
+//! [`Recipe`], the recipe of any kind, and its JSON Schema.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -19,7 +19,7 @@ pub enum Recipe {
 }
 
 impl Recipe {
-    /// The recipe's name.
+    /// Name of the engine directory.
     pub fn name(&self) -> &str {
         match self {
             Recipe::Llm(recipe) => &recipe.name,
@@ -29,7 +29,7 @@ impl Recipe {
         }
     }
 
-    /// The recipe's kind.
+    /// Kind of the model.
     pub fn kind(&self) -> Kind {
         match self {
             Recipe::Llm(_) => Kind::Llm,
@@ -49,7 +49,7 @@ impl Recipe {
         }
     }
 
-    /// The builder settings, if any were written.
+    /// Settings of the builder, if the recipe has any.
     pub fn build(&self) -> Option<&Build> {
         match self {
             Recipe::Llm(recipe) => recipe.build.as_ref(),
@@ -59,7 +59,7 @@ impl Recipe {
         }
     }
 
-    /// The verification settings, if any were written.
+    /// Settings of the verification, if the recipe has any.
     pub fn verify(&self) -> Option<&Verify> {
         match self {
             Recipe::Llm(recipe) => recipe.verify.as_ref(),

@@ -1,4 +1,4 @@
-//! A request made ready for the scheduler, before anything is answered: everything that can be refused is refused here.
+//! Prepares requests for the scheduler before any response begins: whatever can be refused is refused here.
 
 use serde_json::Value;
 
@@ -10,23 +10,23 @@ use crate::llm::text::tools::{self, Rules, Style, ToolChoice};
 use crate::llm::text::{AnswerReader, Chat, Message};
 use crate::llm::{LlmError, Request, schema};
 
-/// What the scheduler and the answer's reader need.
+/// A prepared request, and what the response encoder needs.
 pub(super) struct PreparedRequest {
     pub(super) request: Request,
     pub(super) reader: AnswerReader,
-    /// The grammar of the answer, still to be compiled.
+    /// The grammar that the answer must match, not yet compiled.
     pub(super) rules: Option<Demand>,
 }
 
-/// What an answer must be.
+/// A grammar that the answer must match.
 pub(super) struct Demand {
     pub(super) lark: String,
-    /// Whose fault it is if it cannot be: the request's field, and what of it.
+    /// The request's field and value to blame if it cannot be compiled.
     pub(super) param: &'static str,
     pub(super) names: String,
 }
 
-/// Bytes of a large grammar: what is smaller takes a few MB at most when it is compiled.
+/// Size in bytes from which a grammar is large; a smaller one takes a few MB at most when compiled.
 const LARGE: usize = 16 << 10;
 
 impl Demand {
@@ -43,7 +43,7 @@ impl Demand {
     }
 }
 
-/// Bytes of a conversation's contents that are looked at, however short the prompt may be: templates leave some away.
+/// Most bytes of a conversation's contents that are processed, even if the template leaves out part of them.
 const CONTENTS: usize = 1 << 20;
 
 fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Result<usize, ApiError> {
@@ -51,7 +51,7 @@ fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Resul
     Ok(common.limit()?.unwrap_or(default).min(room))
 }
 
-/// A conversation. `max_output` is how long an answer may be that says nothing of it.
+/// Prepares a conversation. `max_output` is the longest answer in tokens for requests without a limit.
 pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> Result<PreparedRequest, ApiError> {
     request.refuse()?;
     let text = &about.text;
@@ -85,7 +85,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     Ok(PreparedRequest { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
 }
 
-/// The grammar of an answer in this style, which may begin with thoughts.
+/// The grammar of an answer in this function-calling style, which may begin with reasoning.
 fn demand(
     chat: &Chat,
     (style, thinking): (Style, Option<bool>),
@@ -109,7 +109,7 @@ fn demand(
     Some(Demand { lark, param, names })
 }
 
-/// Every schema of a request, before anything is done with it.
+/// Checks all JSON schemas of a request before they are used.
 fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiError> {
     if let ResponseFormat::Json(schema) = format {
         schema::check(schema)
@@ -124,7 +124,7 @@ fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiErro
     Ok(())
 }
 
-/// What cannot fit is not shown to the template.
+/// Refuses contents that cannot fit the context, before the template renders them.
 fn check_contents(messages: &[Message], tools: &[Value], about: &About) -> Result<(), ApiError> {
     let arguments = |message: &Message| -> usize {
         message.tool_calls.iter().map(|call| call.function.arguments.to_string().len()).sum()
@@ -139,7 +139,7 @@ fn check_contents(messages: &[Message], tools: &[Value], about: &About) -> Resul
     Ok(())
 }
 
-/// A text to continue.
+/// Prepares a text to continue.
 pub(super) fn completion(request: &CompletionRequest, about: &About, max_output: usize) -> Result<Request, ApiError> {
     request.refuse()?;
     let one = || ApiError::unsupported("prompt", "this server continues one text at a time: prompt must be one");

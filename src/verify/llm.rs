@@ -1,9 +1,9 @@
-//! Proves a language model: greedy answers of its engines, token by token, against the CPU reference in float32.
+//! Verifies a language model: greedy answers of its engines, token by token, against the CPU reference in float32.
 //!
-//! The engine answers by prefill and decode, as it will in use; the reference reads prompt and answer in one pass. For
-//! every token of the answer the two distributions are compared (Kullback-Leibler divergence of the engine's from the
-//! reference's), and whether the engine chose what the reference would have. A short text's perplexity is computed by both.
-//! Whether the model itself makes sense: `sense.rs`.
+//! The engine answers by prefill and decode, as in use; the reference reads prompt and answer in one pass. For every
+//! token of the answer the two distributions are compared (Kullback-Leibler divergence of the engine's from the
+//! reference's), and whether the engine chose the token that the reference would have chosen. Both also compute the
+//! perplexity of a short text. `sense.rs` checks whether the model itself makes sense.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,22 +21,22 @@ use crate::manifest::{Manifest, Quality};
 use crate::progress::{Event, Progress};
 use crate::spec::{LlmRecord, Precision};
 
-/// Asked of every model, besides the recipe's prompts.
+/// Prompts for every model, besides the recipe's.
 const PROMPTS: [&str; 3] =
     ["Cześć, jestem Watus. Kim jestem?", "What is the capital of France?", "List three prime numbers and add them."];
-/// Tokens of each answer.
+/// Length of each answer in tokens.
 const ANSWER: usize = 32;
-/// The text of which both compute the perplexity.
+/// The text whose perplexity both compute.
 pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its camera saw an open door on the left, and behind the \
                     door a table with two cups of tea. It stopped, turned its head and said good morning to the people \
                     in the room, who were surprised to hear it speak.";
-/// Where the reference itself hesitates by less (in logits), another choice is no error.
+/// Difference of logits below which the reference itself is undecided, so that another choice is no error.
 const HESITATION: f32 = 1e-2;
 
 /// Errors that a failure is asked for its next step as.
 const CAUSES: &[Ask] = &[ask::<LlmError>, ask::<BackendError>];
 
-/// A model to be proved, and its text side.
+/// The model to verify, and its tokenizer.
 struct LlmSubject<'a> {
     folder: &'a Path,
     manifest: &'a Manifest,
@@ -51,7 +51,7 @@ impl LlmSubject<'_> {
     }
 }
 
-/// Checks the engines' headers, then, where there is a GPU, their numbers.
+/// Checks the engines' headers, and with a GPU their numbers.
 pub(super) fn verify(
     dir: &EngineDir,
     (record, quality): (&LlmRecord, Option<&Quality>),
@@ -107,7 +107,7 @@ pub(super) fn verify(
     Ok(())
 }
 
-/// Each prompt and its tokens.
+/// The prompts and their tokens.
 fn prompts(text: &Text, manifest: &Manifest, record: &LlmRecord) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
     let given = PROMPTS.iter().map(|prompt| (*prompt).to_owned()).chain(manifest.verify.prompts.iter().cloned());
     let mut prompts = Vec::new();
@@ -157,10 +157,11 @@ fn execute(subject: &LlmSubject<'_>, prompts: &[(String, Vec<u32>)], report: &mu
     Ok(())
 }
 
-/// Whether a model makes sense that cannot be executed here. What keeps the reference from telling is no fault of the engines.
+/// Checks with the reference whether a model makes sense that cannot be executed here. If the reference fails, that is
+/// no fault of the engines.
 fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
     let LlmSubject { folder, record, text, .. } = *subject;
-    subject.stage("reading three texts on the CPU");
+    subject.stage("scoring three texts on the CPU");
     let sensed = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})
         .map_err(anyhow::Error::from)
         .and_then(|mut reference| sense::sense(&mut *reference, text, record.parameters, record.max_input_len));
@@ -174,7 +175,7 @@ fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
     }
 }
 
-/// An engine's greedy answer: the tokens, and the logits each was chosen from.
+/// An engine's greedy answer: the tokens, and the logits that each was chosen from.
 struct GreedyAnswer {
     tokens: Vec<u32>,
     logits: Vec<Vec<f32>>,

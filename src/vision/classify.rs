@@ -1,4 +1,4 @@
-//! What a classifier says: its outputs to labels and probabilities, or to values.
+//! Interprets a classifier's output as labels and probabilities, or as values.
 
 use serde::Serialize;
 
@@ -6,28 +6,28 @@ use super::{Classifier, ClassifierOutput, VisionError};
 use crate::diagnostic::Diagnostic;
 use crate::tensor::{Tensor, TensorSpec};
 
-/// What a classifier says of one picture.
+/// A classifier's result for one image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Answer {
-    /// Most probable class: its label, or its number. Of values, the first.
+    /// Label of the most probable class, or its index as text; for values the label of the first.
     pub label: String,
-    /// Its index.
+    /// Index of that class.
     pub class: usize,
-    /// Its probability; none where the output holds values.
+    /// Probability of that class; `None` if the output holds values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probability: Option<f32>,
-    /// Of an expectation, the mean of the class values; of values, the first.
+    /// For an expectation the mean of the class values; for values the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<f32>,
-    /// Of labels that do not exclude each other, those that are more probable than not, most probable first.
+    /// For labels that do not exclude each other, those with a probability above 0.5, the most probable first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub present: Option<Vec<String>>,
-    /// The five most probable classes; of values, all of them in the order of the output.
+    /// The five most probable classes with their probabilities; for values all of them, in output order.
     pub top: Vec<(String, f32)>,
 }
 
 impl Classifier {
-    /// Refuses a model whose output cannot be what this says, as far as the model tells its shape.
+    /// Refuses a model whose output cannot fit this description, as far as its shape is known.
     pub fn expect(&self, outputs: &[TensorSpec]) -> Result<(), VisionError> {
         let Some(output) = outputs.first() else {
             return Err(VisionError::Output { found: "missing".to_owned(), wanted: WANTED.into() });
@@ -44,7 +44,7 @@ impl Classifier {
         }
     }
 
-    /// Labels and values must be as many as classes.
+    /// Checks that labels and class values are as many as classes.
     fn check_count(&self, classes: usize) -> Result<(), Diagnostic> {
         for (what, count) in
             [("labels", self.labels.as_ref().map(Vec::len)), ("class_values", self.class_values.as_ref().map(Vec::len))]
@@ -57,7 +57,7 @@ impl Classifier {
         Ok(())
     }
 
-    /// Interprets the output for the first picture of the batch.
+    /// Interprets the output for the first image of the batch.
     pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
         let wrong = |wanted: Diagnostic| VisionError::Output {
             found: format!("{}{:?}", output.dtype(), output.shape()),
@@ -102,20 +102,20 @@ impl Classifier {
         self.labels.as_ref().and_then(|labels| labels.get(class)).cloned().unwrap_or_else(|| class.to_string())
     }
 
-    /// Values as they are, at least one.
+    /// Interprets values, of which there is at least one.
     fn read(&self, values: &[f32]) -> Answer {
         let top = values.iter().enumerate().map(|(index, value)| (self.label(index), *value)).collect();
         Answer { label: self.label(0), class: 0, probability: None, value: values.first().copied(), present: None, top }
     }
 
-    /// The labels that are there, and all by their probabilities, of which there is at least one.
+    /// Interprets probabilities of labels that do not exclude each other; there is at least one.
     fn present(&self, probabilities: &[f32]) -> Answer {
         let present = sorted(probabilities).into_iter().filter(|class| probabilities[*class] > EVEN);
         let present = present.map(|class| self.label(class)).collect();
         Answer { present: Some(present), ..self.most_probable(probabilities) }
     }
 
-    /// The classes by their probabilities, of which there is at least one.
+    /// Interprets probabilities of classes; there is at least one.
     fn most_probable(&self, probabilities: &[f32]) -> Answer {
         let order = sorted(probabilities);
         let mean =
@@ -133,10 +133,10 @@ impl Classifier {
 
 const WANTED: &str = "[batch, classes] is wanted";
 
-/// What half precision and TF32 leave of a probability's exactness, and of their sum's.
+/// Largest rounding error of a probability, and of the sum of all, in half precision and TF32.
 const ROUNDING: f32 = 0.02;
 
-/// Refuses what was said to be logits and has been through a softmax already: that adds up to 1, to the last digits.
+/// Refuses logits that are probabilities already: those add up to 1 in all digits.
 fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
     let rounding = 2e-6 + 1e-7 * values.len() as f64;
@@ -147,7 +147,7 @@ fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     Err(message.with_help("build it with `output: probabilities`"))
 }
 
-/// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
+/// Refuses values that are not probabilities; those of classes that exclude each other must add up to 1.
 fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), Diagnostic> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -166,10 +166,10 @@ fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), Diagnostic
     Ok(())
 }
 
-/// A label that is more probable than this is there.
+/// Probability above which a label counts as present.
 const EVEN: f32 = 0.5;
 
-/// Classes, most probable first.
+/// Indices of the classes, the most probable first.
 fn sorted(probabilities: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));

@@ -1,11 +1,11 @@
-//! Answers onto pictures: boxes, labels, masks.
+//! Draws results onto images: boxes, labels, masks.
 
 use image::{Rgb, RgbImage};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 use super::Detection;
 
-/// Colours of classes in turn, far apart in hue.
+/// Colours of classes, far apart in hue; repeated if there are more classes.
 const PALETTE: [[u8; 3]; 10] = [
     [230, 57, 70],
     [29, 120, 200],
@@ -19,7 +19,7 @@ const PALETTE: [[u8; 3]; 10] = [
     [180, 80, 40],
 ];
 
-/// The picture with every detection drawn on it, the surest on top.
+/// A copy of the image with every detection drawn on it, those with the highest scores on top.
 pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
     let mut canvas = picture.clone();
     let side = picture.width().max(picture.height());
@@ -77,7 +77,7 @@ fn fill(canvas: &mut RgbImage, [x, y, width, height]: [u32; 4], color: [u8; 3]) 
     }
 }
 
-/// White letters as far as the edge; what the font lacks is a question mark.
+/// Writes white text up to the edge; characters that the font lacks become question marks.
 fn write(canvas: &mut RgbImage, x: u32, y: u32, text: &str, size: RasterHeight) {
     let mut x = x;
     for letter in text.chars() {

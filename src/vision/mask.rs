@@ -1,22 +1,22 @@
-//! Masks of objects from prototypes and coefficients (Bolya et al., YOLACT, 2019).
+//! Masks of objects, from prototypes and coefficients (Bolya et al., YOLACT, 2019).
 
 use serde::{Serialize, Serializer};
 
 use super::Letterbox;
 use crate::tensor::Tensor;
 
-/// Which pixels of a rectangle belong to an object.
+/// The pixels of an object within a rectangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
-    /// Left and top of the rectangle, in pixels of the picture.
+    /// Left and top of the rectangle in pixels of the image.
     pub origin: [u32; 2],
-    /// Its width.
+    /// Width of the rectangle in pixels.
     pub width: u32,
-    /// Row by row.
+    /// For each pixel of the rectangle, row by row, whether it belongs to the object.
     pub inside: Vec<bool>,
 }
 
-/// Prototype maps of the first picture, `[count, height, width]`.
+/// Prototypes of the first image, `[count, height, width]`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Prototypes<'a> {
     pub(super) count: usize,
@@ -37,7 +37,8 @@ impl<'a> Prototypes<'a> {
     }
 }
 
-/// The object's pixels within its box: where the weighted sum of prototypes, interpolated between their cells, is above 0.
+/// Cuts out the object's pixels within its box: where the weighted sum of prototypes, interpolated bilinearly, is above
+/// 0.
 pub(super) fn cut(
     proto: &Prototypes<'_>,
     coefficients: &[f32],
@@ -94,12 +95,12 @@ pub(super) fn cut(
 }
 
 impl Mask {
-    /// Pixels of the object.
+    /// Number of pixels of the object.
     pub fn area(&self) -> usize {
         self.inside.iter().filter(|inside| **inside).count()
     }
 
-    /// The object's pixels, as places in the picture.
+    /// Coordinates of the object's pixels in the image.
     pub fn pixels(&self) -> impl Iterator<Item = (u32, u32)> {
         let width = self.width.max(1);
         self.inside.iter().zip(0u32..).filter(|(inside, _)| **inside).map(move |(_, index)| {
@@ -107,7 +108,7 @@ impl Mask {
         })
     }
 
-    /// Intersection over union with another mask of the same picture; 1 where both are empty.
+    /// Intersection over union with another mask on the same image; 1 if both are empty.
     pub fn overlap(&self, other: &Mask) -> f64 {
         let has = |mask: &Mask, x: u32, y: u32| {
             let (Some(x), Some(y)) = (x.checked_sub(mask.origin[0]), y.checked_sub(mask.origin[1])) else {
@@ -123,7 +124,7 @@ impl Mask {
     }
 }
 
-/// As rectangle, area and run lengths: outside, inside, outside, … row by row within the rectangle.
+/// Serialises as rectangle, area and run lengths: outside, inside, outside, … row by row within the rectangle.
 impl Serialize for Mask {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (mut runs, mut current) = (vec![0u32], false);

@@ -1,9 +1,9 @@
-//! Pictures to input tensors, outputs to answers, answers onto pictures.
+//! Converts images to input tensors and outputs to results, and draws results onto images.
 //!
-//! What a recipe says of a vision model, and its manifest keeps, is [`crate::spec`]'s, so `run` and `verify` need no recipe.
-//! `picture.rs` reads (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads otherwise than
-//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
-//! outlines of objects, `draw.rs` draws.
+//! [`crate::spec`] defines the settings that recipes and manifests contain, so that `run` and `verify` need no recipe.
+//! `picture.rs` reads images (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads differently from
+//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs`
+//! makes masks, `draw.rs` draws.
 
 mod classify;
 mod detect;
@@ -32,7 +32,7 @@ pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_pi
 
 use crate::diagnostic::{Diagnose, Diagnostic};
 
-/// Why a picture or an output is not usable.
+/// Why an image or an output cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum VisionError {

@@ -1,4 +1,4 @@
-//! What of a stranger's graph can be kept from rten, or caught, in one process: panics, and recursion too deep.
+//! Guards rten in this process against graphs of strangers: catches panics, and refuses recursion that is too deep.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -7,17 +7,17 @@ use super::BackendError;
 use crate::diagnostic::Diagnostic;
 use crate::onnx::Model;
 
-/// Longest chain of nodes. rten's planner visits them by recursion (rten 0.27, `PlanBuilder::visit`), less than 1 KB each;
-/// the deepest language model as one graph has some thousands.
+/// Longest chain of nodes. rten's planner visits them recursively (rten 0.27, `PlanBuilder::visit`) with less than 1 KB
+/// of stack each; the deepest language model as one graph has a few thousand.
 const DEPTH_LIMIT: usize = 50_000;
-/// The same within a subgraph, which is planned on a thread of rten's with 2 MiB of stack.
+/// Longest chain of nodes in a subgraph, which rten plans on a thread of its own with 2 MiB of stack.
 const SUBGRAPH_DEPTH_LIMIT: usize = 1000;
-/// Up to here any thread's stack will do.
+/// Longest chain of nodes for which any thread's stack suffices.
 const SHALLOW: usize = 1000;
-/// For a chain of [`DEPTH_LIMIT`].
+/// Stack in bytes for a chain of [`DEPTH_LIMIT`] nodes.
 const STACK: usize = 64 << 20;
 
-/// The depth of a model, if it is one to be computed.
+/// The longest chain of nodes in a model; an error if it is too long.
 pub(super) fn depth(model: &Model) -> Result<usize, BackendError> {
     let depth = model.depth();
     for (what, length, limit) in
@@ -32,7 +32,7 @@ pub(super) fn depth(model: &Model) -> Result<usize, BackendError> {
     Ok(depth.graph)
 }
 
-/// Does work on a graph of `depth` with stack enough, and makes an error of a panic.
+/// Runs `work` on a graph of `depth` with a sufficient stack, and turns a panic into an error.
 pub(super) fn guarded<T: Send>(
     depth: usize,
     kind: fn(Diagnostic) -> BackendError,
@@ -48,7 +48,8 @@ pub(super) fn guarded<T: Send>(
     })
 }
 
-/// What a panic leaves half done is the session's own; at worst the next run panics too, and is caught as well.
+/// Catches a panic. What it leaves unfinished belongs to the session; at worst the next run panics as well, and is
+/// caught too.
 fn caught<T>(
     kind: fn(Diagnostic) -> BackendError,
     work: impl FnOnce() -> Result<T, BackendError>,

@@ -1,13 +1,13 @@
-//! The CPU reference, which judges engines in `verify` and answers where there is no GPU: ONNX Runtime where it is present
-//! ([`Reference`]), else rten, which is part of this tool and pure Rust ([`Cpu`]).
+//! The CPU reference, which `verify` compares engines with and which runs models without a GPU: ONNX Runtime if it is
+//! present ([`Reference`]), else rten, a pure Rust crate that is part of this tool ([`Cpu`]).
 //!
-//! rten computes in float32 and int32: float16 values are widened on the way in and rounded on the way out, int64 and
-//! bool become int32; what does not fit is an error. What rten does otherwise than ONNX describes is written otherwise or
-//! refused by name before it sees the graph ([`onnx::Model::prepare_for_reference`]).
+//! rten computes in float32 and int32: float16 is widened on input and rounded on output, int64 and bool become int32,
+//! and values that do not fit are an error. Where rten deviates from ONNX, the graph is rewritten or refused by name
+//! before rten gets it ([`onnx::Model::prepare_for_reference`]).
 //!
-//! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
-//! process; [`Isolated`](super::isolated::Isolated) computes as [`Reference`] in a child under limits, and is what the command
-//! line uses.
+//! A stranger's graph can make rten panic, loop for ever or allocate all memory. [`Cpu`] catches what can be caught in
+//! this process; [`Isolated`](super::isolated::Isolated) runs [`Reference`] in a child process under limits, and is
+//! what the command line uses.
 
 mod guard;
 mod named;
@@ -33,20 +33,20 @@ pub use reference::Reference;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
 
-/// What the names of all CPU references begin with.
+/// Prefix of the names of all CPU references.
 pub(crate) const NAME: &str = "CPU reference";
 
-/// Whether a CPU reference computed, and not a GPU.
+/// Whether a CPU reference ran the model, not a GPU.
 pub fn is_reference(info: &BackendInfo) -> bool {
     info.name.starts_with(NAME)
 }
 
-/// The CPU reference that `engine` is, on all threads.
+/// Description of the CPU reference `engine`, with its thread count.
 pub(in crate::backend) fn info_of(engine: &str) -> BackendInfo {
     BackendInfo { name: format!("{NAME} ({engine})"), device: format!("{} threads", threads()) }
 }
 
-/// Threads that a reference computes with.
+/// Number of threads that a reference computes with.
 pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -71,10 +71,10 @@ impl Backend for Cpu {
     }
 }
 
-/// A model as rten is to compute it.
+/// A model prepared for rten.
 struct Ready {
     model: onnx::Model,
-    /// It is no longer what the file says.
+    /// Whether the graph was changed from that of the file.
     rewritten: bool,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
@@ -88,7 +88,7 @@ impl Ready {
         let prepared = model.prepare_for_reference();
         let (changed, guards) =
             prepared.map_err(|error| BackendError::Load(Diagnostic::from(error).at("CPU reference")))?;
-        let rewritten = model.spell_out() || changed;
+        let rewritten = model.make_explicit() || changed;
         Ok(Self { model, rewritten, inputs, outputs, guards })
     }
 }
@@ -133,7 +133,7 @@ struct CpuSession {
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     input_ids: Vec<NodeId>,
-    /// Outputs, then guards.
+    /// The outputs, then the guards' outputs.
     output_ids: Vec<NodeId>,
     guards: Vec<onnx::Guard>,
     /// Longest chain of nodes.

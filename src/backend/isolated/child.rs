@@ -1,4 +1,4 @@
-//! The child: opens what it is asked to, in its own process, and runs it.
+//! The child process's side: opens a model and runs it in this process.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -12,7 +12,7 @@ use crate::confined::serve;
 use crate::regular_file;
 use crate::tensor::Tensor;
 
-/// The child's main.
+/// Main function of a child.
 pub fn child_main() -> Result<(), String> {
     // A panic is told in the answer; what the hook prints would only be in its way.
     std::panic::set_hook(Box::new(|_| {}));
@@ -34,7 +34,7 @@ fn load(path: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
     TensorRt::open()?.load(plan::split(&file).1, tf32)
 }
 
-/// Keeps a session for the questions that follow, and tells what it is.
+/// Keeps a session for later requests, and returns its description.
 fn keep(opened: Box<dyn Session>, session: &mut Option<Box<dyn Session>>) -> (ChildReply, Vec<Tensor>) {
     let (info, inputs, outputs) = (opened.info(), opened.inputs().to_vec(), opened.outputs().to_vec());
     *session = Some(opened);

@@ -1,5 +1,5 @@
-//! What TensorRT is given of a model: the same for a build and for an ONNX file that is opened as it is, so that what is
-//! tested on the one holds for the other.
+//! Prepares models for TensorRT, in the same way for a build and for an ONNX file that is opened directly, so that
+//! tests of one hold for the other.
 
 use std::path::Path;
 
@@ -8,12 +8,12 @@ use crate::backend::BackendError;
 use crate::diagnostic::Diagnostic;
 use crate::onnx::Model;
 
-/// How a model is asked for.
+/// Options of the preparation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish {
-    /// In half precision.
+    /// Whether the model is built in half precision.
     pub half: bool,
-    /// Also where something is known to be computed wrongly; `None` where nobody can ask for that.
+    /// Whether to build even what is known to be computed wrongly; `None` where the user has no way to ask for that.
     pub force: Option<bool>,
 }
 
@@ -23,9 +23,9 @@ impl Wish {
     }
 }
 
-/// Makes a model ready for TensorRT, or says by name what it would not compute as the model says. `fix` gives shapes and
-/// values where they are not the file's own. What is built from, where that is not the model itself, comes back beside what
-/// `fix` returned.
+/// Prepares a model for TensorRT, or refuses by name what TensorRT would compute differently. `fix` sets shapes and
+/// values that the file leaves open. Returns what `fix` returned, and the model to build from if it is not the given
+/// one.
 pub fn ready<T, E: From<BackendError>>(
     model: &mut Model,
     version: Version,
@@ -37,12 +37,12 @@ pub fn ready<T, E: From<BackendError>>(
         return Err(refused(model, quantised).into());
     }
     let fixed = fix(model)?;
-    model.spell_out();
+    model.make_explicit();
     let lean = lean(model, version, wish.forced())?;
     let built = lean.as_ref().unwrap_or(&*model);
-    if let Some(complaint) = built.complaint(version.parser()).filter(|_| !wish.forced()) {
+    if let Some(fault) = built.parser_fault(version.parser()).filter(|_| !wish.forced()) {
         let or = if wish.force.is_some() { "; or try with --force" } else { "" };
-        return Err(refused(model, Diagnostic::new(format!("{complaint}{or}"))).into());
+        return Err(refused(model, Diagnostic::new(format!("{fault}{or}"))).into());
     }
     Ok((fixed, lean))
 }
@@ -51,8 +51,9 @@ fn refused(model: &Model, why: Diagnostic) -> BackendError {
     BackendError::Build(why.at(model.path().display()))
 }
 
-/// The model as TensorRT gets it: without what needs no computing, written so that its parser reads it rightly, in an opset
-/// that it knows. `None` where it is that already. The judge reads the model as it came, so what is wrong here is found.
+/// The model for TensorRT's parser: simplified, written so that the parser interprets it correctly, in an opset it
+/// supports. `None` if nothing has to change. The CPU reference runs the original, so an error made here is found by
+/// verification.
 pub fn lean(model: &Model, version: Version, force: bool) -> Result<Option<Model>, BackendError> {
     let newest = version.parser().newest;
     let mut lean = model.clone();
@@ -70,8 +71,8 @@ pub fn lean(model: &Model, version: Version, force: bool) -> Result<Option<Model
     Ok(changed.then_some(lean))
 }
 
-/// Writes a model beside the file it came from, where its external data are, or with the temporary files if it has none;
-/// `build` gets the place, and its errors are told as of the file itself and by the names of nodes.
+/// Writes a model beside its original file, where its external data is, or to a temporary file, and passes the path to
+/// `build`, whose errors are rewritten to name the original file and the nodes.
 pub(super) fn with_file<T>(
     model: &Model,
     build: impl FnOnce(&Path) -> Result<T, BackendError>,
@@ -92,7 +93,8 @@ pub(super) fn with_file<T>(
     })
 }
 
-/// What was said of a model that was not built, after what its graph tells of the reason; `place` is the user's file.
+/// The error of a model that could not be built, preceded by the reason that its graph reveals; `place` is the user's
+/// file.
 pub fn explained(model: &Model, place: &Path, version: Version, said: Diagnostic) -> Diagnostic {
     match model.not_built(&version.to_string(), &said.message) {
         Some(told) => Diagnostic { words: Some(said.to_string().into()), ..told.at(place.display()) },

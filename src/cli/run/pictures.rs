@@ -1,5 +1,5 @@
-//! Pictures to answers: a classifier's words, a detector's objects and drawings. One that cannot be read is told, and the
-//! others go on.
+//! Runs engines on images: prints classes or objects, draws detections. An image that cannot be read is reported and
+//! the others go on.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,8 @@ use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage, VisionError};
 
-/// How an engine takes pictures.
-struct Way<'a> {
+/// An opened vision engine and how it is called.
+struct VisionModel<'a> {
     manifest: &'a Manifest,
     preprocess: Preprocess,
     input: PictureInput,
@@ -32,7 +32,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
     let [input] = &engine.graph()?.inputs[..] else { bail!("{name} does not have one input") };
     let batch = input.shape.first().copied().flatten().unwrap_or(1);
     let input = PictureInput::new(&preprocess, input)?;
-    let way = Way { manifest, preprocess, input, batch };
+    let model = VisionModel { manifest, preprocess, input, batch };
     let files = files(&args.images)?;
     let draws = contents.classifier().is_none() && contents.yolo().is_some() && !args.no_annotated;
     let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
@@ -50,7 +50,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
             }
         };
         let targets = (drawings.get(index).map(PathBuf::as_path), folders.get(index).map(PathBuf::as_path));
-        match answer(args, &way, session, (path, &picture), targets) {
+        match answer(args, &model, session, (path, &picture), targets) {
             Ok(document) => documents.push(document),
             Err(error) => {
                 // The engine's failure is the next picture's too; what there is has been computed.
@@ -67,7 +67,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
     Ok(exit)
 }
 
-/// The record of a picture that cannot be read.
+/// The JSON record of an image that could not be read.
 fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::Value {
     let Diagnostic { message, help, .. } = error.diagnostic();
     let mut record = serde_json::json!({
@@ -79,15 +79,15 @@ fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::
     record
 }
 
-/// One picture's answer, printed, drawn and saved; `targets` are where the drawing and the outputs go.
+/// Runs one image, and prints, draws and saves the result; `targets` are the paths of the drawing and of the outputs.
 fn answer(
     args: &Args,
-    way: &Way<'_>,
+    model: &VisionModel<'_>,
     session: &mut dyn Session,
     (path, picture): (&Path, &RgbImage),
     (drawing, folder): (Option<&Path>, Option<&Path>),
 ) -> anyhow::Result<serde_json::Value> {
-    let Way { manifest, preprocess, input, batch } = way;
+    let VisionModel { manifest, preprocess, input, batch } = model;
     let info = session.info();
     // A folder's files may be called anything.
     let place = path.display().to_string();
@@ -100,7 +100,7 @@ fn answer(
     if let Some(classifier) = manifest.contents.classifier() {
         let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
         if !args.json {
-            print(format!("{}: {}  [{place}, {}]", manifest.name, said(&answer), info.name))?;
+            print(format!("{}: {}  [{place}, {}]", manifest.name, result_text(&answer), info.name))?;
         }
         document["answer"] = serde_json::to_value(answer)?;
     } else if let Some(yolo) = manifest.contents.yolo() {
@@ -122,7 +122,7 @@ fn answer(
     Ok(document)
 }
 
-/// The pictures named, and those in folders named.
+/// The images named on the command line, and those in folders named there.
 fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in given {
@@ -136,7 +136,7 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         if let Some(one) = foreign.clone().next() {
             let count = foreign.count();
             let passed =
-                format!("warning: {count} pictures of other formats are passed over, {} for one", one.display());
+                format!("warning: {count} images in unsupported formats are skipped, {} for one", one.display());
             say(Diagnostic::new(passed).with_help(format!("{} are read", vision::FORMATS)));
         }
         inside.retain(|path| vision::is_picture(path));
@@ -151,7 +151,7 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Where the outputs of each picture go: one picture's where `--save` says, several pictures' each in a folder of its own.
+/// The folder for each image's outputs: `--save` itself for one image, a folder below it for each of several.
 fn folders(args: &Args, files: &[PathBuf]) -> Vec<PathBuf> {
     let Some(save) = &args.save else { return Vec::new() };
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -168,7 +168,7 @@ fn folders(args: &Args, files: &[PathBuf]) -> Vec<PathBuf> {
     folders
 }
 
-/// Where the drawings go, before the first is made: none may take a picture's place.
+/// The path of each image's drawing, determined before the first is drawn. None may overwrite an input image.
 fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut drawings: Vec<PathBuf> = Vec::new();
     for path in files {
@@ -180,7 +180,7 @@ fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(drawings)
 }
 
-/// Where a picture's drawing goes; pictures of one name from several folders do not overwrite each other's.
+/// The path of one image's drawing. Images of the same name from several folders get different paths.
 fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
     let png = picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
@@ -189,7 +189,7 @@ fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     if drawn.contains(&first) { args.annotated.join(format!("{stem}-{}.{extension}", drawn.len())) } else { first }
 }
 
-fn said(answer: &Answer) -> String {
+fn result_text(answer: &Answer) -> String {
     let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
     // Labels are a checkpoint's; a line end in one would forge a line.
     let label = printable(&answer.label);
@@ -245,20 +245,20 @@ mod tests {
     fn labels_stay_in_their_line() {
         for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")]
         {
-            assert_eq!(said(&answer(label)), format!("{shown} (50.0 %)"));
+            assert_eq!(result_text(&answer(label)), format!("{shown} (50.0 %)"));
             let valued = Answer { value: Some(3.0), ..answer(label) };
-            assert_eq!(said(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
+            assert_eq!(result_text(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
             let none = Answer { present: Some(Vec::new()), ..answer(label) };
-            assert_eq!(said(&none), format!("no label (most likely {shown}, 50.0 %)"));
+            assert_eq!(result_text(&none), format!("no label (most likely {shown}, 50.0 %)"));
             let several = Answer { present: Some(vec![label.to_owned(); 3]), ..answer(label) };
-            assert_eq!(said(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
+            assert_eq!(result_text(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
             let values = Answer { probability: None, value: Some(0.8), ..answer(label) };
-            assert_eq!(said(&values), format!("{shown} 0.8000, tram 0.6000"));
+            assert_eq!(result_text(&values), format!("{shown} 0.8000, tram 0.6000"));
             let detection =
                 Detection { label: label.to_owned(), class: 0, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], mask: None };
             assert_eq!(found(&detection), format!("  {shown} 0.500  from 1, 2 to 3, 4"));
         }
         let one = Answer { probability: None, value: Some(0.0061), top: vec![("0".to_owned(), 0.0061)], ..answer("0") };
-        assert_eq!(said(&one), "0.0061");
+        assert_eq!(result_text(&one), "0.0061");
     }
 }

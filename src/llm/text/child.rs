@@ -1,8 +1,9 @@
-//! What strangers wrote as programs runs in a process of its own: chat templates, which come with a model, and grammars, which
-//! are made of a client's schemas. Both may take all memory, or for ever, and neither library can be stopped from outside.
+//! Runs programs of strangers in a child process: chat templates, which come with a model, and grammars, which are made
+//! of a client's schemas. Both may take all memory or never end, and neither library can be interrupted.
 //!
-//! Where the program says that its executable answers to [`SUBCOMMAND`] (`confined::program`), a template is rendered by
-//! a child that stays; and a grammar is compiled by one before it is compiled here, so that here it takes a moment.
+//! If the program registered its executable (`confined::program`), which must have the subcommand [`SUBCOMMAND`], a
+//! template is rendered by a child that stays alive; and a grammar is compiled by a child before it is compiled in this
+//! process, where it is then known to take only a moment.
 
 mod answers;
 
@@ -20,33 +21,33 @@ use crate::artifact::sha256;
 use crate::confined::{self, Confined, ConfinedError, Limits};
 use crate::llm::executor::LlmError;
 
-/// What a child is started with.
+/// Hidden subcommand that starts a child.
 pub const SUBCOMMAND: &str = "__text";
 
-/// For a prompt of any length.
+/// Limits of rendering a prompt of any length.
 const RENDERING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(10) };
-/// For a schema far larger than people write: FHIR's takes half a second.
+/// Limits of compiling a grammar; enough for a schema far larger than people write (FHIR's takes half a second).
 const COMPILING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(3) };
-/// Grammars that are compiled at once, in children or here.
+/// Most grammars that are compiled at once, in children or here.
 const PROBES: usize = 2;
-/// Grammars that are known to be harmless.
+/// Most grammars that are remembered as harmless.
 const KNOWN: usize = 512;
 
-/// What a template is made from.
+/// The sources of a chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TemplateParts {
-    /// The template.
+    /// Source of the template.
     pub text: String,
-    /// The one for conversations in which functions are offered, if that is another.
+    /// Source of the template for conversations with functions, if it is another.
     pub tool_use: Option<String>,
-    /// Special tokens, by the names of variables: `bos_token`, `pad_token`, …
+    /// Special tokens by the template's variables: `bos_token`, `pad_token`, …
     pub tokens: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum TextQuestion {
     Template(TemplateParts),
-    /// A conversation, and whether an answer is to follow.
+    /// Render a conversation, with or without the beginning of an answer.
     Render(Box<Chat>, bool),
     Grammar(String),
 }
@@ -66,20 +67,20 @@ fn ask(
         .unwrap_or_else(|error| Err(format!("the child's answer makes no sense: {error}"))))
 }
 
-/// Renders a template out of this process.
+/// Renders a template in a child process.
 pub(super) struct Renderer {
     parts: TemplateParts,
     child: Mutex<Option<Confined>>,
 }
 
 impl Renderer {
-    /// None where this process is to do it.
+    /// `None` if templates are rendered in this process.
     pub(super) fn of(parts: &TemplateParts) -> Option<Self> {
         confined::program()?;
         Some(Self { parts: parts.clone(), child: Mutex::new(None) })
     }
 
-    /// The text, or what the template says against it.
+    /// The rendered text, or the template's error.
     pub(super) fn render(&self, chat: &Chat, answer: bool) -> Result<Result<String, String>, ConfinedError> {
         let mut place = lock(&self.child);
         if let Some(child) = place.take() {
@@ -95,14 +96,14 @@ impl Renderer {
         }
     }
 
-    /// A child that knows the template, or why it takes it for none.
+    /// Starts a child with the template; the inner error says why the template is invalid.
     fn start(&self) -> Result<Result<Confined, String>, ConfinedError> {
         let mut child = confined::start(SUBCOMMAND, RENDERING)?;
         let taken = ask(&mut child, &TextQuestion::Template(self.parts.clone()), &AtomicBool::new(false))?;
         Ok(taken.map(|_| child))
     }
 
-    /// Asks a child, which is kept in its `place` if it lives.
+    /// Sends a request to a child, which is kept in `place` if it survives.
     fn ask(
         &self,
         mut child: Confined,
@@ -115,7 +116,8 @@ impl Renderer {
     }
 }
 
-/// What a child's failure is to whoever asked: another time may do, or it is what was asked.
+/// The error for a request that the child did not answer: it may succeed another time, or the request itself is to
+/// blame.
 pub(super) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(String) -> LlmError) -> LlmError {
     let message = format!("{what}: {error}");
     match error {
@@ -128,7 +130,7 @@ pub(super) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(S
     }
 }
 
-/// Tries grammars out of this process.
+/// Compiles grammars in child processes, to find out whether they are harmless.
 #[derive(Debug, Default)]
 pub(super) struct Probes {
     idle: Mutex<Vec<Confined>>,
@@ -137,7 +139,7 @@ pub(super) struct Probes {
     known: Mutex<HashSet<String>>,
 }
 
-/// A turn to compile a grammar; the next has it when this is dropped.
+/// Permission to compile a grammar; the next waiting request gets it when this is dropped.
 pub(super) struct Turn<'a>(&'a Probes);
 
 impl Drop for Turn<'_> {
@@ -147,7 +149,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// How long somebody waits for a turn before it is asked whether he still does.
+/// Interval at which a waiting request checks whether its client has left.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Probes {
@@ -155,8 +157,8 @@ impl Probes {
         Self::default()
     }
 
-    /// Waits for a turn to compile a grammar, and refuses one that takes too much. A few are compiled at once, wherever that
-    /// is, and whether they are known or not.
+    /// Waits for permission to compile a grammar, and refuses a grammar that takes too much. Only a few are compiled at
+    /// once, in children or here, known or not.
     pub(super) fn check(&self, lark: &str, left: &AtomicBool) -> Result<Turn<'_>, LlmError> {
         let mut running = lock(&self.running);
         while *running >= PROBES {

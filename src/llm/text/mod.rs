@@ -1,7 +1,7 @@
-//! Text to tokens and back: tokenizer, chat template, and the defaults a model is published with.
+//! Converts between text and tokens: tokenizer, chat template, and a model's sampling defaults.
 //!
-//! An engine directory keeps them as files under the hub's names; for a GGUF, `gguf.rs` writes those files from its
-//! metadata, so that at run time there is one form.
+//! An engine directory keeps them in files with the hub's names; for a GGUF, `gguf.rs` writes these files from its
+//! metadata, so that at run time there is one format.
 
 mod answer;
 mod chat;
@@ -41,7 +41,7 @@ use crate::checkpoint::read_json;
 use crate::diagnostic::Diagnostic;
 use crate::regular_file;
 
-/// The files an engine directory keeps, besides weights and engines.
+/// The text files of an engine directory.
 pub const TEXT_FILES: [&str; 9] = [
     "config.json",
     "tokenizer.json",
@@ -54,13 +54,13 @@ pub const TEXT_FILES: [&str; 9] = [
     TOOL_USE_TEMPLATE,
 ];
 
-/// The template for conversations in which functions are offered, where a repository keeps it apart.
+/// Path of the template for conversations with functions, if a repository has a separate one.
 pub const TOOL_USE_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
-/// Vocabularies of a quarter of a million tokens take 35 MB.
+/// Largest tokenizer.json in bytes; vocabularies of a quarter of a million tokens take 35 MB.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
 
-/// A model's text side.
+/// Tokenizer, chat template and defaults of a model.
 pub struct Text {
     tokenizer: tokenizers::Tokenizer,
     template: Option<ChatTemplate>,
@@ -73,7 +73,7 @@ pub struct Text {
     grammars: OnceLock<Result<Grammars, Diagnostic>>,
     /// Tokens that end an answer.
     pub stop_tokens: BTreeSet<u32>,
-    /// The makers' sampling.
+    /// The model's sampling defaults.
     pub defaults: Defaults,
     folder: PathBuf,
 }
@@ -84,8 +84,8 @@ impl std::fmt::Debug for Text {
     }
 }
 
-/// Looks at the text files of `folder` before a model is built with them: an error where they are of no use, and words for who
-/// builds where a model with them cannot converse.
+/// Checks the text files in `folder` before a model is built with them: an error if they are unusable, a warning if the
+/// model cannot hold a conversation with them.
 pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
     let text = Text::open(folder)?;
     let prefix = prefix_space(folder)?;
@@ -99,8 +99,8 @@ pub fn judge(folder: &Path) -> Result<Option<String>, LlmError> {
     Ok(prefix)
 }
 
-/// Words where tokenizer_config.json and tokenizer.json disagree on a space before a text, and transformers (5.24) follows the
-/// former, by the class it names.
+/// A warning if tokenizer_config.json and tokenizer.json disagree on a space before a text, and transformers (5.24)
+/// follows the former because of the class that it names.
 fn prefix_space(folder: &Path) -> Result<Option<String>, LlmError> {
     let path = folder.join("tokenizer_config.json");
     let settings = if path.exists() { read_json(&path)? } else { Value::Null };
@@ -127,7 +127,7 @@ fn prefix_space(folder: &Path) -> Result<Option<String>, LlmError> {
 }
 
 impl Text {
-    /// Reads the files of `folder`.
+    /// Reads the files in `folder`.
     pub fn open(folder: &Path) -> Result<Self, LlmError> {
         let path = folder.join("tokenizer.json");
         let fail = |message: Diagnostic| LlmError::Text { path: path.clone(), message };
@@ -170,29 +170,29 @@ impl Text {
         Ok(Self { tokenizer, template, traits, plain, probes, words, longest, grammars, stop_tokens, defaults, folder })
     }
 
-    /// Tokens of a text as it is, with the tokens the model wants around one (usually a first one).
+    /// Encodes a text without template, with the tokens that the model adds (usually a first one).
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, LlmError> {
         self.tokens(text, true)
     }
 
-    /// The same of a text that may have `limit` tokens.
+    /// Encodes a text without template; an error if it has more than `limit` tokens.
     pub fn encode_text_within(&self, text: &str, limit: usize) -> Result<Vec<u32>, LlmError> {
         self.tokens_within(text, true, Some(limit))
     }
 
-    /// Bytes that `limit` tokens can spell: a longer text need not be looked at. No token's own text is shorter than what
-    /// it spells.
+    /// Most bytes of a text with `limit` tokens, so that a longer one need not be tokenised. No token's own text is
+    /// shorter than the text it stands for.
     pub fn most_bytes(&self, limit: usize) -> usize {
         limit.saturating_mul(self.longest)
     }
 
-    /// What its chat template can do; none if it cannot converse.
+    /// Properties of the chat template; `None` without one.
     pub fn traits(&self) -> Option<Traits> {
         self.traits
     }
 
-    /// Compiles a grammar for its tokens. The first takes a moment longer. What it costs is tried out in a process of its own
-    /// first, where there is a program for that, until `left` is true.
+    /// Compiles a grammar for the model's tokens; the first takes a moment longer. If the program registered its
+    /// executable, the cost is first measured in a child process. Gives up once `left` is true.
     pub fn grammar(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
         let new = || Grammars::new(self.words(), &self.stop_tokens).map_err(Diagnostic::from);
         let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Internal(error.clone()))?;
@@ -210,24 +210,24 @@ impl Text {
         self.words.get_or_init(|| vocabulary::words(&self.tokenizer))
     }
 
-    /// The bytes a token spells.
+    /// The bytes that a token stands for.
     pub fn bytes(&self, token: u32) -> &[u8] {
         let word = self.words().get(token as usize).map_or(&[][..], Vec::as_slice);
         word.strip_prefix(&[SPECIAL]).unwrap_or(word)
     }
 
-    /// The token with this spelling that no text can spell.
+    /// The special token with this spelling, which no text is tokenised to.
     pub fn special(&self, spelling: &str) -> Option<u32> {
         let token = self.tokenizer.token_to_id(spelling)?;
         self.words().get(token as usize)?.starts_with(&[SPECIAL]).then_some(token)
     }
 
-    /// The text of some tokens.
+    /// Decodes tokens to text.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, LlmError> {
         self.tokenizer.decode(tokens, skip_special).map_err(|error| LlmError::Internal(error.to_string().into()))
     }
 
-    /// A token's own spelling.
+    /// A token's own text in the vocabulary.
     pub fn piece(&self, token: u32) -> Option<String> {
         self.tokenizer.id_to_token(token)
     }
@@ -237,7 +237,8 @@ impl Text {
         Ok(encoding.map_err(|error| LlmError::Internal(error.to_string().into()))?.get_ids().to_vec())
     }
 
-    /// Tokens of a text, unless they are more than `limit`: megabytes that would be refused are not made into tokens first.
+    /// Tokenises a text, unless it has more than `limit` tokens: megabytes that would be refused are not tokenised
+    /// first.
     fn tokens_within(&self, text: &str, special: bool, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
         let Some(limit) = limit else { return self.tokens(text, special) };
         if text.len() > self.most_bytes(limit) {
@@ -255,7 +256,7 @@ impl Text {
         self.tokens(text, special)
     }
 
-    /// Tokens of parts that follow each other, each for itself.
+    /// Tokenises consecutive parts of a text separately.
     fn joined(&self, parts: &[String], limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
         let mut tokens = Vec::new();
         let too_long = |have: usize| too_long(have, limit.unwrap_or(usize::MAX));
@@ -278,8 +279,8 @@ impl Text {
         Ok(tokens)
     }
 
-    /// Tokens of a text that goes on: SentencePiece's tokenizers put a space before whatever they are given, so it is given
-    /// a newline first, which is a token of its own.
+    /// Tokenises a part inside of a text: SentencePiece's tokenizers prepend a space to every text, so it is preceded
+    /// by a newline, which is a token of its own.
     fn continuation(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, LlmError> {
         let begins =
             |text: &str| self.tokens(text, false).map(|tokens| tokens.first().and_then(|one| self.piece(*one)));
@@ -300,10 +301,10 @@ fn too_long(have: usize, limit: usize) -> LlmError {
     LlmError::TooLong { what: "a prompt", have, limit, help }
 }
 
-/// Tokens by which a text cut in two may have more than the whole.
+/// Most additional tokens of a text that is cut in two.
 const CUT: usize = 64;
 
-/// The ends of an answer that these files name.
+/// The end tokens that these files name by number.
 fn ends_by_number(files: [&Value; 3]) -> BTreeSet<u32> {
     let named = files.into_iter().filter_map(|file| file.get("eos_token_id"));
     named.flat_map(|id| id.as_array().map_or(std::slice::from_ref(id), Vec::as_slice)).filter_map(token_id).collect()

@@ -1,4 +1,5 @@
-//! What is asked of a GGUF before it is built: which one, in how many parts, and with which template.
+//! Checks GGUF sources before a build: that there is exactly one model, in how many parts, and with a usable chat
+//! template.
 
 use anyhow::bail;
 
@@ -9,10 +10,10 @@ use crate::log::printable;
 use crate::progress::Event;
 use crate::recipe::Plan;
 
-/// Characters of a name that messages show.
+/// Most characters of a name in messages.
 const SHOWN: usize = 120;
 
-/// Of the GGUF files that `files:` matches in a repository, there must be one, or the parts of one.
+/// Checks that the GGUF files in a repository that `files:` matches are one file, or the parts of one.
 pub(super) fn check_one(plan: &Plan, repository: &str, names: &[&str]) -> anyhow::Result<()> {
     match names.first() {
         Some(first) if !names.iter().all(|name| is_of(name, first)) => {
@@ -24,13 +25,13 @@ pub(super) fn check_one(plan: &Plan, repository: &str, names: &[&str]) -> anyhow
     }
 }
 
-/// Whether a file is the one that was named, or a part of the same GGUF.
+/// Whether a file is the named one, or a part of the same GGUF.
 pub(super) fn is_of(name: &str, named: &str) -> bool {
     let parts = PartName::of(name).zip(PartName::of(named));
     name == named || parts.is_some_and(|(part, named)| part.is_beside(&named))
 }
 
-/// What is said of an Ollama model whose only template is Ollama's, and which file would do.
+/// The error for an Ollama model that has only Ollama's own template, with a file that would do.
 fn no_template(gguf: Option<&Gguf>) -> Diagnostic {
     let origin = gguf.and_then(origin).unwrap_or_else(|| "the original model".to_owned());
     Diagnostic::new(
@@ -42,8 +43,8 @@ fn no_template(gguf: Option<&Gguf>) -> Diagnostic {
     ))
 }
 
-/// The model that a GGUF was made of, as its metadata tell (gguf-py's `constants.py`): its own name, and what that was tuned
-/// from, which may know no conversations.
+/// The repository that a GGUF was converted from, by its metadata (gguf-py's `constants.py`): its own name, and that of
+/// the model it was tuned from, which may have no chat template.
 fn origin(gguf: &Gguf) -> Option<String> {
     let text = |key: &str| {
         let text = gguf.text(key).map(str::trim).filter(|text| !text.is_empty())?;
@@ -65,7 +66,7 @@ fn origin(gguf: &Gguf) -> Option<String> {
     }
 }
 
-/// Ollama's template is in Go's language and is not read: another must be there.
+/// Checks that a chat template is available. Ollama's, in Go's language, is not supported.
 pub(super) fn check_template(
     plan: &Plan,
     checkpoint: &Checkpoint,

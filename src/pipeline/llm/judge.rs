@@ -1,13 +1,12 @@
-//! What can be refused is refused early: before gigabytes have come if the small files say so, and before anything is hashed
-//! or built. In this order: the kind of model, what it is quantised with, its arithmetic, its weights' files, its vocabulary,
-//! its chat template, its lengths.
+//! Refuses early: before gigabytes are downloaded if the small files suffice, and before anything is hashed or built.
+//! Checked in this order: kind of model, quantisation, arithmetic, weight files, vocabulary, chat template, lengths.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::{Source, files, gguf, is_text, limits};
+use super::{OpenedSource, files, gguf, is_text, limits};
 use crate::checkpoint::{Adapter, CheckpointError, gguf_models, gguf_set_aside, read_json, weight_files};
 use crate::convert::{self, Transformer};
 use crate::diagnostic::Diagnostic;
@@ -17,7 +16,7 @@ use crate::llm::text::{TEXT_FILES, check_vocabulary, judge};
 use crate::progress::Event;
 use crate::recipe::{LlmPlan, Plan, SourcePlan};
 
-/// A repository as far as its names and small files tell.
+/// A repository, as far as its file names and small files are known.
 struct Repository<'a> {
     plan: &'a Plan,
     fetcher: &'a Fetcher,
@@ -26,7 +25,7 @@ struct Repository<'a> {
 }
 
 impl Repository<'_> {
-    /// Its files of just these names.
+    /// A source with only the files of these names.
     fn source(&self, names: &[&str]) -> SourcePlan {
         SourcePlan::Hub {
             repository: self.repository.to_owned(),
@@ -41,13 +40,13 @@ impl Repository<'_> {
     }
 }
 
-/// The folder before a name, with its slash.
+/// The folder part of a name, with its slash.
 fn folder_of(name: &str) -> &str {
     name.rfind('/').map_or("", |at| &name[..=at])
 }
 
-/// Before gigabytes are downloaded: is it a model we can build? Returns what is to be fetched: of several copies of the
-/// weights one.
+/// Checks before the download whether the model can be built. Returns the source to fetch, with one of several copies
+/// of the weights.
 pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
     let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else {
         return Ok(plan.source.clone());
@@ -91,7 +90,7 @@ pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> any
 }
 
 impl Repository<'_> {
-    /// Why there is nothing to build; an adapter names its base.
+    /// The error for a repository without usable weights; for an adapter it names the base model.
     fn no_weights(&self, all: &[&str], message: Diagnostic, lock: &mut Lock) -> anyhow::Error {
         let what = format!("{}: {}@{}", self.plan.name, self.repository, self.revision);
         if all.contains(&"adapter_config.json") {
@@ -105,7 +104,7 @@ impl Repository<'_> {
         FetchError::NoModel { name: what, message }.into()
     }
 
-    /// Vocabulary and template.
+    /// Checks vocabulary and chat template.
     fn text(&self, all: &[&str], wanted: &[&str], folder: &str, lock: &mut Lock) -> anyhow::Result<()> {
         let within = |names: &[&str]| -> Vec<String> {
             names.iter().filter_map(|name| name.strip_prefix(folder)).map(str::to_owned).collect()
@@ -123,7 +122,7 @@ fn paths_of(fetched: Fetched) -> Vec<PathBuf> {
     fetched.files.into_iter().map(|file| file.path).collect()
 }
 
-/// The kind of model, what it is quantised with, its arithmetic, its lengths, where a config.json says them.
+/// Checks kind of model, quantisation, arithmetic and lengths, if there is a config.json.
 pub(super) fn configuration(plan: &Plan, paths: &[PathBuf]) -> anyhow::Result<()> {
     if paths.iter().any(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
         return Ok(());
@@ -136,7 +135,7 @@ pub(super) fn configuration(plan: &Plan, paths: &[PathBuf]) -> anyhow::Result<()
     length_of(plan, &model)
 }
 
-/// Whether the longest sequence is one that the model reaches.
+/// Checks that the model supports the longest sequence of the plan.
 pub(super) fn length_of(plan: &Plan, model: &Transformer) -> anyhow::Result<()> {
     let limits = limits(plan)?;
     if limits.max_input_len + limits.max_output_len > model.max_position {
@@ -151,7 +150,7 @@ pub(super) fn length_of(plan: &Plan, model: &Transformer) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Why files of these names have no vocabulary, if so; `beside` is what lies with them.
+/// Why files with these names contain no vocabulary; `None` if they do. `beside` are the names in the same folder.
 fn no_vocabulary(names: &[String], beside: &[String]) -> Option<Diagnostic> {
     let is_one = |wanted: &str, names: &[String]| names.iter().any(|name| name == wanted);
     if is_one("tokenizer.json", names) {
@@ -165,8 +164,8 @@ fn no_vocabulary(names: &[String], beside: &[String]) -> Option<Diagnostic> {
     ))
 }
 
-/// Whether a model's words and its template can be read; what is worth a line.
-pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>> {
+/// Checks that vocabulary and chat template can be read; returns warnings.
+pub(super) fn check_text_files(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Vec<String>> {
     let checkpoint = &source.checkpoint;
     let mut notes = Vec::new();
     match &checkpoint.gguf {
@@ -186,8 +185,8 @@ pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>>
     Ok(notes)
 }
 
-/// Looks at the text files as an engine directory would hold them. Errors name the files they come from.
-fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Result<Option<String>> {
+/// Checks the text files as an engine directory would hold them. Errors name the original files.
+fn text(plan: &Plan, paths: &[PathBuf], source: Option<&OpenedSource>) -> anyhow::Result<Option<String>> {
     let template = plan.model.llm().and_then(|llm| llm.chat_template.as_deref());
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
     match source {

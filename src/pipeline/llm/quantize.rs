@@ -1,8 +1,7 @@
-//! Quantises a checkpoint's layers while it is put into the engine directory, as compressed-tensors has them
-//! (`pack-quantized`), which the runtime reads and other servers do too. Embedding, output matrix and vectors stay as they
-//! are.
+//! Quantises a checkpoint's layers into the engine directory, in the format of compressed-tensors (`pack-quantized`),
+//! which the runtime and other servers read. Embedding, output matrix and vectors keep their precision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::Path;
@@ -14,7 +13,7 @@ use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use super::calibrate::{self, Divisor, Scales};
-use super::{LlmTarget, Source};
+use super::{LlmTarget, OpenedSource};
 use crate::artifact::about;
 use crate::checkpoint::{Checkpoint, Planned, View, read_json, write_safetensors};
 use crate::convert::{Part, Scheme, Transformer};
@@ -30,12 +29,13 @@ use crate::spec::LlmRecord;
 use crate::tensor::DType;
 use crate::verify;
 
-/// Groups that the runtime multiplies packed, largest first.
+/// Group sizes that the runtime supports for packed weights, largest first.
 const GROUPS: [usize; 3] = [128, 64, 32];
+/// Name of the file with the quantised weights.
 const FILE: &str = "model.safetensors";
 
-/// The scheme a plan asks for, with groups that every matrix of the model can be cut into.
-pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Scheme>> {
+/// The scheme that a plan asks for, with a group size that divides the inputs of every matrix.
+pub(super) fn scheme(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Option<Scheme>> {
     let model = &source.model;
     let Some(bits) = plan.build.precision.bits() else { return Ok(None) };
     for part in matrices(model) {
@@ -53,22 +53,26 @@ pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Sche
         None => GROUPS.into_iter().find(|group| fits(*group)),
     };
     let Some(group) = group else {
-        bail!(
-            Diagnostic::new(format!("{}: its matrices cannot be cut into such groups of inputs", plan.name))
-                .with_help("use `group_size: 32`, or fp16")
-        )
+        let sizes: BTreeSet<usize> = matrices(model).map(|part| part.shape[1]).collect();
+        let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let (wanted, help) = match plan.build.group_size {
+            Some(group) => (format!("group_size {group} does not divide"), "leave out `group_size`, or use fp16"),
+            None => ("none of the group sizes 128, 64 and 32 divides".to_owned(), "use fp16"),
+        };
+        let message = format!("{}: {wanted} all of the model's input sizes ({sizes})", plan.name);
+        bail!(Diagnostic::new(message).with_help(help))
     };
     // A zero point saves four bits much error and eight bits none.
     Ok(Some(Scheme { bits, group, symmetric: bits == 8 }))
 }
 
-/// Parts of the layers' matrices.
+/// The matrices of the layers.
 fn matrices(model: &Transformer) -> impl Iterator<Item = Part> {
     let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
     weights.filter(|weight| weight.role.is_matrix()).flat_map(|weight| weight.parts)
 }
 
-/// Everything else the model is made of.
+/// All other tensors of the model.
 fn others(model: &Transformer) -> Vec<Part> {
     let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
     let vectors = weights.filter(|weight| !weight.role.is_matrix()).flat_map(|weight| weight.parts);
@@ -79,28 +83,28 @@ fn others(model: &Transformer) -> Vec<Part> {
     parts
 }
 
-/// One matrix, quantised.
+/// A quantised matrix.
 struct QuantisedMatrix {
     words: Vec<u8>,
     scales: Vec<u8>,
     zeros: Vec<u8>,
-    /// Sum of the squares of what was lost, and of all.
+    /// Sum of squares of the rounding errors, and of the weights.
     lost: f64,
     whole: f64,
 }
 
-/// Integers of `bits` in a 32-bit word.
+/// Number of integers of `bits` in a 32-bit word.
 fn in_word(bits: u32) -> usize {
     (32 / bits) as usize
 }
 
-/// Integers of `bits` in 32-bit words, the first in the lowest bits.
+/// Packs integers of `bits` into 32-bit words, the first in the lowest bits.
 fn pack(quants: &[u8], bits: u32) -> Vec<u8> {
     let word = |some: &[u8]| some.iter().rev().fold(0_u32, |word, q| word << bits | u32::from(*q));
     quants.chunks(in_word(bits)).flat_map(|some| word(some).to_le_bytes()).collect()
 }
 
-/// Its columns multiplied and its rows divided first, if there is anything by which.
+/// Quantises a matrix, after multiplying its columns and dividing its rows by the AWQ scales, if there are any.
 fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by: Option<&[f32]>) -> QuantisedMatrix {
     let (rows, columns) = (view.rows(), view.columns());
     let groups = columns / scheme.group;
@@ -139,12 +143,12 @@ fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by
     }
 }
 
-/// The type of a tensor that stays: its own, or where it is in blocks float16.
+/// Type of a tensor that is not quantised: its own, or float16 for GGUF blocks.
 fn kept_type(view: &View<'_>) -> DType {
     view.encoding.dtype().unwrap_or(DType::Float16)
 }
 
-/// Its bytes.
+/// The bytes of a tensor that is not quantised, in [`kept_type`].
 fn kept(view: &View<'_>) -> Vec<u8> {
     if view.encoding.dtype().is_some() {
         return view.ordered().into_owned();
@@ -154,7 +158,7 @@ fn kept(view: &View<'_>) -> Vec<u8> {
     values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
 }
 
-/// A vector's bytes, divided: float32.
+/// The bytes of a vector divided by AWQ scales, in float32.
 fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
     let mut values = vec![0.0; view.columns()];
     view.read(0, &mut values);
@@ -162,7 +166,7 @@ fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
     values.flat_map(f32::to_le_bytes).collect()
 }
 
-/// The tensors to be written, and the part of the model that each is made of.
+/// The tensors to write, and the part of the model that each is made from.
 fn planned(
     checkpoint: &Checkpoint,
     model: &Transformer,
@@ -201,7 +205,7 @@ fn planned(
     Ok((planned, filled))
 }
 
-/// Writes the quantised weights into `staged`; their file's name below `weights/`.
+/// Writes the quantised weights into `staged`; returns the file's name below `weights/`.
 pub(super) fn write(
     target: &LlmTarget,
     scheme: Scheme,
@@ -248,7 +252,7 @@ pub(super) fn write(
     written.with_context(|| format!("cannot write {}", path.display()))?;
     out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
     let text = format!(
-        "{}: layers in {} bits, groups of {}; what is lost is {:.1} % of the weights (root mean square)",
+        "{}: layers in {} bits, groups of {}; rounding error {:.1} % of the weights (root mean square)",
         target.plan.name,
         scheme.bits,
         scheme.group,
@@ -258,7 +262,7 @@ pub(super) fn write(
     Ok(vec![FILE.to_owned()])
 }
 
-/// Says in the directory's config.json how the weights are packed.
+/// Adds the packing format to the directory's config.json.
 pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
     let path = staged.join("config.json");
     let mut config = read_json(&path)?;
@@ -280,9 +284,9 @@ pub(super) fn describe(scheme: Scheme, staged: &Path) -> anyhow::Result<()> {
     Ok(fs::write(&path, text).map_err(about(&path))?)
 }
 
-/// What it has cost, here or whoever did it: by the checkpoint in floats.
-pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
-    let Source { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
+/// Measures the quality loss of weights that were quantised here or by others, against the float checkpoint.
+pub(super) fn measure_quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
+    let OpenedSource { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
     if model.vocab_size != target.source.model.vocab_size {
         let what = format!(
             "{}: the reference of `verify` has {} tokens, the model {}",

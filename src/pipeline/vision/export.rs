@@ -1,4 +1,4 @@
-//! Ultralytics' own ONNX exports, which say task, head, stride and names in their metadata (`engine/exporter.py`).
+//! Reads Ultralytics' ONNX exports, whose metadata contains task, head, stride and class names (`engine/exporter.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ pub(super) fn load(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
     onnx(path, Meaning::Yolo(yolo, classifier))
 }
 
-/// How the output says where objects are: the head's name or the model's tells RT-DETR, the shape the others.
+/// Layout of the detector's output: RT-DETR by the name of head or model, the others by shape.
 fn boxes(path: &Path, model: &Model, task: Task, classes: usize) -> anyhow::Result<Boxes> {
     let outputs = model.outputs()?;
     let dims = |index: usize| outputs.get(index).map(|output| output.shape.as_slice()).unwrap_or_default();
@@ -128,7 +128,7 @@ mod tests {
         graph.finish(Path::new("m.onnx")).unwrap()
     }
 
-    /// Metadata and shapes as Ultralytics 8.4.190 exports them, and older ones.
+    /// Metadata and shapes of Ultralytics 8.4.190's exports, and of older ones.
     #[test]
     fn shapes_and_heads_tell_where_boxes_are() {
         let fixed = |shape: [usize; 3]| shape.map(Some);

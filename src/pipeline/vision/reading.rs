@@ -1,4 +1,4 @@
-//! What a classifier's output holds: what the recipe says of it, unless the model's last nodes show that it is not so.
+//! Determines what a classifier's output holds: the recipe decides, unless the model's last nodes contradict it.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use crate::diagnostic::Diagnostic;
 use crate::onnx::{Ending, Model};
 use crate::spec::ClassifierOutput;
 
-/// How the output of a model, whose file is `place` for the user, is read, and what to know of that. `default` is read where
-/// neither the recipe nor the model's end says anything.
+/// How to interpret the output of a model, whose file the user knows as `place`, and warnings about it. `default`
+/// applies if neither the recipe nor the model's last nodes decide.
 pub(super) fn reading(
     (model, place): (&Model, &Path),
     said: Option<ClassifierOutput>,

@@ -1,10 +1,10 @@
-//! What the child does: it renders a template, compiles grammars, and says what became of it.
+//! The child's side: renders a template, compiles grammars, and reports the results.
 
 use super::TextQuestion;
 use crate::llm::grammar::Grammars;
 use crate::llm::text::template::ChatTemplate;
 
-/// The child's answers.
+/// Answers a parent's requests.
 pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
     let (mut template, mut grammars) = (None, None);
     move |question: &[u8]| {
