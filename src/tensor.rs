@@ -2,6 +2,8 @@
 //!
 //! Everything that crosses a backend's border is one of these, row-major and contiguous.
 
+mod batch;
+
 use std::fmt;
 use std::io::{self, Read, Write};
 

@@ -1,10 +1,11 @@
 //! An engine directory as one thing: what its manifest says, whether its files are what they were, and who runs it.
 //!
 //! Its layout and document are [`crate::manifest`]'s. `check.rs` looks at the files, `open.rs` opens a session or a language
-//! model, `ultralytics.rs` writes what Ultralytics' engine files begin with.
+//! model, `picture_model.rs` is the way from pictures to answers, `ultralytics.rs` writes what Ultralytics' engine files begin with.
 
 mod check;
 mod open;
+mod picture_model;
 mod ultralytics;
 
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use crate::progress::Progress;
 
 pub use check::Damage;
 pub use open::Preference;
+pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;
 
 /// An engine directory whose manifest was read.

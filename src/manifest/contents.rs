@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Quality;
 use super::layout::WEIGHTS;
-use crate::spec::{Classifier, Kind, LlmRecord, Preprocess, ShapeRange, Yolo};
+use crate::spec::{ClassifierSpec, Kind, LlmRecord, Preprocess, ShapeRange, Yolo};
 use crate::tensor::TensorSpec;
 
 /// One engine of one ONNX model.
@@ -66,7 +66,7 @@ pub enum EngineContents {
         yolo: Yolo,
         /// The same for one that classifies, and for no other.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        classifier: Option<Classifier>,
+        classifier: Option<ClassifierSpec>,
     },
     /// An image classifier.
     Classifier {
@@ -74,7 +74,7 @@ pub enum EngineContents {
         #[serde(flatten)]
         graph: GraphEngine,
         /// How pictures go in and answers come out.
-        classifier: Classifier,
+        classifier: ClassifierSpec,
     },
     /// Any other ONNX model: tensors go in and come out.
     Onnx(GraphEngine),
@@ -102,7 +102,7 @@ impl EngineContents {
     }
 
     /// What classifies pictures, if it does.
-    pub fn classifier(&self) -> Option<&Classifier> {
+    pub fn classifier(&self) -> Option<&ClassifierSpec> {
         match self {
             EngineContents::Yolo { classifier, .. } => classifier.as_ref(),
             EngineContents::Classifier { classifier, .. } => Some(classifier),

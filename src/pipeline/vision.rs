@@ -20,7 +20,7 @@ use crate::fetch::Fetched;
 use crate::manifest::{EngineContents, GraphEngine};
 use crate::onnx::Model;
 use crate::recipe::{ClassifierPlan, ModelPlan, Plan, SourcePlan, YoloPlan};
-use crate::spec::{Boxes, Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
+use crate::spec::{Boxes, ClassifierOutput, ClassifierSpec, Preprocess, Resize, Task, Yolo};
 use crate::vision::PictureInput;
 
 /// What a model's tensors mean.
@@ -29,13 +29,13 @@ pub(super) enum Meaning {
     /// Nothing that is known: tensors go in and come out.
     Tensors,
     /// Pictures go in, what is on them comes out.
-    Classifier(Classifier),
+    Classifier(ClassifierSpec),
     /// Pictures go in, objects come out; of a classifying model what is on them.
-    Yolo(Yolo, Option<Classifier>),
+    Yolo(Yolo, Option<ClassifierSpec>),
 }
 
 impl Meaning {
-    pub(super) fn classifier(&self) -> Option<&Classifier> {
+    pub(super) fn classifier(&self) -> Option<&ClassifierSpec> {
         match self {
             Meaning::Tensors => None,
             Meaning::Classifier(classifier) => Some(classifier),
@@ -142,8 +142,13 @@ fn finished(
     preprocess: Preprocess,
     labels: Option<Vec<String>>,
     output: ClassifierOutput,
-) -> Classifier {
-    Classifier { preprocess, labels: plan.labels.clone().or(labels), output, class_values: plan.class_values.clone() }
+) -> ClassifierSpec {
+    ClassifierSpec {
+        preprocess,
+        labels: plan.labels.clone().or(labels),
+        output,
+        class_values: plan.class_values.clone(),
+    }
 }
 
 /// A Hugging Face folder: the checkpoint says what the recipe does not.
@@ -207,8 +212,8 @@ fn around(
     names: Vec<String>,
     stride: usize,
     size: [u32; 2],
-) -> (Yolo, Option<Classifier>) {
-    let classifier = (task == Task::Classify).then(|| Classifier {
+) -> (Yolo, Option<ClassifierSpec>) {
+    let classifier = (task == Task::Classify).then(|| ClassifierSpec {
         // torchvision's Resize and CenterCrop, as Ultralytics uses them (`data/augment.py`, `classify_transforms`): to the
         // shorter edge for a square, else to both sides, so that nothing is left to cut.
         preprocess: Preprocess {

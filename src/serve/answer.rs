@@ -13,14 +13,14 @@ use crate::llm::text::{AnswerReader, Delta, Text};
 use crate::llm::{Choice, Finish, Piece, Usage};
 
 /// What a response is called, and how it is told.
-pub(super) struct Frame {
+pub(super) struct Envelope {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) created: u64,
     pub(super) usage: UsageChunks,
 }
 
-impl Frame {
+impl Envelope {
     pub(super) fn new(prefix: &str, model: String, usage: UsageChunks) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { id: format!("{prefix}-{}", super::random_name(24)), model, created, usage }
@@ -61,7 +61,7 @@ pub(super) trait ResponseEncoder: Send {
 
 /// A conversation's answer.
 pub(super) struct ChatShape {
-    frame: Frame,
+    frame: Envelope,
     text: Arc<Text>,
     reader: AnswerReader,
     begun: bool,
@@ -84,7 +84,7 @@ struct Call {
 const CHAT_CHUNK: &str = "chat.completion.chunk";
 
 impl ChatShape {
-    pub(super) fn new(frame: Frame, text: Arc<Text>, reader: AnswerReader) -> Self {
+    pub(super) fn new(frame: Envelope, text: Arc<Text>, reader: AnswerReader) -> Self {
         let (content, reasoning) = (String::new(), String::new());
         let (calls, logprobs) = (Vec::new(), Vec::new());
         Self { frame, text, reader, begun: false, content, reasoning, reasoning_tokens: 0, calls, logprobs, last: None }
@@ -216,7 +216,7 @@ fn logprob_entry(text: &Text, choice: &Choice, logprob: f32) -> Value {
 
 /// A text's continuation.
 pub(super) struct TextShape {
-    frame: Frame,
+    frame: Envelope,
     text: Arc<Text>,
     said: String,
     tokens: Vec<Choice>,
@@ -226,7 +226,7 @@ pub(super) struct TextShape {
 const TEXT: &str = "text_completion";
 
 impl TextShape {
-    pub(super) fn new(frame: Frame, text: Arc<Text>) -> Self {
+    pub(super) fn new(frame: Envelope, text: Arc<Text>) -> Self {
         Self { frame, text, said: String::new(), tokens: Vec::new(), last: None }
     }
 

@@ -133,7 +133,7 @@ impl ClassifierOutput {
 
 /// A classifier's way in and out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Classifier {
+pub struct ClassifierSpec {
     /// Image to tensor.
     pub preprocess: Preprocess,
     /// Class names, if there are any.
