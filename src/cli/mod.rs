@@ -29,7 +29,8 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::{BackendError, isolated, onnxruntime};
+use crate::api::{ErrorKind, text_of};
+use crate::backend::{isolated, onnxruntime};
 use crate::confined;
 use crate::diagnostic::Diagnostic;
 use crate::llm::text::child;
@@ -141,18 +142,11 @@ pub fn main() -> Exit {
 /// How long the last lines of the log may take, where somebody reads them slowly or not at all.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Prints an error and its causes, a cause only if it says something new.
+/// Prints an error and its causes.
 fn report(error: &anyhow::Error) {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
-        }
-    }
-    say(format!("error: {}", shortened(&text)));
+    say(format!("error: {}", shortened(&text_of(error))));
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
-    if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
+    if ErrorKind::of(error) == ErrorKind::NoDevice {
         say(
             "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
         );

@@ -18,7 +18,7 @@ use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;
 
 pub use check::Damage;
-pub use open::Preference;
+pub use open::BackendChoice;
 pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;
 

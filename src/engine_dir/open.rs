@@ -14,7 +14,7 @@ use crate::tensor::{Tensor, TensorSpec};
 
 /// Who is to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preference {
+pub enum BackendChoice {
     /// TensorRT where there is a GPU; else the CPU reference, but never on a Jetson.
     Auto,
     /// The engine on the GPU.
@@ -31,11 +31,11 @@ impl EngineDir {
     }
 
     /// Who computes, with nothing left open. `tell` hears of a GPU that is missing.
-    pub fn choose(&self, preference: Preference, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
+    pub fn choose(&self, preference: BackendChoice, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
         match preference {
-            Preference::TensorRt => {}
-            Preference::Cpu => return Ok(Runner::Cpu),
-            Preference::Auto => match Device::open() {
+            BackendChoice::TensorRt => {}
+            BackendChoice::Cpu => return Ok(Runner::Cpu),
+            BackendChoice::Auto => match Device::open() {
                 Ok(_) => {}
                 Err(error) if l4t_release().is_some() => {
                     // A Jetson has a GPU: a slow answer from the CPU would hide what is broken.
