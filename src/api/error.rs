@@ -84,14 +84,14 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.diagnostic.fmt(f)
+        fmt::Display::fmt(&self.diagnostic, f)
     }
 }
 
 /// As [`fmt::Display`]: it is what people see of a `main` that returns an error.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.diagnostic.fmt(f)
+        fmt::Display::fmt(&self.diagnostic, f)
     }
 }
 
