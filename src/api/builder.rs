@@ -208,7 +208,7 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Hears of every stage, of downloads and of warnings. Default: nobody does.
+    /// Receives stages, downloads and warnings. Default: they are dropped.
     #[must_use]
     pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
         self.progress = progress;

@@ -42,14 +42,14 @@ impl Builder<YoloRecipe> {
         self
     }
 
-    /// Objects that the model is less sure of are not reported, 0 to 1. Default: 0.25.
+    /// Score threshold, 0 to 1: objects below it are not reported. Default: 0.25.
     #[must_use]
     pub fn confidence(mut self, confidence: f32) -> Self {
         self.recipe.confidence = Some(confidence);
         self
     }
 
-    /// Of two boxes of one class that overlap more than this (intersection over union, 0 to 1), the better one is kept.
+    /// IoU threshold of non-maximum suppression, 0 to 1: of two boxes of one class that overlap more, the better one is kept.
     /// Default: 0.7.
     #[must_use]
     pub fn iou(mut self, iou: f32) -> Self {
@@ -57,7 +57,7 @@ impl Builder<YoloRecipe> {
         self
     }
 
-    /// Objects reported at most. Default: 300.
+    /// Largest number of objects reported. Default: 300.
     #[must_use]
     pub fn max_detections(mut self, count: u32) -> Self {
         self.recipe.max_detections = Some(count);

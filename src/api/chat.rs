@@ -1,4 +1,4 @@
-//! Conversations with a language model.
+//! [`ChatModel`]: conversations with a language model.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use crate::engine_dir::BackendChoice;
 use crate::llm::text::{AnswerForm, AnswerReader, Chat, Delta, Message};
 use crate::llm::{Choice, Finish, Generator, Grammar, Piece, Request, RunningAnswer, Usage, schema};
 
-/// A language model that answers.
+/// A language model's engines, for chat and completion.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), watus_build::Error> {
@@ -43,7 +43,7 @@ pub struct ChatModel {
     max_tokens: usize,
 }
 
-/// How a [`ChatModel`] is opened.
+/// Options for opening a [`ChatModel`].
 pub struct ChatModelBuilder {
     opening: Opening,
 }
@@ -175,7 +175,7 @@ impl ChatModel {
         self.generator.text().piece(token)
     }
 
-    /// Who computes, and on what.
+    /// The backend and the device.
     pub fn info(&mut self) -> BackendInfo {
         self.generator.executor().info()
     }

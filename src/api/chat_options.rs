@@ -1,10 +1,11 @@
-//! How a language model is to answer, by the names of OpenAI's parameters.
+//! Options of an answer, named as OpenAI's parameters.
 
 use serde_json::{Map, Value, json};
 
 use crate::llm::text::Wishes;
 
-/// How a language model is to answer. What is not said is as the model's makers recommend, or greedy where they do not.
+/// Sampling and limits of an answer. Options that are not set follow the model's generation_config.json, or greedy decoding if it
+/// has none.
 ///
 /// ```
 /// use watus_build::ChatOptions;
@@ -25,7 +26,7 @@ pub struct ChatOptions {
 }
 
 impl ChatOptions {
-    /// As the model's makers recommend.
+    /// The model's own defaults.
     pub fn new() -> Self {
         Self::default()
     }
@@ -35,7 +36,7 @@ impl ChatOptions {
         Self { wishes, ..Self::default() }
     }
 
-    /// Tokens of the answer at most. Default: the recipe's `max_output_len`.
+    /// Largest number of tokens of the answer. Default: the recipe's `max_output_len`.
     #[must_use]
     pub fn max_tokens(mut self, tokens: usize) -> Self {
         self.max_tokens = Some(tokens);

@@ -1,4 +1,4 @@
-//! What a picture shows.
+//! [`Classifier`]: what a picture shows.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::backend::{BackendInfo, Session};
 use crate::engine_dir::{BackendChoice, PictureAnswer, PictureMeaning, PictureModel};
 use crate::vision::{Answer, TOP};
 
-/// Says what pictures show, with the engine of an image classifier or of a YOLO model that classifies.
+/// An image classifier's engine, or a classifying YOLO's.
 ///
 /// ```
 /// # fn main() -> Result<(), watus_build::Error> {
@@ -35,7 +35,7 @@ pub struct Classifier {
     session: Box<dyn Session>,
 }
 
-/// How a [`Classifier`] is opened.
+/// Options for opening a [`Classifier`].
 pub struct ClassifierBuilder {
     opening: Opening,
     top: usize,
@@ -108,7 +108,7 @@ impl Classifier {
         ClassifierBuilder { opening: Opening::new(folder.as_ref()), top: TOP }
     }
 
-    /// What a picture shows.
+    /// Classifies a picture.
     pub fn classify<'a>(&mut self, frame: impl Into<Frame<'a>>) -> Result<Classification, Error> {
         let frame: Frame<'a> = frame.into();
         let answers = self.classify_batch([frame])?;
@@ -116,8 +116,7 @@ impl Classifier {
         answers.into_iter().next().ok_or_else(none)
     }
 
-    /// What each of several pictures shows; they may be of different sizes. The engine looks at as many at once as it was built
-    /// for.
+    /// Classifies several pictures, which may differ in size, in batches as large as the engine takes.
     pub fn classify_batch<'a, F: Into<Frame<'a>>>(
         &mut self,
         frames: impl IntoIterator<Item = F>,
@@ -143,7 +142,7 @@ impl Classifier {
         &self.name
     }
 
-    /// Who computes, and on what.
+    /// The backend and the device.
     pub fn info(&self) -> BackendInfo {
         self.session.info()
     }

@@ -1,4 +1,4 @@
-//! Objects on pictures.
+//! [`Detector`]: objects on pictures.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::diagnostic::Diagnostic;
 use crate::engine_dir::{BackendChoice, PictureAnswer, PictureMeaning, PictureModel};
 use crate::vision::{Detection, RgbImage, annotate};
 
-/// Finds objects on pictures, with the engine of a YOLO model.
+/// A YOLO engine that detects objects on pictures.
 ///
 /// ```
 /// # fn main() -> Result<(), watus_build::Error> {
@@ -36,7 +36,7 @@ pub struct Detector {
     session: Box<dyn Session>,
 }
 
-/// How a [`Detector`] is opened.
+/// Options for opening a [`Detector`].
 pub struct DetectorBuilder {
     opening: Opening,
     confidence: Option<f32>,
@@ -47,22 +47,22 @@ pub struct DetectorBuilder {
 impl DetectorBuilder {
     opening_methods!();
 
-    /// Objects that the model is less sure of are not reported, 0 to 1. Default: the recipe's.
+    /// Score threshold, 0 to 1: objects below it are not reported. Default: the recipe's.
     #[must_use]
     pub fn confidence(mut self, confidence: f32) -> Self {
         self.confidence = Some(confidence);
         self
     }
 
-    /// Of two boxes of one class that overlap more than this (intersection over union, 0 to 1), the better one is kept.
-    /// Default: the recipe's. A model that chooses its boxes itself does not look at it.
+    /// IoU threshold of non-maximum suppression, 0 to 1: of two boxes of one class that overlap more, the better one is kept.
+    /// Default: the recipe's. End-to-end models (YOLOv10, YOLO26, RT-DETR) have no suppression and ignore it.
     #[must_use]
     pub fn iou(mut self, iou: f32) -> Self {
         self.iou = Some(iou);
         self
     }
 
-    /// Objects reported at most, the surest. Default: the recipe's.
+    /// Largest number of objects reported; those with the highest scores are kept. Default: the recipe's.
     #[must_use]
     pub fn max_detections(mut self, count: usize) -> Self {
         self.max_detections = Some(count);
@@ -100,15 +100,14 @@ impl Detector {
         DetectorBuilder { opening, confidence: None, iou: None, max_detections: None }
     }
 
-    /// The objects on a picture, the surest first.
+    /// Detects the objects on a picture; the highest score comes first.
     pub fn detect<'a>(&mut self, frame: impl Into<Frame<'a>>) -> Result<Vec<Detection>, Error> {
         let frame: Frame<'a> = frame.into();
         let objects = self.detect_batch([frame])?;
         Ok(objects.into_iter().next().unwrap_or_default())
     }
 
-    /// The objects on each of several pictures, which may be of different sizes. The engine looks at as many at once as it was
-    /// built for.
+    /// Detects the objects on each of several pictures, which may differ in size, in batches as large as the engine takes.
     pub fn detect_batch<'a, F: Into<Frame<'a>>>(
         &mut self,
         frames: impl IntoIterator<Item = F>,
@@ -134,7 +133,7 @@ impl Detector {
         &self.name
     }
 
-    /// Who computes, and on what.
+    /// The backend and the device.
     pub fn info(&self) -> BackendInfo {
         self.session.info()
     }

@@ -32,7 +32,7 @@ pub(super) struct OpenedPictureModel {
 /// What every builder has.
 macro_rules! opening_methods {
     () => {
-        /// Who computes. Default: [`BackendChoice::Auto`], the GPU where there is one.
+        /// Backend to run on. Default: [`BackendChoice::Auto`], the GPU if there is one.
         #[must_use]
         pub fn backend(mut self, backend: BackendChoice) -> Self {
             self.opening.backend = backend;
@@ -47,7 +47,7 @@ macro_rules! opening_methods {
             self
         }
 
-        /// Hears of long work, and of a missing GPU. Default: nobody does.
+        /// Receives progress events and warnings (of a missing GPU, say). Default: they are dropped.
         #[must_use]
         pub fn progress(mut self, progress: std::sync::Arc<dyn $crate::progress::Progress>) -> Self {
             self.opening.progress = progress;
