@@ -1,4 +1,33 @@
-//! Builds TensorRT engines from checkpoints on the machine they run on, and verifies them against a CPU reference.
+//! Builds TensorRT engines from checkpoints on the machine they run on, verifies them against a CPU reference, and runs
+//! them.
+//!
+//! An engine directory that `watus-build build` has made is opened and asked like this:
+//!
+//! ```no_run
+//! use watus_build::{Detector, draw};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut detector = Detector::open("engines/yolo11n-seg")?;
+//!     let objects = detector.detect("street.jpg")?;
+//!     for object in &objects {
+//!         println!("{} {:.2} {:?}", object.label, object.score, object.bbox);
+//!     }
+//!     draw("street.jpg", &objects)?.save("street-objects.jpg")?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - [`Detector`] finds objects, [`Classifier`] says what a picture shows. Both take a [`Frame`]: a picture of the `image` crate,
+//!   a camera's pixels in memory, or a file. Boxes are in pixels of the picture that was given.
+//! - [`ChatModel`] answers conversations, piece by piece as the answer comes, or with JSON of a schema.
+//! - [`Builder`] makes engine directories from code, by the same stages as the command line.
+//! - Everything here fails by one [`Error`], which says what is wrong and what to do ([`Error::help`]).
+//!
+//! The GPU computes where there is one; elsewhere, and where [`BackendChoice::Cpu`] is asked for, a reference on the CPU does,
+//! which is slow and right. Files of the directory are checked when it is opened. What `detect`, `classify` and `chat` take is
+//! `&mut self`: a model answers one caller at a time, and threads have one each or send their frames to the one that has it.
+//!
+//! # How engine directories come to be
 //!
 //! ```text
 //! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench, serve
@@ -25,6 +54,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod address;
+mod api;
 pub mod artifact;
 pub mod backend;
 pub mod bench;
@@ -54,3 +84,15 @@ pub mod tensor;
 pub mod verify;
 pub mod vision;
 pub mod worker;
+
+pub use api::{
+    AnswerPiece, Builder, BuiltEngine, ChatAnswer, ChatModel, ChatModelBuilder, ChatOptions, ChatStream,
+    Classification, Classifier, ClassifierBuilder, Detector, DetectorBuilder, Error, ErrorKind, Frame, LabelScore,
+    PixelFormat, draw,
+};
+pub use backend::BackendInfo;
+pub use engine_dir::BackendChoice;
+pub use llm::text::Message;
+pub use llm::{Choice, Finish, Usage};
+pub use spec::Precision;
+pub use vision::{BoundingBox, Detection, Mask, RgbImage};

@@ -2,6 +2,8 @@
 //!
 //! Backends take and return these, row-major and contiguous.
 
+mod batch;
+
 use std::fmt;
 use std::io::{self, Read, Write};
 

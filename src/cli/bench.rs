@@ -189,19 +189,12 @@ fn engine(
     };
     let mut report = bench::measure(&name, session, &inputs, args.warmup, args.iterations)?;
     let Some((engine, _)) = engine else { return Ok(report) };
-    let contents = &engine.manifest.contents;
-    let Some(preprocess) = contents.preprocess() else { return Ok(report) };
     let Some(image) = engine.manifest.verify.images.first() else { return Ok(report) };
+    let Some(model) = engine.picture_model()? else { return Ok(report) };
     let picture = vision::read_picture(&engine.path(image))?;
-    let input = specs.first().context("the engine has no input")?;
-    let input = vision::PictureInput::new(&preprocess, input)?;
-    let prepare = || input.tensor(&picture, &preprocess).repeated(report.batch);
+    let prepare = || model.tensor(&picture).repeated(report.batch);
     let answer = |outputs: &[Tensor]| {
-        let answered = match (contents.classifier(), contents.yolo(), outputs.first()) {
-            (Some(classifier), _, Some(output)) => classifier.answer(output).map(drop),
-            (None, Some(yolo), _) => yolo.detections(outputs, [picture.height(), picture.width()]).map(drop),
-            _ => Ok(()),
-        };
+        let answered = model.answer(outputs, &picture).map(drop);
         answered.map_err(|error| BackendError::Run(error.into()))
     };
     report.stages = bench::measure_stages(session, &prepare, &answer, (args.warmup, args.iterations))?;

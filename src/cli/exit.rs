@@ -1,12 +1,6 @@
 //! The exit codes. Scripts and systemd units rely on them.
 
-use crate::backend::BackendError;
-use crate::engine_dir::Damage;
-use crate::fetch::FetchError;
-use crate::llm::LlmError;
-use crate::manifest::ManifestError;
-use crate::pipeline::NotProved;
-use crate::recipe::RecipeError;
+use crate::api::ErrorKind;
 
 /// Exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,29 +33,16 @@ pub enum Exit {
 impl Exit {
     /// The exit code of an error, decided by the first error in its chain that has a code of its own.
     pub fn of(error: &anyhow::Error) -> Self {
-        for cause in error.chain() {
-            if cause.is::<RecipeError>() {
-                return Exit::Recipe;
-            }
-            if cause.is::<NotProved>() || cause.is::<ManifestError>() || cause.is::<Damage>() {
-                return Exit::NotProved;
-            }
-            match cause.downcast_ref::<FetchError>() {
-                Some(FetchError::Cancelled(_)) => return Exit::Cancelled,
-                Some(_) => return Exit::Fetch,
-                None => {}
-            }
-            match backend_error(cause) {
-                Some(BackendError::Unavailable { .. } | BackendError::NoDevice(_)) => return Exit::Environment,
-                Some(BackendError::Kernels { .. }) => return Exit::Kernels,
-                Some(BackendError::Cancelled) => return Exit::Cancelled,
-                Some(BackendError::Build(_)) => return Exit::Build,
-                Some(BackendError::Foreign(_)) => return Exit::NotProved,
-                Some(_) => return Exit::Failure,
-                None => {}
-            }
+        match ErrorKind::of(error) {
+            ErrorKind::Recipe => Exit::Recipe,
+            ErrorKind::Fetch => Exit::Fetch,
+            ErrorKind::Build => Exit::Build,
+            ErrorKind::NotProved | ErrorKind::NotAnEngine | ErrorKind::Damaged | ErrorKind::Foreign => Exit::NotProved,
+            ErrorKind::Unavailable | ErrorKind::NoDevice => Exit::Environment,
+            ErrorKind::Kernels => Exit::Kernels,
+            ErrorKind::Cancelled => Exit::Cancelled,
+            ErrorKind::Picture | ErrorKind::Request | ErrorKind::Other => Exit::Failure,
         }
-        Exit::Failure
     }
 
     /// The more severe of two exit codes, for commands that work on several recipes or engines.
@@ -88,14 +69,6 @@ impl Exit {
     }
 }
 
-/// The [`BackendError`] that a cause is or, if it is an [`LlmError`], contains.
-pub(super) fn backend_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a BackendError> {
-    match cause.downcast_ref::<LlmError>() {
-        Some(LlmError::Backend(error)) => Some(error),
-        _ => cause.downcast_ref(),
-    }
-}
-
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         std::process::ExitCode::from(exit as u8)
@@ -109,6 +82,11 @@ mod tests {
     #[test]
     fn codes_follow_the_kind_of_error() {
         use std::path::PathBuf;
+
+        use crate::backend::BackendError;
+        use crate::engine_dir::Damage;
+        use crate::llm::LlmError;
+        use crate::manifest::ManifestError;
         let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".into() };
         let damage = Damage { folder: PathBuf::from("m"), what: "x".to_owned() };
         let text = || "x".to_owned();

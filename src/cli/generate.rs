@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 use anyhow::bail;
 
 use super::{Environment, Exit, print_json, say};
+use crate::api::{ChatModel, ChatOptions, ChatStream};
 use crate::diagnostic::Diagnostic;
-use crate::llm::text::{Chat, Message, Wishes};
-use crate::llm::{Finish, Generator, Request, Usage};
+use crate::llm::text::{Message, Wishes};
+use crate::llm::{Choice, Finish, Usage};
 use crate::log::printable_text;
 
 /// Options of text generation. Defaults come from the model's generation_config.json; without it decoding is greedy.
@@ -17,7 +18,7 @@ use crate::log::printable_text;
 pub(super) struct GenerateArgs {
     /// Longest answer in tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
-    max_tokens: usize,
+    pub(super) max_tokens: usize,
     /// System prompt, placed before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -62,8 +63,8 @@ pub(super) struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    fn wishes(&self) -> Wishes {
-        Wishes {
+    fn options(&self) -> ChatOptions {
+        let options = ChatOptions::sampling(Wishes {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -74,12 +75,14 @@ impl GenerateArgs {
             logit_bias: Vec::new(),
             seed: self.seed,
             top_logprobs: self.logprobs,
-        }
+        });
+        let options = options.max_tokens(self.max_tokens).allow_special_tokens(self.allow_special_tokens);
+        self.stop.iter().fold(options, |options, text| options.stop(text))
     }
 }
 
 pub(super) fn execute(
-    mut generator: Generator,
+    mut model: ChatModel,
     prompt: &str,
     args: &GenerateArgs,
     json: bool,
@@ -87,7 +90,7 @@ pub(super) fn execute(
 ) -> anyhow::Result<Exit> {
     let stdin = std::io::stdin();
     if prompt.is_empty() && stdin.is_terminal() {
-        return converse(&mut generator, args, environment);
+        return converse(&mut model, args, environment);
     }
     let mut text = prompt.to_owned();
     if text.is_empty() {
@@ -96,19 +99,20 @@ pub(super) fn execute(
     if text.trim().is_empty() {
         bail!(Diagnostic::new("the prompt is empty").with_help("give it as words or on standard input"));
     }
-    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
-    messages.push(Message::new("user", text.clone()));
-    let tokens = match args.raw {
-        true => generator.text().encode_text(&text)?,
-        false => encode(&generator, &messages, args)?,
+    let mut messages: Vec<Message> = args.system.iter().map(Message::system).collect();
+    messages.push(Message::user(text.clone()));
+    let stream = match args.raw {
+        true => model.complete(&text, &args.options())?,
+        false => model.chat_with(&messages, &args.options())?,
     };
-    let answer = answer(&mut generator, tokens, args, !json, environment)?;
+    let answer = answer(stream, !json, environment)?;
     if json {
-        let info = generator.executor().info();
+        let info = model.info();
+        let tokens: Vec<serde_json::Value> = answer.choices.iter().map(|choice| token(&model, choice)).collect();
         print_json(&serde_json::json!({
             "answer": answer.text,
             "finish_reason": if answer.finish == Some(Finish::Length) { "length" } else { "stop" },
-            "tokens": answer.tokens,
+            "tokens": tokens,
             "prompt_tokens": answer.usage.prompt,
             "completion_tokens": answer.usage.answer,
             "first_token_seconds": answer.usage.first.as_secs_f64(),
@@ -117,67 +121,52 @@ pub(super) fn execute(
             "device": info.device,
         }))?;
     } else {
-        finish(&mut generator, &answer.usage)?;
+        finish(&mut model, &answer.usage)?;
     }
     Ok(if environment.cancel.load(Ordering::Relaxed) { Exit::Cancelled } else { Exit::Success })
 }
 
-fn encode(generator: &Generator, messages: &[Message], args: &GenerateArgs) -> anyhow::Result<Vec<u32>> {
-    let chat = Chat { messages: messages.to_vec(), special: args.allow_special_tokens, ..Chat::default() };
-    Ok(generator.text().encode(&chat)?.tokens)
+/// A token's number, or where log-probabilities were asked for all that is known of it.
+fn token(model: &ChatModel, choice: &Choice) -> serde_json::Value {
+    let named = |token: u32, logprob: f32| serde_json::json!({ "id": token, "piece": model.token_text(token), "logprob": logprob });
+    match choice.logprob {
+        Some(logprob) => {
+            let mut entry = named(choice.token, logprob);
+            entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
+            entry
+        }
+        None => choice.token.into(),
+    }
 }
 
-/// An answer in full.
+/// An answer in full, as the model wrote it.
 struct Answer {
     text: String,
-    tokens: Vec<serde_json::Value>,
+    choices: Vec<Choice>,
     finish: Option<Finish>,
     usage: Usage,
 }
 
-fn answer(
-    generator: &mut Generator,
-    prompt: Vec<u32>,
-    args: &GenerateArgs,
-    stream: bool,
-    environment: &Environment,
-) -> anyhow::Result<Answer> {
-    let text = std::sync::Arc::clone(generator.text());
-    let sampling = text.defaults.sampling(args.wishes());
-    let stop = text.defaults.stops(args.stop.clone());
-    let request = Request { prompt, sampling, max_tokens: args.max_tokens, stop, ..Request::default() };
-    let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: None, usage: Usage::default() };
-    let mut failed = None;
-    answer.usage = generator.answer(request, |piece| {
-        answer.text.push_str(&piece.text);
-        answer.finish = piece.finish;
-        let choice = &piece.choice;
-        let named = |token: u32, logprob: f32| {
-            serde_json::json!({ "id": token, "piece": text.piece(token), "logprob": logprob })
-        };
-        answer.tokens.push(match choice.logprob {
-            Some(logprob) => {
-                let mut entry = named(choice.token, logprob);
-                entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
-                entry
-            }
-            None => choice.token.into(),
-        });
-        if stream && !piece.text.is_empty() {
+fn answer(mut stream: ChatStream<'_>, shown: bool, environment: &Environment) -> anyhow::Result<Answer> {
+    let mut answer = Answer { text: String::new(), choices: Vec::new(), finish: None, usage: Usage::default() };
+    while let Some(piece) = stream.next() {
+        let piece = piece?;
+        answer.text.push_str(&piece.raw);
+        answer.finish = piece.finish_reason;
+        answer.choices.push(piece.choice);
+        if shown && !piece.raw.is_empty() {
             let mut out = std::io::stdout().lock();
             // A terminal must not obey what a model says.
-            let text = if out.is_terminal() { printable_text(&piece.text) } else { piece.text.as_str().into() };
-            if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                failed = Some(error);
-                return false;
-            }
+            let text = if out.is_terminal() { printable_text(&piece.raw) } else { piece.raw.as_str().into() };
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())?;
         }
-        !environment.cancel.load(Ordering::Relaxed)
-    })?;
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(answer),
+        if environment.cancel.load(Ordering::Relaxed) {
+            stream.cancel()?;
+            break;
+        }
     }
+    answer.usage = stream.usage();
+    Ok(answer)
 }
 
 /// Decoding speed: tokens per second after the first token.
@@ -186,9 +175,9 @@ fn rate(usage: &Usage) -> f64 {
     if seconds > 0.0 { (usage.answer.saturating_sub(1)) as f64 / seconds } else { 0.0 }
 }
 
-fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
+fn finish(model: &mut ChatModel, usage: &Usage) -> anyhow::Result<()> {
     writeln!(std::io::stdout())?;
-    let info = generator.executor().info();
+    let info = model.info();
     say(format!(
         "[{} tokens at {:.1} tok/s; {} prompt tokens, first token after {:.2} s; {}, {}]",
         usage.answer,
@@ -202,8 +191,8 @@ fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
 }
 
 /// Reads prompts from the terminal until the end of input. The KV cache keeps the conversation between them.
-fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
-    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
+fn converse(model: &mut ChatModel, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
+    let mut messages: Vec<Message> = args.system.iter().map(Message::system).collect();
     say("(an empty line or Ctrl-D ends the conversation)");
     loop {
         let _ = write!(std::io::stderr(), "> ");
@@ -211,13 +200,12 @@ fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Enviro
         if std::io::stdin().lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
             return Ok(Exit::Success);
         }
-        messages.push(Message::new("user", line.trim()));
-        let tokens = encode(generator, &messages, args)?;
-        let answer = answer(generator, tokens, args, true, environment)?;
-        finish(generator, &answer.usage)?;
+        messages.push(Message::user(line.trim()));
+        let answer = answer(model.chat_with(&messages, &args.options())?, true, environment)?;
+        finish(model, &answer.usage)?;
         if environment.cancel.load(Ordering::Relaxed) {
             return Ok(Exit::Cancelled);
         }
-        messages.push(Message::new("assistant", answer.text));
+        messages.push(Message::assistant(answer.text));
     }
 }

@@ -28,22 +28,13 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::{BackendError, isolated, onnxruntime};
-use crate::checkpoint::CheckpointError;
+use crate::api::{ErrorKind, diagnostic_of};
+use crate::backend::{isolated, onnxruntime};
 use crate::confined;
-use crate::diagnostic::{self, Ask, Diagnostic, ask};
-use crate::engine_dir::Damage;
-use crate::fetch::FetchError;
-use crate::llm::LlmError;
+use crate::diagnostic::Diagnostic;
 use crate::llm::text::child;
 use crate::log;
-use crate::manifest::ManifestError;
-use crate::onnx::OnnxError;
-use crate::pipeline::NotProved;
 use crate::progress::Progress;
-use crate::recipe::RecipeError;
-use crate::serve::ServeError;
-use crate::vision::VisionError;
 use crate::worker;
 
 /// Build TensorRT engines from checkpoints, verify them against a CPU reference, and run them
@@ -150,28 +141,11 @@ pub fn main() -> Exit {
 /// Longest wait at exit for a slow reader of standard error.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Errors that have a next step, for whoever holds a chain of them.
-const CAUSES: &[Ask] = &[
-    ask::<BackendError>,
-    ask::<CheckpointError>,
-    ask::<Damage>,
-    ask::<FetchError>,
-    ask::<LlmError>,
-    ask::<ManifestError>,
-    ask::<NotProved>,
-    ask::<OnnxError>,
-    ask::<RecipeError>,
-    ask::<ServeError>,
-    ask::<VisionError>,
-    ask::<std::io::Error>,
-];
-
-/// The message of an error and its causes, and the hint; a cause whose text is already contained is left out.
+/// The message of an error and its causes, and the hint.
 fn told(error: &anyhow::Error) -> Diagnostic {
-    let told = diagnostic::of_chain(error, CAUSES);
+    let told = diagnostic_of(error);
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
-    let no_device = |cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)));
-    match told.help.is_none() && error.chain().any(no_device) {
+    match told.help.is_none() && ErrorKind::of(error) == ErrorKind::NoDevice {
         true => told.with_help(
             "`watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
         ),

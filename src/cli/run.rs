@@ -11,6 +11,7 @@ use super::generate::{self, GenerateArgs};
 use super::outputs::{refuse_inputs, refuse_others};
 use super::session::{self, Choice};
 use super::{Environment, Exit, named, print, say};
+use crate::api::ChatModel;
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::diagnostic::Diagnostic;
@@ -63,8 +64,9 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let engine = if is_model { None } else { Some(EngineDir::load_checked(&args.engine, args.verify, progress)?) };
     if let Some(engine) = engine.as_ref().filter(|engine| engine.manifest.contents.llm().is_some()) {
         let generator = session::open_llm(engine, args.backend, progress)?;
+        let model = ChatModel::new(generator, args.generation.max_tokens);
         let words: Vec<String> = args.images.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
+        return generate::execute(model, &words.join(" "), &args.generation, args.json, environment);
     }
     if args.images.is_empty() && args.inputs.is_empty() {
         bail!(Diagnostic::new("nothing to run on").with_help("give pictures, or tensors with --input NAME=FILE.npy"));

@@ -11,7 +11,7 @@ use crate::backend::isolated::Isolated;
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::backend::{Backend, BackendError, Session};
 use crate::diagnostic::Diagnostic;
-use crate::engine_dir::{EngineDir, Preference};
+use crate::engine_dir::{BackendChoice, EngineDir};
 use crate::llm::Generator;
 use crate::manifest::ManifestError;
 use crate::progress::{Progress, Silent};
@@ -28,12 +28,12 @@ pub(super) enum Choice {
     Cpu,
 }
 
-impl From<Choice> for Preference {
+impl From<Choice> for BackendChoice {
     fn from(choice: Choice) -> Self {
         match choice {
-            Choice::Auto => Preference::Auto,
-            Choice::Tensorrt => Preference::TensorRt,
-            Choice::Cpu => Preference::Cpu,
+            Choice::Auto => BackendChoice::Auto,
+            Choice::Tensorrt => BackendChoice::TensorRt,
+            Choice::Cpu => BackendChoice::Cpu,
         }
     }
 }

@@ -1,10 +1,12 @@
 //! [`EngineDir`], an opened engine directory: its manifest, the check of its files, and the backend that runs it.
 //!
 //! [`crate::manifest`] defines the layout and the document. `check.rs` checks the files, `open.rs` opens a session or a
-//! language model, `ultralytics.rs` writes the metadata at the start of Ultralytics' engine files.
+//! language model, `picture_model.rs` turns images into inputs and outputs into answers, `ultralytics.rs` writes the
+//! metadata at the start of Ultralytics' engine files.
 
 mod check;
 mod open;
+mod picture_model;
 mod ultralytics;
 
 use std::path::{Path, PathBuf};
@@ -17,7 +19,8 @@ use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;
 
 pub use check::Damage;
-pub use open::Preference;
+pub use open::BackendChoice;
+pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;
 
 /// An engine directory whose manifest has been read.

@@ -15,7 +15,7 @@ use crate::tensor::{Tensor, TensorSpec};
 
 /// Preferred backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preference {
+pub enum BackendChoice {
     /// TensorRT if there is a GPU, else the CPU reference; on a Jetson never the CPU reference.
     Auto,
     /// The engine, on the GPU.
@@ -32,11 +32,11 @@ impl EngineDir {
     }
 
     /// Decides on the backend. `tell` is called with a message if `Auto` finds no GPU.
-    pub fn choose(&self, preference: Preference, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
+    pub fn choose(&self, preference: BackendChoice, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
         match preference {
-            Preference::TensorRt => {}
-            Preference::Cpu => return Ok(Runner::Cpu),
-            Preference::Auto => match Device::open() {
+            BackendChoice::TensorRt => {}
+            BackendChoice::Cpu => return Ok(Runner::Cpu),
+            BackendChoice::Auto => match Device::open() {
                 Ok(_) => {}
                 Err(error) if l4t_release().is_some() => {
                     // A Jetson has a GPU: a slow answer from the CPU would hide what is broken.

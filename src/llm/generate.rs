@@ -209,7 +209,7 @@ impl Generator {
     }
 
     /// Waits for the launched steps and samples from their logits. Steps of cancelled answers are ignored.
-    fn collect(&mut self) -> Result<(), LlmError> {
+    pub(super) fn collect(&mut self) -> Result<(), LlmError> {
         if self.launched.is_empty() {
             return Ok(());
         }
@@ -297,27 +297,6 @@ impl Generator {
             active.take(&self.text, choice, tokens.len() + 1 >= self.executor.max_len());
         }
         Ok(())
-    }
-
-    /// Answers one request, and calls `hear` with every event; it returns false to stop.
-    pub fn answer(&mut self, request: Request, mut hear: impl FnMut(&Piece) -> bool) -> Result<Usage, LlmError> {
-        let number = self.submit(request)?;
-        loop {
-            for piece in self.step()?.into_iter().filter(|piece| piece.request == number) {
-                if let Some(failure) = piece.failure {
-                    return Err(failure);
-                }
-                let wanted = hear(&piece);
-                if piece.finish.is_some() {
-                    return Ok(piece.usage);
-                }
-                if !wanted {
-                    self.cancel(number);
-                    self.collect()?;
-                    return Ok(piece.usage);
-                }
-            }
-        }
     }
 }
 

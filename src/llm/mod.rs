@@ -14,6 +14,7 @@ pub mod model;
 mod passes;
 mod queue;
 mod request;
+mod running_answer;
 mod sampler;
 pub mod schema;
 mod shapes;
@@ -26,5 +27,6 @@ pub use gpu::{GpuExecutor, GpuOptions, IntegerFormat, MatrixSize, packed_bytes, 
 pub use gpu::{PACKAGED_KERNELS, compiler_files, packaged_kernel, packaged_kernels, try_compiler};
 pub use grammar::{Grammar, Grammars};
 pub use request::{Finish, Piece, Request, RequestLimits, Usage};
+pub use running_answer::RunningAnswer;
 pub use sampler::{Choice, Sampler, Sampling, argmax, log_sum_exp};
 pub use shapes::{Shapes, head_name, layer_name};

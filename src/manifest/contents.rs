@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Quality;
 use super::layout::WEIGHTS;
-use crate::spec::{Classifier, Kind, LlmRecord, Preprocess, ShapeRange, Yolo};
+use crate::spec::{ClassifierSpec, Kind, LlmRecord, Preprocess, ShapeRange, Yolo};
 use crate::tensor::TensorSpec;
 
 /// A single engine and the ONNX model it was built from.
@@ -66,7 +66,7 @@ pub enum EngineContents {
         yolo: Yolo,
         /// Pre- and postprocessing of classes, for a YOLO classifier only.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        classifier: Option<Classifier>,
+        classifier: Option<ClassifierSpec>,
     },
     /// An image classifier.
     Classifier {
@@ -74,7 +74,7 @@ pub enum EngineContents {
         #[serde(flatten)]
         graph: GraphEngine,
         /// Pre- and postprocessing.
-        classifier: Classifier,
+        classifier: ClassifierSpec,
     },
     /// Any other ONNX model, which takes and returns tensors.
     Onnx(GraphEngine),
@@ -102,7 +102,7 @@ impl EngineContents {
     }
 
     /// Pre- and postprocessing of a classifier, YOLO classifiers included.
-    pub fn classifier(&self) -> Option<&Classifier> {
+    pub fn classifier(&self) -> Option<&ClassifierSpec> {
         match self {
             EngineContents::Yolo { classifier, .. } => classifier.as_ref(),
             EngineContents::Classifier { classifier, .. } => Some(classifier),

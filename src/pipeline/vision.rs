@@ -21,7 +21,7 @@ use crate::fetch::Fetched;
 use crate::manifest::{EngineContents, GraphEngine};
 use crate::onnx::Model;
 use crate::recipe::{ClassifierPlan, ModelPlan, Plan, SourcePlan, YoloPlan};
-use crate::spec::{Boxes, Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
+use crate::spec::{Boxes, ClassifierOutput, ClassifierSpec, Preprocess, Resize, Task, Yolo};
 use crate::vision::PictureInput;
 
 /// The meaning of a model's tensors.
@@ -30,13 +30,13 @@ pub(super) enum Meaning {
     /// Unknown: tensors in, tensors out.
     Tensors,
     /// An image in, classes out.
-    Classifier(Classifier),
+    Classifier(ClassifierSpec),
     /// An image in, objects out; for a YOLO classifier classes.
-    Yolo(Yolo, Option<Classifier>),
+    Yolo(Yolo, Option<ClassifierSpec>),
 }
 
 impl Meaning {
-    pub(super) fn classifier(&self) -> Option<&Classifier> {
+    pub(super) fn classifier(&self) -> Option<&ClassifierSpec> {
         match self {
             Meaning::Tensors => None,
             Meaning::Classifier(classifier) => Some(classifier),
@@ -145,8 +145,13 @@ fn finished(
     preprocess: Preprocess,
     labels: Option<Vec<String>>,
     output: ClassifierOutput,
-) -> Classifier {
-    Classifier { preprocess, labels: plan.labels.clone().or(labels), output, class_values: plan.class_values.clone() }
+) -> ClassifierSpec {
+    ClassifierSpec {
+        preprocess,
+        labels: plan.labels.clone().or(labels),
+        output,
+        class_values: plan.class_values.clone(),
+    }
 }
 
 /// A classifier in a Hugging Face folder, whose settings apply where the recipe has none.
@@ -210,8 +215,8 @@ fn around(
     names: Vec<String>,
     stride: usize,
     size: [u32; 2],
-) -> (Yolo, Option<Classifier>) {
-    let classifier = (task == Task::Classify).then(|| Classifier {
+) -> (Yolo, Option<ClassifierSpec>) {
+    let classifier = (task == Task::Classify).then(|| ClassifierSpec {
         // torchvision's Resize and CenterCrop, as Ultralytics uses them (`data/augment.py`, `classify_transforms`): to the
         // shorter edge for a square, else to both sides, so that nothing is left to cut.
         preprocess: Preprocess {

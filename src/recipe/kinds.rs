@@ -70,6 +70,56 @@ impl Recipe {
     }
 }
 
+/// What recipes of all kinds have, to be changed.
+pub(crate) struct SharedFields<'a> {
+    pub(crate) name: &'a mut String,
+    pub(crate) source: &'a mut Source,
+    pub(crate) build: &'a mut Option<Build>,
+    pub(crate) verify: &'a mut Option<Verify>,
+}
+
+impl Recipe {
+    /// What recipes of all kinds have.
+    pub(crate) fn shared_fields(&mut self) -> SharedFields<'_> {
+        match self {
+            Recipe::Llm(LlmRecipe { name, source, build, verify, .. }) => SharedFields { name, source, build, verify },
+            Recipe::Yolo(YoloRecipe { name, source, build, verify, .. }) => {
+                SharedFields { name, source, build, verify }
+            }
+            Recipe::Classifier(ClassifierRecipe { name, source, build, verify, .. }) => {
+                SharedFields { name, source, build, verify }
+            }
+            Recipe::Onnx(OnnxRecipe { name, source, build, verify, .. }) => {
+                SharedFields { name, source, build, verify }
+            }
+        }
+    }
+}
+
+impl From<LlmRecipe> for Recipe {
+    fn from(recipe: LlmRecipe) -> Self {
+        Recipe::Llm(recipe)
+    }
+}
+
+impl From<YoloRecipe> for Recipe {
+    fn from(recipe: YoloRecipe) -> Self {
+        Recipe::Yolo(recipe)
+    }
+}
+
+impl From<ClassifierRecipe> for Recipe {
+    fn from(recipe: ClassifierRecipe) -> Self {
+        Recipe::Classifier(recipe)
+    }
+}
+
+impl From<OnnxRecipe> for Recipe {
+    fn from(recipe: OnnxRecipe) -> Self {
+        Recipe::Onnx(recipe)
+    }
+}
+
 /// The JSON Schema of a recipe file, for editors.
 pub fn json_schema() -> String {
     let mut schema = schemars::schema_for!(Recipe);

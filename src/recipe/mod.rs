@@ -114,6 +114,18 @@ pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
     Ok(recipe)
 }
 
+/// Checks a recipe that a program has made, by the same rules as one that was written.
+pub fn validate(recipe: &Recipe) -> Result<Recipe, RecipeError> {
+    let path = PathBuf::from(format!("recipe `{}`", printable(recipe.name())));
+    let invalid = |message: String, help| RecipeError::Invalid { path: path.clone(), line: None, message, help };
+    let text = serde_yaml::to_string(recipe).map_err(|error| invalid(error.to_string(), None))?;
+    parse(&path, &text).map_err(|error| match error {
+        // Nobody has seen the text that has such lines.
+        RecipeError::Invalid { message, help, .. } => invalid(message, help),
+        error => error,
+    })
+}
+
 /// The two fields that every version of the format has.
 #[derive(Deserialize)]
 struct RecipeHeader {
@@ -215,6 +227,19 @@ mod tests {
     fn a_good_recipe_parses() {
         let recipe = parse(Path::new("r.yaml"), GOOD).unwrap();
         assert_eq!((recipe.name(), recipe.kind()), ("face", Kind::Classifier));
+    }
+
+    #[test]
+    fn what_a_program_makes_is_checked_as_what_is_written() {
+        for text in [GOOD, ONNX, YOLO] {
+            let recipe = parse(Path::new("r.yaml"), text).unwrap();
+            assert_eq!(validate(&recipe).unwrap(), recipe, "{text}");
+        }
+        let Recipe::Yolo(mut recipe) = parse(Path::new("r.yaml"), YOLO).unwrap() else { panic!("no yolo") };
+        recipe.confidence = Some(7.0);
+        let written = error(&format!("{YOLO}confidence: 7\n"));
+        let (_, message) = written.split_once(": ").unwrap();
+        assert_eq!(validate(&recipe.into()).unwrap_err().to_string(), format!("recipe `y`: {message}"));
     }
 
     #[test]

@@ -14,14 +14,14 @@ use crate::llm::text::{AnswerReader, Delta, Text};
 use crate::llm::{Choice, Finish, Piece, Usage};
 
 /// The fields that all chunks of a response share, and what a stream reports at its end.
-pub(super) struct Frame {
+pub(super) struct Envelope {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) created: u64,
     pub(super) usage: UsageChunks,
 }
 
-impl Frame {
+impl Envelope {
     pub(super) fn new(prefix: &str, model: String, usage: UsageChunks) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { id: format!("{prefix}-{}", super::random_name(24)), model, created, usage }
@@ -62,7 +62,7 @@ pub(super) trait ResponseEncoder: Send {
 
 /// Encoder of `/v1/chat/completions`.
 pub(super) struct ChatEncoder {
-    frame: Frame,
+    frame: Envelope,
     text: Arc<Text>,
     reader: AnswerReader,
     begun: bool,
@@ -85,7 +85,7 @@ struct Call {
 const CHAT_CHUNK: &str = "chat.completion.chunk";
 
 impl ChatEncoder {
-    pub(super) fn new(frame: Frame, text: Arc<Text>, reader: AnswerReader) -> Self {
+    pub(super) fn new(frame: Envelope, text: Arc<Text>, reader: AnswerReader) -> Self {
         let (content, reasoning) = (String::new(), String::new());
         let (calls, logprobs) = (Vec::new(), Vec::new());
         Self { frame, text, reader, begun: false, content, reasoning, reasoning_tokens: 0, calls, logprobs, last: None }
@@ -217,7 +217,7 @@ fn logprob_entry(text: &Text, choice: &Choice, logprob: f32) -> Value {
 
 /// Encoder of `/v1/completions`.
 pub(super) struct CompletionEncoder {
-    frame: Frame,
+    frame: Envelope,
     text: Arc<Text>,
     generated: String,
     tokens: Vec<Choice>,
@@ -227,7 +227,7 @@ pub(super) struct CompletionEncoder {
 const TEXT: &str = "text_completion";
 
 impl CompletionEncoder {
-    pub(super) fn new(frame: Frame, text: Arc<Text>) -> Self {
+    pub(super) fn new(frame: Envelope, text: Arc<Text>) -> Self {
         Self { frame, text, generated: String::new(), tokens: Vec::new(), last: None }
     }
 

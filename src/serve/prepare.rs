@@ -6,8 +6,7 @@ use super::completion::{CompletionRequest, InPrompt};
 use super::error::ApiError;
 use super::openai::{ChatRequest, Common, ResponseFormat};
 use super::state::About;
-use crate::llm::text::tools::{self, Rules, Style, ToolChoice};
-use crate::llm::text::{AnswerReader, Chat, Message};
+use crate::llm::text::{AnswerForm, AnswerReader, Chat, Message};
 use crate::llm::{LlmError, Request, schema};
 
 /// A prepared request, and what the response encoder needs.
@@ -56,57 +55,39 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     request.refuse()?;
     let text = &about.text;
     let offered = request.tools()?;
-    let choice = request.tool_choice(&offered)?;
+    let tool_choice = request.tool_choice(&offered)?;
     let format = request.format()?;
     check_schemas(&offered, &format)?;
-    let traits = text.traits();
-    let mut options = request.options()?;
-    let called = !offered.is_empty() && choice != ToolChoice::None;
-    let forced = format != ResponseFormat::Text || (called && choice != ToolChoice::Auto);
-    // What is to be enforced is better answered at once, unless thoughts were asked for.
-    if forced && traits.is_some_and(|traits| traits.switch) {
-        options.entry("enable_thinking").or_insert(Value::Bool(false));
-    }
+    let options = request.options()?;
     let limits = about.limits;
     let (special, messages) = (about.special, request.messages()?);
     check_contents(&messages, &offered, about)?;
-    let chat = Chat { messages, tools: offered, options, special, limit: Some(limits.max_input) };
-    let prompt = text.encode(&chat)?;
-    let thinks = traits.is_some_and(|traits| traits.thoughts) || prompt.thinking;
-    let wanted = chat.options.get("enable_thinking").is_none_or(|wanted| *wanted != Value::Bool(false));
-    let thoughts = (thinks && (wanted || prompt.thinking)).then_some(prompt.thinking);
-    let style = traits.map(|traits| traits.style);
-    let rules = style.and_then(|style| demand(&chat, (style, thoughts), (&choice, request.parallel()), &format, about));
-    let max_tokens = limit(&request.common, about, prompt.tokens.len(), max_output)?;
-    let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
-    let stop = text.defaults.stops(request.common.stops()?);
-    let request = Request { prompt: prompt.tokens, sampling, max_tokens, stop, special: called, ..Request::default() };
-    request.check(&limits)?;
-    Ok(PreparedRequest { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
-}
-
-/// The grammar of an answer in this function-calling style, which may begin with reasoning.
-fn demand(
-    chat: &Chat,
-    (style, thinking): (Style, Option<bool>),
-    (choice, parallel): (&ToolChoice, bool),
-    format: &ResponseFormat,
-    about: &About,
-) -> Option<Demand> {
     let schema = match format {
         ResponseFormat::Json(schema) => Some(schema),
         ResponseFormat::Text => None,
     };
-    let special = |spelling: &str| about.text.special(spelling);
-    let lark =
-        tools::grammar(&Rules { style, tools: &chat.tools, choice, parallel, schema, thinking, special: &special })?;
+    let form = AnswerForm { tool_choice, parallel_tool_calls: request.parallel(), schema };
+    let mut chat = Chat { messages, tools: offered, options, special, limit: Some(limits.max_input) };
+    let prepared = text.prepare(&mut chat, &form)?;
+    let rules = prepared.grammar.map(|lark| demand(lark, &chat, &form));
+    let max_tokens = limit(&request.common, about, prepared.tokens.len(), max_output)?;
+    let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
+    let stop = text.defaults.stops(request.common.stops()?);
+    let (prompt, special) = (prepared.tokens, prepared.calls);
+    let request = Request { prompt, sampling, max_tokens, stop, special, ..Request::default() };
+    request.check(&limits)?;
+    Ok(PreparedRequest { request, reader: prepared.reader, rules })
+}
+
+/// The grammar of an answer, and what of the request it is made of.
+fn demand(lark: String, chat: &Chat, form: &AnswerForm) -> Demand {
     let named: Vec<&str> = chat.tools.iter().filter_map(|tool| tool["function"]["name"].as_str()).take(8).collect();
-    let (param, names) = match (schema, &named[..]) {
+    let (param, names) = match (&form.schema, &named[..]) {
         (Some(_), []) => ("response_format", "response_format".to_owned()),
         (Some(_), _) => ("response_format", format!("response_format or of {}", named.join(", "))),
         (None, _) => ("tools", named.join(", ")),
     };
-    Some(Demand { lark, param, names })
+    Demand { lark, param, names }
 }
 
 /// Checks all JSON schemas of a request before they are used.

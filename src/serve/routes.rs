@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tower_http::request_id::{PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 
-use super::answer::{ChatEncoder, CompletionEncoder, Frame, ResponseEncoder, ResponseStream};
+use super::answer::{ChatEncoder, CompletionEncoder, Envelope, ResponseEncoder, ResponseStream};
 use super::completion::CompletionRequest;
 use super::error::ApiError;
 use super::foreign::Foreign;
@@ -260,8 +260,8 @@ async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestI
     answer(&app, (guard::request_id(&id), path), (place, request), Box::new(encoder), &asked.common).await
 }
 
-fn frame(prefix: &str, common: &Common) -> Frame {
-    Frame::new(prefix, common.model.clone().unwrap_or_default(), common.usage_chunks())
+fn frame(prefix: &str, common: &Common) -> Envelope {
+    Envelope::new(prefix, common.model.clone().unwrap_or_default(), common.usage_chunks())
 }
 
 /// Interval of comments that keep a stream open while the request waits or its prompt is processed.

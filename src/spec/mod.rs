@@ -19,7 +19,7 @@ use crate::tensor::DType;
 pub use llm::{LlmRecord, Shapes};
 pub use sides::Sides;
 pub use tensorrt::{DeviceInfo, Family, ShapeRange, Version};
-pub use vision::{Boxes, Classifier, ClassifierOutput, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
+pub use vision::{Boxes, ClassifierOutput, ClassifierSpec, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
 
 /// Kind of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -134,7 +134,7 @@ impl ClassifierOutput {
 
 /// Pre- and postprocessing of a classifier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Classifier {
+pub struct ClassifierSpec {
     /// How an image becomes the input tensor.
     pub preprocess: Preprocess,
     /// Class names in output order, if known.

@@ -322,13 +322,10 @@ fn cases(GraphSubject { dir, graph }: GraphSubject<'_>) -> anyhow::Result<Vec<Ca
         let inputs = files.iter().map(read).collect::<Result<Vec<Tensor>, _>>()?;
         cases.push(Case { name: format!("own inputs {}", index + 1), inputs, picture: None });
     }
-    let Some(preprocess) = manifest.contents.preprocess() else { return Ok(cases) };
-    let [input] = &graph.inputs[..] else { return Ok(cases) };
-    let taken = pictures::PictureInput::new(&preprocess, input)?;
-    let batch = input.shape_with(graph.tuned_batch())[0]; // the model's own where it is fixed; PictureInput saw four dimensions
+    let Some(model) = dir.picture_model()? else { return Ok(cases) };
     for image in &manifest.verify.images {
         let picture = pictures::read_picture(&dir.path(image))?;
-        let inputs = vec![taken.tensor(&picture, &preprocess).repeated(batch)];
+        let inputs = vec![model.tensor(&picture).repeated(model.batches.tuned)];
         cases.push(Case { name: image.clone(), inputs, picture: Some([picture.height(), picture.width()]) });
     }
     Ok(cases)

@@ -8,7 +8,7 @@ use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::spec::Precision;
 use crate::tensor::Tensor;
-use crate::vision::{Answer, Classifier, Detection, Yolo};
+use crate::vision::{Answer, ClassifierSpec, Detection, Yolo};
 
 /// Largest allowed differences of results.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +53,7 @@ pub(super) fn agreement(
     Some(Agreement { case: case.to_owned(), ..compared.unwrap_or_else(failed) })
 }
 
-fn classes(classifier: &Classifier, gate: Gate, have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
+fn classes(classifier: &ClassifierSpec, gate: Gate, have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
     let answer = |outputs: &[Tensor]| -> Result<Answer, String> {
         let output = outputs.first().ok_or("no output")?;
         classifier.answer(output).map_err(|error| error.to_string())
@@ -139,7 +139,7 @@ fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Ten
 
 /// Intersection over union of the boxes, or of the masks if that is smaller.
 fn overlap(a: &Detection, b: &Detection) -> f32 {
-    let boxes = crate::vision::overlap(&a.bbox, &b.bbox);
+    let boxes = a.bbox.overlap(&b.bbox);
     match (&a.mask, &b.mask) {
         (Some(a), Some(b)) => boxes.min(a.overlap(b) as f32),
         _ => boxes,
@@ -226,7 +226,7 @@ mod tests {
         let tensor = |values: &[f32]| vec![Tensor::from_f32(vec![1, values.len()], values.to_vec()).unwrap()];
         let agree = |output: ClassifierOutput, have: &[f32], want: &[f32]| {
             let preprocess = yolo().preprocess();
-            let classifier = Classifier { preprocess, labels: None, output, class_values: None };
+            let classifier = ClassifierSpec { preprocess, labels: None, output, class_values: None };
             classes(&classifier, gate, &tensor(have), &tensor(want)).unwrap().differences.join(", ")
         };
         assert_eq!(agree(ClassifierOutput::Values, &[40.5, 0.1], &[41.0, 0.0]), "");

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::{Classifier, ClassifierOutput, VisionError};
+use super::{ClassifierOutput, ClassifierSpec, VisionError};
 use crate::diagnostic::Diagnostic;
 use crate::tensor::{Tensor, TensorSpec};
 
@@ -22,11 +22,11 @@ pub struct Answer {
     /// For labels that do not exclude each other, those with a probability above 0.5, the most probable first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub present: Option<Vec<String>>,
-    /// The five most probable classes with their probabilities; for values all of them, in output order.
+    /// The most probable classes with their probabilities, five by default; for values all of them, in output order.
     pub top: Vec<(String, f32)>,
 }
 
-impl Classifier {
+impl ClassifierSpec {
     /// Refuses a model whose output cannot fit this description, as far as its shape is known.
     pub fn expect(&self, outputs: &[TensorSpec]) -> Result<(), VisionError> {
         let Some(output) = outputs.first() else {
@@ -59,6 +59,11 @@ impl Classifier {
 
     /// Interprets the output for the first image of the batch.
     pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
+        self.answer_top(output, TOP)
+    }
+
+    /// The same with this many of the most probable classes in [`Answer::top`].
+    pub fn answer_top(&self, output: &Tensor, top: usize) -> Result<Answer, VisionError> {
         let wrong = |wanted: Diagnostic| VisionError::Output {
             found: format!("{}{:?}", output.dtype(), output.shape()),
             wanted,
@@ -78,18 +83,18 @@ impl Classifier {
             ClassifierOutput::Values => self.read(&values),
             ClassifierOutput::Logits => {
                 check_logits(&values).map_err(&wrong)?;
-                self.most_probable(&softmax(&values))
+                self.most_probable(&softmax(&values), top)
             }
             ClassifierOutput::Multilabel => {
-                self.present(&values.iter().map(|value| sigmoid(*value)).collect::<Vec<f32>>())
+                self.present(&values.iter().map(|value| sigmoid(*value)).collect::<Vec<f32>>(), top)
             }
             ClassifierOutput::MultilabelProbabilities => {
                 check_probabilities(&values, false).map_err(&wrong)?;
-                self.present(&values)
+                self.present(&values, top)
             }
             ClassifierOutput::Probabilities | ClassifierOutput::Expectation => {
                 check_probabilities(&values, true).map_err(&wrong)?;
-                self.most_probable(&values)
+                self.most_probable(&values, top)
             }
         };
         if answer.value.is_some_and(|value| !value.is_finite()) {
@@ -109,14 +114,14 @@ impl Classifier {
     }
 
     /// Interprets probabilities of labels that do not exclude each other; there is at least one.
-    fn present(&self, probabilities: &[f32]) -> Answer {
+    fn present(&self, probabilities: &[f32], top: usize) -> Answer {
         let present = sorted(probabilities).into_iter().filter(|class| probabilities[*class] > EVEN);
         let present = present.map(|class| self.label(class)).collect();
-        Answer { present: Some(present), ..self.most_probable(probabilities) }
+        Answer { present: Some(present), ..self.most_probable(probabilities, top) }
     }
 
     /// Interprets probabilities of classes; there is at least one.
-    fn most_probable(&self, probabilities: &[f32]) -> Answer {
+    fn most_probable(&self, probabilities: &[f32], top: usize) -> Answer {
         let order = sorted(probabilities);
         let mean =
             |values: &Vec<f32>| values.iter().zip(probabilities).map(|(value, share)| value * share).sum::<f32>();
@@ -126,10 +131,13 @@ impl Classifier {
             probability: Some(probabilities[order[0]]),
             value: self.class_values.as_ref().map(mean),
             present: None,
-            top: order.iter().take(5).map(|class| (self.label(*class), probabilities[*class])).collect(),
+            top: order.iter().take(top).map(|class| (self.label(*class), probabilities[*class])).collect(),
         }
     }
 }
+
+/// Classes that an answer names.
+pub const TOP: usize = 5;
 
 const WANTED: &str = "[batch, classes] is wanted";
 
@@ -194,7 +202,7 @@ mod tests {
 
     #[test]
     fn answers() {
-        let mut classifier = Classifier {
+        let mut classifier = ClassifierSpec {
             preprocess: Preprocess {
                 size: None,
                 fit: None,
@@ -242,7 +250,7 @@ mod tests {
                 std: [1.0; 3],
             };
             let class_values = (output == ClassifierOutput::Expectation).then(|| vec![1.0; values.len()]);
-            let classifier = Classifier { preprocess, labels: None, output, class_values };
+            let classifier = ClassifierSpec { preprocess, labels: None, output, class_values };
             classifier.answer(&Tensor::from_f32(vec![1, values.len()], values.to_vec()).unwrap())
         };
         use ClassifierOutput::{Expectation, MultilabelProbabilities, Probabilities};
@@ -268,7 +276,7 @@ mod tests {
 
     #[test]
     fn counts_are_known_before_anything_runs() {
-        let classifier = |labels: usize| Classifier {
+        let classifier = |labels: usize| ClassifierSpec {
             preprocess: Preprocess {
                 size: None,
                 fit: None,

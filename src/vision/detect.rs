@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::bounding_box::{BoundingBox, overlap};
 use super::mask::{self, Mask};
 use super::{Boxes, Letterbox, Task, VisionError, Yolo};
 use crate::tensor::Tensor;
@@ -22,8 +23,8 @@ pub struct Detection {
     pub class: usize,
     /// Score of the model, 0 to 1.
     pub score: f32,
-    /// Left, top, right, bottom in pixels of the image.
-    pub bbox: [f32; 4],
+    /// Its box in pixels of the image.
+    pub bbox: BoundingBox,
     /// The object's pixels, from a segmentation model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Mask>,
@@ -51,15 +52,15 @@ impl Yolo {
             Boxes::Final | Boxes::Queries => self.chosen(&output)?,
         };
         let detections = kept.into_iter().map(|candidate| {
-            let bbox = self.place(candidate.corners, &letterbox);
+            let corners = self.place(candidate.corners, &letterbox);
             let mask = proto.as_ref().map(|proto| {
-                mask::cut(proto, &self.coefficients(&output, candidate.anchor), bbox, &letterbox, self.size)
+                mask::cut(proto, &self.coefficients(&output, candidate.anchor), corners, &letterbox, self.size)
             });
             Detection {
                 label: self.names[candidate.class].clone(),
                 class: candidate.class,
                 score: candidate.score,
-                bbox,
+                bbox: corners.into(),
                 mask,
             }
         });
@@ -221,14 +222,6 @@ struct Raw<'a> {
     anchors: usize,
 }
 
-/// Intersection over union of two boxes; 0 if both are empty.
-pub(crate) fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
-    let area = |r: &[f32; 4]| (r[2] - r[0]).max(0.0) * (r[3] - r[1]).max(0.0);
-    let shared = area(&[a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
-    let union = area(a) + area(b) - shared;
-    if union > 0.0 { shared / union } else { 0.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -269,7 +262,7 @@ mod tests {
         let found = yolo().detections(&[raw], [64, 128]).unwrap();
         let said: Vec<(&str, f32)> = found.iter().map(|found| (found.label.as_str(), found.score)).collect();
         assert_eq!(said, [("owl", 0.9), ("tram", 0.7)]);
-        assert_eq!(found[0].bbox, [44.0, 22.0, 84.0, 42.0]);
+        assert_eq!(found[0].bbox.corners(), [44.0, 22.0, 84.0, 42.0]);
     }
 
     #[test]
@@ -298,7 +291,7 @@ mod tests {
             [16.0, 16.0, 0.0, 0.0, 0.1, 0.5],
         ]);
         let found = yolo().detections(&[raw], [64, 64]).unwrap();
-        let boxes: Vec<[f32; 4]> = found.iter().map(|found| found.bbox).collect();
+        let boxes: Vec<[f32; 4]> = found.iter().map(|found| found.bbox.corners()).collect();
         assert_eq!(boxes, [[0.0, 0.0, 64.0, 64.0], [64.0; 4], [16.0; 4]]);
     }
 
@@ -310,7 +303,7 @@ mod tests {
         };
         let said = |boxes: Boxes, output: Tensor| {
             let found = Yolo { boxes, max_detections: 2, ..yolo() }.detections(&[output], [64, 128]).unwrap();
-            found.into_iter().map(|found| (found.class, found.score, found.bbox)).collect::<Vec<_>>()
+            found.into_iter().map(|found| (found.class, found.score, found.bbox.corners())).collect::<Vec<_>>()
         };
         // 128 x 64 in 64 x 64: 16 rows of grey above. Twins stay: who chose them wanted both.
         let chosen = rows(&[

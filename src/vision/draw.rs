@@ -36,7 +36,7 @@ pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
         }
     }
     for detection in detections.iter().rev() {
-        let [left, top, right, bottom] = detection.bbox.map(|side| side.round() as u32);
+        let [left, top, right, bottom] = detection.bbox.corners().map(|side| side.round() as u32);
         let color = color(detection);
         for (x, y, width, height) in [
             (left, top, right - left.min(right), line),
@@ -49,7 +49,7 @@ pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
     }
     // Labels last: no line goes through a word.
     for detection in detections.iter().rev() {
-        let [left, top, ..] = detection.bbox.map(|side| side.round() as u32);
+        let [left, top, ..] = detection.bbox.corners().map(|side| side.round() as u32);
         let text = format!("{} {:.2}", detection.label, detection.score);
         let (wide, high) = (get_raster_width(FontWeight::Bold, letters) as u32, letters.val() as u32);
         let width = wide.saturating_mul(text.chars().count() as u32).saturating_add(2 * line);
@@ -99,7 +99,10 @@ mod tests {
     #[test]
     fn a_box_a_label_and_nothing_beyond_the_edge() {
         let picture = RgbImage::from_pixel(64, 48, Rgb([10, 10, 10]));
-        let detection = |bbox| Detection { label: "wąż".to_owned(), class: 0, score: 0.5, bbox, mask: None };
+        let detection = |corners: [f32; 4]| {
+            let bbox = corners.into();
+            Detection { label: "wąż".to_owned(), class: 0, score: 0.5, bbox, mask: None }
+        };
         let drawn = annotate(&picture, &[detection([8.0, 20.0, 40.0, 40.0]), detection([50.0, 0.0, 64.0, 48.0])]);
         assert_eq!(drawn.get_pixel(20, 39).0, PALETTE[0], "lower edge");
         assert_eq!(drawn.get_pixel(20, 30).0, [10; 3], "inside");

@@ -100,6 +100,19 @@ impl Mask {
         self.inside.iter().filter(|inside| **inside).count()
     }
 
+    /// Height of the rectangle.
+    pub fn height(&self) -> u32 {
+        self.inside.len() as u32 / self.width.max(1)
+    }
+
+    /// Whether a pixel of the picture belongs to the object.
+    pub fn contains(&self, x: u32, y: u32) -> bool {
+        let (Some(x), Some(y)) = (x.checked_sub(self.origin[0]), y.checked_sub(self.origin[1])) else { return false };
+        // In usize: a place far below this mask does not wrap into it.
+        let index = y as usize * self.width as usize + x as usize;
+        x < self.width && self.inside.get(index).copied().unwrap_or(false)
+    }
+
     /// Coordinates of the object's pixels in the image.
     pub fn pixels(&self) -> impl Iterator<Item = (u32, u32)> {
         let width = self.width.max(1);
@@ -110,15 +123,7 @@ impl Mask {
 
     /// Intersection over union with another mask on the same image; 1 if both are empty.
     pub fn overlap(&self, other: &Mask) -> f64 {
-        let has = |mask: &Mask, x: u32, y: u32| {
-            let (Some(x), Some(y)) = (x.checked_sub(mask.origin[0]), y.checked_sub(mask.origin[1])) else {
-                return false;
-            };
-            // In usize: a place far below this mask does not wrap into it.
-            let index = y as usize * mask.width as usize + x as usize;
-            x < mask.width && mask.inside.get(index).copied().unwrap_or(false)
-        };
-        let shared = self.pixels().filter(|(x, y)| has(other, *x, *y)).count();
+        let shared = self.pixels().filter(|(x, y)| other.contains(*x, *y)).count();
         let union = (self.area() + other.area()).saturating_sub(shared);
         if union == 0 { 1.0 } else { shared as f64 / union as f64 }
     }
@@ -137,9 +142,8 @@ impl Serialize for Mask {
                 *run += 1;
             }
         }
-        let height = self.inside.len() as u32 / self.width.max(1);
         serde_json::json!({
-            "origin": self.origin, "width": self.width, "height": height, "area": self.area(), "runs": runs,
+            "origin": self.origin, "width": self.width, "height": self.height(), "area": self.area(), "runs": runs,
         })
         .serialize(serializer)
     }
@@ -160,7 +164,8 @@ mod tests {
         let mask = cut(&proto, &[1.0, 0.0], [4.0, 2.0, 12.0, 6.0], &letterbox, [16, 16]);
         assert_eq!((mask.origin, mask.width, mask.inside.len()), ([4, 2], 8, 32));
         assert_eq!(mask.inside[..8], [true, true, true, true, false, false, false, false]);
-        assert_eq!(mask.area(), 16);
+        assert_eq!((mask.area(), mask.height()), (16, 4));
+        assert!(mask.contains(4, 2) && mask.contains(7, 5) && !mask.contains(8, 2) && !mask.contains(3, 2));
         let all = cut(&proto, &[0.0, 1.0], [4.0, 2.0, 12.0, 6.0], &letterbox, [16, 16]);
         assert_eq!((all.area(), mask.overlap(&all), all.overlap(&all)), (32, 0.5, 1.0));
         let json = serde_json::to_value(&mask).unwrap();

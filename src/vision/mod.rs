@@ -2,9 +2,10 @@
 //!
 //! [`crate::spec`] defines the settings that recipes and manifests contain, so that `run` and `verify` need no recipe.
 //! `picture.rs` reads images (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads differently from
-//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs`
-//! makes masks, `draw.rs` draws.
+//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs,
+//! `bounding_box.rs` and `mask.rs` describe where objects are, `draw.rs` draws.
 
+mod bounding_box;
 mod classify;
 mod detect;
 mod draw;
@@ -19,10 +20,10 @@ mod tiff_samples;
 
 use std::path::PathBuf;
 
-pub use crate::spec::{Boxes, Classifier, ClassifierOutput, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
-pub use classify::Answer;
+pub use crate::spec::{Boxes, ClassifierOutput, ClassifierSpec, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
+pub use bounding_box::BoundingBox;
+pub use classify::{Answer, TOP};
 pub use detect::Detection;
-pub(crate) use detect::overlap;
 pub use draw::annotate;
 pub use image::RgbImage;
 pub use input::{PictureInput, pixel_axes, to_tensor};

@@ -10,31 +10,20 @@ use crate::backend::Session;
 use crate::cli::outputs::{refuse_inputs, refuse_others};
 use crate::cli::{Exit, print, print_json, report, say};
 use crate::diagnostic::{Diagnose, Diagnostic};
-use crate::engine_dir::EngineDir;
+use crate::engine_dir::{EngineDir, PictureAnswer, PictureMeaning, PictureModel};
 use crate::log::printable;
 use crate::manifest::Manifest;
-use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage, VisionError};
-
-/// An opened vision engine and how it is called.
-struct VisionModel<'a> {
-    manifest: &'a Manifest,
-    preprocess: Preprocess,
-    input: PictureInput,
-    batch: usize,
-}
+use crate::vision::{self, Answer, Detection, RgbImage, VisionError};
 
 pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session) -> anyhow::Result<Exit> {
     let manifest = &engine.manifest;
     let Manifest { name, contents, .. } = manifest;
-    let Some(preprocess) = contents.preprocess() else {
+    let Some(model) = engine.picture_model()? else {
+        anyhow::ensure!(contents.preprocess().is_none(), "{name} does not have one input");
         bail!("{name} is a `{}` engine, which takes tensors: use --input NAME=FILE.npy", contents.kind());
     };
-    let [input] = &engine.graph()?.inputs[..] else { bail!("{name} does not have one input") };
-    let batch = input.shape.first().copied().flatten().unwrap_or(1);
-    let input = PictureInput::new(&preprocess, input)?;
-    let model = VisionModel { manifest, preprocess, input, batch };
     let files = files(&args.images)?;
-    let draws = contents.classifier().is_none() && contents.yolo().is_some() && !args.no_annotated;
+    let draws = matches!(model.meaning, PictureMeaning::Objects(_)) && !args.no_annotated;
     let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
     let folders = folders(args, &files);
     let (mut documents, mut exit) = (Vec::new(), Exit::Success);
@@ -50,7 +39,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
             }
         };
         let targets = (drawings.get(index).map(PathBuf::as_path), folders.get(index).map(PathBuf::as_path));
-        match answer(args, &model, session, (path, &picture), targets) {
+        match answer(args, (name, &model), session, (path, &picture), targets) {
             Ok(document) => documents.push(document),
             Err(error) => {
                 // The engine's failure is the next picture's too; what there is has been computed.
@@ -82,42 +71,41 @@ fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::
 /// Runs one image, and prints, draws and saves the result; `targets` are the paths of the drawing and of the outputs.
 fn answer(
     args: &Args,
-    model: &VisionModel<'_>,
+    (name, model): (&str, &PictureModel),
     session: &mut dyn Session,
     (path, picture): (&Path, &RgbImage),
     (drawing, folder): (Option<&Path>, Option<&Path>),
 ) -> anyhow::Result<serde_json::Value> {
-    let VisionModel { manifest, preprocess, input, batch } = model;
     let info = session.info();
     // A folder's files may be called anything.
     let place = path.display().to_string();
     let place = printable(&place);
-    let outputs = session.run(&[input.tensor(picture, preprocess).repeated(*batch)])?;
+    let outputs = session.run(&[model.tensor(picture).repeated(model.batches.min)])?;
     save(&[], folder, session, &outputs)?;
     let mut document = serde_json::json!({
-        "engine": manifest.name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
+        "engine": name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
     });
-    if let Some(classifier) = manifest.contents.classifier() {
-        let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
-        if !args.json {
-            print(format!("{}: {}  [{place}, {}]", manifest.name, result_text(&answer), info.name))?;
+    match model.answer(&outputs, picture)? {
+        PictureAnswer::Classes(answer) => {
+            if !args.json {
+                print(format!("{name}: {}  [{place}, {}]", result_text(&answer), info.name))?;
+            }
+            document["answer"] = serde_json::to_value(answer)?;
         }
-        document["answer"] = serde_json::to_value(answer)?;
-    } else if let Some(yolo) = manifest.contents.yolo() {
-        let detections = yolo.detections(&outputs, [picture.height(), picture.width()])?;
-        if let Some(target) = drawing {
-            vision::save_picture(target, &vision::annotate(picture, &detections))?;
-            document["annotated"] = serde_json::json!(target);
+        PictureAnswer::Objects(detections) => {
+            if let Some(target) = drawing {
+                vision::save_picture(target, &vision::annotate(picture, &detections))?;
+                document["annotated"] = serde_json::json!(target);
+            }
+            if !args.json {
+                let drawn = drawing.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
+                let drawn = printable(&drawn);
+                let count = detections.len();
+                print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
+                detections.iter().try_for_each(|detection| print(found(detection)))?;
+            }
+            document["detections"] = serde_json::to_value(detections)?;
         }
-        if !args.json {
-            let drawn = drawing.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
-            let drawn = printable(&drawn);
-            let count = detections.len();
-            let name = &manifest.name;
-            print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
-            detections.iter().try_for_each(|detection| print(found(detection)))?;
-        }
-        document["detections"] = serde_json::to_value(detections)?;
     }
     Ok(document)
 }
@@ -220,7 +208,7 @@ fn result_text(answer: &Answer) -> String {
 }
 
 fn found(detection: &Detection) -> String {
-    let [left, top, right, bottom] = detection.bbox;
+    let [left, top, right, bottom] = detection.bbox.corners();
     let mask = detection.mask.as_ref().map(|mask| format!(", {} pixels", mask.area())).unwrap_or_default();
     let label = printable(&detection.label);
     format!("  {label} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}", detection.score)
@@ -254,8 +242,13 @@ mod tests {
             assert_eq!(result_text(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
             let values = Answer { probability: None, value: Some(0.8), ..answer(label) };
             assert_eq!(result_text(&values), format!("{shown} 0.8000, tram 0.6000"));
-            let detection =
-                Detection { label: label.to_owned(), class: 0, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], mask: None };
+            let detection = Detection {
+                label: label.to_owned(),
+                class: 0,
+                score: 0.5,
+                bbox: [1.0, 2.0, 3.0, 4.0].into(),
+                mask: None,
+            };
             assert_eq!(found(&detection), format!("  {shown} 0.500  from 1, 2 to 3, 4"));
         }
         let one = Answer { probability: None, value: Some(0.0061), top: vec![("0".to_owned(), 0.0061)], ..answer("0") };

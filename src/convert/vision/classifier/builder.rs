@@ -7,7 +7,7 @@ use crate::convert::vision::net::{Conv, Map, Net, Nonlinearity, Tokens, dim};
 pub(super) use crate::convert::config::Read;
 
 /// Emits a classifier's graph.
-pub(super) struct Builder<'a> {
+pub(super) struct ClassifierGraph<'a> {
     pub(super) net: Net,
     pub(super) weights: &'a Checkpoint,
     pub(super) config: Config<'a>,
@@ -23,7 +23,7 @@ pub(super) struct Attention {
     pub(super) output: String,
 }
 
-impl Builder<'_> {
+impl ClassifierGraph<'_> {
     /// A tensor's values, which must be finite and of this shape.
     pub(super) fn read(&self, name: &str, shape: &[usize]) -> Read<Vec<f32>> {
         let view = self.weights.expect(name, shape)?;

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use self::builder::{Builder, Read};
+use self::builder::{ClassifierGraph, Read};
 use super::OPSET;
 use super::net::{Map, Net};
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -24,7 +24,7 @@ use crate::vision::ClassifierOutput;
 
 pub use preprocessor::preprocess;
 
-type Emit = fn(&mut Builder<'_>, &Map) -> Read<String>;
+type Emit = fn(&mut ClassifierGraph<'_>, &Map) -> Read<String>;
 
 /// The families, by `model_type`.
 const FAMILIES: &[(&str, Emit)] = &[
@@ -112,7 +112,7 @@ pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Optio
     graph.input("pixel_values", DType::Float32, &[batch, Some(3), Some(image[0]), Some(image[1])]);
     let input = Map { name: "pixel_values".to_owned(), channels: 3, height: image[0], width: image[1] };
     let classes = classes(&config)?;
-    let mut builder = Builder { net: Net { graph }, weights: checkpoint, config, classes };
+    let mut builder = ClassifierGraph { net: Net { graph }, weights: checkpoint, config, classes };
     let logits = emit(&mut builder, &input)?;
     let mut graph = builder.net.graph;
     graph.scope("");

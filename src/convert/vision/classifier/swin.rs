@@ -1,7 +1,7 @@
 //! Swin (Liu et al., 2021): attention within windows that are shifted in every other block, with patch merging between
 //! stages.
 
-use super::builder::{Attention, Builder, Read};
+use super::builder::{Attention, ClassifierGraph, Read};
 use crate::convert::vision::net::{Map, Tokens, dim};
 
 /// Added to the scores of positions that a shift has moved next to each other from different sides of the image.
@@ -22,7 +22,7 @@ impl Grid {
     }
 }
 
-pub(super) fn swin(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn swin(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let mut x = builder.swin_embeddings(image)?;
     let (depths, heads) = (builder.sizes("depths")?, builder.sizes("num_heads")?);
     if depths.len() != heads.len() {
@@ -62,7 +62,7 @@ struct SwinWindows {
     heads: usize,
 }
 
-impl Builder<'_> {
+impl ClassifierGraph<'_> {
     fn swin_embeddings(&mut self, image: &Map) -> Read<Grid> {
         let (patch, width) = (self.square("patch_size", 4)?, self.config.size("embed_dim")?);
         let trained = self.square("image_size", 224)?;

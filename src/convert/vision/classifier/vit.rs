@@ -3,7 +3,7 @@
 //! The tokens before the patches (class, distillation) are not separate constants: a padded row of zeros gets them with
 //! its position embedding, so that the batch size need not be known.
 
-use super::builder::{Attention, Builder, Read};
+use super::builder::{Attention, ClassifierGraph, Read};
 use crate::convert::vision::net::{Map, Tokens, dim};
 
 /// Differences between the families.
@@ -17,14 +17,14 @@ const VIT: VitFamily = VitFamily { prefix: "vit", tokens: &["cls_token"] };
 const DEIT: VitFamily = VitFamily { prefix: "deit", tokens: &["cls_token", "distillation_token"] };
 const BEIT: VitFamily = VitFamily { prefix: "beit", tokens: &["cls_token"] };
 
-pub(super) fn vit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn vit(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&VIT, image)?;
     builder.token_logits(&x, 0, "classifier")
 }
 
 /// DeiT: with a teacher the outputs of both heads are averaged; without, the distillation token only takes part in
 /// attention.
-pub(super) fn deit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn deit(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&DEIT, image)?;
     if builder.weights.has("classifier.weight") {
         return builder.token_logits(&x, 0, "classifier");
@@ -35,7 +35,7 @@ pub(super) fn deit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     Ok(builder.net.scale(&sum, 0.5))
 }
 
-pub(super) fn beit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn beit(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&BEIT, image)?;
     if builder.config.get("use_mean_pooling").is_some_and(|value| value == false) {
         return builder.token_logits(&x, 0, "classifier");
@@ -48,7 +48,7 @@ pub(super) fn beit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     builder.linear(&normed, "classifier", [classes, x.width], true)
 }
 
-impl Builder<'_> {
+impl ClassifierGraph<'_> {
     /// Logits from one token of the encoder's output.
     fn token_logits(&mut self, x: &Tokens, token: usize, stem: &str) -> Read<String> {
         let one = self.net.slice(&x.name, 1, token, token + 1);
