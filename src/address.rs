@@ -1,6 +1,6 @@
-//! Web addresses as text: what may be shown of one, and how text gets into one.
+//! Web addresses: hides their secrets for display, and percent-encodes text for them.
 
-/// An address for people and manifests: without name and password, and without its query, which may hold a signature.
+/// An address for messages and manifests: without user name, password and query, which may contain a signature.
 pub fn shown(address: &str) -> String {
     let (scheme, rest) = match address.split_once("://") {
         Some((scheme, rest)) => (format!("{scheme}://"), rest),
@@ -14,18 +14,18 @@ pub fn shown(address: &str) -> String {
     format!("{scheme}{host}{path}{query}")
 }
 
-/// Text as one segment of a path: a slash in it is part of the text (`refs/pr/1` is `refs%2Fpr%2F1`).
+/// Percent-encodes one segment of a path, slashes included (`refs/pr/1` is `refs%2Fpr%2F1`).
 pub fn segment(text: &str) -> String {
     encode(text, |byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
 }
 
-/// A path, its slashes kept.
+/// Percent-encodes a path, but not its slashes.
 pub fn path(text: &str) -> String {
     encode(text, |byte| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte))
 }
 
-/// An address as somebody typed it, with what no address may hold bare (spaces, letters beyond ASCII) encoded; what is
-/// encoded already stays so. A fragment is the reader's own and is not sent.
+/// Percent-encodes what an address that a user typed must not contain bare (spaces, non-ASCII letters), and keeps what
+/// is already encoded. The fragment is removed, since it is not sent.
 pub fn typed(address: &str) -> String {
     let address = address.trim().split('#').next().unwrap_or_default();
     encode(address, |byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte))

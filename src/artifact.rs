@@ -1,4 +1,4 @@
-//! Files and directories that appear whole or not at all.
+//! Writes files and directories atomically: they appear whole or not at all.
 //!
 //! Everything this tool writes is staged in a sibling (`.NAME.staging-…`), hashed while written, and renamed. The
 //! writer holds a lock on the staged file or directory, so a later run can tell a crashed writer's leftovers from
@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use rustix::fs::{CWD, OFlags, RenameFlags, renameat_with};
 use sha2::{Digest, Sha256};
 
-/// Makes an error of the system say which path it is about; the system's own words do not.
+/// Adds the path to an error of the operating system, whose text lacks it.
 pub fn about(path: &Path) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -41,7 +41,7 @@ pub fn sha256_file(path: &Path) -> io::Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Reads to the end, handing out the bytes in pieces.
+/// Reads to the end and passes the bytes to `sink` in pieces.
 pub fn feed(reader: &mut impl Read, mut sink: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; 1 << 20];
     loop {
@@ -67,19 +67,19 @@ pub fn is_contained(path: &str) -> bool {
         && Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
 }
 
-/// Whether both are there and one file: the same path, a link to it, or another name of it.
+/// Whether both paths exist and are one file: equal paths, a link to it, or a hard link.
 pub fn is_same_file(a: &Path, b: &Path) -> bool {
     let (Ok(a), Ok(b)) = (fs::metadata(a), fs::metadata(b)) else { return false };
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }
 
-/// Bytes that can still be written in `folder`, which must be there.
+/// Free bytes in `folder`, which must exist.
 pub fn free_space(folder: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// `WATUS_CACHE_DIR`, or `watus-build` in the user's cache directory.
+/// The cache directory: `WATUS_CACHE_DIR`, else `watus-build` in the user's cache directory.
 pub fn cache_dir() -> PathBuf {
     user_dir("WATUS_CACHE_DIR", "XDG_CACHE_HOME", ".cache")
 }
@@ -103,7 +103,7 @@ fn staging_path(target: &Path) -> io::Result<PathBuf> {
     Ok(target.with_file_name(staged))
 }
 
-/// Whether `name` is what [`staging_path`] calls a writer's work on `target`. A user's may merely begin so.
+/// Whether `name` is a staging name of [`staging_path`] for `target`. A user's file may merely begin like one.
 fn is_staged(name: &OsStr, target: &OsStr) -> bool {
     let after = name.as_bytes().strip_prefix(b".").and_then(|name| name.strip_prefix(target.as_bytes()));
     let Some(numbers) = after.and_then(|name| name.strip_prefix(STAGING.as_bytes())) else { return false };
@@ -111,7 +111,7 @@ fn is_staged(name: &OsStr, target: &OsStr) -> bool {
     parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit))
 }
 
-/// Removes what crashed writers of `target` left behind; the work of living ones is locked and stays.
+/// Removes what crashed writers of `target` left behind; living writers hold a lock, and their work stays.
 pub fn sweep(target: &Path) -> io::Result<()> {
     let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return Ok(()) };
     let entries = match fs::read_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) {
@@ -160,7 +160,7 @@ impl StagedFile {
         Ok(Self { file, staged, target: target.to_owned(), hasher: Sha256::new(), length: 0, published: false })
     }
 
-    /// Flushes to the disk, renames to the target, and returns (sha256, length).
+    /// Flushes to disk, renames to the target, and returns (SHA-256 in hexadecimal, length in bytes).
     pub fn publish(mut self) -> io::Result<(String, u64)> {
         self.file.sync_all()?;
         // A device or a pipe in the place is somebody's, /dev/null of all programs'.
@@ -197,7 +197,7 @@ impl Drop for StagedFile {
     }
 }
 
-/// Writes a whole file atomically and returns its sha256.
+/// Writes a whole file atomically and returns its SHA-256 in hexadecimal.
 pub fn write_file(target: &Path, bytes: &[u8]) -> io::Result<String> {
     let mut file = StagedFile::create(target)?;
     file.write_all(bytes)?;
@@ -213,7 +213,7 @@ pub struct StagedDirectory {
 }
 
 impl StagedDirectory {
-    /// Starts a directory that will become `target`, after clearing away crashed attempts.
+    /// Starts a directory that will become `target`, after removing what crashed writers left.
     pub fn create(target: &Path) -> io::Result<Self> {
         if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent)?;
@@ -226,12 +226,13 @@ impl StagedDirectory {
         Ok(Self { lock: Some(lock), staged, target: target.to_owned() })
     }
 
-    /// Where to put the files.
+    /// The staged directory, to be filled with files.
     pub fn path(&self) -> &Path {
         &self.staged
     }
 
-    /// Swaps the directory into place in one step, replacing an older one. Whose that is, is the caller's to know.
+    /// Puts the directory in the target's place in one step, replacing an older one. The caller must know that the
+    /// older one is ours.
     pub fn publish(mut self) -> io::Result<()> {
         sync_directory(&self.staged)?;
         match fs::symlink_metadata(&self.target) {
@@ -262,7 +263,7 @@ impl Drop for StagedDirectory {
     }
 }
 
-/// Flushes every file of a directory, so that a manifest never outlives a power cut that its engine did not.
+/// Flushes every file of a directory, so that after a power cut a manifest never exists without its engine.
 fn sync_directory(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();

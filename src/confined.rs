@@ -1,5 +1,5 @@
-//! A child process of this executable that works for this one under limits of memory and time: what a stranger's graph
-//! does to it (a crash, an endless loop, all memory) is an error here, and nothing worse.
+//! Work in a child process of this executable, under limits of memory and time: a stranger's graph that crashes, never
+//! ends or takes all memory is an error here, and nothing worse.
 //!
 //! Questions and answers go over the child's standard streams, each as its length (u64, little endian) and its bytes;
 //! the first frame is the memory limit. The child ends when its input does.
@@ -17,16 +17,19 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What a child may use.
+use crate::diagnostic::{Diagnose, Diagnostic};
+
+/// Limits of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of memory.
+    /// Memory in bytes.
     pub memory: u64,
-    /// For one question: the processor's time on a machine that has other work, and never less than this by the clock.
+    /// Time for one question: processor time, which does not count the machine's other work; at least as much time
+    /// passes on the clock before the child is given up.
     pub time: Duration,
 }
 
-/// Why there is no answer. Sentences about "it", the work.
+/// Why a question has no answer. The texts are sentences about "it", the work.
 #[derive(Debug, Clone, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum ConfinedError {
@@ -40,15 +43,24 @@ pub enum ConfinedError {
     Died(Death),
     #[error("cannot talk to the process it runs in: {0}")]
     Io(String),
-    #[error("{}\n  hint: {}", NOT_ENABLED, ENABLE)]
+    #[error("{}", self.diagnostic())]
     NotEnabled,
 }
 
-/// How a child ended.
+impl Diagnose for ConfinedError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::NotEnabled => Diagnostic::new(NOT_ENABLED).with_help(ENABLE),
+            _ => Diagnostic::new(self.to_string()),
+        }
+    }
+}
+
+/// How a child process ended.
 #[derive(Debug, Clone)]
 pub struct Death {
     status: ExitStatus,
-    /// Its last words, one line without control characters.
+    /// The last line of its standard error, without control characters.
     last: String,
     memory: u64,
 }
@@ -67,14 +79,14 @@ impl fmt::Display for Death {
 }
 
 impl Death {
-    /// Whether it had too little memory: the words of the standard libraries, Rust's and C++'s, before they abort; signal 9
-    /// is the kernel's answer to a machine that is full.
+    /// Whether the child ran out of memory: by the messages that the standard libraries of Rust and C++ print before
+    /// they abort, or by signal 9, which the kernel's out-of-memory killer sends.
     pub fn is_too_large(&self) -> bool {
         let says = [OUT_OF_MEMORY, BAD_ALLOC].iter().any(|words| self.last.contains(words));
         matches!(self.status.signal(), Some(6) if says) || self.status.signal() == Some(9)
     }
 
-    /// The same for strangers: without its last words, which are a library's internals.
+    /// A copy without the child's last line, which names a library's internals, for clients of the server.
     pub fn without_words(&self) -> Self {
         let last = if self.is_too_large() { OUT_OF_MEMORY } else { "" };
         Self { last: last.to_owned(), ..self.clone() }
@@ -83,45 +95,47 @@ impl Death {
 
 const OUT_OF_MEMORY: &str = "memory allocation of";
 const BAD_ALLOC: &str = "std::bad_alloc";
-/// Bytes of a child's last words that are kept.
+/// Bytes of a child's standard error that are kept, from its end.
 const WORDS_LIMIT: usize = 64 * 1024;
-/// Characters of them that are told.
+/// Characters of a child's last line that are shown.
 const LINE_LIMIT: usize = 500;
-/// How often it is asked whether an answer is still wanted.
+/// Interval at which a waiting question asks whether its answer is still wanted.
 const PATIENCE: Duration = Duration::from_millis(50);
-/// Times the limit, by the clock, for a child that hardly gets the processor: others may wait for it.
+/// Factor of the time limit after which, by the clock, a child that hardly gets the processor is given up: others may
+/// be waiting.
 const STARVED: u32 = 3;
-/// How long a child that closed its output may take to be gone.
+/// Time that a child may take to exit after it closed its output.
 const GRACE: Duration = Duration::from_secs(1);
-/// Stack of the child's working thread: recursion over a deep graph fits.
+/// Stack of the child's working thread in bytes: recursion over a deep graph fits.
 pub(crate) const STACK: usize = 64 << 20;
-/// What the standard library gives any other thread.
+/// Stack of other threads in bytes, the standard library's default.
 const THREAD_STACK: u64 = 2 << 20;
 
 static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
 
-/// What is wrong where children are wanted and [`use_program`] was not called, and what mends it.
+/// The error where child processes are wanted and [`use_program`] was not called; [`ENABLE`] is its help.
 pub const NOT_ENABLED: &str = "this program has not said that it can be started again as a child";
 /// See [`NOT_ENABLED`].
 pub const ENABLE: &str = "call `watus_build::enable_child_processes()` first thing in its `main`";
 
-/// Says that `executable` answers to the arguments that children are started with: what can be done in a child is, from now on.
-/// For the running program `enable_child_processes` says it.
+/// Registers `executable`, whose subcommands call [`serve`], so that work can be done in child processes. For the running program
+/// `enable_child_processes` does it.
 pub fn use_program(executable: PathBuf) {
     let _ = PROGRAM.set(executable);
 }
 
-/// The executable that was named, if one was. None is ever started but this one, or one that is named by its path.
+/// The registered executable; `None` in programs that only use this library. No other is ever started, unless it is named by
+/// its path.
 pub fn program() -> Option<&'static Path> {
     PROGRAM.get().map(PathBuf::as_path)
 }
 
-/// Starts a child of that executable.
+/// Starts a child process of the registered executable.
 pub fn start(subcommand: &str, limits: Limits) -> Result<Confined, ConfinedError> {
     Confined::start(program().ok_or(ConfinedError::NotEnabled)?, subcommand, limits)
 }
 
-/// A child at work.
+/// A running child process that answers questions.
 #[derive(Debug)]
 pub struct Confined {
     child: Child,
@@ -129,12 +143,12 @@ pub struct Confined {
     answers: Receiver<Vec<u8>>,
     words: Option<JoinHandle<Vec<u8>>>,
     limits: Limits,
-    /// Set once it is over; then every question has this answer.
+    /// Set once the child has ended; every later question gets this error.
     over: Option<ConfinedError>,
 }
 
 impl Confined {
-    /// Starts `executable` with `subcommand`, which has to call [`serve`].
+    /// Starts `executable` with `subcommand`, which must call [`serve`].
     pub fn start(executable: &Path, subcommand: &str, limits: Limits) -> Result<Self, ConfinedError> {
         let failed = |error: io::Error| ConfinedError::Io(format!("{}: {error}", executable.display()));
         let mut child = Command::new(executable)
@@ -173,12 +187,13 @@ impl Confined {
         Ok(confined)
     }
 
-    /// Asks and waits. Any error ends the child, and every later question has the same error.
+    /// Sends a question and waits for the answer. An error ends the child, and every later question gets the same
+    /// error.
     pub fn ask(&mut self, question: &[u8]) -> Result<Vec<u8>, ConfinedError> {
         self.ask_until(question, &|| false)
     }
 
-    /// The same, as long as nobody says `stop`.
+    /// Like [`Confined::ask`], but gives up and ends the child once `stop` returns true.
     pub fn ask_until(&mut self, question: &[u8], stop: &dyn Fn() -> bool) -> Result<Vec<u8>, ConfinedError> {
         if let Some(error) = &self.over {
             return Err(error.clone());
@@ -206,7 +221,7 @@ impl Confined {
         Err(error)
     }
 
-    /// What became of a child that speaks no more.
+    /// Why the child stopped answering, from its exit status.
     fn death(&mut self) -> ConfinedError {
         let start = Instant::now();
         let status = loop {
@@ -233,12 +248,12 @@ impl Drop for Confined {
     }
 }
 
-/// What a question has taken.
+/// Time that a question has taken.
 struct Clock {
     limit: Duration,
     begun: Instant,
     child: u32,
-    /// The child's processor time when it was asked.
+    /// The child's processor time when the question was sent.
     before: Option<Duration>,
 }
 
@@ -247,7 +262,7 @@ impl Clock {
         Self { limit, begun: Instant::now(), child: child.id(), before: processor_time(child.id()) }
     }
 
-    /// Why the question is to be given up, if it is.
+    /// The error if the question has exceeded its limits.
     fn over(&self) -> Option<ConfinedError> {
         let elapsed = self.begun.elapsed();
         if elapsed < self.limit {
@@ -264,7 +279,7 @@ impl Clock {
     }
 }
 
-/// What a process has had of the processors: the 14th and 15th field of its `stat` (proc(5)), in ticks.
+/// Processor time of a process: fields 14 and 15 of its `stat` file (proc(5)), in clock ticks.
 fn processor_time(process: u32) -> Option<Duration> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The second field is a name in brackets, which may hold anything.
@@ -275,7 +290,7 @@ fn processor_time(process: u32) -> Option<Duration> {
     Some(Duration::from_millis(ticks.saturating_mul(1000) / a_second))
 }
 
-/// Everything a child says of itself, of which the end is kept.
+/// Reads a child's standard error to its end, and keeps the last bytes.
 fn listen(mut words: ChildStderr) -> Vec<u8> {
     let (mut kept, mut buffer) = (Vec::new(), [0u8; 4096]);
     while let Ok(count @ 1..) = words.read(&mut buffer) {
@@ -287,7 +302,7 @@ fn listen(mut words: ChildStderr) -> Vec<u8> {
     kept
 }
 
-/// The line that says why, fit for a terminal.
+/// The last line that gives a reason, without control characters.
 fn last_line(words: &[u8]) -> String {
     let words = String::from_utf8_lossy(words);
     let mut lines = words.lines().filter(|line| !line.trim().is_empty());
@@ -340,7 +355,7 @@ impl Drop for EndOnPanic {
     }
 }
 
-/// Takes this process's right to more memory, and to dumps of it.
+/// Limits this process's memory and disables its core dumps.
 fn confine(memory: u64) -> io::Result<()> {
     // Threads' stacks count as data, though hardly any of them is touched. Mapped files do not: RLIMIT_AS would count
     // them, and all that allocators and thread pools reserve and never use.
@@ -360,7 +375,7 @@ fn write_frame(output: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     output.flush()
 }
 
-/// The next frame, at most `limit` long; `None` at the end.
+/// Reads the next frame, of at most `limit` bytes; `None` at the end of input.
 fn read_frame(input: &mut impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0u8; 8];
     match input.read_exact(&mut length) {

@@ -1,4 +1,4 @@
-//! Hashes of large files, remembered while a file stays as it was, so that 15 GB are hashed once and not at every build.
+//! Remembers the hashes of large files while they are unchanged, so that 15 GB are hashed once and not for every build.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::artifact::{about, is_sha256, sha256_file, write_file};
 
-/// A file while its content stays: device, inode, length, and the content's time in nanoseconds. Links share it, so a
-/// published engine directory's weights are known as the checkpoint's.
+/// Identifies a file's content: device, inode, length, and modification time in nanoseconds. Hard links share it, so
+/// the weights of a published engine directory are recognised as the checkpoint's.
 fn identity(path: &Path) -> io::Result<String> {
     let m = fs::metadata(path)?;
     Ok(format!("{}-{}-{}-{}.{:09}", m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
@@ -21,32 +21,32 @@ fn identity(path: &Path) -> io::Result<String> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct HashEntry {
     sha256: String,
-    /// Day of last use, counted from 1970.
+    /// Day of last use, in days since 1970.
     day: u64,
 }
 
-/// What was not asked for so long is forgotten.
+/// Days after which an unused hash is forgotten.
 const KEPT_DAYS: u64 = 180;
 
 fn today() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs() / 86_400
 }
 
-/// The memory, a JSON file in the cache directory. Losing it costs time alone.
+/// Remembered hashes, a JSON file in the cache directory. Losing it costs only time.
 #[derive(Debug)]
 pub struct Hashes {
     path: PathBuf,
     entries: BTreeMap<String, HashEntry>,
-    /// Something is known that the file does not say.
+    /// Whether there are hashes that are not saved.
     changed: bool,
-    /// Bytes hashed because nothing was known of them.
+    /// Bytes that had to be hashed.
     pub hashed_bytes: u64,
-    /// Seconds that took.
+    /// Seconds that hashing took.
     pub seconds: f64,
 }
 
 impl Hashes {
-    /// What is remembered in `cache`.
+    /// Reads the hashes remembered in `cache`.
     pub fn open(cache: &Path) -> Self {
         let path = cache.join("hashes.json");
         let entries = crate::regular_file::read(&path, 64 << 20)
@@ -56,7 +56,7 @@ impl Hashes {
         Self { path, entries, changed: false, hashed_bytes: 0, seconds: 0.0 }
     }
 
-    /// The SHA-256 a file has for a name in a hub cache or an Ollama store, whose files never change.
+    /// The SHA-256 in a file's name in a hub cache or an Ollama store, whose files never change.
     pub fn of_store(path: &Path) -> Option<String> {
         let real = fs::canonicalize(path).ok()?;
         let name = real.file_name()?.to_str()?;
@@ -65,7 +65,7 @@ impl Hashes {
         (in_store && is_sha256(named)).then(|| named.to_ascii_lowercase())
     }
 
-    /// A file's SHA-256: from its name in a hub cache or an Ollama store, which were checked when it came; from memory;
+    /// A file's SHA-256: from its name in a hub cache or an Ollama store, which was verified at download; remembered;
     /// or by reading it.
     pub fn sha256(&mut self, path: &Path) -> io::Result<String> {
         match Self::of_store(path) {
@@ -74,7 +74,7 @@ impl Hashes {
         }
     }
 
-    /// The SHA-256 of what a file holds, whatever its name says: from memory, or by reading it.
+    /// The SHA-256 of a file's content, whatever its name says: remembered, or by reading it.
     pub fn read(&mut self, path: &Path) -> io::Result<String> {
         let real = fs::canonicalize(path)?;
         let before = identity(&real)?;
@@ -94,13 +94,13 @@ impl Hashes {
         Ok(sha256)
     }
 
-    /// Whether [`Hashes::read`] need not read this file.
+    /// Whether [`Hashes::read`] would not have to read this file.
     pub fn knows(&self, path: &Path) -> bool {
         identity(path).is_ok_and(|identity| self.entries.contains_key(&identity))
     }
 
-    /// Says that `copy` was made of `original`, or is a link to it, so that it need not be read. Nothing is said of an
-    /// original that changed since it was hashed.
+    /// Records that `copy` has the content of `original`, so that it need not be hashed, unless the original has
+    /// changed since it was.
     pub fn copied(&mut self, original: &Path, copy: &Path) -> io::Result<()> {
         let (from, to) = (identity(original)?, identity(copy)?);
         let known = self.entries.get(&from).map(|entry| entry.sha256.clone());
@@ -115,7 +115,7 @@ impl Hashes {
         self.changed = true;
     }
 
-    /// Keeps what was learnt.
+    /// Saves new hashes.
     pub fn save(&mut self) -> io::Result<()> {
         if !self.changed {
             return Ok(());

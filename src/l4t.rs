@@ -15,7 +15,7 @@ pub fn release() -> Option<String> {
     parse_release(&String::from_utf8_lossy(&bytes))
 }
 
-/// `# R36 (release), REVISION: 4.4, GCID: …`
+/// Parses `# R36 (release), REVISION: 4.4, GCID: …`.
 pub fn parse_release(text: &str) -> Option<String> {
     let line = text.trim_start().lines().next()?;
     let major = line.trim_start_matches(['#', ' ']).strip_prefix('R')?.split(' ').next()?;

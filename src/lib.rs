@@ -1,4 +1,33 @@
-//! Turns checkpoints into proven TensorRT engines on the machine they run on.
+//! Builds TensorRT engines from checkpoints on the machine they run on, verifies them against a CPU reference, and runs
+//! them.
+//!
+//! An engine directory that `watus-build build` has made is opened and asked like this:
+//!
+//! ```no_run
+//! use watus_build::{Detector, draw};
+//!
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let mut detector = Detector::open("engines/yolo11n-seg")?;
+//!     let objects = detector.detect("street.jpg")?;
+//!     for object in &objects {
+//!         println!("{} {:.2} {:?}", object.label, object.score, object.bbox);
+//!     }
+//!     draw("street.jpg", &objects)?.save("street-objects.jpg")?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! - [`Detector`] finds objects, [`Classifier`] says what a picture shows. Both take a [`Frame`]: a picture of the `image` crate,
+//!   a camera's pixels in memory, or a file. Boxes are in pixels of the picture that was given.
+//! - [`ChatModel`] answers conversations, piece by piece as the answer comes, or with JSON of a schema.
+//! - [`Builder`] makes engine directories from code, by the same stages as the command line.
+//! - Everything here fails by one [`Error`], which says what is wrong and what to do ([`Error::help`]).
+//!
+//! The GPU computes where there is one; elsewhere, and where [`BackendChoice::Cpu`] is asked for, a reference on the CPU does,
+//! which is slow and right. Files of the directory are checked when it is opened. What `detect`, `classify` and `chat` take is
+//! `&mut self`: a model answers one caller at a time, and threads have one each or send their frames to the one that has it.
+//!
+//! # How engine directories come to be
 //!
 //! ```text
 //! recipe ──▶ plan ──▶ fetch ──▶ ONNX model ──▶ TensorRT builder ──▶ engine directory ──▶ verify ──▶ run, bench, serve
@@ -9,19 +38,19 @@
 //! ```
 //!
 //! The pipeline in this crate's own terms: [`recipe::load`] reads and checks a recipe, [`recipe::Plan::new`] fills in
-//! every default, [`pipeline::prepare`] fetches and decides what a build would do, [`pipeline::build`] builds in a
-//! child process ([`worker`]), proves the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
-//! [`backend::Backend`] and [`backend::Session`] are what runs a model: [`backend::tensorrt`] on the GPU,
-//! [`backend::cpu`] everywhere; [`engine_dir::EngineDir`] opens what a build has published.
+//! every default, [`pipeline::prepare`] fetches the sources and decides what to build, [`pipeline::build`] builds in a
+//! child process ([`worker`]), verifies the engine ([`verify`]) and publishes the directory in one step ([`artifact`]).
+//! [`backend::Backend`] and [`backend::Session`] run a model: [`backend::tensorrt`] on the GPU, [`backend::cpu`]
+//! everywhere; [`engine_dir::EngineDir`] opens a published directory.
 //!
-//! Vision checkpoints become ONNX models first ([`convert::vision`]) and, in half precision, half-precision copies of them
-//! ([`onnx::Half`]); [`vision`] is the way from pictures and back to answers.
+//! Vision checkpoints are converted to ONNX first ([`convert::vision`]), and to half precision by [`onnx::Half`];
+//! [`vision`] turns images into input tensors and outputs into classes and objects.
 //!
-//! Of language models [`checkpoint`] maps the weights, [`convert`] makes graphs of a decoder layer and the head, and at run
-//! time an [`executor::Executor`] runs them with the weights bound: [`executor::CpuExecutor`] anywhere,
-//! [`cuda_executor::GpuExecutor`] with TensorRT's engines. [`text`] is the way from words to tokens and back,
-//! [`generation::Generator`] makes answers with both, and [`serve`] gives them to OpenAI's clients. [`quantize`] makes small
-//! integers of weights where a recipe asks for them.
+//! For language models [`checkpoint`] maps the weights, [`convert`] makes the graphs of a decoder layer and of the head, and at
+//! run time an [`executor::Executor`] runs them with the weights bound as inputs: [`executor::CpuExecutor`] anywhere,
+//! [`cuda_executor::GpuExecutor`] with TensorRT's engines. [`text`] converts between text and tokens,
+//! [`generation::Generator`] generates answers with both, and [`serve`] offers those over the OpenAI API. [`quantize`] rounds
+//! weights to small integers where a recipe asks for it.
 //!
 //! # Features
 //!
@@ -30,7 +59,7 @@
 //!
 //! | feature | modules | what for |
 //! |---|---|---|
-//! | `fetch` | `recipe`, `fetch`, `quantize`, `pipeline`, `worker` | from recipes to engine directories |
+//! | `fetch` | `recipe`, `fetch`, `quantize`, `pipeline`, `worker`; [`Builder`] | from recipes to engine directories |
 //! | `serve` | `serve` | the server |
 //! | `charts` | `bench` | measurements, and drawings of them |
 //! | `cli` | `cli`, `doctor`; `verify::Endpoint`, `log::subscribe` | the program; brings the other three |
@@ -45,6 +74,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod address;
+mod api;
 pub mod artifact;
 pub mod backend;
 #[cfg(feature = "charts")]
@@ -100,4 +130,17 @@ pub mod vision;
 #[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]
 pub mod worker;
 
+pub use api::{
+    AnswerPiece, ChatAnswer, ChatModel, ChatModelBuilder, ChatOptions, ChatStream, Classification, Classifier,
+    ClassifierBuilder, Detector, DetectorBuilder, Error, ErrorKind, Frame, LabelScore, PixelFormat, draw,
+};
+#[cfg(feature = "fetch")]
+#[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]
+pub use api::{Builder, BuiltEngine};
+pub use backend::BackendInfo;
 pub use child_process::enable_child_processes;
+pub use engine_dir::BackendChoice;
+pub use generation::{Choice, Finish, Usage};
+pub use spec::Precision;
+pub use text::Message;
+pub use vision::{BoundingBox, Detection, Mask, RgbImage};

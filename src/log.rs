@@ -1,8 +1,8 @@
-//! What is said on standard error: lines, which nobody waits for, and `tracing`'s events as lines (`subscriber.rs`).
+//! Standard error: lines that nobody waits for, and `tracing` events as lines (`subscriber.rs`).
 //!
-//! Whoever reads standard error may stop reading (a full pipe, Ctrl-S, a collector that hangs). A server must not stop with
-//! it: after [`queue`] a thread writes, from a queue that drops what does not fit and counts it. What strangers have named
-//! is shown as it is spelled, never sent to a terminal: see [`printable`].
+//! A reader of standard error may stall (a full pipe, Ctrl-S, a collector that hangs), and a server must not stall with
+//! it: after [`queue`] a thread writes, from a bounded queue that counts the lines it drops. Control characters in text
+//! from outside are escaped, so that a terminal does not obey them: see [`printable`].
 
 #[cfg(feature = "cli")]
 mod subscriber;
@@ -19,9 +19,9 @@ use std::time::{Duration, Instant};
 #[cfg_attr(docsrs, doc(cfg(feature = "cli")))]
 pub use subscriber::{Format, subscribe};
 
-/// Lines that may wait to be written.
+/// Most lines in the queue.
 const WAITING: usize = 1024;
-/// Bytes of one line; `--log-prompts` writes long ones.
+/// Most bytes of a line; `--log-prompts` writes long ones.
 const LONGEST: usize = 1 << 20;
 
 struct LineQueue {
@@ -33,7 +33,7 @@ struct LineQueue {
 
 static QUEUE: OnceLock<LineQueue> = OnceLock::new();
 
-/// From now on lines are written by a thread, and dropped where nobody reads them.
+/// Starts a thread that writes the lines from now on; lines that do not fit the queue are dropped.
 pub fn queue() -> std::io::Result<()> {
     let (sender, lines) = sync_channel(WAITING);
     let counts = || AtomicU64::new(0);
@@ -63,7 +63,7 @@ fn write(lines: &Receiver<String>) {
     }
 }
 
-/// Writes a line, or queues it.
+/// Writes a line, or queues it after [`queue`].
 pub fn line(text: &str) {
     let text = if text.len() > LONGEST { &text[..text.floor_char_boundary(LONGEST)] } else { text };
     let Some(queue) = QUEUE.get() else {
@@ -77,12 +77,12 @@ pub fn line(text: &str) {
     }
 }
 
-/// Lines that were not written because nobody read.
+/// Number of lines dropped because the queue was full.
 pub fn dropped() -> u64 {
     QUEUE.get().map_or(0, |queue| queue.dropped.load(Ordering::Relaxed))
 }
 
-/// Waits until what is queued is written, but no longer than `patience`: for the end of a program.
+/// Waits until the queue is written, but no longer than `patience`; to be called before the program ends.
 pub fn flush(patience: Duration) {
     let Some(queue) = QUEUE.get() else { return };
     let begun = Instant::now();
@@ -91,7 +91,8 @@ pub fn flush(patience: Duration) {
     }
 }
 
-/// Characters that a terminal obeys, or that turn the order of what is shown (Unicode's bidirectional controls).
+/// Whether a terminal obeys the character, or it changes the order of displayed text (Unicode's bidirectional
+/// controls).
 fn is_control(character: char) -> bool {
     let turns =
         matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{061c}');
@@ -112,17 +113,17 @@ fn escaped(text: &str, obeyed: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A name as it may stand within a line: whatever a terminal would obey is spelled out.
+/// A name for use within a line: control characters and line breaks are escaped.
 pub fn printable(name: &str) -> Cow<'_, str> {
     escaped(name, is_control)
 }
 
-/// A text of several lines, its controls spelled out but for line ends and tabs.
+/// A text of several lines: control characters except line breaks and tabs are escaped.
 pub fn printable_text(text: &str) -> Cow<'_, str> {
     escaped(text, |character| is_control(character) && !matches!(character, '\n' | '\t'))
 }
 
-/// JSON in which no text holds what a terminal obeys.
+/// JSON text in which control characters within strings are escaped.
 pub fn printable_json(json: &str) -> Cow<'_, str> {
     let obeyed = |character: char| is_control(character) && !matches!(character, '\n' | '\t');
     if !json.chars().any(obeyed) {
@@ -138,7 +139,7 @@ pub fn printable_json(json: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Events of this target are lines already, in the field `line`.
+/// Target of events that are complete lines already, in their field `line`.
 pub const LINES: &str = "watus_build::lines";
 
 #[cfg(test)]

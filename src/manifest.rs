@@ -1,7 +1,8 @@
-//! `manifest.json`: what an engine directory holds, how it came to be, and the hash of every file in it.
+//! `manifest.json`: what an engine directory contains, how it was built, and the hash of every file in it.
 //!
-//! A document, which knows nobody who runs what is in it: [`crate::engine_dir`] does. `kind` says which fields there are
-//! (`contents.rs`); names of files are `layout.rs`'s. Format 1 had the same fields, whichever were there, and is read as what it says.
+//! A document type without a runtime; [`crate::engine_dir`] opens and runs what it describes. `kind` decides which
+//! fields exist (`contents.rs`); `layout.rs` has the file names. Format 1, in which these fields were optional, is
+//! still read.
 
 mod contents;
 pub mod layout;
@@ -14,147 +15,155 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::artifact::{about, is_contained, sha256, write_file};
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::spec::{DeviceInfo, Precision, Task, Version};
 use layout::{FILE, REPORT_FILE};
 
 pub use contents::{EngineContents, GraphEngine};
 
-/// Layout version of the directories that are written.
+/// Format of the manifests that are written.
 pub const FORMAT: u32 = 2;
-/// The oldest that is read.
+/// Oldest format that is read.
 const OLDEST_FORMAT: u32 = 1;
-/// A manifest is a page; larger files are something else.
+/// Largest manifest in bytes; anything larger is something else.
 const SIZE_LIMIT: u64 = 4 << 20;
 
-/// Why a directory is not an engine directory.
+/// Why a directory is not a valid engine directory.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {message}", path.display())]
 pub struct ManifestError {
     /// The file or directory.
     pub path: PathBuf,
-    /// What is wrong, and what to do.
-    pub message: String,
+    /// What is wrong, and the hint.
+    pub message: Diagnostic,
 }
 
-/// Gives a file's SHA-256: by reading it, or by remembering that it did.
+impl Diagnose for ManifestError {
+    fn diagnostic(&self) -> Diagnostic {
+        self.message.clone().at(self.path.display())
+    }
+}
+
+/// Returns a file's SHA-256 in hexadecimal, by reading the file or from remembered hashes.
 pub type Hasher<'a> = &'a mut dyn FnMut(&Path) -> io::Result<String>;
 
-/// One file of the directory.
+/// Hash and length of one file of the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileRecord {
     /// SHA-256 in hexadecimal.
     pub sha256: String,
-    /// Length.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
-/// What the build itself was like.
+/// Measurements of the build.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct BuildRecord {
-    /// Wall time of TensorRT's build.
+    /// Wall time of TensorRT's build in seconds.
     pub seconds: f64,
-    /// Largest resident memory of the build process.
+    /// Largest resident memory of the build process in bytes.
     pub peak_memory_bytes: u64,
-    /// Tactics TensorRT left out, mostly for lack of memory.
+    /// Number of tactics that TensorRT skipped, mostly for lack of memory.
     pub skipped_tactics: u64,
-    /// TensorRT's warnings, each once.
+    /// TensorRT's warnings, without repetitions.
     pub warnings: Vec<String>,
 }
 
-/// How the engine is to be proved.
+/// How the engine is verified.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct VerifyRecord {
-    /// Random inputs.
+    /// Number of random inputs.
     pub seeds: u32,
-    /// Pictures, relative to the directory.
+    /// Images to compare on, relative to the directory.
     pub images: Vec<String>,
-    /// Own inputs: for each try a `.npy` file for every input, relative to the directory.
+    /// Tensors to compare on: for each item a `.npy` file per input, relative to the directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<Vec<String>>,
-    /// Prompts.
+    /// Prompts to compare on.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prompts: Vec<String>,
-    /// Allowed max|engine - reference| / max|reference|; of a language model, mean divergence.
+    /// Largest allowed max|engine - reference| / max|reference|; for a language model the largest mean Kullback-Leibler
+    /// divergence in nats per token.
     pub tolerance: f64,
-    /// Which reference judged its numbers when it was built; `None` where nothing could execute it.
+    /// The reference that the engine was compared with when it was built; `None` if nothing could execute it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judge: Option<String>,
 }
 
-/// What quantising a language model has cost; see `verify::quality`.
+/// Quality loss of a quantised language model; measured by `verify::quality`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
-    /// Tokens compared.
+    /// Number of tokens compared.
     pub tokens: usize,
-    /// Mean KL(checkpoint || quantised) in nats a token.
+    /// Mean KL(checkpoint || quantised) in nats per token.
     pub divergence: f64,
-    /// The largest that passes.
+    /// Largest allowed divergence in nats per token.
     pub divergence_limit: f64,
-    /// exp of the mean negative log-likelihood.
+    /// Perplexity of the quantised model: exp of the mean negative log-likelihood.
     pub perplexity: f64,
-    /// The checkpoint's own.
+    /// Perplexity of the checkpoint on the same text.
     pub reference_perplexity: f64,
-    /// The largest ratio of the two that passes.
+    /// Largest allowed ratio of the quantised model's perplexity to the checkpoint's.
     pub ratio_limit: f64,
 }
 
-/// The document.
+/// The content of manifest.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Layout version.
+    /// Format of the manifest.
     pub format: u32,
-    /// The recipe's name.
+    /// Name of the engine directory.
     pub name: String,
-    /// What there is.
+    /// The models and engines in the directory, by its kind.
     #[serde(flatten)]
     pub contents: EngineContents,
-    /// "watus-build VERSION".
+    /// Program that built it: "watus-build VERSION".
     pub tool: String,
-    /// What the engine depends on; a difference in any part means a rebuild.
+    /// Everything the engine depends on; a difference in any part means a rebuild.
     pub key: Key,
-    /// Who built it.
+    /// TensorRT version that built it.
     pub tensorrt: Version,
-    /// The GPU it was built on, if there was one.
+    /// GPU that it was built on, if there was one.
     pub device: Option<DeviceInfo>,
     /// Jetson Linux release, on a Jetson.
     pub l4t: Option<String>,
-    /// Arithmetic.
+    /// Arithmetic of the engine.
     pub precision: Precision,
-    /// FP32 layers may round to TF32.
+    /// Whether fp32 layers may use TF32.
     pub tf32: bool,
     /// Where the model came from.
     pub source: String,
-    /// How it is proved.
+    /// How it is verified.
     pub verify: VerifyRecord,
-    /// How the build went.
+    /// Measurements of the build.
     pub build: BuildRecord,
-    /// Every file but this one and `verify.json`, which `verify` rewrites.
+    /// Every file except the manifest and `verify.json`, which `verify` rewrites.
     pub files: BTreeMap<String, FileRecord>,
 }
 
-/// What a manifest of any layout says.
+/// The one field that manifests of every format have.
 #[derive(Deserialize)]
 struct ManifestFormat {
     format: u64,
 }
 
-/// The parts an engine depends on, each a short text or a hash.
+/// The parts that an engine depends on, by name, each a short text or a hash.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(pub BTreeMap<String, String>);
 
 impl Key {
-    /// Adds a part as it is.
+    /// Adds a part as text.
     pub fn text(&mut self, part: &str, value: impl Into<String>) {
         self.0.insert(part.to_owned(), value.into());
     }
 
-    /// Adds a part too long to print, by its hash.
+    /// Adds a part by its hash, if it is too long to print.
     pub fn hashed(&mut self, part: &str, value: &[u8]) {
         self.text(part, &sha256(value)[..16]);
     }
 
-    /// What changed since `old`, in words; `None` when nothing did.
+    /// The parts that changed since `old`, in words; `None` if none did.
     pub fn difference(&self, old: &Key) -> Option<String> {
         let parts: Vec<String> = self
             .0
@@ -173,35 +182,37 @@ impl Manifest {
     /// Reads the manifest of an engine directory and checks its paths.
     pub fn load(folder: &Path) -> Result<Self, ManifestError> {
         let path = folder.join(FILE);
-        let fail = |message: String| ManifestError { path: path.clone(), message };
+        let fail = |message: Diagnostic| ManifestError { path: path.clone(), message };
         let metadata = fs::metadata(&path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
-                fail("not found: this is no engine directory (`watus-build build` makes one)".to_owned())
+                fail("not found: this is no engine directory (`watus-build build` makes one)".into())
             }
-            _ => fail(error.to_string()),
+            _ => fail(error.into()),
         })?;
         if metadata.len() > SIZE_LIMIT {
-            return Err(fail("too long for a manifest".to_owned()));
+            return Err(fail("too long for a manifest".into()));
         }
-        let text = crate::regular_file::read_text(&path, SIZE_LIMIT).map_err(|error| fail(error.to_string()))?;
+        let text = crate::regular_file::read_text(&path, SIZE_LIMIT).map_err(|error| fail(error.into()))?;
         let damaged = |error: serde_json::Error| {
-            fail(format!("not a manifest: {error}\n  hint: build the engine again: `watus-build build RECIPE`"))
+            fail(
+                Diagnostic::new(format!("not a manifest: {error}"))
+                    .with_help("build the engine again: `watus-build build RECIPE`"),
+            )
         };
         // First: another layout need not have this one's fields.
         let ManifestFormat { format }: ManifestFormat = serde_json::from_str(&text).map_err(damaged)?;
         if !(u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&format) {
-            return Err(fail(format!(
-                "layout {format} is not supported\n  hint: build the engine again (or update watus-build)"
-            )));
+            let what = Diagnostic::new(format!("layout {format} is not supported"));
+            return Err(fail(what.with_help("build the engine again (or update watus-build)")));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
         match manifest.fault() {
-            Some(fault) => Err(fail(fault)),
+            Some(fault) => Err(fail(fault.into())),
             None => Ok(manifest),
         }
     }
 
-    /// What is wrong with it though every field is of its type, if anything is.
+    /// The first inconsistency between fields, if there is one.
     fn fault(&self) -> Option<String> {
         // Names stand in lines that people read as what was proved.
         let graph = self.contents.graph();
@@ -257,7 +268,8 @@ impl Manifest {
         write_file(&path, text.as_bytes()).map(drop).map_err(about(&path))
     }
 
-    /// The first file that is missing or differs from its hash; a missing one counts unless `forgives` says otherwise.
+    /// What is wrong with the first file that is missing or differs from its hash. Missing files for which `forgives` is
+    /// true are passed over.
     pub fn damaged_file(
         &self,
         folder: &Path,
@@ -306,7 +318,7 @@ mod tests {
         }
     }
 
-    /// What 0.1.0 wrote as format 1 (tests/data/engines/make.py).
+    /// A manifest of format 1 as version 0.1.0 wrote it (tests/data/engines/make.py).
     fn of_format_1(name: &str) -> serde_json::Value {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/engines/{name}.json"));
         serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()

@@ -1,32 +1,32 @@
-//! How much memory there is, and how much a build will want. On a Jetson the GPU shares it.
+//! Memory of the machine and of the GPU, and estimates of what a build needs. On a Jetson both share one memory.
 
 use std::fs;
 
 pub mod page_cache;
 
-/// Bytes from /proc/meminfo and /proc/swaps.
+/// Memory of the machine in bytes, from /proc/meminfo and /proc/swaps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Memory {
-    /// All of it.
+    /// Total memory.
     pub total: u64,
-    /// Free without swapping, page cache included.
+    /// Memory available without swapping, page cache included.
     pub available: u64,
-    /// Free right now, page cache not included.
+    /// Free memory, page cache not included.
     pub free: u64,
-    /// Swap on disks and in files.
+    /// Size of the swap on disks and in files.
     pub disk_swap: u64,
-    /// Swap in compressed memory, which cannot hold weights.
+    /// Size of the swap in compressed memory (zram), which cannot hold weights.
     pub zram_swap: u64,
 }
 
 impl Memory {
-    /// This machine's.
+    /// Memory of this machine; `None` if /proc cannot be read.
     pub fn of_this_machine() -> Option<Self> {
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
         Self::parse(&fs::read_to_string("/proc/meminfo").ok()?, &swaps)
     }
 
-    /// From the texts of /proc/meminfo and /proc/swaps.
+    /// Parses the texts of /proc/meminfo and /proc/swaps.
     pub fn parse(meminfo: &str, swaps: &str) -> Option<Self> {
         let field = |name: &str| {
             let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
@@ -46,28 +46,28 @@ impl Memory {
     }
 }
 
-/// What can still be had of a device's memory, of which its driver calls `reported` free. An integrated device shares the
-/// machine's, and its driver counts what lies unused there: without the page cache, which Linux gives up when it is asked
+/// Memory in bytes that can be allocated on a device whose driver reports `reported` as free. An integrated device
+/// shares the machine's memory, and its driver does not count the page cache, which Linux gives up on demand
 /// (ollama/ollama#12283).
 pub fn free_on_device(reported: Option<u64>, integrated: bool, machine: Option<Memory>) -> Option<u64> {
     machine.filter(|_| integrated).map(|memory| memory.available).or(reported)
 }
 
-/// Resident memory of a builder process before any weights. TensorRT-RTX 1.6.1 takes 0.2 GB (docs/design/build.md); TensorRT
-/// with its tactic libraries takes more, hence the margin.
+/// Resident memory of a builder process without weights, in bytes. TensorRT-RTX 1.6.1 takes 0.2 GB (docs/design/build.md);
+/// TensorRT with its tactic libraries takes more, hence the margin.
 const BUILDER_BASE: u64 = 700 << 20;
-/// Peak memory per byte of weights while building (measured: 2.49 GB of FP16 weights peak at 7.5 GB).
+/// Peak memory of a build per byte of weights (measured: 2.49 GB of FP16 weights peak at 7.5 GB).
 const BUILDER_FACTOR: u64 = 3;
 
-/// Peak memory of building an engine with these weights inside it.
+/// Estimated peak memory in bytes of building an engine that contains its weights.
 pub fn build_estimate(parameter_bytes: u64, workspace: Option<u64>) -> u64 {
     let weights = parameter_bytes.saturating_mul(BUILDER_FACTOR);
     // Where CPU and GPU share memory, the workspace comes on top; without a limit TensorRT takes what it finds.
     BUILDER_BASE.saturating_add(weights).saturating_add(workspace.unwrap_or(0))
 }
 
-/// "1.5 GB".
-pub fn text(bytes: u64) -> String {
+/// Formats a number of bytes: "1.5 GB".
+pub fn format_bytes(bytes: u64) -> String {
     if bytes >= 1_000_000_000 {
         format!("{:.1} GB", bytes as f64 / 1e9)
     } else {
@@ -75,7 +75,7 @@ pub fn text(bytes: u64) -> String {
     }
 }
 
-/// A figure of a process in bytes: `field` of /proc/PROCESS/status, whose unit is kB (proc_pid_status(5)).
+/// A value of a process in bytes: `field` of /proc/PROCESS/status, whose unit is kB (proc_pid_status(5)).
 pub fn of_process(process: &str, field: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;

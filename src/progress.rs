@@ -1,62 +1,62 @@
-//! What long work tells whoever watches. The library only emits events; `cli::progress` alone draws them.
+//! Progress of long work as events. The library only emits them; `cli::progress` displays them.
 
-/// Something happened. A transfer is `Transfer`, any number of `TransferAt`, then `TransferDone`;
-/// an engine build is nested `Phase` … `PhaseDone` with `Step` in between.
+/// A progress event. A transfer is `Transfer`, any number of `TransferAt`, then `TransferDone`; an engine build is
+/// nested `Phase` … `PhaseDone` with `Step` in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    /// A stage of the pipeline begins, e.g. "gender: building".
+    /// A stage of the pipeline begins, as a line of text, e.g. "gender: building".
     Stage(&'a str),
-    /// Worth a line whatever the verbosity.
+    /// A warning, as a line of text.
     Warning(&'a str),
-    /// A file transfer of `total` bytes begins, `done` of which are here already.
+    /// A transfer begins.
     Transfer {
-        /// File name, unique among running transfers.
+        /// Name of the file, unique among running transfers.
         name: &'a str,
         /// Bytes present from an earlier run.
         done: u64,
-        /// Bytes in all, when known.
+        /// Size of the file in bytes, if known.
         total: Option<u64>,
     },
-    /// `done` bytes of a running transfer are on disk.
+    /// A transfer has progressed.
     TransferAt {
-        /// As in `Transfer`.
+        /// Name of the file.
         name: &'a str,
-        /// Bytes so far.
+        /// Bytes on disk so far.
         done: u64,
     },
-    /// A transfer ended, well or not.
+    /// A transfer ended, with or without success.
     TransferDone {
-        /// As in `Transfer`.
+        /// Name of the file.
         name: &'a str,
     },
-    /// A builder phase of `steps` steps begins.
+    /// A phase of a build begins.
     Phase {
-        /// TensorRT's name of the phase.
+        /// Name of the phase.
         name: &'a str,
-        /// Steps it will report.
+        /// Number of steps in the phase.
         steps: u64,
     },
-    /// `done` steps of a phase are complete.
+    /// A phase has progressed.
     Step {
-        /// TensorRT's name of the phase.
+        /// Name of the phase.
         phase: &'a str,
-        /// Steps so far.
+        /// Steps completed so far.
         done: u64,
     },
-    /// A builder phase ended.
+    /// A phase ended.
     PhaseDone {
-        /// TensorRT's name of the phase.
+        /// Name of the phase.
         name: &'a str,
     },
 }
 
-/// Receives events, from any thread.
+/// A receiver of progress events, which may come from any thread.
 pub trait Progress: Send + Sync {
-    /// Called for every event; must return quickly.
+    /// Receives an event; must return quickly.
     fn event(&self, event: Event<'_>);
 }
 
-/// Ignores everything.
+/// A receiver that ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

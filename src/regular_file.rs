@@ -1,5 +1,4 @@
-//! Files are opened only if they are regular ones: reading a pipe waits for a writer that may never come, and a device
-//! has no end.
+//! Opens regular files only: reading a pipe waits for a writer that may never come, and a device has no end.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -7,6 +6,10 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
 use rustix::fs::OFlags;
+
+use crate::diagnostic::Diagnostic;
+
+const AS_UTF_8: &str = "save it as UTF-8";
 
 fn check(metadata: &Metadata) -> io::Result<()> {
     let kind = metadata.file_type();
@@ -24,7 +27,7 @@ fn check(metadata: &Metadata) -> io::Result<()> {
     Err(io::Error::other(format!("it is {what}, not a file")))
 }
 
-/// Opens `path`, or says what it is instead of a file.
+/// Opens `path` for reading; the error says what it is if it is not a regular file.
 pub fn open(path: &Path) -> io::Result<File> {
     // Asked first, since opening alone does something to some devices.
     check(&fs::metadata(path)?)?;
@@ -35,7 +38,7 @@ pub fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Reads a file of at most `limit` bytes.
+/// Reads a file of at most `limit` bytes; a larger one is an error.
 pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     // However long it said it was: it may grow while it is read.
@@ -46,15 +49,15 @@ pub fn read(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
     Err(io::Error::other(format!("longer than {} MiB", limit >> 20)))
 }
 
-/// Reads text in UTF-8 of at most `limit` bytes; editors' byte order mark is not part of it.
+/// Reads UTF-8 text of at most `limit` bytes, without the byte order mark that some editors write.
 pub fn read_text(path: &Path, limit: u64) -> io::Result<String> {
     let bytes = read(path, limit)?;
     if bytes.starts_with(&[0xFF, 0xFE]) || bytes.starts_with(&[0xFE, 0xFF]) {
-        return Err(io::Error::other("it is in UTF-16\n  hint: save it as UTF-8"));
+        return Err(io::Error::other(Diagnostic::new("it is in UTF-16").with_help(AS_UTF_8)));
     }
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        io::Error::other(format!("byte {at} is not UTF-8\n  hint: save it as UTF-8"))
+        io::Error::other(Diagnostic::new(format!("byte {at} is not UTF-8")).with_help(AS_UTF_8))
     })?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text))
 }

@@ -1,6 +1,8 @@
-//! Dense tensors on the host: element types, shapes, seeded values, `.npy` files.
+//! Dense tensors in host memory: element types, shapes, seeded values, `.npy` files.
 //!
-//! Everything that crosses a backend's border is one of these, row-major and contiguous.
+//! Backends take and return these, row-major and contiguous.
+
+mod batch;
 
 use std::fmt;
 use std::io::{self, Read, Write};
@@ -8,7 +10,7 @@ use std::io::{self, Read, Write};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
-/// Element type. The names are ONNX's and NumPy's.
+/// Element type, by ONNX's and NumPy's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -50,14 +52,14 @@ impl fmt::Display for DType {
     }
 }
 
-/// Name, type and shape of a model's input or output. `None` is a dimension known only at run time.
+/// Name, type and shape of a model's input or output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TensorSpec {
     /// Tensor name in the graph.
     pub name: String,
     /// Element type.
     pub dtype: DType,
-    /// Dimensions, outermost first.
+    /// Dimensions, outermost first; `None` is dynamic.
     pub shape: Vec<Option<usize>>,
 }
 
@@ -67,7 +69,7 @@ impl TensorSpec {
         self.shape.iter().map(|dim| dim.unwrap_or(value)).collect()
     }
 
-    /// Whether `shape` has this rank and agrees in every fixed dimension.
+    /// Whether `shape` has the right rank and agrees in every fixed dimension.
     pub fn accepts(&self, shape: &[usize]) -> bool {
         self.shape.len() == shape.len()
             && self.shape.iter().zip(shape).all(|(want, have)| want.is_none_or(|want| want == *have))
@@ -82,12 +84,12 @@ impl fmt::Display for TensorSpec {
     }
 }
 
-/// Elements in `shape`, or `None` when the product overflows.
+/// Number of elements of `shape`, or `None` if it overflows.
 pub fn element_count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |count, dim| count.checked_mul(*dim))
 }
 
-/// Where the element at `index` in row-major order lies in `shape`.
+/// Coordinates in `shape` of the element at `index` in row-major order.
 pub fn unravel(mut index: usize, shape: &[usize]) -> Vec<usize> {
     let mut position = vec![0; shape.len()];
     for (axis, dim) in shape.iter().enumerate().rev() {
@@ -112,7 +114,7 @@ pub enum TensorData {
 }
 
 impl TensorData {
-    /// The same elements `count` times.
+    /// The elements repeated `count` times.
     pub fn repeated(&self, count: usize) -> Self {
         match self {
             TensorData::F32(values) => TensorData::F32(values.repeat(count)),
@@ -147,7 +149,7 @@ macro_rules! for_data {
     };
 }
 
-/// So many of a value; none if there is no room for them.
+/// `count` copies of a value; `None` if memory does not suffice.
 fn filled<T: Clone>(value: T, count: usize) -> Option<Vec<T>> {
     let mut values = Vec::new();
     values.try_reserve_exact(count).ok()?;
@@ -167,7 +169,7 @@ impl Tensor {
         Self::new(shape, TensorData::F32(values))
     }
 
-    /// The same `count` times along the first dimension.
+    /// The tensor repeated `count` times along its first dimension.
     pub fn repeated(&self, count: usize) -> Self {
         let mut shape = self.shape.clone();
         if let Some(first) = shape.first_mut() {
@@ -234,17 +236,17 @@ impl Tensor {
         &self.data
     }
 
-    /// The elements as the machine's bytes.
+    /// The elements as bytes in the machine's byte order.
     pub fn bytes(&self) -> &[u8] {
         for_data!(&self.data, values => bytemuck::cast_slice(values))
     }
 
-    /// The elements as the machine's bytes, to be overwritten.
+    /// The elements as mutable bytes in the machine's byte order.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         for_data!(&mut self.data, values => bytemuck::cast_slice_mut(values))
     }
 
-    /// The elements, if they are float32.
+    /// The elements if they are float32.
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &self.data {
             TensorData::F32(values) => Some(values),
@@ -252,7 +254,7 @@ impl Tensor {
         }
     }
 
-    /// The elements widened to f64, for comparing.
+    /// The elements converted to f64, for comparisons.
     pub fn to_f64(&self) -> Vec<f64> {
         match &self.data {
             TensorData::F32(values) => values.iter().map(|v| f64::from(*v)).collect(),
@@ -265,15 +267,16 @@ impl Tensor {
     }
 }
 
-/// The one random generator: SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), which passes BigCrush. It draws tokens, and makes the inputs
-/// that engines are proved with.
+/// The crate's random generator, SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), which passes BigCrush. It samples
+/// tokens, and makes the inputs that engines are verified with.
 ///
-/// Its numbers for a seed are fixed: peers' answers to [`Tensor::seeded`] are kept in tests/data, whose scripts draw the same.
+/// The numbers of a seed are fixed: tests/data keeps other programs' results for [`Tensor::seeded`], whose scripts
+/// implement the same generator.
 #[derive(Debug, Clone)]
 pub struct SplitMix64(pub u64);
 
 impl SplitMix64 {
-    /// The next 64 bits.
+    /// The next 64 random bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
@@ -293,14 +296,14 @@ impl SplitMix64 {
     }
 }
 
-/// Longest `.npy` header read (the format allows 4 GiB).
+/// Longest `.npy` header in bytes that is read (the format allows 4 GiB).
 const NPY_HEADER_LIMIT: usize = 64 * 1024;
 
 fn unusable(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("not a usable .npy file: {what}"))
 }
 
-/// The header's text: a Python dictionary.
+/// Reads the header's text, a Python dictionary.
 fn npy_header(reader: &mut impl Read) -> io::Result<String> {
     let cut = |error: io::Error| match error.kind() {
         io::ErrorKind::UnexpectedEof => unusable("it is cut off within its header"),

@@ -1,8 +1,8 @@
-//! The engine build in a process of its own, so that the kernel's out-of-memory killer takes the build and not the
-//! tool, and the tool can say what happened.
+//! Builds engines in a child process, so that the kernel's out-of-memory killer ends the build and not the tool, and
+//! the tool can say what happened.
 //!
-//! Parent and child talk over the child's standard streams, one JSON document a line: the [`Job`] in, messages
-//! out. A closed or "cancel" input stops the build.
+//! Parent and child talk over the child's standard streams, one JSON document per line: the [`Job`] in, messages out. A
+//! closed input, or the line "cancel", stops the build.
 
 mod child;
 
@@ -23,62 +23,80 @@ use crate::artifact::write_file;
 use crate::backend::BackendError;
 use crate::backend::isolated::this_program;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
+use crate::diagnostic::Diagnostic;
 use crate::manifest::BuildRecord;
 use crate::memory;
 use crate::progress::{Event, Progress, Silent};
 
-/// The argument a child is started with.
+/// Hidden argument that starts a child.
 pub const SUBCOMMAND: &str = "__build-engine";
 
-/// What to build.
+/// Engines to build.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
-    /// Models with final shapes, and where their engines go.
+    /// Pairs of an ONNX model with final shapes and the path of its engine file.
     pub engines: Vec<(PathBuf, PathBuf)>,
-    /// Processes to share them among. One, where TensorRT times its kernels on the GPU. (Threads do not help: RTX builds
-    /// under a lock.)
+    /// Child processes to distribute the engines over. Must be 1 if TensorRT times its kernels on the GPU. (Threads do
+    /// not help: RTX builds under a lock.)
     pub processes: usize,
-    /// Tactic timings to use and update; none for RTX.
+    /// File of tactic timings to use and update; `None` for RTX.
     pub timing_cache: Option<PathBuf>,
     /// Builder settings.
     pub options: BuildOptions,
-    /// Everything TensorRT logs is wanted.
+    /// Whether to forward everything that TensorRT logs.
     #[serde(default)]
     pub verbose: bool,
 }
 
-/// What a child reports.
+/// A child's message to its parent.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum WorkerMessage {
-    Phase { name: String, steps: u64 },
-    Step { phase: String, done: u64 },
-    PhaseDone { name: String },
-    Log { severity: i32, text: String, engine: String },
+    Phase {
+        name: String,
+        steps: u64,
+    },
+    Step {
+        phase: String,
+        done: u64,
+    },
+    PhaseDone {
+        name: String,
+    },
+    Log {
+        severity: i32,
+        text: String,
+        engine: String,
+    },
     Done,
-    Failed { message: String, unavailable: Option<String> },
+    Failed(Diagnostic),
+    /// What is missing, and what to do about it.
+    Unavailable {
+        what: String,
+        help: String,
+    },
 }
 
-/// Where a build runs.
+/// Process in which a build runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Isolation {
-    /// In this process.
+    /// This process.
     InProcess,
-    /// In children of the running program, which has to have called `enable_child_processes`.
+    /// Child processes of the running program, which must have called `enable_child_processes`.
     Child,
 }
 
-/// Warnings kept in the manifest.
+/// Most warnings that the manifest keeps.
 const WARNING_LIMIT: usize = 20;
-/// "Skipping tactic … due to insufficient memory", TensorRT's own wording since 8.
+/// Beginning of TensorRT's message "Skipping tactic … due to insufficient memory", unchanged since version 8.
 const SKIPPED_TACTIC: &str = "Skipping tactic";
-/// How long a cancelled build may take to stop by itself.
+/// Time that a cancelled build may take to stop by itself.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The engine this process builds, for its log.
+/// Name of the engine that this process is building, for log lines.
 static CURRENT: Mutex<String> = Mutex::new(String::new());
 
-/// Collects TensorRT's log into a build record.
+/// Collects warnings and skipped tactics from TensorRT's log.
 #[derive(Default)]
 struct Collector {
     record: BuildRecord,
@@ -132,26 +150,26 @@ fn in_process(job: &Job, progress: &Arc<dyn Progress>, cancel: &Arc<AtomicBool>)
     Ok(record)
 }
 
-/// The build itself, in whichever process.
+/// Builds the engines of a job in this process.
 fn run(job: &Job, progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Result<(), BackendError> {
     let tensorrt = TensorRt::open()?;
     if let [(onnx, engine)] = &job.engines[..] {
-        return one(&tensorrt, job, (onnx, engine), progress, cancel);
+        return build_engine(&tensorrt, job, (onnx, engine), progress, cancel);
     }
     progress.event(Event::Phase { name: ENGINES, steps: job.engines.len() as u64 });
     for ((onnx, engine), done) in job.engines.iter().zip(1..) {
         // Dozens of small engines: their own phases would only flicker.
-        one(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel))?;
+        build_engine(&tensorrt, job, (onnx, engine), Arc::new(Silent), Arc::clone(&cancel))?;
         progress.event(Event::Step { phase: ENGINES, done });
     }
     progress.event(Event::PhaseDone { name: ENGINES });
     Ok(())
 }
 
-/// The phase of a job of several engines; a step is an engine.
+/// Phase of a job with several engines; each step is an engine.
 const ENGINES: &str = "Building engines";
 
-/// Counts the engines of several children as one phase.
+/// Merges the progress of several children into one phase.
 struct Counting<'a> {
     progress: &'a dyn Progress,
     done: AtomicU64,
@@ -170,7 +188,8 @@ impl Progress for Counting<'_> {
     }
 }
 
-/// Shares a job's engines among several children. They are small: one that fails lets the others finish.
+/// Distributes the engines of a job over several children. Engines are small, so if one fails the others are finished
+/// first.
 fn in_children(
     executable: &Path,
     job: &Job,
@@ -199,7 +218,7 @@ fn in_children(
     progress.event(Event::PhaseDone { name: ENGINES });
     let mut whole = BuildRecord::default();
     for result in results {
-        let panicked = |_| BackendError::Build("a build thread panicked".to_owned());
+        let panicked = |_| BackendError::Build("a build thread panicked".into());
         let record = result.map_err(panicked)??;
         // They ran at the same time.
         whole.peak_memory_bytes += record.peak_memory_bytes;
@@ -211,8 +230,8 @@ fn in_children(
     Ok(whole)
 }
 
-/// One engine of a job.
-fn one(
+/// Builds one engine of a job.
+fn build_engine(
     tensorrt: &TensorRt,
     job: &Job,
     (onnx, engine): (&Path, &Path),
@@ -224,7 +243,8 @@ fn one(
     }
     let timings = job.timing_cache.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
     let built = tensorrt.build(onnx, &job.options, &timings, progress, cancel)?;
-    let failed = |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()));
+    let failed =
+        |path: &Path, error: std::io::Error| BackendError::Build(format!("{}: {error}", path.display()).into());
     // Staged with the rest of its directory, which is flushed as a whole.
     fs::write(engine, built.bytes()).map_err(|error| failed(engine, error))?;
     if let Some(path) = job.timing_cache.as_ref().filter(|_| !built.timing_cache().is_empty()) {
@@ -233,7 +253,7 @@ fn one(
     Ok(())
 }
 
-/// Largest resident memory of a process so far.
+/// Largest resident memory in bytes that a process has had.
 pub fn peak_memory(process: &str) -> Option<u64> {
     memory::of_process(process, "VmHWM")
 }
@@ -244,7 +264,7 @@ fn in_child(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<BuildRecord, BackendError> {
-    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}"));
+    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}").into());
     let mut child = Command::new(executable)
         .arg(SUBCOMMAND)
         .stdin(Stdio::piped())
@@ -269,7 +289,7 @@ fn converse(
     progress: &dyn Progress,
     cancel: &AtomicBool,
 ) -> Result<BuildRecord, BackendError> {
-    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}"));
+    let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}").into());
     let mut input = child.stdin.take();
     let line = serde_json::to_string(job).map_err(|error| failed("cannot describe the job", error.into()))?;
     if let Some(input) = input.as_mut() {
@@ -334,28 +354,30 @@ fn handle(
             collector.log(severity, &text);
         }
         WorkerMessage::Done => *outcome = Some(Ok(())),
-        WorkerMessage::Failed { message, unavailable: Some(help) } => {
-            *outcome = Some(Err(BackendError::Unavailable { what: message, help }));
-        }
-        WorkerMessage::Failed { message, unavailable: None } => *outcome = Some(Err(BackendError::Build(message))),
+        WorkerMessage::Unavailable { what, help } => *outcome = Some(Err(BackendError::Unavailable { what, help })),
+        WorkerMessage::Failed(said) => *outcome = Some(Err(BackendError::Build(said))),
     }
 }
 
-/// A sentence for a child that ended without a word.
+/// The error for a child that ended without a message.
 fn died(status: std::process::ExitStatus, collector: &Collector) -> BackendError {
-    let peak = memory::text(collector.record.peak_memory_bytes);
+    let peak = memory::format_bytes(collector.record.peak_memory_bytes);
     let last = collector.last_error.as_ref().map(|error| format!("\n  TensorRT: {error}")).unwrap_or_default();
     BackendError::Build(match status.signal() {
-        Some(9) => format!(
-            "the build was killed, most likely because memory ran out (it had reached {peak}){last}\n  \
-             hint: close other programs, lower `batch`, `max_batch` or `workspace_mib` in the recipe, or add swap on a \
-             disk: sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon \
-             /swapfile"
+        Some(9) => Diagnostic::new(format!(
+            "the build was killed, most likely because memory ran out (it had reached {peak}){last}"
+        ))
+        .with_help(
+            "close other programs, lower `batch`, `max_batch` or `workspace_mib` in the recipe, or add swap on a disk: sudo \
+             fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile",
         ),
-        Some(signal) => format!(
-            "the build crashed inside TensorRT (signal {signal}, at {peak} of memory){last}\n  hint: `watus-build \
-             doctor` checks that libraries and headers agree; `optimization_level: 2` avoids some faulty tactics"
+        Some(signal) => Diagnostic::new(format!(
+            "the build crashed inside TensorRT (signal {signal}, at {peak} of memory){last}"
+        ))
+        .with_help(
+            "`watus-build doctor` checks that libraries and headers agree; `optimization_level: 2` avoids some faulty \
+             tactics",
         ),
-        None => format!("the build process ended without an answer ({status}){last}"),
+        None => Diagnostic::new(format!("the build process ended without an answer ({status}){last}")),
     })
 }

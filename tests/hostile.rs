@@ -8,7 +8,7 @@ use watus_build::backend::tensorrt::plan::Header;
 use watus_build::onnx::{GraphBuilder, Model, Parser};
 use watus_build::tensor::{DType, Tensor, read_npy, write_npy};
 use watus_build::vision::{
-    Boxes, Classifier, ClassifierOutput, Detection, Mask, Preprocess, RgbImage, Task, VisionError, Yolo, annotate,
+    Boxes, ClassifierOutput, ClassifierSpec, Detection, Mask, Preprocess, RgbImage, Task, VisionError, Yolo, annotate,
 };
 
 fn onnx() -> Vec<u8> {
@@ -123,7 +123,7 @@ fn yolo(task: Task, size: [u32; 2], boxes: Boxes) -> Yolo {
 fn check_detections(found: Result<Vec<Detection>, VisionError>, [height, width]: [u32; 2]) {
     let found = found.unwrap_or_default();
     for detection in &found {
-        let [left, top, right, bottom] = detection.bbox;
+        let [left, top, right, bottom] = detection.bbox.corners();
         assert!(0.0 <= left && left <= right && right <= width as f32, "{detection:?}");
         assert!(0.0 <= top && top <= bottom && bottom <= height as f32, "{detection:?}");
         let Some(mask) = &detection.mask else { continue };
@@ -184,7 +184,7 @@ proptest! {
             size: None, fit: None, resize: None, resample: None, color: None, mean: [0.0; 3], std: [1.0; 3],
         };
         let labels = labels.map(|count| (0..count).map(|class| class.to_string()).collect());
-        let classifier = Classifier { preprocess, labels, output: kind, class_values: values };
+        let classifier = ClassifierSpec { preprocess, labels, output: kind, class_values: values };
         if let Ok(answer) = classifier.answer(&output) {
             let numbers = [answer.probability, answer.value];
             assert!(numbers.iter().flatten().all(|number| number.is_finite()), "{answer:?}");
@@ -204,7 +204,7 @@ proptest! {
         picture in [0..50u32, 0..50u32],
     ) {
         let mask = Some(Mask { origin, width, inside });
-        let detection = Detection { label: "wąż".to_owned(), class: 7, score: bbox[0], bbox, mask };
+        let detection = Detection { label: "wąż".to_owned(), class: 7, score: bbox[0], bbox: bbox.into(), mask };
         let picture = RgbImage::new(picture[0], picture[1]);
         assert_eq!(annotate(&picture, std::slice::from_ref(&detection)).dimensions(), picture.dimensions());
         serde_json::to_string(&detection).unwrap();
@@ -224,8 +224,8 @@ proptest! {
             lean.prepare_for_tensorrt();
             let _ = lean.to_opset(17);
             prop_assert!(Model::parse(Path::new("m.onnx"), &lean.to_bytes().unwrap()).is_ok());
-            model.spell_out();
-            let _ = model.complaint(Parser { newest: 17, rtx: Some((1, 6)) });
+            model.make_explicit();
+            let _ = model.parser_fault(Parser { newest: 17, rtx: Some((1, 6)) });
             let _ = model.quantised(true);
             model.name_nameless();
             let _ = model.fix_shapes(&[("x".to_owned(), vec![Some(1), Some(4)])].into());

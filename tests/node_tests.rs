@@ -258,7 +258,7 @@ struct WatchedSession {
 }
 
 fn in_time<T>(answer: &mpsc::Receiver<Result<T, BackendError>>) -> Result<T, BackendError> {
-    answer.recv_timeout(STANDS_STILL).unwrap_or_else(|_| Err(BackendError::Load("STANDS STILL".to_owned())))
+    answer.recv_timeout(STANDS_STILL).unwrap_or_else(|_| Err(BackendError::Load("STANDS STILL".into())))
 }
 
 impl Backend for Watched {

@@ -19,7 +19,7 @@ use watus_build::pipeline;
 use watus_build::progress::Silent;
 use watus_build::recipe::{self, Plan};
 use watus_build::tensor::{DType, Tensor, read_npy};
-use watus_build::vision::{Boxes, Classifier, Task, Yolo, annotate, read_picture, to_tensor};
+use watus_build::vision::{Boxes, ClassifierSpec, Task, Yolo, annotate, read_picture, to_tensor};
 
 use support::repository;
 
@@ -194,7 +194,7 @@ fn the_published_model_computes_what_ultralytics_does() {
     for (found, (label, score, bbox)) in found.iter().zip(want) {
         assert_eq!(found.label, label);
         assert!((found.score - score).abs() < 0.005, "{found:?}");
-        assert!(found.bbox.iter().zip(bbox).all(|(have, want)| (have - want).abs() < 1.5), "{found:?}");
+        assert!(found.bbox.corners().iter().zip(bbox).all(|(have, want)| (have - want).abs() < 1.5), "{found:?}");
         assert!(found.mask.as_ref().unwrap().area() > 10_000);
     }
     let drawn = annotate(&picture, &found);
@@ -273,7 +273,7 @@ fn heads_say_what_the_pipeline_of_transformers_says() {
     for case in json("answers.json").as_array().unwrap() {
         let (output, labels) = head(&case["problem_type"], &case["labels"]).unwrap();
         let preprocess = yolo(Boxes::Anchors, 1).preprocess();
-        let classifier = Classifier { preprocess, labels, output, class_values: None };
+        let classifier = ClassifierSpec { preprocess, labels, output, class_values: None };
         let logits = floats(&case["logits"]);
         let answer = classifier.answer(&Tensor::from_f32(vec![1, logits.len()], logits).unwrap()).unwrap();
         let mut have = answer.top.clone();
@@ -327,7 +327,7 @@ fn boxes_that_models_chose_are_what_ultralytics_makes_of_them() {
         for (found, want) in found.iter().zip(want) {
             assert_eq!(found.class as u64, want[0].as_u64().unwrap(), "{case}");
             assert!((f64::from(found.score) - want[1].as_f64().unwrap()).abs() < 1e-6, "{case}");
-            for ((have, want), side) in found.bbox.iter().zip(floats(&want[2])).zip(0..) {
+            for ((have, want), side) in found.bbox.corners().iter().zip(floats(&want[2])).zip(0..) {
                 // Ultralytics leaves RT-DETR's boxes beyond the picture's edge.
                 let edge = picture[1 - side % 2] as f32;
                 assert!((have - want.clamp(0.0, edge)).abs() < 2e-3, "{case}: {found:?}");

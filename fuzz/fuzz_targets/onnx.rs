@@ -15,7 +15,7 @@ fuzz_target!(|data: &[u8]| {
     let _ = (
         model.summary(),
         model.outputs(),
-        model.complaint(Parser { newest: 17, rtx: Some((1, 6)) }),
+        model.parser_fault(Parser { newest: 17, rtx: Some((1, 6)) }),
         model.name_nodes("node #0 and node #99"),
     );
     model.depth();
@@ -31,7 +31,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let bytes = lean.to_bytes().expect("a simplified model can be written");
     Model::parse(path, &bytes).expect("what is simplified can be read");
-    model.spell_out();
+    model.make_explicit();
     let fixed = model.inputs().unwrap_or_default().into_iter().map(|input| {
         let shape: Vec<Option<usize>> =
             input.shape.iter().zip(0..).map(|(size, at)| size.or((at % 3 < 2).then_some(2))).collect();

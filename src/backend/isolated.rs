@@ -1,6 +1,6 @@
-//! Who computes in a child process under limits: the CPU reference, whose graphs are strangers', and TensorRT's engines before
-//! they are proved, since a library that crashes or stands still must not take this process along. A message is a line of
-//! JSON, then tensors as `.npy` files.
+//! Sessions in a child process under limits: the CPU reference, whose graphs come from strangers, and TensorRT's
+//! engines before they are verified, since a library that crashes or hangs must not take this process with it. A
+//! message is a line of JSON, followed by tensors as `.npy` files.
 
 mod child;
 mod proof_process;
@@ -21,30 +21,34 @@ use super::onnxruntime::library::{self, Broken, Found, Library, Place, SET_UP};
 use super::tensorrt::{TensorRt, Version};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
 use crate::confined::{self, Confined, ConfinedError, ENABLE, Limits, NOT_ENABLED};
+use crate::diagnostic::Diagnostic;
 use crate::memory::Memory;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
-/// The argument a child is started with.
+/// Hidden argument that starts a child.
 pub const SUBCOMMAND: &str = "__session";
 
-/// What a graph may use where nobody says otherwise: most of the memory there is, and longer than any honest one takes.
+/// Default limits for a graph: most of the machine's memory, and more time than any reasonable graph takes.
 pub fn default_limits() -> Limits {
     let available = Memory::of_this_machine().map_or(0, |memory| memory.available);
     Limits { memory: (available / 4 * 3).max(1 << 30), time: Duration::from_secs(15 * 60) }
 }
 
-/// Loading an engine and a run of it. Both take seconds; the compiler of TensorRT-RTX 1.6.1 runs for ever on some graphs, by
-/// the names of their nodes (seen with GreaterOrEqual and GRU on an H100 and an H200).
+/// Time limit for loading an engine and for one run. Both take seconds; but the compiler of TensorRT-RTX 1.6.1 never
+/// ends on some graphs, depending on the names of their nodes (seen with GreaterOrEqual and GRU on an H100 and an
+/// H200).
 const ENGINE_TIME: Duration = Duration::from_secs(10 * 60);
 
-/// Children of `executable`, which answers to [`SUBCOMMAND`]. As a backend it is the CPU reference.
+/// Starts child processes of `executable`, which must have the subcommand [`SUBCOMMAND`]. As a [`Backend`] it is the
+/// CPU reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Isolated {
-    /// Who is started: this program, or another that calls `enable_child_processes`.
+    /// Path of the program that is started: this one, or another that calls `enable_child_processes`.
     pub executable: PathBuf,
-    /// Of the CPU reference: for loading, and for each run.
+    /// Limits of the CPU reference; the time for loading, and for each run.
     pub limits: Limits,
-    /// Of TensorRT: for loading, and for each run. Its memory is not limited: CUDA reserves more than there is.
+    /// Time limit of TensorRT for loading, and for each run. Its memory is not limited, since CUDA reserves more
+    /// address space than there is memory.
     pub engine_time: Duration,
 }
 
@@ -66,20 +70,20 @@ pub fn this_program() -> Result<&'static Path, BackendError> {
     confined::program().ok_or_else(missing)
 }
 
-/// What the parent asks.
+/// A request to the child.
 #[derive(Debug, Serialize, Deserialize)]
 enum Question {
-    /// ONNX Runtime's, to be opened.
+    /// Open ONNX Runtime and report which library it is.
     Library,
-    /// The path's bytes, which need not be text; by ONNX Runtime or by rten.
+    /// Open an ONNX file with ONNX Runtime or rten. The path is in bytes, since it need not be UTF-8.
     Open { path: Vec<u8>, by_runtime: bool },
-    /// An engine file, to be loaded by TensorRT.
+    /// Load an engine file with TensorRT.
     Engine { path: Vec<u8>, tf32: bool },
-    /// The tensors that follow are the inputs.
+    /// Run on the tensors that follow.
     Run,
 }
 
-/// What the child answers.
+/// A child's reply.
 #[derive(Debug, Serialize, Deserialize)]
 enum ChildReply {
     Library(Found),
@@ -92,13 +96,13 @@ enum ChildReply {
         inputs: Vec<TensorSpec>,
         outputs: Vec<TensorSpec>,
     },
-    /// The tensors that follow are the outputs.
+    /// A run's outputs, which follow.
     Ran,
-    Load(String),
-    Run(String),
+    Load(Diagnostic),
+    Run(Diagnostic),
     Input {
         name: String,
-        message: String,
+        message: Diagnostic,
     },
 }
 
@@ -122,12 +126,13 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, Vec<Tensor>), String>
 }
 
 impl Isolated {
-    /// ONNX Runtime as a child finds it: one that crashes when it is opened is broken, and ends nothing else.
+    /// Finds ONNX Runtime by opening it in a child: a library that crashes when it is opened is broken, without further
+    /// damage.
     pub fn library(&self) -> Result<Found, BackendError> {
         self.look().map(|(_, found)| found)
     }
 
-    /// A child, and what it computes with. After a library that ended it the child is a new one.
+    /// Starts a child and finds its library. If the library ended the child, a new one is returned.
     fn look(&self) -> Result<(Confined, Found), BackendError> {
         let lost = |error: ConfinedError| BackendError::Load(lost("starting it", &Who::Rten, &error));
         let mut child = Confined::start(&self.executable, SUBCOMMAND, self.limits).map_err(lost)?;
@@ -135,7 +140,7 @@ impl Isolated {
         if let Some(broken) = library::given_up() {
             return Ok((child, Found::Broken(broken.clone())));
         }
-        let broken = |message: String| BackendError::Load(format!("{}: {message}", Who::Rten));
+        let broken = |message: String| BackendError::Load(format!("{}: {message}", Who::Rten).into());
         let question = encode(&Question::Library, &[]).map_err(broken)?;
         let error = match child.ask(&question) {
             Ok(answer) => {
@@ -154,7 +159,8 @@ impl Isolated {
         Ok((child, Found::Broken(broken)))
     }
 
-    /// A child, and the library it computes with, if not with rten. A broken one that was named is an error.
+    /// Starts a child, with the library that it uses, or `None` for rten. A broken library that the user named is an
+    /// error.
     fn start(&self) -> Result<(Confined, Option<Library>), BackendError> {
         match self.look()? {
             (child, Found::Ready(library)) => Ok((child, Some(library))),
@@ -182,7 +188,7 @@ impl Backend for Isolated {
 }
 
 impl Isolated {
-    /// An engine file on the GPU; `tf32` as it was built.
+    /// Loads an engine file on the GPU; `tf32` must be as it was built.
     pub fn load(&self, tensorrt: &TensorRt, engine: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
         let question = Question::Engine { path: engine.as_os_str().as_bytes().to_vec(), tf32 };
         opened(self.start_engine()?, Who::TensorRt(tensorrt.version), engine, &question)
@@ -190,14 +196,15 @@ impl Isolated {
 
     fn start_engine(&self) -> Result<Confined, BackendError> {
         let limits = Limits { memory: u64::MAX, time: self.engine_time };
-        Confined::start(&self.executable, SUBCOMMAND, limits).map_err(|error| BackendError::Load(error.to_string()))
+        Confined::start(&self.executable, SUBCOMMAND, limits)
+            .map_err(|error| BackendError::Load(error.to_string().into()))
     }
 }
 
-/// A child's session of the file that it is asked to open.
+/// The session of the file that a child was asked to open.
 fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Result<Box<dyn Session>, BackendError> {
     let name = path.display().to_string();
-    let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}"));
+    let broken = |message: String| BackendError::Load(format!("{who}: {name}: {message}").into());
     let question = encode(question, &[]).map_err(broken)?;
     let answer = child.ask(&question).map_err(|error| BackendError::Load(lost(&name, &who, &error)))?;
     match decode::<ChildReply>(&answer).map_err(broken)? {
@@ -208,7 +215,7 @@ fn opened(mut child: Confined, who: Who, path: &Path, question: &Question) -> Re
     }
 }
 
-/// Who computes in a child, for messages.
+/// The backend in a child, for messages.
 #[derive(Debug, Clone)]
 enum Who {
     Rten,
@@ -233,32 +240,34 @@ impl ChildReply {
             ChildReply::Input { name, message } => BackendError::Input { name, message },
             ChildReply::Unavailable { what, help } => BackendError::Unavailable { what, help },
             ChildReply::Library(_) | ChildReply::Opened { .. } | ChildReply::Ran => {
-                BackendError::Run("CPU reference: its process answered another question".to_owned())
+                BackendError::Run("CPU reference: its process answered another question".into())
             }
         }
     }
 }
 
-/// A sentence for work without an answer.
-fn lost(model: &str, who: &Who, error: &ConfinedError) -> String {
+/// The message for a request that was not answered, and what to do.
+fn lost(model: &str, who: &Who, error: &ConfinedError) -> Diagnostic {
     let begin = format!("{who}: {model}");
     match (error, who) {
         (ConfinedError::Io(_) | ConfinedError::Starved, _) => {
-            format!("{begin}: {error}\n  hint: start the command again")
+            Diagnostic::new(format!("{begin}: {error}")).with_help("start the command again")
         }
-        (ConfinedError::TooLong(_) | ConfinedError::Died(_), Who::TensorRt(_)) => format!(
-            "{begin}: {error}, inside TensorRT, where the engine is loaded or run\n  hint: this TensorRT has a fault that this \
-             graph meets; for some it is the names of its nodes that matter: export the model again with others, change its \
-             shapes, or take another TensorRT (`watus-build doctor` shows which one is used)"
-        ),
-        (ConfinedError::Died(death), Who::OnnxRuntime(library)) if !death.is_too_large() => format!(
-            "{begin}: {library}: {error}\n  hint: if other models fare alike the library is damaged: {SET_UP} brings it \
-             again, and `{}=` computes with rten",
-            library::VARIABLE
-        ),
-        _ => format!(
-            "{begin}: {error}\n  hint: `watus-build inspect` shows what the graph holds; a sound one needs a machine with \
-             more memory or patience"
+        (ConfinedError::TooLong(_) | ConfinedError::Died(_), Who::TensorRt(_)) => {
+            Diagnostic::new(format!("{begin}: {error}, inside TensorRT, where the engine is loaded or run")).with_help(
+                "this TensorRT has a fault that this graph meets; for some it is the names of its nodes that matter: export \
+                 the model again with others, change its shapes, or take another TensorRT (`watus-build doctor` shows which \
+                 one is used)",
+            )
+        }
+        (ConfinedError::Died(death), Who::OnnxRuntime(library)) if !death.is_too_large() => {
+            Diagnostic::new(format!("{begin}: {library}: {error}")).with_help(format!(
+                "if other models fare alike the library is damaged: {SET_UP} brings it again, and `{}=` computes with rten",
+                library::VARIABLE
+            ))
+        }
+        _ => Diagnostic::new(format!("{begin}: {error}")).with_help(
+            "`watus-build inspect` shows what the graph holds; a sound one needs a machine with more memory or patience",
         ),
     }
 }
@@ -266,7 +275,7 @@ fn lost(model: &str, who: &Who, error: &ConfinedError) -> String {
 struct IsolatedSession {
     child: Confined,
     info: BackendInfo,
-    /// The model, for messages.
+    /// Name of the model, for messages.
     name: String,
     who: Who,
     inputs: Vec<TensorSpec>,
@@ -288,7 +297,7 @@ impl Session for IsolatedSession {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let broken = |message: String| BackendError::Run(format!("{}: {}: {message}", self.who, self.name));
+        let broken = |message: String| BackendError::Run(format!("{}: {}: {message}", self.who, self.name).into());
         let question = encode(&Question::Run, inputs).map_err(broken)?;
         let lost = |error: ConfinedError| BackendError::Run(lost(&self.name, &self.who, &error));
         let answer = self.child.ask(&question).map_err(lost)?;

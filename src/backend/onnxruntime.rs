@@ -1,9 +1,8 @@
-//! ONNX Runtime on the CPU, opened at run time where it is: it computes all that ONNX says, so where it is present it is
-//! the CPU reference.
+//! ONNX Runtime on the CPU, opened at run time. It implements all of ONNX, so it is the preferred CPU reference.
 //!
-//! The library is looked for in `WATUS_ONNXRUNTIME_LIB` (the file or its folder; empty: nowhere), then where
-//! `scripts/setup-onnxruntime.sh` puts it, then by the system's loader ([`library`]). 1.17 is the oldest that is taken. Its
-//! own log is dropped: what matters is in its errors.
+//! The library is searched in `WATUS_ONNXRUNTIME_LIB` (the file or its folder; empty for none), then where
+//! `scripts/setup-onnxruntime.sh` installs it, then by the dynamic loader ([`library`]). The oldest supported version
+//! is 1.17. Its log is discarded, since its errors contain what matters.
 
 pub mod library;
 
@@ -18,11 +17,12 @@ use ort::value::{DynValue, PrimitiveTensorElementType, Tensor as OrtTensor, Tens
 
 use self::library::{Broken, Found, Library, Place};
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs, cpu};
+use crate::diagnostic::Diagnostic;
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
-/// Tells the library to keep its reports, and the identity it would give this machine, to itself. Before it is loaded, while
-/// the process has one thread.
+/// Disables the library's telemetry, and the machine identifier that it would create. To be called before the library
+/// is loaded, while the process has one thread.
 #[allow(unsafe_code)]
 pub fn disable_telemetry() {
     // Microsoft's telemetry in the official libraries writes ~/.cache/Microsoft as they are loaded; `with_telemetry(false)`,
@@ -31,27 +31,28 @@ pub fn disable_telemetry() {
     unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
-/// The library, opened.
+/// The opened library.
 pub struct OnnxRuntime {
     environment: Environment,
     library: Library,
 }
 
-/// What opening the library came to.
+/// The result of opening the library.
 enum Opened {
     Absent,
     Ready(OnnxRuntime),
     Broken(Broken),
 }
 
-/// Why a library is not open.
+/// Why the library is not open.
 enum Closed {
     Absent,
     Unusable(String),
 }
 
 impl OnnxRuntime {
-    /// The library, if there is one here; opened once. One that is named but cannot be used is an error.
+    /// Opens the library once; `None` if there is none. A library that the user named but that cannot be used is an
+    /// error.
     pub fn find() -> Result<Option<&'static Self>, BackendError> {
         match Self::opened() {
             Opened::Ready(runtime) => Ok(Some(runtime)),
@@ -60,7 +61,7 @@ impl OnnxRuntime {
         }
     }
 
-    /// What there is here, found out by opening it in this process.
+    /// Finds out whether there is a usable library by opening it in this process.
     pub fn look() -> Found {
         match Self::opened() {
             Opened::Ready(runtime) => Found::Ready(runtime.library.clone()),
@@ -69,7 +70,7 @@ impl OnnxRuntime {
         }
     }
 
-    /// Where it is, and its version.
+    /// Path and version of the library.
     pub fn library(&self) -> &Library {
         &self.library
     }
@@ -97,15 +98,15 @@ impl OnnxRuntime {
         Ok(Self { environment, library: place.library() })
     }
 
-    /// Prepares a float32 graph for operands that stay where they are.
+    /// Prepares a float32 graph for operands in the caller's memory.
     pub(super) fn prepare(&self, graph: &onnx::Model) -> Result<PreparedGraph, BackendError> {
-        let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
+        let load = |error: onnx::OnnxError| BackendError::Load(error.into());
         let session = self.session(ModelSource::Bytes(&graph.to_bytes().map_err(load)?))?;
         let names = graph.inputs().map_err(load)?.into_iter().map(|spec| spec.name).collect();
         Ok(PreparedGraph { session, names })
     }
 
-    /// A session on a model's file (weights beside it are found) or on its bytes.
+    /// Opens a session on a model file (weights beside it are found) or on a model's bytes.
     fn session(&self, model: ModelSource<'_>) -> Result<OrtSession, BackendError> {
         let build = || -> ort::Result<OrtSession> {
             let builder = OrtSession::builder(&self.environment)?;
@@ -116,11 +117,11 @@ impl OnnxRuntime {
                 ModelSource::Bytes(bytes) => builder.commit_from_memory(bytes),
             }
         };
-        build().map_err(|error| BackendError::Load(sentence(&error)))
+        build().map_err(|error| BackendError::Load(sentence(&error).into()))
     }
 }
 
-/// Where a model comes from.
+/// Source of a model.
 enum ModelSource<'a> {
     File(&'a Path),
     Bytes(&'a [u8]),
@@ -152,7 +153,7 @@ fn not_loaded(place: &Place, error: &ort::LoadDynamicError) -> Closed {
     Closed::Unusable(why)
 }
 
-/// The library's error on one line.
+/// The library's error as one line.
 fn sentence(error: &ort::Error) -> String {
     format!("{}: {}", cpu::NAME, one_line(error.message()))
 }
@@ -168,15 +169,15 @@ impl Backend for &'static OnnxRuntime {
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let load = |message: String| BackendError::Load(message);
-        let model = onnx::Model::load(path).map_err(|error| load(error.to_string()))?;
-        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(|error| load(error.to_string()));
+        let unusable = |error: onnx::OnnxError| BackendError::Load(error.into());
+        let model = onnx::Model::load(path).map_err(unusable)?;
+        let specs = |specs: Result<Vec<TensorSpec>, onnx::OnnxError>| specs.map_err(unusable);
         let (inputs, outputs) = (specs(model.inputs())?, specs(model.outputs())?);
         if let Some(why) = model.beyond_runtime() {
-            return Err(load(format!("{}: {}: {why}", cpu::NAME, path.display())));
+            return Err(BackendError::Load(format!("{}: {}: {why}", cpu::NAME, path.display()).into()));
         }
-        let session =
-            self.session(ModelSource::File(path)).map_err(|error| load(format!("{error} ({})", path.display())))?;
+        let session = self.session(ModelSource::File(path));
+        let session = session.map_err(|error| BackendError::Load(format!("{error} ({})", path.display()).into()))?;
         Ok(Box::new(RuntimeSession { info: self.info(), session, inputs, outputs }))
     }
 }
@@ -203,7 +204,7 @@ impl Session for RuntimeSession {
 
     fn run(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
-        let run = |error: ort::Error| BackendError::Run(sentence(&error));
+        let run = |error: ort::Error| BackendError::Run(sentence(&error).into());
         let named = self.inputs.iter().zip(inputs).map(|(spec, tensor)| Ok((spec.name.as_str(), value(tensor)?)));
         let named = named.collect::<ort::Result<Vec<_>>>().map_err(run)?;
         let results = self.session.run(named).map_err(run)?;
@@ -211,7 +212,7 @@ impl Session for RuntimeSession {
     }
 }
 
-/// Values that lie in memory in this order, as an input.
+/// An input that refers to values in row-major order.
 fn view<'a, T>(shape: &'a [usize], values: &'a [T]) -> ort::Result<SessionInputValue<'a>>
 where
     T: PrimitiveTensorElementType + Clone + std::fmt::Debug + 'static,
@@ -219,7 +220,7 @@ where
     Ok(TensorRef::from_array_view((shape, values))?.into())
 }
 
-/// A host tensor as the library wants it, not copied but for booleans.
+/// An input that refers to a host tensor; booleans are copied.
 fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     let shape = tensor.shape();
     match tensor.data() {
@@ -236,19 +237,19 @@ fn value(tensor: &Tensor) -> ort::Result<SessionInputValue<'_>> {
     }
 }
 
-/// A float32 graph run on borrowed floats.
+/// A float32 graph that runs on borrowed values.
 pub(super) struct PreparedGraph {
     session: OrtSession,
     names: Vec<String>,
 }
 
 impl PreparedGraph {
-    /// Runs on (shape, values) in the order of the graph's inputs; returns the outputs' values in order.
+    /// Runs on (shape, values) in the order of the graph's inputs; returns the values of each output, in order.
     pub(super) fn run<'a>(
         &mut self,
         inputs: impl Iterator<Item = (&'a [usize], &'a [f32])>,
     ) -> Result<Vec<Vec<f32>>, BackendError> {
-        let run = |error: ort::Error| BackendError::Run(sentence(&error));
+        let run = |error: ort::Error| BackendError::Run(sentence(&error).into());
         let named = self.names.iter().zip(inputs);
         let named = named.map(|(name, (shape, values))| Ok((name.as_str(), view(shape, values)?)));
         let named = named.collect::<ort::Result<Vec<_>>>().map_err(run)?;
@@ -265,9 +266,10 @@ where
     Ok((shape.iter().map(|dim| usize::try_from(*dim).unwrap_or(0)).collect(), values.to_vec()))
 }
 
-/// One output.
+/// Copies an output to a host tensor.
 fn read(spec: &TensorSpec, results: &SessionOutputs<'_>) -> Result<Tensor, BackendError> {
-    let wrong = |what: &str| BackendError::Run(format!("CPU reference: output {spec} {what}"));
+    let told = |what: &str| Diagnostic::new(format!("CPU reference: output {spec} {what}"));
+    let wrong = |what: &str| BackendError::Run(told(what));
     let value = results.get(spec.name.as_str()).ok_or_else(|| wrong("did not come back"))?;
     let typed = || -> ort::Result<Option<(Vec<usize>, TensorData)>> {
         let with = |(shape, data)| Some((shape, data));
@@ -289,6 +291,7 @@ fn read(spec: &TensorSpec, results: &SessionOutputs<'_>) -> Result<Tensor, Backe
         })
     };
     let parts = typed().map_err(|error| wrong(&format!("came back otherwise: {}", error.message())))?;
-    let (shape, data) = parts.ok_or_else(|| wrong("cannot be read\n  hint: have it cast to float32 in the graph"))?;
+    let (shape, data) = parts
+        .ok_or_else(|| BackendError::Run(told("cannot be read").with_help("have it cast to float32 in the graph")))?;
     Tensor::new(shape, data).ok_or_else(|| wrong("does not fill its shape"))
 }

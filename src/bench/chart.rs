@@ -2,14 +2,14 @@
 
 use plotters::prelude::*;
 
-use super::{Latency, Report, WHOLE};
+use super::{Latency, LatencyReport, WHOLE};
 
 const BINS: usize = 60;
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 320;
 
-/// Draws the reports below each other.
-pub fn svg(reports: &[Report]) -> Result<String, String> {
+/// Draws the histograms of all reports below each other; returns SVG text.
+pub fn svg(reports: &[LatencyReport]) -> Result<String, String> {
     let mut text = String::new();
     {
         let height = HEIGHT * u32::try_from(reports.len().max(1)).unwrap_or(1);
@@ -27,8 +27,8 @@ pub fn svg(reports: &[Report]) -> Result<String, String> {
 pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 pub(super) type DrawError<'a> = DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>;
 
-/// The kinds of latency in a report: name, samples, summary, colour.
-fn series(report: &Report) -> Vec<(&'static str, &[f64], &Latency, RGBColor)> {
+/// The latencies in a report: name, samples in milliseconds, summary, colour.
+fn series(report: &LatencyReport) -> Vec<(&'static str, &[f64], &Latency, RGBColor)> {
     let mut series =
         vec![("with host copies", report.samples.end_to_end_ms.as_slice(), &report.end_to_end, RGBColor(44, 110, 180))];
     if let Some(compute) = &report.compute {
@@ -40,7 +40,7 @@ fn series(report: &Report) -> Vec<(&'static str, &[f64], &Latency, RGBColor)> {
     series
 }
 
-fn draw<'a>(report: &Report, area: &Area<'a>) -> Result<(), DrawError<'a>> {
+fn draw<'a>(report: &LatencyReport, area: &Area<'a>) -> Result<(), DrawError<'a>> {
     let series = series(report);
     let low = series.iter().map(|(_, _, latency, _)| latency.min_ms).fold(f64::INFINITY, f64::min);
     // A few outliers must not squeeze the rest into one bar.

@@ -1,23 +1,24 @@
-//! A language model beside others' figures and beside what memory allows: result files of llama.cpp's `llama-bench -o json`
-//! and `llama-batched-bench --output-format jsonl`, of this tool's `bench --json`, and of any script that writes the last.
+//! Compares a language model with other programs and with the bound of memory bandwidth. Reads the result files of
+//! llama.cpp's `llama-bench -o json` and `llama-batched-bench --output-format jsonl`, and of `bench --json` or scripts
+//! that write the same.
 
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::llm::LlmReport;
 
-/// Tokens a second of one program.
+/// Measured speeds of another program.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Peer {
-    /// Its name.
+    /// Name of the program.
     pub name: String,
-    /// (prompt tokens, tokens a second).
+    /// Prefill speeds: (prompt tokens, tokens per second).
     pub prefill: Vec<(usize, f64)>,
-    /// (sequences, tokens before, tokens a second of all).
+    /// Decoding speeds: (sequences, tokens in the cache, tokens per second of all sequences).
     pub decode: Vec<(usize, usize, f64)>,
 }
 
-/// What `bench --json` writes, as far as it is needed: a script's file may have just this.
+/// The fields of `bench --json` that are compared; a script may write only these.
 #[derive(Deserialize)]
 struct Own {
     name: String,
@@ -40,7 +41,7 @@ struct OwnDecode {
     tokens_per_second: f64,
 }
 
-/// llama-bench's tests are prompts (`n_prompt`) or answers (`n_gen`) after `n_depth` tokens.
+/// A test of llama-bench: a prompt (`n_prompt`) or an answer (`n_gen`) after `n_depth` tokens.
 #[derive(Deserialize)]
 struct LlamaBench {
     build_number: u64,
@@ -52,7 +53,7 @@ struct LlamaBench {
     avg_ts: f64,
 }
 
-/// llama-batched-bench's: `pl` sequences, each of `pp` prompt and `tg` answer tokens.
+/// A test of llama-batched-bench: `pl` sequences, each of `pp` prompt and `tg` answer tokens.
 #[derive(Deserialize)]
 struct LlamaBatched {
     pp: usize,
@@ -60,11 +61,11 @@ struct LlamaBatched {
     speed_tg: f64,
 }
 
-/// Contexts that differ by no more are compared.
+/// Largest difference of context lengths, in tokens, at which decoding speeds are compared.
 const NEAR: usize = 160;
 
 impl Peer {
-    /// Reads a result file's text; the error says what it is not.
+    /// Parses a result file; the error says why it is none.
     pub fn read(text: &str) -> Result<Vec<Self>, String> {
         let values: Vec<Value> = match serde_json::from_str(text) {
             Ok(Value::Array(values)) => values,
@@ -128,20 +129,20 @@ impl Peer {
     }
 }
 
-/// One measure: what it is, our tokens a second, what memory allows, and each peer's.
+/// One compared measurement.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
-    /// "prompt of 512", "4 at 1024".
+    /// Name of the measurement: "prompt of 512", "4 at 1024" (sequences at a context).
     pub what: String,
-    /// Ours.
+    /// Our speed in tokens per second.
     pub own: f64,
-    /// Of an answer: bandwidth over the bytes of weights, times the sequences.
+    /// For decoding: the bound in tokens per second, memory bandwidth over the bytes of weights, times the sequences.
     pub limit: Option<f64>,
-    /// In the order of the peers.
+    /// The peers' speeds in tokens per second, in their order; `None` if not measured.
     pub peers: Vec<Option<f64>>,
 }
 
-/// All measures of a report beside the peers'.
+/// Compares all measurements of a report with the peers'.
 pub fn lines(report: &LlmReport, peers: &[Peer]) -> Vec<Line> {
     let prompts = report.prefill.iter().map(|own| Line {
         what: format!("prompt of {}", own.tokens),
@@ -159,7 +160,7 @@ pub fn lines(report: &LlmReport, peers: &[Peer]) -> Vec<Line> {
     prompts.chain(answers).collect()
 }
 
-/// One table, in GitHub's Markdown: tokens a second, and how many times a peer's ours are.
+/// One table in GitHub's Markdown: tokens per second, and our speed relative to each peer's.
 pub fn markdown(report: &LlmReport, peers: &[Peer]) -> String {
     let names = peers.iter().map(|peer| format!(" {} |", peer.name)).collect::<String>();
     let mut text = format!("| {}, tok/s | ours | memory's limit |{names}\n|---|---|---|", report.name);

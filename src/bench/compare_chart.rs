@@ -1,4 +1,5 @@
-//! Ours, the peers' and what memory allows as one SVG: a group of bars for each measure, each group to its own scale.
+//! Draws a comparison as SVG: for each measurement a group of bars (ours, the peers', the bandwidth bound) to its own
+//! scale.
 
 use std::fmt::Write as _;
 
@@ -6,17 +7,20 @@ use super::compare::{Line, Peer, lines};
 use super::llm::LlmReport;
 
 const WIDTH: f64 = 900.0;
-/// Where bars begin, and how long the longest is.
+/// x coordinate at which bars begin, in pixels.
 const LEFT: f64 = 330.0;
+/// Length of the longest bar in pixels.
 const LONGEST: f64 = 460.0;
+/// Height of a bar in pixels.
 const BAR: f64 = 18.0;
+/// Colours of the peers' bars, in their order; repeated if there are more peers.
 const COLORS: [&str; 5] = ["#b0762c", "#8a4f9e", "#3c963c", "#a03c3c", "#507080"];
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
-/// Draws a report beside its peers.
+/// Draws a report compared with its peers; returns SVG text.
 pub fn compare_svg(report: &LlmReport, peers: &[Peer]) -> Result<String, String> {
     let mut body = String::new();
     let mut y = 40.0;

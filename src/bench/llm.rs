@@ -1,4 +1,4 @@
-//! Measures a language model: how long until the first token, how fast the rest, what share of the memory's speed that is.
+//! Measures a language model: time to first token, decoding speed, and the share of memory bandwidth that it reaches.
 
 use std::time::Instant;
 
@@ -8,72 +8,72 @@ use super::{Latency, Loading};
 use crate::backend::{BackendError, BackendInfo};
 use crate::executor::{Executor, LlmError, MemoryUse, Rows, Step, WantedLogits};
 
-/// What to measure.
+/// Settings of a measurement.
 #[derive(Debug, Clone)]
 pub struct LlmBenchPlan {
-    /// Prompt lengths.
+    /// Prompt lengths in tokens.
     pub lengths: Vec<usize>,
-    /// Tokens in the cache when decoding begins.
+    /// Tokens in the KV cache at which decoding is timed.
     pub contexts: Vec<usize>,
-    /// Timed prompts of each length.
+    /// Timed prompts per length.
     pub prompts: usize,
-    /// Timed decode steps of each kind.
+    /// Timed decode steps per combination of batch and context.
     pub steps: usize,
 }
 
-/// Time to the first token.
+/// Time to first token at one prompt length.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Prefill {
-    /// Prompt length.
+    /// Prompt length in tokens.
     pub tokens: usize,
-    /// From tokens to logits on the host.
+    /// Time from tokens to logits on the host.
     pub latency: Latency,
-    /// Tokens a second at the median.
+    /// Tokens per second at the median.
     pub tokens_per_second: f64,
 }
 
-/// Time between tokens.
+/// Time between tokens at one batch and context.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decode {
     /// Sequences decoded together.
     pub batch: usize,
-    /// Tokens before.
+    /// Tokens in the KV cache when timing began.
     pub context: usize,
-    /// Of one step, logits on the host.
+    /// Time of one step, until the logits are on the host.
     pub latency: Latency,
-    /// Tokens a second, all sequences, at the median.
+    /// Tokens per second of all sequences, at the median.
     pub tokens_per_second: f64,
-    /// Weight bytes a second by what a copy in memory moves; at 1 the memory is the limit.
+    /// Bytes of weights per second, as a share of the measured copy bandwidth; at 1 memory is the bound.
     pub bandwidth_share: f64,
 }
 
-/// One language model's measurement.
+/// Measurements of a language model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LlmReport {
-    /// Engine name.
+    /// Name of the engine.
     pub name: String,
-    /// Who computed.
+    /// Backend that ran the model.
     pub backend: BackendInfo,
-    /// From nothing to ready, weights included.
+    /// Time to load the model, weights included, in seconds.
     pub load_seconds: f64,
-    /// What it took meanwhile, at most; not in reports of earlier versions.
+    /// Peak memory while loading; absent from reports of earlier versions.
     #[serde(default)]
     pub loading: Loading,
-    /// What it holds.
+    /// Memory of the loaded model.
     pub memory: MemoryUse,
-    /// Bytes a second, measured.
+    /// Measured memory bandwidth in bytes per second.
     pub bandwidth: f64,
-    /// By prompt length.
+    /// Time to first token, by prompt length.
     pub prefill: Vec<Prefill>,
-    /// By batch and context.
+    /// Time between tokens, by batch and context.
     pub decode: Vec<Decode>,
-    /// What may make the figures unrepresentative.
+    /// Circumstances that make the figures unrepresentative, e.g. a low power mode.
     pub notes: Vec<String>,
 }
 
 #[cfg(test)]
 impl LlmReport {
-    /// A report of (prompt tokens, rate) and (sequences, context, rate), for tests of what is made of it.
+    /// A report of (prompt tokens, tokens per second) and (sequences, context, tokens per second), for tests.
     pub(super) fn of_rates(prefill: &[(usize, f64)], decode: &[(usize, usize, f64)], bandwidth_share: f64) -> Self {
         let latency = || Latency::of(&[1.0]).unwrap_or_else(|| unreachable!("one sample is enough"));
         let prompt = |(tokens, tokens_per_second): &(usize, f64)| Prefill {
@@ -102,17 +102,17 @@ impl LlmReport {
     }
 }
 
-/// Tokens that differ, as text would.
+/// `count` different tokens, as a text has.
 fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
     (0..count).map(|at| u32::try_from((at * 7919 + 13) % vocabulary).unwrap_or(0)).collect()
 }
 
 fn latency(samples: &[f64]) -> Result<Latency, LlmError> {
-    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".to_owned()));
+    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".into()));
     Latency::of(samples).ok_or_else(nothing)
 }
 
-/// Times prompts of `length` tokens after an untimed one.
+/// Times prompts of `length` tokens, after an untimed one.
 fn measure_prefill(executor: &mut dyn Executor, length: usize, prompts: usize) -> Result<Prefill, LlmError> {
     let prompt = tokens(length, executor.vocab_size());
     let mut samples = Vec::new();
@@ -128,7 +128,7 @@ fn measure_prefill(executor: &mut dyn Executor, length: usize, prompts: usize) -
     Ok(Prefill { tokens: length, tokens_per_second: 1e3 * length as f64 / latency.p50_ms, latency })
 }
 
-/// Times decode steps of `batch` sequences that begin after `context` tokens.
+/// Times decode steps of `batch` sequences with `context` tokens in the cache at first.
 fn measure_steps(executor: &mut dyn Executor, batch: usize, context: usize, steps: usize) -> Result<Latency, LlmError> {
     let prompt = tokens(context, executor.vocab_size());
     (0..executor.slots()).for_each(|slot| executor.release(slot));
@@ -151,7 +151,7 @@ fn measure_steps(executor: &mut dyn Executor, batch: usize, context: usize, step
     latency(&samples)
 }
 
-/// Measures `executor`; `hear` is told what comes.
+/// Measures `executor`; `hear` is called with the name of each measurement before it begins.
 pub fn measure_llm(
     name: &str,
     executor: &mut dyn Executor,
@@ -196,7 +196,7 @@ pub fn measure_llm(
     })
 }
 
-/// Tables of reports, in GitHub's Markdown.
+/// The reports as tables in GitHub's Markdown.
 pub fn llm_markdown(reports: &[LlmReport]) -> String {
     let mut text = String::new();
     for report in reports {
@@ -207,8 +207,8 @@ pub fn llm_markdown(reports: &[LlmReport]) -> String {
             report.backend.name,
             report.backend.device,
             report.load_seconds,
-            crate::memory::text(total),
-            crate::memory::text(report.memory.weights),
+            crate::memory::format_bytes(total),
+            crate::memory::format_bytes(report.memory.weights),
             report.bandwidth / 1e9
         ));
         if let Some(loading) = report.loading.text() {

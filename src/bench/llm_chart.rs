@@ -1,4 +1,4 @@
-//! A language model's speed as one SVG: bars of tokens a second, prompts on the left, answers on the right.
+//! Draws a language model's speed as SVG: bars of tokens per second, prefill on the left, decoding on the right.
 
 use plotters::prelude::*;
 
@@ -8,7 +8,7 @@ use super::llm::LlmReport;
 const WIDTH: u32 = 900;
 const HEIGHT: u32 = 320;
 
-/// Draws the reports below each other.
+/// Draws all reports below each other; returns SVG text.
 pub fn llm_svg(reports: &[LlmReport]) -> Result<String, String> {
     let mut text = String::new();
     {

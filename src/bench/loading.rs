@@ -1,4 +1,4 @@
-//! What a model takes while it is loaded: looked at every few milliseconds, from beside.
+//! Samples memory in a thread while a model is loaded.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,32 +11,32 @@ use serde::{Deserialize, Serialize};
 use crate::memory;
 use crate::memory::page_cache::Watched;
 
-/// The most of each kind at any one time, as far as it can be had.
+/// Peak memory of each kind in bytes; `None` if it cannot be measured.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loading {
-    /// Host memory that is no file's: the process's resident anonymous pages.
+    /// Resident anonymous pages of the process, which belong to no file.
     pub anonymous: Option<u64>,
-    /// Of the weights' files in the page cache; beyond what was there before.
+    /// Growth of the weight files' pages in the page cache.
     pub page_cache: Option<u64>,
-    /// Of the device's memory, beyond what was used before. Where it is the machine's, everything that could no longer be had,
-    /// anonymous pages among it; the page cache can.
+    /// Growth of the device's used memory. On an integrated GPU, which shares the machine's memory, anonymous pages
+    /// count as used and the page cache does not.
     pub device: Option<u64>,
 }
 
-/// Pauses between looks, at least; asking for the pages of 15 GB takes as long.
+/// Shortest pause between two samples; counting the cached pages of 15 GB takes as long.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A thread that looks.
+/// A running sampler thread.
 pub struct MemorySampler {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Loading>,
 }
 
-/// What is told of the device's memory in use.
+/// Returns the bytes of device memory in use, if they can be measured.
 pub type Used = Box<dyn Fn() -> Option<u64> + Send>;
 
 impl MemorySampler {
-    /// Begins to look at this process, at `files` and at what `device` says.
+    /// Starts sampling this process, the page cache of `files`, and `device`.
     pub fn start(files: Vec<PathBuf>, device: Used) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);
@@ -44,14 +44,14 @@ impl MemorySampler {
         Self { stop, thread }
     }
 
-    /// What was seen.
+    /// Stops sampling and returns the peaks.
     pub fn stop(self) -> Loading {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap_or_default()
     }
 }
 
-/// The larger of two figures that may not be had.
+/// The larger of two figures, either of which may be missing.
 fn most(before: Option<u64>, now: Option<u64>) -> Option<u64> {
     before.max(now)
 }
@@ -77,14 +77,16 @@ fn watch(files: &[PathBuf], device: &dyn Fn() -> Option<u64>, stop: &AtomicBool)
 }
 
 impl Loading {
-    /// "14.6 GB of device memory, 310 MB of the host's, 90 MB of the page cache"; none if nothing could be had.
+    /// The peaks in words: "14.6 GB of device memory, 310 MB of the host's, 90 MB of the page cache"; `None` if none
+    /// was measured.
     pub(super) fn text(&self) -> Option<String> {
         let kinds = [
             (self.device, "of the device's memory"),
             (self.anonymous, "of the host's"),
             (self.page_cache, "of the weights' files in the page cache"),
         ];
-        let known = kinds.iter().filter_map(|(bytes, what)| Some(format!("{} {what}", memory::text((*bytes)?))));
+        let known =
+            kinds.iter().filter_map(|(bytes, what)| Some(format!("{} {what}", memory::format_bytes((*bytes)?))));
         let known: Vec<String> = known.collect();
         (!known.is_empty()).then(|| known.join(", "))
     }

@@ -1,4 +1,4 @@
-//! Measures a session: latency percentiles with and without host copies, throughput; as Markdown, JSON and a chart.
+//! Measures a session: latency percentiles with and without host copies, and throughput; as Markdown, JSON and a chart.
 
 mod chart;
 mod compare;
@@ -21,7 +21,7 @@ pub use loading::{Loading, MemorySampler, Used};
 use crate::backend::{BackendError, BackendInfo, Samples, Session};
 use crate::tensor::Tensor;
 
-/// Percentiles of one kind of latency, in milliseconds.
+/// Percentiles of latency in milliseconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Latency {
@@ -33,48 +33,48 @@ pub struct Latency {
     pub max_ms: f64,
 }
 
-/// One measurement.
+/// Measurements of one engine at one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    /// Engine or model name.
+pub struct LatencyReport {
+    /// Name of the engine or model.
     pub name: String,
-    /// Who computed.
+    /// Backend that ran the model.
     pub backend: BackendInfo,
-    /// Items per run: the first input's first dimension.
+    /// Batch size: the first dimension of the first input.
     pub batch: usize,
-    /// Untimed runs before.
+    /// Number of untimed runs before the timed ones.
     pub warmup: usize,
-    /// Timed runs.
+    /// Number of timed runs.
     pub iterations: usize,
-    /// Host tensors in, host tensors out.
+    /// Latency from host tensors to host tensors.
     pub end_to_end: Latency,
-    /// On the device alone; `None` for the CPU.
+    /// Latency on the device alone; `None` for the CPU.
     pub compute: Option<Latency>,
-    /// Items per second, one run after the other, host copies included.
+    /// Batch items per second of consecutive runs, host copies included.
     pub throughput: f64,
-    /// From a decoded picture to its answer, stage by stage; empty where the engine takes no pictures.
+    /// Latency from a decoded image to its result, by stage; empty if the engine takes no images.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stages: Vec<Stage>,
-    /// What may make the figures unrepresentative, e.g. a low power mode.
+    /// Circumstances that make the figures unrepresentative, e.g. a low power mode.
     pub notes: Vec<String>,
-    /// Every sample.
+    /// Every timed run.
     pub samples: Samples,
 }
 
-/// One stage of the way from a picture to an answer.
+/// One stage from an image to its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct Stage {
     pub name: String,
     pub latency: Latency,
-    /// Every sample, in milliseconds.
+    /// Every timed run, in milliseconds.
     pub samples_ms: Vec<f64>,
 }
 
-/// The last of the stages.
+/// Name of the last stage, which is the sum of all.
 pub const WHOLE: &str = "picture to answer";
 
-/// Linear interpolation between closest ranks; `sorted` is ascending and not empty.
+/// Percentile by linear interpolation between closest ranks; `sorted` is ascending and not empty.
 fn percentile(sorted: &[f64], fraction: f64) -> f64 {
     let position = fraction * (sorted.len() - 1) as f64;
     let (low, high) = (position.floor() as usize, position.ceil() as usize);
@@ -82,7 +82,7 @@ fn percentile(sorted: &[f64], fraction: f64) -> f64 {
 }
 
 impl Latency {
-    /// `None` without samples.
+    /// Summarises samples in milliseconds; `None` if there are none.
     pub fn of(samples: &[f64]) -> Option<Self> {
         let mut sorted = samples.to_vec();
         sorted.sort_by(f64::total_cmp);
@@ -97,19 +97,19 @@ impl Latency {
     }
 }
 
-/// Runs `session` on `inputs` and sums up.
+/// Runs `session` on `inputs` and summarises the latencies.
 pub fn measure(
     name: &str,
     session: &mut dyn Session,
     inputs: &[Tensor],
     warmup: usize,
     iterations: usize,
-) -> Result<Report, BackendError> {
+) -> Result<LatencyReport, BackendError> {
     let samples = session.measure(inputs, warmup, iterations.max(1))?;
-    let end_to_end = Latency::of(&samples.end_to_end_ms)
-        .ok_or_else(|| BackendError::Run("the backend took no samples".to_owned()))?;
+    let end_to_end =
+        Latency::of(&samples.end_to_end_ms).ok_or_else(|| BackendError::Run("the backend took no samples".into()))?;
     let batch = inputs.first().and_then(|input| input.shape().first().copied()).unwrap_or(1);
-    Ok(Report {
+    Ok(LatencyReport {
         name: name.to_owned(),
         backend: session.info(),
         batch,
@@ -124,7 +124,7 @@ pub fn measure(
     })
 }
 
-/// Runs the whole way from a decoded picture to an answer and times its stages.
+/// Runs everything from a decoded image to its result, and times the stages.
 pub fn measure_stages(
     session: &mut dyn Session,
     preprocess: &dyn Fn() -> Tensor,
@@ -153,8 +153,8 @@ pub fn measure_stages(
     Ok(names.into_iter().zip(samples).filter_map(stage).collect())
 }
 
-/// A table of reports, in GitHub's Markdown.
-pub fn markdown(reports: &[Report]) -> String {
+/// The reports as a table in GitHub's Markdown.
+pub fn markdown(reports: &[LatencyReport]) -> String {
     let mut text = String::from(
         "| engine | backend | device | batch | measured | p50 ms | p90 ms | p99 ms | mean ms | items/s |\n\
          |---|---|---|---|---|---|---|---|---|---|\n",

@@ -1,33 +1,33 @@
-//! Adapters as PEFT publishes them: what a folder with an `adapter_config.json` holds instead of a model, and what can be done
-//! with it.
+//! PEFT adapters: folders with an `adapter_config.json` instead of a model, and how to merge them into one.
 
 use std::path::Path;
 
 use serde_json::Value;
 
 use super::{CheckpointError, read_json};
+use crate::diagnostic::Diagnostic;
 
-/// Kinds that are vectors before a prompt, or before what is cached of it; names are those of PEFT's `PeftType`.
+/// Adapter types that prepend vectors to the prompt, or to its cached keys and values; the names are PEFT's `PeftType`.
 const BEFORE_PROMPTS: [&str; 6] =
     ["PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE"];
 
-/// Kinds whose addition depends on what is computed: their layers have no `merge` (PEFT's `tuners/*/layer.py`).
+/// Adapter types whose effect depends on the input, so that their layers have no `merge` (PEFT's `tuners/*/layer.py`).
 const BY_INPUT: [&str; 5] = ["ADAPTION_PROMPT", "XLORA", "POLY", "LILY", "SHADOW"];
 
-/// Characters of a name that messages show.
+/// Most characters of a name in messages.
 const SHOWN: usize = 120;
 
-/// What an adapter says of itself.
+/// An adapter's configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Adapter {
     /// `peft_type`.
     kind: Option<String>,
-    /// The model it is for.
+    /// Name of the base model.
     base: Option<String>,
 }
 
 impl Adapter {
-    /// From its `adapter_config.json`.
+    /// Reads an `adapter_config.json`.
     pub fn read(path: &Path) -> Result<Self, CheckpointError> {
         let settings = read_json(path)?;
         let text = |field: &str| settings.get(field).and_then(Value::as_str).filter(|text| !text.is_empty());
@@ -35,13 +35,13 @@ impl Adapter {
         Ok(Self { kind: shown("peft_type"), base: shown("base_model_name_or_path") })
     }
 
-    /// The model it is for, as messages have it.
+    /// Name of the base model, shortened for messages.
     pub(super) fn base(&self) -> Option<String> {
         self.base.as_ref().map(|base| format!("`{}`", base.escape_debug()))
     }
 
-    /// Why it is no model, and the way from it to one.
-    pub fn message(&self) -> String {
+    /// Why the folder is no model, and how to make one of it.
+    pub fn message(&self) -> Diagnostic {
         let kind = match self.kind.as_deref() {
             None => String::new(),
             Some("LORA") => " (LoRA)".to_owned(),
@@ -52,20 +52,22 @@ impl Adapter {
         let what = format!("an adapter{kind} for {base}, no model of its own");
         let otherwise = "train a LoRA on the same data, which can be merged";
         if is_of(&BEFORE_PROMPTS) {
-            format!(
+            Diagnostic::new(format!(
                 "{what}: it is vectors that go before every prompt, which no merge brings into the weights, and which are not \
-                 read\n  hint: build {base} itself and tell it in words (a system prompt) what the adapter was trained for; or \
-                 {otherwise}"
-            )
+                 read"
+            ))
+            .with_help(format!(
+                "build {base} itself and tell it in words (a system prompt) what the adapter was trained for; or {otherwise}"
+            ))
         } else if is_of(&BY_INPUT) {
-            format!(
-                "{what}: what it adds depends on what is computed, so that no merge brings it into the weights\n  hint: build \
-                 {base} itself; or {otherwise}"
-            )
+            Diagnostic::new(format!(
+                "{what}: what it adds depends on what is computed, so that no merge brings it into the weights"
+            ))
+            .with_help(format!("build {base} itself; or {otherwise}"))
         } else {
-            format!(
-                "{what}\n  hint: merge it first: with peft, \
-                 AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), and the base's tokenizer"
+            Diagnostic::new(what).with_help(
+                "merge it first: with peft, AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload().save_pretrained(…), \
+                 and the base's tokenizer",
             )
         }
     }
@@ -75,14 +77,14 @@ impl Adapter {
 mod tests {
     use super::*;
 
-    /// Kinds and whether PEFT 0.21 can merge them: whether their layers have a `merge` that does not raise.
+    /// Adapter types, and whether PEFT 0.21 can merge them: whether their layers have a `merge` that does not raise.
     #[test]
     fn a_merge_is_proposed_where_there_is_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter_config.json");
         let message = |text: &str| {
             std::fs::write(&path, text).unwrap();
-            Adapter::read(&path).unwrap().message()
+            Adapter::read(&path).unwrap().message().to_string()
         };
         let kinds = "LORA ADALORA IA3 LOHA LOKR OFT BOFT LN_TUNING VERA FOURIERFT HRA MISS RANDLORA TRAINABLE_TOKENS DORA_TO_COME";
         for kind in kinds.split(' ') {

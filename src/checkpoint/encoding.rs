@@ -1,4 +1,4 @@
-//! How a tensor's elements are stored: plain floats, or GGUF's blocks of a scale and small integers.
+//! Storage of tensor elements: plain floats, or GGUF's blocks of scales and small integers.
 //!
 //! Block layouts are those of ggml (`ggml-common.h` and the Python package `gguf`, `quants.py`). A block is 32 elements,
 //! or 256 for the K types, along a row.
@@ -22,13 +22,13 @@ pub enum Encoding {
     Q4_K,
     Q5_K,
     Q6_K,
-    /// Packed integers with scales apart; see `packed.rs`.
+    /// Packed integers with separate scales; see `packed.rs`.
     INT4,
     INT8,
 }
 
 impl Encoding {
-    /// (elements, bytes) of one block.
+    /// Elements and bytes of a block.
     pub fn block(self) -> (usize, usize) {
         match self {
             Encoding::F32 => (1, 4),
@@ -46,7 +46,7 @@ impl Encoding {
         }
     }
 
-    /// The element type where every element is one float; `None` for blocks.
+    /// The element type if every element is a float of its own; `None` for blocks.
     pub fn dtype(self) -> Option<DType> {
         match self {
             Encoding::F32 => Some(DType::Float32),
@@ -56,7 +56,7 @@ impl Encoding {
         }
     }
 
-    /// ggml's type number.
+    /// The encoding with ggml's type number.
     pub(super) fn from_ggml(number: u32) -> Option<Self> {
         Some(match number {
             0 => Encoding::F32,
@@ -74,18 +74,18 @@ impl Encoding {
         })
     }
 
-    /// Those that a GGUF may have and that are read.
+    /// The supported encodings of GGUF files.
     pub fn of_gguf() -> impl Iterator<Item = Self> {
         (0..256).filter_map(Self::from_ggml)
     }
 
-    /// Bytes of a row of `elements`; `None` when the row does not end on a block.
+    /// Bytes of a row of `elements`; `None` if the row does not end with a block.
     pub fn row_bytes(self, elements: usize) -> Option<usize> {
         let (block, bytes) = self.block();
         elements.is_multiple_of(block).then(|| elements / block)?.checked_mul(bytes)
     }
 
-    /// Decodes whole blocks: `bytes` holds `out.len()` elements.
+    /// Decodes whole blocks: `bytes` contains `out.len()` elements.
     pub(super) fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let (elements, size) = self.block();
         debug_assert_eq!(bytes.len() / size, out.len() / elements);
@@ -135,7 +135,7 @@ fn q4(block: &[u8], out: &mut [f32], scale: f32, minimum: Option<f32>, at: usize
     }
 }
 
-/// As [`q4`], with the fifth bits of the 32 elements in four bytes before the nibbles; centred on 16.
+/// Like [`q4`], with the fifth bits of the 32 elements in four bytes before the nibbles; centred on 16.
 fn q5(block: &[u8], out: &mut [f32], scale: f32, minimum: Option<f32>, at: usize) {
     let fifth = u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
     let value = |nibble: u8, index: usize| {

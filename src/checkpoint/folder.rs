@@ -1,5 +1,5 @@
-//! Which files of a folder are a model, told by their names alone, so that it can be told before gigabytes have come: the
-//! weights among copies of them, and what a folder holds where it holds no weights that can be read.
+//! Chooses the files of a folder that are a model, by their names alone, so that it works before gigabytes are
+//! downloaded: finds the weights among copies of them, and says what a folder contains instead of readable weights.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -8,15 +8,17 @@ use serde_json::Value;
 use super::adapter::Adapter;
 use super::gguf_beside::gguf_models;
 use super::{Checkpoint, CheckpointError, read_json};
+use crate::diagnostic::Diagnostic;
 
-/// Parts of names that tell a second copy of the weights in another type (`from_pretrained(variant=…)`).
+/// Parts of file names that mark a second copy of the weights in another type (`from_pretrained(variant=…)`).
 const VARIANTS: &[&str] =
     &["fp16", "fp32", "bf16", "float16", "float32", "bfloat16", "int8", "8bit", "4bit", "ema", "non_ema"];
 
 const END: &str = ".safetensors";
-const HINT: &str = "hint: from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
+/// Hint for converting other formats.
+const HELP: &str = "from_pretrained(…).save_pretrained(…) of transformers writes safetensors";
 
-/// What a folder without readable weights is, by the end of a file's name.
+/// File name endings of other formats, and what a folder with such files is.
 const OTHERS: &[(&str, &str)] = &[
     (
         ".bin",
@@ -33,27 +35,28 @@ const OTHERS: &[(&str, &str)] = &[
     (".onnx", "ONNX files are no checkpoints: take the repository they were exported from"),
 ];
 
-/// A file's name without its folders.
+/// The file part of a name.
 fn last(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
-/// The folders before it.
+/// The folder part of a name.
 fn folder_of(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// Adapters are no models.
+/// Whether the name is an adapter's, which is no model.
 fn is_adapter(name: &str) -> bool {
     last(name).starts_with("adapter_model")
 }
 
-/// Mistral's own names for tensors; where both are, `model*.safetensors` is the same in transformers' names.
+/// Whether the name is that of weights under Mistral's own tensor names. If `model*.safetensors` exists as well, that
+/// is the same model under transformers' names.
 fn is_consolidated(name: &str) -> bool {
     last(name).starts_with("consolidated")
 }
 
-/// "model" of "model-00001-of-00002.safetensors", and its variant.
+/// Splits off shard number and variant: "model" of "model-00001-of-00002.safetensors", and its variant.
 fn stem_of(name: &str) -> (&str, Option<&str>) {
     let body = last(name).trim_end_matches(END);
     let without_number = |body: &str| -> Option<usize> {
@@ -75,27 +78,26 @@ fn stem_of(name: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The files among `names` that hold a model's weights as safetensors: of the uppermost folder that has any, without
-/// adapters, Mistral's second copy and second copies in other types. Where a folder has an index, that decides later which
-/// of them count.
-pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
+/// The files among `names` that contain a model's weights as safetensors: those of the uppermost folder that has any,
+/// without adapters, Mistral's second copy and copies in other types. If a folder has an index, that decides later
+/// which of them count.
+pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, Diagnostic> {
     let all: Vec<&str> = names.iter().copied().filter(|name| name.ends_with(END) && !is_adapter(name)).collect();
     let depth = |name: &str| name.matches('/').count();
     let Some(least) = all.iter().map(|name| depth(name)).min() else { return Err(without(names)) };
     let all: Vec<&str> = all.into_iter().filter(|name| depth(name) == least).collect();
     let folder = folder_of(all[0]);
     if let Some(other) = all.iter().find(|name| folder_of(name) != folder) {
-        let message = format!("which of these is the model? {}, {other}", all[0]);
-        return Err(format!("{message}\n  hint: name its files with `files:`, or its folder with `path:`"));
+        return Err(which(all[0], other).with_help("name its files with `files:`, or its folder with `path:`"));
     }
     let all: Vec<&str> = all.into_iter().filter(|name| !is_consolidated(name)).collect();
     if all.is_empty() {
-        return Err(
-            "only consolidated.safetensors: Mistral's own form, whose tensors have other names than transformers' and are not \
-             read\n  hint: take a repository that has model*.safetensors too, or convert it with transformers' \
-             convert_mistral_weights_to_hf.py"
-                .to_owned(),
-        );
+        let only = "only consolidated.safetensors: Mistral's own form, whose tensors have other names than transformers' and are \
+                    not read";
+        return Err(Diagnostic::new(only).with_help(
+            "take a repository that has model*.safetensors too, or convert it with transformers' \
+             convert_mistral_weights_to_hf.py",
+        ));
     }
     // As from_pretrained chooses: the usual name first, then whatever is of no variant.
     let plain: Vec<&str> = all.iter().copied().filter(|name| stem_of(name).1.is_none()).collect();
@@ -106,14 +108,16 @@ pub fn weight_files<'a>(names: &[&'a str]) -> Result<Vec<&'a str>, String> {
     let variant = stem_of(all[0]).1;
     match all.iter().find(|name| stem_of(name).1 != variant) {
         None => Ok(all),
-        Some(other) => {
-            Err(format!("which of these is the model? {}, {other}\n  hint: name its files with `files:`", all[0]))
-        }
+        Some(other) => Err(which(all[0], other).with_help("name its files with `files:`")),
     }
 }
 
+fn which(one: &str, other: &str) -> Diagnostic {
+    Diagnostic::new(format!("which of these is the model? {one}, {other}"))
+}
+
 /// Why files without weights are no model.
-fn without(names: &[&str]) -> String {
+fn without(names: &[&str]) -> Diagnostic {
     let none = "no .safetensors and no .gguf file";
     if names.iter().any(|name| last(name) == "adapter_config.json" || is_adapter(name)) {
         return Adapter::default().message();
@@ -122,17 +126,18 @@ fn without(names: &[&str]) -> String {
     if !ggufs.is_empty() {
         let mut ggufs = gguf_models(&ggufs);
         ggufs.truncate(8);
-        return format!("{none} was asked for, but there are {}\n  hint: name one with `file:`", ggufs.join(", "));
+        let there = Diagnostic::new(format!("{none} was asked for, but there are {}", ggufs.join(", ")));
+        return there.with_help("name one with `file:`");
     }
     let found = OTHERS.iter().find(|(end, _)| names.iter().any(|name| name.ends_with(*end)));
     match found {
-        Some((_, what)) => format!("{none}: {what}\n  {HINT}"),
-        None => format!("{none}\n  hint: fetch the weights too; the whole repository makes a checkpoint"),
+        Some((_, what)) => Diagnostic::new(format!("{none}: {what}")).with_help(HELP),
+        None => Diagnostic::new(none).with_help("fetch the weights too; the whole repository makes a checkpoint"),
     }
 }
 
 impl Checkpoint {
-    /// The weights among a folder's files, and the configuration beside them.
+    /// Opens the weights among a folder's files, with the configuration beside them.
     pub(super) fn open_folder(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
         let adapter = paths.iter().find(|path| path.file_name().is_some_and(|name| name == "adapter_config.json"));
         let chosen = choose(paths).or_else(|error| match adapter {
@@ -155,7 +160,7 @@ impl Checkpoint {
     }
 }
 
-/// The files that an index in `folder` names; none without one. What else is there is a second copy of the weights.
+/// The files that an index in `folder` names; empty without an index. Other files are a second copy of the weights.
 fn indexed(paths: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let is_index = |path: &&PathBuf| {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
@@ -178,7 +183,7 @@ fn indexed(paths: &[PathBuf], folder: &Path) -> Result<Vec<PathBuf>, CheckpointE
     found.collect()
 }
 
-/// The file called `wanted` that belongs to weights in `folder`: the one beside them, or in the nearest folder above.
+/// The file `wanted` that belongs to weights in `folder`: the one in the same folder, or in the nearest folder above.
 pub(super) fn beside<'a>(paths: &'a [PathBuf], folder: &Path, wanted: &str) -> Option<&'a PathBuf> {
     let normal = |path: &Path| path.components().filter(|part| *part != Component::CurDir).count();
     let named = paths.iter().filter(|path| path.file_name().is_some_and(|name| name == wanted));
@@ -186,7 +191,7 @@ pub(super) fn beside<'a>(paths: &'a [PathBuf], folder: &Path, wanted: &str) -> O
     above.max_by_key(|path| normal(path))
 }
 
-/// [`weight_files`] of files that are here.
+/// Applies [`weight_files`] to paths.
 pub(super) fn choose(paths: &[PathBuf]) -> Result<Vec<&PathBuf>, CheckpointError> {
     let folder = || paths.first().and_then(|path| path.parent()).unwrap_or(Path::new("."));
     // A name that is no text cannot be one of those that count.
@@ -233,7 +238,9 @@ mod tests {
         for (names, expected) in cases {
             match (weight_files(names), expected) {
                 (Ok(have), Ok(want)) => assert_eq!(have, want, "{names:?}"),
-                (Err(have), Err(want)) => assert!(have.contains(want) && have.contains("hint:"), "{names:?}: {have}"),
+                (Err(have), Err(want)) => {
+                    assert!(have.message.contains(want) && have.help.is_some(), "{names:?}: {have}")
+                }
                 (have, want) => panic!("{names:?}: {have:?}, not {want:?}"),
             }
         }

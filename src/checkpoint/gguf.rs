@@ -24,39 +24,40 @@ pub enum MetadataValue {
     Texts(Texts),
 }
 
-/// A file's metadata.
+/// Metadata of a GGUF file.
 #[derive(Debug, Clone, Default)]
 pub struct Gguf {
-    /// By key, e.g. "llama.block_count".
+    /// Values by key, e.g. "llama.block_count".
     pub metadata: BTreeMap<String, MetadataValue>,
 }
 
 const MAGIC: &[u8; 4] = b"GGUF";
-/// In every message about a header that ends too early.
+/// Part of every message about a truncated header.
 pub(super) const SHORT: &str = "truncated";
-/// No model has more tensors or keys; a count above is damage.
+/// Most tensors or keys; no model has more.
 const COUNT_LIMIT: u64 = 1 << 16;
-/// Bytes of metadata and tensor directory; vocabularies take 10 MB.
+/// Largest header in bytes, metadata and tensor directory; vocabularies take 10 MB.
 const HEADER_LIMIT: usize = 256 << 20;
-/// Why such a file is not read.
+/// The error for a big-endian file.
 pub(super) fn big_endian() -> Diagnostic {
     Diagnostic::new("it is big-endian, made for machines like the s390x, and is not read").with_help(
         "take the little-endian file; or turn a copy of this one: `pip install gguf`, then `gguf-convert-endian FILE \
          little`",
     )
 }
-/// ggml's numbers of the two types of metadata that are no scalars (docs/gguf.md).
+/// ggml's type number for strings in metadata (docs/gguf.md).
 const TEXT: u32 = 8;
+/// ggml's type number for lists in metadata (docs/gguf.md).
 const LIST: u32 = 9;
 
 impl Gguf {
-    /// Whether a file begins like one.
+    /// Whether a file begins with GGUF's magic.
     pub fn is_one(path: &Path) -> bool {
         let mut magic = [0; 4];
         regular_file::open(path).and_then(|mut file| file.read_exact(&mut magic)).is_ok() && &magic == MAGIC
     }
 
-    /// A text.
+    /// A string value.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.metadata.get(key)? {
             MetadataValue::Text(text) => Some(text),
@@ -64,7 +65,7 @@ impl Gguf {
         }
     }
 
-    /// A whole number.
+    /// An integer value.
     pub fn integer(&self, key: &str) -> Option<i64> {
         match self.metadata.get(key)? {
             MetadataValue::Integer(value) => Some(*value),
@@ -72,7 +73,7 @@ impl Gguf {
         }
     }
 
-    /// A number.
+    /// A number value.
     pub fn float(&self, key: &str) -> Option<f64> {
         match self.metadata.get(key)? {
             MetadataValue::Float(value) => Some(*value),
@@ -80,7 +81,7 @@ impl Gguf {
         }
     }
 
-    /// A truth value.
+    /// A boolean value.
     pub fn flag(&self, key: &str) -> Option<bool> {
         match self.metadata.get(key)? {
             MetadataValue::Bool(value) => Some(*value),
@@ -88,7 +89,7 @@ impl Gguf {
         }
     }
 
-    /// A list of texts.
+    /// A list of strings.
     pub fn texts(&self, key: &str) -> Option<&Texts> {
         match self.metadata.get(key)? {
             MetadataValue::Texts(values) => Some(values),
@@ -105,7 +106,7 @@ impl Gguf {
     }
 }
 
-/// A value of metadata, whatever its type.
+/// Reads a metadata value of any type.
 fn value(reader: &mut Reader) -> Parsed<MetadataValue> {
     let kind = reader.u32()?;
     if kind == TEXT {
@@ -126,7 +127,7 @@ fn value(reader: &mut Reader) -> Parsed<MetadataValue> {
     }
 }
 
-/// Metadata and tensors under their own names.
+/// Parses metadata and tensors, under the file's own names.
 pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), CheckpointError> {
     if is_big_endian(file.bytes()) {
         return Err(CheckpointError::new(file.path(), big_endian()));
@@ -135,13 +136,13 @@ pub(super) fn parse(file: &Mapped) -> Result<(Gguf, Vec<(String, Entry)>), Check
         .map_err(|message| CheckpointError::new(file.path(), format!("not a whole GGUF file: {message}")))
 }
 
-/// Whether a header's numbers begin with their largest byte: the version tells, of which there are few. The four letters
-/// before it are the same in both orders (gguf-py, `gguf_writer.py`).
+/// Whether the header's numbers are big-endian, told by the version, which is a small number. The magic before it is
+/// the same in both orders (gguf-py, `gguf_writer.py`).
 pub(super) fn is_big_endian(bytes: &[u8]) -> bool {
     matches!(bytes, [b'G', b'G', b'U', b'F', 0, 0, 0, 1..=9, ..])
 }
 
-/// `bytes` may be the beginning of a file of `total` bytes, if it holds the header.
+/// Parses the header in `bytes`, which may be the beginning of a file of `total` bytes.
 pub(super) fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(String, Entry)>)> {
     let header = &bytes[..bytes.len().min(HEADER_LIMIT)];
     let end = if header.len() < bytes.len() {
@@ -202,7 +203,7 @@ pub(super) fn parse_bytes(bytes: &[u8], total: usize) -> Parsed<(Gguf, Vec<(Stri
     Ok((gguf, tensors))
 }
 
-/// ggml's name of a type we do not read.
+/// ggml's name of an unsupported type.
 fn ggml_name(number: u32) -> String {
     let name = match number {
         9 => "Q8_1",

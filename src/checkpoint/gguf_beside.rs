@@ -1,6 +1,6 @@
-//! GGUF files that lie beside a model and are none: projectors of pictures, drafts of coming tokens, importance matrices.
+//! GGUF files that accompany a model but are none: vision projectors, draft models, importance matrices.
 //!
-//! Names are those by which llama.cpp tells them (`common/download.cpp`, `gguf_filename_is_model`); the metadata are
+//! llama.cpp recognises them by the same names (`common/download.cpp`, `gguf_filename_is_model`); the metadata is
 //! gguf-py's (`constants.py`, `GGUFType`).
 
 use std::path::{Path, PathBuf};
@@ -8,26 +8,26 @@ use std::path::{Path, PathBuf};
 use super::gguf::{self, Gguf};
 use super::mapped::Mapped;
 
-/// What the names of such files have in them.
+/// Parts of such files' names.
 const MARKS: [&str; 6] = ["mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-"];
 
-/// `general.type` of what is no model.
+/// Values of `general.type` in files that are no model.
 const TYPES: [&str; 4] = ["adapter", "mmproj", "imatrix", "vocab"];
 
-/// Whether a file's name, folders before it left aside, tells that it is none.
+/// Whether a file's name, without its folders, is that of such a file.
 fn is_beside(name: &str) -> bool {
     let last = name.rsplit('/').next().unwrap_or(name).to_ascii_lowercase();
     // In the middle or at the end: "Model-Q4_K_M-mtp.gguf".
     MARKS.iter().any(|mark| last.contains(mark)) || last.ends_with("-mtp.gguf")
 }
 
-/// The models among GGUF files, by their names; all of them, where no name tells one.
+/// The models among GGUF files, by name; all of them, if no name is that of a model.
 pub fn gguf_models<'a>(names: &[&'a str]) -> Vec<&'a str> {
     let models: Vec<&str> = names.iter().copied().filter(|name| !is_beside(name)).collect();
     if models.is_empty() { names.to_vec() } else { models }
 }
 
-/// Whether a file's own words say that it is none; what cannot be read is left to whoever opens it.
+/// Whether a file's metadata says that it is no model; a file that cannot be read is left to whoever opens it.
 fn says_so(path: &Path) -> bool {
     let Ok(file) = Mapped::open(path) else { return false };
     let Ok((gguf, _)) = gguf::parse(&file) else { return false };
@@ -40,8 +40,8 @@ fn is_none(gguf: &Gguf) -> bool {
     kind || gguf.text("general.architecture") == Some("clip")
 }
 
-/// Parts the GGUF files of a folder into models and what lies beside them: by names, and where those leave several, by what
-/// the files say. `settled` tells whether what is left is one model.
+/// Splits the GGUF files of a folder into models and accompanying files: by name, and if that leaves several models, by
+/// their metadata. `settled` tells whether what is left is one model.
 pub(super) fn part<'a>(
     paths: &[&'a PathBuf],
     settled: impl Fn(&[&PathBuf]) -> bool,
@@ -62,7 +62,7 @@ pub(super) fn part<'a>(
     (models, aside)
 }
 
-/// What is said of files that were set aside.
+/// The message about accompanying files that were left out.
 pub fn gguf_set_aside<'a>(names: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let names: Vec<&str> = names.into_iter().collect();
     (!names.is_empty()).then(|| {

@@ -1,7 +1,7 @@
-//! A GGUF's metadata in the words of config.json: "llama.block_count" is "num_hidden_layers".
+//! Translates a GGUF's metadata to the fields of config.json: "llama.block_count" is "num_hidden_layers".
 //!
-//! Keys are those of gguf-py (`constants.py`); what they mean, and what stands for them where they are missing, is
-//! llama.cpp's (`llama-model.cpp`). Which keys are read at all: `gguf_keys.rs`.
+//! Keys are those of gguf-py (`constants.py`); their meaning and defaults are llama.cpp's (`llama-model.cpp`).
+//! `gguf_keys.rs` lists the keys that are read.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,28 @@ use serde_json::{Map, Value, json};
 use super::gguf::{Gguf, MetadataValue};
 use super::gguf_reader::Parsed;
 
-/// What the tensors tell of the configuration.
+/// Properties of the tensors that the configuration depends on.
 #[derive(Default)]
 pub(super) struct TensorFacts {
     /// Rows of the embedding.
     pub(super) vocabulary: Option<usize>,
-    /// There is an output matrix of its own.
+    /// Whether there is an output matrix besides the embedding.
     pub(super) has_output: bool,
-    /// Which biases the first layer has, e.g. "attn_q".
+    /// Biases of the first layer, e.g. "attn_q".
     pub(super) biases: Vec<String>,
-    /// Rotary factors kept as tensors, by the tensor's name.
+    /// Rotary factors stored as tensors, by tensor name.
     pub(super) factors: BTreeMap<&'static str, Vec<f32>>,
 }
 
-/// What only a GGUF says, by names that no config.json has: rotary dimensions of a head, and what is added to a norm's weight.
+/// Field for the rotary dimensions of a head, which no config.json has.
 pub const ROTARY_DIM: &str = "gguf.rotary_dim";
-/// See [`ROTARY_DIM`].
+/// Field for the offset of norm weights, which no config.json has.
 pub const NORM_OFFSET: &str = "gguf.norm_weight_offset";
 
-/// The tensors that are rotary factors.
+/// Names of tensors with rotary factors.
 pub(super) const FACTORS: [&str; 3] = ["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
-/// The configuration, and what was put right in it, in words.
+/// The configuration, and a message for each value that was corrected.
 pub(super) fn read(gguf: &Gguf, architecture: &str, facts: TensorFacts) -> Parsed<(Map<String, Value>, Vec<String>)> {
     let keys = Keys { gguf, architecture };
     let (mut config, mut notes) = (keys.plain()?, Vec::new());
@@ -52,8 +52,8 @@ pub(super) fn read(gguf: &Gguf, architecture: &str, facts: TensorFacts) -> Parse
     Ok((config, notes))
 }
 
-/// What llama.cpp takes where these are left out; a family of `transformers` may have another default. Gemma 3's files by
-/// Ollama leave out what its own defaults say.
+/// Sets llama.cpp's defaults for missing sizes, where a `transformers` family has another default. Gemma 3 files by
+/// Ollama leave out what equals its defaults.
 fn sizes(architecture: &str, config: &mut Map<String, Value>) {
     if architecture == "gemma3" {
         return;
@@ -69,7 +69,7 @@ fn sizes(architecture: &str, config: &mut Map<String, Value>) {
     }
 }
 
-/// llama.cpp takes biases wherever they are; here they belong to the configuration.
+/// Adds biases to the configuration: llama.cpp uses whatever biases there are.
 fn biases(found: &[String], architecture: &str, config: &mut Map<String, Value>) {
     let all = |names: &[&str]| names.iter().all(|name| found.iter().any(|have| have == name));
     let (inputs, output) = (all(&["attn_q", "attn_k", "attn_v"]), all(&["attn_output"]));
@@ -92,7 +92,7 @@ impl Keys<'_> {
         format!("{}.{key}", self.architecture)
     }
 
-    /// A whole number, or one for every layer if they are all the same.
+    /// An integer, or a list with the same integer for every layer.
     fn integer(&self, key: &str) -> Parsed<Option<i64>> {
         let name = self.name(key);
         match self.gguf.metadata.get(&name) {
@@ -120,7 +120,7 @@ impl Keys<'_> {
         }
     }
 
-    /// The first of these that is there and not 0.
+    /// The first of these keys with a value other than 0.
     fn float_of(&self, keys: &[&str]) -> Parsed<Option<f64>> {
         for key in keys {
             if let Some(value) = self.float(key)?.filter(|value| *value != 0.0) {
@@ -130,7 +130,7 @@ impl Keys<'_> {
         Ok(None)
     }
 
-    /// The keys that have a counterpart of the same meaning.
+    /// Translates the keys that have a counterpart of the same meaning.
     fn plain(&self) -> Parsed<Map<String, Value>> {
         let mut config = Map::new();
         let model_type = if self.architecture == "gemma3" { "gemma3_text" } else { self.architecture };
@@ -171,13 +171,13 @@ impl Keys<'_> {
         Ok(config)
     }
 
-    /// Dimensions of a head, if they can be told.
+    /// Size of a head, if it can be determined.
     fn head_dim(config: &Map<String, Value>) -> Option<i64> {
         let heads = number(config, "num_attention_heads").filter(|heads| *heads > 0);
         number(config, "head_dim").or_else(|| number(config, "hidden_size")?.checked_div(heads?))
     }
 
-    /// Sliding windows, and which layers have one.
+    /// Translates sliding windows, and which layers have one.
     fn windows(&self, config: &mut Map<String, Value>) -> Parsed<()> {
         // For these two `gguf_keys.rs` lets nothing but "none" pass.
         if matches!(self.architecture, "qwen2" | "qwen3") {
@@ -210,7 +210,7 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// Rotary scaling, from keys and factor tensors, and how many dimensions are rotated.
+    /// Translates rotary scaling from keys and factor tensors, and the number of rotated dimensions.
     fn rope(&self, mut factors: BTreeMap<&'static str, Vec<f32>>, config: &mut Map<String, Value>) -> Parsed<()> {
         let kind = self.gguf.text(&self.name("rope.scaling.type")).filter(|kind| !kind.is_empty());
         let factor = self.float_of(&["rope.scaling.factor", "rope.scale_linear"])?;
@@ -329,9 +329,9 @@ impl Keys<'_> {
         Ok(())
     }
 
-    /// Ollama's converter leaves the rotary scaling of Gemma 3's 4B, 12B and 27B out, and writes a cap into its 1B that it
-    /// does not have; Ollama puts both right when it runs them, told by the number of layers (`model/models/gemma3/model_text.go`,
-    /// later `llama/compat`).
+    /// Corrects Gemma 3 files by Ollama as Ollama does at run time: its converter leaves out the rotary scaling of the
+    /// 4B, 12B and 27B models, and writes a logit cap into the 1B that it does not have. The number of layers
+    /// identifies them (`model/models/gemma3/model_text.go`, later `llama/compat`).
     fn as_ollama_runs_it(&self, config: &mut Map<String, Value>, notes: &mut Vec<String>) {
         let scaled = ["type", "factor"]
             .iter()

@@ -1,22 +1,22 @@
-//! Whether a GGUF can be read, told by its first bytes: before gigabytes of it are downloaded.
+//! Checks whether a GGUF is supported by its first bytes, before gigabytes of it are downloaded.
 
 use super::gguf::{Gguf, SHORT, big_endian, is_big_endian, parse_bytes};
 use super::gguf_names;
 use crate::diagnostic::Diagnostic;
 
-/// What the beginning of a file tells.
+/// Result of the check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Judgement {
-    /// The header goes on beyond these bytes.
+    /// The header continues after these bytes.
     Undecided,
-    /// We can read it.
+    /// The file is supported.
     Readable,
-    /// We cannot, and why.
+    /// The file is not supported, for this reason.
     Refused(Diagnostic),
 }
 
 impl Gguf {
-    /// Judges a file by its first bytes: before the rest is downloaded. `total` is its whole length.
+    /// Checks the first bytes of a file whose length is `total`.
     pub fn judge(start: &[u8], total: u64) -> Judgement {
         let total = usize::try_from(total).unwrap_or(usize::MAX);
         if is_big_endian(start) {

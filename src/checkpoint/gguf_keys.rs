@@ -1,15 +1,15 @@
-//! Which keys of a GGUF's architecture are read, which say nothing of the arithmetic, and which would change it: a key that
-//! nobody here knows is an error, unless its value says that there is nothing of the kind.
+//! Lists the keys of GGUF metadata that are read, those without influence on the arithmetic, and those that would
+//! change it: an unknown key is an error, unless its value says that the feature is absent.
 //!
 //! Names are those of gguf-py (`constants.py`) and of Ollama's converters (`convert/convert_*.go`).
 
 use super::gguf::{Gguf, MetadataValue};
 use crate::diagnostic::Diagnostic;
 
-/// Architectures whose meaning we know, by `general.architecture`.
+/// Supported architectures, values of `general.architecture`.
 pub const ARCHITECTURES: [&str; 6] = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
 
-/// Read by `gguf_config.rs`, whatever the architecture.
+/// Keys that `gguf_config.rs` reads for every architecture.
 const READ: &[&str] = &[
     "block_count",
     "context_length",
@@ -37,7 +37,7 @@ const READ: &[&str] = &[
 const GEMMAS: &[&str] = &["gemma2", "gemma3"];
 const SLIDING: &[&str] = &["llama", "gemma2", "gemma3", "phi3"];
 
-/// Read for some architectures.
+/// Keys that are read for some architectures.
 const READ_OF: &[(&str, &[&str])] = &[
     ("attention.sliding_window", SLIDING),
     ("attention.sliding_window_pattern", SLIDING),
@@ -48,14 +48,15 @@ const READ_OF: &[(&str, &[&str])] = &[
     ("rope.global.freq_base", &["gemma3"]),
 ];
 
-/// What they say is in the tensors too, or is about training alone, or about a kind of norm these architectures do not have.
+/// Keys whose information is also in the tensors, or concerns training only, or a kind of norm that these architectures
+/// do not have.
 const HARMLESS: &[&str] =
     &["vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "attention.layer_norm_epsilon"];
 
-/// What multiplies: 1 is nothing, as 0 is.
+/// Keys of factors: 1 has no effect, as 0 has none.
 const FACTORS: &[&str] = &["logit_scale", "residual_scale", "embedding_scale", "attention.output_scale"];
 
-/// With YaRN alone, and what they are where they change nothing.
+/// Keys that apply to YaRN only, and the values at which they have no effect.
 const YARN: &[(&str, &[f64])] = &[
     ("rope.scaling.yarn_ext_factor", &[1.0, -1.0]),
     ("rope.scaling.extrapolation_factor", &[1.0, -1.0]),
@@ -63,12 +64,12 @@ const YARN: &[(&str, &[f64])] = &[
     ("rope.scaling.yarn_log_multiplier", &[0.0]),
 ];
 
-/// Why mixtures are refused, wherever they are met.
+/// The error for mixtures of experts.
 pub(super) fn mixture() -> Diagnostic {
     Diagnostic::new("mixture of experts is not supported").with_help("take a dense model of the family")
 }
 
-/// Why the file cannot be read, told by its metadata, if so.
+/// Why a file with this metadata is not supported; `None` if it is.
 pub(super) fn refusal(gguf: &Gguf) -> Option<Diagnostic> {
     match gguf.text("general.type") {
         Some("adapter") => {
@@ -114,7 +115,7 @@ fn is_known(architecture: &str, key: &str) -> bool {
     pictures || read_here || READ.contains(&key) || HARMLESS.contains(&key)
 }
 
-/// Whether a value stands for "there is none".
+/// Whether a value means that the feature is absent.
 fn says_nothing(key: &str, value: &MetadataValue, is_yarn: bool) -> bool {
     if let Some((_, neutral)) = YARN.iter().find(|(name, _)| *name == key) {
         return !is_yarn || matches!(value, MetadataValue::Float(number) if neutral.contains(number));

@@ -1,11 +1,11 @@
-//! Lists in a GGUF's metadata, kept as the file has them: as values of their own the numbers would take eight times the
-//! room and the texts three times.
+//! Lists in a GGUF's metadata, stored in the file's form: as separate values numbers would take eight times the memory,
+//! and strings three times.
 
 use std::borrow::Cow;
 
 use super::gguf_reader::{Parsed, Reader, Scalar};
 
-/// A list of numbers or truth values of one type.
+/// A list of numbers or booleans of one type.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Numbers {
     kind: u32,
@@ -13,7 +13,7 @@ pub struct Numbers {
     bytes: Vec<u8>,
 }
 
-/// Bytes of a number, by ggml's number of its type.
+/// Bytes of a number with ggml's type number `kind`.
 fn width(kind: u32) -> Option<usize> {
     match kind {
         0 | 1 | 7 => Some(1),
@@ -31,12 +31,12 @@ impl Numbers {
         Ok(Self { kind, width, bytes: reader.take(length)?.to_vec() })
     }
 
-    /// How many.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.bytes.len() / self.width
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
@@ -47,7 +47,7 @@ impl Numbers {
         Reader { rest, end: "" }.scalar(self.kind).ok()
     }
 
-    /// A whole number or truth value.
+    /// An integer or boolean.
     pub fn integer(&self, at: usize) -> Option<i64> {
         match self.value(at)? {
             Scalar::Integer(value) => Some(value),
@@ -56,7 +56,7 @@ impl Numbers {
         }
     }
 
-    /// A number with a fraction.
+    /// A floating-point number.
     pub fn float(&self, at: usize) -> Option<f64> {
         match self.value(at)? {
             Scalar::Float(value) => Some(value),
@@ -65,7 +65,7 @@ impl Numbers {
     }
 }
 
-/// A list of texts: one behind the other, and where each ends.
+/// A list of strings, stored consecutively with the end of each.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Texts {
     bytes: Vec<u8>,
@@ -90,17 +90,18 @@ impl Texts {
         Ok(texts)
     }
 
-    /// How many.
+    /// Number of strings.
     pub fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// Whether there are none.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
 
-    /// In order. Some vocabularies hold tokens that are not UTF-8; they keep their place.
+    /// The strings in order. Some vocabularies contain tokens that are not UTF-8, which are replaced but keep their
+    /// index.
     pub fn iter(&self) -> impl Iterator<Item = Cow<'_, str>> {
         let starts = std::iter::once(0).chain(self.ends.iter().copied());
         let ranges = starts.zip(self.ends.iter().copied());

@@ -1,8 +1,9 @@
-//! GGUF's tensor names in the words of `transformers`: "blk.0.attn_q.weight" is "model.layers.0.self_attn.q_proj.weight".
+//! Translates GGUF's tensor names to those of `transformers`: "blk.0.attn_q.weight" is
+//! "model.layers.0.self_attn.q_proj.weight".
 //!
-//! Names are those of gguf-py (`constants.py`, `tensor_mapping.py`); what llama.cpp's converter changes in the weights
-//! (rotary order of Llama's q and k, biases included) is noted here for whoever reads them. A name that is not known stays as
-//! it is; whether somebody reads it is asked when the model is known.
+//! Names are those of gguf-py (`constants.py`, `tensor_mapping.py`). Changes of llama.cpp's converter to the weights
+//! (rotary order of Llama's q and k, biases included) are recorded for readers of the tensors. An unknown name is kept;
+//! whether a layer reads it is checked once the model is known.
 
 use std::collections::BTreeMap;
 
@@ -17,10 +18,10 @@ use crate::diagnostic::Diagnostic;
 
 pub(super) struct Translated {
     pub(super) tensors: BTreeMap<String, Entry>,
-    /// The file's own names.
+    /// The file's own tensor names, by the translated ones.
     pub(super) origins: BTreeMap<String, String>,
     pub(super) config: Value,
-    /// What is not as the file says, in words.
+    /// Messages about values that were corrected.
     pub(super) notes: Vec<String>,
 }
 
@@ -64,19 +65,19 @@ pub(super) fn translate(
     }
     let (config, mut notes) = gguf_config::read(gguf, architecture, facts).map_err(fail)?;
     if pictures {
-        notes.push("its vision tower is left where it is: the model answers text alone".to_owned());
+        notes.push("its vision tower is not used: the model answers text alone".to_owned());
     }
     Ok(Translated { tensors, origins, config: Value::Object(config), notes })
 }
 
-/// Why a model of these metadata and tensors cannot be read, if so.
+/// Why a model with this metadata and these tensors is not supported; `None` if it is.
 pub(super) fn refusal<'a>(gguf: &Gguf, mut names: impl Iterator<Item = &'a str>) -> Option<Diagnostic> {
     let is_expert = |name: &str| name.contains("_exps.") || name.contains("_shexp.") || name.contains("ffn_gate_inp");
     let mixture = || names.any(is_expert).then(gguf_keys::mixture);
     gguf_keys::refusal(gguf).or_else(mixture)
 }
 
-/// Whether a tensor belongs to the vision tower that Ollama's converter keeps in the same file.
+/// Whether a tensor belongs to the vision tower, which Ollama's converter keeps in the same file.
 pub(super) fn is_of_pictures(architecture: &str, name: &str) -> bool {
     architecture == "gemma3" && (name.starts_with("v.") || name.starts_with("mm."))
 }
@@ -90,7 +91,8 @@ fn reads_factors(architecture: &str, factor: &str) -> bool {
     }
 }
 
-/// Notes for how many heads the rows of Llama's q and k, or the elements of their biases, lie in rotary pairs.
+/// Records the number of heads whose rows of Llama's q and k, or elements of their biases, are stored in interleaved
+/// rotary order.
 fn interleave(gguf: &Gguf, name: &str, entry: &mut Entry) -> Result<(), String> {
     let heads =
         |key: &str| gguf.integer(&format!("llama.attention.{key}")).and_then(|heads| usize::try_from(heads).ok());
@@ -118,7 +120,7 @@ fn floats(files: &[Mapped], entry: &Entry) -> Option<Vec<f32>> {
     plain.then(|| bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
 }
 
-/// `transformers`' name, if the tensor is one of those these architectures may have.
+/// `transformers`' name of a tensor that these architectures can have.
 fn known_name(name: &str, architecture: &str) -> Option<String> {
     let gemma = architecture.starts_with("gemma");
     let parts: Vec<&str> = name.split('.').collect();

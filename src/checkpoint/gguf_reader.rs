@@ -1,11 +1,11 @@
-//! The bytes of a GGUF's header, taken apart from the front: sizes, texts, names and scalars (ggml, docs/gguf.md).
+//! Reads a GGUF's header sequentially: sizes, strings, names and scalars (ggml, docs/gguf.md).
 
-/// The longest key (docs/gguf.md).
+/// Longest key in bytes (docs/gguf.md).
 const NAME_LIMIT: usize = 65_535;
 
 pub(super) type Parsed<T> = Result<T, String>;
 
-/// A number or truth value.
+/// A number or boolean.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Scalar {
     Integer(i64),
@@ -13,10 +13,10 @@ pub(super) enum Scalar {
     Bool(bool),
 }
 
-/// Takes a header apart, from the front.
+/// Reads a header sequentially.
 pub(super) struct Reader<'a> {
     pub(super) rest: &'a [u8],
-    /// What it means that there is no more.
+    /// The error if the bytes end too early.
     pub(super) end: &'static str,
 }
 
@@ -48,7 +48,7 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
     }
 
-    /// A key or a tensor's name.
+    /// Reads a key or a tensor's name.
     pub(super) fn name(&mut self) -> Parsed<String> {
         let length = self.size()?;
         if length > NAME_LIMIT {
@@ -57,7 +57,7 @@ impl<'a> Reader<'a> {
         Ok(String::from_utf8_lossy(self.take(length)?).into_owned())
     }
 
-    /// A scalar, by ggml's number of its type.
+    /// Reads a scalar with ggml's type number `kind`.
     pub(super) fn scalar(&mut self, kind: u32) -> Parsed<Scalar> {
         use Scalar::{Bool, Float, Integer};
         Ok(match kind {

@@ -1,5 +1,6 @@
-//! A GGUF in several files, as llama.cpp's `gguf-split` cuts it: `NAME-00001-of-00003.gguf` and so on. The first holds the
-//! metadata, each some of the tensors; `split.no`, `split.count` and `split.tensors.count` say what belongs together.
+//! GGUF models in several files, as llama.cpp's `gguf-split` writes them: `NAME-00001-of-00003.gguf` and so on. The
+//! first file contains the metadata, each contains some of the tensors; `split.no`, `split.count` and
+//! `split.tensors.count` identify the parts.
 
 use std::path::{Path, PathBuf};
 
@@ -8,17 +9,17 @@ use super::mapped::Mapped;
 use super::{CheckpointError, Entry};
 use crate::diagnostic::Diagnostic;
 
-/// The name of a part.
+/// The file name of a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartName {
     prefix: String,
     number: usize,
-    /// Parts in all.
+    /// Total number of parts.
     pub count: usize,
 }
 
 impl PartName {
-    /// Reads a file's name, folders before it included; none if it is no part's.
+    /// Parses a file's name, with folders; `None` if it is no part's.
     pub fn of(name: &str) -> Option<Self> {
         let five = |digits: &str| -> Option<usize> {
             (digits.len() == 5 && digits.bytes().all(|byte| byte.is_ascii_digit())).then(|| digits.parse().ok())?
@@ -34,12 +35,12 @@ impl PartName {
         (0..self.count).map(move |index| self.numbered(index))
     }
 
-    /// Whether it is the one with the metadata.
+    /// Whether this is the part with the metadata.
     pub fn is_first(&self) -> bool {
         self.number == 1
     }
 
-    /// Whether two are parts of the same model.
+    /// Whether two files are parts of the same model.
     pub fn is_beside(&self, other: &Self) -> bool {
         (&self.prefix, self.count) == (&other.prefix, other.count)
     }
@@ -60,7 +61,7 @@ pub(super) fn is_one_set(paths: &[&PathBuf]) -> bool {
     parts.all(|part| part.is_some_and(|part| part.is_beside(&first)))
 }
 
-/// The files in order, the first one's metadata, and all tensors.
+/// The opened parts: files in order, the first one's metadata, and all tensors.
 pub(super) struct Parts {
     pub(super) files: Vec<Mapped>,
     pub(super) gguf: Gguf,
@@ -83,7 +84,7 @@ impl SplitPart {
     }
 }
 
-/// Maps one file, or all the parts of one model.
+/// Maps one file, or all parts of one model.
 pub(super) fn open(paths: &[&PathBuf]) -> Result<Parts, CheckpointError> {
     let mut parts = Vec::new();
     for path in paths {
@@ -105,7 +106,7 @@ pub(super) fn open(paths: &[&PathBuf]) -> Result<Parts, CheckpointError> {
     Ok(Parts { files, gguf: first.unwrap_or_default(), entries })
 }
 
-/// Every part is there, once, and of this model.
+/// Checks that every part is present, once, and of this model.
 fn check(parts: &[SplitPart], count: usize) -> Result<(), CheckpointError> {
     let mut places: Vec<Option<&SplitPart>> = Vec::new();
     // No more places than files: the count is whatever a file says.

@@ -1,31 +1,31 @@
-//! Matrices of small integers as they are, for arithmetic that keeps them packed: whichever format they came in, an output
-//! of a group of inputs is scale · (q - zero), or scale · q + minimum.
+//! Access to quantised matrices as integers, for kernels that keep them packed. In every format a weight is scale ·
+//! (q - zero), or scale · q + minimum, with the terms of its group of inputs.
 
 use super::View;
 use super::encoding::Encoding;
 
-/// What a group has beside its scale.
+/// The second term of a group, besides its scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupOffset {
-    /// The integer that stands for 0.
+    /// The integer that represents 0.
     ZeroPoint,
-    /// What the integer 0 stands for.
+    /// The weight that the integer 0 represents.
     Minimum,
 }
 
-/// A matrix's integers.
+/// The integers of a matrix.
 #[derive(Debug, Clone, Copy)]
 pub struct Integers<'a> {
     view: View<'a>,
-    /// 4 or 8; integers are from 0 to 2^bits - 1.
+    /// Bits of an integer, 4 or 8; integers are 0 to 2^bits - 1.
     pub bits: u32,
-    /// Neighbouring inputs that share scale and offset; all of them may.
+    /// Number of neighbouring inputs that share scale and offset; may be all inputs.
     pub group: usize,
-    /// What their offset is.
+    /// Meaning of the offset.
     pub offset: GroupOffset,
 }
 
-/// Bits, inputs that share a scale, and what their offset is, of GGUF's blocks that are such.
+/// Bits, group size and offset of GGUF block encodings that are integers with a scale; `None` for others.
 fn blocks(encoding: Encoding) -> Option<(u32, usize, GroupOffset)> {
     match encoding {
         Encoding::Q4_0 => Some((4, 32, GroupOffset::ZeroPoint)),
@@ -36,14 +36,14 @@ fn blocks(encoding: Encoding) -> Option<(u32, usize, GroupOffset)> {
 }
 
 impl Encoding {
-    /// Whether GGUF's blocks stay packed in device memory.
+    /// Whether GGUF blocks of this encoding stay packed in device memory.
     pub fn stays_packed(self) -> bool {
         blocks(self).is_some()
     }
 }
 
 impl<'a> View<'a> {
-    /// The integers, where the tensor is made of such.
+    /// The integers of this tensor; `None` if it is not stored as integers.
     pub fn integers(&self) -> Option<Integers<'a>> {
         let (bits, group, offset) = match self.packed {
             Some(packed) => (packed.bits(), packed.group(), GroupOffset::ZeroPoint),
@@ -54,12 +54,12 @@ impl<'a> View<'a> {
 }
 
 impl Integers<'_> {
-    /// The group of each input, where they are not in order (GPTQ's `desc_act`).
+    /// The group of each input, if groups are not consecutive (GPTQ's `desc_act`).
     pub fn order(&self) -> Option<Vec<usize>> {
         self.view.packed.and_then(|packed| packed.order())
     }
 
-    /// Integers of rows `first..`, as many as fit into `out`: `[rows, inputs]`.
+    /// Reads the integers of rows `first..` into `out` (`[rows, inputs]`), as many rows as fit.
     pub fn read(&self, first: usize, out: &mut [u8]) {
         if let Some(packed) = self.view.packed {
             return packed.integers(first, out);
@@ -80,12 +80,12 @@ impl Integers<'_> {
         }
     }
 
-    /// Bytes before a block's integers.
+    /// Bytes of a block before its integers.
     fn head(&self) -> usize {
         if self.offset == GroupOffset::Minimum { 4 } else { 2 }
     }
 
-    /// Scale and offset of a row's group.
+    /// Scale and offset of a group in a row.
     pub fn terms(&self, row: usize, group: usize) -> (f32, f32) {
         if let Some(packed) = self.view.packed {
             return packed.terms(row, group);

@@ -1,11 +1,11 @@
-//! JSON as Python writes it: `json.dumps` prints infinities and what is not a number as `Infinity`, `-Infinity` and `NaN`,
-//! which JSON does not have. They are read as texts of these names, so that whoever wants a number says what stands there.
+//! Parses JSON as Python writes it: `json.dumps` writes `Infinity`, `-Infinity` and `NaN`, which JSON lacks. They
+//! become strings, so that an error about a wanted number can quote them.
 
 use serde_json::Value;
 
 const WORDS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 
-/// Reads a document; errors name line and column of the text as it is.
+/// Parses a document; errors name line and column of the original text.
 pub(super) fn parse(text: &str) -> Result<Value, serde_json::Error> {
     let strict = serde_json::from_str(text);
     if strict.is_ok() || !(text.contains("Infinity") || text.contains("NaN")) {
@@ -17,7 +17,7 @@ pub(super) fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(&replaced(text, |word| format!("\"{word}\"")))
 }
 
-/// The text with each of the words, where it stands for a value, as `by` has it.
+/// Replaces each of these words, where it is a value, by the result of `by`.
 fn replaced(text: &str, by: impl Fn(&str) -> String) -> String {
     let (mut out, mut rest, mut before) = (String::with_capacity(text.len()), text, ' ');
     let (mut is_text, mut is_escaped) = (false, false);
@@ -48,7 +48,7 @@ mod tests {
 
     use super::*;
 
-    /// What Python's json.loads makes of these, with repr for what JSON cannot say.
+    /// The results of Python's json.loads, with repr for values that JSON lacks.
     #[test]
     fn pythons_numbers_are_read() {
         let cases = [

@@ -1,4 +1,4 @@
-//! A file mapped into memory, read only.
+//! Read-only memory-mapped files.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -15,14 +15,14 @@ use rustix::fs::{Advice, fadvise};
 use super::{Checkpoint, CheckpointError, View};
 use crate::regular_file;
 
-/// Bytes a core reads at a time.
+/// Bytes that a core reads at a time.
 const READ: usize = 1 << 20;
 
-/// How far beyond a range its pages may reach: the kernel keeps pages in pieces of up to 2 MiB, which leave only whole, and reads
-/// ahead.
+/// Distance in bytes beyond a range that its pages may extend: the kernel keeps pages in pieces of up to 2 MiB, which
+/// are only dropped as a whole, and reads ahead.
 const AROUND: usize = 8 << 20;
 
-/// A mapped file and its path, for messages.
+/// A mapped file, with its path for messages.
 #[derive(Debug)]
 pub struct Mapped {
     path: PathBuf,
@@ -31,13 +31,14 @@ pub struct Mapped {
     released: Mutex<Released>,
 }
 
-/// What of a file was let go of: ranges in order, none touching another.
+/// Ranges of a file whose pages were released, in order and not adjacent.
 #[derive(Debug, Default)]
 struct Released(Vec<Range<usize>>);
 
 impl Released {
-    /// Adds a range; returns it with what lies beside it and was let go of before, at most [`AROUND`] on either side. A piece of the
-    /// page cache that reaches over two tensors leaves with the second, and so does what was read ahead into the first.
+    /// Adds a range; returns it extended by adjacent ranges that were released before, by at most [`AROUND`] on either
+    /// side. A piece of the page cache that spans two tensors is thus dropped with the second, and so is what was read
+    /// ahead into the first.
     fn add(&mut self, range: Range<usize>) -> Range<usize> {
         let first = self.0.partition_point(|other| other.end < range.start);
         let last = self.0.partition_point(|other| other.start <= range.end);
@@ -50,7 +51,7 @@ impl Released {
 }
 
 impl Mapped {
-    /// Maps `path`; nothing is read yet.
+    /// Maps `path`, without reading it.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let fail = |error: std::io::Error| CheckpointError::new(path, error.to_string());
         let file = regular_file::open(path).map_err(fail)?;
@@ -60,18 +61,18 @@ impl Mapped {
         Ok(Self { path: path.to_owned(), file, map, released: Mutex::default() })
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What it holds.
+    /// Content of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
 
-    /// Reads what lies at `offset` into `out`, on all cores and past the mapping: pages that nobody maps cost no faults and
-    /// leave the page cache when they are told to.
+    /// Reads the bytes at `offset` into `out` on all cores with read calls instead of the mapping: unmapped pages cause
+    /// no faults, and can be dropped from the page cache.
     pub fn read(&self, offset: usize, out: &mut [u8]) -> Result<(), CheckpointError> {
         let read = out.par_chunks_mut(READ).enumerate().try_for_each(|(index, out)| {
             let place = index.checked_mul(READ).and_then(|at| offset.checked_add(at));
@@ -82,9 +83,9 @@ impl Mapped {
         read.map_err(|error| CheckpointError::new(&self.path, format!("cannot read bytes from {offset} on: {error}")))
     }
 
-    /// Lets go of the pages of a range, here and in the page cache, and of what is left of ranges beside it that were let go of
-    /// before; they come back from the file when they are read again.
-    /// Pages that another process maps stay, and so does what was never written to the disk.
+    /// Releases the pages of a range, from this process and from the page cache, with what is left of adjacent ranges
+    /// that were released before. They are read from the file again when accessed. Pages that another process maps, or
+    /// that were never written to disk, stay.
     pub fn release(&self, range: Range<usize>) {
         let page = rustix::param::page_size();
         // Whole pages: the cache gives up no part of one, and a neighbour whose page goes too finds it again.
@@ -105,8 +106,8 @@ impl Mapped {
 }
 
 impl Checkpoint {
-    /// Lets go of the pages of a tensor's `rows`, which were copied. Rows that do not lie in the file as they are read, and the
-    /// parts of a packed matrix, go with the last row.
+    /// Releases the pages of a tensor's `rows` after they were copied. Rows that are not stored in the order they are
+    /// read, and the parts of a packed matrix, are released with the last row.
     pub fn release(&self, view: &View<'_>, rows: Range<usize>) {
         let file = &self.files[view.file];
         if view.is_in_order() && !view.is_packed() {
@@ -123,7 +124,7 @@ impl Checkpoint {
         }
     }
 
-    /// Lets go of all pages: also of those between tensors, and of pages that the kernel keeps in larger pieces than a tensor.
+    /// Releases all pages, also those between tensors, and those that the kernel keeps in larger pieces than a tensor.
     pub fn release_all(&self) {
         self.files.iter().for_each(|file| file.release(0..file.bytes().len()));
     }
@@ -139,7 +140,7 @@ mod tests {
 
     const PAGE: usize = 1 << 16;
 
-    /// A file of 16 MiB on a disk, all of it cached; none where files live in the page cache alone (tmpfs, as /tmp may be).
+    /// A file of 16 MiB on a disk, fully cached; `None` on file systems in memory (tmpfs, as /tmp may be).
     fn cached_file() -> Option<(tempfile::TempDir, PathBuf, Vec<u8>)> {
         // Beside the compiled tests: a build folder is on a disk more often than /tmp is.
         let beside = std::env::current_exe().ok()?;

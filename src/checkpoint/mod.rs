@@ -1,8 +1,8 @@
-//! Checkpoints as they are published: safetensors folders and GGUF files, mapped and never copied.
+//! Opens published checkpoints: safetensors folders and GGUF files, memory-mapped and never copied.
 //!
-//! In: paths of files that were fetched. Out: a [`Checkpoint`]: named tensors under the names `transformers` uses, and
-//! the configuration as its config.json would say it. GGUF's own names and keys are translated in `gguf_names.rs` and
-//! `gguf_config.rs`, so nothing downstream knows where a model came from. All of it is hostile until checked.
+//! From paths of fetched files to a [`Checkpoint`]: tensors by `transformers`' names, and the configuration in the
+//! fields of config.json. `gguf_names.rs` and `gguf_config.rs` translate GGUF's own names and keys, so that later
+//! stages do not know the format. All input is hostile until checked.
 #![deny(clippy::as_conversions)]
 
 mod adapter;
@@ -50,88 +50,95 @@ pub use packing::{Packing, says_nothing};
 pub use words::WordGrid;
 pub use writer::{Planned, write_safetensors};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::regular_file;
 
-/// What is wrong with a checkpoint, and where.
-#[derive(Debug, thiserror::Error)]
+/// An error in a checkpoint, with the file.
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{}: {message}", path.display())]
 pub struct CheckpointError {
     /// The file or folder.
     pub path: PathBuf,
-    /// What is wrong, and what to do.
+    /// What is wrong, and the hint.
     pub message: Diagnostic,
 }
 
+impl Diagnose for CheckpointError {
+    fn diagnostic(&self) -> Diagnostic {
+        self.message.clone().at(self.path.display())
+    }
+}
+
 impl CheckpointError {
-    /// Something wrong in `path`.
+    /// An error in `path`.
     pub fn new(path: &Path, message: impl Into<Diagnostic>) -> Self {
         Self { path: path.to_owned(), message: message.into() }
     }
 
-    /// With the next step.
+    /// Sets the hint.
     pub fn with_help(self, help: impl Into<String>) -> Self {
         Self { message: self.message.with_help(help), ..self }
     }
 }
 
-/// Where a tensor lies.
+/// Location and type of a tensor.
 #[derive(Debug, Clone)]
 struct Entry {
     file: usize,
     offset: usize,
     bytes: usize,
-    /// Outermost dimension first, as `transformers` has it.
+    /// Dimensions, outermost first, as in `transformers`.
     shape: Vec<usize>,
-    /// Or the name of an encoding we do not read.
+    /// The encoding, or the name of an unsupported one.
     encoding: Result<Encoding, String>,
-    /// GGUF keeps the rows of Llama's q and k so that rotary pairs lie side by side, for this many heads; see
+    /// Number of heads whose rows are stored in interleaved rotary order, as GGUF stores Llama's q and k; see
     /// [`View::read_row`].
     interleaved_heads: Option<usize>,
 }
 
-/// A tensor in the mapped file.
+/// A tensor in a mapped file.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
     /// Name, for messages.
     pub name: &'a str,
-    /// Outermost dimension first.
+    /// Dimensions, outermost first.
     pub shape: &'a [usize],
-    /// How elements are stored.
+    /// Storage of the elements.
     pub encoding: Encoding,
-    /// All of them.
+    /// All bytes of the tensor.
     pub bytes: &'a [u8],
-    /// File it is in, its index in [`Checkpoint::files`].
+    /// Index of its file in [`Checkpoint::files`].
     pub file: usize,
-    /// Where in the file.
+    /// Offset in the file in bytes.
     pub offset: usize,
     interleaved_heads: Option<usize>,
     packed: Option<packed::PackedView<'a>>,
 }
 
 impl View<'_> {
-    /// Rows: all dimensions but the last. A vector is one row.
+    /// Number of rows: the product of all dimensions but the last. A vector is one row.
     pub fn rows(&self) -> usize {
         self.shape.split_last().map_or(1, |(_, outer)| outer.iter().product())
     }
 
-    /// Elements in a row.
+    /// Number of elements in a row.
     pub fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
     }
 
-    /// Whether rows lie in the file in the order they are read.
+    /// Whether rows are stored in the order in which they are read.
     pub fn is_in_order(&self) -> bool {
         self.interleaved_heads.is_none()
     }
 
-    /// Whether its integers were packed by a quantising package.
+    /// Whether it consists of integers packed by a quantisation package.
     pub fn is_packed(&self) -> bool {
         self.packed.is_some()
     }
 
-    /// Row of the file that is row `row` of the tensor, or of a bias the element. llama.cpp stores each head's rotary halves
-    /// (i, i + d/2) as neighbours (2i, 2i + 1) (`convert_hf_to_gguf.py`, `LlamaModel.permute`); this undoes it.
+    /// The stored row that is row `row` of the tensor (of a bias, the element). llama.cpp stores each head's rotary
+    /// halves (i, i + d/2) as neighbours (2i, 2i + 1) (`convert_hf_to_gguf.py`, `LlamaModel.permute`); this is the
+    /// inverse.
     fn source(&self, row: usize) -> usize {
         let Some(heads) = self.interleaved_heads else { return row };
         let size = if self.is_vector() { self.columns() / heads } else { self.rows() / heads };
@@ -144,14 +151,14 @@ impl View<'_> {
         self.shape.len() < 2
     }
 
-    /// Bytes of one row. A vector's are as the file has them.
+    /// Bytes of a row. A vector's elements are in stored order.
     pub fn row(&self, row: usize) -> &[u8] {
         let size = self.bytes.len() / self.rows();
         let row = if self.is_vector() { row } else { self.source(row) };
         &self.bytes[row * size..][..size]
     }
 
-    /// All bytes in the order in which they are read, of a tensor whose elements are single floats.
+    /// All bytes in the order in which rows are read, of a tensor whose elements are single floats.
     pub fn ordered(&self) -> Cow<'_, [u8]> {
         if self.is_in_order() {
             return Cow::Borrowed(self.bytes);
@@ -161,7 +168,7 @@ impl View<'_> {
         Cow::Owned((0..pieces).flat_map(|at| &self.bytes[self.source(at) * size..][..size]).copied().collect())
     }
 
-    /// Decodes one row.
+    /// Decodes a row to float32.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         match self.packed {
             Some(packed) => return packed.read(row, out),
@@ -173,7 +180,7 @@ impl View<'_> {
         }
     }
 
-    /// Decodes rows `first..` into `out`, as many as fit, on all cores.
+    /// Decodes rows `first..` to float32 into `out`, as many as fit, on all cores.
     pub fn read(&self, first: usize, out: &mut [f32]) {
         if let Some(packed) = self.packed {
             return packed.read(first, out);
@@ -186,37 +193,36 @@ impl View<'_> {
     }
 }
 
-/// A model's tensors and configuration.
+/// Tensors and configuration of a model.
 #[derive(Debug)]
 pub struct Checkpoint {
     files: Vec<Mapped>,
     tensors: BTreeMap<String, Entry>,
-    /// Matrices of packed integers, by the name a plain one would have.
+    /// Packed matrices, by the name of the matrix they represent.
     packed: BTreeMap<String, packed::Packed>,
-    /// What config.json says, or what the GGUF's metadata say in its words.
+    /// Configuration in the fields of config.json, translated for a GGUF.
     pub config: Value,
-    /// Where [`Checkpoint::config`] came from.
+    /// File that [`Checkpoint::config`] was read from.
     pub config_path: PathBuf,
-    /// For a GGUF: its metadata, which hold tokenizer and template too.
+    /// Metadata of a GGUF, which includes tokenizer and chat template.
     pub gguf: Option<Gguf>,
-    /// A GGUF's own names of its tensors.
+    /// A GGUF's own tensor names, by the translated ones.
     origins: BTreeMap<String, String>,
-    /// What whoever builds it should hear of its files.
+    /// Messages about the files for whoever builds the model.
     pub notes: Vec<String>,
 }
 
-/// Configurations are pages; larger ones are something else.
+/// Largest configuration in bytes.
 const CONFIG_LIMIT: u64 = 16 << 20;
 
 /// Reads a JSON file of at most 16 MB.
 pub fn read_json(path: &Path) -> Result<Value, CheckpointError> {
-    let fail = |message: String| CheckpointError::new(path, message);
-    let text = regular_file::read_text(path, CONFIG_LIMIT).map_err(|error| fail(error.to_string()))?;
-    json::parse(&text).map_err(|error| fail(format!("not JSON: {error}")))
+    let text = regular_file::read_text(path, CONFIG_LIMIT).map_err(|error| CheckpointError::new(path, error))?;
+    json::parse(&text).map_err(|error| CheckpointError::new(path, format!("not JSON: {error}")))
 }
 
 impl Checkpoint {
-    /// Maps a checkpoint: one `.gguf` file or the parts of one, or `config.json` beside `.safetensors` files.
+    /// Opens a checkpoint: one `.gguf` file or its parts, or `config.json` with `.safetensors` files.
     pub fn open(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
         let with = |extension: &str| -> Vec<&PathBuf> {
             paths.iter().filter(|path| path.extension().is_some_and(|have| have == extension)).collect()
@@ -246,7 +252,7 @@ impl Checkpoint {
         }
     }
 
-    /// Maps just these `.safetensors` files with the configuration `config`.
+    /// Opens exactly these `.safetensors` files with the configuration `config`.
     pub fn open_files(config: &Path, shards: &[PathBuf]) -> Result<Self, CheckpointError> {
         let mut checkpoint = Self {
             files: Vec::new(),
@@ -294,22 +300,22 @@ impl Checkpoint {
         &self.files
     }
 
-    /// Whether there is a tensor of this name.
+    /// Whether there is a tensor with this name.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name) || self.packed.contains_key(name)
     }
 
-    /// Names of all tensors; of packed ones those of their parts and the matrix's.
+    /// Names of all tensors; for packed matrices those of the parts and of the matrix.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().chain(self.packed.keys()).map(String::as_str)
     }
 
-    /// The name that the file itself has for a tensor.
+    /// A tensor's name in the file itself.
     pub fn spelled<'a>(&'a self, name: &'a str) -> &'a str {
         self.origins.get(name).map_or(name, String::as_str)
     }
 
-    /// Tensors in the files that are neither in `taken` nor parts of a packed matrix that is.
+    /// Tensors in the files that are neither in `taken` nor parts of a packed matrix in it.
     pub fn others(&self, taken: &HashSet<String>) -> Vec<&str> {
         let matrices = self.packed.keys().filter(|name| taken.contains(*name));
         let parts = |name: &String| {
@@ -321,12 +327,12 @@ impl Checkpoint {
         names.map(String::as_str).collect()
     }
 
-    /// Bytes of an entry; none if they end beyond the file.
+    /// Bytes of a tensor; `None` if they extend beyond the file.
     fn part(&self, entry: &Entry) -> Option<&[u8]> {
         self.files[entry.file].bytes().get(entry.offset..entry.offset.checked_add(entry.bytes)?)
     }
 
-    /// A tensor, with its encoding checked.
+    /// A tensor; an error if its encoding is not supported.
     pub fn tensor(&self, name: &str) -> Result<View<'_>, CheckpointError> {
         if let Some((name, packed)) = self.packed.get_key_value(name) {
             let entry = packed.words();
@@ -375,12 +381,12 @@ impl Checkpoint {
         })
     }
 
-    /// Heads whose rotary halves the file keeps interleaved; see [`View`].
+    /// Number of heads whose rows the file stores in interleaved rotary order; see [`View`].
     pub fn interleaved_heads(&self, name: &str) -> Option<usize> {
         self.tensors.get(name)?.interleaved_heads
     }
 
-    /// As [`Checkpoint::tensor`], of just this shape.
+    /// A tensor, which must have this shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<View<'_>, CheckpointError> {
         let view = self.tensor(name)?;
         if view.shape != shape {

@@ -1,5 +1,5 @@
-//! Weights packed as small integers in 32-bit words, each with a scale and a zero point for a group of inputs: GPTQ, AWQ
-//! and compressed-tensors. weight = (q - zero) · scale, exactly: a zero point is never rounded away.
+//! Reads weights packed as small integers in 32-bit words, with a scale and a zero point per group of inputs: GPTQ, AWQ
+//! and compressed-tensors. weight = (q - zero) · scale, exactly: zero points are not rounded.
 //!
 //! Layouts are those of the packages that write them: AutoGPTQ and GPTQModel (v1 keeps zero - 1), AutoAWQ, compressed-tensors
 //! (integers raised by half their range). How integers lie in words is in `words.rs`.
@@ -16,7 +16,7 @@ use super::packing::{Layout, Packing};
 use super::words::{WordGrid, WordPlace, word};
 use super::{CheckpointError, Entry};
 
-/// What stands for a packed matrix "STEM.weight": "STEM.qweight" and so on.
+/// Suffixes of the tensors that represent a packed matrix "STEM.weight": "STEM.qweight" and so on.
 pub(super) const PARTS: [&str; 9] = [
     "qweight",
     "qzeros",
@@ -29,21 +29,21 @@ pub(super) const PARTS: [&str; 9] = [
     "weight_g_idx",
 ];
 
-/// A packed matrix: where its parts lie, and what they say.
+/// The tensors of a packed matrix, with their meaning.
 #[derive(Debug, Clone)]
 pub(super) struct Packed {
     packing: Packing,
     words: Entry,
     scales: Entry,
     zeros: Option<Entry>,
-    /// Each input's group, where they are not in order.
+    /// Each input's group, if groups are not consecutive.
     order: Option<Entry>,
     /// `[outputs, inputs]`.
     pub(super) shape: [usize; 2],
     groups: usize,
 }
 
-/// Packed matrices among a checkpoint's tensors, by the name a plain one would have.
+/// Finds the packed matrices among a checkpoint's tensors, by the names of the matrices they represent.
 pub(super) fn find<'a>(
     path: &Path,
     config: &Value,
@@ -61,7 +61,7 @@ pub(super) fn find<'a>(
         let stem = name.trim_end_matches(suffix);
         let packed = match tensors.contains_key(&format!("{stem}.weight")) {
             true => Err("it is there in floats too".to_owned()),
-            false => one(packing, stem, words, tensors, bytes),
+            false => packed_matrix(packing, stem, words, tensors, bytes),
         };
         let packed = packed.map_err(|what| {
             CheckpointError::new(path, format!("tensor `{name}`: {what}"))
@@ -72,7 +72,7 @@ pub(super) fn find<'a>(
     Ok(found)
 }
 
-/// What goes with a matrix's words, and what shape it says the matrix has.
+/// The tensors beside a matrix's words, and the shape they give the matrix.
 struct Companions<'p> {
     scales: &'p Entry,
     zeros: Option<&'p Entry>,
@@ -81,7 +81,7 @@ struct Companions<'p> {
     shape: [usize; 2],
 }
 
-fn one<'a>(
+fn packed_matrix<'a>(
     packing: Packing,
     stem: &str,
     words: &Entry,
@@ -103,7 +103,7 @@ fn one<'a>(
     Ok(Packed { packing, words: words.clone(), scales, zeros, order, shape, groups })
 }
 
-/// Whether a tensor has this type, which is none of floats.
+/// Whether a tensor has this type, which is not a float type.
 fn is(entry: &Entry, kind: &str) -> bool {
     entry.encoding.as_ref().err().is_some_and(|have| have == kind)
 }
@@ -142,7 +142,7 @@ fn companions<'p, 'a>(
     Ok(Companions { scales, zeros, order, shape })
 }
 
-/// Checks that scales and zero points are what goes with the matrix, and nothing is missing.
+/// Checks that scales and zero points match the matrix, and that none is missing.
 fn check_companions(packing: Packing, stem: &str, found: &Companions<'_>, groups: usize) -> Result<(), String> {
     let Companions { scales, zeros, order, shape: [outputs, _] } = *found;
     let expect = |name: &str, entry: &Entry, wanted: [usize; 2]| match entry.shape[..] == wanted {
@@ -175,7 +175,7 @@ fn check_companions(packing: Packing, stem: &str, found: &Companions<'_>, groups
     Ok(())
 }
 
-/// Whether the inputs' groups are in an order of their own; an error if a group is none of `groups`.
+/// Whether groups are not consecutive; an error if a group index is not below `groups`.
 fn is_ordered<'a>(
     stem: &str,
     entry: &Entry,
@@ -198,7 +198,7 @@ fn is_ordered<'a>(
     }
 }
 
-/// A packed matrix in the mapped file.
+/// A packed matrix in mapped files.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PackedView<'a> {
     packed: &'a Packed,
@@ -208,7 +208,7 @@ pub(super) struct PackedView<'a> {
     order: Option<&'a [u8]>,
 }
 
-/// Outputs decoded side by side, so that words of neighbours are read together.
+/// Outputs decoded together, so that neighbouring words are read together.
 const BLOCK: usize = 16;
 
 impl Packed {
@@ -216,12 +216,12 @@ impl Packed {
         if self.packing.bits == 4 { Encoding::INT4 } else { Encoding::INT8 }
     }
 
-    /// File and place of the words.
+    /// Location of the words.
     pub(super) fn words(&self) -> &Entry {
         &self.words
     }
 
-    /// With `bytes` of each part; none if one does not fill its shape.
+    /// A view with the bytes of each tensor; `None` if one is shorter than its shape.
     pub(super) fn view<'a>(&'a self, bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>) -> Option<PackedView<'a>> {
         let sized = |entry: &Entry, size: usize| {
             let elements = crate::tensor::element_count(&entry.shape)?;
@@ -242,18 +242,18 @@ impl Packed {
     }
 }
 
-/// Zero points that are a byte each, not packed.
+/// Whether zero points are bytes instead of packed.
 fn plain_zeros(entry: &Entry) -> bool {
     entry.encoding.as_ref().err().is_some_and(|kind| kind == "I8")
 }
 
-/// Integers of up to eight bits.
+/// An integer of up to eight bits as float.
 fn small(value: u32) -> f32 {
     f32::from(u16::try_from(value).unwrap_or(u16::MAX))
 }
 
 impl<'a> PackedView<'a> {
-    /// Where its parts lie.
+    /// Locations of its tensors.
     pub(super) fn entries(&self) -> impl Iterator<Item = &'a Entry> + use<'a> {
         let Packed { words, scales, zeros, order, .. } = self.packed;
         [words, scales].into_iter().chain(zeros).chain(order)
@@ -270,7 +270,7 @@ impl PackedView<'_> {
         }
     }
 
-    /// The integer that stands for 0, of an output's group, as the words count.
+    /// The zero point of an output's group, in the numbers of the words.
     fn zero(&self, output: usize, group: usize) -> f32 {
         let Packed { packing, groups, shape: [outputs, _], .. } = *self.packed;
         let Packing { layout, bits, .. } = packing;
@@ -303,12 +303,12 @@ impl PackedView<'_> {
         self.packed.packing.bits
     }
 
-    /// Inputs that share a scale.
+    /// Number of inputs that share a scale.
     pub(super) fn group(&self) -> usize {
         self.packed.packing.group.unwrap_or(self.packed.shape[1])
     }
 
-    /// The group of each input, where they are not in order.
+    /// The group of each input, if groups are not consecutive.
     pub(super) fn order(&self) -> Option<Vec<usize>> {
         let order = self.order.filter(|_| self.packed.groups > 1)?;
         let inputs = self.packed.shape[1];
@@ -323,13 +323,13 @@ impl PackedView<'_> {
         (self.scale(index), self.zero(output, group))
     }
 
-    /// Decodes rows `first..` into `out`, as many as fit, on all cores.
+    /// Decodes rows `first..` to float32 into `out`, as many as fit, on all cores.
     pub(super) fn read(&self, first: usize, out: &mut [f32]) {
         let [_, inputs] = self.packed.shape;
         out.par_chunks_mut(inputs * BLOCK).enumerate().for_each(|(block, out)| self.block(first + block * BLOCK, out));
     }
 
-    /// A few neighbouring rows.
+    /// Decodes a few neighbouring rows.
     fn block(&self, first: usize, out: &mut [f32]) {
         let Packed { packing, groups, shape: [_, inputs], .. } = *self.packed;
         let rows = out.len() / inputs;
@@ -348,14 +348,14 @@ impl PackedView<'_> {
         });
     }
 
-    /// The integers of rows `first..`, as many as fit into `out`.
+    /// Reads the integers of rows `first..` into `out`, as many rows as fit.
     pub(super) fn integers(&self, first: usize, out: &mut [u8]) {
         let [_, inputs] = self.packed.shape;
         let rows = out.len() / inputs;
         self.each(first, rows, |row, input, q| out[row * inputs + input] = u8::try_from(q).unwrap_or(u8::MAX));
     }
 
-    /// Calls with row (from 0), input and integer of `rows` rows from `first`, those of one input together.
+    /// Calls `with` for (row from 0, input, integer) of `rows` rows from `first`, grouped by input.
     #[inline(always)]
     fn each(&self, first: usize, rows: usize, mut with: impl FnMut(usize, usize, u32)) {
         let ([_, inputs], bits) = (self.packed.shape, self.bits());

@@ -1,5 +1,5 @@
-//! What a `quantization_config` says: which package packed the weights, and how. Every field in it is honoured, known to
-//! change nothing for whoever reads the weights, or refused by name; the lists are data.
+//! Parses `quantization_config`: which package packed the weights, and in what layout. Every field is honoured, known
+//! to have no effect on readers of the weights, or refused by name.
 //!
 //! Fields are those of AutoGPTQ and GPTQModel (`quantization/config.py`), AutoAWQ (`models/_config.py`), compressed-tensors
 //! (`quant_config.py`, `quant_args.py`) and AutoRound, which exports to the first two.
@@ -8,31 +8,31 @@ use serde_json::{Map, Value};
 
 use super::words::per_word;
 
-/// Which package wrote them.
+/// Layout of packed words, by package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Layout {
-    /// Words along the inputs; zero points raised by one when they are read, in version 1.
+    /// GPTQ: words along the inputs. `raise` is added to stored zero points; 1 in version 1.
     Gptq { raise: u32 },
-    /// Words along the outputs.
+    /// AWQ: words along the outputs.
     Awq,
-    /// Words along the inputs of each output.
+    /// compressed-tensors: words along the inputs of each output.
     Tensors,
 }
 
-/// How a checkpoint is packed, from its `quantization_config`.
+/// The packing of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packing {
     pub(super) layout: Layout,
     pub(super) bits: u32,
-    /// Inputs that share a scale; none if all do.
+    /// Number of inputs that share a scale; `None` if all do.
     pub(super) group: Option<usize>,
-    /// Every matrix has an order of its inputs.
+    /// Whether every matrix has a group index for its inputs.
     pub(super) shuffled: bool,
-    /// Every matrix has zero points.
+    /// Whether every matrix has zero points.
     pub(super) shifted: bool,
 }
 
-/// Read here, or said by the tensors themselves: which matrices are packed, their order, their zero points.
+/// Fields that are read here, or implied by the tensors: packed matrices, order of inputs, zero points.
 const SAID_BY_TENSORS: &[&str] = &[
     "quant_method",
     "method",
@@ -52,7 +52,7 @@ const SAID_BY_TENSORS: &[&str] = &[
     "model_file_base_name",
 ];
 
-/// How the integers were found, and how a package may run them.
+/// Fields about how the integers were determined, or how a package runs them.
 const MAKING: &[&str] = &[
     "version",
     "meta",
@@ -109,7 +109,7 @@ const MAKING: &[&str] = &[
     "fuse_max_seq_len",
 ];
 
-/// What GPTQ's and AWQ's configurations may say of some fields; anything else is another layout.
+/// Accepted values of some fields of GPTQ and AWQ; other values mean another layout.
 const INTEGERS: &[(&str, &[&str])] =
     &[("act_bits", &["16"]), ("data_type", &["\"int\""]), ("pack_dtype", &["\"int32\""])];
 const GPTQ: &[(&str, &[&str])] =
@@ -122,7 +122,8 @@ const AWQ: &[(&str, &[&str])] = &[
     ("zero_point", &["true"]),
 ];
 
-/// Of compressed-tensors: how far a model is, and what runs it. Scales of a cache in 8 bits are for who keeps one.
+/// Fields of compressed-tensors about the progress of quantisation and how to run it. Scales of an 8-bit KV cache only
+/// matter to runtimes that have one.
 const TENSORS: &[&str] = &[
     "quant_method",
     "format",
@@ -138,7 +139,7 @@ const TENSORS: &[&str] = &[
     "autoround_version",
 ];
 const GROUP: &[&str] = &["targets", "weights", "format"];
-/// The order of the inputs (`actorder`) is a tensor.
+/// Fields of weights in compressed-tensors. The order of inputs (`actorder`) is stored as a tensor.
 const WEIGHTS: &[&str] = &[
     "num_bits",
     "type",
@@ -152,7 +153,7 @@ const WEIGHTS: &[&str] = &[
     "zp_dtype",
 ];
 
-/// Whether a value says no more than its absence: null, false, zero, or nothing in it.
+/// Whether a value means the same as an absent field: null, false, zero, or empty.
 pub fn says_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -164,7 +165,7 @@ pub fn says_nothing(value: &Value) -> bool {
     }
 }
 
-/// Fails at a field of `fields` that is in no list and says something.
+/// Refuses a field of `fields` that is in no list and has a meaningful value.
 fn all_known(fields: &Map<String, Value>, lists: &[&[&str]], values: &[&[(&str, &[&str])]]) -> Result<(), String> {
     for (field, value) in fields.iter().filter(|(_, value)| !says_nothing(value)) {
         if lists.iter().any(|list| list.contains(&field.as_str())) {
@@ -202,7 +203,7 @@ fn number(fields: &Map<String, Value>, field: &str) -> Option<i64> {
 }
 
 impl Packing {
-    /// Reads a `quantization_config`; the error says what is not supported.
+    /// Parses a `quantization_config`; the error names what is not supported.
     pub fn read(config: &Value) -> Result<Self, String> {
         let Some(fields) = config.as_object() else {
             return Err("a `quantization_config` that is no object".to_owned());
@@ -219,7 +220,7 @@ impl Packing {
         }
     }
 
-    /// Integers in a word.
+    /// Number of integers in a word.
     pub(super) fn count(self) -> usize {
         per_word(self.bits)
     }

@@ -1,4 +1,4 @@
-//! safetensors files: the header is checked by the `safetensors` crate (bounds, overlaps, holes), the bytes stay mapped.
+//! safetensors files: the `safetensors` crate checks the header (bounds, overlaps, holes), the bytes stay mapped.
 
 use safetensors::{Dtype, SafeTensors};
 

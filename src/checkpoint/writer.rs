@@ -1,23 +1,23 @@
-//! Writes a safetensors file tensor by tensor: at no time is more than one in memory.
+//! Writes a safetensors file tensor by tensor, with only one in memory at a time.
 
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
 
-/// A tensor to come.
+/// A tensor to be written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Planned {
-    /// Its name.
+    /// Name of the tensor.
     pub name: String,
-    /// As safetensors spells it: "F16", "I32", …
+    /// Element type in safetensors' spelling: "F16", "I32", …
     pub dtype: &'static str,
-    /// Outermost dimension first.
+    /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: usize,
 }
 
-/// Writes `planned` in order; `fill` gives the bytes of each, just as many as were planned.
+/// Writes the `planned` tensors in order. `fill` returns the bytes of each, which must have the planned size.
 pub fn write_safetensors(
     out: &mut impl Write,
     planned: &[Planned],

@@ -1,4 +1,4 @@
-//! `bench`: how fast an engine is here. `shapes.rs` tells the shapes of a bare model's inputs.
+//! `bench`: measures an engine's speed on this machine. `shapes.rs` determines the input shapes of a bare ONNX file.
 
 mod shapes;
 
@@ -15,67 +15,68 @@ use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
-use crate::bench::{self, LlmBenchPlan, LlmReport, Report};
+use crate::bench::{self, LatencyReport, LlmBenchPlan, LlmReport};
 use crate::engine_dir::EngineDir;
 use crate::manifest::GraphEngine;
 use crate::progress::Event;
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision;
 
-/// Runs of one measurement, whose times are kept in memory.
+/// Most iterations of one measurement, since all times are kept in memory.
 const RUNS: u32 = 10_000_000;
-/// Tokens of a language model's prompt, as in recipes.
+/// Longest prompt of a language model in tokens, the same limit as in recipes.
 const TOKENS: u32 = 1_048_576;
-/// As in recipes.
+/// Largest batch size, the same limit as in recipes.
 const BATCH: u32 = 65_536;
 
-/// Takes numbers of a range.
+/// Argument parser for whole numbers within a range.
 fn within(range: RangeInclusive<u32>) -> impl TypedValueParser<Value = usize> {
     let range = i64::from(*range.start())..=i64::from(*range.end());
     clap::value_parser!(u32).range(range).try_map(usize::try_from)
 }
 
-/// Measure an engine's latency and throughput on seeded inputs; of a language model, first token and tokens a second
+/// Measure latency and throughput of engines on seeded inputs; for language models time to first token and tokens per
+/// second
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Engine directories, or .onnx files for the CPU reference
-    #[arg(required = true)]
+    /// Engine directories, or .onnx files (run on the CPU reference)
+    #[arg(required = true, value_name = "ENGINE")]
     engines: Vec<PathBuf>,
-    /// Who computes
+    /// Where to run the model
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
-    /// Hash every file of the engine directories first, also those that are known
+    /// Hash every file of the engine directories before loading, not only those that changed
     #[arg(long)]
     verify: bool,
     /// Timed runs
-    #[arg(short = 'n', long, default_value_t = 200, value_parser = within(1..=RUNS))]
+    #[arg(short = 'n', long, default_value_t = 200, value_name = "N", value_parser = within(1..=RUNS))]
     iterations: usize,
-    /// Untimed runs before
-    #[arg(long, default_value_t = 20, value_parser = within(0..=RUNS))]
+    /// Untimed runs before the timed ones
+    #[arg(long, default_value_t = 20, value_name = "N", value_parser = within(0..=RUNS))]
     warmup: usize,
-    /// Language models: prompt lengths; a spoken turn is 10 to 60 tokens
+    /// Language models: prompt lengths in tokens to measure time to first token at; a spoken turn has 10 to 60
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     #[arg(default_value = "1,8,16,17,24,32,33,48,61,64,65,128,256,512,1024,2048")]
     #[arg(value_parser = within(1..=TOKENS))]
     lengths: Vec<usize>,
-    /// Language models: tokens in the cache when decoding begins
+    /// Language models: tokens in the KV cache at which decoding speed is measured
     #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
     #[arg(value_parser = within(0..=TOKENS))]
     contexts: Vec<usize>,
-    /// Batch sizes of an engine with a dynamic one [default: the one it is tuned for]
+    /// Batch sizes, for an engine with a dynamic batch [default: the batch the engine is tuned for]
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = within(1..=BATCH))]
     batch: Vec<usize>,
-    /// Shape of an input of an .onnx file that leaves more than the batch open; once for each input
+    /// Shape of an input, for an .onnx file with dynamic dimensions besides the batch; repeatable, once for each input
     #[arg(long = "shape", value_name = "NAME=N,…", conflicts_with = "batch")]
     shapes: Vec<String>,
-    /// Language models: result files to set beside ours, of llama-bench (`-o json`), llama-batched-bench
-    /// (`--output-format jsonl`) or `bench --json`
+    /// Language models: result files to compare with, from llama-bench (`-o json`), llama-batched-bench
+    /// (`--output-format jsonl`) or `watus-build bench --json`
     #[arg(long, value_name = "FILE", conflicts_with = "json", num_args = 1..)]
     compare: Vec<PathBuf>,
-    /// Print JSON instead of Markdown
+    /// Print JSON instead of a Markdown table
     #[arg(long)]
     json: bool,
-    /// Write a latency chart
+    /// Write a chart of the latencies as SVG
     #[arg(long, value_name = "FILE.svg")]
     chart: Option<PathBuf>,
 }
@@ -129,10 +130,10 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(Exit::Success)
 }
 
-/// What an engine directory is, and a model's inputs and session.
+/// An opened model: its engine directory (`None` for a bare .onnx file), its inputs and its session.
 type Opened = (Option<EngineDir>, Vec<TensorSpec>, Box<dyn Session>);
 
-/// Opens a bare model or an engine directory.
+/// Opens an engine directory or a bare .onnx file.
 fn open(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<Opened> {
     if path.extension().is_some_and(|extension| extension == "onnx") {
         let inputs = shapes::fixed(path, &args.shapes, args.backend)?;
@@ -145,7 +146,7 @@ fn open(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<O
     Ok((Some(opened), inputs, session))
 }
 
-/// Others' figures.
+/// Reads the results of other tools, for `--compare`.
 fn peers(files: &[PathBuf]) -> anyhow::Result<Vec<bench::Peer>> {
     let mut peers = Vec::new();
     for path in files {
@@ -157,21 +158,21 @@ fn peers(files: &[PathBuf]) -> anyhow::Result<Vec<bench::Peer>> {
     Ok(peers)
 }
 
-/// What is measured.
+/// A model to measure.
 struct Subject<'a> {
     path: &'a Path,
-    /// None of a bare model.
+    /// The engine directory and its record; `None` for a bare .onnx file.
     engine: Option<(&'a EngineDir, &'a GraphEngine)>,
     inputs: Vec<TensorSpec>,
 }
 
-/// Measures an engine at one batch size: on seeded inputs, and from a picture to its answer where it takes pictures.
+/// Measures a vision or ONNX engine at one batch size: on seeded inputs, and from image to result if it takes images.
 fn engine(
     args: &Args,
     subject: &Subject<'_>,
     (session, batch): (&mut dyn Session, usize),
     environment: &Environment,
-) -> anyhow::Result<Report> {
+) -> anyhow::Result<LatencyReport> {
     let Subject { path, engine, inputs: specs } = subject;
     let name = match engine {
         Some((engine, _)) => engine.manifest.name.clone(),
@@ -188,26 +189,19 @@ fn engine(
     };
     let mut report = bench::measure(&name, session, &inputs, args.warmup, args.iterations)?;
     let Some((engine, _)) = engine else { return Ok(report) };
-    let contents = &engine.manifest.contents;
-    let Some(preprocess) = contents.preprocess() else { return Ok(report) };
     let Some(image) = engine.manifest.verify.images.first() else { return Ok(report) };
+    let Some(model) = engine.picture_model()? else { return Ok(report) };
     let picture = vision::read_picture(&engine.path(image))?;
-    let input = specs.first().context("the engine has no input")?;
-    let input = vision::PictureInput::new(&preprocess, input)?;
-    let prepare = || input.tensor(&picture, &preprocess).repeated(report.batch);
+    let prepare = || model.tensor(&picture).repeated(report.batch);
     let answer = |outputs: &[Tensor]| {
-        let answered = match (contents.classifier(), contents.yolo(), outputs.first()) {
-            (Some(classifier), _, Some(output)) => classifier.answer(output).map(drop),
-            (None, Some(yolo), _) => yolo.detections(outputs, [picture.height(), picture.width()]).map(drop),
-            _ => Ok(()),
-        };
-        answered.map_err(|error| BackendError::Run(error.to_string()))
+        let answered = model.answer(outputs, &picture).map(drop);
+        answered.map_err(|error| BackendError::Run(error.into()))
     };
     report.stages = bench::measure_stages(session, &prepare, &answer, (args.warmup, args.iterations))?;
     Ok(report)
 }
 
-/// Measures a language model; `None` for anything else.
+/// Measures a language model. Returns `None` if `path` is something else.
 fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<Option<LlmReport>> {
     if !path.is_dir() {
         return Ok(None);
@@ -239,7 +233,7 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     Ok(Some(bench::measure_llm(name, generator.executor(), &plan, loaded, hear)?))
 }
 
-/// Inputs of the shapes an engine is tuned for, where those are open in the first dimension with this batch.
+/// Seeded inputs in the shapes the engine is tuned for, with `batch` as the dynamic first dimension.
 fn seeded(specs: &[TensorSpec], graph: Option<&GraphEngine>, batch: usize) -> Option<Vec<Tensor>> {
     let tuned = graph.map(|graph| graph.input_shapes(|range| &range.opt)).unwrap_or_default();
     let shape = |(at, spec): (usize, &TensorSpec)| {

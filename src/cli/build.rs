@@ -1,4 +1,4 @@
-//! `build`: recipes to engine directories.
+//! `build`: builds engine directories from recipes.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,44 +10,44 @@ use crate::pipeline::{self, Context, Emitted};
 use crate::recipe::{self, Plan};
 use crate::worker::Isolation;
 
-/// Build engines from recipes, prove them, publish them
+/// Build, verify and publish engines from recipes
 ///
-/// Nothing is rebuilt that is current. An engine that fails verification is not published.
+/// Engines that are up to date are not built again. An engine that fails verification is not published.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Recipe files
-    #[arg(required = true)]
+    /// Recipe files (YAML)
+    #[arg(required = true, value_name = "RECIPE")]
     recipes: Vec<PathBuf>,
-    /// Folder of the engine directories
+    /// Directory in which engine directories are written
     #[arg(short, long, default_value = "engines", value_name = "DIR")]
     output: PathBuf,
-    /// Say what would be done, and what is current or why not
+    /// Print what would be fetched and built and why, without doing it
     #[arg(long)]
     dry_run: bool,
-    /// Build even if nothing changed
+    /// Build even if the engine is up to date
     #[arg(long)]
     rebuild: bool,
-    /// Go on against the memory estimate, publish against the verification
+    /// Build even if the estimate exceeds free memory, and publish even if verification fails
     #[arg(long)]
     force: bool,
-    /// Exit with code 7 if an engine could not be executed here
+    /// Exit with code 7 if the engine could not be executed on this machine
     #[arg(long)]
     require_execution: bool,
-    /// Run TensorRT in this process instead of a child: for debuggers and emulators
+    /// Run TensorRT in this process instead of a child process, for debuggers and emulators
     #[arg(long)]
     in_process: bool,
-    /// Write the whole model in another form instead of building engines
-    #[arg(long, value_enum, value_name = "FORM", conflicts_with = "dry_run")]
+    /// Write the whole model in another format instead of building an engine
+    #[arg(long, value_enum, value_name = "FORMAT", conflicts_with = "dry_run")]
     emit: Option<Emit>,
     #[command(flatten)]
     sources: SourceArgs,
 }
 
-/// Other forms of a model.
+/// Other formats of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Emit {
-    /// A vision model as NAME.onnx in the output folder; or the whole language model, its weights in the checkpoint's own files: NAME-onnx/model.onnx and links to them, or
-    /// NAME.onnx where --output is the checkpoint's folder
+    /// ONNX. Vision: OUTPUT/NAME.onnx. LLM: OUTPUT/NAME-onnx/model.onnx with weights linked from the checkpoint
+    /// (OUTPUT/NAME.onnx if OUTPUT is the checkpoint's folder)
     Onnx,
 }
 
@@ -81,7 +81,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let mut exit = Exit::Success;
     for plan in &plans {
         let span = tracing::error_span!("build", recipe = plan.name);
-        match span.in_scope(|| one(args, plan, &context)) {
+        match span.in_scope(|| build_recipe(args, plan, &context)) {
             Ok(code) => exit = exit.worst(code),
             // One bad recipe does not stop the others; the exit code remembers.
             Err(error) => {
@@ -96,7 +96,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
-fn one(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
+fn build_recipe(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
     let mut lock = args.sources.lock(&plan.recipe)?;
     if args.dry_run {
         return dry_run(plan, context, &mut lock);

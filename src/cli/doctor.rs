@@ -1,4 +1,4 @@
-//! `doctor`: is this machine fit, and if not, what mends it.
+//! `doctor`: checks whether this machine can build and run engines, and names the fix for what is missing.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use anyhow::bail;
 
 use super::{Exit, print, print_json};
-use crate::doctor::{Level, Report, Root, examine};
+use crate::doctor::{Level, MachineReport, Root, examine};
 
-/// Check JetPack, CUDA, cuDNN, TensorRT, ONNX Runtime, GPU, memory, disk and power mode, and say how to mend them
+/// Check JetPack, CUDA, cuDNN, TensorRT, ONNX Runtime, GPU, memory, disk and power mode, and say how to fix problems
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Examine a mounted image or a copy of a machine's files instead of this machine
+    /// Examine the root file system at DIR (a mounted image, or a copy of a machine's files) instead of this machine
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Print JSON
@@ -34,7 +34,7 @@ pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
     Ok(if report.level() == Level::Fail { Exit::Environment } else { Exit::Success })
 }
 
-fn text(report: &Report) -> String {
+fn text(report: &MachineReport) -> String {
     let mut text = String::new();
     for finding in &report.findings {
         let mark = match finding.level {

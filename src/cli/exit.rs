@@ -1,76 +1,57 @@
-//! The exit codes, which scripts and systemd units may rely on.
+//! The exit codes. Scripts and systemd units rely on them.
 
-use crate::backend::BackendError;
-use crate::engine_dir::Damage;
-use crate::executor::LlmError;
-use crate::fetch::FetchError;
-use crate::manifest::ManifestError;
-use crate::pipeline::NotProved;
-use crate::recipe::RecipeError;
+use crate::api::ErrorKind;
 
-/// How the process ends.
+/// Exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// All is well.
+    /// Success.
     Success = 0,
-    /// Something else went wrong.
+    /// An error without a code of its own.
     Failure = 1,
-    /// The arguments are off (clap's own code).
+    /// The arguments are invalid (clap's own code).
     Usage = 2,
-    /// A recipe is not valid.
+    /// A recipe is invalid.
     Recipe = 3,
-    /// A source could not be had.
+    /// A source could not be fetched.
     Fetch = 4,
-    /// TensorRT could not build.
+    /// TensorRT could not build the engine.
     Build = 5,
-    /// An engine is damaged, foreign or wrong.
+    /// An engine is damaged, was built for another machine, or fails verification.
     NotProved = 6,
-    /// `--require-execution`, and nothing could execute the engine.
+    /// With `--require-execution`: the engine could not be executed here.
     NotExecuted = 7,
-    /// This machine lacks something: TensorRT, a GPU, a driver.
+    /// The machine lacks TensorRT, a GPU or a driver.
     Environment = 8,
-    /// A language model's kernels can neither be compiled nor are there precompiled.
+    /// CUDA kernels of a language model can neither be compiled nor are there as precompiled PTX.
     Kernels = 9,
-    /// Stopped by the user.
+    /// Stopped by Ctrl-C or a signal.
     Cancelled = 130,
 }
 
 impl Exit {
-    /// The code for an error, by what is at its bottom.
+    /// The exit code of an error, decided by the first error in its chain that has a code of its own.
     pub fn of(error: &anyhow::Error) -> Self {
-        for cause in error.chain() {
-            if cause.is::<RecipeError>() {
-                return Exit::Recipe;
-            }
-            if cause.is::<NotProved>() || cause.is::<ManifestError>() || cause.is::<Damage>() {
-                return Exit::NotProved;
-            }
-            match cause.downcast_ref::<FetchError>() {
-                Some(FetchError::Cancelled(_)) => return Exit::Cancelled,
-                Some(_) => return Exit::Fetch,
-                None => {}
-            }
-            match backend_error(cause) {
-                Some(BackendError::Unavailable { .. } | BackendError::NoDevice(_)) => return Exit::Environment,
-                Some(BackendError::Kernels { .. }) => return Exit::Kernels,
-                Some(BackendError::Cancelled) => return Exit::Cancelled,
-                Some(BackendError::Build(_)) => return Exit::Build,
-                Some(BackendError::Foreign(_)) => return Exit::NotProved,
-                Some(_) => return Exit::Failure,
-                None => {}
-            }
+        match ErrorKind::of(error) {
+            ErrorKind::Recipe => Exit::Recipe,
+            ErrorKind::Fetch => Exit::Fetch,
+            ErrorKind::Build => Exit::Build,
+            ErrorKind::NotProved | ErrorKind::NotAnEngine | ErrorKind::Damaged | ErrorKind::Foreign => Exit::NotProved,
+            ErrorKind::Unavailable | ErrorKind::NoDevice => Exit::Environment,
+            ErrorKind::Kernels => Exit::Kernels,
+            ErrorKind::Cancelled => Exit::Cancelled,
+            ErrorKind::Picture | ErrorKind::Request | ErrorKind::Other => Exit::Failure,
         }
-        Exit::Failure
     }
 
-    /// The code of several jobs, which must not hide the worst of theirs.
+    /// The more severe of two exit codes, for commands that work on several recipes or engines.
     pub fn worst(self, other: Self) -> Self {
         if other.severity() > self.severity() { other } else { self }
     }
 
-    /// What must not be overlooked is high: an engine that is wrong, then what does not mend itself, then what may by a
-    /// second try, then what merely was not looked at.
+    /// Rank of the code: a wrong engine is the most severe, then errors that a retry does not cure, then errors that it
+    /// may cure, then checks that were not run.
     fn severity(self) -> u8 {
         match self {
             Exit::Success => 0,
@@ -88,14 +69,6 @@ impl Exit {
     }
 }
 
-/// A cause that is the backend's, alone or as a language model passes it on.
-pub(super) fn backend_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a BackendError> {
-    match cause.downcast_ref::<LlmError>() {
-        Some(LlmError::Backend(error)) => Some(error),
-        _ => cause.downcast_ref(),
-    }
-}
-
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         std::process::ExitCode::from(exit as u8)
@@ -109,17 +82,22 @@ mod tests {
     #[test]
     fn codes_follow_the_kind_of_error() {
         use std::path::PathBuf;
-        let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".to_owned() };
+
+        use crate::backend::BackendError;
+        use crate::engine_dir::Damage;
+        use crate::executor::LlmError;
+        use crate::manifest::ManifestError;
+        let manifest = || ManifestError { path: PathBuf::from("m"), message: "x".into() };
         let damage = Damage { folder: PathBuf::from("m"), what: "x".to_owned() };
         let text = || "x".to_owned();
         let cases: [(anyhow::Error, Exit); 10] = [
             (manifest().into(), Exit::NotProved),
             (anyhow::Error::from(manifest()).context("while opening"), Exit::NotProved),
             (damage.into(), Exit::NotProved),
-            (BackendError::Foreign(text()).into(), Exit::NotProved),
-            (LlmError::Backend(BackendError::Foreign(text())).into(), Exit::NotProved),
-            (BackendError::Load(text()).into(), Exit::Failure),
-            (BackendError::Build(text()).into(), Exit::Build),
+            (BackendError::Foreign(text().into()).into(), Exit::NotProved),
+            (LlmError::Backend(BackendError::Foreign(text().into())).into(), Exit::NotProved),
+            (BackendError::Load(text().into()).into(), Exit::Failure),
+            (BackendError::Build(text().into()).into(), Exit::Build),
             (BackendError::NoDevice(text()).into(), Exit::Environment),
             (LlmError::Backend(BackendError::Kernels { what: text(), help: text() }).into(), Exit::Kernels),
             (LlmError::Request(text()).into(), Exit::Failure),

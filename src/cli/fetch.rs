@@ -1,4 +1,4 @@
-//! `fetch`: bring a recipe's sources here, so that `build --offline` can follow.
+//! `fetch`: downloads the sources of recipes, so that `build --offline` can use them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,29 +9,29 @@ use crate::fetch::{Fetcher, Lock};
 use crate::pipeline;
 use crate::recipe::{self, Plan};
 
-/// Download what recipes need, checked and resumable
+/// Download the sources of recipes; downloads are verified and resumable
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Recipe files
-    #[arg(required = true)]
+    /// Recipe files (YAML)
+    #[arg(required = true, value_name = "RECIPE")]
     recipes: Vec<PathBuf>,
     #[command(flatten)]
     sources: SourceArgs,
-    /// Resolve branches and tags anew instead of using watus.lock
+    /// Resolve branches and tags again instead of using the commits in watus.lock
     #[arg(long)]
     update: bool,
 }
 
-/// Options of every command that fetches.
+/// Options shared by the commands that fetch sources.
 #[derive(Debug, clap::Args)]
 pub(super) struct SourceArgs {
-    /// Use the cache alone; also set by HF_HUB_OFFLINE=1
+    /// Do not use the network, only the cache; HF_HUB_OFFLINE=1 does the same
     #[arg(long)]
     offline: bool,
-    /// Hash cached files again
+    /// Hash cached files again instead of trusting remembered hashes
     #[arg(long)]
     rehash: bool,
-    /// Lock file of hub revisions [default: watus.lock beside the recipe]
+    /// Lock file with the commits of Hugging Face repositories [default: watus.lock beside the recipe]
     #[arg(long, value_name = "FILE")]
     lock: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let mut exit = Exit::Success;
     for path in &args.recipes {
         // As with `build`, one that cannot be had does not stop the others.
-        if let Err(error) = one(args, path, &fetcher) {
+        if let Err(error) = fetch_recipe(args, path, &fetcher) {
             if super::is_broken_pipe(&error) {
                 return Err(error);
             }
@@ -69,7 +69,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
-fn one(args: &Args, path: &Path, fetcher: &Fetcher) -> anyhow::Result<()> {
+fn fetch_recipe(args: &Args, path: &Path, fetcher: &Fetcher) -> anyhow::Result<()> {
     let plan = Plan::new(path, &recipe::load(path)?);
     let mut lock = args.sources.lock(path)?;
     lock.update = args.update;

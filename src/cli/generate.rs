@@ -1,4 +1,4 @@
-//! `run` on a language model: a prompt's answer as it comes, or a conversation.
+//! `run` on a language model: streams the answer to one prompt, or holds a conversation on a terminal.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::sync::atomic::Ordering;
@@ -6,62 +6,65 @@ use std::sync::atomic::Ordering;
 use anyhow::bail;
 
 use super::{Environment, Exit, print_json, say};
+use crate::api::{ChatModel, ChatOptions, ChatStream};
 use crate::diagnostic::Diagnostic;
-use crate::generation::{Finish, Generator, Request, Usage};
+use crate::generation::{Choice, Finish, Usage};
 use crate::log::printable_text;
-use crate::text::{Chat, Message, Wishes};
+use crate::text::{Message, Wishes};
 
-/// How a language model answers. What is not given is as the model's makers say, or greedy if they do not.
+/// Options of text generation. Defaults come from the model's generation_config.json; without it decoding is greedy.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Language models")]
 pub(super) struct GenerateArgs {
-    /// Tokens of an answer at most
-    #[arg(long, default_value_t = 256)]
-    max_tokens: usize,
-    /// What the model is told before the conversation
+    /// Longest answer in tokens
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    pub(super) max_tokens: usize,
+    /// System prompt, placed before the conversation
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Take special tokens that the prompt spells for what they are, not for words
+    /// Encode special tokens written in the prompt as special tokens instead of as text
     #[arg(long)]
     allow_special_tokens: bool,
     /// Continue the prompt as it is, without the chat template
     #[arg(long)]
     raw: bool,
-    /// 0 takes the likeliest token always
-    #[arg(long)]
+    /// Sampling temperature; 0 is greedy decoding [default: the model's, else 0]
+    #[arg(long, value_name = "X")]
     temperature: Option<f32>,
-    /// Draw from the K likeliest tokens
+    /// Sample from the K most likely tokens [default: the model's, else all]
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// Draw from the likeliest tokens that have this probability together
+    /// Sample from the smallest set of tokens whose probabilities add up to P (nucleus sampling) [default: the model's,
+    /// else 1]
     #[arg(long, value_name = "P")]
     top_p: Option<f32>,
-    /// Draw from tokens at least this fraction as likely as the likeliest
+    /// Sample from tokens that are at least P times as likely as the most likely one [default: 0]
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
-    /// Makes tokens of prompt and answer less likely
+    /// Divide positive logits of tokens in the prompt or answer by X and multiply negative ones [default: the model's,
+    /// else 1]
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
-    /// Makes tokens of the answer less likely
+    /// Subtract X from the logit of every token that occurs in the answer [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     presence_penalty: Option<f32>,
-    /// The same, for every time they occurred
+    /// Subtract X from a token's logit for each time it occurs in the answer [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     frequency_penalty: Option<f32>,
-    /// Makes draws repeatable [default: by the clock]
-    #[arg(long)]
+    /// Seed of the sampler, for reproducible answers [default: from the clock]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// End before this text; may be given several times
+    /// Stop before this text; repeatable
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// With --json: each token's log-probability and this many alternatives
+    /// With --json: print each token's log-probability and N alternatives
     #[arg(long, value_name = "N", requires = "json")]
     logprobs: Option<usize>,
 }
 
 impl GenerateArgs {
-    fn wishes(&self) -> Wishes {
-        Wishes {
+    fn options(&self) -> ChatOptions {
+        let options = ChatOptions::sampling(Wishes {
             temperature: self.temperature,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -72,12 +75,14 @@ impl GenerateArgs {
             logit_bias: Vec::new(),
             seed: self.seed,
             top_logprobs: self.logprobs,
-        }
+        });
+        let options = options.max_tokens(self.max_tokens).allow_special_tokens(self.allow_special_tokens);
+        self.stop.iter().fold(options, |options, text| options.stop(text))
     }
 }
 
 pub(super) fn execute(
-    mut generator: Generator,
+    mut model: ChatModel,
     prompt: &str,
     args: &GenerateArgs,
     json: bool,
@@ -85,7 +90,7 @@ pub(super) fn execute(
 ) -> anyhow::Result<Exit> {
     let stdin = std::io::stdin();
     if prompt.is_empty() && stdin.is_terminal() {
-        return converse(&mut generator, args, environment);
+        return converse(&mut model, args, environment);
     }
     let mut text = prompt.to_owned();
     if text.is_empty() {
@@ -94,19 +99,20 @@ pub(super) fn execute(
     if text.trim().is_empty() {
         bail!(Diagnostic::new("the prompt is empty").with_help("give it as words or on standard input"));
     }
-    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
-    messages.push(Message::new("user", text.clone()));
-    let tokens = match args.raw {
-        true => generator.text().encode_text(&text)?,
-        false => encode(&generator, &messages, args)?,
+    let mut messages: Vec<Message> = args.system.iter().map(Message::system).collect();
+    messages.push(Message::user(text.clone()));
+    let stream = match args.raw {
+        true => model.complete(&text, &args.options())?,
+        false => model.chat_with(&messages, &args.options())?,
     };
-    let answer = answer(&mut generator, tokens, args, !json, environment)?;
+    let answer = answer(stream, !json, environment)?;
     if json {
-        let info = generator.executor().info();
+        let info = model.info();
+        let tokens: Vec<serde_json::Value> = answer.choices.iter().map(|choice| token(&model, choice)).collect();
         print_json(&serde_json::json!({
             "answer": answer.text,
             "finish_reason": if answer.finish == Some(Finish::Length) { "length" } else { "stop" },
-            "tokens": answer.tokens,
+            "tokens": tokens,
             "prompt_tokens": answer.usage.prompt,
             "completion_tokens": answer.usage.answer,
             "first_token_seconds": answer.usage.first.as_secs_f64(),
@@ -115,78 +121,63 @@ pub(super) fn execute(
             "device": info.device,
         }))?;
     } else {
-        finish(&mut generator, &answer.usage)?;
+        finish(&mut model, &answer.usage)?;
     }
     Ok(if environment.cancel.load(Ordering::Relaxed) { Exit::Cancelled } else { Exit::Success })
 }
 
-fn encode(generator: &Generator, messages: &[Message], args: &GenerateArgs) -> anyhow::Result<Vec<u32>> {
-    let chat = Chat { messages: messages.to_vec(), special: args.allow_special_tokens, ..Chat::default() };
-    Ok(generator.text().encode(&chat)?.tokens)
+/// A token's number, or where log-probabilities were asked for all that is known of it.
+fn token(model: &ChatModel, choice: &Choice) -> serde_json::Value {
+    let named = |token: u32, logprob: f32| serde_json::json!({ "id": token, "piece": model.token_text(token), "logprob": logprob });
+    match choice.logprob {
+        Some(logprob) => {
+            let mut entry = named(choice.token, logprob);
+            entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
+            entry
+        }
+        None => choice.token.into(),
+    }
 }
 
-/// An answer that has been given.
+/// An answer in full, as the model wrote it.
 struct Answer {
     text: String,
-    tokens: Vec<serde_json::Value>,
+    choices: Vec<Choice>,
     finish: Option<Finish>,
     usage: Usage,
 }
 
-fn answer(
-    generator: &mut Generator,
-    prompt: Vec<u32>,
-    args: &GenerateArgs,
-    stream: bool,
-    environment: &Environment,
-) -> anyhow::Result<Answer> {
-    let text = std::sync::Arc::clone(generator.text());
-    let sampling = text.defaults.sampling(args.wishes());
-    let stop = text.defaults.stops(args.stop.clone());
-    let request = Request { prompt, sampling, max_tokens: args.max_tokens, stop, ..Request::default() };
-    let mut answer = Answer { text: String::new(), tokens: Vec::new(), finish: None, usage: Usage::default() };
-    let mut failed = None;
-    answer.usage = generator.answer(request, |piece| {
-        answer.text.push_str(&piece.text);
-        answer.finish = piece.finish;
-        let choice = &piece.choice;
-        let named = |token: u32, logprob: f32| {
-            serde_json::json!({ "id": token, "piece": text.piece(token), "logprob": logprob })
-        };
-        answer.tokens.push(match choice.logprob {
-            Some(logprob) => {
-                let mut entry = named(choice.token, logprob);
-                entry["top"] = choice.top.iter().map(|(token, logprob)| named(*token, *logprob)).collect();
-                entry
-            }
-            None => choice.token.into(),
-        });
-        if stream && !piece.text.is_empty() {
+fn answer(mut stream: ChatStream<'_>, shown: bool, environment: &Environment) -> anyhow::Result<Answer> {
+    let mut answer = Answer { text: String::new(), choices: Vec::new(), finish: None, usage: Usage::default() };
+    while let Some(piece) = stream.next() {
+        let piece = piece?;
+        answer.text.push_str(&piece.raw);
+        answer.finish = piece.finish_reason;
+        answer.choices.push(piece.choice);
+        if shown && !piece.raw.is_empty() {
             let mut out = std::io::stdout().lock();
             // A terminal must not obey what a model says.
-            let text = if out.is_terminal() { printable_text(&piece.text) } else { piece.text.as_str().into() };
-            if let Err(error) = out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-                failed = Some(error);
-                return false;
-            }
+            let text = if out.is_terminal() { printable_text(&piece.raw) } else { piece.raw.as_str().into() };
+            out.write_all(text.as_bytes()).and_then(|()| out.flush())?;
         }
-        !environment.cancel.load(Ordering::Relaxed)
-    })?;
-    match failed {
-        Some(error) => Err(error.into()),
-        None => Ok(answer),
+        if environment.cancel.load(Ordering::Relaxed) {
+            stream.cancel()?;
+            break;
+        }
     }
+    answer.usage = stream.usage();
+    Ok(answer)
 }
 
-/// Tokens a second after the first.
+/// Decoding speed: tokens per second after the first token.
 fn rate(usage: &Usage) -> f64 {
     let seconds = usage.rest.as_secs_f64();
     if seconds > 0.0 { (usage.answer.saturating_sub(1)) as f64 / seconds } else { 0.0 }
 }
 
-fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
+fn finish(model: &mut ChatModel, usage: &Usage) -> anyhow::Result<()> {
     writeln!(std::io::stdout())?;
-    let info = generator.executor().info();
+    let info = model.info();
     say(format!(
         "[{} tokens at {:.1} tok/s; {} prompt tokens, first token after {:.2} s; {}, {}]",
         usage.answer,
@@ -199,9 +190,9 @@ fn finish(generator: &mut Generator, usage: &Usage) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Turns until the end of input; the cache keeps what was said.
-fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
-    let mut messages: Vec<Message> = args.system.iter().map(|system| Message::new("system", system)).collect();
+/// Reads prompts from the terminal until the end of input. The KV cache keeps the conversation between them.
+fn converse(model: &mut ChatModel, args: &GenerateArgs, environment: &Environment) -> anyhow::Result<Exit> {
+    let mut messages: Vec<Message> = args.system.iter().map(Message::system).collect();
     say("(an empty line or Ctrl-D ends the conversation)");
     loop {
         let _ = write!(std::io::stderr(), "> ");
@@ -209,13 +200,12 @@ fn converse(generator: &mut Generator, args: &GenerateArgs, environment: &Enviro
         if std::io::stdin().lock().read_line(&mut line)? == 0 || line.trim().is_empty() {
             return Ok(Exit::Success);
         }
-        messages.push(Message::new("user", line.trim()));
-        let tokens = encode(generator, &messages, args)?;
-        let answer = answer(generator, tokens, args, true, environment)?;
-        finish(generator, &answer.usage)?;
+        messages.push(Message::user(line.trim()));
+        let answer = answer(model.chat_with(&messages, &args.options())?, true, environment)?;
+        finish(model, &answer.usage)?;
         if environment.cancel.load(Ordering::Relaxed) {
             return Ok(Exit::Cancelled);
         }
-        messages.push(Message::new("assistant", answer.text));
+        messages.push(Message::assistant(answer.text));
     }
 }

@@ -1,4 +1,4 @@
-//! `inspect`: a look inside an ONNX file, an engine directory or a plan.
+//! `inspect`: describes an ONNX file, a PyTorch checkpoint, an engine directory or an engine file.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::{TensorRt, plan};
 use crate::checkpoint::torch::TorchFile;
 use crate::convert::vision::yolo_root;
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::printable;
 use crate::manifest::{EngineContents, GraphEngine, Manifest};
@@ -21,7 +22,7 @@ use crate::verify::{Report, Status};
 const IS_NOT: &str =
     "neither an ONNX model (.onnx), a PyTorch checkpoint (.pt), an engine directory nor a TensorRT plan";
 
-/// Look inside an ONNX model, an engine directory or a plan
+/// Describe an ONNX model, a PyTorch checkpoint, an engine directory or an engine file
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// .onnx file, PyTorch .pt file, engine directory, or .engine file
@@ -29,7 +30,7 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Print TensorRT's own view of the layers (needs the GPU the engine was built for)
+    /// Print the layers as TensorRT reports them; needs the GPU that the engine was built for
     #[arg(long)]
     layers: bool,
 }
@@ -63,7 +64,7 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
     for output in &summary.outputs {
         print(printable(&format!("output  {output}")))?;
     }
-    print(format!("weights {} parameters, {}", summary.parameters, memory::text(summary.parameter_bytes)))?;
+    print(format!("weights {} parameters, {}", summary.parameters, memory::format_bytes(summary.parameter_bytes)))?;
     for file in &summary.external_data {
         print(printable(&format!("data    {file}")))?;
     }
@@ -73,7 +74,7 @@ fn model_text(summary: &Summary) -> anyhow::Result<()> {
     print(printable(&format!("nodes   {}", operators.join(", "))))
 }
 
-/// What a language model or detector is.
+/// Prints the model's part of a manifest: architecture, sizes, classes.
 fn model_of(contents: &EngineContents) -> anyhow::Result<()> {
     if let Some(llm) = contents.llm() {
         let parameters = llm.parameters as f64 / 1e9;
@@ -111,7 +112,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
         "built   {:.1} s with {} on {gpu}{l4t}, peak memory {}",
         manifest.build.seconds,
         manifest.tensorrt,
-        memory::text(manifest.build.peak_memory_bytes)
+        memory::format_bytes(manifest.build.peak_memory_bytes)
     ))?;
     print(printable(&format!("source  {}", manifest.source)))?;
     model_of(contents)?;
@@ -132,7 +133,7 @@ fn engine(args: &Args, folder: &Path) -> anyhow::Result<()> {
             Status::Skipped => "skipped",
             Status::Warned => "WARNED",
         };
-        print(format!("verify  {} {status}: {}", check.name, check.detail))?;
+        print(format!("verify  {} {status}: {}", check.name, check.seen()))?;
     }
     Ok(())
 }
@@ -150,7 +151,7 @@ fn graph_text(graph: &GraphEngine) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A PyTorch checkpoint: what it is of, its modules by class, its weights.
+/// Prints a PyTorch checkpoint: its task, its modules by class, its weights.
 fn torch(args: &Args) -> anyhow::Result<()> {
     let file = TorchFile::open(&args.path)?;
     let model = yolo_root(&file);
@@ -195,7 +196,7 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
         return print_json(&serde_json::json!({ "header": header, "bytes": plan.len(), "metadata": metadata }));
     }
     let by = header.version.map_or("an unknown TensorRT".to_owned(), |version| version.to_string());
-    let size = memory::text(plan.len() as u64);
+    let size = memory::format_bytes(plan.len() as u64);
     print(format!("plan by {by}, {size}; --layers shows more where it can be loaded"))?;
     let Some(metadata) = metadata else { return Ok(()) };
     print("begins with Ultralytics' metadata (`watus-build strip` takes them off):")?;
@@ -205,7 +206,7 @@ fn plan_file(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The layers of an engine directory's one engine, if its files are what they were.
+/// Prints TensorRT's layers of a vision or ONNX engine, after checking that the files are unchanged.
 fn layers_of(engine: &EngineDir) -> anyhow::Result<()> {
     if engine.manifest.contents.graph().is_none() {
         bail!("a language model has many engines: name one, e.g. {}", engine.some_engine().display());
@@ -219,8 +220,8 @@ fn layers(path: &Path) -> anyhow::Result<()> {
     let plan = plan::split(&file).1;
     let tensorrt = TensorRt::open()?;
     let foreign = |why: String| {
-        let hint = "hint: build it again here: `watus-build build RECIPE`";
-        BackendError::Foreign(format!("{} {why}\n  {hint}", path.display()))
+        let what = Diagnostic::new(format!("{} {why}", path.display()));
+        BackendError::Foreign(what.with_help("build it again here: `watus-build build RECIPE`"))
     };
     if let Some(version) = plan::Header::parse(plan).and_then(|header| header.version)
         && version != tensorrt.version

@@ -1,4 +1,4 @@
-//! What a package installs beside the program, made of its own arguments: completions for shells, and man pages.
+//! Generates what a package installs beside the program, from clap's definitions: shell completions and man pages.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,21 +9,21 @@ use clap_complete::Shell;
 
 use super::{Cli, Exit};
 
-/// Print completions for a shell, e.g. for ~/.local/share/bash-completion/completions/watus-build
+/// Print shell completions, e.g. for ~/.local/share/bash-completion/completions/watus-build
 #[derive(Debug, clap::Args)]
 pub(super) struct Completions {
-    /// Whose completions
+    /// Shell to generate completions for
     shell: Shell,
 }
 
 /// Write man pages, one for each subcommand
 #[derive(Debug, clap::Args)]
 pub(super) struct Man {
-    /// Where they go; it is made if it is not there
+    /// Directory to write to; created if missing
     folder: PathBuf,
 }
 
-/// What the program is called where it is installed.
+/// The name of the installed program.
 const PROGRAM: &str = "watus-build";
 
 pub(super) fn completions(args: &Completions) -> anyhow::Result<Exit> {
@@ -48,7 +48,7 @@ pub(super) fn man(args: &Man) -> anyhow::Result<Exit> {
 mod tests {
     use super::*;
 
-    /// Names of subcommands that people call, below `command` too, as man pages are called.
+    /// File names of the man pages of `command` and of its visible subcommands.
     fn pages(command: &clap::Command, name: &str) -> Vec<String> {
         let shown = command.get_subcommands().filter(|below| !below.is_hide_set());
         let below = shown.flat_map(|below| pages(below, &format!("{name}-{}", below.get_name())));

@@ -20,7 +20,6 @@ mod signals;
 mod strip;
 mod verify;
 
-use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,17 +28,18 @@ use clap::{Parser, Subcommand};
 
 pub use exit::Exit;
 
-use crate::backend::{BackendError, onnxruntime};
+use crate::api::{ErrorKind, diagnostic_of};
+use crate::backend::onnxruntime;
 use crate::child_process;
 use crate::diagnostic::Diagnostic;
 use crate::log;
 use crate::progress::Progress;
 
-/// Turns checkpoints into proven TensorRT engines on the machine they run on
+/// Build TensorRT engines from checkpoints, verify them against a CPU reference, and run them
 #[derive(Debug, Parser)]
 #[command(name = "watus-build", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
-    /// No progress, only results and errors
+    /// Print results and errors only, no progress
     #[arg(short, long, global = true)]
     quiet: bool,
     #[command(subcommand)]
@@ -66,13 +66,13 @@ enum Command {
     Man(manual::Man),
 }
 
-/// What every subcommand gets.
+/// What the command line hands to every subcommand: where progress goes, and the flag that signals set.
 struct Environment {
     progress: Arc<dyn Progress>,
     cancel: Arc<AtomicBool>,
 }
 
-/// Parses the arguments, runs the command, says what went wrong.
+/// Parses the arguments, runs the subcommand and reports its error.
 pub fn main() -> Exit {
     onnxruntime::disable_telemetry();
     if child_process::is_child() {
@@ -113,42 +113,40 @@ pub fn main() -> Exit {
     exit
 }
 
-/// How long the last lines of the log may take, where somebody reads them slowly or not at all.
+/// Longest wait at exit for a slow reader of standard error.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_millis(500);
 
-/// Prints an error and its causes, a cause only if it says something new.
-fn report(error: &anyhow::Error) {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if !text.contains(&cause) {
-            text = if text.is_empty() { cause } else { format!("{text}: {cause}") };
-        }
-    }
-    say(format!("error: {}", shortened(&text)));
+/// The message of an error and its causes, and the hint.
+fn told(error: &anyhow::Error) -> Diagnostic {
+    let told = diagnostic_of(error);
     // The same words are a finding of `doctor` and a line of `verify`, which have their own next step.
-    if error.chain().any(|cause| matches!(exit::backend_error(cause), Some(BackendError::NoDevice(_)))) {
-        say(
-            "  hint: `watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
-        );
+    match told.help.is_none() && ErrorKind::of(error) == ErrorKind::NoDevice {
+        true => told.with_help(
+            "`watus-build doctor` tells why; `run`, `bench` and `serve` compute without a GPU with `--backend cpu`",
+        ),
+        false => told,
     }
 }
 
-/// Bytes of an error that are shown: it may quote a name or a key from a file, and those may be megabytes.
+/// Prints an error and its causes.
+fn report(error: &anyhow::Error) {
+    say(format!("error: {}", shortened(told(error))));
+}
+
+/// Bytes of an error message that are printed: a message may quote a name of megabytes from a file.
 const SHOWN: usize = 4096;
 
-/// A text as it is shown, cut if it is long; the next step is kept.
-fn shortened(text: &str) -> Cow<'_, str> {
-    if text.len() <= SHOWN {
-        return Cow::Borrowed(text);
-    }
-    let cut = |part: &str, limit: usize| match part.len() <= limit {
-        true => part.to_owned(),
-        false => format!("{}…", &part[..part.floor_char_boundary(limit)]),
+/// Cuts the parts of a long error message for printing.
+fn shortened(told: Diagnostic) -> Diagnostic {
+    let cut = |part: String| match part.len() <= SHOWN {
+        true => part,
+        false => format!("{}…", &part[..part.floor_char_boundary(SHOWN)]),
     };
-    let Diagnostic { message, help } = Diagnostic::from(text);
-    let shown = Diagnostic { message: cut(&message, SHOWN), help: help.map(|help| cut(&help, SHOWN)) };
-    Cow::Owned(shown.to_string())
+    Diagnostic {
+        message: cut(told.message),
+        help: told.help.map(cut),
+        words: told.words.map(|words| cut(words.into()).into()),
+    }
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -156,18 +154,23 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io.into_iter().any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
-/// Writes lines to standard error; whoever closed it does not want them. What strangers named is shown, not obeyed.
+/// Writes lines to standard error with control characters escaped. A closed standard error is ignored.
 fn say(text: impl std::fmt::Display) {
     log::line(&log::printable_text(&text.to_string()));
 }
 
-/// Writes a line to stdout; a closed pipe is an error, not a panic.
+/// Says a next step below what was printed elsewhere.
+fn say_next(help: impl std::fmt::Display) {
+    say(format!("  hint: {help}"));
+}
+
+/// Writes a line to stdout. A closed pipe is an error, not a panic.
 fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{}", log::printable_text(&text.to_string()))?;
     Ok(())
 }
 
-/// Writes a document to stdout as pretty JSON.
+/// Writes a document to stdout as indented JSON.
 fn print_json(document: &impl serde::Serialize) -> anyhow::Result<()> {
     let json = serde_json::to_string_pretty(document)?;
     writeln!(std::io::stdout(), "{}", log::printable_json(&json))?;
@@ -187,10 +190,13 @@ mod tests {
             (format!("a: `{long}` is odd\n  hint: do this"), "a: `ż", "ż…\n  hint: do this"),
             (format!("a: short\n  hint: not {long}"), "a: short\n  hint: not ż", "ż…"),
         ] {
-            let shown = shortened(&text);
+            let told = match text.split_once("\n  hint: ") {
+                Some((message, help)) => Diagnostic::new(message).with_help(help),
+                None => Diagnostic::new(text),
+            };
+            let shown = shortened(told).to_string();
             assert!(shown.len() <= 2 * SHOWN + 6, "{}", shown.len());
             assert!(shown.starts_with(begin) && shown.ends_with(end), "{shown}");
         }
-        assert!(matches!(shortened("short"), Cow::Borrowed(_)));
     }
 }

@@ -1,10 +1,10 @@
-//! `NAME=VALUE` of a model's inputs, whose names may hold `=` themselves.
+//! Arguments of the form `NAME=VALUE` where NAME is a model's input, which may itself contain `=`.
 
 use anyhow::bail;
 
 use crate::diagnostic::Diagnostic;
 
-/// Parts of an argument, at the `=` behind the longest name that is known.
+/// Splits an argument at the `=` after the longest known name that it starts with.
 pub(super) fn split<'t>(option: &str, text: &'t str, known: &[&str]) -> anyhow::Result<(&'t str, &'t str)> {
     let mut parts = text.match_indices('=').map(|(at, sign)| (&text[..at], &text[at + sign.len()..]));
     if let Some(found) = parts.rfind(|(name, _)| known.contains(name)) {
@@ -19,7 +19,7 @@ pub(super) fn split<'t>(option: &str, text: &'t str, known: &[&str]) -> anyhow::
     }
 }
 
-/// The same of all arguments, each input once.
+/// Splits all arguments with [`split`] and refuses an input that is named twice.
 pub(super) fn split_all<'t>(
     option: &str,
     texts: &'t [String],

@@ -1,4 +1,4 @@
-//! What a command writes is neither what it reads nor somebody else's.
+//! Protects files: a command overwrites neither its inputs nor files of other programs.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use crate::artifact::is_same_file;
 use crate::diagnostic::Diagnostic;
 
-/// Refuses to write over one of the files that are read.
+/// Refuses a target that is one of the input files.
 pub(super) fn refuse_inputs<'a>(target: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> anyhow::Result<()> {
     if let Some(input) = inputs.find(|input| is_same_file(input, target)) {
         bail!(
@@ -24,7 +24,7 @@ pub(super) fn refuse_inputs<'a>(target: &Path, mut inputs: impl Iterator<Item = 
     Ok(())
 }
 
-/// Refuses to replace a file that is not of the kind the command writes, told by its first bytes.
+/// Refuses a target that exists and does not start like the kind of file the command writes.
 pub(super) fn refuse_others(target: &Path, is_ours: impl Fn(&[u8]) -> bool, kind: &str) -> anyhow::Result<()> {
     if target.is_dir() {
         bail!(Diagnostic::new(format!("{} is a folder", target.display())).with_help("name a file"));

@@ -1,4 +1,4 @@
-//! Draws progress: bars on a terminal, plain lines elsewhere, nothing with `--quiet`.
+//! Displays progress: bars on a terminal, plain lines elsewhere, nothing with `--quiet`.
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
@@ -12,7 +12,7 @@ use crate::log::{printable, printable_text};
 use crate::memory;
 use crate::progress::{Event, Progress, Silent};
 
-/// The right kind for this terminal.
+/// The display that fits standard error.
 pub(super) fn new(quiet: bool) -> Arc<dyn Progress> {
     if quiet {
         Arc::new(Silent)
@@ -88,11 +88,11 @@ impl Progress for Bars {
     }
 }
 
-/// Every so many seconds a running transfer gets a line.
+/// Shortest time between two lines about one running transfer.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 struct Lines {
-    /// Total and time of the last line, by name.
+    /// Total bytes of each running transfer and when its last line was printed, by name.
     transfers: Mutex<HashMap<String, (Option<u64>, Instant)>>,
 }
 
@@ -103,7 +103,7 @@ impl Progress for Lines {
             Event::Stage(text) => say(text),
             Event::Warning(text) => say(format!("warning: {text}")),
             Event::Transfer { name, total, .. } => {
-                let size = total.map(|total| format!(" ({})", memory::text(total))).unwrap_or_default();
+                let size = total.map(|total| format!(" ({})", memory::format_bytes(total))).unwrap_or_default();
                 say(format!("  fetching {name}{size}"));
                 transfers.insert(name.to_owned(), (total, Instant::now()));
             }
@@ -112,7 +112,7 @@ impl Progress for Lines {
                     && last.elapsed() >= LINE_EVERY
                 {
                     let percent = total.filter(|total| *total > 0).map(|total| format!(" {} %", done * 100 / total));
-                    say(format!("  {name}: {}{}", memory::text(done), percent.unwrap_or_default()));
+                    say(format!("  {name}: {}{}", memory::format_bytes(done), percent.unwrap_or_default()));
                     *last = Instant::now();
                 }
             }

@@ -1,4 +1,4 @@
-//! `recipe check` and `recipe schema`.
+//! `recipe`: checks recipes, prints one with its defaults, prints the JSON Schema.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use super::{Exit, print};
 use crate::address;
 use crate::recipe::{self, Plan, SourcePlan};
 
-/// Check recipes, or print their JSON Schema
+/// Check recipes, show their defaults, or print their JSON Schema
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -19,15 +19,15 @@ pub(super) struct Args {
 enum Action {
     /// Check recipes without fetching or building anything
     Check {
-        /// Recipe files
-        #[arg(required = true)]
+        /// Recipe files (YAML)
+        #[arg(required = true, value_name = "RECIPE")]
         recipes: Vec<PathBuf>,
     },
     /// Print the JSON Schema of recipes, for editors
     Schema,
-    /// Print a recipe with every default filled in, as JSON
+    /// Print a recipe as JSON with every default filled in
     Show {
-        /// Recipe file
+        /// Recipe file (YAML)
         recipe: PathBuf,
     },
 }

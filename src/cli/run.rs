@@ -1,4 +1,4 @@
-//! `run`: one answer from an engine. `pictures.rs` runs those that take pictures.
+//! `run`: runs an engine once. `pictures.rs` has the engines that take images, `generate.rs` language models.
 
 mod pictures;
 
@@ -11,6 +11,7 @@ use super::generate::{self, GenerateArgs};
 use super::outputs::{refuse_inputs, refuse_others};
 use super::session::{self, Choice};
 use super::{Environment, Exit, named, print, say};
+use crate::api::ChatModel;
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::diagnostic::Diagnostic;
@@ -19,37 +20,38 @@ use crate::log::printable;
 use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
-/// Run an engine: pictures in, a prompt in, or tensors
+/// Run an engine on images, a prompt or tensors
 ///
-/// A language model takes a prompt, as words or from standard input, and streams its answer; on a terminal without a
-/// prompt it converses. A classifier or a YOLO model takes pictures, or folders of them, and prints its answers; a
-/// detector also draws them. Any engine, or a bare .onnx file on the CPU reference, takes tensors: `--input NAME=FILE.npy`, with `--save DIR` for the outputs.
+/// A language model takes a prompt, as arguments or from standard input, and streams its answer; without a prompt on a
+/// terminal it holds a conversation. A classifier or a YOLO model takes images or folders of images and prints its
+/// results; a detector also draws them. Every engine, and a bare .onnx file on the CPU reference, takes tensors:
+/// `--input NAME=FILE.npy`, with `--save DIR` for the outputs.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directory, or an .onnx file
     engine: PathBuf,
-    /// Pictures (PNG, JPEG, WebP, BMP, TIFF, GIF) or folders of them, or the words of a prompt
-    #[arg(value_name = "PICTURE|PROMPT")]
+    /// Images (PNG, JPEG, WebP, BMP, TIFF, GIF) or folders of images; for a language model the words of the prompt
+    #[arg(value_name = "IMAGE|PROMPT")]
     images: Vec<PathBuf>,
-    /// Input tensor from a .npy file; once for each input
+    /// Input tensor from a .npy file; repeatable, once for each input
     #[arg(long = "input", value_name = "NAME=FILE", conflicts_with = "images")]
     inputs: Vec<String>,
-    /// Write every output to DIR/NAME.npy; of several pictures, to DIR/PICTURE/NAME.npy
+    /// Write every output tensor to DIR/NAME.npy; with several images to DIR/IMAGE/NAME.npy
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Where pictures with their detections drawn on them go
+    /// Directory for images with the detections drawn on them
     #[arg(long, value_name = "DIR", default_value = "annotated")]
     annotated: PathBuf,
-    /// Draw nothing
+    /// Do not draw detections
     #[arg(long)]
     no_annotated: bool,
-    /// Who computes
+    /// Where to run the model
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
-    /// Hash every file of the engine directory first, also those that are known
+    /// Hash every file of the engine directory before loading, not only those that changed
     #[arg(long)]
     verify: bool,
-    /// Print the answers as JSON
+    /// Print the results as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -62,8 +64,9 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let engine = if is_model { None } else { Some(EngineDir::load_checked(&args.engine, args.verify, progress)?) };
     if let Some(engine) = engine.as_ref().filter(|engine| engine.manifest.contents.llm().is_some()) {
         let generator = session::open_llm(engine, args.backend, progress)?;
+        let model = ChatModel::new(generator, args.generation.max_tokens);
         let words: Vec<String> = args.images.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        return generate::execute(generator, &words.join(" "), &args.generation, args.json, environment);
+        return generate::execute(model, &words.join(" "), &args.generation, args.json, environment);
     }
     if args.images.is_empty() && args.inputs.is_empty() {
         bail!(Diagnostic::new("nothing to run on").with_help("give pictures, or tensors with --input NAME=FILE.npy"));
@@ -100,7 +103,7 @@ fn tensors(args: &Args, session: &mut dyn Session) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Least, greatest and mean of what are numbers, and how many are not.
+/// Minimum, maximum and mean of the numbers, and the count of NaNs.
 fn summary(values: &[f64]) -> String {
     let numbers: Vec<f64> = values.iter().copied().filter(|value| !value.is_nan()).collect();
     let [Some(low), Some(high)] = [f64::min, f64::max].map(|choose| numbers.iter().copied().reduce(choose)) else {
@@ -115,7 +118,7 @@ fn summary(values: &[f64]) -> String {
     }
 }
 
-/// Writes outputs into `folder`, if there is one, and over none of the files that were `read`.
+/// Writes the outputs into `folder` if one is given, and over none of the files in `read`.
 fn save(read: &[&Path], folder: Option<&Path>, session: &dyn Session, outputs: &[Tensor]) -> anyhow::Result<()> {
     let Some(folder) = folder else { return Ok(()) };
     let names = file_names(session.outputs());
@@ -134,7 +137,7 @@ fn save(read: &[&Path], folder: Option<&Path>, session: &dyn Session, outputs: &
     Ok(())
 }
 
-/// A file's name for each output: letters and digits of its own, each once.
+/// A distinct file name for each output, made of the letters and digits of its name.
 fn file_names(outputs: &[TensorSpec]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for spec in outputs {

@@ -16,65 +16,65 @@ use crate::log::{self, LINES, printable, printable_json};
 use crate::serve::{self, LogEntry, Options};
 use crate::spec::LlmRecord;
 
-/// Serve a language model to OpenAI's clients
+/// Serve a language model over the OpenAI API
 ///
-/// Clients find it at http://HOST:PORT/v1 under any of its names; people find a page to talk with it at http://HOST:PORT.
+/// Clients connect to http://HOST:PORT/v1 and may use any of the model's names. http://HOST:PORT is a chat page for
+/// browsers.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directory of a language model
     pub(super) engine: PathBuf,
-    /// Address to listen on; 0.0.0.0 is all networks
+    /// IP address to listen on; 0.0.0.0 listens on all networks
     #[arg(long, default_value = "127.0.0.1")]
     pub(super) host: IpAddr,
-    /// Port to listen on; 0 takes a free one
+    /// TCP port to listen on; 0 picks a free one
     #[arg(long, default_value_t = 8080)]
     pub(super) port: u16,
-    /// What clients call the model; may be given several times [default: local-trt-llm and the engine's name]
+    /// Model name that clients may request; repeatable [default: local-trt-llm and the engine's name]
     #[arg(long = "name", value_name = "NAME")]
     pub(super) names: Vec<String>,
-    /// A file of keys, one a line, of which clients must show one
+    /// File of API keys, one per line; every request must carry one of them
     #[arg(long, value_name = "FILE")]
     pub(super) api_key_file: Option<PathBuf>,
-    /// Requests that may wait for a free slot; more are told to come back
+    /// Requests that may wait for a free slot; further ones are refused with status 429 and Retry-After
     #[arg(long, value_name = "N", default_value_t = 32)]
     pub(super) queue: usize,
-    /// Seconds an answer may take in all
+    /// Longest time for one request, from arrival to the last token, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub(super) timeout: u64,
-    /// Seconds running answers get when the server is told to end
+    /// Time that running answers get to finish after SIGTERM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(0..=3600))]
     pub(super) drain: u64,
-    /// Let pages of this origin use the server, such as `http://robot.local:3000`
+    /// Allow browser pages of this origin to call the server (CORS), such as `http://robot.local:3000`
     #[arg(long, value_name = "ORIGIN")]
     pub(super) cors_origin: Option<String>,
-    /// A name besides its own by which clients may reach a server at a loopback address, such as a proxy's; may be given
-    /// several times
+    /// Additional host name that requests to a server on a loopback address may carry, such as a proxy's; repeatable
     #[arg(long = "allowed-host", value_name = "NAME")]
     pub(super) allowed_hosts: Vec<String>,
-    /// Address of a proxy that says in X-Forwarded-For for whom it asks: turns and wrong keys are then counted by its
-    /// clients' addresses; may be given several times
+    /// IP address of a reverse proxy whose X-Forwarded-For header is trusted, so that scheduling and failed keys are
+    /// counted for each client address; repeatable
     #[arg(long = "trusted-proxy", value_name = "ADDRESS")]
     pub(super) trusted_proxies: Vec<IpAddr>,
-    /// Take special tokens that messages spell for what they are, not for words: who writes them can end a turn and begin
-    /// one of the system's
+    /// Encode special tokens written in messages as special tokens instead of as text. Whoever writes a message can
+    /// then end its turn and start a system turn
     #[arg(long)]
     pub(super) allow_special_tokens: bool,
-    /// A file of instructions (a system turn) that all clients may share in the cache; what else is cached is shared by
-    /// requests of one key and `user` alone
+    /// File with a system prompt whose cached prefix all clients share; other cached prefixes are shared only between
+    /// requests with the same key and `user`
     #[arg(long, value_name = "FILE")]
     pub(super) shared_system: Option<PathBuf>,
-    /// Hash every file of the engine directory first, also those that are known
+    /// Hash every file of the engine directory before loading, not only those that changed
     #[arg(long)]
     pub(super) verify: bool,
-    /// Write what is asked and answered to the log
+    /// Log prompts and answers
     #[arg(long)]
     pub(super) log_prompts: bool,
-    /// Who computes: never the CPU, unless it is told to
+    /// Where to run the model; `cpu` only if it is asked for
     #[arg(long, value_enum, default_value_t = Choice::Tensorrt)]
     pub(super) backend: Choice,
 }
 
-/// The name a client that was made for the robot's old server asks for.
+/// The model name that clients of the robot's earlier server request.
 const NAME: &str = "local-trt-llm";
 
 pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
@@ -87,12 +87,15 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     for name in names.iter().filter(|name| name.starts_with('o') || name.starts_with("gpt-5")) {
         say(format!(
-            "warning: pydantic-ai takes `{name}` for a model that only reasons, and drops temperature and penalties"
+            "warning: pydantic-ai takes `{name}` for one of OpenAI's reasoning models, and drops temperature and penalties"
         ));
     }
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?.unwrap_or_default();
     if !args.host.is_loopback() && keys.is_empty() {
-        say(format!("warning: everybody who reaches {} may use this server; --api-key-file asks for a key", args.host));
+        say(format!(
+            "warning: anybody who can connect to {} may use this server; --api-key-file requires a key",
+            args.host
+        ));
     }
     let shared = args.shared_system.as_deref().map(read_text).transpose()?;
     // From here on nobody waits for who reads the log.
@@ -124,13 +127,13 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         anyhow::Ok(generator)
     };
     let listening = |address: SocketAddr| {
-        say(format!("loading; programs will find the model at http://{address}/v1, people at http://{address}"));
+        say(format!("loading; the API will be at http://{address}/v1, a chat page at http://{address}"));
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
 }
 
-/// An engine directory that can be served.
+/// Opens an engine directory, which must hold a language model.
 pub(super) fn language_model(folder: &Path) -> anyhow::Result<(EngineDir, LlmRecord)> {
     let engine = EngineDir::load(folder)?;
     let Some(record) = engine.manifest.contents.llm().cloned() else {
@@ -142,11 +145,11 @@ pub(super) fn language_model(folder: &Path) -> anyhow::Result<(EngineDir, LlmRec
     Ok((engine, record))
 }
 
-/// A page of text.
+/// Reads a text file of at most 1 MiB.
 fn read_text(path: &Path) -> anyhow::Result<String> {
     let cannot = || format!("cannot read {}", path.display());
     let about = std::fs::metadata(path).with_context(cannot)?;
-    anyhow::ensure!(about.is_file() && about.len() <= 1 << 20, "{} is no file of at most 1 MiB", path.display());
+    anyhow::ensure!(about.is_file() && about.len() <= 1 << 20, "{} is not a file of at most 1 MiB", path.display());
     std::fs::read_to_string(path).with_context(cannot)
 }
 
@@ -163,12 +166,12 @@ fn read_keys(path: &Path) -> anyhow::Result<Vec<String>> {
     let about = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
     if about.permissions().mode() & 0o004 != 0 {
         let path = path.display();
-        say(format!("warning: everybody on this machine may read {path}; `chmod 640` keeps keys secret"));
+        say(format!("warning: every user of this machine may read {path}; `chmod 640` keeps the keys secret"));
     }
     Ok(keys)
 }
 
-/// A line for people, or JSON for the journal.
+/// Writes an entry of the request log: a line of text if `plain`, else JSON.
 fn write_entry(entry: &LogEntry, plain: bool) {
     let line = match plain {
         true => text_line(entry),

@@ -1,4 +1,4 @@
-//! `service`: servers as systemd units, one for each engine.
+//! `service`: installs servers as systemd units, one for each engine.
 
 mod unit;
 
@@ -12,7 +12,7 @@ use super::{Exit, print, serve};
 use crate::artifact::write_file;
 use crate::diagnostic::Diagnostic;
 
-/// Run the server from boot, as a systemd service
+/// Run servers from boot as systemd services
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -21,33 +21,33 @@ pub(super) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Write the engine's unit, watus-build@NAME.service, enable and start it
+    /// Install, enable and start watus-build@NAME.service, the unit of this engine
     Install(Box<Install>),
     /// Stop services and remove their units
     Uninstall {
-        /// The engine's name [default: all]
+        /// Engine name [default: all engines]
         name: Option<String>,
     },
-    /// Say whether services run
+    /// Print whether services run
     Status {
-        /// The engine's name [default: all]
+        /// Engine name [default: all engines]
         name: Option<String>,
     },
 }
 
 #[derive(Debug, clap::Args)]
 struct Install {
-    /// Who runs it [default: whoever called sudo]
-    #[arg(long)]
+    /// User that the service runs as [default: the user who called sudo]
+    #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// Show the unit, change nothing
+    /// Print the unit and change nothing
     #[arg(long)]
     print: bool,
     #[command(flatten)]
     serve: serve::Args,
 }
 
-/// Where an administrator's units are.
+/// Directory of the administrator's units.
 const FOLDER: &str = "/etc/systemd/system";
 
 pub(super) fn execute(args: Args) -> anyhow::Result<Exit> {
@@ -59,17 +59,17 @@ pub(super) fn execute(args: Args) -> anyhow::Result<Exit> {
     }
 }
 
-/// A unit that `install` wrote.
+/// An installed unit that `install` wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Installed {
     unit: String,
-    /// Engine directory and port, if the unit can be read.
+    /// Engine directory and port; `None` if the unit cannot be parsed.
     serves: Option<(String, u16)>,
 }
 
 impl Installed {
-    /// "watus-build@x.service (/engines/x at port 8080)".
-    fn told(&self) -> String {
+    /// The unit's name for messages: "watus-build@x.service (/engines/x at port 8080)".
+    fn description(&self) -> String {
         match &self.serves {
             Some((engine, port)) => format!("{} ({engine} at port {port})", self.unit),
             None => self.unit.clone(),
@@ -77,7 +77,7 @@ impl Installed {
     }
 }
 
-/// Our units in a folder, in the order of their names; what somebody else wrote is not among them.
+/// The installed units of ours in `folder`, sorted by name. Other programs' units are left out.
 fn installed(folder: &Path) -> Vec<Installed> {
     let mut units = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -94,7 +94,7 @@ fn installed(folder: &Path) -> Vec<Installed> {
     units
 }
 
-/// Our units that a new one takes the place of; refuses what would be in its way.
+/// The units of ours that a new unit replaces. Another program's unit of that name, or a taken port, is an error.
 fn replaced<'a>(there: &'a [Installed], folder: &Path, unit: &str, port: u16) -> anyhow::Result<Vec<&'a Installed>> {
     let (replaced, others): (Vec<&Installed>, Vec<&Installed>) =
         there.iter().partition(|old| old.unit == unit || old.unit == unit::SINGLE);
@@ -102,7 +102,8 @@ fn replaced<'a>(there: &'a [Installed], folder: &Path, unit: &str, port: u16) ->
     let same = |old: &&&Installed| port != 0 && old.serves.as_ref().is_some_and(|(_, taken)| *taken == port);
     if let Some(other) = others.iter().find(same) {
         bail!(
-            Diagnostic::new(format!("{} has this port already", other.told())).with_help("choose another with --port")
+            Diagnostic::new(format!("{} has this port already", other.description()))
+                .with_help("choose another with --port")
         );
     }
     let path = folder.join(unit);
@@ -127,7 +128,10 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
     needs_root("install …")?;
     // Before anything is written.
     if !has_systemd() {
-        bail!("there is no systemctl: this machine does not use systemd\n  hint: `--print` shows the unit")
+        bail!(
+            Diagnostic::new("there is no systemctl: this machine does not use systemd")
+                .with_help("`--print` shows the unit")
+        )
     }
     let there = installed(folder);
     let replaced = replaced(&there, folder, &unit, args.serve.port)?;
@@ -135,10 +139,10 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
     write_file(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))?;
     for old in replaced {
         if old.unit == unit {
-            print(format!("replaces {}", old.told()))?;
+            print(format!("replaces {}", old.description()))?;
         } else {
             remove(folder, old)?;
-            print(format!("{} is stopped and removed: each engine has a unit of its own now", old.told()))?;
+            print(format!("{} is stopped and removed: each engine has a unit of its own now", old.description()))?;
         }
     }
     systemctl(&["daemon-reload"], &unit)?;
@@ -156,13 +160,13 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// The units that are meant: of one engine, or all.
+/// The installed units to act on: the one of the engine `name`, or all.
 fn chosen<'a>(there: &'a [Installed], name: Option<&str>) -> anyhow::Result<Vec<&'a Installed>> {
     let Some(name) = name else { return Ok(there.iter().collect()) };
     let unit = unit::name(name)?;
     let found: Vec<&Installed> = there.iter().filter(|old| old.unit == unit || old.unit == name).collect();
     if found.is_empty() {
-        let others: Vec<String> = there.iter().map(Installed::told).collect();
+        let others: Vec<String> = there.iter().map(Installed::description).collect();
         let others = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
         bail!(Diagnostic::new(format!("{unit} is not installed")).with_help(format!("installed is {others}")));
     }
@@ -179,7 +183,7 @@ fn uninstall(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
     needs_root("uninstall")?;
     for old in chosen {
         remove(folder, old)?;
-        print(format!("{} is stopped and removed; engine and keys are where they were", old.told()))?;
+        print(format!("{} is stopped and removed; engine and keys are where they were", old.description()))?;
     }
     if has_systemd() {
         systemctl(&["daemon-reload"], "systemd")?;
@@ -191,7 +195,7 @@ fn has_systemd() -> bool {
     which::which("systemctl").is_ok()
 }
 
-/// Stops a unit of ours and removes it.
+/// Stops a unit of ours and removes its file.
 fn remove(folder: &Path, old: &Installed) -> anyhow::Result<()> {
     if has_systemd() {
         systemctl(&["disable", "--now", &old.unit], &old.unit)?;
@@ -204,8 +208,8 @@ fn status(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
     let there = installed(folder);
     let chosen = chosen(&there, name)?;
     if chosen.is_empty() {
-        let hint = format!("hint: sudo {} service install ENGINE", program());
-        print(format!("no engine is installed as a service\n  {hint}"))?;
+        let none = Diagnostic::new("no engine is installed as a service");
+        print(none.with_help(format!("sudo {} service install ENGINE", program())))?;
         return Ok(Exit::Failure);
     }
     let mut command = Command::new("systemctl");
@@ -214,7 +218,8 @@ fn status(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
     Ok(if status.success() { Exit::Success } else { Exit::Failure })
 }
 
-/// This program as a shell finds it whoever asks: sudo looks in a few folders, and `~/.cargo/bin` is none of them.
+/// The command to call this program by in hints: its name if sudo finds it in its few folders, else its path
+/// (`~/.cargo/bin` is not among them).
 fn program() -> String {
     let path = std::env::current_exe().map_or_else(|_| "watus-build".to_owned(), |path| path.display().to_string());
     let plain = |c: char| c.is_alphanumeric() || "/-_.+@".contains(c);
@@ -233,7 +238,9 @@ fn needs_root(action: &str) -> anyhow::Result<()> {
 
 fn systemctl(arguments: &[&str], unit: &str) -> anyhow::Result<()> {
     let run = Command::new("systemctl").args(arguments).status();
-    let status = run.context("cannot run systemctl\n  hint: this machine does not seem to use systemd")?;
+    let status = run.map_err(|error| {
+        Diagnostic::new(format!("cannot run systemctl: {error}")).with_help("this machine does not seem to use systemd")
+    })?;
     if !status.success() {
         bail!(
             Diagnostic::new(format!("`systemctl {}` failed", arguments.join(" ")))
@@ -283,7 +290,7 @@ mod tests {
             let found = replaced(&there, scratch.path(), unit, port);
             match (found, expected) {
                 (Ok(found), Ok(told)) => {
-                    assert_eq!(found.iter().map(|old| old.told()).collect::<Vec<_>>(), told, "{unit} {port}");
+                    assert_eq!(found.iter().map(|old| old.description()).collect::<Vec<_>>(), told, "{unit} {port}");
                 }
                 (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
                 (found, _) => panic!("{unit} at {port}: {found:?}"),

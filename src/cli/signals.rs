@@ -1,7 +1,7 @@
-//! Signals: which end a command, how, and which do not.
+//! Signals: which ones stop a command, and how.
 //!
-//! Ctrl-C, SIGTERM and SIGHUP are asked for by `ctrlc`. The others here are blocked before there is a second thread, so that
-//! all threads inherit it, and taken by a thread of their own.
+//! Ctrl-C, SIGTERM and SIGHUP are handled by `ctrlc`. The others are blocked before a second thread exists, so that all
+//! threads inherit the mask, and are received by a thread of their own.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,13 +11,13 @@ use nix::sys::signal::{SigSet, Signal};
 
 use super::{Exit, say};
 
-/// How long a command may take to stop by itself: longer than a build gives its child.
+/// Longest time a command may take to stop by itself; longer than a build gives its child process.
 const STOPPING: Duration = Duration::from_secs(15);
 
-/// What a server hears besides, and would be ended by at once, amid its answers.
+/// Further signals that a server handles: their default action would end it amid its answers.
 const HEARD: [Signal; 3] = [Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
 
-/// Blocks signals for this thread and for those it will start: to be called by the only one there is.
+/// Blocks signals for this thread and for the threads it will start. Must be called while there is only one thread.
 pub(super) fn block(serves: bool) {
     // Beyond `ulimit -f` the kernel sends SIGXFSZ, which ends the process where it stands. Blocked, the write fails
     // (EFBIG), is told with the file's name, and what is half written is removed.
@@ -29,7 +29,8 @@ pub(super) fn block(serves: bool) {
     let _ = blocked.thread_block();
 }
 
-/// A flag that signals set. The first asks to stop, the second insists; a server drains for as long as it was told.
+/// Returns a flag that signals set. The first signal asks the command to stop, the second ends the process; a server
+/// first drains for as long as `--drain` says.
 pub(super) fn cancel(serves: bool) -> Arc<AtomicBool> {
     let cancel = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&cancel);
@@ -64,7 +65,7 @@ fn listen(flag: &AtomicBool) {
     while let Ok(signal) = heard.wait() {
         match signal {
             Signal::SIGQUIT => ask(flag, None),
-            other => tracing::warn!("{other} is ignored: nothing here is done by it; SIGTERM ends the server"),
+            other => tracing::warn!("{other} is ignored: it has no meaning here; SIGTERM ends the server"),
         }
     }
 }

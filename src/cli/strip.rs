@@ -1,4 +1,4 @@
-//! `strip`: an engine file without the metadata before its plan.
+//! `strip`: writes an engine file without the metadata in front of its plan.
 
 use std::path::PathBuf;
 
@@ -10,12 +10,12 @@ use super::{Exit, print};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::plan;
 
-/// Take Ultralytics' metadata off an engine file, for trtexec, DeepStream and other readers of plain plans
+/// Remove Ultralytics' metadata from an engine file, for readers of plain plans such as trtexec and DeepStream
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Engine file
+    /// Engine file with metadata
     engine: PathBuf,
-    /// Where the plain plan goes [default: beside it, as .plan]
+    /// File to write the plain plan to [default: the engine's name with the extension .plan]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
 }

@@ -1,33 +1,33 @@
-//! `verify`: prove engine directories.
+//! `verify`: verifies engine directories, or a server.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Environment, Exit, print, print_json, say, session};
+use super::{Environment, Exit, print, print_json, say, say_next, session};
 use crate::artifact::sha256_file;
 use crate::backend::isolated::ProofProcess;
+use crate::diagnostic::Diagnostic;
 use crate::log::printable;
 use crate::manifest::layout::REPORT_FILE;
 use crate::verify::{self, Check, Endpoint, Report, Status};
 
-/// Prove engines: files, plan, signature, and their numbers against the CPU reference; or a server, against what OpenAI's
-/// clients need
+/// Verify engines (files, plan, signature, and outputs against the CPU reference), or a server against the OpenAI API
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Engine directories
-    #[arg(required_unless_present = "serve")]
+    #[arg(required_unless_present = "serve", value_name = "ENGINE")]
     engines: Vec<PathBuf>,
-    /// A server to try instead, such as `http://localhost:8080`; it need not be ours
+    /// Base URL of a server to verify instead, such as `http://localhost:8080`; any OpenAI-compatible server
     #[arg(long, value_name = "URL", conflicts_with_all = ["engines", "require_execution"])]
     serve: Option<String>,
-    /// With --serve: the model to ask for [default: the first listed]
+    /// With --serve: model to request [default: the first that the server lists]
     #[arg(long, value_name = "NAME", requires = "serve")]
     model: Option<String>,
-    /// With --serve: a file whose first line is the key to show
+    /// With --serve: file whose first line is the API key to send
     #[arg(long, value_name = "FILE", requires = "serve")]
     api_key_file: Option<PathBuf>,
-    /// Exit with code 7 if an engine could not be executed here
+    /// Exit with code 7 if an engine could not be executed on this machine
     #[arg(long)]
     require_execution: bool,
     /// Print the reports as JSON
@@ -35,8 +35,8 @@ pub(super) struct Args {
     json: bool,
 }
 
-/// A line for a check.
-fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
+/// Prints the line of one check.
+fn print_check(name: &str, check: &Check) -> anyhow::Result<()> {
     let mark = match check.status {
         Status::Passed => "ok  ",
         Status::Failed => "FAIL",
@@ -44,7 +44,7 @@ fn tell(name: &str, check: &Check) -> anyhow::Result<()> {
         Status::Warned => "warn",
     };
     // A server's name for its model is the server's own.
-    print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(&check.detail)))
+    print(format!("{mark} {}: {}: {}", printable(name), check.name, super::shortened(check.seen())))
 }
 
 fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
@@ -55,12 +55,12 @@ fn serving(args: &Args, url: &str) -> anyhow::Result<Exit> {
     };
     let key = args.api_key_file.as_ref().map(read).transpose()?;
     let endpoint = Endpoint::new(url, key, args.model.clone()).map_err(|error| {
-        anyhow::anyhow!("{error}\n  hint: is a server there? `watus-build serve ENGINE` starts one")
+        Diagnostic::new(error).with_help("is a server there? `watus-build serve ENGINE` starts one")
     })?;
     let mut printed = Ok(());
     let checks = endpoint.verify(|check| {
         if !args.json && printed.is_ok() {
-            printed = tell(endpoint.model(), check);
+            printed = print_check(endpoint.model(), check);
         }
     });
     printed?;
@@ -82,7 +82,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         match verify::examine(folder, &runner, &environment.progress, &mut sha256_file) {
             Ok(report) => {
                 keep(folder, &report);
-                exit = exit.worst(conclude(args, folder, &report)?);
+                exit = exit.worst(print_outcome(args, folder, &report)?);
                 reports.push(report);
             }
             Err(error) => {
@@ -97,23 +97,20 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
-/// Writes the report beside the engine. Where that is not possible (a disk that is read only), what was found still counts.
+/// Writes the report into the engine directory. If it cannot be written (read-only disk), the result still counts.
 fn keep(folder: &Path, report: &Report) {
     if let Err(error) = report.save(folder) {
         let path = folder.join(REPORT_FILE);
-        say(format!(
-            "warning: the report is not kept: cannot write {}: {error}\n  hint: make the folder writable, or keep \
-             what `--json` prints",
-            path.display()
-        ));
+        let lost = format!("warning: the report is not kept: cannot write {}: {error}", path.display());
+        say(Diagnostic::new(lost).with_help("make the folder writable, or keep what `--json` prints"));
     }
 }
 
-/// Says what was found of one engine.
-fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
+/// Prints the outcome for one engine and returns its exit code.
+fn print_outcome(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit> {
     if !args.json {
         for check in &report.checks {
-            tell(&report.name, check)?;
+            print_check(&report.name, check)?;
         }
         for prompt in &report.prompts {
             let answer = prompt.answer.lines().collect::<Vec<_>>().join(" ");
@@ -122,8 +119,8 @@ fn conclude(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<Exit>
         }
     }
     if report.failed() {
-        say(format!(
-            "  hint: {} is not to be used as it is; build it again: `watus-build build --rebuild RECIPE`",
+        say_next(format!(
+            "{} is not to be used as it is; build it again: `watus-build build --rebuild RECIPE`",
             folder.display()
         ));
         return Ok(Exit::NotProved);

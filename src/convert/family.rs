@@ -1,4 +1,4 @@
-//! What the families share: the fields nearly all configurations have, under `transformers`' names and defaults.
+//! Fields that nearly all families share, with `transformers`' names and defaults.
 
 use serde_json::Value;
 
@@ -7,12 +7,14 @@ use super::rope::{Base, Rope, kind_of, original_length, rope};
 use super::{Activation, LayerKind, Transformer, keys};
 use crate::checkpoint::{CheckpointError, ROTARY_DIM};
 
-/// Larger than any model has them; beyond, tables that are made for each would take gigabytes before a tensor is missed.
+/// Most heads of a model. With more, tables per head would take gigabytes before a missing tensor is noticed.
 const HEADS_LIMIT: usize = 1 << 12;
+/// Largest head size in elements.
 const HEAD_DIM_LIMIT: usize = 1 << 13;
+/// Most layers of a model.
 const LAYERS_LIMIT: usize = 1 << 12;
 
-/// Reads what most families have in common; a family then changes what it does differently.
+/// Reads the fields that most families share; each family then changes what differs.
 pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Result<Transformer, CheckpointError> {
     let (hidden_size, heads) = (config.size("hidden_size")?, config.size_to("num_attention_heads", HEADS_LIMIT)?);
     let head_dim = match config.optional_size_to("head_dim", HEAD_DIM_LIMIT)? {
@@ -68,8 +70,8 @@ pub(super) fn common(config: &Config, family: &'static str, length: usize) -> Re
     Ok(transformer)
 }
 
-/// What is used up to an original length, and stretched by a factor, reaches to their product: Qwen's model cards tell to
-/// add YaRN and leave `max_position_embeddings` as it was. Dynamic scaling begins where the model's own length ends.
+/// The longest sequence of a model whose positions are scaled: the original length times the factor, since Qwen's model
+/// cards say to add YaRN and keep `max_position_embeddings`. Dynamic scaling begins at the model's own length.
 fn stretched(config: &Config, scaling: Option<&Config>, max_position: usize) -> Result<usize, CheckpointError> {
     let Some(scaling) = scaling else { return Ok(max_position) };
     let original = match kind_of(scaling) {
@@ -83,9 +85,9 @@ fn stretched(config: &Config, scaling: Option<&Config>, max_position: usize) -> 
     Ok(if kind_of(scaling) == "dynamic" { reached } else { reached.max(max_position) })
 }
 
-/// Where the rotary embedding's parameters are. transformers 5 writes `rope_parameters` with the base inside, earlier
-/// versions `rope_scaling` beside `rope_theta`; where somebody added the second to the first, the second replaces the first,
-/// if it is not empty (`convert_rope_params_to_dict`).
+/// The object with the rotary embedding's parameters. transformers 5 writes `rope_parameters` with the base inside,
+/// earlier versions `rope_scaling` beside `rope_theta`; if both are present, `rope_scaling` replaces the other unless
+/// it is empty (`convert_rope_params_to_dict`).
 pub(super) fn rotary_fields<'a>(config: &Config<'a>) -> Result<Option<Config<'a>>, CheckpointError> {
     for field in ["rope_scaling", "rope_parameters"] {
         if let Some(value) = config.get(field).filter(|value| !value.is_object() && !value.is_null()) {
@@ -113,7 +115,7 @@ pub(super) fn rotary_fields<'a>(config: &Config<'a>) -> Result<Option<Config<'a>
     Ok(Some(scaling))
 }
 
-/// One kind of rotary embedding from its parameters.
+/// Rotary frequencies from one object of parameters.
 pub(super) fn rotary_of(
     config: &Config,
     scaling: Option<Config>,
@@ -146,14 +148,14 @@ pub(super) fn rotary_of(
     Ok(rope)
 }
 
-/// How many positions a layer that slides sees.
+/// Length of the sliding window in positions, if there is one.
 pub(super) fn window(config: &Config) -> Result<Option<usize>, CheckpointError> {
     // llama.cpp's converter writes 0 for none.
     let none = config.get("sliding_window").and_then(Value::as_u64) == Some(0);
     if none { Ok(None) } else { config.optional_size("sliding_window") }
 }
 
-/// Every layer slides, if there is a window: `transformers` does not ask for `layer_types` in these families.
+/// Gives every layer the sliding window, if there is one: in these families `transformers` ignores `layer_types`.
 pub(super) fn slide_all(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
     let window = window(config)?;
     slide(config, transformer, window, |_| true)?;
@@ -165,7 +167,7 @@ pub(super) fn slide_all(config: &Config, transformer: &mut Transformer) -> Resul
     Ok(())
 }
 
-/// Windows per layer from `layer_types`, or from `pattern` (a layer's number to "slides") where there are none.
+/// Gives windows to the layers that `layer_types` names, or without it to those for whose number `pattern` is true.
 pub(super) fn slide(
     config: &Config,
     transformer: &mut Transformer,

@@ -1,5 +1,5 @@
-//! Gemma 2: soft-capped scores and logits, every second layer slides, norms on both sides of each block, norm weights
-//! around zero, embeddings scaled by sqrt(hidden) (Gemma Team 2024).
+//! Gemma 2 (Gemma Team 2024): soft-capped scores and logits, sliding window in every second layer, norms on both sides
+//! of each block, norm weights with an offset of 1, embeddings scaled by sqrt(hidden).
 
 use super::config::Config;
 use super::{Activation, Transformer, family};
@@ -20,7 +20,7 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     Ok(transformer)
 }
 
-/// What Gemma 2 and 3 share.
+/// The settings that Gemma 2 and 3 share.
 pub(super) fn gemma(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
     config.only("hidden_activation", &["gelu_pytorch_tanh"])?;
     // The name before; published files have both, and `transformers` reads the other.

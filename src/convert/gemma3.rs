@@ -1,5 +1,5 @@
-//! Gemma 3, its text part: five sliding layers to one full, each kind with its own rotary base, norms over queries and
-//! keys (Gemma Team 2025). A multimodal checkpoint's vision tower is left where it is.
+//! Gemma 3's text model (Gemma Team 2025): five sliding layers per full one, each kind with its own rotary base, norms
+//! over queries and keys. The vision tower of a multimodal checkpoint is not converted.
 
 use serde_json::{Map, Value, json};
 
@@ -31,7 +31,7 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     Ok(transformer)
 }
 
-/// The rotary parameters of one kind of layers: its own, `more` over them, and the base that stands beside
+/// The rotary parameters of one kind of layer: its own, overridden by `more`, and the base beside them
 /// (`configuration_gemma3.py`, `convert_rope_params_to_dict`).
 fn parameters(
     config: &Config,

@@ -1,6 +1,6 @@
-//! Nothing of a configuration is left unread: a field that changes what is computed, and that no family asked for, is an
-//! error that names it, unless it says what is done anyway. Lists are data; the names are those of the configurations of
-//! `transformers` (`configuration_*.py`), from which fine-tuners and converters take theirs.
+//! Refuses configurations with unsupported fields: a field that changes the arithmetic and that no family read is an
+//! error that names it, unless its value says what is done anyway. Names are those of `transformers`' configurations
+//! (`configuration_*.py`), which fine-tuning tools and converters use too.
 
 use serde_json::Value;
 
@@ -8,8 +8,8 @@ use super::config::Config;
 use crate::checkpoint::{CheckpointError, says_nothing};
 use crate::log::printable;
 
-/// Fields that change what is computed, and what they may say all the same; nothing, null and false always (but where
-/// [`MUST`] says otherwise).
+/// Fields that change the arithmetic, and the values at which they do not; absent, null and false always count as such
+/// (except for [`MUST`]).
 const ARITHMETIC: &[(&str, &str)] = &[
     // Activations.
     ("hidden_act", ""),
@@ -138,15 +138,15 @@ const ARITHMETIC: &[(&str, &str)] = &[
     ("transform_config", ""),
 ];
 
-/// How many experts a mixture has; of none, or 0, it is no mixture.
+/// Fields with the number of experts of a mixture; 0 or absent means no mixture.
 const EXPERTS: [&str; 6] =
     ["num_experts", "num_local_experts", "moe_num_experts", "n_routed_experts", "num_routed_experts", "n_experts"];
 
-/// Of these, false says something.
+/// Fields of [`ARITHMETIC`] for which false has an effect.
 const MUST: &[&str] = &["is_causal", "do_layer_norm_before"];
 
-/// Fields that change nothing that is computed here: what a model is called and made with, how it was trained, tokens, and
-/// what samples its answers, which generation_config.json says.
+/// Fields without effect on the arithmetic here: names, versions, training, tokens, and sampling, which
+/// generation_config.json decides.
 const HARMLESS: &[&str] = &[
     // Names.
     "architectures",
@@ -266,10 +266,10 @@ const HARMLESS: &[&str] = &[
     "typical_p",
 ];
 
-/// Fields of `rope_scaling` that change nothing where they are not asked for: notes of how it was trained.
+/// Fields of `rope_scaling` without effect if they are not read: notes about training.
 const ROTARY_HARMLESS: &[&str] = &["finetuned", "original_max_position_embeddings", "rope_type", "type"];
 
-/// Why it is a mixture of experts, if its configuration says so.
+/// The error for a mixture of experts, if the configuration is of one.
 pub(super) fn mixture(config: &Config, kind: &str) -> Option<CheckpointError> {
     let found = EXPERTS.iter().find_map(|field| {
         let value = config.get(field).filter(|value| !says_nothing(value))?;
@@ -288,7 +288,8 @@ pub(super) fn mixture(config: &Config, kind: &str) -> Option<CheckpointError> {
     })
 }
 
-/// Fails at a field that would change what is computed; otherwise names the fields that nobody knows.
+/// Fails at a field that would change the arithmetic; otherwise returns a message that names unknown fields, if there
+/// are any.
 pub(super) fn check(config: &Config, family: &str) -> Result<Option<String>, CheckpointError> {
     let mut unknown = Vec::new();
     for (field, value) in config.unread() {
@@ -315,10 +316,10 @@ pub(super) fn check(config: &Config, family: &str) -> Result<Option<String>, Che
     Ok((!unknown.is_empty()).then_some(note))
 }
 
-/// Fields a note names.
+/// Most fields that a message names.
 const NAMED: usize = 8;
 
-/// The same of rotary parameters, where every field counts.
+/// Fails at an unread field of rotary parameters, all of which change the arithmetic.
 pub(super) fn rotary(scaling: &Config) -> Result<(), CheckpointError> {
     let is_unread = |(field, value): &(&str, &Value)| !says_nothing(value) && !ROTARY_HARMLESS.contains(field);
     match scaling.unread().into_iter().find(is_unread) {
@@ -345,7 +346,7 @@ fn is_neutral(field: &str, value: &Value, neutral: &str) -> bool {
     *value == neutral || value.as_f64().is_some_and(|value| neutral.as_f64() == Some(value))
 }
 
-/// A value as a line can hold it.
+/// A value, shortened for messages.
 fn shortened(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(60) {

@@ -3,8 +3,8 @@
 //! Only primitives of opset 17, so that every TensorRT from 8.5 on, onnxruntime and the CPU reference run the same
 //! graph. A layer holds no weights: they are inputs, matrices as `[inputs, outputs]`, and one graph serves all layers.
 //!
-//! Attention never copies the cache: scores against the cache and against the chunk's own keys are made apart, joined
-//! for the softmax, and parted again. Query heads that share a key head are rows of one product.
+//! Attention never copies the cache: scores against the cache and against the chunk's own keys are computed separately,
+//! joined for the softmax, and split again. Query heads that share a key head are rows of one product.
 
 mod attention;
 
@@ -19,11 +19,11 @@ use crate::tensor::DType;
 /// The static shape of a layer graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub struct LayerShape {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// New positions of each.
+    /// New positions of each sequence.
     pub chunk: usize,
-    /// Cached positions of each; 0 leaves the cache's inputs out.
+    /// Cached positions of each sequence; 0 omits the cache's inputs.
     pub cache: usize,
 }
 
@@ -51,24 +51,25 @@ impl LayerTypes {
 
 pub(super) const OPSET: i64 = 17;
 
-/// Added to the scores of positions that must not be seen. float16 holds it, and exp of it is 0.
+/// Added to the scores of masked positions. float16 can represent it, and exp of it is 0.
 pub const MASKED: f32 = -30_000.0;
 
-/// Graph inputs, in order: hidden `[batch, chunk, hidden]`, cos and sin `[batch, 1, chunk, rotary]`, mask [batch, 1,
-/// group · chunk, cache + chunk], past_key and past_value `[batch, kv_heads, cache, head_dim]` (with a cache), then the
-/// layer's weights. Outputs: hidden_out as hidden, key and value `[batch, kv_heads, chunk, head_dim]`.
+/// The graph of a decoder layer. Inputs, in order: hidden `[batch, chunk, hidden]`, cos and sin
+/// `[batch, 1, chunk, rotary]`, mask `[batch, 1, group · chunk, cache + chunk]`, with a cache past_key and past_value
+/// `[batch, kv_heads, cache, head_dim]`, then the layer's weights. Outputs: hidden_out like hidden, key and value
+/// `[batch, kv_heads, chunk, head_dim]`.
 ///
-/// Row (g, t) of the mask is query t of any head g of a group.
+/// Row (g, t) of the mask belongs to query t of head g in any group of heads.
 pub fn layer_graph(model: &Transformer, shape: LayerShape, types: LayerTypes) -> Result<Model, OnnxError> {
     graph_of(model, shape, types, false)
 }
 
-/// The same in float32 with four more outputs, `[batch, chunk, inputs]`: what each matrix reads.
+/// The graph of a decoder layer in float32, with four more outputs `[batch, chunk, inputs]`: the inputs of each matrix.
 pub fn observed_layer_graph(model: &Transformer, shape: LayerShape, kv_cache: KvCache) -> Result<Model, OnnxError> {
     graph_of(model, shape, LayerTypes { dtype: DType::Float32, kv_cache }, true)
 }
 
-/// What the observed outputs are called.
+/// Names of the outputs that [`observed_layer_graph`] adds.
 const READ: [&str; 4] = ["attention_input", "output_input", "mlp_input", "down_input"];
 
 fn graph_of(model: &Transformer, shape: LayerShape, types: LayerTypes, observed: bool) -> Result<Model, OnnxError> {
@@ -110,8 +111,8 @@ fn graph_of(model: &Transformer, shape: LayerShape, types: LayerTypes, observed:
     graph.finish(Path::new("layer.onnx"))
 }
 
-/// The end of the model. Inputs: hidden `[rows, hidden]`, norm `[hidden]`, output `[hidden, vocabulary]`. Output: logits
-/// `[rows, vocabulary]` in float32.
+/// The graph of the model's end: last norm and output matrix. Inputs: hidden `[rows, hidden]`, norm `[hidden]`, output
+/// `[hidden, vocabulary]`. Output: logits `[rows, vocabulary]` in float32.
 pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Model, OnnxError> {
     let mut graph = GraphBuilder::new(&format!("{}-head-r{rows}", model.family), OPSET);
     let (hidden, vocabulary) = (model.hidden_size, model.vocab_size);
@@ -126,24 +127,24 @@ pub fn head_graph(model: &Transformer, rows: usize, dtype: DType) -> Result<Mode
     graph.finish(Path::new("head.onnx"))
 }
 
-/// Earlier positions.
+/// Keys and values of earlier positions.
 #[derive(Clone, Copy)]
 pub(super) enum Past<'a> {
     None,
-    /// `length` positions, not joined with the new ones.
+    /// `length` positions, which are not joined with the new ones.
     Apart {
         key: &'a str,
         value: &'a str,
         length: usize,
     },
-    /// Any number; key and value come out joined.
+    /// Any number of positions; key and value outputs are joined with them.
     Joined {
         key: &'a str,
         value: &'a str,
     },
 }
 
-/// What a layer reads besides its input and weights, and what its outputs are called.
+/// Inputs of a layer besides hidden states and weights, and names of its outputs.
 pub(super) struct LayerContext<'a> {
     pub(super) cos: &'a str,
     pub(super) sin: &'a str,
@@ -153,16 +154,16 @@ pub(super) struct LayerContext<'a> {
     pub(super) value: &'a str,
 }
 
-/// Names of a role's tensors: matrices `[inputs, outputs]`, one or several side by side.
+/// Returns the names of a role's tensors: matrices `[inputs, outputs]`, one or several side by side.
 pub(super) type Weights<'a> = dyn FnMut(&mut GraphBuilder, Role) -> Vec<String> + 'a;
 
-/// Emits parts of a transformer; shapes are static or dynamic as the inputs have them.
+/// Emits parts of a transformer; shapes are static or dynamic like the inputs'.
 pub(super) struct LayerEmitter<'a> {
     pub(super) graph: GraphBuilder,
     pub(super) model: &'a Transformer,
     dtype: DType,
     kv_cache: KvCache,
-    /// What the layers' matrices read, in order.
+    /// Names of the inputs of the layers' matrices, in order.
     read: Vec<String>,
 }
 
@@ -182,20 +183,20 @@ impl LayerEmitter<'_> {
         self.node("Cast", &[x], &[("to", crate::onnx::type_number(dtype).into())])
     }
 
-    /// A scalar of the computing type.
+    /// A scalar in the arithmetic's type.
     fn constant(&mut self, value: f32) -> String {
         let scalar = self.graph.scalar(value);
         if self.dtype == DType::Float32 { scalar } else { self.cast(&scalar, self.dtype) }
     }
 
-    /// a · b, summed in float32. TensorRT sums float16 products in float16 unless the product is cast about: it runs the
-    /// casts, the product and the cast back as one kernel on float16 operands.
+    /// a · b, summed in float32. TensorRT sums float16 products in float16, unless the product is between casts: it
+    /// fuses the casts to float32, the product and the cast back into one kernel with float16 operands.
     fn product(&mut self, a: &str, b: &str) -> String {
         let wide = self.wide_product(a, b);
         if self.dtype == DType::Float32 { wide } else { self.cast(&wide, self.dtype) }
     }
 
-    /// As [`LayerEmitter::product`], left in float32.
+    /// a · b, summed in float32, with the result left in float32.
     fn wide_product(&mut self, a: &str, b: &str) -> String {
         if self.dtype == DType::Float32 {
             return self.node("MatMul", &[a, b], &[]);
@@ -228,7 +229,7 @@ impl LayerEmitter<'_> {
         if self.dtype == DType::Float32 { scaled } else { self.cast(&scaled, self.dtype) }
     }
 
-    /// x · weight (+ bias), parted into `sizes`.
+    /// x · weight (+ bias), split into `sizes`.
     fn linear(&mut self, x: &str, roles: (Role, Option<Role>), sizes: &[usize], weights: &mut Weights) -> Vec<String> {
         let matrices = weights(&mut self.graph, roles.0);
         let biases = roles.1.map(|role| weights(&mut self.graph, role)).unwrap_or_default();
@@ -308,7 +309,7 @@ impl LayerEmitter<'_> {
         }
     }
 
-    /// Logits in float32 of hidden states [.., hidden].
+    /// Logits in float32 from hidden states `[.., hidden]`.
     pub(super) fn head(&mut self, hidden: &str, norm: &str, output: &str) -> String {
         let x = self.norm(hidden, norm);
         let logits = self.wide_product(&x, output);

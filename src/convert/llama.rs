@@ -1,4 +1,4 @@
-//! Llama 2 and 3 and what kept their form: SmolLM2, TinyLlama, Vicuna, Yi, DeepSeek's distillations.
+//! Llama 2 and 3, and models with the same architecture: SmolLM2, TinyLlama, Vicuna, Yi, DeepSeek's distillations.
 
 use serde_json::Value;
 

@@ -1,7 +1,7 @@
-//! From a checkpoint's configuration to a [`Transformer`], and from that to ONNX graphs.
+//! Converts a checkpoint's configuration to a [`Transformer`], and that to ONNX graphs.
 //!
-//! One file per family says what its config.json means; `layer.rs` emits the graph of a decoder layer and of the head,
-//! `whole.rs` the whole model for inspection. Adding a family: CONTRIBUTING.md.
+//! One file per family interprets its config.json; `layer.rs` emits the graphs of a decoder layer and of the head,
+//! `whole.rs` the full model for inspection. How to add a family: CONTRIBUTING.md.
 
 mod config;
 mod family;
@@ -35,9 +35,9 @@ use layer::OPSET;
 pub use layer::{LayerShape, LayerTypes, MASKED, head_graph, layer_graph, observed_layer_graph};
 pub use rope::Rope;
 pub use weights::{Part, Role, Weight};
-pub use whole::{Whole, whole_model};
+pub use whole::{FullGraph, export_full_graph};
 
-/// Gated unit's activation.
+/// Activation of the gated unit (MLP).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Activation {
@@ -46,16 +46,16 @@ pub enum Activation {
     Gelu,
 }
 
-/// What differs from layer to layer: all of them run the same graph.
+/// Properties that differ between layers, which otherwise run the same graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerKind {
-    /// A query sees this many positions, itself included; `None` sees all.
+    /// Number of positions that a query sees, itself included; `None` for all.
     pub window: Option<usize>,
     /// Index into [`Transformer::ropes`].
     pub rope: usize,
 }
 
-/// Everything about a decoder-only transformer that is not a weight.
+/// Architecture of a decoder-only transformer: everything but the weights.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs)]
 pub struct Transformer {
@@ -66,44 +66,44 @@ pub struct Transformer {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// One per layer.
+    /// One entry per layer.
     pub layers: Vec<LayerKind>,
     pub ropes: Vec<Rope>,
     pub norm_eps: f32,
-    /// Added to every norm's weight: 1 for Gemma.
+    /// Added to every norm's weight; 1 for Gemma.
     pub norm_offset: f32,
     pub activation: Activation,
-    /// Multiplies the scores.
+    /// Factor of the attention scores.
     pub attention_scale: f32,
-    /// Scores become cap · tanh(score / cap).
+    /// Soft cap of the attention scores: cap · tanh(score / cap).
     pub attention_softcap: Option<f32>,
-    /// The same for logits.
+    /// Soft cap of the logits: cap · tanh(logit / cap).
     pub logit_softcap: Option<f32>,
-    /// Multiplies the embeddings: sqrt(hidden) for Gemma.
+    /// Factor of the embeddings; sqrt(hidden) for Gemma.
     pub embedding_scale: f32,
-    /// RMSNorm over each head's query and key.
+    /// Whether each head's query and key are normed by RMSNorm.
     pub qk_norm: bool,
     pub qkv_bias: bool,
     pub output_bias: bool,
     pub mlp_bias: bool,
-    /// Norms after attention and MLP too, before their sums (Gemma).
+    /// Whether there are norms also after attention and MLP, before they are added (Gemma).
     pub post_norms: bool,
-    /// q, k and v are one tensor, gate and up too (Phi-3).
+    /// Whether q, k and v are one tensor, and gate and up another (Phi-3).
     pub fused: bool,
-    /// The embedding is the output matrix too.
+    /// Whether the output matrix is the embedding.
     pub tied: bool,
     pub max_position: usize,
-    /// Before "layers.0.…" in tensor names; see [`Transformer::locate`].
+    /// Prefix of "layers.0.…" in tensor names; see [`Transformer::locate`].
     pub prefix: String,
-    /// The output matrix's name, when it is not the embedding.
+    /// Name of the output matrix, if it is not the embedding.
     pub output: String,
-    /// What whoever builds it should hear of what the files say.
+    /// Messages about the files for whoever builds the model.
     pub notes: Vec<String>,
 }
 
 type Describe = fn(&Config<'_>, usize) -> Result<Transformer, CheckpointError>;
 
-/// The families: `model_type`, models that have it, and who reads them.
+/// The families: `model_type`, models of that type, and the function that reads their configuration.
 const FAMILIES: &[(&str, &str, Describe)] = &[
     ("llama", "Llama 2, 3, 3.1 and 3.2, SmolLM2, Bielik v3", llama::describe),
     ("mistral", "Mistral 7B, Bielik v0.1 and v2", mistral::describe),
@@ -115,13 +115,12 @@ const FAMILIES: &[(&str, &str, Describe)] = &[
     ("phi3", "Phi-3, Phi-3.5, Phi-4 and Phi-4 mini", phi3::describe),
 ];
 
-/// The families that are read: `model_type` and models that have it.
+/// The supported families: `model_type`, and models of that type.
 pub fn families() -> Vec<(&'static str, &'static str)> {
     FAMILIES.iter().map(|(kind, models, _)| (*kind, *models)).collect()
 }
 
-/// What `transformers` takes where a file leaves a field out (`configuration_*.py`), as far as it differs from what all
-/// families share.
+/// `transformers`' defaults (`configuration_*.py`), as far as they differ from those that all families share.
 fn defaults(kind: &str) -> Value {
     match kind {
         "mistral" => json!({ "num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131_072 }),
@@ -142,7 +141,7 @@ fn defaults(kind: &str) -> Value {
     }
 }
 
-/// Reads a configuration; `length` is the longest sequence the model will be used for, in tokens.
+/// Reads a configuration. `length` is the longest sequence in tokens that the model will be used for.
 pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transformer, CheckpointError> {
     let outer = Config::new(path, config);
     let names = || FAMILIES.iter().map(|(name, ..)| *name).collect::<Vec<_>>().join(", ");
@@ -182,7 +181,7 @@ pub fn describe(path: &Path, config: &Value, length: usize) -> Result<Transforme
     Ok(transformer)
 }
 
-/// Checks what the configuration says of how it is quantised; what is worth a line.
+/// Checks the configuration's quantisation; returns messages for the user.
 fn quantization(config: &Config, text: Option<&Config>) -> Result<Vec<String>, CheckpointError> {
     let field = "quantization_config";
     let Some(quantization) = config.within(field) else {
@@ -202,12 +201,12 @@ fn quantization(config: &Config, text: Option<&Config>) -> Result<Vec<String>, C
 }
 
 impl Transformer {
-    /// Query heads that share a key head.
+    /// Number of query heads that share a key head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 
-    /// Bytes of key and value of one position, over all layers.
+    /// Bytes of key and value of one position in all layers.
     pub fn kv_bytes(&self, types: LayerTypes) -> usize {
         let row = match types.kv_cache {
             KvCache::Auto => self.head_dim * types.dtype.size(),
@@ -217,7 +216,7 @@ impl Transformer {
         2 * self.layers.len() * self.kv_heads * row
     }
 
-    /// Elements of all weights, the embedding counted once if tied.
+    /// Number of parameters, the embedding counted once if tied.
     pub fn parameters(&self) -> usize {
         // What no machine holds must not come out small: `check` asks before anyone believes the sizes.
         let weights = self.layer_weights(0);

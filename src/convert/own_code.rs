@@ -1,6 +1,6 @@
-//! Code that a repository brings along (`auto_map` of config.json). `transformers` runs it with `trust_remote_code`; without, it
-//! takes its built-in class where it has one of that `model_type` (`dynamic_module_utils.py`, `resolve_trust_remote_code`).
-//! Nothing of it is run here, so it is said, and refused where its name is no longer the built-in class's.
+//! Code in a repository (`auto_map` in config.json). `transformers` runs it with `trust_remote_code`; without, it uses
+//! its built-in class for the `model_type`, if there is one (`dynamic_module_utils.py`, `resolve_trust_remote_code`).
+//! It is never run here, which is reported, and refused if its class has another name than the built-in one.
 
 use serde_json::Value;
 
@@ -8,8 +8,8 @@ use super::config::Config;
 use crate::checkpoint::CheckpointError;
 use crate::log::printable;
 
-/// The built-in classes that answer, by `model_type` (`modeling_auto.py`, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES); Gemma 3's text
-/// side is one of its own.
+/// The built-in classes by `model_type` (`modeling_auto.py`, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES); Gemma 3's text model
+/// has one of its own.
 const CLASSES: &[(&str, &[&str])] = &[
     ("llama", &["LlamaForCausalLM"]),
     ("mistral", &["MistralForCausalLM"]),
@@ -21,13 +21,14 @@ const CLASSES: &[(&str, &[&str])] = &[
     ("phi3", &["Phi3ForCausalLM"]),
 ];
 
-/// Who answers.
+/// Key of the class that generates text.
 const ANSWERS: &str = "AutoModelForCausalLM";
-/// Entries that a note names, and characters of each.
+/// Most entries that a message names.
 const NAMED: usize = 4;
+/// Most characters of an entry in a message.
 const SHOWN: usize = 120;
 
-/// Fails where a class of another name would answer; otherwise what is worth a line.
+/// Fails if a class of another name would be used; otherwise returns a message, if there is such code.
 pub(super) fn check(config: &Config, kind: &str) -> Result<Option<String>, CheckpointError> {
     let Some(map) = config.within("auto_map") else { return Ok(None) };
     let shown = |name: &str, value: &Value| {

@@ -1,4 +1,4 @@
-//! Phi-3 and Phi-4 mini: q, k and v in one tensor, gate and up in another; long contexts by LongRoPE.
+//! Phi-3 and Phi-4 mini: q, k and v in one tensor, gate and up in another; LongRoPE for long contexts.
 
 use super::config::Config;
 use super::{Transformer, family};

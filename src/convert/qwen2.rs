@@ -1,4 +1,4 @@
-//! Qwen2 and Qwen2.5: Llama with biases on q, k and v; some sizes can slide their upper layers.
+//! Qwen2 and Qwen2.5: Llama with biases on q, k and v; some sizes have sliding windows in their upper layers.
 
 use super::config::Config;
 use super::{Transformer, family};
@@ -13,7 +13,8 @@ pub(super) fn describe(config: &Config, length: usize) -> Result<Transformer, Ch
     Ok(transformer)
 }
 
-/// Layers from `max_window_layers` on slide, if `use_sliding_window` says so; most files carry a window unused.
+/// Sets the sliding window of layers from `max_window_layers` on, if `use_sliding_window` is true; most files have an
+/// unused window.
 pub(super) fn windows(config: &Config, transformer: &mut Transformer) -> Result<(), CheckpointError> {
     let used = config.flag("use_sliding_window");
     let first = config.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28);

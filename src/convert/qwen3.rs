@@ -1,4 +1,4 @@
-//! Qwen3, dense: Qwen2 without biases, with a norm over each head's query and key.
+//! Qwen3 (dense): Qwen2 without biases, with a norm over each head's query and key.
 
 use super::config::Config;
 use super::{Transformer, family, qwen2};

@@ -1,27 +1,27 @@
-//! Rotary position embeddings (Su et al. 2021) and the ways to stretch them: the frequencies and the factor on cosine
-//! and sine. Angles are float32 products, as `transformers` computes them, so that long positions round alike.
+//! Rotary position embeddings (Su et al. 2021) and their scaling for longer contexts: frequencies, and a factor of
+//! cosine and sine. Angles are float32 products as in `transformers`, so that large positions are rounded alike.
 
 use std::f64::consts::PI;
 
 use super::config::Config;
 use crate::checkpoint::CheckpointError;
 
-/// Frequencies of one kind of layer.
+/// Rotary frequencies of one kind of layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
-    /// Radians per position, one per pair: rotary dimension / 2 of them.
+    /// Radians per position, one for each pair of rotary dimensions.
     pub frequencies: Vec<f32>,
-    /// Multiplies cosine and sine.
+    /// Factor of cosine and sine.
     pub factor: f32,
 }
 
 impl Rope {
-    /// Dimensions of a head that are rotated.
+    /// Number of rotated dimensions of a head.
     pub fn dimension(&self) -> usize {
         2 * self.frequencies.len()
     }
 
-    /// Cosines and sines of several positions, `[positions, dimension()]` each.
+    /// Cosines and sines of a range of positions, `[positions, dimension()]` each.
     pub fn tables(&self, positions: std::ops::Range<usize>) -> (Vec<f32>, Vec<f32>) {
         let d = self.dimension();
         let (mut cos, mut sin) = (vec![0.0; positions.len() * d], vec![0.0; positions.len() * d]);
@@ -31,7 +31,8 @@ impl Rope {
         (cos, sin)
     }
 
-    /// Writes cosine and sine of `position`, each twice (pairs are i and i + d/2). `cos` and `sin` have `dimension()`.
+    /// Writes cosine and sine of `position`, each value twice (pairs are i and i + d/2). `cos` and `sin` have length
+    /// `dimension()`.
     fn table(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
         let half = self.frequencies.len();
         for (index, frequency) in self.frequencies.iter().enumerate() {
@@ -44,13 +45,13 @@ impl Rope {
     }
 }
 
-/// What decides the frequencies besides the scaling's own fields.
+/// Parameters of the frequencies besides the scaling's own fields.
 pub(super) struct Base {
     pub(super) theta: f64,
     pub(super) dimension: usize,
-    /// `max_position_embeddings`.
+    /// Longest sequence of the model, `max_position_embeddings`.
     pub(super) max_position: usize,
-    /// Longest sequence this model will be used for, in tokens.
+    /// Longest sequence in tokens that the model will be used for.
     pub(super) length: usize,
 }
 
@@ -60,8 +61,7 @@ fn plain(theta: f64, dimension: usize) -> Vec<f64> {
     (0..dimension / 2).map(|index| f64::from(1.0 / (theta as f32).powf(exponent(index)))).collect()
 }
 
-/// Which way of stretching it is. Phi-3's first configurations say "su" or "yarn" of what is LongRoPE
-/// (`configuration_phi3.py`).
+/// Kind of the scaling. Phi-3's first configurations call LongRoPE "su" or "yarn" (`configuration_phi3.py`).
 pub(super) fn kind_of<'a>(scaling: &Config<'a>) -> &'a str {
     let (kind, old) = (scaling.text("rope_type"), scaling.text("type"));
     match kind.or(old).unwrap_or("default") {
@@ -71,7 +71,7 @@ pub(super) fn kind_of<'a>(scaling: &Config<'a>) -> &'a str {
     }
 }
 
-/// The length before scaling: what stands beside the scaling goes before what stands in it, as in transformers 5
+/// The length before scaling: a field beside the scaling takes precedence over one in it, as in transformers 5
 /// (`modeling_rope_utils.py`, `standardize_rope_params`).
 pub(super) fn original_length(config: &Config, scaling: &Config) -> Result<Option<usize>, CheckpointError> {
     let field = "original_max_position_embeddings";
@@ -79,7 +79,7 @@ pub(super) fn original_length(config: &Config, scaling: &Config) -> Result<Optio
     Ok(config.optional_size(field)?.or(within))
 }
 
-/// `scaling` is `rope_scaling` or `rope_parameters`; `outer` the configuration around it.
+/// Computes the frequencies. `scaling` is `rope_scaling` or `rope_parameters`, and `outer` the configuration around it.
 pub(super) fn rope(outer: &Config, scaling: Option<Config>, base: &Base) -> Result<Rope, CheckpointError> {
     let frequencies = plain(base.theta, base.dimension);
     let kind = scaling.as_ref().map_or("default", kind_of);
@@ -133,7 +133,8 @@ fn factors(scaling: &Config, field: &str, count: usize) -> Result<Vec<f64>, Chec
     factors.ok_or_else(|| scaling.error(format!("`{field}` must have {count} numbers above 0")))
 }
 
-/// Llama 3.1's: low frequencies are divided, high ones kept, those between blended (`modeling_rope_utils.py`).
+/// Llama 3.1's scaling: low frequencies are divided, high ones kept, those between interpolated
+/// (`modeling_rope_utils.py`).
 fn llama3(scaling: &Config, frequencies: &[f64], original: usize) -> Result<Rope, CheckpointError> {
     let (factor, low, high) =
         (scaling.positive("factor")?, scaling.positive("low_freq_factor")?, scaling.positive("high_freq_factor")?);

@@ -1,13 +1,13 @@
-//! Nothing of a checkpoint is left unread: a tensor that no layer takes is known to change nothing, or is an error that
-//! names it. Lists are data.
+//! Refuses checkpoints with unsupported tensors: a tensor that no layer reads is known to have no effect, or is an
+//! error that names it.
 
 use std::collections::HashSet;
 
 use super::Transformer;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 
-/// Ends of the names of buffers that are computed, not trained: older versions of `transformers` stored rotary frequencies
-/// (which version 5 passes over by the same name, `modeling_utils.py`) and causal masks.
+/// Suffixes of buffers that are computed, not trained: older versions of `transformers` stored rotary frequencies
+/// (which version 5 ignores by the same name, `modeling_utils.py`) and causal masks.
 const COMPUTED: &[&str] = &[
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
@@ -19,23 +19,23 @@ const COMPUTED: &[&str] = &[
     ".attn_rot_embd.weight",
 ];
 
-/// Beginnings of what is not the language model's: the value head that trl's trainers leave (`modeling_value_head.py`).
+/// Prefixes of tensors outside the language model: the value head that trl's trainers leave (`modeling_value_head.py`).
 const BESIDE: &[&str] = &["v_head."];
 
-/// Gemma 3's picture side, under the names of either version of `transformers` and of Ollama's files.
+/// Prefixes of Gemma 3's vision part, in both versions of `transformers` and in Ollama's files.
 const PICTURES: &[&str] =
     &["vision_tower.", "model.vision_tower.", "multi_modal_projector.", "model.multi_modal_projector.", "v.", "mm."];
 
-/// Scales with which a cache of keys and values could be rounded to 8 bits. They say how it may be stored, not what is
-/// computed: vLLM, for which they are written, reads them with `kv_cache_dtype: fp8` alone (its docs, "Quantized KV Cache").
+/// Suffixes of scales for an 8-bit KV cache. They concern storage, not arithmetic: vLLM, for which they are written,
+/// only reads them with `kv_cache_dtype: fp8` (its docs, "Quantized KV Cache").
 const CACHE: &[&str] =
     &[".k_scale", ".v_scale", ".k_zero_point", ".v_zero_point", ".k_proj.output_scale", ".v_proj.output_scale"];
 
-/// What is said of them.
+/// The message about [`CACHE`] scales.
 pub(super) const CACHE_SCALES: &str =
     "the checkpoint's scales for a cache of keys and values in 8 bits are not used: `kv_cache: int8` makes its own";
 
-/// Fails at the first tensor that would have to be computed with and is not; otherwise what is worth a line.
+/// Fails at the first tensor that should be used and is not; otherwise returns messages for the user.
 pub(super) fn tensors(model: &Transformer, checkpoint: &Checkpoint) -> Result<Vec<String>, CheckpointError> {
     let mut taken: HashSet<String> = model.parts().map(|part| part.tensor).collect();
     // Tied and the same as the embedding.
@@ -72,7 +72,7 @@ pub(super) fn tensors(model: &Transformer, checkpoint: &Checkpoint) -> Result<Ve
         .with_help("take another release of the model, or one whose configuration fits its tensors"))
 }
 
-/// Quantisers (GPTQ-for-LLaMa, early AutoGPTQ) gave every matrix a bias: zeros where the model has none.
+/// Whether a bias has no effect: quantisers (GPTQ-for-LLaMa, early AutoGPTQ) add zeros where the model has no bias.
 fn adds_nothing(checkpoint: &Checkpoint, name: &str, taken: &HashSet<String>) -> bool {
     let Some(stem) = name.strip_suffix(".bias") else { return false };
     if !taken.contains(&format!("{stem}.weight")) {

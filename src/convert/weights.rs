@@ -1,9 +1,9 @@
-//! Which tensors of a checkpoint a layer is made of, and how they become the layer graph's inputs.
+//! Maps the tensors of a checkpoint to the inputs of the layer graph.
 
 use super::{Transformer, unread};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
 
-/// A weight's place in the decoder layer; its name is the layer graph's input.
+/// A weight's role in the decoder layer, which is also the name of the layer graph's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Role {
@@ -44,42 +44,42 @@ impl Role {
         }
     }
 
-    /// RMSNorm weights stay float32 whatever the engine computes in.
+    /// Whether it is the weight of an RMSNorm, which stays float32 whatever the engine computes in.
     pub fn is_norm(self) -> bool {
         use Role::{AttentionNorm, KeyNorm, MlpNorm, PostAttentionNorm, PostMlpNorm, QueryNorm};
         matches!(self, AttentionNorm | QueryNorm | KeyNorm | PostAttentionNorm | MlpNorm | PostMlpNorm)
     }
 
-    /// Matrices multiply, the rest are vectors.
+    /// Whether it is a matrix; otherwise it is a vector.
     pub fn is_matrix(self) -> bool {
         matches!(self, Role::Qkv | Role::Output | Role::GateUp | Role::Down)
     }
 }
 
-/// One tensor of the checkpoint.
+/// A tensor of the checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// Its name.
     pub tensor: String,
-    /// The shape it must have: `[outputs, inputs]` of a matrix.
+    /// Required shape; `[outputs, inputs]` for a matrix.
     pub shape: Vec<usize>,
 }
 
-/// A weight of the layer: one tensor, or several one below the other.
+/// A weight of the layer: one tensor, or several concatenated along the outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Weight {
-    /// Where it goes.
+    /// Role in the layer.
     pub role: Role,
-    /// Outputs of a matrix; 1 for a vector.
+    /// Number of outputs of a matrix; 1 for a vector.
     pub rows: usize,
-    /// Inputs of a matrix; elements of a vector.
+    /// Number of inputs of a matrix; length of a vector.
     pub columns: usize,
-    /// In order of outputs.
+    /// Its tensors, in order of outputs.
     pub parts: Vec<Part>,
 }
 
 impl Transformer {
-    /// How many inputs each of a layer's matrices has, in the order in which they read.
+    /// Number of inputs of each of a layer's matrices, in the order of execution.
     pub fn matrix_inputs(&self) -> Vec<usize> {
         self.layer_weights(0).iter().filter(|weight| weight.role.is_matrix()).map(|weight| weight.columns).collect()
     }
@@ -139,18 +139,18 @@ impl Transformer {
         weights
     }
 
-    /// The embedding: `[vocabulary, hidden]`.
+    /// The embedding, `[vocabulary, hidden]`.
     pub fn embedding(&self) -> Part {
         let tensor = format!("{}embed_tokens.weight", self.prefix);
         Part { tensor, shape: vec![self.vocab_size, self.hidden_size] }
     }
 
-    /// The last norm.
+    /// The last norm, `[hidden]`.
     pub fn final_norm(&self) -> Part {
         Part { tensor: format!("{}norm.weight", self.prefix), shape: vec![self.hidden_size] }
     }
 
-    /// What makes logits of the last hidden state: `[vocabulary, hidden]`.
+    /// The output matrix, from the last hidden state to logits: `[vocabulary, hidden]`.
     pub fn output_matrix(&self) -> Part {
         if self.tied {
             return self.embedding();
@@ -158,15 +158,15 @@ impl Transformer {
         Part { tensor: self.output.clone(), shape: vec![self.vocab_size, self.hidden_size] }
     }
 
-    /// Every tensor it is made of.
+    /// All tensors of the model.
     pub fn parts(&self) -> impl Iterator<Item = Part> {
         let weights = (0..self.layers.len()).flat_map(move |index| self.layer_weights(index));
         let layers = weights.flat_map(|weight| weight.parts);
         [self.embedding(), self.final_norm(), self.output_matrix()].into_iter().chain(layers)
     }
 
-    /// Finds the model's tensors among those of `checkpoint`: multimodal checkpoints keep them below another name.
-    /// Checks that every weight is there in its shape, and that nothing else is there that would have to be computed with.
+    /// Finds the model's tensors in `checkpoint`, where multimodal checkpoints have them under a prefix. Checks that
+    /// every weight is present with its shape, and that no tensor is left that would have to be used.
     pub fn locate(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let ends = |suffix: &str| checkpoint.names().find(|name| name.ends_with(suffix)).map(str::to_owned);
         if let Some(name) = ends("embed_tokens.weight") {
@@ -189,8 +189,8 @@ impl Transformer {
         Ok(())
     }
 
-    /// An output matrix that is there and differs from the embedding counts, whatever the configuration says: so does
-    /// transformers 5 (`modeling_utils.py`, `tie_weights`).
+    /// Uses an output matrix that is present and differs from the embedding, whatever the configuration says, as
+    /// transformers 5 does (`modeling_utils.py`, `tie_weights`).
     fn untie_own_head(&mut self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let embedding = self.embedding();
         // What is missing is said with everything else.
@@ -210,7 +210,7 @@ impl Transformer {
     }
 }
 
-/// Whether two matrices of one shape hold the same values.
+/// Whether two matrices of the same shape have the same values.
 fn is_same(a: &View<'_>, b: &View<'_>) -> bool {
     let is_plain = |view: &View<'_>| view.is_in_order() && !view.is_packed();
     if a.encoding == b.encoding && is_plain(a) && is_plain(b) {

@@ -1,9 +1,9 @@
-//! The whole model as one ONNX file, for inspection and for other runtimes. Its weights are external data that point
-//! into the checkpoint's own files, so no weight byte is copied.
+//! Exports the full model as one ONNX graph, for inspection and other runtimes. Its weights are external data that
+//! refers to the checkpoint's own files, so that no weight is copied.
 //!
-//! Inputs and outputs are named as Optimum names them: input_ids, attention_mask, position_ids,
-//! past_key_values.N.key and .value in; logits, present.N.key and .value out. All but the model's sizes is dynamic. It
-//! computes in float32, whatever the weights are stored in.
+//! Inputs and outputs have Optimum's names: input_ids, attention_mask, position_ids, past_key_values.N.key and .value;
+//! logits, present.N.key and .value. All dimensions but the model's sizes are dynamic. Arithmetic is float32, whatever
+//! the type of the stored weights.
 
 use std::path::Path;
 
@@ -14,21 +14,21 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::onnx::{External, GraphBuilder, Model};
 use crate::tensor::{DType, Tensor};
 
-/// A whole model and the files its weights are in.
-pub struct Whole {
+/// A full model, and the files that contain its weights.
+pub struct FullGraph {
     /// The graph.
     pub model: Model,
-    /// Name within the model, index of the checkpoint's file.
+    /// For each file its name in the graph, and its index in the checkpoint's files.
     pub files: Vec<(String, usize)>,
 }
 
-/// Emits the whole of `transformer`, already located in `checkpoint`. `name` gives the name of a checkpoint file as the
-/// ONNX file will refer to it.
-pub fn whole_model(
+/// Emits the full graph of `transformer`, whose tensors were located in `checkpoint`. `name` returns the name by which
+/// the ONNX file refers to a checkpoint file.
+pub fn export_full_graph(
     transformer: &Transformer,
     checkpoint: &Checkpoint,
     name: impl Fn(usize) -> String,
-) -> Result<Whole, CheckpointError> {
+) -> Result<FullGraph, CheckpointError> {
     let mut graph = GraphBuilder::new(transformer.family, OPSET);
     declare(&mut graph, transformer);
     let mut source = TensorSource { checkpoint, name: &name, offset: transformer.norm_offset, error: None };
@@ -79,9 +79,9 @@ pub fn whole_model(
         return Err(error);
     }
     let model = graph.finish(Path::new("model.onnx"));
-    let model = model.map_err(|error| CheckpointError::new(&checkpoint.config_path, error.to_string()))?;
+    let model = model.map_err(|error| CheckpointError::new(&checkpoint.config_path, error))?;
     let files = (0..checkpoint.files().len()).map(|index| (name(index), index)).collect();
-    Ok(Whole { model, files })
+    Ok(FullGraph { model, files })
 }
 
 fn declare(graph: &mut GraphBuilder, model: &Transformer) {
@@ -98,7 +98,7 @@ fn declare(graph: &mut GraphBuilder, model: &Transformer) {
     }
 }
 
-/// Cosine and sine of position_ids `[batch, chunk]`: `[batch, 1, chunk, rotary]`.
+/// Cosine and sine of position_ids `[batch, chunk]` as `[batch, 1, chunk, rotary]`.
 fn rotary(emitter: &mut LayerEmitter, index: usize) -> (String, String) {
     let rope = &emitter.model.ropes[index];
     let twice: Vec<f32> = rope.frequencies.iter().chain(&rope.frequencies).copied().collect();
@@ -117,8 +117,8 @@ fn rotary(emitter: &mut LayerEmitter, index: usize) -> (String, String) {
     (of("Cos"), of("Sin"))
 }
 
-/// The additive mask `[batch, 1, group · chunk, past + chunk]` of attention_mask `[batch, past + chunk]`: a query sees what
-/// is not after it, not before its window, and not masked.
+/// The additive mask `[batch, 1, group · chunk, past + chunk]` from attention_mask `[batch, past + chunk]`: a query
+/// sees positions up to its own, within its window, that are not masked.
 fn mask(emitter: &mut LayerEmitter, window: Option<usize>) -> String {
     let group = emitter.model.group();
     let graph = &mut emitter.graph;
@@ -157,7 +157,7 @@ fn mask(emitter: &mut LayerEmitter, window: Option<usize>) -> String {
     graph.node("Concat", &vec![mask.as_str(); group], &[("axis", 2.into())])
 }
 
-/// Emits checkpoint tensors as external initializers; remembers the first that cannot be.
+/// Emits checkpoint tensors as external initializers; records the first error.
 struct TensorSource<'a> {
     checkpoint: &'a Checkpoint,
     name: &'a dyn Fn(usize) -> String,
@@ -166,7 +166,7 @@ struct TensorSource<'a> {
 }
 
 impl TensorSource<'_> {
-    /// As stored: `[outputs, inputs]` or `[size]`. Declared once under the tensor's own name.
+    /// A tensor as stored, `[outputs, inputs]` or `[size]`, declared once under its own name.
     fn stored(&mut self, graph: &mut GraphBuilder, part: &Part) -> String {
         if graph.has_initializer(&part.tensor) {
             return part.tensor.clone();
@@ -212,7 +212,7 @@ impl TensorSource<'_> {
         graph.node("Cast", &[&stored], &[("to", crate::onnx::type_number(DType::Float32).into())])
     }
 
-    /// `[inputs, outputs]`.
+    /// A matrix transposed to `[inputs, outputs]`.
     fn matrix(&mut self, graph: &mut GraphBuilder, part: &Part) -> String {
         let wide = self.wide(graph, part);
         graph.node("Transpose", &[&wide], &[("perm", [1, 0].into())])

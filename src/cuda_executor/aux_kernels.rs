@@ -1,5 +1,5 @@
-//! Our own small kernels around TensorRT's engines: layouts, masks, rotary rows, caches. The one file that
-//! launches them, so the one with `unsafe`.
+//! Launches our small kernels around TensorRT's engines: transposition, conversion, masks, rotary rows, caches. The
+//! only file that launches them, and therefore one with `unsafe`.
 #![allow(unsafe_code)]
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::tensor::DType;
 /// Source of the kernels.
 pub(super) const SOURCE: &str = include_str!("aux_kernels.cu");
 
-/// Compiled kernels and the stream they go to.
+/// The compiled kernels, and the stream they run on.
 pub(super) struct AuxKernels {
     stream: Arc<CudaStream>,
     transpose: CudaFunction,
@@ -30,7 +30,7 @@ pub(super) struct AuxKernels {
     spread: CudaFunction,
 }
 
-/// Name of one file that every folder of this version's kernels has.
+/// Name of a file that every folder with this version's precompiled kernels contains.
 pub fn packaged_kernel() -> String {
     code::name(SOURCE, &[])
 }
@@ -47,28 +47,29 @@ fn grid(x: usize, y: usize, z: usize, threads: u32) -> LaunchConfig {
     LaunchConfig { grid_dim: (size(x), size(y), size(z)), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
 }
 
-/// Elements of a type at an address.
+/// Address and element type.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Elements {
     pub(super) address: Address,
     pub(super) dtype: DType,
 }
 
-/// Keys and values of a layer, of one type.
+/// Addresses of a layer's keys and values, and their element type.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct KeysValues {
     pub(super) addresses: [Address; 2],
     pub(super) dtype: DType,
 }
 
-/// Where a layer's cached keys and values are, and their scales, if they have any (else 0).
+/// Addresses of a layer's cached keys and values, and of their scales (0 if there are none).
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LayerAddresses {
     pub(super) rows: [Address; 2],
     pub(super) scales: [Address; 2],
 }
 
-/// Where the device has, for each row of a batch, how many positions are cached, how many are new, and 1 / temperature.
+/// Device addresses of three arrays with an element per row of a batch: cached positions, new positions, 1 /
+/// temperature.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowPositions {
     pub(super) cached: Address,
@@ -76,7 +77,7 @@ pub(super) struct RowPositions {
     pub(super) inverse_temperatures: Address,
 }
 
-/// `[rows, columns]` that become columns `first..` of `[columns, stride]`.
+/// A matrix `[rows, columns]` to transpose into columns `first..` of `[columns, stride]`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Transposition {
     pub(super) rows: usize,
@@ -85,7 +86,7 @@ pub(super) struct Transposition {
     pub(super) first: usize,
 }
 
-/// `to[first..][..count] = from[..count] · scale + offset`
+/// A conversion `to[first..][..count] = from[..count] · scale + offset`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conversion {
     pub(super) count: usize,
@@ -94,7 +95,7 @@ pub(super) struct Conversion {
     pub(super) offset: f32,
 }
 
-/// A mask `[batch, group · chunk, cache + chunk]`.
+/// Shape of a mask, `[batch, group · chunk, cache + chunk]`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MaskShape {
     pub(super) batch: usize,
@@ -103,7 +104,7 @@ pub(super) struct MaskShape {
     pub(super) cache: usize,
 }
 
-/// The next `chunk` rows of a table `[positions, words]` for each sequence of a batch.
+/// The next `chunk` rows of a table `[positions, words]` for each sequence of a batch; a word has 32 bits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RotaryRows {
     pub(super) batch: usize,
@@ -112,18 +113,18 @@ pub(super) struct RotaryRows {
     pub(super) positions: usize,
 }
 
-/// Caches `[batch, heads, capacity, width]`, to which `chunk` positions come.
+/// Shape of caches `[batch, heads, capacity, width]`, to which `chunk` positions are appended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CacheShape {
     pub(super) batch: usize,
     pub(super) heads: usize,
     pub(super) chunk: usize,
     pub(super) capacity: usize,
-    /// Elements of a row, or words of 32 bits.
+    /// Elements of a row, or its 32-bit words.
     pub(super) width: usize,
 }
 
-/// Blocks of `from` rows that become blocks of `to` rows, of so many words of 32 bits.
+/// Blocks of `from` rows to copy into blocks of `to` rows; a row has `words` 32-bit words.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Spread {
     pub(super) blocks: usize,
@@ -149,7 +150,7 @@ impl AuxKernels {
         })
     }
 
-    /// Transposes a matrix beside others; counts values out of range in `bad`.
+    /// Transposes a matrix into columns of another; counts values out of range in `bad`.
     pub(super) fn transpose(&self, from: Elements, to: Elements, shape: Transposition, bad: Address) -> Launched {
         let (from_kind, to_kind) = (kind(from.dtype), kind(to.dtype));
         let Transposition { rows, columns, stride, first } = shape;
@@ -174,7 +175,7 @@ impl AuxKernels {
         unsafe { launch.launch(grid(how.count.div_ceil(256), 1, 1, 256)) }.map(drop).map_err(device_error)
     }
 
-    /// Writes a mask for sequences of which so many positions are `cached`.
+    /// Writes the masks of sequences, whose numbers of cached positions are at `cached`.
     pub(super) fn mask(&self, to: Elements, cached: Address, shape: MaskShape, window: Option<usize>) -> Launched {
         let MaskShape { batch, group, chunk, cache } = shape;
         let config = grid((cache + chunk).div_ceil(256), group * chunk, batch, 256);
@@ -186,7 +187,7 @@ impl AuxKernels {
         unsafe { launch.launch(config) }.map(drop).map_err(device_error)
     }
 
-    /// Copies rows of a rotary table for the next positions of each sequence.
+    /// Copies the rows of a rotary table for each sequence's next positions.
     pub(super) fn rotary(&self, table: Address, to: Address, cached: Address, rows: RotaryRows) -> Launched {
         let (words, last) = (word(rows.words), word(rows.positions - 1));
         let mut launch = self.stream.launch_builder(&self.rotary);
@@ -195,7 +196,7 @@ impl AuxKernels {
         unsafe { launch.launch(grid(rows.chunk, rows.batch, 1, 64)) }.map(drop).map_err(device_error)
     }
 
-    /// Appends new keys and values to caches of the same elements, whose width is in words.
+    /// Appends new keys and values to caches of the same element type, whose width is in words.
     pub(super) fn append(
         &self,
         new: [Address; 2],
@@ -213,7 +214,7 @@ impl AuxKernels {
         unsafe { launch.launch(config) }.map(drop).map_err(device_error)
     }
 
-    /// Appends new keys and values to caches in 8 bits and their scales.
+    /// Appends new keys and values to int8 caches and their scales.
     pub(super) fn append8(
         &self,
         new: KeysValues,
@@ -234,7 +235,7 @@ impl AuxKernels {
         unsafe { launch.launch(config) }.map(drop).map_err(device_error)
     }
 
-    /// Widens caches in 8 bits, as far as they are filled, to those the engines read.
+    /// Dequantises the filled part of int8 caches into those that the engines read.
     pub(super) fn widen8(
         &self,
         caches: LayerAddresses,
@@ -252,7 +253,7 @@ impl AuxKernels {
         unsafe { launch.launch(config) }.map(drop).map_err(device_error)
     }
 
-    /// Copies blocks to where they have room for another number of rows.
+    /// Copies blocks of rows into blocks with room for another number of rows.
     pub(super) fn spread(&self, source: Address, target: Address, spread: Spread) -> Launched {
         let (from, to, words) = (word(spread.from), word(spread.to), word(spread.words));
         let mut launch = self.stream.launch_builder(&self.spread);

@@ -1,4 +1,4 @@
-//! Device memory by the byte, and pinned host memory to fill it from.
+//! Device memory by bytes, and pinned host memory to copy from.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -15,16 +15,16 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// Zeroed: for what is read before all of it is written. No engine may meet a NaN in a cache row that is masked but was
-    /// never written.
+    /// Allocates zeroed memory, for buffers that are read before all of it is written. An engine must not read NaN in a
+    /// cache row that is masked but was never written.
     pub(super) fn new(stream: &Arc<CudaStream>, bytes: usize, what: &str) -> Result<Self, BackendError> {
         let buffer = Self::unset(stream, bytes, what)?;
         buffer.clear()?;
         Ok(buffer)
     }
 
-    /// With whatever was there before: for what is written before it is read. The writes are in the stream's order, as all
-    /// work on a buffer is.
+    /// Allocates uninitialised memory, for buffers that are written before they are read. All work on a buffer is in
+    /// the stream's order.
     pub(super) fn unset(stream: &Arc<CudaStream>, bytes: usize, what: &str) -> Result<Self, BackendError> {
         Ok(Self { memory: Allocation::new(stream, bytes.max(4), what)? })
     }
@@ -41,15 +41,17 @@ impl Buffer {
         self.memory.stream()
     }
 
-    /// The address of `bytes` from `first` on; an error where they are not within.
+    /// The address of `bytes` from offset `first`; an error if they are out of bounds.
     fn part(&self, first: usize, bytes: usize) -> Result<Address, BackendError> {
         let end = first.checked_add(bytes).filter(|end| *end <= self.len());
-        end.ok_or_else(|| BackendError::Run(format!("{bytes} bytes from {first} on of a buffer of {}", self.len())))?;
+        end.ok_or_else(|| {
+            BackendError::Run(format!("{bytes} bytes from {first} on of a buffer of {}", self.len()).into())
+        })?;
         self.stream().context().bind_to_thread().map_err(device_error)?;
         Ok(self.address() + first as u64)
     }
 
-    /// Copies from pageable memory; the bytes are taken before this returns.
+    /// Copies from pageable memory; the bytes are read before this returns.
     pub(super) fn upload(&mut self, bytes: &[u8]) -> Result<(), BackendError> {
         if bytes.is_empty() {
             return Ok(());
@@ -64,8 +66,8 @@ impl Buffer {
         self.upload_part(0, pinned, bytes)
     }
 
-    /// The same to `first` and on. The pinned memory must not be written before the copy is done: [`Pinned::write`] waits for
-    /// that, or an event tells.
+    /// Copies from pinned memory to offset `first`, in the stream's order. The pinned memory must not be written before
+    /// the copy is done: [`Pinned::write`] waits for it, or use an event.
     pub(super) fn upload_part(&mut self, first: usize, pinned: &Pinned, bytes: usize) -> Result<(), BackendError> {
         if bytes == 0 {
             return Ok(());
@@ -76,12 +78,12 @@ impl Buffer {
             .map_err(device_error)
     }
 
-    /// Zeroes it, in the stream's order.
+    /// Zeroes the buffer, in the stream's order.
     pub(super) fn clear(&self) -> Result<(), BackendError> {
         self.clear_part(0, self.len())
     }
 
-    /// Zeroes `bytes` from `first` on, in the stream's order.
+    /// Zeroes `bytes` from offset `first`, in the stream's order.
     pub(super) fn clear_part(&self, first: usize, bytes: usize) -> Result<(), BackendError> {
         if bytes == 0 {
             return Ok(());
@@ -91,7 +93,7 @@ impl Buffer {
         unsafe { result::memset_d8_async(place, 0, bytes, self.stream().cu_stream()) }.map_err(device_error)
     }
 
-    /// Waits for the stream and copies `bytes` from `first` on into pinned memory.
+    /// Waits for the stream, and copies `bytes` from offset `first` into pinned memory.
     pub(super) fn download(&self, pinned: &mut Pinned, first: usize, bytes: usize) -> Result<(), BackendError> {
         let target = &mut pinned.slice.as_mut_slice().map_err(device_error)?[..bytes];
         if bytes > 0 {
@@ -120,13 +122,13 @@ impl Pinned {
         self.slice.as_slice().map_err(device_error)
     }
 
-    /// For writing, after what the stream still copies from it.
+    /// The memory for writing, after all copies from it on the stream are done.
     pub(super) fn write(&mut self) -> Result<&mut [u8], BackendError> {
         self.stream.synchronize().map_err(device_error)?;
         self.slice.as_mut_slice().map_err(device_error)
     }
 
-    /// The same where just the copies before `copied` may still read it.
+    /// The memory for writing, after the copies recorded by the event `copied` are done.
     pub(super) fn write_after(&mut self, copied: &CudaEvent) -> Result<&mut [u8], BackendError> {
         copied.synchronize().map_err(device_error)?;
         self.slice.as_mut_slice().map_err(device_error)
@@ -139,7 +141,7 @@ pub(super) fn copy(stream: &CudaStream, from: Address, to: Address, bytes: usize
     unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(device_error)
 }
 
-/// Leaves the order of work to the one stream there is: cudarc's own events would end up in captured graphs.
+/// Disables cudarc's own events, which would be captured into graphs: work is ordered by the only stream.
 pub(super) fn single_stream(stream: &CudaStream) {
     // SAFETY: every buffer of the executor is used on this stream alone, or where events of our own say in which order.
     unsafe { stream.context().disable_event_tracking() };

@@ -1,9 +1,9 @@
-//! Code of our kernels (PTX): from the package, kept since an earlier start, or compiled here by NVRTC.
+//! Provides the PTX of our kernels: from the package, cached since an earlier start, or compiled by NVRTC.
 //!
-//! All of it is for compute capability 8.0, the oldest we serve, and the driver translates it for the GPU there is: what NVRTC
-//! 11.7 to 13.0 make of our sources for 8.7 and 9.0 is the same text but for its `.target`, and what 13.0 makes for 11.0 is
-//! another's work, which nobody has measured (`scripts/nvrtc-matrix.sh`). So the package's code, which costs no compiler and no
-//! time, comes first. A file is called by the SHA-256 of source and options, so that nothing old is ever taken.
+//! All of it is for compute capability 8.0, the oldest supported, and the driver translates it for the GPU: NVRTC 11.7
+//! to 13.0 compile our sources for 8.7 and 9.0 to the same text except for `.target`; what 13.0 compiles for 11.0
+//! differs, and was not measured (`scripts/nvrtc-matrix.sh`). So the package's PTX, which needs no compiler and no
+//! time, is preferred. A file's name is the SHA-256 of source and options, so that an outdated one is never used.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,35 +18,37 @@ use super::nvrtc::{self, Nvrtc};
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
+use crate::diagnostic::Diagnostic;
 
-/// Where packages keep compiled kernels.
+/// Folder of precompiled kernels in packages.
 pub const PACKAGED_KERNELS: &str = "/usr/lib/watus-build/kernels";
-/// Names a folder of compiled kernels instead of the package's.
+/// Environment variable with a folder of precompiled kernels, instead of the package's.
 const FOLDER: &str = "WATUS_KERNELS";
-/// Longest file that is read; the longest there is has 1.1 MB.
+/// Largest file in bytes that is read; the largest that exists has 1.1 MB.
 const LONGEST: u64 = 16 << 20;
 
-/// What every source is compiled with. CUDA 11's compiler speaks C++03 unless told.
+/// Options for every source. CUDA 11's compiler defaults to C++03.
 const OPTIONS: [&str; 2] = ["--std=c++17", "--gpu-architecture=compute_80"];
 
-/// The newest instruction in our sources, cp.async's `L2::128B`, came with PTX 7.4 (PTX ISA, "cp.async"), which is CUDA 11.4's.
+/// PTX version that our sources need: their newest instruction is cp.async's `L2::128B` of PTX 7.4 (PTX ISA,
+/// "cp.async"), which is CUDA 11.4's.
 const NEEDED_PTX: &str = "7.4";
 
 const MEND: &str = "`sudo apt install cuda-nvrtc-XX-Y` for your CUDA (JetPack's nvidia-jetpack has it), or install \
                     watus-build's package, which has them compiled; `watus-build doctor` looks for both";
 
-/// All options, in the order in which they name a file.
+/// All options, in the order that determines a file's name.
 fn complete(options: &[String]) -> Vec<String> {
     OPTIONS.iter().map(|option| (*option).to_owned()).chain(options.iter().cloned()).collect()
 }
 
-/// Name of the file with a source's code.
+/// Name of the file with a source's PTX.
 pub(super) fn name(source: &str, options: &[String]) -> String {
     format!("{}.ptx", sha256(format!("{} {source}", complete(options).join(" ")).as_bytes()))
 }
 
-/// Folders that may have precompiled kernels: the one that `WATUS_KERNELS` names, or those of the package this program
-/// belongs to, wherever it lies.
+/// Folders to search for precompiled kernels: the one that `WATUS_KERNELS` names, or those of the package that this
+/// program belongs to, wherever that is unpacked.
 fn packaged() -> Vec<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()) {
         return vec![folder.into()];
@@ -56,23 +58,23 @@ fn packaged() -> Vec<PathBuf> {
     beside.into_iter().chain([PathBuf::from(PACKAGED_KERNELS)]).collect()
 }
 
-/// The folder of kernels of a package whose program this is.
+/// The kernels' folder of the package that contains `program`.
 fn of_package(program: &Path) -> Option<PathBuf> {
     Some(program.parent()?.parent()?.join("lib/watus-build/kernels"))
 }
 
-/// The folder of precompiled kernels that has a file, if there is one.
+/// The folder of precompiled kernels that contains `file`, if there is one.
 pub(super) fn packaged_with(file: &str) -> Option<PathBuf> {
     packaged().into_iter().find(|folder| folder.join(file).is_file())
 }
 
-/// Names of NVRTC's library, and CUDA's folders that may have it.
+/// Names of NVRTC's library, and CUDA's folders to search.
 pub fn compiler_files(architecture: &str) -> (&'static [&'static str], Vec<String>) {
     (&nvrtc::NAMES, nvrtc::folders(architecture))
 }
 
-/// Tries NVRTC: opens it, lets it compile a kernel of one line and, where there is a GPU, its driver read that. Returns what
-/// it is called, or what is wrong.
+/// Tests NVRTC: opens it, compiles a kernel of one line and, if there is a GPU, loads that. Returns its name and
+/// version, or what is wrong.
 pub fn try_compiler() -> Result<String, String> {
     let nvrtc = Nvrtc::open()?;
     let compiled = nvrtc.compile("extern \"C\" __global__ void nothing() {}", &complete(&[]))?;
@@ -83,7 +85,7 @@ pub fn try_compiler() -> Result<String, String> {
     Ok(nvrtc.to_string())
 }
 
-/// A source's kernels on the device.
+/// Loads a source's kernels on the device.
 pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<Arc<CudaModule>, BackendError> {
     let name = name(source, options);
     let kept = cache_dir().join("kernels").join(&name);
@@ -107,11 +109,14 @@ pub(super) fn load(device: &Device, source: &str, options: &[String]) -> Result<
         .map_err(|error| lacking(format!("the driver refuses what {nvrtc} compiles: {}", text(error))))?;
     match keep(&kept, &code) {
         Ok(()) => tracing::info!("compiled kernels in {seconds:.1} s with {nvrtc}, kept as {}", kept.display()),
-        Err(error) => tracing::warn!(
-            "compiled kernels in {seconds:.1} s with {nvrtc}, at every start: {} cannot be written ({error})\n  hint: set \
-             WATUS_CACHE_DIR to a folder that can",
-            kept.display()
-        ),
+        Err(error) => {
+            let what = format!(
+                "compiled kernels in {seconds:.1} s with {nvrtc}, at every start: {} cannot be written ({error})",
+                kept.display()
+            );
+            let told = Diagnostic::new(what).with_help("set WATUS_CACHE_DIR to a folder that can");
+            tracing::warn!("{told}");
+        }
     }
     Ok(module)
 }
@@ -120,7 +125,7 @@ fn text(error: DriverError) -> String {
     device_error(error).to_string()
 }
 
-/// A file of code, if it is there and is text as the driver takes it.
+/// Reads a file of PTX, if it exists and is text that the driver accepts.
 fn read(path: &Path) -> Option<String> {
     let text = crate::regular_file::read_text(path, LONGEST).ok()?;
     (!text.contains('\0')).then_some(text)
@@ -131,8 +136,8 @@ fn keep(path: &Path, code: &str) -> std::io::Result<()> {
     write_file(path, code.as_bytes()).map(drop)
 }
 
-/// The device's own code. A driver older than the compiler refuses code for the version in its head, which is the compiler's
-/// and not what the code needs.
+/// Loads PTX. A driver older than the compiler refuses the PTX version in the header, which is the compiler's and not
+/// what the code needs.
 fn module(device: &Device, code: &str) -> Result<Arc<CudaModule>, DriverError> {
     match device.context.load_module(Ptx::from_src(code)) {
         Err(DriverError(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION)) => {
@@ -142,7 +147,7 @@ fn module(device: &Device, code: &str) -> Result<Arc<CudaModule>, DriverError> {
     }
 }
 
-/// Code whose head asks for what it needs, not for what its compiler knew.
+/// PTX with the version in its header that the code needs, instead of its compiler's.
 fn as_needed(code: &str) -> String {
     const DIRECTIVE: &str = ".version ";
     let lines = code.lines().map(|line| match line.strip_prefix(DIRECTIVE) {
@@ -158,7 +163,7 @@ mod tests {
     use super::super::{aux_kernels, decode_kernel};
     use super::*;
 
-    /// The compilers that `WATUS_TEST_NVRTC` names (paths with `:` between them), or the one there is.
+    /// The compilers that `WATUS_TEST_NVRTC` names (paths separated by `:`), or the installed one.
     fn compilers() -> Vec<Nvrtc> {
         match std::env::var("WATUS_TEST_NVRTC") {
             Ok(paths) => paths.split(':').map(|path| Nvrtc::open_at(path).unwrap()).collect(),
@@ -166,8 +171,8 @@ mod tests {
         }
     }
 
-    /// Every kernel, by every compiler, without a warning. What is made for other architectures is the same text, so not
-    /// every variant is compiled for each.
+    /// Compiles every kernel with every compiler, without a warning. For other architectures the result is the same
+    /// text, so that not every variant is compiled for each.
     #[test]
     fn kernels_compile_with_every_compiler() {
         let compilers = compilers();

@@ -1,5 +1,5 @@
-//! A decode step on our own kernel: up to eight sequences' next tokens through all layers and the head in one launch. What
-//! each phase reads and writes is fixed when a model is loaded. `decode_kernel/README.md` explains the kernel.
+//! Decode steps with our own kernel: the next tokens of up to eight sequences through all layers and the head in one
+//! launch. The phases' addresses are fixed when a model is loaded. `decode_kernel/README.md` explains the kernel.
 
 pub(super) mod abi;
 mod kernel;
@@ -32,13 +32,13 @@ use self::phases::{Activations, PhaseListBuilder, RowRange, step_phases};
 use self::sm_speed::SmSpeeds;
 use self::top_logits::{LogitRows, TopLogitsFinder};
 
-/// Tiles side by side in a strip of plain weights, for one sequence. Long rows read faster, but more blocks then share a
-/// strip, which costs more the more sequences there are.
+/// Tiles side by side in a strip of plain weights, for one sequence. Longer rows are read faster, but more blocks then
+/// share a strip, whose cost grows with the number of sequences.
 const PLAIN_TILES_ALONE: usize = 4;
-/// The same for several sequences.
+/// Tiles side by side in a strip of plain weights, for several sequences.
 const PLAIN_TILES_TOGETHER: usize = 2;
 
-/// A model's step: what the kernel does, and what lies between its phases.
+/// The decode program of a model: the kernel's phase lists, and the buffers between phases.
 pub(super) struct DecodeProgram {
     kernel: Arc<DecodeKernel>,
     speeds: SmSpeeds,
@@ -49,13 +49,13 @@ pub(super) struct DecodeProgram {
     top_logits: TopLogitsFinder,
 }
 
-/// What the kernel does.
+/// The phase lists that the kernel executes.
 struct StepLists {
     /// All layers and the head for one sequence.
     one: PhaseList,
-    /// The same for up to eight at a time.
+    /// All layers and the head for up to eight sequences, a list for each eight rows.
     many: Vec<PhaseList>,
-    /// The head alone, of eight rows of `DeviceState::last` each.
+    /// The head alone, for eight rows of `DeviceState::last` each.
     heads: Vec<PhaseList>,
 }
 
@@ -88,7 +88,7 @@ impl StepLists {
 }
 
 impl DecodeProgram {
-    /// Puts together the steps of the model in `state`, which holds `slots` sequences.
+    /// Builds the phase lists of the model in `state`, which has `slots` sequences.
     pub(super) fn new(kernel: Arc<DecodeKernel>, state: &DeviceState, slots: usize) -> Result<Self, BackendError> {
         let (model, rows, stream) = (&state.model, slots.min(MAX_ROWS), &state.device.stream);
         let activations = Activations::new(state, rows)?;
@@ -112,13 +112,13 @@ impl DecodeProgram {
         Ok(program)
     }
 
-    /// Bytes between the phases.
+    /// Size of the buffers between phases in bytes.
     pub(super) fn scratch_bytes(&self) -> usize {
         let partials = self.partial_sums.len() + self.attention_partials.len();
         self.lists.bytes() + self.activations.bytes() + partials + self.top_logits.bytes()
     }
 
-    /// Puts a step of `rows` sequences on the stream, the first of which is in `slot`: the hidden states in
+    /// Enqueues a step of `rows` sequences, the first of which is in `slot`: from the hidden states in
     /// `DeviceState::hidden[0]` to logits.
     pub(super) fn enqueue(&self, state: &DeviceState, rows: usize, slot: usize) -> Result<(), BackendError> {
         if rows == 1 {
@@ -131,7 +131,7 @@ impl DecodeProgram {
         Ok(())
     }
 
-    /// The first `rows` of `DeviceState::last` to logits.
+    /// Enqueues the head for the first `rows` of `DeviceState::last`.
     pub(super) fn head(&self, state: &DeviceState, rows: usize) -> Result<(), BackendError> {
         for (part, list) in self.lists.heads.iter().enumerate().take(rows.div_ceil(MAX_ROWS)) {
             let count = (rows - part * MAX_ROWS).min(MAX_ROWS);
@@ -140,24 +140,24 @@ impl DecodeProgram {
         Ok(())
     }
 
-    /// Finds the largest logits of the first `rows` of `DeviceState::logits`.
+    /// Enqueues the search for the largest logits of the first `rows` of `DeviceState::logits`.
     pub(super) fn rank(&self, state: &DeviceState, rows: usize) -> Result<(), BackendError> {
         let inverse_temperatures = state.positions_of_rows().inverse_temperatures;
         let of = LogitRows { logits: state.logits.address(), inverse_temperatures, rows };
         self.top_logits.enqueue(&self.kernel, &state.device.stream, of)
     }
 
-    /// Waits for them.
+    /// Waits for the largest logits of the first `rows`.
     pub(super) fn top_logits(&mut self, rows: usize) -> Result<Vec<TopLogits>, BackendError> {
         self.top_logits.collect(rows)
     }
 
-    /// Puts a list on the stream for some of the rows that were placed, of which the first is in `slot`.
+    /// Enqueues a list for some of the placed rows, of which the first is in `slot`.
     fn launch(&self, state: &DeviceState, list: &PhaseList, rows: RowRange, slot: usize) -> Result<(), BackendError> {
         self.kernel.launch(&state.device.stream, list, self.params(state, rows, slot))
     }
 
-    /// What all lists are launched with.
+    /// The parameters that all lists are launched with.
     fn params(&self, state: &DeviceState, rows: RowRange, slot: usize) -> DecodeParams {
         let model = &state.model;
         let positions = state.positions_of_rows();

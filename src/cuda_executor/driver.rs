@@ -1,11 +1,11 @@
-//! Words that every file here speaks with the CUDA driver: addresses, 32-bit numbers, element types, errors.
+//! Types for calls of the CUDA driver: addresses, 32-bit numbers, element types, errors.
 
 use cudarc::driver::DriverError;
 
 use crate::backend::BackendError;
 use crate::tensor::DType;
 
-/// A device address. Who passes one to a kernel vouches that its memory lives and is large enough.
+/// A device address. Whoever passes one to a kernel guarantees that its memory is live and large enough.
 pub(super) type Address = u64;
 
 /// Number of an element type in the kernels' sources.
@@ -18,10 +18,10 @@ pub(super) const fn kind(dtype: DType) -> u32 {
 }
 
 pub(super) fn device_error(error: DriverError) -> BackendError {
-    BackendError::Run(format!("CUDA: {error}"))
+    BackendError::Run(format!("CUDA: {error}").into())
 }
 
-/// Every count that reaches a kernel was checked against the model's sizes, which fit.
+/// A count as 32-bit number. Every count that reaches a kernel was checked against the model's sizes, which fit.
 pub(super) fn word(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }

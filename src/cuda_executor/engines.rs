@@ -1,4 +1,4 @@
-//! TensorRT's engines of the layers and the head, loaded when first used, all in one scratch memory.
+//! TensorRT's engines of the layers and the head, loaded when first used, with a shared scratch memory.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -14,13 +14,14 @@ use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::{Engine, Family, KernelCache, TensorRt};
 use crate::convert::LayerShape;
+use crate::diagnostic::Diagnostic;
 use crate::executor::{head_name, layer_name};
 use crate::regular_file;
 
-/// Bytes of what was compiled, far more than it takes.
+/// Largest file of compiled kernels in bytes, far more than any needs.
 const COMPILED_LIMIT: u64 = 1 << 30;
 
-/// Engines of one directory.
+/// The engines of a directory.
 pub(super) struct Engines {
     tensorrt: Arc<TensorRt>,
     folder: PathBuf,
@@ -29,27 +30,28 @@ pub(super) struct Engines {
     heads: HashMap<usize, Engine>,
     scratch: Option<Buffer>,
     compiled: RtxKernels,
-    /// Where weights are packed.
+    /// Dequantises packed weights for the engines; `None` without packed weights.
     unpacker: Option<Unpacker>,
 }
 
-/// What TensorRT-RTX compiles when an engine first runs, kept on disk.
+/// The kernels that TensorRT-RTX compiles when an engine first runs, cached on disk.
 struct RtxKernels {
     kernels: KernelCache,
-    /// By the content of an engine, its library and its device; none where engines come compiled.
+    /// Path of the cache file, by the content of an engine, library and device; `None` where engines contain their
+    /// kernels.
     path: Option<PathBuf>,
     /// Bytes on disk.
     kept: usize,
-    /// An engine was loaded since.
+    /// Whether an engine was loaded since the last write.
     grew: bool,
 }
 
-/// Where engines are.
+/// Location of the engines.
 pub(super) struct EngineFolder {
     pub(super) path: PathBuf,
-    /// One of them.
+    /// Shape of one of the engines.
     pub(super) first: LayerShape,
-    /// As they were built.
+    /// Whether they were built with TF32.
     pub(super) tf32: bool,
 }
 
@@ -72,7 +74,7 @@ impl Engines {
         Ok(Self { tensorrt, folder, tf32, layers, heads, scratch: None, compiled, unpacker })
     }
 
-    /// Keeps what was compiled. Whoever cannot keep it compiles it again.
+    /// Writes the compiled kernels to disk. If that fails, the next start compiles them again.
     fn keep_compiled(&mut self) {
         let RtxKernels { kernels, path: Some(path), kept, grew: grew @ true } = &mut self.compiled else { return };
         *grew = false;
@@ -86,13 +88,13 @@ impl Engines {
 
     fn load(&mut self, state: &DeviceState, name: &str) -> Result<Engine, BackendError> {
         let path = self.folder.join(format!("{name}.engine"));
-        let plan =
-            std::fs::read(&path).map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display())))?;
+        let plan = std::fs::read(&path)
+            .map_err(|error| BackendError::Foreign(format!("{}: {error}", path.display()).into()))?;
         let mut engine = self.tensorrt.engine(&plan, self.tf32, &self.compiled.kernels).map_err(|error| {
-            BackendError::Foreign(format!(
-                "{}: {error}\n  hint: engines run on the kind of GPU they were built for; build again here",
-                path.display()
-            ))
+            let what = Diagnostic::new(format!("{}: {error}", path.display()));
+            BackendError::Foreign(
+                what.with_help("engines run on the kind of GPU they were built for; build again here"),
+            )
         })?;
         let wanted = engine.scratch_bytes();
         if self.scratch.as_ref().is_none_or(|scratch| scratch.len() < wanted) {
@@ -111,7 +113,7 @@ impl Engines {
         Ok(engine)
     }
 
-    /// Loads the engines of a shape, so that a captured graph's scratch memory never moves.
+    /// Loads the engines of a shape before a graph is captured, so that the graph's scratch memory never moves.
     pub(super) fn prepare(
         &mut self,
         state: &DeviceState,
@@ -138,10 +140,10 @@ impl Engines {
         Ok(before.is_some() && before != self.scratch.as_ref().map(Buffer::address))
     }
 
-    /// The first `rows` of `DeviceState::last` to logits.
+    /// Enqueues the head for the first `rows` of `DeviceState::last`.
     pub(super) fn head(&mut self, state: &mut DeviceState, rows: usize) -> Result<(), BackendError> {
         let engine = self.heads.get_mut(&rows);
-        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows))))?;
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", head_name(rows)).into()))?;
         let buffers = [("hidden", &state.last), ("norm", &state.weights.norm), ("logits", &state.logits)];
         for (name, buffer) in buffers {
             engine.set_address(name, buffer.address() as usize)?;
@@ -154,8 +156,8 @@ impl Engines {
         self.scratch.as_ref().map_or(0, Buffer::len) + self.unpacker.as_ref().map_or(0, Unpacker::bytes)
     }
 
-    /// One pass over the first `layers`, or over all, put on the stream: the hidden states in `DeviceState::hidden[0]` to those of
-    /// the last.
+    /// Enqueues a pass over the first `layers`, or over all, from the hidden states in `DeviceState::hidden[0]` to
+    /// those of the last.
     pub(super) fn enqueue(
         &mut self,
         state: &mut DeviceState,
@@ -165,7 +167,7 @@ impl Engines {
     ) -> Result<(), BackendError> {
         state.prologue(shape)?;
         let engine = self.layers.get_mut(&shape);
-        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape))))?;
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape)).into()))?;
         let stream = state.device.stream.cu_stream() as usize;
         engine.set_address("key", state.new[0].address() as usize)?;
         engine.set_address("value", state.new[1].address() as usize)?;

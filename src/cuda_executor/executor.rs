@@ -1,5 +1,5 @@
-//! An executor on the GPU: loads a model, cuts prompts into passes through TensorRT's engines, and replays decode steps as CUDA
-//! graphs.
+//! The CUDA executor: loads a model, runs prompts in passes through TensorRT's engines, and replays decode steps as
+//! CUDA graphs.
 
 mod path;
 mod step_logits;
@@ -31,41 +31,42 @@ use crate::spec::Shapes;
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
 use self::step_logits::{DeviceLogits, LaunchedStep};
 
-/// What an executor is made for.
+/// Options of an executor.
 #[derive(Debug, Clone)]
 pub struct GpuOptions {
-    /// Engine shapes in the folder.
+    /// Shapes of the engines in the folder.
     pub shapes: Shapes,
-    /// What the engines compute in, and how keys and values are kept.
+    /// Arithmetic type of the engines, and the storage type of keys and values.
     pub types: LayerTypes,
-    /// As they were built.
+    /// Whether the engines were built with TF32.
     pub tf32: bool,
 }
 
-/// See the module.
+/// Runs a language model on the GPU.
 pub struct GpuExecutor {
     info: BackendInfo,
     options: GpuOptions,
-    /// Captured decode steps. Dropped before what they refer to.
+    /// Captured decode steps. Dropped before the buffers that they refer to.
     graphs: HashMap<StepKey, Graph>,
     engines: Engines,
-    /// Our own kernels, where they can take the model's steps.
+    /// Our decode kernel's program; `None` if the kernel does not support the model.
     program: Option<DecodeProgram>,
     state: DeviceState,
-    /// Positions in each slot, as far as it was told.
+    /// Number of positions in each slot, as last reported.
     used: Vec<usize>,
-    /// The fastest way to decode, by batch.
+    /// The fastest decode path, by batch size.
     paths: HashMap<usize, StepPath>,
-    /// What prompts are cut into; passes of one token are decode steps.
+    /// Sizes of passes and their times; passes of one token are decode steps.
     sizes: Sizes,
-    /// The last steps.
+    /// The launched steps.
     launched: Vec<LaunchedStep>,
-    /// What it has to do without.
+    /// Messages about unavailable optimisations.
     warnings: Vec<String>,
 }
 
 impl GpuExecutor {
-    /// Loads `model`, already located in `checkpoint`, with the engines in `folder`. `progress` hears bytes of weights.
+    /// Loads `model`, whose tensors were located in `checkpoint`, with the engines in `folder`. `progress` is called
+    /// with the bytes of weights so far, and in total.
     pub fn new(
         folder: &Path,
         model: Transformer,
@@ -102,7 +103,7 @@ impl GpuExecutor {
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
-        let first = first.ok_or_else(|| LlmError::Request("the engine directory names no engines".to_owned()))?;
+        let first = first.ok_or_else(|| LlmError::Internal("the engine directory names no engines".into()))?;
         let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
         let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
         let mut executor = Self {
@@ -122,7 +123,7 @@ impl GpuExecutor {
         Ok(executor)
     }
 
-    /// Makes room for `needed` positions in the slots; gives room back when nothing needs it.
+    /// Grows the slots to at least `needed` positions, or shrinks them if no slot needs more.
     fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
         let longest = self.used.iter().copied().max().unwrap_or(0);
         let wanted = self.options.shapes.cache_for(needed.max(longest));
@@ -132,13 +133,13 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// The size of the next pass.
+    /// Size of the next pass.
     fn next(&self, position: usize, remaining: usize) -> usize {
         let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
         self.sizes.next(position, remaining, room)
     }
 
-    /// One pass of `tokens`, padded to `chunk`, through the engines of all layers.
+    /// Runs a pass of `tokens`, padded to `chunk`, through the engines of all layers.
     fn take_in(&mut self, slot: usize, cached: usize, tokens: &[u32], chunk: usize) -> Result<(), LlmError> {
         let count = tokens.len();
         let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
@@ -152,7 +153,7 @@ impl GpuExecutor {
         self.enqueue(EnginePass { shape, slot, layers: usize::MAX }, tokens, row)
     }
 
-    /// Loads engines, unless they are.
+    /// Loads engines, unless they are loaded.
     fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
         if self.engines.prepare(&self.state, layers, rows)? {
             self.graphs.clear(); // the scratch memory they refer to has moved
@@ -160,7 +161,7 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Puts a pass of `tokens` on the stream.
+    /// Enqueues a pass of `tokens`.
     fn enqueue(&mut self, pass: EnginePass, tokens: &[u32], row: BatchRow) -> Result<(), LlmError> {
         let EnginePass { shape, slot, layers } = pass;
         let rows: Vec<usize> = (0..tokens.len()).collect();
@@ -169,7 +170,8 @@ impl GpuExecutor {
         Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
     }
 
-    /// Runs a decode step as a graph, captured when its shape is first met. The logits stay on the device.
+    /// Runs a decode step as a CUDA graph, which is captured when its shape is first used. The logits stay on the
+    /// device.
     fn replay(&mut self, key: StepKey) -> Result<(), BackendError> {
         let StepKey { shape, path, .. } = key;
         let layers = (path == DecodePath::Engines).then_some(shape);
@@ -207,7 +209,7 @@ impl GpuExecutor {
         self.program.as_ref().map_or(Ok(()), |program| program.rank(&self.state, shape.batch))
     }
 
-    /// The first `rows` of `DeviceState::last` to logits.
+    /// Runs the head on the first `rows` of `DeviceState::last`.
     fn head(&mut self, rows: usize) -> Result<(), BackendError> {
         match &self.program {
             Some(program) => program.head(&self.state, rows),
@@ -287,7 +289,7 @@ impl Executor for GpuExecutor {
         for (index, step) in steps.iter().enumerate() {
             check(self, step.slot, step.position, &[step.token])?;
             if steps[..index].iter().any(|other| other.slot == step.slot) {
-                return Err(LlmError::Request(format!("slot {} is in one step twice", step.slot)));
+                return Err(LlmError::Internal(format!("slot {} is in one step twice", step.slot).into()));
             }
         }
         let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);

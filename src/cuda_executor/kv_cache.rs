@@ -1,4 +1,4 @@
-//! Keys and values of all layers and sequences: as they are, or each row in 8 bits with a scale of its own.
+//! The KV cache of all layers and sequences, in the arithmetic's type, or in int8 with a scale per row.
 
 use std::sync::Arc;
 
@@ -12,44 +12,45 @@ use crate::convert::{LayerTypes, Transformer};
 use crate::spec::KvCache;
 use crate::tensor::DType;
 
-/// A layer's keys, or its values.
+/// Keys, or values, of a layer.
 struct KvStore {
-    /// `[slots, kv_heads, capacity, head_dim]`
+    /// The rows, `[slots, kv_heads, capacity, head_dim]`.
     rows: Buffer,
-    /// In 8 bits: what each row's integers are multiplied with, `[slots, kv_heads, capacity]` in float32.
+    /// For int8: the scale of each row, `[slots, kv_heads, capacity]` in float32.
     scales: Option<Buffer>,
 }
 
-/// See the module.
+/// The KV cache on the device.
 pub(super) struct DeviceKvCache {
     stream: Arc<CudaStream>,
-    /// `[layer]`: keys and values.
+    /// Keys and values of each layer.
     layers: Vec<[KvStore; 2]>,
-    /// Positions a slot has room for now; the engines want caches dense.
+    /// Positions that a slot has room for now; the engines need dense caches.
     pub(super) capacity: usize,
-    /// The room after the present pass: each layer is moved when its engine has read it.
+    /// Positions that a slot will have room for after the present pass: each layer is moved after its engine has read
+    /// it.
     pub(super) next_capacity: usize,
-    /// Room for moving a store's rows.
+    /// Buffer for moving rows.
     spare: Buffer,
-    /// Where the engines read a layer that is kept in 8 bits.
+    /// Dequantised keys and values of a layer, for the engines; only for int8.
     wide: Option<[Buffer; 2]>,
-    /// Of what the engines read.
+    /// Type that the engines read.
     dtype: DType,
-    /// Bytes of a row as it is kept.
+    /// Bytes of a stored row.
     row: usize,
     slots: usize,
     heads: usize,
     dim: usize,
 }
 
-/// Positions that each slot has room for: at first, and at most.
+/// Positions that each slot has room for: initially, and at most.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Capacities {
     pub(super) first: usize,
     pub(super) largest: usize,
 }
 
-/// New keys and values of a layer, `chunk` positions for each sequence, and where the device has how many of them count.
+/// New keys and values of a layer, `chunk` positions per sequence, and the device address of the numbers of valid ones.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct NewPositions {
     pub(super) addresses: [Address; 2],
@@ -57,7 +58,7 @@ pub(super) struct NewPositions {
     pub(super) positions: RowPositions,
 }
 
-/// Slots that a pass is about: `batch` of them from `first` on.
+/// A range of slots: `batch` slots from `first`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SlotRange {
     pub(super) first: usize,
@@ -65,7 +66,7 @@ pub(super) struct SlotRange {
 }
 
 impl DeviceKvCache {
-    /// For `slots` sequences of a model.
+    /// Allocates the cache for `slots` sequences of a model.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         model: &Transformer,
@@ -102,7 +103,7 @@ impl DeviceKvCache {
         })
     }
 
-    /// All buffers, and bytes of a position in each.
+    /// All buffers, each with its bytes per position.
     fn parts(&self, layer: usize) -> impl Iterator<Item = (&Buffer, usize)> {
         self.layers[layer].iter().flat_map(|store| {
             [Some((&store.rows, self.row)), store.scales.as_ref().map(|scales| (scales, 4))].into_iter().flatten()
@@ -114,12 +115,12 @@ impl DeviceKvCache {
         (0..self.layers.len()).flat_map(|layer| self.parts(layer)).map(|(part, _)| part.len()).sum()
     }
 
-    /// Bytes needed to work with them.
+    /// Bytes of auxiliary buffers.
     pub(super) fn scratch_bytes(&self) -> usize {
         self.spare.len() + self.wide.iter().flatten().map(Buffer::len).sum::<usize>()
     }
 
-    /// Where a slot's begin, in caches of `capacity`.
+    /// Addresses of a slot's keys and values, in caches of `capacity`.
     pub(super) fn addresses(&self, layer: usize, slot: usize, capacity: usize) -> LayerAddresses {
         let first = slot * self.heads * capacity;
         let stores = self.layers[layer].each_ref();
@@ -140,7 +141,7 @@ impl DeviceKvCache {
         Ok(())
     }
 
-    /// Zeroes all that a slot holds.
+    /// Zeroes a slot.
     pub(super) fn clear_slot(&self, slot: usize) -> Result<(), BackendError> {
         for (part, bytes) in (0..self.layers.len()).flat_map(|layer| self.parts(layer)) {
             let size = self.heads * self.capacity * bytes;
@@ -149,7 +150,7 @@ impl DeviceKvCache {
         Ok(())
     }
 
-    /// Gives every slot of a layer room for `capacity` positions, keeping what is in them.
+    /// Changes the capacity of a layer's slots, and keeps their content.
     fn move_layer(&self, kernels: &AuxKernels, layer: usize, capacity: usize) -> Result<(), BackendError> {
         let blocks = self.slots * self.heads;
         for (part, bytes) in self.parts(layer) {
@@ -160,7 +161,7 @@ impl DeviceKvCache {
         Ok(())
     }
 
-    /// Changes the room of every slot in every layer.
+    /// Changes the capacity of all slots in all layers.
     pub(super) fn resize(&mut self, kernels: &AuxKernels, capacity: usize) -> Result<(), BackendError> {
         for layer in 0..self.layers.len() {
             self.move_layer(kernels, layer, capacity)?;
@@ -169,7 +170,8 @@ impl DeviceKvCache {
         Ok(())
     }
 
-    /// What the engines read of a layer for some slots: keys and values. `cached` are their positions.
+    /// Addresses of the keys and values that the engines read for some slots of a layer. `cached` is the address of
+    /// their numbers of positions.
     pub(super) fn past(
         &self,
         kernels: &AuxKernels,
@@ -217,7 +219,7 @@ mod tests {
     use crate::convert;
     use crate::tensor::SplitMix64;
 
-    /// What is appended is read again, within half a step of 8 bits, wherever it is moved meanwhile.
+    /// Values that are appended are read back, within half a step of int8, wherever they are moved in between.
     #[test]
     fn what_is_appended_is_read() {
         let device = match Device::open() {

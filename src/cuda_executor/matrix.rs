@@ -1,4 +1,4 @@
-//! A weight on the device: a plain matrix or vector, or packed integers.
+//! Weights on the device: plain matrices and vectors, or packed integers.
 
 use super::buffers::Buffer;
 use super::driver::Address;
@@ -8,25 +8,25 @@ use super::packed_tiles::PackedLayout;
 pub(super) enum Matrix {
     /// A matrix `[inputs, outputs]`, or a vector.
     Plain(Buffer),
-    /// Small integers in tiles, as the decode kernel reads them.
+    /// Integers packed in tiles for the decode kernel.
     Packed {
         tiles: Buffer,
-        /// uint32: where in the activations each of its inputs is, if they are permuted (GPTQ's act-order).
+        /// For permuted inputs (GPTQ's act-order): the index in the activations of each input, in uint32.
         order: Option<Buffer>,
         layout: PackedLayout,
     },
 }
 
-/// A packed matrix' addresses.
+/// Addresses of a packed matrix.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct PackedMatrix {
     pub(super) tiles: Address,
-    /// Of the order of its inputs, or 0.
+    /// Address of the order of its inputs, or 0.
     pub(super) input_order: Address,
     pub(super) layout: PackedLayout,
 }
 
-/// A matrix' addresses.
+/// Address of a weight.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum WeightsAt {
     Plain(Address),

@@ -1,10 +1,11 @@
-//! The executor on the GPU, with TensorRT: one engine per shape runs every layer with that layer's weights bound; decode steps are
+//! The CUDA executor: one TensorRT engine per shape runs every layer, with that layer's weights bound; decode steps are
 //! replayed as CUDA graphs.
 //!
-//! `executor.rs` runs prompts and decode steps. `state.rs` is the memory (`kv_cache.rs`, `buffers.rs`), `engines.rs` TensorRT,
-//! `decode_kernel.rs` our own kernel for decode steps and the head, `weights.rs` and `staging.rs` the way in, `aux_kernels.rs` what
-//! neither does, `code.rs` where kernels come from. Which of the two takes decode steps, and what prompts are cut into, is
-//! measured when a model is loaded (`executor/tune.rs`).
+//! `executor.rs` runs prompts and decode steps. `state.rs` has the device memory (`kv_cache.rs`, `buffers.rs`),
+//! `engines.rs` TensorRT's engines, `decode_kernel.rs` our kernel for decode steps and the head, `weights.rs` and
+//! `staging.rs` upload weights, `aux_kernels.rs` has small kernels around the engines, `code.rs` finds or compiles
+//! kernels. `executor/tune.rs` measures, when a model is loaded, which implementation of decode steps is faster, and
+//! how to cut prompts into passes.
 
 mod aux_kernels;
 mod buffers;

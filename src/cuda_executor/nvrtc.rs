@@ -1,7 +1,7 @@
-//! NVRTC, CUDA's runtime compiler: found under the names it has had since CUDA 11.2, opened at run time.
+//! NVRTC, CUDA's runtime compiler, opened at run time under the names it has had since CUDA 11.2.
 //!
-//! cudarc's own loader knows neither `libnvrtc.so.11.2`, the file of CUDA 11.2 to 11.8, nor `libnvrtc.so.13`, and takes no
-//! path; runtime packages have no other name. So the few functions that are needed are called from here.
+//! cudarc's own loader knows neither `libnvrtc.so.11.2`, the library of CUDA 11.2 to 11.8, nor `libnvrtc.so.13`, and
+//! accepts no path; runtime packages have no other name. So the few functions needed are called from here.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -12,11 +12,11 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-/// File names, in the order they are tried: of the development package, which is what an administrator chose; of CUDA 13, 12,
-/// and 11.2 to 11.8, which kept theirs.
+/// Library names in the order they are tried: the development package's, which an administrator chose; then those of
+/// CUDA 13, 12, and 11.2 to 11.8.
 pub(super) const NAMES: [&str; 4] = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2"];
 
-/// CUDA's library folders, where the loader's own path does not lead: JetPack 5 and 6 have the second, 7 (SBSA) the third.
+/// CUDA's library folders outside the loader's search path: JetPack 5 and 6 have the second, 7 (SBSA) the third.
 pub(super) fn folders(architecture: &str) -> Vec<String> {
     let mut folders = vec!["/usr/local/cuda/lib64".to_owned()];
     let targets: &[&str] = if architecture == "aarch64" { &["aarch64-linux", "sbsa-linux"] } else { &["x86_64-linux"] };
@@ -27,7 +27,7 @@ pub(super) fn folders(architecture: &str) -> Vec<String> {
 /// `nvrtcProgram`.
 type ProgramHandle = *mut c_void;
 
-/// What is called, as nvrtc.h declares it; all of it is there since CUDA 7.
+/// The functions used, as declared in nvrtc.h; all exist since CUDA 7.
 struct Functions {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
@@ -45,7 +45,7 @@ struct Functions {
     log: ProgramText,
 }
 
-/// A text of a program: its size with the final zero, and itself.
+/// Functions for a text of a program: its size with the final zero, and its content.
 struct ProgramText {
     size: unsafe extern "C" fn(ProgramHandle, *mut usize) -> c_int,
     get: unsafe extern "C" fn(ProgramHandle, *mut c_char) -> c_int,
@@ -99,14 +99,14 @@ impl Functions {
     }
 }
 
-/// An open NVRTC.
+/// An open NVRTC library.
 pub(super) struct Nvrtc {
     functions: Functions,
-    /// Major and minor.
+    /// Version, major and minor.
     version: (c_int, c_int),
-    /// The name or path it was opened by.
+    /// Name or path that it was opened by.
     path: String,
-    /// The functions are its.
+    /// The libraries that the functions belong to.
     _libraries: Vec<Library>,
 }
 
@@ -116,18 +116,18 @@ impl std::fmt::Display for Nvrtc {
     }
 }
 
-/// What a compilation gave.
+/// Result of a compilation.
 #[derive(Debug)]
 pub(super) struct CompiledSource {
     /// PTX.
     pub(super) code: String,
-    /// Warnings, if there are any.
+    /// Warnings; empty if there are none.
     #[cfg_attr(not(test), allow(dead_code))]
     pub(super) log: String,
 }
 
 impl Nvrtc {
-    /// The first that can be opened; found once.
+    /// Opens the first library that can be opened, once.
     pub(super) fn open() -> Result<&'static Self, String> {
         static FOUND: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
         FOUND.get_or_init(Self::find).as_ref().map_err(Clone::clone)
@@ -159,7 +159,7 @@ impl Nvrtc {
         Err(why.join("; "))
     }
 
-    /// The one with this name or path.
+    /// Opens the library with this name or path.
     pub(super) fn open_at(path: &str) -> Result<Self, String> {
         let fail = |error: &dyn std::fmt::Display| format!("{path}: {error}");
         // SAFETY: the compiler's initialisers may run here as anywhere.
@@ -190,7 +190,7 @@ impl Nvrtc {
         architecture != "compute_110" || self.version >= (13, 0)
     }
 
-    /// Compiles a source to PTX, or says what is wrong with it.
+    /// Compiles a source to PTX; the error has the compiler's log.
     pub(super) fn compile(&self, source: &str, options: &[String]) -> Result<CompiledSource, String> {
         let zero = |_: std::ffi::NulError| format!("{self}: a zero in what is compiled");
         let source = CString::new(source).map_err(zero)?;
@@ -222,7 +222,7 @@ impl Nvrtc {
     }
 }
 
-/// Files of later CUDA versions in a folder, whose names nobody knows yet.
+/// Libraries of later CUDA versions in a folder, whose names are not known yet.
 fn others(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|entry| entry.file_name().into_string().ok());

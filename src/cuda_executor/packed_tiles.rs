@@ -1,5 +1,6 @@
-//! Packed integers laid out for the decode kernel (`decode_kernel/tile_mma.cu`): tiles of 16 outputs and 128 (4 bits) or 64
-//! (8 bits) inputs, in the order in which the lanes of a warp hand them to the tensor cores, each tile with its scales.
+//! Layout of packed integers for the decode kernel (`decode_kernel/tile_mma.cu`): tiles of 16 outputs and 128 (4 bits)
+//! or 64 (8 bits) inputs, in the order in which the lanes of a warp pass them to the tensor cores, each tile with its
+//! scales.
 
 use half::f16;
 use rayon::prelude::*;
@@ -8,12 +9,12 @@ use super::decode_kernel::abi::{GROUP_TERM_BYTES, PACKED_TILE_N, PACKED_TILE_QUA
 use crate::checkpoint::{GroupOffset, Integers};
 use crate::tensor::DType;
 
-/// Bytes of a tile with so many groups.
+/// Bytes of a tile with this number of groups.
 pub(super) fn bytes_of_tile(groups: usize) -> usize {
     PACKED_TILE_QUANT_BYTES + groups * GROUP_TERM_BYTES
 }
 
-/// Inputs and outputs of a matrix.
+/// Number of inputs and outputs of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct MatrixSize {
@@ -21,7 +22,7 @@ pub struct MatrixSize {
     pub outputs: usize,
 }
 
-/// Integers of a matrix: their bits, and how many inputs of an output share a scale.
+/// Bits of integers, and the number of inputs of an output that share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct IntegerFormat {
@@ -29,11 +30,11 @@ pub struct IntegerFormat {
     pub group: usize,
 }
 
-/// How a packed matrix lies on the device.
+/// Layout of a packed matrix on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PackedLayout {
     pub(super) bits: u32,
-    /// Inputs that share scale and offset, within a tile.
+    /// Number of inputs that share scale and offset within a tile.
     pub(super) group: usize,
     pub(super) offset: GroupOffset,
     pub(super) inputs: usize,
@@ -41,7 +42,7 @@ pub(super) struct PackedLayout {
 }
 
 impl PackedLayout {
-    /// Of integers of a format, if there is a layout for such.
+    /// The layout for integers of a format; `None` if there is none.
     pub(super) fn new(format: IntegerFormat, size: MatrixSize) -> Option<Self> {
         let (IntegerFormat { bits, group }, MatrixSize { inputs, outputs }) = (format, size);
         let mut layout = Self { bits, group, offset: GroupOffset::ZeroPoint, inputs, outputs };
@@ -54,7 +55,7 @@ impl PackedLayout {
         (inputs.is_multiple_of(8) && outputs.is_multiple_of(8)).then_some(layout)
     }
 
-    /// Of the parts of one matrix, if they can stay packed together: without reading their integers.
+    /// The layout for the parts of a matrix, if they can stay packed together; their integers are not read.
     pub(super) fn of(parts: &[Integers<'_>], size: MatrixSize) -> Option<Self> {
         let first = parts.first()?;
         let format = |part: &Integers<'_>| IntegerFormat { bits: part.bits, group: part.group };
@@ -63,7 +64,7 @@ impl PackedLayout {
         Some(Self { offset: first.offset, ..layout })
     }
 
-    /// Inputs of a tile.
+    /// Number of inputs of a tile.
     pub(super) fn tile_k(self) -> usize {
         if self.bits == 4 { 128 } else { 64 }
     }
@@ -73,12 +74,12 @@ impl PackedLayout {
         1 << (self.bits - 1)
     }
 
-    /// Tiles along the inputs.
+    /// Number of tiles along the inputs.
     pub(super) fn tiles(self) -> usize {
         self.inputs.div_ceil(self.tile_k())
     }
 
-    /// Groups of a tile.
+    /// Number of groups in a tile.
     fn groups(self) -> usize {
         self.tile_k() / self.group
     }
@@ -88,7 +89,7 @@ impl PackedLayout {
         bytes_of_tile(self.groups())
     }
 
-    /// Strips (tiles along all inputs), an even number: two at a time may be a block's.
+    /// Number of strips (tiles along all inputs), which is even, since a block may take two at a time.
     pub(super) fn strips(self) -> usize {
         self.outputs.div_ceil(2 * PACKED_TILE_N) * 2
     }
@@ -104,25 +105,26 @@ impl PackedLayout {
     }
 }
 
-/// Bytes of a matrix whose parts are packed, if they can stay so on the device (in float16).
+/// Bytes on the device of a matrix whose parts stay packed; `None` if they cannot (then it is float16).
 pub fn packed_bytes(parts: &[Integers<'_>], size: MatrixSize) -> Option<usize> {
     PackedLayout::of(parts, size).map(PackedLayout::bytes)
 }
 
-/// Bytes of a matrix that will be quantised to a format, if it can stay so on the device (in float16).
+/// Bytes on the device of a matrix that will be quantised to a format; `None` if it cannot stay packed (then it is
+/// float16).
 pub fn quantised_bytes(format: IntegerFormat, size: MatrixSize) -> Option<usize> {
     PackedLayout::new(format, size).map(PackedLayout::bytes)
 }
 
-/// A kind of packed tiles, for which the kernel has code of its own.
+/// A kind of packed tiles, for which the kernel has a specialised function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TileKind {
     bits: u32,
-    /// Groups of a tile.
+    /// Number of groups in a tile.
     pub(super) groups: usize,
 }
 
-/// All kinds, in the order of their bits, as packed_matmul.cu has them.
+/// All kinds, in the order of their bits, which is that of packed_matmul.cu.
 const KINDS: [TileKind; 5] = [
     TileKind { bits: 4, groups: 1 },
     TileKind { bits: 4, groups: 2 },
@@ -131,7 +133,7 @@ const KINDS: [TileKind; 5] = [
     TileKind { bits: 8, groups: 2 },
 ];
 
-/// A set of kinds, a bit each.
+/// A set of tile kinds, a bit for each.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct TileKinds(pub(super) u32);
 
@@ -147,13 +149,14 @@ impl TileKinds {
         KINDS.into_iter().enumerate().filter(move |(at, _)| self.0 >> at & 1 == 1).map(|(_, kind)| kind)
     }
 
-    /// Itself, then all, which a package has compiled where it has not just these.
+    /// This set, then the set of all, which packages contain compiled if they do not contain this one.
     pub(super) fn or_all(self) -> impl Iterator<Item = Self> {
         let all = (self != Self::default() && self != Self::ALL).then_some(Self::ALL);
         std::iter::once(self).chain(all)
     }
 
-    /// Says, and returns, what it means for a model with these that there is no kernel. In float32 there never is one.
+    /// Returns the message that a model with these tiles has no kernel, and what that costs. In float32 there never is
+    /// one.
     pub(super) fn without_kernel(self, why: &str, dtype: DType) -> Vec<String> {
         if dtype == DType::Float32 {
             return Vec::new();
@@ -176,21 +179,21 @@ impl TileKinds {
     }
 }
 
-/// Where strips are laid out from: the integers and terms of a matrix, as its checkpoint has them.
+/// The integers and terms of a matrix, as its checkpoint has them.
 #[derive(Clone, Copy)]
 pub(super) struct QuantSource<'a> {
-    /// The inputs in the order in which they are laid out, where that is another than the checkpoint's.
+    /// The order in which inputs are laid out, if it differs from the checkpoint's.
     pub(super) order: Option<&'a [usize]>,
-    /// Inputs of a group there, of which a tile may have a part.
+    /// Number of inputs of a group in the checkpoint; a tile may contain a part of one.
     pub(super) group: usize,
-    /// Gives the integers of outputs from one on, as many as there is room for: `[outputs, inputs]`.
+    /// Reads the integers of outputs from the given one, as many as fit: `[outputs, inputs]`.
     pub(super) read: &'a (dyn Fn(usize, &mut [u8]) + Sync),
-    /// Gives scale and offset of an output's group.
+    /// Returns scale and offset of an output's group.
     pub(super) terms: &'a (dyn Fn(usize, usize) -> (f32, f32) + Sync),
 }
 
 impl QuantSource<'_> {
-    /// Lays out strips from `first` on, as many as `bytes` has room for; false if a scale or offset is finer than float16.
+    /// Lays out strips from `first`, as many as fit in `bytes`; false if float16 cannot represent a scale or offset.
     pub(super) fn lay_out(&self, layout: PackedLayout, first: usize, bytes: &mut [u8]) -> bool {
         let strips = bytes.par_chunks_mut(layout.strip_bytes()).enumerate();
         let exact = strips.map(|(strip, bytes)| self.fill_strip(layout, (first + strip) * PACKED_TILE_N, bytes));
@@ -231,7 +234,7 @@ impl QuantSource<'_> {
     }
 }
 
-/// Writes a tile's integers. `quant` gives that of an output and an input of the tile.
+/// Writes a tile's integers. `quant` returns that of an output and an input in the tile.
 fn fill_quants(bits: u32, quant: impl Fn(usize, usize) -> u8, bytes: &mut [u8]) {
     let tile_k = PACKED_TILE_QUANT_BYTES * 8 / bits as usize / PACKED_TILE_N;
     for (step, lane) in (0..tile_k / 16).flat_map(|step| (0..32).map(move |lane| (step, lane))) {
@@ -254,37 +257,37 @@ fn fill_quants(bits: u32, quant: impl Fn(usize, usize) -> u8, bytes: &mut [u8]) 
     }
 }
 
-/// A matrix that is laid out strip by strip: parts one below the other.
+/// A matrix of concatenated parts, to be laid out strip by strip.
 pub(super) struct Strips<'a> {
     layout: PackedLayout,
     parts: &'a [Integers<'a>],
-    /// Rows of each part, and where they begin.
+    /// Number of rows of each part, and the parts' first rows.
     rows: &'a [usize],
     starts: Vec<usize>,
-    /// Inputs in the order of their groups, where they are not in order.
+    /// The inputs sorted by group, if groups are not consecutive.
     pub(super) order: Option<Vec<usize>>,
 }
 
 impl<'a> Strips<'a> {
-    /// None if the parts' orders of inputs differ or a group has not its number of them.
+    /// Returns `None` if the parts' orders of inputs differ, or groups have different sizes.
     pub(super) fn new(parts: &'a [Integers<'a>], rows: &'a [usize], layout: PackedLayout) -> Option<Self> {
         let order = order(parts, layout.inputs)?;
         let starts = rows.iter().scan(0, |sum, rows| Some(std::mem::replace(sum, *sum + rows))).collect();
         Some(Self { layout, parts, rows, starts, order })
     }
 
-    /// The part and its row that is an output.
+    /// The part that contains an output, and the row in it.
     fn locate(&self, output: usize) -> (usize, usize) {
         let part = self.starts.partition_point(|start| *start <= output) - 1;
         (part, output - self.starts[part])
     }
 
-    /// Outputs of a part that are in the first `strips`.
+    /// Number of a part's outputs in the first `strips`.
     pub(super) fn rows_before(&self, part: usize, strips: usize) -> usize {
         (strips * PACKED_TILE_N).saturating_sub(self.starts[part]).min(self.rows[part])
     }
 
-    /// Lays out strips from `first` on, as many as `bytes` has room for; false if one has scales that are finer than float16.
+    /// Lays out strips from `first`, as many as fit in `bytes`; false if float16 cannot represent a scale.
     pub(super) fn fill(&self, first: usize, bytes: &mut [u8]) -> bool {
         let inputs = self.layout.inputs;
         let read = |first: usize, quants: &mut [u8]| {
@@ -308,7 +311,7 @@ impl<'a> Strips<'a> {
     }
 }
 
-/// Lays out a whole matrix, in several calls, as weights are; none if a scale is finer than float16.
+/// Lays out a whole matrix, in several calls as in an upload; `None` if float16 cannot represent a scale.
 #[cfg(test)]
 pub(super) fn lay_out_whole(layout: PackedLayout, source: QuantSource<'_>) -> Option<Vec<u8>> {
     let mut bytes = vec![0xa5; layout.bytes()];
@@ -317,7 +320,8 @@ pub(super) fn lay_out_whole(layout: PackedLayout, source: QuantSource<'_>) -> Op
     exact.then_some(bytes)
 }
 
-/// Inputs sorted by group, where they are not; none if a group has not its number of them, or parts differ.
+/// The inputs sorted by group, if groups are not consecutive; the outer `None` if groups have different sizes, or parts
+/// differ.
 #[allow(clippy::option_option)]
 fn order(parts: &[Integers<'_>], inputs: usize) -> Option<Option<Vec<usize>>> {
     let first = parts[0].order();

@@ -1,5 +1,5 @@
-//! A tensor's way up to the device, in pieces: two of pinned memory, filled by turns, and one on the device, where kernels take
-//! what is not yet as it is wanted.
+//! Uploads tensors in pieces: two pinned host buffers that are filled in turn, and one device buffer, from which
+//! kernels convert what is not uploaded in its final form.
 
 use std::sync::Arc;
 
@@ -9,27 +9,27 @@ use super::buffers::{Buffer, Pinned};
 use super::driver::{Address, device_error};
 use crate::backend::BackendError;
 
-/// Bytes of a piece, unless a row needs more: large enough for the bus, small beside any model.
+/// Bytes of a piece, unless a row needs more: large enough for the bus, small compared with any model.
 pub(super) const PIECE: usize = 16 << 20;
 
-/// Pinned memory, and what tells that its copy is done.
+/// A pinned buffer, and the event that its copy is done.
 struct PinnedPiece {
     pinned: Pinned,
     copied: CudaEvent,
 }
 
-/// See the module.
+/// The staging buffers.
 pub(super) struct Staging {
     stream: Arc<CudaStream>,
     pieces: [PinnedPiece; 2],
-    /// Which of them is filled next.
+    /// Index of the pinned buffer to fill next.
     next: usize,
     piece: usize,
     device: Buffer,
 }
 
 impl Staging {
-    /// With pieces of `piece` bytes.
+    /// Allocates buffers of `piece` bytes.
     pub(super) fn new(stream: &Arc<CudaStream>, piece: usize) -> Result<Self, BackendError> {
         let new = || {
             let copied = stream.context().new_event(None).map_err(device_error)?;
@@ -49,21 +49,22 @@ impl Staging {
         self.piece
     }
 
-    /// Room for `bytes`, at most a piece, to be sent next; waits until what was last sent from there is copied.
+    /// The next pinned buffer's first `bytes`, at most a piece; waits until its previous copy is done.
     pub(super) fn room(&mut self, bytes: usize) -> Result<&mut [u8], BackendError> {
         let PinnedPiece { pinned, copied } = &mut self.pieces[self.next];
         let piece = self.piece;
         let room = pinned.write_after(copied)?.get_mut(..bytes);
-        room.ok_or_else(|| BackendError::Run(format!("{bytes} bytes are to go up in a piece of {piece}")))
+        room.ok_or_else(|| BackendError::Run(format!("{bytes} bytes are to go up in a piece of {piece}").into()))
     }
 
-    /// Sends the first `bytes` of the room to the device's piece, in the stream's order: kernels before have read what was there.
+    /// Copies the first `bytes` of the pinned buffer to the device buffer, in the stream's order, after earlier kernels
+    /// have read it.
     pub(super) fn send(&mut self, bytes: usize) -> Result<(), BackendError> {
         self.device.upload_part(0, &self.pieces[self.next].pinned, bytes)?;
         self.sent()
     }
 
-    /// Sends them to their place, `first` and on in `target`.
+    /// Copies the first `bytes` of the pinned buffer to `target` at offset `first`.
     pub(super) fn send_to(&mut self, target: &mut Buffer, first: usize, bytes: usize) -> Result<(), BackendError> {
         target.upload_part(first, &self.pieces[self.next].pinned, bytes)?;
         self.sent()
@@ -75,7 +76,7 @@ impl Staging {
         Ok(())
     }
 
-    /// The piece on the device.
+    /// Address of the device buffer.
     pub(super) fn address(&self) -> Address {
         self.device.address()
     }
@@ -88,7 +89,7 @@ mod tests {
     use super::*;
     use crate::backend::tensorrt::device::Device;
 
-    /// A piece is not written again before it is copied, however fast it is filled.
+    /// A buffer is not written again before it is copied, however fast it is filled.
     #[test]
     fn what_is_sent_arrives() {
         const BYTES: usize = 1 << 20;

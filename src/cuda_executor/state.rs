@@ -1,4 +1,4 @@
-//! What lives on the device while a model runs: weights, caches, and the tensors between engines.
+//! The device memory of a running model: weights, caches, and tensors between engines.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ use crate::executor::{Embedding, LlmError};
 use crate::spec::Shapes;
 use crate::tensor::DType;
 
-/// A row of a batch.
+/// A row of a batch: one sequence.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BatchRow {
-    /// Positions cached, and new.
+    /// Number of cached positions, and of new ones.
     pub(super) cached: usize,
     pub(super) count: usize,
-    /// Of the temperature its next token is drawn at.
+    /// 1 / temperature for sampling its next token.
     pub(super) inverse_temperature: f32,
 }
 
 impl Default for BatchRow {
-    /// Nobody is there.
+    /// A row without a sequence.
     fn default() -> Self {
         Self { cached: 0, count: 0, inverse_temperature: 1.0 }
     }
@@ -43,7 +43,7 @@ pub(super) struct RopeTable {
 }
 
 impl RopeTable {
-    /// Of the first `positions`.
+    /// The table of the first `positions`.
     fn of(rope: &Rope, positions: usize, stream: &Arc<CudaStream>, dtype: DType) -> Result<Self, BackendError> {
         let (cos, sin) = rope.tables(0..positions);
         let table = |values: &[f32]| -> Result<Buffer, BackendError> {
@@ -54,27 +54,27 @@ impl RopeTable {
         Ok(Self { cos: table(&cos)?, sin: table(&sin)? })
     }
 
-    /// Of so many bytes each, not yet written.
+    /// Allocates two tables of `bytes` each, not yet written.
     fn unset(bytes: usize, stream: &Arc<CudaStream>) -> Result<Self, BackendError> {
         let rows = || Buffer::unset(stream, bytes, "activations");
         Ok(Self { cos: rows()?, sin: rows()? })
     }
 }
 
-/// What a kind of window may see.
+/// The mask of a kind of window.
 pub(super) struct WindowMask {
     pub(super) window: Option<usize>,
     pub(super) mask: Buffer,
 }
 
-/// What was loaded of a model.
+/// A loaded model.
 pub(super) struct LoadedModel {
     pub(super) checkpoint: Arc<Checkpoint>,
     pub(super) weights: DeviceWeights,
     pub(super) types: LayerTypes,
 }
 
-/// See the module. Batches of one use the slot they are told, larger ones row b for slot b.
+/// The device memory. A batch of one uses the slot it is given; in larger batches row b is slot b.
 pub(super) struct DeviceState {
     pub(super) device: Device,
     pub(super) kernels: AuxKernels,
@@ -83,20 +83,20 @@ pub(super) struct DeviceState {
     pub(super) weights: DeviceWeights,
     embedding: Embedding,
     pub(super) cache: DeviceKvCache,
-    /// `[rope]`: of every position.
+    /// Tables of all positions, by rope.
     pub(super) tables: Vec<RopeTable>,
     pub(super) positions: usize,
-    /// `[rope]`: of the positions of this pass.
+    /// Rows of the positions in this pass, by rope.
     pub(super) rotary: Vec<RopeTable>,
     pub(super) masks: Vec<WindowMask>,
-    /// Layer inputs and outputs, by turns: `[batch, chunk, hidden]`.
+    /// Inputs and outputs of layers, in turn: `[batch, chunk, hidden]`.
     pub(super) hidden: [Buffer; 2],
-    /// A layer's new keys and values.
+    /// New keys and values of a layer.
     pub(super) new: [Buffer; 2],
-    /// Hidden states whose logits are wanted: `[rows, hidden]`.
+    /// Hidden states for the head: `[rows, hidden]`.
     pub(super) last: Buffer,
     pub(super) logits: Buffer,
-    /// Positions cached of each sequence, then positions new of each (uint32), then 1 / temperature (float32).
+    /// Numbers of cached positions of each sequence, then of new ones (uint32), then 1 / temperature (float32).
     placed: Buffer,
     embedded: Buffer,
     bad: Buffer,
@@ -163,7 +163,7 @@ impl DeviceState {
         })
     }
 
-    /// Bytes of what is between engines.
+    /// Bytes of the tensors between engines.
     pub(super) fn scratch_bytes(&self) -> usize {
         let masks: usize = self.masks.iter().map(|masked| masked.mask.len()).sum();
         let tables = self.tables.iter().chain(&self.rotary);
@@ -172,7 +172,7 @@ impl DeviceState {
         masks + tables + hidden + self.cache.scratch_bytes() + self.embedded.len() + self.logits.len()
     }
 
-    /// Tells the device where the sequences of a batch are.
+    /// Uploads the positions of a batch's sequences.
     pub(super) fn place(&mut self, rows: &[BatchRow]) -> Result<(), BackendError> {
         let third = self.placed.len() / 3;
         let mut bytes = vec![0; 2 * third + 4 * rows.len()];
@@ -185,9 +185,9 @@ impl DeviceState {
         self.placed.upload(&bytes)
     }
 
-    /// Brings the embeddings of `tokens` up as the first layer's input; `places` are their rows of the pass's `rows`. The
-    /// others are zero: what an earlier pass left in them would go through all layers again and again and grow until it
-    /// is no number, and a key that is none spoils every query it is masked from.
+    /// Uploads the embeddings of `tokens` as input of the first layer; `places` are their rows among the pass's `rows`.
+    /// The other rows are zeroed: the values of an earlier pass would grow from pass to pass until they are NaN, and a
+    /// NaN key spoils every query even where it is masked.
     pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize], rows: usize) -> Result<(), LlmError> {
         let hidden = self.model.hidden_size;
         let last = places.iter().max().map_or(0, |row| row + 1);
@@ -231,7 +231,7 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Masks and rotary rows of a pass, from where [`DeviceState::place`] said the sequences are.
+    /// Computes masks and rotary rows of a pass, for the positions set by [`DeviceState::place`].
     pub(super) fn prologue(&mut self, shape: LayerShape) -> Result<(), BackendError> {
         let LayerShape { batch, chunk, cache } = shape;
         let cached = self.positions_of_rows().cached;
@@ -249,20 +249,20 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Where [`DeviceState::place`] has put its numbers.
+    /// Addresses of the numbers that [`DeviceState::place`] uploaded.
     pub(super) fn positions_of_rows(&self) -> RowPositions {
         let (cached, third) = (self.placed.address(), (self.placed.len() / 3) as Address);
         RowPositions { cached, count: cached + third, inverse_temperatures: cached + 2 * third }
     }
 
-    /// Puts hidden state `from` of the last layer's output into row `to` of the head's input.
+    /// Copies hidden state `from` of the last layer's output to row `to` of the head's input.
     pub(super) fn take_row(&mut self, from: usize, to: usize) -> Result<(), BackendError> {
         let bytes = self.model.hidden_size * self.dtype.size();
         let output = self.hidden[self.model.layers.len() % 2].address();
         copy(&self.device.stream, output + (from * bytes) as u64, self.last.address() + (to * bytes) as u64, bytes)
     }
 
-    /// Waits for logits: `count` rows from `first` on.
+    /// Waits for `count` rows of logits from `first`, and downloads them.
     pub(super) fn fetch_rows(&mut self, first: usize, count: usize) -> Result<Vec<f32>, BackendError> {
         let row = self.model.vocab_size * 4;
         self.logits.download(&mut self.answer, first * row, count * row)?;
@@ -270,16 +270,19 @@ impl DeviceState {
     }
 }
 
-/// Heads are copied by words of 32 bits.
+/// Checks head sizes: heads are copied by 32-bit words.
 fn check_heads(model: &Transformer, size: usize) -> Result<(), LlmError> {
     let dims = model.ropes.iter().map(Rope::dimension).chain([model.head_dim]);
     match dims.map(|dim| dim * size).all(|bytes| bytes.is_multiple_of(4)) {
         true => Ok(()),
-        false => Err(LlmError::Request(format!("heads of {} elements are not supported on the GPU", model.head_dim))),
+        false => {
+            let what = format!("heads of {} elements are not supported on the GPU", model.head_dim);
+            Err(LlmError::Internal(what.into()))
+        }
     }
 }
 
-/// float32 to the bytes of sixteen bits each, many at a time.
+/// Converts float32 to 16-bit elements as bytes, many at a time.
 fn halves<T: Copy>(values: &[f32], zero: T) -> Vec<u8>
 where
     [T]: HalfFloatSliceExt,
@@ -289,7 +292,7 @@ where
     bytemuck::cast_slice::<u16, u8>(halves.as_slice().reinterpret_cast()).to_vec()
 }
 
-/// float32 to the bytes of `dtype`.
+/// Converts float32 to the bytes of `dtype`.
 fn narrow(values: &[f32], dtype: DType) -> Vec<u8> {
     match kind(dtype) {
         1 => halves(values, half::f16::ZERO),

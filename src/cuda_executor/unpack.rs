@@ -1,4 +1,4 @@
-//! Packed matrices, unpacked for the engines on a stream beside theirs, a layer ahead of them.
+//! Dequantises packed matrices for the engines, on a stream of its own, a layer ahead.
 
 use std::sync::Arc;
 
@@ -12,20 +12,21 @@ use super::weights::DeviceWeights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 
-/// See the module.
+/// Buffers and events of the dequantisation.
 pub(super) struct Unpacker {
     kernel: Arc<DecodeKernel>,
     stream: Arc<CudaStream>,
     engines: Arc<CudaStream>,
-    /// Even and odd layers take turns.
+    /// Buffers of even and odd layers.
     sets: [UnpackedLayer; 2],
 }
 
-/// Room for a layer's matrices, by their place in it: `[inputs, outputs]` in float16.
+/// Buffers of a layer's matrices, by index: `[inputs, outputs]` in float16.
 struct UnpackedLayer {
     matrices: Vec<Buffer>,
-    /// They are unpacked; the engine is done with them.
+    /// Recorded when the matrices are dequantised.
     ready: CudaEvent,
+    /// Recorded when the engine has read them.
     free: CudaEvent,
 }
 
@@ -58,7 +59,7 @@ impl Unpacker {
         self.sets.iter().flat_map(|set| &set.matrices).map(Buffer::len).sum()
     }
 
-    /// Before a pass over the layers.
+    /// Starts a pass over the layers.
     pub(super) fn begin(&self, weights: &DeviceWeights) -> Result<(), BackendError> {
         for set in &self.sets {
             set.free.record(&self.engines).map_err(device_error)?;
@@ -66,13 +67,13 @@ impl Unpacker {
         self.unpack(weights, 0)
     }
 
-    /// Before a layer's engine: it waits for its matrices, and the next layer's are begun.
+    /// Before a layer's engine: makes it wait for its matrices, and starts the next layer's.
     pub(super) fn enter(&self, weights: &DeviceWeights, layer: usize) -> Result<(), BackendError> {
         self.unpack(weights, layer + 1)?;
         self.engines.wait(&self.sets[layer % 2].ready).map_err(device_error)
     }
 
-    /// After it.
+    /// After a layer's engine: its buffers may be overwritten.
     pub(super) fn leave(&self, layer: usize) -> Result<(), BackendError> {
         self.sets[layer % 2].free.record(&self.engines).map_err(device_error)
     }
@@ -89,7 +90,7 @@ impl Unpacker {
         set.ready.record(&self.stream).map_err(device_error)
     }
 
-    /// Where the engine reads what is in place `at` of a layer.
+    /// Address of the matrix with index `at` in a layer.
     pub(super) fn address(&self, layer: usize, at: usize) -> Address {
         self.sets[layer % 2].matrices[at].address()
     }

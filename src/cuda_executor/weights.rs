@@ -1,7 +1,8 @@
-//! Weights from the mapped file to the device, laid out as the engines want them.
+//! Uploads weights from the mapped file to the device, in the layout that the engines need.
 //!
-//! A tensor goes up in pieces (`staging.rs`), as it is stored, and is transposed and converted there; blocks are decoded on
-//! their way. What went up leaves the page cache: on a Jetson it would take the same memory a second time.
+//! A tensor is uploaded in pieces (`staging.rs`) as it is stored, then transposed and converted on the device; GGUF
+//! blocks are decoded on the host. Uploaded pages are dropped from the page cache: on a Jetson they would take the same
+//! memory a second time.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,21 +19,22 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::device::{free_memory, is_integrated};
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Role, Transformer, Weight};
+use crate::diagnostic::Diagnostic;
 use crate::executor::LlmError;
 use crate::memory::{self, Memory};
 use crate::tensor::DType;
 
-/// Bytes of a tensor that went up, from which on they leave the page cache: telling the kernel costs all cores a moment.
+/// Uploaded bytes of a tensor after which pages are dropped; each drop stalls all cores for a moment.
 const WINDOW: usize = 64 << 20;
 
 /// All weights on the device.
 pub(super) struct DeviceWeights {
-    /// `[layer][weight]`, in the order of [`Transformer::layer_weights`].
+    /// Weights by layer, in the order of [`Transformer::layer_weights`].
     pub(super) layers: Vec<Vec<Matrix>>,
     roles: Vec<Role>,
-    /// The last norm's `[hidden]`, float32.
+    /// The last norm, `[hidden]` in float32.
     pub(super) norm: Buffer,
-    /// `[hidden, vocabulary]`.
+    /// The output matrix, `[hidden, vocabulary]`.
     pub(super) output: Matrix,
 }
 
@@ -42,19 +44,19 @@ impl DeviceWeights {
         layers + self.norm.len() + self.output.bytes()
     }
 
-    /// Whether some stayed packed.
+    /// Whether any weight is packed.
     pub(super) fn are_packed(&self) -> bool {
         self.layers.iter().flatten().any(|matrix| matches!(matrix, Matrix::Packed { .. }))
     }
 
-    /// A layer's weight, if it has such.
+    /// A layer's weight with this role, if it has one.
     pub(super) fn of(&self, layer: usize, role: Role) -> Option<&Matrix> {
         let at = self.roles.iter().position(|have| *have == role)?;
         self.layers.get(layer)?.get(at)
     }
 }
 
-/// How these parts can stay packed, if they can.
+/// The layout in which these parts stay packed, if they can.
 fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Option<PackedLayout>, CheckpointError> {
     let mut integers = Vec::new();
     let mut rows = 0;
@@ -69,7 +71,7 @@ fn packed(checkpoint: &Checkpoint, parts: &[Part], columns: usize) -> Result<Opt
     Ok(PackedLayout::of(&integers, MatrixSize { inputs: columns, outputs: rows }))
 }
 
-/// What kinds of tiles a model's packed matrices have.
+/// The kinds of tiles of a model's packed matrices.
 pub(super) fn kinds_of_tiles(checkpoint: &Checkpoint, model: &Transformer) -> Result<TileKinds, CheckpointError> {
     let layers = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
     let matrices = layers.filter(|weight| weight.role.is_matrix()).map(|weight| (weight.parts, weight.columns));
@@ -80,12 +82,13 @@ pub(super) fn kinds_of_tiles(checkpoint: &Checkpoint, model: &Transformer) -> Re
     Ok(kinds)
 }
 
-/// The type of a tensor's elements, if they go up as they lie.
+/// The type of a tensor's elements, if it is uploaded as stored.
 fn plain(view: &View) -> Option<DType> {
     view.encoding.dtype().filter(|_| view.is_in_order())
 }
 
-/// A tensor's rows in pieces of at most `piece` bytes; whole tiles of the kernel that transposes them, where there are such.
+/// Splits a tensor's rows into pieces of at most `piece` bytes; in multiples of the transposing kernel's tile, if
+/// possible.
 fn pieces(view: &View, piece: usize) -> Vec<Range<usize>> {
     let row = view.columns() * plain(view).map_or(4, DType::size);
     let (rows, fit) = (view.rows(), (piece / row.max(1)).max(1));
@@ -93,26 +96,26 @@ fn pieces(view: &View, piece: usize) -> Vec<Range<usize>> {
     (0..rows).step_by(step).map(|first| first..rows.min(first + step)).collect()
 }
 
-/// What weights are loaded from, and how.
+/// Source and settings of the upload.
 #[derive(Clone, Copy)]
 pub(super) struct WeightSource<'a> {
     pub(super) checkpoint: &'a Checkpoint,
     pub(super) model: &'a Transformer,
     pub(super) kernels: &'a AuxKernels,
     pub(super) stream: &'a Arc<CudaStream>,
-    /// Arithmetic of the engines.
+    /// Arithmetic type of the engines.
     pub(super) dtype: DType,
     /// Whether integers stay packed.
     pub(super) keep_packed: bool,
 }
 
-/// What goes up.
+/// Sizes of an upload.
 struct UploadSizes {
-    /// Bytes of the files.
+    /// Bytes in the files.
     stored: u64,
     /// Bytes on the device.
     loaded: usize,
-    /// Bytes of a piece on the way.
+    /// Bytes of a staging piece.
     piece: usize,
 }
 
@@ -139,8 +142,8 @@ fn sizes(source: &WeightSource<'_>) -> Result<UploadSizes, LlmError> {
     Ok(sizes)
 }
 
-/// Refuses weights that cannot fit where the device's memory is the machine's: there an allocation succeeds, and the kernel
-/// kills somebody when it is filled. Elsewhere the allocation fails.
+/// Refuses weights that cannot fit on an integrated device: there the allocation succeeds, and the kernel's
+/// out-of-memory killer ends a process when the memory is filled. On others the allocation fails.
 fn check_room(stream: &CudaStream, sizes: &UploadSizes) -> Result<(), BackendError> {
     let context = stream.context();
     let Some(free) = free_memory(context).filter(|_| is_integrated(context)) else { return Ok(()) };
@@ -150,25 +153,24 @@ fn check_room(stream: &CudaStream, sizes: &UploadSizes) -> Result<(), BackendErr
     if wanted <= free.saturating_add(swap) {
         return Ok(());
     }
-    Err(BackendError::Run(format!(
-        "the weights take {}, {} is free of the memory that CPU and GPU share\n  hint: close other programs, or take a smaller \
-         model or one of 4 bits; `watus-build doctor` says what memory there is",
-        memory::text(wanted),
-        memory::text(free)
+    let (wanted, free) = (memory::format_bytes(wanted), memory::format_bytes(free));
+    let what = format!("the weights take {wanted}, {free} is free of the memory that CPU and GPU share");
+    Err(BackendError::Run(Diagnostic::new(what).with_help(
+        "close other programs, or take a smaller model or one of 4 bits; `watus-build doctor` says what memory there is",
     )))
 }
 
 struct WeightLoader<'a> {
     source: WeightSource<'a>,
     staging: Staging,
-    /// Count of values out of range.
+    /// Number of values out of range.
     bad: Buffer,
     count: Pinned,
-    /// Bytes of the file that went up.
+    /// Bytes of the file uploaded so far.
     done: u64,
 }
 
-/// Loads everything; `progress` hears (bytes so far, bytes in all).
+/// Uploads all weights; `progress` is called with the bytes so far, and in total.
 pub(super) fn load(source: WeightSource<'_>, progress: &mut dyn FnMut(u64, u64)) -> Result<DeviceWeights, LlmError> {
     let WeightSource { checkpoint, model, stream, .. } = source;
     let sizes = sizes(&source)?;
@@ -208,7 +210,7 @@ impl WeightLoader<'_> {
         Ok(Matrix::Plain(self.vector(&weight.parts, weight.columns, dtype, offset)?))
     }
 
-    /// Parts that stay packed, if they can: laid out where they are sent from.
+    /// Uploads parts packed, if they can stay so; they are laid out in the staging buffer.
     fn packed(&mut self, parts: &[Part], columns: usize) -> Result<Option<Matrix>, LlmError> {
         let Some(layout) = packed(self.source.checkpoint, parts, columns)?.filter(|_| self.source.keep_packed) else {
             return Ok(None);
@@ -246,7 +248,7 @@ impl WeightLoader<'_> {
         Ok(Some(Matrix::Packed { tiles, order, layout }))
     }
 
-    /// Parts of `[rows, columns]` side by side as `[columns, all rows]`, or packed.
+    /// Uploads parts of `[rows, columns]` side by side as `[columns, all rows]`, or packed.
     fn matrix(&mut self, parts: &[Part], rows: usize, columns: usize) -> Result<Matrix, LlmError> {
         if let Some(packed) = self.packed(parts, columns)? {
             return Ok(packed);
@@ -271,7 +273,7 @@ impl WeightLoader<'_> {
         Ok(Matrix::Plain(buffer))
     }
 
-    /// Parts one behind the other, in their own layout.
+    /// Uploads vectors, one after the other.
     fn vector(&mut self, parts: &[Part], size: usize, dtype: DType, offset: f32) -> Result<Buffer, LlmError> {
         // Overwritten element by element: the parts have all of them.
         let buffer = Buffer::unset(self.source.stream, size * dtype.size(), "the weights")?;
@@ -298,7 +300,7 @@ impl WeightLoader<'_> {
         Ok(buffer)
     }
 
-    /// Brings rows of a tensor up, as they are stored or, if that is in blocks or in another order, as float32.
+    /// Stages rows of a tensor as stored, or as float32 if they are in blocks or in another order.
     fn stage(&mut self, view: &View, rows: &Range<usize>) -> Result<DType, LlmError> {
         let elements = rows.len() * view.columns();
         self.done += (view.bytes.len() / view.rows() * rows.len()) as u64;
@@ -314,7 +316,7 @@ impl WeightLoader<'_> {
         Ok(DType::Float32)
     }
 
-    /// Lets the pages of rows `kept..to` of a tensor go, once they are enough or the last.
+    /// Drops the pages of rows `kept..to` of a tensor, if they are enough, or the last.
     fn let_go(&self, view: &View, kept: &mut usize, to: usize) {
         let bytes = to.saturating_sub(*kept).saturating_mul(view.bytes.len() / view.rows());
         if *kept < to && (bytes >= WINDOW || to == view.rows()) {
@@ -323,7 +325,7 @@ impl WeightLoader<'_> {
         }
     }
 
-    /// Fails if a value so far was not finite, or out of range of the engine's type; finds out which tensor on the host.
+    /// Fails if a value so far was not finite or out of the engine type's range; finds the tensor on the host.
     fn check<'p>(&mut self, parts: impl IntoIterator<Item = &'p Part>) -> Result<(), LlmError> {
         self.bad.download(&mut self.count, 0, 4)?;
         if self.count.bytes()?[..4] == [0; 4] {
@@ -341,12 +343,12 @@ impl WeightLoader<'_> {
                     let at = (index * view.columns() + at, row[at]);
                     if at.1.is_finite() {
                         let message = format!(
-                            "tensor `{}` holds {} at element {}, too large for float16\n  hint: build with `precision: bf16`",
+                            "tensor `{}` holds {} at element {}, too large for float16",
                             part.tensor, at.1, at.0
                         );
-                        return Err(
-                            CheckpointError::new(self.source.checkpoint.files()[view.file].path(), message).into()
-                        );
+                        let path = self.source.checkpoint.files()[view.file].path();
+                        let error = CheckpointError::new(path, message).with_help("build with `precision: bf16`");
+                        return Err(error.into());
                     }
                     return Err(crate::executor::not_finite(self.source.checkpoint, &view, at.0, at.1).into());
                 }
@@ -358,11 +360,11 @@ impl WeightLoader<'_> {
     }
 }
 
-/// Nothing of a buffer may stay as it was found.
+/// Checks that a buffer was filled completely.
 fn filled(have: usize, wanted: usize, what: &str) -> Result<(), BackendError> {
     match have == wanted {
         true => Ok(()),
-        false => Err(BackendError::Run(format!("a weight of {wanted} {what} has parts of {have}"))),
+        false => Err(BackendError::Run(format!("a weight of {wanted} {what} has parts of {have}").into())),
     }
 }
 

@@ -1,19 +1,19 @@
-//! GPU, memory, disk, power mode and clocks.
+//! Checks GPU, memory, disk, power mode and clocks.
 
 use super::{Examination, Finding};
 use crate::backend::tensorrt::device::Device;
-use crate::memory::text;
+use crate::memory::format_bytes;
 
-/// What later checks need to know of the GPU.
+/// The GPU's properties that later checks need.
 pub(super) struct Gpu {
     pub findings: Vec<Finding>,
-    /// A GPU we can use is there, as far as can be told.
+    /// Whether a supported GPU is present, as far as can be told.
     pub usable: bool,
-    /// On the live machine: free device memory in bytes.
+    /// Free device memory in bytes; `None` unless the live machine is examined.
     pub memory: Option<u64>,
 }
 
-/// SoC by its device-tree "compatible" string: name, compute capability.
+/// Tegra SoCs: device-tree "compatible" string, name, compute capability.
 const SOCS: &[(&str, &str, &str)] = &[
     ("nvidia,tegra234", "Orin (Ampere)", "8.7"),
     ("nvidia,tegra264", "Thor (Blackwell)", "11.0"),
@@ -64,8 +64,8 @@ fn live(examination: &Examination, tegra: bool) -> (Finding, bool, Option<u64>) 
                 "{}, compute capability {}, {} free of {}",
                 info.name,
                 info.compute_capability,
-                text(free),
-                text(info.memory)
+                format_bytes(free),
+                format_bytes(info.memory)
             );
             (Finding::ok("gpu", seen), true, Some(free))
         }
@@ -98,7 +98,7 @@ pub(super) fn memory(examination: &Examination) -> Vec<Finding> {
         return vec![Finding::warn("memory", "/proc/meminfo is not readable", &[])];
     };
     let mut findings = Vec::new();
-    let seen = format!("{} available of {}", text(memory.available), text(memory.total));
+    let seen = format!("{} available of {}", format_bytes(memory.available), format_bytes(memory.total));
     findings.push(if memory.available < 4_000_000_000 {
         Finding::warn(
             "memory",
@@ -113,7 +113,7 @@ pub(super) fn memory(examination: &Examination) -> Vec<Finding> {
         "sudo fallocate -l 16G /swapfile && sudo chmod 600 /swapfile && sudo mkswap /swapfile && sudo swapon /swapfile";
     if examination.platform.container {
         // Its host's affair, and not to be mended from within.
-        findings.push(Finding::ok("swap", format!("{} (the host's)", text(disk + zram))));
+        findings.push(Finding::ok("swap", format!("{} (the host's)", format_bytes(disk + zram))));
         return findings;
     }
     findings.push(match (disk, zram) {
@@ -121,10 +121,10 @@ pub(super) fn memory(examination: &Examination) -> Vec<Finding> {
         (0, 0) => Finding::warn("swap", "none: a large build is killed when memory runs out", &[swap_file]),
         (0, zram) => Finding::warn(
             "swap",
-            format!("{} of zram only, which takes from the same memory", text(zram)),
+            format!("{} of zram only, which takes from the same memory", format_bytes(zram)),
             &["sudo systemctl disable --now nvzramconfig", swap_file],
         ),
-        (disk, _) => Finding::ok("swap", format!("{} on disk", text(disk))),
+        (disk, _) => Finding::ok("swap", format!("{} on disk", format_bytes(disk))),
     });
     findings
 }
@@ -137,7 +137,7 @@ pub(super) fn disk(examination: &Examination) -> Vec<Finding> {
     let existing = folder.ancestors().find(|path| path.exists());
     let Some(stat) = existing.and_then(|path| rustix::fs::statvfs(path).ok()) else { return Vec::new() };
     let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-    let seen = format!("{} free for {}", text(free), folder.display());
+    let seen = format!("{} free for {}", format_bytes(free), folder.display());
     vec![if free < 20_000_000_000 {
         let mend = "a 7B model wants about 30 GB while it is built: set HF_HOME and WATUS_CACHE_DIR to an NVMe disk";
         Finding::warn("disk", seen, &[mend])
@@ -152,7 +152,7 @@ struct PowerMode {
     name: String,
 }
 
-/// `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`
+/// Parses the lines `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`.
 fn modes(text: &str) -> Vec<PowerMode> {
     let field = |line: &str, key: &str| {
         line.split_whitespace()

@@ -1,4 +1,4 @@
-//! The CPU reference that proves engines: ONNX Runtime, or rten, which is part of this tool.
+//! Checks for ONNX Runtime, the CPU reference that verifies engines; without it rten does, which is part of this tool.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::backend::onnxruntime::{
 use crate::confined;
 
 const ID: &str = "judge";
-/// Where the package has it.
+/// Folder in which our package installs ONNX Runtime.
 const PACKAGE: &str = "/usr/lib/watus-build";
 
 pub(super) fn check(examination: &Examination) -> Finding {
@@ -30,7 +30,7 @@ pub(super) fn check(examination: &Examination) -> Finding {
     }
 }
 
-/// A child of this tool opens the library: what crashes there does not end this examination.
+/// Opens the library in a child process, so that a crash in it does not end this examination.
 fn live() -> Result<Found, BackendError> {
     match confined::program() {
         Some(program) => Isolated::new(program.to_owned()).library(),
@@ -54,7 +54,7 @@ fn by_rten(examination: &Examination) -> Finding {
     }
 }
 
-/// What the files of an image tell: users' data folders, the package's, then the system's.
+/// Searches the files of an image: users' data folders, our package's, then the system's.
 fn in_image(examination: &Examination) -> Found {
     let root = examination.root;
     let architecture = &examination.platform.architecture;
@@ -82,7 +82,7 @@ fn in_image(examination: &Examination) -> Found {
     }
 }
 
-/// A path of an image as the machine itself would call it.
+/// A path of an image as the machine itself would name it.
 fn shown(root: &Root, path: &Path) -> String {
     let base = root.path("/").unwrap_or_default();
     format!("/{}", path.strip_prefix(base).unwrap_or(path).display())
@@ -96,7 +96,7 @@ mod tests {
     use super::super::{Level, examine};
     use super::*;
 
-    /// The judge's line of an image that `make` fills.
+    /// The finding about the reference in an image that `make` fills.
     fn judged(make: impl FnOnce(&Path)) -> Finding {
         let image = tempfile::tempdir().unwrap();
         fs::create_dir_all(image.path().join(SYSTEM)).unwrap();
@@ -105,7 +105,7 @@ mod tests {
         report.findings.into_iter().find(|finding| finding.id == ID).unwrap()
     }
 
-    /// The headers of a shared library.
+    /// The ELF header of a shared library for `machine`.
     fn elf(machine: u8) -> Vec<u8> {
         let mut bytes = vec![0; 128];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");

@@ -1,7 +1,7 @@
-//! Looks at a machine and says what it can do, what is wrong, and the command that mends it.
+//! Examines a machine: what it can do, what is wrong, and the command that fixes it.
 //!
-//! Everything is read from files, so a mounted image or a fixture is examined like the machine itself
-//! (`--root DIR`); only on the live machine are libraries opened and the GPU asked.
+//! Everything is read from files, so that a mounted image or a fixture can be examined like the machine itself
+//! (`--root DIR`). Only on the live machine are libraries opened and the GPU queried.
 
 mod hardware;
 mod judge;
@@ -20,7 +20,7 @@ pub use verdict::Verdict;
 use crate::l4t;
 use crate::memory::Memory;
 
-/// How bad a finding is.
+/// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -30,16 +30,16 @@ pub enum Level {
     Fail,
 }
 
-/// One thing looked at.
+/// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Stable short name, e.g. "power-mode".
     pub id: &'static str,
-    /// How bad.
+    /// Severity.
     pub level: Level,
-    /// What was seen.
+    /// What the check found.
     pub seen: String,
-    /// Commands or one sentence that mend it.
+    /// Commands, or one sentence, that fix the problem.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mend: Vec<String>,
 }
@@ -59,25 +59,25 @@ impl Finding {
     }
 }
 
-/// What `doctor` found.
+/// Result of an examination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Report {
-    /// What kind of machine this is.
+pub struct MachineReport {
+    /// The machine.
     pub platform: Platform,
-    /// Everything looked at, in order.
+    /// The results of all checks, in order.
     pub findings: Vec<Finding>,
-    /// What the machine is good for.
+    /// The jobs that the machine is fit for.
     pub verdicts: Vec<Verdict>,
 }
 
-impl Report {
-    /// The worst finding.
+impl MachineReport {
+    /// The severity of the worst finding.
     pub fn level(&self) -> Level {
         self.findings.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
     }
 }
 
-/// What the checks share.
+/// State shared by the checks.
 pub(crate) struct Examination<'a> {
     root: &'a Root,
     platform: Platform,
@@ -86,7 +86,7 @@ pub(crate) struct Examination<'a> {
 }
 
 /// Examines a machine.
-pub fn examine(root: &Root) -> Report {
+pub fn examine(root: &Root) -> MachineReport {
     let packages = root.packages();
     let meminfo = root.read("/proc/meminfo").unwrap_or_default();
     let memory = Memory::parse(&meminfo, &root.read("/proc/swaps").unwrap_or_default());
@@ -102,10 +102,10 @@ pub fn examine(root: &Root) -> Report {
     findings.extend(hardware::power(&examination));
     findings.extend(traps::check(&examination));
     let verdicts = verdict::of(&examination, &software, &gpu);
-    Report { platform: examination.platform, findings, verdicts }
+    MachineReport { platform: examination.platform, findings, verdicts }
 }
 
-/// What keeps this machine from its full speed, for benchmark reports.
+/// What keeps this machine from full speed, for benchmark reports.
 pub fn performance_notes() -> Vec<String> {
     let root = Root::live();
     if l4t::release().is_none() {
@@ -121,7 +121,7 @@ pub fn performance_notes() -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Findings of an image with these files and links, by their ids.
+    /// The findings of an image with these files and links, by id.
     fn examined(files: &[(&str, &str)], links: &[(&str, &str)]) -> Vec<Finding> {
         let image = tempfile::tempdir().unwrap();
         let place = |path: &str| {
@@ -139,7 +139,7 @@ mod tests {
         (finding.level, finding.seen.as_str())
     }
 
-    /// JetPack 7 on a Thor: CUDA for SBSA, /usr/local/cuda a link of alternatives, runtime packages alone.
+    /// JetPack 7 on a Thor: CUDA for SBSA, /usr/local/cuda a link of alternatives, runtime packages only.
     #[test]
     fn cuda_is_found_through_links() {
         let lib = "usr/local/cuda-13.0/targets/sbsa-linux/lib";
@@ -173,7 +173,7 @@ mod tests {
         assert!(findings.iter().all(|finding| finding.id != "kernels"));
     }
 
-    /// Started without NVIDIA's runtime: nothing of Jetson Linux is mounted, but the board shows.
+    /// A container without NVIDIA's runtime: nothing of Jetson Linux is mounted, but the board is known.
     #[test]
     fn a_jetsons_container_is_not_told_to_install_a_driver() {
         let board = [

@@ -1,4 +1,4 @@
-//! Board, Jetson Linux and JetPack.
+//! Board, Jetson Linux release and JetPack release.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::{Examination, Finding, Package, Root};
 use crate::l4t::{RELEASE_FILE, parse_release};
 
-/// What a JetPack release ships (NVIDIA's release pages; the L4T release decides, the nvidia-jetpack package is often
-/// absent or newer than the rest).
+/// The versions that a JetPack release ships, by NVIDIA's release pages. The L4T release decides, since the
+/// nvidia-jetpack package is often absent or newer than the rest.
 pub(super) struct JetPack {
     pub name: &'static str,
     pub tensorrt: &'static str,
@@ -16,7 +16,7 @@ pub(super) struct JetPack {
     pub cudnn: &'static str,
 }
 
-/// (L4T major, minor from, minor below) to JetPack.
+/// JetPack releases by L4T release: (major, first minor, minor after the last).
 const RELEASES: &[((u32, u32, u32), JetPack)] = &[
     ((35, 2, 3), JetPack { name: "5.1", tensorrt: "8.5.2", cuda: "11.4", cudnn: "8.6.0" }),
     ((35, 3, 4), JetPack { name: "5.1.1", tensorrt: "8.5.2", cuda: "11.4", cudnn: "8.6.0" }),
@@ -31,10 +31,10 @@ const RELEASES: &[((u32, u32, u32), JetPack)] = &[
     ((39, 2, 100), JetPack { name: "7.2", tensorrt: "10.16.2", cuda: "13.2", cudnn: "9.20.0" }),
 ];
 
-/// Within R36.4, the patch tells the release apart.
+/// JetPack releases of L4T R36.4, by its patch level.
 const R36_4: &[(u32, &str)] = &[(0, "6.1"), (2, "6.1"), (3, "6.2"), (4, "6.2.1"), (7, "6.2.1")];
 
-/// What kind of machine this is.
+/// A machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Platform {
     /// CPU architecture, of the image if one is examined.
@@ -43,9 +43,9 @@ pub struct Platform {
     pub board: Option<String>,
     /// Jetson Linux release, on a Jetson.
     pub l4t: Option<String>,
-    /// JetPack release that belongs to it.
+    /// JetPack release that belongs to the Jetson Linux release.
     pub jetpack: Option<String>,
-    /// Inside a container.
+    /// Whether this is a container.
     pub container: bool,
 }
 
@@ -79,7 +79,7 @@ impl Platform {
     }
 }
 
-/// "36.4.4" from [`RELEASE_FILE`], else from the nvidia-l4t-core package.
+/// The Jetson Linux release, "36.4.4", from [`RELEASE_FILE`], else from the nvidia-l4t-core package.
 fn l4t(root: &Root, packages: &BTreeMap<String, Package>) -> Option<String> {
     if let Some(text) = root.read(RELEASE_FILE)
         && let Some(release) = parse_release(&text)
@@ -89,7 +89,7 @@ fn l4t(root: &Root, packages: &BTreeMap<String, Package>) -> Option<String> {
     packages.get("nvidia-l4t-core").map(|package| package.upstream().to_owned())
 }
 
-/// "36.4.4" as numbers.
+/// The numbers of a version such as "36.4.4".
 pub(super) fn numbers(version: &str) -> Vec<u32> {
     version.split(['.', '-', '+']).map_while(|part| part.parse().ok()).collect()
 }

@@ -1,41 +1,41 @@
-//! The file system looked at: this machine's, or an image or fixture below a folder.
+//! The examined file system: this machine's, or an image or fixture below a folder.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-/// System files are short; anything longer is cut.
+/// Most bytes read of a system file; longer ones are cut.
 const READ_LIMIT: u64 = 32 << 20;
-/// Links on the way to a file, as Linux counts them (path_resolution(7)).
+/// Most symbolic links on the way to a file, as on Linux (path_resolution(7)).
 const LINKS: usize = 40;
 
-/// Where `/` is.
+/// The examined file system.
 #[derive(Debug, Clone)]
 pub struct Root {
     path: PathBuf,
-    /// This very machine: programs may be asked and libraries opened.
+    /// Whether it is this machine's, so that programs may be run and libraries opened.
     pub live: bool,
 }
 
 /// A package of dpkg's status file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
-    /// E.g. "10.3.0.30-1+cuda12.5".
+    /// Version, e.g. "10.3.0.30-1+cuda12.5".
     pub version: String,
-    /// Held back from upgrades by apt-mark.
+    /// Whether apt-mark holds it back from upgrades.
     pub held: bool,
 }
 
 impl Package {
-    /// The upstream version: what stands before Debian's revision and build suffix.
+    /// The upstream version, without Debian's revision and build suffix.
     pub fn upstream(&self) -> &str {
         self.version.split(['-', '+']).next().unwrap_or(&self.version)
     }
 }
 
 impl Root {
-    /// This machine.
+    /// The file system of this machine.
     pub fn live() -> Self {
         Self { path: "/".into(), live: true }
     }
@@ -45,8 +45,8 @@ impl Root {
         Self { path: path.to_owned(), live: path == Path::new("/") }
     }
 
-    /// `path`, which is absolute, below this root. Links lead where they would on the machine itself: an image's
-    /// /usr/local/cuda is a link to /etc/alternatives/cuda, which is not this machine's. What leads nowhere is `None`.
+    /// Resolves the absolute `path` below this root. Links are followed as on the machine itself: an image's
+    /// /usr/local/cuda links to the image's /etc/alternatives/cuda. `None` if a link leads nowhere.
     pub(super) fn path(&self, path: &str) -> Option<PathBuf> {
         if self.live {
             return Some(PathBuf::from(path));
@@ -75,13 +75,13 @@ impl Root {
         Some(self.path.join(way.iter().collect::<PathBuf>()))
     }
 
-    /// Whether a file, folder or link is there.
+    /// Whether a file, folder or link exists at `path`.
     pub fn exists(&self, path: &str) -> bool {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         self.path(&format!("{folder}/")).is_some_and(|folder| folder.join(name).symlink_metadata().is_ok())
     }
 
-    /// A text file without NULs (device-tree strings end in one) and surrounding white space.
+    /// Reads a text file, without NULs (device-tree strings end in one) and surrounding white space.
     pub fn read(&self, path: &str) -> Option<String> {
         use std::io::Read;
         let mut bytes = Vec::new();
@@ -90,7 +90,7 @@ impl Root {
         Some(text.trim().to_owned())
     }
 
-    /// Names in a folder, sorted.
+    /// The names in a folder, sorted.
     pub fn list(&self, path: &str) -> Vec<String> {
         let entries = self.path(path).and_then(|path| fs::read_dir(path).ok()).into_iter().flatten().flatten();
         let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
@@ -98,7 +98,7 @@ impl Root {
         names
     }
 
-    /// Paths of files in any of `folders` whose name begins with `prefix`.
+    /// The files in any of `folders` whose name begins with `prefix`.
     pub fn find(&self, folders: &[impl AsRef<str>], prefix: &str) -> Vec<String> {
         let mut found = Vec::new();
         for folder in folders.iter().map(AsRef::as_ref) {
@@ -108,13 +108,13 @@ impl Root {
         found
     }
 
-    /// Installed packages by name.
+    /// The installed packages by name.
     pub fn packages(&self) -> BTreeMap<String, Package> {
         parse_packages(&self.read("/var/lib/dpkg/status").unwrap_or_default())
     }
 }
 
-/// A path's names, the last first.
+/// The components of a path, the last first.
 fn names(path: &Path) -> Vec<OsString> {
     let mut names: Vec<OsString> = path
         .components()
@@ -128,7 +128,7 @@ fn names(path: &Path) -> Vec<OsString> {
     names
 }
 
-/// Paragraphs of `Package:`, `Status:`, `Version:` (deb-control(5), dpkg(1) on states).
+/// Parses the paragraphs of dpkg's status file: `Package:`, `Status:`, `Version:` (deb-control(5); dpkg(1) on states).
 fn parse_packages(status: &str) -> BTreeMap<String, Package> {
     let mut packages = BTreeMap::new();
     for paragraph in status.split("\n\n") {
@@ -150,7 +150,7 @@ fn parse_packages(status: &str) -> BTreeMap<String, Package> {
 mod tests {
     use super::*;
 
-    /// Links of an image, as JetPack's packages and hostile ones make them, beside files of the same names outside it.
+    /// Links as JetPack's packages have them, and hostile ones, with files of the same names outside the image.
     #[test]
     fn links_of_an_image_stay_in_it() {
         use std::os::unix::fs::symlink;

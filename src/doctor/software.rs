@@ -1,4 +1,4 @@
-//! CUDA, cuDNN and TensorRT: what is installed, and whether it belongs together.
+//! Checks CUDA, cuDNN and TensorRT: what is installed, and whether the versions fit together.
 
 use std::path::Path;
 
@@ -9,14 +9,14 @@ use crate::backend::tensorrt::shim::shims;
 use crate::backend::tensorrt::{Family, NONE_INSTALLED, TensorRt, library};
 use crate::cuda_executor;
 
-/// What later checks need to know.
+/// Properties that later checks need.
 pub(super) struct Software {
     pub findings: Vec<Finding>,
-    /// TensorRT's or RTX's version, if a library is there.
+    /// Version of TensorRT or TensorRT-RTX, if a library is installed.
     pub tensorrt: Option<String>,
-    /// It can parse ONNX and build.
+    /// Whether it can parse ONNX and build engines.
     pub can_build: bool,
-    /// Kernels for language models can be had, or there is no GPU to want them.
+    /// Whether kernels for language models are available; also true without a GPU to run them on.
     pub kernels: bool,
 }
 
@@ -43,7 +43,7 @@ fn at_least(version: &str, minimum: &[u32]) -> bool {
     numbers(version).as_slice() >= minimum
 }
 
-/// The version CUDA's own file, its runtime library or dpkg tells.
+/// CUDA's version by its version file, its runtime library or dpkg.
 fn cuda_version(examination: &Examination) -> Option<String> {
     let root = examination.root;
     if let Some(text) = root.read("/usr/local/cuda/version.json")
@@ -70,7 +70,8 @@ fn cuda_folders(examination: &Examination) -> Vec<String> {
     folders
 }
 
-/// Kernels for language models: NVRTC compiles them, or the package has them compiled. Whether there are any.
+/// Checks for the kernels of language models, compiled by NVRTC or shipped compiled in our package; returns whether
+/// there are any.
 fn kernels(examination: &Examination) -> (bool, Vec<Finding>) {
     let (root, jetson) = (examination.root, examination.platform.is_jetson());
     let gpu = if root.live { Device::open().is_ok() } else { root.exists("/proc/driver/nvidia/version") };
@@ -98,7 +99,7 @@ fn kernels(examination: &Examination) -> (bool, Vec<Finding>) {
     (able, findings)
 }
 
-/// An image's NVRTC, as the files and packages tell.
+/// NVRTC in an image, by its files and packages.
 fn compiler_of_image(examination: &Examination) -> Result<String, String> {
     let mut packages = examination.packages.iter();
     let package = packages.find(|(name, _)| name.starts_with("cuda-nvrtc-") && !name.contains("dev"));
@@ -164,7 +165,7 @@ fn cudnn(examination: &Examination) -> Option<Finding> {
     }
 }
 
-/// Library folders as `doctor` searches them.
+/// The library folders that are searched.
 fn folders(examination: &Examination) -> Vec<String> {
     let folders = library::system_folders(&examination.platform.architecture);
     folders.iter().map(|folder| folder.to_string_lossy().into_owned()).collect()
@@ -200,7 +201,7 @@ fn core(examination: &Examination) -> (Option<String>, Finding) {
     (None, Finding::fail("tensorrt", "no TensorRT library", &[mend.as_str()]))
 }
 
-/// A found TensorRT: new enough, and the one its JetPack ships?
+/// Checks a TensorRT library: whether it is new enough, and the version that its JetPack ships.
 fn judge(examination: &Examination, name: String, path: &Path) -> (Option<String>, Finding) {
     let seen = format!("{name} ({})", path.display());
     let version = name.rsplit(' ').next().unwrap_or_default();
@@ -225,7 +226,7 @@ fn judge(examination: &Examination, name: String, path: &Path) -> (Option<String
     (Some(name), finding)
 }
 
-/// What a build needs beside the core: parser, headers (to compile this tool), builder resources.
+/// Checks what a build needs besides TensorRT's core: parser, headers (to compile this tool), builder resources.
 fn parts(examination: &Examination) -> Vec<Finding> {
     let root = examination.root;
     let mut folders = folders(examination);
@@ -279,11 +280,11 @@ fn parts(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
-/// What a package lacks that was made without this TensorRT's headers, as 8.5's, which nobody may hand on.
+/// Hint for a package built without the headers of this TensorRT, such as 8.5's, which may not be redistributed.
 const ANOTHER_SHIM: &str = "in this version's sources: scripts/build-shims.sh OUT here=FOLDER-OF-NvInfer.h, then sudo cp \
                             OUT/*.so /usr/lib/watus-build/";
 
-/// The shim that opens this machine's TensorRT.
+/// Checks for the shim that opens this machine's TensorRT.
 fn own_binary(examination: &Examination) -> Option<Finding> {
     if !examination.root.live {
         return None;

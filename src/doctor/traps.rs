@@ -1,10 +1,10 @@
-//! What users of Jetsons keep falling into, each with the report it was learnt from.
+//! Checks for known pitfalls of Jetsons, each with the report that describes it.
 
 use super::platform::numbers;
 use super::{Examination, Finding};
 use crate::backend::tensorrt::allocation::Allocation;
 use crate::backend::tensorrt::device::Device;
-use crate::memory::text;
+use crate::memory::format_bytes;
 
 pub(super) fn check(examination: &Examination) -> Vec<Finding> {
     if !examination.platform.is_jetson() {
@@ -14,7 +14,7 @@ pub(super) fn check(examination: &Examination) -> Vec<Finding> {
     checks.iter().filter_map(|check| check(examination)).collect()
 }
 
-/// Without Tegra's own libcuda every framework falls back to the CPU and says nothing (ollama/ollama#9503).
+/// Without Tegra's own libcuda every framework silently falls back to the CPU (ollama/ollama#9503).
 fn driver_library(examination: &Examination) -> Option<Finding> {
     let folders =
         ["/usr/lib/aarch64-linux-gnu/nvidia", "/usr/lib/aarch64-linux-gnu/tegra", "/usr/lib/aarch64-linux-gnu"];
@@ -29,7 +29,7 @@ fn driver_library(examination: &Examination) -> Option<Finding> {
     Some(Finding::ok("driver", "libcuda.so.1 of Jetson Linux is there"))
 }
 
-/// The wheels on the Python index are not for Tegra (ultralytics/ultralytics#18799).
+/// The TensorRT wheels on the Python Package Index are not built for Tegra (ultralytics/ultralytics#18799).
 fn pip_tensorrt(examination: &Examination) -> Option<Finding> {
     let root = examination.root;
     let mut roots = vec!["/usr/local/lib".to_owned(), "/root/.local/lib".to_owned()];
@@ -61,7 +61,7 @@ fn pip_tensorrt(examination: &Examination) -> Option<Finding> {
     None
 }
 
-/// A held TensorRT stays behind when JetPack moves on, and half an upgrade breaks every engine.
+/// A held TensorRT package stays behind when JetPack is upgraded, and half an upgrade breaks every engine.
 fn held_tensorrt(examination: &Examination) -> Option<Finding> {
     let ours = ["tensorrt", "libnvinfer", "libnvonnxparsers"];
     let tensorrt: Vec<_> =
@@ -113,13 +113,15 @@ fn nvmap(examination: &Examination) -> Option<Finding> {
         "sudo reboot   # when that does not help: memory is fragmented",
     ];
     match examination.root.live.then(probe).flatten() {
-        Some((size, true)) => Some(Finding::ok("nvmap", format!("one allocation of {} works", text(size)))),
-        Some((size, false)) => Some(Finding::fail("nvmap", format!("{seen}: {} failed just now", text(size)), &mend)),
+        Some((size, true)) => Some(Finding::ok("nvmap", format!("one allocation of {} works", format_bytes(size)))),
+        Some((size, false)) => {
+            Some(Finding::fail("nvmap", format!("{seen}: {} failed just now", format_bytes(size)), &mend))
+        }
         None => Some(Finding::warn("nvmap", seen, &mend)),
     }
 }
 
-/// Tries half of the free device memory, at most 4 GB, in one piece.
+/// Tries to allocate half of the free device memory, at most 4 GB, in one piece; returns (bytes, whether it worked).
 fn probe() -> Option<(u64, bool)> {
     let device = Device::open().ok()?;
     let size = (device.free_memory()? / 2).min(4_000_000_000);
@@ -127,7 +129,7 @@ fn probe() -> Option<(u64, bool)> {
     Some((size, Allocation::new(&device.stream, usize::try_from(size).ok()?, "a trial").is_ok()))
 }
 
-/// The page cache shows as used GPU memory on the shared RAM, and CUDA's allocator cannot always reclaim it.
+/// On shared memory the page cache counts as used GPU memory, and CUDA's allocator cannot always reclaim it.
 fn page_cache(examination: &Examination) -> Option<Finding> {
     let memory = examination.memory?;
     let cache = memory.available.saturating_sub(memory.free);
@@ -136,8 +138,8 @@ fn page_cache(examination: &Examination) -> Option<Finding> {
             "page-cache",
             format!(
                 "{} free, {} in the page cache: large models may fail to load until it is dropped",
-                text(memory.free),
-                text(cache)
+                format_bytes(memory.free),
+                format_bytes(cache)
             ),
             &["sudo sh -c 'sync; echo 3 > /proc/sys/vm/drop_caches'"],
         ));

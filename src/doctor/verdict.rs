@@ -1,26 +1,29 @@
-//! What the machine is good for, job by job.
+//! Decides which jobs the machine is fit for.
 
 use serde::Serialize;
 
 use super::Examination;
 use super::hardware::Gpu;
 use super::software::Software;
-use crate::memory::text;
+use crate::memory::format_bytes;
 
-/// Whether one job can be done here.
+/// Whether the machine is fit for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
-    /// "build", "vision" or "llm".
+    /// The job: "build", "vision" or "llm".
     pub job: &'static str,
-    /// It can.
+    /// Whether the machine is fit for it.
     pub able: bool,
-    /// Why, or why not.
+    /// The reason.
     pub reason: String,
 }
 
-/// Memory a 7B model wants: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace and the system.
+/// Memory in bytes that a 7B model with 4-bit weights needs: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace
+/// and the system.
 const LLM_4_BIT: u64 = 8_000_000_000;
+/// Memory in bytes that a 7B model with float16 weights needs: weights, KV cache, workspace and the system.
 const LLM_FP16: u64 = 18_000_000_000;
+/// Memory in bytes that building a vision engine needs.
 const BUILD: u64 = 2_000_000_000;
 
 pub(super) fn of(examination: &Examination, software: &Software, gpu: &Gpu) -> Vec<Verdict> {
@@ -45,7 +48,7 @@ fn build(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<St
     }
     let available = examination.memory.map_or(0, |memory| memory.available + memory.disk_swap);
     if available < BUILD {
-        return Err(format!("{} of memory are too little", text(available)));
+        return Err(format!("{} of memory are too little", format_bytes(available)));
     }
     Ok(format!("engines with {name}"))
 }
@@ -68,6 +71,6 @@ fn llm(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<Stri
     match total {
         total if total >= LLM_FP16 => Ok(format!("7B in FP16 and everything smaller with {name}")),
         total if total >= LLM_4_BIT => Ok(format!("7B in 4 bits, 3B in FP16 with {name}")),
-        total => Err(format!("{} of memory hold no 7B model; models up to about 1B may do", text(total))),
+        total => Err(format!("{} of memory hold no 7B model; models up to about 1B may do", format_bytes(total))),
     }
 }

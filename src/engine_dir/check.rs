@@ -1,41 +1,48 @@
-//! Whether an engine directory is what its manifest says: asked at every start, so that a flipped bit is an error and not
-//! a wrong answer. `verify` hashes everything; a start hashes what is small and goes by memory for the rest.
+//! Checks that the files of an engine directory are those that its manifest lists, at every start, so that a flipped
+//! bit is an error and not a wrong answer. `verify` hashes everything; a start hashes small files and relies on
+//! remembered hashes for large ones.
 
 use std::fs;
 use std::path::PathBuf;
 
 use super::EngineDir;
 use crate::artifact::{cache_dir, sha256_file};
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::hashes::Hashes;
 use crate::manifest::Hasher;
 use crate::manifest::layout::{ENGINES, FILE, IMAGES, INPUTS};
 use crate::progress::{Event, Progress};
 use crate::text::TEXT_FILES;
 
-/// Larger files are hashed once and then remembered while they stay as they are; smaller ones take no time.
+/// Size in bytes from which hashes are remembered while the file is unchanged; smaller files are hashed at every start.
 const SMALL: u64 = 64 << 20;
 
-/// An engine directory that is not what it was when it was published.
+/// An engine directory whose files have changed since it was published.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{}: {what}\n  hint: build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {}` looks at every \
-     file",
-    folder.display(), folder.display()
-)]
+#[error("{}", self.diagnostic())]
 pub struct Damage {
     /// The engine directory.
     pub folder: PathBuf,
-    /// Which file, and what is wrong with it.
+    /// The file, and what is wrong with it.
     pub what: String,
 }
 
+impl Diagnose for Damage {
+    fn diagnostic(&self) -> Diagnostic {
+        let folder = self.folder.display();
+        Diagnostic::new(&self.what).at(&folder).with_help(format!(
+            "build it again: `watus-build build --rebuild RECIPE`; `watus-build verify {folder}` looks at every file"
+        ))
+    }
+}
+
 impl EngineDir {
-    /// The first file that is missing, differs from its hash, or would be read though nobody proved it.
+    /// The first file that is missing, differs from its hash, or would be read although the manifest does not list it.
     pub fn damage(&self, hash: Hasher<'_>) -> Option<String> {
         self.stranger().or_else(|| self.manifest.damaged_file(&self.folder, hash, &mut |_| false))
     }
 
-    /// Checks the files before they are used, all by their content if `full`.
+    /// Checks the files before they are used; `full` hashes all of them.
     pub fn check(&self, full: bool, progress: &dyn Progress) -> Result<(), Damage> {
         self.check_with(full, progress, &mut Hashes::open(&cache_dir()))
     }
@@ -69,19 +76,19 @@ impl EngineDir {
         }
     }
 
-    /// Gigabytes take their time to be read.
+    /// Announces the hashing of gigabytes, which takes seconds.
     fn hear_of_long_reading(&self, full: bool, progress: &dyn Progress, hashes: &Hashes) {
         let large = self.manifest.files.iter().filter(|(_, file)| file.bytes > SMALL);
         let unread = large.filter(|(name, _)| full || !hashes.knows(&self.path(name)));
         let bytes: u64 = unread.map(|(_, file)| file.bytes).sum();
         if bytes > 1_000_000_000 {
             let once = if full { "" } else { ", once: it is remembered" };
-            let text = format!("{}: hashing {}{once}", self.manifest.name, crate::memory::text(bytes));
+            let text = format!("{}: hashing {}{once}", self.manifest.name, crate::memory::format_bytes(bytes));
             progress.event(Event::Stage(&text));
         }
     }
 
-    /// A file that the runtime would read though it is not in the manifest: nobody has proved what it does.
+    /// A file that the runtime would read although the manifest does not list it, so that it was never verified.
     fn stranger(&self) -> Option<String> {
         self.manifest.contents.llm()?;
         let texts = TEXT_FILES.iter().map(|name| (*name).to_owned());
@@ -94,7 +101,7 @@ impl EngineDir {
     }
 }
 
-/// Whether running works without: what is only looked at by `verify` and by people.
+/// Whether the engine runs without the file, because only `verify` or users read it.
 fn is_spare(name: &str) -> bool {
     name.split_once('/').is_some_and(|(folder, file)| match folder {
         IMAGES | INPUTS => true,
@@ -111,7 +118,7 @@ mod tests {
     use crate::manifest::Manifest;
     use crate::progress::Silent;
 
-    /// A vision manifest as an old tool would have left it, with `files` in `folder`.
+    /// An engine directory of a vision model in format 1, with `files` in `folder`.
     fn engine_dir(folder: &Path, files: &[(&str, &str)]) -> EngineDir {
         let mut manifest: Manifest = serde_json::from_value(serde_json::json!({
             "format": 1, "name": "m", "kind": "onnx", "tool": "watus-build 0", "key": {},

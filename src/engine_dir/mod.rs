@@ -1,11 +1,13 @@
-//! An engine directory as one thing: what its manifest says, whether its files are what they were, and who runs it.
+//! [`EngineDir`], an opened engine directory: its manifest, the check of its files, and the backend that runs it.
 //!
-//! Its layout and document are [`crate::manifest`]'s. `check.rs` looks at the files, `open.rs` opens a session or a language
-//! model, for which `model.rs` knows the files and both executors, `ultralytics.rs` writes what Ultralytics' engine files begin with.
+//! [`crate::manifest`] defines the layout and the document. `check.rs` checks the files, `open.rs` opens a session or a
+//! language model, for which `model.rs` knows the files and both executors; `picture_model.rs` turns images into inputs and
+//! outputs into answers, `ultralytics.rs` writes the metadata at the start of Ultralytics' engine files.
 
 mod check;
 pub mod model;
 mod open;
+mod picture_model;
 mod ultralytics;
 
 use std::path::{Path, PathBuf};
@@ -18,14 +20,15 @@ use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;
 
 pub use check::Damage;
-pub use open::Preference;
+pub use open::BackendChoice;
+pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;
 
-/// An engine directory whose manifest was read.
+/// An engine directory whose manifest has been read.
 #[derive(Debug, Clone)]
 pub struct EngineDir {
     folder: PathBuf,
-    /// What it says.
+    /// The manifest.
     pub manifest: Manifest,
 }
 
@@ -35,35 +38,35 @@ impl EngineDir {
         Ok(Self { folder: folder.to_owned(), manifest: Manifest::load(folder)? })
     }
 
-    /// The same of a directory whose files are what the manifest says; all of them are hashed if `full`.
+    /// Reads the manifest and checks the files against it; `full` hashes all of them.
     pub fn load_checked(folder: &Path, full: bool, progress: &dyn Progress) -> anyhow::Result<Self> {
         let engine = Self::load(folder)?;
         engine.check(full, progress)?;
         Ok(engine)
     }
 
-    /// Where it is.
+    /// Path of the directory.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// A file in it.
+    /// Path of a file in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Its one engine; a language model has many.
+    /// The engine of a vision or ONNX model; an error for a language model, which has several.
     pub fn graph(&self) -> anyhow::Result<&GraphEngine> {
         let name = &self.manifest.name;
         self.manifest.contents.graph().with_context(|| format!("{name} is a language model, which has many engines"))
     }
 
-    /// One of a language model's engines, by its stem.
+    /// Path of one of a language model's engines, by its file stem.
     pub fn llm_engine(&self, stem: &str) -> PathBuf {
         self.path(ENGINES).join(engine_file(stem))
     }
 
-    /// An engine file that every such directory has.
+    /// Path of an engine file that exists in every such directory.
     pub fn some_engine(&self) -> PathBuf {
         match self.manifest.contents.graph() {
             Some(graph) => self.path(&graph.engine),
@@ -71,7 +74,7 @@ impl EngineDir {
         }
     }
 
-    /// A language model's files of weights.
+    /// Paths of a language model's weight files.
     pub fn weights(&self) -> Vec<PathBuf> {
         let names = self.manifest.contents.llm().into_iter().flat_map(|llm| &llm.weights);
         names.map(|name| self.path(WEIGHTS).join(name)).collect()

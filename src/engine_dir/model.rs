@@ -1,4 +1,4 @@
-//! A language model in an engine directory: which files it is made of, and opening it.
+//! Opens the language model in an engine directory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,22 +12,22 @@ use crate::manifest::layout::{ENGINES, WEIGHTS};
 use crate::spec::LlmRecord;
 use crate::text::Text;
 
-/// Who runs a model.
+/// The backend that runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Runner {
-    /// The engines, on the GPU.
+    /// TensorRT's engines, on the GPU.
     TensorRt {
-        /// As they were built.
+        /// Whether the engines were built with TF32.
         tf32: bool,
     },
-    /// float32 on the host.
+    /// The CPU reference, in float32.
     Cpu,
 }
 
-/// Hears (bytes of weights so far, in all) while a model is loaded.
+/// Called while a model is loaded, with the bytes of weights loaded so far, and in total.
 pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// The model and its mapped checkpoint in an engine directory.
+/// Opens the model and its checkpoint in an engine directory.
 pub fn checkpoint(folder: &Path, record: &LlmRecord) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
     let weights = record.weights.iter().map(|name| folder.join(WEIGHTS).join(name));
     let paths: Vec<PathBuf> = weights.collect();
@@ -45,7 +45,7 @@ pub fn checkpoint(folder: &Path, record: &LlmRecord) -> Result<(Transformer, Arc
     Ok((model, checkpoint))
 }
 
-/// Loads a model for running.
+/// Loads a model as an executor.
 pub fn open_executor(
     folder: &Path,
     record: &LlmRecord,
@@ -65,7 +65,7 @@ pub fn open_executor(
     })
 }
 
-/// Loads a model for answering.
+/// Loads a model as a generator.
 pub fn open(
     folder: &Path,
     record: &LlmRecord,

@@ -1,4 +1,4 @@
-//! Who runs what is in an engine directory, and opening it.
+//! Chooses the backend for an engine directory, and opens it.
 
 use anyhow::{Context as _, bail};
 
@@ -6,6 +6,7 @@ use super::model::{self, Runner};
 use super::{Damage, EngineDir};
 use crate::backend::tensorrt::{TensorRt, device::Device, plan};
 use crate::backend::{Backend, BackendError, BackendInfo, Session};
+use crate::diagnostic::Diagnostic;
 use crate::executor::LlmError;
 use crate::generation::Generator;
 use crate::l4t;
@@ -14,30 +15,30 @@ use crate::regular_file;
 use crate::spec::ShapeRange;
 use crate::tensor::{Tensor, TensorSpec};
 
-/// Who is to compute.
+/// Preferred backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Preference {
-    /// TensorRT where there is a GPU; else the CPU reference, but never on a Jetson.
+pub enum BackendChoice {
+    /// TensorRT if there is a GPU, else the CPU reference; on a Jetson never the CPU reference.
     Auto,
-    /// The engine on the GPU.
+    /// The engine, on the GPU.
     TensorRt,
-    /// The CPU reference on the engine's ONNX model.
+    /// The CPU reference, on the engine directory's ONNX model.
     Cpu,
 }
 
 impl EngineDir {
-    /// An engine that was built elsewhere, and what to do about it.
+    /// The error for an engine that was built on another machine, with its hint.
     fn foreign(&self, why: &str) -> BackendError {
-        let name = &self.manifest.name;
-        BackendError::Foreign(format!("{name} {why}\n  hint: build it again here: `watus-build build RECIPE`"))
+        let what = Diagnostic::new(format!("{} {why}", self.manifest.name));
+        BackendError::Foreign(what.with_help("build it again here: `watus-build build RECIPE`"))
     }
 
-    /// Who computes, with nothing left open. `tell` hears of a GPU that is missing.
-    pub fn choose(&self, preference: Preference, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
+    /// Decides on the backend. `tell` is called with a message if `Auto` finds no GPU.
+    pub fn choose(&self, preference: BackendChoice, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
         match preference {
-            Preference::TensorRt => {}
-            Preference::Cpu => return Ok(Runner::Cpu),
-            Preference::Auto => match Device::open() {
+            BackendChoice::TensorRt => {}
+            BackendChoice::Cpu => return Ok(Runner::Cpu),
+            BackendChoice::Auto => match Device::open() {
                 Ok(_) => {}
                 Err(error) if l4t::release().is_some() => {
                     // A Jetson has a GPU: a slow answer from the CPU would hide what is broken.
@@ -61,7 +62,7 @@ impl EngineDir {
         Ok(Runner::TensorRt { tf32: self.manifest.tf32 })
     }
 
-    /// Opens its one engine, or where `runner` is the CPU its model with `reference`.
+    /// Opens the engine of a vision or ONNX model; if `runner` is the CPU, its ONNX model with `reference`.
     pub fn session(&self, runner: Runner, reference: &dyn Backend) -> anyhow::Result<Box<dyn Session>> {
         let graph = self.graph()?;
         let Runner::TensorRt { tf32 } = runner else {
@@ -80,7 +81,7 @@ impl EngineDir {
         })?)
     }
 
-    /// Loads its language model for answering.
+    /// Loads the language model.
     pub fn generator(&self, runner: Runner, progress: &dyn Progress) -> anyhow::Result<Generator> {
         const PHASE: &str = "Loading the weights";
         let Some(record) = self.manifest.contents.llm() else { bail!("{} is no language model", self.manifest.name) };
@@ -103,7 +104,7 @@ impl EngineDir {
     }
 }
 
-/// The CPU reference in an engine's place: it takes the shapes that the engine takes, and no others.
+/// A session of the CPU reference that accepts only the shapes that the engine would accept.
 struct Bounded {
     session: Box<dyn Session>,
     profile: Vec<ShapeRange>,
@@ -117,10 +118,9 @@ impl Bounded {
             if let (Some(min), Some(max)) = (bound(&range.min), bound(&range.max))
                 && !(min..=max).contains(size)
             {
-                let message = format!(
-                    "dimension {axis} is {size}, the engine takes {min} to {max}\n  hint: give it in parts, or build it with \
-                     a larger `max_batch` or range of `shapes`"
-                );
+                let what = format!("dimension {axis} is {size}, the engine takes {min} to {max}");
+                let message = Diagnostic::new(what)
+                    .with_help("give it in parts, or build it with a larger `max_batch` or range of `shapes`");
                 return Err(BackendError::Input { name: name.to_owned(), message });
             }
         }

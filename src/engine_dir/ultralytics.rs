@@ -1,5 +1,5 @@
-//! What Ultralytics' own engine files begin with, so that its tools open ours: a length, and so many bytes of JSON
-//! ([`plan::split`] takes them off again).
+//! The metadata at the start of Ultralytics' engine files, so that its tools open ours: a length, and as many bytes of
+//! JSON ([`plan::split`] splits them off).
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use crate::backend::tensorrt::plan;
 use crate::manifest::GraphEngine;
 use crate::spec::{Boxes, Precision, Yolo};
 
-/// Puts it before the plan in `path`, which is an engine of `graph`.
+/// Inserts the metadata before the plan in `path`, which is an engine of `graph`.
 pub fn add_metadata(path: &Path, graph: &GraphEngine, yolo: &Yolo, precision: Precision) -> io::Result<()> {
     let batch = graph.inputs.first().and_then(|input| input.shape.first().copied().flatten());
     let batch = batch.unwrap_or_else(|| graph.tuned_batch());
@@ -22,7 +22,7 @@ pub fn add_metadata(path: &Path, graph: &GraphEngine, yolo: &Yolo, precision: Pr
     fs::write(path, plan::join(&metadata, &plan)).map_err(about(path))
 }
 
-/// What Ultralytics reads at the start of an engine file (its exporter's keys), and who made it.
+/// The keys that Ultralytics reads from an engine file (those of its exporter), and the program that wrote it.
 fn metadata(yolo: &Yolo, batch: usize, precision: Precision, dynamic: bool, time: SystemTime) -> serde_json::Value {
     let names: serde_json::Map<String, serde_json::Value> =
         yolo.names.iter().enumerate().map(|(index, name)| (index.to_string(), name.as_str().into())).collect();
@@ -51,7 +51,7 @@ fn metadata(yolo: &Yolo, batch: usize, precision: Precision, dynamic: bool, time
     })
 }
 
-/// Year, month and day in UTC.
+/// The date in UTC.
 fn date(time: SystemTime) -> String {
     Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH).strftime("%Y-%m-%d").to_string()
 }

@@ -1,7 +1,8 @@
-//! The CPU executor: the layer graphs in float32 on the CPU reference. It is the judge in `verify` and answers where there is no GPU.
+//! The CPU executor: runs the layer graphs in float32 on the CPU reference. `verify` compares engines with it, and it
+//! answers on machines without a GPU.
 //!
-//! Weights are widened once and kept where memory allows, else layer by layer at every pass. Graphs are emitted when their
-//! shape is first met.
+//! Weights are converted to float32 once and kept if memory allows, else layer by layer in every pass. Graphs are built
+//! when their shape is first needed.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,17 +20,18 @@ use crate::memory::Memory;
 use crate::spec::KvCache;
 use crate::tensor::DType;
 
-/// Tokens a pass takes at once; prompts are cut into them as `passes` does. Two to seven tokens take no less than eight.
+/// Numbers of tokens per pass, into which `passes` cuts prompts. Passes of two to seven tokens take as long as one of
+/// eight.
 const CHUNKS: [usize; 6] = [1, 8, 16, 32, 64, 128];
-/// Tokens that take as long as what every pass takes, its weights: SmolLM2 on two cores, 95 ms and 5.3 ms a token. A constant,
-/// because the judge of other executors, and whoever asks it twice, should see the same sums in the same order.
+/// Cost of a pass in tokens, for its weights: SmolLM2 on two cores takes 95 ms for a pass and 5.3 ms per token. A
+/// constant, so that comparisons with this executor see the same sums in the same order every time.
 const TOKENS_OF_A_PASS: f64 = 16.0;
-/// Cached positions a graph is made for: powers of two from here.
+/// Smallest cache that graphs are built for, in positions; larger ones are powers of two.
 const SMALLEST_CACHE: usize = 64;
-/// Widened weights may take this share of the available memory.
+/// Largest share of the available memory for float32 weights that are kept.
 const RESIDENT_SHARE: f64 = 0.7;
 
-/// Keys and values of one layer of one slot: `[kv_heads, capacity, head_dim]`.
+/// Keys and values of a layer and slot: `[kv_heads, capacity, head_dim]`.
 #[derive(Default, Clone)]
 struct Cache {
     capacity: usize,
@@ -37,7 +39,7 @@ struct Cache {
     value: Vec<f32>,
 }
 
-/// The cache a graph is made for that holds so many positions.
+/// The cache size, in positions, of the graph that holds `positions`.
 fn capacity_for(positions: usize) -> usize {
     positions.next_power_of_two().max(SMALLEST_CACHE)
 }
@@ -47,17 +49,17 @@ fn sizes() -> Sizes {
     Sizes::new(CHUNKS.map(size).into())
 }
 
-/// A layer's weights.
+/// The weights of a layer.
 type Layer = Vec<Floats>;
 
-/// Mean squares of the inputs of each of a layer's matrices, in the order in which they read.
+/// Mean squares of the inputs of each of a layer's matrices, in the order of execution.
 pub type Squares = Vec<Vec<f32>>;
 
 fn operand(weight: &Floats) -> Operand<'_> {
     Operand { shape: &weight.shape, data: &weight.values, transposed: weight.role.is_matrix() }
 }
 
-/// Adds the squares of what a layer's matrices read of so many tokens: an observed graph's last outputs.
+/// Adds the squares of the matrices' inputs, which are an observed graph's last outputs, over `tokens` tokens.
 fn add_squares(sums: &mut [Vec<f32>], outputs: &mut Vec<Vec<f32>>, tokens: usize) {
     for sums in sums.iter_mut().rev() {
         let read = outputs.pop().unwrap_or_default();
@@ -67,32 +69,32 @@ fn add_squares(sums: &mut [Vec<f32>], outputs: &mut Vec<Vec<f32>>, tokens: usize
     }
 }
 
-/// See the module.
+/// Runs a language model on the CPU.
 pub struct CpuExecutor {
     engine: CpuEngine,
     model: Transformer,
     kv_cache: KvCache,
     checkpoint: Arc<Checkpoint>,
     embedding: Embedding,
-    /// Empty when layers are widened at every pass.
+    /// Float32 weights by layer; empty if layers are converted in every pass.
     resident: Vec<Layer>,
     norm: Vec<f32>,
     output: Vec<f32>,
     layers: HashMap<(LayerShape, bool), Program>,
-    /// Sums of squares of what each layer's matrices read, and of how many tokens; while they are wanted.
+    /// While observing: sums of squares of the inputs of each layer's matrices, and the number of tokens.
     observed: Option<(Vec<Squares>, usize)>,
     heads: HashMap<usize, Program>,
-    /// `[slot][layer]`.
+    /// Caches as `[slot][layer]`.
     caches: Vec<Vec<Cache>>,
-    /// Steps to compute when they are collected.
+    /// Decode steps to compute when they are collected.
     launched: Vec<Step>,
-    /// What prompts are cut into.
+    /// Sizes of passes, and their costs.
     sizes: Sizes,
     max_len: usize,
 }
 
 impl CpuExecutor {
-    /// Loads `model`, already located in `checkpoint`, for `slots` sequences of `max_len` tokens.
+    /// Loads `model`, whose tensors were located in `checkpoint`, for `slots` sequences of `max_len` tokens.
     pub fn new(
         model: Transformer,
         checkpoint: Arc<Checkpoint>,
@@ -146,7 +148,7 @@ impl CpuExecutor {
         weights.iter().map(|weight| Ok(host::weight(&self.checkpoint, &self.model, weight)?)).collect()
     }
 
-    /// What each layer's matrices read of `tokens`.
+    /// Mean squares of the inputs of each layer's matrices while reading `tokens`.
     pub fn observe(&mut self, tokens: &[u32]) -> Result<Vec<Squares>, LlmError> {
         let nothing: Squares = self.model.matrix_inputs().into_iter().map(|inputs| vec![0.0; inputs]).collect();
         self.observed = Some((vec![nothing; self.model.layers.len()], 0));
@@ -158,7 +160,7 @@ impl CpuExecutor {
         Ok(sums)
     }
 
-    /// Makes the layers' graph of a shape, unless it is there.
+    /// Builds the layers' graph of a shape, unless it exists.
     fn prepare(&mut self, shape: LayerShape, observed: bool) -> Result<(), LlmError> {
         if self.layers.contains_key(&(shape, observed)) {
             return Ok(());
@@ -167,7 +169,7 @@ impl CpuExecutor {
             true => observed_layer_graph(&self.model, shape, self.kv_cache),
             false => layer_graph(&self.model, shape, LayerTypes { dtype: DType::Float32, kv_cache: self.kv_cache }),
         };
-        let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+        let graph = graph.map_err(|error| BackendError::Load(error.into()))?;
         let operands = if shape.cache > 0 { 6 } else { 4 };
         let mut transposed = vec![false; operands];
         transposed.extend(self.model.layer_weights(0).iter().map(|weight| weight.role.is_matrix()));
@@ -175,8 +177,8 @@ impl CpuExecutor {
         Ok(())
     }
 
-    /// Runs all layers over `tokens` at `position` of `slot`; returns the hidden states `[chunk, hidden]` and appends
-    /// the new keys and values.
+    /// Runs all layers on `tokens` at `position` of `slot`; appends the new keys and values, and returns the hidden
+    /// states `[chunk, hidden]`.
     fn forward(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, group) = (self.model.hidden_size, self.model.group());
         let cache = if position == 0 { 0 } else { capacity_for(position) };
@@ -219,7 +221,7 @@ impl CpuExecutor {
                 operands.push(plain(&past[..], &stored.value));
             }
             operands.extend(weights.iter().map(operand));
-            let missing = || BackendError::Load("a pass has no graph".to_owned());
+            let missing = || BackendError::Load("a pass has no graph".into());
             let program = self.layers.get_mut(&(shape, observed)).ok_or_else(missing)?;
             let mut outputs = program.run(&operands)?;
             if let Some((sums, _)) = &mut self.observed {
@@ -235,14 +237,14 @@ impl CpuExecutor {
         Ok(hidden)
     }
 
-    /// Logits of `rows` hidden states.
+    /// Logits `[rows, vocabulary]` of `rows` hidden states.
     fn logits(&mut self, hidden: &[f32], rows: usize) -> Result<Vec<f32>, LlmError> {
         let (hidden_size, vocabulary) = (self.model.hidden_size, self.model.vocab_size);
         let head = match self.heads.entry(rows) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let graph = head_graph(&self.model, rows, DType::Float32);
-                let graph = graph.map_err(|error| BackendError::Load(error.to_string()))?;
+                let graph = graph.map_err(|error| BackendError::Load(error.into()))?;
                 entry.insert(Program::new(self.engine, graph, vec![false, false, true])?)
             }
         };
@@ -256,7 +258,7 @@ impl CpuExecutor {
 }
 
 impl Cache {
-    /// Makes room for `capacity` positions, or gives room back: the graph wants the cache dense.
+    /// Grows or shrinks the cache to `capacity` positions, since the graph needs it dense.
     fn resize(&mut self, capacity: usize, model: &Transformer) {
         if capacity == self.capacity {
             return;
@@ -332,7 +334,7 @@ impl Executor for CpuExecutor {
         Ok(logits)
     }
 
-    /// Only remembers them: nothing computes meanwhile, so whoever waits for the last tokens hears of them first.
+    /// Only records the steps, so that whoever waits for the previous tokens gets them before they are computed.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
         self.launched = steps.to_vec();
         Ok(())

@@ -1,19 +1,19 @@
-//! Weights as float32 in host memory, for the CPU executor and for embeddings.
+//! Float32 weights in host memory, for the CPU executor, and rows of the embedding.
 
 use std::sync::Arc;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, View};
 use crate::convert::{Part, Role, Transformer, Weight};
 
-/// A weight in float32: `[rows, columns]`, as the checkpoint has it.
+/// A weight in float32, `[rows, columns]` as in the checkpoint.
 pub(super) struct Floats {
     pub(super) role: Role,
-    /// The graph input's shape: `[columns, rows]` of a matrix.
+    /// Shape of the graph's input: `[columns, rows]` for a matrix.
     pub(super) shape: Vec<usize>,
     pub(super) values: Vec<f32>,
 }
 
-/// The values of tensors, one behind the other.
+/// The values of several tensors, concatenated.
 pub(super) fn floats(checkpoint: &Checkpoint, parts: &[Part]) -> Result<Vec<f32>, CheckpointError> {
     use rayon::prelude::*;
     let mut values = vec![0.0; parts.iter().map(|part| part.shape.iter().product::<usize>()).sum()];
@@ -30,7 +30,7 @@ pub(super) fn floats(checkpoint: &Checkpoint, parts: &[Part]) -> Result<Vec<f32>
     Ok(values)
 }
 
-/// Lets go of the pages of tensors whose values were copied.
+/// Releases the pages of tensors whose values were copied.
 pub(super) fn release(checkpoint: &Checkpoint, parts: &[Part]) {
     for part in parts {
         if let Ok(view) = checkpoint.tensor(&part.tensor) {
@@ -45,7 +45,7 @@ pub(crate) fn not_finite(checkpoint: &Checkpoint, view: &View, at: usize, value:
         .with_help("the checkpoint is damaged, or its training failed")
 }
 
-/// One of the layer's weights.
+/// Converts a weight of a layer to float32.
 pub(super) fn weight(checkpoint: &Checkpoint, model: &Transformer, weight: &Weight) -> Result<Floats, CheckpointError> {
     let mut values = floats(checkpoint, &weight.parts)?;
     if weight.role.is_norm() {
@@ -55,7 +55,7 @@ pub(super) fn weight(checkpoint: &Checkpoint, model: &Transformer, weight: &Weig
     Ok(Floats { role: weight.role, shape, values })
 }
 
-/// Rows of the embedding, decoded when they are asked for: the matrix itself stays in the file.
+/// Decodes rows of the embedding on demand; the matrix stays in the file.
 #[derive(Debug, Clone)]
 pub(crate) struct Embedding {
     checkpoint: Arc<Checkpoint>,
@@ -68,12 +68,12 @@ impl Embedding {
         Self { checkpoint: Arc::clone(checkpoint), part: model.embedding(), scale: model.embedding_scale }
     }
 
-    /// The matrix, as it is stored.
+    /// The matrix as stored.
     pub(crate) fn stored(&self) -> Result<View<'_>, CheckpointError> {
         self.checkpoint.expect(&self.part.tensor, &self.part.shape)
     }
 
-    /// Writes `[tokens, hidden]` into `out`, one row per token; rows of `out` beyond stay as they are.
+    /// Writes the embeddings `[tokens, hidden]` into `out`; further rows of `out` are not changed.
     pub(crate) fn rows(&self, tokens: &[u32], out: &mut [f32]) -> Result<(), CheckpointError> {
         let view = self.stored()?;
         let hidden = view.columns();

@@ -1,6 +1,6 @@
-//! What runs a transformer: tokens in, logits out, keys and values kept in numbered slots.
+//! Executors, which run a transformer: from tokens to logits, with keys and values in numbered slots.
 //!
-//! `cpu.rs` does it in float32 on any machine, [`crate::cuda_executor`] with TensorRT's engines. `passes.rs` cuts prompts and
+//! `cpu.rs` runs it in float32 on any machine, [`crate::cuda_executor`] with TensorRT's engines. `passes.rs` cuts prompts and
 //! `host.rs` reads weights for both; `shapes.rs` says which engines there are.
 
 mod cpu;
@@ -11,7 +11,7 @@ mod shapes;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
 use crate::convert::MASKED;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::text::TextError;
 
 pub use cpu::{CpuExecutor, Squares};
@@ -20,31 +20,55 @@ pub(crate) use passes::{Size, Sizes};
 pub use shapes::{head_name, layer_name};
 
 /// Why a model could not be loaded or run.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
 pub enum LlmError {
     #[error(transparent)]
     Backend(#[from] BackendError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("{what} of {have} tokens is longer than the {limit} this engine was built for\n  hint: {help}")]
-    TooLong { what: &'static str, have: usize, limit: usize, help: String },
-    #[error("{}: {message}", path.display())]
-    Text { path: std::path::PathBuf, message: Diagnostic },
-    #[error("{0}")]
+    TooLong {
+        what: &'static str,
+        have: usize,
+        limit: usize,
+        help: String,
+    },
+    Text {
+        path: std::path::PathBuf,
+        message: Diagnostic,
+    },
+    /// The fault of what was asked: put otherwise it may be answered.
     Request(String),
-    /// Nobody's fault: the same request may be answered a moment later.
-    #[error("{0}")]
+    /// A fault of this program or of the model's files, which no other request is to blame for either.
+    Internal(Diagnostic),
+    /// A passing shortage: the same request may succeed a moment later.
     Busy(String),
-    #[error(
-        "the model's logits for this prompt are not finite: its activations overflow\n  hint: build the engine with \
-         `precision: bf16` or `fp32`"
-    )]
     NotFinite,
 }
 
+impl Diagnose for LlmError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Backend(error) => error.diagnostic(),
+            Self::Checkpoint(error) => error.diagnostic(),
+            Self::TooLong { what, have, limit, help } => {
+                Diagnostic::new(format!("{what} of {have} tokens is longer than the {limit} this engine was built for"))
+                    .with_help(help)
+            }
+            Self::Text { path, message } => message.clone().at(path.display()),
+            Self::Request(message) | Self::Busy(message) => Diagnostic::new(message),
+            Self::Internal(message) => message.clone(),
+            Self::NotFinite => {
+                Diagnostic::new("the model's logits for this prompt are not finite: its activations overflow")
+                    .with_help("build the engine with `precision: bf16` or `fp32`")
+            }
+        }
+    }
+}
+
 impl LlmError {
-    /// The device or the weights failed: what they hold may be anything. All else is one request's own affair.
+    /// Whether device or weights failed, so that their content is undefined. Any other error concerns one request only.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Backend(_) | Self::Checkpoint(_))
     }
@@ -57,45 +81,46 @@ impl From<TextError> for LlmError {
             TextError::TooLong { what, have, limit, help } => Self::TooLong { what, have, limit, help },
             TextError::File { path, message } => Self::Text { path, message },
             TextError::Request(message) => Self::Request(message),
+            TextError::Internal(message) => Self::Internal(message),
             TextError::Busy(message) => Self::Busy(message),
         }
     }
 }
 
-/// One token to continue a sequence with.
+/// A decode step: one token that continues a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// Where the sequence's keys and values are.
+    /// Slot of the sequence.
     pub slot: usize,
     /// The token.
     pub token: u32,
-    /// Tokens before it.
+    /// Number of tokens before it.
     pub position: usize,
-    /// What will be asked of the next token's logits.
+    /// Which of the next token's logits will be read.
     pub wanted: WantedLogits,
 }
 
-/// What whoever begins a step will ask first of its logits, so that a device can prepare it.
+/// Which logits of a step will be read first, so that a device can prepare them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum WantedLogits {
     /// All of them.
     All,
-    /// The largest, and [`TopLogits::sum_exp_at_temperature`] for this temperature; 0 takes the likeliest.
+    /// The largest, and [`TopLogits::sum_exp_at_temperature`].
     Top {
-        /// At which the next token will be drawn.
+        /// Temperature of the next token's sampling; 0 for greedy decoding.
         temperature: f32,
     },
 }
 
-/// The logits of the steps that were collected, read as far as somebody asks. Steps count from 0, as they were launched.
+/// Logits of collected steps, read on demand. Steps count from 0, in the order of the launch.
 pub trait StepLogits {
-    /// The largest of a step that wanted them; none where the executor has not found them apart.
+    /// The largest logits of a step that wanted them; `None` if the executor has not computed them separately.
     fn top(&self, step: usize) -> Option<&TopLogits>;
-    /// All of a step, `[vocabulary]`; the caller may change them.
+    /// All logits of a step, `[vocabulary]`; the caller may change them.
     fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError>;
 }
 
-/// Logits that are on the host as they are computed: `[steps][vocabulary]`.
+/// Logits on the host: `[steps][vocabulary]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostLogits(pub Vec<Vec<f32>>);
 
@@ -109,18 +134,18 @@ impl StepLogits for HostLogits {
     }
 }
 
-/// A caller asks for a step that is none.
+/// The error for a step that was not launched.
 pub(crate) fn not_launched(step: usize) -> LlmError {
-    LlmError::Request(format!("step {step} was not launched"))
+    LlmError::Internal(format!("step {step} was not launched").into())
 }
 
-/// Tokens that a sampler looks at first, whether it has all logits or the largest alone; a device finds as many.
+/// Number of candidates that a sampler considers first; devices compute as many.
 pub(crate) const TOP_LOGITS: usize = 64;
 
-/// The largest logits of a row, and sums over all of it.
+/// The largest logits of a row, and sums over the whole row.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TopLogits {
-    /// Tokens and their logits, best first; of equals the first.
+    /// Token numbers and logits in descending order; of equal logits the smaller token number first.
     pub tokens: Vec<(u32, f32)>,
     /// Sum over all tokens of exp(logit - largest logit).
     pub sum_exp: f64,
@@ -128,21 +153,21 @@ pub struct TopLogits {
     pub sum_exp_at_temperature: f64,
 }
 
-/// Which logits a prefill computes.
+/// Rows of logits that a prefill computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
-    /// Of none: more of the prompt follows.
+    /// None: more of the prompt follows.
     None,
-    /// Of the last token alone.
+    /// The last token's.
     Last,
-    /// Of every token.
+    /// Every token's.
     All,
 }
 
-/// Bytes an executor holds.
+/// Memory of an executor in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct MemoryUse {
-    /// Weights, on the device or widened on the host.
+    /// Weights, on the device or as float32 on the host.
     pub weights: u64,
     /// Keys and values.
     pub cache: u64,
@@ -150,31 +175,31 @@ pub struct MemoryUse {
     pub scratch: u64,
 }
 
-/// Runs the layers. The caller keeps count of positions: an executor forgets nothing and checks only its limits.
+/// Runs a transformer. The caller keeps track of positions; an executor only checks its limits.
 pub trait Executor: Send {
-    /// Who computes.
+    /// Name and device.
     fn info(&self) -> BackendInfo;
-    /// What it has to do without, and what that costs; said once in the log when it is made.
+    /// Optimisations that are unavailable and what that costs; logged once after loading.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
-    /// Sequences it can hold.
+    /// Number of slots.
     fn slots(&self) -> usize;
-    /// Positions of each.
+    /// Longest sequence of a slot in positions.
     fn max_len(&self) -> usize;
-    /// Size of a row of logits.
+    /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// How many of `remaining` prompt tokens to take next, after `position` that are held: those of one pass, or of some
-    /// short ones.
+    /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
+    /// the cache: those of one pass, or of a few short ones.
     fn pass(&self, position: usize, remaining: usize) -> usize;
-    /// Appends `tokens` to the `position` tokens `slot` holds. Logits: `[0, 1 or tokens, vocabulary]`.
+    /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Begins to continue several sequences, each in a slot of its own, by one token. Until [`Executor::collect`] nothing
-    /// else may be begun; a device computes meanwhile.
+    /// Starts a decode step of several sequences in different slots. Nothing else may be started before
+    /// [`Executor::collect`]; a device computes meanwhile.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
-    /// Waits for what was launched: each step's logits.
+    /// Waits for the launched steps; returns their logits.
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError>;
-    /// All of it at once. Logits: `[steps, vocabulary]`.
+    /// Launches and collects decode steps; returns all logits, `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
         self.launch(steps)?;
         let mut logits = self.collect()?;
@@ -184,31 +209,32 @@ pub trait Executor: Send {
         }
         Ok(all)
     }
-    /// Makes the first `positions` of slot `to` those of `from`.
+    /// Copies the first `positions` positions of slot `from` to slot `to`.
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError>;
-    /// Says that a slot's sequence has ended; its room may be given back.
+    /// Marks a slot's sequence as ended, so that its memory may be freed.
     fn release(&mut self, slot: usize);
-    /// The same of a sequence whose keys and values may not be numbers: nothing of them may stay where later ones are only
-    /// masked from it.
+    /// Ends a sequence whose keys and values may contain NaN, which must not remain where later sequences only mask
+    /// them.
     fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
         self.release(slot);
         Ok(())
     }
-    /// What it holds.
+    /// Memory in bytes.
     fn memory(&self) -> MemoryUse;
-    /// Bytes per second that reading weights can reach here; the limit of decoding.
+    /// Measured memory bandwidth in bytes per second, which bounds decoding.
     fn bandwidth(&mut self) -> Result<f64, LlmError>;
-    /// Bytes of weights a decode step reads, whatever the batch.
+    /// Bytes of weights that a decode step reads, for any batch.
     fn bytes_per_step(&self) -> u64;
 }
 
-/// Checks what every executor must.
+/// Checks slot, position and tokens against the executor's limits. Requests were checked before
+/// ([`crate::generation::Request::check`]): what fails here is nobody else's fault.
 pub(crate) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
     if slot >= executor.slots() {
-        return Err(LlmError::Request(format!("slot {slot} of {}", executor.slots())));
+        return Err(LlmError::Internal(format!("slot {slot} of {}", executor.slots()).into()));
     }
     if tokens.is_empty() {
-        return Err(LlmError::Request("no tokens".to_owned()));
+        return Err(LlmError::Internal("no tokens".into()));
     }
     let end = position + tokens.len();
     if end > executor.max_len() {
@@ -216,23 +242,23 @@ pub(crate) fn check(executor: &dyn Executor, slot: usize, position: usize, token
         return Err(LlmError::TooLong { what: "a sequence", have: end, limit: executor.max_len(), help });
     }
     match tokens.iter().find(|token| **token as usize >= executor.vocab_size()) {
-        Some(token) => Err(LlmError::Request(format!("token {token} is not in the vocabulary"))),
+        Some(token) => Err(LlmError::Internal(format!("token {token} is not in the vocabulary").into())),
         None => Ok(()),
     }
 }
 
-/// What a query may see.
+/// The causal attention mask of a chunk.
 #[derive(Debug, Clone, Copy)]
 struct Sight {
-    /// Rows of a group, see `convert::layer_graph`.
+    /// Number of query heads that share a key head; see `convert::layer_graph`.
     group: usize,
-    /// New positions.
+    /// Number of new positions.
     chunk: usize,
-    /// Columns for cached positions.
+    /// Number of columns for cached positions.
     cache: usize,
-    /// Cached positions that are filled.
+    /// Number of cached positions in use.
     cached: usize,
-    /// Positions a query sees, itself included.
+    /// Length of the sliding window in positions, the query's own included; `None` for no window.
     window: Option<usize>,
 }
 
@@ -259,14 +285,15 @@ mod tests {
 
     #[test]
     fn an_error_of_texts_says_the_same_as_a_models() {
-        let made: [fn() -> TextError; 5] = [
+        let made: [fn() -> TextError; 6] = [
             || TextError::Checkpoint(CheckpointError::new(Path::new("m"), "x".to_owned())),
             || TextError::TooLong { what: "a prompt", have: 3, limit: 2, help: "shorten it".to_owned() },
             || TextError::File { path: PathBuf::from("t.json"), message: Diagnostic::new("y").with_help("z") },
             || TextError::Request("x".to_owned()),
+            || TextError::Internal(Diagnostic::new("y").with_help("z")),
             || TextError::Busy("x".to_owned()),
         ];
-        for (make, fatal) in made.into_iter().zip([true, false, false, false, false]) {
+        for (make, fatal) in made.into_iter().zip([true, false, false, false, false, false]) {
             let error = LlmError::from(make());
             assert_eq!((error.to_string(), error.is_fatal()), (make().to_string(), fatal));
         }

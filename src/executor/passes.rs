@@ -1,20 +1,20 @@
-//! How a prompt is cut into passes so that all of them together take the least time.
+//! Cuts prompts into passes with the least total time.
 //!
-//! A pass reads every weight, whether it brings one token or a hundred, so its cost is no matter of tokens: what each
-//! size takes is known, and a pass may be padded. What a prompt of n tokens takes is then never more than what one of
-//! n + 1 does, since the passes that hold the longer one hold the shorter, too.
+//! A pass reads every weight, whether it has one token or a hundred, so its time is not proportional to tokens: the
+//! time of each size is known, and a pass may be padded. A prompt of n tokens thus never takes longer than one of n +
+//! 1, since the passes of the longer one suffice for the shorter.
 
-/// What passes of one size take.
+/// A size of passes, and its time.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Size {
-    /// Tokens a pass has room for.
+    /// Most tokens of a pass.
     pub(crate) tokens: usize,
-    /// Seconds, or any other unit that all sizes share, by positions that the sequence's cache has room for: ascending.
+    /// (cache size in positions, time), ascending; the time in seconds or any unit that all sizes share.
     pub(crate) seconds: Vec<(usize, f64)>,
 }
 
 impl Size {
-    /// Seconds of a pass over a cache of `room` positions, along the line through the first and the last measured.
+    /// Time of a pass with a cache of `room` positions, on the line through the first and the last measurement.
     fn cost(&self, room: usize) -> f64 {
         let (Some((near, least)), Some((far, most))) = (self.seconds.first(), self.seconds.last()) else {
             return f64::INFINITY;
@@ -28,12 +28,12 @@ impl Size {
     }
 }
 
-/// The sizes there are.
+/// The available sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Sizes(Vec<Size>);
 
-/// Prompts of so many of the largest passes are cut by looking at every way; longer ones begin with the size that is cheapest
-/// by the token.
+/// Multiple of the largest pass up to which all ways of cutting are compared; longer prompts begin with the size that
+/// is cheapest per token.
 const LARGEST: usize = 4;
 
 impl Sizes {
@@ -43,8 +43,8 @@ impl Sizes {
         Self(sizes)
     }
 
-    /// The size of the next pass for `remaining` tokens of a prompt of which `done` are held. `room` is the cache for so
-    /// many positions.
+    /// The size of the next pass for `remaining` tokens of a prompt, of which `done` are in the cache. `room` is the
+    /// cache size for a number of positions.
     pub(crate) fn next(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> usize {
         let largest = self.0.first().map_or(1, |size| size.tokens);
         if remaining > LARGEST * largest {
@@ -73,7 +73,7 @@ mod tests {
         Sizes::new(costs.iter().map(|(tokens, cost)| Size { tokens: *tokens, seconds: vec![(512, *cost)] }).collect())
     }
 
-    /// The passes for a prompt, and what they take.
+    /// The passes of a prompt, and their total time.
     fn cut(sizes: &Sizes, tokens: usize) -> (Vec<usize>, f64) {
         let (mut passes, mut done, mut cost) = (Vec::new(), 0, 0.0);
         while done < tokens {
@@ -85,7 +85,7 @@ mod tests {
         (passes, cost)
     }
 
-    /// The least of all ways, by trying them.
+    /// The least total time, by trying all ways.
     fn least(costs: &[(usize, f64)], tokens: usize) -> f64 {
         if tokens == 0 {
             return 0.0;

@@ -1,21 +1,22 @@
-//! Which static shapes an engine directory holds.
+//! The static shapes that a language model's engines are built for.
 
 use crate::convert::LayerShape;
 use crate::spec::{Family, Shapes};
 
-/// Prompt tokens taken at once. Which of them a prompt is cut into is measured; see `passes`.
+/// Prompt tokens per pass. Measured times decide how a prompt is cut into passes; see `passes`.
 const CHUNKS: [usize; 3] = [16, 128, 512];
-/// The same where an engine is built in a moment: what a person says in one breath is 10 to 60 tokens.
+/// Prompt tokens per pass where engines are built in a moment (RTX): a spoken turn has 10 to 60 tokens.
 const MANY_CHUNKS: [usize; 7] = [16, 32, 64, 128, 256, 512, 1024];
-/// The smallest cache an engine is built for; larger ones double up to the longest sequence.
+/// Smallest cache in positions that engines are built for; larger ones double up to the longest sequence.
 const SMALLEST_CACHE: usize = 512;
-/// Cache lengths are multiples of this, which keeps every slot aligned.
+/// Cache lengths are multiples of this number of positions, which keeps every slot aligned.
 const CACHE_STEP: usize = 64;
-/// Tokens of one sequence a decode step may be padded to, where that chooses a faster kernel; see `cuda_executor/executor/tune.rs`.
+/// Tokens per sequence to which a decode step may be padded, if that selects a faster kernel; see
+/// `cuda_executor/executor/tune.rs`.
 const PADDINGS: [usize; 3] = [1, 4, 8];
 
 impl Shapes {
-    /// Shapes for `slots` sequences of `max_len` tokens, prompts up to `max_input`, with `family`'s builder.
+    /// Shapes for `slots` sequences of `max_len` tokens and prompts up to `max_input`, with the builder of `family`.
     pub fn new(slots: usize, (max_input, max_len): (usize, usize), family: Family) -> Self {
         let longest = max_len.next_multiple_of(CACHE_STEP);
         let doubling = std::iter::successors(Some(SMALLEST_CACHE), |cache| cache.checked_mul(2));
@@ -33,7 +34,7 @@ impl Shapes {
         Self { slots, max_len, chunks, caches, steps }
     }
 
-    /// Every layer engine.
+    /// Shapes of all layer engines.
     pub fn layers(&self) -> Vec<LayerShape> {
         let mut shapes = Vec::new();
         for chunk in &self.chunks {
@@ -48,24 +49,24 @@ impl Shapes {
         shapes
     }
 
-    /// Rows of every head engine.
+    /// Rows of all head engines.
     pub fn heads(&self) -> Vec<usize> {
         if self.slots > 1 { vec![1, self.slots] } else { vec![1] }
     }
 
-    /// The smallest cache that holds `positions`.
+    /// The smallest cache for `positions`.
     pub fn cache_for(&self, positions: usize) -> usize {
         let enough = self.caches.iter().find(|cache| **cache >= positions);
         enough.or(self.caches.last()).copied().unwrap_or(self.max_len)
     }
 }
 
-/// File stem of a layer's engine.
+/// File stem of a layer engine.
 pub fn layer_name(shape: LayerShape) -> String {
     format!("layer-{shape}")
 }
 
-/// File stem of a head's engine.
+/// File stem of a head engine.
 pub fn head_name(rows: usize) -> String {
     format!("head-r{rows}")
 }

@@ -1,4 +1,4 @@
-//! What a file's content must hash to.
+//! Digests that downloaded files must have.
 
 use std::fs::File;
 use std::io;
@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::artifact::{feed, hex};
 
-/// What a file's content must hash to.
+/// The digest that a file's content must have.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Digest {
@@ -20,7 +20,7 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// The digest in hexadecimal; the hub names its blobs by it.
+    /// The digest in hexadecimal, by which the hub's cache names files.
     pub fn hex(&self) -> &str {
         match self {
             Digest::Sha256(hex) | Digest::GitBlob(hex) => hex,

@@ -6,8 +6,8 @@ use super::request;
 use super::retry::{self, Failure};
 use crate::address;
 
-/// The address that `location`, said by the server at `from`, sends us to, or why it is not followed; none if `from` is no
-/// address, or the location says nothing.
+/// The address that the server at `from` redirects to with `location`, or why it is not followed; `None` if `from` is
+/// no address, or the location is empty.
 pub fn follow(from: &str, location: &[u8]) -> Option<Result<String, String>> {
     let from = request::parse("name", &address::typed(from)).ok()?;
     let next = request::join(&from, &address::typed(&String::from_utf8_lossy(location)))?;
@@ -17,7 +17,7 @@ pub fn follow(from: &str, location: &[u8]) -> Option<Result<String, String>> {
     })
 }
 
-/// The wait that a `Retry-After` asks for.
+/// The wait that a `Retry-After` header asks for.
 pub fn retry_after(text: &str) -> Option<Duration> {
     retry::seconds(text)
 }

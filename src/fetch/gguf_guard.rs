@@ -1,4 +1,5 @@
-//! A look at a GGUF while it is still on its way, so that what cannot be read is said before gigabytes have come.
+//! Checks the header of a GGUF while it downloads, so that an unsupported file is refused before gigabytes have
+//! arrived.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -8,17 +9,17 @@ use super::http::{Download, Inspection};
 use super::retry::Failure;
 use crate::checkpoint::{Gguf, Judgement};
 
-/// Bytes of a GGUF before its header is looked at for the first time.
+/// Bytes of a GGUF after which its header is checked for the first time.
 const FIRST: u64 = 4 << 20;
-/// No header is longer; what is not decided by then is left to whoever opens the file.
+/// Longest header in bytes; if it is undecided by then, the file is checked when it is opened.
 const LONGEST_HEADER: u64 = 256 << 20;
 
-/// What is looked at of a file of this name.
+/// The check for a file of this name, if there is one.
 pub(super) fn inspection(name: &str) -> Option<Inspection> {
     name.ends_with(".gguf").then_some(Inspection { first: FIRST, needs_more })
 }
 
-/// Judges the first bytes of a GGUF that is on its way; true when more are needed.
+/// Checks the first bytes of a GGUF that is downloading; true if more are needed.
 fn needs_more(download: &Download, file: &mut File, done: u64, total: u64) -> Result<bool, Failure> {
     let have = done.min(LONGEST_HEADER);
     let mut start = Vec::new();
@@ -29,7 +30,7 @@ fn needs_more(download: &Download, file: &mut File, done: u64, total: u64) -> Re
         Judgement::Readable => Ok(false),
         Judgement::Undecided => Ok(have < LONGEST_HEADER),
         Judgement::Refused(message) => {
-            let (name, kept) = (download.name.clone(), crate::memory::text(have));
+            let (name, kept) = (download.name.clone(), crate::memory::format_bytes(have));
             Err(Failure::Final(FetchError::Unreadable { name, message, kept }))
         }
     }

@@ -1,7 +1,7 @@
-//! One file over HTTP into a part file, however badly the server behaves.
+//! Downloads a file over HTTP into a part file, robustly against misbehaving servers.
 //!
-//! A download resumes where the last run stopped (`Range`), is checked against its digest before it gets its name,
-//! and gives up after a bounded number of failures in a row. Progress worth the name resets the count (`retry.rs`).
+//! A download resumes where the last run stopped (`Range`), is checked against its digest before it gets its final
+//! name, and gives up after a bounded number of failures in a row. Sufficient progress resets the count (`retry.rs`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -21,35 +21,35 @@ use crate::address;
 use crate::artifact::about;
 use crate::progress::{Event, Progress};
 
-/// One file to download.
+/// A file to download.
 #[derive(Debug, Clone)]
 pub struct Download {
-    /// Address.
+    /// Address of the file.
     pub url: String,
-    /// Name in progress and errors.
+    /// Name for progress and errors.
     pub name: String,
     /// Final path; the part file is `TARGET.incomplete`.
     pub target: PathBuf,
-    /// What it must hash to.
+    /// Digest that the file must have.
     pub digest: Digest,
-    /// Length, where known beforehand.
+    /// Length in bytes, if known beforehand.
     pub size: Option<u64>,
-    /// Sent as `Authorization: Bearer …`, to the address's own origin only.
+    /// Token sent as `Authorization: Bearer …`, to the address's own origin only.
     pub token: Option<String>,
-    /// What is looked at before all of it has come.
+    /// Check of the file's beginning while it downloads.
     pub(super) inspection: Option<Inspection>,
 }
 
-/// A look at the beginning of a file of known length, which tells whether the rest is worth having.
+/// A check of the first bytes of a download, which decides whether the rest is worth downloading.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Inspection {
-    /// Bytes to wait for; twice as many each time that these are too few.
+    /// Bytes to wait for; doubled each time that these are too few.
     pub(super) first: u64,
-    /// Judges a part file, of which so many bytes have come, of so many; true when it needs more.
+    /// Checks a part file, given the bytes that have arrived and the total; true if it needs more.
     pub(super) needs_more: fn(&Download, &mut File, u64, u64) -> Result<bool, Failure>,
 }
 
-/// Downloads files with one agent and one set of rules.
+/// Downloads files with shared connections and settings.
 pub struct Downloader {
     agent: Agent,
     retrier: Retrier,
@@ -71,12 +71,12 @@ impl Downloader {
         Self { agent, retrier: Retrier { settings: retry, progress, cancel, stopped } }
     }
 
-    /// Ends what it still downloads, resumably, as if the user had asked to.
+    /// Stops running downloads, resumably, as if the user had cancelled.
     pub(super) fn stop(&self) {
         self.retrier.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// A text of at most `limit` bytes, e.g. a hub's description of a repository.
+    /// Downloads a text of at most `limit` bytes, e.g. the hub's description of a repository.
     pub(super) fn text(&self, name: &str, url: &str, token: Option<&str>, limit: u64) -> Result<String, FetchError> {
         let patience = self.retrier.settings.answer;
         let request = HttpRequest { name, address: url, token, from: None, patience, whole: true };
@@ -92,7 +92,7 @@ impl Downloader {
         self.retrier.retrying(name, || 0, attempt)
     }
 
-    /// Downloads unless the target is there already. The target appears complete and checked, or not at all.
+    /// Downloads the file unless the target exists. The target appears complete and verified, or not at all.
     pub fn download(&self, download: &Download) -> Result<(), FetchError> {
         if download.target.exists() {
             return Ok(());
@@ -134,7 +134,7 @@ impl Downloader {
         }
     }
 
-    /// Tries until the part file is as long as the server says.
+    /// Downloads until the part file has the length that the server announced.
     fn complete(&self, download: &Download, file: &mut File) -> Result<(), FetchError> {
         let length = file.try_clone()?;
         let arrived = || length.metadata().map_or(0, |metadata| metadata.len());
@@ -219,14 +219,14 @@ impl Downloader {
     }
 }
 
-/// How fast a body comes.
+/// Measures the speed of a body.
 struct Pace {
     since: Instant,
     done: u64,
 }
 
 impl Pace {
-    /// Looks back once in [`Retry::stall`]; bytes that drip keep every single read alive.
+    /// Checks the speed once per [`Retry::stall`]; a server that sends single bytes would keep every read alive.
     fn check(&mut self, settings: &Retry, done: u64) -> Result<(), String> {
         let time = self.since.elapsed();
         if time < settings.stall {
@@ -241,7 +241,7 @@ impl Pace {
     }
 }
 
-/// The part file of `target`; huggingface_hub uses the same name.
+/// Path of the part file of `target`; huggingface_hub uses the same.
 pub fn part_path(target: &Path) -> PathBuf {
     let mut name = target.as_os_str().to_owned();
     name.push(".incomplete");
@@ -250,11 +250,11 @@ pub fn part_path(target: &Path) -> PathBuf {
 
 enum Accepted {
     Complete,
-    /// The file's whole length, if the server says.
+    /// The total length, if the server announces it.
     Follows(Option<u64>),
 }
 
-/// Judges a response's status line and headers; moves `start` back to 0 when the server ignores the range.
+/// Checks a response's status line and headers; sets `start` to 0 if the server ignores the range.
 fn accept(
     download: &Download,
     response: &Response<Body>,
@@ -295,7 +295,7 @@ fn accept(
     }
 }
 
-/// `bytes 0-9/100` as (first, total).
+/// Parses `bytes 0-9/100` as (first, total).
 fn parse_content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, _) = range.split_once('-')?;

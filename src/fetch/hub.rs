@@ -1,8 +1,8 @@
-//! Repositories of a Hugging Face hub, into the cache huggingface_hub and hf-hub share:
+//! Downloads repositories of a Hugging Face hub into the cache that huggingface_hub and hf-hub share:
 //! `models--OWNER--NAME/{blobs/DIGEST, snapshots/COMMIT/FILE -> blob, refs/REVISION}`.
 //!
-//! hf-hub supplies token and cache layout. Its own transfer appends a whole file to a part file when a server ignores
-//! `Range`, and checks no hash, and its addresses hold a revision as it was typed, so the bytes are moved by `http.rs`.
+//! hf-hub provides the token and the cache layout. Its own transfer appends a whole file to a part file if a server
+//! ignores `Range`, checks no hash, and does not encode revisions in addresses, so `http.rs` transfers the files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,12 +23,12 @@ use crate::address::{path, segment};
 use crate::artifact::{about, is_contained, write_file};
 use crate::checkpoint::{PartName, gguf_models};
 
-/// Files of one repository moved at the same time.
+/// Files of a repository downloaded at the same time.
 const PARALLEL: usize = 4;
-/// A repository's description is text; larger answers are not one.
+/// Largest description of a repository in bytes.
 const INFO_LIMIT: u64 = 64 << 20;
 
-/// Where the hub is and who asks.
+/// Address, token and cache of the hub.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
     /// Address without a trailing slash.
@@ -40,7 +40,7 @@ pub struct HubSettings {
 }
 
 impl HubSettings {
-    /// From `HF_ENDPOINT`, `HF_TOKEN` (or the saved login), `HF_HUB_CACHE` and `HF_HOME`, like huggingface_hub.
+    /// Reads `HF_ENDPOINT`, `HF_TOKEN` (or the saved login), `HF_HUB_CACHE` and `HF_HOME`, as huggingface_hub does.
     pub fn from_env() -> Self {
         let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
@@ -58,7 +58,7 @@ impl HubSettings {
     }
 }
 
-/// The hub's answer to `GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`.
+/// Response to `GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`.
 #[derive(Deserialize)]
 struct Info {
     sha: String,
@@ -137,7 +137,7 @@ pub(super) fn fetch(
     Ok(Fetched { files, commit: Some(locked.commit) })
 }
 
-/// The names of all files of `repository`, or offline of those that are here.
+/// The names of all files of `repository`; offline those of the files in the cache.
 pub(super) fn names(
     fetcher: &Fetcher,
     repository: &str,
@@ -151,7 +151,7 @@ pub(super) fn names(
     Ok(fetched.files.into_iter().map(|file| file.name).collect())
 }
 
-/// What the lock says of a revision, or now the hub; nothing offline.
+/// The pinned files of a revision, from the lock or else the hub; `None` offline.
 fn pinned(
     fetcher: &Fetcher,
     repository: &str,
@@ -170,7 +170,7 @@ fn pinned(
     })
 }
 
-/// What becomes a path in the cache must stay there; a plan made by hand was not checked as a recipe is.
+/// Checks that names stay inside the cache as paths; a plan made by hand was not checked as a recipe is.
 fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
     match parts.into_iter().find(|part| !is_contained(part)) {
         Some(part) => Err(FetchError::UnsafeName { name: name.to_owned(), file: part.to_owned() }),
@@ -178,12 +178,12 @@ fn check_contained(name: &str, parts: [&str; 2]) -> Result<(), FetchError> {
     }
 }
 
-/// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, whatever it holds.
+/// `ENDPOINT/PLACE/OWNER/NAME/WHAT/REVISION`; a revision is one segment, even if it contains slashes.
 fn address(fetcher: &Fetcher, place: &str, repository: &str, what: &str, revision: &str) -> String {
     format!("{}{place}/{}/{what}/{}", fetcher.hub.endpoint, path(repository), segment(revision))
 }
 
-/// Asks the hub what a revision is, with every file's size and hash.
+/// Asks the hub for the commit of a revision, and for the size and hash of every file.
 fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<LockedSource, FetchError> {
     let name = format!("{repository}@{revision}");
     let url = format!("{}?blobs=true", address(fetcher, "/api/models", repository, "revision", revision));
@@ -213,8 +213,8 @@ fn resolve(fetcher: &Fetcher, repository: &str, revision: &str) -> Result<Locked
     Ok(LockedSource { commit: info.sha, files })
 }
 
-/// The names that one of the globs matches. A `*` stays in its folder: `*.json` is not "1_Pooling/config.json". Where that
-/// leaves nothing at all, it crosses folders, as in huggingface_hub's `allow_patterns`.
+/// The names that match one of the globs. `*` does not cross folders: `*.json` does not match "1_Pooling/config.json".
+/// If that matches nothing at all it does, as in huggingface_hub's `allow_patterns`.
 pub(super) fn matching<'a>(names: &[&'a str], globs: &[String]) -> Result<Vec<&'a str>, FetchError> {
     for stays in [true, false] {
         let matcher = matcher(globs, stays)?;
@@ -226,7 +226,7 @@ pub(super) fn matching<'a>(names: &[&'a str], globs: &[String]) -> Result<Vec<&'
     Ok(Vec::new())
 }
 
-/// The glob that matches just this name.
+/// The glob that matches only this name.
 pub(super) fn exactly(name: &str) -> String {
     globset::escape(name)
 }
@@ -263,7 +263,7 @@ fn select<'a>(
     Ok(wanted)
 }
 
-/// What to choose from: of a repository of GGUF files those, else the first files.
+/// The names to list in an error: in a repository of GGUF files those, else the first files.
 fn present(locked: &LockedSource) -> Vec<&str> {
     let names = || locked.files.keys().map(String::as_str);
     let ggufs: Vec<&str> = names().filter(|name| name.ends_with(".gguf")).collect();
@@ -282,8 +282,8 @@ fn is_cached(blob: &Path, file: &LockedFile, rehash: bool) -> bool {
     right
 }
 
-/// Runs the downloads a few at a time, the largest first; the first error ends the rest. Of a GGUF in parts the first is
-/// begun before the others: its header tells whether any of them is worth having.
+/// Runs a few downloads at a time, the largest first; the first error stops the others. The first part of a split GGUF
+/// is started before the others, since its header decides whether any of them is usable.
 fn download_all(fetcher: &Fetcher, mut downloads: Vec<Download>) -> Result<(), FetchError> {
     let is_first = |name: &str| PartName::of(name).is_some_and(|part| part.is_first());
     downloads.sort_by_key(|download| (is_first(&download.name), download.size));
@@ -313,7 +313,7 @@ fn download_all(fetcher: &Fetcher, mut downloads: Vec<Download>) -> Result<(), F
     failed.into_inner().unwrap_or(None).map_or(Ok(()), Err)
 }
 
-/// Points `snapshots/COMMIT/NAME` at its blob, relatively, as huggingface_hub does.
+/// Makes `snapshots/COMMIT/NAME` a relative link to its blob, as huggingface_hub does.
 fn link(blob: &Path, path: &Path, name: &str) -> Result<(), FetchError> {
     let parent = path.parent().ok_or_else(|| io::Error::other("no folder"))?;
     fs::create_dir_all(parent).map_err(about(parent))?;
@@ -333,7 +333,7 @@ fn link(blob: &Path, path: &Path, name: &str) -> Result<(), FetchError> {
     }
 }
 
-/// Without a lock entry and a network: whatever the cache's own refs and snapshots hold, or what of it the globs match.
+/// Finds the files without a lock entry and a network, from the cache's refs and snapshots.
 fn offline(
     fetcher: &Fetcher,
     repository: &str,

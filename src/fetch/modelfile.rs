@@ -1,20 +1,23 @@
-//! What an Ollama model says besides its weights (its Modelfile): instructions, sampling, ends of answers.
+//! The Modelfile of an Ollama model: system prompt, sampling parameters, stop texts.
 //!
-//! It is carried in the engine directory's generation_config.json, under `transformers`' names where those exist. Parameters
-//! and their defaults are those of Ollama's `api/types.go`. One that would change answers and cannot be honoured is an error.
+//! They are stored in the engine directory's generation_config.json, under `transformers`' names where those exist.
+//! Parameters and defaults are those of Ollama's `api/types.go`. A parameter that would change answers and is not
+//! supported is an error.
 
 use serde_json::{Map, Value, json};
 
-/// Instructions, sampling and ends of a model.
+use crate::diagnostic::Diagnostic;
+
+/// System prompt, sampling parameters and stop texts of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Modelfile {
     /// Fields of generation_config.json.
     pub generation: Map<String, Value>,
-    /// It has a template in Go's language, which is not read here.
+    /// Whether it has a template in Go's language, which is not supported.
     pub has_template: bool,
 }
 
-/// What is read, by Ollama's name and by the one it gets.
+/// Supported numeric parameters: Ollama's name and the one in generation_config.json.
 const NUMBERS: [(&str, &str); 6] = [
     ("temperature", "temperature"),
     ("top_p", "top_p"),
@@ -23,7 +26,7 @@ const NUMBERS: [(&str, &str); 6] = [
     ("presence_penalty", "presence_penalty"),
     ("frequency_penalty", "frequency_penalty"),
 ];
-/// About how it runs, and not about what it answers; or, as lengths, for the recipe to say.
+/// Parameters that do not affect answers, and lengths, which the recipe sets.
 const RUNNER: [&str; 17] = [
     "num_ctx",
     "num_batch",
@@ -43,7 +46,7 @@ const RUNNER: [&str; 17] = [
     "vocab_only",
     "embedding_only",
 ];
-/// Not honoured; with this value they do nothing.
+/// Unsupported parameters, and the values at which they have no effect.
 const NEUTRAL: [(&str, f64); 7] = [
     ("typical_p", 1.0),
     ("tfs_z", 1.0),
@@ -53,22 +56,23 @@ const NEUTRAL: [(&str, f64); 7] = [
     ("xtc_probability", 0.0),
     ("dry_multiplier", 0.0),
 ];
-/// Without effect where what they belong to is off, which is asked by itself.
+/// Parameters without effect while the feature that they belong to is off, which is checked separately.
 const DETAILS: [&str; 3] = ["mirostat_eta", "mirostat_tau", "penalize_newline"];
-/// Longest text that may end an answer, and how many there may be.
+/// Most bytes of a stop string.
 const STOP_LIMIT: usize = 256;
+/// Most stop strings.
 const STOPS_LIMIT: usize = 64;
 
 impl Modelfile {
-    /// Takes a system message.
+    /// Sets the system prompt.
     pub(super) fn system(&mut self, text: &str) {
         if !text.trim().is_empty() {
             self.generation.insert("system_prompt".to_owned(), json!(text));
         }
     }
 
-    /// Takes a layer of parameters; what is to be said aloud.
-    pub(super) fn parameters(&mut self, values: &Map<String, Value>) -> Result<Vec<String>, String> {
+    /// Adds a layer of parameters; returns warnings.
+    pub(super) fn parameters(&mut self, values: &Map<String, Value>) -> Result<Vec<String>, Diagnostic> {
         let mut left = Vec::new();
         for (name, value) in values {
             match name.as_str() {
@@ -98,14 +102,14 @@ impl Modelfile {
         Ok(notes)
     }
 
-    /// generation_config.json with what the model says over it.
+    /// The text of generation_config.json with the model's parameters added.
     pub fn apply(&self, text: &str) -> serde_json::Result<String> {
         let mut fields: Map<String, Value> = serde_json::from_str(text)?;
         fields.extend(self.generation.clone());
         serde_json::to_string(&fields)
     }
 
-    fn number(&mut self, name: &str, value: &Value) -> Result<(), String> {
+    fn number(&mut self, name: &str, value: &Value) -> Result<(), Diagnostic> {
         let number = value.as_f64().filter(|number| number.is_finite());
         if let Some((_, neutral)) = NEUTRAL.iter().find(|(have, _)| *have == name) {
             return if number == Some(*neutral) { Ok(()) } else { Err(unsupported(name, value)) };
@@ -129,7 +133,7 @@ impl Modelfile {
         Ok(())
     }
 
-    fn stops(&mut self, value: &Value) -> Result<(), String> {
+    fn stops(&mut self, value: &Value) -> Result<(), Diagnostic> {
         let stops: Option<Vec<&str>> = match value {
             Value::String(stop) => Some(vec![stop]),
             Value::Array(stops) => stops.iter().map(Value::as_str).collect(),
@@ -142,7 +146,7 @@ impl Modelfile {
         Ok(())
     }
 
-    fn seed(&mut self, value: &Value) -> Result<(), String> {
+    fn seed(&mut self, value: &Value) -> Result<(), Diagnostic> {
         // Below 0: by the clock.
         match (value.as_u64(), value.as_i64()) {
             (Some(seed), _) => {
@@ -154,7 +158,7 @@ impl Modelfile {
         }
     }
 
-    /// The window of the penalty for repetitions.
+    /// Handles the window of the repetition penalty.
     fn penalty(&mut self, values: &Map<String, Value>) -> Vec<String> {
         let is_on = self.generation.get("repetition_penalty").and_then(Value::as_f64).is_some_and(|by| by != 1.0);
         match values.get("repeat_last_n").map_or(Some(64), Value::as_i64) {
@@ -173,7 +177,7 @@ impl Modelfile {
         }
     }
 
-    /// Ollama always draws; here it is done where the model says how.
+    /// Turns on sampling: Ollama always samples, transformers only if `do_sample` says so.
     fn sample(&mut self) {
         let says = |name: &str| self.generation.contains_key(name);
         if !["temperature", "top_k", "top_p", "min_p"].into_iter().any(says) {
@@ -185,15 +189,13 @@ impl Modelfile {
     }
 }
 
-fn odd(name: &str, value: &Value) -> String {
-    format!("parameter `{name}` is {}, which makes no sense", short(value))
+fn odd(name: &str, value: &Value) -> Diagnostic {
+    Diagnostic::new(format!("parameter `{name}` is {}, which makes no sense", short(value)))
 }
 
-fn unsupported(name: &str, value: &Value) -> String {
-    format!(
-        "parameter `{name}` ({}) changes the answers, and is not supported\n  hint: `path:` with the blob of the model takes \
-         its weights alone; `ollama create` makes a model without the parameter",
-        short(value)
+fn unsupported(name: &str, value: &Value) -> Diagnostic {
+    Diagnostic::new(format!("parameter `{name}` ({}) changes the answers, and is not supported", short(value))).with_help(
+        "`path:` with the blob of the model takes its weights alone; `ollama create` makes a model without the parameter",
     )
 }
 
@@ -205,7 +207,7 @@ fn short(value: &Value) -> String {
 mod tests {
     use super::*;
 
-    fn read(values: Value) -> Result<(Value, Vec<String>), String> {
+    fn read(values: Value) -> Result<(Value, Vec<String>), Diagnostic> {
         let mut modelfile = Modelfile::default();
         let notes = modelfile.parameters(values.as_object().unwrap())?;
         Ok((Value::Object(modelfile.generation), notes))
@@ -246,7 +248,7 @@ mod tests {
             (json!({"stop": [1]}), "parameter `stop` is [1]"),
             (json!({"seed": "x"}), "parameter `seed` is \"x\""),
         ] {
-            let error = read(values.clone()).unwrap_err();
+            let error = read(values.clone()).unwrap_err().to_string();
             assert!(error.contains(part), "{values}: {error}");
         }
     }

@@ -1,8 +1,8 @@
-//! Models of a local Ollama store: a manifest per name and tag, blobs by their hash.
+//! Models of a local Ollama store: a manifest per name and tag, blobs by hash.
 //!
-//! `models/manifests/HOST/NAMESPACE/MODEL/TAG` is a registry manifest whose layer of type
-//! `application/vnd.ollama.image.model` is a GGUF in `models/blobs/sha256-…` (ollama, `server/modelpath.go`). What the other
-//! layers say (`server/images.go`) is taken as [`Modelfile`] or refused by name.
+//! `models/manifests/HOST/NAMESPACE/MODEL/TAG` is a registry manifest, whose layer of type
+//! `application/vnd.ollama.image.model` is a GGUF in `models/blobs/sha256-…` (ollama, `server/modelpath.go`). The other
+//! layers (`server/images.go`) become a [`Modelfile`], or are refused by name.
 
 use std::path::{Path, PathBuf};
 
@@ -15,9 +15,9 @@ use crate::diagnostic::Diagnostic;
 use crate::progress::{Event, Progress};
 use crate::regular_file;
 
-/// What the media types of layers begin with.
+/// Prefix of the layers' media types.
 const LAYER: &str = "application/vnd.ollama.image.";
-/// A manifest is a page; so are its texts.
+/// Largest manifest or text layer in bytes.
 const SIZE_LIMIT: u64 = 1 << 20;
 
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ struct OllamaLayer {
     digest: String,
 }
 
-/// `OLLAMA_MODELS`, the user's store, the service's.
+/// The stores to search: `OLLAMA_MODELS`, the user's, the system service's.
 fn stores() -> Vec<PathBuf> {
     if let Some(named) = std::env::var_os("OLLAMA_MODELS").filter(|value| !value.is_empty()) {
         return vec![named.into()];
@@ -41,7 +41,7 @@ fn stores() -> Vec<PathBuf> {
     own.into_iter().chain([PathBuf::from("/usr/share/ollama/.ollama/models")]).collect()
 }
 
-/// `[HOST/][NAMESPACE/]MODEL[:TAG]`, with Ollama's defaults.
+/// Path of the manifest of `[HOST/][NAMESPACE/]MODEL[:TAG]`, with Ollama's defaults.
 fn manifest_path(model: &str) -> PathBuf {
     let (name, tag) = model.split_once(':').unwrap_or((model, "latest"));
     let full = match name.matches('/').count() {
@@ -52,7 +52,7 @@ fn manifest_path(model: &str) -> PathBuf {
     Path::new("manifests").join(full).join(tag)
 }
 
-/// A model's layers and the store they are in.
+/// A model's layers, and the store they are in.
 struct FoundModel<'a> {
     model: &'a str,
     store: PathBuf,
@@ -65,7 +65,7 @@ impl FoundModel<'_> {
         FetchError::Ollama { model: self.model.to_owned(), message: message.into() }
     }
 
-    /// Of these kinds.
+    /// The layers of these kinds.
     fn layers(&self, kinds: &[&str]) -> impl Iterator<Item = &OllamaLayer> {
         self.layers
             .iter()
@@ -89,7 +89,7 @@ impl FoundModel<'_> {
         regular_file::read_text(&blob, SIZE_LIMIT).map_err(|error| self.error(format!("{}: {error}", blob.display())))
     }
 
-    /// What is neither applied nor without meaning is refused.
+    /// Refuses layers that are neither supported nor without effect.
     fn check(&self) -> Result<(), FetchError> {
         for layer in &self.layers {
             let kind = layer.media_type.strip_prefix(LAYER).unwrap_or(&layer.media_type);
@@ -136,7 +136,7 @@ fn find_manifest(model: &str) -> Result<FoundModel<'_>, FetchError> {
     Ok(FoundModel { model, store: store.clone(), path, layers: manifest.layers })
 }
 
-/// The model's blob.
+/// Finds the model's GGUF file.
 pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
     let found = find_manifest(model)?;
     found.check()?;
@@ -151,7 +151,7 @@ pub(super) fn find(model: &str) -> Result<Fetched, FetchError> {
     }
 }
 
-/// What it says besides; what of it is not applied is told to `progress`.
+/// Reads the model's Modelfile; warnings go to `progress`.
 pub(super) fn modelfile(model: &str, progress: &dyn Progress) -> Result<Modelfile, FetchError> {
     let found = find_manifest(model)?;
     found.check()?;
@@ -161,8 +161,8 @@ pub(super) fn modelfile(model: &str, progress: &dyn Progress) -> Result<Modelfil
         modelfile.system(&found.text(layer)?);
     }
     for layer in found.layers(&["params"]) {
-        let about = |error: String| found.error(format!("its parameters ({}): {error}", layer.digest));
-        let values = serde_json::from_str(&found.text(layer)?).map_err(|error| about(error.to_string()))?;
+        let about = |error: Diagnostic| found.error(error.at(format!("its parameters ({})", layer.digest)));
+        let values = serde_json::from_str(&found.text(layer)?).map_err(|error| about(error.to_string().into()))?;
         modelfile.parameters(&values).map_err(about)?.iter().for_each(|note| warn(note));
     }
     modelfile.has_template = found.layers(&["template", "prompt"]).next().is_some();

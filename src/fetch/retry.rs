@@ -1,4 +1,4 @@
-//! How often and how patiently a server is asked again, and what is said of it.
+//! Retries of failed requests: how often, how long, and what is logged.
 
 use std::io;
 use std::sync::Arc;
@@ -12,20 +12,20 @@ use super::{Cancelled, FetchError};
 use crate::address;
 use crate::progress::{Event, Progress};
 
-/// How often and how patiently to try again.
+/// Limits of retries.
 #[derive(Debug, Clone, Copy)]
 pub struct Retry {
-    /// Failures in a row before giving up.
+    /// Failures in a row after which to give up.
     pub attempts: u32,
-    /// First pause; doubles each time.
+    /// First pause; doubled after each failure.
     pub pause: Duration,
-    /// Longest pause, and how long a server may make us wait in all before its content comes.
+    /// Longest pause, and the longest total wait that a server may ask for before its content arrives.
     pub longest: Duration,
-    /// Longest time to an answer, its redirects included; of a repository's description, to its end.
+    /// Longest time until a response, redirects included; for a repository's description until its end.
     pub answer: Duration,
-    /// A body is judged by what came in this time.
+    /// Interval over which the speed of a body is measured.
     pub stall: Duration,
-    /// Bytes a second below which a body counts as stalled.
+    /// Bytes per second below which a body counts as stalled.
     pub slowest: u64,
 }
 
@@ -43,29 +43,29 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// What the slowest body that is borne brings in `time`, at least a byte.
+    /// Bytes that a body at the slowest accepted speed brings in `time`; at least 1.
     pub(super) fn least(&self, time: Duration) -> u64 {
         let bytes = u128::from(self.slowest) * time.as_millis() / 1000;
         u64::try_from(bytes).unwrap_or(u64::MAX).max(1)
     }
 }
 
-/// Why one attempt ended early.
+/// Why an attempt failed.
 pub(super) enum Failure {
     /// Trying again cannot help.
     Final(FetchError),
-    /// Trying again may help, after this pause if the server named one.
+    /// Trying again may help, after the wait that the server asked for, if any.
     Passing { error: FetchError, wait: Option<Duration> },
 }
 
 impl Failure {
-    /// A fault of the network or the server that another try may not meet.
+    /// A failure of the network or the server that may pass.
     pub(super) fn passing(name: &str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         let error = FetchError::Network { name: name.to_owned(), source: source.into() };
         Failure::Passing { error, wait: None }
     }
 
-    /// What ureq says; where its words would repeat the address, others.
+    /// Converts ureq's error; messages that would repeat the address are replaced.
     pub(super) fn of_ureq(name: &str, error: ureq::Error) -> Self {
         match error {
             ureq::Error::BadUri(_) | ureq::Error::RequireHttpsOnly(_) => Failure::passing(name, "the address is wrong"),
@@ -80,18 +80,18 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Tries again after failures that may pass, and says so before each wait.
+/// Retries after failures that may pass, and logs each wait.
 pub(super) struct Retrier {
     pub(super) settings: Retry,
     pub(super) progress: Arc<dyn Progress>,
     pub(super) cancel: Arc<AtomicBool>,
-    /// Whatever else is under way has become useless.
+    /// Set when another download has failed, so that all others are useless.
     pub(super) stopped: AtomicBool,
 }
 
 impl Retrier {
-    /// Tries a bounded number of times in a row. `arrived` counts bytes; an attempt that brought as many as the slowest
-    /// server would until it is called stalled starts a new count. Fewer do not: a byte at a time would never end.
+    /// Tries a bounded number of times in a row. `arrived` counts bytes: an attempt that brought as many as the slowest
+    /// accepted server would in one interval restarts the count. Fewer do not, or a byte at a time would never end.
     pub(super) fn retrying<T>(
         &self,
         name: &str,
@@ -123,7 +123,7 @@ impl Retrier {
         }
     }
 
-    /// Waits before try number `next`, and says so first.
+    /// Logs the wait before try number `next`, and waits.
     fn wait(&self, error: &FetchError, time: Duration, next: u32) -> Result<(), FetchError> {
         if !time.is_zero() {
             let error = error.to_string();
@@ -148,7 +148,7 @@ impl Retrier {
     }
 }
 
-/// What to make of an answer that is not the content.
+/// The failure for a response that is not the content.
 pub(super) fn refusal(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> Failure {
     let error = status_error(name, url, status, response);
     match status.as_u16() {
@@ -169,7 +169,7 @@ pub(super) fn seconds(text: &str) -> Option<Duration> {
     is_number.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)))
 }
 
-/// What a status means, from the hub's own error code header where there is one.
+/// The error for a status; the hub's own error code, if there is one, decides.
 fn status_error(name: &str, url: &str, status: StatusCode, response: &Response<Body>) -> FetchError {
     let code = response.headers().get("x-error-code").and_then(|value| value.to_str().ok()).unwrap_or("");
     let name = name.to_owned();

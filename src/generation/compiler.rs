@@ -1,8 +1,8 @@
-//! Grammars are made of a client's schemas. To compile one may take all memory, or for ever, and llguidance cannot be stopped
-//! from outside.
+//! Compiles grammars, which are made of a client's schemas. Compiling one may take all memory or never end, and llguidance
+//! cannot be interrupted.
 //!
-//! Where the program says that its executable answers to [`SUBCOMMAND`] (`confined::program`), a grammar is compiled by a child
-//! before it is compiled here, so that here it takes a moment.
+//! If the program registered its executable (`confined::program`), which must answer to [`SUBCOMMAND`], a grammar is compiled
+//! by a child before it is compiled in this process, where it is then known to take only a moment.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,24 +12,25 @@ use std::time::Duration;
 use super::grammar::{Grammar, Grammars};
 use crate::artifact::sha256;
 use crate::confined::{self, Confined, ConfinedError, Limits};
+use crate::diagnostic::Diagnostic;
 use crate::executor::LlmError;
 use crate::text::child::{ask, lock, unanswered};
 use crate::text::{Text, TextError};
 
-/// What a child is started with.
+/// Hidden argument that starts a child.
 pub const SUBCOMMAND: &str = "__grammar";
 
-/// For a schema far larger than people write: FHIR's takes half a second.
+/// Limits of compiling a grammar; enough for a schema far larger than people write (FHIR's takes half a second).
 const COMPILING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(3) };
-/// Grammars that are compiled at once, in children or here.
+/// Most grammars that are compiled at once, in children or here.
 const PROBES: usize = 2;
-/// Grammars that are known to be harmless.
+/// Most grammars that are remembered as harmless.
 const KNOWN: usize = 512;
 
 /// Compiles grammars for a model's tokens.
 pub struct GrammarCompiler {
     text: Arc<Text>,
-    grammars: OnceLock<Result<Grammars, String>>,
+    grammars: OnceLock<Result<Grammars, Diagnostic>>,
     probes: Probes,
 }
 
@@ -39,23 +40,23 @@ impl GrammarCompiler {
         Self { text, grammars: OnceLock::new(), probes: Probes::default() }
     }
 
-    /// Compiles a grammar. The first takes a moment longer. What it costs is tried out in a process of its own first, where
-    /// there is a program for that, until `left` is true.
+    /// Compiles a grammar for the model's tokens; the first takes a moment longer. If the program registered its executable, the
+    /// cost is first measured in a child process. Gives up once `left` is true.
     pub fn compile(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
-        let new = || Grammars::new(self.text.words(), &self.text.stop_tokens).map_err(|error| error.to_string());
-        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Request(error.clone()))?;
+        let new = || Grammars::new(self.text.words(), &self.text.stop_tokens).map_err(Diagnostic::from);
+        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Internal(error.clone()))?;
         let _turn = self.probes.check(lark, left)?;
         // With far more stack than the child had: what that held, this does.
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(4 * confined::STACK);
         std::thread::scope(|scope| {
-            let failed = |what: &str| LlmError::Request(format!("the grammar's thread {what}"));
+            let failed = |what: &str| LlmError::Internal(format!("the grammar's thread {what}").into());
             let thread = thread.spawn_scoped(scope, || grammars.compile(lark)).map_err(|_| failed("did not start"))?;
             thread.join().unwrap_or_else(|_| Err(failed("panicked")))
         })
     }
 }
 
-/// The child's answers: a question is a grammar.
+/// Answers a parent's requests: a question is a grammar.
 pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
     let mut grammars = None;
     move |question: &[u8]| {
@@ -72,7 +73,7 @@ pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
     }
 }
 
-/// Tries grammars out of this process.
+/// Compiles grammars in child processes, to find out whether they are harmless.
 #[derive(Debug, Default)]
 struct Probes {
     idle: Mutex<Vec<Confined>>,
@@ -81,7 +82,7 @@ struct Probes {
     known: Mutex<HashSet<String>>,
 }
 
-/// A turn to compile a grammar; the next has it when this is dropped.
+/// Permission to compile a grammar; the next waiting request gets it when this is dropped.
 struct Turn<'a>(&'a Probes);
 
 impl Drop for Turn<'_> {
@@ -91,12 +92,12 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// How long somebody waits for a turn before it is asked whether he still does.
+/// Interval at which a waiting request checks whether its client has left.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Probes {
-    /// Waits for a turn to compile a grammar, and refuses one that takes too much. A few are compiled at once, wherever that
-    /// is, and whether they are known or not.
+    /// Waits for permission to compile a grammar, and refuses a grammar that takes too much. Only a few are compiled at once, in
+    /// children or here, known or not.
     fn check(&self, lark: &str, left: &AtomicBool) -> Result<Turn<'_>, LlmError> {
         let mut running = lock(&self.running);
         while *running >= PROBES {

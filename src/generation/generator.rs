@@ -1,5 +1,6 @@
-//! Answers: requests in, text out as it comes. Sequences are decoded together, each in a slot of the executor, while
-//! prompts are read a pass at a time between their steps. What any slot holds of a new prompt is not computed again.
+//! Generates answers: takes requests and returns text as it is generated. Sequences are decoded together, each in a
+//! slot of the executor; prompts are read a pass at a time between decode steps. The prefix of a new prompt that any
+//! slot has cached is not computed again.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +15,7 @@ use crate::text::{StopFinder, Text, TextStream};
 struct Active {
     request: u64,
     client: u64,
-    /// Empty when it has been read.
+    /// Prompt tokens that are not read yet; empty while decoding.
     prompt: Vec<u32>,
     sampler: Sampler,
     grammar: Option<Grammar>,
@@ -24,33 +25,33 @@ struct Active {
     ignore_end: bool,
     /// The last token.
     next: u32,
-    /// It, while nothing has been said of it; or why there is none.
+    /// The sampled token that has not yet been detokenised, or the error that ends this answer.
     chosen: Option<Result<Choice, LlmError>>,
-    /// The model or the grammar ends the answer with it; it is the last there is room for.
+    /// Whether the sampled token is the last, by the model, the grammar or the token limit.
     complete: bool,
     full: bool,
     usage: Usage,
-    /// When it left the queue, then when the first token was chosen.
+    /// When the request left the queue; from the first token on, when that was sampled.
     since: Instant,
 }
 
 #[derive(Default)]
 struct Slot {
-    /// What the executor holds for it.
+    /// The tokens in the executor's cache.
     tokens: Vec<u32>,
-    /// Whose they are, see [`Request::scope`].
+    /// Scope of the tokens, see [`Request::scope`].
     scope: u64,
     active: Option<Active>,
 }
 
-/// Copying fewer positions than this from another slot is not worth its trouble.
+/// Fewest positions that are worth copying from another slot.
 const WORTH_COPYING: usize = 16;
-/// Prompt tokens a pass takes at most while other answers wait for their next token.
+/// Most prompt tokens of a pass while other answers wait for their next token.
 const BESIDE: usize = 512;
-/// What a cached position that is overwritten counts, against one that is reused.
+/// Cost of overwriting a cached position, relative to the benefit of reusing one.
 const LOSS: usize = 4;
 
-/// See the module.
+/// Generates the answers of a language model.
 pub struct Generator {
     executor: Box<dyn Executor>,
     text: Arc<Text>,
@@ -58,51 +59,51 @@ pub struct Generator {
     slots: Vec<Slot>,
     queue: Queue,
     requests: u64,
-    /// (slot, request) of the steps the executor is computing.
+    /// (slot, request) of the launched decode steps.
     launched: Vec<(usize, u64)>,
-    /// A beginning that all scopes may share.
+    /// Tokens of a prefix that all scopes may share.
     shared: Vec<u32>,
 }
 
 impl Generator {
-    /// Answers with `executor`; prompts of at most `max_input` tokens.
+    /// Generates with `executor`; prompts have at most `max_input` tokens.
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
         let (queue, requests, launched, shared) = (Queue::default(), 0, Vec::new(), Vec::new());
         Self { executor, text, max_input, slots, queue, requests, launched, shared }
     }
 
-    /// The model's text side.
+    /// Tokenizer, chat template and sampling defaults of the model.
     pub fn text(&self) -> &Arc<Text> {
         &self.text
     }
 
-    /// What computes.
+    /// The executor.
     pub fn executor(&mut self) -> &mut dyn Executor {
         &mut *self.executor
     }
 
-    /// Longest prompt.
+    /// Longest prompt in tokens.
     pub fn max_input(&self) -> usize {
         self.max_input.min(self.executor.max_len() - 1)
     }
 
-    /// What it takes.
+    /// Limits of requests.
     pub fn limits(&self) -> RequestLimits {
         RequestLimits { max_input: self.max_input(), vocabulary: self.executor.vocab_size() }
     }
 
-    /// Lets all scopes share what begins with these tokens: instructions that are nobody's secret.
+    /// Lets all scopes share cached prefixes of these tokens, such as a public system prompt.
     pub fn share(&mut self, beginning: Vec<u32>) {
         self.shared = beginning;
     }
 
-    /// Requests that wait for a slot, and those that have one.
+    /// Number of requests that wait for a slot, and that have one.
     pub fn load(&self) -> (usize, usize) {
         (self.queue.len(), self.slots.iter().filter(|slot| slot.active.is_some()).count())
     }
 
-    /// Takes a request, or says why not; returns its number.
+    /// Checks and queues a request; returns its number.
     pub fn submit(&mut self, request: Request) -> Result<u64, LlmError> {
         request.check(&self.limits())?;
         self.requests += 1;
@@ -110,7 +111,7 @@ impl Generator {
         Ok(self.requests)
     }
 
-    /// Forgets a request, wherever it is. What its slot holds stays for the next.
+    /// Removes a request, wherever it is. Its slot's cache stays for later requests.
     pub fn cancel(&mut self, request: u64) {
         self.queue.remove(request);
         for slot in &mut self.slots {
@@ -118,13 +119,13 @@ impl Generator {
         }
     }
 
-    /// Nothing to do.
+    /// Whether there is no request.
     pub fn is_idle(&self) -> bool {
         self.load() == (0, 0) && self.launched.is_empty()
     }
 
-    /// Chooses a token for every running answer, gives free slots to waiting requests, reads one pass of the oldest prompt,
-    /// and lets the executor begin the next tokens. What was chosen is put into words while it computes.
+    /// Samples a token for every running answer, gives free slots to waiting requests, reads one pass of the oldest
+    /// prompt, and launches the next decode step. The sampled tokens are detokenised while it runs.
     pub fn step(&mut self) -> Result<Vec<Piece>, LlmError> {
         self.collect()?;
         while self.slots.iter().any(|slot| slot.active.is_none())
@@ -152,12 +153,11 @@ impl Generator {
         if !steps.is_empty()
             && let Err(error) = self.executor.launch(&steps)
         {
-            let refused = error.to_string();
             if error.is_fatal() {
                 return Err(error);
             }
             for (slot, _) in std::mem::take(&mut self.launched) {
-                self.fail(slot, LlmError::Request(refused.clone()))?;
+                self.fail(slot, error.clone())?;
             }
         }
         self.forget_spoilt()?;
@@ -175,7 +175,7 @@ impl Generator {
         Ok(pieces)
     }
 
-    /// Slots in which something is no number are emptied: it would be in the way of whoever comes next.
+    /// Empties slots whose cache contains NaN, which would affect later requests.
     fn forget_spoilt(&mut self) -> Result<(), LlmError> {
         let spoilt = |slot: &Slot| {
             let chosen = slot.active.as_ref().and_then(|active| active.chosen.as_ref());
@@ -190,7 +190,7 @@ impl Generator {
         Ok(())
     }
 
-    /// Ends one answer by an error that is its own; an engine's is everybody's.
+    /// Ends one answer with its own error; an executor's fatal error is returned.
     fn fail(&mut self, slot: usize, error: LlmError) -> Result<(), LlmError> {
         if error.is_fatal() {
             return Err(error);
@@ -202,13 +202,13 @@ impl Generator {
         Ok(())
     }
 
-    /// Whose requests have slots.
+    /// Clients of the requests in slots.
     fn clients(&self) -> Vec<u64> {
         self.slots.iter().filter_map(|slot| Some(slot.active.as_ref()?.client)).collect()
     }
 
-    /// Waits for the steps that were launched, and chooses from their logits. Answers that are gone are passed over.
-    fn collect(&mut self) -> Result<(), LlmError> {
+    /// Waits for the launched steps and samples from their logits. Steps of cancelled answers are ignored.
+    pub(super) fn collect(&mut self) -> Result<(), LlmError> {
         if self.launched.is_empty() {
             return Ok(());
         }
@@ -229,7 +229,7 @@ impl Generator {
         Ok(())
     }
 
-    /// Gives a request a free slot: where most of its prompt is held already and least else would be lost.
+    /// Gives a request the free slot that has most of its prompt cached and loses the least by it.
     fn admit(&mut self, number: u64, request: Request) -> Result<(), LlmError> {
         let prompt = request.prompt;
         let same = |tokens: &[u32]| tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
@@ -273,7 +273,7 @@ impl Generator {
         Ok(())
     }
 
-    /// One pass of a slot's prompt; after the last, the first token.
+    /// Reads one pass of a slot's prompt; after the last pass samples the first token.
     fn read(&mut self, slot: usize) -> Result<(), LlmError> {
         let beside = self.slots.iter().flat_map(|slot| &slot.active).any(Active::goes_on);
         let Slot { tokens, active: Some(active), .. } = &mut self.slots[slot] else { return Ok(()) };
@@ -292,31 +292,10 @@ impl Generator {
         }
         Ok(())
     }
-
-    /// Answers one request, handing every piece to `hear`; `hear` returns false to stop.
-    pub fn answer(&mut self, request: Request, mut hear: impl FnMut(&Piece) -> bool) -> Result<Usage, LlmError> {
-        let number = self.submit(request)?;
-        loop {
-            for piece in self.step()?.into_iter().filter(|piece| piece.request == number) {
-                if let Some(failure) = piece.failure {
-                    return Err(LlmError::Request(failure));
-                }
-                let wanted = hear(&piece);
-                if piece.finish.is_some() {
-                    return Ok(piece.usage);
-                }
-                if !wanted {
-                    self.cancel(number);
-                    self.collect()?;
-                    return Ok(piece.usage);
-                }
-            }
-        }
-    }
 }
 
 impl Active {
-    /// A token has been chosen, and another will follow.
+    /// Whether a token has been sampled and another will follow.
     fn goes_on(&self) -> bool {
         self.prompt.is_empty() && !self.complete && !self.full && !matches!(self.chosen, Some(Err(_)))
     }
@@ -333,7 +312,7 @@ impl Active {
         self.sampler.choose(logits, self.grammar.as_mut())
     }
 
-    /// Takes the next token; `last` if there is no room for another.
+    /// Takes the sampled token; `last` if there is no room for another.
     fn take(&mut self, text: &Text, choice: Result<Choice, LlmError>, last: bool) {
         let now = Instant::now();
         if self.usage.answer == 0 {
@@ -355,7 +334,7 @@ impl Active {
         }));
     }
 
-    /// What the chosen token says. What goes wrong ends this answer alone.
+    /// Detokenises the sampled token. An error ends this answer only.
     fn speak(&mut self, text: &Text) -> Option<Piece> {
         let said = self.chosen.take()?.and_then(|choice| Ok((self.words(text, choice.token)?, choice)));
         let (request, usage) = (self.request, self.usage);
@@ -370,12 +349,12 @@ impl Active {
             }
             Err(error) => {
                 let choice = Choice { token: self.next, logprob: None, top: Vec::new() };
-                Piece { request, text: String::new(), choice, usage, finish: None, failure: Some(error.to_string()) }
+                Piece { request, text: String::new(), choice, usage, finish: None, failure: Some(error) }
             }
         })
     }
 
-    /// The text a token makes certain, and whether a stop string was met.
+    /// The text that becomes certain with a token, and whether a stop string was found.
     fn words(&mut self, text: &Text, token: u32) -> Result<(String, bool), LlmError> {
         let (mut shown, mut stopped) = (String::new(), false);
         if self.ignore_end || !text.stop_tokens.contains(&token) {

@@ -1,6 +1,6 @@
-//! Answers that are what they must be: tool calls and JSON, by allowing only the tokens a grammar accepts next.
+//! Constrained decoding: enforces tool calls and JSON by allowing only tokens that a grammar accepts next.
 //!
-//! Grammars are texts in llguidance's dialect of Lark (its docs/syntax.md), with JSON schemas inline.
+//! Grammars are in llguidance's dialect of Lark (its docs/syntax.md), with JSON schemas inline.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,39 +9,40 @@ use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 
+use crate::diagnostic::Diagnostic;
 use crate::executor::LlmError;
 use crate::text::SPECIAL;
 
 const _: () = assert!(SPECIAL == TokTrie::SPECIAL_TOKEN_MARKER, "vocabularies mark special tokens as llguidance does");
 
-/// Compiles grammars for one vocabulary.
+/// Compiles grammars for a vocabulary.
 pub struct Grammars(ParserFactory);
 
 impl Grammars {
-    /// For tokens that spell `words`, an empty one being no token; an answer ends with one of `ends`.
+    /// For tokens with the bytes `words` (empty for numbers without a token), of which `ends` end an answer.
     pub fn new(words: &[Vec<u8>], ends: &BTreeSet<u32>) -> Result<Self, LlmError> {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
-            let what = "the model has no token that ends an answer\n  hint: its generation_config.json should name eos_token_id";
-            return Err(LlmError::Request(what.to_owned()));
+            let what = Diagnostic::new("the model has no token that ends an answer");
+            return Err(LlmError::Internal(what.with_help("its generation_config.json should name eos_token_id")));
         };
         let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);
         let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
         let factory = ParserFactory::new_simple(&environment);
-        let mut factory = factory.map_err(|error| LlmError::Request(format!("grammars: {error:#}")))?;
+        let mut factory = factory.map_err(|error| LlmError::Internal(format!("grammars: {error:#}").into()))?;
         factory.quiet();
         bound(factory.limits_mut());
         Ok(Self(factory))
     }
 
-    /// For bytes alone: enough to find out what compiling costs.
+    /// For a vocabulary of single bytes, which suffices to measure the cost of compiling.
     pub fn of_bytes() -> Result<Self, LlmError> {
         let words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).chain([vec![SPECIAL, b'.']]).collect();
         Self::new(&words, &BTreeSet::from([256]))
     }
 
-    /// Compiles a grammar, and takes its first steps: what cannot go on is refused before an answer has begun.
+    /// Compiles a grammar and tries its first steps, so that an unusable one is refused before the answer begins.
     pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
         let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
         let parser = parser.map_err(|error| refused(&error))?;
@@ -52,8 +53,8 @@ impl Grammars {
     }
 }
 
-/// What one grammar and one step of it may cost; llguidance's own figures are 14,000 units of a lexer's fuel and 20,000 items
-/// a millisecond.
+/// Limits the cost of a grammar and of each step; llguidance documents 14,000 units of lexer fuel and 20,000 items per
+/// millisecond.
 fn bound(limits: &mut ParserLimits) {
     limits.verbose_errors = false;
     limits.initial_lexer_fuel = 1_000_000;
@@ -87,7 +88,7 @@ fn try_out(mut matcher: Matcher) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An error in a line: some repeat the grammar, which a stranger wrote.
+/// An error as one line, without the grammar that some errors repeat.
 fn refused(error: &anyhow::Error) -> LlmError {
     let text = format!("{error:#}");
     let line = match text.lines().next().unwrap_or_default() {
@@ -103,14 +104,14 @@ fn refused(error: &anyhow::Error) -> LlmError {
     LlmError::Request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
 }
 
-/// Bytes of an error's text.
+/// Most bytes of an error's text.
 const LONGEST: usize = 300;
 
-/// How far an answer has got in its grammar.
+/// A compiled grammar, and the state of an answer in it.
 #[derive(Clone)]
 pub struct Grammar {
     matcher: Matcher,
-    /// What may come next, where it was found in advance.
+    /// The allowed next tokens, if they were computed in advance.
     mask: Option<SimpleVob>,
 }
 
@@ -121,13 +122,13 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Finds what may come next, while there is time.
+    /// Computes the allowed next tokens in advance, while the device is busy.
     pub fn prepare(&mut self) -> Result<(), LlmError> {
         self.mask = Some(self.matcher.compute_mask_or_eos().map_err(|error| failed(&error))?);
         Ok(())
     }
 
-    /// Makes the logits of tokens that may not come next minus infinity.
+    /// Sets the logits of tokens that are not allowed to minus infinity.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), LlmError> {
         if self.mask.is_none() {
             self.prepare()?;
@@ -147,7 +148,7 @@ impl Grammar {
         Ok(())
     }
 
-    /// Takes the next token; true if nothing but the end may follow.
+    /// Advances by a token; returns true if only the end may follow.
     pub fn accept(&mut self, token: u32) -> Result<bool, LlmError> {
         self.matcher.consume_token(token).map_err(|error| failed(&error))?;
         Ok(self.matcher.is_stopped())
@@ -165,7 +166,7 @@ mod tests {
     use super::*;
     use crate::text::lark::json_rule;
 
-    /// Bytes, a few longer tokens, a special one and the end.
+    /// A vocabulary of bytes, a few longer tokens, a special token and the end.
     fn words() -> Vec<Vec<u8>> {
         let mut words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         words.extend([
@@ -181,7 +182,7 @@ mod tests {
 
     const END: u32 = 261;
 
-    /// Feeds a text byte by byte, then special tokens; says where it was refused, or whether it was complete.
+    /// Feeds a text by bytes, then special tokens; returns where it was refused, or whether it was complete.
     fn feed(lark: &str, text: &[u8], more: &[u32]) -> Result<bool, usize> {
         let grammars = Grammars::new(&words(), &[END].into()).unwrap();
         let mut grammar = grammars.compile(lark).unwrap();

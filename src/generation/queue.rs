@@ -1,20 +1,20 @@
-//! Requests that wait for a slot. Nobody's many requests keep others waiting: next is the client with the fewest running,
-//! of these the one served longest ago, and its oldest request.
+//! The queue of requests that wait for a slot, fair between clients: next is the client with the fewest running
+//! requests, among equals the one served longest ago, and its oldest request.
 
 use std::collections::{HashMap, VecDeque};
 
 use super::request::Request;
 
-/// See the module.
+/// Waiting requests.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
     waiting: VecDeque<(u64, Request)>,
-    /// When each client was last served, counted in requests.
+    /// When each client was last served, as the number of requests served before.
     served: HashMap<u64, u64>,
     count: u64,
 }
 
-/// Clients remembered while others wait; beyond these all begin anew.
+/// Most clients that are remembered while others wait; above that all are forgotten.
 const REMEMBERED: usize = 1024;
 
 impl Queue {
@@ -30,7 +30,7 @@ impl Queue {
         self.waiting.retain(|(have, _)| *have != number);
     }
 
-    /// The next; `running` are the clients whose requests have slots.
+    /// Removes the next request; `running` are the clients of the requests in slots.
     pub(super) fn pop(&mut self, running: &[u64]) -> Option<(u64, Request)> {
         let rank = |client: u64| {
             let now = running.iter().filter(|other| **other == client).count();

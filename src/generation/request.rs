@@ -1,4 +1,4 @@
-//! What is asked of a model, and what comes of it.
+//! Requests to a generator, and the events of their answers.
 
 use std::time::Duration;
 
@@ -7,42 +7,42 @@ use super::sampler::Choice;
 use crate::executor::LlmError;
 use crate::text::Sampling;
 
-/// What to answer.
+/// A request for an answer.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
-    /// The tokens to continue.
+    /// The prompt's tokens.
     pub prompt: Vec<u32>,
-    /// How tokens are chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// At most so many.
+    /// Longest answer in tokens.
     pub max_tokens: usize,
-    /// The answer ends before the first of these.
+    /// Stop strings; the answer ends before the first of them.
     pub stop: Vec<String>,
-    /// Only what this accepts may be said; the answer ends when it is complete.
+    /// Grammar that the answer must match; the answer ends when it is complete.
     pub grammar: Option<Grammar>,
-    /// Spell special tokens out instead of leaving them away.
+    /// Whether special tokens are part of the answer's text.
     pub special: bool,
-    /// Go on after the tokens that end an answer: for measurements.
+    /// Whether to continue after end tokens, for measurements.
     pub ignore_end: bool,
-    /// Who asks, as a number: clients wait their turn.
+    /// The client as a number; clients are served in turn.
     pub client: u64,
-    /// Whose cached positions it may use: those of requests with the same number. What is cached tells what others have
-    /// said: how many positions were reused is reported, and a reused beginning is quicker.
+    /// Scope whose cached prefixes it may use: that of requests with the same number. Sharing them reveals what others
+    /// wrote, since the number of reused positions is reported, and reuse is faster.
     pub scope: u64,
 }
 
-/// What a model takes.
+/// Limits of a model's requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
     /// Longest prompt in tokens.
     pub max_input: usize,
-    /// Tokens the model knows: numbers from this on have no row in its embeddings.
+    /// Size of the vocabulary; larger token numbers have no embedding.
     pub vocabulary: usize,
 }
 
 impl Request {
-    /// Says what is wrong with it. Nothing that passes can fail in an executor but by the executor's own fault, so every
-    /// way to the queue asks this first.
+    /// Checks the request. One that passes can only fail in an executor by the executor's own fault, so every request
+    /// is checked before it is queued.
     pub fn check(&self, limits: &RequestLimits) -> Result<(), LlmError> {
         let refuse = |message: String| Err(LlmError::Request(message));
         if self.prompt.is_empty() {
@@ -78,40 +78,40 @@ impl Request {
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// The model ended it, a stop string was met, or the grammar is complete.
+    /// By an end token, a stop string, or a complete grammar.
     Stop,
-    /// `max_tokens`, or no more room.
+    /// By `max_tokens`, or because the sequence is full.
     Length,
 }
 
-/// Something of an answer.
+/// An event of an answer: a sampled token, with the text that it makes certain.
 #[derive(Debug, Clone)]
 pub struct Piece {
-    /// Which request's.
+    /// Number of the request.
     pub request: u64,
-    /// Text that is now certain; may be empty.
+    /// The text that is now certain; may be empty.
     pub text: String,
-    /// The token behind it.
+    /// The sampled token.
     pub choice: Choice,
-    /// What the answer has taken so far.
+    /// Token counts and times so far.
     pub usage: Usage,
-    /// Set on the last piece.
+    /// Set on the last event.
     pub finish: Option<Finish>,
-    /// Why there will be no more, if this answer failed. Others go on.
-    pub failure: Option<String>,
+    /// Why the answer failed, on the last event. Other answers are unaffected.
+    pub failure: Option<LlmError>,
 }
 
-/// What an answer took.
+/// Token counts and times of an answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
-    /// Tokens of the prompt.
+    /// Number of prompt tokens.
     pub prompt: usize,
-    /// Of these, how many were in the cache already.
+    /// Number of prompt tokens that were cached.
     pub reused: usize,
-    /// Tokens of the answer, an end token included.
+    /// Number of answer tokens, an end token included.
     pub answer: usize,
-    /// From leaving the queue until the first token was chosen.
+    /// Time from leaving the queue to the first token.
     pub first: Duration,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub rest: Duration,
 }

@@ -1,7 +1,7 @@
-//! The next token from a row of logits.
+//! Samples the next token from a row of logits.
 //!
-//! In this order, as `transformers` has it: biases and penalties, what a grammar forbids, temperature, top-k, top-p
-//! (Holtzman et al. 2020), min-p (Nguyen et al. 2024), one draw. Log-probabilities are those of the model, before any of it.
+//! In `transformers`' order: biases and penalties, the grammar's mask, temperature, top-k, top-p (Holtzman et al.
+//! 2020), min-p (Nguyen et al. 2024), one draw. Log-probabilities are the model's, before all of these.
 
 use std::collections::HashMap;
 
@@ -12,27 +12,27 @@ use crate::executor::{LlmError, TOP_LOGITS, TopLogits};
 use crate::tensor::SplitMix64;
 use crate::text::Sampling;
 
-/// A token and what it cost.
+/// A sampled token.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// The token.
     pub token: u32,
-    /// Natural logarithm of its probability; `None` unless log-probabilities were asked for.
+    /// Natural logarithm of its probability; `None` unless log-probabilities were requested.
     pub logprob: Option<f32>,
-    /// The likeliest tokens, best first.
+    /// The most likely tokens and their log-probabilities, in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Chooses the tokens of one answer.
+/// Samples the tokens of one answer.
 #[derive(Debug, Clone)]
 pub struct Sampler {
     settings: Sampling,
     random: SplitMix64,
-    /// Times each token is in the prompt, in the answer.
+    /// For each token, how often it is in the prompt, and in the answer.
     seen: HashMap<u32, (u32, u32)>,
 }
 
-/// Index of the largest value; the first of equals. A NaN is never the largest.
+/// Index of the largest value, the first of equals. NaN is never the largest.
 pub fn argmax(logits: &[f32]) -> u32 {
     // Eight maxima side by side, which a compiler makes vectors of; then the place.
     let mut best = [f32::NEG_INFINITY; 8];
@@ -47,37 +47,37 @@ pub fn argmax(logits: &[f32]) -> u32 {
     logits.iter().position(|value| *value == best).and_then(|at| u32::try_from(at).ok()).unwrap_or(0)
 }
 
-/// log(sum(exp(x))).
+/// log(sum(exp(x))), in float64.
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|value| f64::from(value - largest).exp()).sum();
     f64::from(largest) + sum.ln()
 }
 
-/// The tokens that may be drawn, by their weights, of which the largest is 1 and the first.
+/// The candidates for sampling, by weight in descending order; the largest weight is 1.
 struct Nucleus {
     weights: Vec<f64>,
-    /// What all weigh that may be drawn.
+    /// Sum of the weights of all candidates, listed or not.
     total: f64,
-    /// More may be drawn than have a weight here.
+    /// Whether there may be candidates beyond those listed.
     open: bool,
 }
 
 impl Nucleus {
-    /// `total` is what these and all others weigh; none if these are all.
+    /// All candidates, or with `total` the most likely of candidates whose weights add up to it.
     fn new(weights: Vec<f64>, total: Option<f64>) -> Self {
         let sum: f64 = weights.iter().sum();
         Self { total: total.map_or(sum, |total| total.max(sum)), open: total.is_some(), weights }
     }
 
-    /// Nothing else may be drawn from now on.
+    /// Excludes candidates that are not listed.
     fn close(&mut self) -> Option<()> {
         self.open = false;
         self.total = self.weights.iter().sum();
         Some(())
     }
 
-    /// Top-k. Like the others, nothing if tokens beyond these may belong to them.
+    /// Top-k. Returns `None`, like the other filters, if candidates that are not listed might pass it.
     fn keep_count(&mut self, top_k: usize) -> Option<()> {
         if top_k == 0 {
             return Some(());
@@ -89,7 +89,7 @@ impl Nucleus {
         self.close()
     }
 
-    /// Top-p.
+    /// Top-p (nucleus).
     fn keep_share(&mut self, top_p: f64) -> Option<()> {
         if top_p < 1.0 {
             let (mut reached, mut kept) = (0.0, 0);
@@ -123,7 +123,7 @@ impl Nucleus {
 }
 
 impl Sampler {
-    /// For an answer to `prompt`.
+    /// A sampler for an answer to `prompt`.
     pub fn new(settings: Sampling, prompt: &[u32]) -> Self {
         let mut seen: HashMap<u32, (u32, u32)> = HashMap::new();
         for token in prompt {
@@ -132,7 +132,7 @@ impl Sampler {
         Self { random: SplitMix64(settings.seed), settings, seen }
     }
 
-    /// Chooses from a row of logits, which is changed; of what `grammar` allows, if there is one.
+    /// Samples from a row of logits, which is changed, within what `grammar` allows.
     pub fn choose(&mut self, logits: &mut [f32], grammar: Option<&mut Grammar>) -> Result<Choice, LlmError> {
         let reported = self.settings.top_logprobs.map(|count| {
             let total = log_sum_exp(logits);
@@ -156,7 +156,8 @@ impl Sampler {
         Ok(Choice { token, logprob, top })
     }
 
-    /// Chooses where only the largest logits are known, as [`Sampler::choose`] would of all; `None` if that takes the rest.
+    /// Samples from the largest logits, with the same result as [`Sampler::choose`] on all; `None` if that needs the
+    /// others.
     pub fn choose_from_top(&mut self, top: &TopLogits) -> Option<Choice> {
         let Sampling { temperature, top_logprobs, .. } = self.settings;
         if self.penalises() || top_logprobs.is_some_and(|count| count > top.tokens.len()) {
@@ -178,14 +179,14 @@ impl Sampler {
         })
     }
 
-    /// Whether logits are changed before the choice.
+    /// Whether biases or penalties change the logits.
     fn penalises(&self) -> bool {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
         let penalties = repetition_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0;
         penalties || !self.settings.logit_bias.is_empty()
     }
 
-    /// The temperature a token will be drawn at.
+    /// Temperature of the next draw.
     pub fn temperature(&self) -> f32 {
         self.settings.temperature
     }
@@ -209,7 +210,7 @@ impl Sampler {
         }
     }
 
-    /// Draws from all logits: from the likeliest if they decide it, as [`Sampler::choose_from_top`] would.
+    /// Samples from all logits: from the most likely ones if they suffice, as [`Sampler::choose_from_top`] would.
     fn draw(&mut self, logits: &[f32]) -> u32 {
         let Sampling { temperature, top_k, .. } = self.settings;
         let with_logit = |token: u32| (token, logits[token as usize]);
@@ -223,8 +224,9 @@ impl Sampler {
         })
     }
 
-    /// Draws from the likeliest tokens, best first, of a row whose weights add up to `total`, or from all. `None` if what
-    /// lies beyond may decide, unless the draw can go on in `row`.
+    /// Samples from `tokens` in descending order. `total` is the sum of the weights of the whole row if `tokens` are
+    /// only its most likely ones. Returns `None` if the sample could fall outside of `tokens` and `row` (all logits)
+    /// was not given.
     fn draw_from(&mut self, tokens: &[(u32, f32)], total: Option<f64>, row: Option<&[f32]>) -> Option<u32> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.settings;
         // The likeliest weighs 1.
@@ -262,7 +264,7 @@ impl Sampler {
     }
 }
 
-/// The `count` likeliest tokens, best first; equals in order of their number.
+/// The `count` largest logits in descending order; equals in order of their token number.
 fn largest(logits: &[f32], count: usize) -> Vec<u32> {
     let count = count.min(logits.len());
     if count == 0 {
@@ -293,7 +295,7 @@ mod tests {
 
     const LOGITS: [f32; 5] = [1.0, 3.0, 2.0, -1.0, 0.0];
 
-    /// Share of each token in many draws.
+    /// Frequency of each token in many samples.
     fn shares(settings: Sampling) -> Vec<f64> {
         let draws = 20_000;
         let mut counts = vec![0.0; LOGITS.len()];
@@ -357,7 +359,7 @@ mod tests {
         assert_eq!(choice.top.iter().map(|(token, _)| *token).collect::<Vec<_>>(), [1, 2]);
     }
 
-    /// The likeliest of a row of logits, as a device reports them.
+    /// The largest logits of a row, as a device reports them.
     fn likeliest(logits: &[f32], count: usize, temperature: f32) -> TopLogits {
         let order = largest(logits, count);
         let best = logits[order[0] as usize];

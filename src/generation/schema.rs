@@ -1,52 +1,54 @@
-//! A look at a JSON schema before a grammar is made of it: what a stranger sends must not take more than a moment.
+//! Checks a JSON schema before a grammar is made of it: a client's schema must not take more than a moment to compile.
 //!
-//! llguidance follows references and nested schemas by recursion, compares all patterns of an object with each other, and
-//! multiplies alternatives out. Each has a bound here, far above what people and pydantic write.
+//! llguidance follows references and nested schemas recursively, compares all patterns of an object with each other,
+//! and multiplies alternatives out. Each of these is limited, far above what people and pydantic write.
 
 use std::collections::{HashMap, VecDeque};
 
 use serde_json::{Map, Value};
 
-/// Where a schema asks too much, and why.
+/// A schema that exceeds a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct SchemaError {
-    /// A JSON pointer as references write it, "#/properties/a".
+    /// Location as a JSON pointer, as in references: "#/properties/a".
     pub path: String,
-    /// What is too much.
+    /// The limit that is exceeded.
     pub message: String,
 }
 
-/// Bytes of all keys and texts.
+/// Most bytes of all keys and strings.
 const BYTES: usize = 256 << 10;
-/// Objects, lists, texts and numbers in all.
+/// Most objects, lists, strings and numbers in all.
 const VALUES: usize = 20_000;
-/// Schemas within schemas, references followed.
+/// Deepest nesting of schemas, with references followed.
 const DEPTH: usize = 64;
-/// Properties of one object. The parser keeps an item for each that may come next.
+/// Most properties of an object. The parser keeps an item for each that may come next.
 const PROPERTIES: usize = 256;
-/// Properties in all: each costs about a tenth of a millisecond and 8 KB, in every answer that is made by it.
+/// Most properties in all: each costs about a tenth of a millisecond and 8 KB in every answer with the schema.
 const ALL_PROPERTIES: usize = 2000;
-/// Alternatives of one `anyOf` or `oneOf`, and parts of one `allOf`.
+/// Most alternatives of an `anyOf` or `oneOf`, and most parts of an `allOf`.
 const ALTERNATIVES: usize = 256;
-/// What the alternatives within one `allOf` multiply to.
+/// Largest product of the alternatives within an `allOf`.
 const PRODUCT: usize = 256;
-/// The same of all of a schema's.
+/// Largest sum of the products of all `allOf`s of a schema.
 const ALL_PRODUCTS: usize = 1024;
-/// Patterns of one object: each is compared with every other.
+/// Most patterns of an object: each is compared with every other.
 const PATTERNS: usize = 16;
-/// Bytes of one pattern.
+/// Most bytes of a pattern.
 const PATTERN_BYTES: usize = 1024;
 
-/// Keywords that hold one schema, several by name, or a list of them. What is in `$defs` counts where it is referred to.
+/// Keywords with one schema.
 const ONE: [&str; 9] =
     ["additionalProperties", "additionalItems", "contains", "else", "if", "items", "not", "propertyNames", "then"];
+/// Keywords with several schemas by name. Schemas in `$defs` count where they are referred to.
 const NAMED: [&str; 2] = ["properties", "patternProperties"];
+/// Keywords with a list of schemas.
 const LISTS: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
-/// Through these, and references, a schema is still about the same value.
+/// Keywords whose schemas apply to the same value, as references do.
 const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 
-/// Refuses what would take too long to compile or to follow.
+/// Refuses a schema that would take too long to compile or to match.
 pub fn check(schema: &Value) -> Result<(), SchemaError> {
     size(schema)?;
     let mut walk = Walk { root: schema, heights: HashMap::new(), targets: Vec::new(), properties: 0, products: 0 };
@@ -91,11 +93,11 @@ fn size(schema: &Value) -> Result<(), SchemaError> {
 
 struct Walk<'a> {
     root: &'a Value,
-    /// References that were followed, a grammar has one rule for each, and the levels below them. None while they are being
-    /// followed: what leads back to itself is as deep as the answer makes it.
+    /// Nesting below each reference that was followed, since a grammar has one rule for each; `None` while it is being
+    /// followed, since recursion is as deep as the answer makes it.
     heights: HashMap<String, Option<usize>>,
     targets: Vec<String>,
-    /// Properties so far, and what has been multiplied out.
+    /// Number of properties so far, and sum of the products.
     properties: usize,
     products: usize,
 }
@@ -107,8 +109,8 @@ enum Colour {
 }
 
 impl<'a> Walk<'a> {
-    /// Looks through a schema at this depth; returns how many levels it has. However it is reached first, the longest way
-    /// counts: llguidance may take it.
+    /// Checks a schema at a depth; returns the nesting below it. Whichever path reaches it first, the longest counts,
+    /// since llguidance may take it.
     fn schema(&mut self, schema: &'a Value, path: &str, depth: usize) -> Result<usize, SchemaError> {
         let Value::Object(object) = schema else { return Ok(0) };
         let mut height = 0;
@@ -177,7 +179,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// A schema that leads back to itself and is still about the same value says nothing.
+    /// Refuses a schema that refers back to itself for the same value, which is meaningless.
     fn circles(&self, reference: &str, colours: &mut HashMap<String, Colour>) -> Result<(), SchemaError> {
         match colours.get(reference) {
             Some(Colour::Done) => return Ok(()),
@@ -197,7 +199,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The bounds of one schema's own keywords; returns what its `allOf` multiplies to, if it multiplies.
+/// Checks the limits of a schema's own keywords; returns the product of its `allOf`, if it has one.
 fn counts(object: &Map<String, Value>, path: &str) -> Result<usize, SchemaError> {
     let length = |keyword: &str| match object.get(keyword) {
         Some(Value::Object(map)) => map.len(),
@@ -274,7 +276,7 @@ mod tests {
         }
     }
 
-    /// A chain whose links are first met from its end, so that each looks shallow.
+    /// A chain of references that are first met from its end, so that each looks shallow.
     #[test]
     fn the_longest_way_counts_whatever_was_met_first() {
         let links: [fn(Value) -> Value; 3] = [

@@ -12,16 +12,17 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::{LINES, line, printable, printable_json, printable_text};
 
-/// How events are written.
+/// Format of logged events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// For people.
+    /// Lines of text.
     Text,
-    /// An object a line, for a journal.
+    /// One JSON object per line, for a journal.
     Json,
 }
 
-/// Writes `tracing`'s events, of at least the level in `WATUS_LOG` (error, warn, info, debug, trace; warn if it says nothing).
+/// Subscribes to `tracing` events of the level in `WATUS_LOG` (error, warn, info, debug or trace; default warn) and
+/// above.
 pub fn subscribe(format: Format) {
     let asked = std::env::var("WATUS_LOG").ok().and_then(|level| level.trim().parse::<LevelFilter>().ok());
     let level = asked.unwrap_or(LevelFilter::WARN);
@@ -35,7 +36,7 @@ struct Lines {
     level: LevelFilter,
 }
 
-/// What a span or an event says.
+/// The collected fields of a span or an event.
 #[derive(Default)]
 struct Said {
     message: String,

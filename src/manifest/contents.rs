@@ -1,35 +1,35 @@
-//! What an engine directory holds, by its kind.
+//! The part of a manifest that depends on the kind of model.
 
 use serde::{Deserialize, Serialize};
 
 use super::Quality;
 use super::layout::WEIGHTS;
-use crate::spec::{Classifier, Kind, LlmRecord, Preprocess, ShapeRange, Yolo};
+use crate::spec::{ClassifierSpec, Kind, LlmRecord, Preprocess, ShapeRange, Yolo};
 use crate::tensor::TensorSpec;
 
-/// One engine of one ONNX model.
+/// A single engine and the ONNX model it was built from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GraphEngine {
-    /// Engine file.
+    /// Name of the engine file.
     pub engine: String,
-    /// ONNX model it was built from, with its final shapes.
+    /// Name of the ONNX model with final shapes.
     pub model: String,
-    /// Inputs in order.
+    /// Inputs of the engine, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<TensorSpec>,
-    /// Outputs in order.
+    /// Outputs of the engine, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<TensorSpec>,
-    /// Ranges of dynamic inputs; empty for static shapes.
+    /// Shape ranges of dynamic inputs; empty for static shapes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub profile: Vec<ShapeRange>,
-    /// Products that stay in float32 because the engine was not right without.
+    /// Names of matrix products kept in float32, because the engine was not accurate enough without.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub full_products: Vec<String>,
 }
 
 impl GraphEngine {
-    /// Shapes of the inputs, in their order: what the engine is tuned for, or an end of what it takes.
+    /// Shapes of the inputs, in order; for dynamic inputs `end` chooses the smallest, tuned or largest one.
     pub fn input_shapes(&self, end: impl Fn(&ShapeRange) -> &[i64]) -> Vec<Vec<usize>> {
         let shape = |spec: &TensorSpec| match self.profile.iter().find(|range| range.name == spec.name) {
             Some(range) => end(range).iter().map(|dim| usize::try_from(*dim).unwrap_or(1)).collect(),
@@ -38,50 +38,50 @@ impl GraphEngine {
         self.inputs.iter().map(shape).collect()
     }
 
-    /// The batch it is tuned for, where the first dimension is the batch.
+    /// The batch size that an engine with a dynamic batch is tuned for; 1 for static shapes.
     pub fn tuned_batch(&self) -> usize {
         let tuned = self.profile.first().and_then(|range| range.opt.first().copied());
         tuned.and_then(|batch| usize::try_from(batch).ok()).unwrap_or(1)
     }
 }
 
-/// What a directory holds, by its kind.
+/// The contents of an engine directory, by kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum EngineContents {
-    /// A language model: many engines, and its weights beside them.
+    /// A language model: several engines, and its weights beside them.
     Llm {
-        /// Its shapes, limits and files.
+        /// Shapes, limits and file names.
         llm: LlmRecord,
-        /// What quantising it has cost, where that was asked for.
+        /// Quality loss of the quantisation; `None` for models that were not compared with a float checkpoint.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         quality: Option<Quality>,
     },
     /// A YOLO model.
     Yolo {
-        /// Its engine.
+        /// The engine.
         #[serde(flatten)]
         graph: GraphEngine,
-        /// How pictures go in and objects come out.
+        /// Pre- and postprocessing of objects.
         yolo: Yolo,
-        /// The same for one that classifies, and for no other.
+        /// Pre- and postprocessing of classes, for a YOLO classifier only.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        classifier: Option<Classifier>,
+        classifier: Option<ClassifierSpec>,
     },
     /// An image classifier.
     Classifier {
-        /// Its engine.
+        /// The engine.
         #[serde(flatten)]
         graph: GraphEngine,
-        /// How pictures go in and answers come out.
-        classifier: Classifier,
+        /// Pre- and postprocessing.
+        classifier: ClassifierSpec,
     },
-    /// Any other ONNX model: tensors go in and come out.
+    /// Any other ONNX model, which takes and returns tensors.
     Onnx(GraphEngine),
 }
 
 impl EngineContents {
-    /// The recipe's kind.
+    /// Kind of the model.
     pub fn kind(&self) -> Kind {
         match self {
             EngineContents::Llm { .. } => Kind::Llm,
@@ -91,7 +91,7 @@ impl EngineContents {
         }
     }
 
-    /// The one engine there is; a language model has many.
+    /// The engine of a vision or ONNX model; `None` for a language model, which has several.
     pub fn graph(&self) -> Option<&GraphEngine> {
         match self {
             EngineContents::Llm { .. } => None,
@@ -101,8 +101,8 @@ impl EngineContents {
         }
     }
 
-    /// What classifies pictures, if it does.
-    pub fn classifier(&self) -> Option<&Classifier> {
+    /// Pre- and postprocessing of a classifier, YOLO classifiers included.
+    pub fn classifier(&self) -> Option<&ClassifierSpec> {
         match self {
             EngineContents::Yolo { classifier, .. } => classifier.as_ref(),
             EngineContents::Classifier { classifier, .. } => Some(classifier),
@@ -110,7 +110,7 @@ impl EngineContents {
         }
     }
 
-    /// The YOLO model, if it is one.
+    /// Pre- and postprocessing of a YOLO model.
     pub fn yolo(&self) -> Option<&Yolo> {
         match self {
             EngineContents::Yolo { yolo, .. } => Some(yolo),
@@ -118,7 +118,7 @@ impl EngineContents {
         }
     }
 
-    /// The language model, if it is one.
+    /// Shapes, limits and file names of a language model.
     pub fn llm(&self) -> Option<&LlmRecord> {
         match self {
             EngineContents::Llm { llm, .. } => Some(llm),
@@ -126,13 +126,13 @@ impl EngineContents {
         }
     }
 
-    /// How pictures become its input, if it takes pictures.
+    /// Preprocessing of images, for models that take them.
     pub fn preprocess(&self) -> Option<Preprocess> {
         let classifier = self.classifier().map(|classifier| classifier.preprocess.clone());
         classifier.or_else(|| self.yolo().map(Yolo::preprocess))
     }
 
-    /// Files that it names, relative to the directory.
+    /// Names of the files that the contents refer to, relative to the directory.
     pub(super) fn files(&self) -> Vec<String> {
         match self {
             EngineContents::Llm { llm, .. } => llm.weights.iter().map(|name| format!("{WEIGHTS}/{name}")).collect(),

@@ -9,22 +9,22 @@
 //!   images/, inputs/                               what it is proved on
 //! ```
 
-/// The manifest.
+/// Name of the manifest.
 pub const FILE: &str = "manifest.json";
-/// The verification report; see [`crate::verify`].
+/// Name of the verification report; see [`crate::verify`].
 pub const REPORT_FILE: &str = "verify.json";
-/// The float32 model that an engine was built from, and is judged by.
+/// Name of the float32 model that an engine was built from and is compared with.
 pub const MODEL: &str = "model.onnx";
 /// Folder of a language model's engines.
 pub const ENGINES: &str = "engines";
 /// Folder of the checkpoint's files.
 pub const WEIGHTS: &str = "weights";
-/// Folder of the pictures that it is proved on.
+/// Folder of the images that the engine is verified with.
 pub const IMAGES: &str = "images";
-/// Folder of the user's own inputs that it is proved on.
+/// Folder of the tensors that the engine is verified with.
 pub const INPUTS: &str = "inputs";
 
-/// The engine file of a directory called `name`.
+/// Name of the engine file in a directory called `name`.
 pub fn engine_file(name: &str) -> String {
     format!("{name}.engine")
 }

@@ -1,4 +1,5 @@
-//! How much of a file Linux keeps in its page cache, for tests and `bench`: mincore(2), which reads nothing itself.
+//! Counts the bytes of a file in Linux's page cache, for tests and `bench`, with mincore(2), which reads nothing
+//! itself.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_uchar, c_void};
@@ -15,10 +16,10 @@ unsafe extern "C" {
     fn mincore(start: *mut c_void, length: usize, pages: *mut c_uchar) -> c_int;
 }
 
-/// Pages asked for at once.
+/// Pages per call of mincore.
 const PAGES: usize = 1 << 16;
 
-/// A file whose pages are counted. Its mapping is never touched, so it holds none of them.
+/// A mapped file whose pages in the page cache are counted. The mapping is never accessed, so it keeps none of them.
 pub struct Watched {
     start: *mut c_void,
     bytes: usize,
@@ -29,8 +30,8 @@ pub struct Watched {
 unsafe impl Send for Watched {}
 
 impl Watched {
-    /// Watches `path`; an error where the kernel would not tell: since 5.2 it calls every page of a file resident that the
-    /// caller neither owns nor may write (mincore(2)).
+    /// Maps `path`. Fails where the kernel would not tell the truth: since Linux 5.2 it reports every page as resident
+    /// for a file that the caller neither owns nor may write (mincore(2)).
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let metadata = file.metadata()?;
@@ -49,7 +50,7 @@ impl Watched {
         Ok(Self { start, bytes, page })
     }
 
-    /// Bytes of it in the page cache.
+    /// Bytes of the file in the page cache.
     pub fn cached(&self) -> io::Result<u64> {
         let (mut resident, mut first) = (0_u64, 0);
         let mut pages = vec![0; PAGES.min(self.bytes.div_ceil(self.page))];

@@ -1,22 +1,22 @@
-//! Attributes of a node by name, and what a node is called in messages.
+//! Access to a node's attributes, inputs, outputs and subgraphs, and its name for messages.
 
 use onnx_protobuf::{AttributeProto, GraphProto, NodeProto};
 
-/// Reads attributes; what is missing or of another kind is the default.
+/// Reads attributes by name; a missing attribute, or one of another type, has the default value.
 pub(super) trait Attributes {
-    /// The attribute itself.
+    /// The attribute with this name.
     fn get(&self, name: &str) -> Option<&AttributeProto>;
-    /// "Conv 'layer1/Conv'", or by its first output where it has no name.
+    /// Operator and name for messages, "Conv 'layer1/Conv'"; without a name the first output's.
     fn label(&self) -> String;
-    /// Whether the operator is of ONNX's own set.
+    /// Whether the operator belongs to ONNX's own domain.
     fn is_standard(&self) -> bool;
 
-    /// An integer.
+    /// An integer attribute.
     fn int(&self, name: &str, default: i64) -> i64 {
         self.get(name).map_or(default, |attribute| attribute.i)
     }
 
-    /// A float.
+    /// A float attribute.
     fn float(&self, name: &str, default: f32) -> f32 {
         self.get(name).map_or(default, |attribute| attribute.f)
     }
@@ -26,7 +26,7 @@ pub(super) trait Attributes {
         self.get(name).map(|attribute| attribute.ints.as_slice())
     }
 
-    /// A text.
+    /// A string attribute.
     fn text(&self, name: &str) -> Option<&str> {
         self.get(name).and_then(|attribute| std::str::from_utf8(&attribute.s).ok())
     }
@@ -51,22 +51,22 @@ impl Attributes for NodeProto {
     }
 }
 
-/// The input at `index`; `None` for one that is left out.
+/// The input at `index`; `None` if it is omitted.
 pub(super) fn input(node: &NodeProto, index: usize) -> Option<&str> {
     node.input.get(index).map(String::as_str).filter(|name| !name.is_empty())
 }
 
-/// Whether the node's output at `index` is asked for.
+/// Whether the node has an output at `index`.
 pub(super) fn has_output(node: &NodeProto, index: usize) -> bool {
     node.output.get(index).is_some_and(|name| !name.is_empty())
 }
 
-/// The graphs inside a node.
+/// The subgraphs of a node.
 pub(super) fn graphs(node: &NodeProto) -> impl Iterator<Item = &GraphProto> {
     node.attribute.iter().flat_map(|attribute| attribute.g.as_ref().into_iter().chain(&attribute.graphs))
 }
 
-/// The graphs inside a node, to be changed.
+/// The subgraphs of a node, mutable.
 pub(super) fn graphs_mut(node: &mut NodeProto) -> impl Iterator<Item = &mut GraphProto> {
     node.attribute.iter_mut().flat_map(|attribute| attribute.g.as_mut().into_iter().chain(&mut attribute.graphs))
 }

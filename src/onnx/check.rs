@@ -1,5 +1,5 @@
-//! What TensorRT's parser takes without a word and then computes wrongly, or not at all: it checks no upper bound of the
-//! opset, and reads some inputs it does not use.
+//! Finds what TensorRT's parser accepts but computes wrongly, or not at all: it has no upper bound on the opset, and
+//! reads some inputs without using them.
 
 use std::collections::HashSet;
 
@@ -9,20 +9,21 @@ use super::Model;
 use super::attributes::{Attributes, graphs, input};
 use super::facts::Facts;
 use super::parser::pooling;
+use crate::diagnostic::Diagnostic;
 
-/// Which of TensorRT's parsers reads a model, as far as it matters.
+/// Properties of TensorRT's ONNX parser.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parser {
-    /// The newest opset it knows.
+    /// Newest opset that it supports.
     pub newest: i64,
     /// TensorRT-RTX's major and minor version; `None` for TensorRT.
     pub rtx: Option<(u32, u32)>,
 }
 
-/// A TensorRT-RTX's major and minor version.
+/// Major and minor version of TensorRT-RTX.
 type Rtx = (u32, u32);
 
-/// Operators that are refused: which, of which TensorRT-RTX (`None`: of every TensorRT), why, and what to do.
+/// Refused operators: name, the TensorRT-RTX concerned (`None`: every TensorRT), and the reason with a hint.
 const REFUSED: &[(&str, Option<Rtx>, &str)] = &[
     // Seen with 1.6.1: "terminate called without an active exception".
     (
@@ -38,8 +39,8 @@ const REFUSED: &[(&str, Option<Rtx>, &str)] = &[
     ),
 ];
 
-/// The first complaint about a model for a TensorRT with this parser.
-pub(super) fn complaint(model: &Model, parser: Parser) -> Option<String> {
+/// The first fault in a model for a TensorRT with this parser.
+pub(super) fn parser_fault(model: &Model, parser: Parser) -> Option<String> {
     let (opset, newest) = (model.opset(), parser.newest);
     if opset > newest {
         return Some(format!(
@@ -50,7 +51,7 @@ pub(super) fn complaint(model: &Model, parser: Parser) -> Option<String> {
     misread(&model.proto.graph, None, opset, parser)
 }
 
-/// The first node of a graph, or of one inside it, that is not computed rightly.
+/// The first node of a graph or its subgraphs that would be computed wrongly.
 fn misread(graph: &GraphProto, outer: Option<&Facts<'_>>, opset: i64, parser: Parser) -> Option<String> {
     let mut facts = Facts::new(graph, outer, opset);
     for node in &graph.node {
@@ -83,7 +84,7 @@ fn why(node: &NodeProto, facts: &Facts<'_>, parser: Parser) -> Option<&'static s
     }
 }
 
-/// What ONNX Runtime (1.32) computes otherwise than ONNX's node tests, or differently each time.
+/// The first node that ONNX Runtime (1.32) computes differently from ONNX's node tests, or differently each time.
 pub(super) fn beyond_runtime(model: &Model) -> Option<String> {
     let facts = Facts::new(&model.proto.graph, None, model.opset());
     let leaves_rest = |scales: &[f32]| scales.iter().any(|scale| scale.fract() != 0.0);
@@ -103,8 +104,8 @@ pub(super) fn beyond_runtime(model: &Model) -> Option<String> {
     nodes.iter().find_map(|node| Some(format!("{}: {}", node.label(), why(node)?)))
 }
 
-/// Operators that compute with integers of 8 or 4 bits, of ONNX and of onnxruntime's own domain
-/// (onnxruntime, `docs/ContribOperators.md`).
+/// Operators with 8- or 4-bit integer arithmetic, of ONNX and of onnxruntime's own domain (onnxruntime,
+/// `docs/ContribOperators.md`).
 pub const INTEGER: &[&str] = &[
     "ConvInteger",
     "MatMulInteger",
@@ -119,25 +120,26 @@ pub const INTEGER: &[&str] = &[
     "MatMulNBits",
 ];
 
-/// Why a model that comes quantised is not built. TensorRT-RTX computes with no 8-bit activations, TensorRT wants INT8
-/// settings that a build here does not make, neither knows the integer operators; and the pass to half precision would
-/// take a DequantizeLinear's output for integers. Weights alone that are widened to float32 are TensorRT's to judge.
-pub(super) fn quantised(model: &Model, half: bool) -> Option<String> {
+/// Why an already quantised model cannot be built. TensorRT-RTX has no 8-bit activations, TensorRT needs INT8 settings
+/// that our builds do not make, neither supports the integer operators; and the conversion to half precision would take
+/// a DequantizeLinear's output for integers. Weights that are only dequantised to float32 are left to TensorRT.
+pub(super) fn quantised(model: &Model, half: bool) -> Option<Diagnostic> {
     let is_quantised = |op: &str| op == "QuantizeLinear" || op.starts_with("QLinear") || INTEGER.contains(&op);
     let nodes = &model.proto.graph.node;
     let first = nodes.iter().find(|node| is_quantised(&node.op_type) || half && node.op_type == "DequantizeLinear")?;
     let count = nodes.iter().filter(|node| is_quantised(&node.op_type) || node.op_type == "DequantizeLinear").count();
-    Some(format!(
-        "it comes quantised: {count} of its {} nodes, the first of them '{}' ({}){}\n  hint: take the float model it was made \
-         of, with `precision: fp16` where it should be small and fast",
+    let what = format!(
+        "it comes quantised: {count} of its {} nodes, the first of them '{}' ({}){}",
         nodes.len(),
         first.name,
         first.op_type,
         if has_unsigned(model) { "; with uint8 values besides, where TensorRT takes symmetric int8 alone" } else { "" },
-    ))
+    );
+    let help = "take the float model it was made of, with `precision: fp16` where it should be small and fast";
+    Some(Diagnostic::new(what).with_help(help))
 }
 
-/// Whether a zero point is of uint8: an asymmetric quantisation, which onnxruntime makes by default.
+/// Whether a zero point is uint8: asymmetric quantisation, onnxruntime's default.
 fn has_unsigned(model: &Model) -> bool {
     let graph = &model.proto.graph;
     let zero_points: HashSet<&str> = graph
@@ -171,21 +173,21 @@ mod tests {
         let trt = Parser { newest: 17, rtx: None };
         let rtx = |minor| Parser { newest: 24, rtx: Some((1, minor)) };
         let roi = one("RoiAlign", &[Some(1)], &["x", "x", "x"], &[]);
-        let told = roi.complaint(rtx(6)).unwrap();
+        let told = roi.parser_fault(rtx(6)).unwrap();
         assert!(told.starts_with("node 'RoiAlign_0' (RoiAlign): TensorRT-RTX 1.6 ends the process"), "{told}");
-        assert_eq!((roi.complaint(rtx(7)), roi.complaint(trt)), (None, None));
+        assert_eq!((roi.parser_fault(rtx(7)), roi.parser_fault(trt)), (None, None));
         for parser in [trt, rtx(6)] {
-            let told = one("RandomNormalLike", &[Some(1)], &["x"], &[]).complaint(parser).unwrap();
+            let told = one("RandomNormalLike", &[Some(1)], &["x"], &[]).parser_fault(parser).unwrap();
             assert!(told.contains("(RandomNormalLike): its numbers are other ones each time"), "{told}");
-            assert_eq!(one("Relu", &[Some(1)], &["x"], &[]).complaint(parser), None);
+            assert_eq!(one("Relu", &[Some(1)], &["x"], &[]).parser_fault(parser), None);
         }
-        let told = one("Relu", &[Some(1)], &["x"], &[]).complaint(Parser { newest: 16, rtx: None }).unwrap();
+        let told = one("Relu", &[Some(1)], &["x"], &[]).parser_fault(Parser { newest: 16, rtx: None }).unwrap();
         assert!(told.starts_with("opset 17 is newer than this TensorRT's parser knows (16)"), "{told}");
         // Inside of other nodes too.
         let mut branch = GraphBuilder::new("branch", 17);
         branch.node_named("Bernoulli", &["x"], &["made"], &[]);
         branch.output("made", DType::Float32, &[None]);
-        let told = one("If", &[], &["x"], &[("then_branch", branch.subgraph())]).complaint(trt).unwrap();
+        let told = one("If", &[], &["x"], &[("then_branch", branch.subgraph())]).parser_fault(trt).unwrap();
         assert!(told.contains("(Bernoulli)"), "{told}");
     }
 
@@ -201,7 +203,7 @@ mod tests {
                 ("ceil_mode", 1.into()),
                 ("count_include_pad", count.into()),
             ];
-            one(op, shape, &["x"], &attributes).complaint(parser).is_some()
+            one(op, shape, &["x"], &attributes).parser_fault(parser).is_some()
         };
         assert!(!pool("MaxPool", &unknown, 3, 2, 0, 0), "a window begins in what the one before left");
         assert!(pool("MaxPool", &unknown, 3, 3, 1, 0));
@@ -209,7 +211,7 @@ mod tests {
         assert!(!pool("AveragePool", &[Some(1), Some(3), Some(7), Some(8)], 3, 2, 0, 1), "it is written otherwise");
     }
 
-    /// x, quantised and back, as exporters write it; or with weights alone in integers.
+    /// A graph that quantises and dequantises x, as exporters write it, or with only the weights quantised.
     fn model(zero_point: TensorData, weights_alone: bool) -> Model {
         let mut graph = GraphBuilder::new("g", 17);
         graph.input("x", DType::Float32, &[Some(1)]);
@@ -229,16 +231,16 @@ mod tests {
     #[test]
     fn models_that_come_quantised_are_told_in_one_sentence() {
         let signed = || TensorData::I8(vec![0]);
-        let told = model(signed(), false).quantised(false).unwrap();
+        let told = model(signed(), false).quantised(false).unwrap().to_string();
         assert!(
             told.starts_with("it comes quantised: 2 of its 3 nodes, the first of them 'QuantizeLinear_0'"),
             "{told}"
         );
         assert!(told.contains("hint: take the float model") && !told.contains("uint8"), "{told}");
-        let told = model(TensorData::U8(vec![128]), false).quantised(true).unwrap();
+        let told = model(TensorData::U8(vec![128]), false).quantised(true).unwrap().to_string();
         assert!(told.contains("symmetric int8 alone"), "{told}");
         assert_eq!(model(signed(), true).quantised(false), None);
-        let told = model(signed(), true).quantised(true).unwrap();
+        let told = model(signed(), true).quantised(true).unwrap().to_string();
         assert!(told.contains("1 of its 2 nodes") && told.contains("(DequantizeLinear)"), "{told}");
     }
 

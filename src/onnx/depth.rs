@@ -1,5 +1,5 @@
-//! How deep a graph is: rten plans by recursion from the outputs back to the inputs, so a chain of nodes is a chain of stack
-//! frames.
+//! Depth of a graph: rten plans recursively from the outputs to the inputs, so that the longest chain of nodes
+//! determines its stack.
 
 use std::collections::HashMap;
 
@@ -7,12 +7,12 @@ use onnx_protobuf::{GraphProto, ModelProto, NodeProto};
 
 use super::attributes::graphs;
 
-/// Longest chains of nodes that wait for each other.
+/// Lengths of the longest chains of dependent nodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Depth {
-    /// In the graph itself.
+    /// Longest chain in the main graph.
     pub graph: usize,
-    /// In any graph inside a node.
+    /// Longest chain in any subgraph.
     pub subgraph: usize,
 }
 
@@ -32,7 +32,7 @@ fn subgraphs(graph: &GraphProto) -> impl Iterator<Item = &GraphProto> {
     graph.node.iter().flat_map(graphs)
 }
 
-/// Everything a node reads: its inputs, and what the graphs inside it read and give back of the graph around them.
+/// All tensors that a node reads: its inputs, and what its subgraphs read and return of the outer graph.
 pub(super) fn reads(node: &NodeProto) -> Vec<&str> {
     let mut names: Vec<&str> = node.input.iter().map(String::as_str).collect();
     let mut inner: Vec<&GraphProto> = graphs(node).collect();
@@ -45,8 +45,8 @@ pub(super) fn reads(node: &NodeProto) -> Vec<&str> {
     names
 }
 
-/// The longest chain. In a graph, what is read is made before ([`super::Model::parse`] saw to it); in a subgraph it need not
-/// be, and a node that waits for a later one counts as waiting for all.
+/// Length of the longest chain. In the main graph producers come before consumers ([`super::Model::parse`] checks
+/// that); in a subgraph they may not, and a node that depends on a later one counts as depending on all.
 fn longest(graph: &GraphProto) -> usize {
     let mut makers: HashMap<&str, usize> = HashMap::new();
     for (at, node) in graph.node.iter().enumerate() {

@@ -1,6 +1,7 @@
-//! How a model's first output comes to be: as probabilities, or as scores of any size.
+//! Determines the meaning of a model's first output: probabilities, or scores of any size.
 //!
-//! Only what its last nodes make certain is said; what lies between them and the output changes no number's meaning.
+//! Only what the last nodes make certain is reported. Nodes between them and the output must not change the values'
+//! meaning.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,23 +11,23 @@ use super::Model;
 use super::attributes::{Attributes, input};
 use super::facts::elem;
 
-/// What makes an output, with the node that does.
+/// The operation that determines an output's meaning, with its node's label.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// Probabilities of classes that exclude each other.
     Softmax(String),
-    /// Logarithms of such probabilities.
+    /// Logarithms of probabilities of classes that exclude each other.
     LogSoftmax(String),
     /// Probabilities of labels that do not exclude each other.
     Sigmoid(String),
-    /// Sums of products with weights.
+    /// Scores from a product with weights.
     Scores(String),
-    /// Something else.
+    /// Not determined.
     Unknown,
 }
 
 impl Model {
-    /// How the first output ends.
+    /// The operation that determines the meaning of the first output.
     pub fn ending(&self) -> Ending {
         let graph = &self.proto.graph;
         let makers = graph.node.iter().flat_map(|node| node.output.iter().map(move |name| (name.as_str(), node)));
@@ -42,12 +43,13 @@ impl Model {
 struct Tail<'a> {
     makers: HashMap<&'a str, &'a NodeProto>,
     weights: HashSet<&'a str>,
-    /// No way back is longer.
+    /// Most nodes to follow back.
     limit: usize,
 }
 
 impl Tail<'_> {
-    /// What a tensor is, looked for up to its last product, or up to any product if that is not asked for.
+    /// The operation behind a tensor, searched back to the last product; if `products`, that counts as
+    /// [`Ending::Scores`].
     fn before(&self, name: &str, products: bool) -> Ending {
         let (mut name, mut moved, mut averaged) = (name, false, false);
         for _ in 0..self.limit {
@@ -86,7 +88,7 @@ impl Tail<'_> {
         self.makers.get(name).copied().filter(|node| node.is_standard())
     }
 
-    /// A product with weights gives scores, unless it mixes what are probabilities.
+    /// The meaning of a product: with weights scores, unless it averages probabilities.
     fn product(&self, node: &NodeProto) -> Ending {
         match self.beside_a_weight(node).map(|data| self.before(data, false)) {
             None | Some(Ending::Softmax(_) | Ending::Sigmoid(_)) => Ending::Unknown,
@@ -94,7 +96,7 @@ impl Tail<'_> {
         }
     }
 
-    /// The one of two operands that is computed, where the other is a constant.
+    /// The operand that is computed, if the other one is a constant.
     fn beside_a_weight<'n>(&self, node: &'n NodeProto) -> Option<&'n str> {
         let (first, second) = (input(node, 0)?, input(node, 1)?);
         match (self.is_constant(first), self.is_constant(second)) {
@@ -126,7 +128,7 @@ impl Tail<'_> {
         false
     }
 
-    /// exp(x) / sum(exp(x)), as older exporters write it.
+    /// Whether a Div is exp(x) / sum(exp(x)), as older exporters write softmax.
     fn is_softmax(&self, node: &NodeProto) -> bool {
         let (Some(part), Some(sum)) = (input(node, 0), input(node, 1)) else { return false };
         let makes = |name: &str, op: &str| self.maker(name).filter(|node| node.op_type == op);
@@ -144,7 +146,7 @@ mod tests {
 
     type Step<'a> = (&'a str, &'a [&'a str], &'a [(&'a str, Attribute)]);
 
-    /// Nodes in a row; `_` is what the one before made, `w` a constant.
+    /// The ending of a chain of nodes; `_` is the previous node's output, `w` a constant.
     fn ending(steps: &[Step<'_>]) -> Ending {
         let mut graph = GraphBuilder::new("g", 17);
         graph.input("x", DType::Float32, &[Some(1), Some(3)]);

@@ -1,6 +1,6 @@
-//! External data: where a model says its weights are. A model file is hostile until its references stay in its folder and
-//! in their files, else a crafted one could feed any file of the machine, or the memory behind a mapped file, through the
-//! network and out of its outputs.
+//! External data: the files that contain a model's weights. Until its references are checked to stay in its folder and
+//! within their files, a crafted model could leak any file of the machine, or memory behind a mapped file, through its
+//! outputs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,17 +14,17 @@ use super::{element_bits, elements, graph::entry};
 use crate::artifact::is_contained;
 use crate::diagnostic::Diagnostic;
 
-/// Where a tensor's bytes are.
+/// Location of a tensor's data.
 #[derive(Debug, PartialEq, Eq)]
 struct DataPlace {
     location: String,
     offset: u64,
-    /// What shape and element type take.
+    /// Length in bytes by shape and element type.
     length: u64,
 }
 
 impl DataPlace {
-    /// Reads a tensor's `external_data`; `None` for a tensor that holds its data itself.
+    /// Parses a tensor's `external_data`; `None` if the tensor contains its data.
     fn of(tensor: &TensorProto) -> Result<Option<Self>, Diagnostic> {
         if !is_external(tensor) {
             return Ok(None);
@@ -66,8 +66,7 @@ impl DataPlace {
         Ok(Some(Self { location: location.to_owned(), offset, length: needed }))
     }
 
-    /// As `external_data` of a tensor, nothing left out: rten takes no model without offset and length, and none with
-    /// a checksum.
+    /// The complete `external_data` entries: rten requires offset and length, and accepts no checksum.
     fn entries(self) -> Vec<StringStringEntryProto> {
         vec![
             entry("location", self.location),
@@ -77,7 +76,7 @@ impl DataPlace {
     }
 }
 
-/// Where the model itself is wrong.
+/// The error for an invalid reference in the model itself.
 fn faulty(what: String) -> Diagnostic {
     Diagnostic::new(what).with_help("the file is damaged or was made by a faulty exporter: fetch or export it again")
 }
@@ -86,18 +85,19 @@ fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location.enum_value_or_default() == DataLocation::EXTERNAL
 }
 
-/// Bytes of a tensor's data; `None` for strings, unknown types and shapes that are no shapes.
+/// Bytes of a tensor's data; `None` for strings, unknown types and invalid shapes.
 fn needed(tensor: &TensorProto) -> Option<u64> {
     Some(elements(tensor)?.checked_mul(element_bits(tensor.data_type)?)?.div_ceil(8))
 }
 
-/// What can be told without the files: every external tensor, wherever it is, must name a file beside or below the model
-/// and the right number of bytes.
+/// Checks without the files that every external tensor, wherever it is, names a file beside or below the model, and the
+/// right number of bytes.
 pub(super) fn check(model: &ModelProto) -> Result<(), Diagnostic> {
     shared::tensors(model).into_iter().try_for_each(|tensor| DataPlace::of(tensor).map(drop))
 }
 
-/// The files of the model at `path`: each a regular one, in the model's folder, long enough for every tensor.
+/// Checks the files of the model at `path`: each must be a regular file in the model's folder, long enough for every
+/// tensor.
 pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), Diagnostic> {
     let mut lengths: BTreeMap<String, u64> = BTreeMap::new();
     for tensor in shared::tensors(model) {
@@ -105,12 +105,10 @@ pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), Diagnos
         let length = match lengths.get(&place.location) {
             Some(length) => *length,
             None => {
-                let length = file_length(path, &place.location).map_err(|why| Diagnostic {
-                    message: format!(
-                        "tensor `{}` keeps its data in `{}`, {}",
-                        tensor.name, place.location, why.message
-                    ),
-                    help: why.help,
+                let length = file_length(path, &place.location).map_err(|why| {
+                    why.map_message(|why| {
+                        format!("tensor `{}` keeps its data in `{}`, {why}", tensor.name, place.location)
+                    })
                 })?;
                 lengths.insert(place.location.clone(), length);
                 length
@@ -129,7 +127,7 @@ pub(super) fn check_files(model: &ModelProto, path: &Path) -> Result<(), Diagnos
 
 const THEMSELVES: &str = "put the data themselves beside the model";
 
-/// The length of a data file, or what is wrong with it. Nothing is opened: a pipe would wait for its writer.
+/// The length of a data file, or why it is refused. The file is not opened, since a pipe would wait for its writer.
 fn file_length(model: &Path, location: &str) -> Result<u64, Diagnostic> {
     let unreadable = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Diagnostic::new("which is missing").with_help("put it beside the model"),
@@ -149,11 +147,12 @@ fn file_length(model: &Path, location: &str) -> Result<u64, Diagnostic> {
     Ok(metadata.len())
 }
 
-/// Where a model's data may be.
+/// Folders where a model's data may be.
 struct Homes {
-    /// Anywhere below the folder of the model as it is named.
+    /// The folder of the model under its given name, and all below it.
     below: PathBuf,
-    /// Right in the hub cache's folder of contents, where `snapshots/COMMIT/model.onnx` and its data are links into it.
+    /// The blobs folder of the hub's cache, not below it, if `snapshots/COMMIT/model.onnx` and its data are links into
+    /// it.
     blobs: Option<PathBuf>,
 }
 
@@ -164,7 +163,7 @@ fn homes(model: &Path) -> io::Result<Homes> {
     Ok(Homes { below: fs::canonicalize(folder)?, blobs })
 }
 
-/// The files named, each once, sorted.
+/// The names of all data files, sorted, without repetitions.
 pub(super) fn files(model: &ModelProto) -> Vec<String> {
     let location = |tensor: &TensorProto| Some(DataPlace::of(tensor).ok()??.location);
     let mut files: Vec<String> = shared::tensors(model).into_iter().filter_map(location).collect();
@@ -173,8 +172,8 @@ pub(super) fn files(model: &ModelProto) -> Vec<String> {
     files
 }
 
-/// Renames the files to `weights-N.data` beside the model, names every runtime accepts (rten reads no other folder and
-/// no other extension), and spells out offsets and lengths. Returns (old, new).
+/// Renames the files to `weights-N.data` beside the model, which every runtime accepts (rten reads no other folder or
+/// extension), and writes offsets and lengths explicitly. Returns pairs (old, new).
 pub(super) fn flatten(model: &mut ModelProto) -> Vec<(String, String)> {
     let renamed = files(model).into_iter().enumerate().map(|(index, old)| (old, format!("weights-{index}.data")));
     let renamed: BTreeMap<String, String> = renamed.collect();
@@ -185,8 +184,8 @@ pub(super) fn flatten(model: &mut ModelProto) -> Vec<(String, String)> {
     renamed.into_iter().collect()
 }
 
-/// Gives every external tensor location, offset and length, and nothing else; tells whether any had something else.
-pub(super) fn spell_out(model: &mut ModelProto) -> bool {
+/// Writes location, offset and length of every external tensor, and no other entry; returns whether anything changed.
+pub(super) fn make_explicit(model: &mut ModelProto) -> bool {
     const KEYS: [&str; 3] = ["location", "offset", "length"];
     let whole = |tensor: &TensorProto| {
         let has = |key: &&str| tensor.external_data.iter().any(|entry| entry.key == **key);

@@ -1,7 +1,7 @@
-//! What is known of a graph's tensors before it runs: element types, dimensions, and the values of small ones.
+//! Static analysis of a graph: element types, dimensions, and the values of small tensors.
 //!
-//! `types`, `shapes` and `layout` say what a node's outputs look like, `values` computes what shapes are computed with. Nothing is guessed: what
-//! no rule covers is unknown, and `value_info` of the file is not believed.
+//! `types`, `shapes` and `layout` infer a node's outputs, `values` evaluates the arithmetic of shapes. Nothing is
+//! guessed: what no rule covers is unknown, and the file's `value_info` is not trusted.
 
 pub(super) mod layout;
 mod shapes;
@@ -16,7 +16,7 @@ use onnx_protobuf::{GraphProto, NodeProto, TensorProto, ValueInfoProto, tensor_s
 use super::attributes::Attributes;
 use super::elements;
 
-/// Larger tensors are data, not shapes.
+/// Most elements of a tensor whose values are tracked; larger ones are data, not shapes.
 pub(super) const VALUES_LIMIT: usize = 1024;
 
 /// ONNX's numbers of element types (onnx.proto, TensorProto.DataType).
@@ -31,28 +31,28 @@ pub(super) mod elem {
     pub(in crate::onnx) const DOUBLE: i32 = 11;
     pub(in crate::onnx) const BFLOAT16: i32 = 16;
 
-    /// Whether a type is one of floating point.
+    /// Whether an element type is floating-point.
     pub(in crate::onnx) fn is_float(elem: i32) -> bool {
         matches!(elem, FLOAT | FLOAT16 | DOUBLE | BFLOAT16)
     }
 }
 
-/// Dimensions, `None` where unknown.
+/// Dimensions; `None` if unknown.
 pub(super) type Shape = Vec<Option<i64>>;
 
 /// Elements in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Values {
-    /// Integers and truth values, each known or not: a shape may have one dynamic dimension among fixed ones.
+    /// Integers and booleans, each known or not: a shape may have a dynamic dimension among fixed ones.
     Ints(Vec<Option<i64>>),
     /// Float32.
     Floats(Vec<f32>),
 }
 
-/// What is known of one tensor.
+/// The known properties of a tensor.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Fact {
-    /// Element type, by ONNX's number.
+    /// Element type by ONNX's number.
     pub(super) elem: Option<i32>,
     /// Dimensions, if at least the rank is known.
     pub(super) shape: Option<Shape>,
@@ -66,17 +66,17 @@ impl Fact {
         self.shape.as_ref().map(Vec::len)
     }
 
-    /// The size of one dimension.
+    /// Size of a dimension, if known.
     pub(super) fn dim(&self, axis: usize) -> Option<i64> {
         self.shape.as_ref()?.get(axis).copied().flatten()
     }
 
-    /// Elements, if every dimension is known.
+    /// Number of elements, if every dimension is known.
     pub(super) fn count(&self) -> Option<i64> {
         self.shape.as_ref()?.iter().try_fold(1i64, |count, dim| count.checked_mul((*dim)?))
     }
 
-    /// All elements, if they are integers and known.
+    /// All elements, if they are known integers.
     pub(super) fn ints(&self) -> Option<Vec<i64>> {
         match self.values.as_ref()? {
             Values::Ints(values) => values.iter().copied().collect(),
@@ -84,7 +84,7 @@ impl Fact {
         }
     }
 
-    /// All elements, if they are float32 and known.
+    /// All elements, if they are known float32.
     pub(super) fn floats(&self) -> Option<&[f32]> {
         match self.values.as_ref()? {
             Values::Floats(values) => Some(values),
@@ -104,7 +104,7 @@ impl Fact {
 
 static UNKNOWN: Fact = Fact { elem: None, shape: None, values: None };
 
-/// The facts of a graph, within those of the graph around it.
+/// The facts of a graph, nested in those of the outer graph.
 #[derive(Debug)]
 pub(super) struct Facts<'a> {
     outer: Option<&'a Facts<'a>>,
@@ -113,7 +113,7 @@ pub(super) struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// Of a graph's inputs and constants.
+    /// The facts of a graph's inputs and constants.
     pub(super) fn new(graph: &GraphProto, outer: Option<&'a Facts<'a>>, opset: i64) -> Self {
         let mut facts = Self { outer, known: HashMap::new(), opset };
         for input in &graph.input {
@@ -136,7 +136,7 @@ impl<'a> Facts<'a> {
         self.opset
     }
 
-    /// What is known of the tensor of this name.
+    /// The fact about a tensor.
     pub(super) fn get(&self, name: &str) -> &Fact {
         let mut facts = self;
         loop {
@@ -150,12 +150,12 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// Whether something makes the tensor of this name.
+    /// Whether a tensor with this name exists.
     pub(super) fn has(&self, name: &str) -> bool {
         self.known.contains_key(name) || self.outer.is_some_and(|outer| outer.has(name))
     }
 
-    /// What is known of a node's input.
+    /// The fact about a node's input.
     pub(super) fn input(&self, node: &NodeProto, index: usize) -> &Fact {
         node.input.get(index).map_or(&UNKNOWN, |name| self.get(name))
     }
@@ -165,7 +165,7 @@ impl<'a> Facts<'a> {
         self.known.insert(tensor.name.clone(), of_tensor(tensor));
     }
 
-    /// Adds what can be told of a node's outputs.
+    /// Adds the facts about a node's outputs.
     pub(super) fn follow(&mut self, node: &NodeProto) {
         let found = self.outputs(node);
         for (name, fact) in node.output.iter().zip(found).filter(|(name, _)| !name.is_empty()) {
@@ -211,7 +211,7 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// What an input's declaration says.
+/// The fact in an input's declaration.
 fn of_value(value: &ValueInfoProto) -> Fact {
     let Some(type_proto::Value::TensorType(tensor)) = value.type_.as_ref().and_then(|type_| type_.value.as_ref())
     else {
@@ -225,13 +225,13 @@ fn of_value(value: &ValueInfoProto) -> Fact {
     Fact { elem: Some(tensor.elem_type).filter(|elem| *elem != 0), shape, values: None }
 }
 
-/// What a constant is.
+/// The fact about a constant.
 pub(super) fn of_tensor(tensor: &TensorProto) -> Fact {
     let shape: Shape = tensor.dims.iter().copied().map(Some).collect();
     Fact { elem: Some(tensor.data_type), shape: Some(shape), values: tensor_values(tensor) }
 }
 
-/// The elements of a small constant that holds them itself.
+/// The elements of a small constant without external data.
 fn tensor_values(tensor: &TensorProto) -> Option<Values> {
     let count = usize::try_from(elements(tensor)?).ok().filter(|count| *count <= VALUES_LIMIT)?;
     if tensor.data_location.enum_value_or_default() == DataLocation::EXTERNAL {
@@ -262,7 +262,7 @@ fn tensor_values(tensor: &TensorProto) -> Option<Values> {
     (ints.len() == count).then(|| Values::Ints(ints.into_iter().map(Some).collect()))
 }
 
-/// A constant as a file has it; `None` for what is not wholly known.
+/// A fact as a constant of the file; `None` unless it is known in full.
 pub(super) fn to_tensor(name: &str, fact: &Fact) -> Option<TensorProto> {
     let elem = fact.elem?;
     let dims: Vec<i64> = fact.shape.as_ref()?.iter().copied().collect::<Option<_>>()?;

@@ -1,4 +1,4 @@
-//! Values that a recipe gives inputs: they become constants, before anything is folded.
+//! Constant values that a recipe gives to inputs, set before constants are folded.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use onnx_protobuf::TensorProto;
 use super::{Model, OnnxError, elem_type};
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec, element_count};
 
-/// Larger values are data, and no recipe's.
+/// Most elements of a value; larger ones are data.
 const ELEMENTS_LIMIT: usize = 1 << 20;
 
-/// A value: one number for all elements, or one for each in row-major order.
+/// Value of an input: one number for all elements, or one per element in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Given {
-    /// Integers and truth values.
+    /// Integers and booleans.
     Wholes(Vec<i64>),
     /// Floats.
     Floats(Vec<f64>),
@@ -30,7 +30,7 @@ impl Given {
 }
 
 impl Model {
-    /// Makes inputs constants.
+    /// Replaces inputs by constants.
     pub fn give_values(&mut self, values: &BTreeMap<String, Given>) -> Result<(), OnnxError> {
         for (name, value) in values {
             let inputs = self.inputs()?;
@@ -78,7 +78,7 @@ fn tensor(spec: &TensorSpec, value: &Given) -> Result<Tensor, String> {
     Tensor::new(shape, data.repeated(spread)).ok_or_else(|| format!("{value:?} is no {spec}"))
 }
 
-/// The numbers in the input's type, if they are of it.
+/// The numbers in the input's type, if it can represent them.
 fn data(dtype: DType, value: &Given) -> Option<TensorData> {
     fn narrow<T: TryFrom<i64>>(values: &[i64]) -> Option<Vec<T>> {
         values.iter().map(|value| T::try_from(*value).ok()).collect()
@@ -124,7 +124,7 @@ mod tests {
         graph.subgraph()
     }
 
-    /// As speech detectors choose by the sampling rate.
+    /// A model that branches on the sampling rate, as voice activity detectors do.
     fn model() -> Model {
         let mut graph = GraphBuilder::new("g", 17);
         graph.input("x", DType::Float32, &[Some(2)]);

@@ -1,7 +1,7 @@
-//! Writes ONNX graphs: nodes of the standard operator set, in order, weights inside or as graph inputs.
+//! Builds ONNX graphs: nodes of the standard operator set in order, with weights as constants or graph inputs.
 //!
-//! Names are checked when the model is read back ([`Model::parse`]), so a converter's mistake is an error here and
-//! not a mystery in TensorRT.
+//! Names are checked when the model is parsed again ([`Model::parse`]), so that a converter's mistake is an error here
+//! and not an obscure one in TensorRT.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ pub enum Attribute {
     Float(f32),
     Ints(Vec<i64>),
     Text(String),
-    /// From [`GraphBuilder::subgraph`].
+    /// A graph made by [`GraphBuilder::subgraph`].
     Graph(Box<GraphProto>),
 }
 
@@ -52,14 +52,14 @@ impl From<&str> for Attribute {
     }
 }
 
-/// Bytes of a file beside the model.
+/// A range of bytes in a file beside the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct External {
     /// Path relative to the model.
     pub location: String,
-    /// First byte.
+    /// Offset in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u64,
 }
 
@@ -74,9 +74,9 @@ pub struct GraphBuilder {
     graph: GraphProto,
     opset: i64,
     fresh: usize,
-    /// Before the names of nodes; empty numbers them instead.
+    /// Prefix of node names; if empty, nodes are numbered.
     scope: String,
-    /// How many nodes have a name already.
+    /// Number of nodes with each name.
     named: HashMap<String, usize>,
     metadata: Vec<(String, String)>,
 }
@@ -94,7 +94,8 @@ impl GraphBuilder {
         }
     }
 
-    /// Names the nodes that follow `SCOPE/Operator`, as torch's exporter names those of a module.
+    /// Sets the scope of the nodes that follow: they are called `SCOPE/Operator`, as torch's exporter calls those of a
+    /// module.
     pub fn scope(&mut self, scope: &str) {
         scope.clone_into(&mut self.scope);
     }
@@ -128,7 +129,7 @@ impl GraphBuilder {
         name.to_owned()
     }
 
-    /// Adds a constant tensor whose data lie in another file.
+    /// Adds a constant tensor whose data is in another file.
     pub fn external_initializer(&mut self, name: &str, dtype: DType, shape: &[usize], data: &External) {
         self.graph.initializer.push(TensorProto {
             name: name.to_owned(),
@@ -144,7 +145,7 @@ impl GraphBuilder {
         });
     }
 
-    /// Whether a constant of this name was added.
+    /// Whether a constant with this name exists.
     pub fn has_initializer(&self, name: &str) -> bool {
         self.graph.initializer.iter().any(|tensor| tensor.name == name)
     }
@@ -186,7 +187,7 @@ impl GraphBuilder {
         outputs
     }
 
-    /// A name for the next node: numbered, or within the scope.
+    /// The next node's name: numbered, or within the scope.
     fn node_name(&mut self, op: &str) -> String {
         if self.scope.is_empty() {
             return format!("{op}_{}", self.graph.node.len());
@@ -214,7 +215,7 @@ impl GraphBuilder {
         self.graph.node.push(node(name, op, inputs, outputs, attributes));
     }
 
-    /// The graph as an attribute: a branch of `If`, the body of `Loop`. It may read what the graph around it makes.
+    /// The graph as an attribute: a branch of `If`, or the body of `Loop`. It may read tensors of the outer graph.
     pub fn subgraph(self) -> Attribute {
         Attribute::Graph(Box::new(self.graph))
     }
@@ -240,7 +241,7 @@ impl GraphBuilder {
         Ok(model)
     }
 
-    /// A name nothing has yet.
+    /// A name that is not used yet.
     pub fn fresh(&mut self, stem: &str) -> String {
         self.fresh += 1;
         format!("{stem}_{}", self.fresh)
@@ -272,7 +273,7 @@ pub(super) fn value_info(name: &str, dtype: DType, shape: &[Option<usize>]) -> V
     }
 }
 
-/// A node.
+/// Makes a node.
 pub(super) fn node(
     name: String,
     op: &str,

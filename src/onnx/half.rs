@@ -1,11 +1,12 @@
-//! Half precision as a pass over any float32 model, for TensorRT that takes its types from the graph.
+//! Converts float32 models to half precision, for TensorRT versions that take types from the graph.
 //!
-//! Convolutions and matrix products read float16 (or bfloat16) operands; softmax, reductions, normalisations and what
-//! follows the last product stay in float32, and so do the model's inputs and outputs. `assign` decides the type of every
-//! node, `Writer` rewrites the graph.
+//! Convolutions and matrix products read float16 (or bfloat16) operands; softmax, reductions, normalisations and
+//! everything after the last product stay in float32, and so do the model's inputs and outputs. `assign` chooses the
+//! type of every node, `Writer` rewrites the graph.
 //!
-//! Matrix products are not cast about for float32 sums as in a language model's layers: there weights are inputs, here
-//! they are constants, and TensorRT folds a cast of a constant into float32 weights, which costs more than it saves.
+//! Matrix products are not wrapped in casts for float32 sums as in language models' layers: there weights are inputs,
+//! here they are constants, and TensorRT folds a cast of a constant into float32 weights, which costs more than it
+//! saves.
 
 mod assign;
 mod weights;
@@ -17,17 +18,17 @@ use onnx_protobuf::{AttributeProto, GraphProto, NodeProto, TensorProto, attribut
 use super::{Model, OnnxError, elem_type};
 use crate::tensor::DType;
 
-/// What a half-precision copy of a model is to be like.
+/// Settings of the conversion to half precision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Half {
     /// `Float16` or `BFloat16`.
     pub dtype: DType,
-    /// Names of nodes that stay in float32 besides those the pass chooses.
+    /// Names of nodes to keep in float32, besides those the conversion chooses.
     pub keep: HashSet<String>,
 }
 
 impl Model {
-    /// A copy that computes in half precision.
+    /// A copy of the model with half-precision arithmetic.
     pub fn to_half(&self, half: &Half) -> Result<Model, OnnxError> {
         let assigned = self.assign(half)?;
         let mut model = self.clone();
@@ -55,14 +56,14 @@ impl Model {
         Ok(model)
     }
 
-    /// Nodes that stay in float32, by name: for TensorRT 8, which takes precisions by layer.
+    /// Names of the nodes that stay in float32, for TensorRT 8, which takes precisions per layer.
     pub fn full_nodes(&self, half: &Half) -> Result<Vec<String>, OnnxError> {
         let assigned = self.assign(half)?;
         let nodes = self.proto.graph.node.iter().zip(&assigned.nodes);
         Ok(nodes.filter(|(_, type_)| **type_ == Type::Full).map(|(node, _)| node.name.clone()).collect())
     }
 
-    /// Convolutions and products that a half-precision copy computes in half precision, in order.
+    /// Names of the convolutions and products that [`Model::to_half`] converts, in order.
     pub fn half_products(&self, half: &Half) -> Result<Vec<String>, OnnxError> {
         let assigned = self.assign(half)?;
         let nodes = self.proto.graph.node.iter().zip(&assigned.nodes);
@@ -71,10 +72,10 @@ impl Model {
     }
 }
 
-/// What a node computes in.
+/// Type of a node's arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Type {
-    /// No floats, or none of our business.
+    /// No floating-point arithmetic, or not to be changed.
     Other,
     Full,
     Half,
@@ -82,12 +83,12 @@ enum Type {
 
 struct Writer<'a> {
     dtype: DType,
-    /// Tensors that are float32 in the original.
+    /// Names of float32 tensors in the original.
     floats: HashSet<String>,
     initializers: HashMap<String, TensorProto>,
     model: &'a Model,
     written: GraphProto,
-    /// Names that exist in what is written.
+    /// Names of tensors in the new graph.
     known: HashSet<String>,
 }
 
@@ -96,7 +97,7 @@ impl Writer<'_> {
         if self.dtype == DType::BFloat16 { "bf16" } else { "f16" }
     }
 
-    /// A tensor's name in float32, which is the original's.
+    /// The name of a tensor in float32, which is the original's name; adds a Cast if needed.
     fn full(&mut self, name: &str) -> Result<String, String> {
         if self.known.insert(name.to_owned()) {
             match self.initializers.get(name) {
@@ -108,7 +109,7 @@ impl Writer<'_> {
         Ok(name.to_owned())
     }
 
-    /// A tensor's name in half precision.
+    /// The name of a tensor in half precision; adds a Cast if needed.
     fn half(&mut self, name: &str) -> Result<String, String> {
         let half = format!("{name}.{}", self.suffix());
         if self.known.insert(half.clone()) {
@@ -169,7 +170,7 @@ mod tests {
     use super::*;
     use crate::tensor::Tensor;
 
-    /// x · w, softmax, · v; then a sum that is the tail.
+    /// A model with a product, a softmax, another product, and a sum after it.
     fn model(weight: f32) -> Model {
         let mut graph = GraphBuilder::new("g", 17);
         graph.input("x", DType::Float32, &[Some(2), Some(2)]);

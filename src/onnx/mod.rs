@@ -1,11 +1,11 @@
-//! ONNX files: read with suspicion, described, given fixed shapes, and written.
+//! ONNX models: reading hostile files, description, fixing shapes, rewriting, writing.
 //!
-//! The only user of onnx-protobuf. `wire.rs` guards the parser, `external_data.rs` guards file references, `tensors.rs`
-//! finds every tensor, `check.rs` finds what TensorRT would get wrong, `depth.rs` what would overflow the CPU reference's
-//! stack, `ending.rs` what an output's numbers are, `shapes.rs` turns dynamic dimensions into fixed ones, `graph.rs` builds
-//! graphs. `facts.rs` tells types, shapes and small values without running anything, `simplify.rs` folds what is constant,
-//! `reference.rs` makes a graph the CPU reference's, `parser.rs` one that TensorRT's parser reads rightly,
-//! `unbuilt.rs` tells what TensorRT stumbled over.
+//! The only user of onnx-protobuf. `wire.rs` protects the parser, `external_data.rs` checks file references,
+//! `tensors.rs` visits every tensor, `check.rs` finds what TensorRT would compute wrongly, `depth.rs` what would
+//! overflow the CPU reference's stack, `ending.rs` the meaning of an output, `shapes.rs` fixes dynamic dimensions,
+//! `graph.rs` builds graphs. `facts.rs` infers types, shapes and small values, `simplify.rs` folds constants,
+//! `reference.rs` rewrites a graph for the CPU reference, `parser.rs` for TensorRT's parser, `unbuilt.rs` explains
+//! failed builds.
 
 mod attributes;
 mod check;
@@ -41,44 +41,50 @@ pub use half::Half;
 pub use opset::NEWEST as NEWEST_OPSET;
 pub use reference::{GUARD_LIMIT, Guard};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::tensor::{DType, TensorSpec};
 
-/// Protobuf's own limit; larger models keep their weights in external files.
+/// Largest model file in bytes, a limit of protobuf; larger models have weights in external files.
 const SIZE_LIMIT: u64 = (1 << 31) - 1;
 
-/// Why an ONNX file is not usable.
+/// An error in an ONNX file.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {message}", path.display())]
 pub struct OnnxError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong, naming the tensor or node.
+    /// What is wrong, with the tensor or node.
     pub message: Diagnostic,
 }
 
+impl Diagnose for OnnxError {
+    fn diagnostic(&self) -> Diagnostic {
+        self.message.clone().at(self.path.display())
+    }
+}
+
 impl OnnxError {
-    /// With the next step.
+    /// Sets the hint.
     fn with_help(self, help: impl Into<String>) -> Self {
         Self { message: self.message.with_help(help), ..self }
     }
 }
 
-/// A parsed ONNX model and where it lies.
+/// A parsed ONNX model and its path.
 #[derive(Debug, Clone)]
 pub struct Model {
     path: PathBuf,
     proto: ModelProto,
 }
 
-/// What `inspect` shows of a model.
+/// Description of a model for `inspect`.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
 pub struct Summary {
-    /// File format version.
+    /// Version of the file format.
     pub ir_version: i64,
     /// Opset version by domain; "" is ai.onnx.
     pub opsets: BTreeMap<String, i64>,
-    /// Who wrote the file.
+    /// Program that wrote the file.
     pub producer: String,
     /// Graph inputs that are not initializers.
     pub inputs: Vec<TensorSpec>,
@@ -86,24 +92,24 @@ pub struct Summary {
     pub outputs: Vec<TensorSpec>,
     /// Number of nodes by operator.
     pub operators: BTreeMap<String, usize>,
-    /// Elements in all initializers.
+    /// Number of elements in all initializers.
     pub parameters: u64,
     /// Bytes of all initializers.
     pub parameter_bytes: u64,
-    /// External data files, relative to the model.
+    /// Names of external data files, relative to the model.
     pub external_data: Vec<String>,
 }
 
 impl Model {
-    /// Reads and checks a model and what it says of its external data: regular files beside or below it that hold
-    /// every tensor. (Links into one `blobs` folder, as the Hugging Face cache has them, count as beside.)
+    /// Reads and checks a model and its external data: regular files beside or below it that are long enough for every
+    /// tensor. (Links into one `blobs` folder, as in the Hugging Face cache, count as beside.)
     pub fn load(path: &Path) -> Result<Self, OnnxError> {
         let model = Self::read(path)?;
         external_data::check_files(&model.proto, path).map_err(|message| model.fail(message))?;
         Ok(model)
     }
 
-    /// Reads a model for a look at it: its external data need not be there.
+    /// Reads a model for inspection, without requiring its external data.
     pub fn read(path: &Path) -> Result<Self, OnnxError> {
         let fail = |message: String| OnnxError { path: path.to_owned(), message: message.into() };
         let metadata = fs::metadata(path).map_err(|error| fail(error.to_string()))?;
@@ -118,7 +124,7 @@ impl Model {
         Self::parse(path, &bytes)
     }
 
-    /// Checks a model in memory; `path` is for messages and external data, whose files are not looked at.
+    /// Parses and checks a model in memory; `path` is for messages and external data, whose files are not accessed.
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, OnnxError> {
         let fail = |message: String| OnnxError { path: path.to_owned(), message: message.into() };
         wire::check_model(bytes).map_err(|message| fail(format!("not an ONNX model: {message}")))?;
@@ -132,7 +138,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Every node input must be produced before it is used (ONNX IR, "graphs are topologically sorted").
+    /// Checks that every node input is produced before it is used (ONNX IR, "graphs are topologically sorted").
     fn check_names(&self) -> Result<(), String> {
         let graph = &self.proto.graph;
         // They stand in messages, which are lines.
@@ -166,12 +172,12 @@ impl Model {
         }
     }
 
-    /// Where the model lies.
+    /// Path of the model file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The model as a file's bytes.
+    /// Serialises the model.
     pub fn to_bytes(&self) -> Result<Vec<u8>, OnnxError> {
         self.proto.write_to_bytes().map_err(|error| self.fail(error.to_string()))
     }
@@ -186,7 +192,7 @@ impl Model {
         default.map_or(0, |opset| opset.version)
     }
 
-    /// What the caller must supply.
+    /// Inputs that the caller must supply.
     pub fn inputs(&self) -> Result<Vec<TensorSpec>, OnnxError> {
         let graph = &self.proto.graph;
         let initialized: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -194,22 +200,22 @@ impl Model {
         inputs.map(|input| self.spec(input)).collect()
     }
 
-    /// What the model computes.
+    /// Outputs of the model.
     pub fn outputs(&self) -> Result<Vec<TensorSpec>, OnnxError> {
         self.proto.graph.output.iter().map(|output| self.spec(output)).collect()
     }
 
-    /// An entry of the model's metadata.
+    /// A metadata entry of the model.
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.proto.metadata_props.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str())
     }
 
-    /// External data files, relative to the model, each once.
+    /// Names of external data files, relative to the model, without repetitions.
     pub fn external_files(&self) -> Vec<String> {
         external_data::files(&self.proto)
     }
 
-    /// Replaces "node #7" in a message by the node's name and operator: TensorRT before 9.1 knows the index alone.
+    /// Replaces "node #7" in a message by the node's name and operator: TensorRT before 9.1 reports only the index.
     pub fn name_nodes(&self, message: &str) -> String {
         let mut parts = message.split("node #");
         let mut named = parts.next().unwrap_or_default().to_owned();
@@ -225,40 +231,40 @@ impl Model {
         named
     }
 
-    /// Gives external data files flat names, as (old, new), and spells out where in them tensors are; the caller puts the
-    /// files there.
+    /// Renames external data files to names without folders, returned as pairs (old, new), and writes offsets and
+    /// lengths explicitly. The caller must copy the files.
     pub fn flatten_external(&mut self) -> Vec<(String, String)> {
         external_data::flatten(&mut self.proto)
     }
 
-    /// Gives each named input its shape, of which `None` stays open; a symbolic dimension takes the same value wherever the
-    /// model names it.
+    /// Sets the shapes of the named inputs, where `None` stays dynamic. A symbolic dimension gets the same value
+    /// everywhere in the model.
     pub fn fix_shapes(&mut self, shapes: &BTreeMap<String, Vec<Option<usize>>>) -> Result<(), OnnxError> {
         shapes::fix(&mut self.proto, shapes)
             .map_err(|message| OnnxError { path: self.path.clone(), message: message.into() })
     }
 
-    /// Has each named input, a matrix, come transposed; the rest of the graph sees what it saw.
+    /// Makes the named inputs, which are matrices, expect transposed values; the rest of the graph is unaffected.
     pub fn transpose_inputs(&mut self, names: &[&str]) {
         shapes::transpose_inputs(&mut self.proto, names);
     }
 
-    /// What a TensorRT with this parser would silently get wrong.
-    pub fn complaint(&self, parser: Parser) -> Option<String> {
-        check::complaint(self, parser)
+    /// The first fault that a TensorRT with this parser would not report; `None` if there is none.
+    pub fn parser_fault(&self, parser: Parser) -> Option<String> {
+        check::parser_fault(self, parser)
     }
 
-    /// Why `tensorrt` did not build the model, where the graph tells more than what was `said`: a node, and a hint.
-    pub fn not_built(&self, tensorrt: &str, said: &str) -> Option<String> {
-        unbuilt::told(self, tensorrt, said)
+    /// Why `tensorrt` did not build the model, if the graph reveals more than the error `said`: a node, and a hint.
+    pub fn not_built(&self, tensorrt: &str, said: &str) -> Option<Diagnostic> {
+        unbuilt::explain(self, tensorrt, said)
     }
 
-    /// Why a model that comes quantised cannot be built, to be computed in `half` precision or not.
-    pub fn quantised(&self, half: bool) -> Option<String> {
+    /// Why an already quantised model cannot be built, in half precision if `half`; `None` if it can.
+    pub fn quantised(&self, half: bool) -> Option<Diagnostic> {
         check::quantised(self, half)
     }
 
-    /// Gives nodes without a name one: messages and precisions go by names.
+    /// Names nodes without a name: messages and precisions refer to names.
     pub fn name_nameless(&mut self) {
         let Some(graph) = self.proto.graph.as_mut() else { return };
         for node in graph.node.iter_mut().filter(|node| node.name.is_empty()) {
@@ -267,25 +273,25 @@ impl Model {
         }
     }
 
-    /// Spells out optional attributes and offsets some runtimes cannot infer; tells whether any was missing.
-    pub fn spell_out(&mut self) -> bool {
-        let places = external_data::spell_out(&mut self.proto);
-        shapes::spell_out_kernels(&mut self.proto) || places
+    /// Writes optional attributes and offsets that some runtimes cannot infer; returns whether any was missing.
+    pub fn make_explicit(&mut self) -> bool {
+        let places = external_data::make_explicit(&mut self.proto);
+        shapes::make_kernel_shapes_explicit(&mut self.proto) || places
     }
 
-    /// Takes out what needs no computing: constant shape arithmetic, `If` with a constant condition, Identity, Dropout at
-    /// inference, what nobody reads. Tells whether anything changed.
+    /// Removes what needs no computation: constant shape arithmetic, `If` with a constant condition, Identity, Dropout
+    /// at inference, unused nodes. Returns whether anything changed.
     pub fn simplify(&mut self) -> bool {
         let opset = self.opset();
         simplify::simplify(&mut self.proto, opset)
     }
 
-    /// What ONNX Runtime would compute otherwise than ONNX says.
+    /// The first node that ONNX Runtime would compute differently from ONNX's specification; `None` if there is none.
     pub fn beyond_runtime(&self) -> Option<String> {
         check::beyond_runtime(self)
     }
 
-    /// How long chains of nodes are that wait for each other.
+    /// Lengths of the longest chains of dependent nodes.
     pub fn depth(&self) -> Depth {
         depth::of(&self.proto)
     }
@@ -302,7 +308,7 @@ impl Model {
         Ok(TensorSpec { name, dtype, shape })
     }
 
-    /// A description for people.
+    /// Description for `inspect`.
     pub fn summary(&self) -> Result<Summary, OnnxError> {
         let graph = &self.proto.graph;
         let mut operators = BTreeMap::new();
@@ -344,7 +350,7 @@ fn dimension(dim: &tensor_shape_proto::Dimension) -> Option<usize> {
     }
 }
 
-/// ONNX element type (onnx.proto, TensorProto.DataType) to ours.
+/// Our type of an ONNX element type (onnx.proto, TensorProto.DataType).
 fn dtype(elem_type: i32) -> Option<DType> {
     Some(match elem_type {
         1 => DType::Float32,
@@ -373,7 +379,7 @@ fn elem_type(dtype: DType) -> tensor_proto::DataType {
     }
 }
 
-/// Elements of a tensor; `None` for a negative dimension or too large a product.
+/// Number of elements of a tensor; `None` for a negative dimension or on overflow.
 fn elements(tensor: &TensorProto) -> Option<u64> {
     tensor.dims.iter().try_fold(1u64, |product, dim| product.checked_mul(u64::try_from(*dim).ok()?))
 }

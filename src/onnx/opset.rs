@@ -1,5 +1,6 @@
-//! An older opset for a parser that knows no newer one (TensorRT 8: 17, today's: 24): what changed since is written as it was before, or
-//! refused by name. Sources: ONNX's change log, opsets 18 to 28; `tests/node_tests.rs` compares the two in onnxruntime.
+//! Converts models to an older opset, for a parser that supports no newer one (TensorRT 8: 17, current ones: 24): what
+//! has changed since is rewritten or refused by name. Sources: ONNX's change log, opsets 18 to 28;
+//! `tests/node_tests.rs` compares both versions in onnxruntime.
 
 use std::cell::RefCell;
 
@@ -13,10 +14,10 @@ use super::reference::{group_norm, mish};
 use super::simplify::Names;
 use super::{Model, OnnxError};
 
-/// Opsets are known up to here.
+/// Newest opset whose changes are known.
 pub const NEWEST: i64 = 28;
 
-/// Operators that came with an opset and have no older form here.
+/// Operators introduced by an opset for which there is no older form here.
 const NEW: &[(i64, &str)] = &[
     (18, "BitwiseAnd BitwiseNot BitwiseOr BitwiseXor CenterCropPad Col2Im OptionalGetElement OptionalHasElement"),
     (19, "DeformConv"),
@@ -28,7 +29,7 @@ const NEW: &[(i64, &str)] = &[
     (28, "SwiGLU"),
 ];
 
-/// Attributes that came with an opset: operator, name, and what is the same as not having it (integers or a text).
+/// Attributes introduced by an opset: operator, name, and the values that equal their absence (integers or a string).
 const ATTRIBUTES: &[(i64, &str, &str, &[i64], &str)] = &[
     (18, "LpPool", "dilations", &[1], ""),
     (18, "LpPool", "ceil_mode", &[0], ""),
@@ -51,7 +52,7 @@ const ATTRIBUTES: &[(i64, &str, &str, &[i64], &str)] = &[
     (28, "SpaceToDepth", "mode", &[], "DCR"),
 ];
 
-/// Texts that came with an opset.
+/// Strings introduced by an opset as values of an attribute.
 const TEXTS: &[(i64, &str, &str, &str)] = &[
     (18, "ScatterElements", "reduction", "max"),
     (18, "ScatterElements", "reduction", "min"),
@@ -62,7 +63,7 @@ const TEXTS: &[(i64, &str, &str, &str)] = &[
 ];
 
 impl Model {
-    /// Writes the model in opset `newest` if it is in a newer one; tells whether it was.
+    /// Converts the model to opset `newest` if it has a newer one; returns whether it had.
     pub fn to_opset(&mut self, newest: i64) -> Result<bool, OnnxError> {
         let opset = self.opset();
         if opset <= newest {
@@ -130,12 +131,12 @@ impl Lower<'_> {
         Ok(())
     }
 
-    /// Whether what came with this opset has to be written otherwise.
+    /// Whether the opset's changes must be rewritten.
     fn since(&self, opset: i64) -> bool {
         self.newest < opset && opset <= self.opset
     }
 
-    /// Writes a node in the older opset; tells whether others were written in its place.
+    /// Converts a node to the older opset; returns whether it was replaced by others.
     fn node(&self, edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<bool, String> {
         if !node.is_standard() {
             return Ok(false);
@@ -193,7 +194,7 @@ impl Lower<'_> {
     }
 }
 
-/// x / 2 · (1 + erf(x / √2)), or the approximation by tanh (Gelu-20).
+/// Gelu (opset 20): x / 2 · (1 + erf(x / √2)), or its tanh approximation.
 fn gelu(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     floats_alone(edit, &x)?;
@@ -217,7 +218,7 @@ fn gelu(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// x / √(mean(x²) + ε) · scale over the last axes (RMSNormalization-23).
+/// RMSNormalization (opset 23): x / √(mean(x²) + ε) · scale over the last axes.
 fn rms_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     let (x, scale, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     floats_alone(edit, &x)?;
@@ -234,7 +235,7 @@ fn rms_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// x · sigmoid(α · x) (Swish-24).
+/// Swish (opset 24): x · sigmoid(α · x).
 fn swish(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     floats_alone(edit, &x)?;
@@ -245,7 +246,7 @@ fn swish(edit: &mut Editor<'_>, node: &NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Floats have Python's remainder too since Mod-28.
+/// Mod (opset 28), which computes Python's remainder for floats too.
 fn modulo(edit: &Editor<'_>, node: &NodeProto) -> Result<(), String> {
     let floats = edit.facts().input(node, 0).elem.is_some_and(elem::is_float);
     if floats && node.int("fmod", 0) == 0 {
@@ -254,7 +255,7 @@ fn modulo(edit: &Editor<'_>, node: &NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Constants are float32 here, and types do not mix.
+/// Refuses types other than float32: our constants are float32, and types cannot be mixed.
 fn floats_alone(edit: &Editor<'_>, x: &str) -> Result<(), String> {
     match edit.facts().get(x).elem {
         Some(elem::FLOAT) | None => Ok(()),
@@ -262,7 +263,7 @@ fn floats_alone(edit: &Editor<'_>, x: &str) -> Result<(), String> {
     }
 }
 
-/// Pads of all axes (Pad-18 has those of some).
+/// Pad: expands pads of some axes (opset 18) to all.
 fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     let Some(axes) = input(node, 3) else { return Ok(()) };
     let axes = edit.facts().get(axes).ints().ok_or("the axes it pads are no constant")?;
@@ -285,7 +286,7 @@ fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Sizes of the parts (Split-18 has their number).
+/// Split: computes the sizes of the parts from their number (opset 18).
 fn split(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     if node.get("num_outputs").is_none() {
         return Ok(());
@@ -307,7 +308,7 @@ fn split(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Axes as an attribute (an input with 18; of ReduceSum with 13).
+/// Reductions: moves axes from an input (opset 18, ReduceSum 13) to an attribute.
 fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     if edit.facts().input(node, 0).elem == Some(elem::BOOL) {
         return Err("the older opset has no truth values here".to_owned());
@@ -327,7 +328,7 @@ fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Scales or sizes of all axes (Resize-18 has those of some).
+/// Resize: expands scales or sizes of some axes (opset 18) to all.
 fn resize(edit: &mut Editor<'_>, node: &mut NodeProto) -> Result<(), String> {
     let Some(axes) = node.ints("axes").map(<[i64]>::to_vec) else { return Ok(()) };
     unset(node, "axes");

@@ -1,10 +1,9 @@
-//! Graphs as TensorRT's parser reads them rightly.
+//! Rewrites graphs so that TensorRT's parser interprets them correctly.
 //!
-//! Some of what ONNX describes the parser takes for something else without a word: attributes that it does not know, or
-//! whose default it has otherwise, windows that begin in the padding, outputs of another type. What means the same to both is
-//! written here; what cannot be written is refused by `check`. Sources: onnx-tensorrt 10.1 (onnxOpImporters.cpp,
-//! importerUtils.cpp), and what engines of TensorRT-RTX 1.6.1 answered to ONNX's own node tests. `tests/node_tests.rs`
-//! compares the two in onnxruntime.
+//! The parser silently misinterprets some of ONNX: attributes it does not know or whose default it has differently,
+//! windows that begin in the padding, outputs of another type. They are rewritten in a form with one meaning; what
+//! cannot be rewritten is refused by `check`. Sources: onnx-tensorrt 10.1 (onnxOpImporters.cpp, importerUtils.cpp), and
+//! results of TensorRT-RTX 1.6.1 on ONNX's own node tests. `tests/node_tests.rs` compares both versions in onnxruntime.
 
 pub(super) mod pooling;
 
@@ -21,8 +20,7 @@ use super::reference::{Done, Rewritten, empty_axes, nearest};
 use super::simplify::{Names, at_inference, detach_constants};
 
 impl Model {
-    /// Writes what TensorRT's parser would take for something else in a way that it reads rightly; tells whether there was
-    /// any.
+    /// Rewrites what TensorRT's parser would misinterpret; returns whether there was any.
     pub fn prepare_for_tensorrt(&mut self) -> bool {
         let opset = self.opset();
         let Some(graph) = self.proto.graph.as_mut() else { return false };
@@ -64,7 +62,7 @@ impl ParserWork<'_> {
     }
 }
 
-/// Writes a node otherwise, where the parser would not read it rightly.
+/// Rewrites a node that the parser would misinterpret.
 fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if !node.is_standard() {
         return Ok(Done::Kept);
@@ -83,7 +81,7 @@ fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     }
 }
 
-/// The parser's `upper` is 0 where there is none, ONNX's is 1.
+/// Trilu: the parser's default of `upper` is 0, ONNX's is 1.
 fn trilu(node: &mut NodeProto) -> Rewritten {
     if node.get("upper").is_some() {
         return Ok(Done::Kept);
@@ -92,7 +90,7 @@ fn trilu(node: &mut NodeProto) -> Rewritten {
     Ok(Done::Changed)
 }
 
-/// The parser knows no `layout` (1: the batch comes first): what goes in and what comes out is transposed.
+/// Recurrent layers with `layout` 1 (batch first), which the parser does not know: transposes inputs and outputs.
 fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     // The sequence, and the states before it.
     for index in [0, 5, 6] {
@@ -117,7 +115,8 @@ fn batch_first(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// TensorRT-RTX 1.6.1 compiles a GreaterOrEqual of shapes (3, 4, 5) and (5) without end, and what ONNX defines it by in a moment.
+/// GreaterOrEqual: TensorRT-RTX 1.6.1 never finishes compiling it on shapes (3, 4, 5) and (5), but compiles its
+/// definition by other operators in a moment.
 fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (a, b, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     let (left, right) = (edit.facts().get(&a), edit.facts().get(&b));
@@ -130,9 +129,9 @@ fn greater_or_equal(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// The mask of a Dropout that drops nothing: the parser compares the input with itself, which is not true of NaN, and makes
-/// truth values also where they are to be floats (before opset 10). It is all false up to opset 11, as onnxruntime has it, and
-/// all true from then on.
+/// The mask output of a Dropout at inference. The parser compares the input with itself, which is false for NaN, and
+/// returns booleans where floats are required (before opset 10). The mask is all false up to opset 11, as in
+/// onnxruntime, and all true from then on.
 fn mask(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let opset = edit.facts().opset();
     if opset < 7 || !has_output(node, 1) || !at_inference(node, edit.facts()) {

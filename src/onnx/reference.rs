@@ -1,9 +1,9 @@
-//! Graphs as the CPU reference computes them rightly.
+//! Rewrites graphs so that the CPU reference rten computes them correctly.
 //!
-//! rten leaves out, or does otherwise, parts of what ONNX describes, some without a word. `known` is what it is known to do
-//! right: operators, opsets, attributes, made from ONNX's own node tests and from comparisons with onnxruntime. What it does
-//! otherwise is written down in operators that it does right (`arithmetic`, `classes`, `layers`, …), and everything else is
-//! refused by name. TensorRT and onnxruntime get the graph as it is.
+//! rten lacks parts of ONNX or computes them differently, some silently. `known` lists what it computes correctly
+//! (operators, opsets, attributes), by ONNX's own node tests and comparisons with onnxruntime. What it computes
+//! differently is rewritten with operators from that list (`arithmetic`, `classes`, `layers`, …), and everything else
+//! is refused by name. TensorRT and onnxruntime get the original graph.
 
 mod activations;
 mod arithmetic;
@@ -33,27 +33,27 @@ pub use integers::{GUARD_LIMIT, Guard};
 pub(super) use layers::group_norm;
 pub(super) use resize::nearest;
 
-/// What to do about what the reference does not compute.
+/// Hint for graphs that the reference does not support.
 const HELP: &str =
     "the embedded reference (rten) does not compute this; ONNX Runtime does: scripts/setup-onnxruntime.sh brings it";
 
-/// What became of a node.
+/// Result of rewriting a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Done {
     /// Other nodes were written in its place.
     Replaced,
-    /// It stays, with something spelled out.
+    /// The node is kept with changes.
     Changed,
-    /// It stays as it is.
+    /// The node is kept unchanged.
     Kept,
 }
 
-/// What became of a node, or why it is refused.
+/// Result of rewriting a node, or why it is refused.
 pub(super) type Rewritten = Result<Done, String>;
 
 impl Model {
-    /// Makes the graph one that rten computes as ONNX describes it, or says which node it cannot. Tells whether anything
-    /// changed, and what has to be looked at after a run.
+    /// Rewrites the graph so that rten computes it by ONNX's specification, or fails at a node that cannot be
+    /// rewritten. Returns whether anything changed, and what must be checked after a run.
     pub fn prepare_for_reference(&mut self) -> Result<(bool, Vec<Guard>), OnnxError> {
         let refuse = |model: &Model, message: String| model.fail(message).with_help(HELP);
         known::check_model(&self.proto).map_err(|message| refuse(self, message))?;
@@ -113,7 +113,7 @@ impl Work<'_> {
     }
 }
 
-/// Writes a node in operators that rten does right, where it does not do this one right.
+/// Rewrites a node that rten would compute differently.
 fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if node.domain == "com.microsoft" && node.op_type == "DynamicQuantizeLSTM" {
         return layers::recurrent(edit, node);
@@ -142,7 +142,7 @@ fn rewrite(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
         "Shrink" => activations::shrink(edit, node),
         "QuantizeLinear" => quantised::quantize(edit, node),
         "DynamicQuantizeLinear" => quantised::quantize_dynamically(edit, node),
-        "Conv" | "ConvInteger" | "ConvTranspose" | "MaxPool" | "AveragePool" => windows::spell_out(edit, node),
+        "Conv" | "ConvInteger" | "ConvTranspose" | "MaxPool" | "AveragePool" => windows::make_explicit(edit, node),
         "LRN" => layers::local_response(edit, node),
         "GroupNormalization" => layers::group_norm(edit, node),
         "LayerNormalization" => layers::layer_norm(edit, node),

@@ -1,5 +1,5 @@
-//! Dynamic dimensions to fixed ones (engines with static shapes are 20 to 30 % faster than those with a range), and
-//! kernel shapes spelled out.
+//! Fixes dynamic dimensions (engines with static shapes are 20 to 30 % faster than those with a range), and writes
+//! kernel shapes explicitly.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,8 +16,8 @@ fn dims(value: &mut ValueInfoProto) -> Option<&mut Vec<Dimension>> {
     }
 }
 
-/// Whether a dimension's symbol is none: what exporters write for a size that they do not know, several times for different
-/// sizes (Paddle2ONNX `?`, tf2onnx `unk__17`, others Python's None).
+/// Whether a dimension's symbol stands for an unknown size, which exporters write for several different ones
+/// (Paddle2ONNX `?`, tf2onnx `unk__17`, others Python's None).
 fn is_unknown(symbol: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     matches!(symbol.trim(), "" | "?" | "None" | "none" | "null" | "-1")
@@ -25,7 +25,7 @@ fn is_unknown(symbol: &str) -> bool {
 }
 
 impl Model {
-    /// What the model calls a dimension of an input that it leaves open, if it has a name.
+    /// The symbol of a dynamic dimension of an input, if it has one.
     pub fn symbol(&self, input: &str, axis: usize) -> Option<&str> {
         let value = self.proto.graph.input.iter().find(|value| value.name == input)?;
         let Some(type_proto::Value::TensorType(tensor)) = &value.type_.value else { return None };
@@ -36,9 +36,8 @@ impl Model {
     }
 }
 
-/// Gives each named input its shape, of which `None` stays as it is in the model. A symbolic dimension ("N") takes the same
-/// value wherever the model names it; one that
-/// has no name, where the recipe says it.
+/// Sets the shape of each named input, where `None` keeps the model's dimension. A symbolic dimension ("N") gets the
+/// same value everywhere in the model; one without a symbol only where the recipe sets it.
 pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<Option<usize>>>) -> Result<(), String> {
     let graph = model.graph.as_mut().ok_or("no graph")?;
     let mut symbols: HashMap<String, usize> = HashMap::new();
@@ -94,7 +93,7 @@ pub(super) fn fix(model: &mut ModelProto, shapes: &BTreeMap<String, Vec<Option<u
     Ok(())
 }
 
-/// Reverses the dimensions of each named input, and turns it back for whoever reads it.
+/// Reverses the dimensions of each named input, and transposes it for its readers.
 pub(super) fn transpose_inputs(model: &mut ModelProto, names: &[&str]) {
     let Some(graph) = model.graph.as_mut() else { return };
     let mut turns = Vec::new();
@@ -111,9 +110,9 @@ pub(super) fn transpose_inputs(model: &mut ModelProto, names: &[&str]) {
     graph.node.splice(0..0, turns);
 }
 
-/// Gives convolutions their optional `kernel_shape`, "inferred from input W if not present" (ONNX, Conv): rten cannot
-/// infer it. Returns whether anything was missing.
-pub(super) fn spell_out_kernels(model: &mut ModelProto) -> bool {
+/// Adds the optional `kernel_shape` to convolutions, "inferred from input W if not present" (ONNX, Conv), which rten
+/// cannot infer. Returns whether any was missing.
+pub(super) fn make_kernel_shapes_explicit(model: &mut ModelProto) -> bool {
     let Some(graph) = model.graph.as_mut() else { return false };
     let weights: HashMap<&str, &[i64]> =
         graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor.dims.as_slice())).collect();
@@ -159,7 +158,7 @@ mod tests {
         ModelProto { graph: Some(graph).into(), ..Default::default() }
     }
 
-    /// Sizes of a value, -1 where none is left.
+    /// Sizes of a value, -1 for dynamic dimensions.
     fn sizes(value: &mut ValueInfoProto) -> Vec<i64> {
         let size = |dim: &Dimension| match &dim.value {
             Some(Value::DimValue(size)) => *size,

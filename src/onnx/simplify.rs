@@ -1,7 +1,7 @@
-//! Graphs without what needs no computing: constant shape arithmetic, `If` with a constant condition, Identity and Dropout
-//! at inference, and what nobody reads.
+//! Removes what needs no computation: constant shape arithmetic, `If` with a constant condition, Identity and Dropout
+//! at inference, unused nodes.
 //!
-//! Floats of the network itself stay as they are: what is computed here are the small tensors of `facts`.
+//! The network's own floats stay as they are; only the small tensors of `facts` are evaluated.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -11,7 +11,7 @@ use super::attributes::{Attributes, graphs, graphs_mut, has_output, input};
 use super::depth::reads;
 use super::facts::{Facts, to_tensor};
 
-/// Names that are taken, in a graph and in those inside it.
+/// Names in use, in a graph and its subgraphs.
 #[derive(Debug)]
 pub(super) struct Names {
     taken: HashSet<String>,
@@ -36,7 +36,7 @@ impl Names {
         Self { taken, next: 0 }
     }
 
-    /// A name that nothing has yet, like `stem`.
+    /// An unused name similar to `stem`.
     pub(super) fn fresh(&mut self, stem: &str) -> String {
         loop {
             let name = format!("{stem}.{}", self.next);
@@ -48,7 +48,7 @@ impl Names {
     }
 }
 
-/// Simplifies a model in place; tells whether anything changed.
+/// Simplifies a model in place; returns whether anything changed.
 pub(super) fn simplify(model: &mut ModelProto, opset: i64) -> bool {
     let Some(graph) = model.graph.as_mut().filter(|graph| named_once(graph, &mut HashSet::new())) else { return false };
     let mut pass = Pass { names: Names::of(graph), opset };
@@ -59,7 +59,8 @@ pub(super) fn simplify(model: &mut ModelProto, opset: i64) -> bool {
     changed
 }
 
-/// Has constants be constants alone: before version 4 every one was an input too, which those made here are not.
+/// Removes constants from the graph's inputs: before IR version 4 every constant had to be an input, and new ones are
+/// not.
 pub(super) fn detach_constants(model: &mut ModelProto) {
     let Some(graph) = model.graph.as_mut().filter(|_| model.ir_version < 4) else { return };
     let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
@@ -67,8 +68,8 @@ pub(super) fn detach_constants(model: &mut ModelProto) {
     model.ir_version = 4;
 }
 
-/// Whether every tensor has a name of its own, in its graph and those around it ("Names Within a Graph", ONNX's IR): names
-/// would be mixed up otherwise.
+/// Whether every tensor name is unique in its graph and the outer ones ("Names Within a Graph", ONNX's IR); otherwise
+/// names would be confused.
 fn named_once<'g>(graph: &'g GraphProto, seen: &mut HashSet<&'g str>) -> bool {
     let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     let inputs = graph.input.iter().map(|value| value.name.as_str()).filter(|name| !constants.contains(name));
@@ -87,7 +88,7 @@ fn named_once<'g>(graph: &'g GraphProto, seen: &mut HashSet<&'g str>) -> bool {
     inner
 }
 
-/// Gives a node's inputs other names, and so in the graphs inside it.
+/// Renames a node's inputs, also in its subgraphs.
 fn rename(node: &mut NodeProto, names: &HashMap<String, String>) {
     if names.is_empty() {
         return;
@@ -164,7 +165,7 @@ impl Pass {
         sweep(graph) || changed
     }
 
-    /// The nodes and constants of a branch in the place of its node, under names of their own.
+    /// Inlines a branch: its nodes and constants, renamed.
     fn inlined(&mut self, node: &NodeProto, branch: GraphProto) -> (Vec<NodeProto>, Vec<TensorProto>) {
         let mut names: HashMap<String, String> = HashMap::new();
         let made = branch.node.iter().flat_map(|inner| &inner.output).filter(|name| !name.is_empty());
@@ -192,7 +193,7 @@ impl Pass {
     }
 }
 
-/// The branch that an `If` takes, where that is certain.
+/// The branch that an `If` takes, if that is certain.
 fn decided(node: &NodeProto, facts: &Facts<'_>) -> Option<GraphProto> {
     if node.op_type != "If" || !node.is_standard() {
         return None;
@@ -203,7 +204,7 @@ fn decided(node: &NodeProto, facts: &Facts<'_>) -> Option<GraphProto> {
     (whole && branch.output.len() >= node.output.len() && is_sound(branch, facts)).then(|| branch.clone())
 }
 
-/// Whether a branch would be accepted in the graph itself, whose names are looked at when a file is read.
+/// Whether a branch could be part of the outer graph, whose names are checked when a file is read.
 fn is_sound(branch: &GraphProto, facts: &Facts<'_>) -> bool {
     let mut made: HashSet<&str> = branch.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     for node in &branch.node {
@@ -219,7 +220,7 @@ fn is_sound(branch: &GraphProto, facts: &Facts<'_>) -> bool {
         && branch.output.iter().all(|output| made.contains(output.name.as_str()) || facts.has(&output.name))
 }
 
-/// Whether a node only hands on its first input.
+/// Whether a node's output equals its first input.
 fn passes_on(node: &NodeProto, facts: &Facts<'_>, is_read: &dyn Fn(&str) -> bool) -> bool {
     if !node.is_standard() || input(node, 0).is_none() || !has_output(node, 0) {
         return false;
@@ -234,7 +235,7 @@ fn passes_on(node: &NodeProto, facts: &Facts<'_>, is_read: &dyn Fn(&str) -> bool
     }
 }
 
-/// Whether a Dropout certainly drops nothing.
+/// Whether a Dropout certainly has no effect.
 pub(super) fn at_inference(node: &NodeProto, facts: &Facts<'_>) -> bool {
     // Training was an attribute, then nothing, then an input (Dropout-6, -7, -12).
     match facts.opset() {
@@ -244,7 +245,7 @@ pub(super) fn at_inference(node: &NodeProto, facts: &Facts<'_>) -> bool {
     }
 }
 
-/// A node's outputs as constants, where all are known.
+/// A node's outputs as constants, if all are known.
 fn constants(node: &NodeProto, facts: &Facts<'_>) -> Option<Vec<TensorProto>> {
     if !node.is_standard() || !has_output(node, 0) {
         return None;
@@ -261,7 +262,7 @@ fn constants(node: &NodeProto, facts: &Facts<'_>) -> Option<Vec<TensorProto>> {
     outputs.map(constant).collect()
 }
 
-/// Takes out nodes and constants that nothing reads; tells whether there were any.
+/// Removes unused nodes and constants; returns whether there were any.
 fn sweep(graph: &mut GraphProto) -> bool {
     let mut needed: HashSet<String> = graph.output.iter().map(|output| output.name.clone()).collect();
     let before = graph.node.len() + graph.initializer.len();

@@ -1,12 +1,12 @@
-//! Every tensor of a model, wherever onnx.proto (IR version 11) lets one be: initializers, dense and sparse, attributes of
-//! nodes, subgraphs in attributes, functions, training graphs.
+//! Visits every tensor of a model, wherever onnx.proto (IR version 11) allows one: initializers, dense and sparse,
+//! attributes of nodes, subgraphs in attributes, functions, training graphs.
 
-/// The walk, once for reading and once for changing. It keeps its own list of what is left, so nesting costs no stack.
+/// The visitor, for shared and for mutable references. It keeps a list of what is left, so that nesting needs no stack.
 macro_rules! walk {
     ($get:ident $(, $mutable:tt)?) => {
         use onnx_protobuf::{AttributeProto, GraphProto, ModelProto, SparseTensorProto, TensorProto};
 
-        /// The tensors, in no order.
+        /// All tensors, in no particular order.
         pub(in crate::onnx) fn tensors(model: &$($mutable)? ModelProto) -> Vec<&$($mutable)? TensorProto> {
             let mut found: Vec<&$($mutable)? TensorProto> = Vec::new();
             let mut sparse: Vec<&$($mutable)? SparseTensorProto> = Vec::new();
@@ -49,12 +49,12 @@ macro_rules! walk {
     };
 }
 
-/// For looking.
+/// Shared references.
 pub(super) mod shared {
     walk!(as_ref);
 }
 
-/// For changing.
+/// Mutable references.
 pub(super) mod exclusive {
     walk!(as_mut, mut);
 }

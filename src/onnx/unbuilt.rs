@@ -1,5 +1,5 @@
-//! What a TensorRT that did not build a model stumbled over, told from the graph: its own words are assertions of its
-//! source, which name no way out.
+//! Explains why TensorRT could not build a model, from the graph: its own messages are assertions of its source,
+//! without a remedy.
 
 use std::collections::HashSet;
 
@@ -7,14 +7,15 @@ use onnx_protobuf::{GraphProto, NodeProto};
 
 use super::Model;
 use super::attributes::{Attributes, graphs, input};
+use crate::diagnostic::Diagnostic;
 
-/// An operator that gives as much as its inputs' values make it.
+/// An operator whose output size depends on values.
 #[derive(Debug, PartialEq)]
 struct ByValues {
     operator: &'static str,
     why: &'static str,
     way: &'static str,
-    /// TensorRT builds it (NvInfer.h since 8.5: INMSLayer, INonZeroLayer); TensorRT-RTX 1.6 builds none of them.
+    /// Whether TensorRT supports it (NvInfer.h since 8.5: INMSLayer, INonZeroLayer); TensorRT-RTX 1.6 supports none.
     in_tensorrt: bool,
 }
 
@@ -38,7 +39,7 @@ const BY_VALUES: &[ByValues] = &[
     },
 ];
 
-/// Inputs whose values are a size, or decide on one: operator, place, what it is called (ONNX, docs/Operators.md).
+/// Inputs whose values are a size or determine one: operator, index, name (ONNX, docs/Operators.md).
 const SIZES: &[(&str, usize, &str)] = &[
     ("AffineGrid", 1, "size"),
     ("BlackmanWindow", 0, "size"),
@@ -68,11 +69,11 @@ const SIZES: &[(&str, usize, &str)] = &[
     ("Upsample", 1, "scales"),
 ];
 
-/// What is special about a node.
+/// Why a node cannot be built.
 #[derive(Debug, PartialEq)]
 enum Cause<'m> {
     Values(&'static ByValues),
-    /// The input that is called so is not known before it runs.
+    /// The input with this name is not known before the model runs.
     Size {
         called: &'static str,
         from: &'m str,
@@ -80,9 +81,9 @@ enum Cause<'m> {
     Nothing,
 }
 
-/// Why `tensorrt` did not build a model, where its graph tells: node and operator, then a hint. `said` are the words of our
-/// shim (cpp/src/builder.cc) with TensorRT's.
-pub(super) fn told(model: &Model, tensorrt: &str, said: &str) -> Option<String> {
+/// Why `tensorrt` did not build a model, if its graph reveals it: node and operator, and a hint. `said` is the error
+/// of our shim (cpp/src/builder.cc), with TensorRT's messages.
+pub(super) fn explain(model: &Model, tensorrt: &str, said: &str) -> Option<Diagnostic> {
     let mut nodes = Vec::new();
     let mut varying = HashSet::new();
     walk(&model.proto.graph, &mut varying, &mut nodes);
@@ -121,10 +122,10 @@ pub(super) fn told(model: &Model, tensorrt: &str, said: &str) -> Option<String> 
             (String::new(), "export the model with other operators there; what TensorRT says follows".to_owned())
         }
     };
-    Some(format!("{label}: {tensorrt} does not build it{why}\n  hint: {way}"))
+    Some(Diagnostic::new(format!("{label}: {tensorrt} does not build it{why}")).with_help(way))
 }
 
-/// The node that a builder's words are about.
+/// The node that the builder's messages name.
 fn stumbled<'m>(nodes: Vec<(&'m NodeProto, Cause<'m>)>, said: &str) -> Option<(&'m NodeProto, Cause<'m>)> {
     let (special, others): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|(_, cause)| *cause != Cause::Nothing);
     // "Network has dynamic or shape inputs", "missing values for shape input tensor k".
@@ -147,7 +148,7 @@ fn stumbled<'m>(nodes: Vec<(&'m NodeProto, Cause<'m>)>, said: &str) -> Option<(&
     (others.next().is_none() && is_plain).then_some(only)
 }
 
-/// Whether a text names a node; TensorRT adds a number to layers' names.
+/// Whether a text contains a node's name; TensorRT appends numbers to layer names.
 fn mentions(text: &str, name: &str) -> bool {
     let is_part = |letter: Option<char>| letter.is_some_and(|letter| letter.is_alphanumeric() || letter == '/');
     !name.is_empty()
@@ -157,8 +158,8 @@ fn mentions(text: &str, name: &str) -> bool {
         })
 }
 
-/// All nodes, those of inner graphs too. `varying` are the tensors whose values are not known before the model runs; what a
-/// shape is made of is no value.
+/// Collects the suspicious nodes, in subgraphs too. `varying` are the tensors whose values are not known before the
+/// model runs; a tensor's shape is not one of its values.
 fn walk<'m>(graph: &'m GraphProto, varying: &mut HashSet<&'m str>, found: &mut Vec<(&'m NodeProto, Cause<'m>)>) {
     let constants: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name.as_str()).collect();
     varying.extend(graph.input.iter().map(|input| input.name.as_str()).filter(|name| !constants.contains(name)));
@@ -199,7 +200,7 @@ mod tests {
     use crate::tensor::DType;
 
     const RTX: &str = "TensorRT-RTX 1.6.1";
-    /// What TensorRT-RTX 1.6.1 says, shortened; the node is called `made`.
+    /// An error of TensorRT-RTX 1.6.1, shortened; the node is called `made`.
     const RUNNERS: &str = "TensorRT could not build the engine\n  TensorRT: [tacticSupply.cpp::getSupportedFormats::48] \
                            Internal Error (Assertion !layerImpls.empty() failed. made_0 has no runners that implement it)";
     const PROFILE: &str = "TensorRT could not build the engine\n  TensorRT: API Usage Error (Network has dynamic or shape \
@@ -207,7 +208,7 @@ mod tests {
     const VALUES: &str = "TensorRT could not build the engine\n  TensorRT: API Usage Error (Optimization profile 0 is \
                           missing values for shape input tensor k.)";
 
-    /// `made` by one node of `x`, `k` and what is computed from them.
+    /// A model whose node `made` reads `x`, `k` and tensors computed from them.
     fn model(operator: &str, inputs: &[&str]) -> Model {
         let mut graph = GraphBuilder::new("g", 17);
         graph.input("x", DType::Float32, &[Some(1), Some(6)]);
@@ -250,12 +251,12 @@ mod tests {
             ),
         ];
         for (operator, inputs, said, why, way) in cases {
-            let told = model(operator, inputs).not_built(RTX, &said).unwrap_or_default();
+            let told = model(operator, inputs).not_built(RTX, &said).unwrap_or_default().to_string();
             assert!(told.starts_with(&format!("node 'made' ({operator}): {RTX} does not build it")), "{said}: {told}");
             let (first, hint) = told.split_once("  hint: ").unwrap();
             assert!(first.contains(why) && hint.contains(way), "{said}: {told}");
         }
-        let told = model("NonZero", &["x"]).not_built("TensorRT 10.3.0", &unread("NonZero")).unwrap();
+        let told = model("NonZero", &["x"]).not_built("TensorRT 10.3.0", &unread("NonZero")).unwrap().to_string();
         assert!(!told.contains("Jetson"), "{told}");
     }
 
@@ -295,7 +296,7 @@ mod tests {
         graph.output("y", DType::Int64, &[None, None]);
         let model = graph.finish(Path::new("g.onnx")).unwrap();
         let said = "TensorRT cannot read g.onnx\n  node 'NonZero_0' (NonZero): no";
-        let told = model.not_built(RTX, said).unwrap();
+        let told = model.not_built(RTX, said).unwrap().to_string();
         assert!(told.starts_with("node 'NonZero_0' (NonZero)") && told.contains("how many places"), "{told}");
     }
 }

@@ -1,4 +1,4 @@
-//! A look at an ONNX file's bytes before the protobuf parser sees them.
+//! Checks an ONNX file's bytes before the protobuf parser reads them.
 //!
 //! rust-protobuf 3.4 (which `onnx-protobuf` is tied to) recurses without limit through unknown groups
 //! (RUSTSEC-2024-0437), so a crafted file could end the process. ONNX has no groups at all: this walk follows every
@@ -37,7 +37,7 @@ const DEVICE: WireMessage = WireMessage(|| &[(2, SHARDING)]);
 const SHARDING: WireMessage = WireMessage(|| &[(3, NONE), (4, SHARDED)]);
 const SHARDED: WireMessage = WireMessage(|| &[(2, NONE)]);
 
-/// The parser itself stops at 100.
+/// Deepest nesting of messages; the parser itself stops at 100.
 const DEPTH_LIMIT: u32 = 64;
 
 /// Checks a serialized ModelProto.

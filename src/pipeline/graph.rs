@@ -1,5 +1,5 @@
-//! A vision model or any other ONNX model: one graph, one engine. `vision.rs` gets from a source to the graph, `settings.rs`
-//! from a plan to its shapes, `precision.rs` to what is built in half precision.
+//! Builds vision and other ONNX models: one graph, one engine. `vision.rs` makes the graph from a source, `settings.rs`
+//! its shapes from a plan, `precision.rs` its half-precision version.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use crate::artifact::{about, is_same_file, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::BuildOptions;
 use crate::backend::tensorrt::source::{Wish, explained, ready};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::add_metadata;
 use crate::fetch::Lock;
 use crate::hashes::Hashes;
@@ -26,25 +27,25 @@ use crate::recipe::{ModelPlan, Plan};
 use crate::spec::{Precision, ShapeRange};
 use crate::tensor::DType;
 
-/// A graph that is to be built.
+/// A graph to build.
 pub(super) struct GraphTarget {
     plan: Plan,
     machine: BuildHost,
     floats: FloatModel,
     options: BuildOptions,
     meaning: Meaning,
-    /// Files the model was read from.
+    /// Files that the model was read from.
     sources: Vec<PathBuf>,
-    /// Pictures to prove it on, by their names in the engine directory.
+    /// Images to verify with, and their names in the engine directory.
     pictures: Vec<(String, PathBuf)>,
-    /// The user's own inputs to prove it on, in the model's order.
+    /// The user's tensors to verify with: per item a file for every input, in the model's order.
     own_inputs: Vec<Vec<PathBuf>>,
     commit: Option<String>,
-    /// Estimated peak memory of the build.
+    /// Estimated peak memory of the build in bytes.
     memory: u64,
 }
 
-/// The plan's settings as this machine's TensorRT wants them.
+/// The plan's builder settings for this machine's TensorRT.
 fn builder_options(plan: &Plan, machine: &BuildHost, profile: Vec<ShapeRange>) -> anyhow::Result<BuildOptions> {
     let build = &plan.build;
     let mut options = BuildOptions { detailed_profiling: true, profile, ..settings::builder_options(build) };
@@ -62,13 +63,13 @@ fn builder_options(plan: &Plan, machine: &BuildHost, profile: Vec<ShapeRange>) -
     Ok(options)
 }
 
-/// The file that a model's mistakes are told of.
+/// The file that errors about a model name.
 fn origin<'a>(sources: &'a [PathBuf], plan: &'a Plan) -> &'a Path {
     sources.first().map_or(Path::new(&plan.name), PathBuf::as_path)
 }
 
 impl GraphTarget {
-    /// Fetches a plan's source and judges it.
+    /// Fetches a plan's source, and checks whether it can be built.
     pub(super) fn open(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Self> {
         let fetched = sources::fetch(plan, &context.fetcher, lock)?;
         let pictures = sources::fetch_pictures(plan, &context.fetcher, lock)?;
@@ -91,7 +92,7 @@ impl GraphTarget {
         Ok(Self { plan, machine, floats, options, meaning, sources, pictures, own_inputs, commit, memory })
     }
 
-    /// Hashes of all files that it is made of and proved on.
+    /// Hashes of all files that the engine is made of and verified with.
     fn content(&self, hashes: &mut Hashes) -> anyhow::Result<String> {
         let mut content = String::new();
         for file in &self.sources {
@@ -139,17 +140,21 @@ impl Target for GraphTarget {
     }
 
     fn memory_text(&self) -> String {
-        let have = Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::text(memory.available));
-        format!("about {} of memory, {have} available", memory::text(self.memory))
+        let have =
+            Memory::of_this_machine().map_or("unknown".to_owned(), |memory| memory::format_bytes(memory.available));
+        format!("about {} of memory, {have} available", memory::format_bytes(self.memory))
     }
 
-    fn too_large(&self, available: u64) -> String {
-        format!(
-            "{}: the build needs about {}, {} are available\n  hint: close other programs, set build.workspace_mib, lower \
-             build.batch, add swap on a disk, or try all the same with --force",
+    fn too_large(&self, available: u64) -> Diagnostic {
+        Diagnostic::new(format!(
+            "{}: the build needs about {}, {} are available",
             self.plan.name,
-            memory::text(self.memory),
-            memory::text(available)
+            memory::format_bytes(self.memory),
+            memory::format_bytes(available)
+        ))
+        .with_help(
+            "close other programs, set build.workspace_mib, lower build.batch, add swap on a disk, or try all the same with \
+             --force",
         )
     }
 
@@ -159,7 +164,7 @@ impl Target for GraphTarget {
         format!("{seeds} random inputs, {images} pictures, tolerance {tolerance:.0e}")
     }
 
-    /// The model, its external data, and what it is proved on.
+    /// Stages the model, its external data, and what it is verified with.
     fn place(&self, work: &mut StagedBuild<'_>) -> anyhow::Result<()> {
         let staged = work.staged;
         let mut model = self.floats.model.clone();
@@ -196,8 +201,8 @@ impl Target for GraphTarget {
         Ok(BuildJobs { engines: vec![(model, engine)], options, temporary })
     }
 
-    /// Of the file the model was read from, which what is staged is a copy of and soon gone, and of nodes by their names; of
-    /// what could not be built first the reason.
+    /// Rewrites errors to name the original file instead of the staged copy, which is soon gone, and nodes by name; for
+    /// what could not be built the reason comes first.
     fn explain(&self, staged: &Path, error: anyhow::Error) -> anyhow::Error {
         let error = match error.downcast::<BackendError>() {
             Ok(error) => error,
@@ -205,18 +210,18 @@ impl Target for GraphTarget {
         };
         let built = self.floats.built();
         let source = self.sources.first().map_or(self.floats.model.path(), PathBuf::as_path);
-        let name = |message: String| {
-            let message = [MODEL, LEAN_MODEL, HALF_MODEL].iter().fold(message, |message, model| {
-                message.replace(&*staged.join(model).to_string_lossy(), &source.to_string_lossy())
+        let named = |text: &str| {
+            let text = [MODEL, LEAN_MODEL, HALF_MODEL].iter().fold(text.to_owned(), |text, model| {
+                text.replace(&*staged.join(model).to_string_lossy(), &source.to_string_lossy())
             });
-            built.name_nodes(&message)
+            built.name_nodes(&text)
         };
         let error = match error {
-            BackendError::Build(message) => {
-                BackendError::Build(explained(built, source, self.machine.tensorrt, name(message)))
+            BackendError::Build(said) => {
+                BackendError::Build(explained(built, source, self.machine.tensorrt, said.map_message(named)))
             }
-            BackendError::Load(message) => BackendError::Load(name(message)),
-            BackendError::Run(message) => BackendError::Run(name(message)),
+            BackendError::Load(said) => BackendError::Load(said.map_message(named)),
+            BackendError::Run(said) => BackendError::Run(said.map_message(named)),
             other => other,
         };
         error.into()
@@ -246,13 +251,14 @@ impl Target for GraphTarget {
     }
 }
 
-/// Writes the float32 model alone, as it would be built from: NAME.onnx in the output folder.
+/// Writes only the float32 model that would be built from, as NAME.onnx in the output folder.
 pub(super) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Emitted> {
     let path = context.output.join(format!("{}.onnx", plan.name));
     place::check_onnx_file(&path, context.force)?;
     let fetched = sources::fetch(plan, &context.fetcher, lock)?;
     if fetched.files.iter().any(|file| is_same_file(&file.path, &path)) {
-        bail!("{} is the source itself\n  hint: choose another folder with --output", path.display());
+        let what = Diagnostic::new(format!("{} is the source itself", path.display()));
+        bail!(what.with_help("choose another folder with --output"));
     }
     let Vision { mut model, meaning, sources, notes } = vision::load(plan, &fetched)?;
     context.warn(&plan.name, &notes);

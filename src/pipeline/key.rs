@@ -1,4 +1,4 @@
-//! What an engine depends on, and whether the one that is there is still good.
+//! The cache key of an engine: everything it depends on, and whether a published engine still matches.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::engine_dir::EngineDir;
 use crate::hashes::Hashes;
 use crate::manifest::{Hasher, Key};
 
-/// The parts an engine depends on.
+/// The parts that an engine depends on.
 pub(super) fn key(target: &dyn Target, hashes: &mut Hashes) -> anyhow::Result<Key> {
     let mut key = of_machine(target.machine());
     target.add_key_parts(&mut key, hashes)?;
@@ -23,7 +23,7 @@ fn of_machine(BuildHost { tensorrt, device, .. }: &BuildHost) -> Key {
     key
 }
 
-/// Why the engine directory must be built (again); `None` when it is current and undamaged.
+/// Why the engine directory must be built (again); `None` if it is up to date and undamaged.
 pub(super) fn staleness(folder: &Path, key: &Key, hash: Hasher<'_>) -> Option<String> {
     if !folder.exists() {
         return Some("it was never built here".to_owned());

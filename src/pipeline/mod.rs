@@ -1,9 +1,9 @@
-//! The stages of a build in their order: fetch, read the model, key, build, manifest, verify, publish.
+//! The stages of a build in order: fetch, read the model, key, build, manifest, verify, publish.
 //!
-//! The only module that knows the order, and it is the same for all kinds: `target.rs` says what is asked of each, `llm/` and
-//! `graph.rs` answer. `sources.rs` brings what a plan names, `vision.rs` gets from a source to an ONNX model, `settings.rs`
-//! from a recipe's plan to builder options, `precision.rs` to what is built in half precision; `key.rs` knows what an engine
-//! depends on, `place.rs` what may be replaced and what may be linked, `tries.rs` what is proved on.
+//! The only module that knows this order, which is the same for all kinds of models: `target.rs` is the trait of their
+//! differences, `llm/` and `graph.rs` implement it. `sources.rs` fetches a plan's files, `vision.rs` makes an ONNX
+//! model of a source, `settings.rs` builder options of a plan, `precision.rs` a half-precision model; `key.rs` has the
+//! cache key, `place.rs` decides what may be replaced or linked, `tries.rs` handles the user's tensors to verify with.
 
 mod graph;
 mod key;
@@ -28,6 +28,7 @@ use anyhow::{Context as _, bail};
 
 use crate::artifact::{StagedDirectory, about, cache_dir, sweep};
 use crate::backend::BackendError;
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::fetch::{Fetcher, Lock};
 use crate::hashes::Hashes;
 use crate::l4t;
@@ -43,31 +44,31 @@ use target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 pub use sources::{fetch, fetch_pictures, source_text};
 pub use target::Emitted;
 
-/// What all builds of one call share.
+/// Settings shared by all builds of one call.
 pub struct Context {
-    /// Folder of engine directories.
+    /// Folder in which engine directories are published.
     pub output: PathBuf,
-    /// Brings sources.
+    /// Fetches sources.
     pub fetcher: Fetcher,
-    /// Build even if nothing changed.
+    /// Whether to build even if the engine is up to date.
     pub rebuild: bool,
-    /// Go on where the memory estimate or the verification says no.
+    /// Whether to continue if the memory estimate is exceeded or the verification fails.
     pub force: bool,
-    /// Where TensorRT runs.
+    /// Process in which TensorRT runs.
     pub isolation: Isolation,
-    /// Who watches.
+    /// Receives progress events.
     pub progress: Arc<dyn Progress>,
-    /// Set to stop.
+    /// Cancels when set.
     pub cancel: Arc<AtomicBool>,
 }
 
 impl Context {
-    /// Says what is being done for a recipe.
+    /// Reports a stage of a plan's build.
     fn stage(&self, name: &str, what: &str) {
         self.progress.event(Event::Stage(&format!("{name}: {what}")));
     }
 
-    /// Warns of a recipe.
+    /// Reports warnings about a plan.
     fn warn<'a>(&self, name: &str, notes: impl IntoIterator<Item = &'a String>) {
         for note in notes {
             self.progress.event(Event::Warning(&format!("{name}: {note}")));
@@ -75,53 +76,59 @@ impl Context {
     }
 }
 
-/// How a build ended well.
+/// Result of a successful build.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The engine directory.
+    /// Path of the engine directory.
     pub folder: PathBuf,
-    /// Nothing had changed, nothing was built.
+    /// Whether the engine was up to date, so that nothing was built.
     pub cached: bool,
-    /// The verification of what is there now.
+    /// Report of the verification of the published engine.
     pub report: Option<Report>,
 }
 
-/// The verification failed, and `--force` was not given.
+/// The engine failed verification, and `--force` was not given.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{name}: the engine did not pass verification and was not published\n{details}\n  hint: `--force` publishes it all the same, for a closer look"
-)]
+#[error("{}", self.diagnostic())]
 pub struct NotProved {
-    /// The recipe's name.
+    /// Name of the engine.
     pub name: String,
     /// The failed checks.
     pub details: String,
 }
 
-/// Everything known before TensorRT starts.
+impl Diagnose for NotProved {
+    fn diagnostic(&self) -> Diagnostic {
+        let Self { name, details } = self;
+        Diagnostic::new(format!("{name}: the engine did not pass verification and was not published\n{details}"))
+            .with_help("`--force` publishes it all the same, for a closer look")
+    }
+}
+
+/// A model that is ready to be built.
 pub struct Prepared {
     plan: Plan,
     folder: PathBuf,
     target: Box<dyn Target>,
     key: Key,
     hashes: Hashes,
-    /// Why the present engine directory cannot stay; `None` when it can.
+    /// Why the published engine must be replaced; `None` if it is up to date.
     pub stale: Option<String>,
 }
 
 impl Prepared {
-    /// What memory it takes, for people.
+    /// The memory that building or running needs, in words.
     pub fn memory_text(&self) -> String {
         self.target.memory_text()
     }
 
-    /// How it will be proved, for people.
+    /// How the engine will be verified, in words.
     pub fn proof_text(&self) -> String {
         self.target.proof_text()
     }
 }
 
-/// Fetches the source and decides what a build would do.
+/// Fetches the source, and determines whether and why a build is needed.
 pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Prepared> {
     let folder = context.output.join(&plan.name);
     place::check_at_first(&folder)?;
@@ -148,19 +155,19 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
     Ok(Prepared { plan: plan.clone(), folder, target, key, hashes, stale })
 }
 
-/// Keeps what is known of files. The cache may be read only, and losing this costs time alone.
+/// Saves remembered hashes. If the cache is read-only they are lost, which costs only time.
 fn remember(hashes: &mut Hashes) {
     let _ = hashes.save();
 }
 
 fn tell_of_hashing(plan: &Plan, hashes: &Hashes, context: &Context) {
     if hashes.hashed_bytes > 0 {
-        let (bytes, seconds) = (memory::text(hashes.hashed_bytes), hashes.seconds);
+        let (bytes, seconds) = (memory::format_bytes(hashes.hashed_bytes), hashes.seconds);
         context.stage(&plan.name, &format!("hashed {bytes} of new files in {seconds:.1} s"));
     }
 }
 
-/// Builds what `prepare` found stale, proves and publishes it.
+/// Builds what [`prepare`] found stale, verifies and publishes it.
 pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcome> {
     let folder = prepared.folder.clone();
     if prepared.stale.is_none() {
@@ -187,7 +194,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
     Ok(outcome)
 }
 
-/// Builds the engines in their staged directory, with `full` products in float32, and proves them.
+/// Builds the engines in their staged directory, with the products `full` in float32, and verifies them.
 fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Context) -> anyhow::Result<Report> {
     let Prepared { plan, target, key, hashes, .. } = prepared;
     let (name, start) = (&plan.name, Instant::now());
@@ -214,7 +221,7 @@ fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Co
     manifest.record_files(staged, &mut |path| hashes.sha256(path))?;
     manifest.save(staged)?;
     let peak = manifest.build.peak_memory_bytes + worker::peak_memory("self").unwrap_or(0);
-    let (seconds, peak) = (start.elapsed().as_secs_f64(), memory::text(peak));
+    let (seconds, peak) = (start.elapsed().as_secs_f64(), memory::format_bytes(peak));
     context.stage(name, &format!("built in {seconds:.1} s with at most {peak} of memory"));
     context.stage(name, "verifying");
     let runner = settings::runner(&context.isolation)?;
@@ -225,13 +232,14 @@ fn attempt(prepared: &mut Prepared, staged: &Path, full: &[String], context: &Co
 fn tell_of_tactics(name: &str, record: &BuildRecord, context: &Context) {
     if record.skipped_tactics > 0 {
         context.progress.event(Event::Warning(&format!(
-            "{name}: TensorRT left out {} tactics for lack of memory; a rebuild with more free memory may run faster",
+            "{name}: TensorRT skipped {} tactics for lack of memory; a rebuild with more free memory may run faster",
             record.skipped_tactics
         )));
     }
 }
 
-/// Processes to share so many engines among. RTX times nothing while it builds, so builds do not disturb each other.
+/// Number of processes to distribute engines over. RTX times nothing while it builds, so builds do not disturb each
+/// other.
 fn processes(engines: usize, tensorrt: Version) -> usize {
     if engines == 1 || tensorrt.family != Family::Rtx {
         return 1;
@@ -239,19 +247,19 @@ fn processes(engines: usize, tensorrt: Version) -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get).min(3)
 }
 
-/// Puts a verified directory in its place, if it passed or `--force` was given.
+/// Publishes a verified directory if it passed, or with `--force`.
 fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Context) -> anyhow::Result<Outcome> {
     let folder = context.output.join(name);
     if report.failed() && !context.force {
         let failed = report.checks.iter().filter(|check| check.status == verify::Status::Failed);
-        let details: Vec<String> = failed.map(|check| format!("  {}: {}", check.name, check.detail)).collect();
+        let details: Vec<String> = failed.map(|check| format!("  {}: {}", check.name, check.seen())).collect();
         return Err(NotProved { name: name.to_owned(), details: details.join("\n") }.into());
     }
     if context.cancel.load(std::sync::atomic::Ordering::Relaxed) {
         return Err(BackendError::Cancelled.into());
     }
     for check in report.checks.iter().filter(|check| check.status == verify::Status::Warned) {
-        context.progress.event(Event::Warning(&format!("{name}: {}: {}", check.name, check.detail)));
+        context.progress.event(Event::Warning(&format!("{name}: {}: {}", check.name, check.seen())));
     }
     let mut manifest = Manifest::load(staged.path())?;
     manifest.verify.judge.clone_from(&report.judged_by);
@@ -262,7 +270,7 @@ fn publish(staged: StagedDirectory, report: Report, name: &str, context: &Contex
     Ok(Outcome { folder, cached: false, report: Some(report) })
 }
 
-/// Refuses what does not fit, unless `--force` was given.
+/// Refuses a build that exceeds the memory, unless `--force` was given.
 fn check_memory(target: &dyn Target, context: &Context) -> anyhow::Result<()> {
     match target.memory() {
         (needed, Some(available)) if needed > available && !context.force => {
@@ -272,7 +280,7 @@ fn check_memory(target: &dyn Target, context: &Context) -> anyhow::Result<()> {
     }
 }
 
-/// Writes the whole model as ONNX, in the output folder or in a folder there, and builds nothing.
+/// Writes the full model as ONNX in the output folder or in a folder below it, without building engines.
 pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Emitted> {
     match &plan.model {
         ModelPlan::Llm { .. } => llm::emit_onnx(plan, context, lock),
@@ -280,7 +288,7 @@ pub fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Res
     }
 }
 
-/// One timing cache per TensorRT and GPU; RTX has none.
+/// Path of the timing cache of a TensorRT version and GPU; `None` for RTX, which has none.
 fn timing_cache(tensorrt: Version, device: Option<&DeviceInfo>) -> Option<PathBuf> {
     let device = device.filter(|_| tensorrt.family == Family::Enterprise)?;
     let plain = |text: String| text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-");
@@ -288,7 +296,7 @@ fn timing_cache(tensorrt: Version, device: Option<&DeviceInfo>) -> Option<PathBu
     Some(cache_dir().join("timing").join(name))
 }
 
-/// The manifest of what was built, but for its files.
+/// The manifest of a build, without the list of files.
 fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description) -> Manifest {
     let Description { contents, tf32, verify } = described;
     let BuildHost { tensorrt, device, .. } = target.machine();

@@ -1,6 +1,6 @@
-//! Where results go, and what of the user's is there already: only what this tool made is replaced, and what a user owns
-//! is copied, never linked. A hard link would change a published engine with the user's next write to his own file, and
-//! `onnx.load` refuses files of more than one name.
+//! Protects the user's files: only what this tool wrote is replaced, and files of the user are copied, never linked. A
+//! hard link would change a published engine with the user's next write to the file, and `onnx.load` refuses files with
+//! more than one name.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -13,6 +13,7 @@ use rustix::fs::ioctl_ficlone;
 use super::Context;
 use crate::artifact::{about, free_space, sweep};
 use crate::backend::BackendError;
+use crate::diagnostic::Diagnostic;
 use crate::hashes::Hashes;
 use crate::manifest::Manifest;
 use crate::manifest::layout::{ENGINES, FILE, IMAGES, MODEL, REPORT_FILE, WEIGHTS, engine_file};
@@ -21,15 +22,13 @@ use crate::progress::Event;
 use crate::recipe::SourcePlan;
 use crate::text::TEXT_FILES;
 
-/// What stands where a result should go, if not one of ours.
+/// The error for a place that is taken by something that is not ours.
 fn occupied(place: &Path, what: &str, or: &str) -> anyhow::Error {
-    anyhow::anyhow!(
-        "{} {what}; it was left as it is\n  hint: move it away, or choose another folder with --output{or}",
-        place.display()
-    )
+    let what = Diagnostic::new(format!("{} {what}; it was left as it is", place.display()));
+    what.with_help(format!("move it away, or choose another folder with --output{or}")).into()
 }
 
-/// What is at `place`; `None` where nothing is.
+/// Metadata of `place`; `None` if there is nothing.
 fn look(place: &Path) -> anyhow::Result<Option<fs::Metadata>> {
     match fs::symlink_metadata(place) {
         Ok(metadata) => Ok(Some(metadata)),
@@ -46,12 +45,13 @@ fn names(folder: &Path) -> anyhow::Result<Vec<String>> {
     names.with_context(|| format!("cannot read {}", folder.display()))
 }
 
-/// The same before anything is known of what a build would do: an engine directory may stay as it is, whatever else is in it.
+/// Checks a place before it is known whether a build is needed: a published engine directory may stay as it is,
+/// whatever else is in it.
 pub(super) fn check_at_first(place: &Path) -> anyhow::Result<()> {
     if Manifest::load(place).is_ok() { Ok(()) } else { check_engine(place) }
 }
 
-/// Refuses a place for an engine directory that holds anything but one: before work begins, and before it is published.
+/// Refuses a place for an engine directory that holds anything else; checked before work begins, and before publishing.
 pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
     if metadata.is_symlink() {
@@ -88,7 +88,7 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Everything below a folder but folders themselves, as paths from `top`; an empty folder counts as a file.
+/// Collects everything below a folder except folders, as paths relative to `top`; an empty folder counts as a file.
 fn list(top: &Path, folder: &Path, found: &mut Vec<String>) -> anyhow::Result<()> {
     let names = names(folder)?;
     for name in &names {
@@ -105,7 +105,7 @@ fn list(top: &Path, folder: &Path, found: &mut Vec<String>) -> anyhow::Result<()
     Ok(())
 }
 
-/// Whether a manifest that cannot be read was one of ours: it still names the tool as a manifest does.
+/// Whether an unreadable manifest was written by this tool, which it still names.
 fn is_damaged_engine(folder: &Path) -> bool {
     let mut manifest = Vec::new();
     if let Ok(file) = File::open(folder.join(FILE)) {
@@ -116,7 +116,7 @@ fn is_damaged_engine(folder: &Path) -> bool {
     named.is_some_and(|tool| tool.starts_with("\"watus-build "))
 }
 
-/// Whether a build makes files of this name.
+/// Whether a build writes files of this name.
 fn is_our_name(folder: &Path, name: &str) -> bool {
     let engine = folder.file_name().map(|name| engine_file(&name.to_string_lossy())).unwrap_or_default();
     let numbered = |name: &str| {
@@ -131,13 +131,14 @@ fn is_our_name(folder: &Path, name: &str) -> bool {
     }
 }
 
-/// A model that we wrote: graphs made here name the tool, those that were only given shapes keep their maker's name.
+/// Reads a model if this tool wrote it: graphs made here name the tool as producer, and those that only got fixed
+/// shapes keep their producer.
 fn our_model(path: &Path) -> Option<Model> {
     let model = Model::load(path).ok()?;
     model.summary().ok()?.producer.starts_with("watus-build").then_some(model)
 }
 
-/// Refuses a place for an ONNX file that holds one of somebody else's.
+/// Refuses a place for an ONNX file that holds somebody else's.
 pub(super) fn check_onnx_file(place: &Path, force: bool) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
     if metadata.is_file() && (force || our_model(place).is_some()) {
@@ -147,7 +148,7 @@ pub(super) fn check_onnx_file(place: &Path, force: bool) -> anyhow::Result<()> {
     Err(occupied(place, "is there already, and watus-build did not make it", or))
 }
 
-/// Refuses a place for a model and its data that holds anything else.
+/// Refuses a folder for a model and its data that holds anything else.
 pub(super) fn check_onnx_folder(place: &Path) -> anyhow::Result<()> {
     let Some(metadata) = look(place)? else { return Ok(()) };
     if metadata.is_dir() {
@@ -163,11 +164,11 @@ pub(super) fn check_onnx_folder(place: &Path) -> anyhow::Result<()> {
     Err(occupied(place, "is there already, and holds more than a model that watus-build made", ""))
 }
 
-/// A file to put somewhere: where it is, where it goes.
+/// A file to place: its path, and the path it goes to.
 pub(super) type Move = (PathBuf, PathBuf);
 
-/// Puts files of a source into a folder that is being filled. What lies in a store (the hub cache, ours, Ollama's),
-/// where files never change, is linked, with `point` symbolically if nothing else works; the rest is copied, at best by
+/// Places files of a source into a directory that is being filled. Files in a store (the hub cache, ours, Ollama's),
+/// which never change, are linked, with `point` symbolically if nothing else works; others are copied, if possible by
 /// sharing blocks (FICLONE: btrfs, XFS).
 pub(super) fn place(moves: &[Move], source: &SourcePlan, point: bool, context: &Context) -> anyhow::Result<()> {
     let mut copies = Vec::new();
@@ -181,7 +182,10 @@ pub(super) fn place(moves: &[Move], source: &SourcePlan, point: bool, context: &
         if stored && point {
             // Another disk, or another user's file.
             std::os::unix::fs::symlink(&real, to).with_context(|| format!("cannot link {}", real.display()))?;
-            let text = format!("{} is only pointed to: the engine directory needs it where it is", real.display());
+            let text = format!(
+                "{} is on another disk or another user's, so it was symlinked: keep it there, or the engine will not load",
+                real.display()
+            );
             context.progress.event(Event::Warning(&text));
         } else if !reflink(&real, to)? {
             copies.push((real, to.clone()));
@@ -190,7 +194,7 @@ pub(super) fn place(moves: &[Move], source: &SourcePlan, point: bool, context: &
     copy(&copies, context)
 }
 
-/// A copy that shares its blocks until one of the two is written to; `false` where the disk cannot.
+/// Copies by sharing blocks until one of the files is written to; `false` if the file system cannot.
 fn reflink(from: &Path, to: &Path) -> anyhow::Result<bool> {
     let source = File::open(from).with_context(|| format!("cannot read {}", from.display()))?;
     let target = File::create_new(to).with_context(|| format!("cannot write {}", to.display()))?;
@@ -202,7 +206,7 @@ fn reflink(from: &Path, to: &Path) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-/// Bytes between two looks at whether to stop.
+/// Bytes copied between two checks for cancellation.
 const PIECE: u64 = 256 << 20;
 
 fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
@@ -214,15 +218,19 @@ fn copy(copies: &[Move], context: &Context) -> anyhow::Result<()> {
     let free = free_space(folder).with_context(|| format!("cannot look at {}", folder.display()))?;
     ensure!(
         bytes <= free,
-        "{} are to be copied to {}, {} are free\n  hint: free some, or choose a folder on a larger disk with --output; a \
-         `hub:` source is linked and takes none",
-        crate::memory::text(bytes),
-        folder.display(),
-        crate::memory::text(free)
+        Diagnostic::new(format!(
+            "{} must be copied to {}, where {} are free",
+            crate::memory::format_bytes(bytes),
+            folder.display(),
+            crate::memory::format_bytes(free)
+        ))
+        .with_help(
+            "free some, or choose a folder on a larger disk with --output; a `hub:` source is linked and takes none"
+        )
     );
     if bytes > 1_000_000_000 {
-        let size = crate::memory::text(bytes);
-        let text = format!("copying {size} of weights: they are the user's own; a `hub:` source is linked");
+        let size = crate::memory::format_bytes(bytes);
+        let text = format!("copying {size} of weights from the recipe's `path:`; a `hub:` source would be linked");
         context.progress.event(Event::Stage(&text));
     }
     for (from, to) in copies {

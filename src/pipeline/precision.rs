@@ -1,5 +1,5 @@
-//! Half precision that is right: the first try follows the rules of [`crate::onnx::Half`]; where the engine's answers
-//! then fail their proof, a search finds the stretch of products that has to stay in float32.
+//! Half precision that is accurate enough: the first attempt follows the rules of [`crate::onnx::Half`]; if the engine
+//! then fails verification, a search finds the range of matrix products that must stay in float32.
 
 use std::collections::HashSet;
 use std::fs;
@@ -13,12 +13,12 @@ use crate::spec::{Precision, Version};
 use crate::tensor::DType;
 use crate::verify::Report;
 
-/// The simplified model, while it is built from.
+/// Name of the simplified model during a build.
 pub(super) const LEAN_MODEL: &str = "lean.onnx";
-/// The model in half precision, while it is built from.
+/// Name of the half-precision model during a build.
 pub(super) const HALF_MODEL: &str = "half.onnx";
 
-/// What becomes half precision, `full` products aside; `None` where nothing does.
+/// The conversion to half precision, except for the products `full`; `None` for other precisions.
 pub(super) fn half(precision: Precision, full: &[String]) -> Option<Half> {
     let dtype = match precision {
         Precision::Fp32 | Precision::Int8 | Precision::Int4 => return None,
@@ -28,22 +28,23 @@ pub(super) fn half(precision: Precision, full: &[String]) -> Option<Half> {
     Some(Half { dtype, keep: full.iter().cloned().collect::<HashSet<_>>() })
 }
 
-/// A model in float32, shapes fixed.
+/// A float32 model with fixed shapes.
 pub(super) struct FloatModel {
-    /// As it came: what judges.
+    /// The original, for the CPU reference.
     pub(super) model: Model,
-    /// What this TensorRT builds from, where that is not the same.
+    /// The simplified model for TensorRT, if it differs from the original.
     pub(super) lean: Option<Model>,
     pub(super) tensorrt: Version,
 }
 
 impl FloatModel {
-    /// What TensorRT builds from.
+    /// The model that TensorRT builds from.
     pub(super) fn built(&self) -> &Model {
         self.lean.as_ref().unwrap_or(&self.model)
     }
 
-    /// Writes what TensorRT builds from, in half precision where that is wanted: options and ONNX file.
+    /// Writes the model that TensorRT builds from, converted to half precision if asked for; returns builder options
+    /// and path.
     pub(super) fn write(
         &self,
         mut options: BuildOptions,
@@ -77,7 +78,7 @@ impl FloatModel {
     }
 }
 
-/// Builds and proves by `attempt`, with the fewest of `products` in float32 that it takes; what happens is told.
+/// Builds and verifies by `attempt`, with as few of `products` in float32 as pass; reports the attempts.
 pub(super) fn search(
     products: &[String],
     tell: &dyn Fn(&str),
@@ -101,12 +102,12 @@ pub(super) fn search(
         return Ok(report); // as wrong in float32, which the report says and refuses
     }
     let (count, all, first, last) = (to - from, products.len(), &products[from], &products[to - 1]);
-    tell(&format!("{count} of {all} products stay in float32, from {first} to {last}"));
+    tell(&format!("{count} of {all} matrix products stay in float32, from {first} to {last}"));
     Ok(report)
 }
 
-/// The shortest stretch `from..to` that passes, supposing that a stretch that holds one that passes does too; `None` if
-/// not even `0..count` passes.
+/// The shortest range `from..to` that passes, assuming that every range around a passing one passes too; `None` if not
+/// even `0..count` passes.
 fn narrow(
     count: usize,
     mut passes: impl FnMut(usize, usize) -> anyhow::Result<bool>,

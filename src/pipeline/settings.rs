@@ -1,4 +1,4 @@
-//! From a recipe's plan to what TensorRT is asked for.
+//! Builder settings and input shapes from a recipe's plan.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use anyhow::bail;
 use crate::backend::BackendError;
 use crate::backend::isolated::{Isolated, ProofProcess};
 use crate::backend::tensorrt::{BuildOptions, BuilderFlags};
+use crate::diagnostic::Diagnostic;
 use crate::onnx::{Given, Model};
 use crate::recipe::{BuildPlan, InputRange, InputShape, InputValue, ModelPlan, Plan};
 use crate::spec::{Family, ShapeRange, Version};
@@ -14,7 +15,7 @@ use crate::tensor::{DType, TensorSpec};
 use crate::vision::pixel_axes;
 use crate::worker::Isolation;
 
-/// Where a built engine and its judge run: in children where TensorRT's builder is in one too.
+/// The process in which an engine and the CPU reference run: child processes, if the builder uses one too.
 pub(super) fn runner(isolation: &Isolation) -> Result<ProofProcess, BackendError> {
     Ok(match isolation {
         Isolation::InProcess => ProofProcess::InProcess,
@@ -22,7 +23,7 @@ pub(super) fn runner(isolation: &Isolation) -> Result<ProofProcess, BackendError
     })
 }
 
-/// Makes constants of the inputs that the recipe gives values.
+/// Replaces inputs by the constants that the recipe gives them.
 pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> {
     let given = |value: &InputValue| match value {
         InputValue::Truth(value) => Given::Wholes(vec![i64::from(*value)]),
@@ -36,7 +37,7 @@ pub(super) fn give_values(plan: &Plan, model: &mut Model) -> anyhow::Result<()> 
     Ok(model.give_values(&values)?)
 }
 
-/// Fixes the model's shapes, pictures being of `size`; what must stay dynamic comes back as a profile.
+/// Fixes the model's shapes, with images of `size`; returns the profile of what stays dynamic.
 pub(super) fn resolve_shapes(
     plan: &Plan,
     size: Option<[u32; 2]>,
@@ -72,7 +73,7 @@ pub(super) fn resolve_shapes(
     Ok(profile)
 }
 
-/// The one shape of an input: as the recipe or the model says, with the recipe's batch and the pictures' `size`.
+/// The fixed shape of an input: from the recipe or the model, with the recipe's batch and the images' `size`.
 fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyhow::Result<Vec<usize>> {
     let given = match plan.build.shapes.get(&input.name) {
         Some(InputShape::Fixed(dims)) => dims.as_slice(),
@@ -88,13 +89,13 @@ fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyho
             _ => None,
         });
         let Some(size) = given.or(*dim).or(if axis == 0 { Some(plan.build.batch) } else { pixels }) else {
+            let shape = vec!["1"; input.shape.len()].join(", ");
             bail!(
-                "{}: dimension {axis} of input `{}` is dynamic\n  hint: fix it in the recipe, e.g. build: {{ shapes: \
-                 {{ {}: [{}] }} }}",
-                plan.name,
-                input.name,
-                input.name,
-                vec!["1"; input.shape.len()].join(", ")
+                Diagnostic::new(format!("{}: dimension {axis} of input `{}` is dynamic", plan.name, input.name))
+                    .with_help(format!(
+                        "fix it in the recipe, e.g. build: {{ shapes: {{ {}: [{shape}] }} }}",
+                        input.name
+                    ))
             );
         };
         shape.push(size);
@@ -102,7 +103,7 @@ fn input_shape(plan: &Plan, size: Option<[u32; 2]>, input: &TensorSpec) -> anyho
     Ok(shape)
 }
 
-/// What a recipe's range fixes of an input, and the profile of the rest, if any is left.
+/// Applies a recipe's shape range to an input; returns the profile of its dynamic dimensions, if there are any.
 fn input_range(
     recipe: &str,
     input: &TensorSpec,
@@ -123,7 +124,7 @@ fn input_range(
     Ok((kept, is_open.then_some(range)))
 }
 
-/// The plan's settings for TensorRT that are of any kind of model.
+/// The builder settings that do not depend on the kind of model.
 pub(super) fn builder_options(build: &BuildPlan) -> BuildOptions {
     BuildOptions {
         workspace_bytes: build.workspace_mib.map(|mib| u64::from(mib) << 20),
@@ -134,12 +135,12 @@ pub(super) fn builder_options(build: &BuildPlan) -> BuildOptions {
     }
 }
 
-/// How a TensorRT takes the types that a model computes with.
+/// How a TensorRT version chooses the types of layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Typing {
-    /// From the graph: TensorRT 9 and later, RTX. 9 and 10 could do without.
+    /// From the graph, strongly typed: TensorRT 9 and later, RTX. TensorRT 9 and 10 could also do without.
     Strong,
-    /// As it likes, where float16 is permitted and by the layers' own precisions: TensorRT 8.
+    /// By itself, if float16 is permitted, bound by precisions set on layers: TensorRT 8.
     Permitted { fp16: bool },
 }
 
@@ -148,7 +149,10 @@ impl Typing {
         match dtype {
             _ if version.family == Family::Rtx || version.major >= 9 => Ok(Typing::Strong),
             DType::Float16 => Ok(Typing::Permitted { fp16: true }),
-            DType::BFloat16 => bail!("{}: {version} has no bfloat16\n  hint: use `precision: fp16`", plan.name),
+            DType::BFloat16 => {
+                let what = Diagnostic::new(format!("{}: {version} has no bfloat16", plan.name));
+                bail!(what.with_help("use `precision: fp16`"))
+            }
             _ => Ok(Typing::Permitted { fp16: false }),
         }
     }

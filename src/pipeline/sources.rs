@@ -1,4 +1,4 @@
-//! Brings what a plan names here: the model and the pictures it is proved on.
+//! Fetches the files that a plan names: the model, and the images to verify with.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use crate::fetch::{Fetched, Fetcher, Lock};
 use crate::manifest::layout::IMAGES;
 use crate::recipe::{Plan, SourcePlan};
 
-/// One line for people: where a model came from.
+/// Where a model came from, in one line.
 pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
     match source {
         SourcePlan::Hub { repository, revision, .. } => {
@@ -22,7 +22,7 @@ pub fn source_text(source: &SourcePlan, commit: Option<&str>) -> String {
     }
 }
 
-/// Brings a plan's source here and records what was pinned.
+/// Fetches a plan's source and records what was pinned.
 pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
     if plan.model.llm().is_some() {
         return llm::fetch(plan, fetcher, lock);
@@ -32,7 +32,7 @@ pub fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<
     Ok(fetched)
 }
 
-/// Brings the pictures of a plan here; each with the name it gets in the engine directory.
+/// Fetches the images of a plan; returns each with its name in the engine directory.
 pub fn fetch_pictures(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Vec<(String, PathBuf)>> {
     let mut pictures: Vec<(String, PathBuf)> = Vec::new();
     for source in &plan.verify.images {

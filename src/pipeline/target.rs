@@ -1,26 +1,27 @@
-//! What the stages of a build ask of what is built: a language model (`llm/`), or the one graph of a vision or other ONNX
-//! model (`graph.rs`).
+//! [`Target`]: what the stages of a build need from each kind of model. Implemented by language models (`llm/`), and by
+//! the graph of a vision or other ONNX model (`graph.rs`).
 
 use std::path::{Path, PathBuf};
 
 use super::Context;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
+use crate::diagnostic::Diagnostic;
 use crate::hashes::Hashes;
 use crate::manifest::{EngineContents, Key, VerifyRecord};
 use crate::spec::{DeviceInfo, Version};
 
-/// Who builds, and for whom.
+/// The machine that builds.
 pub(super) struct BuildHost {
     pub(super) tensorrt: Version,
     /// The GPU, if there is one.
     pub(super) device: Option<DeviceInfo>,
-    /// Its memory is the machine's.
+    /// Whether GPU and CPU share one memory.
     pub(super) shared: bool,
 }
 
 impl BuildHost {
-    /// This one, which has TensorRT, or it is said what is missing.
+    /// Examines this machine; an error if TensorRT is missing.
     pub(super) fn look() -> anyhow::Result<Self> {
         let tensorrt = TensorRt::open()?.version;
         let device = Device::open().and_then(|device| Ok((device.info()?, device.is_integrated()))).ok();
@@ -29,9 +30,9 @@ impl BuildHost {
     }
 }
 
-/// Where a build puts what, and what it knows of files.
+/// The directory of a build in progress, and the known hashes of files.
 pub(super) struct StagedBuild<'a> {
-    /// The directory that is filled.
+    /// Path of the staged directory.
     pub(super) staged: &'a Path,
     pub(super) context: &'a Context,
     pub(super) hashes: &'a mut Hashes,
@@ -39,76 +40,76 @@ pub(super) struct StagedBuild<'a> {
 
 /// What TensorRT is to build.
 pub(super) struct BuildJobs {
-    /// Models, and where their engines go.
+    /// Pairs of ONNX model and engine file.
     pub(super) engines: Vec<(PathBuf, PathBuf)>,
     pub(super) options: BuildOptions,
-    /// Models that are not kept.
+    /// Models to delete after the build.
     pub(super) temporary: Vec<PathBuf>,
 }
 
-/// What the manifest says of what was built.
+/// The part of the manifest that only the target knows.
 pub(super) struct Description {
     pub(super) contents: EngineContents,
-    /// As the engines were built, and are to be loaded.
+    /// Whether the engines were built with TF32, and must be loaded so.
     pub(super) tf32: bool,
     pub(super) verify: VerifyRecord,
 }
 
-/// Something to be built, of any kind, with everything known before TensorRT starts.
+/// A model of any kind, ready to be built.
 pub(super) trait Target {
-    /// Who builds it.
+    /// The machine that builds it.
     fn machine(&self) -> &BuildHost;
 
-    /// The commit that its source was pinned to.
+    /// The commit that its source was pinned to, if it has one.
     fn commit(&self) -> Option<&str>;
 
-    /// Adds what its engines depend on beside tool and machine: files, builder options, and of the recipe what is built and
-    /// proved.
+    /// Adds everything its engines depend on besides tool and machine: files, builder options, and the recipe's
+    /// settings for build and verification.
     fn add_key_parts(&self, key: &mut Key, hashes: &mut Hashes) -> anyhow::Result<()>;
 
-    /// Bytes of memory that it takes, and how many there are, where that is known.
+    /// The memory in bytes that it needs, and the available memory, if known.
     fn memory(&self) -> (u64, Option<u64>);
 
-    /// The same, for people.
+    /// The memory that it needs, in words.
     fn memory_text(&self) -> String;
 
-    /// Why so many bytes are too few, and what would help.
-    fn too_large(&self, available: u64) -> String;
+    /// The error if `available` bytes are too few, and what would help.
+    fn too_large(&self, available: u64) -> Diagnostic;
 
-    /// How it will be proved, for people.
+    /// How it will be verified, in words.
     fn proof_text(&self) -> String;
 
-    /// What is worth a line before it is built again.
+    /// Warnings to report before it is built.
     fn notes(&self) -> anyhow::Result<Vec<String>> {
         Ok(Vec::new())
     }
 
-    /// Fills the directory with what TensorRT and the proof read.
+    /// Stages the files that TensorRT and the verification read.
     fn place(&self, _work: &mut StagedBuild<'_>) -> anyhow::Result<()> {
         Ok(())
     }
 
-    /// Its products that were to be computed in half precision, where there is a choice.
+    /// Names of its matrix products that half precision applies to; `None` if it has no choice.
     fn half_products(&self) -> anyhow::Result<Option<Vec<String>>> {
         Ok(None)
     }
 
-    /// Writes the models; of their products `full` stay in float32.
+    /// Writes the ONNX models, with the products `full` in float32.
     fn write_models(&self, staged: &Path, full: &[String]) -> anyhow::Result<BuildJobs>;
 
-    /// An error of a build or proof in `staged` as the user can follow it.
+    /// Rewrites an error of building or verifying in `staged` for the user.
     fn explain(&self, _staged: &Path, error: anyhow::Error) -> anyhow::Error {
         error
     }
 
-    /// Adds what runs beside the engines, and says what there is.
+    /// Adds the files that are used beside the engines, and describes the result.
     fn finish(&self, work: &mut StagedBuild<'_>, full: &[String]) -> anyhow::Result<Description>;
 }
 
-/// A model that was written as ONNX.
+/// A model written as ONNX.
 pub struct Emitted {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// How long the conversion took, where there was much to convert.
+    /// Duration of the conversion in seconds; `None` if there was little to convert.
     pub seconds: Option<f64>,
 }

@@ -1,18 +1,19 @@
-//! What an engine is proved on besides seeded values and pictures: inputs of the user's own.
+//! The user's own tensors that an engine is verified with, besides seeded values and images.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use crate::artifact::about;
+use crate::diagnostic::Diagnostic;
 use crate::manifest::layout::INPUTS;
 use crate::onnx::Model;
 use crate::recipe::Plan;
 use crate::regular_file;
 use crate::tensor::{Tensor, read_npy, unravel};
 
-/// The user's own inputs: for each try a file for every input of the model, in its order, looked at.
+/// The user's tensors: per item a checked file for every input of the model, in its order.
 pub(super) fn own_inputs(plan: &Plan, model: &Model) -> anyhow::Result<Vec<Vec<PathBuf>>> {
     let mut tries = Vec::new();
     let inputs = model.inputs()?;
@@ -23,8 +24,9 @@ pub(super) fn own_inputs(plan: &Plan, model: &Model) -> anyhow::Result<Vec<Vec<P
         }
         let mut paths = Vec::new();
         for spec in &inputs {
-            let path = files.get(&spec.name).with_context(|| {
-                format!("{}: `verify: inputs` has no file for `{}`\n  hint: name one in each try", plan.name, spec.name)
+            let path = files.get(&spec.name).ok_or_else(|| {
+                Diagnostic::new(format!("{}: `verify: inputs` has no file for `{}`", plan.name, spec.name))
+                    .with_help("name one in each try")
             })?;
             let tensor = regular_file::open(path).and_then(read_npy).map_err(about(path))?;
             if tensor.dtype() != spec.dtype || !spec.accepts(tensor.shape()) {
@@ -38,26 +40,23 @@ pub(super) fn own_inputs(plan: &Plan, model: &Model) -> anyhow::Result<Vec<Vec<P
     Ok(tries)
 }
 
-/// What is computed of a NaN or an infinity is mostly NaN, in which any two engines agree or do not, by chance.
+/// Refuses NaN and infinities: results computed from them are mostly NaN, in which two engines agree or differ by
+/// chance.
 fn check_finite(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
     let values = tensor.to_f64();
     let Some(index) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
     let place = unravel(index, tensor.shape());
-    bail!(
-        "{}: its value at {place:?} is {}, and proves nothing\n  hint: give finite numbers; for what a mask hides, the lowest \
-         of the type",
-        path.display(),
-        values[index]
-    )
+    let what = format!("{}: its value at {place:?} is {}, and proves nothing", path.display(), values[index]);
+    bail!(Diagnostic::new(what).with_help("give finite numbers; for what a mask hides, the lowest of the type"))
 }
 
-/// A try's files as the engine directory has them.
+/// Names of the files in the engine directory, by item.
 pub(super) fn names(tries: &[Vec<PathBuf>]) -> Vec<Vec<String>> {
     let name = |at: usize, index: usize| format!("{INPUTS}/{at}-{index}.npy");
     tries.iter().enumerate().map(|(at, files)| (0..files.len()).map(|index| name(at, index)).collect()).collect()
 }
 
-/// Copies them there.
+/// Copies the files to the engine directory.
 pub(super) fn place(tries: &[Vec<PathBuf>], staged: &Path) -> anyhow::Result<()> {
     for (from, name) in tries.iter().flatten().zip(names(tries).iter().flatten()) {
         fs::create_dir_all(staged.join(INPUTS)).map_err(about(staged))?;

@@ -1,7 +1,7 @@
-//! From a fetched source to the ONNX model of a vision engine, and what its manifest says of the way in and out.
+//! Makes the ONNX model of a vision engine from a fetched source, with the pre- and postprocessing for its manifest.
 //!
-//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` tells what a classifier's output
-//! holds.
+//! `export.rs` reads Ultralytics' ONNX exports, `names.rs` their class names, `reading.rs` determines what a
+//! classifier's output holds.
 
 mod export;
 mod names;
@@ -16,26 +16,27 @@ use crate::checkpoint::torch::TorchFile;
 use crate::checkpoint::{Checkpoint, read_json};
 use crate::convert::Config;
 use crate::convert::vision::{answers, classifier_model, labels, preprocess, trained_size, yolo_model, yolo_root};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::Fetched;
 use crate::manifest::{EngineContents, GraphEngine};
 use crate::onnx::Model;
 use crate::recipe::{ClassifierPlan, ModelPlan, Plan, SourcePlan, YoloPlan};
-use crate::spec::{Boxes, Classifier, ClassifierOutput, Preprocess, Resize, Task, Yolo};
+use crate::spec::{Boxes, ClassifierOutput, ClassifierSpec, Preprocess, Resize, Task, Yolo};
 use crate::vision::PictureInput;
 
-/// What a model's tensors mean.
+/// The meaning of a model's tensors.
 #[derive(Debug, Clone)]
 pub(super) enum Meaning {
-    /// Nothing that is known: tensors go in and come out.
+    /// Unknown: tensors in, tensors out.
     Tensors,
-    /// Pictures go in, what is on them comes out.
-    Classifier(Classifier),
-    /// Pictures go in, objects come out; of a classifying model what is on them.
-    Yolo(Yolo, Option<Classifier>),
+    /// An image in, classes out.
+    Classifier(ClassifierSpec),
+    /// An image in, objects out; for a YOLO classifier classes.
+    Yolo(Yolo, Option<ClassifierSpec>),
 }
 
 impl Meaning {
-    pub(super) fn classifier(&self) -> Option<&Classifier> {
+    pub(super) fn classifier(&self) -> Option<&ClassifierSpec> {
         match self {
             Meaning::Tensors => None,
             Meaning::Classifier(classifier) => Some(classifier),
@@ -50,13 +51,13 @@ impl Meaning {
         }
     }
 
-    /// Height and width of the pictures it takes, where something says so.
+    /// Height and width in pixels of the images it takes, if known.
     pub(super) fn size(&self) -> Option<[u32; 2]> {
         let classifier = self.classifier().and_then(|classifier| classifier.preprocess.size);
         classifier.or_else(|| self.yolo().map(|yolo| yolo.size))
     }
 
-    /// What the manifest of an engine says.
+    /// The manifest's part for an engine of this meaning.
     pub(super) fn contents(&self, graph: GraphEngine) -> EngineContents {
         match self.clone() {
             Meaning::Tensors => EngineContents::Onnx(graph),
@@ -66,13 +67,13 @@ impl Meaning {
     }
 }
 
-/// A model and everything around it.
+/// A model with its meaning.
 pub(super) struct Vision {
     pub(super) model: Model,
     pub(super) meaning: Meaning,
-    /// Files the model depends on.
+    /// Files that the model depends on.
     pub(super) sources: Vec<PathBuf>,
-    /// What the user should know.
+    /// Warnings for the user.
     pub(super) notes: Vec<String>,
 }
 
@@ -99,10 +100,11 @@ pub(super) fn load(plan: &Plan, fetched: &Fetched) -> anyhow::Result<Vision> {
     }
 }
 
-/// A classifier in an ONNX file, which says nothing of pictures.
+/// A classifier in an ONNX file, which does not describe its images.
 fn onnx_classifier(plan: &Plan, classifier: &ClassifierPlan, path: PathBuf) -> anyhow::Result<Vision> {
-    let preprocess = classifier.preprocess.clone().with_context(|| {
-        format!("{}: an ONNX file does not say how pictures become tensors\n  hint: add `preprocess:`", plan.name)
+    let preprocess = classifier.preprocess.clone().ok_or_else(|| {
+        Diagnostic::new(format!("{}: an ONNX file does not say how pictures become tensors", plan.name))
+            .with_help("add `preprocess:`")
     })?;
     let mut vision = onnx(path.clone(), Meaning::Tensors)?;
     let model = (&vision.model, path.as_path());
@@ -119,7 +121,7 @@ fn onnx(path: PathBuf, meaning: Meaning) -> anyhow::Result<Vision> {
     Ok(Vision { model, meaning, sources, notes: Vec::new() })
 }
 
-/// Refuses before anything is built what could never answer: an input that is no picture, labels for other classes.
+/// Refuses a model that can never give results: its input is no image, or the labels do not match its classes.
 pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::Result<()> {
     let classifier = meaning.classifier();
     let preprocess = classifier.map(|classifier| classifier.preprocess.clone());
@@ -127,7 +129,8 @@ pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::R
     let inputs = model.inputs()?;
     let [input] = &inputs[..] else {
         let count = inputs.len();
-        bail!("{}: it has {count} inputs; pictures want one\n  hint: use `kind: onnx`", place.display());
+        let what = Diagnostic::new(format!("{}: it has {count} inputs; pictures want one", place.display()));
+        bail!(what.with_help("use `kind: onnx`"));
     };
     PictureInput::new(&preprocess, input).with_context(|| place.display().to_string())?;
     if let Some(classifier) = classifier {
@@ -136,17 +139,22 @@ pub(super) fn check(model: &Model, place: &Path, meaning: &Meaning) -> anyhow::R
     Ok(())
 }
 
-/// What the recipe says, and the model where it does not; `output` is both already.
+/// Combines the recipe's settings with the model's; `output` already is a combination.
 fn finished(
     plan: &ClassifierPlan,
     preprocess: Preprocess,
     labels: Option<Vec<String>>,
     output: ClassifierOutput,
-) -> Classifier {
-    Classifier { preprocess, labels: plan.labels.clone().or(labels), output, class_values: plan.class_values.clone() }
+) -> ClassifierSpec {
+    ClassifierSpec {
+        preprocess,
+        labels: plan.labels.clone().or(labels),
+        output,
+        class_values: plan.class_values.clone(),
+    }
 }
 
-/// A Hugging Face folder: the checkpoint says what the recipe does not.
+/// A classifier in a Hugging Face folder, whose settings apply where the recipe has none.
 fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Result<Vision> {
     let sources: Vec<PathBuf> = fetched.files.iter().map(|file| file.path.clone()).collect();
     let checkpoint = Checkpoint::open(&sources)?;
@@ -156,19 +164,19 @@ fn checkpoint_classifier(plan: &ClassifierPlan, fetched: &Fetched) -> anyhow::Re
         Some(preprocess) => preprocess.clone(),
         None => {
             let beside = sources.iter().find(|path| path.ends_with("preprocessor_config.json"));
-            let path = beside.with_context(|| {
-                format!(
-                    "{}: preprocessor_config.json is missing: how pictures become tensors\n  hint: add `preprocess:`",
-                    checkpoint.config_path.display()
-                )
+            let path = beside.ok_or_else(|| {
+                let path = checkpoint.config_path.display();
+                let what = "preprocessor_config.json is missing: how pictures become tensors";
+                Diagnostic::new(what).with_help("add `preprocess:`").at(path)
             })?;
             preprocess(&Config::new(path, &read_json(path)?), trained.and_then(pixels))?
         }
     };
     let size = preprocess.size.map(|size| size.map(|side| side as usize)).or(trained);
-    let size = size.with_context(|| {
-        let path = checkpoint.config_path.display();
-        format!("{path}: nothing says what size pictures have\n  hint: add `preprocess: {{ size: [224, 224] }}`")
+    let size = size.ok_or_else(|| {
+        Diagnostic::new("nothing says what size pictures have")
+            .with_help("add `preprocess: { size: [224, 224] }`")
+            .at(checkpoint.config_path.display())
     })?;
     let model = classifier_model(&checkpoint, size, None)?;
     let preprocess = Preprocess { size: pixels(size), ..preprocess };
@@ -200,15 +208,15 @@ fn checkpoint_yolo(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
     Ok(Vision { model: converted.model, meaning, sources: vec![path], notes: converted.notes })
 }
 
-/// The way in and out of a YOLO model; a classifying one is a classifier too.
+/// Pre- and postprocessing of a YOLO model; a YOLO classifier has a classifier's too.
 fn around(
     plan: &YoloPlan,
     task: Task,
     names: Vec<String>,
     stride: usize,
     size: [u32; 2],
-) -> (Yolo, Option<Classifier>) {
-    let classifier = (task == Task::Classify).then(|| Classifier {
+) -> (Yolo, Option<ClassifierSpec>) {
+    let classifier = (task == Task::Classify).then(|| ClassifierSpec {
         // torchvision's Resize and CenterCrop, as Ultralytics uses them (`data/augment.py`, `classify_transforms`): to the
         // shorter edge for a square, else to both sides, so that nothing is left to cut.
         preprocess: Preprocess {
@@ -234,7 +242,7 @@ fn around(
 mod tests {
     use super::*;
 
-    /// As Ultralytics' transforms (torchvision's) take it: tests/data/vision/make_detections.py.
+    /// Preprocessing of Ultralytics' transforms (torchvision's), from tests/data/vision/make_detections.py.
     #[test]
     fn classifiers_that_are_not_square_squeeze_pictures() {
         let plan = YoloPlan { size: None, confidence: 0.25, iou: 0.7, max_detections: 300, metadata: false };

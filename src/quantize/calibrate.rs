@@ -1,6 +1,7 @@
-//! Activation-aware scales (Lin et al. 2023, "AWQ"): what large inputs are multiplied with is rounded with more care. Columns
-//! of a matrix are multiplied before they are rounded, and what makes its inputs is divided by the same: the norm before it,
-//! the rows of values before the attention's output, the rows of what gates let through.
+//! Activation-aware weight quantisation (AWQ; Lin et al. 2023): each input channel j of a matrix is scaled by s_j =
+//! rms(x_j)^α before rounding, so that weights of large activations are rounded more precisely. The inverse is folded
+//! into the producer of x: the preceding norm, W_v for the attention's output matrix, W_up for the down matrix. α is
+//! searched per matrix.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,21 +17,21 @@ use crate::executor::{CpuExecutor, Squares};
 use crate::spec::KvCache;
 use crate::text::Text;
 
-/// Powers of the inputs' root mean squares that are tried.
-const POWERS: [f32; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];
-/// Rows of a matrix on which they are.
-const SAMPLE: usize = 256;
+/// Candidates for the exponent α.
+const EXPONENTS: [f32; 5] = [0.0, 0.2, 0.4, 0.6, 0.8];
+/// Number of rows sampled from each matrix to score the candidate exponents.
+const SAMPLED_ROWS: usize = 256;
 
-/// What a tensor's rows, or a vector's elements added to `offset`, are divided by.
+/// Divisors of a tensor's rows, or of a vector's elements after `offset` is added to them.
 pub(super) struct Divisor {
     pub(super) offset: f32,
     pub(super) by: Vec<f32>,
 }
 
-/// What tensors are multiplied with and divided by before they are rounded, by their names. Without a calibration nothing is.
+/// Scales by the names of tensors: factors and divisors before rounding. Empty without calibration.
 #[derive(Default)]
 pub struct Scales {
-    /// What a matrix' columns are multiplied with.
+    /// Factors of a matrix' columns.
     columns: BTreeMap<String, Arc<Vec<f32>>>,
     rows: BTreeMap<String, Divisor>,
 }
@@ -44,7 +45,7 @@ impl Scales {
         self.rows.get(tensor)
     }
 
-    /// Divides rows from `first` on of what these weights are together.
+    /// Divides the rows of `weights`, counted through from the first weight, by `scales`, beginning with row `first`.
     fn divide(&mut self, weights: &[&Weight], first: usize, scales: &[f32], norm_offset: f32) {
         for weight in weights {
             let offset = if weight.role.is_norm() { norm_offset } else { 0.0 };
@@ -62,19 +63,20 @@ impl Scales {
     }
 }
 
-/// A matrix, and what makes its inputs: rows of these from one on.
-struct Pair {
+/// A matrix to scale, and the weights whose rows produce its inputs, from row `first` on.
+struct ScaledMatrix {
     matrix: Role,
-    makers: [Option<Role>; 2],
+    producers: [Option<Role>; 2],
     first: usize,
-    /// How many neighbouring heads of so many inputs have the same maker.
+    /// (group, head size): that many neighbouring query heads share one value head, so that their inputs share a
+    /// producer.
     tie: (usize, usize),
 }
 
-/// The matrices of a layer, in the order in which they read.
-fn pairs(model: &Transformer) -> [Pair; 4] {
+/// The matrices of a layer in the order of execution.
+fn scaled_matrices(model: &Transformer) -> [ScaledMatrix; 4] {
     let (queries, keys) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
-    let pair = |matrix, makers, first, tie| Pair { matrix, makers, first, tie };
+    let pair = |matrix, producers, first, tie| ScaledMatrix { matrix, producers, first, tie };
     [
         pair(Role::Qkv, [Some(Role::AttentionNorm), None], 0, (1, 1)),
         pair(Role::Output, [Some(Role::Qkv), Some(Role::QkvBias)], queries + keys, (model.group(), model.head_dim)),
@@ -83,8 +85,8 @@ fn pairs(model: &Transformer) -> [Pair; 4] {
     ]
 }
 
-/// Where an input's maker is, of heads of which `tie` says how many share one.
-fn maker(input: usize, (group, dim): (usize, usize)) -> usize {
+/// Index of the value row that produces input `input` of the attention's output matrix under grouped-query attention.
+fn producer_row(input: usize, (group, dim): (usize, usize)) -> usize {
     input / (group * dim) * dim + input % dim
 }
 
@@ -113,7 +115,7 @@ impl CalibrationText<'_> {
     }
 }
 
-/// Lets the model read the calibration text, and chooses for each matrix the scales with which rounding changes its outputs
+/// Runs the model on the calibration text, and chooses for each matrix the scales at which rounding changes its outputs
 /// least.
 pub fn search(original: OriginalModel<'_>, scheme: Scheme, text: &CalibrationText<'_>) -> anyhow::Result<Scales> {
     let OriginalModel { checkpoint, model, .. } = original;
@@ -121,44 +123,44 @@ pub fn search(original: OriginalModel<'_>, scheme: Scheme, text: &CalibrationTex
     for (index, squares) in text.observe(original)?.iter().enumerate() {
         let weights = model.layer_weights(index);
         let of = |role: Role| weights.iter().filter(move |weight| weight.role == role);
-        for (pair, squares) in pairs(model).into_iter().zip(squares) {
+        for (pair, squares) in scaled_matrices(model).into_iter().zip(squares) {
             let mut rows = Vec::new();
             for part in of(pair.matrix).flat_map(|weight| &weight.parts) {
                 let view = checkpoint.tensor(&part.tensor)?;
-                for row in (0..view.rows()).step_by((view.rows() / SAMPLE).max(1)) {
+                for row in (0..view.rows()).step_by((view.rows() / SAMPLED_ROWS).max(1)) {
                     let mut values = vec![0.0; view.columns()];
                     view.read_row(row, &mut values);
                     rows.push(values);
                 }
             }
-            let scales = best(&rows, squares, scheme, pair.tie);
-            let columns: Vec<f32> = (0..squares.len()).map(|input| scales[maker(input, pair.tie)]).collect();
+            let scales = search_scales(&rows, squares, scheme, pair.tie);
+            let columns: Vec<f32> = (0..squares.len()).map(|input| scales[producer_row(input, pair.tie)]).collect();
             let columns = Arc::new(columns);
             let parts = of(pair.matrix).flat_map(|weight| &weight.parts);
             found.columns.extend(parts.map(|part| (part.tensor.clone(), Arc::clone(&columns))));
-            let makers: Vec<&Weight> = pair.makers.into_iter().flatten().flat_map(of).collect();
-            found.divide(&makers, pair.first, &scales, model.norm_offset);
+            let producers: Vec<&Weight> = pair.producers.into_iter().flatten().flat_map(of).collect();
+            found.divide(&producers, pair.first, &scales, model.norm_offset);
         }
     }
     Ok(found)
 }
 
-/// A scale for each maker of inputs: of the powers the one with the least squared error of the outputs, taking inputs as
-/// independent.
-fn best(rows: &[Vec<f32>], squares: &[f32], scheme: Scheme, tie: (usize, usize)) -> Vec<f32> {
+/// A scale for each producer: of the candidate exponents the one with the least squared error of the outputs, with
+/// inputs taken as independent.
+fn search_scales(rows: &[Vec<f32>], squares: &[f32], scheme: Scheme, tie: (usize, usize)) -> Vec<f32> {
     let mut means = vec![0.0; squares.len() / tie.0];
     for (input, square) in squares.iter().enumerate() {
-        means[maker(input, tie)] += square / tie.0 as f32;
+        means[producer_row(input, tie)] += square / tie.0 as f32;
     }
-    let candidates = POWERS.map(|power| {
-        let scales: Vec<f32> = means.iter().map(|square: &f32| square.sqrt().max(1e-6).powf(power)).collect();
+    let candidates = EXPONENTS.map(|exponent| {
+        let scales: Vec<f32> = means.iter().map(|square: &f32| square.sqrt().max(1e-6).powf(exponent)).collect();
         let (low, high) = scales.iter().fold((f32::MAX, 0.0_f32), |(low, high), s| (low.min(*s), high.max(*s)));
         let middle = (low * high).sqrt();
         scales.iter().map(|scale| scale / middle).collect::<Vec<f32>>()
     });
     let error = |scales: &Vec<f32>| -> f64 {
         let errors = rows.par_iter().map(|row| {
-            let of = |input: usize| scales[maker(input, tie)];
+            let of = |input: usize| scales[producer_row(input, tie)];
             let values: Vec<f32> = row.iter().enumerate().map(|(input, value)| value * of(input)).collect();
             let rounded = scheme.row(&values);
             let errors = row.iter().enumerate().map(|(input, value)| {
@@ -195,6 +197,6 @@ mod tests {
         assert_eq!(scales.rows("v").unwrap().by, [2.0, 3.0]);
         assert_eq!(scales.rows("qkv").unwrap().by, [1.0, 1.0, 1.0, 1.0, 2.0, 3.0]);
         // Four heads of two inputs on two heads of values.
-        assert_eq!((0..8).map(|input| maker(input, (2, 2))).collect::<Vec<_>>(), [0, 1, 0, 1, 2, 3, 2, 3]);
+        assert_eq!((0..8).map(|input| producer_row(input, (2, 2))).collect::<Vec<_>>(), [0, 1, 0, 1, 2, 3, 2, 3]);
     }
 }

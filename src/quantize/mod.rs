@@ -21,7 +21,7 @@ use crate::convert::{Part, Transformer};
 /// A model that is to be quantised, located in its checkpoint.
 #[derive(Debug, Clone, Copy)]
 pub struct OriginalModel<'a> {
-    /// For messages.
+    /// Name for messages.
     pub name: &'a str,
     /// Its weights.
     pub checkpoint: &'a Arc<Checkpoint>,

@@ -1,60 +1,62 @@
-//! Float weights to small integers, each group of neighbouring inputs of an output with a scale and, if asymmetric, a zero
-//! point: weight ≈ (q - zero) · scale. Rounded to nearest; what is cut off at the ends is chosen, group by group, by the
-//! squared error it leaves.
+//! Quantises float weights to small integers, with a scale and, if asymmetric, a zero point per group of neighbouring
+//! inputs of an output: weight ≈ (q - zero) · scale. Weights are rounded to nearest; the clipping range is chosen per
+//! group by the squared error.
+
+use std::collections::BTreeSet;
 
 use anyhow::bail;
 use half::f16;
 
 use super::OriginalModel;
+use crate::diagnostic::Diagnostic;
 
-/// Groups that the runtime multiplies packed, largest first.
+/// Group sizes that the runtime supports for packed weights, largest first.
 const GROUPS: [usize; 3] = [128, 64, 32];
 
-/// How a matrix is quantised.
+/// A quantisation scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Scheme {
-    /// 4 or 8.
+    /// Bits of an integer, 4 or 8.
     pub bits: u32,
-    /// Inputs that share a scale.
+    /// Number of inputs that share a scale.
     pub group: usize,
-    /// The integers' middle stands for 0.
+    /// Whether the middle integer represents 0, without zero points.
     pub symmetric: bool,
 }
 
-/// One output's inputs, quantised.
+/// The quantised weights of one output.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantisedRow {
     group: usize,
     /// An integer for each input.
     pub quants: Vec<u8>,
-    /// Of each group.
+    /// A scale for each group.
     pub scales: Vec<f16>,
-    /// Of each group: the integer that stands for 0.
+    /// A zero point for each group: the integer that represents 0.
     pub zeros: Vec<u8>,
 }
 
 impl QuantisedRow {
-    /// What became of input `at`.
+    /// The dequantised weight of input `at`.
     pub fn value(&self, at: usize) -> f32 {
         let group = at / self.group;
         (f32::from(self.quants[at]) - f32::from(self.zeros[group])) * self.scales[group].to_f32()
     }
 }
 
-/// Shares of a group's range that are tried: the rest is cut off.
+/// Candidates for the clipping range, as shares of a group's range.
 const CLIPS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
 
 impl Scheme {
-    /// For integers of `bits`, with groups of `group_size` inputs if that is given, else the largest that every matrix of the
-    /// model can be cut into.
+    /// For integers of `bits`, with groups of `group_size` inputs if that is given, else with the largest group size that
+    /// divides the inputs of every matrix.
     pub fn choose(original: OriginalModel<'_>, bits: u32, group_size: Option<usize>) -> anyhow::Result<Self> {
         let name = original.name;
         for part in original.matrices() {
             if original.checkpoint.tensor(&part.tensor)?.is_packed() {
                 bail!(
-                    "{name}: `{}` is quantised already\n  hint: leave out `precision`, or take a checkpoint in float16 or \
-                     bfloat16",
-                    part.tensor
+                    Diagnostic::new(format!("{name}: `{}` is quantised already", part.tensor))
+                        .with_help("leave out `precision`, or take a checkpoint in float16 or bfloat16")
                 );
             }
         }
@@ -65,20 +67,25 @@ impl Scheme {
             None => GROUPS.into_iter().find(|group| fits(*group)),
         };
         let Some(group) = group else {
-            bail!(
-                "{name}: its matrices cannot be cut into such groups of inputs\n  hint: use `group_size: 32`, or fp16"
-            )
+            let sizes: BTreeSet<usize> = original.matrices().map(|part| part.shape[1]).collect();
+            let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            let (wanted, help) = match group_size {
+                Some(group) => (format!("group_size {group} does not divide"), "leave out `group_size`, or use fp16"),
+                None => ("none of the group sizes 128, 64 and 32 divides".to_owned(), "use fp16"),
+            };
+            let message = format!("{name}: {wanted} all of the model's input sizes ({sizes})");
+            bail!(Diagnostic::new(message).with_help(help))
         };
         // A zero point saves four bits much error and eight bits none.
         Ok(Self { bits, group, symmetric: bits == 8 })
     }
 
-    /// The integer that stands for 0 in symmetric groups.
+    /// The integer that represents 0 in symmetric groups.
     pub fn middle(self) -> u8 {
         1 << (self.bits - 1)
     }
 
-    /// Quantises one output's inputs.
+    /// Quantises the weights of one output.
     pub fn row(self, values: &[f32]) -> QuantisedRow {
         let (mut quants, mut scales, mut zeros) = (Vec::with_capacity(values.len()), Vec::new(), Vec::new());
         for values in values.chunks(self.group) {
@@ -99,8 +106,8 @@ impl Scheme {
         f32::from(u8::try_from((1u32 << self.bits) - 1).unwrap_or(u8::MAX))
     }
 
-    /// The scale and zero that leave the least squared error: for every clip the scale is fitted once more to the integers
-    /// it gave (least squares).
+    /// The scale and zero point of a group with the least squared error: for every clipping range the scale is fitted
+    /// once more to the integers that result (least squares).
     fn group(self, values: &[f32]) -> (f16, u8) {
         let (low, high) = values.iter().fold((0.0_f32, 0.0_f32), |(low, high), v| (low.min(*v), high.max(*v)));
         let mut best = (f32::INFINITY, f16::ZERO, self.middle());
@@ -129,7 +136,7 @@ impl Scheme {
         f16::from_f32(if square > 0.0 { product / square } else { scale })
     }
 
-    /// Scale and zero with which the integers reach from `low` to `high`.
+    /// The scale and zero point at which the integers reach from `low` to `high`.
     fn terms(self, low: f32, high: f32) -> (f16, u8) {
         if self.symmetric {
             // One more below 0 than above: the larger side decides.
@@ -160,7 +167,7 @@ impl Scheme {
 mod tests {
     use super::*;
 
-    /// Values and what became of them.
+    /// The values after quantising and dequantising.
     fn round_trip(scheme: Scheme, values: &[f32]) -> Vec<f32> {
         let row = scheme.row(values);
         (0..values.len()).map(|at| row.value(at)).collect()

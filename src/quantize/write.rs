@@ -1,5 +1,5 @@
 //! Writes a checkpoint whose layers' matrices are quantised, as compressed-tensors has them (`pack-quantized`): matrix by matrix, so
-//! that one is in memory. Embedding, output matrix and vectors stay as they are.
+//! that one is in memory. Embedding, output matrix and vectors keep their precision.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -19,20 +19,20 @@ use crate::convert::Part;
 use crate::progress::{Event, Progress};
 use crate::tensor::DType;
 
-/// The weights' file.
+/// Name of the file with the quantised weights.
 const FILE: &str = "model.safetensors";
 
-/// One matrix, quantised.
+/// A quantised matrix.
 struct QuantisedMatrix {
     words: Vec<u8>,
     scales: Vec<u8>,
     zeros: Vec<u8>,
-    /// Sum of the squares of what was lost, and of all.
+    /// Sum of squares of the rounding errors, and of the weights.
     lost: f64,
     whole: f64,
 }
 
-/// Its columns multiplied and its rows divided first, if there is anything by which.
+/// Quantises a matrix, after multiplying its columns and dividing its rows by the AWQ scales, if there are any.
 fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by: Option<&[f32]>) -> QuantisedMatrix {
     let (rows, columns) = (view.rows(), view.columns());
     let groups = columns / scheme.group;
@@ -66,12 +66,12 @@ fn quantize(view: &View<'_>, scheme: Scheme, columns_by: Option<&[f32]>, rows_by
     }
 }
 
-/// The type of a tensor that stays: its own, or where it is in blocks float16.
+/// Type of a tensor that is not quantised: its own, or float16 for GGUF blocks.
 fn kept_type(view: &View<'_>) -> DType {
     view.encoding.dtype().unwrap_or(DType::Float16)
 }
 
-/// Its bytes.
+/// The bytes of a tensor that is not quantised, in [`kept_type`].
 fn kept(view: &View<'_>) -> Vec<u8> {
     if view.encoding.dtype().is_some() {
         return view.ordered().into_owned();
@@ -81,7 +81,7 @@ fn kept(view: &View<'_>) -> Vec<u8> {
     values.iter().flat_map(|value| f16::from_f32(*value).to_le_bytes()).collect()
 }
 
-/// A vector's bytes, divided: float32.
+/// The bytes of a vector divided by AWQ scales, in float32.
 fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
     let mut values = vec![0.0; view.columns()];
     view.read(0, &mut values);
@@ -89,7 +89,7 @@ fn divided(view: &View<'_>, divisor: &Divisor) -> Vec<u8> {
     values.flat_map(f32::to_le_bytes).collect()
 }
 
-/// The tensors to be written, and the part of the model that each is made of.
+/// The tensors to write, and the part of the model that each is made from.
 fn planned(original: OriginalModel<'_>, scheme: Scheme, scales: &Scales) -> anyhow::Result<(Vec<Planned>, Vec<Part>)> {
     let (mut planned, mut filled) = (Vec::new(), Vec::new());
     let mut plan = |part: &Part, name: String, dtype, shape: &[usize], size: usize| {
@@ -169,7 +169,7 @@ pub fn write(
     written.with_context(|| format!("cannot write {}", path.display()))?;
     out.into_inner().map_err(|error| error.into_error())?.sync_all()?;
     let text = format!(
-        "{}: layers in {} bits, groups of {}; what is lost is {:.1} % of the weights (root mean square)",
+        "{}: layers in {} bits, groups of {}; rounding error {:.1} % of the weights (root mean square)",
         original.name,
         scheme.bits,
         scheme.group,
@@ -179,7 +179,7 @@ pub fn write(
     Ok(FILE.to_owned())
 }
 
-/// Says in a folder's config.json how the weights are packed.
+/// Adds the packing format to a folder's config.json.
 pub fn describe(scheme: Scheme, folder: &Path) -> anyhow::Result<()> {
     let path = folder.join("config.json");
     let mut config = read_json(&path)?;

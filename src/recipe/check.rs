@@ -1,4 +1,4 @@
-//! What a recipe must not say, beyond its types: contradictions and missing companions, each with its line.
+//! Checks of a recipe beyond its types: contradictions, missing companion fields, ranges. Each error names its line.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -14,13 +14,13 @@ use crate::spec::{ClassifierOutput, Kind, Preprocess, Resize};
 
 type Checked = Result<(), RecipeError>;
 
-/// Larger batches would only overflow later.
+/// Largest batch size; larger ones would only overflow later.
 const BATCH_LIMIT: f64 = 65_536.0;
-/// Numbers an input is given in a recipe.
+/// Most numbers of an input's constant value.
 const VALUES_LIMIT: usize = 65_536;
-/// Own inputs of a proof.
+/// Most items of `verify: inputs`.
 const TRIES_LIMIT: usize = 100;
-/// Pixels of a picture's side.
+/// Largest side of an image in pixels.
 const SIDE_LIMIT: u32 = 1 << 14;
 
 pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
@@ -49,7 +49,7 @@ fn name(document: &Document, name: &str) -> Checked {
     Ok(())
 }
 
-/// `at` is where the recipe says it.
+/// Checks a source; `at` is its path of keys in the recipe.
 fn source(document: &Document, at: &[&str], source: &Source) -> Checked {
     let error = |field: &str, message: &str, help: Option<&str>| {
         let path: Vec<&str> = at.iter().copied().chain([field]).filter(|key| !key.is_empty()).collect();
@@ -280,7 +280,7 @@ fn onnx(document: &Document, recipe: &OnnxRecipe) -> Checked {
     Ok(())
 }
 
-/// A number that is there must be one of `allowed`; `.nan` is in no range.
+/// Checks that a number, if given, is within `allowed`; `.nan` is in no range.
 fn within(document: &Document, at: &[&str], value: Option<f64>, allowed: RangeInclusive<f64>) -> Checked {
     match value.filter(|value| !allowed.contains(value)) {
         Some(value) => {

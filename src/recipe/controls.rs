@@ -1,12 +1,12 @@
-//! No text of a recipe holds control characters: they stand in lines that people read as what was fetched, built and
-//! proved, and a line end in one would forge a line. Prompts alone may, since they are what a model reads.
+//! Refuses control characters in a recipe: its texts are printed in lines about what was fetched, built and verified,
+//! and a line break in one would forge a line. Prompts alone may contain them, since the model reads those.
 
 use serde_json::Value;
 
 use super::kinds::Recipe;
 use super::{Document, RecipeError};
 
-/// Refuses the first text that holds a control character.
+/// Refuses a recipe if one of its texts has a control character.
 pub(super) fn check(document: &Document, recipe: &Recipe) -> Result<(), RecipeError> {
     // What is not a number (`.nan`) becomes null here, and is refused by its own check.
     let Ok(value) = serde_json::to_value(recipe) else { return Ok(()) };
@@ -18,7 +18,7 @@ pub(super) fn check(document: &Document, recipe: &Recipe) -> Result<(), RecipeEr
     Err(document.error(&keys, &message, Some("write names and addresses in one line, without tabs")))
 }
 
-/// The first control character below `value`, with the keys that lead to it left in `field`.
+/// Finds the first control character below `value`, and leaves the keys that lead to it in `field`.
 fn find(value: &Value, field: &mut Vec<String>) -> Option<char> {
     match value {
         Value::String(text) => text.chars().find(|character| character.is_control()),

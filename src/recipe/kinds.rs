@@ -1,4 +1,4 @@
-//! A recipe of any kind, and its JSON Schema.
+//! [`Recipe`], the recipe of any kind, and its JSON Schema.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -19,7 +19,7 @@ pub enum Recipe {
 }
 
 impl Recipe {
-    /// The recipe's name.
+    /// Name of the engine directory.
     pub fn name(&self) -> &str {
         match self {
             Recipe::Llm(recipe) => &recipe.name,
@@ -29,7 +29,7 @@ impl Recipe {
         }
     }
 
-    /// The recipe's kind.
+    /// Kind of the model.
     pub fn kind(&self) -> Kind {
         match self {
             Recipe::Llm(_) => Kind::Llm,
@@ -49,7 +49,7 @@ impl Recipe {
         }
     }
 
-    /// The builder settings, if any were written.
+    /// Settings of the builder, if the recipe has any.
     pub fn build(&self) -> Option<&Build> {
         match self {
             Recipe::Llm(recipe) => recipe.build.as_ref(),
@@ -59,7 +59,7 @@ impl Recipe {
         }
     }
 
-    /// The verification settings, if any were written.
+    /// Settings of the verification, if the recipe has any.
     pub fn verify(&self) -> Option<&Verify> {
         match self {
             Recipe::Llm(recipe) => recipe.verify.as_ref(),
@@ -67,6 +67,56 @@ impl Recipe {
             Recipe::Classifier(recipe) => recipe.verify.as_ref(),
             Recipe::Onnx(recipe) => recipe.verify.as_ref(),
         }
+    }
+}
+
+/// What recipes of all kinds have, to be changed.
+pub(crate) struct SharedFields<'a> {
+    pub(crate) name: &'a mut String,
+    pub(crate) source: &'a mut Source,
+    pub(crate) build: &'a mut Option<Build>,
+    pub(crate) verify: &'a mut Option<Verify>,
+}
+
+impl Recipe {
+    /// What recipes of all kinds have.
+    pub(crate) fn shared_fields(&mut self) -> SharedFields<'_> {
+        match self {
+            Recipe::Llm(LlmRecipe { name, source, build, verify, .. }) => SharedFields { name, source, build, verify },
+            Recipe::Yolo(YoloRecipe { name, source, build, verify, .. }) => {
+                SharedFields { name, source, build, verify }
+            }
+            Recipe::Classifier(ClassifierRecipe { name, source, build, verify, .. }) => {
+                SharedFields { name, source, build, verify }
+            }
+            Recipe::Onnx(OnnxRecipe { name, source, build, verify, .. }) => {
+                SharedFields { name, source, build, verify }
+            }
+        }
+    }
+}
+
+impl From<LlmRecipe> for Recipe {
+    fn from(recipe: LlmRecipe) -> Self {
+        Recipe::Llm(recipe)
+    }
+}
+
+impl From<YoloRecipe> for Recipe {
+    fn from(recipe: YoloRecipe) -> Self {
+        Recipe::Yolo(recipe)
+    }
+}
+
+impl From<ClassifierRecipe> for Recipe {
+    fn from(recipe: ClassifierRecipe) -> Self {
+        Recipe::Classifier(recipe)
+    }
+}
+
+impl From<OnnxRecipe> for Recipe {
+    fn from(recipe: OnnxRecipe) -> Self {
+        Recipe::Onnx(recipe)
     }
 }
 

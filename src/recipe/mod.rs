@@ -1,7 +1,7 @@
-//! Recipes: YAML in, checked [`Recipe`] or one error with file, line and suggestion out.
+//! Reads recipes: YAML to a checked [`Recipe`], or to one error with file, line and suggestion.
 //!
-//! `schema.rs` and `onnx.rs` are what may be written, `kinds.rs` is any of it (`values.rs` reads fields of several types),
-//! `controls.rs` and `check.rs` are what must not be, `plan.rs` what it means.
+//! `schema.rs` and `onnx.rs` are the fields, `kinds.rs` the recipe of any kind (`values.rs` reads fields of several
+//! types), `controls.rs` and `check.rs` refuse what is invalid, and `plan.rs` fills in the defaults.
 
 mod check;
 mod controls;
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::log::printable;
 use crate::regular_file;
 
@@ -29,45 +30,54 @@ pub use schema::*;
 pub use shape::{InputRange, InputShape};
 pub(crate) use yaml::danger as yaml_danger;
 
-/// Recipes are a page of text; anything longer is not one.
+/// Largest recipe file, 1 MiB. Recipes are a page of text.
 const SIZE_LIMIT: u64 = 1 << 20;
 
-/// Why a recipe is not usable.
+/// Why a recipe cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum RecipeError {
     /// The file cannot be read.
     #[error("cannot read recipe {}: {source}", path.display())]
     Read {
-        /// The recipe.
+        /// Path of the recipe.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         source: std::io::Error,
     },
     /// The file is not a valid recipe.
-    #[error("{}{}: {message}{}", path.display(), at(*line), help.as_ref().map(|help| format!("\n  hint: {help}")).unwrap_or_default())]
+    #[error("{}", self.diagnostic())]
     Invalid {
-        /// The recipe.
+        /// Path of the recipe.
         path: PathBuf,
-        /// Line of the mistake, from 1, where known.
+        /// Line of the mistake, counted from 1, if known.
         line: Option<usize>,
-        /// What is wrong.
+        /// The mistake.
         message: String,
-        /// What to write instead.
+        /// A hint: what to write instead.
         help: Option<String>,
     },
 }
 
-fn at(line: Option<usize>) -> String {
-    line.map(|line| format!(":{line}")).unwrap_or_default()
+impl Diagnose for RecipeError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Read { path, source } => source.diagnostic().at(format!("cannot read recipe {}", path.display())),
+            Self::Invalid { path, line, message, help } => {
+                let line = line.map(|line| format!(":{line}")).unwrap_or_default();
+                let what = Diagnostic::new(message).at(format!("{}{line}", path.display()));
+                Diagnostic { help: help.clone(), ..what }
+            }
+        }
+    }
 }
 
-/// Reads and checks one recipe.
+/// Reads and checks the recipe at `path`.
 pub fn load(path: &Path) -> Result<Recipe, RecipeError> {
     let read = |source| RecipeError::Read { path: path.to_owned(), source };
     parse(path, &regular_file::read_text(path, SIZE_LIMIT).map_err(read)?)
 }
 
-/// Checks the text of a recipe; `path` is for messages and relative files.
+/// Checks the text of a recipe; `path` is for messages and for relative paths.
 pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
     // Text from elsewhere than `load` may have one too.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -104,21 +114,33 @@ pub fn parse(path: &Path, text: &str) -> Result<Recipe, RecipeError> {
     Ok(recipe)
 }
 
-/// The two fields every schema version has.
+/// Checks a recipe that a program has made, by the same rules as one that was written.
+pub fn validate(recipe: &Recipe) -> Result<Recipe, RecipeError> {
+    let path = PathBuf::from(format!("recipe `{}`", printable(recipe.name())));
+    let invalid = |message: String, help| RecipeError::Invalid { path: path.clone(), line: None, message, help };
+    let text = serde_yaml::to_string(recipe).map_err(|error| invalid(error.to_string(), None))?;
+    parse(&path, &text).map_err(|error| match error {
+        // Nobody has seen the text that has such lines.
+        RecipeError::Invalid { message, help, .. } => invalid(message, help),
+        error => error,
+    })
+}
+
+/// The two fields that every version of the format has.
 #[derive(Deserialize)]
 struct RecipeHeader {
     version: Option<u32>,
     kind: Option<String>,
 }
 
-/// A recipe's text, for errors that point into it.
+/// The text of a recipe, for errors that name a line of it.
 pub(crate) struct Document<'a> {
     path: &'a Path,
     text: &'a str,
 }
 
 impl Document<'_> {
-    /// An error at the line of a field, found by its keys from the top.
+    /// Makes an error at the line of a field, which `field` names by its keys from the top.
     pub(crate) fn error(&self, field: &[&str], message: &str, help: Option<&str>) -> RecipeError {
         RecipeError::Invalid {
             path: self.path.to_owned(),
@@ -155,7 +177,7 @@ impl Document<'_> {
         }
     }
 
-    /// Line of a field in block style: each key is looked for below its parent.
+    /// Line of a field in block style: each key is searched for below its parent.
     fn line_of(&self, field: &[&str]) -> Option<usize> {
         let mut lines = (1..).zip(self.text.lines());
         let mut found = None;
@@ -170,14 +192,14 @@ fn is_key(line: &str, key: &str) -> bool {
     line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(':'))
 }
 
-/// Takes "unknown field `x`, expected one of `a`, `b`" (or variant) apart.
+/// Splits serde's message "unknown field `x`, expected one of `a`, `b`" (or variant) into `x` and the known names.
 fn unknown_name(message: &str) -> Option<(&str, Vec<&str>)> {
     let rest = &message[message.find("unknown field `").or_else(|| message.find("unknown variant `"))?..];
     let mut quoted = rest.split('`').skip(1).step_by(2);
     Some((quoted.next()?, quoted.collect()))
 }
 
-/// "did you mean …", when something known is close.
+/// "did you mean …", if a known name is similar to `name`.
 pub(crate) fn suggest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<String> {
     known
         .map(|candidate| (strsim::jaro_winkler(name, candidate), candidate))
@@ -205,6 +227,19 @@ mod tests {
     fn a_good_recipe_parses() {
         let recipe = parse(Path::new("r.yaml"), GOOD).unwrap();
         assert_eq!((recipe.name(), recipe.kind()), ("face", Kind::Classifier));
+    }
+
+    #[test]
+    fn what_a_program_makes_is_checked_as_what_is_written() {
+        for text in [GOOD, ONNX, YOLO] {
+            let recipe = parse(Path::new("r.yaml"), text).unwrap();
+            assert_eq!(validate(&recipe).unwrap(), recipe, "{text}");
+        }
+        let Recipe::Yolo(mut recipe) = parse(Path::new("r.yaml"), YOLO).unwrap() else { panic!("no yolo") };
+        recipe.confidence = Some(7.0);
+        let written = error(&format!("{YOLO}confidence: 7\n"));
+        let (_, message) = written.split_once(": ").unwrap();
+        assert_eq!(validate(&recipe.into()).unwrap_err().to_string(), format!("recipe `y`: {message}"));
     }
 
     #[test]

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::schema::{Build, Source, Verify};
 use crate::spec::Kind;
 
-/// An ONNX file to an engine, as it is.
+/// Recipe of any other ONNX model, built as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct OnnxRecipe {
-    /// Schema version; 1.
+    /// Version of the recipe format; always 1.
     pub version: u32,
     /// Name of the engine directory: letters, digits, `.`, `_`, `-`.
     pub name: String,
@@ -20,19 +20,19 @@ pub struct OnnxRecipe {
     pub kind: Kind,
     /// Where the `.onnx` file comes from.
     pub source: Source,
-    /// Values for inputs that choose what is computed, such as a sampling rate: they become constants, the engine has no such
-    /// inputs. One number for all elements, or a list of as many numbers as the input has.
+    /// Constant values for inputs, by name, such as a sampling rate: each becomes a constant, and the engine no longer
+    /// has that input. One number for all elements, or as many numbers as the input has elements.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inputs: Option<BTreeMap<String, InputValue>>,
-    /// How TensorRT builds it.
+    /// Settings of the TensorRT builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
-    /// How the engine is proved.
+    /// Settings of the verification against the CPU reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
 }
 
-/// An input's value: one number for all its elements, or one for each in row-major order.
+/// Value of an input: one number for all of its elements, or one number per element in row-major order.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 #[allow(missing_docs)]

@@ -1,7 +1,7 @@
-//! Names and versions of Python packages by their grammars. What is neither could be read by pip as an option or as a
-//! path, so it is checked where a recipe is and again where pip is started.
+//! Names and versions of Python packages by their grammars. pip could read anything else as an option or a path, so
+//! they are checked when a recipe is read and again before pip is started.
 
-/// Whether `name` is a package's: letters, digits, and `.`, `_`, `-` within (packaging.python.org, "Names and
+/// Whether `name` is a package name: letters, digits, and `.`, `_`, `-` between them (packaging.python.org, "Names and
 /// normalization").
 pub fn is_package_name(name: &str) -> bool {
     let ends = [name.bytes().next(), name.bytes().last()];
@@ -9,8 +9,8 @@ pub fn is_package_name(name: &str) -> bool {
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }
 
-/// Whether `version` is one exact version, `[N!]N(.N)*[{a|b|rc}N][.postN][.devN][+local]` in any of its spellings
-/// (PEP 440, appendix B).
+/// Whether `version` is one exact version, `[N!]N(.N)*[{a|b|rc}N][.postN][.devN][+local]` in any of its spellings (PEP
+/// 440, appendix B).
 pub fn is_package_version(version: &str) -> bool {
     let version = version.to_ascii_lowercase();
     let mut rest = version.strip_prefix('v').unwrap_or(&version);
@@ -42,14 +42,14 @@ pub fn is_package_version(version: &str) -> bool {
     rest.is_empty() || rest.strip_prefix('+').is_some_and(|local| local.split(['-', '_', '.']).all(is_label))
 }
 
-/// Takes digits off the front; whether there were any.
+/// Removes leading digits from `rest` and returns whether there were any.
 fn digits(rest: &mut &str) -> bool {
     let text = *rest;
     *rest = text.trim_start_matches(|c: char| c.is_ascii_digit());
     rest.len() < text.len()
 }
 
-/// Takes `[-_.]WORD[-_.]NUMBER` off the front if it is there; separators and number may be left out.
+/// Removes a leading `[-_.]WORD[-_.]NUMBER` from `rest`, if there is one; separators and number are optional.
 fn tag(rest: &mut &str, words: &[&str]) {
     let text = *rest;
     let start = text.strip_prefix(['-', '_', '.']).unwrap_or(text);

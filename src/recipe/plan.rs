@@ -1,4 +1,4 @@
-//! Recipe to plan: every default filled in, every path resolved. Nothing downstream looks at YAML again.
+//! [`Plan`]: a recipe with every default filled in and every path resolved. Later stages do not look at YAML again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,53 +12,53 @@ use super::shape::InputShape;
 use crate::checkpoint::PartName;
 use crate::spec::{ClassifierOutput, Kind, KvCache, Precision, Preprocess};
 
-/// A recipe with nothing left to decide.
+/// A resolved recipe: nothing is left to decide.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Plan {
-    /// Engine directory's name.
+    /// Name of the engine directory.
     pub name: String,
-    /// What is made, with its kind's settings.
+    /// The model to make, with the settings of its kind.
     #[serde(flatten)]
     pub model: ModelPlan,
-    /// The file the recipe came from.
+    /// Path of the recipe file.
     pub recipe: PathBuf,
-    /// Where the model is.
+    /// Where the model comes from.
     pub source: SourcePlan,
-    /// How it is built.
+    /// Settings of the TensorRT builder.
     pub build: BuildPlan,
-    /// How it is proved.
+    /// Settings of the verification.
     pub verify: VerifyPlan,
 }
 
-/// A model by its kind.
+/// A model's settings, by its kind.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum ModelPlan {
     /// A language model.
     Llm {
-        /// Its limits.
+        /// Limits on sequences and tokens.
         llm: LlmPlan,
     },
     /// A YOLO model.
     Yolo {
-        /// Its settings.
+        /// Input size, thresholds and metadata.
         yolo: YoloPlan,
     },
     /// An image classifier.
     Classifier {
-        /// The way in and out.
+        /// Preprocessing, labels and output.
         classifier: ClassifierPlan,
     },
     /// Any other ONNX model.
     Onnx {
-        /// Values that make inputs constants.
+        /// Inputs that become constants, and their values.
         #[serde(skip_serializing_if = "BTreeMap::is_empty")]
         inputs: BTreeMap<String, InputValue>,
     },
 }
 
 impl ModelPlan {
-    /// The language model, if it is one.
+    /// The limits of a language model; `None` for other kinds.
     pub fn llm(&self) -> Option<&LlmPlan> {
         match self {
             ModelPlan::Llm { llm } => Some(llm),
@@ -66,7 +66,7 @@ impl ModelPlan {
         }
     }
 
-    /// Its kind.
+    /// Kind of the model.
     pub fn kind(&self) -> Kind {
         match self {
             ModelPlan::Llm { .. } => Kind::Llm,
@@ -77,48 +77,48 @@ impl ModelPlan {
     }
 }
 
-/// A classifier's way in and out, as far as the recipe says; the rest is the checkpoint's to say.
+/// A classifier's settings as far as the recipe has them; `None` is left to the checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ClassifierPlan {
-    /// Image to tensor.
+    /// How an image becomes the input tensor.
     pub preprocess: Option<Preprocess>,
-    /// Class names.
+    /// Class names in output order.
     pub labels: Option<Vec<String>>,
-    /// What the output holds; `None` is what the checkpoint says, or an ONNX file's last nodes.
+    /// What the output holds; `None` is left to the checkpoint, or to the last nodes of an ONNX file.
     pub output: Option<ClassifierOutput>,
-    /// Class values for an expectation.
+    /// With an expectation: the value of each class.
     pub class_values: Option<Vec<f32>>,
 }
 
 /// A YOLO model's settings after defaults.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct YoloPlan {
-    /// Input height and width; `None` is the task's own default.
+    /// Input height and width in pixels; `None` is the task's own default.
     pub size: Option<[u32; 2]>,
-    /// Scores below are not reported.
+    /// Confidence threshold: detections with a lower score are dropped.
     pub confidence: f32,
-    /// Overlap above which the worse of two boxes goes.
+    /// Intersection-over-union threshold of non-maximum suppression.
     pub iou: f32,
-    /// Boxes at most.
+    /// Largest number of detections per image.
     pub max_detections: usize,
-    /// The engine file begins with Ultralytics' metadata.
+    /// Whether Ultralytics' metadata precedes the plan in the engine file.
     pub metadata: bool,
 }
 
-/// A language model's limits after defaults, which are those of the TensorRT-LLM set-up this replaces.
+/// A language model's limits after defaults, which are those of the robot's earlier TensorRT-LLM configuration.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LlmPlan {
-    /// Sequences decoded together.
+    /// Largest number of sequences decoded together.
     pub max_batch_size: usize,
-    /// Longest prompt.
+    /// Longest prompt in tokens.
     pub max_input_len: usize,
-    /// Longest answer.
+    /// Longest answer in tokens.
     pub max_output_len: usize,
-    /// Instead of the model's own.
+    /// Jinja file that replaces the model's own chat template.
     pub chat_template: Option<PathBuf>,
 }
 
-/// A source with its kind's fields.
+/// A source, by where it is fetched from.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "from", rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -130,55 +130,56 @@ pub enum SourcePlan {
     Ollama { model: String },
 }
 
-/// Builder settings after defaults.
+/// Settings of the TensorRT builder after defaults.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BuildPlan {
-    /// Arithmetic.
+    /// Arithmetic of the engine.
     pub precision: Precision,
-    /// Inputs that share a scale, if it was said.
+    /// Inputs that share a scale; `None` is the largest group that fits the model.
     pub group_size: Option<usize>,
-    /// Text the model reads before it is quantised.
+    /// Text to calibrate the quantisation with; `None` is without calibration.
     pub calibration: Option<PathBuf>,
-    /// How keys and values are kept.
+    /// How keys and values are stored.
     pub kv_cache: KvCache,
-    /// TF32 for fp32 layers.
+    /// Whether fp32 layers may use TF32 tensor cores.
     pub tf32: bool,
-    /// Batch the engine is tuned for.
+    /// Batch size that the engine is tuned for.
     pub batch: usize,
-    /// Largest batch; equal to `batch` for a static engine.
+    /// Largest batch size; equal to `batch` for a static engine.
     pub max_batch: usize,
-    /// Shapes by input name.
+    /// Input shapes by input name.
     pub shapes: BTreeMap<String, InputShape>,
-    /// Builder scratch memory; `None` is TensorRT's default.
+    /// Builder workspace in MiB; `None` is TensorRT's default.
     pub workspace_mib: Option<u32>,
-    /// 0 to 5; `None` is TensorRT's default.
+    /// Builder optimization level, 0 to 5; `None` is TensorRT's default.
     pub optimization_level: Option<u8>,
-    /// RTX targets; empty is this machine, or all.
+    /// Compute capabilities that RTX builds for; empty is this machine's, or all without a GPU.
     pub compute_capabilities: Vec<String>,
 }
 
-/// Verification settings after defaults.
+/// Settings of the verification after defaults.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct VerifyPlan {
-    /// Random inputs.
+    /// Number of random inputs.
     pub seeds: u32,
-    /// Where pictures are.
+    /// Images to compare on.
     pub images: Vec<SourcePlan>,
-    /// Own inputs: for each try, a file for every input.
+    /// Tensors to compare on: for each item the `.npy` file of every input, by name.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<BTreeMap<String, PathBuf>>,
-    /// Prompts.
+    /// Prompts to compare on, besides the built-in ones.
     pub prompts: Vec<String>,
-    /// Allowed relative error.
+    /// Largest allowed difference to the CPU reference; its measure is documented at [`super::Verify::tolerance`].
     pub tolerance: f64,
-    /// What a model that comes quantised was made of.
+    /// The float checkpoint that an already quantised model was made from.
     pub reference: Option<SourcePlan>,
-    /// Allowed divergence and ratio of perplexities to the checkpoint, where weights or cache are quantised here.
+    /// Largest allowed mean Kullback-Leibler divergence in nats per token, and ratio of perplexities, of a quantised
+    /// model to its float checkpoint.
     pub quality: (f64, f64),
 }
 
 impl Plan {
-    /// Resolves `recipe`, read from `path`.
+    /// Resolves `recipe`, which was read from `path`.
     pub fn new(path: &Path, recipe: &Recipe) -> Self {
         let folder = path.parent().unwrap_or(Path::new(""));
         let build = build_plan(folder, recipe.kind(), recipe.build());

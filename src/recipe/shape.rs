@@ -1,4 +1,4 @@
-//! Shapes of inputs, as written.
+//! Input shapes as recipes write them.
 
 use std::fmt;
 
@@ -7,28 +7,28 @@ use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// Elements of an input: 16 GiB of float32.
+/// Most elements of an input: 16 GiB of float32.
 const ELEMENTS_LIMIT: u64 = 1 << 32;
 
-/// The shape of an input: one, or all between two.
+/// Shape of an input: one fixed shape, or a range of shapes.
 #[derive(Debug, Clone, PartialEq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum InputShape {
-    /// The only one.
+    /// One fixed shape, `[dim, …]`.
     Fixed(Vec<u32>),
-    /// Every one between `min` and `max`.
+    /// All shapes between `min` and `max`.
     Range(InputRange),
 }
 
-/// The shapes an input may have. Dimensions that are the same in all three are fixed.
+/// The range of shapes an input may have. A dimension that is equal in all three shapes is fixed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InputRange {
-    /// The smallest.
+    /// Smallest shape.
     pub min: Vec<u32>,
-    /// What the engine is made fastest for.
+    /// Shape that the engine is tuned for.
     pub opt: Vec<u32>,
-    /// The largest.
+    /// Largest shape.
     pub max: Vec<u32>,
 }
 
@@ -55,11 +55,11 @@ impl<'de> Deserialize<'de> for InputShape {
     }
 }
 
-/// What is wrong with a value, and what to do.
+/// What is wrong with a value, and the hint.
 pub(super) type Complaint = (String, Option<&'static str>);
 
 impl InputShape {
-    /// What is wrong with the shape of input `name`, where `ranges` are allowed or not.
+    /// Checks the shape of input `name`; a range is an error unless `ranges`.
     pub(super) fn check(&self, name: &str, ranges: bool) -> Result<(), Complaint> {
         match self {
             InputShape::Fixed(dims) => shape_limits(name, dims),

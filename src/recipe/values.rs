@@ -1,5 +1,5 @@
-//! Fields that may be of several kinds, read by hand: serde's own way forgets the line, and tells the name of a Rust type
-//! where it should tell what was wanted.
+//! Deserialises fields that accept several types by hand: serde's untagged enums lose the line of an error, and name a
+//! Rust type where the user needs to know which values are accepted.
 
 use std::fmt;
 
@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for InputValue {
     }
 }
 
-/// An element of a list.
+/// A number in a list.
 enum NumberValue {
     Whole(i64),
     Float(f64),

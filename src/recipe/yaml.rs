@@ -1,18 +1,20 @@
-//! What YAML's parser must not be given, because its time or memory would grow with the square of the text: libyaml looks
-//! at every open bracket for every token, and at every `%TAG` for each of them; serde_norway bounds how often an alias is
+//! Refuses YAML on which the parser would take time or memory quadratic in the length of the text: libyaml looks at
+//! every open bracket for every token, and at every `%TAG` for each of them; serde_norway bounds how often an alias is
 //! followed, but not how much each one stands for. Nesting in block style costs nothing of the kind, and serde_norway
 //! refuses 128 levels of it.
 //!
-//! Guesses about what is quoted and what is a comment can be fooled, so everything that could be meant is counted.
+//! Guesses about what is quoted and what is a comment can be fooled, so everything that could be YAML syntax is
+//! counted.
 
-/// Brackets times bytes: half a second at worst. A page of text may have thousands, 1 MiB of it 128.
+/// Limit of brackets times bytes of text: half a second at worst. A page of text may have thousands of brackets, 1 MiB
+/// 128.
 const BRACKETS_LIMIT: usize = 1 << 27;
-/// Expanded one within the other, twelve aliases stand for 81 times the text.
+/// Limit of aliases: twelve, expanded one within the other, stand for 81 times the text.
 const ALIASES_LIMIT: usize = 12;
-/// A document has one `%YAML` line, if any.
+/// Limit of directives; a document needs one `%YAML` line at most.
 const DIRECTIVES_LIMIT: usize = 16;
 
-/// Why `text` must not be parsed, and what to do; if so.
+/// Why `text` must not be parsed, and the hint; `None` if it may be.
 pub(crate) fn danger(text: &str) -> Option<(&'static str, &'static str)> {
     if brackets(text).saturating_mul(text.len()) > BRACKETS_LIMIT {
         return Some(("too many brackets for a text of its length", "write long lists as lines that begin with `-`"));
@@ -26,14 +28,14 @@ pub(crate) fn danger(text: &str) -> Option<(&'static str, &'static str)> {
     None
 }
 
-/// Brackets that may open a list or a map. Right behind a letter or a quote one is part of a text, or a mistake that ends
-/// the parsing.
+/// Counts brackets that may open a list or a map. A bracket right after a letter or a quote is part of a text, or a
+/// mistake that ends the parsing.
 fn brackets(text: &str) -> usize {
     let opens = |at: usize| !text[..at].ends_with(|c: char| c.is_alphanumeric() || matches!(c, '_' | '.' | '"' | '\''));
     text.match_indices(['[', '{']).filter(|(at, _)| opens(*at)).count()
 }
 
-/// `*name`s for which there is an `&name`.
+/// Counts aliases, `*name`, whose anchor `&name` exists.
 fn aliases(text: &str) -> usize {
     let names = |mark: char| {
         text.match_indices(mark).map(move |(at, _)| {

@@ -1,4 +1,5 @@
-//! From pieces to what goes over the wire: whole responses and chunks of streams, of conversations and of texts.
+//! Encodes generated tokens as responses of the API: whole responses and chunks of streams, for chat and text
+//! completions.
 
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,15 +13,15 @@ use super::scheduler::{AnswerEvents, JobEvent};
 use crate::generation::{Choice, Finish, Piece, Usage};
 use crate::text::{AnswerReader, Delta, Text};
 
-/// What a response is called, and how it is told.
-pub(super) struct Frame {
+/// The fields that all chunks of a response share, and what a stream reports at its end.
+pub(super) struct Envelope {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) created: u64,
     pub(super) usage: UsageChunks,
 }
 
-impl Frame {
+impl Envelope {
     pub(super) fn new(prefix: &str, model: String, usage: UsageChunks) -> Self {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self { id: format!("{prefix}-{}", super::random_name(24)), model, created, usage }
@@ -30,7 +31,7 @@ impl Frame {
         json!({"id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices})
     }
 
-    /// The last chunk before the end, where it was asked for.
+    /// The chunk with token counts before the end of a stream, if the client asked for it.
     fn usage_chunk(&self, object: &str, usage: &Usage, reasoning: usize) -> Option<Value> {
         let mut chunk = self.response(object, json!([]));
         chunk["usage"] = usage_of(usage, reasoning);
@@ -49,19 +50,19 @@ fn usage_of(usage: &Usage, reasoning: usize) -> Value {
     })
 }
 
-/// Makes an answer's pieces into values of the API. One for conversations, one for texts.
+/// Encodes the token events of one answer as JSON of the API; one implementation for chats, one for text completions.
 pub(super) trait ResponseEncoder: Send {
-    /// Chunks of a stream for a piece.
+    /// Encodes a token event as chunks of a stream, and collects it for [`ResponseEncoder::whole`].
     fn chunks(&mut self, piece: &Piece) -> Vec<Value>;
-    /// The response, when all pieces have been heard by [`ResponseEncoder::chunks`].
+    /// The whole response, after all events have been passed to [`ResponseEncoder::chunks`].
     fn whole(&mut self) -> Value;
-    /// Why it ended, in OpenAI's words.
+    /// OpenAI's `finish_reason`.
     fn reason(&self, finish: Finish) -> &'static str;
 }
 
-/// A conversation's answer.
-pub(super) struct ChatShape {
-    frame: Frame,
+/// Encoder of `/v1/chat/completions`.
+pub(super) struct ChatEncoder {
+    frame: Envelope,
     text: Arc<Text>,
     reader: AnswerReader,
     begun: bool,
@@ -83,14 +84,14 @@ struct Call {
 
 const CHAT_CHUNK: &str = "chat.completion.chunk";
 
-impl ChatShape {
-    pub(super) fn new(frame: Frame, text: Arc<Text>, reader: AnswerReader) -> Self {
+impl ChatEncoder {
+    pub(super) fn new(frame: Envelope, text: Arc<Text>, reader: AnswerReader) -> Self {
         let (content, reasoning) = (String::new(), String::new());
         let (calls, logprobs) = (Vec::new(), Vec::new());
         Self { frame, text, reader, begun: false, content, reasoning, reasoning_tokens: 0, calls, logprobs, last: None }
     }
 
-    /// What a part of the answer adds; keeps it, too.
+    /// Adds a part of the answer to the collected message, and returns it as the `delta` of a chunk.
     fn take(&mut self, delta: Delta) -> Value {
         match delta {
             Delta::Content(text) => {
@@ -120,7 +121,7 @@ impl ChatShape {
     }
 }
 
-impl ResponseEncoder for ChatShape {
+impl ResponseEncoder for ChatEncoder {
     fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
         let mut deltas = self.reader.push(&piece.text);
         if piece.finish.is_some() {
@@ -130,8 +131,8 @@ impl ResponseEncoder for ChatShape {
             self.reasoning_tokens += 1;
         }
         // The token that ends an answer is no part of it.
-        let said = !self.text.stop_tokens.contains(&piece.choice.token);
-        let logprob = piece.choice.logprob.filter(|_| said);
+        let is_text = !self.text.stop_tokens.contains(&piece.choice.token);
+        let logprob = piece.choice.logprob.filter(|_| is_text);
         let entry = logprob.map(|logprob| logprob_entry(&self.text, &piece.choice, logprob));
         self.logprobs.extend(entry.clone());
         let mut values: Vec<Value> = deltas.into_iter().map(|delta| self.take(delta)).collect();
@@ -214,23 +215,23 @@ fn logprob_entry(text: &Text, choice: &Choice, logprob: f32) -> Value {
     entry
 }
 
-/// A text's continuation.
-pub(super) struct TextShape {
-    frame: Frame,
+/// Encoder of `/v1/completions`.
+pub(super) struct CompletionEncoder {
+    frame: Envelope,
     text: Arc<Text>,
-    said: String,
+    generated: String,
     tokens: Vec<Choice>,
     last: Option<(Usage, Finish)>,
 }
 
 const TEXT: &str = "text_completion";
 
-impl TextShape {
-    pub(super) fn new(frame: Frame, text: Arc<Text>) -> Self {
-        Self { frame, text, said: String::new(), tokens: Vec::new(), last: None }
+impl CompletionEncoder {
+    pub(super) fn new(frame: Envelope, text: Arc<Text>) -> Self {
+        Self { frame, text, generated: String::new(), tokens: Vec::new(), last: None }
     }
 
-    /// The form completions have: four lists side by side. Offsets are where a token's text begins in the answer.
+    /// Log-probabilities in the form of text completions: four parallel lists. Offsets are characters into the answer.
     fn logprobs(&self, choices: &[Choice], from: usize) -> Value {
         let spell = |token: u32| String::from_utf8_lossy(self.text.bytes(token)).into_owned();
         let mut offset = from;
@@ -256,16 +257,16 @@ impl TextShape {
     }
 }
 
-impl ResponseEncoder for TextShape {
+impl ResponseEncoder for CompletionEncoder {
     fn chunks(&mut self, piece: &Piece) -> Vec<Value> {
         let logprobs = match piece.choice.logprob {
-            Some(_) => self.logprobs(std::slice::from_ref(&piece.choice), self.said.chars().count()),
+            Some(_) => self.logprobs(std::slice::from_ref(&piece.choice), self.generated.chars().count()),
             None => Value::Null,
         };
         if piece.choice.logprob.is_some() {
             self.tokens.push(piece.choice.clone());
         }
-        self.said.push_str(&piece.text);
+        self.generated.push_str(&piece.text);
         let mut chunks = Vec::new();
         if !piece.text.is_empty() || !logprobs.is_null() || piece.finish.is_some() {
             let reason = piece.finish.map(|finish| self.reason(finish));
@@ -286,7 +287,7 @@ impl ResponseEncoder for TextShape {
         let (usage, finish) = self.last.unwrap_or((Usage::default(), Finish::Stop));
         let logprobs = if self.tokens.is_empty() { Value::Null } else { self.logprobs(&self.tokens, 0) };
         let reason = self.reason(finish);
-        let choice = json!({"index": 0, "text": self.said, "logprobs": logprobs, "finish_reason": reason});
+        let choice = json!({"index": 0, "text": self.generated, "logprobs": logprobs, "finish_reason": reason});
         let mut response = self.frame.response(TEXT, json!([choice]));
         response["usage"] = usage_of(&usage, 0);
         response
@@ -300,32 +301,32 @@ impl ResponseEncoder for TextShape {
     }
 }
 
-/// An answer that is being made.
-pub(super) struct Telling {
+/// The response to one request while it is generated.
+pub(super) struct ResponseStream {
     answer: AnswerEvents,
-    shape: Box<dyn ResponseEncoder>,
+    encoder: Box<dyn ResponseEncoder>,
     record: AccessRecord,
     over: bool,
 }
 
-impl Telling {
-    pub(super) fn new(answer: AnswerEvents, shape: Box<dyn ResponseEncoder>, record: AccessRecord) -> Self {
-        Self { answer, shape, record, over: false }
+impl ResponseStream {
+    pub(super) fn new(answer: AnswerEvents, encoder: Box<dyn ResponseEncoder>, record: AccessRecord) -> Self {
+        Self { answer, encoder, record, over: false }
     }
 
-    /// The next chunks of a stream; none when it has ended. An error is its last.
+    /// The next chunks of a stream; `None` after its end. An error is the last item.
     pub(super) async fn next(&mut self, stream: bool) -> Option<Result<Vec<Value>, ApiError>> {
         if self.over {
             return None;
         }
         Some(match self.answer.next().await {
             Some(JobEvent::Piece(piece)) => {
-                self.record.said(&piece.text);
+                self.record.append_text(&piece.text);
                 self.record.progress(&piece.usage, stream);
-                let chunks = self.shape.chunks(&piece);
+                let chunks = self.encoder.chunks(&piece);
                 if let Some(finish) = piece.finish {
                     self.over = true;
-                    self.record.finished(self.shape.reason(finish));
+                    self.record.finished(self.encoder.reason(finish));
                 }
                 Ok(chunks)
             }
@@ -339,11 +340,11 @@ impl Telling {
         })
     }
 
-    /// The whole response.
+    /// Waits for the end and returns the whole response.
     pub(super) async fn whole(mut self) -> Result<Value, ApiError> {
         while let Some(chunks) = self.next(false).await {
             chunks?;
         }
-        Ok(self.shape.whole())
+        Ok(self.encoder.whole())
     }
 }

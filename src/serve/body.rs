@@ -1,4 +1,4 @@
-//! Bodies of requests: JSON, so many bytes of it, in time; and preparing them, a few at a time.
+//! Reads request bodies: JSON of limited size, in limited time; and limits how many are prepared at once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,34 +11,34 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
 
-/// The largest body.
+/// Largest body in bytes.
 const LARGEST: usize = 8 << 20;
-/// How long one may take to arrive.
+/// Longest time for a body to arrive.
 const ARRIVAL: Duration = Duration::from_secs(30);
-/// A body up to this size is small: nobody waits for room for it.
+/// Bodies up to this many bytes do not wait for room.
 const SMALL: usize = 64 << 10;
-/// Bytes of larger bodies that are held at once, arriving or being prepared.
+/// Bytes of larger bodies in memory at once, while they arrive or are prepared.
 const ROOM: usize = 48 << 20;
-/// Room is counted in pieces of so many bytes.
+/// Granularity of [`ROOM`] in bytes.
 const PIECE: usize = 4 << 10;
-/// Of a body that is too large, so much is read for the client to hear why it is refused.
+/// Bytes of a too large body that are read and discarded, so that the client reads the refusal.
 const PASSED_OVER: usize = 64 << 20;
-/// Unless it stops for so long.
+/// Pause in a too large body after which the connection is given up.
 const PAUSE: Duration = Duration::from_millis(500);
-/// And no longer than this in all.
+/// Longest time for which a too large body is read and discarded.
 const PASSING: Duration = Duration::from_secs(10);
-/// Values in a body: what a few bytes of JSON become in memory is many times their size.
+/// Most JSON values in a body: in memory they take many times their size as text.
 const VALUES: usize = 1 << 18;
 
-/// What all requests share.
+/// Limits shared by all requests.
 pub(super) struct Intake {
     room: Arc<Semaphore>,
-    /// Large requests are prepared one at a time, small ones beside them.
+    /// Permits to prepare small requests; large ones are prepared one at a time, beside them.
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
 }
 
-/// A body and the room it takes.
+/// A body, and its share of [`ROOM`].
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) bytes: Bytes,
@@ -55,13 +55,14 @@ impl Intake {
         }
     }
 
-    /// Waits for a turn to prepare a request of this size.
+    /// Waits for permission to prepare a request of `size` bytes.
     pub(super) async fn turn(&self, size: usize) -> Option<OwnedSemaphorePermit> {
         let lane = if size <= SMALL { &self.small } else { &self.large };
         Arc::clone(lane).acquire_owned().await.ok()
     }
 
-    /// A JSON body, whole. Nothing else may be sent: a browser asks first before it sends JSON to another origin.
+    /// Reads a whole body, whose content type must be JSON: browsers ask for permission before they send that to
+    /// another origin.
     pub(super) async fn json(&self, parts: &Parts, body: Body) -> Result<Received, ApiError> {
         let kind = parts.headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json")) {
@@ -104,7 +105,7 @@ impl Intake {
     }
 }
 
-/// Reads on for a while: a client that is still sending would see a broken pipe instead of the answer.
+/// Reads on for a while and discards: a client that is still sending would see a broken pipe instead of the response.
 async fn pass_over(mut stream: axum::body::BodyDataStream, mut size: usize) -> ApiError {
     let read = async {
         while let Ok(Some(Ok(part))) = tokio::time::timeout(PAUSE, stream.next()).await {
@@ -119,7 +120,7 @@ async fn pass_over(mut stream: axum::body::BodyDataStream, mut size: usize) -> A
     ApiError::too_large(LARGEST)
 }
 
-/// JSON values in a text, about: what stands between commas, colons and brackets.
+/// Approximate number of JSON values in a text, by its commas, colons and brackets.
 fn values(text: &[u8]) -> usize {
     let (mut count, mut quoted, mut escaped) = (1, false, false);
     for byte in text {

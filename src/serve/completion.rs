@@ -1,11 +1,11 @@
-//! `POST /v1/completions`: a text to continue.
+//! `POST /v1/completions`: continues a text.
 
 use serde::Deserialize;
 
 use super::error::ApiError;
 use super::openai::{Common, FromBody, logprob_count};
 
-/// What the request says.
+/// The request body.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct CompletionRequest {
@@ -14,7 +14,7 @@ pub(super) struct CompletionRequest {
     pub(super) prompt: Option<InPrompt>,
     logprobs: Option<i64>,
     suffix: Option<String>,
-    /// vLLM's.
+    /// An extension of vLLM.
     add_special_tokens: Option<bool>,
 }
 

@@ -1,4 +1,4 @@
-//! Connections: accepted, limited in number, time and size, and drained at the end.
+//! Accepts connections, limits their number, time and header size, and drains them at the end.
 
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
@@ -18,49 +18,51 @@ use super::ServeError;
 use super::crowd::{Activity, Crowd, Guest};
 use super::head::Strict;
 
-/// How long headers may take to arrive, and a client to take what is written.
+/// Longest time for headers to arrive.
 const HEADERS: Duration = Duration::from_secs(15);
+/// Longest time for a client to accept written bytes.
 const WRITE: Duration = Duration::from_secs(60);
-/// The same for a connection that may only ask after the server's health.
+/// Longest time for the headers of a spare connection, which may only ask for the server's health.
 const SPARE_HEADERS: Duration = Duration::from_secs(2);
-/// Bytes of headers (hyper's least is 8 KiB).
+/// Most bytes of headers (hyper's minimum is 8 KiB).
 const HEADER_BYTES: usize = 32 << 10;
-/// For last words, when answers are cut off.
+/// Time to send final errors after answers are cut off.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Where a connection comes from.
+/// IP address of a connection's other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct PeerAddress(pub(super) IpAddr);
 
-/// The connection a request came on.
+/// The connection that a request arrived on.
 #[derive(Clone)]
 pub(super) struct ConnectionInfo {
     pub(super) activity: Arc<Activity>,
-    /// It may ask after the server's health alone.
+    /// Whether it may only ask for the server's health.
     pub(super) spare: bool,
 }
 
 /// How serving ends.
 pub(super) struct Shutdown<C> {
-    /// For running answers.
+    /// Time for running answers to finish.
     pub(super) drain: Duration,
-    /// Cuts off those that still run then.
+    /// Called after `drain` to cut off the answers that still run.
     pub(super) cut: C,
 }
 
 pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
     TcpListener::bind(address).await.map_err(|source| {
-        let hint = match source.kind() {
+        let help = match source.kind() {
             std::io::ErrorKind::AddrInUse => "another server has this port; stop it, or choose another with --port",
             std::io::ErrorKind::PermissionDenied => "ports below 1024 are root's; choose another with --port",
             std::io::ErrorKind::AddrNotAvailable => "--host must be an address of this machine, 127.0.0.1 or 0.0.0.0",
             _ => "choose another address with --host and --port",
         };
-        ServeError::Listen { address, source, hint }
+        ServeError::Listen { address, source, help }
     })
 }
 
-/// Serves until `over`, then lets answers end for as long as `end` says. Who asks meanwhile hears how things stand.
+/// Serves until `over` completes, then lets running answers finish as `end` says. New requests are meanwhile told that
+/// the server is shutting down.
 pub(super) async fn serve(
     listener: TcpListener,
     router: Router,
@@ -99,7 +101,7 @@ pub(super) async fn serve(
     let _ = tokio::time::timeout(LAST_WORDS, done).await;
 }
 
-/// The next connection that is let in.
+/// Waits for the next connection that [`Crowd`] admits.
 async fn accept(listener: &TcpListener, crowd: &Arc<Crowd>) -> Option<(TcpStream, Guest, PeerAddress)> {
     match listener.accept().await {
         Ok((stream, peer)) => Some((stream, crowd.enter(peer.ip())?, PeerAddress(peer.ip()))),
@@ -112,7 +114,7 @@ async fn accept(listener: &TcpListener, crowd: &Arc<Crowd>) -> Option<(TcpStream
     }
 }
 
-/// Answers on a connection until it ends or must make room.
+/// Serves a connection until it ends or must make room for another.
 fn attend(stream: TcpStream, (guest, peer): (Guest, PeerAddress), router: &Router, watcher: Watcher) {
     // Every token is sent as it comes.
     let _ = stream.set_nodelay(true);

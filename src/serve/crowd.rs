@@ -1,7 +1,7 @@
-//! Who is connected: so many in all and from one address, and room for whoever asks after the server's health.
+//! Limits connections in all and per address, and keeps room for health checks.
 //!
-//! A connection on which no request runs is worth little: when there are too many, the one that has been silent longest makes
-//! room, of the address that has most. Half a head, too, is no request yet.
+//! A connection without a running request is expendable: if there are too many, the one that has been idle longest is
+//! closed, of the address that has most. An incomplete head is no request yet.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -15,14 +15,14 @@ use axum::body::{Body, Bytes, HttpBody};
 use axum::http::Response;
 use tokio::sync::Notify;
 
-/// Connections at once, where the process may have so many files.
+/// Most connections, if the process may open that many files.
 const MOST: usize = 1024;
-/// Beyond these, connections that are asked nothing but the server's health.
+/// Connections beyond the limit that may only ask for the server's health.
 const SPARE: usize = 16;
-/// Files for everything else: libraries, weights, the journal.
+/// Files reserved for everything else: libraries, weights, the journal.
 const FILES: usize = 48;
 
-/// See the module.
+/// The connections that exist.
 pub(super) struct Crowd {
     most: usize,
     inner: Mutex<CrowdState>,
@@ -40,20 +40,20 @@ struct Seat {
     activity: Arc<Activity>,
 }
 
-/// What a connection does.
+/// Activity of a connection.
 pub(super) struct Activity {
-    /// Requests that run on it.
+    /// Number of requests running on it.
     running: AtomicUsize,
     last: Mutex<Instant>,
     close: Notify,
 }
 
-/// A connection's place; it is free again when this is dropped.
+/// An admitted connection; dropping it frees its place.
 pub(super) struct Guest {
     crowd: Arc<Crowd>,
     number: u64,
     pub(super) activity: Arc<Activity>,
-    /// It may ask after the server's health alone.
+    /// Whether it may only ask for the server's health.
     pub(super) spare: bool,
 }
 
@@ -70,7 +70,7 @@ impl Activity {
         Self { running: AtomicUsize::new(0), last: Mutex::new(Instant::now()), close: Notify::new() }
     }
 
-    /// Waits until the connection has to make room.
+    /// Waits until the connection must be closed to make room.
     pub(super) async fn closed(&self) {
         self.close.notified().await;
     }
@@ -80,7 +80,7 @@ impl Activity {
     }
 }
 
-/// A request that runs on a connection.
+/// Counts a request as running on a connection until it is dropped.
 pub(super) struct Running(Arc<Activity>);
 
 impl Running {
@@ -89,7 +89,7 @@ impl Running {
         Self(Arc::clone(activity))
     }
 
-    /// Lasts as long as the response's body.
+    /// Keeps the request counted until the response's body has been sent.
     pub(super) fn until_the_end(self, response: Response<Body>) -> Response<Body> {
         response.map(|body| Body::new(Held { body, _running: self }))
     }
@@ -128,7 +128,7 @@ impl HttpBody for Held {
 }
 
 impl Crowd {
-    /// For as many connections as this process may have files, within reason.
+    /// Sets the limit by the number of files that this process may open.
     pub(super) fn new() -> Arc<Self> {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         let limit = limit.map_or(usize::MAX, |limit| usize::try_from(limit).unwrap_or(usize::MAX));
@@ -142,7 +142,7 @@ impl Crowd {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for a connection from `peer`; none if it must be closed at once.
+    /// Admits a connection from `peer`; `None` if it must be closed at once.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Guest> {
         let mut inner = self.inner();
         let own = inner.seated.values().filter(|seat| seat.peer == peer).count();
@@ -168,14 +168,15 @@ impl Crowd {
         Some(Guest { crowd: Arc::clone(self), number, activity, spare: !seated })
     }
 
-    /// The process has no file left for a connection.
+    /// Closes an idle connection because the process has no file left for a new one.
     pub(super) fn make_room(&self) {
         self.inner().make_room(None);
     }
 }
 
 impl CrowdState {
-    /// Sends the longest silent connection of `peer`, or of the address that has most, away; false if all are busy.
+    /// Closes the connection of `peer`, or of the address that has most, that has been idle longest; false if all are
+    /// busy.
     fn make_room(&mut self, peer: Option<IpAddr>) -> bool {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         self.seated.values().for_each(|seat| *counts.entry(seat.peer).or_default() += 1);
@@ -186,7 +187,7 @@ impl CrowdState {
     }
 }
 
-/// Sends the first of the idle connections that have a rank away; false if there is none.
+/// Closes the lowest-ranked of the idle connections for which `rank` is some; false if there is none.
 fn dismiss_idlest<R: Ord>(seats: &mut HashMap<u64, Seat>, rank: impl Fn(&Seat) -> Option<R>) -> bool {
     let idle = seats.iter().filter(|(_, seat)| seat.activity.running.load(Ordering::Relaxed) == 0);
     let ranked = idle.filter_map(|(number, seat)| Some((rank(seat)?, *number)));

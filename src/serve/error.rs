@@ -1,4 +1,5 @@
-//! Errors as OpenAI's clients parse them: `{"error": {"message", "type", "param", "code"}}` with a status they know.
+//! Errors in the form that OpenAI's clients parse: `{"error": {"message", "type", "param", "code"}}` with a matching
+//! status.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -8,11 +9,12 @@ use serde_json::{Value, json};
 use crate::executor::LlmError;
 use crate::text::TextError;
 
-/// Bytes of a message, and of what it repeats of a request: a refused request must not come back whole, or fill the log.
+/// Most bytes of a message: a refused request must not come back whole, or fill the log.
 const MESSAGE: usize = 600;
+/// Most bytes of a parameter's or a host's name that a message quotes from a request.
 const PARAM: usize = 120;
 
-/// A text cut to so many bytes.
+/// A text cut to at most `most` bytes.
 pub(super) fn brief(text: String, most: usize) -> String {
     if text.len() <= most {
         return text;
@@ -20,7 +22,7 @@ pub(super) fn brief(text: String, most: usize) -> String {
     format!("{}…", &text[..text.floor_char_boundary(most)])
 }
 
-/// What a client is told. A client retries 408, 409, 429 and 5xx by itself, unless `x-should-retry` says otherwise.
+/// An error response. OpenAI's clients retry 408, 409, 429 and 5xx by themselves, unless `x-should-retry` forbids it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ApiError {
     pub(super) status: StatusCode,
@@ -36,13 +38,13 @@ impl ApiError {
         Self { status, kind, message: brief(message.into(), MESSAGE), param: None, code: None, retry_after: None }
     }
 
-    /// The request is wrong.
+    /// The request's field `param` is invalid.
     pub(super) fn invalid(param: &str, message: impl Into<String>) -> Self {
         let param = (!param.is_empty()).then(|| brief(param.to_owned(), PARAM));
         Self { param, ..Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", message) }
     }
 
-    /// The request is right, but not for this server.
+    /// The request's field `param` is valid, but this server does not support it.
     pub(super) fn unsupported(param: &str, message: impl Into<String>) -> Self {
         Self { code: Some("unsupported_value"), ..Self::invalid(param, message) }
     }
@@ -96,8 +98,16 @@ impl ApiError {
         Self::new(StatusCode::REQUEST_TIMEOUT, "timeout_error", "the body did not arrive in time")
     }
 
-    /// This one answer cannot be given; asking again would not help, and others are not concerned.
-    pub(super) fn unanswerable(message: impl Into<String>) -> Self {
+    /// Why an answer that had begun has no end: our own fault, or that of what was asked.
+    pub(super) fn of_answer(failure: LlmError) -> Self {
+        match failure {
+            LlmError::Internal(_) => failure.into(),
+            failure => Self::unanswerable(failure.to_string()),
+        }
+    }
+
+    /// This answer cannot be generated. Retrying would not help, and other answers are unaffected.
+    fn unanswerable(message: impl Into<String>) -> Self {
         Self { code: Some("unanswerable"), ..Self::invalid("", message) }
     }
 
@@ -106,14 +116,14 @@ impl ApiError {
         Self::new(status, "invalid_request_error", "the headers are larger than 32 KiB")
     }
 
-    /// A name that is not the server's, which a page in a visitor's browser may have given itself.
+    /// The Host header names another server: a web page may have made a visitor's browser send it (DNS rebinding).
     pub(super) fn host(name: &str) -> Self {
         let name = brief(name.to_owned(), PARAM);
         let message = format!("this server does not go by the name `{name}`; `serve --allowed-host {name}` lets it");
         Self { code: Some("host_not_allowed"), ..Self::forbidden(message) }
     }
 
-    /// A connection beyond those that can be served.
+    /// Too many connections.
     pub(super) fn crowded() -> Self {
         Self {
             code: Some("too_many_connections"),
@@ -127,17 +137,17 @@ impl ApiError {
         Self { code: Some(code), retry_after: Some(1), ..error }
     }
 
-    /// Too many wrong keys.
+    /// Too many wrong keys from this address.
     pub(super) fn braked() -> Self {
         Self::limited("too many wrong keys from this address; try again in 1 s", "too_many_wrong_keys")
     }
 
-    /// More large bodies at once than there is room for.
+    /// No room for another large body at the moment.
     pub(super) fn flooded() -> Self {
         Self::limited("too many large requests at once; try again in 1 s", "rate_limit_exceeded")
     }
 
-    /// The server ends before the answer does.
+    /// The server shuts down before the answer is complete.
     pub(super) fn cut_off() -> Self {
         let message = "the server is shutting down, and the time it gives running answers is over (--drain)";
         Self {
@@ -147,7 +157,7 @@ impl ApiError {
         }
     }
 
-    /// Something went wrong here, and nothing is known to be broken.
+    /// An unexpected error of the server.
     pub(super) fn internal(message: impl Into<String>) -> Self {
         Self { code: Some("internal_error"), ..Self::engine(message) }
     }
@@ -162,7 +172,7 @@ impl ApiError {
         }
     }
 
-    /// The machine has too much to do for this now.
+    /// The machine is too busy for this request at the moment.
     fn overloaded(message: impl Into<String>) -> Self {
         Self {
             code: Some("overloaded"),
@@ -171,7 +181,7 @@ impl ApiError {
         }
     }
 
-    /// Loading, or about to end.
+    /// The model is still loading, or the server is shutting down.
     pub(super) fn not_ready(state: &str) -> Self {
         Self {
             code: Some("not_ready"),
@@ -185,7 +195,7 @@ impl ApiError {
         Self { code: Some("deadline_exceeded"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", message) }
     }
 
-    /// The engine failed; asking again would not help.
+    /// The engine failed. Retrying would not help.
     pub(super) fn engine(message: impl Into<String>) -> Self {
         Self {
             code: Some("engine_error"),
@@ -193,7 +203,7 @@ impl ApiError {
         }
     }
 
-    /// The body; also what a stream that has begun ends with.
+    /// The JSON body; also the last event of a stream that has begun.
     pub(super) fn body(&self) -> Value {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
     }
@@ -204,6 +214,7 @@ impl From<LlmError> for ApiError {
         match error {
             LlmError::TooLong { have, limit, .. } => Self::too_long(have, limit),
             LlmError::Request(message) => Self::invalid("", message),
+            LlmError::Internal(message) => Self::internal(message.to_string()),
             LlmError::Busy(message) => Self::overloaded(message),
             LlmError::Text { message, .. } => Self::invalid("messages", message.to_string()),
             error @ LlmError::NotFinite => Self::unanswerable(error.to_string()),
@@ -218,7 +229,7 @@ impl From<TextError> for ApiError {
     }
 }
 
-/// The message, for the log.
+/// The error message, attached to the response for the log.
 #[derive(Clone)]
 pub(super) struct Why(pub(super) String);
 
@@ -234,5 +245,38 @@ impl IntoResponse for ApiError {
             headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::BackendError;
+    use crate::diagnostic::Diagnostic;
+
+    #[test]
+    fn a_status_says_whose_fault_it_is() {
+        let internal = || LlmError::Internal(Diagnostic::new("no such step").with_help("report it"));
+        let cases = [
+            (LlmError::Request("no prompt".to_owned()), 400, None),
+            (
+                LlmError::TooLong { what: "a prompt", have: 2, limit: 1, help: String::new() },
+                400,
+                Some("context_length_exceeded"),
+            ),
+            (LlmError::NotFinite, 400, Some("unanswerable")),
+            (LlmError::Busy("no memory".to_owned()), 503, Some("overloaded")),
+            (internal(), 500, Some("internal_error")),
+            (LlmError::Backend(BackendError::Run("illegal address".into())), 500, Some("engine_error")),
+        ];
+        for (error, status, code) in cases {
+            let told = ApiError::from(error.clone());
+            assert_eq!((told.status.as_u16(), told.code), (status, code), "{error}");
+        }
+        // Once an answer has begun, what is wrong with a request is wrong with its answer.
+        let told = ApiError::of_answer(internal());
+        assert_eq!((told.status.as_u16(), told.message.as_str()), (500, "no such step\n  hint: report it"));
+        let told = ApiError::of_answer(LlmError::Request("it left its grammar".to_owned()));
+        assert_eq!((told.status.as_u16(), told.code), (400, Some("unanswerable")));
     }
 }

@@ -1,5 +1,5 @@
-//! Fields that change the answer elsewhere (vLLM, SGLang, llama.cpp, Ollama, transformers) and cannot here: asked for in vain,
-//! they are refused; saying what would happen anyway, they are fine.
+//! Request fields that change the answer in other servers (vLLM, SGLang, llama.cpp, Ollama, transformers) and not in
+//! this one. They are refused, unless their value asks for what this server does anyway.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 
-/// A field, what it may say as JSON (besides null, an empty list and an empty object), and what to do instead.
+/// A field, its accepted JSON values (besides null, an empty list and an empty object), and what to use instead.
 type Field = (&'static str, &'static [&'static str], &'static str);
 
 const SCHEMA: &str = "use response_format with a json_schema";
@@ -88,7 +88,7 @@ const FIELDS: [Field; 66] = [
     ("lora_path", &[], "this server has one model; put the adapter into its checkpoint, and build that"),
 ];
 
-/// The first such field of a request's body that asks for something.
+/// The first such field in a request's body whose value would change the answer.
 #[derive(Debug, Default)]
 pub(super) struct Foreign(Option<&'static Field>);
 

@@ -1,4 +1,4 @@
-//! Entries for the fuzz targets `head` and `chat`: the very functions that serve, without sockets.
+//! Entries for the fuzz targets `head` and `chat`: the functions that serve, without sockets.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -22,7 +22,7 @@ use crate::generation::RequestLimits;
 use crate::generation::compiler::GrammarCompiler;
 use crate::text::Text;
 
-/// What hyper gets of a connection's bytes, in reads of at most these sizes.
+/// The bytes that hyper receives from a connection's `bytes`, read in pieces of at most these sizes.
 pub fn strict(bytes: &[u8], sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
     let mut stream = Strict::new(bytes);
     let mut context = Context::from_waker(Waker::noop());
@@ -39,14 +39,14 @@ pub fn strict(bytes: &[u8], sizes: impl IntoIterator<Item = usize>) -> Vec<u8> {
     passed
 }
 
-/// Status and body of an error's answer.
+/// Status and body of an error response.
 pub type Refusal = (u16, Value);
 
 fn refusal(error: ApiError) -> Refusal {
     (error.status.as_u16(), error.body())
 }
 
-/// Where requests are prepared for a model that is not there.
+/// Prepares requests for a model that is not loaded.
 pub struct Desk {
     runtime: Runtime,
     intake: Intake,
@@ -54,7 +54,7 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// With the tokenizer and template of `folder`.
+    /// Uses the tokenizer and chat template in `folder`.
     pub fn open(folder: &Path) -> Result<Self, String> {
         let runtime = Builder::new_current_thread().enable_time().build().map_err(|error| error.to_string())?;
         let text = Arc::new(Text::open(folder).map_err(|error| error.to_string())?);
@@ -75,14 +75,14 @@ impl Desk {
         Ok(Self { runtime, intake: Intake::new(), about })
     }
 
-    /// Prepares `POST /v1/chat/completions`; the grammar of its answer, if that must be something.
+    /// Prepares `POST /v1/chat/completions`, and returns the grammar of its answer, if it has one.
     pub fn chat(&self, body: &[u8]) -> Result<Option<String>, Refusal> {
         let asked: ChatRequest = self.take_in(body)?;
         let prepared = prepare::chat(&asked, &self.about, 64).map_err(refusal)?;
         Ok(prepared.rules.map(|rules| rules.lark))
     }
 
-    /// Prepares `POST /v1/completions`; the tokens of its prompt.
+    /// Prepares `POST /v1/completions`, and returns the number of tokens of its prompt.
     pub fn completion(&self, body: &[u8]) -> Result<usize, Refusal> {
         let asked: CompletionRequest = self.take_in(body)?;
         let request = prepare::completion(&asked, &self.about, 64).map_err(refusal)?;

@@ -1,4 +1,4 @@
-//! What stands before every handler: request ids, hosts, keys, origins, and the log.
+//! Middleware in front of every handler: request ids, hosts, keys, origins, and the log.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -25,15 +25,15 @@ use super::crowd::Running;
 use super::error::ApiError;
 use super::log::AccessRecord;
 
-/// Who asks, as numbers.
+/// A client's identity, as hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Client {
-    /// By address, key and, where it is given, the user the client asks for: whose turn it is.
+    /// Hash of address, key and, if given, the `user` field: requests of different clients are scheduled in turn.
     pub(super) turn: u64,
-    /// By address and key.
+    /// Hash of address and key.
     pub(super) source: u64,
-    /// By key and user: what is cached of one's prompts is for the same alone. What a client says of itself narrows this,
-    /// and a key it does not know cannot be said.
+    /// Hash of key and user: cached prefixes are shared only within it. The `user` field can only narrow it, since a
+    /// client cannot claim a key that it does not know.
     pub(super) scope: u64,
 }
 
@@ -51,7 +51,7 @@ impl Client {
     }
 }
 
-/// Marks a response whose handler writes the log itself.
+/// Marks a response whose handler logs it.
 #[derive(Clone)]
 struct Logged;
 
@@ -62,7 +62,7 @@ pub(super) fn logged(mut response: Response) -> Response {
 
 const REQUEST_ID: &str = "x-request-id";
 
-/// Forgets a client's name for its request unless it is a decent one: it stands in the log and in the response.
+/// Removes a client's request id unless it is short and printable, since it is copied to the log and the response.
 pub(super) async fn forget_odd_id(mut request: Request, next: Next) -> Response {
     let decent = |name: &str| (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
     let given = request.headers().get(REQUEST_ID);
@@ -72,7 +72,7 @@ pub(super) async fn forget_odd_id(mut request: Request, next: Next) -> Response 
     next.run(request).await
 }
 
-/// Names the requests that bring no name.
+/// Makes ids for requests that have none.
 #[derive(Clone)]
 pub(super) struct RandomId;
 
@@ -82,12 +82,13 @@ impl MakeRequestId for RandomId {
     }
 }
 
-/// A request's name as text.
+/// The id of a request as text.
 pub(super) fn request_id(id: &RequestId) -> &str {
     id.header_value().to_str().unwrap_or_default()
 }
 
-/// Takes the word of the operator's own proxy for whom it asks: the last address of `X-Forwarded-For` that is no such proxy.
+/// Takes the client's address from `X-Forwarded-For` if the connection comes from a trusted proxy: the last address in
+/// it that is not a trusted proxy.
 pub(super) async fn forwarded(Shared(app): Shared<Arc<App>>, mut request: Request, next: Next) -> Response {
     let trusted = |peer: &PeerAddress| app.proxies.contains(&peer.0.to_canonical());
     if request.extensions().get::<PeerAddress>().is_some_and(trusted) {
@@ -103,14 +104,14 @@ pub(super) async fn forwarded(Shared(app): Shared<Arc<App>>, mut request: Reques
     next.run(request).await
 }
 
-/// An address as proxies write it, with a port or without.
+/// Parses an address as proxies write it, with or without a port.
 fn address(entry: &[u8]) -> Option<IpAddr> {
     let entry = std::str::from_utf8(entry).ok()?.trim();
     let with_port = || entry.parse::<SocketAddr>().ok().map(|address| address.ip());
     entry.parse().ok().or_else(with_port)
 }
 
-/// Counts responses; logs those that no handler does, errors alone.
+/// Counts responses, and logs errors that no handler logs.
 pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let path = request.uri().path().to_owned();
@@ -130,8 +131,8 @@ pub(super) async fn observe(Shared(app): Shared<Arc<App>>, request: Request, nex
     response
 }
 
-/// One of the server's keys, where it has some. Digests are compared, in constant time. An address with many wrong ones has
-/// to wait.
+/// Requires one of the server's keys, if it has any. SHA-256 digests are compared in constant time; an address with
+/// many wrong keys must wait.
 pub(super) async fn authorize(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     if app.keys.is_empty() {
         return next.run(request).await;
@@ -154,7 +155,7 @@ fn unauthorized() -> Response {
     response
 }
 
-/// The key a client shows: as OpenAI's clients do, or Azure's, or Anthropic's.
+/// The key in a request's headers, as OpenAI's, Azure's or Anthropic's clients send it.
 fn key(headers: &HeaderMap) -> Option<&str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let bearer = text("authorization").and_then(|value| {
@@ -170,26 +171,27 @@ fn allowed(keys: &[[u8; 32]], given: &str) -> bool {
     keys.iter().fold(Choice::from(0), |found, key| found | key.as_slice().ct_eq(given.as_slice())).into()
 }
 
-/// Wrong keys by address: some at once, then one a second. The same one again is no guess: a client with an old key that
-/// tries for ever does not keep others of its address out.
+/// Limits wrong keys per address: some at once, then one per second. Repeating the same wrong key does not count, so
+/// that a client with an old key does not lock out others of its address.
 #[derive(Debug, Default)]
 pub(super) struct Brake(Mutex<HashMap<Option<PeerAddress>, Tried>>);
 
 #[derive(Debug)]
 struct Tried {
-    /// Tries that were left then.
+    /// Tries that were left at that time.
     left: f64,
     then: Instant,
-    /// Digests of the last wrong keys.
+    /// Digests of the latest wrong keys.
     wrong: VecDeque<[u8; 32]>,
 }
 
-/// Wrong keys an address may try in a row.
+/// Wrong keys that an address may try in a row.
 const TRIES: f64 = 10.0;
-/// Tries that come back each second.
+/// Tries that are granted again per second.
 const TRIES_PER_SECOND: f64 = 1.0;
-/// Addresses remembered, and wrong keys of each.
+/// Most addresses remembered.
 const ADDRESSES: usize = 4096;
+/// Most wrong keys remembered of each address.
 const WRONG: usize = 16;
 
 impl Tried {
@@ -230,11 +232,12 @@ pub(super) fn digest(key: &str) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
-/// Bytes of all headers.
+/// Most bytes of a request's headers in all.
 const HEADERS: usize = 32 << 10;
 
-/// The name a client uses for this server must be one of its own: a page whose name is suddenly this machine's address (DNS
-/// rebinding) would be of the server's own origin. And a connection that was let in for the server's health asks for that.
+/// Requires that the Host header names this server: a web page whose name suddenly resolves to this machine (DNS
+/// rebinding) would otherwise be of the server's own origin. A spare connection is restricted to health checks here as
+/// well.
 pub(super) async fn host(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     let size: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if size > HEADERS {
@@ -256,15 +259,16 @@ pub(super) async fn host(Shared(app): Shared<Arc<App>>, request: Request, next: 
     running.until_the_end(next.run(request).await)
 }
 
-/// Names of this server.
+/// Host names of this server.
 #[derive(Debug)]
 pub(super) struct Hosts {
-    /// Lower case, without ports; any will do if there is none.
+    /// Host names in lower case without ports; empty if any name is accepted.
     names: Vec<String>,
 }
 
 impl Hosts {
-    /// For a server at `address`; `allowed` are names besides. One that networks reach goes by any name, unless some are given.
+    /// The names of a server at `address`, and `allowed` ones. A server on other than loopback addresses accepts any
+    /// name, unless some are given.
     pub(super) fn new(address: IpAddr, allowed: &[String]) -> Self {
         // 127.0.0.1 may be written as ::ffff:127.0.0.1.
         let address = address.to_canonical();
@@ -286,7 +290,7 @@ impl Hosts {
     }
 }
 
-/// A host without its port and the root's dot.
+/// A host name without port and without a final dot.
 fn bare(host: &str) -> &str {
     let end = match host.rsplit_once(':') {
         Some((before, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !before.ends_with(':') => before,
@@ -297,14 +301,14 @@ fn bare(host: &str) -> &str {
     end.strip_suffix('.').unwrap_or(end)
 }
 
-/// The one origin whose pages may use the server, and what browsers are told of that.
+/// The allowed origin and the CORS headers for it.
 pub(super) struct Cors {
     origin: String,
     layer: CorsLayer,
 }
 
 impl Cors {
-    /// For the pages of `origin`; none if no browser can send that.
+    /// Allows the pages of `origin`; `None` if no browser can send such an origin.
     pub(super) fn new(origin: String) -> Option<Self> {
         let value = HeaderValue::from_str(&origin).ok()?;
         let own = ["api-key", "x-api-key"].map(HeaderName::from_static);
@@ -314,7 +318,7 @@ impl Cors {
     }
 }
 
-/// Pages of other origins may not use the server through a visitor's browser, unless one is allowed.
+/// Refuses requests from web pages of other origins, unless the origin is allowed.
 pub(super) async fn origin(Shared(app): Shared<Arc<App>>, request: Request, next: Next) -> Response {
     let text = |headers: &HeaderMap, name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (origin, host) = (text(request.headers(), header::ORIGIN), text(request.headers(), header::HOST));

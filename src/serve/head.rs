@@ -1,8 +1,8 @@
-//! What arrives on a connection, looked at before hyper reads it: heads of requests that two programs could read in two ways
-//! (RFC 9112, sections 2.2, 3.2, 6.1 and 11.2) are spoilt, so that hyper answers 400 and closes.
+//! Checks the bytes of a connection before hyper reads them: request heads that two programs could read differently
+//! (request smuggling; RFC 9112, sections 2.2, 3.2, 6.1 and 11.2) are corrupted, so that hyper answers 400 and closes.
 //!
-//! hyper takes a bare line feed for the end of a header, any number of `Host`s, and `Content-Length` beside
-//! `Transfer-Encoding`. A proxy before it may see other requests in such bytes.
+//! hyper accepts a bare line feed as the end of a header, any number of `Host`s, and `Content-Length` beside
+//! `Transfer-Encoding`. A proxy in front of it may see different requests in such bytes.
 
 use std::io;
 use std::pin::Pin;
@@ -10,29 +10,29 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A head is not kept beyond this; hyper refuses it by its own limit.
+/// Most bytes of a head that are kept; hyper refuses longer ones by its own limit.
 const LONGEST: usize = 64 << 10;
-/// Bytes of a chunk's size line.
+/// Most bytes of a chunk's size line.
 const SIZE_LINE: usize = 256;
 
-/// Where in the stream of requests the next byte is.
+/// Position in the stream of requests.
 #[derive(Debug)]
 enum HeadState {
-    /// The head so far.
+    /// In a head, of which these bytes have been read.
     Head(Vec<u8>),
-    /// Bytes of a body that are still to come.
+    /// In a body, with this many bytes left.
     Body(u64),
-    /// A chunk's size line so far.
+    /// In a chunk's size line, of which these bytes have been read.
     Size(Vec<u8>),
-    /// Bytes of a chunk and its line end.
+    /// In a chunk, with this many bytes left including its line end.
     Chunk(u64),
-    /// After the last chunk: the line so far.
+    /// In a line after the last chunk, of which these bytes have been read.
     Trailer(Vec<u8>),
-    /// Spoilt.
+    /// After an ambiguous head.
     Bad,
 }
 
-/// Reads through `stream`, see the module.
+/// A stream whose reads are checked.
 #[derive(Debug)]
 pub(super) struct Strict<S> {
     stream: Pin<Box<S>>,
@@ -45,7 +45,7 @@ impl<S> Strict<S> {
     }
 }
 
-/// Looks at bytes in their order, and spoils the first that should not be there.
+/// Checks bytes in order, and corrupts the first one that must not be there.
 fn look(state: &mut HeadState, bytes: &mut [u8]) {
     let mut at = 0;
     while at < bytes.len() {
@@ -73,7 +73,7 @@ fn look(state: &mut HeadState, bytes: &mut [u8]) {
     }
 }
 
-/// Takes one byte of a head, a size line or a trailer; what comes after it, if it was the last.
+/// Consumes one byte of a head, a size line or a trailer, and returns the next state if the byte ended it.
 fn step(state: &mut HeadState, byte: u8) -> Option<HeadState> {
     match state {
         HeadState::Head(head) => {
@@ -115,7 +115,7 @@ fn step(state: &mut HeadState, byte: u8) -> Option<HeadState> {
     }
 }
 
-/// What follows a chunk's size line.
+/// The state after a chunk's size line.
 fn chunk(line: &[u8]) -> HeadState {
     let size = line.strip_suffix(b"\r\n").map(|line| line.split(|byte| *byte == b';').next().unwrap_or_default());
     let size = size.and_then(|size| std::str::from_utf8(size).ok()).and_then(|size| {
@@ -129,7 +129,7 @@ fn chunk(line: &[u8]) -> HeadState {
     }
 }
 
-/// What follows a complete head.
+/// The state after a complete head.
 fn after(head: &[u8]) -> HeadState {
     let (mut hosts, mut lengths, mut encodings) = (0, Vec::new(), Vec::new());
     for line in head.split(|byte| *byte == b'\n').skip(1) {
@@ -207,7 +207,7 @@ impl<S: AsyncWrite> AsyncWrite for Strict<S> {
 mod tests {
     use super::*;
 
-    /// Whether a stream of requests is passed on untouched, however it is cut into reads.
+    /// Whether a stream of requests passes unchanged, in whatever pieces it is read.
     fn passes(text: &str) -> bool {
         let whole = |size: usize| {
             let (mut state, mut bytes) = (HeadState::Head(Vec::new()), text.as_bytes().to_vec());

@@ -1,4 +1,4 @@
-//! One entry per request, written when its last byte is on its way. What was asked and answered is not in it, unless wanted.
+//! One log entry per request, written when its last byte is sent. Prompts and answers are left out, unless requested.
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -7,10 +7,10 @@ use serde::Serialize;
 
 use crate::generation::Usage;
 
-/// Takes entries; the command line prints them.
+/// Receives log entries; the command line prints them.
 pub type Log = Arc<dyn Fn(&LogEntry) + Send + Sync>;
 
-/// What is known of a request when it ends.
+/// A log entry of a finished request.
 #[derive(Debug, Clone, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[allow(missing_docs)]
@@ -19,22 +19,22 @@ pub struct LogEntry {
     pub time: f64,
     pub request_id: String,
     pub path: String,
-    /// 499 if the client went away.
+    /// Status of the response; 499 if the client closed the connection.
     pub status: u16,
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<Answered>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Only with `--log-prompts`.
+    /// The prompt, with `--log-prompts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
-    /// Only with `--log-prompts`.
+    /// The answer, with `--log-prompts`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
 }
 
-/// What an answer took.
+/// Token counts and times of an answer.
 #[derive(Debug, Clone, Default, Serialize)]
 #[allow(missing_docs)]
 pub struct Answered {
@@ -47,7 +47,7 @@ pub struct Answered {
     pub finish_reason: &'static str,
 }
 
-/// An entry in the making; it is logged when it is dropped.
+/// A log entry that is being filled; dropping it logs it.
 pub(super) struct AccessRecord {
     entry: LogEntry,
     begun: Instant,
@@ -73,24 +73,24 @@ impl AccessRecord {
         Self { entry, begun: Instant::now(), log: Arc::clone(log), over: false, silent: false }
     }
 
-    /// It began earlier.
+    /// Sets the time at which the request arrived.
     pub(super) fn since(mut self, begun: Instant) -> Self {
         self.begun = begun;
         self
     }
 
-    /// It is not logged: somebody else does that.
+    /// Drops the entry without logging it, because another one is logged.
     pub(super) fn unneeded(mut self) {
         self.silent = true;
     }
 
-    pub(super) fn said(&mut self, text: &str) {
+    pub(super) fn append_text(&mut self, text: &str) {
         if let Some(said) = &mut self.entry.text {
             said.push_str(text);
         }
     }
 
-    /// Tells how far the answer has got.
+    /// Updates the token counts of an answer.
     pub(super) fn progress(&mut self, usage: &Usage, stream: bool) {
         if self.entry.answer.is_none() {
             let first = self.begun.elapsed().as_secs_f64();

@@ -1,4 +1,4 @@
-//! Figures for Prometheus, and where the device's load is read.
+//! Metrics for Prometheus, and the GPU's load.
 
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -31,7 +31,7 @@ struct ModelLabels {
     version: &'static str,
 }
 
-/// See the module.
+/// The server's metrics.
 pub(super) struct Metrics {
     registry: Registry,
     requests: Family<Route, Counter>,
@@ -49,7 +49,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Figures of the model called `model`.
+    /// Registers the metrics of the model called `model`.
     pub(super) fn new(model: &str) -> Self {
         // 1 ms to 131 s, and 0.5 ms to 8 s.
         let (slow, fast) = (|| exponential_buckets(0.001, 2.0, 18), || exponential_buckets(0.0005, 2.0, 15));
@@ -131,7 +131,7 @@ impl Metrics {
         self.tokens.get_or_create(&MetricKind { kind }).inc_by(tokens as u64);
     }
 
-    /// The figures, as Prometheus reads them.
+    /// The metrics in Prometheus' text format.
     pub(super) fn text(&self) -> String {
         if let Some(bytes) = of_process("self", "VmRSS") {
             self.memory.get_or_create(&MetricKind { kind: "resident" }).set(whole(bytes));
@@ -149,11 +149,11 @@ fn whole(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-/// Where a Jetson's driver tells the GPU's load, in thousandths.
+/// Files in which a Jetson's driver reports the GPU's load in thousandths.
 const JETSON_LOAD: [&str; 3] =
     ["/sys/devices/platform/gpu.0/load", "/sys/devices/gpu.0/load", "/sys/devices/platform/bus@0/17000000.gpu/load"];
 
-/// 0 to 1; none where nothing tells.
+/// The GPU's load, 0 to 1; `None` if it cannot be read.
 fn gpu_load() -> Option<f64> {
     let jetson = JETSON_LOAD.iter().find_map(|path| std::fs::read_to_string(path).ok());
     if let Some(text) = jetson {

@@ -8,8 +8,8 @@
 //!                        JSON or events ◀──────────────── answer: words, thoughts, calls
 //! ```
 //!
-//! JSON stays on this side: the worker knows tokens and texts. `openai.rs` and `turn.rs` are what requests say, `answer.rs`
-//! what responses do, `error.rs` what clients are told when it does not work.
+//! JSON stays on the handlers' side: the worker thread knows tokens and texts. `openai.rs` and `turn.rs` parse
+//! requests, `answer.rs` encodes responses, `error.rs` encodes errors.
 
 mod answer;
 mod body;
@@ -41,66 +41,78 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use log::{Answered, Log, LogEntry};
 
+use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::generation::Generator;
 
-/// Bytes of a thread's stack, reserved and not used.
+/// Stack of a thread in bytes; reserved, not committed.
 const STACK: usize = 32 << 20;
-/// Threads that prepare requests, at most.
+/// Most threads that prepare requests.
 const BLOCKING: usize = 64;
 
-/// Large grammars at once, of answers that are made or wait: each takes up to some 30 MB.
+/// Most large grammars in memory, of running and waiting answers: each takes up to about 30 MB.
 const LARGE_GRAMMARS: usize = 8;
 
 /// The chat page.
 const PAGE: &str = include_str!("page.html");
 
-/// How to serve.
+/// Options of the server.
 pub struct Options {
-    /// Where to listen.
+    /// Address to listen on.
     pub address: SocketAddr,
-    /// What clients may call the model; the first is its name.
+    /// Names by which clients may request the model; the first is its name in responses.
     pub names: Vec<String>,
-    /// The engine directory, for `/health`.
+    /// Engine directory, shown by `/health`.
     pub engine: PathBuf,
-    /// Tokens of an answer that sets no limit itself.
+    /// Longest answer in tokens for requests without a limit.
     pub max_output: usize,
-    /// Keys clients must show one of; none if it is open to all.
+    /// API keys, one of which every request must carry; empty if the server is open to all.
     pub keys: Vec<String>,
-    /// Requests that may wait.
+    /// Most waiting requests.
     pub queue: usize,
-    /// For all of one answer.
+    /// Longest time for one request.
     pub timeout: Duration,
-    /// For running answers when the server is told to end.
+    /// Time for running answers to finish at shutdown.
     pub drain: Duration,
-    /// An origin whose pages may use the server.
+    /// Origin whose pages may call the server.
     pub cors: Option<String>,
-    /// Names besides its own by which clients may reach it.
+    /// Additional host names that requests may carry.
     pub allowed_hosts: Vec<String>,
-    /// Addresses of proxies whose `X-Forwarded-For` is believed.
+    /// Addresses of proxies whose `X-Forwarded-For` is trusted.
     pub proxies: Vec<std::net::IpAddr>,
-    /// Special tokens spelled in contents are special, not words.
+    /// Whether special tokens written in messages are encoded as special tokens instead of text.
     pub special_tokens: bool,
-    /// Instructions that many conversations begin with, and that all clients may share in the cache.
+    /// System prompt whose cached prefix all clients share.
     pub shared_system: Option<String>,
-    /// Log what is asked and answered.
+    /// Whether to log prompts and answers.
     pub log_prompts: bool,
-    /// Takes log entries.
+    /// Receives log entries.
     pub log: Log,
 }
 
-/// Why serving ended before it was told to.
+/// Why the server stopped by itself.
 #[derive(Debug, thiserror::Error)]
+#[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
 pub enum ServeError {
-    #[error("cannot listen on {address}: {source}\n  hint: {hint}")]
-    Listen { address: SocketAddr, source: std::io::Error, hint: &'static str },
-    #[error("{0}")]
+    Listen { address: SocketAddr, source: std::io::Error, help: &'static str },
     Io(#[from] std::io::Error),
-    #[error("{0}\n  hint: the server ends so that it can be started afresh; `watus-build service install` does that")]
     Engine(String),
 }
 
-/// What handlers share.
+impl Diagnose for ServeError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Listen { address, source, help } => {
+                Diagnostic::new(format!("cannot listen on {address}: {source}")).with_help(*help)
+            }
+            Self::Io(error) => error.diagnostic(),
+            Self::Engine(message) => Diagnostic::new(message)
+                .with_help("the server ends so that it can be started afresh; `watus-build service install` does that"),
+        }
+    }
+}
+
+/// State shared by the handlers.
 struct App {
     state: state::State,
     scheduler: scheduler::Scheduler,
@@ -114,7 +126,7 @@ struct App {
     hosts: guard::Hosts,
     proxies: Vec<std::net::IpAddr>,
     intake: body::Intake,
-    /// To hold a large grammar.
+    /// Permits for large grammars.
     grammars: permits::Permits,
     cors: Option<guard::Cors>,
     log_prompts: bool,
@@ -144,8 +156,8 @@ impl App {
     }
 }
 
-/// Serves until `cancel` is set. `load` makes the model, on the thread that will own it; `listening` hears where clients
-/// find the server, before the model is loaded.
+/// Serves until `cancel` is set. `load` loads the model on the thread that will own it; `listening` is called with the
+/// address before that.
 pub fn run<E: Send + 'static>(
     options: Options,
     load: impl FnOnce() -> Result<Generator, E> + Send + 'static,
@@ -168,7 +180,9 @@ pub fn run<E: Send + 'static>(
         if let Some(system) = &shared {
             let beginning = generator.text().beginning(system);
             if beginning.is_empty() {
-                tracing::warn!("--shared-system: the chat template says nothing of it first, so nothing is shared");
+                tracing::warn!(
+                    "--shared-system: the chat template does not put the system prompt first, so nothing is shared"
+                );
             }
             generator.share(beginning);
         }
@@ -202,7 +216,7 @@ pub fn run<E: Send + 'static>(
     }
 }
 
-/// Letters and digits nobody can guess in time.
+/// A random text of letters and digits that cannot be guessed.
 fn random_name(length: usize) -> String {
     use std::hash::{BuildHasher, RandomState};
     use std::sync::atomic::AtomicU64;
@@ -223,7 +237,7 @@ fn random_name(length: usize) -> String {
     letters
 }
 
-/// A path as a label of a metric: there must not be one for everything a client makes up.
+/// The route as a label of metrics; unknown paths share one label, since clients can invent any number.
 fn known(route: &str) -> &'static str {
     const ROUTES: [&str; 9] = [
         "/",

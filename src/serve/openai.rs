@@ -1,4 +1,4 @@
-//! What OpenAI's API sends: requests as JSON has them, and what of them this server takes.
+//! Request bodies of OpenAI's API, and which of their fields this server supports.
 //!
 //! A field that changes the answer is honoured or refused; one that does not (`metadata`, `store`, …) is ignored.
 
@@ -12,7 +12,7 @@ use super::turn::InMessage;
 use crate::text::tools::ToolChoice;
 use crate::text::{self, Message, Wishes};
 
-/// What a request of either kind may say of the answer.
+/// Fields shared by chat and text completions.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Common {
@@ -21,7 +21,7 @@ pub(super) struct Common {
     max_completion_tokens: Option<i64>,
     temperature: Option<f32>,
     top_p: Option<f32>,
-    /// Not OpenAI's, but what local servers take.
+    /// Not in OpenAI's API, but accepted by local servers.
     top_k: Option<usize>,
     min_p: Option<f32>,
     repetition_penalty: Option<f32>,
@@ -31,7 +31,7 @@ pub(super) struct Common {
     frequency_penalty: Option<f32>,
     logit_bias: Option<BTreeMap<String, f32>>,
     n: Option<i64>,
-    /// For whom the client asks; it waits its turn apart from the client's others.
+    /// The end user; requests of different users are scheduled in turn.
     pub(super) user: Option<Value>,
     pub(super) stream: Option<bool>,
     stream_options: Option<StreamOptions>,
@@ -44,7 +44,7 @@ pub(super) struct StreamOptions {
     continuous_usage_stats: Option<bool>,
 }
 
-/// When a stream tells what it took.
+/// Which chunks of a stream report token counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum UsageChunks {
     Never,
@@ -59,15 +59,15 @@ enum OneOrMany {
     Many(Vec<String>),
 }
 
-/// Stop strings in one request.
+/// Most stop strings of a request.
 const MOST_STOPS: usize = 16;
-/// Bytes of what the template is told besides, as JSON.
+/// Most bytes of `chat_template_kwargs` as JSON.
 const MOST_OPTIONS: usize = 64 << 10;
-/// Alternatives per token.
+/// Most alternatives per token.
 const MOST_LOGPROBS: i64 = 20;
 
 impl Common {
-    /// Tokens of the answer at most, if it says so.
+    /// Longest answer in tokens, if the request limits it.
     pub(super) fn limit(&self) -> Result<Option<usize>, ApiError> {
         let (name, limit) = match self.max_completion_tokens {
             Some(limit) => ("max_completion_tokens", Some(limit)),
@@ -139,11 +139,11 @@ impl Common {
     }
 }
 
-/// `POST /v1/chat/completions`.
+/// Body of `POST /v1/chat/completions`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ChatRequest {
-    /// Read by itself: serde's `flatten` would keep all that is ignored.
+    /// Parsed separately: serde's `flatten` would buffer all ignored fields.
     #[serde(skip)]
     pub(super) common: Common,
     messages: Option<Vec<InMessage>>,
@@ -155,7 +155,7 @@ pub(super) struct ChatRequest {
     response_format: Option<Value>,
     reasoning_effort: Option<String>,
     chat_template_kwargs: Option<Map<String, Value>>,
-    /// vLLM's: tokens beside those of the template.
+    /// An extension of vLLM: whether the tokenizer adds special tokens to those of the template.
     add_special_tokens: Option<bool>,
     functions: Option<Value>,
     function_call: Option<Value>,
@@ -164,16 +164,16 @@ pub(super) struct ChatRequest {
     web_search_options: Option<Value>,
 }
 
-/// What words must be.
+/// Required form of the answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum ResponseFormat {
     Text,
-    /// JSON of this schema.
+    /// JSON that matches this schema.
     Json(Value),
 }
 
 impl ChatRequest {
-    /// The turns.
+    /// The parsed messages.
     pub(super) fn messages(&self) -> Result<Vec<Message>, ApiError> {
         let messages = self.messages.as_deref().unwrap_or_default();
         if messages.is_empty() {
@@ -182,7 +182,7 @@ impl ChatRequest {
         messages.iter().enumerate().map(|(index, message)| message.read(index)).collect()
     }
 
-    /// Functions offered, each checked.
+    /// The offered functions, each checked.
     pub(super) fn tools(&self) -> Result<Vec<Value>, ApiError> {
         if self.functions.as_ref().or(self.function_call.as_ref()).is_some_and(|value| !value.is_null()) {
             return Err(ApiError::unsupported("functions", "use `tools` and `tool_choice`, which replaced functions"));
@@ -221,7 +221,7 @@ impl ChatRequest {
         }
     }
 
-    /// Which of `tools`.
+    /// Which of `tools` the answer may or must call.
     pub(super) fn tool_choice(&self, tools: &[Value]) -> Result<ToolChoice, ApiError> {
         let invalid = |message: String| Err(ApiError::invalid("tool_choice", message));
         let choice = match &self.tool_choice {
@@ -281,7 +281,7 @@ impl ChatRequest {
         }
     }
 
-    /// Alternatives to report with each token.
+    /// Number of alternatives to report with each token; `None` without log-probabilities.
     pub(super) fn top_logprobs(&self) -> Result<Option<usize>, ApiError> {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
             (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "top_logprobs needs logprobs to be true")),
@@ -290,7 +290,7 @@ impl ChatRequest {
         }
     }
 
-    /// What the template is told besides: thinking on or off, where it knows how.
+    /// Variables for the chat template, such as whether to think.
     pub(super) fn options(&self) -> Result<Map<String, Value>, ApiError> {
         let mut options = Map::new();
         match self.reasoning_effort.as_deref() {
@@ -316,7 +316,7 @@ impl ChatRequest {
         Ok(options)
     }
 
-    /// Refuses what would change the answer and cannot be had.
+    /// Refuses fields that would change the answer and are not supported.
     pub(super) fn refuse(&self) -> Result<(), ApiError> {
         let speaks = self.modalities.iter().flatten().any(|modality| modality != "text");
         if speaks || self.audio.as_ref().is_some_and(|audio| !audio.is_null()) {
@@ -339,7 +339,7 @@ pub(super) fn logprob_count(name: &str, count: i64) -> Result<usize, ApiError> {
     usize::try_from(count).ok().filter(|_| count <= MOST_LOGPROBS).ok_or_else(|| ApiError::invalid(name, range))
 }
 
-/// `Common` and the rest are each read from the whole body.
+/// A body whose shared fields and own fields are each parsed from the whole JSON text.
 pub(super) trait FromBody: serde::de::DeserializeOwned {
     fn with(self, common: Common) -> Self;
     fn common(&self) -> &Common;

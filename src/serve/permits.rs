@@ -1,26 +1,26 @@
-//! A few permits for what many would like to hold: the next is for whoever holds fewest, of these for the one who came first.
+//! A fair semaphore: the next permit goes to the waiting client that holds fewest, and among equals to the first.
 //!
-//! Whoever asks is known by two numbers: where he comes from, and which of its clients he says he is. What he says makes him
-//! somebody else only among his own.
+//! A client is identified by two numbers: its source (address and key), and the user that it claims to act for. That
+//! claim separates it only from others of its own source.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-/// See the module.
+/// A number of permits and those who wait for them.
 #[derive(Debug, Clone)]
 pub(super) struct Permits(Arc<Mutex<PermitState>>);
 
 #[derive(Debug)]
 struct PermitState {
     free: usize,
-    /// By source, and by source and client; nobody with none.
+    /// Permits held, by source, and by source and user; clients without permits have no entry.
     held: HashMap<(u64, Option<u64>), usize>,
     waiting: Vec<([u64; 2], oneshot::Sender<Permit>)>,
 }
 
-/// Somebody else's when this is dropped.
+/// A permit, which is released when dropped.
 #[derive(Debug)]
 pub(super) struct Permit {
     permits: Permits,
@@ -57,7 +57,7 @@ impl Permits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for one; none if there will be no more.
+    /// Waits for a permit; `None` if there will be no more.
     pub(super) async fn acquire(&self, who: [u64; 2]) -> Option<Permit> {
         let (sender, receiver) = oneshot::channel();
         self.inner().waiting.push((who, sender));

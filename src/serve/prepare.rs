@@ -1,4 +1,4 @@
-//! A request made ready for the scheduler, before anything is answered: everything that can be refused is refused here.
+//! Prepares requests for the scheduler before any response begins: whatever can be refused is refused here.
 
 use serde_json::Value;
 
@@ -8,26 +8,25 @@ use super::openai::{ChatRequest, Common, ResponseFormat};
 use super::state::About;
 use crate::executor::LlmError;
 use crate::generation::{Request, schema};
-use crate::text::tools::{self, Rules, Style, ToolChoice};
-use crate::text::{AnswerReader, Chat, Message};
+use crate::text::{AnswerForm, AnswerReader, Chat, Message};
 
-/// What the scheduler and the answer's reader need.
+/// A prepared request, and what the response encoder needs.
 pub(super) struct PreparedRequest {
     pub(super) request: Request,
     pub(super) reader: AnswerReader,
-    /// The grammar of the answer, still to be compiled.
+    /// The grammar that the answer must match, not yet compiled.
     pub(super) rules: Option<Demand>,
 }
 
-/// What an answer must be.
+/// A grammar that the answer must match.
 pub(super) struct Demand {
     pub(super) lark: String,
-    /// Whose fault it is if it cannot be: the request's field, and what of it.
+    /// The request's field and value to blame if it cannot be compiled.
     pub(super) param: &'static str,
     pub(super) names: String,
 }
 
-/// Bytes of a large grammar: what is smaller takes a few MB at most when it is compiled.
+/// Size in bytes from which a grammar is large; a smaller one takes a few MB at most when compiled.
 const LARGE: usize = 16 << 10;
 
 impl Demand {
@@ -38,13 +37,13 @@ impl Demand {
     pub(super) fn refused(&self, why: LlmError) -> ApiError {
         let Self { param, names, .. } = self;
         match why {
-            LlmError::Busy(_) => why.into(),
+            LlmError::Busy(_) | LlmError::Internal(_) => why.into(),
             why => ApiError::unsupported(param, format!("the JSON schema of {names} cannot be enforced: {why}")),
         }
     }
 }
 
-/// Bytes of a conversation's contents that are looked at, however short the prompt may be: templates leave some away.
+/// Most bytes of a conversation's contents that are processed, even if the template leaves out part of them.
 const CONTENTS: usize = 1 << 20;
 
 fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Result<usize, ApiError> {
@@ -52,65 +51,47 @@ fn limit(common: &Common, about: &About, prompt: usize, default: usize) -> Resul
     Ok(common.limit()?.unwrap_or(default).min(room))
 }
 
-/// A conversation. `max_output` is how long an answer may be that says nothing of it.
+/// Prepares a conversation. `max_output` is the longest answer in tokens for requests without a limit.
 pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> Result<PreparedRequest, ApiError> {
     request.refuse()?;
     let text = &about.text;
     let offered = request.tools()?;
-    let choice = request.tool_choice(&offered)?;
+    let tool_choice = request.tool_choice(&offered)?;
     let format = request.format()?;
     check_schemas(&offered, &format)?;
-    let traits = text.traits();
-    let mut options = request.options()?;
-    let called = !offered.is_empty() && choice != ToolChoice::None;
-    let forced = format != ResponseFormat::Text || (called && choice != ToolChoice::Auto);
-    // What is to be enforced is better answered at once, unless thoughts were asked for.
-    if forced && traits.is_some_and(|traits| traits.switch) {
-        options.entry("enable_thinking").or_insert(Value::Bool(false));
-    }
+    let options = request.options()?;
     let limits = about.limits;
     let (special, messages) = (about.special, request.messages()?);
     check_contents(&messages, &offered, about)?;
-    let chat = Chat { messages, tools: offered, options, special, limit: Some(limits.max_input) };
-    let prompt = text.encode(&chat)?;
-    let thinks = traits.is_some_and(|traits| traits.thoughts) || prompt.thinking;
-    let wanted = chat.options.get("enable_thinking").is_none_or(|wanted| *wanted != Value::Bool(false));
-    let thoughts = (thinks && (wanted || prompt.thinking)).then_some(prompt.thinking);
-    let style = traits.map(|traits| traits.style);
-    let rules = style.and_then(|style| demand(&chat, (style, thoughts), (&choice, request.parallel()), &format, about));
-    let max_tokens = limit(&request.common, about, prompt.tokens.len(), max_output)?;
-    let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
-    let stop = text.defaults.stops(request.common.stops()?);
-    let request = Request { prompt: prompt.tokens, sampling, max_tokens, stop, special: called, ..Request::default() };
-    request.check(&limits)?;
-    Ok(PreparedRequest { request, reader: AnswerReader::new(style.filter(|_| called), thoughts), rules })
-}
-
-/// The grammar of an answer in this style, which may begin with thoughts.
-fn demand(
-    chat: &Chat,
-    (style, thinking): (Style, Option<bool>),
-    (choice, parallel): (&ToolChoice, bool),
-    format: &ResponseFormat,
-    about: &About,
-) -> Option<Demand> {
     let schema = match format {
         ResponseFormat::Json(schema) => Some(schema),
         ResponseFormat::Text => None,
     };
-    let special = |spelling: &str| about.text.special(spelling);
-    let lark =
-        tools::grammar(&Rules { style, tools: &chat.tools, choice, parallel, schema, thinking, special: &special })?;
+    let form = AnswerForm { tool_choice, parallel_tool_calls: request.parallel(), schema };
+    let mut chat = Chat { messages, tools: offered, options, special, limit: Some(limits.max_input) };
+    let prepared = text.prepare(&mut chat, &form)?;
+    let rules = prepared.grammar.map(|lark| demand(lark, &chat, &form));
+    let max_tokens = limit(&request.common, about, prepared.tokens.len(), max_output)?;
+    let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
+    let stop = text.defaults.stops(request.common.stops()?);
+    let (prompt, special) = (prepared.tokens, prepared.calls);
+    let request = Request { prompt, sampling, max_tokens, stop, special, ..Request::default() };
+    request.check(&limits)?;
+    Ok(PreparedRequest { request, reader: prepared.reader, rules })
+}
+
+/// The grammar of an answer, and what of the request it is made of.
+fn demand(lark: String, chat: &Chat, form: &AnswerForm) -> Demand {
     let named: Vec<&str> = chat.tools.iter().filter_map(|tool| tool["function"]["name"].as_str()).take(8).collect();
-    let (param, names) = match (schema, &named[..]) {
+    let (param, names) = match (&form.schema, &named[..]) {
         (Some(_), []) => ("response_format", "response_format".to_owned()),
         (Some(_), _) => ("response_format", format!("response_format or of {}", named.join(", "))),
         (None, _) => ("tools", named.join(", ")),
     };
-    Some(Demand { lark, param, names })
+    Demand { lark, param, names }
 }
 
-/// Every schema of a request, before anything is done with it.
+/// Checks all JSON schemas of a request before they are used.
 fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiError> {
     if let ResponseFormat::Json(schema) = format {
         schema::check(schema)
@@ -125,7 +106,7 @@ fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiErro
     Ok(())
 }
 
-/// What cannot fit is not shown to the template.
+/// Refuses contents that cannot fit the context, before the template renders them.
 fn check_contents(messages: &[Message], tools: &[Value], about: &About) -> Result<(), ApiError> {
     let arguments = |message: &Message| -> usize {
         message.tool_calls.iter().map(|call| call.function.arguments.to_string().len()).sum()
@@ -140,7 +121,7 @@ fn check_contents(messages: &[Message], tools: &[Value], about: &About) -> Resul
     Ok(())
 }
 
-/// A text to continue.
+/// Prepares a text to continue.
 pub(super) fn completion(request: &CompletionRequest, about: &About, max_output: usize) -> Result<Request, ApiError> {
     request.refuse()?;
     let one = || ApiError::unsupported("prompt", "this server continues one text at a time: prompt must be one");

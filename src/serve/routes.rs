@@ -1,4 +1,4 @@
-//! What each path answers.
+//! The handlers, by path.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tower_http::request_id::{PropagateRequestIdLayer, RequestId, SetRequestIdLayer};
 
-use super::answer::{ChatShape, Frame, ResponseEncoder, Telling, TextShape};
+use super::answer::{ChatEncoder, CompletionEncoder, Envelope, ResponseEncoder, ResponseStream};
 use super::completion::CompletionRequest;
 use super::error::ApiError;
 use super::foreign::Foreign;
@@ -34,7 +34,7 @@ use super::state::{About, Phase};
 use super::{App, PAGE};
 use crate::generation::Grammar;
 
-/// Every path, with what guards them.
+/// All routes, with their middleware.
 pub(super) fn router(app: &Arc<App>) -> Router {
     let api = Router::new()
         .route("/models", get(models))
@@ -134,7 +134,7 @@ async fn metrics(Shared(app): Shared<Arc<App>>) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-/// The model's own name for what a request calls it.
+/// The model's own name, if the request's name is one of the model's.
 fn named<'a>(app: &'a App, name: Option<&str>) -> Result<&'a str, ApiError> {
     let Some(name) = name.filter(|name| !name.is_empty()) else {
         return Err(ApiError::invalid("model", format!("model is missing; this server has {}", app.names.join(", "))));
@@ -143,7 +143,7 @@ fn named<'a>(app: &'a App, name: Option<&str>) -> Result<&'a str, ApiError> {
     known.map(String::as_str).ok_or_else(|| ApiError::no_model(name, &app.names))
 }
 
-/// Reads a JSON body, saying where it is wrong.
+/// Parses a JSON body; the error says where it is invalid.
 pub(super) fn parse<T: FromBody>(body: &[u8]) -> Result<T, ApiError> {
     part::<Foreign>(body)?.refuse()?;
     let common: Common = part(body)?;
@@ -171,13 +171,13 @@ fn loaded(app: &App) -> Result<&About, ApiError> {
     }
 }
 
-/// Runs what takes a moment (templates, tokens) off the threads that serve.
+/// Runs work that takes a moment (templates, tokenisation) on the blocking threads.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T, ApiError> + Send + 'static) -> Result<T, ApiError> {
     let failed = |error: tokio::task::JoinError| ApiError::internal(format!("preparing the request failed: {error}"));
     tokio::task::spawn_blocking(work).await.map_err(failed)?
 }
 
-/// A request of either kind on its way in: its body is here, it has a place, and its turn to be prepared comes.
+/// A request on its way in: reads the body, reserves a place in the queue, waits for permission, and prepares it.
 async fn take_in<T: FromBody + Send + 'static, P: Send + 'static>(
     app: &Arc<App>,
     (parts, body): (&Parts, Body),
@@ -199,7 +199,7 @@ async fn take_in<T: FromBody + Send + 'static, P: Send + 'static>(
     .await
 }
 
-/// Compiles what an answer must be, as long as somebody waits for it.
+/// Compiles the answer's grammar, unless the client goes away.
 async fn compile(app: &Arc<App>, demand: Demand) -> Result<Grammar, ApiError> {
     struct Leave(Arc<AtomicBool>);
     impl Drop for Leave {
@@ -213,7 +213,7 @@ async fn compile(app: &Arc<App>, demand: Demand) -> Result<Grammar, ApiError> {
     aside(move || compiler.compile(&demand.lark, &left).map_err(|error| demand.refused(error))).await
 }
 
-/// Prepares a request. A client that goes away meanwhile takes all of this along: that is logged, too.
+/// Prepares a request and logs it if the client goes away meanwhile, which drops the future.
 async fn noting_who_leaves<T>(
     app: &App,
     (id, path): (&str, &str),
@@ -243,8 +243,8 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
     };
     let (chat, request, reader, place) = noting_who_leaves(&app, (guard::request_id(&id), path), prepared).await?;
     let text = Arc::clone(&loaded(&app)?.text);
-    let shape = ChatShape::new(frame("chatcmpl", &chat.common), text, reader);
-    answer(&app, (guard::request_id(&id), path), (place, request), Box::new(shape), &chat.common).await
+    let encoder = ChatEncoder::new(frame("chatcmpl", &chat.common), text, reader);
+    answer(&app, (guard::request_id(&id), path), (place, request), Box::new(encoder), &chat.common).await
 }
 
 async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, request: Request) -> Handled {
@@ -256,47 +256,47 @@ async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestI
     let (asked, mut request, place) = taken;
     let client = guard::Client::of(&parts, asked.common.user.as_ref());
     (request.client, request.scope) = (client.turn, client.scope);
-    let shape = TextShape::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
-    answer(&app, (guard::request_id(&id), path), (place, request), Box::new(shape), &asked.common).await
+    let encoder = CompletionEncoder::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
+    answer(&app, (guard::request_id(&id), path), (place, request), Box::new(encoder), &asked.common).await
 }
 
-fn frame(prefix: &str, common: &Common) -> Frame {
-    Frame::new(prefix, common.model.clone().unwrap_or_default(), common.usage_chunks())
+fn frame(prefix: &str, common: &Common) -> Envelope {
+    Envelope::new(prefix, common.model.clone().unwrap_or_default(), common.usage_chunks())
 }
 
-/// Comments keep a connection open while a request waits or its prompt is read.
+/// Interval of comments that keep a stream open while the request waits or its prompt is processed.
 const PING: Duration = Duration::from_secs(10);
 
-/// Queues a request and answers it, whole or in events.
+/// Queues a request and responds, whole or as a stream of events.
 async fn answer(
     app: &App,
     (id, path): (&str, &str),
     (place, request): (QueuePlace, crate::generation::Request),
-    shape: Box<dyn ResponseEncoder>,
+    encoder: Box<dyn ResponseEncoder>,
     common: &Common,
 ) -> Handled {
     let text = &loaded(app)?.text;
     let asked = app.log_prompts.then(|| text.decode(&request.prompt, false).unwrap_or_default());
     let answer = app.scheduler.submit(place, request)?;
-    let telling = Telling::new(answer, shape, AccessRecord::new(&app.log, id, path, asked));
+    let response = ResponseStream::new(answer, encoder, AccessRecord::new(&app.log, id, path, asked));
     if common.stream != Some(true) {
         // Its record is written either way.
-        let whole = telling.whole().await.map(Json);
+        let whole = response.whole().await.map(Json);
         return Ok(guard::logged(whole.into_response()));
     }
-    let events = Sse::new(chunks(telling)).keep_alive(KeepAlive::new().interval(PING).text("working"));
+    let events = Sse::new(chunks(response)).keep_alive(KeepAlive::new().interval(PING).text("working"));
     let mut response = events.into_response();
     // nginx would hold chunks back.
     response.headers_mut().insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(guard::logged(response))
 }
 
-fn chunks(telling: Telling) -> impl Stream<Item = Result<SseEvent, Infallible>> {
-    let events = stream::unfold(Some(telling), |telling| async {
-        let mut telling = telling?;
+fn chunks(response: ResponseStream) -> impl Stream<Item = Result<SseEvent, Infallible>> {
+    let events = stream::unfold(Some(response), |response| async {
+        let mut response = response?;
         let event = |value: &Value| Ok(SseEvent::default().data(value.to_string()));
-        Some(match telling.next(true).await {
-            Some(Ok(chunks)) => (chunks.iter().map(event).collect::<Vec<_>>(), Some(telling)),
+        Some(match response.next(true).await {
+            Some(Ok(chunks)) => (chunks.iter().map(event).collect::<Vec<_>>(), Some(response)),
             Some(Err(error)) => (vec![event(&error.body())], None),
             None => (vec![Ok(SseEvent::default().data("[DONE]"))], None),
         })

@@ -1,5 +1,5 @@
-//! The one thread that owns the model. Handlers send it requests and hear pieces; a handler that goes away takes its request
-//! along.
+//! The thread that owns the model. Handlers send requests to it and receive token events; dropping a handler cancels
+//! its request.
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -17,25 +17,25 @@ use super::state::{About, Phase, State};
 use crate::generation::compiler::GrammarCompiler;
 use crate::generation::{Generator, Piece, Request};
 
-/// What a handler hears. The last is a piece with an end, or a failure.
+/// What a handler receives. The last event is a token event with a finish reason, or a failure.
 #[derive(Debug)]
 pub(super) enum JobEvent {
     Piece(Piece),
     Failed(ApiError),
 }
 
-/// A place among the requests that run, wait or are prepared; it is free again when this is dropped.
+/// A place among the requests that are prepared, wait or run; dropping it frees the place.
 #[derive(Debug)]
 pub(super) struct QueuePlace {
     open: Arc<AtomicUsize>,
     arrived: Instant,
     deadline: Instant,
-    /// For a large grammar.
+    /// Permit for a large grammar.
     permit: Option<Permit>,
 }
 
 impl QueuePlace {
-    /// Waits for a permit, which it keeps; no longer than an answer may take.
+    /// Waits for a permit and keeps it; an error after the request's timeout.
     pub(super) async fn wait_for(&mut self, permit: impl Future<Output = Option<Permit>>) -> Result<(), ApiError> {
         match tokio::time::timeout_at(self.deadline.into(), permit).await {
             Ok(permit) => {
@@ -62,14 +62,14 @@ struct AnswerJob {
 enum Command {
     Submit(u64, Box<AnswerJob>),
     Cancel(u64),
-    /// All of them: the server ends.
+    /// Cancels all answers, because the server shuts down.
     CutOff,
 }
 
 /// The handlers' side.
 pub(super) struct Scheduler {
     commands: Sender<Command>,
-    /// Requests that have not ended.
+    /// Number of unfinished requests.
     open: Arc<AtomicUsize>,
     numbers: AtomicUsize,
     limit: OnceLock<usize>,
@@ -77,7 +77,7 @@ pub(super) struct Scheduler {
     timeout: Duration,
 }
 
-/// An answer on its way. Dropping it cancels the request.
+/// The events of a running answer. Dropping it cancels the request.
 pub(super) struct AnswerEvents {
     number: u64,
     events: UnboundedReceiver<JobEvent>,
@@ -85,7 +85,7 @@ pub(super) struct AnswerEvents {
 }
 
 impl AnswerEvents {
-    /// The next event; none after the last.
+    /// The next event; `None` after the last.
     pub(super) async fn next(&mut self) -> Option<JobEvent> {
         self.events.recv().await
     }
@@ -99,7 +99,7 @@ impl Drop for AnswerEvents {
 }
 
 impl Scheduler {
-    /// With room for `queue` requests that wait, each with `timeout` for all of its answer.
+    /// Creates both sides, with room for `queue` waiting requests and a `timeout` for each.
     pub(super) fn new(queue: usize, timeout: Duration) -> (Self, Inbox) {
         let (commands, receiver) = std::sync::mpsc::channel();
         let open = Arc::new(AtomicUsize::new(0));
@@ -108,12 +108,12 @@ impl Scheduler {
         (scheduler, Inbox { commands: receiver, jobs: HashMap::new(), numbers: HashMap::new() })
     }
 
-    /// Sets how many answers are made at once, when the model says so.
+    /// Sets how many answers run at once, once the model is loaded.
     pub(super) fn set_slots(&self, slots: usize) {
         let _ = self.limit.set(slots + self.queue);
     }
 
-    /// A place for a request that is still to be prepared, if there is one.
+    /// Reserves a place for a request that is yet to be prepared; an error if the queue is full.
     pub(super) fn reserve(&self) -> Result<QueuePlace, ApiError> {
         let limit = self.limit.get().copied().unwrap_or(self.queue);
         let room = |open: usize| (open < limit).then_some(open + 1);
@@ -126,7 +126,7 @@ impl Scheduler {
         }
     }
 
-    /// Queues a request in its place.
+    /// Queues a request in its reserved place.
     pub(super) fn submit(&self, place: QueuePlace, request: Request) -> Result<AnswerEvents, ApiError> {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) as u64;
         let (events, receiver) = unbounded_channel();
@@ -138,23 +138,23 @@ impl Scheduler {
         }
     }
 
-    /// Ends every answer at once, saying why.
+    /// Ends every answer at once with an error.
     pub(super) fn cut_off(&self) {
         let _ = self.commands.send(Command::CutOff);
     }
 
-    /// Requests that have not ended.
+    /// Number of unfinished requests.
     pub(super) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 }
 
-/// The worker's side.
+/// The worker thread's side.
 pub(super) struct Inbox {
     commands: Receiver<Command>,
-    /// By the generator's number.
+    /// Running jobs by the generator's request number.
     jobs: HashMap<u64, RunningJob>,
-    /// The generator's numbers, by the handlers'.
+    /// The generator's request numbers by the handlers' numbers.
     numbers: HashMap<u64, u64>,
 }
 
@@ -167,11 +167,11 @@ struct RunningJob {
     events: UnboundedSender<JobEvent>,
 }
 
-/// How often an idle worker shows that it lives.
+/// Interval at which an idle worker signals that it is alive.
 const BEAT: Duration = Duration::from_millis(500);
 
 impl Inbox {
-    /// Works until the handlers are gone or the engine fails; then says how.
+    /// Runs the generator until the handlers are gone, or until the engine fails, which is the error.
     pub(super) fn work(mut self, mut generator: Generator, state: &State, metrics: &Metrics) -> Result<(), String> {
         let timeout = |deadline: Instant, arrived: Instant| ApiError::deadline((deadline - arrived).as_secs());
         loop {
@@ -260,7 +260,7 @@ impl Inbox {
             Some(last) => metrics.next_token(now - last),
         }
         if let Some(failure) = piece.failure {
-            return self.end(number, Some(ApiError::unanswerable(failure)), metrics);
+            return self.end(number, Some(ApiError::of_answer(failure)), metrics);
         }
         let (finish, usage) = (piece.finish, piece.usage);
         let heard = job.events.send(JobEvent::Piece(piece)).is_ok();
@@ -283,7 +283,7 @@ impl Inbox {
     }
 }
 
-/// What the model says of itself when it is loaded.
+/// The loaded model's properties that handlers need.
 pub(super) fn about(generator: &mut Generator, special: bool) -> About {
     let info = generator.executor().info();
     About {
@@ -307,14 +307,15 @@ mod tests {
     use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Step, StepLogits};
     use crate::text::{Text, text_files};
 
-    /// Refuses one token as a request's fault, computes no numbers for another, and fails at a third as a device would.
-    /// Counts the slots it was told to empty.
+    /// An executor that refuses one token as the request's fault and one as its own, returns no logits for another, and
+    /// fails at one like a device. Counts the slots that it was told to empty.
     #[derive(Default)]
     struct Faulty(Arc<AtomicUsize>);
 
     const REFUSED: u32 = 3;
     const FATAL: u32 = 4;
     const SPOILT: u32 = 6;
+    const INTERNAL: u32 = 9;
 
     impl Executor for Faulty {
         fn info(&self) -> BackendInfo {
@@ -335,7 +336,8 @@ mod tests {
         fn prefill(&mut self, _: usize, _: usize, tokens: &[u32], _: Rows) -> Result<Vec<f32>, LlmError> {
             match tokens {
                 [.., REFUSED] => Err(LlmError::Request("not this one".to_owned())),
-                [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".to_owned()))),
+                [.., INTERNAL] => Err(LlmError::Internal("no such step".into())),
+                [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".into()))),
                 [.., SPOILT] => Ok(vec![f32::NAN; 64]),
                 _ => Ok(vec![0.0; 64]),
             }
@@ -387,7 +389,7 @@ mod tests {
             let request = Request { prompt: vec![5, last], max_tokens: 1, ignore_end: true, ..Request::default() };
             scheduler.submit(scheduler.reserve().unwrap(), request).unwrap()
         };
-        let mut answers = [ask(REFUSED), ask(7), ask(SPOILT), ask(FATAL), ask(8)];
+        let mut answers = [ask(REFUSED), ask(7), ask(SPOILT), ask(INTERNAL), ask(FATAL), ask(8)];
         let ended = inbox.work(generator, &state, &metrics);
         assert_eq!(ended, Err("the engine failed: illegal address".to_owned()));
         assert_eq!(state.phase(), Phase::Failed);
@@ -401,8 +403,9 @@ mod tests {
         let spoilt = heard(2);
         assert!(spoilt.0 == 400 && spoilt.1.contains("not finite"), "{spoilt:?}");
         assert_eq!(forgotten.load(Ordering::Relaxed), 1, "what is no number stays in no slot");
-        assert_eq!(heard(3).0, 500);
-        assert_eq!(heard(4).0, 500, "who waits is told, too");
+        assert_eq!(heard(3), (500, "no such step".to_owned()), "one answer's end, and no fault of who asked");
+        assert_eq!(heard(4).0, 500);
+        assert_eq!(heard(5).0, 500, "who waits is told, too");
         drop(answers);
         assert_eq!(scheduler.open(), 0, "every place is free again");
     }

@@ -1,4 +1,4 @@
-//! What the server is doing, as `/health` tells it.
+//! The server's state, as `/health` reports it.
 
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -8,7 +8,7 @@ use crate::generation::compiler::GrammarCompiler;
 use crate::generation::{RequestLimits, Usage};
 use crate::text::Text;
 
-/// In order.
+/// Phases of the server, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Phase {
@@ -29,11 +29,11 @@ impl Phase {
     }
 }
 
-/// A loaded model.
+/// Properties of a loaded model.
 pub(super) struct About {
     pub(super) engine: String,
     pub(super) device: String,
-    /// What the model has to do without.
+    /// Features that the model lacks.
     pub(super) warnings: Vec<String>,
     pub(super) slots: usize,
     pub(super) limits: RequestLimits,
@@ -41,24 +41,24 @@ pub(super) struct About {
     pub(super) text: Arc<Text>,
     /// Makes grammars for its tokens.
     pub(super) compiler: Arc<GrammarCompiler>,
-    /// Special tokens spelled in contents are special.
+    /// Whether special tokens written in messages are encoded as special tokens.
     pub(super) special: bool,
 }
 
-/// See the module.
+/// State shared by the worker thread and the handlers.
 pub(super) struct State {
     phase: AtomicU8,
     begun: Instant,
-    /// Milliseconds after `begun` of the worker's last sign of life.
+    /// Time of the worker's last sign of life, in milliseconds after `begun`.
     beat: AtomicU64,
     about: OnceLock<About>,
-    /// Tokens a second of one answer, smoothed.
+    /// Decoding speed of one answer in tokens per second, smoothed.
     rate: Mutex<Option<f64>>,
 }
 
-/// Weight of a new answer in the measured rate.
+/// Weight of a new answer in the smoothed speed.
 const FRESH: f64 = 0.2;
-/// Answers shorter than this say little of the rate.
+/// Fewest tokens of an answer that counts for the speed.
 const SHORTEST: usize = 8;
 
 impl State {
@@ -76,7 +76,7 @@ impl State {
         }
     }
 
-    /// Phases follow each other; none goes back.
+    /// Enters a later phase; earlier ones are ignored.
     pub(super) fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Relaxed);
     }
@@ -94,12 +94,12 @@ impl State {
         self.begun.elapsed()
     }
 
-    /// The worker lives.
+    /// Records a sign of life of the worker.
     pub(super) fn beat(&self) {
         self.beat.store(u64::try_from(self.uptime().as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// How long ago it last said so.
+    /// Time since the worker's last sign of life.
     pub(super) fn silence(&self) -> Duration {
         self.uptime().saturating_sub(Duration::from_millis(self.beat.load(Ordering::Relaxed)))
     }

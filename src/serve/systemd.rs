@@ -1,4 +1,4 @@
-//! What systemd is told: readiness, and that the worker lives.
+//! Notifies systemd of readiness, and of the worker being alive (watchdog).
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ struct Told {
 
 static TOLD: Mutex<Option<Told>> = Mutex::new(None);
 
-/// A worker that is silent for so long hangs: no step of an engine takes this long.
+/// Silence after which the worker counts as hung: no step of an engine takes this long.
 const HANGS: Duration = Duration::from_secs(60);
 
-/// Called often; tells when there is something to tell. Does nothing outside a service.
+/// Sends due notifications; called often. Does nothing outside a systemd service.
 pub(super) fn report(state: &State) {
     let Ok(mut told) = TOLD.lock() else { return };
     let told = told.get_or_insert_with(|| Told { ready: false, last: Instant::now() });

@@ -1,4 +1,4 @@
-//! Turns of a conversation, as OpenAI's API sends them.
+//! Messages of a conversation in OpenAI's JSON.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -14,7 +14,7 @@ pub(super) struct InMessage {
     tool_calls: Option<Vec<InCall>>,
     tool_call_id: Option<String>,
     name: Option<String>,
-    /// Elsewhere, the answer goes on with this turn.
+    /// An extension of other servers: the answer continues this message.
     prefix: Option<bool>,
     partial: Option<bool>,
 }
@@ -39,7 +39,7 @@ struct InFunction {
     arguments: String,
 }
 
-/// The texts of a content in parts, which is at `place`.
+/// Joins the text parts of a content; `place` names it in errors.
 fn joined(parts: &[Map<String, Value>], place: &str) -> Result<String, ApiError> {
     let mut texts = Vec::new();
     for (part, value) in parts.iter().enumerate() {
@@ -57,7 +57,7 @@ fn joined(parts: &[Map<String, Value>], place: &str) -> Result<String, ApiError>
 }
 
 impl InMessage {
-    /// The turn, which is number `index`.
+    /// Converts message number `index`.
     pub(super) fn read(&self, index: usize) -> Result<Message, ApiError> {
         let at = |field: &str| format!("messages[{index}].{field}");
         let role = match self.role.as_str() {

@@ -1,43 +1,43 @@
-//! What an engine directory says of a language model.
+//! Records of a language model in the manifest of an engine directory.
 
 use serde::{Deserialize, Serialize};
 
 use super::KvCache;
 use crate::tensor::DType;
 
-/// The static shapes that a language model's engines are built for.
+/// The static shapes that the engines of a language model are built for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shapes {
-    /// Sequences held and decoded together.
+    /// Number of sequences in the KV cache, which are decoded together.
     pub slots: usize,
-    /// Positions of each.
+    /// Longest sequence in positions, prompt and answer together.
     pub max_len: usize,
-    /// Prompt tokens per pass, ascending.
+    /// Prompt tokens per prefill pass, ascending.
     pub chunks: Vec<usize>,
-    /// Cache lengths, ascending; the last holds `max_len`.
+    /// Cache lengths in positions, ascending; the last is at least `max_len`.
     pub caches: Vec<usize>,
-    /// (batch, chunk) of decode steps.
+    /// Shapes of decode steps: (batch, tokens per sequence).
     pub steps: Vec<(usize, usize)>,
 }
 
-/// What the manifest says of a language model.
+/// A language model's part of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LlmRecord {
-    /// "llama", "mistral", …
+    /// Model family: "llama", "mistral", …
     pub family: String,
-    /// Weights, counted once each.
+    /// Number of parameters, tied ones counted once.
     pub parameters: u64,
-    /// Arithmetic of the engines.
+    /// Arithmetic type of the engines.
     pub dtype: DType,
-    /// How keys and values are kept.
+    /// Storage type of keys and values.
     #[serde(rename = "kv_type", default, skip_serializing_if = "KvCache::is_auto")]
     pub kv_cache: KvCache,
     /// Longest prompt in tokens.
     pub max_input_len: usize,
     /// Longest answer in tokens.
     pub max_output_len: usize,
-    /// Engine shapes.
+    /// Shapes of the engines.
     pub shapes: Shapes,
-    /// The checkpoint's files below `weights/`.
+    /// Names of the weight files below `weights/`.
     pub weights: Vec<String>,
 }

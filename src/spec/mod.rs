@@ -1,7 +1,8 @@
-//! The plain records that documents are made of: what recipes, manifests and reports say, and the runtime is told.
+//! Plain records that recipes, manifests and reports consist of, and that the runtimes take.
 //!
-//! Nothing here reads a file or knows who runs a model. `vision.rs` is how pictures go in and answers come out (`sides.rs`
-//! reads sizes), `llm.rs` which shapes and limits a language model has, `tensorrt.rs` which TensorRT and GPU a build is of.
+//! Nothing here reads files or knows a runtime. `vision.rs` has pre- and postprocessing of vision models (`sides.rs`
+//! parses sizes), `llm.rs` the shapes and limits of a language model, `tensorrt.rs` TensorRT versions, GPUs and input
+//! shapes.
 
 mod llm;
 mod sides;
@@ -17,9 +18,9 @@ use crate::tensor::DType;
 pub use llm::{LlmRecord, Shapes};
 pub use sides::Sides;
 pub use tensorrt::{DeviceInfo, Family, ShapeRange, Version};
-pub use vision::{Boxes, Classifier, ClassifierOutput, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
+pub use vision::{Boxes, ClassifierOutput, ClassifierSpec, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
 
-/// What a recipe makes.
+/// Kind of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -42,7 +43,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// Arithmetic of an engine.
+/// Arithmetic of an engine; int8 and int4 are quantised weights with float16 arithmetic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -56,7 +57,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Bits of a quantised weight.
+    /// Bits of a quantised weight; `None` for floats.
     pub fn bits(self) -> Option<u32> {
         match self {
             Precision::Int8 => Some(8),
@@ -65,7 +66,7 @@ impl Precision {
         }
     }
 
-    /// The type that is computed with: quantised weights are widened to float16.
+    /// The type of the arithmetic; quantised weights are dequantised to float16.
     pub fn dtype(self) -> DType {
         match self {
             Precision::Fp32 => DType::Float32,
@@ -87,7 +88,7 @@ impl fmt::Display for Precision {
     }
 }
 
-/// How keys and values are kept.
+/// How an llm stores keys and values: in the type it computes in, or in 8 bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]

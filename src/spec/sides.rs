@@ -1,4 +1,5 @@
-//! One number or two, as recipes write sizes. Read by hand: what is neither is told in its own line and by what was wanted.
+//! [`Sides`]: one number or two, as recipes write image sizes. Deserialised by hand, so that an error names its line
+//! and the accepted forms.
 
 use std::fmt;
 
@@ -6,10 +7,10 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Error, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// A size.
+/// A size in pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sides {
-    /// One number.
+    /// One number for both sides, or for the shorter one.
     One(u32),
     /// Height and width.
     Both([u32; 2]),

@@ -1,10 +1,10 @@
-//! Which TensorRT builds, for which GPU, and which shapes it is asked for.
+//! TensorRT versions, GPUs and the shapes of dynamic inputs.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// TensorRT for datacentres and Jetson, or TensorRT-RTX.
+/// TensorRT product: `Enterprise` is TensorRT for datacentres and Jetson, `Rtx` is TensorRT-RTX.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -30,18 +30,19 @@ impl fmt::Display for Version {
     }
 }
 
-/// What a GPU is.
+/// A GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceInfo {
-    /// Marketing name.
+    /// Product name, e.g. "NVIDIA H100 80GB HBM3".
     pub name: String,
-    /// E.g. "8.7".
+    /// Compute capability, e.g. "8.7".
     pub compute_capability: String,
-    /// Device memory in bytes; on a Jetson the same as the machine's.
+    /// Device memory in bytes; on a Jetson the memory that CPU and GPU share.
     pub memory: u64,
 }
 
-/// The shapes that one dynamic input may have, and the one that the engine is made fastest for.
+/// An optimization profile of one dynamic input: smallest and largest shape, and the shape that the engine is tuned
+/// for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ShapeRange {

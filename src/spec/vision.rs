@@ -1,6 +1,6 @@
-//! How pictures become tensors and outputs become answers: what a recipe says of a vision model and its manifest keeps.
+//! Pre- and postprocessing of vision models, as recipes and manifests record them.
 //!
-//! [`crate::vision`] does it.
+//! [`crate::vision`] implements it.
 
 use std::collections::BTreeMap;
 
@@ -8,41 +8,42 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::Sides;
 
-/// How an image becomes an input tensor: `[batch, channels, height, width]` or with channels last, 3 channels or 1 for
-/// grey, float32, float16 or uint8, as the model has it.
+/// How an image becomes the input tensor. The model's input decides the layout (`[batch, channels, height, width]` or
+/// channels last), 3 channels or 1 for grey, and float32, float16 or uint8.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Preprocess {
-    /// Height and width in pixels. Default: the input's own, where the model fixes them.
+    /// Input size [height, width] in pixels. Default: the model's, if its input has a fixed size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<[u32; 2]>,
-    /// How the picture meets that size. Default: `stretch`.
+    /// How an image is brought to `size`: `stretch`, `crop` or `letterbox`. Default: `stretch`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fit: Option<Fit>,
-    /// Resize to this first, then cut `size` out of the middle; instead of `fit`.
+    /// Instead of `fit`: resize to this size, then crop `size` from the centre.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize: Option<Resize>,
-    /// How pixels in between are found. Default: `bilinear`.
+    /// Interpolation of the resize. Default: `bilinear`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resample: Option<Resample>,
-    /// Channel order. Default: `rgb`.
+    /// Channel order of the input tensor. Default: `rgb`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub color: Option<Color>,
-    /// Subtracted from the byte (0 to 255), per channel in the order of `color`; for grey three times the same.
+    /// Subtracted from the pixel values (0 to 255), per channel in the order of `color`; for grey give the same number
+    /// three times.
     pub mean: [f32; 3],
-    /// Divides what is left, per channel.
+    /// Divisor after `mean` is subtracted, per channel in the order of `color`.
     pub std: [f32; 3],
 }
 
-/// A size to resize to.
+/// Size to resize to: one number for the shorter edge, or [height, width].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Resize {
-    /// Of the shorter edge in pixels; the other follows.
+    /// Length of the shorter edge in pixels; the aspect ratio is kept.
     ShortestEdge(u32),
-    /// Height and width in pixels, whatever the aspect ratio.
+    /// Height and width in pixels; the aspect ratio is not kept.
     Both([u32; 2]),
 }
 
@@ -55,7 +56,7 @@ impl<'de> Deserialize<'de> for Resize {
     }
 }
 
-/// Interpolation. All but `linear` widen their filter when they shrink (antialiasing), as PIL does.
+/// Interpolation. All but `linear` widen their filter when they shrink an image (antialiasing), as PIL does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
@@ -65,24 +66,24 @@ pub enum Resample {
     Bilinear,
     Bicubic,
     Lanczos,
-    /// Between the four neighbours, whatever the scale, as OpenCV's `INTER_LINEAR`.
+    /// Interpolates between four neighbours at any scale, without antialiasing, as OpenCV's `INTER_LINEAR`.
     Linear,
 }
 
-/// How a picture is brought to the model's size.
+/// How an image is brought to the input size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Fit {
-    /// Scale both sides, ignoring the aspect ratio.
+    /// Resize both sides, without keeping the aspect ratio.
     Stretch,
-    /// Scale the shorter side, cut the middle out.
+    /// Resize the shorter side to fit, and crop the centre.
     Crop,
-    /// Scale the longer side, fill with grey (114).
+    /// Resize the longer side to fit, and pad with grey (114).
     Letterbox,
 }
 
-/// What a YOLO model predicts; Ultralytics' names.
+/// Task of a YOLO model, by Ultralytics' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -102,28 +103,28 @@ pub enum Color {
     Bgr,
 }
 
-/// What a classifier's output holds, `[batch, classes]`.
+/// What a classifier's output `[batch, classes]` holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum ClassifierOutput {
-    /// Unnormalised scores; softmax is applied.
+    /// Unnormalised scores; softmax is applied to them.
     Logits,
-    /// Probabilities already.
+    /// Probabilities; softmax is part of the model.
     Probabilities,
-    /// Probabilities whose weighted mean of `class_values` is the answer, e.g. an age.
+    /// Probabilities; the result is the mean of `class_values` weighted by them, e.g. an age.
     Expectation,
-    /// Unnormalised scores of labels that do not exclude each other; each gets a sigmoid.
+    /// Unnormalised scores of labels that do not exclude each other; a sigmoid is applied to each.
     Multilabel,
-    /// Probabilities already, of labels that do not exclude each other.
+    /// Probabilities of labels that do not exclude each other; the sigmoid is part of the model.
     #[serde(rename = "multilabel_probabilities")]
     MultilabelProbabilities,
-    /// Values as they are, of a regression.
+    /// Values of a regression, reported as they are.
     Values,
 }
 
 impl ClassifierOutput {
-    /// The word for it in a recipe.
+    /// The value of `output:` in a recipe.
     pub fn word(self) -> &'static str {
         match self {
             ClassifierOutput::Logits => "logits",
@@ -136,37 +137,38 @@ impl ClassifierOutput {
     }
 }
 
-/// A classifier's way in and out.
+/// Pre- and postprocessing of a classifier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Classifier {
-    /// Image to tensor.
+pub struct ClassifierSpec {
+    /// How an image becomes the input tensor.
     pub preprocess: Preprocess,
-    /// Class names, if there are any.
+    /// Class names in output order, if known.
     pub labels: Option<Vec<String>>,
     /// What the output holds.
     pub output: ClassifierOutput,
-    /// Class values for an expectation.
+    /// With an expectation: the value of each class.
     pub class_values: Option<Vec<f32>>,
 }
 
-/// How a detector's output says where objects are.
+/// Layout of a detector's output.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Boxes {
-    /// `[batch, 4 + classes + masks, anchors]`: centre, width and height in pixels of the input, a score for each class.
-    /// Non-maximum suppression follows.
+    /// `[batch, 4 + classes + masks, anchors]`: centre, width and height in pixels of the input, then one score per
+    /// class. Needs non-maximum suppression.
     #[default]
     Anchors,
-    /// `[batch, boxes, 6 + masks]`: left, top, right, bottom in pixels of the input, score, class. The model has chosen
-    /// (YOLOv10 and YOLO26, or an export with `nms=True`).
+    /// `[batch, boxes, 6 + masks]`: left, top, right, bottom in pixels of the input, score, class. Non-maximum
+    /// suppression is part of the model or not needed (YOLOv10 and YOLO26, or an export with `nms=True`).
     Final,
-    /// `[batch, boxes, 6]`: centre, width and height as shares of the picture, score, class; or a score for each class after
-    /// the fourth. The model has chosen, of a picture that is stretched to the input (RT-DETR).
+    /// `[batch, boxes, 6]`: centre, width and height as fractions of the image, score, class; or
+    /// `[batch, boxes, 4 + classes]` with one score per class. Not suppressed; the image is stretched to the input
+    /// (RT-DETR).
     Queries,
 }
 
 impl Boxes {
-    /// The output's shape in words.
+    /// The output's shape, for messages.
     pub fn shape(self) -> &'static str {
         match self {
             Boxes::Anchors => "[batch, 4 + classes, anchors]",
@@ -180,34 +182,34 @@ impl Boxes {
     }
 }
 
-/// A YOLO model's way in and out.
+/// Pre- and postprocessing of a YOLO model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Yolo {
-    /// What it predicts.
+    /// Task of the model.
     pub task: Task,
-    /// Class names in order.
+    /// Class names in output order.
     pub names: Vec<String>,
-    /// Largest stride in pixels.
+    /// Largest stride of the feature maps in pixels.
     pub stride: usize,
-    /// Height and width of the input.
+    /// Height and width of the input in pixels.
     pub size: [u32; 2],
-    /// How its output says where objects are.
+    /// Layout of the output.
     #[serde(default, skip_serializing_if = "Boxes::are_anchors")]
     pub boxes: Boxes,
-    /// Scores below are not reported.
+    /// Confidence threshold: detections with a lower score are dropped.
     pub confidence: f32,
-    /// Of two boxes of one class that overlap more (intersection over union), the better is kept.
+    /// Intersection-over-union threshold of non-maximum suppression within a class.
     pub iou: f32,
-    /// Boxes reported at most.
+    /// Largest number of detections per image.
     pub max_detections: usize,
-    /// The engine file begins with Ultralytics' metadata.
+    /// Whether Ultralytics' metadata precedes the plan in the engine file.
     pub metadata: bool,
-    /// What the checkpoint says of itself: license, docs, head.
+    /// Further metadata of the checkpoint: license, docs, head.
     pub about: BTreeMap<String, String>,
 }
 
 impl Yolo {
-    /// How its pictures become tensors: letterboxed (RT-DETR's are stretched), RGB, 0 to 1.
+    /// Preprocessing as Ultralytics does it: letterboxed (stretched for RT-DETR), RGB, 0 to 1.
     pub fn preprocess(&self) -> Preprocess {
         Preprocess {
             size: Some(self.size),

@@ -1,58 +1,58 @@
-//! An answer's text, as it comes, parted into words, thoughts and calls.
+//! Splits an answer's text, as it is generated, into content, reasoning and tool calls.
 //!
-//! Calls are spelled as [`super::tools::grammar`] makes them be, so nothing is guessed: a marker begins one, its name and the
-//! key of its arguments follow in this order.
+//! Calls have the form that [`super::tools::grammar`] enforces, so nothing is guessed: a marker begins a call, and its
+//! name and the key of its arguments follow in this order.
 
 use super::tools::{MISTRAL, OPEN, PYTHON, Style, THINK};
 
 /// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delta {
-    /// Words.
+    /// Content for the user.
     Content(String),
-    /// Thoughts.
+    /// Reasoning.
     Reasoning(String),
-    /// A call begins.
+    /// A tool call begins.
     Call {
-        /// Counts from 0.
+        /// Index of the call, from 0.
         index: usize,
-        /// The function.
+        /// Name of the function.
         name: String,
     },
-    /// More of a call's arguments: JSON.
+    /// More of a call's arguments, as JSON text.
     Arguments {
-        /// Which call's.
+        /// Index of the call.
         index: usize,
-        /// A part of the text.
+        /// A piece of the JSON text.
         text: String,
-        /// The last part.
+        /// Whether it is the last piece.
         complete: bool,
     },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AnswerState {
-    /// Thoughts may begin.
+    /// At the beginning, where reasoning may begin.
     Start,
     Thoughts,
-    /// Between thoughts and words.
+    /// Between reasoning and content.
     Gap,
     Words,
-    /// A call's object has begun, its name and key not yet read.
+    /// In a call's object, before its name and arguments key have been read.
     Head,
     Arguments {
         depth: usize,
         quoted: bool,
         escaped: bool,
     },
-    /// Another call may begin.
+    /// After a call, where another may begin.
     Between,
 }
 
-/// See the module.
+/// Reads an answer's text incrementally.
 #[derive(Debug, Clone)]
 pub struct AnswerReader {
-    /// How calls are spelled; none if there are none.
+    /// Form of calls; `None` if the answer has none.
     style: Option<Style>,
     state: AnswerState,
     held: String,
@@ -61,8 +61,8 @@ pub struct AnswerReader {
 }
 
 impl AnswerReader {
-    /// `calls`: their spelling, where there may be any. `thoughts`: whether there may be some; `Some(true)` if the prompt has
-    /// opened them.
+    /// `calls`: the form of calls, if there may be any. `thoughts`: whether there may be reasoning; `Some(true)` if the
+    /// prompt ends inside of it.
     pub fn new(calls: Option<Style>, thoughts: Option<bool>) -> Self {
         let state = match thoughts {
             Some(true) => AnswerState::Thoughts,
@@ -72,7 +72,7 @@ impl AnswerReader {
         Self { style: calls, state, held: String::new(), said: false, calls: 0 }
     }
 
-    /// Takes more text.
+    /// Adds text, and returns the parts that are certain.
     pub fn push(&mut self, text: &str) -> Vec<Delta> {
         self.held.push_str(text);
         let mut deltas = Vec::new();
@@ -80,7 +80,7 @@ impl AnswerReader {
         deltas
     }
 
-    /// What was held back, at the end.
+    /// Returns the text that was held back, at the end of the answer.
     pub fn finish(&mut self) -> Vec<Delta> {
         let rest = std::mem::take(&mut self.held);
         match self.state {
@@ -91,7 +91,7 @@ impl AnswerReader {
         }
     }
 
-    /// One step; false when more text is needed.
+    /// Makes one step; false if more text is needed.
     fn advance(&mut self, deltas: &mut Vec<Delta>) -> bool {
         match self.state {
             AnswerState::Start => {
@@ -185,7 +185,7 @@ impl AnswerReader {
         called
     }
 
-    /// `{"name": "…", "arguments": `
+    /// Reads `{"name": "…", "arguments": `.
     fn head(&mut self, deltas: &mut Vec<Delta>) -> bool {
         let key = format!("\", \"{}\": ", self.style.map_or("arguments", Style::arguments));
         let Some(at) = self.held.find(&key) else { return false };
@@ -233,8 +233,8 @@ impl AnswerReader {
     }
 }
 
-/// Takes off what is before `marker`, and the marker if it is there; else what cannot be its beginning (`space`: nor the
-/// space before it).
+/// Splits off the text before `marker`, and the marker itself if it is there; else the text that cannot be its
+/// beginning (with `space`, nor the space before it).
 fn split(held: &mut String, marker: &str, space: bool) -> (String, bool) {
     if let Some(at) = held.find(marker) {
         let rest = held.split_off(at + marker.len());
@@ -258,7 +258,7 @@ fn split(held: &mut String, marker: &str, space: bool) -> (String, bool) {
 mod tests {
     use super::*;
 
-    /// Words, thoughts, calls (name, arguments, complete) of a text that comes in pieces of `size` bytes.
+    /// Content, reasoning and calls (name, arguments, complete) of a text that is read in pieces of `size` bytes.
     fn read(reader: AnswerReader, text: &str, size: usize) -> (String, String, Vec<(String, String, bool)>) {
         let (mut reader, mut words, mut thoughts, mut calls) = (reader, String::new(), String::new(), Vec::new());
         let characters: Vec<char> = text.chars().collect();

@@ -1,4 +1,5 @@
-//! Conversations to tokens: their turns arranged as the model's template can say them, then rendered.
+//! Encodes conversations as tokens: arranges their messages as the model's template supports them, and renders the
+//! template.
 
 use super::Text;
 use super::error::TextError;
@@ -8,22 +9,22 @@ use super::template::Traits;
 use super::tools::{self, Style};
 use crate::diagnostic::Diagnostic;
 
-/// A conversation in tokens.
+/// An encoded conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// Ready for the assistant's answer.
+    /// Tokens up to where the assistant's answer begins.
     pub tokens: Vec<u32>,
-    /// The answer begins within thoughts: the prompt has opened them.
+    /// Whether the prompt ends inside of reasoning, which the answer continues.
     pub thinking: bool,
 }
 
 impl Text {
-    /// Tokens of a conversation, ready for the assistant's answer.
+    /// Encodes messages, up to where the assistant's answer begins.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>, TextError> {
         Ok(self.encode(&Chat { messages: messages.to_vec(), ..Chat::default() })?.tokens)
     }
 
-    /// The tokens that conversations with these instructions begin with, whatever comes after; none if that cannot be said.
+    /// The tokens that every conversation with this system prompt begins with; empty if there is no such prefix.
     pub fn beginning(&self, system: &str) -> Vec<u32> {
         let ask = |words: &str| {
             let messages = vec![Message::new("system", system), Message::new("user", words)];
@@ -33,7 +34,7 @@ impl Text {
         one.iter().zip(&other).take_while(|(one, other)| one == other).map(|(token, _)| *token).collect()
     }
 
-    /// The same, with functions and options.
+    /// Encodes a conversation with functions and options.
     pub fn encode(&self, chat: &Chat) -> Result<Prompt, TextError> {
         let (template, traits) = self.template.as_ref().zip(self.traits).ok_or_else(|| TextError::File {
             path: self.folder.clone(),
@@ -66,7 +67,7 @@ impl Text {
     }
 }
 
-/// One turn of the system, first, and what the template cannot say in words it can.
+/// Merges system messages into one at the beginning, and rewrites as text what the template does not support.
 fn arrange(mut chat: Chat, traits: Traits) -> Chat {
     let is_system = |message: &Message| matches!(message.role.as_str(), "system" | "developer");
     let leading = chat.messages.iter().take_while(|message| is_system(message)).count();
@@ -99,7 +100,7 @@ fn arrange(mut chat: Chat, traits: Traits) -> Chat {
     chat
 }
 
-/// Mistral's templates refuse names of calls that are not nine letters and digits; others get a name of their own.
+/// A call's id for Mistral's templates, which only accept nine letters and digits; others are replaced by a hash.
 fn nine(id: &str) -> String {
     if id.len() == 9 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         return id.to_owned();
@@ -110,7 +111,7 @@ fn nine(id: &str) -> String {
     format!("{hash:016x}")[..9].to_owned()
 }
 
-/// Neighbouring turns of one role as one, where they are words alone.
+/// Merges adjacent messages of the same role, if they contain only text.
 fn join(messages: Vec<Message>) -> Vec<Message> {
     let mut joined: Vec<Message> = Vec::new();
     let words = |message: &Message| message.tool_calls.is_empty() && message.tool_call_id.is_none();

@@ -1,8 +1,8 @@
-//! What strangers wrote as a program runs in a process of its own: a chat template, which comes with a model. It may take all
-//! memory, or for ever, and its library cannot be stopped from outside.
+//! Runs programs of strangers in a child process: chat templates, which come with a model. They may take all memory or never
+//! end, and their library cannot be interrupted.
 //!
-//! Where the program says that its executable answers to [`SUBCOMMAND`] (`confined::program`), a template is rendered by
-//! a child that stays.
+//! If the program registered its executable (`confined::program`), which must answer to [`SUBCOMMAND`], a template is rendered
+//! by a child that stays alive.
 
 mod answers;
 
@@ -19,27 +19,27 @@ use super::error::TextError;
 use super::message::Chat;
 use crate::confined::{self, Confined, ConfinedError, Limits};
 
-/// What a child is started with.
+/// Hidden subcommand that starts a child.
 pub const SUBCOMMAND: &str = "__text";
 
-/// For a prompt of any length.
+/// Limits of rendering a prompt of any length.
 const RENDERING: Limits = Limits { memory: 1 << 30, time: Duration::from_secs(10) };
 
-/// What a template is made from.
+/// The sources of a chat template.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct TemplateParts {
-    /// The template.
+    /// Source of the template.
     pub text: String,
-    /// The one for conversations in which functions are offered, if that is another.
+    /// Source of the template for conversations with functions, if it is another.
     pub tool_use: Option<String>,
-    /// Special tokens, by the names of variables: `bos_token`, `pad_token`, …
+    /// Special tokens by the template's variables: `bos_token`, `pad_token`, …
     pub tokens: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
 enum TextQuestion {
     Template(TemplateParts),
-    /// A conversation, and whether an answer is to follow.
+    /// Render a conversation, with or without the beginning of an answer.
     Render(Box<Chat>, bool),
 }
 
@@ -59,20 +59,20 @@ pub(crate) fn ask(
         .unwrap_or_else(|error| Err(format!("the child's answer makes no sense: {error}"))))
 }
 
-/// Renders a template out of this process.
+/// Renders a template in a child process.
 pub(super) struct Renderer {
     parts: TemplateParts,
     child: Mutex<Option<Confined>>,
 }
 
 impl Renderer {
-    /// None where this process is to do it.
+    /// `None` if templates are rendered in this process.
     pub(super) fn of(parts: &TemplateParts) -> Option<Self> {
         confined::program()?;
         Some(Self { parts: parts.clone(), child: Mutex::new(None) })
     }
 
-    /// The text, or what the template says against it.
+    /// The rendered text, or the template's error.
     pub(super) fn render(&self, chat: &Chat, answer: bool) -> Result<Result<String, String>, ConfinedError> {
         let mut place = lock(&self.child);
         if let Some(child) = place.take() {
@@ -88,14 +88,14 @@ impl Renderer {
         }
     }
 
-    /// A child that knows the template, or why it takes it for none.
+    /// Starts a child with the template; the inner error says why the template is invalid.
     fn start(&self) -> Result<Result<Confined, String>, ConfinedError> {
         let mut child = confined::start(SUBCOMMAND, RENDERING)?;
         let taken = ask(&mut child, &TextQuestion::Template(self.parts.clone()), &AtomicBool::new(false))?;
         Ok(taken.map(|_| child))
     }
 
-    /// Asks a child, which is kept in its `place` if it lives.
+    /// Sends a request to a child, which is kept in `place` if it survives.
     fn ask(
         &self,
         mut child: Confined,
@@ -108,7 +108,8 @@ impl Renderer {
     }
 }
 
-/// What a child's failure is to whoever asked: another time may do, or it is what was asked.
+/// The error for a request that the child did not answer: it may succeed another time, or the request itself is to
+/// blame.
 pub(crate) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(String) -> TextError) -> TextError {
     let message = format!("{what}: {error}");
     match error {

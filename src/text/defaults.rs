@@ -1,4 +1,4 @@
-//! What a model's makers want where a request says nothing: sampling, ends of answers, instructions.
+//! A model's defaults for what a request leaves open: sampling, stop strings, system prompt.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -7,25 +7,26 @@ use serde_json::{Map, Value, json};
 use super::sampling::Sampling;
 use crate::checkpoint::Gguf;
 
-/// Bytes of a text that ends answers, and how many there may be: each is looked for after every token.
+/// Most bytes of a stop string.
 const STOP_LIMIT: usize = 256;
+/// Most stop strings: each is searched after every token.
 const STOPS_LIMIT: usize = 64;
 
-/// How a model's makers want it to answer.
+/// Defaults of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct Defaults {
-    /// False asks for the likeliest token always.
+    /// Whether to sample; otherwise decoding is greedy.
     pub sample: bool,
-    /// Of these they have none that are about single tokens.
+    /// The sampling parameters that generation_config.json sets; none of them concerns single tokens.
     pub wishes: Wishes,
-    /// Texts that end an answer, besides those that a request names.
+    /// Stop strings, in addition to a request's.
     pub stops: Vec<String>,
-    /// What the model is told first, where a conversation does not begin with a turn of the system.
+    /// System prompt for conversations without a system message.
     pub system: Option<String>,
 }
 
-/// What somebody asks of the sampling, a request or the makers; the rest is left open.
+/// Sampling parameters of a request or of a model's defaults; `None` leaves a parameter open.
 #[derive(Debug, Clone, Default, PartialEq)]
 #[allow(missing_docs)]
 pub struct Wishes {
@@ -37,14 +38,14 @@ pub struct Wishes {
     pub presence_penalty: Option<f32>,
     pub frequency_penalty: Option<f32>,
     pub logit_bias: Vec<(u32, f32)>,
-    /// By the clock, if it is not given.
+    /// Seed; taken from the clock if open.
     pub seed: Option<u64>,
     pub top_logprobs: Option<usize>,
 }
 
 impl Defaults {
-    /// From generation_config.json. `seed`, the penalties after `repetition_penalty` and `system_prompt` are no fields of
-    /// `transformers`: what an Ollama model says is written there when it is built.
+    /// Reads generation_config.json. `seed`, the penalties after `repetition_penalty`, and `system_prompt` are not
+    /// fields of `transformers`: a build writes an Ollama model's parameters there.
     pub(super) fn of(generation: &Value) -> Self {
         let number = |field: &str| generation.get(field).and_then(Value::as_f64).map(|number| number as f32);
         let stops = match generation.get("stop_strings") {
@@ -70,12 +71,12 @@ impl Defaults {
         }
     }
 
-    /// The texts that end an answer: the model's, and those that were asked for.
+    /// The stop strings of the model and of a request.
     pub fn stops(&self, asked: Vec<String>) -> Vec<String> {
         self.stops.iter().cloned().chain(asked).collect()
     }
 
-    /// The sampling that was asked for. Greedy, if neither the makers nor a wish say that tokens are drawn.
+    /// The sampling parameters of a request, with the model's defaults. Greedy if neither asks for sampling.
     pub fn sampling(&self, wishes: Wishes) -> Sampling {
         let draws = wishes.temperature.is_none() && (self.sample || wishes.top_k.is_some() || wishes.top_p.is_some());
         let clock = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as u64);
@@ -95,7 +96,8 @@ impl Defaults {
     }
 }
 
-/// The sampling that a GGUF recommends (`general.sampling.*` of gguf-py's `constants.py`), as generation_config.json has it.
+/// The sampling that a GGUF recommends (`general.sampling.*` of gguf-py's `constants.py`), as fields of
+/// generation_config.json.
 pub(super) fn recommended(gguf: &Gguf) -> Map<String, Value> {
     let number = |key: &str| gguf.float(&format!("general.sampling.{key}")).filter(|number| number.is_finite());
     let mut fields = Map::new();
@@ -114,7 +116,7 @@ pub(super) fn recommended(gguf: &Gguf) -> Map<String, Value> {
     }
     let other = gguf.integer("general.sampling.mirostat").is_some_and(|kind| kind != 0);
     if other || number("xtc_probability").is_some_and(|chance| chance != 0.0) {
-        tracing::warn!("the GGUF recommends sampling by Mirostat or XTC (`general.sampling`), which is not done here");
+        tracing::warn!("the GGUF recommends sampling by Mirostat or XTC (`general.sampling`), which is not supported");
     }
     fields
 }

@@ -1,22 +1,23 @@
-//! Where a turn ends, as the template shows it: the token it writes after an assistant's words ends an answer, whatever
-//! generation_config.json and the tokenizer name.
+//! Finds the end-of-turn token by the chat template: the token it writes after an assistant's message ends an answer,
+//! whatever generation_config.json and the tokenizer say.
 //!
-//! Many checkpoints name only the end of a text there and end turns with `<|im_end|>`, which they would run past. For a GGUF
-//! `gguf.rs` knows the usual spellings by name, as llama.cpp does; what the template shows is added to them.
+//! Many checkpoints only name the end of a text there, but end turns with `<|im_end|>`, which they would continue
+//! after. For a GGUF, `gguf.rs` knows the usual end-of-turn tokens by name, like llama.cpp; the template's is added to
+//! them.
 
 use tokenizers::Tokenizer;
 
 use super::message::{Chat, Message};
 use super::template::ChatTemplate;
 
-/// Words that no template has.
+/// Text that no template contains.
 const QUESTION: &str = "~question~";
 const ANSWER: &str = "~answer~";
 
-/// The token that ends a turn; none if the template shows none.
+/// The token that ends a turn; `None` if the template shows none.
 ///
-/// It follows the answer both where the conversation ends there and where it goes on: a template that begins answers whether
-/// it is asked to or not, or that parts turns by tokens before them, has another in one of these places.
+/// It must follow the answer both at the end of a conversation and inside of it: a template that always begins an
+/// answer, or that separates turns by tokens before them, has another token in one of these places.
 pub(super) fn of(template: &ChatTemplate, tokenizer: &Tokenizer) -> Option<u32> {
     let turns =
         [("user", QUESTION), ("assistant", ANSWER), ("user", QUESTION)].map(|(role, text)| Message::new(role, text));

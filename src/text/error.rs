@@ -3,21 +3,44 @@
 use std::path::PathBuf;
 
 use crate::checkpoint::CheckpointError;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 
-/// See the module.
-#[derive(Debug, thiserror::Error)]
+/// Why a model's text files are of no use, or a text cannot be made into tokens.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
 pub enum TextError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error("{what} of {have} tokens is longer than the {limit} this engine was built for\n  hint: {help}")]
-    TooLong { what: &'static str, have: usize, limit: usize, help: String },
-    #[error("{}: {message}", path.display())]
-    File { path: PathBuf, message: Diagnostic },
-    #[error("{0}")]
+    TooLong {
+        what: &'static str,
+        have: usize,
+        limit: usize,
+        help: String,
+    },
+    File {
+        path: PathBuf,
+        message: Diagnostic,
+    },
+    /// The fault of what was asked: put otherwise it may be answered.
     Request(String),
-    /// Nobody's fault: the same request may be answered a moment later.
-    #[error("{0}")]
+    /// A fault of this program or of the model's files, which no other request is to blame for either.
+    Internal(Diagnostic),
+    /// A passing shortage: the same request may succeed a moment later.
     Busy(String),
+}
+
+impl Diagnose for TextError {
+    fn diagnostic(&self) -> Diagnostic {
+        match self {
+            Self::Checkpoint(error) => error.diagnostic(),
+            Self::TooLong { what, have, limit, help } => {
+                Diagnostic::new(format!("{what} of {have} tokens is longer than the {limit} this engine was built for"))
+                    .with_help(help)
+            }
+            Self::File { path, message } => message.clone().at(path.display()),
+            Self::Request(message) | Self::Busy(message) => Diagnostic::new(message),
+            Self::Internal(message) => message.clone(),
+        }
+    }
 }

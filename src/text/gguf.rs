@@ -1,6 +1,6 @@
-//! The text files of a GGUF: its vocabulary, merges and template as the files a hub repository would have.
+//! Converts the vocabulary, merges and template of a GGUF to the files of a hub repository.
 //!
-//! Keys are those of ggml's docs/gguf.md; what a missing one means is what it means to llama.cpp (src/llama-vocab.cpp).
+//! Keys are those of ggml's docs/gguf.md; defaults of missing keys are llama.cpp's (src/llama-vocab.cpp).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -11,17 +11,20 @@ use serde_json::{Value, json};
 use super::defaults::recommended;
 use super::pretokenizers::{self, PreTokenizer};
 use crate::checkpoint::{CheckpointError, Gguf, Texts};
+use crate::diagnostic::Diagnostic;
 
-/// Token types.
+/// Type of tokens that are merged from others.
 const NORMAL: i64 = 1;
+/// Type of special tokens.
 const CONTROL: i64 = 3;
+/// Type of tokens that are matched before a text is split.
 const USER_DEFINED: i64 = 4;
 
-/// The usual spellings of a turn's end. They are control tokens whatever a file says of them, as in llama.cpp: some
-/// converters knew no types.
+/// Usual end-of-turn tokens. They are control tokens whatever a file says, as in llama.cpp, since some converters knew
+/// no types.
 const TURN_ENDS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|eom_id|>"];
 
-/// Kinds of tokenizer that llama.cpp has and this program has not.
+/// Kinds of tokenizers that llama.cpp supports and this program does not.
 const OTHER_KINDS: [(&str, &str); 9] = [
     ("t5", "SentencePiece's unigrams"),
     ("bert", "WordPiece"),
@@ -40,20 +43,20 @@ fn key(name: &str) -> String {
     format!("tokenizer.ggml.{name}")
 }
 
-/// The kinds of vocabulary.
+/// Kinds of vocabularies.
 enum VocabularyKind {
-    /// Pieces of bytes, and which are merged first.
+    /// Byte-level BPE, with merges.
     Bytes(&'static PreTokenizer),
     /// SentencePiece's BPE: pieces of characters, with scores.
     Pieces,
 }
 
-/// The kinds of GGUF vocabulary that are refused: name and what it is.
+/// The kinds of GGUF vocabularies that are refused: name and description.
 pub fn refused_vocabularies() -> &'static [(&'static str, &'static str)] {
     &OTHER_KINDS
 }
 
-/// Which kind it is, if it can be read.
+/// The kind of a GGUF's vocabulary; an error if it is not supported.
 fn kind(path: &Path, gguf: &Gguf) -> Result<VocabularyKind, CheckpointError> {
     let fail = |message: String| CheckpointError::new(path, message).with_help(OTHER_FORM);
     let count = gguf.texts(&key("tokens")).map_or(0, Texts::len);
@@ -85,21 +88,23 @@ fn kind(path: &Path, gguf: &Gguf) -> Result<VocabularyKind, CheckpointError> {
     }
 }
 
-/// Whether the vocabulary can be read: told from its names alone, before anything large is hashed or built. What is returned
-/// is to be said aloud: the file leaves a name out, and a guess must do.
+/// Checks whether the vocabulary is supported, by its metadata, before anything large is hashed or built. Returns a
+/// warning if the file does not name its pre-tokenizer, so that it had to be guessed.
 pub fn check_vocabulary(path: &Path, gguf: &Gguf) -> Result<Option<String>, CheckpointError> {
     let kind = kind(path, gguf)?;
     let guessed = matches!(kind, VocabularyKind::Bytes(_)) && gguf.text(&key("pre")).is_none_or(str::is_empty);
     Ok(guessed.then(|| {
-        format!(
+        Diagnostic::new(format!(
             "{}: the file does not say how its vocabulary cuts a text (tokenizer.ggml.pre): it is cut as `default`, as \
-             llama.cpp does, and answers may be worse than the model's\n  hint: use a file of a newer converter",
+             llama.cpp does, and answers may be worse than the model's",
             path.display()
-        )
+        ))
+        .with_help("use a file of a newer converter")
+        .to_string()
     }))
 }
 
-/// A vocabulary and what is said of its tokens.
+/// A vocabulary, with the properties of its tokens.
 struct Vocabulary<'a> {
     gguf: &'a Gguf,
     tokens: Vec<Cow<'a, str>>,
@@ -119,7 +124,7 @@ impl Vocabulary<'_> {
         self.id(name).map(|id| &*self.tokens[id])
     }
 
-    /// A token's type; a file without types has normal ones.
+    /// A token's type; normal in a file without types.
     fn kind(&self, id: usize) -> i64 {
         if self.tokens.get(id).is_some_and(|token| TURN_ENDS.contains(&&**token)) {
             return CONTROL;
@@ -127,7 +132,7 @@ impl Vocabulary<'_> {
         self.gguf.numbers(&key("token_type")).map_or(NORMAL, |kinds| kinds.integer(id).unwrap_or(NORMAL))
     }
 
-    /// Tokens that are found before a text is cut.
+    /// Tokens that are matched before a text is split.
     fn added(&self) -> Vec<Value> {
         let kinds = self.tokens.iter().enumerate().map(|(id, content)| (id, content, self.kind(id)));
         kinds
@@ -139,7 +144,7 @@ impl Vocabulary<'_> {
             .collect()
     }
 
-    /// Tokens that end an answer. Some files name only the end of a text and not the end of a turn.
+    /// Tokens that end an answer. Some files only name the end of a text and not the end of a turn.
     fn ends(&self) -> Vec<usize> {
         let named = ["eos_token_id", "eot_token_id", "eom_token_id"].into_iter().filter_map(|name| self.id(name));
         let turns = self.tokens.iter().enumerate().filter(|(_, token)| TURN_ENDS.contains(&&***token));
@@ -149,7 +154,7 @@ impl Vocabulary<'_> {
         ends
     }
 
-    /// Puts the first and the last token around a text, if the model wants them.
+    /// The post-processor that adds the first and last token of a text, if the model has them.
     fn around(&self, begins: bool) -> Option<Value> {
         let begins = self.flag("add_bos_token").unwrap_or(begins);
         let first = self.spelled("bos_token_id").zip(self.id("bos_token_id")).filter(|_| begins);
@@ -176,8 +181,8 @@ impl Vocabulary<'_> {
     }
 }
 
-/// The chat template, or where there is one for functions too the list that transformers makes of them (gguf-py,
-/// `add_chat_template`: others have their name behind the key).
+/// The chat template; if there is another for functions, the list that transformers makes of both (gguf-py,
+/// `add_chat_template`: other templates have their name after the key).
 fn templates(gguf: &Gguf) -> Value {
     let named = |name: &str, key: &str| gguf.text(key).map(|text| json!({"name": name, "template": text}));
     let plain = named("default", "tokenizer.chat_template");
@@ -187,7 +192,7 @@ fn templates(gguf: &Gguf) -> Value {
     }
 }
 
-/// (file name, content) of config.json, tokenizer.json, tokenizer_config.json and generation_config.json.
+/// Names and contents of config.json, tokenizer.json, tokenizer_config.json and generation_config.json.
 pub fn text_files(path: &Path, gguf: &Gguf, config: &Value) -> Result<Vec<(String, String)>, CheckpointError> {
     let kind = kind(path, gguf)?;
     // Ollama's converter leaves Gemma 3's tokens for pictures in, for which the embedding has no rows.
@@ -242,15 +247,15 @@ fn bpe(vocabulary: &Vocabulary<'_>, pre: &PreTokenizer) -> Value {
     })
 }
 
-/// Bytes of the longest token that is made of others.
+/// Most bytes of a token that is merged from others.
 const LONGEST_PIECE: usize = 1024;
 
-/// All ways to part a piece in two, best piece first.
+/// All splits of each piece into two pieces, the best piece first.
 ///
-/// SentencePiece merges the neighbours whose piece has the best score, of equal ones the first in the text. There are equal
-/// ones: the runs of spaces of Mistral's vocabularies have one score (-1e9), so that the first run grows until nothing longer
-/// is a piece. Pairs have a rank of their own each here; with the longest left part first they do the same. What is not normal
-/// (control, bytes, user-defined) is never made of others.
+/// SentencePiece merges the neighbours whose piece has the best score, and of equal ones the first in the text. Equal
+/// scores occur: the runs of spaces in Mistral's vocabularies all have -1e9, so that the first run grows until nothing
+/// longer is a piece. Here each pair has a rank of its own; with the longest left part first the result is the same.
+/// Tokens that are not normal (control, bytes, user-defined) are never merged from others.
 fn merges<'a>(vocabulary: &'a Vocabulary<'_>) -> Vec<[&'a str; 2]> {
     let scores = vocabulary.gguf.numbers(&key("scores"));
     let score = |id: usize| scores.and_then(|scores| scores.float(id)).unwrap_or(f64::NEG_INFINITY);
@@ -274,7 +279,7 @@ fn merges<'a>(vocabulary: &'a Vocabulary<'_>) -> Vec<[&'a str; 2]> {
     merges.into_iter().map(|(_, _, _, parts)| parts).collect()
 }
 
-/// SentencePiece's BPE.
+/// The tokenizer.json of SentencePiece's BPE.
 fn sentence_piece(vocabulary: &Vocabulary<'_>) -> Value {
     let replace = |pattern: Value, content: &str| json!({"type": "Replace", "pattern": pattern, "content": content});
     let mut normalizers = Vec::new();

@@ -2,10 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
-/// A rule that is JSON of a schema, written as models write it: one space after colons and commas, no other.
+/// A rule for JSON of a schema, in the form in which models write it: one space after colons and commas, no other.
 ///
-/// Where a schema leaves open whether an object may have further keys, it may not: small models would never end. Keywords
-/// the grammar cannot enforce are ignored.
+/// If a schema does not say whether an object may have additional keys, it may not: small models would never end.
+/// Keywords that the grammar cannot enforce are ignored.
 pub fn json_rule(name: &str, schema: &Value) -> String {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),
@@ -18,7 +18,7 @@ pub fn json_rule(name: &str, schema: &Value) -> String {
     format!("{name}: %json {schema}\n")
 }
 
-/// Deeper than any schema that means something.
+/// Deepest nesting of a schema.
 const DEPTH: usize = 64;
 
 fn close(schema: &mut Value, depth: usize) {
@@ -39,7 +39,7 @@ fn close(schema: &mut Value, depth: usize) {
     }
 }
 
-/// Whether an object's schema says itself what else there may be, or is only a part of one.
+/// Whether an object's schema decides about additional keys, or is only part of a schema.
 fn has_open_end(object: &Map<String, Value>) -> bool {
     ["additionalProperties", "unevaluatedProperties", "patternProperties", "allOf", "anyOf", "oneOf", "$ref"]
         .iter()

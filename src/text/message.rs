@@ -1,66 +1,81 @@
-//! A conversation: its turns, the functions a model may call, and what they answered.
+//! Conversations: messages, offered functions, calls and their results.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-/// One turn of a conversation.
+/// A message of a conversation.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// "system", "user", "assistant" or "tool".
     pub role: String,
-    /// What was said.
+    /// Text of the message.
     pub content: String,
-    /// What the assistant called.
+    /// Calls by the assistant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
-    /// Which call a "tool" turn answers.
+    /// Id of the call that a "tool" message answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// The function that was called.
+    /// Name of the function that a "tool" message comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
 }
 
 impl Message {
-    /// A turn of words.
+    /// A message with text only.
     pub fn new(role: &str, content: impl Into<String>) -> Self {
         Self { role: role.to_owned(), content: content.into(), ..Self::default() }
+    }
+
+    /// Instructions, which come first.
+    pub fn system(content: impl Into<String>) -> Self {
+        Self::new("system", content)
+    }
+
+    /// What a person says.
+    pub fn user(content: impl Into<String>) -> Self {
+        Self::new("user", content)
+    }
+
+    /// What the model has answered.
+    pub fn assistant(content: impl Into<String>) -> Self {
+        Self::new("assistant", content)
     }
 }
 
 /// A call of a function.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ToolCall {
-    /// Names the call.
+    /// Id of the call.
     pub id: String,
-    /// "function".
+    /// Always "function".
     #[serde(rename = "type")]
     pub kind: String,
-    /// What is called.
+    /// The function and its arguments.
     pub function: Function,
 }
 
 /// Name and arguments of a call.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Function {
-    /// Of the function.
+    /// Name of the function.
     pub name: String,
-    /// An object: templates want it so, and write it as JSON themselves.
+    /// Arguments as an object; templates write it as JSON themselves.
     pub arguments: Value,
 }
 
-/// What is to be answered.
+/// A conversation to be continued by the assistant.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Chat {
-    /// The turns so far.
+    /// The messages so far.
     pub messages: Vec<Message>,
-    /// `{"type": "function", "function": {"name", "description", "parameters"}}` each.
+    /// Offered functions, each as `{"type": "function", "function": {"name", "description", "parameters"}}`.
     pub tools: Vec<Value>,
-    /// More of what the template may look at, such as `enable_thinking`.
+    /// Further variables of the template, such as `enable_thinking`.
     pub options: Map<String, Value>,
-    /// Special tokens spelled in contents are special, instead of words.
+    /// Whether special tokens written in contents are encoded as special tokens instead of text.
     pub special: bool,
-    /// Tokens the prompt may have; longer ones are refused without being made into tokens in full.
+    /// Most tokens of the prompt; longer ones are refused without being tokenised in full.
     pub limit: Option<usize>,
 }
 

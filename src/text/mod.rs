@@ -1,7 +1,7 @@
-//! Text to tokens and back: tokenizer, chat template, and the defaults a model is published with.
+//! Converts between text and tokens: tokenizer, chat template, and a model's sampling defaults.
 //!
-//! An engine directory keeps them as files under the hub's names; for a GGUF, `gguf.rs` writes those files from its
-//! metadata, so that at run time there is one form.
+//! An engine directory keeps them in files with the hub's names; for a GGUF, `gguf.rs` writes these files from its
+//! metadata, so that at run time there is one format.
 
 mod answer;
 mod chat;
@@ -14,6 +14,7 @@ mod jinja;
 pub(crate) mod lark;
 mod message;
 mod plain;
+mod prepare;
 mod pretokenizers;
 mod sampling;
 mod special;
@@ -34,6 +35,7 @@ pub use defaults::{Defaults, Wishes};
 pub use error::TextError;
 pub use gguf::{check_vocabulary, refused_vocabularies, text_files};
 pub use message::{Chat, Function, Message, ToolCall, tool};
+pub use prepare::{AnswerForm, PreparedChat};
 pub use pretokenizers::vocabulary_names;
 pub use sampling::Sampling;
 pub use stream::{StopFinder, TextStream};
@@ -44,7 +46,7 @@ use crate::checkpoint::read_json;
 use crate::diagnostic::Diagnostic;
 use crate::regular_file;
 
-/// The files an engine directory keeps, besides weights and engines.
+/// The text files of an engine directory.
 pub const TEXT_FILES: [&str; 9] = [
     "config.json",
     "tokenizer.json",
@@ -57,13 +59,13 @@ pub const TEXT_FILES: [&str; 9] = [
     TOOL_USE_TEMPLATE,
 ];
 
-/// The template for conversations in which functions are offered, where a repository keeps it apart.
+/// Path of the template for conversations with functions, if a repository has a separate one.
 pub const TOOL_USE_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
 
-/// Vocabularies of a quarter of a million tokens take 35 MB.
+/// Largest tokenizer.json in bytes; vocabularies of a quarter of a million tokens take 35 MB.
 const TOKENIZER_LIMIT: u64 = 256 << 20;
 
-/// A model's text side.
+/// Tokenizer, chat template and defaults of a model.
 pub struct Text {
     tokenizer: tokenizers::Tokenizer,
     template: Option<ChatTemplate>,
@@ -74,7 +76,7 @@ pub struct Text {
     longest: usize,
     /// Tokens that end an answer.
     pub stop_tokens: BTreeSet<u32>,
-    /// The makers' sampling.
+    /// The model's sampling defaults.
     pub defaults: Defaults,
     folder: PathBuf,
 }
@@ -85,24 +87,23 @@ impl std::fmt::Debug for Text {
     }
 }
 
-/// Looks at the text files of `folder` before a model is built with them: an error where they are of no use, and words for who
-/// builds where a model with them cannot converse.
+/// Checks the text files in `folder` before a model is built with them: an error if they are unusable, a warning if the
+/// model cannot hold a conversation with them.
 pub fn judge(folder: &Path) -> Result<Option<String>, TextError> {
     let text = Text::open(folder)?;
     let prefix = prefix_space(folder)?;
     if text.traits.is_none() {
-        let warning = "the model has no chat template: it will complete texts, and may not converse
-  hint: give the recipe a \
-                       `chat_template: FILE.jinja` if it was trained on conversations";
-        return Ok(Some(prefix.into_iter().chain([warning.to_owned()]).collect::<Vec<_>>().join("; ")));
+        let warning = Diagnostic::new("the model has no chat template: it will complete texts, and may not converse")
+            .with_help("give the recipe a `chat_template: FILE.jinja` if it was trained on conversations");
+        return Ok(Some(prefix.into_iter().chain([warning.to_string()]).collect::<Vec<_>>().join("; ")));
     }
     // What a template refuses everybody, and filters it names that nobody has.
     text.encode_chat(&[Message::new("user", "?")])?;
     Ok(prefix)
 }
 
-/// Words where tokenizer_config.json and tokenizer.json disagree on a space before a text, and transformers (5.24) follows the
-/// former, by the class it names.
+/// A warning if tokenizer_config.json and tokenizer.json disagree on a space before a text, and transformers (5.24)
+/// follows the former because of the class that it names.
 fn prefix_space(folder: &Path) -> Result<Option<String>, TextError> {
     let path = folder.join("tokenizer_config.json");
     let settings = if path.exists() { read_json(&path)? } else { Value::Null };
@@ -129,10 +130,10 @@ fn prefix_space(folder: &Path) -> Result<Option<String>, TextError> {
 }
 
 impl Text {
-    /// Reads the files of `folder`.
+    /// Reads the files in `folder`.
     pub fn open(folder: &Path) -> Result<Self, TextError> {
         let path = folder.join("tokenizer.json");
-        let fail = |message: String| TextError::File { path: path.clone(), message: message.into() };
+        let fail = |message: Diagnostic| TextError::File { path: path.clone(), message };
         let bytes = regular_file::read(&path, TOKENIZER_LIMIT).map_err(|error| {
             let message = Diagnostic::new(error.to_string()).with_help(
                 "the model needs a tokenizer.json; `tokenizers` converts a tokenizer.model: \
@@ -140,9 +141,9 @@ impl Text {
             );
             TextError::File { path: path.clone(), message }
         })?;
-        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string()))?;
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| fail(error.to_string().into()))?;
         // What a tool that trained or calibrated the model left in the file: it would cut prompts, or fill them up.
-        tokenizer.with_truncation(None).map_err(|error| fail(error.to_string()))?;
+        tokenizer.with_truncation(None).map_err(|error| fail(error.to_string().into()))?;
         tokenizer.with_padding(None);
         let optional = |name: &str| -> Result<Value, TextError> {
             let path = folder.join(name);
@@ -171,60 +172,61 @@ impl Text {
         Ok(Self { tokenizer, template, traits, plain, words, longest, stop_tokens, defaults, folder })
     }
 
-    /// Tokens of a text as it is, with the tokens the model wants around one (usually a first one).
+    /// Encodes a text without template, with the tokens that the model adds (usually a first one).
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, TextError> {
         self.tokens(text, true)
     }
 
-    /// The same of a text that may have `limit` tokens.
+    /// Encodes a text without template; an error if it has more than `limit` tokens.
     pub fn encode_text_within(&self, text: &str, limit: usize) -> Result<Vec<u32>, TextError> {
         self.tokens_within(text, true, Some(limit))
     }
 
-    /// Bytes that `limit` tokens can spell: a longer text need not be looked at. No token's own text is shorter than what
-    /// it spells.
+    /// Most bytes of a text with `limit` tokens, so that a longer one need not be tokenised. No token's own text is
+    /// shorter than the text it stands for.
     pub fn most_bytes(&self, limit: usize) -> usize {
         limit.saturating_mul(self.longest)
     }
 
-    /// What its chat template can do; none if it cannot converse.
+    /// Properties of the chat template; `None` without one.
     pub fn traits(&self) -> Option<Traits> {
         self.traits
     }
 
-    /// Bytes of every token, by number: special ones begin with [`SPECIAL`], numbers without a token are empty.
+    /// Bytes of every token, by number; special ones begin with [`SPECIAL`], numbers without a token are empty.
     pub(crate) fn words(&self) -> &[Vec<u8>] {
         self.words.get_or_init(|| vocabulary::words(&self.tokenizer))
     }
 
-    /// The bytes a token spells.
+    /// The bytes that a token stands for.
     pub fn bytes(&self, token: u32) -> &[u8] {
         let word = self.words().get(token as usize).map_or(&[][..], Vec::as_slice);
         word.strip_prefix(&[SPECIAL]).unwrap_or(word)
     }
 
-    /// The token with this spelling that no text can spell.
+    /// The special token with this spelling, which no text is tokenised to.
     pub fn special(&self, spelling: &str) -> Option<u32> {
         let token = self.tokenizer.token_to_id(spelling)?;
         self.words().get(token as usize)?.starts_with(&[SPECIAL]).then_some(token)
     }
 
-    /// The text of some tokens.
+    /// Decodes tokens to text.
     pub fn decode(&self, tokens: &[u32], skip_special: bool) -> Result<String, TextError> {
-        self.tokenizer.decode(tokens, skip_special).map_err(|error| TextError::Request(error.to_string()))
+        self.tokenizer.decode(tokens, skip_special).map_err(|error| TextError::Internal(error.to_string().into()))
     }
 
-    /// A token's own spelling.
+    /// A token's own text in the vocabulary.
     pub fn piece(&self, token: u32) -> Option<String> {
         self.tokenizer.id_to_token(token)
     }
 
     fn tokens(&self, text: &str, special: bool) -> Result<Vec<u32>, TextError> {
         let encoding = self.tokenizer.encode_fast(text, special);
-        Ok(encoding.map_err(|error| TextError::Request(error.to_string()))?.get_ids().to_vec())
+        Ok(encoding.map_err(|error| TextError::Internal(error.to_string().into()))?.get_ids().to_vec())
     }
 
-    /// Tokens of a text, unless they are more than `limit`: megabytes that would be refused are not made into tokens first.
+    /// Tokenises a text, unless it has more than `limit` tokens: megabytes that would be refused are not tokenised
+    /// first.
     fn tokens_within(&self, text: &str, special: bool, limit: Option<usize>) -> Result<Vec<u32>, TextError> {
         let Some(limit) = limit else { return self.tokens(text, special) };
         if text.len() > self.most_bytes(limit) {
@@ -242,7 +244,7 @@ impl Text {
         self.tokens(text, special)
     }
 
-    /// Tokens of parts that follow each other, each for itself.
+    /// Tokenises consecutive parts of a text separately.
     fn joined(&self, parts: &[String], limit: Option<usize>) -> Result<Vec<u32>, TextError> {
         let mut tokens = Vec::new();
         let too_long = |have: usize| too_long(have, limit.unwrap_or(usize::MAX));
@@ -265,8 +267,8 @@ impl Text {
         Ok(tokens)
     }
 
-    /// Tokens of a text that goes on: SentencePiece's tokenizers put a space before whatever they are given, so it is given
-    /// a newline first, which is a token of its own.
+    /// Tokenises a part inside of a text: SentencePiece's tokenizers prepend a space to every text, so it is preceded
+    /// by a newline, which is a token of its own.
     fn continuation(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, TextError> {
         let begins =
             |text: &str| self.tokens(text, false).map(|tokens| tokens.first().and_then(|one| self.piece(*one)));
@@ -287,10 +289,10 @@ fn too_long(have: usize, limit: usize) -> TextError {
     TextError::TooLong { what: "a prompt", have, limit, help }
 }
 
-/// Tokens by which a text cut in two may have more than the whole.
+/// Most additional tokens of a text that is cut in two.
 const CUT: usize = 64;
 
-/// The ends of an answer that these files name.
+/// The end tokens that these files name by number.
 fn ends_by_number(files: [&Value; 3]) -> BTreeSet<u32> {
     let named = files.into_iter().filter_map(|file| file.get("eos_token_id"));
     named.flat_map(|id| id.as_array().map_or(std::slice::from_ref(id), Vec::as_slice)).filter_map(token_id).collect()

@@ -1,9 +1,9 @@
-//! What people, tools and documents say is words, whatever it spells: a special token in it would end their turn and begin
-//! one of the system's.
+//! Keeps text of users, tools and documents plain: a special token in it would end its message and begin one of the
+//! system.
 //!
-//! A tokenizer finds special tokens in a whole prompt, in the template's own text and in what it is filled with alike. So
-//! spellings in contents are broken by a mark before the template sees them, and the prompt is cut at the marks before it
-//! becomes tokens: neither half is special.
+//! A tokenizer finds special tokens anywhere in a prompt, in the template's own text and in contents alike. So special
+//! tokens in contents are split by a mark character before the template is rendered, and the prompt is cut at the marks
+//! before it is tokenised: neither half is special.
 
 use aho_corasick::AhoCorasick;
 use serde_json::{Map, Value};
@@ -13,20 +13,20 @@ use super::error::TextError;
 use super::message::{Chat, Message};
 use super::tools::{CLOSE, MISTRAL, OPEN, PYTHON, THINK};
 
-/// Spellings that are more than words.
+/// Texts that must be split in contents.
 #[derive(Debug)]
 pub(super) struct Plain {
-    /// Special tokens.
+    /// The tokenizer's special tokens.
     special: AhoCorasick,
-    /// These, and what templates and answers use as marks without being special to the tokenizer.
+    /// The special tokens, and further markers of templates and answers that are not special to the tokenizer.
     marks: AhoCorasick,
 }
 
-/// Characters for marks, of which one is chosen that nothing says: private use, so nobody's letters.
+/// Candidates for the mark, of which one is chosen that does not occur: private-use characters.
 const MARKS: std::ops::RangeInclusive<char> = '\u{e000}'..='\u{e0ff}';
 
 impl Plain {
-    /// The spellings of a tokenizer; `template` is the source of the chat template.
+    /// For a tokenizer; `template` is the source of the chat template.
     pub(super) fn new(tokenizer: &Tokenizer, template: &str) -> Result<Self, TextError> {
         let added = tokenizer.get_added_tokens_decoder();
         let spelled = |special: bool| {
@@ -38,11 +38,12 @@ impl Plain {
         // Runs of spaces are added tokens, too.
         let named = spelled(false).filter(|text| !text.trim().is_empty() && template.contains(text.as_str()));
         let marks: Vec<String> = special.iter().cloned().chain(used).chain(named).collect();
-        let build = |list: &[String]| AhoCorasick::new(list).map_err(|error| TextError::Request(error.to_string()));
+        let build =
+            |list: &[String]| AhoCorasick::new(list).map_err(|error| TextError::Internal(error.to_string().into()));
         Ok(Self { special: build(&special)?, marks: build(&marks)? })
     }
 
-    /// Breaks every spelling in what a conversation's contents say; returns the mark, if there was one to break.
+    /// Splits every marker in the contents of a conversation; returns the mark, if there was one to split.
     pub(super) fn protect(&self, chat: &mut Chat) -> Option<char> {
         let mut says = false;
         visit(chat, &mut |_, text| says |= self.marks.is_match(text.as_str()));
@@ -79,7 +80,7 @@ fn escaped(mark: char) -> String {
     format!("\\u{:04x}", u32::from(mark))
 }
 
-/// A text with a mark in every spelling, after its first character; none if there is nothing to break.
+/// A text with the mark after the first character of every marker; `None` if there is none.
 fn break_up(text: &str, spellings: &AhoCorasick, mark: char) -> Option<String> {
     let found = spellings.find_overlapping_iter(text);
     let mut starts: Vec<(usize, usize)> = found.map(|spelling| (spelling.start(), spelling.end())).collect();
@@ -103,7 +104,7 @@ fn break_up(text: &str, spellings: &AhoCorasick, mark: char) -> Option<String> {
     Some(broken)
 }
 
-/// Every text that is not the template's own, with the role of whose turn it is in.
+/// Visits every text that is not the template's own, with the role of its message.
 fn visit(chat: &mut Chat, see: &mut dyn FnMut(&str, &mut String)) {
     for Message { role, content, tool_calls, tool_call_id, name } in &mut chat.messages {
         see(role, content);

@@ -1,4 +1,5 @@
-//! How byte-level vocabularies of GGUF files cut a text before they look for tokens, by the name in `tokenizer.ggml.pre`.
+//! Pre-tokenizers of byte-level vocabularies in GGUF files: how a text is split before merges are applied, by the name
+//! in `tokenizer.ggml.pre`.
 //!
 //! The names, and what goes with them, are those of llama.cpp's src/llama-vocab.cpp (b11549). The table is
 //! `pretokenizers.json`, which the tests' scripts read too; a row is
@@ -21,7 +22,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// One way of cutting.
+/// A pre-tokenizer.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PreTokenizer {
@@ -35,7 +36,7 @@ pub(super) struct PreTokenizer {
     pub(super) add_bos: bool,
 }
 
-/// Names that llama.cpp has for vocabularies whose tokens are not made of bytes.
+/// llama.cpp's names of vocabularies whose tokens do not consist of bytes.
 const OF_CHARACTERS: [&str; 4] = ["gemma4", "granite-embed-multi-311m", "sarvam-moe", "whitespace"];
 
 fn table() -> &'static [PreTokenizer] {
@@ -43,12 +44,12 @@ fn table() -> &'static [PreTokenizer] {
     TABLE.get_or_init(|| serde_json::from_str(include_str!("pretokenizers.json")).unwrap_or_default())
 }
 
-/// Every name that can be read.
+/// All supported names.
 pub fn vocabulary_names() -> Vec<&'static str> {
     table().iter().flat_map(|row| &row.names).map(String::as_str).collect()
 }
 
-/// What goes by this name, or why nothing does.
+/// The pre-tokenizer with this name, or why it is not supported.
 pub(super) fn find(name: &str) -> Result<&'static PreTokenizer, String> {
     let found = table().iter().find(|row| row.names.iter().any(|known| known == name));
     found.ok_or_else(|| match OF_CHARACTERS.contains(&name) {
@@ -62,12 +63,12 @@ fn byte_level(words: bool) -> Value {
 }
 
 impl PreTokenizer {
-    /// The normalizer of a tokenizer.json.
+    /// The `normalizer` of tokenizer.json.
     pub(super) fn normalizer(&self) -> Value {
         if self.nfc { json!({"type": "NFC"}) } else { Value::Null }
     }
 
-    /// Its pre-tokenizer.
+    /// The `pre_tokenizer` of tokenizer.json.
     pub(super) fn steps(&self) -> Value {
         let step = |step: &Value| match step.as_str() {
             Some("bytes") => byte_level(false),

@@ -6,25 +6,26 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Sampling {
-    /// 0 always takes the likeliest.
+    /// Temperature; 0 is greedy decoding.
     pub temperature: f32,
-    /// Only the k likeliest; 0 is all.
+    /// Number of most likely tokens to sample from; 0 is all.
     pub top_k: usize,
-    /// Only the likeliest that together have this probability; 1 is all.
+    /// Probability mass of the most likely tokens to sample from (nucleus sampling); 1 is all.
     pub top_p: f32,
-    /// Only tokens at least this fraction as likely as the likeliest; 0 is all.
+    /// Smallest probability relative to the most likely token's; 0 is all.
     pub min_p: f32,
-    /// Divides positive and multiplies negative logits of tokens in prompt and answer (Keskar et al. 2019); 1 is off.
+    /// Divides positive and multiplies negative logits of tokens in prompt and answer (Keskar et al. 2019); 1 has no
+    /// effect.
     pub repetition_penalty: f32,
-    /// Subtracted from logits of tokens in the answer.
+    /// Subtracted from the logits of tokens in the answer.
     pub presence_penalty: f32,
-    /// Subtracted for every time a token is in the answer.
+    /// Subtracted from a token's logit for each time it is in the answer.
     pub frequency_penalty: f32,
-    /// Added to the logits of tokens.
+    /// Added to the logits of tokens, as (token, bias).
     pub logit_bias: Vec<(u32, f32)>,
-    /// Makes draws repeatable.
+    /// Seed of the random generator.
     pub seed: u64,
-    /// Alternatives to report with each token.
+    /// Number of alternatives to report with each token; `None` without log-probabilities.
     pub top_logprobs: Option<usize>,
 }
 
@@ -46,7 +47,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// What makes no sense, if anything.
+    /// The first invalid parameter, in words; `None` if all are valid.
     pub fn complaint(&self) -> Option<String> {
         let within = |name: &str, value: f32, low: f32, high: f32| {
             (!(low..=high).contains(&value)).then(|| format!("{name} is {value}; it goes from {low} to {high}"))

@@ -1,14 +1,17 @@
 //! Special tokens: those that files beside tokenizer.json add to its vocabulary, and those by name, as `transformers` collects them for templates: `bos_token`, `pad_token`, `image_token`, …
 //!
-//! From tokenizer_config.json; where that does not list the vocabulary's added tokens, special_tokens_map.json has the last
-//! word (`_from_pretrained` in tokenization_utils_base.py of transformers 5.24, which calls the second file a legacy).
+//! They are read from tokenizer_config.json; if that does not list the vocabulary's added tokens,
+//! special_tokens_map.json takes precedence (`_from_pretrained` in tokenization_utils_base.py of transformers 5.24,
+//! which calls the second file a legacy).
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 use tokenizers::{AddedToken, Tokenizer};
 
-/// The tokens that `settings` and, where it counts, `map` name.
+use crate::diagnostic::Diagnostic;
+
+/// The special tokens of `settings` and, if it takes precedence, of `map`.
 pub(super) fn tokens(settings: &Value, map: &Value) -> BTreeMap<String, String> {
     let mut tokens = BTreeMap::new();
     add(&mut tokens, settings);
@@ -40,19 +43,19 @@ fn add(tokens: &mut BTreeMap<String, String>, file: &Value) {
     }
 }
 
-/// A token, written as a text or as an object.
+/// A token's text, from a string or an object.
 fn spelling(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
-/// Adds the tokens that other files than tokenizer.json add to its vocabulary, as transformers does: `settings` and
-/// added_tokens.json (`added`) by number, lists of `additional_special_tokens` at its end.
+/// Adds tokens from files other than tokenizer.json to the vocabulary, like transformers: those of `settings` and
+/// added_tokens.json (`added`) by number, those of `additional_special_tokens` at its end.
 pub(super) fn add_missing(
     tokenizer: &mut Tokenizer,
     settings: &Value,
     map: &Value,
     added: &Value,
-) -> Result<(), String> {
+) -> Result<(), Diagnostic> {
     let flag = |token: &Value, name: &str| token.get(name).and_then(Value::as_bool).unwrap_or(false);
     let token = |content: &str, token: &Value, special: bool| {
         AddedToken::from(content, special)
@@ -87,10 +90,10 @@ pub(super) fn add_missing(
         done.map_err(|error| error.to_string())?;
         let have = tokenizer.token_to_id(&content).map(u64::from);
         if id != u64::MAX && have != Some(id) {
-            return Err(format!(
-                "`{content}` is to be token {id}, which does not follow the vocabulary of tokenizer.json\n  hint: \
-                 AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one that has it"
-            ));
+            let what =
+                format!("`{content}` is to be token {id}, which does not follow the vocabulary of tokenizer.json");
+            let help = "AutoTokenizer.from_pretrained(…).save_pretrained(…) writes one that has it";
+            return Err(Diagnostic::new(what).with_help(help));
         }
     }
     Ok(())
@@ -100,7 +103,7 @@ pub(super) fn add_missing(
 mod tests {
     use super::*;
 
-    /// Expected is `special_tokens_map` of transformers' `PreTrainedTokenizerFast` from these files.
+    /// Expected is `special_tokens_map` of transformers' `PreTrainedTokenizerFast` for these files.
     #[test]
     fn tokens_are_those_of_transformers() {
         let cases = [

@@ -1,21 +1,21 @@
-//! Tokens to text as they come: never half a character, never the beginning of a stop string.
+//! Detokenises incrementally: never emits half a character, or the beginning of a stop string.
 
 use super::Text;
 use super::error::TextError;
 
-/// Tokens of one answer on their way to text.
+/// Detokenises the tokens of one answer.
 #[derive(Debug, Default, Clone)]
 pub struct TextStream {
-    /// Tokens that may still change how the next is spelled.
+    /// Tokens that may still affect the text of the next.
     tokens: Vec<u32>,
-    /// The first of them that are already text, and that text.
+    /// Number of leading tokens whose text has been emitted, and that text.
     spoken: usize,
     prefix: String,
     special: bool,
 }
 
 impl TextStream {
-    /// With special tokens spelled out, or left away.
+    /// With or without the text of special tokens.
     pub fn new(special: bool) -> Self {
         Self { special, ..Self::default() }
     }
@@ -36,14 +36,14 @@ impl TextStream {
         Ok(new)
     }
 
-    /// The rest, at the end of an answer: a character cut short is shown as �.
+    /// The remaining text at the end of an answer; an incomplete character becomes �.
     pub fn finish(&mut self, text: &Text) -> Result<String, TextError> {
         let whole = text.decode(&self.tokens, !self.special)?;
         Ok(whole.get(self.prefix.len()..).unwrap_or_default().to_owned())
     }
 }
 
-/// Looks for stop strings in a stream of text.
+/// Finds stop strings in a stream of text.
 #[derive(Debug, Default, Clone)]
 pub struct StopFinder {
     stops: Vec<String>,
@@ -51,12 +51,12 @@ pub struct StopFinder {
 }
 
 impl StopFinder {
-    /// Ends at the first of `stops`.
+    /// Stops at the first of `stops`.
     pub fn new(stops: Vec<String>) -> Self {
         Self { stops: stops.into_iter().filter(|stop| !stop.is_empty()).collect(), held: String::new() }
     }
 
-    /// Adds text; returns what may be shown, and whether a stop string was met (which is not shown).
+    /// Adds text; returns the text before a stop string, and whether one was found.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
         if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop)).min() {
@@ -70,7 +70,7 @@ impl StopFinder {
         (std::mem::replace(&mut self.held, rest), false)
     }
 
-    /// What was kept back, at the end of an answer.
+    /// The text held back, at the end of an answer.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }

@@ -1,4 +1,5 @@
-//! Chat templates: the Jinja a model is published with, found where `transformers` looks for it and given what it gives.
+//! Chat templates: Jinja sources that models are published with, searched in `transformers`' order and rendered with
+//! its variables.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,13 +12,14 @@ use super::jinja;
 use super::message::{Chat, Message};
 use super::tools::Style;
 use crate::checkpoint::read_json;
+use crate::diagnostic::Diagnostic;
 use crate::log::printable;
 use crate::regular_file;
 
 /// A compiled template.
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    /// Where it is rendered, if not in this process.
+    /// The child process that renders it; `None` to render in this process.
     renderer: Option<Renderer>,
     parts: TemplateParts,
     source: PathBuf,
@@ -25,13 +27,13 @@ pub struct ChatTemplate {
 
 const NAME: &str = "chat";
 const TOOL_USE: &str = "tool_use";
-/// Where more templates lie, each under its name.
+/// Folder of additional templates, named by their files.
 const FOLDER: &str = "additional_chat_templates";
-/// Templates are pages.
+/// Largest template in bytes.
 const TEMPLATE_LIMIT: u64 = 16 << 20;
 
 impl ChatTemplate {
-    /// The template of `folder`, from the first of the places it may be in.
+    /// Finds the template in `folder`, in the first place that has one.
     pub(super) fn find(
         folder: &Path,
         settings: &serde_json::Value,
@@ -53,22 +55,22 @@ impl ChatTemplate {
         Ok(Self { environment, renderer: None, parts, source: source.to_owned() })
     }
 
-    /// What another process needs to render it.
+    /// The sources, for rendering in another process.
     pub(super) fn parts(&self) -> &TemplateParts {
         &self.parts
     }
 
-    /// From [`ChatTemplate::parts`].
+    /// Compiles the sources of [`ChatTemplate::parts`].
     pub(super) fn of_parts(parts: TemplateParts) -> Result<Self, TextError> {
         Self::compile(parts, Path::new("the template"))
     }
 
-    /// The text of a conversation, up to where the assistant's answer begins.
+    /// Renders a conversation, up to where the assistant's answer begins.
     pub fn render(&self, chat: &Chat) -> Result<String, TextError> {
         self.render_until(chat, true)
     }
 
-    /// The text of a conversation, with the beginning of an answer or without.
+    /// Renders a conversation, with or without the beginning of an answer.
     pub(super) fn render_until(&self, chat: &Chat, answer: bool) -> Result<String, TextError> {
         let failed = |message: String| TextError::File { path: self.source.clone(), message: message.into() };
         match &self.renderer {
@@ -80,7 +82,7 @@ impl ChatTemplate {
         }
     }
 
-    /// In this process, where the steps of a template are bounded, and what they may take of memory is not.
+    /// Renders in this process, where a template's steps are limited, but not its memory.
     pub(super) fn render_here(&self, chat: &Chat, answer: bool) -> Result<String, String> {
         let tools = (!chat.tools.is_empty()).then_some(&chat.tools);
         let name = if tools.is_some() && self.parts.tool_use.is_some() { TOOL_USE } else { NAME };
@@ -97,16 +99,16 @@ impl ChatTemplate {
     }
 }
 
-/// What a template does with a conversation, found by trying.
+/// Properties of a template, found by rendering.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traits {
     /// How functions are offered and called.
     pub style: Style,
-    /// It takes a turn of the system.
+    /// Whether it supports a system message.
     pub system: bool,
-    /// Answers may begin with thoughts.
+    /// Whether answers may begin with reasoning.
     pub thoughts: bool,
-    /// They can be turned off.
+    /// Whether reasoning can be turned off.
     pub switch: bool,
 }
 
@@ -127,18 +129,18 @@ impl Traits {
     }
 }
 
-/// A file with a template or two, and these.
+/// A template's file, its source, and the source of the template for functions.
 type TemplateFiles = (PathBuf, String, Option<String>);
 
-/// Files of their own come before the tokenizer's settings (`from_pretrained` in transformers' tokenization_utils_base.py),
-/// and the processor's of an older time between them.
+/// Finds the sources. Separate files take precedence over the tokenizer's settings (`from_pretrained` in transformers'
+/// tokenization_utils_base.py), with an older processor's file between them.
 fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<TemplateFiles>, TextError> {
     let read = |path: &Path| -> Result<Option<String>, TextError> {
         if !path.exists() {
             return Ok(None);
         }
         let text = regular_file::read_text(path, TEMPLATE_LIMIT);
-        text.map(Some).map_err(|error| TextError::File { path: path.to_owned(), message: error.to_string().into() })
+        text.map(Some).map_err(|error| fail(path, error))
     };
     let jinja = folder.join("chat_template.jinja");
     let default = read(&jinja)?;
@@ -159,19 +161,19 @@ fn places(folder: &Path, settings: &serde_json::Value) -> Result<Option<Template
     }
 }
 
-fn fail(path: &Path, message: String) -> TextError {
+fn fail(path: &Path, message: impl Into<Diagnostic>) -> TextError {
     TextError::File { path: path.to_owned(), message: message.into() }
 }
 
-fn no_default(names: &str) -> String {
-    format!(
-        "of the chat templates ({names}) none is called \"default\", which conversations without functions need\n  hint: \
-         give the recipe a `chat_template: FILE.jinja`"
-    )
+fn no_default(names: &str) -> Diagnostic {
+    Diagnostic::new(format!(
+        "of the chat templates ({names}) none is called \"default\", which conversations without functions need"
+    ))
+    .with_help("give the recipe a `chat_template: FILE.jinja`")
 }
 
-/// A template, or those called "default" and "tool_use" of a list.
-fn named(value: &serde_json::Value) -> Result<Option<(String, Option<String>)>, String> {
+/// A template, or the templates "default" and "tool_use" of a list.
+fn named(value: &serde_json::Value) -> Result<Option<(String, Option<String>)>, Diagnostic> {
     if let Some(text) = value.as_str() {
         return Ok(Some((text.to_owned(), None)));
     }
@@ -264,7 +266,7 @@ mod tests {
         }
     }
 
-    /// `CASES` of tests/data/templates/make.py, with transformers' answers.
+    /// `CASES` of tests/data/templates/make.py, with transformers' results.
     #[test]
     fn templates_say_what_transformers_says() {
         let cases = include_str!("../../tests/data/templates/cases.json");

@@ -1,5 +1,5 @@
-//! How models call functions: what each family's template expects, the grammar of an answer that calls, and plain words for
-//! templates that know no functions.
+//! Function calling: the form of each family's template, the grammar of an answer with calls, and plain text for
+//! templates without functions.
 
 use serde_json::{Value, json};
 
@@ -7,30 +7,30 @@ use super::jinja;
 use super::lark::{json_rule, literal};
 use super::message::Message;
 
-/// How a call is spelled.
+/// Form of a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Style {
-    /// `<tool_call>\n{"name": …, "arguments": …}\n</tool_call>`, any number: Hermes, Qwen.
+    /// Hermes and Qwen: `<tool_call>\n{"name": …, "arguments": …}\n</tool_call>`, any number.
     Hermes,
-    /// `{"name": …, "parameters": …}`, one: Llama 3.
+    /// Llama 3: a single `{"name": …, "parameters": …}`.
     Llama3,
-    /// `[TOOL_CALLS] [{"name": …, "arguments": …}, …]`: Mistral.
+    /// Mistral: `[TOOL_CALLS] [{"name": …, "arguments": …}, …]`.
     Mistral,
-    /// Like Hermes, explained in the system's turn: the template has nothing for functions.
+    /// Like Hermes, explained in the system message because the template does not support functions.
     Prompted,
 }
 
-/// Which function may or must be called.
+/// Whether functions may or must be called.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum ToolChoice {
-    /// Words or calls.
+    /// Text or calls.
     #[default]
     Auto,
-    /// Words.
+    /// Text only.
     None,
-    /// A call.
+    /// At least one call.
     Required,
-    /// A call of this one.
+    /// A call of this function.
     Named(String),
 }
 
@@ -41,7 +41,7 @@ pub(super) const PYTHON: &str = "<|python_tag|>";
 pub(super) const THINK: (&str, &str) = ("<think>", "</think>");
 
 impl Style {
-    /// By what a template looks at and writes.
+    /// Recognises the form by the template's source.
     pub(super) fn of(template: &str) -> Self {
         // Newer models of the same makers spell calls otherwise: name and arguments apart, or every argument in tags.
         let json = !["[ARGS]", "<function=", "<arg_key>"].iter().any(|mark| template.contains(mark));
@@ -64,26 +64,26 @@ impl Style {
     }
 }
 
-/// What an answer must be.
+/// Requirements of an answer.
 #[derive(Clone)]
 pub struct Rules<'a> {
-    /// How calls are spelled.
+    /// Form of calls.
     pub style: Style,
-    /// The functions offered.
+    /// The offered functions.
     pub tools: &'a [Value],
-    /// Which of them.
+    /// Which functions may or must be called.
     pub choice: &'a ToolChoice,
-    /// More than one call.
+    /// Whether several calls are allowed.
     pub parallel: bool,
-    /// Words, if any, are JSON of this schema.
+    /// Schema of the text, which is JSON then.
     pub schema: Option<&'a Value>,
-    /// The answer may begin with thoughts; `Some(true)` if the prompt has opened them.
+    /// Whether the answer may begin with reasoning; `Some(true)` if the prompt ends inside of it.
     pub thinking: Option<bool>,
-    /// The number of a special token with this spelling.
+    /// Returns the number of the special token with this text.
     pub special: &'a dyn Fn(&str) -> Option<u32>,
 }
 
-/// The grammar of an answer; none if anything may be said.
+/// The grammar of an answer; `None` if any text is allowed.
 pub fn grammar(rules: &Rules<'_>) -> Option<String> {
     let called = match rules.choice {
         ToolChoice::None => &[],
@@ -141,7 +141,7 @@ pub fn grammar(rules: &Rules<'_>) -> Option<String> {
     Some(lark)
 }
 
-/// Rules of the functions that may be called, each by its arguments' schema; their names.
+/// Adds the rules of the functions that may be called, with their arguments' schemas; returns the rules' names.
 fn functions(rules: &Rules<'_>, called: &[Value], lark: &mut String) -> Vec<String> {
     let mut alternatives = Vec::new();
     for (index, tool) in called.iter().enumerate() {
@@ -161,7 +161,8 @@ fn functions(rules: &Rules<'_>, called: &[Value], lark: &mut String) -> Vec<Stri
     alternatives
 }
 
-/// Rules of one or more calls: after words that may come first, if there is such a form, and from the start.
+/// Adds the rules of one or more calls: returns the rule for calls after text, if the form has one, and the rule for
+/// calls from the start.
 fn calls(rules: &Rules<'_>, marker: &dyn Fn(&str) -> String, lark: &mut String) -> (Option<String>, String) {
     match rules.style {
         Style::Llama3 => {
@@ -195,7 +196,7 @@ fn calls(rules: &Rules<'_>, marker: &dyn Fn(&str) -> String, lark: &mut String) 
     }
 }
 
-/// What to tell a model whose template has no place for functions.
+/// The text that offers functions to a model whose template does not support them.
 pub(super) fn offer(tools: &[Value]) -> String {
     let listed: Vec<String> = tools.iter().map(|tool| jinja::json(&tool["function"])).collect();
     format!(
@@ -206,7 +207,7 @@ pub(super) fn offer(tools: &[Value]) -> String {
     )
 }
 
-/// A turn with calls or a result as one of words.
+/// Converts a message with calls or a result to text.
 pub(super) fn in_words(message: Message) -> Message {
     if message.role == "tool" {
         return Message::new("user", format!("<tool_response>\n{}\n</tool_response>", message.content));
@@ -226,7 +227,7 @@ mod tests {
     use crate::generation::{Grammar, Grammars};
     use crate::text::SPECIAL;
 
-    /// Bytes, then special tokens, the last of which ends an answer.
+    /// Special tokens after the single bytes, the last of which ends an answer.
     const SPECIALS: [&str; 4] = [MISTRAL, PYTHON, "<think>", "</s>"];
 
     fn special(spelling: &str) -> Option<u32> {

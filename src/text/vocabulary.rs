@@ -1,15 +1,15 @@
-//! What each token spells, in bytes: what grammars are matched against and log-probabilities report.
+//! The bytes that each token stands for, which grammars match and log-probabilities report.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-/// What a special token's spelling begins with, so that no text can spell it: a byte that UTF-8 has not.
+/// First byte of a special token's bytes, which no text contains: a byte that UTF-8 does not use.
 pub(crate) const SPECIAL: u8 = 0xff;
 
-/// GPT-2's byte-level alphabet, in which every byte is a printable character: those that are printable stand for themselves,
-/// the others are numbered from 256 on (`bytes_to_unicode` in openai/gpt-2, encoder.py).
+/// GPT-2's byte-level alphabet, in which every byte is a printable character: printable bytes represent themselves, the
+/// others are numbered from 256 on (`bytes_to_unicode` in openai/gpt-2, encoder.py).
 fn byte_alphabet() -> HashMap<char, u8> {
     let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let themselves = (0..=255).filter(printable).map(|byte| (char::from(byte), byte));
@@ -17,12 +17,12 @@ fn byte_alphabet() -> HashMap<char, u8> {
     themselves.chain(others).collect()
 }
 
-/// `<0x0A>`, SentencePiece's spelling of a byte.
+/// The byte of a SentencePiece token such as `<0x0A>`.
 fn fallback_byte(piece: &str) -> Option<u8> {
     u8::from_str_radix(piece.strip_prefix("<0x")?.strip_suffix('>').filter(|hex| hex.len() == 2)?, 16).ok()
 }
 
-/// Bytes of every token, by number; special tokens begin with [`SPECIAL`], numbers without a token are empty.
+/// The bytes of every token, by number; special tokens begin with [`SPECIAL`], numbers without a token are empty.
 pub(super) fn words(tokenizer: &Tokenizer) -> Vec<Vec<u8>> {
     let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
     let decoder: Value = serde_json::from_str(&decoder).unwrap_or_default();

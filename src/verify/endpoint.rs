@@ -1,11 +1,11 @@
-//! A server with OpenAI's API, asked as its clients ask.
+//! A client of a server with OpenAI's API.
 
 use std::io::{BufRead, BufReader};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// A server and how it is asked.
+/// A server, and the key and model for requests to it.
 pub struct Endpoint {
     agent: ureq::Agent,
     base: String,
@@ -13,7 +13,7 @@ pub struct Endpoint {
     pub(super) model: String,
 }
 
-/// An answer over HTTP.
+/// An HTTP response.
 pub(super) struct Reply {
     pub(super) status: u16,
     pub(super) retry_after: Option<String>,
@@ -21,7 +21,7 @@ pub(super) struct Reply {
 }
 
 impl Endpoint {
-    /// The server at `url`, with or without /v1; `model` is the first it lists unless it is given.
+    /// Connects to the server at `url`, with or without /v1; `model` defaults to the first that it lists.
     pub fn new(url: &str, key: Option<String>, model: Option<String>) -> Result<Self, String> {
         let root = url.trim_end_matches('/').trim_end_matches("/v1");
         let config = ureq::Agent::config_builder();
@@ -39,7 +39,7 @@ impl Endpoint {
         Ok(endpoint)
     }
 
-    /// The model that is asked for.
+    /// The model that is requested.
     pub fn model(&self) -> &str {
         &self.model
     }
@@ -81,7 +81,8 @@ impl Endpoint {
         self.finish(self.send(&self.request(words, more)))
     }
 
-    /// The one choice of a whole answer, with what every response must have.
+    /// Requests a whole answer to `words` with the fields `more`; returns its only choice and its usage. The response's
+    /// common fields are checked.
     pub(super) fn choice(&self, words: &str, more: &Value) -> Result<(Value, Value), String> {
         let Reply { status, body, .. } = self.reply(words, more)?;
         ensure(status == 200, || format!("status {status}: {body}"))?;
@@ -100,7 +101,7 @@ impl Endpoint {
         Ok((choice, body["usage"].clone()))
     }
 
-    /// The chunks of a stream, up to its end.
+    /// Requests a stream and returns its chunks up to the end.
     pub(super) fn chunks(&self, words: &str, more: &Value) -> Result<Vec<Value>, String> {
         let mut body = self.request(words, more);
         body["stream"] = true.into();

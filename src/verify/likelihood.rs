@@ -1,9 +1,9 @@
-//! How likely a model takes a text to be, and how far two models' distributions are apart.
+//! Likelihoods of texts under a model, and divergences between models.
 
 use crate::executor::{Executor, Rows};
 use crate::generation::log_sum_exp;
 
-/// KL(reference || engine) of the distributions two rows of logits stand for, in nats.
+/// KL(reference || engine) in nats, of the distributions that two rows of logits define.
 pub(super) fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
     let (p_total, q_total) = (log_sum_exp(reference), log_sum_exp(engine));
     let terms = reference.iter().zip(engine).map(|(p, q)| {
@@ -13,14 +13,15 @@ pub(super) fn divergence(reference: &[f32], engine: &[f32]) -> f64 {
     terms.sum::<f64>()
 }
 
-/// Mean negative log-likelihood of all tokens but the first.
+/// Mean negative log-likelihood of all tokens but the first, in nats per token.
 pub(super) fn read(executor: &mut dyn Executor, tokens: &[u32]) -> anyhow::Result<f64> {
     executor.release(0);
     let logits = executor.prefill(0, 0, tokens, Rows::All)?;
     loss(&logits, tokens, executor.vocab_size())
 }
 
-/// The same of logits `[tokens, vocabulary]`.
+/// Mean negative log-likelihood of all tokens but the first, given the logits `[tokens, vocabulary]`, in nats per
+/// token.
 pub(super) fn loss(logits: &[f32], tokens: &[u32], width: usize) -> anyhow::Result<f64> {
     anyhow::ensure!(tokens.len() > 1, "the perplexity text has no tokens");
     let likelihood = |row: &[f32], token: u32| f64::from(row[token as usize]) - log_sum_exp(row);

@@ -1,15 +1,17 @@
-//! Proves a language model: greedy answers of its engines, token by token, against the CPU reference in float32.
+//! Verifies a language model: greedy answers of its engines, token by token, against the CPU reference in float32.
 //!
-//! The engine answers by prefill and decode, as it will in use; the reference reads prompt and answer in one pass. For
-//! every token of the answer the two distributions are compared (Kullback-Leibler divergence of the engine's from the
-//! reference's), and whether the engine chose what the reference would have. A short text's perplexity is computed by both.
-//! Whether the model itself makes sense: `sense.rs`.
+//! The engine answers by prefill and decode, as in use; the reference reads prompt and answer in one pass. For every
+//! token of the answer the two distributions are compared (Kullback-Leibler divergence of the engine's from the
+//! reference's), and whether the engine chose the token that the reference would have chosen. Both also compute the
+//! perplexity of a short text. `sense.rs` checks whether the model itself makes sense.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use super::likelihood::{divergence, read};
 use super::{Perplexity, PromptReport, Report, Status, machine_agrees, plan_agrees, sense};
+use crate::backend::BackendError;
+use crate::diagnostic::{Ask, Diagnostic, ask, of_chain};
 use crate::engine_dir::EngineDir;
 use crate::engine_dir::model::{Runner, open_executor};
 use crate::executor::{Executor, LlmError, Rows, Step, WantedLogits, head_name, layer_name};
@@ -18,21 +20,24 @@ use crate::log::printable;
 use crate::manifest::{Manifest, Quality};
 use crate::progress::{Event, Progress};
 use crate::spec::{LlmRecord, Precision};
-use crate::text::{Message, Text};
+use crate::text::{Message, Text, TextError};
 
-/// Asked of every model, besides the recipe's prompts.
+/// Prompts for every model, besides the recipe's.
 const PROMPTS: [&str; 3] =
     ["Cześć, jestem Watus. Kim jestem?", "What is the capital of France?", "List three prime numbers and add them."];
-/// Tokens of each answer.
+/// Length of each answer in tokens.
 const ANSWER: usize = 32;
-/// The text of which both compute the perplexity.
+/// The text whose perplexity both compute.
 pub(super) const TEXT: &str = "The robot rolled slowly through the corridor. Its camera saw an open door on the left, and behind the \
                     door a table with two cups of tea. It stopped, turned its head and said good morning to the people \
                     in the room, who were surprised to hear it speak.";
-/// Where the reference itself hesitates by less (in logits), another choice is no error.
+/// Difference of logits below which the reference itself is undecided, so that another choice is no error.
 const HESITATION: f32 = 1e-2;
 
-/// A model to be proved, and its text side.
+/// Errors that a failure is asked for its next step as.
+const CAUSES: &[Ask] = &[ask::<LlmError>, ask::<TextError>, ask::<BackendError>];
+
+/// The model to verify, and its tokenizer.
 struct LlmSubject<'a> {
     folder: &'a Path,
     manifest: &'a Manifest,
@@ -47,7 +52,7 @@ impl LlmSubject<'_> {
     }
 }
 
-/// Checks the engines' headers, then, where there is a GPU, their numbers.
+/// Checks the engines' headers, and with a GPU their numbers.
 pub(super) fn verify(
     dir: &EngineDir,
     (record, quality): (&LlmRecord, Option<&Quality>),
@@ -66,7 +71,7 @@ pub(super) fn verify(
     let text = match Text::open(folder) {
         Ok(text) => text,
         Err(error) => {
-            report.push("text", Status::Failed, error.to_string());
+            report.push("text", Status::Failed, error);
             return Ok(());
         }
     };
@@ -98,12 +103,12 @@ pub(super) fn verify(
         return Ok(());
     }
     if let Err(error) = execute(&subject, &prompts, report) {
-        report.push("execution", Status::Failed, format!("{error:#}"));
+        report.push("execution", Status::Failed, of_chain(&error, CAUSES));
     }
     Ok(())
 }
 
-/// Each prompt and its tokens.
+/// The prompts and their tokens.
 fn prompts(text: &Text, manifest: &Manifest, record: &LlmRecord) -> anyhow::Result<Vec<(String, Vec<u32>)>> {
     let given = PROMPTS.iter().map(|prompt| (*prompt).to_owned()).chain(manifest.verify.prompts.iter().cloned());
     let mut prompts = Vec::new();
@@ -153,10 +158,11 @@ fn execute(subject: &LlmSubject<'_>, prompts: &[(String, Vec<u32>)], report: &mu
     Ok(())
 }
 
-/// Whether a model makes sense that cannot be executed here. What keeps the reference from telling is no fault of the engines.
+/// Checks with the reference whether a model makes sense that cannot be executed here. If the reference fails, that is
+/// no fault of the engines.
 fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
     let LlmSubject { folder, record, text, .. } = *subject;
-    subject.stage("reading three texts on the CPU");
+    subject.stage("scoring three texts on the CPU");
     let sensed = open_executor(folder, record, Runner::Cpu, &mut |_, _| {})
         .map_err(anyhow::Error::from)
         .and_then(|mut reference| sense::sense(&mut *reference, text, record.parameters, record.max_input_len));
@@ -164,13 +170,13 @@ fn read_by_reference(subject: &LlmSubject<'_>, report: &mut Report) {
         Ok(found) => sense::conclude(found, record.parameters, report),
         // Weights that cannot be read are the engine's, which would compute with them or refuse to start.
         Err(error) if matches!(error.downcast_ref(), Some(LlmError::Checkpoint(_))) => {
-            report.push("weights", Status::Failed, format!("{error:#}"));
+            report.push("weights", Status::Failed, of_chain(&error, CAUSES));
         }
-        Err(error) => report.push("sense", Status::Skipped, format!("not told: {error:#}")),
+        Err(error) => report.push("sense", Status::Skipped, of_chain(&error, CAUSES).at("not told")),
     }
 }
 
-/// An engine's greedy answer: the tokens, and the logits each was chosen from.
+/// An engine's greedy answer: the tokens, and the logits that each was chosen from.
 struct GreedyAnswer {
     tokens: Vec<u32>,
     logits: Vec<Vec<f32>>,
@@ -195,8 +201,9 @@ fn answer(engine: &mut dyn Executor, prompt: &[u32], text: &Text, max_len: usize
             let ranked = top.tokens.first().map(|(token, _)| *token);
             anyhow::ensure!(
                 ranked == Some(best),
-                "the device ranks token {ranked:?} first, but {best} is the likeliest\n  hint: our kernels or the driver \
-                 miscompute here: update the driver (`watus-build doctor`), or report it"
+                Diagnostic::new(format!("the device ranks token {ranked:?} first, but {best} is the likeliest")).with_help(
+                    "our kernels or the driver miscompute here: update the driver (`watus-build doctor`), or report it"
+                )
             );
         }
         tokens.push(best);

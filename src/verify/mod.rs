@@ -1,8 +1,8 @@
-//! Proves an engine directory: files, plan header, signature, and, where there is a GPU, the numbers.
+//! Verifies an engine directory: files, plan header, signature, and, with a GPU, the numbers.
 //!
-//! The reference is the CPU backend on the ONNX file of the directory: the model as it came, with its final shapes, and not
-//! the simplified copy that TensorRT was given. An engine whose execution was
-//! not checked is never called proved: the report says so, and `--require-execution` makes it an exit code.
+//! The reference is the CPU backend on the directory's ONNX file, which is the original model with its final shapes,
+//! not the simplified copy that TensorRT was given. An engine whose execution was not checked is never called verified:
+//! the report says so, and `--require-execution` makes it an exit code.
 
 #[cfg(feature = "cli")]
 mod endpoint;
@@ -25,6 +25,7 @@ use crate::backend::isolated::ProofProcess;
 use crate::backend::tensorrt::plan::{self, Header};
 use crate::backend::tensorrt::{TensorRt, device::Device};
 use crate::backend::{BackendError, Session};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::manifest::layout::REPORT_FILE;
 use crate::manifest::{EngineContents, GraphEngine, Hasher, Manifest};
@@ -41,8 +42,8 @@ pub use quality::quality;
 pub use report::{Agreement, Check, Comparison, Perplexity, PromptReport, Report, Sense, Status};
 pub use sense::sense;
 
-/// Verifies the engine in `folder` against the CPU reference, both run by `runner`, and writes the report into it. `hash` reads files, or remembers
-/// having done so.
+/// Verifies the engine in `folder` against the CPU reference, both run by `runner`, and writes the report into the
+/// folder. `hash` computes or remembers hashes of files.
 pub fn verify(
     folder: &Path,
     runner: &ProofProcess,
@@ -54,7 +55,7 @@ pub fn verify(
     Ok(report)
 }
 
-/// The same, but writes nothing: a folder may be read only, and what was found is worth saying all the same.
+/// Verifies like [`verify`], but does not write the report, for folders that may be read-only.
 pub fn examine(
     folder: &Path,
     runner: &ProofProcess,
@@ -93,14 +94,14 @@ pub fn examine(
     Ok(report)
 }
 
-/// One engine of one model, and where it is.
+/// A vision or ONNX engine in its directory.
 #[derive(Clone, Copy)]
 struct GraphSubject<'a> {
     dir: &'a EngineDir,
     graph: &'a GraphEngine,
 }
 
-/// Proves the one engine of one model.
+/// Verifies a vision or ONNX engine.
 fn prove(
     subject: GraphSubject<'_>,
     runner: &ProofProcess,
@@ -122,7 +123,7 @@ fn prove(
     Ok(())
 }
 
-/// The manifest's inputs and outputs against the model's.
+/// Checks that the model has the inputs and outputs of the manifest.
 fn signature(model: &Path, graph: &GraphEngine, report: &mut Report) {
     let outcome = onnx::Model::load(model).and_then(|model| {
         let (inputs, outputs) = (model.inputs()?, model.outputs()?);
@@ -132,14 +133,14 @@ fn signature(model: &Path, graph: &GraphEngine, report: &mut Report) {
     match outcome {
         Ok(None) => report.push("signature", Status::Passed, format!("{count} inputs and outputs as the model's")),
         Ok(Some(difference)) => report.push("signature", Status::Failed, difference),
-        Err(error) => report.push("signature", Status::Failed, error.to_string()),
+        Err(error) => report.push("signature", Status::Failed, error),
     }
 }
 
-/// What an engine says of its outputs, as far as the model says anything.
-fn told(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
-    let mut told = engine.to_vec();
-    for (engine, model) in told.iter_mut().zip(model) {
+/// The outputs of the engine, with those dimensions left open that the model leaves open.
+fn with_open_dimensions(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
+    let mut outputs = engine.to_vec();
+    for (engine, model) in outputs.iter_mut().zip(model) {
         if model.shape.is_empty() {
             engine.shape.clear();
         }
@@ -147,7 +148,7 @@ fn told(model: &[TensorSpec], engine: &[TensorSpec]) -> Vec<TensorSpec> {
             *dim = dim.filter(|_| of_model.is_some());
         }
     }
-    told
+    outputs
 }
 
 fn compare_specs(expected: &[TensorSpec], found: &[TensorSpec]) -> Option<String> {
@@ -157,8 +158,8 @@ fn compare_specs(expected: &[TensorSpec], found: &[TensorSpec]) -> Option<String
     expected.iter().zip(found).find(|(a, b)| a != b).map(|(a, b)| format!("{a} expected, {b} found"))
 }
 
-/// The plan against its manifest and this machine's TensorRT and GPU, without loading it. Returns TensorRT where the
-/// engine can be executed.
+/// Checks the plan against its manifest and this machine's TensorRT and GPU, without loading it. Returns TensorRT if
+/// the engine can be executed.
 fn header(manifest: &Manifest, plan: &[u8], report: &mut Report) -> Option<Arc<TensorRt>> {
     if let Err(mistake) = plan_agrees(manifest, plan) {
         report.push("header", Status::Failed, mistake);
@@ -167,14 +168,14 @@ fn header(manifest: &Manifest, plan: &[u8], report: &mut Report) -> Option<Arc<T
     machine_agrees(manifest, report)
 }
 
-/// The manifest against this machine's TensorRT and GPU.
+/// Checks the manifest against this machine's TensorRT and GPU.
 fn machine_agrees(manifest: &Manifest, report: &mut Report) -> Option<Arc<TensorRt>> {
     let built_by = manifest.tensorrt;
     let tensorrt = match TensorRt::open() {
         Ok(tensorrt) => tensorrt,
         Err(error) => {
             report.push("header", Status::Passed, format!("a plan by {built_by}"));
-            report.push("execution", Status::Skipped, format!("not checked: {error}"));
+            report.push("execution", Status::Skipped, Diagnostic::from(error).at("not checked"));
             return None;
         }
     };
@@ -187,7 +188,7 @@ fn machine_agrees(manifest: &Manifest, report: &mut Report) -> Option<Arc<Tensor
         Ok(here) => here,
         Err(error) => {
             report.push("header", Status::Passed, format!("a plan by {built_by}, as installed here"));
-            report.push("execution", Status::Skipped, format!("not checked: {error}"));
+            report.push("execution", Status::Skipped, Diagnostic::from(error).at("not checked"));
             return None;
         }
     };
@@ -203,7 +204,7 @@ fn machine_agrees(manifest: &Manifest, report: &mut Report) -> Option<Arc<Tensor
     Some(tensorrt)
 }
 
-/// Tag, version and length of the plan as the manifest has them.
+/// Checks tag, version and length of the plan against the manifest.
 fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
     let header = Header::parse(plan).ok_or("the file does not begin like a TensorRT plan")?;
     if let Some(version) = header.version.filter(|version| *version != manifest.tensorrt) {
@@ -217,7 +218,7 @@ fn plan_agrees(manifest: &Manifest, plan: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The engine on the GPU, if its inputs and outputs are the manifest's.
+/// Loads the engine on the GPU, and checks its inputs and outputs against the manifest's.
 fn load(
     GraphSubject { dir, graph }: GraphSubject<'_>,
     (tensorrt, runner): (&TensorRt, &ProofProcess),
@@ -227,7 +228,7 @@ fn load(
     let engine = match runner.load(tensorrt, file, dir.manifest.tf32) {
         Ok(engine) => engine,
         Err(error) => {
-            report.push("execution", Status::Failed, error.to_string());
+            report.push("execution", Status::Failed, error);
             return None;
         }
     };
@@ -235,7 +236,7 @@ fn load(
     report.executed_on = Some(format!("{}, {}", info.name, info.device));
     // With a profile, the engine's shapes are open where the manifest's are; TensorRT keeps the model's order. Of outputs it
     // knows sizes that the model leaves open.
-    let known = told(&graph.outputs, engine.outputs());
+    let known = with_open_dimensions(&graph.outputs, engine.outputs());
     let found = compare_specs(&graph.inputs, engine.inputs()).or_else(|| compare_specs(&graph.outputs, &known));
     if let Some(difference) = found {
         report.push("engine signature", Status::Failed, difference);
@@ -265,7 +266,7 @@ fn execution(
             }
             (Ok(_), None) => {}
             (Err(error), _) => {
-                report.push("execution", Status::Failed, format!("{name}: {error}"));
+                report.push("execution", Status::Failed, Diagnostic::from(error).at(name));
                 return Ok(());
             }
         }
@@ -290,16 +291,16 @@ fn conclude(report: &mut Report) {
     report.push("execution", if passed { Status::Passed } else { Status::Failed }, text);
 }
 
-/// One input to try.
+/// One input to compare on.
 struct Case {
-    /// "seed 1" or a picture's name.
+    /// "seed 1", or the name of an image.
     name: String,
     inputs: Vec<Tensor>,
-    /// Height and width of the picture.
+    /// Height and width of the image in pixels.
     picture: Option<[u32; 2]>,
 }
 
-/// The inputs to try: seeded ones, the user's own, then the pictures.
+/// The inputs to compare on: seeded ones, the user's tensors, then the images.
 fn cases(GraphSubject { dir, graph }: GraphSubject<'_>) -> anyhow::Result<Vec<Case>> {
     let manifest = &dir.manifest;
     let mut cases = Vec::new();
@@ -325,19 +326,16 @@ fn cases(GraphSubject { dir, graph }: GraphSubject<'_>) -> anyhow::Result<Vec<Ca
         let inputs = files.iter().map(read).collect::<Result<Vec<Tensor>, _>>()?;
         cases.push(Case { name: format!("own inputs {}", index + 1), inputs, picture: None });
     }
-    let Some(preprocess) = manifest.contents.preprocess() else { return Ok(cases) };
-    let [input] = &graph.inputs[..] else { return Ok(cases) };
-    let taken = pictures::PictureInput::new(&preprocess, input)?;
-    let batch = input.shape_with(graph.tuned_batch())[0]; // the model's own where it is fixed; PictureInput saw four dimensions
+    let Some(model) = dir.picture_model()? else { return Ok(cases) };
     for image in &manifest.verify.images {
         let picture = pictures::read_picture(&dir.path(image))?;
-        let inputs = vec![taken.tensor(&picture, &preprocess).repeated(batch)];
+        let inputs = vec![model.tensor(&picture).repeated(model.batches.tuned)];
         cases.push(Case { name: image.clone(), inputs, picture: Some([picture.height(), picture.width()]) });
     }
     Ok(cases)
 }
 
-/// Runs both and compares every output.
+/// Runs engine and reference, and compares every output.
 pub fn compare(
     engine: &mut dyn Session,
     reference: &mut dyn Session,
@@ -358,7 +356,9 @@ fn compare_outputs(
     for ((spec, have), want) in specs.iter().zip(have).zip(want) {
         if have.shape() != want.shape() {
             let (have, want) = (have.shape(), want.shape());
-            return Err(BackendError::Run(format!("output {} has shape {have:?}, the reference {want:?}", spec.name)));
+            return Err(BackendError::Run(
+                format!("output {} has shape {have:?}, the reference {want:?}", spec.name).into(),
+            ));
         }
         comparisons.push(compare_tensors(case, &spec.name, have, want));
     }

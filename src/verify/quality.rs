@@ -1,12 +1,12 @@
-//! What quantising a model has cost: its distributions beside those of the checkpoint it was made from, both on the CPU in
-//! float32, over a text of everyday English.
+//! Measures the quality loss of a quantised model: compares its distributions with those of the float checkpoint it was
+//! made from, both on the CPU in float32, over a text of everyday English.
 
 use super::likelihood::{divergence, loss};
 use crate::executor::{Executor, Rows};
 use crate::manifest::Quality;
 use crate::text::Text;
 
-/// The text; each paragraph is read by itself.
+/// The text; each paragraph is a sequence of its own.
 const TEXT: [&str; 3] = [
     super::llm::TEXT,
     "Water boils at a lower temperature in the mountains, because the pressure of the air decreases with height. At sea \
@@ -17,7 +17,7 @@ const TEXT: [&str; 3] = [
      bake it for forty minutes, until the crust is brown and sounds hollow when you knock on it.",
 ];
 
-/// Measures `quantised` against `reference`, both empty. Limits are left open.
+/// Compares `quantised` with `reference`, both without cached tokens. The limits in the result are not set.
 pub fn quality(
     text: &Text,
     reference: &mut dyn Executor,

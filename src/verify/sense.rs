@@ -1,28 +1,28 @@
-//! Whether a language model makes sense at all. Engine and reference read the same file with the same code, so they agree on
-//! a checkpoint that is damaged, was never trained, or means something else than was read; what they have no idea of is
-//! language. So three texts (English, Python, Polish; `sense/`) are read, and what each costs is set beside what a working model
-//! of that size has.
+//! Checks whether a language model makes sense at all. Engine and reference read the same file with the same code, so
+//! they agree even on a checkpoint that is damaged, was never trained, or is misinterpreted. Therefore the likelihoods
+//! of three texts (English, Python, Polish; `sense/`) are compared with those of a working model of that size.
 //!
-//! In bits a byte of UTF-8: a token is longer in a larger vocabulary, so that perplexities of two vocabularies do not compare.
-//! It is never a failure: what a model is worth is its makers' to say, and an engine that computes it as it is is proved.
+//! Likelihoods are in bits per byte of UTF-8, since perplexities of different vocabularies cannot be compared. The
+//! result is never a failure: an engine that computes a poor model faithfully is verified.
 
 use std::f64::consts::LN_2;
 
 use super::likelihood::read;
 use super::{Report, Sense, Status};
+use crate::diagnostic::Diagnostic;
 use crate::executor::Executor;
 use crate::spec::LlmRecord;
 use crate::text::Text;
 
-/// A text, its language, and bits a byte of a working model of [`MEASURED_PARAMETERS`].
+/// A text, its language, and its bits per byte under a working model of [`MEASURED_PARAMETERS`].
 struct Sample {
     language: &'static str,
     text: &'static str,
     bits: f64,
 }
 
-/// SmolLM2-135M-Instruct (Q4_1) in `transformers` (tests/data/smollm2/make_sense.py). It knows no Polish (3.11): of who knows
-/// it, what English takes is expected.
+/// Measured with SmolLM2-135M-Instruct (Q4_1) in `transformers` (tests/data/smollm2/make_sense.py). It knows no Polish
+/// (3.11 bits), so for models that do the bits of English are expected.
 const SAMPLES: [Sample; 3] = [
     Sample { language: "English", text: include_str!("sense/english.txt"), bits: 0.890 },
     Sample { language: "code", text: include_str!("sense/code.txt"), bits: 0.447 },
@@ -30,20 +30,22 @@ const SAMPLES: [Sample; 3] = [
 ];
 const MEASURED_PARAMETERS: f64 = 134_515_008.0;
 
-/// How many times the expected bits are far off. Chat models and 4 bits cost a tenth or two, an older recipe of training no more
-/// (GPT-2 of 355 M has 1.09 on the Pile, GPT-3 of 350 M 0.96). SmolLM2 read wrongly, with rows of queries and keys in the other
-/// rotary order, has 1.6 times as many of English, 3.9 of code, and with norms that are off by one 4.2 and 13.
+/// Factor of the expected bits from which a model counts as far off. Chat tuning and 4 bits cost 10 to 20 %, older
+/// training recipes no more (GPT-2 of 355 M has 1.09 on the Pile, GPT-3 of 350 M 0.96). SmolLM2 with the rows of
+/// queries and keys in the wrong rotary order has a factor of 1.6 in English and 3.9 in code, and with norms off by one
+/// 4.2 and 13.
 const FAR: f64 = 1.5;
-/// Of what guessing takes: no model that knows anything comes near, however small.
+/// Share of the bits of random guessing from which a model counts as guessing; any trained model, however small, is far
+/// below.
 const GUESSING: f64 = 0.9;
-/// Tokens below which a text says nothing: what comes first is hard for everybody.
+/// Fewest tokens of a text that count: the first tokens are hard to predict for every model.
 const SHORTEST: usize = 64;
-/// Where the engine cannot be executed, the reference reads the texts of models up to this size: about 600 tokens, ten seconds of
-/// two cores, and two gigabytes of memory in float32.
+/// Largest model, in parameters, that the reference reads the texts with if the engine cannot be executed: about 600
+/// tokens, ten seconds of two cores, and two gigabytes of memory in float32.
 const REFERENCE_PARAMETERS: u64 = 500_000_000;
 
 impl Sense {
-    /// Whether the text was Greek to the model.
+    /// Whether the model makes no sense of the text.
     pub fn is_far_off(&self) -> bool {
         let limit = (FAR * self.expected).min(GUESSING * self.guessing);
         // Written so that a NaN is.
@@ -51,16 +53,16 @@ impl Sense {
     }
 }
 
-/// The loss of a model of this size beside that of the measured one, from the law of Hoffmann et al. 2022 (arXiv:2203.15556,
-/// eq. 10: 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28 nats), with 2e12 tokens for D. GPT-2 and GPT-3 on the Pile follow it
-/// (arXiv:2101.00027, table 2; bits a byte): from 124 M to 1.5 G 1.225 to 1.047, a factor of 0.85 (here 0.84); from 350 M to
-/// 6.7 G 0.963 to 0.798, 0.83 (here 0.86).
+/// Factor of the loss of a model with `parameters` to the measured model's, by the scaling law of Hoffmann et al. 2022
+/// (arXiv:2203.15556, eq. 10: 1.69 + 406.4 / N^0.34 + 410.7 / D^0.28 nats), with 2e12 tokens for D. GPT-2 and GPT-3 on
+/// the Pile follow it (arXiv:2101.00027, table 2; bits per byte): from 124 M to 1.5 G 1.225 to 1.047, a factor of 0.85
+/// (here 0.84); from 350 M to 6.7 G 0.963 to 0.798, 0.83 (here 0.86).
 fn by_size(parameters: f64) -> f64 {
     let loss = |parameters: f64| 1.69 + 406.4 / parameters.max(1.0).powf(0.34) + 410.7 / 2e12_f64.powf(0.28);
     loss(parameters) / loss(MEASURED_PARAMETERS)
 }
 
-/// Reads the texts, each cut to `longest` tokens; those that are then too short to tell are left out.
+/// Scores the texts, each cut to `longest` tokens; texts that are then too short to tell are left out.
 pub fn sense(executor: &mut dyn Executor, text: &Text, parameters: u64, longest: usize) -> anyhow::Result<Vec<Sense>> {
     let guess = (executor.vocab_size() as f64).log2();
     let mut found = Vec::new();
@@ -87,22 +89,22 @@ pub fn sense(executor: &mut dyn Executor, text: &Text, parameters: u64, longest:
     Ok(found)
 }
 
-/// Whether the reference tells it of this model in reasonable time.
+/// Whether the reference can score the texts in reasonable time.
 pub(super) fn is_quick(record: &LlmRecord) -> bool {
     record.parameters <= REFERENCE_PARAMETERS
 }
 
-/// Says it: a warning where no text made sense, else what the model knows.
+/// Adds the check to the report: a warning if no text made sense, else the languages that the model knows.
 pub(super) fn conclude(found: Vec<Sense>, parameters: u64, report: &mut Report) {
     if found.is_empty() {
         return;
     }
-    let (status, detail) = told(&found, parameters);
+    let (status, detail) = summary(&found, parameters);
     report.sense = found;
     report.push("sense", status, detail);
 }
 
-fn told(found: &[Sense], parameters: u64) -> (Status, String) {
+fn summary(found: &[Sense], parameters: u64) -> (Status, Diagnostic) {
     let list = |texts: Vec<String>| texts.join(", ");
     let bits = |sense: &Sense| {
         let Sense { language, bits, expected, .. } = sense;
@@ -116,18 +118,19 @@ fn told(found: &[Sense], parameters: u64) -> (Status, String) {
     let seen = format!("bits a byte, and of who knows it at {size} parameters: {bits}");
     let far: Vec<&Sense> = found.iter().filter(|sense| sense.is_far_off()).collect();
     if far.is_empty() {
-        return (Status::Passed, seen);
+        return (Status::Passed, Diagnostic::new(seen));
     }
     let languages = list(far.iter().map(|sense| sense.language.clone()).collect());
     if far.len() < found.len() {
-        return (Status::Passed, format!("{seen}: it knows little {languages}"));
+        return (Status::Passed, Diagnostic::new(format!("{seen}: it knows little {languages}")));
     }
     // Not `>=`: a NaN is no better.
     let guesses = !found.iter().any(|sense| sense.bits < sense.guessing);
     let than = if guesses { "it does worse than guessing" } else { "nothing makes sense to it" };
-    let hint = "hint: was it trained, on other languages perhaps, and is the file whole? Compare an answer with that of \
+    let what = Diagnostic::new(format!("{seen}: {than}, although the engines compute what the files say"));
+    let help = "was it trained, on other languages perhaps, and is the file whole? Compare an answer with that of \
                 transformers or llama.cpp, and report it if theirs makes sense";
-    (Status::Warned, format!("{seen}: {than}, although the engines compute what the files say\n  {hint}"))
+    (Status::Warned, what.with_help(help))
 }
 
 #[cfg(test)]
@@ -141,7 +144,9 @@ mod tests {
 
     fn all(bits: [f64; 3]) -> (Status, String) {
         let [english, code, polish] = bits;
-        told(&[read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)], 134_515_008)
+        let found = [read("English", english, 0.89), read("code", code, 0.45), read("Polish", polish, 0.89)];
+        let (status, seen) = summary(&found, 134_515_008);
+        (status, seen.to_string())
     }
 
     #[test]

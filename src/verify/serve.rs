@@ -1,6 +1,6 @@
-//! Any server for OpenAI's clients, against what those clients need: the same list for ours and for others.
+//! Verifies any server with OpenAI's API against a list of what OpenAI's clients need.
 //!
-//! Requests are greedy and short; the answers' words do not matter, their form does.
+//! Requests are greedy and short. The words of the answers do not matter, only their form.
 
 use std::io::{BufRead, BufReader};
 use std::time::Instant;
@@ -9,14 +9,15 @@ use serde_json::{Value, json};
 
 use super::endpoint::{Endpoint, Reply, ensure};
 use super::{Check, Status};
+use crate::diagnostic::Diagnostic;
 
 type PromiseResult = Result<(Status, String), String>;
 
-/// A name, and how it is found out.
+/// A check: its name, and the function that runs it.
 type Promise = (&'static str, fn(&Endpoint) -> PromiseResult);
 
 impl Endpoint {
-    /// Runs the list, telling each result as it is found.
+    /// Runs all checks, and calls `tell` with each result.
     pub fn verify(&self, mut tell: impl FnMut(&Check)) -> Vec<Check> {
         let list: [Promise; 14] = [
             ("models", Self::models),
@@ -38,7 +39,7 @@ impl Endpoint {
             let (status, detail) = check(self).unwrap_or_else(|why| (Status::Failed, why));
             // One line each, whatever a model says.
             let detail = detail.split_whitespace().collect::<Vec<_>>().join(" ");
-            let check = Check { name: name.to_owned(), status, detail };
+            let check = Check::new(name, status, Diagnostic::new(detail));
             tell(&check);
             check
         };
@@ -276,7 +277,7 @@ fn time() -> Value {
         "type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}}}})
 }
 
-/// The arguments of an answer's calls, each checked.
+/// Parses the arguments of an answer's function calls, each of which is checked.
 fn calls(choice: &Value, names: &[&str]) -> Result<Vec<Value>, String> {
     let calls = choice["message"]["tool_calls"].as_array().ok_or_else(|| format!("no call: {choice}"))?;
     let mut ids = std::collections::BTreeSet::new();

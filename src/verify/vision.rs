@@ -1,15 +1,16 @@
-//! The engine's answers on pictures against the reference's: the same classes, the same objects in the same places.
+//! Compares the engine's results on images with the reference's: the same classes, the same objects in the same places.
 //!
-//! Numbers may differ where no answer does, and answers may differ where numbers hardly do; so both are looked at.
+//! Outputs may differ without a different result, and results may differ on tiny differences of outputs; so both are
+//! compared.
 
 use super::{Agreement, Report, Status};
 use crate::log::printable;
 use crate::manifest::Manifest;
 use crate::spec::Precision;
 use crate::tensor::Tensor;
-use crate::vision::{Answer, Classifier, Detection, Yolo};
+use crate::vision::{Answer, ClassifierSpec, Detection, Yolo};
 
-/// What may differ.
+/// Largest allowed differences of results.
 #[derive(Debug, Clone, Copy)]
 struct Gate {
     score: f32,
@@ -17,7 +18,7 @@ struct Gate {
 }
 
 impl Gate {
-    /// Float32 agrees to the last pixel; half precision and TF32 have three digits.
+    /// The limits by precision: float32 agrees to the last pixel; half precision and TF32 have three digits.
     fn of(manifest: &Manifest) -> Self {
         if manifest.precision == Precision::Fp32 && !manifest.tf32 {
             Self { score: 2e-3, overlap: 0.99 }
@@ -27,7 +28,8 @@ impl Gate {
     }
 }
 
-/// Compares what the outputs of engine (`have`) and reference (`want`) say of a picture of `size` (height, width).
+/// Compares the results that the outputs of engine (`have`) and reference (`want`) give for an image of `size` (height,
+/// width).
 pub(super) fn agreement(
     manifest: &Manifest,
     case: &str,
@@ -51,7 +53,7 @@ pub(super) fn agreement(
     Some(Agreement { case: case.to_owned(), ..compared.unwrap_or_else(failed) })
 }
 
-fn classes(classifier: &Classifier, gate: Gate, have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
+fn classes(classifier: &ClassifierSpec, gate: Gate, have: &[Tensor], want: &[Tensor]) -> Result<Agreement, String> {
     let answer = |outputs: &[Tensor]| -> Result<Answer, String> {
         let output = outputs.first().ok_or("no output")?;
         classifier.answer(output).map_err(|error| error.to_string())
@@ -75,7 +77,8 @@ fn classes(classifier: &Classifier, gate: Gate, have: &[Tensor], want: &[Tensor]
     Ok(Agreement { case: String::new(), reference, differences, score_difference, overlap: 1.0 })
 }
 
-/// Values of a regression: they may differ by the gate's share of the largest, or of 1 where that is smaller.
+/// Compares the values of a regression: they may differ by the limit's share of the largest value, or of 1 if that is
+/// smaller.
 fn values(gate: Gate, have: &Answer, want: &Answer) -> Agreement {
     let scale = want.top.iter().fold(1.0f32, |scale, (_, value)| scale.max(value.abs()));
     let pairs = have.top.iter().zip(&want.top);
@@ -134,16 +137,16 @@ fn objects(yolo: &Yolo, gate: Gate, size: [u32; 2], have: &[Tensor], want: &[Ten
     Ok(agreement)
 }
 
-/// Overlap of the boxes, and of the masks if that is smaller.
+/// Intersection over union of the boxes, or of the masks if that is smaller.
 fn overlap(a: &Detection, b: &Detection) -> f32 {
-    let boxes = crate::vision::overlap(&a.bbox, &b.bbox);
+    let boxes = a.bbox.overlap(&b.bbox);
     match (&a.mask, &b.mask) {
         (Some(a), Some(b)) => boxes.min(a.overlap(b) as f32),
         _ => boxes,
     }
 }
 
-/// The check over all pictures.
+/// Adds the check over all images to the report.
 pub(super) fn conclude(manifest: &Manifest, report: &mut Report) {
     if report.answers.is_empty() {
         return;
@@ -187,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Boxes (centre x, y, width, height, score) as columns.
+    /// A detector's output with boxes (centre x, y, width, height, score) as columns.
     fn output(boxes: &[[f32; 5]]) -> Vec<Tensor> {
         let values = (0..5).flat_map(|row| boxes.iter().map(move |b| b[row])).collect();
         vec![Tensor::from_f32(vec![1, 5, boxes.len()], values).unwrap()]
@@ -223,7 +226,7 @@ mod tests {
         let tensor = |values: &[f32]| vec![Tensor::from_f32(vec![1, values.len()], values.to_vec()).unwrap()];
         let agree = |output: ClassifierOutput, have: &[f32], want: &[f32]| {
             let preprocess = yolo().preprocess();
-            let classifier = Classifier { preprocess, labels: None, output, class_values: None };
+            let classifier = ClassifierSpec { preprocess, labels: None, output, class_values: None };
             classes(&classifier, gate, &tensor(have), &tensor(want)).unwrap().differences.join(", ")
         };
         assert_eq!(agree(ClassifierOutput::Values, &[40.5, 0.1], &[41.0, 0.0]), "");

@@ -1,33 +1,33 @@
-//! What a classifier says: its outputs to labels and probabilities, or to values.
+//! Interprets a classifier's output as labels and probabilities, or as values.
 
 use serde::Serialize;
 
-use super::{Classifier, ClassifierOutput, VisionError};
+use super::{ClassifierOutput, ClassifierSpec, VisionError};
 use crate::diagnostic::Diagnostic;
 use crate::tensor::{Tensor, TensorSpec};
 
-/// What a classifier says of one picture.
+/// A classifier's result for one image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Answer {
-    /// Most probable class: its label, or its number. Of values, the first.
+    /// Label of the most probable class, or its index as text; for values the label of the first.
     pub label: String,
-    /// Its index.
+    /// Index of that class.
     pub class: usize,
-    /// Its probability; none where the output holds values.
+    /// Probability of that class; `None` if the output holds values.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probability: Option<f32>,
-    /// Of an expectation, the mean of the class values; of values, the first.
+    /// For an expectation the mean of the class values; for values the first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub value: Option<f32>,
-    /// Of labels that do not exclude each other, those that are more probable than not, most probable first.
+    /// For labels that do not exclude each other, those with a probability above 0.5, the most probable first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub present: Option<Vec<String>>,
-    /// The five most probable classes; of values, all of them in the order of the output.
+    /// The most probable classes with their probabilities, five by default; for values all of them, in output order.
     pub top: Vec<(String, f32)>,
 }
 
-impl Classifier {
-    /// Refuses a model whose output cannot be what this says, as far as the model tells its shape.
+impl ClassifierSpec {
+    /// Refuses a model whose output cannot fit this description, as far as its shape is known.
     pub fn expect(&self, outputs: &[TensorSpec]) -> Result<(), VisionError> {
         let Some(output) = outputs.first() else {
             return Err(VisionError::Output { found: "missing".to_owned(), wanted: WANTED.into() });
@@ -44,7 +44,7 @@ impl Classifier {
         }
     }
 
-    /// Labels and values must be as many as classes.
+    /// Checks that labels and class values are as many as classes.
     fn check_count(&self, classes: usize) -> Result<(), Diagnostic> {
         for (what, count) in
             [("labels", self.labels.as_ref().map(Vec::len)), ("class_values", self.class_values.as_ref().map(Vec::len))]
@@ -57,8 +57,13 @@ impl Classifier {
         Ok(())
     }
 
-    /// Interprets the output for the first picture of the batch.
+    /// Interprets the output for the first image of the batch.
     pub fn answer(&self, output: &Tensor) -> Result<Answer, VisionError> {
+        self.answer_top(output, TOP)
+    }
+
+    /// The same with this many of the most probable classes in [`Answer::top`].
+    pub fn answer_top(&self, output: &Tensor, top: usize) -> Result<Answer, VisionError> {
         let wrong = |wanted: Diagnostic| VisionError::Output {
             found: format!("{}{:?}", output.dtype(), output.shape()),
             wanted,
@@ -78,18 +83,18 @@ impl Classifier {
             ClassifierOutput::Values => self.read(&values),
             ClassifierOutput::Logits => {
                 check_logits(&values).map_err(&wrong)?;
-                self.most_probable(&softmax(&values))
+                self.most_probable(&softmax(&values), top)
             }
             ClassifierOutput::Multilabel => {
-                self.present(&values.iter().map(|value| sigmoid(*value)).collect::<Vec<f32>>())
+                self.present(&values.iter().map(|value| sigmoid(*value)).collect::<Vec<f32>>(), top)
             }
             ClassifierOutput::MultilabelProbabilities => {
                 check_probabilities(&values, false).map_err(&wrong)?;
-                self.present(&values)
+                self.present(&values, top)
             }
             ClassifierOutput::Probabilities | ClassifierOutput::Expectation => {
                 check_probabilities(&values, true).map_err(&wrong)?;
-                self.most_probable(&values)
+                self.most_probable(&values, top)
             }
         };
         if answer.value.is_some_and(|value| !value.is_finite()) {
@@ -102,21 +107,21 @@ impl Classifier {
         self.labels.as_ref().and_then(|labels| labels.get(class)).cloned().unwrap_or_else(|| class.to_string())
     }
 
-    /// Values as they are, at least one.
+    /// Interprets values, of which there is at least one.
     fn read(&self, values: &[f32]) -> Answer {
         let top = values.iter().enumerate().map(|(index, value)| (self.label(index), *value)).collect();
         Answer { label: self.label(0), class: 0, probability: None, value: values.first().copied(), present: None, top }
     }
 
-    /// The labels that are there, and all by their probabilities, of which there is at least one.
-    fn present(&self, probabilities: &[f32]) -> Answer {
+    /// Interprets probabilities of labels that do not exclude each other; there is at least one.
+    fn present(&self, probabilities: &[f32], top: usize) -> Answer {
         let present = sorted(probabilities).into_iter().filter(|class| probabilities[*class] > EVEN);
         let present = present.map(|class| self.label(class)).collect();
-        Answer { present: Some(present), ..self.most_probable(probabilities) }
+        Answer { present: Some(present), ..self.most_probable(probabilities, top) }
     }
 
-    /// The classes by their probabilities, of which there is at least one.
-    fn most_probable(&self, probabilities: &[f32]) -> Answer {
+    /// Interprets probabilities of classes; there is at least one.
+    fn most_probable(&self, probabilities: &[f32], top: usize) -> Answer {
         let order = sorted(probabilities);
         let mean =
             |values: &Vec<f32>| values.iter().zip(probabilities).map(|(value, share)| value * share).sum::<f32>();
@@ -126,17 +131,20 @@ impl Classifier {
             probability: Some(probabilities[order[0]]),
             value: self.class_values.as_ref().map(mean),
             present: None,
-            top: order.iter().take(5).map(|class| (self.label(*class), probabilities[*class])).collect(),
+            top: order.iter().take(top).map(|class| (self.label(*class), probabilities[*class])).collect(),
         }
     }
 }
 
+/// Classes that an answer names.
+pub const TOP: usize = 5;
+
 const WANTED: &str = "[batch, classes] is wanted";
 
-/// What half precision and TF32 leave of a probability's exactness, and of their sum's.
+/// Largest rounding error of a probability, and of the sum of all, in half precision and TF32.
 const ROUNDING: f32 = 0.02;
 
-/// Refuses what was said to be logits and has been through a softmax already: that adds up to 1, to the last digits.
+/// Refuses logits that are probabilities already: those add up to 1 in all digits.
 fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     let sum: f64 = values.iter().map(|value| f64::from(*value)).sum();
     let rounding = 2e-6 + 1e-7 * values.len() as f64;
@@ -147,7 +155,7 @@ fn check_logits(values: &[f32]) -> Result<(), Diagnostic> {
     Err(message.with_help("build it with `output: probabilities`"))
 }
 
-/// Refuses what was said to be probabilities and is not; those of classes that exclude each other add up to 1.
+/// Refuses values that are not probabilities; those of classes that exclude each other must add up to 1.
 fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), Diagnostic> {
     let low = values.iter().copied().fold(f32::INFINITY, f32::min);
     let high = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -166,10 +174,10 @@ fn check_probabilities(values: &[f32], exclusive: bool) -> Result<(), Diagnostic
     Ok(())
 }
 
-/// A label that is more probable than this is there.
+/// Probability above which a label counts as present.
 const EVEN: f32 = 0.5;
 
-/// Classes, most probable first.
+/// Indices of the classes, the most probable first.
 fn sorted(probabilities: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..probabilities.len()).collect();
     order.sort_by(|a, b| probabilities[*b].total_cmp(&probabilities[*a]));
@@ -194,7 +202,7 @@ mod tests {
 
     #[test]
     fn answers() {
-        let mut classifier = Classifier {
+        let mut classifier = ClassifierSpec {
             preprocess: Preprocess {
                 size: None,
                 fit: None,
@@ -242,7 +250,7 @@ mod tests {
                 std: [1.0; 3],
             };
             let class_values = (output == ClassifierOutput::Expectation).then(|| vec![1.0; values.len()]);
-            let classifier = Classifier { preprocess, labels: None, output, class_values };
+            let classifier = ClassifierSpec { preprocess, labels: None, output, class_values };
             classifier.answer(&Tensor::from_f32(vec![1, values.len()], values.to_vec()).unwrap())
         };
         use ClassifierOutput::{Expectation, MultilabelProbabilities, Probabilities};
@@ -268,7 +276,7 @@ mod tests {
 
     #[test]
     fn counts_are_known_before_anything_runs() {
-        let classifier = |labels: usize| Classifier {
+        let classifier = |labels: usize| ClassifierSpec {
             preprocess: Preprocess {
                 size: None,
                 fit: None,

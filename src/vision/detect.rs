@@ -1,35 +1,36 @@
-//! What a detector says: its output to boxes on the picture.
+//! Interprets a detector's output as boxes on the image.
 //!
 //! Decoding and non-maximum suppression are those of Ultralytics' `predict`, so that thresholds mean the same.
 
 use serde::Serialize;
 
+use super::bounding_box::{BoundingBox, overlap};
 use super::mask::{self, Mask};
 use super::{Boxes, Letterbox, Task, VisionError, Yolo};
 use crate::tensor::Tensor;
 
-/// Candidates that go into suppression; more are cut off, best first.
+/// Most candidates for non-maximum suppression; the ones with the lowest scores are dropped.
 const CANDIDATE_LIMIT: usize = 30_000;
 
 const NOT_FINITE: &str = "it holds values that are not finite";
 
-/// One object on a picture.
+/// An object on an image.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Detection {
-    /// Its class's name.
+    /// Name of its class.
     pub label: String,
-    /// Its class.
+    /// Index of its class.
     pub class: usize,
-    /// How sure the model is, 0 to 1.
+    /// Score of the model, 0 to 1.
     pub score: f32,
-    /// Left, top, right, bottom in pixels of the picture.
-    pub bbox: [f32; 4],
-    /// Which pixels are it, from a segmentation model.
+    /// Its box in pixels of the image.
+    pub bbox: BoundingBox,
+    /// The object's pixels, from a segmentation model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mask: Option<Mask>,
 }
 
-/// A box in the input's pixels.
+/// A box in pixels of the model's input.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Candidate {
     class: usize,
@@ -40,8 +41,9 @@ struct Candidate {
 }
 
 impl Yolo {
-    /// Objects on the first picture of the batch, of `picture` (height, width), best first. Boxes are clipped to the
-    /// picture; one of negative width or height, which no trained head gives, has no area and is not reported.
+    /// The objects on the first image of the batch, whose size is `picture` (height, width), by descending score. Boxes
+    /// are clipped to the image; a box of negative width or height, which no trained head produces, has no area and is
+    /// dropped.
     pub fn detections(&self, outputs: &[Tensor], picture: [u32; 2]) -> Result<Vec<Detection>, VisionError> {
         let (output, proto) = self.checked(outputs)?;
         let letterbox = Letterbox::new(picture, self.size);
@@ -50,22 +52,22 @@ impl Yolo {
             Boxes::Final | Boxes::Queries => self.chosen(&output)?,
         };
         let detections = kept.into_iter().map(|candidate| {
-            let bbox = self.place(candidate.corners, &letterbox);
+            let corners = self.place(candidate.corners, &letterbox);
             let mask = proto.as_ref().map(|proto| {
-                mask::cut(proto, &self.coefficients(&output, candidate.anchor), bbox, &letterbox, self.size)
+                mask::cut(proto, &self.coefficients(&output, candidate.anchor), corners, &letterbox, self.size)
             });
             Detection {
                 label: self.names[candidate.class].clone(),
                 class: candidate.class,
                 score: candidate.score,
-                bbox,
+                bbox: corners.into(),
                 mask,
             }
         });
         Ok(detections.collect())
     }
 
-    /// A box on the picture.
+    /// Converts a box from the model's input to the image.
     fn place(&self, corners: [f32; 4], letterbox: &Letterbox) -> [f32; 4] {
         let place = |value: f32, axis: usize| match self.boxes {
             Boxes::Queries => {
@@ -79,7 +81,7 @@ impl Yolo {
         [place(left, 1), place(top, 0), place(right, 1), place(bottom, 0)]
     }
 
-    /// What a box's mask is made with.
+    /// The mask coefficients of an anchor.
     fn coefficients(&self, output: &Raw<'_>, anchor: usize) -> Vec<f32> {
         match self.boxes {
             Boxes::Anchors => {
@@ -91,7 +93,7 @@ impl Yolo {
         }
     }
 
-    /// The outputs, of the shapes this model has.
+    /// Checks that the outputs have the shapes of this model.
     fn checked<'a>(&self, outputs: &'a [Tensor]) -> Result<(Raw<'a>, Option<mask::Prototypes<'a>>), VisionError> {
         let wrong = |tensor: &Tensor, wanted: String| VisionError::Output {
             found: format!("{}{:?}", tensor.dtype(), tensor.shape()),
@@ -131,7 +133,7 @@ impl Yolo {
         Ok((Raw { values, rows, anchors }, masks))
     }
 
-    /// Each anchor's best class, where it is sure enough; best first.
+    /// The best class of each anchor whose score reaches the threshold, by descending score.
     fn candidates(&self, output: &Raw<'_>) -> Vec<Candidate> {
         let anchors = output.anchors;
         let mut best = vec![(f32::NEG_INFINITY, 0usize); anchors];
@@ -158,7 +160,7 @@ impl Yolo {
         candidates
     }
 
-    /// The boxes of a model that chooses them itself, where it is sure enough; best first.
+    /// The boxes of a model that needs no suppression, with scores that reach the threshold, by descending score.
     fn chosen(&self, output: &Raw<'_>) -> Result<Vec<Candidate>, VisionError> {
         let mut chosen = Vec::new();
         for (anchor, row) in output.values.chunks_exact(output.anchors.max(1)).enumerate() {
@@ -213,19 +215,11 @@ impl Yolo {
     }
 }
 
-/// `[rows, anchors]` of the first picture; where the model chooses, a row is a box.
+/// The first image's output as `[rows, anchors]`; without suppression `[boxes, values]`.
 struct Raw<'a> {
     values: &'a [f32],
     rows: usize,
     anchors: usize,
-}
-
-/// Intersection over union of two boxes; 0 where both are empty.
-pub(crate) fn overlap(a: &[f32; 4], b: &[f32; 4]) -> f32 {
-    let area = |r: &[f32; 4]| (r[2] - r[0]).max(0.0) * (r[3] - r[1]).max(0.0);
-    let shared = area(&[a[0].max(b[0]), a[1].max(b[1]), a[2].min(b[2]), a[3].min(b[3])]);
-    let union = area(a) + area(b) - shared;
-    if union > 0.0 { shared / union } else { 0.0 }
 }
 
 #[cfg(test)]
@@ -250,7 +244,7 @@ mod tests {
         }
     }
 
-    /// Boxes (centre x, y, width, height, owl, tram) as columns.
+    /// An output with boxes (centre x, y, width, height, score of owl, score of tram) as columns.
     fn output(boxes: &[[f32; 6]]) -> Tensor {
         let values = (0..6).flat_map(|row| boxes.iter().map(move |b| b[row])).collect();
         Tensor::from_f32(vec![1, 6, boxes.len()], values).unwrap()
@@ -268,7 +262,7 @@ mod tests {
         let found = yolo().detections(&[raw], [64, 128]).unwrap();
         let said: Vec<(&str, f32)> = found.iter().map(|found| (found.label.as_str(), found.score)).collect();
         assert_eq!(said, [("owl", 0.9), ("tram", 0.7)]);
-        assert_eq!(found[0].bbox, [44.0, 22.0, 84.0, 42.0]);
+        assert_eq!(found[0].bbox.corners(), [44.0, 22.0, 84.0, 42.0]);
     }
 
     #[test]
@@ -297,7 +291,7 @@ mod tests {
             [16.0, 16.0, 0.0, 0.0, 0.1, 0.5],
         ]);
         let found = yolo().detections(&[raw], [64, 64]).unwrap();
-        let boxes: Vec<[f32; 4]> = found.iter().map(|found| found.bbox).collect();
+        let boxes: Vec<[f32; 4]> = found.iter().map(|found| found.bbox.corners()).collect();
         assert_eq!(boxes, [[0.0, 0.0, 64.0, 64.0], [64.0; 4], [16.0; 4]]);
     }
 
@@ -309,7 +303,7 @@ mod tests {
         };
         let said = |boxes: Boxes, output: Tensor| {
             let found = Yolo { boxes, max_detections: 2, ..yolo() }.detections(&[output], [64, 128]).unwrap();
-            found.into_iter().map(|found| (found.class, found.score, found.bbox)).collect::<Vec<_>>()
+            found.into_iter().map(|found| (found.class, found.score, found.bbox.corners())).collect::<Vec<_>>()
         };
         // 128 x 64 in 64 x 64: 16 rows of grey above. Twins stay: who chose them wanted both.
         let chosen = rows(&[

@@ -1,11 +1,11 @@
-//! Answers onto pictures: boxes, labels, masks.
+//! Draws results onto images: boxes, labels, masks.
 
 use image::{Rgb, RgbImage};
 use noto_sans_mono_bitmap::{FontWeight, RasterHeight, get_raster, get_raster_width};
 
 use super::Detection;
 
-/// Colours of classes in turn, far apart in hue.
+/// Colours of classes, far apart in hue; repeated if there are more classes.
 const PALETTE: [[u8; 3]; 10] = [
     [230, 57, 70],
     [29, 120, 200],
@@ -19,7 +19,7 @@ const PALETTE: [[u8; 3]; 10] = [
     [180, 80, 40],
 ];
 
-/// The picture with every detection drawn on it, the surest on top.
+/// A copy of the image with every detection drawn on it, those with the highest scores on top.
 pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
     let mut canvas = picture.clone();
     let side = picture.width().max(picture.height());
@@ -36,7 +36,7 @@ pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
         }
     }
     for detection in detections.iter().rev() {
-        let [left, top, right, bottom] = detection.bbox.map(|side| side.round() as u32);
+        let [left, top, right, bottom] = detection.bbox.corners().map(|side| side.round() as u32);
         let color = color(detection);
         for (x, y, width, height) in [
             (left, top, right - left.min(right), line),
@@ -49,7 +49,7 @@ pub fn annotate(picture: &RgbImage, detections: &[Detection]) -> RgbImage {
     }
     // Labels last: no line goes through a word.
     for detection in detections.iter().rev() {
-        let [left, top, ..] = detection.bbox.map(|side| side.round() as u32);
+        let [left, top, ..] = detection.bbox.corners().map(|side| side.round() as u32);
         let text = format!("{} {:.2}", detection.label, detection.score);
         let (wide, high) = (get_raster_width(FontWeight::Bold, letters) as u32, letters.val() as u32);
         let width = wide.saturating_mul(text.chars().count() as u32).saturating_add(2 * line);
@@ -77,7 +77,7 @@ fn fill(canvas: &mut RgbImage, [x, y, width, height]: [u32; 4], color: [u8; 3]) 
     }
 }
 
-/// White letters as far as the edge; what the font lacks is a question mark.
+/// Writes white text up to the edge; characters that the font lacks become question marks.
 fn write(canvas: &mut RgbImage, x: u32, y: u32, text: &str, size: RasterHeight) {
     let mut x = x;
     for letter in text.chars() {
@@ -99,7 +99,10 @@ mod tests {
     #[test]
     fn a_box_a_label_and_nothing_beyond_the_edge() {
         let picture = RgbImage::from_pixel(64, 48, Rgb([10, 10, 10]));
-        let detection = |bbox| Detection { label: "wąż".to_owned(), class: 0, score: 0.5, bbox, mask: None };
+        let detection = |corners: [f32; 4]| {
+            let bbox = corners.into();
+            Detection { label: "wąż".to_owned(), class: 0, score: 0.5, bbox, mask: None }
+        };
         let drawn = annotate(&picture, &[detection([8.0, 20.0, 40.0, 40.0]), detection([50.0, 0.0, 64.0, 48.0])]);
         assert_eq!(drawn.get_pixel(20, 39).0, PALETTE[0], "lower edge");
         assert_eq!(drawn.get_pixel(20, 30).0, [10; 3], "inside");

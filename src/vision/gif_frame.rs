@@ -1,15 +1,15 @@
-//! The first frame of a GIF as PIL shows it (GifImagePlugin.py, `load_prepare`): what the frame leaves free of the logical
-//! screen has the transparent colour, or else the first one, and a frame that reaches beyond the screen makes it larger.
+//! Reads the first frame of a GIF like PIL (GifImagePlugin.py, `load_prepare`): the part of the logical screen outside
+//! the frame has the transparent colour, or else the first one, and a frame beyond the screen enlarges it.
 
 use gif::{DecodeOptions, DecodingError};
 use image::RgbImage;
 
 use super::limits::{CUT_OFF, check_size};
 
-/// Colours of a palette; those that a file leaves out are greys, as in PIL.
+/// Colours of a palette; colours missing in the file are greys, as in PIL.
 type Palette = [[u8; 3]; 256];
 
-/// Reads the first frame of a file.
+/// Reads the first frame of a GIF file.
 pub(super) fn read(bytes: &[u8]) -> Result<RgbImage, String> {
     let decoding = |error: DecodingError| match error {
         DecodingError::UnexpectedEof => CUT_OFF.to_owned(),

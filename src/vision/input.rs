@@ -1,4 +1,4 @@
-//! Which input of pictures a model has: its layout, its channels, its element type, and a picture as a tensor of it.
+//! The image input of a model: its layout, channels and element type, and the conversion of images to it.
 
 use half::f16;
 use image::{Rgb, RgbImage};
@@ -8,11 +8,11 @@ use super::{Color, Preprocess, VisionError};
 use crate::diagnostic::Diagnostic;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
-/// A model's one input: `[batch, channels, height, width]`, or with the channels last, as TensorFlow has them. One
-/// channel is grey.
+/// A model's image input: `[batch, channels, height, width]`, or channels last as in TensorFlow. A single channel is
+/// grey.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PictureInput {
-    /// Height and width.
+    /// Height and width in pixels.
     pub size: [u32; 2],
     grey: bool,
     channels_last: bool,
@@ -22,7 +22,7 @@ pub struct PictureInput {
 const WANTED: &str = "pictures want [batch, channels, height, width] or [batch, height, width, channels] of 3 channels, or \
                       1 for grey, in float32, float16 or uint8";
 
-/// Axes of height and width of an input of pictures, as its channels tell.
+/// Axes of height and width of an image input, found by its number of channels.
 pub fn pixel_axes(shape: &[Option<usize>]) -> Option<[usize; 2]> {
     match shape {
         [_, Some(1 | 3), _, _] => Some([2, 3]),
@@ -32,7 +32,7 @@ pub fn pixel_axes(shape: &[Option<usize>]) -> Option<[usize; 2]> {
 }
 
 impl PictureInput {
-    /// The input of a model that takes pictures prepared as `preprocess` says, whose size counts before the model's own.
+    /// The input of a model with this preprocessing, whose size takes precedence over the model's own.
     pub fn new(preprocess: &Preprocess, spec: &TensorSpec) -> Result<Self, VisionError> {
         let wrong = |wanted: &str| VisionError::Input { found: spec.to_string(), wanted: Diagnostic::new(wanted) };
         let helped = |wanted: &str, help: &str| VisionError::Input {
@@ -73,12 +73,12 @@ impl PictureInput {
         Ok(input)
     }
 
-    /// Three channels before height and width, in float32.
+    /// Three channels first, in float32.
     pub(super) fn planar(size: [u32; 2]) -> Self {
         Self { size, grey: false, channels_last: false, dtype: DType::Float32 }
     }
 
-    /// One picture as a batch of one.
+    /// Converts an image to a tensor with a batch of one.
     pub fn tensor(&self, picture: &RgbImage, preprocess: &Preprocess) -> Tensor {
         let fitted =
             if self.grey { fit(&greyed(picture), preprocess, self.size) } else { fit(picture, preprocess, self.size) };
@@ -106,12 +106,12 @@ impl PictureInput {
     }
 }
 
-/// One picture as float32 `[1, 3, height, width]`, whatever the model wants.
+/// Converts an image to float32 `[1, 3, height, width]`, whatever the model's input is.
 pub fn to_tensor(picture: &RgbImage, preprocess: &Preprocess, size: [u32; 2]) -> Tensor {
     PictureInput::planar(size).tensor(picture, preprocess)
 }
 
-/// Values of RGB bytes in the order of a tensor: `channels` says which byte of a pixel each channel is.
+/// Arranges values of RGB bytes in the tensor's order; `channels` is the byte of a pixel for each channel.
 fn arrange<T: Copy + Default>(
     bytes: &[u8],
     channels: &[usize],
@@ -134,7 +134,7 @@ fn arrange<T: Copy + Default>(
     values
 }
 
-/// Luma in all three channels, rounded as PIL's `convert("L")` rounds (libImaging/Convert.c: ITU-R BT.601 in 65536ths).
+/// Luma in all three channels, rounded like PIL's `convert("L")` (libImaging/Convert.c: ITU-R BT.601 in 65536ths).
 fn greyed(picture: &RgbImage) -> RgbImage {
     let mut grey = picture.clone();
     for pixel in grey.pixels_mut() {

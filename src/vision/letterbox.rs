@@ -1,18 +1,18 @@
-//! A picture within an input of another aspect ratio: how it is scaled and where it lies.
+//! Letterboxing: scale and position of an image inside an input of another aspect ratio.
 
-/// How a picture lies in a square that keeps its aspect ratio.
+/// Scale and position of an image inside an input that keeps its aspect ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Letterbox {
-    /// Pixels of the input per pixel of the picture, before sides are rounded to whole pixels.
+    /// Pixels of the input per pixel of the image, before its sides are rounded to whole pixels.
     pub scale: f64,
-    /// First row and column of the picture in the input.
+    /// First row and column of the image in the input.
     pub offset: [u32; 2],
-    /// Height and width of the picture.
+    /// Height and width of the image in pixels.
     pub picture: [u32; 2],
 }
 
 impl Letterbox {
-    /// Fits a picture of `picture` (height, width) into `input`.
+    /// Fits an image of size `picture` into `input` (height, width).
     pub fn new(picture: [u32; 2], input: [u32; 2]) -> Self {
         let ratio = |axis: usize| f64::from(input[axis]) / f64::from(picture[axis].max(1));
         let scale = ratio(0).min(ratio(1));
@@ -22,17 +22,18 @@ impl Letterbox {
         letterbox
     }
 
-    /// Height and width of the picture within the input.
+    /// Height and width of the scaled image in the input.
     pub fn scaled(&self) -> [u32; 2] {
         self.picture.map(|size| ((f64::from(size) * self.scale).round_ties_even() as u32).max(1))
     }
 
-    /// Pixels of the input per pixel of the picture along an axis: each side is of whole pixels (Ultralytics, `scale_boxes`).
+    /// Pixels of the input per pixel of the image along an axis, after rounding to whole pixels (Ultralytics,
+    /// `scale_boxes`).
     pub fn gain(&self, axis: usize) -> f64 {
         f64::from(self.scaled()[axis]) / f64::from(self.picture[axis].max(1))
     }
 
-    /// A place in the input as one in the picture, along an axis (0 vertical): never outside it.
+    /// Converts a coordinate of the input to the image along an axis (0 is vertical), clamped to the image.
     pub fn place(&self, value: f32, axis: usize) -> f32 {
         let place = (f64::from(value) - f64::from(self.offset[axis])) / self.gain(axis);
         // `clamp` lets a NaN through.

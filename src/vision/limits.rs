@@ -1,6 +1,6 @@
-//! What is refused of pictures in files of any format.
+//! Limits of images in files of any format.
 
-/// Refuses a picture of no pixels, and of too many.
+/// Refuses an image without pixels, and one with too many.
 pub(super) fn check_size([width, height]: [u32; 2]) -> Result<(), String> {
     match u64::from(width) * u64::from(height) {
         0 => Err("it is empty".to_owned()),
@@ -11,7 +11,7 @@ pub(super) fn check_size([width, height]: [u32; 2]) -> Result<(), String> {
     }
 }
 
-/// What is said of a file that ends too early.
+/// The message for a truncated file.
 pub(super) const CUT_OFF: &str = "its end is missing: the file is cut off";
-/// Pixels of a picture: not all decoders keep to the reader's limit of memory.
+/// Most pixels of an image: not all decoders respect the reader's memory limit.
 const PIXEL_LIMIT: u64 = 400 << 20;

@@ -1,22 +1,22 @@
-//! Masks of objects from prototypes and coefficients (Bolya et al., YOLACT, 2019).
+//! Masks of objects, from prototypes and coefficients (Bolya et al., YOLACT, 2019).
 
 use serde::{Serialize, Serializer};
 
 use super::Letterbox;
 use crate::tensor::Tensor;
 
-/// Which pixels of a rectangle belong to an object.
+/// The pixels of an object within a rectangle.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
-    /// Left and top of the rectangle, in pixels of the picture.
+    /// Left and top of the rectangle in pixels of the image.
     pub origin: [u32; 2],
-    /// Its width.
+    /// Width of the rectangle in pixels.
     pub width: u32,
-    /// Row by row.
+    /// For each pixel of the rectangle, row by row, whether it belongs to the object.
     pub inside: Vec<bool>,
 }
 
-/// Prototype maps of the first picture, `[count, height, width]`.
+/// Prototypes of the first image, `[count, height, width]`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Prototypes<'a> {
     pub(super) count: usize,
@@ -37,7 +37,8 @@ impl<'a> Prototypes<'a> {
     }
 }
 
-/// The object's pixels within its box: where the weighted sum of prototypes, interpolated between their cells, is above 0.
+/// Cuts out the object's pixels within its box: where the weighted sum of prototypes, interpolated bilinearly, is above
+/// 0.
 pub(super) fn cut(
     proto: &Prototypes<'_>,
     coefficients: &[f32],
@@ -94,12 +95,25 @@ pub(super) fn cut(
 }
 
 impl Mask {
-    /// Pixels of the object.
+    /// Number of pixels of the object.
     pub fn area(&self) -> usize {
         self.inside.iter().filter(|inside| **inside).count()
     }
 
-    /// The object's pixels, as places in the picture.
+    /// Height of the rectangle.
+    pub fn height(&self) -> u32 {
+        self.inside.len() as u32 / self.width.max(1)
+    }
+
+    /// Whether a pixel of the picture belongs to the object.
+    pub fn contains(&self, x: u32, y: u32) -> bool {
+        let (Some(x), Some(y)) = (x.checked_sub(self.origin[0]), y.checked_sub(self.origin[1])) else { return false };
+        // In usize: a place far below this mask does not wrap into it.
+        let index = y as usize * self.width as usize + x as usize;
+        x < self.width && self.inside.get(index).copied().unwrap_or(false)
+    }
+
+    /// Coordinates of the object's pixels in the image.
     pub fn pixels(&self) -> impl Iterator<Item = (u32, u32)> {
         let width = self.width.max(1);
         self.inside.iter().zip(0u32..).filter(|(inside, _)| **inside).map(move |(_, index)| {
@@ -107,23 +121,15 @@ impl Mask {
         })
     }
 
-    /// Intersection over union with another mask of the same picture; 1 where both are empty.
+    /// Intersection over union with another mask on the same image; 1 if both are empty.
     pub fn overlap(&self, other: &Mask) -> f64 {
-        let has = |mask: &Mask, x: u32, y: u32| {
-            let (Some(x), Some(y)) = (x.checked_sub(mask.origin[0]), y.checked_sub(mask.origin[1])) else {
-                return false;
-            };
-            // In usize: a place far below this mask does not wrap into it.
-            let index = y as usize * mask.width as usize + x as usize;
-            x < mask.width && mask.inside.get(index).copied().unwrap_or(false)
-        };
-        let shared = self.pixels().filter(|(x, y)| has(other, *x, *y)).count();
+        let shared = self.pixels().filter(|(x, y)| other.contains(*x, *y)).count();
         let union = (self.area() + other.area()).saturating_sub(shared);
         if union == 0 { 1.0 } else { shared as f64 / union as f64 }
     }
 }
 
-/// As rectangle, area and run lengths: outside, inside, outside, … row by row within the rectangle.
+/// Serialises as rectangle, area and run lengths: outside, inside, outside, … row by row within the rectangle.
 impl Serialize for Mask {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (mut runs, mut current) = (vec![0u32], false);
@@ -136,9 +142,8 @@ impl Serialize for Mask {
                 *run += 1;
             }
         }
-        let height = self.inside.len() as u32 / self.width.max(1);
         serde_json::json!({
-            "origin": self.origin, "width": self.width, "height": height, "area": self.area(), "runs": runs,
+            "origin": self.origin, "width": self.width, "height": self.height(), "area": self.area(), "runs": runs,
         })
         .serialize(serializer)
     }
@@ -159,7 +164,8 @@ mod tests {
         let mask = cut(&proto, &[1.0, 0.0], [4.0, 2.0, 12.0, 6.0], &letterbox, [16, 16]);
         assert_eq!((mask.origin, mask.width, mask.inside.len()), ([4, 2], 8, 32));
         assert_eq!(mask.inside[..8], [true, true, true, true, false, false, false, false]);
-        assert_eq!(mask.area(), 16);
+        assert_eq!((mask.area(), mask.height()), (16, 4));
+        assert!(mask.contains(4, 2) && mask.contains(7, 5) && !mask.contains(8, 2) && !mask.contains(3, 2));
         let all = cut(&proto, &[0.0, 1.0], [4.0, 2.0, 12.0, 6.0], &letterbox, [16, 16]);
         assert_eq!((all.area(), mask.overlap(&all), all.overlap(&all)), (32, 0.5, 1.0));
         let json = serde_json::to_value(&mask).unwrap();

@@ -1,10 +1,11 @@
-//! Pictures to input tensors, outputs to answers, answers onto pictures.
+//! Converts images to input tensors and outputs to results, and draws results onto images.
 //!
-//! What a recipe says of a vision model, and its manifest keeps, is [`crate::spec`]'s, so `run` and `verify` need no recipe.
-//! `picture.rs` reads (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads otherwise than
-//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs, `mask.rs` makes
-//! outlines of objects, `draw.rs` draws.
+//! [`crate::spec`] defines the settings that recipes and manifests contain, so that `run` and `verify` need no recipe.
+//! `picture.rs` reads images (`gif_frame.rs` and `tiff_samples.rs` read what the `image` crate reads differently from
+//! PIL), `resize.rs` resizes, `input.rs` makes tensors, `classify.rs` and `detect.rs` interpret outputs,
+//! `bounding_box.rs` and `mask.rs` describe where objects are, `draw.rs` draws.
 
+mod bounding_box;
 mod classify;
 mod detect;
 mod draw;
@@ -19,10 +20,10 @@ mod tiff_samples;
 
 use std::path::PathBuf;
 
-pub use crate::spec::{Boxes, Classifier, ClassifierOutput, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
-pub use classify::Answer;
+pub use crate::spec::{Boxes, ClassifierOutput, ClassifierSpec, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};
+pub use bounding_box::BoundingBox;
+pub use classify::{Answer, TOP};
 pub use detect::Detection;
-pub(crate) use detect::overlap;
 pub use draw::annotate;
 pub use image::RgbImage;
 pub use input::{PictureInput, pixel_axes, to_tensor};
@@ -30,9 +31,9 @@ pub use letterbox::Letterbox;
 pub use mask::Mask;
 pub use picture::{FORMATS, is_foreign_picture, is_picture, read_picture, save_picture};
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnose, Diagnostic};
 
-/// Why a picture or an output is not usable.
+/// Why an image or an output cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum VisionError {
@@ -44,4 +45,16 @@ pub enum VisionError {
     Output { found: String, wanted: Diagnostic },
     #[error("cannot write picture {}: {message}", path.display())]
     Write { path: PathBuf, message: String },
+}
+
+impl Diagnose for VisionError {
+    fn diagnostic(&self) -> Diagnostic {
+        let before = |told: &Diagnostic, what: String| told.clone().map_message(|told| format!("{what}{told}"));
+        match self {
+            Self::Picture { path, message } => before(message, format!("cannot read picture {}: ", path.display())),
+            Self::Input { found, wanted } => before(wanted, format!("the model's input is {found}; ")),
+            Self::Output { found, wanted } => before(wanted, format!("the output is {found}; ")),
+            Self::Write { .. } => Diagnostic::new(self.to_string()),
+        }
+    }
 }

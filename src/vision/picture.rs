@@ -1,4 +1,4 @@
-//! Pictures in and out of files.
+//! Reads and writes image files.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -11,18 +11,18 @@ use super::{VisionError, gif_frame, tiff_samples};
 use crate::artifact::write_file;
 use crate::diagnostic::Diagnostic;
 
-/// What is read, for messages.
+/// Names of the supported formats, for messages.
 pub const FORMATS: &str = "PNG, JPEG, WebP, BMP, TIFF and GIF";
 
-/// Whether a file is named like a picture that can be read. macOS puts a `._NAME` with attributes beside files on disks
-/// that cannot keep them.
+/// Whether a file's name is that of a supported image. `._NAME` is not: macOS keeps attributes there on file systems
+/// that cannot store them.
 pub fn is_picture(path: &Path) -> bool {
     let attributes = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("._"));
     let known = ["png", "jpg", "jpeg", "jpe", "jfif", "mpo", "webp", "bmp", "tif", "tiff", "gif"];
     !attributes && known.contains(&extension(path).as_str())
 }
 
-/// Whether a file is named like a picture of a format that is not read.
+/// Whether a file's name is that of an image in an unsupported format.
 pub fn is_foreign_picture(path: &Path) -> bool {
     ["avif", "heic", "heif", "jp2", "j2k", "jxl", "dng", "svg", "pfm"].contains(&extension(path).as_str())
 }
@@ -31,16 +31,16 @@ fn extension(path: &Path) -> String {
     path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase()).unwrap_or_default()
 }
 
-/// Reads a picture, turned upright as its EXIF data says; of several in one file, the first.
+/// Reads an image and applies its EXIF orientation; of several images in a file, the first.
 pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     let fail = |message: Diagnostic| VisionError::Picture { path: path.to_owned(), message };
     let file = crate::regular_file::open(path).map_err(|error| match error.kind() {
         ErrorKind::NotFound => fail("there is no such file".into()),
-        _ => fail(error.to_string().into()),
+        _ => fail(error.into()),
     })?;
     let reader = ImageReader::new(std::io::BufReader::new(file));
-    let reader = reader.with_guessed_format().map_err(|error| fail(error.to_string().into()))?;
-    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.to_string().into()));
+    let reader = reader.with_guessed_format().map_err(|error| fail(error.into()))?;
+    let whole = || crate::regular_file::read(path, WHOLE_LIMIT).map_err(|error| fail(error.into()));
     let cut_off = || fail(CUT_OFF.into());
     match reader.format() {
         Some(ImageFormat::Jpeg) if is_cut_jpeg(&whole()?) => return Err(cut_off()),
@@ -56,7 +56,7 @@ pub fn read_picture(path: &Path) -> Result<RgbImage, VisionError> {
     decode(reader).map_err(fail)
 }
 
-/// Reads a picture of a format whose decoder's answers are PIL's.
+/// Decodes an image of a format that the `image` crate reads like PIL.
 fn decode(reader: ImageReader<std::io::BufReader<std::fs::File>>) -> Result<RgbImage, Diagnostic> {
     let is_tiff = reader.format() == Some(ImageFormat::Tiff);
     let decoding = |error: ImageError| match error {
@@ -75,11 +75,11 @@ fn decode(reader: ImageReader<std::io::BufReader<std::fs::File>>) -> Result<RgbI
     Ok(picture.into_rgb8())
 }
 
-/// Bytes of a file that is read as a whole.
+/// Largest file that is read into memory, in bytes.
 const WHOLE_LIMIT: u64 = 1 << 30;
 
-/// Whether a JPEG has no end: every picture ends with the marker EOI (ITU-T T.81, B.2.1). Its decoder would fill what is
-/// missing with grey, where PIL raises.
+/// Whether a JPEG is truncated: every one ends with the marker EOI (ITU-T T.81, B.2.1). The decoder would fill the
+/// missing part with grey, where PIL raises.
 fn is_cut_jpeg(bytes: &[u8]) -> bool {
     let mut at = 2; // after the first marker, SOI
     // Between markers is a scan's data, where 0xFF is followed by 0 or by a restart's number.
@@ -102,7 +102,7 @@ fn is_cut_webp(bytes: &[u8]) -> bool {
     size.is_none_or(|size| u64::from(size) + 8 > bytes.len() as u64)
 }
 
-/// Writes a picture, whole or not at all: PNG by that extension, else JPEG.
+/// Writes an image atomically: PNG by that extension, else JPEG.
 pub fn save_picture(path: &Path, picture: &RgbImage) -> Result<(), VisionError> {
     let fail = |message: String| VisionError::Write { path: path.to_owned(), message };
     let mut bytes = Vec::new();

@@ -1,4 +1,4 @@
-//! A picture brought to a model's size, as PIL and torchvision bring it.
+//! Resizes images to a model's input size like PIL and torchvision.
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -6,7 +6,7 @@ use image::{Rgb, RgbImage, imageops};
 
 use super::{Fit, Letterbox, Preprocess, Resample, Resize};
 
-/// Resizes a picture; both sizes are at least 1.
+/// Resizes an image; both sizes are at least 1.
 fn resize(picture: &RgbImage, width: u32, height: u32, resample: Resample) -> RgbImage {
     let algorithm = match resample {
         Resample::Nearest => ResizeAlg::Nearest,
@@ -34,18 +34,17 @@ fn resize_with(picture: &RgbImage, width: u32, height: u32, algorithm: ResizeAlg
     RgbImage::from_raw(width, height, target.into_vec()).expect("three bytes a pixel")
 }
 
-/// Longer side over shorter one, where pictures are scaled until the shorter side fits: a line of pixels would fill all
-/// memory.
+/// Longest aspect ratio of images that are scaled to fit their shorter side: a line of pixels would fill all memory.
 const RATIO_LIMIT: u32 = 100;
 
-/// The middle of a picture that is a line, as long as can be scaled; what is cut off would be cut off afterwards.
+/// The centre of an image with a larger aspect ratio than [`RATIO_LIMIT`]; the rest would be cropped anyway.
 fn middle_of_a_line(picture: &RgbImage) -> Option<RgbImage> {
     let (width, height) = picture.dimensions();
     let longest = width.min(height).max(1).saturating_mul(RATIO_LIMIT);
     (width.max(height) > longest).then(|| crop(picture, width.min(longest), height.min(longest)))
 }
 
-/// A picture at a model's size.
+/// Brings an image to a model's size.
 pub(super) fn fit(picture: &RgbImage, preprocess: &Preprocess, [height, width]: [u32; 2]) -> RgbImage {
     let cuts = match preprocess.resize {
         Some(resize) => matches!(resize, Resize::ShortestEdge(_)),
@@ -88,7 +87,7 @@ pub(super) fn fit(picture: &RgbImage, preprocess: &Preprocess, [height, width]: 
     }
 }
 
-/// The middle of a picture; black around it where it is smaller.
+/// Crops the centre of an image; pads with black where the image is smaller.
 fn crop(picture: &RgbImage, width: u32, height: u32) -> RgbImage {
     let (have_width, have_height) = picture.dimensions();
     if have_width >= width && have_height >= height {
@@ -119,7 +118,7 @@ mod tests {
         }
     }
 
-    /// Left half red, right half blue, 8 wide and 4 high.
+    /// An image of 8 by 4 pixels, left half red, right half blue.
     fn picture() -> RgbImage {
         RgbImage::from_fn(8, 4, |x, _| if x < 4 { Rgb([200, 0, 0]) } else { Rgb([0, 0, 100]) })
     }

@@ -1,5 +1,5 @@
-//! TIFFs whose samples are no colours yet (indices of a palette, inks, YCbCr, few bits, grey beside alpha), read as PIL's
-//! `convert("RGB")` makes them. What neither this nor the `image` crate reads is refused by what it is.
+//! Reads TIFFs whose samples are not RGB (palette indices, inks, YCbCr, few bits, grey with alpha) like PIL's
+//! `convert("RGB")`. Those that neither this module nor the `image` crate reads are refused by name.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -17,7 +17,7 @@ const HELP: &str = "TIFFs of 8 or 16 bits in grey, RGB, CMYK or YCbCr, or with a
 const COMPRESSION_HELP: &str = "TIFFs without compression, or with LZW, deflate, PackBits, JPEG or fax (group 4), are \
                                 read; save it as one of them, or as PNG";
 
-/// What samples mean (TIFF 6.0, `PhotometricInterpretation`).
+/// Meaning of samples (TIFF 6.0, `PhotometricInterpretation`).
 mod photo {
     pub(super) const WHITE_IS_ZERO: u16 = 0;
     pub(super) const BLACK_IS_ZERO: u16 = 1;
@@ -27,7 +27,7 @@ mod photo {
     pub(super) const YCBCR: u16 = 6;
 }
 
-/// Reads the first picture of a file, turned upright; `None` is for the `image` crate, which reads its samples right.
+/// Reads the first image of a file in its orientation; `None` if the `image` crate reads its samples correctly.
 pub(super) fn read(mut bytes: Vec<u8>) -> Result<Option<RgbImage>, Diagnostic> {
     let Some(TagEntry { at, value: meaning }) = photometric(&bytes) else { return Ok(None) };
     let (bits, samples) = judge(&mut open(&bytes)?, meaning)?;
@@ -68,7 +68,7 @@ fn damaged() -> Diagnostic {
     Diagnostic::new("it is no whole TIFF")
 }
 
-/// What a decoder says that it does not read, and the way out.
+/// The error for a feature that the decoder does not support, with the hint.
 pub(super) fn unsupported(text: &str) -> Diagnostic {
     let help = if text.contains("compression") { COMPRESSION_HELP } else { HELP };
     // The `image` crate says first what every such message says.
@@ -76,12 +76,12 @@ pub(super) fn unsupported(text: &str) -> Diagnostic {
     Diagnostic::new(text).with_help(help)
 }
 
-/// What there is, where TIFFs of other samples are read.
+/// The error for samples that are not supported, with what is.
 fn refused(what: impl Into<String>) -> Diagnostic {
     Diagnostic::new(what).with_help(HELP)
 }
 
-fn told(error: TiffError) -> Diagnostic {
+fn read_error(error: TiffError) -> Diagnostic {
     match error {
         TiffError::UnsupportedError(error) => unsupported(&error.to_string()),
         TiffError::IoError(error) if error.kind() == ErrorKind::UnexpectedEof => CUT_OFF.into(),
@@ -93,18 +93,18 @@ type TiffReader<'a> = Decoder<Cursor<&'a [u8]>>;
 
 fn open(bytes: &[u8]) -> Result<TiffReader<'_>, Diagnostic> {
     // The decoder's default limits bound memory.
-    Decoder::new(Cursor::new(bytes)).map_err(told)
+    Decoder::new(Cursor::new(bytes)).map_err(read_error)
 }
 
-/// The first number that a tag holds.
+/// The first value of a tag.
 fn number(decoder: &mut TiffReader<'_>, tag: Tag, default: u16) -> Result<u16, Diagnostic> {
-    let values = decoder.find_tag_unsigned_vec::<u16>(tag).map_err(told)?;
+    let values = decoder.find_tag_unsigned_vec::<u16>(tag).map_err(read_error)?;
     Ok(values.and_then(|values| values.first().copied()).unwrap_or(default))
 }
 
-/// Bits of a sample and samples of a pixel, where both can be read.
+/// Bits per sample and samples per pixel, if both are supported.
 fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Diagnostic> {
-    let (width, height) = decoder.dimensions().map_err(told)?;
+    let (width, height) = decoder.dimensions().map_err(read_error)?;
     check_size([width, height])?;
     let (bits, samples) = (number(decoder, Tag::BitsPerSample, 1)?, number(decoder, Tag::SamplesPerPixel, 1)?);
     // TIFF 6.0, `SampleFormat`: 1 is unsigned, which is what 4, undefined, is read as.
@@ -147,9 +147,9 @@ fn judge(decoder: &mut TiffReader<'_>, meaning: u16) -> Result<(u16, u16), Diagn
     Err(refused(format!("its colours are {color}")))
 }
 
-/// Red, green and blue of each index: of 16 bits the upper 8 (PIL, TiffImagePlugin.py, `_setup`).
+/// Red, green and blue of each index; of 16 bits the upper 8 (PIL, TiffImagePlugin.py, `_setup`).
 fn palette(decoder: &mut TiffReader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, Diagnostic> {
-    let map = decoder.find_tag_unsigned_vec::<u16>(Tag::ColorMap).map_err(told)?;
+    let map = decoder.find_tag_unsigned_vec::<u16>(Tag::ColorMap).map_err(read_error)?;
     let map = map.ok_or("its palette is missing")?;
     let count = 1usize << bits.min(8);
     if map.len() != 3 * count {
@@ -158,15 +158,15 @@ fn palette(decoder: &mut TiffReader<'_>, bits: u16) -> Result<Vec<[u8; 3]>, Diag
     Ok((0..count).map(|index| [0, 1, 2].map(|channel| map[channel * count + index].to_be_bytes()[0])).collect())
 }
 
-/// The picture, whose samples have at most 8 bits.
+/// Converts the image, whose samples have at most 8 bits, to RGB.
 fn colors(
     decoder: &mut TiffReader<'_>,
     (meaning, bits): (u16, u16),
     palette: Option<&[[u8; 3]]>,
 ) -> Result<RgbImage, Diagnostic> {
-    let (width, height) = decoder.dimensions().map_err(told)?;
-    let color = decoder.colortype().map_err(told)?;
-    let DecodingResult::U8(samples) = decoder.read_image().map_err(told)? else {
+    let (width, height) = decoder.dimensions().map_err(read_error)?;
+    let color = decoder.colortype().map_err(read_error)?;
+    let DecodingResult::U8(samples) = decoder.read_image().map_err(read_error)? else {
         return Err(refused(format!("its samples are not of {bits} bits")));
     };
     let stride = (u64::from(width) * u64::from(bits) * u64::from(color.num_samples())).div_ceil(8);
@@ -192,14 +192,14 @@ fn colors(
     Ok(picture)
 }
 
-/// The number at `x` of a row of numbers of less than 8 bits, the first in the upper ones.
+/// Value number `x` in a row of values with less than 8 bits, packed from the upper bits.
 fn few_bits(row: &[u8], x: usize, bits: u16) -> u8 {
     let bits = usize::from(bits);
     let shift = 8 - bits - (x * bits) % 8;
     (row[x * bits / 8] >> shift) & (u8::MAX >> (8 - bits))
 }
 
-/// PIL's rounding (libImaging/Convert.c, `cmyk2rgb`).
+/// CMYK to RGB with PIL's rounding (libImaging/Convert.c, `cmyk2rgb`).
 fn inks(sample: &[u8]) -> [u8; 3] {
     let light = 255 - u32::from(sample[3]);
     [0, 1, 2].map(|channel| {
@@ -208,7 +208,7 @@ fn inks(sample: &[u8]) -> [u8; 3] {
     })
 }
 
-/// JFIF 1.02's equations, as PIL has them, in 65,536ths.
+/// YCbCr to RGB by JFIF 1.02's equations, in 65,536ths as in PIL.
 fn ycbcr(sample: &[u8]) -> [u8; 3] {
     let [y, blue, red] = [sample[0], sample[1], sample[2]].map(i32::from);
     let (blue, red) = (blue - 128, red - 128);
@@ -216,13 +216,14 @@ fn ycbcr(sample: &[u8]) -> [u8; 3] {
     shifts.map(|shift| u8::try_from((y + (shift >> 16)).clamp(0, 255)).unwrap_or(u8::MAX))
 }
 
-/// A number of the first directory: where it lies, and what it is.
+/// An entry of the first directory: its offset and value.
 struct TagEntry {
     at: usize,
     value: u16,
 }
 
-/// What the first directory says of the meaning of samples (TIFF 6.0, section 2; BigTIFF has wider counts and entries).
+/// The entry `PhotometricInterpretation` of the first directory (TIFF 6.0, section 2; BigTIFF has wider counts and
+/// entries).
 fn photometric(bytes: &[u8]) -> Option<TagEntry> {
     const PHOTOMETRIC: u64 = 262;
     const SHORT: u64 = 3;

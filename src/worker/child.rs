@@ -1,4 +1,4 @@
-//! The child's side of a build.
+//! The child process's side of a build.
 
 use std::io::{BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +9,7 @@ use crate::backend::BackendError;
 use crate::backend::tensorrt::TensorRt;
 use crate::progress::{Event, Progress};
 
-/// The child's main: reads the job from `input`, reports to `output`.
+/// Main function of a child: reads the job from `input`, writes messages to `output`.
 pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write + Send + 'static) -> Result<(), String> {
     // Die with the parent, whatever kills it.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -35,15 +35,13 @@ pub fn child_main(mut input: impl BufRead + Send + 'static, output: impl Write +
     let result = run(&job, Arc::clone(&speaker) as Arc<dyn Progress>, cancel);
     speaker.say(&match result {
         Ok(()) => WorkerMessage::Done,
-        Err(BackendError::Unavailable { what, help }) => {
-            WorkerMessage::Failed { message: what, unavailable: Some(help) }
-        }
-        Err(error) => WorkerMessage::Failed { message: error.to_string(), unavailable: None },
+        Err(BackendError::Unavailable { what, help }) => WorkerMessage::Unavailable { what, help },
+        Err(error) => WorkerMessage::Failed(error.into()),
     });
     Ok(())
 }
 
-/// Writes messages, one a line, whole.
+/// Writes messages, one per line, each line in one piece.
 struct Speaker<W>(Mutex<W>);
 
 impl<W: Write> Speaker<W> {

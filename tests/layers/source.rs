@@ -2,6 +2,7 @@
 //! types.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// One file.
@@ -65,6 +66,24 @@ impl Source {
         let kept = self.code.trim_end();
         // Comments at the end count; what is blank behind a test module does not.
         self.text[..kept.len()].lines().count()
+    }
+
+    /// The literals of a Rust file outside of its unit tests, each with where it begins.
+    pub fn literals(&self) -> Vec<(usize, &str)> {
+        let bytes = self.text.as_bytes();
+        let tests = tests(&blank(&self.text));
+        let (mut at, mut literals) = (0, Vec::new());
+        while at < bytes.len() {
+            let Some(end) = end_of_words(bytes, at) else {
+                at += 1;
+                continue;
+            };
+            if bytes[at] != b'/' && !tests.iter().any(|test| test.contains(&at)) {
+                literals.push((at, &self.text[at..end]));
+            }
+            at = end;
+        }
+        literals
     }
 
     /// Functions of a Rust file.
@@ -219,15 +238,23 @@ fn next_of(code: &[u8], mut at: usize, wanted: &[u8]) -> Option<usize> {
 
 /// Erases items that are compiled for tests alone.
 fn cut_tests(code: &mut [u8]) {
+    for test in tests(code) {
+        erase(&mut code[test]);
+    }
+}
+
+/// Where unit tests are, in what is left without comments and literals.
+fn tests(code: &[u8]) -> Vec<Range<usize>> {
     const MARK: &[u8] = b"#[cfg(test)]";
-    let mut from = 0;
+    let (mut from, mut tests) = (0, Vec::new());
     while let Some(found) = code[from..].windows(MARK.len()).position(|window| window == MARK) {
         let start = from + found;
         let stop = next_of(code, start + MARK.len(), b";{").unwrap_or(code.len() - 1);
         let end = if code[stop] == b'{' { closing(code, stop) } else { stop + 1 };
-        erase(&mut code[start..end]);
+        tests.push(start..end);
         from = end;
     }
+    tests
 }
 
 /// Erases the preprocessor's lines.

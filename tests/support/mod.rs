@@ -3,6 +3,7 @@
 
 pub mod hub;
 pub mod server;
+#[path = "../../examples/yolo_engine/yolov8n.rs"]
 pub mod yolov8n;
 
 use std::path::{Path, PathBuf};

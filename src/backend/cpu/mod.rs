@@ -1,13 +1,13 @@
-//! The CPU reference, which judges engines in `verify` and answers where there is no GPU: ONNX Runtime where it is present
-//! ([`Reference`]), else rten, which is part of this tool and pure Rust ([`Cpu`]).
+//! The CPU reference, which `verify` compares engines with and which runs models without a GPU: ONNX Runtime if it is
+//! present ([`Reference`]), else rten, a pure Rust crate that is part of this tool ([`Cpu`]).
 //!
-//! rten computes in float32 and int32: float16 values are widened on the way in and rounded on the way out, int64 and
-//! bool become int32; what does not fit is an error. What rten does otherwise than ONNX describes is written otherwise or
-//! refused by name before it sees the graph ([`onnx::Model::prepare_for_reference`]).
+//! rten computes in float32 and int32: float16 is widened on input and rounded on output, int64 and bool become int32,
+//! and values that do not fit are an error. Where rten deviates from ONNX, the graph is rewritten or refused by name
+//! before rten gets it ([`onnx::Model::prepare_for_reference`]).
 //!
-//! A stranger's graph can make it panic, loop for ever or ask for all memory. [`Cpu`] catches what can be caught in this
-//! process; [`Isolated`](super::isolated::Isolated) computes as [`Reference`] in a child under limits, and is what the command
-//! line uses.
+//! A stranger's graph can make rten panic, loop for ever or allocate all memory. [`Cpu`] catches what can be caught in
+//! this process; [`Isolated`](super::isolated::Isolated) runs [`Reference`] in a child process under limits, and is
+//! what the command line uses.
 
 mod guard;
 mod named;
@@ -21,6 +21,7 @@ use rten::{DataType, Model, ModelOptions, NodeId, RunOptions, Value, ValueOrView
 use rten_tensor::prelude::*;
 
 use super::{Backend, BackendError, BackendInfo, Session, check_inputs};
+use crate::diagnostic::Diagnostic;
 use crate::onnx;
 use crate::tensor::{DType, Tensor, TensorData, TensorSpec};
 
@@ -32,20 +33,20 @@ pub use reference::Reference;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu;
 
-/// What the names of all CPU references begin with.
+/// Prefix of the names of all CPU references.
 pub(crate) const NAME: &str = "CPU reference";
 
-/// Whether a CPU reference computed, and not a GPU.
+/// Whether a CPU reference ran the model, not a GPU.
 pub fn is_reference(info: &BackendInfo) -> bool {
     info.name.starts_with(NAME)
 }
 
-/// The CPU reference that `engine` is, on all threads.
+/// Description of the CPU reference `engine`, with its thread count.
 pub(in crate::backend) fn info_of(engine: &str) -> BackendInfo {
     BackendInfo { name: format!("{NAME} ({engine})"), device: format!("{} threads", threads()) }
 }
 
-/// Threads that a reference computes with.
+/// Number of threads that a reference computes with.
 pub(super) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
@@ -60,7 +61,7 @@ impl Backend for Cpu {
     }
 
     fn open(&self, path: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.to_string()))?;
+        let described = onnx::Model::load(path).map_err(|error| BackendError::Load(error.into()))?;
         guard::depth(&described)?;
         let ready = guard::guarded(0, BackendError::Load, || Ready::of(described))?;
         // Nodes that were written otherwise are several now.
@@ -70,10 +71,10 @@ impl Backend for Cpu {
     }
 }
 
-/// A model as rten is to compute it.
+/// A model prepared for rten.
 struct Ready {
     model: onnx::Model,
-    /// It is no longer what the file says.
+    /// Whether the graph was changed from that of the file.
     rewritten: bool,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
@@ -82,18 +83,19 @@ struct Ready {
 
 impl Ready {
     fn of(mut model: onnx::Model) -> Result<Self, BackendError> {
-        let load = |error: onnx::OnnxError| BackendError::Load(error.to_string());
+        let load = |error: onnx::OnnxError| BackendError::Load(error.into());
         let (inputs, outputs) = (model.inputs().map_err(load)?, model.outputs().map_err(load)?);
         let prepared = model.prepare_for_reference();
-        let (changed, guards) = prepared.map_err(|error| BackendError::Load(format!("CPU reference: {error}")))?;
-        let rewritten = model.spell_out() || changed;
+        let (changed, guards) =
+            prepared.map_err(|error| BackendError::Load(Diagnostic::from(error).at("CPU reference")))?;
+        let rewritten = model.make_explicit() || changed;
         Ok(Self { model, rewritten, inputs, outputs, guards })
     }
 }
 
 impl CpuSession {
     fn open(path: &Path, ready: Ready, depth: usize) -> Result<Self, BackendError> {
-        let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()));
+        let load = |message: String| BackendError::Load(format!("CPU reference: {}: {message}", path.display()).into());
         let Ready { model: mut described, rewritten, inputs, outputs, guards } = ready;
         let mut options = ModelOptions::with_all_ops();
         // rten maps external data itself, but only from files beside the model that are named like data; engine
@@ -110,7 +112,7 @@ impl CpuSession {
                 let bytes = std::fs::read(&data).map_err(|error| load(format!("{}: {error}", data.display())))?;
                 options.external_data(&new, bytes);
             }
-            options.load(described.to_bytes().map_err(|error| BackendError::Load(error.to_string()))?)
+            options.load(described.to_bytes().map_err(|error| BackendError::Load(error.into()))?)
         } else {
             options.load_file(path)
         };
@@ -131,7 +133,7 @@ struct CpuSession {
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
     input_ids: Vec<NodeId>,
-    /// Outputs, then guards.
+    /// The outputs, then the guards' outputs.
     output_ids: Vec<NodeId>,
     guards: Vec<onnx::Guard>,
     /// Longest chain of nodes.
@@ -166,7 +168,7 @@ impl CpuSession {
         let results = self
             .model
             .run(values, &self.output_ids, Some(RunOptions::default()))
-            .map_err(|error| BackendError::Run(format!("CPU reference: {error}")))?;
+            .map_err(|error| BackendError::Run(format!("CPU reference: {error}").into()))?;
         let mut results = results.into_iter();
         let outputs = self.outputs.iter().zip(results.by_ref());
         let outputs = outputs.map(|(spec, value)| from_rten(spec, value)).collect::<Result<Vec<Tensor>, _>>()?;
@@ -176,7 +178,7 @@ impl CpuSession {
             {
                 let message =
                     format!("CPU reference: {}: an int64 result is beyond int32, which is computed in", guard.node);
-                return Err(BackendError::Run(message));
+                return Err(BackendError::Run(message.into()));
             }
         }
         Ok(outputs)
@@ -202,7 +204,7 @@ fn to_rten(name: &str, tensor: &Tensor) -> Result<Value, BackendError> {
             let narrow = values.iter().map(|value| i32::try_from(*value)).collect::<Result<Vec<i32>, _>>();
             let narrow = narrow.map_err(|_| BackendError::Input {
                 name: name.to_owned(),
-                message: "an int64 value does not fit the CPU reference's int32".to_owned(),
+                message: "an int64 value does not fit the CPU reference's int32".into(),
             })?;
             wrap(shape, narrow)
         }
@@ -210,7 +212,8 @@ fn to_rten(name: &str, tensor: &Tensor) -> Result<Value, BackendError> {
 }
 
 fn from_rten(spec: &TensorSpec, value: Value) -> Result<Tensor, BackendError> {
-    let wrong = |have: ValueType| BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}"));
+    let wrong =
+        |have: ValueType| BackendError::Run(format!("CPU reference: output {spec} came back as {have:?}").into());
     let have = value.dtype();
     let (shape, data) = match value {
         Value::FloatTensor(tensor) => {

@@ -1,20 +1,20 @@
-//! Which CPU reference a person names, by `WATUS_CPU_ENGINE`.
+//! The CPU reference that the user chooses with `WATUS_CPU_ENGINE`.
 
 use crate::backend::BackendError;
 
-/// Names a CPU reference by hand.
+/// Environment variable that chooses the CPU reference.
 pub const VARIABLE: &str = "WATUS_CPU_ENGINE";
 
-/// A CPU reference that was named by hand.
+/// A CPU reference chosen by the user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Named {
-    /// Part of this tool.
+    /// rten, which is part of this tool.
     Rten,
-    /// The library.
+    /// The ONNX Runtime library.
     OnnxRuntime,
 }
 
-/// The CPU reference that `WATUS_CPU_ENGINE` names.
+/// The CPU reference that `WATUS_CPU_ENGINE` names; an error if it names none of them.
 pub fn named_engine() -> Result<Option<Named>, BackendError> {
     let unknown = |name: &str| BackendError::Unavailable {
         what: format!("{VARIABLE}={name} names no CPU reference"),

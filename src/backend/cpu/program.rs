@@ -1,4 +1,4 @@
-//! Float32 graphs on operands that somebody else keeps: what a language model's executor runs layer by layer.
+//! Runs float32 graphs on operands in the caller's memory, as the CPU executor of language models does for each layer.
 
 use rten::{Model, ModelOptions, NodeId, Value, ValueOrView};
 use rten_tensor::prelude::*;
@@ -10,28 +10,29 @@ use crate::backend::onnxruntime::{OnnxRuntime, PreparedGraph};
 use crate::onnx;
 use crate::tensor::TensorSpec;
 
-/// Host floats given to a [`Program`] without a copy.
+/// Floats in host memory that a [`Program`] reads without a copy.
 #[derive(Debug, Clone, Copy)]
 pub struct Operand<'a> {
-    /// Dimensions as the graph wants them.
+    /// Dimensions of the graph's input.
     pub shape: &'a [usize],
-    /// Row-major, or for a transposed matrix its transpose.
+    /// Values in row-major order; if `transposed`, those of the transposed matrix.
     pub data: &'a [f32],
-    /// The matrix lies in memory as `[columns, rows]`.
+    /// Whether the matrix is stored as `[columns, rows]`.
     pub transposed: bool,
 }
 
-/// Who computes programs.
+/// The library that runs programs.
 #[derive(Clone, Copy)]
 pub enum CpuEngine {
-    /// The crate that is part of this tool.
+    /// The rten crate, which is part of this tool.
     Rten,
-    /// The library on this machine.
+    /// The ONNX Runtime library of this machine.
     Runtime(&'static OnnxRuntime),
 }
 
 impl CpuEngine {
-    /// rten, which is the faster of the two with weights that it does not keep; `WATUS_CPU_ENGINE` names another.
+    /// Chooses rten, which is faster with weights that it cannot keep prepared, unless `WATUS_CPU_ENGINE` names
+    /// another.
     pub fn find() -> Result<Self, BackendError> {
         match named_engine()? {
             Some(Named::OnnxRuntime) => Ok(CpuEngine::Runtime(named_runtime()?)),
@@ -39,7 +40,7 @@ impl CpuEngine {
         }
     }
 
-    /// Who that is.
+    /// Name and thread count.
     pub fn info(self) -> BackendInfo {
         match self {
             CpuEngine::Rten => super::info(),
@@ -48,10 +49,10 @@ impl CpuEngine {
     }
 }
 
-/// A graph ready to run.
+/// A graph that is ready to run.
 pub struct Program {
     inputs: Vec<TensorSpec>,
-    /// Of the inputs, those that come transposed.
+    /// For each input, whether its operand is transposed.
     transposed: Vec<bool>,
     loaded: Loaded,
 }
@@ -62,10 +63,10 @@ enum Loaded {
 }
 
 impl Program {
-    /// Prepares a graph whose inputs and outputs are float32 (or, for rten, float16, computed in float32); of its inputs
-    /// those that `transposed` says so of will come transposed.
+    /// Prepares a graph whose inputs and outputs are float32 (with rten also float16, computed in float32).
+    /// `transposed` says for each input whether its operand will be transposed.
     pub fn new(engine: CpuEngine, graph: onnx::Model, transposed: Vec<bool>) -> Result<Self, BackendError> {
-        let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("{}: {error}", super::NAME));
+        let load = |error: &dyn std::fmt::Display| BackendError::Load(format!("{}: {error}", super::NAME).into());
         let inputs = graph.inputs().map_err(|error| load(&error))?;
         let outputs = graph.outputs().map_err(|error| load(&error))?;
         let loaded = match engine {
@@ -89,17 +90,17 @@ impl Program {
         Ok(Self { inputs, transposed, loaded })
     }
 
-    /// Runs on `operands`, in the order of the graph's inputs; returns the outputs' values in order.
+    /// Runs the graph on `operands`, in the order of its inputs; returns the values of each output, in order.
     pub fn run(&mut self, operands: &[Operand<'_>]) -> Result<Vec<Vec<f32>>, BackendError> {
         if operands.len() != self.inputs.len() {
             let message = format!("the graph has {} inputs, {} were given", self.inputs.len(), operands.len());
-            return Err(BackendError::Run(message));
+            return Err(BackendError::Run(message.into()));
         }
         let mut stored = Vec::with_capacity(operands.len());
         for ((spec, transposed), operand) in self.inputs.iter().zip(&self.transposed).zip(operands) {
             if !spec.accepts(operand.shape) || operand.transposed != *transposed {
                 let message = format!("got {:?}, the graph wants {spec}", operand.shape);
-                return Err(BackendError::Input { name: spec.name.clone(), message });
+                return Err(BackendError::Input { name: spec.name.clone(), message: message.into() });
             }
             let mut shape = operand.shape.to_vec();
             if operand.transposed {
@@ -123,7 +124,7 @@ fn compute(
     stored: &[Vec<usize>],
     operands: &[Operand<'_>],
 ) -> Result<Vec<Vec<f32>>, BackendError> {
-    let failed = |error: &dyn std::fmt::Display| BackendError::Run(format!("{}: {error}", super::NAME));
+    let failed = |error: &dyn std::fmt::Display| BackendError::Run(format!("{}: {error}", super::NAME).into());
     let mut values = Vec::with_capacity(operands.len());
     for ((id, shape), operand) in inputs.iter().zip(stored).zip(operands) {
         let view = rten_tensor::TensorView::try_from_data(shape.as_slice(), operand.data);

@@ -1,4 +1,4 @@
-//! Which CPU reference computes: ONNX Runtime where it is present, else rten, or the one that `WATUS_CPU_ENGINE` names.
+//! Chooses the CPU reference: ONNX Runtime if it is present, else rten, or the one that `WATUS_CPU_ENGINE` names.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::backend::onnxruntime::OnnxRuntime;
 use crate::backend::onnxruntime::library::{self, Found, SET_UP};
 use crate::confined;
 
-/// The best reference there is here, in this process.
+/// The preferred CPU reference of this machine, in this process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Reference;
 
@@ -20,7 +20,7 @@ fn none_here() -> BackendError {
     }
 }
 
-/// The library that was asked for by hand.
+/// The ONNX Runtime library, which the user chose; an error if it is not usable.
 pub(super) fn named_runtime() -> Result<&'static OnnxRuntime, BackendError> {
     // What crashes where it is opened must not take this process along.
     if let Some(program) = confined::program() {
@@ -30,7 +30,7 @@ pub(super) fn named_runtime() -> Result<&'static OnnxRuntime, BackendError> {
     OnnxRuntime::find()?.ok_or_else(none_here)
 }
 
-/// An error where there is no library that can be used.
+/// Turns a missing or broken library into an error.
 fn wanted(found: Found) -> Result<Found, BackendError> {
     match found {
         Found::Absent => Err(none_here()),
@@ -40,7 +40,7 @@ fn wanted(found: Found) -> Result<Found, BackendError> {
 }
 
 impl Reference {
-    /// The library that would compute, opened in this process; an error where it was asked for by hand and is none.
+    /// Opens the library that would be used in this process; an error if the user chose it and it is not usable.
     pub(in crate::backend) fn library() -> Result<Found, BackendError> {
         match named_engine()? {
             Some(Named::Rten) => Ok(Found::Absent),
@@ -49,7 +49,7 @@ impl Reference {
         }
     }
 
-    /// The library that computes, if it is not rten; and whether it was named by hand.
+    /// The library to use, `None` for rten, and whether the user chose it.
     fn runtime() -> Result<(Option<&'static OnnxRuntime>, bool), BackendError> {
         match named_engine()? {
             Some(Named::Rten) => Ok((None, true)),

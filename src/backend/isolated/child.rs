@@ -1,4 +1,4 @@
-//! The child: opens what it is asked to, in its own process, and runs it.
+//! The child process's side: opens a model and runs it in this process.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -12,14 +12,14 @@ use crate::confined::serve;
 use crate::regular_file;
 use crate::tensor::Tensor;
 
-/// The child's main.
+/// Main function of a child.
 pub fn child_main() -> Result<(), String> {
     // A panic is told in the answer; what the hook prints would only be in its way.
     std::panic::set_hook(Box::new(|_| {}));
     let mut session = None;
     serve(move |question| {
         let answer = answer(question, &mut session).and_then(|(reply, tensors)| encode(&reply, &tensors));
-        let failed = |message: String| encode(&ChildReply::Run(format!("CPU reference: {message}")), &[]);
+        let failed = |message: String| encode(&ChildReply::Run(format!("CPU reference: {message}").into()), &[]);
         answer.or_else(failed).unwrap_or_default()
     })
 }
@@ -30,11 +30,11 @@ fn path_of(bytes: Vec<u8>) -> PathBuf {
 
 fn load(path: &Path, tf32: bool) -> Result<Box<dyn Session>, BackendError> {
     let file = regular_file::read(path, u64::MAX)
-        .map_err(|error| BackendError::Load(format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| BackendError::Load(format!("cannot read {}: {error}", path.display()).into()))?;
     TensorRt::open()?.load(plan::split(&file).1, tf32)
 }
 
-/// Keeps a session for the questions that follow, and tells what it is.
+/// Keeps a session for later requests, and returns its description.
 fn keep(opened: Box<dyn Session>, session: &mut Option<Box<dyn Session>>) -> (ChildReply, Vec<Tensor>) {
     let (info, inputs, outputs) = (opened.info(), opened.inputs().to_vec(), opened.outputs().to_vec());
     *session = Some(opened);
@@ -61,7 +61,7 @@ fn answer(question: &[u8], session: &mut Option<Box<dyn Session>>) -> Result<(Ch
             BackendError::Load(message) => ChildReply::Load(message),
             BackendError::Input { name, message } => ChildReply::Input { name, message },
             BackendError::Unavailable { what, help } => ChildReply::Unavailable { what, help },
-            other => ChildReply::Run(other.to_string()),
+            other => ChildReply::Run(other.into()),
         };
         (reply, Vec::new())
     }))

@@ -1,4 +1,4 @@
-//! Where a proof runs: in this process or in children.
+//! Chooses where a verification runs: in this process or in child processes.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use crate::backend::cpu::Reference;
 use crate::backend::tensorrt::TensorRt;
 use crate::backend::{Backend, BackendError, Session};
 
-/// Where engines and the CPU reference run that judges them.
+/// The process in which engines and the CPU reference run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ProofProcess {
-    /// In this process: for programs that use the library, debuggers and emulators.
+    /// This process, for programs that use the library, debuggers and emulators.
     InProcess,
-    /// In children.
+    /// Child processes.
     Isolated(Isolated),
 }
 
@@ -25,7 +25,7 @@ impl ProofProcess {
         }
     }
 
-    /// An engine file, whose plan is `plan`, on the GPU.
+    /// Loads an engine file, whose plan is `plan`, on the GPU.
     pub fn load(
         &self,
         tensorrt: &TensorRt,

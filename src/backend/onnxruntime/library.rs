@@ -1,4 +1,4 @@
-//! Where ONNX Runtime's library is, and what its file is. Nothing is opened here: a library runs what it likes when it is.
+//! Finds ONNX Runtime's library and checks its file, without opening it: opening a library runs its code.
 
 use std::fmt;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,30 +10,30 @@ use serde::{Deserialize, Serialize};
 use crate::backend::BackendError;
 use crate::regular_file;
 
-/// Names the library, or with nothing in it says that none is to be used.
+/// Environment variable with the library's file or folder; empty to use no library.
 pub const VARIABLE: &str = "WATUS_ONNXRUNTIME_LIB";
-/// Name of the library's file, before its version.
+/// Prefix of the library's file name, before the version.
 pub const FILE: &str = "libonnxruntime.so";
-/// What the system's loader is asked for.
+/// Name that the dynamic loader is asked for.
 pub const SONAME: &str = "libonnxruntime.so.1";
-/// The oldest version that is taken: major, minor.
+/// Oldest supported version: major, minor.
 pub const OLDEST: (u32, u32) = (1, 17);
-/// Where packages keep the library, beside the folder of the program.
+/// Folder of the library in a package, relative to the parent of the program's folder.
 const PACKAGED: &str = "lib/watus-build";
-/// What brings the library, and brings it again where it is damaged.
+/// Script that installs the library.
 pub const SET_UP: &str = "scripts/setup-onnxruntime.sh";
 
-/// A library that computes.
+/// A usable library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Library {
-    /// Its file.
+    /// Path of its file.
     pub path: String,
-    /// "1.32.0", if the file's name tells.
+    /// Version such as "1.32.0", if the file name contains it.
     pub version: Option<String>,
 }
 
 impl Library {
-    /// "onnxruntime 1.32.0".
+    /// Name and version: "onnxruntime 1.32.0".
     pub fn engine(&self) -> String {
         let version = self.version.as_ref().map(|version| format!(" {version}")).unwrap_or_default();
         format!("onnxruntime{version}")
@@ -47,14 +47,14 @@ impl fmt::Display for Library {
     }
 }
 
-/// A library that is there and cannot be used.
+/// A library that exists but cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Broken {
-    /// Its file.
+    /// Path of its file.
     pub path: String,
-    /// A sentence about "it".
+    /// Why, as a sentence about "it".
     pub why: String,
-    /// The user named it: nothing else is taken in its place.
+    /// Whether the user named it, so that no other is used in its place.
     pub named: bool,
 }
 
@@ -65,7 +65,7 @@ impl fmt::Display for Broken {
 }
 
 impl Broken {
-    /// What to do about it.
+    /// The hint for fixing it.
     pub fn mend(&self) -> String {
         if self.named {
             return format!("name another in {VARIABLE} ({SET_UP} brings one), or `{VARIABLE}=` computes with rten");
@@ -77,27 +77,27 @@ impl Broken {
         }
     }
 
-    /// The refusal to compute with something else.
+    /// The error if it was named, and nothing else may be used.
     pub fn error(&self) -> BackendError {
         BackendError::Unavailable { what: self.to_string(), help: self.mend() }
     }
 }
 
-/// What there is.
+/// Result of the search for a library.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Found {
-    /// No library, or none is wanted.
+    /// There is no library, or the user wants none.
     Absent,
-    /// One that can be used.
+    /// A usable library.
     Ready(Library),
-    /// One that cannot.
+    /// A library that cannot be used.
     Broken(Broken),
 }
 
-/// A library that was found by itself and is not to be opened in this process.
+/// A library, found without being named, that must not be opened in this process.
 static GIVEN_UP: OnceLock<Broken> = OnceLock::new();
 
-/// Has rten compute from now on, and says so, once.
+/// Uses rten from now on because the library is broken, and logs that once.
 pub(in crate::backend) fn give_up(broken: Broken) {
     if GIVEN_UP.get().is_none() {
         tracing::warn!("{broken}; rten computes instead ({})", broken.mend());
@@ -105,22 +105,22 @@ pub(in crate::backend) fn give_up(broken: Broken) {
     }
 }
 
-/// What was given up in this process.
+/// The library that was given up in this process.
 pub(in crate::backend) fn given_up() -> Option<&'static Broken> {
     GIVEN_UP.get()
 }
 
-/// Where a library is looked for.
+/// A place to look for the library.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::backend) struct Place {
-    /// A file, or a name for the system's loader.
+    /// A file, or a name for the dynamic loader.
     pub(in crate::backend) path: PathBuf,
-    /// The user named it.
+    /// Whether the user named it.
     pub(in crate::backend) named: bool,
 }
 
 impl Place {
-    /// The first there is; `None` where none is to be used.
+    /// The first place with a library; `None` if none is to be used.
     pub(in crate::backend) fn find() -> Option<Self> {
         let Some(named) = std::env::var_os(VARIABLE) else {
             let path = installed().or_else(packaged).unwrap_or_else(|| SONAME.into());
@@ -137,27 +137,27 @@ impl Place {
         Some(Self { path, named: true })
     }
 
-    /// The loader looks for it.
+    /// Whether the dynamic loader searches for it.
     fn is_loaders(&self) -> bool {
         !self.path.is_absolute()
     }
 
-    /// What is wrong with its file.
+    /// The fault of its file, if there is one.
     pub(super) fn fault(&self) -> Option<String> {
         if self.is_loaders() { None } else { fault(&self.path, std::env::consts::ARCH) }
     }
 
-    /// Whether the loader's words say that there is no such library, which nobody named.
+    /// Whether the loader's error says that there is no such library, and the user did not name it.
     pub(super) fn is_missing(&self, words: &str) -> bool {
         !self.named && self.is_loaders() && words.contains(SONAME) && words.contains("No such file")
     }
 
-    /// This library, for this reason.
+    /// This library as broken, for the reason `why`.
     pub(in crate::backend) fn broken(&self, why: String) -> Broken {
         Broken { path: self.path.display().to_string(), why, named: self.named }
     }
 
-    /// Its file, once it is open.
+    /// This library, once it is open.
     pub(super) fn library(&self) -> Library {
         let real = if self.is_loaders() { mapped() } else { std::fs::canonicalize(&self.path).ok() };
         let version = real.as_ref().and_then(|real| version(&real.file_name()?.to_string_lossy()));
@@ -166,19 +166,19 @@ impl Place {
     }
 }
 
-/// The newest library that the set-up script left in the user's data directory.
+/// The newest library that the set-up script installed in the user's data directory.
 fn installed() -> Option<PathBuf> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/share"));
     let data = std::env::var_os("XDG_DATA_HOME").filter(|data| !data.is_empty()).map(PathBuf::from).or_else(home)?;
     in_data(&data.join("watus-build"))
 }
 
-/// The library of the package this program belongs to, wherever it lies.
+/// The library of the package that this program belongs to, wherever that is unpacked.
 fn packaged() -> Option<PathBuf> {
     of_package(&std::env::current_exe().and_then(std::fs::canonicalize).ok()?)
 }
 
-/// The library of a package whose program this is.
+/// The library of the package that contains `program`.
 fn of_package(program: &Path) -> Option<PathBuf> {
     in_folder(&program.parent()?.parent()?.join(PACKAGED))
 }
@@ -202,7 +202,7 @@ pub fn in_folder(folder: &Path) -> Option<PathBuf> {
     files.filter(|file| file.file_name().is_some_and(|name| name.to_string_lossy().starts_with(FILE))).max()
 }
 
-/// The file that this process has open under the library's name.
+/// The file that this process has mapped under the library's name.
 fn mapped() -> Option<PathBuf> {
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| Some(Path::new(&line[line.find('/')?..])));
@@ -210,28 +210,28 @@ fn mapped() -> Option<PathBuf> {
     paths.find(|path| is_it(path)).map(Path::to_path_buf)
 }
 
-/// "1.32.0" of libonnxruntime.so.1.32.0; a link's name has less.
+/// The version in a file name: "1.32.0" of libonnxruntime.so.1.32.0; symbolic links have less.
 pub fn version(file_name: &str) -> Option<String> {
     let version = file_name.strip_prefix(FILE)?.strip_prefix('.')?;
     version.contains('.').then(|| version.to_owned())
 }
 
-/// Whether a version is too old to be taken.
+/// Whether a version is too old to be used.
 pub fn is_too_old(version: &str) -> bool {
     let mut numbers = version.split('.').map_while(|part| part.parse::<u32>().ok());
     matches!((numbers.next(), numbers.next()), (Some(major), Some(minor)) if (major, minor) < OLDEST)
 }
 
-/// What is told of a library of such a version.
+/// The message for a library that is too old.
 pub fn too_old(version: &str) -> String {
     format!("it is version {version}, {}.{} is the oldest that is taken", OLDEST.0, OLDEST.1)
 }
 
-/// Processors by their number in a file (System V ABI, `e_machine`) and as Rust calls them.
+/// Architectures by number (System V ABI, `e_machine`) and by Rust's name.
 const MACHINES: &[(u16, &str)] = &[(3, "x86"), (40, "arm"), (62, "x86_64"), (183, "aarch64"), (243, "riscv64")];
 
-/// Why a file is no library that a machine of this architecture could open, as far as its headers tell (System V ABI, ELF-64
-/// object file format). A file that is cut off may be mapped, and then ends the process that reads it.
+/// Why a file is no library that this architecture could open, by its headers (System V ABI, ELF-64 object file
+/// format). A truncated file can be mapped, and then ends the process that reads it.
 pub fn fault(path: &Path, architecture: &str) -> Option<String> {
     let mut file = match regular_file::open(path) {
         Ok(file) => file,
@@ -244,7 +244,7 @@ pub fn fault(path: &Path, architecture: &str) -> Option<String> {
     })
 }
 
-/// What is wrong with the headers; an error where they end too early.
+/// The fault of the headers, if there is one; an error if they are truncated.
 fn headers(file: &mut (impl Read + Seek), length: u64, architecture: &str) -> io::Result<Option<String>> {
     let mut header = [0_u8; 64];
     let begin = usize::try_from(length).map_or(header.len(), |length| length.min(header.len()));
@@ -280,7 +280,7 @@ fn headers(file: &mut (impl Read + Seek), length: u64, architecture: &str) -> io
     Ok(None)
 }
 
-/// The 64-bit number at a place.
+/// The little-endian 64-bit number at an offset.
 fn long(bytes: &[u8], at: usize) -> u64 {
     let mut number = [0_u8; 8];
     number.copy_from_slice(&bytes[at..at + 8]);
@@ -293,7 +293,7 @@ mod tests {
 
     use super::*;
 
-    /// The headers of a shared library with one segment, of all `length` bytes.
+    /// The headers of a shared library of `length` bytes with one segment.
     fn elf(machine: u16, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length.max(120)];
         bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");

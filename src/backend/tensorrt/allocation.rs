@@ -1,4 +1,4 @@
-//! Device memory by the byte: from the driver's pool, or straight from the driver where the pool gives up early.
+//! Allocates device memory: from the driver's pool, or directly where the pool fails early.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -8,9 +8,10 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
 
 use super::device;
 use crate::backend::BackendError;
-use crate::memory::text;
+use crate::diagnostic::Diagnostic;
+use crate::memory::format_bytes;
 
-/// `pool` or `direct`: where device memory comes from.
+/// Environment variable, `pool` or `direct`, for the source of device memory.
 pub const VARIABLE: &str = "WATUS_DEVICE_MEMORY";
 
 /// Device memory that is freed when it is dropped. Its address never changes.
@@ -22,8 +23,8 @@ pub struct Allocation {
     stream: Arc<CudaStream>,
 }
 
-/// Whether memory comes from the pool (cuMemAllocAsync), by what [`VARIABLE`] says. On an AGX Orin of 64 GB the pool fails at
-/// 20 GB where cuMemAlloc does not (unslothai/unsloth#3113), so integrated devices do without it.
+/// Whether to allocate from the pool (cuMemAllocAsync), given the value of [`VARIABLE`]. On an AGX Orin of 64 GB the
+/// pool fails at 20 GB where cuMemAlloc does not (unslothai/unsloth#3113), so integrated devices do not use it.
 fn is_pooled(said: Option<&str>, integrated: bool, has_pool: bool) -> Result<bool, BackendError> {
     let refuse = |what: String| BackendError::Unavailable {
         what,
@@ -44,22 +45,21 @@ fn pooled(context: &CudaContext) -> Result<bool, BackendError> {
     is_pooled(said.as_deref(), device::is_integrated(context), context.has_async_alloc())
 }
 
-/// Says that there are not `bytes` for `what`, and what there is.
+/// The error for a failed allocation of `bytes` for `what`, with the free memory.
 fn exhausted(context: &CudaContext, bytes: usize, what: &str, error: DriverError) -> BackendError {
-    let free = device::free_memory(context).map_or("unknown how much".to_owned(), text);
+    let free = device::free_memory(context).map_or("unknown how much".to_owned(), format_bytes);
     let more = match device::is_integrated(context) {
         true => "; `watus-build doctor` tells whether this Jetson refuses large allocations (nvmap, page-cache)",
         false => "",
     };
-    BackendError::Run(format!(
-        "no device memory for {what} ({}, {free} is free): {error}\n  hint: close other programs, or lower max_batch_size, \
-         max_input_len or max_output_len in the recipe{more}",
-        text(bytes as u64)
-    ))
+    let message = format!("no device memory for {what} ({}, {free} is free): {error}", format_bytes(bytes as u64));
+    BackendError::Run(Diagnostic::new(message).with_help(format!(
+        "close other programs, or lower max_batch_size, max_input_len or max_output_len in the recipe{more}"
+    )))
 }
 
 impl Allocation {
-    /// `bytes` for `what`, with whatever is in them.
+    /// Allocates `bytes` for `what`, uninitialised.
     pub fn new(stream: &Arc<CudaStream>, bytes: usize, what: &str) -> Result<Self, BackendError> {
         let context = stream.context();
         let pooled = pooled(context)?;
@@ -73,22 +73,22 @@ impl Allocation {
         Ok(Self { address: address.map_err(fail)?, bytes, pooled, stream: Arc::clone(stream) })
     }
 
-    /// Where it is.
+    /// Address on the device.
     pub fn address(&self) -> u64 {
         self.address
     }
 
-    /// How long it is.
+    /// Length in bytes.
     pub fn len(&self) -> usize {
         self.bytes
     }
 
-    /// Whether it holds nothing.
+    /// Whether the length is 0.
     pub fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// The stream whose work it is for.
+    /// The stream that uses the memory.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
     }

@@ -1,4 +1,4 @@
-//! The GPU, through the CUDA driver library opened at run time.
+//! The GPU, through the CUDA driver library, which is opened at run time.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::backend::BackendError;
 use crate::memory::{self, Memory};
 use crate::spec::DeviceInfo;
 
-/// The first CUDA device with a stream of its own.
+/// The first CUDA device and a stream on it.
 #[derive(Debug, Clone)]
 pub struct Device {
-    /// Keeps the device's primary context, which TensorRT uses too.
+    /// The device's primary context, which TensorRT uses too.
     pub context: Arc<CudaContext>,
-    /// Where all our work goes.
+    /// The stream for all our work.
     pub stream: Arc<CudaStream>,
 }
 
@@ -22,13 +22,13 @@ fn no_device(error: impl std::fmt::Display) -> BackendError {
     BackendError::NoDevice(error.to_string())
 }
 
-/// Whether a device's memory is the machine's, as on a Jetson. A Jetson with a graphics card has one whose memory is not, so
-/// the driver is asked and not the board.
+/// Whether the device shares the machine's memory, as on a Jetson. A Jetson may also have a graphics card that does
+/// not, so the driver is asked instead of the board.
 pub fn is_integrated(context: &CudaContext) -> bool {
     context.attribute(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_INTEGRATED).is_ok_and(|integrated| integrated > 0)
 }
 
-/// Bytes of device memory that can be had now.
+/// Free device memory in bytes.
 pub fn free_memory(context: &CudaContext) -> Option<u64> {
     let reported = context.mem_get_info().ok().map(|(free, _)| free as u64);
     memory::free_on_device(reported, is_integrated(context), Memory::of_this_machine())
@@ -41,7 +41,7 @@ fn driver_is_present() -> bool {
 }
 
 impl Device {
-    /// Opens device 0 (which `CUDA_VISIBLE_DEVICES` may choose).
+    /// Opens device 0 (`CUDA_VISIBLE_DEVICES` may choose which that is).
     pub fn open() -> Result<Self, BackendError> {
         if !driver_is_present() {
             return Err(no_device("the CUDA driver library (libcuda.so.1) is not installed"));
@@ -53,7 +53,7 @@ impl Device {
         Ok(Self { context, stream })
     }
 
-    /// What it is.
+    /// Name, compute capability and memory.
     pub fn info(&self) -> Result<DeviceInfo, BackendError> {
         let (major, minor) = self.context.compute_capability().map_err(no_device)?;
         Ok(DeviceInfo {
@@ -63,17 +63,17 @@ impl Device {
         })
     }
 
-    /// Whether its memory is the machine's.
+    /// Whether it shares the machine's memory.
     pub fn is_integrated(&self) -> bool {
         is_integrated(&self.context)
     }
 
-    /// Bytes of its memory that can be had now.
+    /// Free memory in bytes.
     pub fn free_memory(&self) -> Option<u64> {
         free_memory(&self.context)
     }
 
-    /// Bytes of its memory that cannot be had now; where it is the machine's, by whomever they are used.
+    /// Used memory in bytes; on an integrated device that of all processes.
     pub fn used_memory(&self) -> Option<u64> {
         let total = match self.is_integrated() {
             true => Memory::of_this_machine()?.total,
@@ -82,17 +82,17 @@ impl Device {
         Some(total.saturating_sub(self.free_memory()?))
     }
 
-    /// How many multiprocessors it has.
+    /// Number of multiprocessors.
     pub fn multiprocessors(&self) -> Result<usize, BackendError> {
         Ok(self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?.max(1))
     }
 
-    /// Bytes of shared memory a block may have.
+    /// Largest shared memory of a block in bytes.
     pub fn shared_memory(&self) -> Result<usize, BackendError> {
         self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
     }
 
-    /// Bytes of the L2 cache.
+    /// Size of the L2 cache in bytes.
     pub fn cache(&self) -> Result<usize, BackendError> {
         self.number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)
     }
@@ -101,7 +101,7 @@ impl Device {
         Ok(usize::try_from(self.context.attribute(attribute).map_err(no_device)?).unwrap_or(0))
     }
 
-    /// One line for people.
+    /// A line for messages: name, compute capability, memory.
     pub fn description(&self) -> String {
         self.info().map_or_else(
             |_| "unknown GPU".to_owned(),

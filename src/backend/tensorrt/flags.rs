@@ -1,8 +1,8 @@
-//! Builder flags, which are a list of names in what an engine's cache key is made of.
+//! Builder flags. Their JSON is part of an engine's cache key, and a list of names.
 
 use serde::{Deserialize, Serialize};
 
-/// Which arithmetic the builder may choose.
+/// Arithmetic that the builder may choose.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "FlagNames", into = "FlagNames")]
 pub struct BuilderFlags {
@@ -14,7 +14,7 @@ pub struct BuilderFlags {
     pub obey_precision_constraints: bool,
 }
 
-/// The flags by TensorRT's names in lower case, apart from its defaults, of which TF32 is one.
+/// The flags that differ from TensorRT's defaults, by its names in lower case; TF32 is on by default.
 #[derive(Serialize, Deserialize)]
 struct FlagNames {
     set_flags: Vec<String>,
@@ -63,7 +63,7 @@ impl TryFrom<FlagNames> for BuilderFlags {
 mod tests {
     use crate::backend::tensorrt::{BuildOptions, BuilderFlags};
 
-    /// The bytes that 0.1.0 hashed: engines it built are not built again.
+    /// The JSON that version 0.1.0 hashed, so that its engines are not built again.
     #[test]
     fn options_are_written_as_before() {
         let half = BuilderFlags { tf32: true, fp16: true, obey_precision_constraints: true };

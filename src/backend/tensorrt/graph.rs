@@ -1,4 +1,4 @@
-//! Work on a CUDA stream, captured once and replayed with one launch.
+//! CUDA graphs: work that is captured once and replayed with one launch.
 
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream, DriverError};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::backend::BackendError;
 
-/// A captured stretch of work. The buffers it refers to must outlive it.
+/// A captured CUDA graph. The buffers it refers to must outlive it.
 pub struct Graph(CudaGraph);
 
 // SAFETY: whoever owns a graph launches it from one thread at a time, which is what CUDA asks; cudarc binds the context
@@ -15,12 +15,12 @@ pub struct Graph(CudaGraph);
 unsafe impl Send for Graph {}
 
 fn error(error: DriverError) -> BackendError {
-    BackendError::Run(format!("CUDA: {error}"))
+    BackendError::Run(format!("CUDA: {error}").into())
 }
 
 impl Graph {
-    /// Captures what `work` puts on the stream. Engines finish their preparations at their first run, which cannot be
-    /// captured: run them once before.
+    /// Captures what `work` enqueues on the stream. Engines finish their preparations in their first run, which cannot
+    /// be captured: run them once before.
     pub fn capture(
         stream: &Arc<CudaStream>,
         work: impl FnOnce() -> Result<(), BackendError>,
@@ -30,10 +30,10 @@ impl Graph {
         let graph = stream.end_capture(CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH);
         captured?;
         let graph = graph.map_err(error)?;
-        graph.map(Self).ok_or_else(|| BackendError::Run("CUDA captured no graph".to_owned()))
+        graph.map(Self).ok_or_else(|| BackendError::Run("CUDA captured no graph".into()))
     }
 
-    /// Puts it on the stream it was captured from.
+    /// Launches the graph on the stream it was captured from.
     pub fn launch(&self) -> Result<(), BackendError> {
         self.0.launch().map_err(error)
     }

@@ -1,21 +1,21 @@
-//! Where TensorRT's shared libraries are. Nothing is opened here; `doctor` reads image folders with the same rules.
+//! Finds TensorRT's shared libraries, without opening them. `doctor` searches images by the same rules.
 
 use std::path::{Path, PathBuf};
 
 use super::{Family, Version};
 
-/// The two libraries a build needs. A runtime alone needs the core.
+/// The libraries that a build needs. Running engines needs the core only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     /// `libnvinfer.so.N` or `libtensorrt_rtx.so.N`.
     pub core: PathBuf,
     /// `libnvonnxparser.so.N` or `libtensorrt_onnxparser_rtx.so.N`.
     pub parser: PathBuf,
-    /// `libnvinfer_plugin.so.N`, where there is one; RTX has none.
+    /// `libnvinfer_plugin.so.N`, if installed; RTX has none.
     pub plugin: Option<PathBuf>,
 }
 
-/// Folder below the user's data directory that scripts/setup-tensorrt.sh fills.
+/// Folder below the user's data directory that scripts/setup-tensorrt.sh installs to.
 fn provisioned(version: Version) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let data = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")))?.join("watus-build");
@@ -30,7 +30,7 @@ fn provisioned(version: Version) -> Option<PathBuf> {
     Some(matching.pop()?.join("lib"))
 }
 
-/// File names for a version.
+/// File names of core and parser of a version.
 pub fn names(version: Version) -> (String, String) {
     match version.family {
         Family::Rtx => (
@@ -43,7 +43,7 @@ pub fn names(version: Version) -> (String, String) {
     }
 }
 
-/// Library folders of a system with this architecture, best first.
+/// Library folders of a system with this architecture, in order of preference.
 pub fn system_folders(arch: &str) -> Vec<PathBuf> {
     [
         &format!("/usr/lib/{arch}-linux-gnu"),
@@ -58,7 +58,7 @@ pub fn system_folders(arch: &str) -> Vec<PathBuf> {
     .to_vec()
 }
 
-/// Folders to look in, best first: the one that is named, or the loader's and the system's.
+/// Folders to search, in order of preference: the one that the user names, or the loader's and the system's.
 fn folders() -> Vec<PathBuf> {
     if let Some(named) = std::env::var_os("WATUS_TENSORRT_LIB") {
         return vec![named.into()];
@@ -68,7 +68,7 @@ fn folders() -> Vec<PathBuf> {
     beside.into_iter().chain(system_folders(std::env::consts::ARCH)).collect()
 }
 
-/// TensorRT's majors that this tool knows, and the core library of each that is installed.
+/// Major versions of TensorRT that this tool knows, and the core library of each that is installed.
 pub fn installed_majors() -> Vec<(u32, PathBuf)> {
     let folders = folders();
     let core = |major: u32| {
@@ -78,7 +78,7 @@ pub fn installed_majors() -> Vec<(u32, PathBuf)> {
     [11, 10, 8].into_iter().filter_map(|major| Some((major, core(major)?))).collect()
 }
 
-/// What `WATUS_TENSORRT_LIB` names, if that is no folder.
+/// The value of `WATUS_TENSORRT_LIB`, if it is not a folder.
 pub fn misnamed() -> Option<String> {
     let named = PathBuf::from(std::env::var_os("WATUS_TENSORRT_LIB")?);
     let what = match std::fs::metadata(&named) {
@@ -89,10 +89,11 @@ pub fn misnamed() -> Option<String> {
     Some(format!("WATUS_TENSORRT_LIB={} {what}", named.display()))
 }
 
-/// What brings TensorRT-RTX, in the sources.
+/// Script in the sources that installs TensorRT-RTX.
 pub const SETUP: &str = "scripts/setup-tensorrt.sh";
 
-/// How TensorRT is installed on this kind of machine; TensorRT-RTX by the script of the sources or of the package.
+/// The hint for installing TensorRT on this kind of machine; TensorRT-RTX by the script of the sources or of the
+/// package.
 pub fn remedy(jetson: bool) -> String {
     if jetson {
         return "sudo apt install tensorrt".to_owned();
@@ -104,7 +105,7 @@ pub fn remedy(jetson: bool) -> String {
     packaged.unwrap_or_else(|| SETUP.to_owned())
 }
 
-/// The libraries for the headers of a shim; or the names of both, and the folders that have not both.
+/// Finds the libraries that match a shim's headers; the error is both file names, and the folders searched.
 pub fn find(headers: Version) -> Result<Files, (String, Vec<PathBuf>)> {
     let (core, parser) = names(headers);
     let mut folders = folders();

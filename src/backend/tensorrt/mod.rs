@@ -1,8 +1,9 @@
-//! TensorRT: found and opened at run time, building plans from ONNX and running them on the GPU.
+//! TensorRT: opened at run time, builds plans from ONNX and runs them on the GPU.
 //!
-//! `library.rs` finds the libraries, `shim.rs` the code compiled against the headers of one of them (`cpp/`), `device.rs` the
-//! GPU, `allocation.rs` its memory, `session.rs` a loaded engine, `engine.rs` one whose memory is its user's, `source.rs` what
-//! a model is before TensorRT sees it. Where no shim fits a library, [`TensorRt::open`] says which there are.
+//! `library.rs` finds the libraries, `shim.rs` the code compiled against the headers of one of them (`cpp/`),
+//! `device.rs` is the GPU, `allocation.rs` its memory, `session.rs` a loaded engine, `engine.rs` one whose memory
+//! belongs to the caller, `source.rs` prepares models for TensorRT. If no shim fits an installed library, the error of
+//! [`TensorRt::open`] lists the shims.
 
 pub mod allocation;
 pub mod device;
@@ -36,8 +37,8 @@ use shim::Shim;
 use super::onnxruntime::library::fault;
 
 impl Version {
-    /// What matters of the parser that comes with it: the newest ONNX opset it is documented for (onnx-tensorrt,
-    /// docs/operators.md of each release), and whether it is RTX's.
+    /// Properties of this TensorRT's ONNX parser: the newest opset it documents (onnx-tensorrt, docs/operators.md of
+    /// each release), and whether it is RTX's.
     pub fn parser(self) -> Parser {
         let newest = match (self.family, self.major, self.minor) {
             (Family::Enterprise, ..=8, _) => 17,
@@ -48,26 +49,26 @@ impl Version {
     }
 }
 
-/// What the builder is asked for. Engines are cached by its JSON, which therefore stays as it is.
+/// Settings of the builder. Engines are cached by their JSON, which therefore must not change.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BuildOptions {
-    /// Scratch memory for tactics, in bytes; `None` is TensorRT's default.
+    /// Largest scratch memory of a tactic in bytes; `None` is TensorRT's default.
     pub workspace_bytes: Option<u64>,
-    /// 0 to 5; `None` is TensorRT's default.
+    /// Builder optimization level, 0 to 5; `None` is TensorRT's default.
     pub optimization_level: Option<u8>,
     /// Arithmetic that is allowed.
     #[serde(flatten)]
     pub flags: BuilderFlags,
-    /// RTX: GPUs to build for; empty is its default.
+    /// RTX: compute capabilities to build for; empty is RTX's default.
     pub compute_capabilities: Vec<String>,
-    /// Types in the graph are binding (TensorRT 9 and later; always so in 11 and RTX).
+    /// Whether types in the graph are binding (TensorRT 9 and later; always in 11 and RTX).
     pub strongly_typed: bool,
-    /// Weakly typed networks with a half-precision flag: layers that stay in float32, by the names of their ONNX nodes.
+    /// Names of ONNX nodes whose layers stay in float32, for weakly typed networks with a half-precision flag.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub full_layers: Vec<String>,
-    /// Keep layer names and tactics for `inspect`.
+    /// Whether to keep layer names and tactics for `inspect`.
     pub detailed_profiling: bool,
-    /// Ranges of dynamic inputs; empty when all shapes are static.
+    /// Shape ranges of dynamic inputs; empty if all shapes are static.
     pub profile: Vec<ShapeRange>,
 }
 
@@ -79,18 +80,18 @@ impl From<ShapeRange> for watus_shim::ShapeRange {
 
 /// A built engine.
 pub struct Built {
-    plan: shim::Plan,
+    plan: shim::SerializedEngine,
 }
 
-/// An opened TensorRT.
+/// An opened TensorRT library.
 pub struct TensorRt {
-    /// The library's version.
+    /// Version of the library.
     pub version: Version,
-    /// Where the libraries are.
+    /// Paths of the libraries.
     pub files: library::Files,
     /// The shim that opened them.
     pub shim: Shim,
-    library: shim::Library,
+    library: shim::OpenedLibraries,
 }
 
 fn unavailable(what: String) -> BackendError {
@@ -101,7 +102,7 @@ fn unavailable(what: String) -> BackendError {
 }
 
 impl TensorRt {
-    /// Finds and opens TensorRT, once per process: the newest there is a shim for.
+    /// Finds and opens TensorRT, once per process: the newest that there is a shim for.
     pub fn open() -> Result<Arc<Self>, BackendError> {
         static OPENED: OnceLock<Arc<TensorRt>> = OnceLock::new();
         if let Some(opened) = OPENED.get() {
@@ -136,12 +137,12 @@ impl TensorRt {
         Ok(Self { version: shim.library_version(&files.core)?, files, shim: shim.clone(), library })
     }
 
-    /// Sends TensorRT's log lines, severity first (0 internal error … 4 verbose), to `sink`.
+    /// Sends TensorRT's log lines to `sink`, with their severity (0 internal error … 4 verbose).
     pub fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
         shim::set_log_sink(sink);
     }
 
-    /// Builds an engine. `timing_cache` is an earlier build's; see [`Built::timing_cache`].
+    /// Builds an engine. `timing_cache` is the one of an earlier build; see [`Built::timing_cache`].
     pub fn build(
         &self,
         onnx: &Path,
@@ -167,28 +168,29 @@ impl TensorRt {
         match self.library.build(&options, timing_cache, &observer) {
             Ok(plan) => Ok(Built { plan }),
             Err(_) if cancel.load(Ordering::Relaxed) => Err(BackendError::Cancelled),
-            Err(error) => Err(BackendError::Build(error)),
+            Err(error) => Err(BackendError::Build(error.into())),
         }
     }
 
-    /// Loads a plan onto the GPU; `tf32` as it was built.
+    /// Loads a plan on the GPU; `tf32` must be as it was built.
     pub fn load(&self, plan: &[u8], tf32: bool) -> Result<Box<dyn Session>, BackendError> {
         let device = device::Device::open()?;
-        let session = self.library.load(plan, tf32).map_err(BackendError::Load)?;
+        let session = self.library.load(plan, tf32).map_err(|error| BackendError::Load(error.into()))?;
         Ok(Box::new(session::TrtSession::new(self.version, device, session)?))
     }
 
     /// The engine inspector's JSON: layers, formats, tactics.
     pub fn inspect(&self, plan: &[u8]) -> Result<String, BackendError> {
         let _device = device::Device::open()?;
-        self.library.load(plan, false).and_then(|session| session.inspect()).map_err(BackendError::Load)
+        let inspected = self.library.load(plan, false).and_then(|session| session.inspect());
+        inspected.map_err(|error| BackendError::Load(error.into()))
     }
 }
 
-/// How the error begins where there is nothing to open.
+/// Beginning of the error if no TensorRT is installed.
 pub const NONE_INSTALLED: &str = "no whole TensorRT is installed";
 
-/// Why no TensorRT was opened: a library that no shim fits, or none at all.
+/// The error if no TensorRT could be opened: no shim fits a library, or there is none.
 fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String], folders: &[PathBuf]) -> BackendError {
     misfits.extend(library::misnamed());
     misfits.extend(shims.refused.iter().cloned());
@@ -220,7 +222,7 @@ fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String], 
     }
 }
 
-/// Where it is not: a folder or two by name, of more their number.
+/// The folders searched, for messages: one or two by name, more by number.
 fn places(folders: &[PathBuf]) -> String {
     match folders {
         [only] => format!("is not in {}", only.display()),
@@ -237,7 +239,7 @@ impl Built {
         self.plan.bytes()
     }
 
-    /// Tactic timings worth keeping for the next build; empty for RTX.
+    /// Tactic timings for the next build; empty for RTX.
     pub fn timing_cache(&self) -> &[u8] {
         self.plan.timing_cache()
     }
@@ -250,7 +252,7 @@ impl Backend for TensorRt {
     }
 
     fn open(&self, onnx: &Path) -> Result<Box<dyn Session>, BackendError> {
-        let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.to_string()))?;
+        let mut model = Model::load(onnx).map_err(|error| BackendError::Build(error.into()))?;
         let wish = source::Wish { half: false, force: None };
         let ((), lean) = source::ready(&mut model, self.version, wish, |_| Ok::<(), BackendError>(()))?;
         let options = BuildOptions::default();

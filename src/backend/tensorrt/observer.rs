@@ -1,4 +1,4 @@
-//! Forwards TensorRT's build phases as progress events, and a cancel request as TensorRT's "stop".
+//! Forwards TensorRT's build phases as progress events, and a cancellation to TensorRT.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -9,14 +9,14 @@ use watus_shim::{Bytes, Observer};
 
 use crate::progress::{Event, Progress};
 
-/// Called by TensorRT's builder, from any of its threads.
+/// Receives callbacks from TensorRT's builder, on any of its threads.
 pub struct BuildObserver {
     progress: Arc<dyn Progress>,
     cancel: Arc<AtomicBool>,
 }
 
 impl BuildObserver {
-    /// Reports to `progress`; stops the build once `cancel` is true.
+    /// Reports to `progress`, and stops the build once `cancel` is true.
     pub fn new(progress: Arc<dyn Progress>, cancel: Arc<AtomicBool>) -> Self {
         Self { progress, cancel }
     }
@@ -32,7 +32,7 @@ impl BuildObserver {
         !self.cancel.load(Ordering::Relaxed)
     }
 
-    /// As a shim calls it, for as long as this is borrowed.
+    /// The observer as the shim's C struct, valid while `self` is borrowed.
     pub(super) fn as_c(&self) -> Observer {
         Observer { context: std::ptr::from_ref(self).cast(), phase_start, step_complete, phase_finish }
     }

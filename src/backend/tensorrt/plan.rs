@@ -1,4 +1,4 @@
-//! The first bytes of a serialized engine, readable without TensorRT.
+//! Reads the header of a serialized engine, without TensorRT.
 //!
 //! TensorRT 8.6 and later: four bytes of tag, then the serialization version; the TensorRT version stands at bytes 24 to 27 (NVIDIA/TensorRT,
 //! samples/common/sampleEngines.cpp, `--getPlanVersionOnly`). RTX uses the same places with its own tag, and keeps the
@@ -7,11 +7,11 @@
 
 use super::{Family, Version};
 
-/// Metadata before a plan are a page of JSON.
+/// Most bytes of metadata before a plan; they are a page of JSON.
 const METADATA_LIMIT: usize = 16 << 20;
 
-/// An engine file parted into the metadata before the plan, as Ultralytics writes them (a 32-bit little-endian length and
-/// so many bytes of JSON), and the plan. Any plan is also an engine file, without metadata.
+/// Splits an engine file into the metadata before the plan, as Ultralytics writes it (a 32-bit little-endian length and
+/// as many bytes of JSON), and the plan. A plain plan is an engine file without metadata.
 pub fn split(file: &[u8]) -> (Option<serde_json::Value>, &[u8]) {
     let metadata = || {
         let length = usize::try_from(u32::from_le_bytes(file.get(..4)?.try_into().ok()?)).ok()?;
@@ -24,29 +24,29 @@ pub fn split(file: &[u8]) -> (Option<serde_json::Value>, &[u8]) {
     }
 }
 
-/// An engine file of metadata and plan.
+/// Joins metadata and plan to an engine file.
 pub fn join(metadata: &serde_json::Value, plan: &[u8]) -> Vec<u8> {
     let json = metadata.to_string().into_bytes();
     let length = u32::try_from(json.len()).unwrap_or(u32::MAX);
     [&length.to_le_bytes()[..], &json, plan].concat()
 }
 
-/// Bytes [`Header::parse`] looks at.
+/// Bytes that [`Header::parse`] reads.
 pub const LENGTH: usize = 28;
 
-/// What a plan says of itself.
+/// The header of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct Header {
-    /// The TensorRT that built it; `None` for an unknown serialization version.
+    /// TensorRT version that built it; `None` for an unknown serialization version.
     pub version: Option<Version>,
-    /// TensorRT or RTX.
+    /// TensorRT or TensorRT-RTX.
     pub family: Family,
-    /// Length of the whole plan, where the header has it.
+    /// Length of the whole plan in bytes, if the header contains it.
     pub length: Option<u64>,
 }
 
 impl Header {
-    /// Reads the first [`LENGTH`] bytes; `None` if this is no plan.
+    /// Parses the first [`LENGTH`] bytes; `None` if they are no plan's.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let length = u64::from_le_bytes(bytes.get(16..24)?.try_into().ok()?);
         let family = match bytes.get(..4)? {

@@ -1,5 +1,5 @@
-//! A plan loaded onto the GPU: one device buffer per input and output, one stream; from the second run of a shape on
-//! replayed as a CUDA graph, which spares launching its kernels one by one.
+//! A plan loaded on the GPU, with one device buffer per input and output, and one stream. From the second run with the
+//! same shapes it is replayed as a CUDA graph, which saves launching its kernels one by one.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use super::shim;
 use crate::backend::{BackendError, BackendInfo, Samples, Session, check_inputs};
 use crate::tensor::{DType, Tensor, TensorSpec, element_count};
 
-/// TensorRT's DataType by number (NvInferRuntimeBase.h; the list only ever grew).
+/// TensorRT's DataType by number (NvInferRuntimeBase.h; the list has only grown).
 const DTYPES: [Option<DType>; 9] = [
     Some(DType::Float32),
     Some(DType::Float16),
@@ -31,50 +31,48 @@ pub(super) struct TrtSession {
     device: Device,
     inputs: Vec<TensorSpec>,
     outputs: Vec<TensorSpec>,
-    /// What the engine is bound for, and how it is launched. Dropped before the buffers it refers to.
+    /// The bound shapes and the captured graph. Dropped before the buffers that they refer to.
     bound: Bound,
-    /// By tensor name; grown when a shape needs more.
+    /// Device buffers by tensor name; they grow with the shapes.
     buffers: HashMap<String, CudaSlice<u8>>,
-    /// Declared last: destroyed after the buffers' addresses are out of use.
-    session: shim::Session,
+    /// Declared last, so that it is destroyed after the buffers' addresses are out of use.
+    session: shim::TrtContext,
 }
 
-/// Launching an engine for one set of input shapes.
+/// An engine bound to one set of input shapes.
 #[derive(Default)]
 struct Bound {
     /// Shapes of the inputs; empty before the first run.
     shapes: Vec<Vec<usize>>,
-    /// Outputs, by place, whose size only a run tells.
+    /// Indices of outputs whose size depends on values.
     unsized_outputs: Vec<usize>,
     launch: Launch,
 }
 
 #[derive(Default)]
 enum Launch {
-    /// Nothing has run with these shapes yet.
+    /// Not run yet with these shapes.
     #[default]
     Fresh,
-    /// Ran once, which engines need before they can be captured.
+    /// Run once, which engines need before they can be captured.
     Warm,
     Graph(Graph),
-    /// The engine cannot be captured.
+    /// Cannot be captured.
     Plain,
 }
 
 fn run_error(error: impl std::fmt::Display) -> BackendError {
-    BackendError::Run(error.to_string())
+    BackendError::Run(error.to_string().into())
 }
 
 impl TrtSession {
-    pub(super) fn new(version: Version, device: Device, session: shim::Session) -> Result<Self, BackendError> {
+    pub(super) fn new(version: Version, device: Device, session: shim::TrtContext) -> Result<Self, BackendError> {
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
-        for tensor in session.io().map_err(|error| BackendError::Load(error.to_string()))? {
+        for tensor in session.io().map_err(|error| BackendError::Load(error.into()))? {
             let number = usize::try_from(tensor.dtype).unwrap_or(usize::MAX);
             let dtype = DTYPES.get(number).copied().flatten().ok_or_else(|| {
-                BackendError::Load(format!(
-                    "tensor `{}` has TensorRT type {number}, which is not supported",
-                    tensor.name
-                ))
+                let message = format!("tensor `{}` has TensorRT type {number}, which is not supported", tensor.name);
+                BackendError::Load(message.into())
             })?;
             let shape = tensor.shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
             let list = if tensor.is_input { &mut inputs } else { &mut outputs };
@@ -83,7 +81,7 @@ impl TrtSession {
         Ok(Self { version, device, inputs, outputs, bound: Bound::default(), buffers: HashMap::new(), session })
     }
 
-    /// Sets shapes and addresses and sizes the buffers; returns the outputs, still zero.
+    /// Sets shapes and addresses, and allocates the buffers; returns the outputs as zeros.
     fn bind(&mut self, inputs: &[Tensor]) -> Result<Vec<Tensor>, BackendError> {
         check_inputs(&self.inputs, inputs)?;
         let Self { device, inputs: input_specs, outputs: output_specs, bound, buffers, session, .. } = self;
@@ -100,7 +98,7 @@ impl TrtSession {
             let address = place(device, buffers, &spec.name, tensor.bytes().len())?;
             session
                 .bind(&spec.name, &dims, address)
-                .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.to_string() })?;
+                .map_err(|error| BackendError::Input { name: spec.name.clone(), message: error.into() })?;
         }
         let mut outputs = Vec::with_capacity(output_specs.len());
         for (at, spec) in output_specs.iter().enumerate() {
@@ -191,7 +189,7 @@ impl TrtSession {
     }
 }
 
-/// Gives a tensor `bytes` of device memory (at least one, so that it has an address) and returns the address.
+/// Gives a tensor `bytes` of device memory (at least one, so that it has an address), and returns the address.
 fn place(
     device: &Device,
     buffers: &mut HashMap<String, CudaSlice<u8>>,
@@ -214,7 +212,7 @@ fn place(
 fn make_room(
     device: &Device,
     buffers: &mut HashMap<String, CudaSlice<u8>>,
-    session: &mut shim::Session,
+    session: &mut shim::TrtContext,
     name: &str,
 ) -> Result<(), BackendError> {
     let unknown = || run_error(format!("TensorRT knows no bound for the size of output `{name}`"));

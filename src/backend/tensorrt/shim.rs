@@ -1,8 +1,9 @@
-//! Shims: what of this tool is compiled against TensorRT's headers, as safe objects. One may be part of the program; others lie
-//! beside it as shared objects (`libwatus_shim-NAME.so`), each for other libraries.
+//! Safe wrappers of shims, the code of this tool that is compiled against TensorRT's headers. One may be linked into
+//! the program; others are shared objects beside it (`libwatus_shim-NAME.so`), each for other libraries.
 //!
-//! Every `unsafe` says why it is sound. What holds for all of them: a table is of a shim that is never closed, of the same text
-//! as ours ([`watus_shim::ABI`]); a pointer is what that table gave, freed once, when its owner is dropped.
+//! Every `unsafe` says why it is sound. In all of them, a table belongs to a shim that is never closed and has the same
+//! text as ours ([`watus_shim::ABI`]), and a pointer comes from that table and is freed once, when its owner is
+//! dropped.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -16,13 +17,13 @@ use super::observer::BuildObserver;
 use super::{Family, Version};
 use crate::backend::onnxruntime::library::fault;
 
-/// A shim that can be used.
+/// A usable shim.
 #[derive(Debug, Clone)]
 pub struct Shim {
     table: &'static Table,
-    /// The shared object; `None` for the one in the program.
+    /// Path of the shared object; `None` for the one linked into the program.
     pub path: Option<PathBuf>,
-    /// The headers it was compiled with.
+    /// Version of the headers it was compiled with.
     pub headers: Version,
 }
 
@@ -33,16 +34,16 @@ impl From<watus_shim::Version> for Version {
     }
 }
 
-/// What there is, and what could not be opened.
+/// The shims that were found, and those that could not be opened.
 #[derive(Debug, Default)]
 pub struct Shims {
-    /// In the order of preference: newer TensorRT first, RTX last.
+    /// In order of preference: newer TensorRT first, RTX last.
     pub found: Vec<Shim>,
-    /// A sentence for each file that is none.
+    /// For each refused file a sentence that says why.
     pub refused: Vec<String>,
 }
 
-/// Folders where shims may lie: the one that is named, or beside the program and where packages put them.
+/// Folders to search for shims: the one that the user names, or those beside the program and of packages.
 fn folders() -> Vec<PathBuf> {
     if let Some(named) = std::env::var_os("WATUS_SHIMS").filter(|named| !named.is_empty()) {
         return vec![named.into()];
@@ -52,7 +53,7 @@ fn folders() -> Vec<PathBuf> {
     vec![folder.to_owned(), folder.join("../lib/watus-build")]
 }
 
-/// The shims of this program, looked for once.
+/// The shims of this program, searched once.
 pub fn shims() -> &'static Shims {
     static SHIMS: OnceLock<Shims> = OnceLock::new();
     SHIMS.get_or_init(|| {
@@ -76,7 +77,7 @@ pub fn shims() -> &'static Shims {
     })
 }
 
-/// More is tried first.
+/// Sort key; larger versions are tried first.
 fn preference(Version { family, major, minor, patch }: Version) -> (bool, u32, u32, u32) {
     (family == Family::Enterprise, major, minor, patch)
 }
@@ -110,10 +111,10 @@ impl Shim {
         Self { table, path, headers }
     }
 
-    /// The version a library file reports.
+    /// The version that a library file reports.
     pub fn library_version(&self, core: &Path) -> Result<Version, String> {
         let path = core.to_string_lossy();
-        let found = told(|fail| {
+        let found = try_call(|fail| {
             // SAFETY: a path and a taker for the time of the call.
             let version = unsafe { (self.table.library_version)(Bytes::of(path.as_bytes()), fail) };
             (version != watus_shim::Version::NONE).then_some(version)
@@ -121,17 +122,17 @@ impl Shim {
         found.map(Version::from)
     }
 
-    /// Opens TensorRT, for the life of the process.
-    pub(super) fn open(&self, files: &super::library::Files) -> Result<Library, String> {
+    /// Opens TensorRT for the lifetime of the process.
+    pub(super) fn open(&self, files: &super::library::Files) -> Result<OpenedLibraries, String> {
         let (core, parser) = (files.core.to_string_lossy(), files.parser.to_string_lossy());
         let plugin = files.plugin.as_ref().map(|plugin| plugin.to_string_lossy()).unwrap_or_default();
         let path = |text: &str| Bytes::of(text.as_bytes());
-        let opened = told(|fail| {
+        let opened = try_call(|fail| {
             // SAFETY: paths and a taker for the time of the call, and a function that stays.
             let library = unsafe { (self.table.open_library)(path(&core), path(&parser), path(&plugin), on_log, fail) };
             NonNull::new(library)
         })?;
-        Ok(Library { table: self.table, raw: opened })
+        Ok(OpenedLibraries { table: self.table, raw: opened })
     }
 }
 
@@ -141,13 +142,13 @@ unsafe extern "C" fn append(context: *mut c_void, bytes: Bytes) {
     taken.extend_from_slice(bytes);
 }
 
-/// What takes bytes into `bytes`, for the time of a call.
+/// Appends the bytes that a call passes back to `bytes`.
 fn taking(bytes: &mut Vec<u8>) -> Taker {
     Taker { context: std::ptr::from_mut(bytes).cast(), take: append }
 }
 
-/// A value, or what the shim says of why there is none.
-fn told<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
+/// The value of a call, or the error that the shim reports.
+fn try_call<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
     let mut words = Vec::new();
     let value = call(taking(&mut words));
     value.ok_or_else(|| String::from_utf8_lossy(&words).into_owned())
@@ -156,7 +157,7 @@ fn told<T>(call: impl FnOnce(Taker) -> Option<T>) -> Result<T, String> {
 type Sink = Box<dyn Fn(i32, String) + Send>;
 static SINK: Mutex<Option<Sink>> = Mutex::new(None);
 
-/// Sends TensorRT's log lines (severity 0 = internal error … 4 = verbose) to `sink` from now on.
+/// Sends TensorRT's log lines to `sink` from now on, with their severity (0 internal error … 4 verbose).
 pub(super) fn set_log_sink(sink: impl Fn(i32, String) + Send + 'static) {
     if let Ok(mut slot) = SINK.lock() {
         *slot = Some(Box::new(sink));
@@ -174,66 +175,67 @@ unsafe extern "C" fn on_log(severity: i32, message: Bytes) {
 }
 
 /// The opened libraries, which are never closed.
-pub(super) struct Library {
+pub(super) struct OpenedLibraries {
     table: &'static Table,
     raw: NonNull<watus_shim::Library>,
 }
 
 // SAFETY: three function pointers of libraries that are never closed.
-unsafe impl Send for Library {}
+unsafe impl Send for OpenedLibraries {}
 // SAFETY: as above; the factory functions may be called from several threads (NvInferRuntime.h, ILogger is locked).
-unsafe impl Sync for Library {}
+unsafe impl Sync for OpenedLibraries {}
 
-impl Library {
+impl OpenedLibraries {
     pub(super) fn build(
         &self,
         options: &watus_shim::BuildOptions,
         timing_cache: &[u8],
         observer: &BuildObserver,
-    ) -> Result<Plan, String> {
+    ) -> Result<SerializedEngine, String> {
         let options = serde_json::to_vec(options).map_err(|error| error.to_string())?;
         let observer = observer.as_c();
-        let plan = told(|fail| {
+        let plan = try_call(|fail| {
             let (options, timings) = (Bytes::of(&options), Bytes::of(timing_cache));
             // SAFETY: bytes, an observer and a taker for the time of the call.
             NonNull::new(unsafe { (self.table.build)(self.raw.as_ptr(), options, timings, &observer, fail) })
         })?;
-        Ok(Plan { table: self.table, raw: plan })
+        Ok(SerializedEngine { table: self.table, raw: plan })
     }
 
-    /// Loads a plan, with scratch memory of its own.
-    pub(super) fn load(&self, plan: &[u8], tf32: bool) -> Result<Session, String> {
+    /// Loads a plan with scratch memory of its own.
+    pub(super) fn load(&self, plan: &[u8], tf32: bool) -> Result<TrtContext, String> {
         self.load_with(plan, tf32, std::ptr::null_mut())
     }
 
-    /// With scratch memory of the caller's, and kernels that `kernels` may have, which must outlive the session.
-    pub(super) fn load_shared(&self, plan: &[u8], tf32: bool, kernels: &mut KernelCache) -> Result<Session, String> {
+    /// Loads a plan with scratch memory of the caller, and with the compiled kernels in `kernels`, which must outlive
+    /// the session.
+    pub(super) fn load_shared(&self, plan: &[u8], tf32: bool, kernels: &mut RtxCache) -> Result<TrtContext, String> {
         self.load_with(plan, tf32, kernels.raw.as_ptr())
     }
 
-    fn load_with(&self, plan: &[u8], tf32: bool, kernels: *mut watus_shim::KernelCache) -> Result<Session, String> {
-        let session = told(|fail| {
+    fn load_with(&self, plan: &[u8], tf32: bool, kernels: *mut watus_shim::KernelCache) -> Result<TrtContext, String> {
+        let session = try_call(|fail| {
             // SAFETY: bytes and a taker for the time of the call; a cache of this table's or none.
             NonNull::new(unsafe { (self.table.load)(self.raw.as_ptr(), Bytes::of(plan), tf32, kernels, fail) })
         })?;
-        Ok(Session { table: self.table, raw: session })
+        Ok(TrtContext { table: self.table, raw: session })
     }
 
-    /// A cache with what an earlier one held.
-    pub(super) fn kernel_cache(&self, before: &[u8]) -> Result<KernelCache, String> {
+    /// A kernel cache with the bytes of an earlier one.
+    pub(super) fn kernel_cache(&self, before: &[u8]) -> Result<RtxCache, String> {
         // SAFETY: bytes and a taker for the time of the call.
-        let raw = told(|fail| NonNull::new(unsafe { (self.table.kernel_cache)(Bytes::of(before), fail) }))?;
-        Ok(KernelCache { table: self.table, raw })
+        let raw = try_call(|fail| NonNull::new(unsafe { (self.table.kernel_cache)(Bytes::of(before), fail) }))?;
+        Ok(RtxCache { table: self.table, raw })
     }
 }
 
-/// A serialized engine and the timing cache as its build left it.
-pub(super) struct Plan {
+/// A serialized engine, and the timing cache after its build.
+pub(super) struct SerializedEngine {
     table: &'static Table,
     raw: NonNull<watus_shim::Plan>,
 }
 
-impl Plan {
+impl SerializedEngine {
     pub(super) fn bytes(&self) -> &[u8] {
         // SAFETY: the plan's own bytes, which live as long as it.
         unsafe { (self.table.plan_bytes)(self.raw.as_ptr()).as_slice() }
@@ -245,26 +247,26 @@ impl Plan {
     }
 }
 
-impl Drop for Plan {
+impl Drop for SerializedEngine {
     fn drop(&mut self) {
         // SAFETY: dropped once.
         unsafe { (self.table.plan_free)(self.raw.as_ptr()) }
     }
 }
 
-/// What RTX compiles when the engines of a model are loaded and first run; empty for the others.
-pub(super) struct KernelCache {
+/// Kernels that RTX compiles when the engines of a model are loaded and first run; empty for other TensorRTs.
+pub(super) struct RtxCache {
     table: &'static Table,
     raw: NonNull<watus_shim::KernelCache>,
 }
 
 // SAFETY: used by one thread at a time, which &mut and the lack of Sync enforce.
-unsafe impl Send for KernelCache {}
+unsafe impl Send for RtxCache {}
 
-impl KernelCache {
+impl RtxCache {
     pub(super) fn bytes(&self) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        let given = told(|fail| {
+        let given = try_call(|fail| {
             // SAFETY: takers for the time of the call.
             unsafe { (self.table.kernel_cache_bytes)(self.raw.as_ptr(), taking(&mut bytes), fail) }.then_some(())
         });
@@ -272,7 +274,7 @@ impl KernelCache {
     }
 }
 
-impl Drop for KernelCache {
+impl Drop for RtxCache {
     fn drop(&mut self) {
         // SAFETY: dropped once, after the sessions that refer to it.
         unsafe { (self.table.kernel_cache_free)(self.raw.as_ptr()) }
@@ -280,26 +282,26 @@ impl Drop for KernelCache {
 }
 
 /// A deserialized engine with one execution context.
-pub(super) struct Session {
+pub(super) struct TrtContext {
     table: &'static Table,
     raw: NonNull<watus_shim::Session>,
 }
 
-// SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut Session and the lack
+// SAFETY: NvInferRuntime.h: an execution context may be used from any thread, by one at a time; &mut TrtContext and the lack
 // of Sync enforce the latter.
-unsafe impl Send for Session {}
+unsafe impl Send for TrtContext {}
 
-impl Session {
+impl TrtContext {
     pub(super) fn io(&self) -> Result<Vec<IoTensor>, String> {
         let mut bytes = Vec::new();
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: takers for the time of the call.
             unsafe { (self.table.session_io)(self.raw.as_ptr(), taking(&mut bytes), fail) }.then_some(())
         })?;
         serde_json::from_slice(&bytes).map_err(|error| error.to_string())
     }
 
-    /// The shape of an input or output, -1 where it is not known yet.
+    /// The shape of an input or output, with -1 for unknown dimensions.
     pub(super) fn shape(&self, name: &str) -> Result<Vec<i64>, String> {
         self.read_shape(self.table.session_shape, name)
     }
@@ -315,7 +317,7 @@ impl Session {
         name: &str,
     ) -> Result<Vec<i64>, String> {
         let mut dims = [0i64; DIMENSIONS];
-        let rank = told(|fail| {
+        let rank = try_call(|fail| {
             // SAFETY: a name and a taker for the time of the call, and room for all dimensions there can be.
             let rank = unsafe { read(self.raw.as_ptr(), Bytes::of(name.as_bytes()), dims.as_mut_ptr(), fail) };
             usize::try_from(rank).ok()
@@ -323,34 +325,36 @@ impl Session {
         Ok(dims.iter().copied().take(rank).collect())
     }
 
-    /// The shape of an input (an output's follows) and the address of either.
+    /// Sets the shape of an input (ignored for outputs, which follow from it) and the address of either.
     pub(super) fn bind(&mut self, name: &str, dims: &[i64], address: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: a name, dimensions and a taker for the time of the call.
             unsafe { (self.table.session_bind)(self.raw.as_ptr(), name, dims.as_ptr(), dims.len(), address, fail) }
                 .then_some(())
         })
     }
 
-    /// The address alone.
+    /// Sets the address of an input or output.
     pub(super) fn set_address(&mut self, name: &str, address: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
         // SAFETY: a name and a taker for the time of the call.
-        told(|fail| unsafe { (self.table.session_set_address)(self.raw.as_ptr(), name, address, fail) }.then_some(()))
+        try_call(|fail| {
+            unsafe { (self.table.session_set_address)(self.raw.as_ptr(), name, address, fail) }.then_some(())
+        })
     }
 
-    /// The bytes that an output can need whose size depends on values; `None` where TensorRT knows no bound.
+    /// Most bytes that an output can need whose size depends on values; `None` if TensorRT knows no bound.
     pub(super) fn most_bytes(&self, name: &str) -> Option<usize> {
         // SAFETY: a name for the time of the call.
         let bytes = unsafe { (self.table.session_most_bytes)(self.raw.as_ptr(), Bytes::of(name.as_bytes())) };
         usize::try_from(bytes).ok()
     }
 
-    /// Where such an output may write.
+    /// Sets the memory of an output whose size depends on values.
     pub(super) fn give_room(&mut self, name: &str, address: usize, bytes: usize) -> Result<(), String> {
         let name = Bytes::of(name.as_bytes());
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: a name and a taker for the time of the call.
             unsafe { (self.table.session_give_room)(self.raw.as_ptr(), name, address, bytes as u64, fail) }
                 .then_some(())
@@ -369,12 +373,12 @@ impl Session {
 
     pub(super) fn enqueue(&mut self, stream: usize) -> Result<(), String> {
         // SAFETY: a taker for the time of the call.
-        told(|fail| unsafe { (self.table.session_enqueue)(self.raw.as_ptr(), stream, fail) }.then_some(()))
+        try_call(|fail| unsafe { (self.table.session_enqueue)(self.raw.as_ptr(), stream, fail) }.then_some(()))
     }
 
     pub(super) fn inspect(&self) -> Result<String, String> {
         let mut bytes = Vec::new();
-        told(|fail| {
+        try_call(|fail| {
             // SAFETY: takers for the time of the call.
             unsafe { (self.table.session_inspect)(self.raw.as_ptr(), taking(&mut bytes), fail) }.then_some(())
         })?;
@@ -382,7 +386,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for TrtContext {
     fn drop(&mut self) {
         // SAFETY: dropped once.
         unsafe { (self.table.session_free)(self.raw.as_ptr()) }

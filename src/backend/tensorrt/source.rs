@@ -1,18 +1,19 @@
-//! What TensorRT is given of a model: the same for a build and for an ONNX file that is opened as it is, so that what is
-//! tested on the one holds for the other.
+//! Prepares models for TensorRT, in the same way for a build and for an ONNX file that is opened directly, so that
+//! tests of one hold for the other.
 
 use std::path::Path;
 
 use super::Version;
 use crate::backend::BackendError;
+use crate::diagnostic::Diagnostic;
 use crate::onnx::Model;
 
-/// How a model is asked for.
+/// Options of the preparation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Wish {
-    /// In half precision.
+    /// Whether the model is built in half precision.
     pub half: bool,
-    /// Also where something is known to be computed wrongly; `None` where nobody can ask for that.
+    /// Whether to build even what is known to be computed wrongly; `None` where the user has no way to ask for that.
     pub force: Option<bool>,
 }
 
@@ -22,9 +23,9 @@ impl Wish {
     }
 }
 
-/// Makes a model ready for TensorRT, or says by name what it would not compute as the model says. `fix` gives shapes and
-/// values where they are not the file's own. What is built from, where that is not the model itself, comes back beside what
-/// `fix` returned.
+/// Prepares a model for TensorRT, or refuses by name what TensorRT would compute differently. `fix` sets shapes and
+/// values that the file leaves open. Returns what `fix` returned, and the model to build from if it is not the given
+/// one.
 pub fn ready<T, E: From<BackendError>>(
     model: &mut Model,
     version: Version,
@@ -33,25 +34,26 @@ pub fn ready<T, E: From<BackendError>>(
 ) -> Result<(T, Option<Model>), E> {
     model.name_nameless();
     if let Some(quantised) = model.quantised(wish.half).filter(|_| !wish.forced()) {
-        return Err(refused(model, &quantised).into());
+        return Err(refused(model, quantised).into());
     }
     let fixed = fix(model)?;
-    model.spell_out();
+    model.make_explicit();
     let lean = lean(model, version, wish.forced())?;
     let built = lean.as_ref().unwrap_or(&*model);
-    if let Some(complaint) = built.complaint(version.parser()).filter(|_| !wish.forced()) {
+    if let Some(fault) = built.parser_fault(version.parser()).filter(|_| !wish.forced()) {
         let or = if wish.force.is_some() { "; or try with --force" } else { "" };
-        return Err(refused(model, &format!("{complaint}{or}")).into());
+        return Err(refused(model, Diagnostic::new(format!("{fault}{or}"))).into());
     }
     Ok((fixed, lean))
 }
 
-fn refused(model: &Model, why: &str) -> BackendError {
-    BackendError::Build(format!("{}: {why}", model.path().display()))
+fn refused(model: &Model, why: Diagnostic) -> BackendError {
+    BackendError::Build(why.at(model.path().display()))
 }
 
-/// The model as TensorRT gets it: without what needs no computing, written so that its parser reads it rightly, in an opset
-/// that it knows. `None` where it is that already. The judge reads the model as it came, so what is wrong here is found.
+/// The model for TensorRT's parser: simplified, written so that the parser interprets it correctly, in an opset it
+/// supports. `None` if nothing has to change. The CPU reference runs the original, so an error made here is found by
+/// verification.
 pub fn lean(model: &Model, version: Version, force: bool) -> Result<Option<Model>, BackendError> {
     let newest = version.parser().newest;
     let mut lean = model.clone();
@@ -63,36 +65,39 @@ pub fn lean(model: &Model, version: Version, force: bool) -> Result<Option<Model
             Ok(_) => (lean, changed) = (older, true),
             // It is tried as it is.
             Err(_) if force => {}
-            Err(error) => return Err(BackendError::Build(error.to_string())),
+            Err(error) => return Err(BackendError::Build(error.into())),
         }
     }
     Ok(changed.then_some(lean))
 }
 
-/// Writes a model beside the file it came from, where its external data are, or with the temporary files if it has none;
-/// `build` gets the place, and its errors are told as of the file itself and by the names of nodes.
+/// Writes a model beside its original file, where its external data is, or to a temporary file, and passes the path to
+/// `build`, whose errors are rewritten to name the original file and the nodes.
 pub(super) fn with_file<T>(
     model: &Model,
     build: impl FnOnce(&Path) -> Result<T, BackendError>,
 ) -> Result<T, BackendError> {
     let beside = model.path().parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let folder = if model.external_files().is_empty() { std::env::temp_dir() } else { beside.to_owned() };
-    let about = |error: String| BackendError::Build(format!("{}: {error}", folder.display()));
-    let bytes = model.to_bytes().map_err(|error| BackendError::Build(error.to_string()))?;
+    let about = |error: String| BackendError::Build(format!("{}: {error}", folder.display()).into());
+    let bytes = model.to_bytes().map_err(|error| BackendError::Build(error.into()))?;
     let file = tempfile::Builder::new().prefix(".watus-").suffix(".onnx").tempfile_in(&folder);
     let file = file.map_err(|error| about(error.to_string()))?;
     std::fs::write(file.path(), bytes).map_err(|error| about(error.to_string()))?;
     let (written, own) = (file.path().to_string_lossy().into_owned(), model.path().to_string_lossy());
     build(file.path()).map_err(|error| match error {
-        BackendError::Build(message) => BackendError::Build(model.name_nodes(&message.replace(&written, &own))),
+        BackendError::Build(said) => {
+            BackendError::Build(said.map_message(|text| model.name_nodes(&text.replace(&written, &own))))
+        }
         other => other,
     })
 }
 
-/// What was said of a model that was not built, after what its graph tells of the reason; `place` is the user's file.
-pub fn explained(model: &Model, place: &Path, version: Version, said: String) -> String {
-    match model.not_built(&version.to_string(), &said) {
-        Some(told) => format!("{}: {told}\n  {said}", place.display()),
+/// The error of a model that could not be built, preceded by the reason that its graph reveals; `place` is the user's
+/// file.
+pub fn explained(model: &Model, place: &Path, version: Version, said: Diagnostic) -> Diagnostic {
+    match model.not_built(&version.to_string(), &said.message) {
+        Some(told) => Diagnostic { words: Some(said.to_string().into()), ..told.at(place.display()) },
         None => said,
     }
 }
@@ -139,20 +144,20 @@ mod tests {
     #[test]
     fn the_reason_stands_before_tensorrts_words() {
         let said = || "TensorRT cannot read g.onnx\n  node 'NonZero_0' (NonZero): false".to_owned();
-        let told = explained(&model("NonZero"), Path::new("m/g.onnx"), RTX, said());
+        let told = explained(&model("NonZero"), Path::new("m/g.onnx"), RTX, said().into()).to_string();
         assert!(
             told.starts_with("m/g.onnx: node 'NonZero_0' (NonZero): TensorRT-RTX 1.6.1 does not build it"),
             "{told}"
         );
         assert!(told.contains("\n  hint: ") && told.ends_with(&format!("\n  {}", said())), "{told}");
-        assert_eq!(explained(&model("Relu"), Path::new("g.onnx"), RTX, said()), said());
+        assert_eq!(explained(&model("Relu"), Path::new("g.onnx"), RTX, said().into()), Diagnostic::new(said()));
     }
 
     #[test]
     fn errors_are_of_the_file_that_was_named() {
         let failed: Result<(), _> = with_file(&model("Relu"), |path| {
             assert!(Model::load(path).is_ok());
-            Err(BackendError::Build(format!("cannot read {}: node #0", path.display())))
+            Err(BackendError::Build(format!("cannot read {}: node #0", path.display()).into()))
         });
         assert_eq!(failed.unwrap_err().to_string(), "cannot read g.onnx: node 'Relu_0' (Relu)");
     }

@@ -1,7 +1,7 @@
-//! PyTorch's `.pt` files: a zip of one pickle and the raw storages of its tensors (torch 1.6 and later).
+//! Reads PyTorch's `.pt` files: a zip of one pickle and the raw storages of its tensors (torch 1.6 and later).
 //!
-//! In: a path. Out: a [`Item`], a place in the pickled objects, from which attributes, modules and tensors can be asked.
-//! Nothing of the file is executed; see `pickle.rs`. The layout is that of torch's `torch/serialization.py`.
+//! From a path to an [`Item`], a reference into the pickled objects, with access to attributes, modules and tensors. No
+//! code in the file is executed; see `pickle.rs`. The layout is that of torch's `torch/serialization.py`.
 
 mod pickle;
 
@@ -16,53 +16,53 @@ use super::encoding::Encoding;
 use super::mapped::Mapped;
 use crate::diagnostic::Diagnostic;
 
-/// A pickle is names and numbers; weights lie outside.
+/// Largest pickle in bytes; it contains names and numbers, the weights are outside.
 const PICKLE_LIMIT: u64 = 64 << 20;
-/// Files in the archive: one per tensor, some hundreds.
+/// Most files in the archive; there is one per tensor.
 const ENTRY_LIMIT: usize = 100_000;
-/// Modules within modules.
+/// Deepest nesting of modules.
 const DEPTH_LIMIT: usize = 64;
 
-/// An opened file.
+/// An opened `.pt` file.
 #[derive(Debug)]
 pub struct TorchFile {
     file: Mapped,
     pickle: Pickle,
-    /// Offset and length of each storage's bytes, by its key.
+    /// Offset and length of each storage in bytes, by its key.
     storages: HashMap<String, (usize, usize)>,
 }
 
-/// A tensor's place: its storage's bytes, and how it lies in them.
+/// A tensor: its storage, and its layout in it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TorchTensor<'a> {
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Elements from one to the next along each dimension.
+    /// Distance in elements between neighbours along each dimension.
     pub strides: Vec<usize>,
-    /// First element.
+    /// Index of the first element in the storage.
     pub offset: usize,
-    /// How elements are stored; `None` for integers.
+    /// Storage of the elements; `None` for integers.
     pub encoding: Option<Encoding>,
-    /// Bytes of one element.
+    /// Bytes of an element.
     pub element: usize,
     /// The whole storage.
     pub storage: &'a [u8],
 }
 
 impl TorchFile {
-    /// Opens and reads the pickle; tensors stay in the mapped file.
+    /// Opens a file and reads its pickle; tensors stay in the mapped file.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
         let file = Mapped::open(path)?;
         let (pickle, storages) = read(file.bytes()).map_err(|message| CheckpointError::new(path, message))?;
         Ok(Self { file, pickle, storages })
     }
 
-    /// The outermost object.
+    /// The outermost pickled object.
     pub fn root(&self) -> Item<'_> {
         Item { file: self, at: self.pickle.root() }
     }
 
-    /// Where it is.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         self.file.path()
     }
@@ -116,7 +116,7 @@ fn read(bytes: &[u8]) -> Result<Contents, Diagnostic> {
     Ok((pickle, storages))
 }
 
-/// A place in the pickled objects.
+/// A reference to a pickled object.
 #[derive(Debug, Clone, Copy)]
 pub struct Item<'a> {
     file: &'a TorchFile,
@@ -124,7 +124,7 @@ pub struct Item<'a> {
 }
 
 impl<'a> Item<'a> {
-    /// The value itself.
+    /// The pickled value.
     pub fn node(&self) -> &'a Node {
         self.file.pickle.node(self.at)
     }
@@ -133,7 +133,7 @@ impl<'a> Item<'a> {
         Item { file: self.file, at }
     }
 
-    /// A text.
+    /// The string, if it is one.
     pub fn text(&self) -> Option<&'a str> {
         match self.node() {
             Node::Text(text) => Some(text),
@@ -141,7 +141,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// A whole number.
+    /// The integer, if it is one.
     pub fn integer(&self) -> Option<i64> {
         match self.node() {
             Node::Int(value) => Some(*value),
@@ -150,7 +150,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// A number.
+    /// The number, if it is one.
     pub fn number(&self) -> Option<f64> {
         match self.node() {
             Node::Float(value) => Some(*value),
@@ -159,12 +159,12 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// Nothing.
+    /// Whether it is `None`.
     pub fn is_none(&self) -> bool {
         matches!(self.node(), Node::None)
     }
 
-    /// Elements of a list or tuple.
+    /// The elements of a list or tuple.
     pub fn elements(&self) -> Vec<Item<'a>> {
         let list = match self.node() {
             Node::List(list) | Node::Tuple(list) => list,
@@ -174,7 +174,7 @@ impl<'a> Item<'a> {
         list.iter().map(|at| self.to(*at)).collect()
     }
 
-    /// Items of a dict, ordered or not.
+    /// The items of a dict, ordered or not.
     pub fn items(&self) -> Vec<(Item<'a>, Item<'a>)> {
         let items = match self.node() {
             Node::Dict(items) => items,
@@ -184,7 +184,7 @@ impl<'a> Item<'a> {
         items.iter().map(|(key, value)| (self.to(*key), self.to(*value))).collect()
     }
 
-    /// A dict's item, or an object's attribute; the last of several.
+    /// A dict's item, or an object's attribute; the last of several with this name.
     pub fn get(&self, name: &str) -> Option<Item<'a>> {
         let in_items = |item: &Item<'a>| item.items().into_iter().rev().find(|(key, _)| key.text() == Some(name));
         if let Some((_, value)) = in_items(self) {
@@ -203,12 +203,12 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// Named children of a torch module, in order.
+    /// The child modules of a torch module with their names, in order.
     pub fn children(&self) -> Vec<(&'a str, Item<'a>)> {
         self.members("_modules")
     }
 
-    /// Its own parameters and buffers that are there, in order.
+    /// The own parameters and buffers of a torch module that are not None, in order.
     pub fn tensors(&self) -> Vec<(&'a str, Item<'a>)> {
         let mut all = self.members("_parameters");
         all.extend(self.members("_buffers"));
@@ -221,7 +221,7 @@ impl<'a> Item<'a> {
         items.into_iter().filter_map(|(name, item)| Some((name.text()?, item))).collect()
     }
 
-    /// Every module below and including this one, outermost first, with its path; an error where they nest too deep.
+    /// This module and all below it, outermost first, with their paths; an error if they nest too deep.
     pub fn modules(&self, path: &str) -> Result<Vec<(String, Item<'a>)>, CheckpointError> {
         let mut found = Vec::new();
         let mut pending = vec![(path.to_owned(), *self, 0)];
@@ -242,7 +242,7 @@ impl<'a> Item<'a> {
         CheckpointError::new(self.file.path(), message)
     }
 
-    /// A tensor or parameter; `name` is for messages.
+    /// The tensor or parameter; `name` is for messages.
     pub fn tensor(&self, name: &str) -> Result<TorchTensor<'a>, CheckpointError> {
         self.read_tensor().map_err(|message| self.error(format!("tensor `{name}`: {message}")))
     }
@@ -300,12 +300,12 @@ fn rebuild<'a>(file: &'a TorchFile, arguments: &[Item<'a>]) -> Result<TorchTenso
 }
 
 impl TorchTensor<'_> {
-    /// Elements.
+    /// Number of elements.
     pub fn count(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// One past the furthest element; 0 for none; `None` if that is out of range.
+    /// Index after the last element in the storage; 0 for an empty tensor; `None` on overflow.
     fn last(&self) -> Option<usize> {
         crate::tensor::element_count(&self.shape)?;
         if self.shape.contains(&0) {
@@ -316,7 +316,7 @@ impl TorchTensor<'_> {
         })
     }
 
-    /// Values in row-major order; `None` for integers.
+    /// The values in row-major order; `None` for integers.
     pub fn to_f32(&self) -> Option<Vec<f32>> {
         let encoding = self.encoding?;
         let mut index = vec![0; self.shape.len()];

@@ -1,12 +1,12 @@
-//! Reads Python pickles without Python: a machine for the opcodes of protocols 2 to 5 that builds opaque objects only.
-//! No class is looked up, no function is called; `REDUCE` of anything is a note of what would have been called.
+//! Reads Python pickles without Python: an interpreter of the opcodes of protocols 2 to 5 that builds opaque objects
+//! only. No class is looked up and no function is called; `REDUCE` only records the call.
 //!
-//! Opcodes are those of CPython's `Lib/pickletools.py`. Values lie in one arena and refer to each other by number, so
-//! shared and cyclic objects cost nothing, and dropping them cannot overflow the stack.
+//! Opcodes are those of CPython's `Lib/pickletools.py`. Values are in one arena and refer to each other by index, so
+//! shared and cyclic objects need no special care, and dropping them cannot overflow the stack.
 
 use std::collections::HashMap;
 
-/// A value's number in its [`Pickle`].
+/// Index of a value in its [`Pickle`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ref(u32);
 
@@ -29,20 +29,20 @@ pub enum Node {
         module: String,
         name: String,
     },
-    /// What `REDUCE`, `NEWOBJ` and `BUILD` would have made.
+    /// The object that `REDUCE`, `NEWOBJ` and `BUILD` would create.
     Object(Object),
-    /// Something outside the pickle: for torch, a storage.
+    /// A reference to something outside the pickle; in torch's files a storage.
     Persistent(Ref),
 }
 
-/// An object that was not made.
+/// An object that was not created, but recorded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Object {
-    /// What would have been called.
+    /// The class or function that would be called.
     pub class: Ref,
-    /// With what.
+    /// The arguments of the call.
     pub arguments: Ref,
-    /// What `BUILD` would have set, usually the object's attributes.
+    /// The argument of `BUILD`, usually the object's attributes.
     pub state: Option<Ref>,
     /// Items set afterwards, as in an OrderedDict.
     pub items: Vec<(Ref, Ref)>,
@@ -50,20 +50,20 @@ pub struct Object {
     pub elements: Vec<Ref>,
 }
 
-/// A pickle's values.
+/// The values of a pickle.
 #[derive(Debug)]
 pub struct Pickle {
     nodes: Vec<Node>,
     root: Ref,
 }
 
-/// Values of one pickle; the largest YOLO has some 60,000.
+/// Most values of a pickle; the largest YOLO has about 60,000.
 const NODE_LIMIT: usize = 4_000_000;
 
 type PickleResult<T> = Result<T, String>;
 
 impl Pickle {
-    /// Runs the machine over a whole pickle.
+    /// Interprets a whole pickle.
     pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let mut machine = Machine { rest: bytes, length: bytes.len(), ..Machine::default() };
         let root = loop {
@@ -84,7 +84,7 @@ impl Pickle {
         self.root
     }
 
-    /// A value.
+    /// The value at an index.
     pub fn node(&self, at: Ref) -> &Node {
         usize::try_from(at.0).ok().and_then(|at| self.nodes.get(at)).unwrap_or(&Node::None)
     }
@@ -96,7 +96,7 @@ struct Machine<'a> {
     length: usize,
     nodes: Vec<Node>,
     stack: Vec<Ref>,
-    /// Heights of the stack where a `MARK` is.
+    /// Heights of the stack at each `MARK`.
     marks: Vec<usize>,
     memo: HashMap<u32, Ref>,
 }
@@ -207,7 +207,7 @@ impl<'a> Machine<'a> {
         Ok(())
     }
 
-    /// One opcode; the root at `STOP`.
+    /// Interprets one opcode; returns the root at `STOP`.
     fn step(&mut self) -> PickleResult<Option<Ref>> {
         let opcode = self.u8()?;
         match opcode {
@@ -269,7 +269,7 @@ impl<'a> Machine<'a> {
         Ok(None)
     }
 
-    /// The value of an opcode that is followed by how many bytes it has.
+    /// The value of an opcode that is followed by its length in bytes.
     fn counted(&mut self, opcode: u8) -> PickleResult<Node> {
         let length = match opcode {
             0x8a | 0x8c | b'U' | b'C' => u64::from(self.u8()?),
@@ -284,7 +284,7 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// The opcodes that push a value.
+    /// Interprets the opcodes that push a value.
     fn value(&mut self, opcode: u8) -> PickleResult<()> {
         let node = match opcode {
             b'N' => Node::None,
@@ -335,7 +335,7 @@ fn text(bytes: &[u8]) -> PickleResult<String> {
     Ok(String::from_utf8_lossy(bytes).into_owned())
 }
 
-/// A little-endian two's complement integer; one beyond 64 bits is only ever a token of some kind.
+/// A little-endian two's complement integer; one of more than 64 bits is only ever an identifier.
 fn long(bytes: &[u8]) -> Node {
     if bytes.len() > 8 {
         return Node::Bytes(bytes.to_vec());

@@ -1,4 +1,5 @@
-//! Shapes of a bare model's inputs: what the file fixes, what `--shape` says, and the batch. Nothing else is guessed.
+//! Input shapes of a bare ONNX file for `bench`: from the file, from `--shape`, and the batch. Any other dynamic
+//! dimension is an error.
 
 use std::path::Path;
 
@@ -11,10 +12,10 @@ use crate::log::printable;
 use crate::onnx::Model;
 use crate::tensor::{TensorSpec, element_count};
 
-/// Elements of an input, as in recipes.
+/// Most elements of an input tensor, the same limit as in recipes.
 const ELEMENTS_LIMIT: usize = 1 << 32;
 
-/// The inputs of the model at `path`, open in their batch alone.
+/// The inputs of the model at `path`, with only the batch dimension left dynamic.
 pub(super) fn fixed(path: &Path, given: &[String], choice: Choice) -> anyhow::Result<Vec<TensorSpec>> {
     let model = Model::load(path)?;
     let mut inputs = model.inputs()?;
@@ -55,7 +56,7 @@ pub(super) fn fixed(path: &Path, given: &[String], choice: Choice) -> anyhow::Re
 
 const RECIPE: &str = "build an engine from a recipe, which fixes them with `build: { shapes: … }`";
 
-/// The dimensions that an argument gives an input.
+/// Parses the dimensions of one `--shape` argument.
 fn shape(input: &TensorSpec, dims: &str) -> anyhow::Result<Vec<Option<usize>>> {
     let read = |dim: &str| dim.trim().parse::<usize>().ok().filter(|dim| *dim > 0);
     let shape: Option<Vec<usize>> = dims.split(',').map(read).collect();

@@ -1,5 +1,5 @@
-//! Pictures to answers: a classifier's words, a detector's objects and drawings. One that cannot be read is told, and the
-//! others go on.
+//! Runs engines on images: prints classes or objects, draws detections. An image that cannot be read is reported and
+//! the others go on.
 
 use std::path::{Path, PathBuf};
 
@@ -9,32 +9,21 @@ use super::{Args, save};
 use crate::backend::Session;
 use crate::cli::outputs::{refuse_inputs, refuse_others};
 use crate::cli::{Exit, print, print_json, report, say};
-use crate::diagnostic::Diagnostic;
-use crate::engine_dir::EngineDir;
+use crate::diagnostic::{Diagnose, Diagnostic};
+use crate::engine_dir::{EngineDir, PictureAnswer, PictureMeaning, PictureModel};
 use crate::log::printable;
 use crate::manifest::Manifest;
-use crate::vision::{self, Answer, Detection, PictureInput, Preprocess, RgbImage, VisionError};
-
-/// How an engine takes pictures.
-struct Way<'a> {
-    manifest: &'a Manifest,
-    preprocess: Preprocess,
-    input: PictureInput,
-    batch: usize,
-}
+use crate::vision::{self, Answer, Detection, RgbImage, VisionError};
 
 pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session) -> anyhow::Result<Exit> {
     let manifest = &engine.manifest;
     let Manifest { name, contents, .. } = manifest;
-    let Some(preprocess) = contents.preprocess() else {
+    let Some(model) = engine.picture_model()? else {
+        anyhow::ensure!(contents.preprocess().is_none(), "{name} does not have one input");
         bail!("{name} is a `{}` engine, which takes tensors: use --input NAME=FILE.npy", contents.kind());
     };
-    let [input] = &engine.graph()?.inputs[..] else { bail!("{name} does not have one input") };
-    let batch = input.shape.first().copied().flatten().unwrap_or(1);
-    let input = PictureInput::new(&preprocess, input)?;
-    let way = Way { manifest, preprocess, input, batch };
     let files = files(&args.images)?;
-    let draws = contents.classifier().is_none() && contents.yolo().is_some() && !args.no_annotated;
+    let draws = matches!(model.meaning, PictureMeaning::Objects(_)) && !args.no_annotated;
     let drawings = if draws { drawings(args, &files)? } else { Vec::new() };
     let folders = folders(args, &files);
     let (mut documents, mut exit) = (Vec::new(), Exit::Success);
@@ -50,7 +39,7 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
             }
         };
         let targets = (drawings.get(index).map(PathBuf::as_path), folders.get(index).map(PathBuf::as_path));
-        match answer(args, &way, session, (path, &picture), targets) {
+        match answer(args, (name, &model), session, (path, &picture), targets) {
             Ok(document) => documents.push(document),
             Err(error) => {
                 // The engine's failure is the next picture's too; what there is has been computed.
@@ -67,9 +56,9 @@ pub(super) fn execute(args: &Args, engine: &EngineDir, session: &mut dyn Session
     Ok(exit)
 }
 
-/// The record of a picture that cannot be read.
+/// The JSON record of an image that could not be read.
 fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::Value {
-    let Diagnostic { message, help } = Diagnostic::from(error.to_string());
+    let Diagnostic { message, help, .. } = error.diagnostic();
     let mut record = serde_json::json!({
         "engine": manifest.name, "picture": path.to_string_lossy(), "error": message,
     });
@@ -79,50 +68,49 @@ fn failed(manifest: &Manifest, path: &Path, error: &VisionError) -> serde_json::
     record
 }
 
-/// One picture's answer, printed, drawn and saved; `targets` are where the drawing and the outputs go.
+/// Runs one image, and prints, draws and saves the result; `targets` are the paths of the drawing and of the outputs.
 fn answer(
     args: &Args,
-    way: &Way<'_>,
+    (name, model): (&str, &PictureModel),
     session: &mut dyn Session,
     (path, picture): (&Path, &RgbImage),
     (drawing, folder): (Option<&Path>, Option<&Path>),
 ) -> anyhow::Result<serde_json::Value> {
-    let Way { manifest, preprocess, input, batch } = way;
     let info = session.info();
     // A folder's files may be called anything.
     let place = path.display().to_string();
     let place = printable(&place);
-    let outputs = session.run(&[input.tensor(picture, preprocess).repeated(*batch)])?;
+    let outputs = session.run(&[model.tensor(picture).repeated(model.batches.min)])?;
     save(&[], folder, session, &outputs)?;
     let mut document = serde_json::json!({
-        "engine": manifest.name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
+        "engine": name, "picture": path.to_string_lossy(), "backend": info.name, "device": info.device,
     });
-    if let Some(classifier) = manifest.contents.classifier() {
-        let answer = classifier.answer(outputs.first().context("the engine has no output")?)?;
-        if !args.json {
-            print(format!("{}: {}  [{place}, {}]", manifest.name, said(&answer), info.name))?;
+    match model.answer(&outputs, picture)? {
+        PictureAnswer::Classes(answer) => {
+            if !args.json {
+                print(format!("{name}: {}  [{place}, {}]", result_text(&answer), info.name))?;
+            }
+            document["answer"] = serde_json::to_value(answer)?;
         }
-        document["answer"] = serde_json::to_value(answer)?;
-    } else if let Some(yolo) = manifest.contents.yolo() {
-        let detections = yolo.detections(&outputs, [picture.height(), picture.width()])?;
-        if let Some(target) = drawing {
-            vision::save_picture(target, &vision::annotate(picture, &detections))?;
-            document["annotated"] = serde_json::json!(target);
+        PictureAnswer::Objects(detections) => {
+            if let Some(target) = drawing {
+                vision::save_picture(target, &vision::annotate(picture, &detections))?;
+                document["annotated"] = serde_json::json!(target);
+            }
+            if !args.json {
+                let drawn = drawing.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
+                let drawn = printable(&drawn);
+                let count = detections.len();
+                print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
+                detections.iter().try_for_each(|detection| print(found(detection)))?;
+            }
+            document["detections"] = serde_json::to_value(detections)?;
         }
-        if !args.json {
-            let drawn = drawing.map(|target| format!(", drawn in {}", target.display())).unwrap_or_default();
-            let drawn = printable(&drawn);
-            let count = detections.len();
-            let name = &manifest.name;
-            print(format!("{name}: {count} objects{drawn}  [{place}, {}]", info.name))?;
-            detections.iter().try_for_each(|detection| print(found(detection)))?;
-        }
-        document["detections"] = serde_json::to_value(detections)?;
     }
     Ok(document)
 }
 
-/// The pictures named, and those in folders named.
+/// The images named on the command line, and those in folders named there.
 fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in given {
@@ -135,26 +123,23 @@ fn files(given: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         let foreign = inside.iter().filter(|path| vision::is_foreign_picture(path));
         if let Some(one) = foreign.clone().next() {
             let count = foreign.count();
-            say(format!(
-                "warning: {count} pictures of other formats are passed over, {} for one\n  hint: {} are read",
-                one.display(),
-                vision::FORMATS
-            ));
+            let passed =
+                format!("warning: {count} images in unsupported formats are skipped, {} for one", one.display());
+            say(Diagnostic::new(passed).with_help(format!("{} are read", vision::FORMATS)));
         }
         inside.retain(|path| vision::is_picture(path));
         inside.sort();
         anyhow::ensure!(
             !inside.is_empty(),
-            "{} holds no picture\n  hint: {} are read",
-            path.display(),
-            vision::FORMATS
+            Diagnostic::new(format!("{} holds no picture", path.display()))
+                .with_help(format!("{} are read", vision::FORMATS))
         );
         files.extend(inside);
     }
     Ok(files)
 }
 
-/// Where the outputs of each picture go: one picture's where `--save` says, several pictures' each in a folder of its own.
+/// The folder for each image's outputs: `--save` itself for one image, a folder below it for each of several.
 fn folders(args: &Args, files: &[PathBuf]) -> Vec<PathBuf> {
     let Some(save) = &args.save else { return Vec::new() };
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -171,7 +156,7 @@ fn folders(args: &Args, files: &[PathBuf]) -> Vec<PathBuf> {
     folders
 }
 
-/// Where the drawings go, before the first is made: none may take a picture's place.
+/// The path of each image's drawing, determined before the first is drawn. None may overwrite an input image.
 fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut drawings: Vec<PathBuf> = Vec::new();
     for path in files {
@@ -183,7 +168,7 @@ fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(drawings)
 }
 
-/// Where a picture's drawing goes; pictures of one name from several folders do not overwrite each other's.
+/// The path of one image's drawing. Images of the same name from several folders get different paths.
 fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
     let png = picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
@@ -192,7 +177,7 @@ fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     if drawn.contains(&first) { args.annotated.join(format!("{stem}-{}.{extension}", drawn.len())) } else { first }
 }
 
-fn said(answer: &Answer) -> String {
+fn result_text(answer: &Answer) -> String {
     let percent = |probability: f32| format!("{:.1} %", probability * 100.0);
     // Labels are a checkpoint's; a line end in one would forge a line.
     let label = printable(&answer.label);
@@ -223,7 +208,7 @@ fn said(answer: &Answer) -> String {
 }
 
 fn found(detection: &Detection) -> String {
-    let [left, top, right, bottom] = detection.bbox;
+    let [left, top, right, bottom] = detection.bbox.corners();
     let mask = detection.mask.as_ref().map(|mask| format!(", {} pixels", mask.area())).unwrap_or_default();
     let label = printable(&detection.label);
     format!("  {label} {:.3}  from {left:.0}, {top:.0} to {right:.0}, {bottom:.0}{mask}", detection.score)
@@ -248,20 +233,25 @@ mod tests {
     fn labels_stay_in_their_line() {
         for (label, shown) in [("owl", "owl"), ("a\nb", "a\\nb"), ("a\u{1b}[2J", "a\\u{1b}[2J"), ("żółw", "żółw")]
         {
-            assert_eq!(said(&answer(label)), format!("{shown} (50.0 %)"));
+            assert_eq!(result_text(&answer(label)), format!("{shown} (50.0 %)"));
             let valued = Answer { value: Some(3.0), ..answer(label) };
-            assert_eq!(said(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
+            assert_eq!(result_text(&valued), format!("3.0 (most likely class {shown}, 50.0 %)"));
             let none = Answer { present: Some(Vec::new()), ..answer(label) };
-            assert_eq!(said(&none), format!("no label (most likely {shown}, 50.0 %)"));
+            assert_eq!(result_text(&none), format!("no label (most likely {shown}, 50.0 %)"));
             let several = Answer { present: Some(vec![label.to_owned(); 3]), ..answer(label) };
-            assert_eq!(said(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
+            assert_eq!(result_text(&several), format!("{shown} (80.0 %), tram (60.0 %) and 1 more"));
             let values = Answer { probability: None, value: Some(0.8), ..answer(label) };
-            assert_eq!(said(&values), format!("{shown} 0.8000, tram 0.6000"));
-            let detection =
-                Detection { label: label.to_owned(), class: 0, score: 0.5, bbox: [1.0, 2.0, 3.0, 4.0], mask: None };
+            assert_eq!(result_text(&values), format!("{shown} 0.8000, tram 0.6000"));
+            let detection = Detection {
+                label: label.to_owned(),
+                class: 0,
+                score: 0.5,
+                bbox: [1.0, 2.0, 3.0, 4.0].into(),
+                mask: None,
+            };
             assert_eq!(found(&detection), format!("  {shown} 0.500  from 1, 2 to 3, 4"));
         }
         let one = Answer { probability: None, value: Some(0.0061), top: vec![("0".to_owned(), 0.0061)], ..answer("0") };
-        assert_eq!(said(&one), "0.0061");
+        assert_eq!(result_text(&one), "0.0061");
     }
 }

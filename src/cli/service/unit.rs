@@ -1,4 +1,4 @@
-//! The text of a systemd unit: what the server needs, and the GPU. A unit is one engine's, `watus-build@NAME.service`.
+//! Writes and parses the text of a systemd unit: the server of one engine, `watus-build@NAME.service`.
 
 use std::path::Path;
 
@@ -7,14 +7,14 @@ use anyhow::{Context, bail};
 use super::Install;
 use crate::diagnostic::Diagnostic;
 
-/// What units of ours begin with, so that nobody else's is touched.
+/// First line of every unit of ours, by which they are told from others.
 pub(super) const HEADER: &str = "# Written by `watus-build service install`";
-/// What units of ours are called.
+/// Prefix of the unit's name.
 pub(super) const PREFIX: &str = "watus-build@";
-/// The one unit there was before each engine had its own.
+/// Name of the only unit that versions before one-unit-per-engine installed.
 pub(super) const SINGLE: &str = "watus-build.service";
 
-/// The rest of `[Service]`, which depends on nothing.
+/// The constant part of the `[Service]` section.
 const CONFINEMENT: &str = "# When memory runs out, this program goes first and comes back; the robot's others stay.
 OOMScoreAdjust=500
 # The GPU is a device: PrivateDevices and MemoryDenyWriteExecute must stay off.
@@ -40,8 +40,8 @@ UMask=0077
 WantedBy=multi-user.target
 ";
 
-/// The unit of an engine. What a unit's name cannot hold is escaped as systemd-escape(1) does; dashes, which it can hold,
-/// are kept.
+/// The unit's name for an engine. Characters that unit names cannot hold are escaped as by systemd-escape(1), except
+/// dashes, which they can hold.
 pub(super) fn name(engine: &str) -> anyhow::Result<String> {
     let mut unit = PREFIX.to_owned();
     for (index, byte) in engine.bytes().enumerate() {
@@ -62,7 +62,7 @@ pub(super) fn name(engine: &str) -> anyhow::Result<String> {
     Ok(unit)
 }
 
-/// The whole unit of the engine called `engine`.
+/// The text of the unit for the engine called `engine`.
 pub(super) fn text(install: &Install, engine: &str) -> anyhow::Result<String> {
     // Longer than answers get to end, or systemd would cut them off.
     let stop = install.serve.drain + 15;
@@ -125,7 +125,7 @@ fn user(install: &Install) -> anyhow::Result<String> {
     Ok(user)
 }
 
-/// What the unit starts. Paths are absolute, so none is taken for an option.
+/// The value of `ExecStart=`. Paths are made absolute, so that none is taken for an option.
 fn command(install: &Install) -> anyhow::Result<String> {
     let args = &install.serve;
     let absolute = |path: &Path| path.canonicalize().with_context(|| format!("cannot find {}", path.display()));
@@ -160,14 +160,17 @@ fn command(install: &Install) -> anyhow::Result<String> {
     Ok(format!("{program} {}", words.join(" ")))
 }
 
-/// A path as a unit file holds it.
+/// The text of a path in a unit file. A path that is not UTF-8 is an error.
 fn text_of(path: &Path) -> anyhow::Result<String> {
     let text = path.to_str().map(str::to_owned);
-    text.with_context(|| format!("{} is not UTF-8, which a unit file must be\n  hint: rename it", path.display()))
+    text.ok_or_else(|| {
+        let what = Diagnostic::new(format!("{} is not UTF-8, which a unit file must be", path.display()));
+        what.with_help("rename it").into()
+    })
 }
 
-/// The program of `ExecStart=`. systemd reads it as any word, then refuses quotes and backslashes in it, and expands no
-/// variables in it: there a doubled `$` stays double (`config_parse_exec` in systemd's src/core/load-fragment.c).
+/// Quotes the program of `ExecStart=`. systemd reads it like any word, but then refuses quotes and backslashes in it,
+/// and expands no variables: a doubled `$` stays double (`config_parse_exec` in systemd's src/core/load-fragment.c).
 fn executable(path: &str) -> anyhow::Result<String> {
     if let Some(odd) = path.chars().find(|character| "\"'\\$".contains(*character)) {
         bail!(
@@ -178,14 +181,13 @@ fn executable(path: &str) -> anyhow::Result<String> {
     quote(path)
 }
 
-/// An argument of `ExecStart=`, where a variable begins with `$` and a doubled one stands for itself
-/// (systemd.service(5), "Command lines").
+/// Quotes an argument of `ExecStart=`, where a variable begins with `$` and `$$` is a literal `$` (systemd.service(5),
+/// "Command lines").
 fn argument(word: &str) -> anyhow::Result<String> {
     Ok(quote(word)?.replace('$', "$$"))
 }
 
-/// A word of a unit file (systemd.syntax(7)): quoted, with specifiers taken literally. In `Environment=` a `$` has no
-/// meaning.
+/// Quotes a word of a unit file (systemd.syntax(7)), with specifiers escaped. In `Environment=` a `$` is literal.
 fn quote(word: &str) -> anyhow::Result<String> {
     if word.chars().any(char::is_control) {
         bail!(
@@ -198,7 +200,7 @@ fn quote(word: &str) -> anyhow::Result<String> {
     Ok(if word.chars().all(plain) { word.to_owned() } else { format!("\"{escaped}\"") })
 }
 
-/// The words of a line that [`executable`] and [`argument`] wrote.
+/// Splits a line that [`executable`] and [`argument`] wrote into its words.
 fn words(line: &str) -> Vec<String> {
     let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);
     let mut chars = line.chars();
@@ -215,7 +217,7 @@ fn words(line: &str) -> Vec<String> {
     words
 }
 
-/// The engine a unit of ours serves, and the port it does so at.
+/// Parses the engine directory and the port out of a unit of ours.
 pub(super) fn serves(text: &str) -> Option<(String, u16)> {
     let words = words(text.lines().find_map(|line| line.strip_prefix("ExecStart="))?);
     let engine = words.iter().skip_while(|word| *word != "serve").nth(1)?.clone();
@@ -227,7 +229,8 @@ pub(super) fn serves(text: &str) -> Option<(String, u16)> {
 mod tests {
     use super::*;
 
-    /// Packages bring it; it is as confined as what `install` writes, and is not taken for that.
+    /// The packaged example unit has the same confinement as the unit that `install` writes, but is not recognised as
+    /// an installed one.
     #[test]
     fn the_example_is_confined_likewise() {
         let example = include_str!("../../../examples/systemd/watus-build@.service");

@@ -1,4 +1,4 @@
-//! Attention within a layer's graph: heads, rotation, what is kept of keys and values, the softmax.
+//! The attention part of a layer's graph: heads, rotary embedding, rounding of keys and values, softmax.
 
 use super::{LayerContext, LayerEmitter, Past, Weights};
 use crate::convert::Role;
@@ -6,7 +6,7 @@ use crate::spec::KvCache;
 use crate::tensor::DType;
 
 impl LayerEmitter<'_> {
-    /// What the layer's attention adds to its input, from the normed input.
+    /// The output of the layer's attention, from its normed input `x`.
     pub(super) fn attention(&mut self, x: &str, context: &LayerContext, weights: &mut Weights) -> String {
         let model = self.model;
         let (query, key) = (model.heads * model.head_dim, model.kv_heads * model.head_dim);
@@ -40,7 +40,7 @@ impl LayerEmitter<'_> {
         self.linear(&attended, roles, &[model.hidden_size], weights).remove(0)
     }
 
-    /// softmax(q · `[past, k]`ᵀ + mask) · `[past, v]`; names the new (or joined) keys and values.
+    /// softmax(q · `[past, k]`ᵀ + mask) · `[past, v]`; also names the new (or joined) keys and values as outputs.
     fn attend(&mut self, q: &str, k: &str, v: &str, context: &LayerContext) -> String {
         let (k, v) = match context.past {
             Past::Joined { key, value } => {
@@ -84,7 +84,7 @@ impl LayerEmitter<'_> {
         self.product(q, &transposed)
     }
 
-    /// `[batch, chunk, heads · head_dim]` to `[batch, heads, chunk, head_dim]`, normed if the model does so.
+    /// `[batch, chunk, heads · head_dim]` to `[batch, heads, chunk, head_dim]`, normed if the model has QK norms.
     fn heads(&mut self, x: &str, heads: usize, norm: Option<&str>) -> String {
         let mut x = self.reshape(x, &[0, 0, heads as i64, self.model.head_dim as i64]);
         if let Some(weight) = norm {
@@ -110,7 +110,8 @@ impl LayerEmitter<'_> {
         }
     }
 
-    /// The same in parts: the two halves that turn, and what does not.
+    /// The result of [`Self::rotate`] in unjoined parts: the two rotated halves, and the dimensions that are not
+    /// rotated.
     fn rotate_apart(&mut self, x: &str, cos: &str, sin: &str) -> Vec<String> {
         let rotary = self.model.ropes[0].dimension();
         let (half, rest) = (rotary / 2, self.model.head_dim - rotary);
@@ -128,9 +129,9 @@ impl LayerEmitter<'_> {
         parts
     }
 
-    /// Rows (the last axis, in parts) as they are kept in 8 bits: multiples of 1/127 of their largest magnitude. Rounded before
-    /// they are attended to, so that an answer does not depend on how its prompt was cut into passes. In parts, because
-    /// TensorRT-RTX 1.6 reduces an axis that was concatenated wrongly.
+    /// Rounds rows (the last axis, in parts) as an int8 cache does: to multiples of 1/127 of their largest magnitude.
+    /// Rounded before attention, so that an answer does not depend on how its prompt was cut into passes. In parts,
+    /// because TensorRT-RTX 1.6 reduces a concatenated axis wrongly.
     fn round_rows(&mut self, parts: Vec<String>) -> String {
         let float = self.dtype == DType::Float32;
         let wide: Vec<String> =

@@ -1,7 +1,7 @@
-//! Vision checkpoints to ONNX: YOLO from `.pt` files, image classifiers from Hugging Face folders.
+//! Converts vision checkpoints to ONNX: YOLO from `.pt` files, image classifiers from Hugging Face folders.
 //!
-//! `net.rs` emits what both are made of. Weights become constants of the graph, in float32; half precision is a later
-//! pass over any ONNX model ([`crate::onnx::Half`]).
+//! `net.rs` emits the layers of both. Weights become constants of the graph in float32; half precision is a later pass
+//! over any ONNX model ([`crate::onnx::Half`]).
 
 mod classifier;
 mod net;

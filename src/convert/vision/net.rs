@@ -1,7 +1,7 @@
-//! Emits what vision networks are made of: convolutions, activations, attention, with shapes known at every step.
+//! Emits the layers of vision networks: convolutions, activations, attention, with all shapes known.
 //!
-//! Shapes are static but for the batch, which is -1 in every reshape, so one graph serves any batch. Only primitives of
-//! opset 17, as everywhere ([`super::OPSET`]).
+//! Shapes are static except for the batch, which is -1 in every reshape, so that one graph serves any batch. Uses only
+//! primitives of opset 17 ([`super::OPSET`]).
 
 use crate::onnx::{Attribute, GraphBuilder};
 use crate::tensor::Tensor;
@@ -30,10 +30,10 @@ pub(super) struct Tokens {
 pub(super) struct Conv {
     /// State-dict name of the module, for the initializers.
     pub(super) name: String,
-    /// `(out, in / groups, kernel height, kernel width)`; of a transposed one `(in, out / groups, …)`.
+    /// `(out, in / groups, kernel height, kernel width)`; for a transposed convolution `(in, out / groups, …)`.
     pub(super) shape: [usize; 4],
     pub(super) weight: Vec<f32>,
-    /// One per output channel.
+    /// One value per output channel.
     pub(super) bias: Option<Vec<f32>>,
     pub(super) stride: [usize; 2],
     pub(super) padding: [usize; 2],
@@ -51,8 +51,8 @@ pub(super) struct BatchNorm {
 }
 
 impl Conv {
-    /// Folds in the batch normalisation that follows, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`, `b' = β + (b - μ) · s`
-    /// (Ioffe & Szegedy, 2015, algorithm 2). `None` where a variance is negative.
+    /// Folds in the batch normalisation that follows, in float32: `s = γ / √(σ² + ε)`, `W' = W · s`,
+    /// `b' = β + (b - μ) · s` (Ioffe & Szegedy, 2015, algorithm 2). `None` if a variance is negative.
     pub(super) fn fold(&mut self, norm: &BatchNorm) -> Option<()> {
         let outputs = self.shape[0];
         let scale = |(gamma, variance): (&f32, &f32)| gamma / (variance + norm.eps).sqrt();
@@ -71,7 +71,7 @@ impl Conv {
     }
 }
 
-/// Nonlinearities by element.
+/// Element-wise activations.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Nonlinearity {
     Identity,
@@ -79,13 +79,13 @@ pub(super) enum Nonlinearity {
     Silu,
     /// x · Φ(x), by erf.
     Gelu,
-    /// The tanh approximation.
+    /// The tanh approximation of GELU.
     GeluTanh,
     Relu,
     LeakyRelu(f32),
 }
 
-/// A dimension as ONNX has it.
+/// A dimension in ONNX's type.
 pub(super) fn dim(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
 }
@@ -132,13 +132,13 @@ impl Net {
         self.node("Concat", parts, &[("axis", axis.into())])
     }
 
-    /// Half-open range `from..to` along an axis.
+    /// Elements `from..to` along an axis.
     pub(super) fn slice(&mut self, x: &str, axis: i64, from: usize, to: usize) -> String {
         let bounds = [[dim(from)], [dim(to)], [axis]].map(|bound| self.graph.integers(&bound));
         self.node("Slice", &[x, &bounds[0], &bounds[1], &bounds[2]], &[])
     }
 
-    /// Multiplies by a number.
+    /// Multiplies by a constant.
     pub(super) fn scale(&mut self, x: &str, factor: f32) -> String {
         let factor = self.graph.scalar(factor);
         self.node("Mul", &[x, &factor], &[])
@@ -148,7 +148,7 @@ impl Net {
         self.node("Softmax", &[x], &[("axis", axis.into())])
     }
 
-    /// A convolution; `None` where channels disagree or nothing is left of the map.
+    /// A convolution; `None` if channels disagree or the map becomes empty.
     pub(super) fn conv(&mut self, x: &Map, conv: &Conv) -> Option<Map> {
         let [out, per_group, kernel_height, kernel_width] = conv.shape;
         let size = |size: usize, axis: usize, kernel: usize| {
@@ -164,7 +164,7 @@ impl Net {
         Some(Map { name, channels: out, height, width })
     }
 
-    /// A transposed convolution without output padding; `None` as for [`Net::conv`].
+    /// A transposed convolution without output padding; `None` if channels disagree or the map becomes empty.
     pub(super) fn conv_transpose(&mut self, x: &Map, conv: &Conv) -> Option<Map> {
         let [inputs, per_group, kernel_height, kernel_width] = conv.shape;
         let size = |size: usize, axis: usize, kernel: usize| {
@@ -246,8 +246,8 @@ impl Net {
         }
     }
 
-    /// Layer normalisation (Ba et al., 2016) over axis `axis`: mean 0, variance 1, then weight and bias, whose shape
-    /// must broadcast. Spelled out, because TensorRT 8.5 does not know the operator.
+    /// Layer normalisation (Ba et al., 2016) over `axis`: mean 0, variance 1, then weight and bias, whose shape must
+    /// broadcast. Written as primitives, since TensorRT 8.5 lacks the operator.
     pub(super) fn layer_norm(&mut self, x: &str, axis: i64, eps: f32, weight: &str, bias: &str) -> String {
         let over = [("axes", [axis].into()), ("keepdims", 1.into())];
         let mean = self.node("ReduceMean", &[x], &over);
@@ -262,20 +262,20 @@ impl Net {
         self.node("Add", &[&scaled, bias], &[])
     }
 
-    /// The mean over height and width, as `[batch, channels]`.
+    /// Mean over height and width, `[batch, channels]`.
     pub(super) fn global_average(&mut self, x: &Map) -> String {
         let mean = self.node("GlobalAveragePool", &[&x.name], &[]);
         self.node("Flatten", &[&mean], &[("axis", 1.into())])
     }
 
-    /// A map's pixels as a sequence, row by row: `[batch, height · width, channels]`.
+    /// A map's pixels as a sequence in row-major order: `[batch, height · width, channels]`.
     pub(super) fn tokens(&mut self, x: &Map) -> Tokens {
         let count = x.height * x.width;
         let flat = self.reshape(&x.name, &[-1, dim(x.channels), dim(count)]);
         Tokens { name: self.transpose(&flat, [0, 2, 1]), count, width: x.channels }
     }
 
-    /// The way back, to a map of `like`'s shape.
+    /// Converts a sequence of pixels back to a map of `like`'s shape.
     pub(super) fn map(&mut self, tokens: &str, like: &Map) -> Map {
         let flat = self.transpose(tokens, [0, 2, 1]);
         let name = self.reshape(&flat, &[-1, dim(like.channels), dim(like.height), dim(like.width)]);

@@ -1,7 +1,7 @@
-//! What host and kernel agree on.
+//! Constants and structs shared by host and kernel.
 //!
-//! Constants are declared in `abi.cu` alone and read from its text when this is compiled. The structs are declared here once
-//! more: their sizes are compared when either side is compiled, their fields by the test below.
+//! Constants are declared in `abi.cu` only, and read from its text at compile time. Structs are declared here a second
+//! time: their sizes are compared when either side is compiled, their fields by the test below.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -12,7 +12,7 @@ use crate::tensor::DType;
 
 const DECLARATIONS: &str = include_str!("abi.cu");
 
-/// Whether `part` is in `text` at a place, which leaves room for it.
+/// Whether `part` is in `text` at index `place`, without reading out of bounds.
 const fn is_at(text: &[u8], place: usize, part: &[u8]) -> bool {
     let mut at = 0;
     while at < part.len() {
@@ -24,7 +24,7 @@ const fn is_at(text: &[u8], place: usize, part: &[u8]) -> bool {
     true
 }
 
-/// The decimal number at a place, which a `;`, a `,` or ` }` must end.
+/// The decimal number at index `place`, which must be followed by `;`, `,` or ` }`.
 const fn number_at(text: &[u8], place: usize) -> u32 {
     let (mut at, mut number) = (place, 0);
     while text[at].is_ascii_digit() {
@@ -36,7 +36,7 @@ const fn number_at(text: &[u8], place: usize) -> u32 {
     number
 }
 
-/// What `abi.cu` says that a constant or enumerator is. A name that it does not declare is an error of compilation.
+/// The value of a constant or enumerator in `abi.cu`. An undeclared name is a compile error.
 const fn constant(name: &str) -> u32 {
     let (text, name) = (DECLARATIONS.as_bytes(), name.as_bytes());
     let mut at = 1;
@@ -49,15 +49,15 @@ const fn constant(name: &str) -> u32 {
     panic!("abi.cu declares no such constant")
 }
 
-/// Warps of a block that multiply.
+/// Compute warps of a block.
 pub(super) const COMPUTE_WARPS: usize = constant("COMPUTE_WARPS") as usize;
-/// Threads of a block: those that multiply, and those that fetch weights.
+/// Threads of a block: compute warps and producer warps.
 pub(super) const BLOCK_THREADS: usize = 32 * (COMPUTE_WARPS + constant("PRODUCER_WARPS") as usize);
-/// Sequences of a launch at most.
+/// Most sequences of a launch.
 pub(crate) const MAX_ROWS: usize = constant("MAX_ROWS") as usize;
-/// Query heads that share a key head at most.
+/// Most query heads that share a key head.
 pub(super) const MAX_GROUP: usize = constant("MAX_GROUP") as usize;
-/// Elements of a head at most.
+/// Largest head size in elements.
 pub(super) const MAX_HEAD_DIM: usize = constant("MAX_HEAD_DIM") as usize;
 /// Inputs of a tile of plain weights.
 pub(super) const PLAIN_TILE_K: usize = constant("PLAIN_TILE_K") as usize;
@@ -65,7 +65,7 @@ pub(super) const PLAIN_TILE_K: usize = constant("PLAIN_TILE_K") as usize;
 pub(super) const PLAIN_TILE_N: usize = constant("PLAIN_TILE_N") as usize;
 /// Bytes of a tile of plain weights.
 pub(super) const PLAIN_TILE_BYTES: usize = constant("PLAIN_TILE_BYTES") as usize;
-/// Outputs of a strip at most.
+/// Most outputs of a strip.
 pub(super) const MAX_STRIP_N: usize = COMPUTE_WARPS * PLAIN_TILE_N;
 /// Outputs of a packed tile.
 pub(crate) const PACKED_TILE_N: usize = constant("PACKED_TILE_N") as usize;
@@ -75,23 +75,23 @@ pub(crate) const PACKED_TILE_QUANT_BYTES: usize = constant("PACKED_TILE_QUANT_BY
 pub(crate) const GROUP_TERM_BYTES: usize = constant("GROUP_TERM_BYTES") as usize;
 /// Outputs of a strip of a [`NORM_ADD`] phase.
 pub(super) const NORM_ADD_STRIP_N: usize = constant("NORM_ADD_STRIP_N") as usize;
-/// Logits that one block ranks.
+/// Logits that a block searches in top-logits.
 pub(super) const LOGITS_PER_BLOCK: usize = constant("LOGITS_PER_BLOCK") as usize;
-/// Bytes of what one block adds up of a row of logits.
+/// Bytes of a block's partial sums of exponentials of a row of logits.
 pub(super) const EXP_SUMS_BYTES: usize = constant("EXP_SUMS_BYTES") as usize;
 
-/// Kind of a phase: a product with weights.
+/// Phase kind: product with a weight matrix.
 pub(super) const MATMUL: u32 = constant("MATMUL");
-/// Kind of a phase: attention over the cache.
+/// Phase kind: attention over the cache.
 pub(super) const ATTENTION: u32 = constant("ATTENTION");
-/// Kind of a phase: a residual plus a norm.
+/// Phase kind: residual plus norm.
 pub(super) const NORM_ADD: u32 = constant("NORM_ADD");
 
-/// Kind of weights: 16 bits, `[inputs, outputs]`.
+/// Weight kind: 16-bit floats, `[inputs, outputs]`.
 pub(super) const PLAIN: u32 = constant("PLAIN");
-/// Kind of weights: packed tiles of 8-bit integers.
+/// Weight kind: packed tiles of 8-bit integers.
 pub(super) const INT8: u32 = constant("INT8");
-/// Kind of weights: packed tiles of 4-bit integers.
+/// Weight kind: packed tiles of 4-bit integers.
 pub(super) const INT4: u32 = constant("INT4");
 
 const _: () = {
@@ -104,7 +104,7 @@ const _: () = {
     assert!(size_of::<DequantizeParams>() == constant("DEQUANTIZE_PARAMS_BYTES") as usize);
 };
 
-/// One phase of a step; `abi.cu` says what each field is.
+/// A phase of a step; `abi.cu` documents the fields.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(super) struct PhaseDescriptor {
@@ -148,7 +148,7 @@ pub(super) struct PhaseDescriptor {
     pub(super) completions: u32,
 }
 
-/// What the phases of a launch have in common.
+/// Parameters that the phases of a launch share.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(super) struct DecodeParams {
@@ -176,7 +176,7 @@ pub(super) struct DecodeParams {
     pub(super) block_clocks: Address,
 }
 
-/// A row's likeliest tokens, and what all tokens add up to.
+/// The largest logits of a row, and sums over the row.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 pub(super) struct TopLogitsRow {
@@ -185,7 +185,7 @@ pub(super) struct TopLogitsRow {
     pub(super) sum_exp_at_temperature: f32,
 }
 
-/// What rows of logits are ranked with.
+/// Parameters of the search for the largest logits.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(super) struct TopLogitsParams {
@@ -199,7 +199,7 @@ pub(super) struct TopLogitsParams {
     pub(super) padding: u32,
 }
 
-/// A packed matrix, and where it goes as plain float16.
+/// A packed matrix, and the address for its dequantised float16 values.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
 pub(super) struct DequantizeParams {
@@ -214,7 +214,7 @@ pub(super) struct DequantizeParams {
     pub(super) padding: u32,
 }
 
-/// How the kernel is told what the offsets of a matrix's groups are.
+/// The kernel's number for the meaning of a group's offset.
 pub(super) fn offset_kind(offset: GroupOffset) -> u32 {
     const ZERO_POINT: u32 = constant("ZERO_POINT");
     const MINIMUM: u32 = constant("MINIMUM");
@@ -228,14 +228,14 @@ pub(super) fn offset_kind(offset: GroupOffset) -> u32 {
 mod tests {
     use super::*;
 
-    /// What is between the braces of a struct, without comments.
+    /// The text between the braces of a struct, without comments.
     fn body(text: &str, name: &str) -> String {
         let (_, after) = text.split_once(&format!("struct {name} {{\n")).unwrap_or_else(|| panic!("no {name}"));
         let lines = after.lines().take_while(|line| !line.starts_with('}'));
         lines.map(|line| line.split("//").next().unwrap()).collect::<Vec<_>>().join("\n")
     }
 
-    /// The last word of a declarator without its size: of `u8 const* keys[8]` it is `keys`.
+    /// The name in a declarator without its array size: `keys` in `u8 const* keys[8]`.
     fn declared(declarator: &str) -> &str {
         let declarator = declarator.split('[').next().unwrap().trim();
         declarator.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap()

@@ -1,4 +1,4 @@
-//! The decode kernel on this device: compiled for it and launched. The one file that launches it.
+//! Compiles and launches the decode kernel. The only file that launches it.
 #![allow(unsafe_code)]
 
 use std::sync::Arc;
@@ -23,8 +23,8 @@ use crate::convert::{LayerTypes, Transformer};
 use crate::spec::KvCache;
 use crate::tensor::DType;
 
-/// The kernel's source: this list is the one that says which files it is made of. The tests have other primitives, and
-/// `scripts/nvrtc.py` reads the list from here.
+/// The kernel's source files in order; the only list of them. The tests substitute other primitives, and
+/// `scripts/nvrtc.py` parses this list.
 macro_rules! source {
     ($primitives:literal) => {
         concat!(
@@ -52,10 +52,10 @@ macro_rules! source {
     };
 }
 
-/// For NVRTC.
+/// The source for NVRTC.
 pub(crate) const SOURCE: &str = source!("primitives.cu");
 
-/// For the host's C++ compiler: a CPU does what the hardware would.
+/// The source for the host's C++ compiler, with primitives that emulate the hardware on a CPU.
 #[cfg(test)]
 pub(super) const EMULATED: &str = concat!(source!("tests/emulator.h"), include_str!("tests/emulator.cc"));
 
@@ -66,7 +66,7 @@ unsafe impl DeviceRepr for TopLogitsParams {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for DequantizeParams {}
 
-/// How the kernels that take a grid of their own are launched.
+/// Grid of the kernels that do not run one block per multiprocessor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LaunchGrid {
     pub(super) x: u32,
@@ -80,7 +80,7 @@ impl LaunchGrid {
     }
 }
 
-/// For a packed matrix: a block for a tile of four strips, a warp for each 32 inputs of each.
+/// Grid for dequantising a packed matrix: a block per tile of four strips, a warp per 32 inputs.
 pub(super) fn dequantize_grid(layout: PackedLayout) -> LaunchGrid {
     LaunchGrid {
         x: word(layout.tiles()),
@@ -89,7 +89,7 @@ pub(super) fn dequantize_grid(layout: PackedLayout) -> LaunchGrid {
     }
 }
 
-/// What a packed matrix is made plain with, to `out`.
+/// Parameters for dequantising a packed matrix to `out`.
 pub(super) fn dequantize_params(matrix: PackedMatrix, out: Address) -> DequantizeParams {
     let PackedMatrix { tiles, input_order, layout } = matrix;
     DequantizeParams {
@@ -105,20 +105,20 @@ pub(super) fn dequantize_params(matrix: PackedMatrix, out: Address) -> Dequantiz
     }
 }
 
-/// The kernel, compiled for this device.
+/// The kernel, compiled for a device.
 pub(crate) struct DecodeKernel {
     decode: CudaFunction,
     dequantize_int4: CudaFunction,
     dequantize_int8: CudaFunction,
     top_logits: CudaFunction,
-    /// One on each multiprocessor: all run at once, and may wait for each other.
+    /// Blocks of a launch, one per multiprocessor: all run at once, so that they can wait for each other.
     pub(super) blocks: usize,
     shared: usize,
     dtype: DType,
 }
 
 impl DecodeKernel {
-    /// Compiles it for a model with these kinds of packed tiles, or says why there is none.
+    /// Compiles the kernel for a model with these kinds of packed tiles; the inner error says why there is none.
     pub(crate) fn compile(
         device: &Device,
         model: &Transformer,
@@ -135,7 +135,7 @@ impl DecodeKernel {
         }
     }
 
-    /// Compiles it for a target, or says why there is none.
+    /// Compiles the kernel for a target; the inner error says why there is none.
     pub(super) fn for_device(device: &Device, target: VariantTarget) -> Result<Result<Self, String>, BackendError> {
         let kinds = if target.dtype == DType::Float16 { target.kinds } else { TileKinds::default() };
         let memory = device.shared_memory()?;
@@ -173,12 +173,12 @@ impl DecodeKernel {
         })
     }
 
-    /// Whether it multiplies packed integers.
+    /// Whether it supports packed integers.
     pub(crate) fn takes_packed(&self) -> bool {
         self.dtype == DType::Float16
     }
 
-    /// A packed matrix to `[inputs, outputs]` in float16.
+    /// Dequantises a packed matrix to `[inputs, outputs]` in float16.
     pub(crate) fn dequantize(
         &self,
         stream: &CudaStream,
@@ -193,7 +193,7 @@ impl DecodeKernel {
         unsafe { launch.launch(dequantize_grid(matrix.layout).config()) }.map(drop).map_err(device_error)
     }
 
-    /// Finds the likeliest tokens of rows of logits, each shared by `blocks`; see `top_logits.cu`.
+    /// Finds the largest logits of rows, each searched by `blocks`; see `top_logits.cu`.
     pub(super) fn top_logits(
         &self,
         stream: &CudaStream,
@@ -208,8 +208,8 @@ impl DecodeKernel {
         unsafe { launch.launch(grid.config()) }.map(drop).map_err(device_error)
     }
 
-    /// Puts a list of phases on the stream. Every address in it and in `params` must be of memory that lives, and is large
-    /// enough for the sizes beside it.
+    /// Enqueues a list of phases. Every address in it and in `params` must refer to live memory that is large enough
+    /// for the sizes beside it.
     pub(super) fn launch(
         &self,
         stream: &CudaStream,
@@ -235,17 +235,18 @@ impl DecodeKernel {
     }
 }
 
-/// Phases on the device, and their counters.
+/// Phases in device memory, with their counters.
 pub(super) struct PhaseList {
     phases: Buffer,
     counters: Buffer,
-    /// What falls to each block.
+    /// The work partition: the units of each block.
     partition: Buffer,
     count: usize,
 }
 
 impl PhaseList {
-    /// For blocks with these shares of the work; `counters` of strips and heads come after the phases' own.
+    /// Uploads phases for blocks with these shares of the work; the `counters` of strips and heads follow the phases'
+    /// own.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         phases: &[PhaseDescriptor],

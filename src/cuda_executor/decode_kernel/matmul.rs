@@ -1,4 +1,4 @@
-//! A product as the kernel takes it: tiles and strips of its weights.
+//! Phase descriptors of matrix products: tiles and strips of their weights.
 
 use super::super::driver::word;
 use super::super::matrix::{PackedMatrix, WeightsAt};
@@ -7,16 +7,16 @@ use super::abi::{
     INT4, INT8, MATMUL, PACKED_TILE_N, PLAIN_TILE_BYTES, PLAIN_TILE_K, PLAIN_TILE_N, PhaseDescriptor, offset_kind,
 };
 
-/// How products are cut into strips.
+/// Widths of the strips that products are cut into.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StripWidth {
     /// Tiles side by side in a strip of plain weights.
     pub(super) plain_tiles: usize,
-    /// Blocks that want strips of packed weights.
+    /// Number of blocks to provide with strips of packed weights.
     pub(super) blocks: usize,
 }
 
-/// A product. `gated`, the first half of the outputs are gates of the second.
+/// The phase of a product. If `gated`, the first half of the outputs are gates of the second half (SwiGLU).
 pub(super) fn matmul(weights: WeightsAt, size: MatrixSize, gated: bool, width: StripWidth) -> PhaseDescriptor {
     let MatrixSize { inputs, outputs } = size;
     let (tiles_across, tile_n) = match weights {

@@ -1,32 +1,32 @@
-//! Which block does what: a product's tiles, or its strips of packed weights, are parted among the blocks.
+//! Work partition: distributes the tiles of a product, or its strips of packed weights, over the blocks.
 //!
-//! Plain weights are parted by tiles, so a block's part may begin and end within a strip (Stream-K, Osama et al. 2023); packed
-//! ones by whole strips.
+//! Plain weights are partitioned by tiles, so a block's part may begin and end inside a strip (Stream-K, Osama et al.
+//! 2023); packed weights by whole strips.
 
 use std::collections::HashMap;
 
 use super::super::driver::word;
 use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor};
 
-/// Where there are fewer tiles or strips than this for each block, all blocks get as many.
+/// Units per block below which all blocks get the same number.
 const FEW: usize = 8;
 
-/// Phases, and the tables of their products.
+/// Phases, with the partition tables of their products.
 pub(super) struct Partition {
     phases: Vec<PhaseDescriptor>,
     pub(super) table: Vec<u32>,
 }
 
-/// Products with the same partition.
+/// The work of products with the same partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Units {
     plain: bool,
     strips: usize,
-    /// Tiles along the inputs that may be parted: of packed weights one.
+    /// Tiles along the inputs that may be partitioned; 1 for packed weights.
     tiles: usize,
 }
 
-/// Where the table has a product's, and in how many parts its outputs become final.
+/// Index of a product's partition in the table, and the number of parts in which its outputs become final.
 #[derive(Debug, Clone, Copy)]
 struct Tables {
     first_units: usize,
@@ -40,7 +40,8 @@ impl Units {
         Self { plain, strips: phase.strips as usize, tiles: if plain { phase.k_tiles as usize } else { 1 } }
     }
 
-    /// The first unit of each block, and behind them the number of all. `before` has the sums of the shares before each block.
+    /// The first unit of each block, followed by the number of all. `before` are the sums of the shares before each
+    /// block.
     fn firsts(self, before: &[usize]) -> Vec<usize> {
         let (units, blocks) = (self.strips * self.tiles, before.len() - 1);
         let used = blocks.min(units);
@@ -66,7 +67,7 @@ impl Units {
 }
 
 impl Partition {
-    /// Parts every product among blocks by their shares, evenly where there is little for each.
+    /// Partitions every product among blocks by their shares, evenly if there are few units per block.
     pub(super) fn new(phases: &[PhaseDescriptor], shares: &[u32]) -> Self {
         let mut before = vec![0];
         before.extend(shares.iter().scan(0, |sum, share| {
@@ -90,7 +91,7 @@ impl Partition {
         partition
     }
 
-    /// The phases, of which the table is at an address.
+    /// The phases, with the table at `address`.
     pub(super) fn at(self, address: u64) -> Vec<PhaseDescriptor> {
         let mut phases = self.phases;
         for phase in phases.iter_mut().filter(|phase| phase.kind == MATMUL) {

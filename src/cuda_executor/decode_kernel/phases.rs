@@ -1,4 +1,4 @@
-//! The phases of a step: the layers of a model and its head, one after the other.
+//! Builds the phases of a step: the layers of a model, then the head.
 
 use std::sync::Arc;
 
@@ -16,35 +16,35 @@ use super::matmul::{StripWidth, matmul};
 use crate::backend::BackendError;
 use crate::convert::{LayerKind, Role};
 
-/// Some of the rows of a step.
+/// A range of the rows of a step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RowRange {
     pub(super) first: usize,
     pub(super) count: usize,
 }
 
-/// Activations, and parts of the sums of their squares, which the next norm wants.
+/// Activations, and partial sums of their squares for the next norm.
 #[derive(Debug, Clone, Copy)]
 struct WithSquares {
     rows: Address,
     squares: Address,
 }
 
-/// What lies between the phases.
+/// Buffers between phases.
 pub(super) struct Activations {
     buffers: Vec<Buffer>,
     qkv: Address,
     attended: Address,
-    /// The hidden states between attention and MLP.
+    /// Hidden states between attention and MLP.
     middle: WithSquares,
-    /// A product that is normed before it is added.
+    /// A product that is normed before it is added to the residual.
     apart: WithSquares,
     gates: Address,
     hidden_squares: Address,
 }
 
 impl Activations {
-    /// For steps of `rows` sequences.
+    /// Allocates the buffers for steps of `rows` sequences.
     pub(super) fn new(state: &DeviceState, rows: usize) -> Result<Self, BackendError> {
         let model = &state.model;
         let (hidden, d) = (model.hidden_size, model.head_dim);
@@ -71,7 +71,7 @@ impl Activations {
     }
 }
 
-/// Builds a list, giving each phase its counters.
+/// Builds a phase list and assigns counters to the phases.
 #[derive(Default)]
 pub(super) struct PhaseListBuilder {
     phases: Vec<PhaseDescriptor>,
@@ -88,12 +88,12 @@ impl PhaseListBuilder {
         self.push(phase, phase.strips as usize);
     }
 
-    /// The last phase.
+    /// The last phase added.
     pub(super) fn last(&self) -> PhaseDescriptor {
         self.phases.last().copied().unwrap_or_default()
     }
 
-    /// Puts the list on the device, for blocks with these shares of the work.
+    /// Uploads the list for blocks with these shares of the work.
     pub(super) fn finish(mut self, stream: &Arc<CudaStream>, shares: &[u32]) -> Result<PhaseList, BackendError> {
         // The phases' own counters come first.
         let first = word(self.phases.len());
@@ -102,7 +102,7 @@ impl PhaseListBuilder {
     }
 }
 
-/// All layers and the head for some rows of a step.
+/// The phases of all layers and the head, for some rows of a step.
 pub(super) fn step_phases(
     state: &DeviceState,
     between: &Activations,
@@ -125,7 +125,7 @@ struct StepBuilder<'a> {
     rows: RowRange,
     width: StripWidth,
     list: PhaseListBuilder,
-    /// In how many parts the squares of the last hidden states are summed up.
+    /// Number of partial sums of squares of the last hidden states.
     square_parts: u32,
 }
 
@@ -136,19 +136,19 @@ impl StepBuilder<'_> {
         self.state.hidden[layer % 2].address() + (self.rows.first * row) as Address
     }
 
-    /// A vector of a layer, or 0 if it has none such.
+    /// Address of a layer's vector, or 0 if it has none.
     fn vector(&self, layer: usize, role: Role) -> Address {
         self.state.weights.of(layer, role).map_or(0, Matrix::address)
     }
 
-    /// A product with a matrix of a layer.
+    /// The phase of a product with a layer's matrix.
     fn product(&self, layer: usize, role: Role, size: MatrixSize) -> Result<PhaseDescriptor, BackendError> {
         let matrix = self.state.weights.of(layer, role);
-        let matrix = matrix.ok_or_else(|| BackendError::Run(format!("no weight {}", role.name())))?;
+        let matrix = matrix.ok_or_else(|| BackendError::Run(format!("no weight {}", role.name()).into()))?;
         Ok(matmul(matrix.addresses(), size, role == Role::GateUp, self.width))
     }
 
-    /// residual + product, or residual + norm(product), which goes through `Activations::apart`; each with its squares.
+    /// Adds residual + product, or residual + norm(product) through `Activations::apart`; both with sums of squares.
     fn join(&mut self, product: PhaseDescriptor, norm: Address, residual: Address, out: WithSquares) {
         if norm == 0 {
             self.list.matmul(PhaseDescriptor { residual, out: out.rows, out_squares: out.squares, ..product });
@@ -175,7 +175,7 @@ impl StepBuilder<'_> {
         self.square_parts = strips;
     }
 
-    /// hidden + attention(norm(hidden)), to `Activations::middle`.
+    /// Adds the phases of hidden + attention(norm(hidden)), into `Activations::middle`.
     fn attention(&mut self, layer: usize, kind: LayerKind) -> Result<(), BackendError> {
         let (state, between, model) = (self.state, self.between, &self.state.model);
         let (hidden, d) = (model.hidden_size, model.head_dim);
@@ -221,7 +221,7 @@ impl StepBuilder<'_> {
         Ok(())
     }
 
-    /// middle + down(activation(gate) · up), to the next layer's hidden states.
+    /// Adds the phases of middle + down(activation(gate) · up), into the next layer's hidden states.
     fn mlp(&mut self, layer: usize) -> Result<(), BackendError> {
         let (between, model) = (self.between, &self.state.model);
         let (hidden, inner) = (model.hidden_size, model.intermediate_size);
@@ -245,7 +245,7 @@ impl StepBuilder<'_> {
         Ok(())
     }
 
-    /// The last hidden states to logits.
+    /// Adds the phases from the last hidden states to logits.
     fn head(&mut self) {
         let (state, model) = (self.state, &self.state.model);
         let size = MatrixSize { inputs: model.hidden_size, outputs: model.vocab_size };

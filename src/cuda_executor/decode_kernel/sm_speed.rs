@@ -1,5 +1,5 @@
-//! Multiprocessors (SMs) are not all alike: on one H100 some read a third faster than others. What each of them can read is
-//! measured once when a model is loaded, and it gets as much of each product.
+//! Relative speeds of the multiprocessors (SMs): on one H100 some read a third faster than others. Their read
+//! throughput is measured when a model is loaded, and each gets a share of every product in proportion.
 
 use super::super::buffers::{Buffer, Pinned};
 use super::super::driver::{Address, word};
@@ -8,18 +8,19 @@ use super::abi::DecodeParams;
 use super::kernel::{DecodeKernel, PhaseList};
 use crate::backend::BackendError;
 
-/// What each block gets of the work, and which multiprocessor does which block's.
+/// Share of the work of each block, and which multiprocessor runs which block.
 pub(super) struct SmSpeeds {
     pub(super) shares: Vec<u32>,
     block_of_sm: Option<Buffer>,
 }
 
-/// Shares are in quarters of what most get: coarse, so that the same device always gets the same, and sums in the same order.
+/// Resolution of shares in parts of the usual share; coarse, so that the same device always gets the same partition,
+/// and sums are in the same order.
 const QUARTERS: f64 = 4.0;
-/// Measurements, of which the medians count.
+/// Number of measurements, of which the median counts.
 const RUNS: usize = 5;
 
-/// A multiprocessor, and clocks that its block took.
+/// A multiprocessor, and the clock cycles of its block.
 struct Measured {
     sm: u32,
     clocks: Vec<u32>,
@@ -31,18 +32,18 @@ fn median(values: &mut [u32]) -> u32 {
 }
 
 impl SmSpeeds {
-    /// The same for all.
+    /// Equal shares.
     pub(super) fn even(blocks: usize) -> Self {
         Self { shares: vec![word(QUARTERS as usize); blocks], block_of_sm: None }
     }
 
-    /// Where the kernel reads whose work a multiprocessor does, or 0.
+    /// Address of the table from multiprocessor to block, or 0.
     pub(super) fn block_of_sm(&self) -> Address {
         self.block_of_sm.as_ref().map_or(0, Buffer::address)
     }
 
-    /// Measures how long each block takes for its part of `list`, one product of weights too large for the L2 cache that is
-    /// parted evenly; none if all are alike.
+    /// Measures the time of each block for its part of `list`, an evenly partitioned product with weights larger than
+    /// the L2 cache; `None` if all are equally fast.
     pub(super) fn measure(
         kernel: &DecodeKernel,
         state: &DeviceState,

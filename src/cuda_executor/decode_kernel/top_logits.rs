@@ -1,4 +1,4 @@
-//! The likeliest tokens of the last logits, found on the device: see `top_logits.cu`.
+//! Finds the largest logits of a step on the device; see `top_logits.cu`.
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use super::kernel::DecodeKernel;
 use crate::backend::BackendError;
 use crate::executor::{TOP_LOGITS, TopLogits};
 
-/// Blocks that share a row of logits.
+/// Number of blocks that search a row of logits.
 pub(super) fn blocks_of_row(vocabulary: usize) -> usize {
     vocabulary.div_ceil(LOGITS_PER_BLOCK)
 }
 
-/// Where the kernel puts its parts and what it found.
+/// Buffers of the kernel's partial and final results.
 pub(super) struct TopLogitsFinder {
     vocabulary: usize,
     lists: Buffer,
@@ -26,7 +26,7 @@ pub(super) struct TopLogitsFinder {
     answer: Pinned,
 }
 
-/// Rows of logits, and 1 / temperature of each.
+/// Addresses of rows of logits, and of 1 / temperature for each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LogitRows {
     pub(super) logits: Address,
@@ -49,7 +49,7 @@ impl TopLogitsFinder {
         })
     }
 
-    /// Ranks rows of logits, in the stream's order.
+    /// Enqueues the search in rows of logits, in the stream's order.
     pub(super) fn enqueue(
         &self,
         kernel: &DecodeKernel,
@@ -69,7 +69,7 @@ impl TopLogitsFinder {
         kernel.top_logits(stream, &params, blocks_of_row(self.vocabulary), of.rows)
     }
 
-    /// Waits for what was found in the first `rows`.
+    /// Waits for the results of the first `rows`.
     pub(super) fn collect(&mut self, rows: usize) -> Result<Vec<TopLogits>, BackendError> {
         const ROW: usize = size_of::<TopLogitsRow>();
         self.out.download(&mut self.answer, 0, rows * ROW)?;
@@ -81,7 +81,7 @@ impl TopLogitsFinder {
     }
 }
 
-/// One row of what the kernel found.
+/// Parses the kernel's result for a row.
 pub(super) fn read(bytes: &[u8]) -> TopLogits {
     let row: TopLogitsRow = bytemuck::pod_read_unaligned(bytes);
     let token = |key: u64| {

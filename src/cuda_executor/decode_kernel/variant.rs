@@ -1,6 +1,6 @@
-//! What the decode kernel is compiled with: which elements, which kinds of packed tiles, how much shared memory.
+//! Compile-time variants of the decode kernel: element types, kinds of packed tiles, shared memory.
 //!
-//! `variants.txt` has those that a package brings compiled (`scripts/kernels-ptx.sh`).
+//! `variants.txt` lists those that packages contain precompiled (`scripts/kernels-ptx.sh`).
 
 use super::super::driver::kind;
 use super::super::packed_tiles::{self, TileKind, TileKinds};
@@ -9,29 +9,29 @@ use crate::convert::{Activation, LayerKind, LayerTypes, Rope, Transformer};
 use crate::spec::KvCache;
 use crate::tensor::DType;
 
-/// Bytes of shared memory for activations.
+/// Shared memory for activations, in bytes.
 const WORK: usize = 32 << 10;
-/// The same where weights are packed: blocks take all inputs of a product, better those of several sequences at a time. What
-/// there is more of first, what is enough second.
+/// Shared memory for activations with packed weights, in bytes: blocks need all inputs of a product, preferably of
+/// several sequences at once. The preferred size, then the smallest sufficient one.
 const WORK_PACKED: [usize; 2] = [80 << 10, 48 << 10];
-/// Bytes of shared memory that the kernel declares itself, at most.
+/// Most static shared memory of the kernel, in bytes.
 const STATIC: usize = 3 << 10;
-/// Packed tiles that a warp multiplies at a time, which are one slot of the ring.
+/// Packed tiles that a warp multiplies at once, one slot of the ring.
 const PACKED_TILES: usize = 4;
-/// Slots of a warp's ring at least: with fewer, memory would wait.
+/// Fewest slots of a warp's ring; with fewer, loads would stall.
 const LEAST_DEPTH: usize = 2;
-/// Slots at most: more gain nothing.
+/// Most slots of a warp's ring; more gain nothing.
 const DEPTH: usize = 8;
-/// The same of packed tiles.
+/// Most slots of a warp's ring with packed tiles.
 const DEPTH_PACKED: usize = 4;
 
-/// Bytes of a slot that has room for tiles of any of these kinds.
+/// Bytes of a slot for tiles of these kinds.
 fn slot(kinds: TileKinds) -> usize {
     let bytes = |kind: TileKind| PACKED_TILES * packed_tiles::bytes_of_tile(kind.groups);
     kinds.iter().map(bytes).fold(PLAIN_TILE_BYTES, usize::max)
 }
 
-/// What a variant is for.
+/// The model and GPU properties that a variant is compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct VariantTarget {
     pub(super) dtype: DType,
@@ -40,7 +40,7 @@ pub(super) struct VariantTarget {
     pub(super) kv_bits: usize,
 }
 
-/// One way to compile the kernel.
+/// A compile-time variant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Variant {
     depth: usize,
@@ -50,7 +50,8 @@ pub(super) struct Variant {
 }
 
 impl Variant {
-    /// For a device whose blocks may have so much shared memory; or why there is none.
+    /// The variant for a device whose blocks may have `memory` bytes of shared memory; the error says why there is
+    /// none.
     pub(super) fn new(memory: usize, target: VariantTarget) -> Result<Self, String> {
         let (slot, room) = (slot(target.kinds), memory.saturating_sub(STATIC));
         let depth = |work: usize| room.saturating_sub(work) / (COMPUTE_WARPS * slot);
@@ -68,7 +69,7 @@ impl Variant {
         Ok(Self { depth, slot, work, target })
     }
 
-    /// What the source is compiled with.
+    /// The compiler options.
     pub(super) fn options(&self) -> Vec<String> {
         let Self { depth, slot, work, target: VariantTarget { dtype, kinds, kv_bits } } = *self;
         vec![
@@ -81,16 +82,16 @@ impl Variant {
         ]
     }
 
-    /// Bytes of shared memory it is launched with.
+    /// Bytes of dynamic shared memory to launch it with.
     pub(super) fn shared(&self) -> usize {
         self.work + COMPUTE_WARPS * self.depth * self.slot
     }
 }
 
-/// Whether the kernel can take a model's steps, or why not.
+/// Whether the kernel supports a model; the error says why not.
 ///
-/// The kernel is a second implementation of what `convert/layer.rs` says in ONNX, so it names every field of the description
-/// and of the types it runs in: whoever adds one has to decide here what the kernel makes of it.
+/// The kernel is a second implementation of `convert/layer.rs`, so this names every field of the description and of the
+/// types it runs in: whoever adds a field must decide here what the kernel makes of it.
 pub(super) fn check(model: &Transformer, types: LayerTypes) -> Result<(), String> {
     let Transformer {
         // Sizes; what the kernel asks of them is below.
@@ -168,7 +169,7 @@ fn check_heads(model: &Transformer, kv_cache: KvCache) -> Result<(), String> {
     }
 }
 
-/// Eight elements are read at once; gates come in strips.
+/// Checks alignment: eight elements are read at once, and gates come in strips.
 fn check_sizes(sizes: &[usize], intermediate_size: usize) -> Result<(), String> {
     if let Some(size) = sizes.iter().find(|size| !size.is_multiple_of(8)) {
         return Err(format!("a size of this model, {size}, is no multiple of 8"));
@@ -222,14 +223,15 @@ mod tests {
         }
     }
 
-    /// Shared memory a block may have, in KB, less the one that CUDA takes (CUDA C++ Programming Guide, "Technical
+    /// Largest shared memory of a block in KB, less the 1 KB that CUDA reserves (CUDA C++ Programming Guide, "Technical
     /// Specifications per Compute Capability"): 8.6, 8.9, 12.x; 8.0, 8.7; 9.0, 10.x, 11.0.
     const MEMORIES: [usize; 3] = [99, 163, 227];
 
-    /// Kinds that models have: none; each alone; GGUF's Q4_0 with an output matrix in Q8_0; all, for whatever else there is.
+    /// Sets of tile kinds that models have: none; each alone; GGUF's Q4_0 with an output matrix in Q8_0; all, for any
+    /// other.
     const PACKAGED: [u32; 8] = [0, 1, 2, 4, 8, 16, 20, 31];
 
-    /// What a package has is what devices ask for.
+    /// Packages contain the variants that devices ask for.
     #[test]
     fn the_list_of_variants_is_whole() {
         let mut lines = Vec::new();

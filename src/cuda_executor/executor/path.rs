@@ -1,22 +1,22 @@
-//! Ways through the model: a pass of the engines, or a decode step.
+//! Paths through the model: a pass of the engines, or a decode step.
 
 use crate::convert::LayerShape;
 
-/// Who computes a decode step.
+/// Implementation of a decode step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum DecodePath {
     Engines,
     Kernels,
 }
 
-/// Who computes the decode steps of a batch, and how many tokens each sequence is padded to.
+/// Implementation of the decode steps of a batch, and the number of tokens that each sequence is padded to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepPath {
     pub(super) path: DecodePath,
     pub(super) chunk: usize,
 }
 
-/// A captured decode step: its shape, who computes it, and its first slot.
+/// Key of a captured decode step: its shape, implementation, and first slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct StepKey {
     pub(super) shape: LayerShape,

@@ -1,4 +1,4 @@
-//! What passes and decode steps take on this device, measured when a model is loaded.
+//! Measures the times of passes and decode steps on this device when a model is loaded.
 
 use std::collections::HashMap;
 use std::time::Instant;
@@ -11,17 +11,19 @@ use crate::backend::BackendError;
 use crate::convert::LayerShape;
 use crate::executor::{LlmError, Size, Sizes};
 
-/// Timed runs of each candidate, by turns, so that what slows the device down for a while slows all of them.
+/// Timed runs of each candidate, interleaved, so that a temporary slowdown affects all of them.
 const ROUNDS: usize = 5;
-/// Layers of a pass that are timed: each takes the same. All are where sizes differ by little, because reading the weights
-/// takes longer than what is done with them.
+/// Layers of a timed pass, since each takes the same time.
 const LAYERS: usize = 9;
+/// Passes of at most this many tokens are timed over all layers: their times differ little, because reading the weights
+/// takes longer than the arithmetic.
 const CLOSE: usize = 128;
-/// Caches that passes are timed with: the smallest, and the largest that is not more than so many times as large.
+/// Ratio of the caches that passes are timed with: the smallest, and the largest that is at most this many times
+/// larger.
 const FAR: usize = 4;
 
 impl DecodePath {
-    /// What [`DECODE`] calls it.
+    /// The value of [`DECODE`] for this path.
     fn name(self) -> &'static str {
         match self {
             Self::Engines => "engines",
@@ -30,10 +32,10 @@ impl DecodePath {
     }
 }
 
-/// `engines` or `kernels`: decode with these alone, to compare them.
+/// Environment variable, `engines` or `kernels`, to decode with one implementation only, for comparisons.
 const DECODE: &str = "WATUS_DECODE";
 
-/// A decode step of so many sequences, each padded to `chunk` tokens.
+/// A candidate: a decode step of `batch` sequences, each padded to `chunk` tokens.
 #[derive(Clone, Copy)]
 struct StepCandidate {
     batch: usize,
@@ -41,7 +43,7 @@ struct StepCandidate {
     path: DecodePath,
 }
 
-/// A candidate that was timed.
+/// A candidate with its time.
 #[derive(Clone, Copy)]
 struct TimedStep {
     candidate: StepCandidate,
@@ -56,7 +58,7 @@ struct PassTrial {
 }
 
 impl GpuExecutor {
-    /// Measures passes and decode steps, and from then on takes the fastest.
+    /// Measures passes and decode steps, and selects the fastest.
     pub(super) fn tune(&mut self) -> Result<(), LlmError> {
         // First: they want more scratch memory, and graphs of steps refer to it.
         let mut sizes = self.measure_passes()?;
@@ -69,7 +71,7 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// The medians of what candidates take, warmed up.
+    /// The median times of candidates, after a warm-up.
     fn by_turns<T: Copy>(
         &mut self,
         candidates: &[T],
@@ -101,7 +103,7 @@ impl GpuExecutor {
         self.state.device.stream.synchronize().map_err(device_error)
     }
 
-    /// What a pass of each size takes, all of it: embeddings, masks and every layer.
+    /// Time of a pass of each size, with embeddings, masks and all layers.
     fn measure_passes(&mut self) -> Result<Vec<Size>, LlmError> {
         let (caches, chunks) = (&self.options.shapes.caches, self.options.shapes.chunks.clone());
         let near = caches.first().copied().unwrap_or(0);
@@ -123,7 +125,7 @@ impl GpuExecutor {
         Ok(sizes)
     }
 
-    /// Seconds of passes of so many tokens over a cache of this size.
+    /// Times in seconds of passes of these sizes with a cache of this size.
     fn time_passes(&mut self, cache: usize, chunks: &[usize]) -> Result<Vec<f64>, LlmError> {
         let count = self.state.model.layers.len();
         self.state.cache.resize(&self.state.kernels, cache)?;
@@ -140,7 +142,7 @@ impl GpuExecutor {
         Ok(seconds.chunks_exact(2).zip(trials.chunks_exact(2)).map(whole).collect())
     }
 
-    /// Runs a pass of nobody's tokens, which leaves nothing in the cache.
+    /// Runs a pass of dummy tokens, which leaves nothing in the cache.
     fn try_pass(&mut self, PassTrial { shape, layers }: PassTrial) -> Result<(), LlmError> {
         self.load(Some(shape), 0)?;
         self.state.cache.next_capacity = self.state.cache.capacity;
@@ -150,8 +152,8 @@ impl GpuExecutor {
         self.enqueue(EnginePass { shape, slot: 0, layers }, &tokens, row)
     }
 
-    /// Measures which way through a decode step is fastest: our kernels, or TensorRT's, which has much faster ones for some
-    /// token counts. Returns the seconds of a step of one sequence.
+    /// Measures which implementation of a decode step is fastest: our kernel, or TensorRT's engines, which have much
+    /// faster kernels for some token counts. Returns the time of a step of one sequence in seconds.
     fn measure_steps(&mut self) -> Result<f64, LlmError> {
         let cache = self.state.cache.capacity;
         // Engines would unpack every layer at every step.

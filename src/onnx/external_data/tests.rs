@@ -1,4 +1,5 @@
-//! References to data that leave the folder, the file, or sense, in every place a tensor can be.
+//! Tests with references to data outside the folder or the file, or without meaning, in every place of a model where a
+//! tensor can be.
 
 use std::os::unix::fs::symlink;
 
@@ -10,7 +11,7 @@ use onnx_protobuf::{
 use super::*;
 use crate::onnx::Model;
 
-/// Four float32, external, with these entries.
+/// An external tensor of four float32 with these entries.
 fn tensor(entries: &[(&str, &str)]) -> TensorProto {
     TensorProto {
         name: "w".to_owned(),
@@ -22,7 +23,7 @@ fn tensor(entries: &[(&str, &str)]) -> TensorProto {
     }
 }
 
-/// A model of a graph and nothing else.
+/// A model that contains only a graph.
 fn model(graph: GraphProto) -> ModelProto {
     ModelProto {
         ir_version: 8,
@@ -44,7 +45,7 @@ fn graph(node: NodeProto) -> GraphProto {
     GraphProto { node: vec![node], ..GraphProto::default() }
 }
 
-/// The tensor in every place a model has for one.
+/// The tensor in every place of a model where one can be.
 fn everywhere(tensor: &TensorProto) -> Vec<(&'static str, ModelProto)> {
     let one = || tensor.clone();
     let sparse = |values: bool| {
@@ -81,7 +82,7 @@ fn everywhere(tensor: &TensorProto) -> Vec<(&'static str, ModelProto)> {
     ]
 }
 
-/// Writes a model and, beside it, 64 bytes of data.
+/// Writes a model, with a data file of 64 bytes beside it.
 fn write(folder: &Path, proto: &ModelProto) -> PathBuf {
     let path = folder.join("m.onnx");
     fs::write(&path, proto.write_to_bytes().unwrap()).unwrap();
@@ -110,7 +111,7 @@ fn a_tensor_is_found_wherever_it_is() {
         let place_of = |tensor: &TensorProto| DataPlace::of(tensor).unwrap();
         let places: Vec<DataPlace> = shared::tensors(&proto).into_iter().filter_map(place_of).collect();
         assert_eq!(places, [DataPlace { location: "weights-0.data".to_owned(), offset: 0, length: 16 }], "{place}");
-        assert!(!spell_out(&mut proto), "{place}: offset and length are there");
+        assert!(!make_explicit(&mut proto), "{place}: offset and length are there");
     }
 }
 

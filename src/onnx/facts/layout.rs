@@ -1,25 +1,25 @@
-//! Dimensions where operators move, cut and join elements, and what their axes and bounds mean.
+//! Dimensions of operators that move, cut and join elements, and the interpretation of their axes and bounds.
 
 use onnx_protobuf::NodeProto;
 
 use super::{Fact, Shape, Values};
 use crate::onnx::attributes::{Attributes, input};
 
-/// Places of an axis counted from either end.
+/// Index of an axis, which may count from the end.
 pub(in crate::onnx) fn resolve(axis: i64, rank: usize) -> Option<usize> {
     let rank = i64::try_from(rank).ok()?;
     let axis = if axis < 0 { axis.checked_add(rank)? } else { axis };
     usize::try_from(axis).ok().filter(|_| axis < rank)
 }
 
-/// Axes that became an input (Squeeze and Unsqueeze with 13, reductions with 13 and 18).
+/// Axes, which were an attribute and became an input (Squeeze and Unsqueeze in opset 13, reductions in 13 and 18).
 pub(in crate::onnx) enum Axes {
     Missing,
     Known(Vec<i64>),
     Unknown,
 }
 
-/// The axes a node works on, wherever its opset has them.
+/// The axes of a node, as attribute or input.
 pub(in crate::onnx) fn axes(node: &NodeProto, inputs: &[&Fact]) -> Axes {
     if let Some(axes) = node.ints("axes") {
         return Axes::Known(axes.to_vec());
@@ -31,7 +31,7 @@ pub(in crate::onnx) fn axes(node: &NodeProto, inputs: &[&Fact]) -> Axes {
     }
 }
 
-/// From where to where in the dimensions `Shape` looks (attributes since opset 15).
+/// The range of dimensions that `Shape` returns (attributes since opset 15).
 pub(super) fn shape_range(node: &NodeProto, rank: usize) -> (usize, usize) {
     let whole = i64::try_from(rank).unwrap_or(i64::MAX);
     let bound = |name: &str, default: i64| {
@@ -42,7 +42,7 @@ pub(super) fn shape_range(node: &NodeProto, rank: usize) -> (usize, usize) {
     (bound("start", 0), bound("end", whole))
 }
 
-/// Elements of a range; `None` for a step of zero.
+/// Number of elements of a range; `None` for a step of zero.
 pub(super) fn range(from: i64, to: i64, step: i64) -> Option<i64> {
     let (span, step) = (i128::from(to) - i128::from(from), i128::from(step));
     let count = match step {
@@ -53,7 +53,7 @@ pub(super) fn range(from: i64, to: i64, step: i64) -> Option<i64> {
     i64::try_from(count.max(0)).ok()
 }
 
-/// A tensor of dimensions, some of which may be known.
+/// The shape that a tensor of dimensions represents, some of which may be unknown.
 pub(super) fn partial(fact: &Fact) -> Option<Shape> {
     match &fact.values {
         Some(Values::Ints(values)) => Some(values.clone()),
@@ -128,7 +128,7 @@ pub(super) fn concatenated(node: &NodeProto, inputs: &[&Fact]) -> Option<Shape> 
     Some(dims)
 }
 
-/// The bounds of a slice: (axis, start, end, step), where they are known.
+/// The bounds of a Slice as (axis, start, end, step), if they are known.
 pub(super) fn bounds(node: &NodeProto, inputs: &[&Fact], rank: usize) -> Option<Vec<(usize, i64, i64, i64)>> {
     let list = |name: &str, index: usize| match node.ints(name) {
         Some(values) => Some(values.to_vec()),
@@ -145,7 +145,7 @@ pub(super) fn bounds(node: &NodeProto, inputs: &[&Fact], rank: usize) -> Option<
     each.map(|((start, end), (axis, step))| Some((resolve(*axis, rank)?, *start, *end, *step))).collect()
 }
 
-/// First place and number of places of a slice of `size` (ONNX, Slice: clamping).
+/// First index and number of elements of a slice of a dimension (ONNX, Slice: clamping).
 pub(super) fn clamp(size: i64, start: i64, end: i64, step: i64) -> Option<(i64, i64)> {
     let wrap = |at: i64| if at < 0 { at.saturating_add(size) } else { at };
     if size <= 0 {
@@ -186,7 +186,7 @@ pub(super) fn split(node: &NodeProto, inputs: &[&Fact]) -> Vec<Option<Shape>> {
     each().unwrap_or_else(|| vec![None; count])
 }
 
-/// Sizes a Split cuts `axis` into.
+/// Sizes into which a Split cuts `axis`.
 pub(super) fn parts(node: &NodeProto, inputs: &[&Fact], axis: usize) -> Option<Vec<i64>> {
     if let Some(sizes) = node.ints("split") {
         return Some(sizes.to_vec());

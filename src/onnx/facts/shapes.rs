@@ -1,4 +1,4 @@
-//! Dimensions of a node's outputs, by ONNX's description of the operators.
+//! Infers dimensions of a node's outputs, by ONNX's operator specification.
 
 use onnx_protobuf::NodeProto;
 
@@ -10,7 +10,7 @@ use super::types::{BROADCAST, LIKE_FIRST, REDUCTIONS, among};
 use super::{Fact, Shape};
 use crate::onnx::attributes::Attributes;
 
-/// Dimensions of the outputs.
+/// The dimensions of the outputs.
 pub(super) fn of(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Vec<Option<Shape>> {
     let op = node.op_type.as_str();
     let shape = |index: usize| inputs.get(index).and_then(|fact| fact.shape.clone());
@@ -28,15 +28,15 @@ pub(super) fn of(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Vec<Option<S
         "DynamicQuantizeLinear" => vec![shape(0), Some(Vec::new()), Some(Vec::new())],
         "Size" => vec![Some(Vec::new())],
         "NonMaxSuppression" => vec![Some(vec![None, Some(3)])],
-        _ => vec![one(node, inputs, opset)],
+        _ => vec![single_output(node, inputs, opset)],
     }
 }
 
-fn one(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
+fn single_output(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
     computed(node, inputs, opset).or_else(|| moved(node, inputs, opset)).or_else(|| made(node, inputs))
 }
 
-/// Of what computes new elements from those of several places.
+/// Dimensions of operators that compute elements from several elements.
 fn computed(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
     let first = inputs.first().copied();
     let shape = || first?.shape.clone();
@@ -76,7 +76,7 @@ fn computed(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
     }
 }
 
-/// Of what lays elements out anew.
+/// Dimensions of operators that rearrange elements.
 fn moved(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
     let first = inputs.first().copied();
     let shape = || first?.shape.clone();
@@ -120,7 +120,7 @@ fn moved(node: &NodeProto, inputs: &[&Fact], opset: i64) -> Option<Shape> {
     }
 }
 
-/// Of what is made after numbers that are inputs.
+/// Dimensions of operators whose output size is given by values.
 fn made(node: &NodeProto, inputs: &[&Fact]) -> Option<Shape> {
     let first = inputs.first().copied();
     let shape = || first?.shape.clone();
@@ -156,7 +156,7 @@ fn made(node: &NodeProto, inputs: &[&Fact]) -> Option<Shape> {
     }
 }
 
-/// Dimensions of inputs that are broadcast.
+/// Dimensions of broadcast inputs.
 fn broadcast(inputs: &[&Fact]) -> Option<Shape> {
     let shapes: Vec<&Shape> = inputs.iter().map(|fact| fact.shape.as_ref()).collect::<Option<_>>()?;
     let rank = shapes.iter().map(|shape| shape.len()).max()?;
@@ -203,7 +203,7 @@ fn convolved(node: &NodeProto, inputs: &[&Fact]) -> Option<Shape> {
     Some(dims)
 }
 
-/// Sizes after a window has moved over `spatial` (ONNX, MaxPool: output_spatial_shape).
+/// Output sizes of a sliding window over `spatial` (ONNX, MaxPool: output_spatial_shape).
 fn windows(node: &NodeProto, spatial: &[Option<i64>], kernel: &[i64]) -> Option<Shape> {
     (spatial.len() == kernel.len()).then_some(())?;
     let of = |name: &str, at: usize, default: i64| match node.ints(name) {

@@ -1,4 +1,4 @@
-//! Right values by numpy and onnxruntime where they are not plain to see.
+//! Expected values are numpy's and onnxruntime's, where they are not obvious.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::*;
 use crate::onnx::{Attribute, GraphBuilder, Model};
 use crate::tensor::DType;
 
-/// What is known of every tensor of a graph that `build` makes of `x`, float32 [2, 3, 8, ?].
+/// The facts about a graph that `build` makes of `x`, float32 [2, 3, 8, ?].
 fn facts(build: impl FnOnce(&mut GraphBuilder)) -> (Model, Facts<'static>) {
     let mut graph = GraphBuilder::new("g", 17);
     graph.input("x", DType::Float32, &[Some(2), Some(3), Some(8), None]);

@@ -1,11 +1,11 @@
-//! Element types of a node's outputs, by ONNX's description of the operators.
+//! Infers element types of a node's outputs, by ONNX's operator specification.
 
 use onnx_protobuf::NodeProto;
 
 use super::{Fact, elem};
 use crate::onnx::attributes::{Attributes, input};
 
-/// Their first output is like the first input.
+/// Operators whose first output has type and shape of the first input.
 pub(super) const LIKE_FIRST: &str = "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization BitwiseNot Cast \
     CastLike Ceil Celu Clip Cos Cosh CumSum DequantizeLinear Dropout Elu Erf Exp EyeLike Floor Gelu \
     GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN \
@@ -13,27 +13,27 @@ pub(super) const LIKE_FIRST: &str = "Abs Acos Acosh Asin Asinh Atan Atanh BatchN
     QuantizeLinear RMSNormalization Reciprocal Relu ReverseSequence RotaryEmbedding Round Scatter ScatterElements \
     ScatterND Selu Shrink Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu \
     Trilu";
-/// Inputs broadcast to one output.
+/// Operators that broadcast their inputs.
 pub(super) const BROADCAST: &str = "Add And BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less \
     LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where Xor";
-/// Over axes, which may stay with size 1.
+/// Reductions over axes, which may be kept with size 1.
 pub(super) const REDUCTIONS: &str = "ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin \
     ReduceProd ReduceSum ReduceSumSquare";
-/// They say true or false.
+/// Operators with boolean outputs.
 const TRUTHS: &str = "And Equal Greater GreaterOrEqual IsInf IsNaN Less LessOrEqual Not Or Xor";
-/// The type of the first input, in operators of no list above.
+/// Other operators whose output has the type of the first input.
 const KEEPS_TYPE: &str = "AveragePool Compress Concat Conv ConvTranspose DepthToSpace Einsum Expand \
     Flatten GRU Gather GatherElements GatherND Gemm GlobalAveragePool GlobalMaxPool GridSample LSTM LpPool MatMul \
     MaxPool Pad RNN Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd \
     ReduceSum ReduceSumSquare Reshape Resize Slice SpaceToDepth Split Squeeze Tile TopK Transpose Unsqueeze \
     Upsample";
 
-/// Whether a list of names holds one.
+/// Whether a list of operators contains `name`.
 pub(super) fn among(list: &str, name: &str) -> bool {
     list.split(' ').any(|other| other == name)
 }
 
-/// Element types of the outputs, as far as they are known; the rest is unknown.
+/// Element types of the outputs; `None` where unknown.
 pub(super) fn elems(node: &NodeProto, inputs: &[&Fact]) -> Vec<Option<i32>> {
     let of = |index: usize| inputs.get(index).and_then(|fact| fact.elem);
     let op = node.op_type.as_str();

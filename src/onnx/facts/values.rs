@@ -1,4 +1,4 @@
-//! Elements of small tensors, computed: what exporters write to reckon with shapes, and the scales of a resize.
+//! Evaluates small tensors: what exporters write for arithmetic on shapes, and the scales of a resize.
 
 use onnx_protobuf::NodeProto;
 
@@ -6,15 +6,15 @@ use super::layout::{bounds, clamp, parts, range, resolve, shape_range};
 use super::{Fact, VALUES_LIMIT, Values, elem, of_tensor};
 use crate::onnx::attributes::{Attributes, input};
 
-/// Elements of the outputs, where they are known.
+/// The elements of the outputs, if known.
 pub(super) fn of(node: &NodeProto, inputs: &[&Fact]) -> Vec<Option<Values>> {
     match node.op_type.as_str() {
         "Split" => split(node, inputs).unwrap_or_default(),
-        _ => vec![one(node, inputs)],
+        _ => vec![single_output(node, inputs)],
     }
 }
 
-fn one(node: &NodeProto, inputs: &[&Fact]) -> Option<Values> {
+fn single_output(node: &NodeProto, inputs: &[&Fact]) -> Option<Values> {
     let first = inputs.first().copied();
     let same = || first?.values.clone();
     match node.op_type.as_str() {
@@ -91,7 +91,7 @@ fn len(values: &Values) -> usize {
     }
 }
 
-/// One element so many times.
+/// A value repeated `count` times.
 fn repeated(values: &Values, count: i64) -> Option<Values> {
     let count = usize::try_from(count).ok().filter(|count| *count <= VALUES_LIMIT)?;
     match values {
@@ -157,7 +157,7 @@ fn split(node: &NodeProto, inputs: &[&Fact]) -> Option<Vec<Option<Values>>> {
     Some(pieces)
 }
 
-/// A reduction of everything in a list to one number.
+/// A reduction of a whole list to one number.
 fn total(node: &NodeProto, inputs: &[&Fact]) -> Option<Values> {
     let fact = inputs.first().filter(|fact| fact.rank().is_some_and(|rank| rank <= 1))?;
     let all = match input(node, 1) {
@@ -177,13 +177,12 @@ fn total(node: &NodeProto, inputs: &[&Fact]) -> Option<Values> {
     Some(Values::Ints(vec![Some(value)]))
 }
 
-/// The element at a place of a list that may be of one element for all places.
+/// The element at an index; a list of one element is broadcast.
 fn at<T: Copy>(values: &[T], place: usize) -> Option<T> {
     values.get(if values.len() == 1 { 0 } else { place }).copied()
 }
 
-/// Elements that two or three lists make when one of a single element goes with all: nothing where dimensions would have
-/// to be told apart.
+/// Length of two or three lists after broadcasting single elements; `None` if the result depends on dimensions.
 fn breadth(facts: &[&Fact]) -> Option<usize> {
     let counts: Vec<usize> = facts.iter().map(|fact| fact.values.as_ref().map(len)).collect::<Option<_>>()?;
     let most = counts.iter().copied().max()?;
@@ -279,7 +278,7 @@ fn comparison(op: &str) -> Option<fn(f32, f32) -> bool> {
     Some(one)
 }
 
-/// `None` for an operator that is not here, and for what has no value or too large a one.
+/// Integer arithmetic; `None` for another operator, without a result, or on overflow.
 fn integer(op: &str, a: i64, b: i64) -> Option<i64> {
     Some(match op {
         "Add" => a.checked_add(b)?,
@@ -302,7 +301,7 @@ fn integer(op: &str, a: i64, b: i64) -> Option<i64> {
 }
 
 fn cast(values: &Values, to: i64) -> Option<Values> {
-    /// Float32 holds every integer up to here.
+    /// Integers up to here are exact in float32.
     const EXACT: i64 = 1 << 24;
     let to = i32::try_from(to).ok()?;
     match values {

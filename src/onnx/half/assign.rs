@@ -1,4 +1,4 @@
-//! Which type each node computes in.
+//! Chooses the type of each node's arithmetic.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::{Half, Type, weights};
 use crate::onnx::{Model, OnnxError, elem_type};
 use crate::tensor::DType;
 
-/// Element by element, or with broadcasting: as precise as what they read.
+/// Element-wise operators, with or without broadcasting, which are as precise as their inputs.
 const POINTWISE: &[&str] = &[
     "Add",
     "Sub",
@@ -40,7 +40,7 @@ const POINTWISE: &[&str] = &[
     "Clip",
     "Where",
 ];
-/// Values are copied or chosen, never computed.
+/// Operators that copy or select values without arithmetic.
 const MOVEMENT: &[&str] = &[
     "Reshape",
     "Transpose",
@@ -64,17 +64,18 @@ const MOVEMENT: &[&str] = &[
     "Resize",
     "Upsample",
 ];
-/// A convolution with fewer weights is a weighted mean (as in a detector's box decoding), no layer.
+/// Fewest weights of a convolution that counts as a layer; one with fewer is a weighted mean, as in a detector's box
+/// decoding.
 const LAYER_WEIGHTS: usize = 64;
 
-/// What is worth half precision.
+/// Whether the operator benefits from half precision.
 pub(super) fn is_product(op: &str) -> bool {
     matches!(op, "Conv" | "ConvTranspose" | "MatMul" | "Gemm")
 }
 
-/// The decision.
+/// The types chosen.
 pub(super) struct Assigned {
-    /// One per node.
+    /// Type of each node, in order.
     pub(super) nodes: Vec<Type>,
     /// Names of float32 tensors.
     pub(super) floats: HashSet<String>,
@@ -107,7 +108,7 @@ impl Model {
         Ok(Assigned { nodes: assigned, floats })
     }
 
-    /// Element type of every tensor, by ONNX's rules of the operators that change it.
+    /// Element type of every tensor, by the rules of operators that change it.
     fn element_types(&self) -> Result<HashMap<String, i32>, OnnxError> {
         let graph = &self.proto.graph;
         let number = |dtype: DType| elem_type(dtype) as i32;
@@ -148,7 +149,7 @@ impl Model {
     }
 }
 
-/// Whether all float constants are representable.
+/// Whether half precision can represent all float constants.
 fn fits<'a>(model: &Path, half: &Half, mut constants: impl Iterator<Item = &'a TensorProto>, float: i32) -> bool {
     half.dtype == DType::BFloat16
         || constants.all(|tensor| {
@@ -158,7 +159,7 @@ fn fits<'a>(model: &Path, half: &Half, mut constants: impl Iterator<Item = &'a T
         })
 }
 
-/// Nodes after which no layer comes.
+/// For each node, whether no layer comes after it.
 fn tail(nodes: &[NodeProto], initializers: &HashMap<&str, &TensorProto>) -> Vec<bool> {
     let mut before_a_layer: HashSet<&str> = HashSet::new();
     let mut tail = vec![false; nodes.len()];
@@ -176,8 +177,8 @@ fn tail(nodes: &[NodeProto], initializers: &HashMap<&str, &TensorProto>) -> Vec<
     tail
 }
 
-/// Keeps neighbours of float32 nodes in float32: forwards what continues their arithmetic (the rest of a
-/// normalisation), backwards what only they read (the scores of a softmax).
+/// Extends the float32 region: forwards to nodes that continue its arithmetic (the rest of a normalisation), and
+/// backwards to nodes that only it reads (the scores of a softmax).
 fn spread(nodes: &[NodeProto], assigned: &mut [Type], is_float: &dyn Fn(&String) -> bool) {
     let mut full: HashSet<&str> = HashSet::new();
     for (node, type_) in nodes.iter().zip(assigned.iter_mut()) {

@@ -1,4 +1,4 @@
-//! Float32 constants to half precision.
+//! Converts float32 constants to half precision.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,7 +10,7 @@ use onnx_protobuf::{TensorProto, tensor_proto::DataLocation};
 use crate::onnx::elem_type;
 use crate::tensor::DType;
 
-/// A float32 constant's values, wherever they are kept; `model` is the file the constant is of.
+/// The values of a float32 constant, inside or outside the model file `model`.
 pub(super) fn values(model: &Path, tensor: &TensorProto) -> Result<Vec<f32>, String> {
     let count = tensor.dims.iter().try_fold(1usize, |count, dim| count.checked_mul(usize::try_from(*dim).ok()?));
     let count = count.ok_or_else(|| format!("initializer `{}` has no size", tensor.name))?;
@@ -30,7 +30,7 @@ pub(super) fn values(model: &Path, tensor: &TensorProto) -> Result<Vec<f32>, Str
     Err(format!("initializer `{}` holds {} values, its shape wants {count}", tensor.name, values.len()))
 }
 
-/// The file was checked to be beside or below the model when that was read.
+/// Reads external data. That the file is beside or below the model was checked when the model was read.
 fn external(model: &Path, tensor: &TensorProto, count: usize) -> Result<Vec<u8>, String> {
     let entry =
         |key: &str| tensor.external_data.iter().find(|entry| entry.key == key).map(|entry| entry.value.as_str());
@@ -44,7 +44,7 @@ fn external(model: &Path, tensor: &TensorProto, count: usize) -> Result<Vec<u8>,
     Ok(bytes)
 }
 
-/// The constant rounded to `dtype`, called `name`.
+/// The constant rounded to `dtype`, with the new name `name`.
 pub(super) fn narrow(model: &Path, tensor: &TensorProto, name: &str, dtype: DType) -> Result<TensorProto, String> {
     let values = values(model, tensor)?;
     let bytes: Vec<u8> = match dtype {

@@ -1,4 +1,4 @@
-//! Which forms are written; what they compute, `tests/node_tests.rs` compares in onnxruntime.
+//! Tests of the rewritten forms; `tests/node_tests.rs` compares their results in onnxruntime.
 
 use std::path::Path;
 

@@ -1,7 +1,8 @@
-//! Poolings with `ceil_mode`, whose last window may reach beyond the padding. ONNX (MaxPool-22, AveragePool-22) has none that
-//! would begin behind the input and the padding before it, and what a window has beyond the padding does not count for an
-//! average, not even with `count_include_pad`; onnxruntime does so in every opset. TensorRT's kEXPLICIT_ROUND_UP, which the
-//! parser takes for it, has such windows and counts it all. With as much padding as windows need both are the same.
+//! Poolings with `ceil_mode`, whose last window may extend beyond the padding. In ONNX (MaxPool-22, AveragePool-22) no
+//! window begins beyond the input and the padding before it, and elements of a window beyond the padding do not count
+//! for an average, not even with `count_include_pad`; onnxruntime computes every opset so. TensorRT's
+//! kEXPLICIT_ROUND_UP, which the parser uses, has such windows and counts all elements. With as much padding as the
+//! windows need both agree.
 
 use onnx_protobuf::NodeProto;
 
@@ -11,18 +12,18 @@ use crate::onnx::facts::{Fact, Facts};
 use crate::onnx::graph::Attribute;
 use crate::onnx::reference::{Done, Rewritten};
 
-/// How windows lie along one axis.
+/// Position of the windows along an axis.
 struct Windows {
-    /// The padding of the node.
+    /// Padding at the beginning.
     begin: i64,
     end: i64,
-    /// What the last window needs at the end.
+    /// Padding that the last window needs at the end.
     needed: i64,
-    /// Without `ceil_mode`'s rule there would be one more.
+    /// Whether ONNX's rule drops a last window that would begin beyond the padding.
     dropped: bool,
 }
 
-/// Writes a pooling with the padding that its windows need, where the parser would read another.
+/// Rewrites a pooling with the padding that its windows need, if the parser would use another.
 pub(super) fn write(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if !rounds_up(node) {
         return Ok(Done::Kept);
@@ -53,7 +54,7 @@ pub(super) fn write(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     Ok(Done::Changed)
 }
 
-/// Whether the sizes that decide what TensorRT makes of a pooling are not known.
+/// Whether the sizes that decide TensorRT's interpretation of a pooling are unknown.
 pub(in crate::onnx) fn is_doubtful(node: &NodeProto, facts: &Facts<'_>) -> bool {
     if !rounds_up(node) || all_windows(node, facts.input(node, 0)).is_some() {
         return false;
@@ -78,7 +79,7 @@ fn counts_padding(node: &NodeProto) -> bool {
     node.op_type == "AveragePool" && node.int("count_include_pad", 0) != 0
 }
 
-/// An attribute's number at `at`.
+/// Element `at` of a list attribute.
 fn number(node: &NodeProto, name: &str, at: usize, default: i64) -> Option<i64> {
     match node.ints(name) {
         Some(values) if !values.is_empty() => values.get(at).copied(),
@@ -90,7 +91,7 @@ fn pad(node: &NodeProto, at: usize) -> Option<i64> {
     if node.text("auto_pad") == Some("VALID") { Some(0) } else { number(node, "pads", at, 0) }
 }
 
-/// The windows of all axes, if their sizes are known.
+/// The windows along all axes, if their sizes are known.
 fn all_windows(node: &NodeProto, x: &Fact) -> Option<Vec<Windows>> {
     let (kernel, spatial) = (node.ints("kernel_shape")?, x.shape.as_ref()?.get(2..)?);
     (kernel.len() == spatial.len()).then_some(())?;
@@ -98,7 +99,7 @@ fn all_windows(node: &NodeProto, x: &Fact) -> Option<Vec<Windows>> {
     each.map(|(at, (size, kernel_size))| windows(node, (at, kernel.len()), (*size)?, *kernel_size)).collect()
 }
 
-/// Windows along axis `at` of `axes`.
+/// The windows along axis `at` of `axes`.
 fn windows(node: &NodeProto, (at, axes): (usize, usize), size: i64, kernel: i64) -> Option<Windows> {
     let (begin, end, stride) = (pad(node, at)?, pad(node, at.checked_add(axes)?)?, number(node, "strides", at, 1)?);
     (size > 0 && stride > 0 && kernel > 0 && begin >= 0 && end >= 0).then_some(())?;
@@ -111,7 +112,7 @@ fn windows(node: &NodeProto, (at, axes): (usize, usize), size: i64, kernel: i64)
     Some(Windows { begin, end, needed: needed.max(0), dropped })
 }
 
-/// The tensor with zeros around its spatial axes.
+/// Pads the spatial axes with zeros.
 fn padded(edit: &mut Editor<'_>, x: &str, spatial: &[i64]) -> String {
     if spatial.iter().all(|pad| *pad == 0) {
         return x.to_owned();

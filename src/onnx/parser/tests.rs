@@ -1,11 +1,11 @@
-//! Which forms are written; what they compute, `tests/node_tests.rs` compares in onnxruntime.
+//! Tests of the rewritten forms; `tests/node_tests.rs` compares their results in onnxruntime.
 
 use std::path::Path;
 
 use crate::onnx::{Attribute, GraphBuilder, Model};
 use crate::tensor::{DType, Tensor};
 
-/// One node from `x` (and `more` constants) to the outputs, prepared.
+/// A model of one node from `x` (and constants `more`) to its outputs, rewritten for the parser.
 fn prepared(opset: i64, shape: &[usize], op: &str, more: &[&str], attributes: &[(&str, Attribute)]) -> (bool, Model) {
     let mut graph = GraphBuilder::new("g", opset);
     let dims: Vec<Option<usize>> = shape.iter().copied().map(Some).collect();

@@ -1,4 +1,4 @@
-//! Activations that rten lacks, or computes too large a number in, by their formulas in ONNX's description.
+//! Activations that rten lacks or that overflow in it, rewritten by their formulas in ONNX's specification.
 
 use onnx_protobuf::NodeProto;
 
@@ -6,7 +6,7 @@ use super::{Done, Rewritten};
 use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, output, wanted};
 
-/// From here on ln(1 + eˣ) is x in float32; rten's exponential is infinite from 89 on.
+/// Values from which ln(1 + eˣ) equals x in float32; rten's exponential is infinite from 89 on.
 const LINEAR: f32 = 20.0;
 
 fn softplus_of(edit: &mut Editor<'_>, x: &str) -> (String, String) {
@@ -21,7 +21,7 @@ pub(super) fn softplus(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// x · tanh(softplus(x))
+/// Mish: x · tanh(softplus(x)).
 pub(in crate::onnx) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (large, small) = softplus_of(edit, &x);
@@ -31,7 +31,7 @@ pub(in crate::onnx) fn mish(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritte
     Ok(Done::Replaced)
 }
 
-/// max(0, x) + min(0, α · (exp(x / α) − 1))
+/// Celu: max(0, x) + min(0, α · (exp(x / α) − 1)).
 pub(super) fn celu(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (alpha, zero, one) = (edit.float(node.float("alpha", 1.0)), edit.float(0.0), edit.float(1.0));
@@ -45,7 +45,7 @@ pub(super) fn celu(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// γ · elu(x); the defaults are the description's.
+/// Selu: γ · elu(x), with the specification's defaults.
 pub(super) fn selu(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let gamma = edit.float(node.float("gamma", 1.050_701));
@@ -54,7 +54,7 @@ pub(super) fn selu(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// x where it is above α, else 0.
+/// ThresholdedRelu: x if it is above α, else 0.
 pub(super) fn thresholded(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let (alpha, zero) = (edit.float(node.float("alpha", 1.0)), edit.float(0.0));
@@ -63,7 +63,7 @@ pub(super) fn thresholded(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten 
     Ok(Done::Replaced)
 }
 
-/// x + bias below −λ, x − bias above λ, else 0.
+/// Shrink: x + bias below −λ, x − bias above λ, else 0.
 pub(super) fn shrink(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let lambda = node.float("lambd", 0.5);

@@ -1,4 +1,4 @@
-//! Arithmetic that rten does otherwise: truth values of numbers, signs, vectors in products, reductions of nothing.
+//! Arithmetic that rten computes differently: casts to boolean, signs, vectors in products, reductions over no axes.
 
 use onnx_protobuf::NodeProto;
 
@@ -7,12 +7,12 @@ use crate::onnx::attributes::{Attributes, input};
 use crate::onnx::editor::{Editor, output, set, unset, wanted};
 use crate::onnx::facts::{elem, layout};
 
-/// Nothing, in the type of the tensor: NaN where it is not finite.
+/// Adds x - x, which is zero in the tensor's type, and NaN where x is not finite.
 fn nothing(edit: &mut Editor<'_>, x: &str) -> String {
     edit.op("Sub", &[x, x], &[])
 }
 
-/// rten says 1 for 0.
+/// Sign: rten returns 1 for 0.
 pub(super) fn sign(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let zero = nothing(edit, &x);
@@ -22,7 +22,7 @@ pub(super) fn sign(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// rten keeps truth values in int32 and casts 2 to 2 and 0.5 to 0.
+/// Cast to boolean: rten keeps booleans in int32, and casts 2 to 2 and 0.5 to 0.
 pub(super) fn cast(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (mut x, y) = (wanted(node, 0)?, output(node, 0)?);
     let from = edit.facts().get(&x).elem;
@@ -51,7 +51,7 @@ pub(super) fn cast_like(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritte
     }
 }
 
-/// rten leaves a dimension of 1 where a vector was multiplied by.
+/// MatMul with a vector: rten keeps a dimension of 1.
 pub(super) fn product(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (a, b, y) = (wanted(node, 0)?, wanted(node, 1)?, output(node, 0)?);
     match edit.facts().get(&b).rank() {
@@ -81,7 +81,7 @@ pub(super) fn product(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// rten raises floats to floats and integers to integers.
+/// Pow: rten only raises floats to floats and integers to integers.
 pub(super) fn power(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let exponent = wanted(node, 1)?;
     let float = |edit: &Editor<'_>, index: usize| edit.facts().input(node, index).elem.map(elem::is_float);
@@ -95,7 +95,7 @@ pub(super) fn power(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     Ok(Done::Changed)
 }
 
-/// rten tells both infinities alone.
+/// IsInf: rten only detects both infinities together.
 pub(super) fn is_infinite(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let side = match (node.int("detect_positive", 1) != 0, node.int("detect_negative", 1) != 0) {
@@ -112,7 +112,7 @@ pub(super) fn is_infinite(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten 
     Ok(Done::Replaced)
 }
 
-/// rten takes an empty list of axes for all of them, and knows no truth values among integers.
+/// Reductions: rten takes an empty list of axes for all axes, and has no booleans among integers.
 pub(super) fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let x = edit.facts().input(node, 0);
     if node.op_type == "ReduceMean" {
@@ -134,8 +134,8 @@ pub(super) fn reduce(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     Ok(Done::Kept)
 }
 
-/// A reduction over no axes (`noop_with_empty_axes`) leaves every element by itself, but still takes its logarithm, amount
-/// or square; the parser hands it on as it is, and rten ReduceL2's.
+/// A reduction over no axes (`noop_with_empty_axes`) keeps every element, but still takes its logarithm, magnitude or
+/// square. TensorRT's parser returns the input unchanged, and so does rten for ReduceL2.
 pub(in crate::onnx) fn empty_axes(edit: &mut Editor<'_>, node: &NodeProto, op: &str) -> Rewritten {
     if node.int("noop_with_empty_axes", 0) == 0 {
         return Ok(Done::Kept);

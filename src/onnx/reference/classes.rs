@@ -1,4 +1,4 @@
-//! Which one it is: softmax along flattened axes, the first of equals, one-hot of floats.
+//! Operators about classes: softmax over flattened axes, Hardmax, ArgMax with the first of equals, OneHot of floats.
 
 use onnx_protobuf::NodeProto;
 
@@ -8,7 +8,8 @@ use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::elem;
 use crate::onnx::graph::Attribute;
 
-/// Opset from which softmax works along one axis; before, everything behind it was one vector ("coerced into 2D", Softmax-11).
+/// Opset from which softmax works along one axis; before, everything after the axis was one vector ("coerced into 2D",
+/// Softmax-11).
 const ALONG_AXIS: i64 = 13;
 
 pub(super) fn softmax(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
@@ -22,13 +23,13 @@ pub(super) fn softmax(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// The input as rows of what lies behind the axis, and its dimensions.
+/// Flattens everything after the axis into rows; returns the rows, and the original dimensions.
 fn flattened(edit: &mut Editor<'_>, node: &NodeProto, x: &str) -> (String, String) {
     let shape = edit.shape(x);
     (edit.op("Flatten", &[x], &[("axis", node.int("axis", 1).into())]), shape)
 }
 
-/// 1 at the first of the largest, 0 elsewhere.
+/// Hardmax: 1 at the first maximum, 0 elsewhere.
 pub(super) fn hardmax(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let along = edit.facts().opset() >= ALONG_AXIS;
@@ -53,7 +54,7 @@ pub(super) fn hardmax(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// Place of the first of the largest (or smallest) along an axis, which stays with size 1. rten's ArgMax takes the last of
+/// Index of the first maximum (or minimum) along an axis, which is kept with size 1. rten's ArgMax takes the last of
 /// equals, its TopK the first.
 fn largest(edit: &mut Editor<'_>, x: &str, axis: i64, largest: bool) -> String {
     let (one, values, places) = (edit.ints(&[1]), edit.fresh("values"), edit.fresh("places"));
@@ -91,7 +92,7 @@ fn reversed(edit: &mut Editor<'_>, x: &str, axis: i64) -> String {
     edit.op("Slice", &[x, &start, &end, &axes, &step], &[])
 }
 
-/// rten takes indices and depth as integers alone.
+/// OneHot: rten only accepts integers for indices and depth.
 pub(super) fn one_hot(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let mut done = Done::Kept;
     for index in 0..2 {

@@ -1,4 +1,5 @@
-//! int64, which rten keeps in int32: constants that do not fit are refused, sums and products are watched.
+//! int64, which rten represents as int32: constants that do not fit are refused, and sums and products are checked
+//! after a run.
 
 use std::collections::HashSet;
 
@@ -8,19 +9,20 @@ use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::Editor;
 use crate::onnx::facts::{Facts, elem};
 
-/// A number that tells after a run whether an int64 result was beyond int32.
+/// An additional output that tells after a run whether an int64 result exceeded int32.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guard {
-    /// Output of the graph that holds the largest absolute value, a float32 scalar.
+    /// Name of the output: the largest absolute value, a float32 scalar.
     pub output: String,
-    /// The node whose result it is, for messages.
+    /// Label of the node with that result, for messages.
     pub node: String,
 }
 
-/// From here on a [`Guard`]'s value is too large: a little below 2³¹, for it was computed in float32.
+/// Value of a [`Guard`] that counts as overflow: a little below 2³¹, since it was computed in float32.
 pub const GUARD_LIMIT: f32 = 2_147_400_000.0;
 
-/// Inputs where rten's nearest int32 means the same: bounds that say "to the end", "all" and "for ever".
+/// Inputs for which rten's clamping to int32 does not change the meaning: bounds for "to the end", "all" and "for
+/// ever".
 const NEAREST_WILL_DO: &[(&str, &[usize])] =
     &[("Slice", &[1, 2]), ("NonMaxSuppression", &[2]), ("Clip", &[1, 2]), ("Loop", &[0])];
 
@@ -67,7 +69,7 @@ fn is_wide(tensor: &TensorProto) -> bool {
     words.map(i64::from_le_bytes).chain(tensor.int64_data.iter().copied()).any(|value| !fits(value))
 }
 
-/// Whether a node may make an int64 beyond int32 of numbers that are not.
+/// Whether a node can produce an int64 beyond int32 from inputs within it.
 pub(super) fn may_overflow(node: &NodeProto, facts: &Facts<'_>) -> bool {
     if !node.is_standard() {
         return false;
@@ -86,7 +88,7 @@ pub(super) fn may_overflow(node: &NodeProto, facts: &Facts<'_>) -> bool {
     }
 }
 
-/// Computes the same in float32 and takes the largest absolute value; returns its name.
+/// Repeats the node's arithmetic in float32, and takes the largest absolute value; returns its name.
 pub(super) fn watch(edit: &mut Editor<'_>, node: &NodeProto) -> String {
     let numbers = match node.op_type.as_str() {
         "ReduceSum" | "ReduceProd" | "CumSum" | "Cast" => 1,

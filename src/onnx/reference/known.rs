@@ -1,7 +1,7 @@
-//! What rten 0.27 is known to compute as ONNX describes it, as data.
+//! Lists what rten 0.27 is known to compute by ONNX's specification.
 //!
-//! From ONNX's node tests (onnx 1.23.2, `tests/node_tests.rs`) and from comparisons with onnxruntime 1.32 of what they do not
-//! reach: older opsets, `com.microsoft`, sequences. Attributes that rten refuses itself are not repeated here.
+//! From ONNX's node tests (onnx 1.23.2, `tests/node_tests.rs`), and from comparisons with onnxruntime 1.32 for older
+//! opsets, `com.microsoft` and sequences. Attributes that rten itself refuses are not repeated here.
 
 use onnx_protobuf::{ModelProto, NodeProto};
 
@@ -11,7 +11,7 @@ use super::super::facts::Facts;
 /// Newest opset of the node tests.
 const NEWEST: i64 = 28;
 
-/// Operators of one domain, from an opset on.
+/// Operators of a domain, from an opset on.
 struct Known {
     domain: &'static str,
     since: i64,
@@ -52,7 +52,7 @@ const KNOWN: &[Known] = &[
     },
 ];
 
-/// Inputs that rten reads and does not use, or that nothing was compared with.
+/// Inputs that rten ignores, or that were not compared.
 const WITHOUT: &[(&str, usize, &str)] = &[
     ("Attention", 6, "nonpad_kv_seqlen"),
     ("LSTM", 7, "P (peepholes)"),
@@ -62,14 +62,14 @@ const WITHOUT: &[(&str, usize, &str)] = &[
     ("MultiHeadAttention", 7, "past_value"),
 ];
 
-/// Attributes that must have one of these values: operator, name, default, values.
+/// Attributes that must have one of some values: operator, name, default, values.
 const ONLY: &[(&str, &str, i64, &[i64])] = &[
     ("GRU", "linear_before_reset", 0, &[1]),
     // With 4, activations are int8: off by 2 % from what the weights say.
     ("MatMulNBits", "accuracy_level", 0, &[0, 1, 2, 3]),
 ];
 
-/// Refuses opsets that are not known.
+/// Refuses unknown opsets.
 pub(super) fn check_model(model: &ModelProto) -> Result<(), String> {
     for import in &model.opset_import {
         if matches!(import.domain.as_str(), "" | "ai.onnx") && import.version > NEWEST {
@@ -79,10 +79,10 @@ pub(super) fn check_model(model: &ModelProto) -> Result<(), String> {
     Ok(())
 }
 
-/// Outputs that only training has.
+/// Outputs that only exist in training.
 const TRAINED: &[(&str, usize)] = &[("BatchNormalization", 1)];
 
-/// Refuses an operator, an input or an attribute that is not known to be computed rightly.
+/// Refuses an operator, input or attribute that is not known to be computed correctly.
 pub(super) fn check(node: &NodeProto, facts: &Facts<'_>) -> Result<(), String> {
     let domain = if node.is_standard() { "" } else { node.domain.as_str() };
     let op = node.op_type.as_str();

@@ -1,4 +1,4 @@
-//! Normalisations that rten lacks, written as their formulas, and recurrent layers, which it runs over all steps.
+//! Normalisations that rten lacks, rewritten by their formulas, and recurrent layers, which it runs over all steps.
 
 use onnx_protobuf::NodeProto;
 
@@ -7,7 +7,7 @@ use crate::onnx::attributes::{Attributes, has_output, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::graph::Attribute;
 
-/// rten reads `sequence_lens` and runs every sequence to its end.
+/// Recurrent layers: rten ignores `sequence_lens` and runs every sequence to its end.
 pub(super) fn recurrent(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let Some(name) = input(node, 4) else { return Ok(Done::Kept) };
     let steps = edit.facts().input(node, 0).dim(0);
@@ -21,7 +21,8 @@ pub(super) fn recurrent(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritte
     Ok(Done::Changed)
 }
 
-/// x / (bias + α / size · Σ x²)^β over neighbouring channels: a mean over channels as rows of a picture.
+/// LRN: x / (bias + α / size · Σ x²)^β over neighbouring channels, with the mean over channels computed by a pooling
+/// over rows of an image.
 pub(super) fn local_response(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let size = Some(node.int("size", 0)).filter(|size| (1..=1 << 20).contains(size)).ok_or("its size is none")?;
@@ -48,7 +49,8 @@ pub(super) fn local_response(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritt
     Ok(Done::Replaced)
 }
 
-/// Instances of groups, then scale and bias: by group before opset 21, by channel since.
+/// GroupNormalization: InstanceNormalization of the groups, then scale and bias, per group before opset 21 and per
+/// channel since.
 pub(in crate::onnx) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, scale, bias, y) = (wanted(node, 0)?, wanted(node, 1)?, wanted(node, 2)?, output(node, 0)?);
     let groups = node.int("num_groups", 0);
@@ -72,7 +74,7 @@ pub(in crate::onnx) fn group_norm(edit: &mut Editor<'_>, node: &NodeProto) -> Re
     Ok(Done::Replaced)
 }
 
-/// rten gives back the result alone; mean and deviation are computed beside it.
+/// LayerNormalization: rten only returns the result, so mean and deviation are computed in addition.
 pub(super) fn layer_norm(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     if !has_output(node, 1) && !has_output(node, 2) {
         return Ok(Done::Kept);
@@ -107,7 +109,7 @@ pub(super) fn layer_norm(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritt
     Ok(Done::Changed)
 }
 
-/// (x − mean) / (deviation + 1e-9), as the description's function has it.
+/// MeanVarianceNormalization: (x − mean) / (deviation + 1e-9), by the specification's function.
 pub(super) fn mean_variance(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let axes = || ("axes", Attribute::Ints(node.ints("axes").map_or_else(|| vec![0, 2, 3], <[i64]>::to_vec)));

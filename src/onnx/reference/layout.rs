@@ -1,4 +1,4 @@
-//! Where elements go: pads along some axes, blocks of pixels to channels, dropout that drops nothing.
+//! Operators that rearrange elements: Pad along some axes, SpaceToDepth, Dropout at inference.
 
 use onnx_protobuf::NodeProto;
 
@@ -7,7 +7,7 @@ use crate::onnx::attributes::{Attributes, has_output, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::layout::resolve;
 
-/// At inference its input and, if asked for, its mask. Without a mask it is gone already.
+/// Dropout at inference: its input and, if used, its mask. One without a mask was removed before.
 pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let opset = edit.facts().opset();
@@ -33,7 +33,7 @@ pub(super) fn dropout(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// rten takes pads of all axes.
+/// Pad: rten needs pads of all axes.
 pub(super) fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let Some(axes) = input(node, 3) else { return Ok(Done::Kept) };
     let axes = edit.facts().get(axes).ints().ok_or("the axes it pads are no constant")?;
@@ -52,7 +52,7 @@ pub(super) fn pad(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     Ok(Done::Changed)
 }
 
-/// Blocks of pixels behind each other in depth: [N, C, h, b, w, b] with the block's two axes before C, or behind it.
+/// SpaceToDepth: [N, C, h, b, w, b], with the block's two axes moved before or after C.
 pub(super) fn space_to_depth(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let fact = edit.facts().get(&x);

@@ -1,5 +1,5 @@
-//! Floats to small integers. rten multiplies by the reciprocal of the scale, which is off by one where the quotient is half
-//! way between two integers, or nearly.
+//! QuantizeLinear and DynamicQuantizeLinear. rten multiplies by the reciprocal of the scale, which is off by one where
+//! the quotient is near half way between two integers.
 
 use onnx_protobuf::NodeProto;
 
@@ -8,14 +8,14 @@ use crate::onnx::attributes::{Attributes, input};
 use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::{elem, layout::resolve};
 
-/// x / scale, by a division: a divisor of many elements is one that rten divides by.
+/// x / scale by a division: rten divides if the divisor has many elements.
 fn quotient(edit: &mut Editor<'_>, x: &str, scale: &str) -> String {
     let shape = edit.shape(x);
     let scales = edit.op("Expand", &[scale, &shape], &[]);
     edit.op("Div", &[x, &scales], &[])
 }
 
-/// Rounded to even, moved to the zero point, kept within the type.
+/// Rounds to even, adds the zero point, and clamps to the type.
 fn saturated(edit: &mut Editor<'_>, quotient: &str, zero_point: Option<&str>, to: i32) -> String {
     let mut value = edit.op("Round", &[quotient], &[]);
     if let Some(zero_point) = zero_point {
@@ -65,7 +65,7 @@ pub(super) fn quantize(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     Ok(Done::Replaced)
 }
 
-/// As the description's own function says: the range with 0 in it, over 255.
+/// DynamicQuantizeLinear by the specification's function: the range extended to 0, over 255.
 pub(super) fn quantize_dynamically(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     let (x, y) = (wanted(node, 0)?, output(node, 0)?);
     let mut name = |index: usize| output(node, index).unwrap_or_else(|_| edit.fresh("unused"));

@@ -1,6 +1,6 @@
-//! Resize. rten takes cubic for linear, multiplies by reciprocals where a nearest pixel hangs on the last bit, and knows no
-//! other axes than the last two. All of it is separable, so what rten does not do becomes a matrix (or a list of places) for
-//! each axis, as far as sizes are known.
+//! Resize. rten substitutes linear for cubic, multiplies by reciprocals where the last bit decides a nearest pixel, and
+//! only resizes the last two axes. Since resizing is separable, what rten does not do becomes a matrix (or a list of
+//! indices) per axis, if sizes are known.
 
 pub(in crate::onnx) mod nearest;
 
@@ -12,9 +12,9 @@ use crate::onnx::editor::{Editor, output, wanted};
 use crate::onnx::facts::{Facts, Values, elem, layout::resolve};
 use crate::onnx::graph::Attribute;
 
-/// The largest size whose pixels are looked at one by one.
+/// Largest size of an axis whose pixels are computed individually.
 const SIZE_LIMIT: i64 = 1 << 16;
-/// Elements of the largest matrix for an axis.
+/// Most elements of the matrix of an axis.
 const MATRIX_LIMIT: i64 = 1 << 24;
 
 pub(super) fn resize(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
@@ -68,7 +68,7 @@ fn index(at: usize) -> Result<i64, String> {
     i64::try_from(at).map_err(|_| "its rank is too large".to_owned())
 }
 
-/// The tensor with each of its lanes along an axis multiplied by rows of weights.
+/// Multiplies each lane along an axis by rows of weights.
 fn multiplied(edit: &mut Editor<'_>, x: &str, at: usize, rank: usize, rows: &[Vec<f32>]) -> Result<String, String> {
     let (to, from) = (rows.len(), rows.first().map_or(0, Vec::len));
     if at + 2 == rank {
@@ -114,7 +114,7 @@ impl Rounding {
 enum Mode {
     Nearest(Rounding),
     Linear,
-    /// With the coefficient `cubic_coeff_a`.
+    /// Cubic interpolation with the coefficient `cubic_coeff_a`.
     Cubic(f32),
 }
 
@@ -134,22 +134,22 @@ struct Axis {
     at: usize,
     from: i64,
     to: i64,
-    /// As it is given, or `to / from`.
+    /// Scale as given, or `to / from`.
     scale: f32,
-    /// `from · scale`, which need not be whole.
+    /// `from · scale`, which may be fractional.
     length: f32,
     /// rten's reciprocal of the scale.
     inverse: f32,
-    /// The part that is taken, of `Crop`.
+    /// Region of interest, of `Crop`.
     roi: (f32, f32),
 }
 
-/// What the attributes say.
+/// The attributes of a Resize.
 struct How {
     mode: Mode,
     transformation: Transformation,
     exclude_outside: bool,
-    /// rten has these attributes.
+    /// Whether rten supports these attributes.
     plain: bool,
 }
 
@@ -192,7 +192,7 @@ impl How {
         Ok(Self { mode, transformation, exclude_outside, plain })
     }
 
-    /// The axes that change, if their sizes are known.
+    /// The axes whose size changes, if sizes are known.
     fn axes(&self, node: &NodeProto, facts: &Facts<'_>) -> Result<Vec<Axis>, String> {
         let x = facts.input(node, 0);
         let rank = x.rank().ok_or("the rank of what it resizes is not known")?;
@@ -240,7 +240,7 @@ impl How {
         Ok(axes)
     }
 
-    /// Whether rten is right whatever the sizes are.
+    /// Whether rten is correct for every size.
     fn right_at_any_size(&self, node: &NodeProto, facts: &Facts<'_>) -> bool {
         let scales = facts.input(node, 2).floats().filter(|scales| !scales.is_empty());
         let all = |holds: fn(f32) -> bool| scales.is_some_and(|scales| scales.iter().copied().all(holds));
@@ -282,8 +282,8 @@ impl How {
         })
     }
 
-    /// Where a place of the result lies in the input (ONNX, Resize: coordinate_transformation_mode), in float32 as
-    /// onnxruntime computes it.
+    /// Coordinate in the input of an index in the output (ONNX, Resize: coordinate_transformation_mode), in float32 as
+    /// in onnxruntime.
     fn coordinate(&self, place: i64, axis: &Axis) -> f32 {
         let (at, from, to) = (place as f32, axis.from as f32, axis.to as f32);
         let half = (at + 0.5) / axis.scale - 0.5;
@@ -337,14 +337,14 @@ impl How {
     }
 }
 
-/// Weights of the four neighbours at a distance `t` behind the second (Keys, 1981; `a` is cubic_coeff_a).
+/// Weights of the four neighbours at a distance `t` after the second (Keys, 1981; `a` is cubic_coeff_a).
 fn cubic(a: f32, t: f32) -> [f32; 4] {
     let far = |d: f32| ((a * d - 5.0 * a) * d + 8.0 * a) * d - 4.0 * a;
     let near = |d: f32| ((a + 2.0) * d - (a + 3.0)) * d * d + 1.0;
     [far(t + 1.0), near(t), near(1.0 - t), far(2.0 - t)]
 }
 
-/// Size and scale each listed axis gets, whichever is given.
+/// Size or scale of each listed axis, whichever is given.
 fn targets(node: &NodeProto, facts: &Facts<'_>, listed: &[usize]) -> Option<Vec<(Option<i64>, Option<f32>)>> {
     let scales = facts.input(node, 2).floats().filter(|scales| !scales.is_empty());
     if let Some(scales) = scales {

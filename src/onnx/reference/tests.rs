@@ -1,4 +1,4 @@
-//! What is refused, and how. That what is written otherwise computes the same, `tests/node_tests.rs` shows.
+//! Tests of what is refused, with which message; `tests/node_tests.rs` compares the results of what is rewritten.
 
 use std::path::Path;
 

@@ -1,5 +1,5 @@
-//! Convolutions and poolings with everything spelled out: rten takes SAME_LOWER for SAME_UPPER, and wants attributes that
-//! ONNX lets a model leave out.
+//! Convolutions and poolings with explicit attributes: rten takes SAME_LOWER for SAME_UPPER, and requires attributes
+//! that are optional in ONNX.
 
 use onnx_protobuf::NodeProto;
 
@@ -8,7 +8,7 @@ use crate::onnx::attributes::Attributes;
 use crate::onnx::editor::{Editor, set, unset};
 use crate::onnx::graph::Attribute;
 
-pub(super) fn spell_out(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
+pub(super) fn make_explicit(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritten {
     let before = node.attribute.len();
     let kernel = match node.ints("kernel_shape") {
         Some(kernel) => kernel.to_vec(),
@@ -49,7 +49,7 @@ pub(super) fn spell_out(edit: &mut Editor<'_>, node: &mut NodeProto) -> Rewritte
     Ok(if same && node.attribute.len() == before { Done::Kept } else { Done::Changed })
 }
 
-/// Pads as SAME_LOWER wants them: as much as keeps size / stride, the odd one at the beginning.
+/// Pads of SAME_LOWER: as many as keep size / stride, an odd one at the beginning.
 fn lower(edit: &Editor<'_>, node: &NodeProto, kernel: &[i64]) -> Option<Vec<i64>> {
     let x = edit.facts().input(node, 0);
     let (mut begins, mut ends) = (Vec::new(), Vec::new());

@@ -22,7 +22,7 @@ fn truth(graph: &mut GraphBuilder, name: &str, value: u8) -> String {
     graph.initializer(name, &Tensor::new(vec![], TensorData::Bool(vec![value])).unwrap())
 }
 
-/// A branch that makes `made` of the outer `x`, by a constant of its own.
+/// A branch that computes `made` from the outer `x` and a constant of its own.
 fn branch(op: &str) -> Attribute {
     let mut graph = GraphBuilder::new("branch", 17);
     graph.initializer("k", &Tensor::from_f32(vec![4], vec![2.0; 4]).unwrap());

@@ -1,4 +1,4 @@
-//! A language model as one ONNX file.
+//! Exports a language model as a single ONNX graph.
 
 use std::fs;
 use std::time::Instant;
@@ -15,11 +15,11 @@ use crate::pipeline::place::{self, Move};
 use crate::pipeline::target::Emitted;
 use crate::recipe::{Plan, SourcePlan};
 
-/// Writes the whole model as ONNX; the seconds are those of the conversion alone.
+/// Writes the full graph as ONNX; the reported seconds are those of the conversion.
 ///
-/// External data must lie beside the model. Where the output folder is the checkpoint's own, it does, and NAME.onnx is
-/// written there; elsewhere NAME-onnx/ gets model.onnx and the checkpoint's files, links where they lie in a
-/// store. (onnxruntime follows hard links; onnx.checker, given a path, takes them for an attack.)
+/// External data must lie beside the model. If the output folder is the checkpoint's own, NAME.onnx is written there;
+/// otherwise NAME-onnx/ gets model.onnx and the checkpoint's files, as links if they lie in a store. (onnxruntime
+/// follows hard links; onnx.checker, given a path, rejects them as an attack.)
 pub(in crate::pipeline) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Result<Emitted> {
     let folder = context.output.join(format!("{}-onnx", plan.name));
     let path = context.output.join(format!("{}.onnx", plan.name));
@@ -34,12 +34,12 @@ pub(in crate::pipeline) fn emit_onnx(plan: &Plan, context: &Context, lock: &mut 
     }
     sweep(&folder).map_err(about(&folder))?;
     let source = open(plan, &context.fetcher, lock)?;
-    let words = judge::words(plan, &source)?;
+    let words = judge::check_text_files(plan, &source)?;
     context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
     let start = Instant::now();
     let files = source.checkpoint.files();
     let name = |index: usize| files[index].path().file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let whole = convert::whole_model(&source.model, &source.checkpoint, name)?;
+    let whole = convert::export_full_graph(&source.model, &source.checkpoint, name)?;
     let output = fs::canonicalize(&context.output).ok();
     let beside = |file: &crate::checkpoint::Mapped| {
         fs::canonicalize(file.path()).is_ok_and(|real| real.parent() == output.as_deref())

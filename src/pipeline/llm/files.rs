@@ -1,11 +1,11 @@
-//! What a language model's directory is filled with: graphs, weights, text files.
+//! Fills a language model's directory with graphs, weights and text files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use super::{LlmTarget, Source, is_text};
+use super::{LlmTarget, OpenedSource, is_text};
 use crate::artifact::about;
 use crate::convert;
 use crate::executor::{head_name, layer_name};
@@ -14,7 +14,7 @@ use crate::pipeline::place::{self, Move};
 use crate::pipeline::target::StagedBuild;
 use crate::text::{TOOL_USE_TEMPLATE, text_files};
 
-/// Writes every graph; returns graphs and engines.
+/// Writes every graph; returns pairs of graph and engine file.
 pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(PathBuf, PathBuf)>> {
     let folder = staged.join(ENGINES);
     fs::create_dir_all(&folder).map_err(about(&folder))?;
@@ -35,7 +35,7 @@ pub(super) fn emit(target: &LlmTarget, staged: &Path) -> anyhow::Result<Vec<(Pat
     Ok(engines)
 }
 
-/// Puts the checkpoint's files into the directory, without a second copy wherever that does no harm.
+/// Places the checkpoint's files in the directory, as links wherever that is safe.
 pub(super) fn place_weights(target: &LlmTarget, work: &mut StagedBuild<'_>) -> anyhow::Result<Vec<String>> {
     let (checkpoint, folder) = (&target.source.checkpoint, work.staged.join(WEIGHTS));
     fs::create_dir_all(&folder).map_err(about(&folder))?;
@@ -55,8 +55,8 @@ pub(super) fn place_weights(target: &LlmTarget, work: &mut StagedBuild<'_>) -> a
     Ok(names)
 }
 
-/// Copies or makes the text files; `template` is the recipe's.
-pub(super) fn place_text(source: &Source, template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
+/// Copies or generates the text files; `template` is the recipe's chat template.
+pub(super) fn place_text(source: &OpenedSource, template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
     let checkpoint = &source.checkpoint;
     let Some(gguf) = &checkpoint.gguf else { return copy_text(&source.paths, template, staged) };
     for (name, text) in text_files(&checkpoint.config_path, gguf, &checkpoint.config)? {
@@ -70,7 +70,7 @@ pub(super) fn place_text(source: &Source, template: Option<&Path>, staged: &Path
     copy_text(&[], template, staged)
 }
 
-/// Copies those of `paths` that are text files, and the recipe's template.
+/// Copies those of `paths` that are text files, and the recipe's chat template.
 pub(super) fn copy_text(paths: &[PathBuf], template: Option<&Path>, staged: &Path) -> anyhow::Result<()> {
     for path in paths.iter().filter(|path| is_text(path)) {
         let name = match path.ends_with(TOOL_USE_TEMPLATE) {

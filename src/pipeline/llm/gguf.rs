@@ -1,46 +1,50 @@
-//! What is asked of a GGUF before it is built: which one, in how many parts, and with which template.
+//! Checks GGUF sources before a build: that there is exactly one model, in how many parts, and with a usable chat
+//! template.
 
 use anyhow::bail;
 
 use crate::checkpoint::{Checkpoint, Gguf, PartName};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::{Fetcher, Modelfile};
 use crate::log::printable;
 use crate::progress::Event;
 use crate::recipe::Plan;
 
-/// Characters of a name that messages show.
+/// Most characters of a name in messages.
 const SHOWN: usize = 120;
 
-/// Of the GGUF files that `files:` matches in a repository, there must be one, or the parts of one.
+/// Checks that the GGUF files in a repository that `files:` matches are one file, or the parts of one.
 pub(super) fn check_one(plan: &Plan, repository: &str, names: &[&str]) -> anyhow::Result<()> {
     match names.first() {
-        Some(first) if !names.iter().all(|name| is_of(name, first)) => bail!(
-            "{}: `files:` matches several models of {repository}: {}\n  hint: name one with `file:`",
-            plan.name,
-            names.join(", ")
-        ),
+        Some(first) if !names.iter().all(|name| is_of(name, first)) => {
+            let names = names.join(", ");
+            let what = format!("{}: `files:` matches several models of {repository}: {names}", plan.name);
+            bail!(Diagnostic::new(what).with_help("name one with `file:`"))
+        }
         _ => Ok(()),
     }
 }
 
-/// Whether a file is the one that was named, or a part of the same GGUF.
+/// Whether a file is the named one, or a part of the same GGUF.
 pub(super) fn is_of(name: &str, named: &str) -> bool {
     let parts = PartName::of(name).zip(PartName::of(named));
     name == named || parts.is_some_and(|(part, named)| part.is_beside(&named))
 }
 
-/// What is said of an Ollama model whose only template is Ollama's, and which file would do.
-fn no_template(gguf: Option<&Gguf>) -> String {
+/// The error for an Ollama model that has only Ollama's own template, with a file that would do.
+fn no_template(gguf: Option<&Gguf>) -> Diagnostic {
     let origin = gguf.and_then(origin).unwrap_or_else(|| "the original model".to_owned());
-    format!(
-        "the Ollama model has its chat template in Ollama's own language (Go's) alone, which is not run, and none in its \
-         GGUF\n  hint: give the recipe a `chat_template: FILE.jinja`: the chat_template.jinja of {origin} on its hub, or what \
-         `chat_template` in its tokenizer_config.json says, saved as a file"
+    Diagnostic::new(
+        "the Ollama model has its chat template in Ollama's own language (Go's) alone, which is not run, and none in its GGUF",
     )
+    .with_help(format!(
+        "give the recipe a `chat_template: FILE.jinja`: the chat_template.jinja of {origin} on its hub, or what \
+         `chat_template` in its tokenizer_config.json says, saved as a file"
+    ))
 }
 
-/// The model that a GGUF was made of, as its metadata tell (gguf-py's `constants.py`): its own name, and what that was tuned
-/// from, which may know no conversations.
+/// The repository that a GGUF was converted from, by its metadata (gguf-py's `constants.py`): its own name, and that of
+/// the model it was tuned from, which may have no chat template.
 fn origin(gguf: &Gguf) -> Option<String> {
     let text = |key: &str| {
         let text = gguf.text(key).map(str::trim).filter(|text| !text.is_empty())?;
@@ -62,7 +66,7 @@ fn origin(gguf: &Gguf) -> Option<String> {
     }
 }
 
-/// Ollama's template is in Go's language and is not read: another must be there.
+/// Checks that a chat template is available. Ollama's, in Go's language, is not supported.
 pub(super) fn check_template(
     plan: &Plan,
     checkpoint: &Checkpoint,
@@ -75,7 +79,7 @@ pub(super) fn check_template(
     }
     let gguf = checkpoint.gguf.as_ref();
     if gguf.is_none_or(|gguf| gguf.text("tokenizer.chat_template").is_none()) {
-        bail!("{}: {}", plan.name, no_template(gguf));
+        bail!(no_template(gguf).at(&plan.name));
     }
     let text = format!(
         "{}: the Ollama model's own template, in Go's language, is not applied; its GGUF's chat template is, and whether the \
@@ -97,7 +101,7 @@ mod tests {
             let mut gguf = Gguf::default();
             let keys = keys.iter().map(|(key, text)| ((*key).to_owned(), MetadataValue::Text((*text).to_owned())));
             gguf.metadata.extend(keys);
-            no_template(Some(&gguf))
+            no_template(Some(&gguf)).to_string()
         };
         let (name, base) = ("general.name", "general.base_model.0.name");
         let place = ("general.base_model.0.repo_url", "https://huggingface.co/speakleash/Bielik-11B-v2");

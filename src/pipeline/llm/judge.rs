@@ -1,21 +1,21 @@
-//! What can be refused is refused early: before gigabytes have come if the small files say so, and before anything is hashed
-//! or built. In this order: the kind of model, what it is quantised with, its arithmetic, its weights' files, its vocabulary,
-//! its chat template, its lengths.
+//! Refuses early: before gigabytes are downloaded if the small files suffice, and before anything is hashed or built.
+//! Checked in this order: kind of model, quantisation, arithmetic, weight files, vocabulary, chat template, lengths.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
-use super::{Source, files, gguf, is_text, limits};
+use super::{OpenedSource, files, gguf, is_text, limits};
 use crate::checkpoint::{Adapter, CheckpointError, gguf_models, gguf_set_aside, read_json, weight_files};
 use crate::convert::{self, Transformer};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::{FetchError, Fetched, Fetcher, Lock, exactly, matching};
 use crate::progress::Event;
-use crate::recipe::{Plan, SourcePlan};
+use crate::recipe::{LlmPlan, Plan, SourcePlan};
 use crate::text::{TEXT_FILES, TextError, check_vocabulary, judge};
 
-/// A repository as far as its names and small files tell.
+/// A repository, as far as its file names and small files are known.
 struct Repository<'a> {
     plan: &'a Plan,
     fetcher: &'a Fetcher,
@@ -24,7 +24,7 @@ struct Repository<'a> {
 }
 
 impl Repository<'_> {
-    /// Its files of just these names.
+    /// A source with only the files of these names.
     fn source(&self, names: &[&str]) -> SourcePlan {
         SourcePlan::Hub {
             repository: self.repository.to_owned(),
@@ -39,13 +39,13 @@ impl Repository<'_> {
     }
 }
 
-/// The folder before a name, with its slash.
+/// The folder part of a name, with its slash.
 fn folder_of(name: &str) -> &str {
     name.rfind('/').map_or("", |at| &name[..=at])
 }
 
-/// Before gigabytes are downloaded: is it a model we can build? Returns what is to be fetched: of several copies of the
-/// weights one.
+/// Checks before the download whether the model can be built. Returns the source to fetch, with one of several copies
+/// of the weights.
 pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<SourcePlan> {
     let SourcePlan::Hub { repository, revision, file: None, files } = &plan.source else {
         return Ok(plan.source.clone());
@@ -80,10 +80,8 @@ pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> any
         Err(message) => return Err(hub.no_weights(&all, message, lock)),
     };
     if !wanted.contains(&config.as_str()) {
-        bail!(
-            "{}: {repository} has no {config}\n  hint: it says what the tensors mean; name it in `files:` too",
-            plan.name
-        );
+        let what = format!("{}: {repository} has no {config}", plan.name);
+        bail!(Diagnostic::new(what).with_help("it says what the tensors mean; name it in `files:` too"));
     }
     hub.text(&all, &wanted, folder, lock)?;
     let kept = |name: &&str| !name.ends_with(".safetensors") || weights.contains(name);
@@ -91,26 +89,27 @@ pub(super) fn look_ahead(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> any
 }
 
 impl Repository<'_> {
-    /// Why there is nothing to build; an adapter names its base.
-    fn no_weights(&self, all: &[&str], message: String, lock: &mut Lock) -> anyhow::Error {
+    /// The error for a repository without usable weights; for an adapter it names the base model.
+    fn no_weights(&self, all: &[&str], message: Diagnostic, lock: &mut Lock) -> anyhow::Error {
         let what = format!("{}: {}@{}", self.plan.name, self.repository, self.revision);
         if all.contains(&"adapter_config.json") {
             let fetched = self.fetch(&["adapter_config.json"], lock).ok();
             let adapter = fetched.and_then(|fetched| Adapter::read(&fetched.files.first()?.path).ok());
-            return anyhow::anyhow!("{what} is {}", adapter.unwrap_or_default().message());
+            let why = adapter.unwrap_or_default().message();
+            return why.map_message(|adapter| format!("{what} is {adapter}")).into();
         }
         // What is not asked for may be what it has.
         let message = weight_files(all).err().unwrap_or(message);
         FetchError::NoModel { name: what, message }.into()
     }
 
-    /// Vocabulary and template.
+    /// Checks vocabulary and chat template.
     fn text(&self, all: &[&str], wanted: &[&str], folder: &str, lock: &mut Lock) -> anyhow::Result<()> {
         let within = |names: &[&str]| -> Vec<String> {
             names.iter().filter_map(|name| name.strip_prefix(folder)).map(str::to_owned).collect()
         };
         if let Some(message) = no_vocabulary(&within(wanted), &within(all)) {
-            bail!("{}: {}@{}: {message}", self.plan.name, self.repository, self.revision);
+            bail!(message.at(format!("{}: {}@{}", self.plan.name, self.repository, self.revision)));
         }
         let is_text = |name: &&str| name.strip_prefix(folder).is_some_and(|name| TEXT_FILES.contains(&name));
         let names: Vec<&str> = wanted.iter().copied().filter(is_text).collect();
@@ -122,7 +121,7 @@ fn paths_of(fetched: Fetched) -> Vec<PathBuf> {
     fetched.files.into_iter().map(|file| file.path).collect()
 }
 
-/// The kind of model, what it is quantised with, its arithmetic, its lengths, where a config.json says them.
+/// Checks kind of model, quantisation, arithmetic and lengths, if there is a config.json.
 pub(super) fn configuration(plan: &Plan, paths: &[PathBuf]) -> anyhow::Result<()> {
     if paths.iter().any(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
         return Ok(());
@@ -135,24 +134,23 @@ pub(super) fn configuration(plan: &Plan, paths: &[PathBuf]) -> anyhow::Result<()
     length_of(plan, &model)
 }
 
-/// Whether the longest sequence is one that the model reaches.
+/// Checks that the model supports the longest sequence of the plan.
 pub(super) fn length_of(plan: &Plan, model: &Transformer) -> anyhow::Result<()> {
     let limits = limits(plan)?;
     if limits.max_input_len + limits.max_output_len > model.max_position {
-        bail!(
-            "{}: {} prompt and {} answer tokens are more than the {} positions the model was trained for\n  hint: lower \
-             max_input_len or max_output_len",
-            plan.name,
-            limits.max_input_len,
-            limits.max_output_len,
-            model.max_position
+        let LlmPlan { max_input_len, max_output_len, .. } = limits;
+        let what = format!(
+            "{}: {max_input_len} prompt and {max_output_len} answer tokens are more than the {} positions the model was \
+             trained for",
+            plan.name, model.max_position
         );
+        bail!(Diagnostic::new(what).with_help("lower max_input_len or max_output_len"));
     }
     Ok(())
 }
 
-/// Why files of these names have no vocabulary, if so; `beside` is what lies with them.
-fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
+/// Why files with these names contain no vocabulary; `None` if they do. `beside` are the names in the same folder.
+fn no_vocabulary(names: &[String], beside: &[String]) -> Option<Diagnostic> {
     let is_one = |wanted: &str, names: &[String]| names.iter().any(|name| name == wanted);
     if is_one("tokenizer.json", names) {
         return None;
@@ -160,14 +158,13 @@ fn no_vocabulary(names: &[String], beside: &[String]) -> Option<String> {
     let others = ["tokenizer.model", "spiece.model", "tekken.json", "vocab.json"];
     let other = others.into_iter().find(|other| is_one(other, names) || is_one(other, beside));
     let has = other.map_or_else(String::new, |other| format!(", only {other}, which is not read"));
-    Some(format!(
-        "no tokenizer.json{has}\n  hint: AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one; put it beside the \
-         weights and use `path:`"
+    Some(Diagnostic::new(format!("no tokenizer.json{has}")).with_help(
+        "AutoTokenizer.from_pretrained(…).save_pretrained(…) makes one; put it beside the weights and use `path:`",
     ))
 }
 
-/// Whether a model's words and its template can be read; what is worth a line.
-pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>> {
+/// Checks that vocabulary and chat template can be read; returns warnings.
+pub(super) fn check_text_files(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Vec<String>> {
     let checkpoint = &source.checkpoint;
     let mut notes = Vec::new();
     match &checkpoint.gguf {
@@ -187,8 +184,8 @@ pub(super) fn words(plan: &Plan, source: &Source) -> anyhow::Result<Vec<String>>
     Ok(notes)
 }
 
-/// Looks at the text files as an engine directory would hold them. Errors name the files they come from.
-fn text(plan: &Plan, paths: &[PathBuf], source: Option<&Source>) -> anyhow::Result<Option<String>> {
+/// Checks the text files as an engine directory would hold them. Errors name the original files.
+fn text(plan: &Plan, paths: &[PathBuf], source: Option<&OpenedSource>) -> anyhow::Result<Option<String>> {
     let template = plan.model.llm().and_then(|llm| llm.chat_template.as_deref());
     let scratch = tempfile::tempdir().context("cannot make a scratch folder")?;
     match source {

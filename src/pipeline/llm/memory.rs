@@ -1,4 +1,4 @@
-//! How much memory a language model takes when it runs, told before anything is built.
+//! Estimates the memory that a language model needs at run time, before anything is built.
 
 use std::fmt;
 
@@ -6,26 +6,27 @@ use super::LlmTarget;
 use crate::checkpoint::{Checkpoint, View};
 use crate::convert::{LayerTypes, Transformer};
 use crate::cuda_executor::{IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
+use crate::diagnostic::Diagnostic;
 use crate::memory;
 use crate::quantize::Scheme;
 use crate::recipe::LlmPlan;
 use crate::spec::{KvCache, Shapes};
 use crate::tensor::DType;
 
-/// What the host takes while a model is loaded, beside what the device holds: pieces of tensors on their way, pages of the files,
-/// the process. `benches/load_memory.py` measures it, `bench` tells it.
+/// Host memory in bytes while a model is loaded: tensors in staging, pages of the files, the process.
+/// `benches/load_memory.py` and `bench` measure it.
 const HOST: u64 = 500_000_000;
 
-/// What the device will hold when the model runs, and the host while it is loaded.
+/// Estimated memory of the device at run time, and of the host while loading, in bytes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MemoryPlan {
     /// Weights in the engines' type, or packed.
     pub(super) weights: u64,
-    /// Keys and values of all slots, and room to move them.
+    /// Keys and values of all slots, and the space to move them.
     pub(super) cache: u64,
-    /// Masks, activations, engines: an estimate.
+    /// Masks, activations and engines, estimated.
     pub(super) scratch: u64,
-    /// On the host: a bound.
+    /// Upper bound of the host's memory while loading.
     pub(super) host: u64,
     /// Whether device and host share one memory.
     pub(super) shared: bool,
@@ -62,7 +63,7 @@ impl MemoryPlan {
         })
     }
 
-    /// What the device's memory must have room for: all of it, where it is the host's too.
+    /// Memory that the device needs; includes the host's where both share one memory.
     pub(super) fn total(&self) -> u64 {
         self.weights + self.cache + self.scratch + if self.shared { self.host } else { 0 }
     }
@@ -74,17 +75,18 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "running it takes about {}: weights {}, keys and values {}, scratch {}; loading it at most {} of {} memory",
-            memory::text(self.total()),
-            memory::text(weights),
-            memory::text(cache),
-            memory::text(scratch),
-            memory::text(host),
+            memory::format_bytes(self.total()),
+            memory::format_bytes(weights),
+            memory::format_bytes(cache),
+            memory::format_bytes(scratch),
+            memory::format_bytes(host),
             if shared { "the same" } else { "the host's" }
         )
     }
 }
 
-/// Bytes of the weights on the device, packed where they can be, and of two layers of such unpacked for the engines.
+/// Bytes of the weights on the device: packed where supported, and two layers of packed weights unpacked for the
+/// engines.
 fn weights(
     (checkpoint, model): (&Checkpoint, &Transformer),
     dtype: DType,
@@ -120,8 +122,9 @@ fn weights(
     Ok((weights, unpacked))
 }
 
-/// Why it could not run on the GPU it is built on, which has so many bytes, and what would fit, if anything does.
-pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
+/// The error for a model that does not fit into `available` bytes of the GPU it is built on, with a configuration that
+/// would fit, if there is one.
+pub(super) fn too_large(target: &LlmTarget, available: u64) -> Diagnostic {
     let MemoryPlan { weights, cache, scratch, host, shared } = target.memory;
     let LlmPlan { max_batch_size, max_input_len, max_output_len, .. } = target.limits;
     let host = if shared { host } else { 0 };
@@ -132,16 +135,21 @@ pub(super) fn too_large(target: &LlmTarget, available: u64) -> String {
     } else {
         format!("lower max_batch_size, max_input_len or max_output_len until their product is below {tokens} tokens")
     };
-    format!(
+    Diagnostic::new(format!(
         "{}: running it takes {}: {} of weights, {} of keys and values ({max_batch_size} sequences of {max_input_len} + \
-         {max_output_len} tokens), about {} of scratch memory{}; {} has {}\n  hint: {help}, or build all the same with --force",
+         {max_output_len} tokens), about {} of scratch memory{}; {} has {}",
         target.plan.name,
-        memory::text(target.memory.total()),
-        memory::text(weights),
-        memory::text(cache),
-        memory::text(scratch),
-        if shared { format!(", {} for loading it from the same memory", memory::text(host)) } else { String::new() },
+        memory::format_bytes(target.memory.total()),
+        memory::format_bytes(weights),
+        memory::format_bytes(cache),
+        memory::format_bytes(scratch),
+        if shared {
+            format!(", {} for loading it from the same memory", memory::format_bytes(host))
+        } else {
+            String::new()
+        },
         target.machine.device.as_ref().map_or("the GPU", |device| device.name.as_str()),
-        memory::text(available)
-    )
+        memory::format_bytes(available)
+    ))
+    .with_help(format!("{help}, or build all the same with --force"))
 }

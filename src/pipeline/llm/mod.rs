@@ -1,5 +1,5 @@
-//! A language model: judge what can be judged, fetch, plan the memory, emit the layer graphs, and beside their engines place
-//! the weights, which are never read, but for their hash.
+//! Builds language models: checks the source early, fetches it, plans the memory, writes the layer graphs, and places
+//! the weights beside the engines. The weights are only hashed, not read otherwise, unless they are quantised.
 
 mod export;
 mod files;
@@ -19,6 +19,7 @@ use super::target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 use crate::backend::tensorrt::BuildOptions;
 use crate::checkpoint::Checkpoint;
 use crate::convert::{self, LayerTypes, Transformer};
+use crate::diagnostic::Diagnostic;
 use crate::fetch::{Fetched, Fetcher, Lock, Modelfile};
 use crate::hashes::Hashes;
 use crate::manifest::{EngineContents, Key, VerifyRecord};
@@ -31,31 +32,31 @@ use memory::MemoryPlan;
 
 pub(super) use export::emit_onnx;
 
-/// A source that is here, and what it is.
-struct Source {
+/// A fetched and opened source.
+struct OpenedSource {
     checkpoint: Arc<Checkpoint>,
     model: Transformer,
-    /// Everything that was fetched.
+    /// All fetched files.
     paths: Vec<PathBuf>,
     commit: Option<String>,
-    /// What an Ollama model says besides its weights.
+    /// The Modelfile, for an Ollama model.
     modelfile: Option<Modelfile>,
 }
 
-/// A language model that is to be built.
+/// A language model to build.
 pub(super) struct LlmTarget {
     plan: Plan,
     limits: LlmPlan,
     machine: BuildHost,
-    source: Source,
+    source: OpenedSource,
     shapes: Shapes,
     types: LayerTypes,
     options: BuildOptions,
-    /// How the layers are quantised.
+    /// Quantisation of the layers; `None` to keep the checkpoint's weights.
     scheme: Option<Scheme>,
-    /// What a model that comes quantised was made of.
-    reference: Option<Source>,
-    /// What running it will take.
+    /// The float checkpoint of an already quantised model, to measure its quality loss.
+    reference: Option<OpenedSource>,
+    /// Estimated memory at run time.
     memory: MemoryPlan,
 }
 
@@ -63,14 +64,14 @@ fn limits(plan: &Plan) -> anyhow::Result<&LlmPlan> {
     plan.model.llm().with_context(|| format!("{} is not a language model", plan.name))
 }
 
-/// Brings a plan's model here, after a look at its small files, and records what was pinned.
+/// Fetches a plan's model after checking its small files, and records what was pinned.
 pub(super) fn fetch(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Fetched> {
     let fetched = fetcher.fetch(&judge::look_ahead(plan, fetcher, lock)?, lock)?;
     lock.save()?;
     Ok(fetched)
 }
 
-fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Source> {
+fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<OpenedSource> {
     let limits = limits(plan)?;
     let fetched = fetch(plan, fetcher, lock)?;
     let named = match &plan.source {
@@ -99,16 +100,15 @@ fn open(plan: &Plan, fetcher: &Fetcher, lock: &mut Lock) -> anyhow::Result<Sourc
     let paths = paths.into_iter().filter(|path| !is_text(path) || own(path)).collect();
     let modelfile = fetcher.modelfile(&plan.source)?;
     gguf::check_template(plan, &checkpoint, modelfile.as_ref(), fetcher)?;
-    Ok(Source { checkpoint, model, paths, commit: fetched.commit, modelfile })
+    Ok(OpenedSource { checkpoint, model, paths, commit: fetched.commit, modelfile })
 }
 
 impl LlmTarget {
-    /// Fetches a plan's source and judges it. What was `built` has been looked at; anything else is before gigabytes are
-    /// hashed.
+    /// Fetches a plan's source and checks it. Unless it is already `built`, it is checked before gigabytes are hashed.
     pub(super) fn open(plan: &Plan, context: &Context, lock: &mut Lock, built: bool) -> anyhow::Result<Self> {
         let limits = limits(plan)?.clone();
         let source = open(plan, &context.fetcher, lock)?;
-        let words = if built { Vec::new() } else { judge::words(plan, &source)? };
+        let words = if built { Vec::new() } else { judge::check_text_files(plan, &source)? };
         context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
         let kv_cache = kv_cache(plan, &source.model)?;
         let reference = match &plan.verify.reference {
@@ -141,20 +141,17 @@ impl LlmTarget {
     }
 }
 
-/// How keys and values are kept.
+/// How keys and values are stored.
 fn kv_cache(plan: &Plan, model: &Transformer) -> anyhow::Result<KvCache> {
     // Sixteen bytes are read at once.
     if plan.build.kv_cache == KvCache::Int8 && !model.head_dim.is_multiple_of(16) {
-        bail!(
-            "{}: heads of {} elements cannot be kept in 8 bits\n  hint: leave out `kv_cache`",
-            plan.name,
-            model.head_dim
-        );
+        let what = format!("{}: heads of {} elements cannot be kept in 8 bits", plan.name, model.head_dim);
+        bail!(Diagnostic::new(what).with_help("leave out `kv_cache`"));
     }
     Ok(plan.build.kv_cache)
 }
 
-/// The layer graphs carry their types; TensorRT before 9 takes them as a permission only.
+/// Builder settings. The layer graphs contain their types, which TensorRT before 9 only takes as a permission.
 fn builder_options(plan: &Plan, version: Version, dtype: DType) -> anyhow::Result<BuildOptions> {
     let mut options = settings::builder_options(&plan.build);
     // The switch is about float32 alone; engines of other types are built and loaded with it on.
@@ -167,7 +164,7 @@ fn builder_options(plan: &Plan, version: Version, dtype: DType) -> anyhow::Resul
 }
 
 /// The files of a source that a build uses.
-fn used(source: &Source) -> impl Iterator<Item = &PathBuf> {
+fn used(source: &OpenedSource) -> impl Iterator<Item = &PathBuf> {
     let weights = |path: &Path| source.checkpoint.files().iter().any(|file| file.path() == path);
     source.paths.iter().filter(move |path| is_text(path) || weights(path))
 }
@@ -208,7 +205,7 @@ impl Target for LlmTarget {
         self.memory.to_string()
     }
 
-    fn too_large(&self, available: u64) -> String {
+    fn too_large(&self, available: u64) -> Diagnostic {
         memory::too_large(self, available)
     }
 
@@ -217,7 +214,7 @@ impl Target for LlmTarget {
     }
 
     fn notes(&self) -> anyhow::Result<Vec<String>> {
-        judge::words(&self.plan, &self.source)
+        judge::check_text_files(&self.plan, &self.source)
     }
 
     fn write_models(&self, staged: &Path, _full: &[String]) -> anyhow::Result<BuildJobs> {
@@ -225,7 +222,7 @@ impl Target for LlmTarget {
         Ok(BuildJobs { engines, options: self.options.clone(), temporary: Vec::new() })
     }
 
-    /// Texts, and weights as they come or quantised.
+    /// Places text files, and weights as they are or quantised.
     fn finish(&self, work: &mut StagedBuild<'_>, _full: &[String]) -> anyhow::Result<Description> {
         let Self { plan, source, limits, .. } = self;
         let staged = work.staged;
@@ -245,8 +242,8 @@ impl Target for LlmTarget {
             weights,
         };
         let quality = if self.scheme.is_some() || self.reference.is_some() || !llm.kv_cache.is_auto() {
-            work.context.stage(&plan.name, "comparing what is quantised with the checkpoint");
-            Some(quantize::quality(self, &llm, staged)?)
+            work.context.stage(&plan.name, "comparing the quantised model with the checkpoint");
+            Some(quantize::measure_quality(self, &llm, staged)?)
         } else {
             None
         };

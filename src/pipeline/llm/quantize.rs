@@ -1,11 +1,12 @@
-//! The stages of quantising: a scheme is chosen, scales are searched, weights are written, and what it cost is measured.
+//! The stages of quantising: a scheme is chosen, scales are searched, weights are written, and the quality loss is measured.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::bail;
 
-use super::{LlmTarget, Source};
+use super::{LlmTarget, OpenedSource};
+use crate::diagnostic::Diagnostic;
 use crate::executor::CpuExecutor;
 use crate::manifest::Quality;
 use crate::manifest::layout::WEIGHTS;
@@ -16,17 +17,17 @@ use crate::spec::LlmRecord;
 use crate::text::Text;
 use crate::verify;
 
-fn original<'a>(plan: &'a Plan, source: &'a Source) -> OriginalModel<'a> {
+fn original<'a>(plan: &'a Plan, source: &'a OpenedSource) -> OriginalModel<'a> {
     OriginalModel { name: &plan.name, checkpoint: &source.checkpoint, model: &source.model }
 }
 
-/// The scheme a plan asks for.
-pub(super) fn scheme(plan: &Plan, source: &Source) -> anyhow::Result<Option<Scheme>> {
+/// The scheme that a plan asks for.
+pub(super) fn scheme(plan: &Plan, source: &OpenedSource) -> anyhow::Result<Option<Scheme>> {
     let Some(bits) = plan.build.precision.bits() else { return Ok(None) };
     Ok(Some(Scheme::choose(original(plan, source), bits, plan.build.group_size)?))
 }
 
-/// Writes the quantised weights into `staged`, where the texts are; their files' names below `weights/`.
+/// Writes the quantised weights into `staged`, where the text files are; returns the files' names below `weights/`.
 pub(super) fn write(
     target: &LlmTarget,
     scheme: Scheme,
@@ -47,16 +48,15 @@ pub(super) fn write(
     Ok(vec![file])
 }
 
-/// What it has cost, here or whoever did it: by the checkpoint in floats.
-pub(super) fn quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
-    let Source { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
+/// Measures the quality loss of weights that were quantised here or by others, against the float checkpoint.
+pub(super) fn measure_quality(target: &LlmTarget, record: &LlmRecord, staged: &Path) -> anyhow::Result<Quality> {
+    let OpenedSource { model, checkpoint, .. } = target.reference.as_ref().unwrap_or(&target.source);
     if model.vocab_size != target.source.model.vocab_size {
-        bail!(
-            "{}: the reference of `verify` has {} tokens, the model {}\n  hint: it must be the checkpoint the model was made of",
-            target.plan.name,
-            model.vocab_size,
-            target.source.model.vocab_size
+        let what = format!(
+            "{}: the reference of `verify` has {} tokens, the model {}",
+            target.plan.name, model.vocab_size, target.source.model.vocab_size
         );
+        bail!(Diagnostic::new(what).with_help("it must be the checkpoint the model was made of"));
     }
     let text = Text::open(staged)?;
     let longest = record.shapes.max_len;

@@ -1,4 +1,4 @@
-//! Ultralytics' own ONNX exports, which say task, head, stride and names in their metadata (`engine/exporter.py`).
+//! Reads Ultralytics' ONNX exports, whose metadata contains task, head, stride and class names (`engine/exporter.py`).
 
 use std::path::{Path, PathBuf};
 
@@ -6,18 +6,23 @@ use anyhow::{Context as _, bail};
 
 use super::names::python_names;
 use super::{Meaning, Vision, around, onnx};
+use crate::diagnostic::Diagnostic;
 use crate::log::printable;
 use crate::onnx::Model;
 use crate::recipe::YoloPlan;
 use crate::spec::{Boxes, Task};
 use crate::vision::pixel_axes;
 
+/// The next step with an export that is not one of Ultralytics', or that does not say what its output is.
+const AS_IT_IS: &str = "use `kind: onnx`";
+
 /// Reads an export.
 pub(super) fn load(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
     let model = Model::load(&path)?;
     let said = |key: &str| {
-        model.metadata(key).with_context(|| {
-            format!("{}: no metadata `{key}`: not exported by Ultralytics\n  hint: use `kind: onnx`", path.display())
+        model.metadata(key).ok_or_else(|| {
+            Diagnostic::new(format!("{}: no metadata `{key}`: not exported by Ultralytics", path.display()))
+                .with_help(AS_IT_IS)
         })
     };
     let task = match said("task")? {
@@ -26,7 +31,8 @@ pub(super) fn load(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
         "classify" => Task::Classify,
         other => {
             let other = printable(other);
-            bail!("{}: task `{other}` is not supported\n  hint: use `kind: onnx`", path.display())
+            let what = Diagnostic::new(format!("{}: task `{other}` is not supported", path.display()));
+            bail!(what.with_help(AS_IT_IS))
         }
     };
     let names = python_names(said("names")?)
@@ -52,7 +58,7 @@ pub(super) fn load(plan: &YoloPlan, path: PathBuf) -> anyhow::Result<Vision> {
     onnx(path, Meaning::Yolo(yolo, classifier))
 }
 
-/// How the output says where objects are: the head's name or the model's tells RT-DETR, the shape the others.
+/// Layout of the detector's output: RT-DETR by the name of head or model, the others by shape.
 fn boxes(path: &Path, model: &Model, task: Task, classes: usize) -> anyhow::Result<Boxes> {
     let outputs = model.outputs()?;
     let dims = |index: usize| outputs.get(index).map(|output| output.shape.as_slice()).unwrap_or_default();
@@ -71,9 +77,12 @@ fn boxes(path: &Path, model: &Model, task: Task, classes: usize) -> anyhow::Resu
         let queries = columns.is_none_or(|columns| columns == 6 || columns == 4 + classes);
         if queries && classes == 2 {
             bail!(
-                "{}: six columns of an RT-DETR for two classes are a score and a class, or two scores: it does not say \
-                 which\n  hint: use `kind: onnx`",
-                path.display()
+                Diagnostic::new(format!(
+                    "{}: six columns of an RT-DETR for two classes are a score and a class, or two scores: it does not say \
+                     which",
+                    path.display()
+                ))
+                .with_help(AS_IT_IS)
             );
         }
         queries.then_some(Boxes::Queries)
@@ -87,15 +96,16 @@ fn boxes(path: &Path, model: &Model, task: Task, classes: usize) -> anyhow::Resu
     } else {
         None
     };
-    found.filter(|found| task == Task::Detect || *found != Boxes::Queries).with_context(|| {
+    let found = found.filter(|found| task == Task::Detect || *found != Boxes::Queries).ok_or_else(|| {
         let output = outputs.first().map_or_else(|| "missing".to_owned(), ToString::to_string);
         let [anchors, chosen] = [Boxes::Anchors, Boxes::Final].map(Boxes::shape);
-        format!(
-            "{}: the output is {output}; {anchors} or {chosen} is wanted for {classes} classes\n  hint: use `kind: onnx`, \
-             which leaves the output as it is",
+        Diagnostic::new(format!(
+            "{}: the output is {output}; {anchors} or {chosen} is wanted for {classes} classes",
             path.display()
-        )
-    })
+        ))
+        .with_help(format!("{AS_IT_IS}, which leaves the output as it is"))
+    })?;
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -118,7 +128,7 @@ mod tests {
         graph.finish(Path::new("m.onnx")).unwrap()
     }
 
-    /// Metadata and shapes as Ultralytics 8.4.190 exports them, and older ones.
+    /// Metadata and shapes of Ultralytics 8.4.190's exports, and of older ones.
     #[test]
     fn shapes_and_heads_tell_where_boxes_are() {
         let fixed = |shape: [usize; 3]| shape.map(Some);

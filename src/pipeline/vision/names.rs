@@ -1,5 +1,5 @@
-//! Class names in an export's metadata: Python's `repr` of a dict or a list, read as `ast.literal_eval` reads it (The Python
-//! Language Reference, 2.4.1). In: the text. Out: the names in the order of their numbers, as Ultralytics takes them
+//! Parses class names in an export's metadata: Python's `repr` of a dict or a list, read like `ast.literal_eval` (The
+//! Python Language Reference, 2.4.1). Returns the names in the order of their numbers, as Ultralytics does
 //! (`nn/autobackend.py`, `check_class_names`).
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::str::Chars;
 
 use crate::log::printable;
 
-/// The names in order; an error says what is wrong with the text.
+/// The names in order; the error describes what is wrong with the text.
 pub(super) fn python_names(text: &str) -> Result<Vec<String>, String> {
     let mut reader = LiteralReader { rest: text.trim().chars().peekable() };
     let names = match reader.rest.next() {
@@ -31,7 +31,7 @@ struct LiteralReader<'a> {
 }
 
 impl LiteralReader<'_> {
-    /// The next character that is no space, left where it is.
+    /// Skips spaces and peeks at the next character.
     fn ahead(&mut self) -> Option<char> {
         while self.rest.next_if(|letter| letter.is_ascii_whitespace()).is_some() {}
         self.rest.peek().copied()
@@ -48,7 +48,7 @@ impl LiteralReader<'_> {
         }
     }
 
-    /// Whether the list goes on after a comma, or ends here with `end`.
+    /// Reads a comma or the end of a list; returns whether another element follows.
     fn goes_on(&mut self, end: char) -> Result<bool, String> {
         if self.ahead() != Some(end) {
             self.take(',')?;
@@ -60,7 +60,7 @@ impl LiteralReader<'_> {
         Ok(false)
     }
 
-    /// A dict after its brace. A number that comes twice has the later name.
+    /// Reads a dict after its brace. The last of equal keys wins.
     fn entries(&mut self) -> Result<BTreeMap<usize, String>, String> {
         let mut names = BTreeMap::new();
         if self.ahead() == Some('}') {
@@ -78,7 +78,7 @@ impl LiteralReader<'_> {
         }
     }
 
-    /// A list after its bracket.
+    /// Reads a list after its bracket.
     fn elements(&mut self, end: char) -> Result<BTreeMap<usize, String>, String> {
         let mut names = BTreeMap::new();
         if self.ahead() == Some(end) {
@@ -93,7 +93,7 @@ impl LiteralReader<'_> {
         }
     }
 
-    /// A text, or the text of a number or of True, False and None. Texts beside each other are one.
+    /// Reads a string, or the text of a number or of True, False and None. Adjacent strings are joined.
     fn value(&mut self) -> Result<String, String> {
         let mut text: Option<String> = None;
         while let Some(letter) = self.ahead() {
@@ -122,7 +122,7 @@ impl LiteralReader<'_> {
         word
     }
 
-    /// A text in quotes.
+    /// Reads a quoted string.
     fn string(&mut self, raw: bool) -> Result<String, String> {
         let quote = self.rest.next().unwrap_or('\'');
         let mut text = String::new();
@@ -144,7 +144,7 @@ impl LiteralReader<'_> {
         Ok(text)
     }
 
-    /// What follows a backslash. An unknown escape stays as it is.
+    /// Reads an escape after its backslash. An unknown escape stays as it is.
     fn escape(&mut self, text: &mut String) -> Result<(), String> {
         let letter = self.rest.next().ok_or("a text does not end")?;
         let meant = match letter {
@@ -178,7 +178,7 @@ impl LiteralReader<'_> {
         Ok(())
     }
 
-    /// A character of so many hexadecimal digits.
+    /// Reads a character given by `digits` hexadecimal digits.
     fn character(&mut self, digits: usize) -> Result<char, String> {
         let mut code = 0u32;
         for _ in 0..digits {

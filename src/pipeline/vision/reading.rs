@@ -1,14 +1,15 @@
-//! What a classifier's output holds: what the recipe says of it, unless the model's last nodes show that it is not so.
+//! Determines what a classifier's output holds: the recipe decides, unless the model's last nodes contradict it.
 
 use std::path::Path;
 
 use anyhow::bail;
 
+use crate::diagnostic::Diagnostic;
 use crate::onnx::{Ending, Model};
 use crate::spec::ClassifierOutput;
 
-/// How the output of a model, whose file is `place` for the user, is read, and what to know of that. `default` is read where
-/// neither the recipe nor the model's end says anything.
+/// How to interpret the output of a model, whose file the user knows as `place`, and warnings about it. `default`
+/// applies if neither the recipe nor the model's last nodes decide.
 pub(super) fn reading(
     (model, place): (&Model, &Path),
     said: Option<ClassifierOutput>,
@@ -48,9 +49,12 @@ pub(super) fn reading(
         _ => return Ok((said, None)),
     };
     bail!(
-        "{}: the recipe says `output: {}`, and {node}, with which the model ends, makes {makes}\n  hint: {way}",
-        place.display(),
-        said.word()
+        Diagnostic::new(format!(
+            "{}: the recipe says `output: {}`, and {node}, with which the model ends, makes {makes}",
+            place.display(),
+            said.word()
+        ))
+        .with_help(way)
     )
 }
 

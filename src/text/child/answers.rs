@@ -1,9 +1,9 @@
-//! What the child does: it renders a template, and says what became of it.
+//! The child's side: renders a template, and reports the result.
 
 use super::TextQuestion;
 use crate::text::template::ChatTemplate;
 
-/// The child's answers.
+/// Answers a parent's requests.
 pub fn answerer() -> impl FnMut(&[u8]) -> Vec<u8> + Send {
     let mut template = None;
     move |question: &[u8]| {

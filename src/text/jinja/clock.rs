@@ -1,7 +1,7 @@
-//! `strftime_now`: the date as C's strftime writes it, in the locale "C", of the time on the wall, which transformers takes, too
-//! (`datetime.now()` in its chat_template_utils.py).
+//! `strftime_now`: formats the local time like C's strftime in the locale "C", as transformers does (`datetime.now()`
+//! in its chat_template_utils.py).
 //!
-//! Conversions and flags are those of glibc, which Python on Linux passes on, and Python's own `%f`.
+//! Conversions and flags are those of glibc, which Python on Linux uses, and Python's own `%f`.
 
 use std::time::SystemTime;
 
@@ -11,19 +11,19 @@ use jiff::tz::{Offset, TimeZone};
 
 /// A point in time.
 struct Moment {
-    /// Seconds since 1970, in UTC.
+    /// Seconds since 1970 in UTC.
     since: i64,
-    /// What calendar and clock show here.
+    /// Local date and time.
     here: DateTime,
 }
 
-/// Characters that a conversion may be wide.
+/// Largest width of a conversion in characters.
 const WIDEST: usize = 1024;
 
-/// How a conversion's number is filled up.
+/// Padding of a conversion.
 #[derive(Default)]
 struct Flags {
-    /// `-`, `_` or `0`.
+    /// The flag `-`, `_` or `0`.
     fill: Option<char>,
     upper: bool,
     swap: bool,
@@ -50,20 +50,20 @@ impl Flags {
     }
 }
 
-/// The time now.
+/// Formats the current local time.
 pub(super) fn strftime_now(format: &str) -> String {
     let since = Timestamp::try_from(SystemTime::now()).map_or(0, Timestamp::as_second);
     strftime(format, since, offset(since))
 }
 
-/// How many seconds clocks here are ahead of UTC at a time, by `TZ` or /etc/localtime; where they say nothing of use, that is UTC,
-/// as for the C library and for Python.
+/// Offset of local time from UTC at a time, in seconds, by `TZ` or /etc/localtime; if these are unusable it is UTC, as
+/// in the C library and in Python.
 fn offset(since: i64) -> i32 {
     let zone = TimeZone::try_system().unwrap_or(TimeZone::UTC);
     zone.to_offset(Timestamp::from_second(since).unwrap_or(Timestamp::UNIX_EPOCH)).seconds()
 }
 
-/// The time, `since` seconds after the beginning of 1970, where clocks are `offset` seconds ahead.
+/// Formats the time `since` seconds after the beginning of 1970, where local time is `offset` seconds ahead of UTC.
 fn strftime(format: &str, since: i64, offset: i32) -> String {
     let offset = Offset::from_seconds(offset).unwrap_or(Offset::UTC);
     let here = offset.to_datetime(Timestamp::from_second(since).unwrap_or(Timestamp::UNIX_EPOCH));
@@ -105,7 +105,7 @@ fn write(out: &mut String, format: &str, moment: &Moment) {
     out.push_str(rest);
 }
 
-/// The number a conversion shows, its width, and what it is filled up with.
+/// Value, width and padding of a numeric conversion.
 fn number(letter: char, moment: &Moment) -> Option<(u64, usize, char)> {
     let (date, time, week) = (moment.here.date(), moment.here.time(), moment.here.iso_week_date());
     let [year, week_year, of_year] =
@@ -211,11 +211,12 @@ mod tests {
         }
     }
 
-    /// Set for a child of the test that asks for the offset at this time.
+    /// Environment variable of a child process of the test, with the time to compute the offset at.
     const ASKED: &str = "WATUS_TEST_OFFSET_AT";
 
-    /// Expected values are those of Python's `time.localtime(…).tm_gmtoff` and `datetime.fromtimestamp(…).strftime(…)` with
-    /// the same `TZ`. Rules are spelled out, so that no database of zones has to be here: Warsaw's, New York's, Kathmandu's.
+    /// Expected values are those of Python's `time.localtime(…).tm_gmtoff` and `datetime.fromtimestamp(…).strftime(…)`
+    /// with the same `TZ`. Rules are written out, so that no time zone database is needed: Warsaw's, New York's,
+    /// Kathmandu's.
     #[test]
     #[allow(clippy::print_stdout)]
     fn it_is_the_time_on_the_wall() {

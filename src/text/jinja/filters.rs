@@ -1,4 +1,4 @@
-//! Jinja2's filters and tests where minijinja has none or means something else by them (jinja2/filters.py, jinja2/tests.py).
+//! Jinja2's filters and tests that minijinja lacks or implements differently (jinja2/filters.py, jinja2/tests.py).
 
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, State, Value, filters};
@@ -140,7 +140,7 @@ fn indent(value: &Value, args: &[Value]) -> Result<String, Error> {
     Ok(format!("{}{}", if first { indent.as_str() } else { "" }, lines.join("\n")))
 }
 
-/// As markupsafe does.
+/// Escapes HTML like markupsafe.
 pub(super) fn markup(value: &Value) -> Result<String, Error> {
     let text = text(value)?;
     if value.is_safe() {
@@ -150,7 +150,7 @@ pub(super) fn markup(value: &Value) -> Result<String, Error> {
     Ok(text.replace('\'', "&#39;").replace('"', "&#34;"))
 }
 
-/// As markupsafe does, but for entities.
+/// Removes tags like markupsafe, but keeps entities.
 fn striptags(text: &str) -> String {
     let mut bare = String::with_capacity(text.len());
     let mut rest = text;
@@ -200,7 +200,7 @@ fn float(value: &Value, args: &[Value]) -> Result<Value, Error> {
     Ok(parsed.map_or_else(|| other.unwrap_or_else(|| Value::from(0.0)), Value::from))
 }
 
-/// Halves go to the even neighbour, and what is rounded is a float only if it was one.
+/// Rounds halves to even; the result is a float only if the value was one.
 fn round(value: &Value, args: &[Value]) -> Result<Value, Error> {
     let [precision, method] = bind("round", ["precision", "method"], args)?;
     let precision = match precision {

@@ -1,17 +1,17 @@
-//! JSON as Python's `json.dumps` writes it, which is what models have seen.
+//! Writes JSON like Python's `json.dumps`, in the form that models were trained on.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, Value};
 
 use super::values::{DEPTH, Number, bind, float, pairs, refused};
 
-/// Spaces that a level may be set in by.
+/// Largest indentation of a level in spaces.
 const WIDEST: i128 = 64;
 
-/// `json.dumps(value, …)`.
+/// Arguments of `json.dumps(value, …)`.
 pub(super) struct JsonStyle {
     ascii: bool,
-    /// What a level is set in by, if lines are broken.
+    /// Indentation of a level, if the output has line breaks.
     indent: Option<String>,
     between: String,
     after_key: String,
@@ -114,7 +114,7 @@ impl JsonStyle {
         Ok(())
     }
 
-    /// A text in quotes.
+    /// A quoted string.
     fn text(&self, text: &str) -> String {
         let mut quoted = String::with_capacity(text.len() + 2);
         quoted.push('"');
@@ -138,7 +138,7 @@ impl JsonStyle {
     }
 }
 
-/// What is neither a text nor made of others.
+/// A value that is neither a string nor a container.
 fn scalar(value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::None => Ok("null".to_owned()),
@@ -155,7 +155,7 @@ fn scalar(value: &Value) -> Result<String, Error> {
     }
 }
 
-/// Everything beyond ASCII escaped: in units of 16 bits as JSON does, or as Python's `ascii`.
+/// Escapes everything beyond ASCII, in 16-bit units as JSON does, or like Python's `ascii`.
 pub(super) fn escape(text: &str, python: bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

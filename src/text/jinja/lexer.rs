@@ -1,6 +1,6 @@
-//! A template in pieces: what is written as it is, and the tokens of what is computed. By the rules of jinja2/lexer.py.
+//! Splits a template into plain text and the tokens of expressions and statements, by the rules of jinja2/lexer.py.
 
-/// A stretch of a template.
+/// A part of a template.
 pub(super) enum Lexeme<'a> {
     /// Text, comments, and raw blocks.
     Plain(&'a str),
@@ -8,7 +8,7 @@ pub(super) enum Lexeme<'a> {
     Code { open: &'a str, tokens: Vec<Token<'a>>, close: &'a str, block: bool, whole: &'a str },
 }
 
-/// What a token is.
+/// Kind of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TokenKind {
     Name,
@@ -17,7 +17,7 @@ pub(super) enum TokenKind {
     Sign,
 }
 
-/// A token, and the space before it.
+/// A token, with the space before it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Token<'a> {
     pub kind: TokenKind,
@@ -26,12 +26,12 @@ pub(super) struct Token<'a> {
 }
 
 impl Token<'_> {
-    /// This word or sign, and no text that says so.
+    /// Whether it is this word or operator, and not a string.
     pub(super) fn is(&self, text: &str) -> bool {
         self.kind != TokenKind::Text && self.text == text
     }
 
-    /// Whether it begins the argument of a test without brackets.
+    /// Whether it can begin the argument of a test without parentheses.
     pub(super) fn is_argument(&self) -> bool {
         match self.kind {
             TokenKind::Name => !matches!(self.text, "else" | "or" | "and" | "is" | "if" | "in" | "not" | "recursive"),
@@ -41,7 +41,7 @@ impl Token<'_> {
     }
 }
 
-/// Cuts a template.
+/// Splits a template.
 pub(super) fn pieces(source: &str) -> Vec<Lexeme<'_>> {
     let mut pieces = Vec::new();
     let mut rest = source;
@@ -77,7 +77,7 @@ pub(super) fn pieces(source: &str) -> Vec<Lexeme<'_>> {
     pieces
 }
 
-/// Where the next `{{`, `{%` or `{#` is.
+/// Index and kind of the next `{{`, `{%` or `{#`.
 fn begin(text: &str) -> Option<(usize, u8)> {
     text.as_bytes()
         .windows(2)
@@ -86,7 +86,7 @@ fn begin(text: &str) -> Option<(usize, u8)> {
         .map(|(at, pair)| (at, pair[1]))
 }
 
-/// The length of `{% word %}`, if it is that.
+/// Length of `{% word %}`, if the text begins with it.
 fn tag(text: &str, word: &str) -> Option<usize> {
     let inner = text.strip_prefix("{%")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner).trim_start().strip_prefix(word)?.trim_start();
@@ -94,7 +94,7 @@ fn tag(text: &str, word: &str) -> Option<usize> {
     Some(text.len() - inner.len())
 }
 
-/// The length of a raw block, from its first tag to its last.
+/// Length of a raw block, from its first tag to its last.
 fn raw(text: &str) -> Option<usize> {
     let mut at = tag(text, "raw")?;
     loop {
@@ -106,7 +106,7 @@ fn raw(text: &str) -> Option<usize> {
     }
 }
 
-/// An expression or a statement, and what is after it.
+/// An expression or a statement, and the text after it.
 fn code(text: &str, kind: u8) -> Option<(Lexeme<'_>, &str)> {
     let end = if kind == b'%' { "%}" } else { "}}" };
     let sign = text[2..].starts_with(['-', '+']);
@@ -139,7 +139,7 @@ fn code(text: &str, kind: u8) -> Option<(Lexeme<'_>, &str)> {
     }
 }
 
-/// What a token is, and its length.
+/// Kind and length of a token.
 fn token(code: &str) -> Option<(TokenKind, usize)> {
     let first = code.chars().next()?;
     let run = |accept: &dyn Fn(char) -> bool| code.find(|c| !accept(c)).unwrap_or(code.len());
@@ -168,7 +168,7 @@ fn token(code: &str) -> Option<(TokenKind, usize)> {
     "+-*/%~[]().:|,;{}=<>".contains(first).then_some((TokenKind::Sign, 1))
 }
 
-/// `0x1f`, `1_000`, `1.5e-3`.
+/// Length of a number: `0x1f`, `1_000`, `1.5e-3`.
 fn number(code: &str) -> usize {
     let bytes = code.as_bytes();
     let digits = |from: usize| {
@@ -187,7 +187,7 @@ fn number(code: &str) -> usize {
     end
 }
 
-/// A text with its `\U0001f916` as the characters they stand for: the one escape of Python's that minijinja lacks.
+/// Replaces `\U0001f916` in a string literal by the character, the one Python escape that minijinja lacks.
 pub(super) fn long_escapes(quoted: &str) -> String {
     let mut text = String::with_capacity(quoted.len());
     let mut rest = quoted;

@@ -1,4 +1,4 @@
-//! The methods of Python's str, dict and list that a sandbox leaves to templates. Places count characters, not bytes.
+//! The methods of Python's str, dict and list that a sandbox allows to templates. Indices count characters, not bytes.
 
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, State, Value};
@@ -7,7 +7,7 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use super::values::{MapView, Number, Tuple, bind, pairs, refused, text};
 use super::words::{capitalize, expand, fill_up, is_space, lines, range, split, strip, title};
 
-/// What a value's method answers.
+/// Calls a value's method.
 pub(super) fn call(state: &State<'_, '_>, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
     let unknown = || Err(Error::from(ErrorKind::UnknownMethod));
     match value.kind() {
@@ -26,7 +26,7 @@ pub(super) fn call(state: &State<'_, '_>, value: &Value, name: &str, args: &[Val
     }
 }
 
-/// `'{} {name}'.format(…)`, which minijinja-contrib has; lists are printed as Python prints them.
+/// `'{} {name}'.format(…)` by minijinja-contrib, with lists printed like Python's.
 fn format(state: &State<'_, '_>, value: &Value, args: &[Value]) -> Result<Value, Error> {
     let shown = |value: &Value| match value.kind() {
         ValueKind::Seq | ValueKind::Iterable | ValueKind::Map if !value.is_kwargs() => text(value).map(Value::from),
@@ -58,7 +58,7 @@ fn number(value: Option<Value>, what: &str) -> Result<Option<i128>, Error> {
     }
 }
 
-/// Texts made of a text.
+/// Methods that return a changed string.
 fn changed(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let sides = match name {
         "strip" => Some((true, true)),
@@ -103,7 +103,7 @@ fn changed(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Erro
     text.map(|text| Some(text.into()))
 }
 
-/// A text in parts.
+/// Methods that split a string.
 fn parted(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match name {
         "split" | "rsplit" => {
@@ -138,7 +138,7 @@ fn parted(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error
     }))
 }
 
-/// Answers about a text.
+/// Methods that examine a string.
 fn asked(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let all = |accept: &dyn Fn(char) -> bool| {
         bind(name, [], args).map(|[]| Some(Value::from(!this.is_empty() && this.chars().all(accept))))
@@ -195,7 +195,7 @@ fn asked(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error>
     }
 }
 
-/// Texts filled up to a width.
+/// Methods that pad a string.
 fn filled(this: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     if !matches!(name, "center" | "ljust" | "rjust" | "zfill" | "expandtabs") {
         return Ok(None);

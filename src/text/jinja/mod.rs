@@ -1,8 +1,8 @@
-//! minijinja set up as transformers sets up Jinja2 (`_cached_compile_jinja_template` in its chat_template_utils.py), and with
-//! Python's ways where templates see them.
+//! Configures minijinja like transformers configures Jinja2 (`_cached_compile_jinja_template` in its
+//! chat_template_utils.py), with Python's semantics where templates depend on them.
 //!
-//! Three things make the difference: the source is written again before it is compiled ([`rewrite`]), values are printed as
-//! Python prints them ([`values`]), and filters, tests and methods are Python's where minijinja's are not.
+//! This takes three measures: the source is rewritten before it is compiled ([`rewrite`]), values are printed like
+//! Python's ([`values`]), and filters, tests and methods are Python's where minijinja's differ.
 
 mod clock;
 mod filters;
@@ -18,7 +18,7 @@ mod words;
 use minijinja::value::Rest;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
-/// Steps of one rendering: a crafted template must not compute for ever.
+/// Most steps of a rendering, since a crafted template may never end.
 const FUEL: u64 = 5_000_000;
 
 /// An environment without templates.
@@ -47,7 +47,7 @@ pub(super) fn add(environment: &mut Environment<'static>, name: &'static str, so
     environment.add_template_owned(name, rewrite::rewrite(source))
 }
 
-/// JSON as Python's `json.dumps` writes it.
+/// Writes JSON like Python's `json.dumps`.
 pub(super) fn json(value: &serde_json::Value) -> String {
     // What came from JSON can be said in it.
     json::JsonStyle::default().dump(&Value::from_serialize(value)).unwrap_or_default()

@@ -1,4 +1,5 @@
-//! What [`super::rewrite`] makes of operators: Python's `+`, `%`, `//`, `*`, Jinja's `~`, slices and tuples.
+//! The functions that [`super::rewrite`] replaces operators with: Python's `+`, `%`, `//`, `*`, Jinja's `~`, slices and
+//! tuples.
 
 use minijinja::value::{Rest, ValueKind};
 use minijinja::{Environment, Error, Value};
@@ -8,9 +9,9 @@ use super::percent;
 use super::rewrite::{CONCAT, PRODUCT, QUOTIENT, REMAINDER, SLICE, SUM, TUPLE};
 use super::values::{Number, Tuple, refused, text, whole};
 
-/// Bytes of a text that a multiplication may make.
+/// Most bytes of a string that a multiplication may make.
 const LONGEST: usize = 16 << 20;
-/// Items of a list that an operation may make.
+/// Most items of a list that an operation may make.
 const ITEMS: usize = 1 << 20;
 
 pub(super) fn add(environment: &mut Environment<'static>) {
@@ -80,7 +81,7 @@ fn remainder(left: &Value, right: &Value) -> Result<Value, Error> {
     })
 }
 
-/// With the sign of the divisor.
+/// Remainder with the sign of the divisor.
 fn float_remainder(a: f64, b: f64) -> f64 {
     let rest = a % b;
     if rest == 0.0 {
@@ -172,7 +173,7 @@ fn slice(value: &Value, bounds: &[Value]) -> Result<Value, Error> {
     }
 }
 
-/// The places of a slice (`PySlice_AdjustIndices` in Objects/sliceobject.c of CPython).
+/// The indices of a slice (`PySlice_AdjustIndices` in Objects/sliceobject.c of CPython).
 fn places(length: usize, start: Option<i128>, stop: Option<i128>, step: i128) -> impl Iterator<Item = usize> {
     let length = i128::try_from(length).unwrap_or_default();
     let (least, most) = if step < 0 { (-1, length - 1) } else { (0, length) };

@@ -1,6 +1,6 @@
-//! Python's `%` on texts: `'%s is %d' % (name, age)`.
+//! Python's `%` on strings: `'%s is %d' % (name, age)`.
 //!
-//! After "printf-style String Formatting" of Python's library reference.
+//! By "printf-style String Formatting" of Python's library reference.
 
 use minijinja::Error;
 use minijinja::Value;
@@ -8,10 +8,10 @@ use minijinja::value::ValueKind;
 
 use super::values::{Number, Tuple, refused, repr, text};
 
-/// Characters that a field may be wide, and digits that it may have.
+/// Most characters of a field's width, and most digits of its precision.
 const WIDEST: usize = 10_000;
 
-/// One `%` and what belongs to it.
+/// A conversion: `%` with flags, width, precision and type.
 #[derive(Default)]
 struct PercentField {
     left: bool,
@@ -23,7 +23,7 @@ struct PercentField {
     precision: Option<usize>,
 }
 
-/// The values to be filled in.
+/// The values to format.
 struct FormatArguments<'a> {
     list: Vec<Value>,
     used: usize,
@@ -37,7 +37,7 @@ impl FormatArguments<'_> {
     }
 }
 
-/// `format % values`.
+/// Computes `format % values`.
 pub(super) fn format(format: &str, values: &Value) -> Result<String, Error> {
     let list = match values.downcast_object_ref::<Tuple>() {
         Some(Tuple(items)) => items.clone(),
@@ -58,7 +58,7 @@ pub(super) fn format(format: &str, values: &Value) -> Result<String, Error> {
     Ok(out)
 }
 
-/// Writes the field that `rest` begins with; returns what is after it.
+/// Writes the conversion at the beginning of `rest`; returns the text after it.
 fn field<'a>(mut rest: &'a str, values: &mut FormatArguments<'_>, out: &mut String) -> Result<&'a str, Error> {
     let mut named = None;
     if let Some(after) = rest.strip_prefix('(') {
@@ -106,7 +106,7 @@ fn within(size: u64) -> Result<usize, Error> {
     size.ok_or_else(|| refused(format!("a formatted field has more than {WIDEST} characters")))
 }
 
-/// A width or a precision, or a `*` that takes it from the values.
+/// Reads a width or a precision, which `*` takes from the values.
 fn size<'a>(rest: &'a str, values: &mut FormatArguments<'_>) -> Result<(Option<i64>, &'a str), Error> {
     if let Some(after) = rest.strip_prefix('*') {
         let value = values.next()?;

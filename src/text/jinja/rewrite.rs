@@ -1,12 +1,12 @@
-//! A template's source as minijinja needs it to mean what Jinja2 means: what a library's user cannot change from outside
-//! (operators, slices, tuples) becomes calls of functions that [`super::operators`] has.
+//! Rewrites a template's source so that minijinja computes what Jinja2 would: what a user of the library cannot
+//! configure (operators, slices, tuples) becomes calls of functions in [`super::operators`].
 //!
-//! Expressions are read by the grammar of jinja2/parser.py and written again token by token, so lines stay where they were.
-//! What is not understood is left as it is: minijinja then says what is wrong with it, and where.
+//! Expressions are parsed by the grammar of jinja2/parser.py and written again token by token, so that line numbers do
+//! not change. What cannot be parsed is kept, and minijinja reports the error.
 
 use super::lexer::{self, Token, TokenKind};
 
-/// Names of functions that no template has.
+/// Function names that no template contains.
 pub(super) const SUM: &str = "__sum";
 pub(super) const CONCAT: &str = "__concat";
 pub(super) const REMAINDER: &str = "__remainder";
@@ -15,10 +15,10 @@ pub(super) const PRODUCT: &str = "__product";
 pub(super) const SLICE: &str = "__slice";
 pub(super) const TUPLE: &str = "__tuple";
 
-/// Deeper expressions are left as they are: minijinja refuses what is deeper than 150.
+/// Deepest nesting that is rewritten: minijinja refuses more than 150.
 const DEPTH: usize = 160;
 
-/// The same template in minijinja's words.
+/// The template rewritten for minijinja.
 pub(super) fn rewrite(source: &str) -> String {
     // Jinja2 ends every line alike (`newline_sequence`).
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -43,7 +43,7 @@ pub(super) fn rewrite(source: &str) -> String {
     text
 }
 
-/// What stands between `{%` and `%}`.
+/// Rewrites the text between `{%` and `%}`.
 fn statement(tokens: &[Token<'_>]) -> Option<String> {
     let mut reader = TokenReader::new(tokens);
     let tag = reader.peek()?;
@@ -69,7 +69,7 @@ fn statement(tokens: &[Token<'_>]) -> Option<String> {
     Some(text)
 }
 
-/// Reads expressions, and writes them.
+/// Parses and writes expressions.
 struct TokenReader<'a> {
     tokens: &'a [Token<'a>],
     at: usize,
@@ -89,21 +89,21 @@ impl<'a> TokenReader<'a> {
         self.peek().is_some_and(|token| token.is(text))
     }
 
-    /// The next token as it is, with the space before it.
+    /// The next token unchanged, with the space before it.
     fn take(&mut self) -> String {
         let token = self.peek().map(|token| format!("{}{}", token.space, token.text)).unwrap_or_default();
         self.at += 1;
         token
     }
 
-    /// Leaves the next token out, but not the ends of lines before it.
+    /// Skips the next token, but keeps line breaks before it.
     fn skip(&mut self) -> String {
         let lines = self.peek().map_or(0, |token| token.space.matches('\n').count());
         self.at += 1;
         "\n".repeat(lines)
     }
 
-    /// Everything: expressions, and what stands between them.
+    /// Rewrites all expressions, and keeps what is between them.
     fn all(&mut self) -> Option<String> {
         let mut text = String::new();
         while let Some(token) = self.peek() {
@@ -117,7 +117,7 @@ impl<'a> TokenReader<'a> {
         Some(text)
     }
 
-    /// A bracket and what is in it, as it is.
+    /// A parenthesised group, unchanged.
     fn group(&mut self) -> Option<String> {
         let (mut text, mut open) = (String::new(), 0_usize);
         loop {
@@ -151,7 +151,7 @@ impl<'a> TokenReader<'a> {
         Some(text)
     }
 
-    /// Operands of `or`, `and` and comparisons, with `not` before any.
+    /// Operands of `or`, `and` and comparisons, with `not` before them.
     fn choice(&mut self) -> Option<String> {
         let mut text = String::new();
         loop {
@@ -273,7 +273,7 @@ impl<'a> TokenReader<'a> {
         }
     }
 
-    /// What stands in brackets, without them; and whether there was a comma.
+    /// The content of parentheses; and whether it has a comma.
     fn items(&mut self, end: &str) -> Option<(String, bool)> {
         self.at += 1;
         let (mut text, mut comma) = (String::new(), false);
@@ -312,7 +312,7 @@ impl<'a> TokenReader<'a> {
         Some(operand)
     }
 
-    /// `[index]`, or a slice, which is a call.
+    /// `[index]`, or a slice, which becomes a call.
     fn subscript(&mut self, operand: String) -> Option<String> {
         let space = self.peek()?.space;
         self.at += 1;
@@ -339,7 +339,7 @@ impl<'a> TokenReader<'a> {
         Some(call(SLICE, &std::iter::once(operand).chain(given).collect::<Vec<_>>()))
     }
 
-    /// Filters and tests.
+    /// Filters and tests after an operand.
     fn filters(&mut self, mut text: String) -> Option<String> {
         while let Some(token) = self.peek() {
             if token.is("|") {
@@ -387,7 +387,7 @@ impl<'a> TokenReader<'a> {
     }
 }
 
-/// A call, with the space before the first operand before it.
+/// A call, preceded by the space before the first operand.
 fn call(function: &str, operands: &[String]) -> String {
     let first = operands.first().map_or("", String::as_str);
     let space = &first[..first.len() - first.trim_start().len()];

@@ -1,4 +1,4 @@
-//! Values as Python has and prints them: tuples, the views of a dict, `str` and `repr`.
+//! Python's values and their printed forms: tuples, views of a dict, `str` and `repr`.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-/// Deeper values are not printed, as Python ends with a RecursionError.
+/// Deepest nesting of printed values; Python raises a RecursionError.
 pub(super) const DEPTH: usize = 200;
 
-/// `(a, b)`.
+/// A tuple, `(a, b)`.
 #[derive(Debug)]
 pub(super) struct Tuple(pub Vec<Value>);
 
@@ -27,7 +27,7 @@ impl Object for Tuple {
     }
 }
 
-/// What `items()`, `keys()` and `values()` of a dict are.
+/// The result of `items()`, `keys()` or `values()` of a dict.
 #[derive(Debug)]
 pub(super) struct MapView {
     pub name: &'static str,
@@ -44,18 +44,18 @@ impl Object for MapView {
     }
 }
 
-/// An operation that cannot be done.
+/// The error of an impossible operation.
 pub(super) fn refused(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, message.into())
 }
 
-/// Keys and values, in their order.
+/// Keys and values of a dict, in order.
 pub(super) fn pairs(map: &Value) -> Result<Vec<(Value, Value)>, Error> {
     let pair = |key: Value| map.get_item(&key).map(|value| (key, value));
     map.try_iter()?.map(pair).collect()
 }
 
-/// Whole numbers, truth values among them, and others.
+/// An integer (or boolean), or a float.
 pub(super) enum Number {
     Whole(i128),
     Float(f64),
@@ -79,7 +79,7 @@ impl Number {
     }
 }
 
-/// A whole number as minijinja keeps it.
+/// An integer in minijinja's representation.
 pub(super) fn whole(number: i128) -> Value {
     i64::try_from(number).map_or_else(|_| Value::from(number), Value::from)
 }
@@ -183,7 +183,7 @@ fn printable(c: char) -> bool {
     }
 }
 
-/// The `repr` of a float: the fewest digits that tell it from its neighbours, with an exponent from 1e16 on and below 1e-4.
+/// The `repr` of a float: the shortest digits that round-trip, with an exponent from 1e16 on and below 1e-4.
 pub(super) fn float(number: f64) -> String {
     if !number.is_finite() {
         return if number.is_nan() { "nan".to_owned() } else { format!("{number}") };
@@ -198,7 +198,7 @@ pub(super) fn float(number: f64) -> String {
     format!("{digits}e{}{:02}", if power < 0 { '-' } else { '+' }, power.abs())
 }
 
-/// Arguments by their names, as Python binds them.
+/// Binds arguments to parameter names like Python.
 pub(super) fn bind<const N: usize>(what: &str, names: [&str; N], args: &[Value]) -> Result<[Option<Value>; N], Error> {
     let mut bound: [Option<Value>; N] = std::array::from_fn(|_| None);
     let (named, placed) = match args.split_last() {

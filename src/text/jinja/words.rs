@@ -1,18 +1,18 @@
-//! Python's arithmetic of texts: white space, lines, parts, places and widths, counted in characters.
+//! Operations of Python's str: white space, lines, parts, indices and widths, counted in characters.
 
 use minijinja::Error;
 
 use super::values::refused;
 
-/// Characters that a text may be filled up to.
+/// Largest width in characters that a string may be padded to.
 const WIDEST: usize = 1 << 20;
 
-/// Python's white space: Unicode's, and the separators of ASCII.
+/// Whether a character is white space in Python: Unicode's, and the separators of ASCII.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 
-/// Without what is at its ends: white space, or the characters that are given.
+/// Strips white space, or the given characters, from the ends.
 pub(super) fn strip(this: &str, chars: Option<&str>, sides: (bool, bool)) -> String {
     let drop = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let this = if sides.0 { this.trim_start_matches(drop) } else { this };
@@ -74,7 +74,7 @@ pub(super) fn split(this: &str, separator: Option<&str>, most: usize, forwards: 
     }
 }
 
-/// By every end of a line that Python knows.
+/// Splits at every line boundary that Python knows.
 pub(super) fn lines(this: &str, ends: bool) -> Vec<String> {
     let (mut lines, mut rest) = (Vec::new(), this);
     let ending = ['\n', '\r', '\u{b}', '\u{c}', '\u{1c}', '\u{1d}', '\u{1e}', '\u{85}', '\u{2028}', '\u{2029}'];
@@ -90,7 +90,7 @@ pub(super) fn lines(this: &str, ends: bool) -> Vec<String> {
     lines
 }
 
-/// The characters between two places, and how many are before them; none if there can be none.
+/// The characters between two indices, and the number of characters before them; `None` if the range is invalid.
 pub(super) fn range(this: &str, start: Option<i128>, end: Option<i128>) -> Option<(usize, &str)> {
     let length = this.chars().count();
     let all = i128::try_from(length).ok()?;
@@ -104,7 +104,7 @@ pub(super) fn range(this: &str, start: Option<i128>, end: Option<i128>) -> Optio
     Some((start, &this[byte(start)..byte(end)]))
 }
 
-/// Python puts the odd space of `center` on the left where the width is odd.
+/// Pads a string. Python's `center` puts the odd space on the left if the width is odd.
 pub(super) fn fill_up(this: &str, name: &str, width: usize, fill: char) -> Result<String, Error> {
     if width > WIDEST {
         return Err(refused(format!("{name}: a text has more than {WIDEST} characters")));

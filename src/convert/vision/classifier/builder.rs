@@ -1,4 +1,4 @@
-//! What the image classifiers share: weights from a checkpoint, linear layers, norms, attention.
+//! Layers that the image classifiers share, with weights from a checkpoint: linear layers, norms, attention.
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::Config;
@@ -6,25 +6,25 @@ use crate::convert::vision::net::{Conv, Map, Net, Nonlinearity, Tokens, dim};
 
 pub(super) use crate::convert::config::Read;
 
-/// Emits a classifier.
-pub(super) struct Builder<'a> {
+/// Emits a classifier's graph.
+pub(super) struct ClassifierGraph<'a> {
     pub(super) net: Net,
     pub(super) weights: &'a Checkpoint,
     pub(super) config: Config<'a>,
     pub(super) classes: usize,
 }
 
-/// What one attention layer needs besides its input.
+/// Parameters of an attention layer.
 pub(super) struct Attention {
     pub(super) heads: usize,
     /// Stems of the tensors `query`, `key`, `value`.
     pub(super) qkv: String,
-    /// Stem of the output's.
+    /// Stem of the output's tensors.
     pub(super) output: String,
 }
 
-impl Builder<'_> {
-    /// A tensor's values, of just this shape and finite.
+impl ClassifierGraph<'_> {
+    /// A tensor's values, which must be finite and of this shape.
     pub(super) fn read(&self, name: &str, shape: &[usize]) -> Read<Vec<f32>> {
         let view = self.weights.expect(name, shape)?;
         let mut values = vec![0.0; shape.iter().product()];
@@ -36,14 +36,13 @@ impl Builder<'_> {
         Ok(values)
     }
 
-    /// A tensor as a constant of another shape with as many elements.
+    /// Adds a tensor as a constant, reshaped to as many elements.
     pub(super) fn weight(&mut self, name: &str, stored: &[usize], shape: &[usize]) -> Read<String> {
         let values = self.read(name, stored)?;
         Ok(self.net.constant(name, shape, values))
     }
 
-    /// Matrices `[outputs, inputs]` below each other, each with a factor, transposed to `[inputs, outputs]` as products
-    /// want them.
+    /// Adds matrices `[outputs, inputs]` below each other, each times a factor, transposed to `[inputs, outputs]`.
     fn matrix(&mut self, name: &str, parts: &[(String, f32)], [outputs, inputs]: [usize; 2]) -> Read<String> {
         let columns = outputs * parts.len();
         let mut matrix = vec![0.0; inputs * columns];
@@ -58,7 +57,7 @@ impl Builder<'_> {
         Ok(self.net.constant(name, &[inputs, columns], matrix))
     }
 
-    /// x · Wᵀ + b over the last axis; `None` where there is no bias.
+    /// x · Wᵀ + b over the last axis, without b unless `bias`.
     pub(super) fn linear(&mut self, x: &str, stem: &str, [outputs, inputs]: [usize; 2], bias: bool) -> Read<String> {
         let matrix = self.matrix(&format!("{stem}.weight"), &[(stem.to_owned(), 1.0)], [outputs, inputs])?;
         let product = self.net.node("MatMul", &[x, &matrix], &[]);
@@ -76,7 +75,7 @@ impl Builder<'_> {
         Ok(self.net.layer_norm(x, -1, eps, &weight, &bias))
     }
 
-    /// A convolution of the checkpoint; an error where it does not fit.
+    /// A convolution with the checkpoint's weights; an error if its shape does not fit.
     pub(super) fn convolve(&mut self, x: &Map, stem: &str, outputs: usize, geometry: &Geometry) -> Read<Map> {
         let Geometry { kernel, stride, padding, groups, bias } = *geometry;
         let shape = [outputs, x.channels / groups.max(1), kernel[0], kernel[1]];
@@ -99,7 +98,7 @@ impl Builder<'_> {
         self.net.conv(x, conv).ok_or(error)
     }
 
-    /// Attention over a sequence (Vaswani et al., 2017): q, k and v by one product. `adjust` may change the
+    /// Attention over a sequence (Vaswani et al., 2017), with q, k and v from one product. `adjust` may change the
     /// scaled scores `[batch, heads, count, count]`.
     pub(super) fn attention(
         &mut self,
@@ -151,13 +150,13 @@ impl Builder<'_> {
         Tokens { name: self.net.node("Add", &[&x.name, y], &[]), ..x.clone() }
     }
 
-    /// Pixels of a patch to a token: a convolution whose stride is its kernel.
+    /// Embeds patches as tokens: a convolution with stride equal to its kernel.
     pub(super) fn patches(&mut self, x: &Map, stem: &str, patch: usize, width: usize) -> Read<Map> {
         let geometry = Geometry { kernel: [patch; 2], stride: [patch; 2], ..Geometry::default() };
         self.convolve(x, stem, width, &geometry)
     }
 
-    /// The activation `field` names.
+    /// The activation named by `field`.
     pub(super) fn activation(&self, field: &str) -> Read<Nonlinearity> {
         Ok(match self.config.text(field).unwrap_or("gelu") {
             "gelu" => Nonlinearity::Gelu,
@@ -168,7 +167,7 @@ impl Builder<'_> {
         })
     }
 
-    /// A field that is one size or a pair of equal ones.
+    /// A field that is one size, or a pair of equal sizes.
     pub(super) fn square(&self, field: &str, default: usize) -> Read<usize> {
         match self.config.numbers(field).as_deref() {
             Some([a, b]) if a == b && *a >= 1.0 && *a < 65_536.0 => Ok(*a as usize),
@@ -177,7 +176,7 @@ impl Builder<'_> {
         }
     }
 
-    /// A number of 0 or more.
+    /// A number of at least 0.
     pub(super) fn number(&self, field: &str, default: f32) -> Read<f32> {
         Ok(self.config.optional_not_negative(field)?.map_or(default, |value| value as f32))
     }

@@ -1,12 +1,12 @@
 //! ResNet (He et al., 2015) and ConvNeXt (Liu et al., 2022).
 
-use super::builder::{Builder, Geometry, Read};
+use super::builder::{ClassifierGraph, Geometry, Read};
 use crate::convert::vision::net::{BatchNorm, Conv, Map, Nonlinearity, Tokens};
 
-/// torch's default, which no config.json says.
+/// torch's default, which config.json does not contain.
 const BATCH_NORM_EPS: f32 = 1e-5;
 
-pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn resnet(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let config = builder.config;
     config.only("layer_type", &["bottleneck", "basic"])?;
     let basic = config.text("layer_type") == Some("basic");
@@ -62,7 +62,7 @@ pub(super) fn resnet(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     builder.linear(&pooled, "classifier.1", [classes, x.channels], true)
 }
 
-pub(super) fn convnext(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn convnext(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let (sizes, depths) = (builder.sizes("hidden_sizes")?, builder.sizes("depths")?);
     if sizes.len() != depths.len() {
         return Err(builder.config.error("`depths` and `hidden_sizes` differ in length"));
@@ -92,8 +92,8 @@ pub(super) fn convnext(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     builder.linear(&normed, "classifier", [classes, x.channels], true)
 }
 
-impl Builder<'_> {
-    /// Convolution without bias and its batch normalisation, folded in.
+impl ClassifierGraph<'_> {
+    /// A convolution without bias, with its batch normalisation folded in.
     fn normed_conv(&mut self, x: &Map, stem: &str, outputs: usize, kernel: usize, stride: usize) -> Read<Map> {
         let shape = [outputs, x.channels, kernel, kernel];
         let weight = self.read(&format!("{stem}.convolution.weight"), &shape)?;
@@ -120,7 +120,7 @@ impl Builder<'_> {
         self.fit(x, stem, &conv)
     }
 
-    /// Layer normalisation over channels; ConvNeXt's are 1e-6 everywhere but at the end.
+    /// Layer normalisation over channels; ConvNeXt's epsilon is 1e-6 everywhere but at the end.
     fn map_norm(&mut self, x: &Map, stem: &str) -> Read<Map> {
         let shape = [x.channels, 1, 1];
         let weight = self.weight(&format!("{stem}.weight"), &[x.channels], &shape)?;

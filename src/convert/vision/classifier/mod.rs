@@ -1,7 +1,7 @@
-//! Image classifiers of `transformers` (safetensors and config.json) to ONNX.
+//! Converts image classifiers of `transformers` (safetensors and config.json) to ONNX.
 //!
-//! One function per family emits the graph from the checkpoint's own tensor names; `preprocessor.rs` reads how pictures
-//! become tensors. Input `pixel_values` `[batch, 3, height, width]`, output `logits` `[batch, classes]`.
+//! One function per family emits the graph by the checkpoint's own tensor names; `preprocessor.rs` reads the
+//! preprocessing. Input `pixel_values` `[batch, 3, height, width]`, output `logits` `[batch, classes]`.
 
 mod builder;
 mod convolutional;
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use self::builder::{Builder, Read};
+use self::builder::{ClassifierGraph, Read};
 use super::OPSET;
 use super::net::{Map, Net};
 use crate::checkpoint::{Checkpoint, CheckpointError};
@@ -24,7 +24,7 @@ use crate::vision::ClassifierOutput;
 
 pub use preprocessor::preprocess;
 
-type Emit = fn(&mut Builder<'_>, &Map) -> Read<String>;
+type Emit = fn(&mut ClassifierGraph<'_>, &Map) -> Read<String>;
 
 /// The families, by `model_type`.
 const FAMILIES: &[(&str, Emit)] = &[
@@ -36,12 +36,12 @@ const FAMILIES: &[(&str, Emit)] = &[
     ("resnet", convolutional::resnet),
 ];
 
-/// The families that are read, by `model_type`.
+/// The supported families, by `model_type`.
 pub fn classifier_families() -> Vec<&'static str> {
     FAMILIES.iter().map(|(name, _)| *name).collect()
 }
 
-/// Height and width a model was trained with, where its configuration says.
+/// Height and width that a model was trained with, if its configuration contains them.
 pub fn trained_size(checkpoint: &Checkpoint) -> Option<[usize; 2]> {
     let size = checkpoint.config.get("image_size")?;
     let whole = |value: &Value| usize::try_from(value.as_u64()?).ok();
@@ -51,7 +51,7 @@ pub fn trained_size(checkpoint: &Checkpoint) -> Option<[usize; 2]> {
     }
 }
 
-/// Class names in order: `id2label`. `None` where they are `transformers`' own placeholders.
+/// Class names in output order, from `id2label`; `None` if they are `transformers`' placeholders.
 pub fn labels(checkpoint: &Checkpoint) -> Read<Option<Vec<String>>> {
     let Some(map) = checkpoint.config.get("id2label").and_then(Value::as_object) else { return Ok(None) };
     let wrong = || CheckpointError::new(&checkpoint.config_path, "`id2label` does not number its labels from 0");
@@ -64,8 +64,8 @@ pub fn labels(checkpoint: &Checkpoint) -> Read<Option<Vec<String>>> {
     Ok((!labels.is_empty() && !placeholders).then_some(labels))
 }
 
-/// What the output holds, as `transformers` takes it (`pipelines/image_classification.py`, `postprocess`): values of a
-/// regression as they are, a sigmoid for labels that do not exclude each other and for a single one, else a softmax.
+/// Interpretation of the output, as in `transformers` (`pipelines/image_classification.py`, `postprocess`): values of a
+/// regression unchanged, a sigmoid for labels that do not exclude each other and for a single one, else a softmax.
 pub fn answers(checkpoint: &Checkpoint) -> Read<ClassifierOutput> {
     let config = Config::new(&checkpoint.config_path, &checkpoint.config);
     let kind = config.get("problem_type").filter(|kind| !kind.is_null());
@@ -84,7 +84,7 @@ pub fn answers(checkpoint: &Checkpoint) -> Read<ClassifierOutput> {
     }
 }
 
-/// The number of classes: that of `id2label`, else `num_labels`, else 2, which `transformers` does not write.
+/// Number of classes: that of `id2label`, else `num_labels`, else 2, which `transformers` does not write.
 fn classes(config: &Config<'_>) -> Read<usize> {
     let labels = config.within("id2label").map(|labels| labels.fields().len()).filter(|count| *count > 0);
     match labels {
@@ -93,7 +93,7 @@ fn classes(config: &Config<'_>) -> Read<usize> {
     }
 }
 
-/// Emits a classifier for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
+/// Emits a classifier for images of size `image` (height, width); with a dynamic batch if `batch` is `None`.
 pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Option<usize>) -> Read<Model> {
     let config = Config::new(&checkpoint.config_path, &checkpoint.config);
     let kind = config
@@ -112,7 +112,7 @@ pub fn classifier_model(checkpoint: &Checkpoint, image: [usize; 2], batch: Optio
     graph.input("pixel_values", DType::Float32, &[batch, Some(3), Some(image[0]), Some(image[1])]);
     let input = Map { name: "pixel_values".to_owned(), channels: 3, height: image[0], width: image[1] };
     let classes = classes(&config)?;
-    let mut builder = Builder { net: Net { graph }, weights: checkpoint, config, classes };
+    let mut builder = ClassifierGraph { net: Net { graph }, weights: checkpoint, config, classes };
     let logits = emit(&mut builder, &input)?;
     let mut graph = builder.net.graph;
     graph.scope("");

@@ -1,7 +1,8 @@
-//! preprocessor_config.json to a [`Preprocess`].
+//! Converts preprocessor_config.json to a [`Preprocess`].
 //!
-//! What the processors of ViT, DeiT, BEiT, Swin, ConvNeXt and ResNet do (`transformers`, `image_processing_*.py`):
-//! resize, crop the middle, rescale, normalise. Older files say sizes as numbers and processors by `feature_extractor_type`.
+//! Implements the processors of ViT, DeiT, BEiT, Swin, ConvNeXt and ResNet (`transformers`, `image_processing_*.py`):
+//! resize, centre crop, rescale, normalise. Older files have sizes as numbers and processors in
+//! `feature_extractor_type`.
 
 use serde_json::Value;
 
@@ -9,7 +10,7 @@ use super::Read;
 use crate::convert::Config;
 use crate::vision::{Color, Preprocess, Resample, Resize};
 
-/// ConvNeXt's and ResNet's processor squeezes pictures to the size from this one on, and crops below it.
+/// Size from which ConvNeXt's and ResNet's processor resizes both sides to the input size; below it crops.
 const WARP_FROM: u32 = 384;
 
 /// A size: one number, or a dict of height and width, or of the shortest edge.
@@ -18,14 +19,14 @@ enum ProcessorSize {
     ShortestEdge(u32),
 }
 
-/// A switch of the processor.
-fn said(config: &Config<'_>, field: &str, default: bool) -> bool {
+/// A boolean field of the processor.
+fn switch(config: &Config<'_>, field: &str, default: bool) -> bool {
     config.get(field).and_then(Value::as_bool).unwrap_or(default)
 }
 
-/// What is subtracted from a channel's bytes, and what divides the rest.
+/// Mean and divisor of each channel, for bytes.
 fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
-    let scale = if said(config, "do_rescale", true) {
+    let scale = if switch(config, "do_rescale", true) {
         config.optional_positive("rescale_factor")?.unwrap_or(1.0 / 255.0)
     } else {
         1.0
@@ -34,7 +35,7 @@ fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
         let values = config.numbers(field).unwrap_or(vec![default; 3]);
         values.try_into().map_err(|_| config.error(format!("`{field}` has not three numbers")))
     };
-    let (mean, std) = if said(config, "do_normalize", true) {
+    let (mean, std) = if switch(config, "do_normalize", true) {
         (three("image_mean", 0.5)?, three("image_std", 0.5)?)
     } else {
         ([0.0; 3], [1.0; 3])
@@ -48,7 +49,7 @@ fn normalisation(config: &Config<'_>) -> Read<([f32; 3], [f32; 3])> {
     Ok((bytes(mean), bytes(std)))
 }
 
-/// Reads how the model's pictures are prepared. `trained` is the model's own size, for files that do not say.
+/// Reads the preprocessing. `trained` is the model's own size, for files without one.
 pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Preprocess> {
     let kind = config.text("image_processor_type").or(config.text("feature_extractor_type")).unwrap_or("");
     let known = ["ViT", "DeiT", "Deit", "Beit", "ConvNext", "ConvNeXT", "Bit"];
@@ -59,7 +60,7 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
     }
     let convnext = kind.starts_with("ConvNe");
     let size = size(config, "size")?;
-    let (mut resize, mut target) = match (said(config, "do_resize", true), size) {
+    let (mut resize, mut target) = match (switch(config, "do_resize", true), size) {
         (false, _) => (None, trained),
         (true, Some(ProcessorSize::Both(size))) => (Some(Resize::Both(size)), Some(size)),
         (true, Some(ProcessorSize::ShortestEdge(edge))) if convnext && edge >= WARP_FROM => {
@@ -75,7 +76,7 @@ pub fn preprocess(config: &Config<'_>, trained: Option<[u32; 2]>) -> Read<Prepro
         (true, Some(ProcessorSize::ShortestEdge(edge))) => (Some(Resize::ShortestEdge(edge)), None),
         (true, None) => (trained.map(Resize::Both), trained),
     };
-    if said(config, "do_center_crop", false)
+    if switch(config, "do_center_crop", false)
         && let Some(crop) = crop_size(config)?
     {
         target = Some(crop);

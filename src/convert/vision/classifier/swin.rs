@@ -1,12 +1,13 @@
-//! Swin (Liu et al., 2021): attention within windows that are shifted in every other block, patches merged by stages.
+//! Swin (Liu et al., 2021): attention within windows that are shifted in every other block, with patch merging between
+//! stages.
 
-use super::builder::{Attention, Builder, Read};
+use super::builder::{Attention, ClassifierGraph, Read};
 use crate::convert::vision::net::{Map, Tokens, dim};
 
-/// Added to the scores of positions that a shift has brought together from different sides of the picture.
+/// Added to the scores of positions that a shift has moved next to each other from different sides of the image.
 const APART: f32 = -100.0;
 
-/// A map kept with channels last, `[batch, height, width, channels]`.
+/// A feature map with channels last, `[batch, height, width, channels]`.
 #[derive(Debug, Clone)]
 struct Grid {
     name: String,
@@ -21,7 +22,7 @@ impl Grid {
     }
 }
 
-pub(super) fn swin(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn swin(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let mut x = builder.swin_embeddings(image)?;
     let (depths, heads) = (builder.sizes("depths")?, builder.sizes("num_heads")?);
     if depths.len() != heads.len() {
@@ -51,17 +52,17 @@ pub(super) fn swin(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     builder.linear(&mean, "classifier", [classes, x.channels], true)
 }
 
-/// How a block's positions are grouped.
+/// The attention windows of a block.
 #[derive(Debug, Clone, Copy)]
 struct SwinWindows {
     size: usize,
-    /// What the table of biases is for.
+    /// Window size that the table of biases was trained for.
     trained: usize,
     shift: usize,
     heads: usize,
 }
 
-impl Builder<'_> {
+impl ClassifierGraph<'_> {
     fn swin_embeddings(&mut self, image: &Map) -> Read<Grid> {
         let (patch, width) = (self.square("patch_size", 4)?, self.config.size("embed_dim")?);
         let trained = self.square("image_size", 224)?;
@@ -93,7 +94,7 @@ impl Builder<'_> {
         Ok(Grid { name: self.net.reshape(&x.name, &grid.shape()), ..grid })
     }
 
-    /// Zeros after each axis.
+    /// Pads zeros at the end of each axis.
     fn pad(&mut self, x: &str, after: &[usize; 4]) -> String {
         if after.iter().all(|count| *count == 0) {
             return x.to_owned();
@@ -156,7 +157,7 @@ impl Builder<'_> {
         Ok(Grid { name: self.net.node("Add", &[&x.name, &y], &[]), ..x })
     }
 
-    /// Moves rows and columns `by` towards the start, what falls off coming in at the end.
+    /// Rolls rows and columns by `by` towards the start, as torch.roll.
     fn roll(&mut self, x: &Grid, by: [usize; 2]) -> String {
         let mut name = x.name.clone();
         for (axis, (by, size)) in by.into_iter().zip([x.height, x.width]).enumerate() {
@@ -170,7 +171,7 @@ impl Builder<'_> {
         name
     }
 
-    /// The learned bias of every pair of positions of a window, `[1, heads, size², size²]`.
+    /// The learned bias of every pair of positions in a window, `[1, heads, size², size²]`.
     fn window_bias(&mut self, stem: &str, windows: &SwinWindows) -> Read<String> {
         let SwinWindows { size, trained, heads, .. } = *windows;
         let table = format!("{stem}.attention.self.relative_position_bias_table");
@@ -193,7 +194,7 @@ impl Builder<'_> {
         Ok(self.net.constant(&format!("{table}.bias"), &[1, heads, count, count], bias))
     }
 
-    /// Bias and mask together, `[windows, heads, size², size²]`.
+    /// Sum of bias and shift mask, `[windows, heads, size², size²]`.
     fn shift_mask(&mut self, grid: &Grid, windows: &SwinWindows, bias: &str) -> String {
         let SwinWindows { size, shift, .. } = *windows;
         let (rows, columns, count) = (grid.height / size, grid.width / size, size * size);
@@ -212,7 +213,7 @@ impl Builder<'_> {
         self.net.node("Add", &[bias, &mask], &[])
     }
 
-    /// Every two by two positions become one, of twice the channels.
+    /// Merges every two by two positions into one with twice the channels.
     fn merge_patches(&mut self, stem: &str, x: &Grid) -> Read<Grid> {
         let (height, width) = (x.height.div_ceil(2), x.width.div_ceil(2));
         let padded = self.pad(&x.name, &[0, x.height % 2, x.width % 2, 0]);

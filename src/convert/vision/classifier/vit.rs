@@ -1,12 +1,12 @@
 //! ViT (Dosovitskiy et al., 2020), DeiT (Touvron et al., 2020) and BEiT (Bao et al., 2021): patches as tokens.
 //!
-//! Tokens before the patches (class, distillation) are no separate constants: a padded row of zeros gets them with its
-//! position embedding, so the batch never has to be known.
+//! The tokens before the patches (class, distillation) are not separate constants: a padded row of zeros gets them with
+//! its position embedding, so that the batch size need not be known.
 
-use super::builder::{Attention, Builder, Read};
+use super::builder::{Attention, ClassifierGraph, Read};
 use crate::convert::vision::net::{Map, Tokens, dim};
 
-/// What differs among the three.
+/// Differences between the families.
 struct VitFamily {
     prefix: &'static str,
     /// Names of the tokens before the patches.
@@ -17,13 +17,14 @@ const VIT: VitFamily = VitFamily { prefix: "vit", tokens: &["cls_token"] };
 const DEIT: VitFamily = VitFamily { prefix: "deit", tokens: &["cls_token", "distillation_token"] };
 const BEIT: VitFamily = VitFamily { prefix: "beit", tokens: &["cls_token"] };
 
-pub(super) fn vit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn vit(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&VIT, image)?;
     builder.token_logits(&x, 0, "classifier")
 }
 
-/// With a teacher, both heads are averaged; without, the distillation token is only looked at.
-pub(super) fn deit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+/// DeiT: with a teacher the outputs of both heads are averaged; without, the distillation token only takes part in
+/// attention.
+pub(super) fn deit(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&DEIT, image)?;
     if builder.weights.has("classifier.weight") {
         return builder.token_logits(&x, 0, "classifier");
@@ -34,7 +35,7 @@ pub(super) fn deit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     Ok(builder.net.scale(&sum, 0.5))
 }
 
-pub(super) fn beit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
+pub(super) fn beit(builder: &mut ClassifierGraph<'_>, image: &Map) -> Read<String> {
     let x = builder.encode(&BEIT, image)?;
     if builder.config.get("use_mean_pooling").is_some_and(|value| value == false) {
         return builder.token_logits(&x, 0, "classifier");
@@ -47,7 +48,7 @@ pub(super) fn beit(builder: &mut Builder<'_>, image: &Map) -> Read<String> {
     builder.linear(&normed, "classifier", [classes, x.width], true)
 }
 
-impl Builder<'_> {
+impl ClassifierGraph<'_> {
     /// Logits from one token of the encoder's output.
     fn token_logits(&mut self, x: &Tokens, token: usize, stem: &str) -> Read<String> {
         let one = self.net.slice(&x.name, 1, token, token + 1);
@@ -92,7 +93,7 @@ impl Builder<'_> {
         Ok(x)
     }
 
-    /// Puts the tokens before the patches and adds position embeddings.
+    /// Prepends the tokens to the patches and adds position embeddings.
     fn embed(&mut self, family: &VitFamily, patches: &Tokens, positions: bool) -> Read<Tokens> {
         let (first, width) = (family.tokens.len(), patches.width);
         let count = first + patches.count;
@@ -108,7 +109,7 @@ impl Builder<'_> {
         Ok(Tokens { name: self.net.node("Add", &[&padded, &table], &[]), count, width })
     }
 
-    /// One encoder layer: norms before attention and MLP.
+    /// An encoder layer, with norms before attention and MLP.
     fn layer(&mut self, stem: &str, x: &Tokens, eps: f32, window: [usize; 2], shared: Option<&str>) -> Read<Tokens> {
         let (width, inner) = (x.width, self.config.size("intermediate_size")?);
         let own = format!("{stem}.attention.attention.relative_position_bias.relative_position_bias_table");
@@ -135,7 +136,7 @@ impl Builder<'_> {
         Ok(self.add(&x, &y))
     }
 
-    /// Multiplies by a learned scale, where there is one.
+    /// Multiplies by a learned scale, if the checkpoint has one.
     fn layer_scale(&mut self, x: &str, name: &str, width: usize) -> Read<String> {
         if !self.weights.has(name) {
             return Ok(x.to_owned());
@@ -144,8 +145,8 @@ impl Builder<'_> {
         Ok(self.net.node("Mul", &[x, &scale], &[]))
     }
 
-    /// BEiT's bias of every pair of tokens, `[1, heads, count, count]`: a table row for each distance between patches,
-    /// and three more for pairs with the class token. Other picture sizes interpolate the table, as BEiT's code does.
+    /// BEiT's bias of every pair of tokens, `[1, heads, count, count]`: a table row for each offset between patches,
+    /// and three for pairs with the class token. For other image sizes the table is interpolated, as in BEiT's code.
     fn relative_bias(&mut self, table: &str, window: [usize; 2]) -> Read<String> {
         let heads = self.config.size("num_attention_heads")?;
         let side = 2 * (self.square("image_size", 224)? / self.square("patch_size", 16)?).max(1) - 1;

@@ -1,4 +1,4 @@
-//! The attention blocks of YOLO11 (position-sensitive) and YOLO12 (by areas).
+//! The attention blocks of YOLO11 (position-sensitive) and YOLO12 (area attention).
 //!
 //! Both compute with channels before positions: a 1 x 1 convolution's output `[batch, channels, height, width]` is
 //! reshaped to heads, never transposed to a sequence and back, which is the same sum over the same elements.
@@ -8,7 +8,7 @@ use super::module::{Module, Read};
 use crate::convert::vision::net::{Map, dim};
 
 impl Emitter {
-    /// Half of the channels pass by, half go through the inner blocks.
+    /// C2PSA: half of the channels bypass the inner blocks, half pass through them.
     pub(super) fn c2psa(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         let y = self.part(module, "cv1", x)?;
         let [a, b] = self.halves(module, &y, module.size("c")?)?;
@@ -25,7 +25,7 @@ impl Emitter {
         if shortcut { self.add(module, &x, &y) } else { Ok(y) }
     }
 
-    /// softmax((q · scale)ᵀ k) over all positions, plus a depthwise convolution of the values for their places.
+    /// softmax((q · scale)ᵀ k) over all positions, plus a depthwise convolution of the values as position encoding.
     fn attention(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         let (heads, key, value) = (module.size("num_heads")?, module.size("key_dim")?, module.size("head_dim")?);
         let qkv = self.part(module, "qkv", x)?;
@@ -136,7 +136,8 @@ impl Emitter {
             .error(format!("its queries, keys and values have {} channels, {channels} were expected", y.channels)))
     }
 
-    /// `[batch, heads · size, height, width]` to `[batch · area, heads, size, count / area]`.
+    /// Splits into heads and areas: `[batch, heads · size, height, width]` to
+    /// `[batch · area, heads, size, count / area]`.
     fn bands(&mut self, x: &str, Bands { heads, area, count }: Bands, size: usize) -> String {
         if area == 1 {
             return self.net.reshape(x, &[-1, dim(heads), dim(size), dim(count)]);
@@ -146,7 +147,7 @@ impl Emitter {
         self.net.reshape(&outer, &[-1, dim(heads), dim(size), dim(count / area)])
     }
 
-    /// The way back, to a map of `like`'s shape.
+    /// Merges heads and areas back into a map of `like`'s shape.
     fn merge(&mut self, x: &str, like: &Map, Bands { heads, area, count }: &Bands) -> Map {
         if *area == 1 {
             return self.unfold(x, like);
@@ -158,7 +159,7 @@ impl Emitter {
     }
 }
 
-/// How positions are cut for attention.
+/// How positions are split for attention.
 #[derive(Debug, Clone, Copy)]
 struct Bands {
     heads: usize,

@@ -1,18 +1,19 @@
-//! The building blocks of YOLOv8, YOLO11 and YOLO12 but for attention and heads.
+//! The blocks of YOLOv8, YOLO11 and YOLO12, except attention and heads.
 //!
 //! The arithmetic is that of the published classes of the same names; their geometry is read from the pickled objects,
-//! never from the model's YAML, which means different things in different versions.
+//! never from the model's YAML, which has different meanings in different versions.
 
 use super::module::{Module, Read};
 use crate::checkpoint::CheckpointError;
 use crate::convert::vision::net::{Map, Net};
 
-/// A crafted file can share modules so that walking them takes for ever; the largest real model has 1,200 nodes.
+/// Most modules visited: a crafted file can share modules so that visiting them never ends; the largest real model has
+/// 1,200.
 const BLOCK_LIMIT: usize = 20_000;
 
 type Block = fn(&mut Emitter, &Module<'_>, &Map) -> Read<Map>;
 
-/// The modules that take one map and give one, by their class.
+/// Modules from one map to one map, by class.
 pub(super) const BLOCKS: &[(&str, Block)] = &[
     ("Conv", Emitter::conv),
     ("DWConv", Emitter::conv),
@@ -45,7 +46,7 @@ fn misfit(module: &Module<'_>, x: &Map) -> CheckpointError {
 }
 
 impl Emitter {
-    /// Emits a module that takes one map and gives one.
+    /// Emits a module from one map to one map.
     pub(super) fn block(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         self.blocks += 1;
         if self.blocks > BLOCK_LIMIT {
@@ -63,12 +64,12 @@ impl Emitter {
         self.sequence(&module.children()?, x)
     }
 
-    /// What does nothing once a model is trained.
+    /// Modules without effect in a trained model.
     fn nothing(&mut self, _: &Module<'_>, x: &Map) -> Read<Map> {
         Ok(x.clone())
     }
 
-    /// `part` of `module`.
+    /// Emits the child `part` of `module`.
     pub(super) fn part(&mut self, module: &Module<'_>, part: &str, x: &Map) -> Read<Map> {
         self.block(&module.child(part)?, x)
     }
@@ -77,7 +78,7 @@ impl Emitter {
         modules.iter().try_fold(x.clone(), |x, module| self.block(module, &x))
     }
 
-    /// Convolution, batch normalisation unless the file was saved fused, activation.
+    /// Convolution, batch normalisation (unless the file was saved fused), activation.
     fn conv(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         let inner = module.child("conv")?;
         let mut conv = inner.convolution()?;
@@ -107,7 +108,7 @@ impl Emitter {
         Ok(Map { name: self.net.node("Add", &[&x.name, &y.name], &[]), ..y.clone() })
     }
 
-    /// Maps of one size, their channels one after the other.
+    /// Concatenates the channels of maps of one size.
     pub(super) fn concat(&mut self, module: &Module<'_>, maps: &[Map]) -> Read<Map> {
         let first = maps.first().ok_or_else(|| module.error("nothing to join"))?;
         if maps.iter().any(|map| (map.height, map.width) != (first.height, first.width)) {
@@ -121,7 +122,7 @@ impl Emitter {
         Ok(Map { name, channels: maps.iter().map(|map| map.channels).sum(), ..first.clone() })
     }
 
-    /// Two halves of a map's channels, `first` of them in the first.
+    /// Splits a map's channels in two, `first` of them in the first part.
     pub(super) fn halves(&mut self, module: &Module<'_>, x: &Map, first: usize) -> Read<[Map; 2]> {
         let second = x.channels.checked_sub(first).filter(|second| *second > 0 && first > 0);
         let second = second.ok_or_else(|| module.error(format!("{first} of {} channels are no part", x.channels)))?;
@@ -137,7 +138,7 @@ impl Emitter {
         if module.flag("add") { self.add(module, x, &y) } else { Ok(y) }
     }
 
-    /// Cross-stage partial block: half the channels pass by, every inner block's output is kept.
+    /// C2f, a cross-stage partial block: half of the channels bypass, and every inner block's output is kept.
     fn c2f(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         let y = self.part(module, "cv1", x)?;
         let mut parts = self.halves(module, &y, module.size("c")?)?.to_vec();
@@ -146,7 +147,7 @@ impl Emitter {
         self.part(module, "cv2", &joined)
     }
 
-    /// Appends each inner block's output, which the next one reads.
+    /// Runs the inner blocks in sequence, and appends each output to `parts`.
     pub(super) fn grow(&mut self, module: &Module<'_>, parts: &mut Vec<Map>) -> Read<()> {
         for inner in module.child("m")?.children()? {
             let last = parts.last().cloned().ok_or_else(|| module.error("nothing to begin with"))?;
@@ -163,7 +164,7 @@ impl Emitter {
         self.part(module, "cv3", &joined)
     }
 
-    /// Spatial pyramid pooling: the same pooling several times in a row.
+    /// SPPF, spatial pyramid pooling: the same pooling repeated.
     fn sppf(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         let mut parts = vec![self.part(module, "cv1", x)?];
         let pool = module.child("m")?;
@@ -186,7 +187,7 @@ impl Emitter {
         self.net.max_pool(x, kernel, stride, padding).ok_or_else(|| misfit(module, x))
     }
 
-    /// Nearest neighbour, by a whole factor.
+    /// Nearest-neighbour upsampling by an integer factor.
     fn upsample(&mut self, module: &Module<'_>, x: &Map) -> Read<Map> {
         let mode = module.attribute("mode").and_then(|mode| mode.text());
         let scale = module.attribute("scale_factor").and_then(|scale| scale.number());

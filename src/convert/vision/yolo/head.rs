@@ -1,19 +1,19 @@
-//! The ends of YOLO models: boxes and classes, mask coefficients and prototypes, or one class.
+//! The heads of YOLO models: boxes and classes, mask coefficients and prototypes, or classes of the image.
 
 use super::blocks::Emitter;
 use super::module::{Module, Read};
 use crate::convert::vision::net::{Conv, Map, dim};
 
-/// What a head predicts at one level, raw: `[batch, 4 · bins, cells]`, `[batch, classes, cells]`.
+/// Raw predictions of a head at one level: `[batch, 4 · bins, cells]` and `[batch, classes, cells]`.
 struct PyramidLevel {
     height: usize,
     width: usize,
     stride: [f32; 2],
 }
 
-/// What a detection head gave.
+/// Output of a detection head.
 pub(super) struct Detected {
-    /// Columns of the output: one per anchor.
+    /// Number of anchors, the columns of the output.
     pub(super) anchors: usize,
     pub(super) classes: usize,
     /// `[batch, 4 + classes, anchors]`: centre, width and height in input pixels, then probabilities.
@@ -21,8 +21,8 @@ pub(super) struct Detected {
 }
 
 impl Emitter {
-    /// `one2one_*` branches of end-to-end heads are left out: the one-to-many branches are the same model with
-    /// non-maximum suppression afterwards.
+    /// Emits a detection head. `one2one_*` branches of end-to-end heads are left out: with the one-to-many branches the
+    /// model is the same, followed by non-maximum suppression.
     pub(super) fn detect(&mut self, module: &Module<'_>, maps: &[Map], image: [usize; 2]) -> Read<Detected> {
         let (bins, classes) = (module.size("reg_max")?, module.size("nc")?);
         let (boxes, scores) = (module.child("cv2")?.children()?, module.child("cv3")?.children()?);
@@ -67,15 +67,15 @@ impl Emitter {
         self.net.reshape(&x.name, &[-1, dim(x.channels), dim(x.height * x.width)])
     }
 
-    /// Levels one after the other.
+    /// Concatenates the levels.
     pub(super) fn join(&mut self, module: &Module<'_>, levels: &[String]) -> String {
         self.net.graph.scope(&module.scope());
         let names: Vec<&str> = levels.iter().map(String::as_str).collect();
         self.net.concat(&names, 2)
     }
 
-    /// The distance to a side is the mean of a distribution over 0…bins - 1 (Li et al., Generalized Focal Loss, 2020).
-    /// `[batch, 4 · bins, anchors]` to `[batch, 4, anchors]`, in cells.
+    /// Distances to the sides, each the mean of a distribution over 0…bins - 1 (Li et al., Generalized Focal Loss,
+    /// 2020): `[batch, 4 · bins, anchors]` to `[batch, 4, anchors]`, in cells.
     fn expect_distance(&mut self, module: &Module<'_>, x: &str, bins: usize, anchors: usize) -> Read<String> {
         let dfl = module.child("dfl")?;
         self.net.graph.scope(&dfl.scope());
@@ -98,7 +98,7 @@ impl Emitter {
         Ok(self.net.reshape(&mean.name, &[-1, 4, dim(anchors)]))
     }
 
-    /// Distances left, top, right, bottom of each cell's centre to centre, width and height in pixels.
+    /// Converts distances left, top, right, bottom from each cell's centre to centre, width and height in pixels.
     fn boxes(&mut self, module: &Module<'_>, distances: &str, levels: &[PyramidLevel]) -> String {
         let anchors: usize = levels.iter().map(|level| level.height * level.width).sum();
         let (mut centers, mut strides) = (vec![0.0; 2 * anchors], vec![0.0; 4 * anchors]); // (2, anchors), (4, anchors)
@@ -128,8 +128,8 @@ impl Emitter {
         self.net.node("Mul", &[&boxes, &strides], &[])
     }
 
-    /// Boxes, classes and mask coefficients `[batch, 4 + classes + masks, anchors]`, and prototypes
-    /// `[batch, masks, height, width]` (Bolya et al., YOLACT, 2019).
+    /// Emits a segmentation head: boxes, classes and mask coefficients `[batch, 4 + classes + masks, anchors]`, and
+    /// prototypes `[batch, masks, height, width]` (Bolya et al., YOLACT, 2019).
     pub(super) fn segment(
         &mut self,
         module: &Module<'_>,
@@ -168,7 +168,7 @@ impl Emitter {
         self.part(module, "cv3", &y)
     }
 
-    /// Probabilities `[batch, classes]`.
+    /// Emits a classification head: probabilities `[batch, classes]`.
     pub(super) fn classify(&mut self, module: &Module<'_>, maps: &[Map]) -> Read<(String, usize)> {
         let [x] = maps else { return Err(module.error("one input was expected")) };
         let y = self.part(module, "conv", x)?;

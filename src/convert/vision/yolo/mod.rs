@@ -1,7 +1,8 @@
-//! Ultralytics' YOLO checkpoints (v8, 11, 12; detect, segment, classify) to ONNX, from the pickled module objects.
+//! Converts Ultralytics' YOLO checkpoints (v8, 11, 12; detect, segment, classify) to ONNX, from the pickled module
+//! objects.
 //!
-//! In: a [`TorchFile`]. Out: a [`YoloModel`]: a graph with input `images` `[batch, 3, height, width]` (RGB, 0 to 1) and
-//! outputs `output0` (and `output1`) as Ultralytics' own export has them, nodes named as torch's exporter names them.
+//! From a [`TorchFile`] to a [`YoloModel`], whose graph has the input `images` `[batch, 3, height, width]` (RGB, 0 to
+//! 1), and the outputs `output0` (and `output1`) of Ultralytics' own export. Nodes have the names of torch's exporter.
 
 mod attention;
 mod blocks;
@@ -27,40 +28,40 @@ use crate::vision::Task;
 pub struct YoloModel {
     /// The graph, in float32.
     pub model: Model,
-    /// What it predicts.
+    /// Task of the model.
     pub task: Task,
-    /// Class names in order.
+    /// Class names in output order.
     pub names: Vec<String>,
-    /// Largest stride; image sizes are multiples of it.
+    /// Largest stride in pixels; image sizes are multiples of it.
     pub stride: usize,
-    /// What the checkpoint says of itself: license, docs, head.
+    /// Further metadata of the checkpoint: license, docs, head.
     pub about: BTreeMap<String, String>,
-    /// What the user should know.
+    /// Messages for the user.
     pub notes: Vec<String>,
 }
 
-/// What a model's last layer may be, and what it is for.
+/// Classes of the supported heads, and their tasks.
 pub const YOLO_HEADS: [(&str, Task); 3] =
     [("Detect", Task::Detect), ("Segment", Task::Segment), ("Classify", Task::Classify)];
 
-/// Classes of the layers before it that are read, besides `Concat`.
+/// Classes of the supported layers before the head, besides `Concat`.
 pub fn yolo_blocks() -> Vec<&'static str> {
     blocks::BLOCKS.iter().map(|(class, _)| *class).collect()
 }
 
-/// What is refused as a `.pt` file and read as its ONNX export: the class it is told by, what it is, and whether `kind: yolo`
-/// reads that (else `kind: onnx`).
+/// Models that are refused as a `.pt` file but supported as an ONNX export: the class that identifies them, their name,
+/// and whether they belong to `kind: yolo` (else `kind: onnx`).
 pub fn yolo_by_onnx() -> &'static [(&'static str, &'static str, bool)] {
     refusal::KNOWN
 }
 
-/// The model inside a checkpoint: `ema`, the averaged weights, where training left it in, else `model`.
+/// The model in a checkpoint: `ema`, the averaged weights, if training left it, else `model`.
 pub fn root(file: &TorchFile) -> Item<'_> {
     let found = ["ema", "model"].into_iter().filter_map(|key| file.root().get(key)).find(|item| !item.is_none());
     found.unwrap_or(file.root())
 }
 
-/// Converts a checkpoint for pictures of `image` (height, width); a dynamic batch if `batch` is `None`.
+/// Converts a checkpoint for images of size `image` (height, width); with a dynamic batch if `batch` is `None`.
 pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> Read<YoloModel> {
     let root = root(file);
     refusal::check_maker(root)?;
@@ -96,7 +97,7 @@ pub fn yolo_model(file: &TorchFile, image: [usize; 2], batch: Option<usize>) -> 
     Ok(model)
 }
 
-/// The maps a layer reads: `f`, an index or a list; -1 is the layer before.
+/// The maps that a layer reads: `f` is an index or a list of indices, and -1 is the previous layer.
 fn gather(layer: &Module<'_>, maps: &[Map], input: &Map) -> Read<Vec<Map>> {
     let from = layer.attribute("f").ok_or_else(|| layer.error("`f` is missing: where its input comes from"))?;
     let listed = from.elements();
@@ -110,7 +111,7 @@ fn gather(layer: &Module<'_>, maps: &[Map], input: &Map) -> Read<Vec<Map>> {
         .collect()
 }
 
-/// `names`: a dict from class number to name, or a list.
+/// Class names from `names`: a dict from class index to name, or a list.
 fn class_names(root: Item<'_>) -> Read<Vec<String>> {
     let names = root.get("names").ok_or_else(|| root.error("the model has no class names (`names`)"))?;
     let listed = names.elements();
@@ -130,7 +131,7 @@ fn class_names(root: Item<'_>) -> Read<Vec<String>> {
     Ok(by_number.into_values().collect())
 }
 
-/// Everything but the head is there.
+/// The state before the head: all other layers are emitted.
 struct End {
     emitter: Emitter,
     names: Vec<String>,

@@ -1,31 +1,31 @@
-//! A torch module of a checkpoint: its class, place, attributes and tensors, each error with its path.
+//! A torch module of a checkpoint: its class, path, attributes and tensors. Each error names the path.
 
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::torch::{Item, TorchTensor};
 use crate::convert::vision::net::{BatchNorm, Conv, Nonlinearity};
 
-/// Deeper nesting is damage or malice: modules may contain themselves.
+/// Deepest nesting: modules of a crafted file may contain themselves.
 const DEPTH_LIMIT: usize = 24;
 
 pub(super) use crate::convert::config::Read;
 
-/// A module and where it is.
+/// A module and its path.
 #[derive(Debug, Clone)]
 pub(super) struct Module<'a> {
     item: Item<'a>,
     /// Class name without its package.
     pub(super) class: &'a str,
-    /// Name in the state dict, e.g. `model.2.m.0.cv1`.
+    /// Path in the state dict, e.g. `model.2.m.0.cv1`.
     pub(super) path: String,
     /// Scope of the module that calls it.
     outer: String,
-    /// Its name there. A `ModuleList` is no scope of its own, so this may have dots.
+    /// Name within that scope. It may contain dots, since a `ModuleList` is no scope of its own.
     within: String,
     depth: usize,
 }
 
 impl<'a> Module<'a> {
-    /// The layer sequence of a model, which is iterated and not called.
+    /// The layers of a model, a sequence that is iterated and not called.
     pub(super) fn layers(model: Item<'a>) -> Read<Vec<Module<'a>>> {
         let sequence = model.children().into_iter().find(|(name, _)| *name == "model");
         let (_, sequence) = sequence.ok_or_else(|| model.error("the model has no layers (`model`)"))?;
@@ -49,7 +49,7 @@ impl<'a> Module<'a> {
         Ok(Self { item, class, path, outer, within, depth })
     }
 
-    /// Scope of its nodes, as torch's exporter would write it: `/model.2/m.0/cv1`.
+    /// Scope of its nodes in the notation of torch's exporter: `/model.2/m.0/cv1`.
     pub(super) fn scope(&self) -> String {
         format!("{}/{}", self.outer, self.within)
     }
@@ -85,7 +85,7 @@ impl<'a> Module<'a> {
         self.item.get(name).filter(|item| !item.is_none())
     }
 
-    /// A whole number that is no index: not negative and below any real size.
+    /// A non-negative integer attribute below any real size.
     pub(super) fn size(&self, name: &str) -> Read<usize> {
         let value = self.attribute(name).and_then(|item| item.integer());
         let size = value.and_then(|value| usize::try_from(value).ok()).filter(|size| *size < 1 << 20);
@@ -100,7 +100,7 @@ impl<'a> Module<'a> {
         self.attribute(name).and_then(|item| item.integer()) == Some(1)
     }
 
-    /// A number for both directions, or one for each.
+    /// An attribute that is one number for both directions, or one for each.
     pub(super) fn pair(&self, name: &str) -> Read<[usize; 2]> {
         let item = self.attribute(name);
         let whole = |item: Item<'_>| usize::try_from(item.integer()?).ok().filter(|size| *size < 1 << 16);
@@ -112,7 +112,7 @@ impl<'a> Module<'a> {
         pair.ok_or_else(|| self.error(format!("`{name}` is missing or no size (padding by name is not supported)")))
     }
 
-    /// As [`Module::pair`], where both must be the same.
+    /// An attribute that is one number for both directions, or two equal ones.
     pub(super) fn square(&self, name: &str) -> Read<usize> {
         let [a, b] = self.pair(name)?;
         if a == b { Ok(a) } else { Err(self.error(format!("`{name}` is not the same in both directions"))) }
@@ -123,7 +123,7 @@ impl<'a> Module<'a> {
         found.map(|(name, item)| item.tensor(&format!("{}.{name}", self.path))).transpose()
     }
 
-    /// A tensor's values, which must be finite.
+    /// Shape and values of a tensor, which must be finite; `None` if absent.
     pub(super) fn values(&self, name: &str) -> Read<Option<(Vec<usize>, Vec<f32>)>> {
         let Some(tensor) = self.tensor(name)? else { return Ok(None) };
         let values = tensor.to_f32().ok_or_else(|| self.error(format!("`{name}` holds no floats")))?;
@@ -190,7 +190,7 @@ impl<'a> Module<'a> {
         conv.fold(&norm).ok_or_else(|| self.error("`running_var` is negative"))
     }
 
-    /// What an activation module computes.
+    /// The activation that this module computes.
     pub(super) fn activation(&self) -> Read<Nonlinearity> {
         Ok(match self.class {
             "SiLU" => Nonlinearity::Silu,

@@ -1,10 +1,10 @@
-//! Checkpoints that are not converted, told by their classes: what they are, and the way there is for them. (The class
-//! names are those of Ultralytics' `nn/modules` and `nn/tasks.py`, and of the older repositories' `models/yolo.py`.)
+//! Refuses unsupported checkpoints by their classes, and names an alternative. (The class names are those of
+//! Ultralytics' `nn/modules` and `nn/tasks.py`, and of older repositories' `models/yolo.py`.)
 
 use super::module::{Module, Read};
 use crate::checkpoint::torch::Item;
 
-/// A class, what has it, and whether its ONNX export is read by `kind: yolo`.
+/// A class, the models that have it, and whether their ONNX export is supported by `kind: yolo`.
 pub(super) const KNOWN: &[(&str, &str, bool)] = &[
     ("Pose", "a pose model", false),
     ("Pose26", "a pose model", false),
@@ -23,8 +23,8 @@ pub(super) const KNOWN: &[(&str, &str, bool)] = &[
     ("RepNCSPELAN4", "a YOLOv9", true),
 ];
 
-/// Refuses what older repositories pickled: YOLOv5's own (YOLOv7's and YOLOv9's are made from it), whose classes have the
-/// same names and compute other things.
+/// Refuses checkpoints of older repositories: YOLOv5's own (and YOLOv7's and YOLOv9's, which derive from it) have
+/// classes with the same names and other arithmetic.
 pub(super) fn check_maker(root: Item<'_>) -> Read<()> {
     let Some((package, class)) = root.class() else { return Ok(()) };
     if package.starts_with("ultralytics") || !package.split('.').any(|part| part == "models") {
@@ -37,7 +37,7 @@ pub(super) fn check_maker(root: Item<'_>) -> Read<()> {
     ))
 }
 
-/// Refuses models known by one of their layers, the head first.
+/// Refuses models by one of their layers, the head first.
 pub(super) fn check_layers(root: Item<'_>, layers: &[Module<'_>]) -> Read<()> {
     let known = |layer: &Module<'_>| KNOWN.iter().find(|(class, ..)| *class == layer.class);
     let Some((class, what, read)) = layers.iter().rev().find_map(known) else { return Ok(()) };

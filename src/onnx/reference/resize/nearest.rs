@@ -1,13 +1,14 @@
-//! Nearest pixels for TensorRT, which multiplies by a scale's reciprocal where onnxruntime divides: where a place lies exactly
-//! between two pixels, or on one of those that `ceil` and `floor` go to, the last bit decides. Seen with TensorRT-RTX 1.6.1:
-//! a scale of 3 with `ceil` and one of 1.7 with `round_prefer_ceil` took other pixels.
+//! Nearest-neighbour Resize for TensorRT, which multiplies by the reciprocal of the scale where onnxruntime divides:
+//! the last bit decides where a coordinate is exactly between two pixels, or on a pixel that `ceil` and `floor` round
+//! to. Seen with TensorRT-RTX 1.6.1: a scale of 3 with `ceil`, and one of 1.7 with `round_prefer_ceil`, chose other
+//! pixels.
 
 use onnx_protobuf::NodeProto;
 
 use super::{Axis, Done, How, Mode, Rewritten, Rounding, SIZE_LIMIT, Transformation, index};
 use crate::onnx::editor::{Editor, output, wanted};
 
-/// Writes a nearest Resize as lists of pixels, where TensorRT might choose others.
+/// Rewrites a nearest Resize as lists of indices, if TensorRT might choose other pixels.
 pub(in crate::onnx) fn write(edit: &mut Editor<'_>, node: &NodeProto) -> Rewritten {
     // Resize-10 is asymmetric and rounds down; scales there are powers of two as a rule.
     if edit.facts().opset() < 11 {

@@ -3,6 +3,8 @@
 //!
 //! Usage: cargo run --release --example yolo_engine -- [FOLDER] [IMAGE_SIZE]
 
+mod yolov8n;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,9 +14,6 @@ use watus_build::backend::tensorrt::{BuildOptions, TensorRt};
 use watus_build::progress::Silent;
 use watus_build::tensor::{DType, Tensor};
 use watus_build::verify;
-
-#[path = "../tests/support/yolov8n.rs"]
-mod yolov8n;
 
 fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
