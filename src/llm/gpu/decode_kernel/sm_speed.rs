@@ -1,5 +1,5 @@
 //! Multiprocessors (SMs) are not all alike: on one H100 some read a third faster than others. What each of them can read is
-//! measured once when a model is loaded, and it gets as much of each product.
+//! measured once when a model is loaded, and it gets of each product in proportion.
 
 use super::super::buffers::{Buffer, Pinned};
 use super::super::driver::{Address, word};
@@ -14,7 +14,7 @@ pub(super) struct SmSpeeds {
     block_of_sm: Option<Buffer>,
 }
 
-/// Shares are in quarters of what most get: coarse, so that the same device always gets the same, and sums in the same order.
+/// Shares are in quarters of what most get: coarse, so that the same device seldom gets others, which change the order of sums.
 const QUARTERS: f64 = 4.0;
 /// Measurements, of which the medians count.
 const RUNS: usize = 5;
