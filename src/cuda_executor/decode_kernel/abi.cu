@@ -3,8 +3,8 @@
 //
 // abi.rs reads the constants below from this text, so that they are declared here alone; it declares the structs once
 // more, and their sizes (static_assert) and fields (its test) are compared. The files of this folder are one source,
-// joined in the order that kernel.rs lists and compiled at run time (NVRTC) without any header, for compute
-// capability 8.0 and later.
+// joined in the order that kernel.rs lists and compiled by NVRTC without any header, for a package or when a model is
+// loaded, for compute capability 8.0 and later.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -13,10 +13,10 @@ typedef unsigned long long u64;
 
 // Options. variant.rs chooses them for a model and a device; variants.txt lists those that a package has compiled.
 #ifndef RING_DEPTH
-#define RING_DEPTH 3  // weight tiles of each compute warp in shared memory
+#define RING_DEPTH 3  // slots of a ring; of each a compute warp has half: one plain tile, or four packed ones
 #endif
 #ifndef SLOT_BYTES
-#define SLOT_BYTES 5120  // shared memory of one of them
+#define SLOT_BYTES 5120  // shared memory of such a half
 #endif
 #ifndef WORK_BYTES
 #define WORK_BYTES 32768  // shared memory for activations, before the ring
@@ -31,10 +31,10 @@ typedef unsigned long long u64;
 
 // Found by measurement on an H100 (docs/kernel-notes.md).
 #ifndef TILES_IN_FLIGHT
-#define TILES_IN_FLIGHT 2  // copies of tiles that a producer warp has under way at most: more make all other reads wait
+#define TILES_IN_FLIGHT 2  // slots whose copies a producer warp has under way at most: more make all other reads wait
 #endif
 #ifndef PREFETCH_TILES
-#define PREFETCH_TILES 4  // tiles a producer warp asks for in the L2 cache at most, once the ring is full
+#define PREFETCH_TILES 4  // pairs of plain tiles a producer warp has in the L2 cache ahead of a full ring, at most
 #endif
 #ifndef PREFETCH_CLOCKS
 #define PREFETCH_CLOCKS 2500  // clocks between two such requests

@@ -1,5 +1,6 @@
-// What the code of each phase works with, and how phases wait for each other: no block waits for another's presence,
-// only for outputs, whose parts are counted as they become final. Everywhere s are the launch's parameters, p is the
+// What the code of each phase works with, and how phases wait for each other: not at a barrier of all blocks, but for
+// outputs, whose parts are counted as they become final. A block that waits keeps its multiprocessor, so each of the
+// others must get one meanwhile (README.md, "What must hold"). Everywhere s are the launch's parameters, p is the
 // phase's description, and c has both.
 
 struct PhaseContext {

@@ -1,5 +1,5 @@
 //! Relative speeds of the multiprocessors (SMs): on one H100 some read a third faster than others. Their read
-//! throughput is measured when a model is loaded, and each gets a share of every product in proportion.
+//! throughput is measured once when a model is loaded, and each gets a share of every product in proportion.
 
 use super::super::buffers::{Buffer, Pinned};
 use super::super::driver::{Address, word};
@@ -14,8 +14,8 @@ pub(super) struct SmSpeeds {
     block_of_sm: Option<Buffer>,
 }
 
-/// Resolution of shares in parts of the usual share; coarse, so that the same device always gets the same partition,
-/// and sums are in the same order.
+/// Resolution of shares in parts of the usual share; coarse, so that the same device seldom gets another partition, which
+/// changes the order of sums.
 const QUARTERS: f64 = 4.0;
 /// Number of measurements, of which the median counts.
 const RUNS: usize = 5;
