@@ -215,6 +215,7 @@ impl DecodeKernel {
         let params = DecodeParams {
             phases: list.phases.address(),
             counters: list.counters.address(),
+            claims: list.claims,
             phase_count: word(list.count),
             ..params
         };
@@ -235,13 +236,16 @@ impl DecodeKernel {
 pub(super) struct PhaseList {
     phases: Buffer,
     counters: Buffer,
+    /// Where the counters have a word for each block, by which shares of the work are taken.
+    claims: Address,
     /// What falls to each block.
     partition: Buffer,
     count: usize,
 }
 
 impl PhaseList {
-    /// For blocks with these shares of the work; `counters` of strips and heads come after the phases' own.
+    /// For blocks with these shares of the work; `counters` of strips and heads come after the phases' own, and the shares'
+    /// claims after those.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         phases: &[PhaseDescriptor],
@@ -256,8 +260,10 @@ impl PhaseList {
         let bytes: &[u8] = bytemuck::cast_slice(&list);
         let mut phases = Buffer::unset(stream, bytes.len(), "decode steps")?;
         phases.upload(bytes)?;
-        let counters = Buffer::new(stream, (list.len() + counters) * 4, "decode steps")?;
-        Ok(Self { phases, counters, partition, count: list.len() })
+        let counted = list.len() + counters;
+        let counters = Buffer::new(stream, (counted + shares.len()) * 4, "decode steps")?;
+        let claims = counters.address() + (counted * 4) as Address;
+        Ok(Self { phases, counters, claims, partition, count: list.len() })
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -41,6 +41,15 @@ impl SmSpeeds {
         self.block_of_sm.as_ref().map_or(0, Buffer::address)
     }
 
+    /// How many multiprocessors it says that of.
+    pub(super) fn sm_count(&self) -> u32 {
+        word(self.bytes() / size_of::<u32>())
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.block_of_sm.as_ref().map_or(0, Buffer::len)
+    }
+
     /// Measures how long each block takes for its part of `list`, one product of weights too large for the L2 cache that is
     /// parted evenly; none if all are alike.
     pub(super) fn measure(
