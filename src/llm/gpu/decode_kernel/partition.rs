@@ -11,6 +11,9 @@ use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor};
 /// Where there are fewer tiles or strips than this for each block, all blocks get as many.
 const FEW: usize = 8;
 
+/// Numbers of strips and of tiles along the inputs share a word of the tables (`variant::check` declines larger models).
+pub(super) const MAX_STRIPS: usize = 0xffff;
+
 /// Phases, and the tables of their products.
 pub(super) struct Partition {
     phases: Vec<PhaseDescriptor>,

@@ -5,6 +5,7 @@
 use super::super::driver::kind;
 use super::super::packed_tiles::{self, TileKind, TileKinds};
 use super::abi::{COMPUTE_WARPS, MAX_GROUP, MAX_HEAD_DIM, PACKED_TILE_N, PLAIN_TILE_BYTES};
+use super::partition::MAX_STRIPS;
 use crate::convert::{Activation, LayerKind, Transformer};
 use crate::tensor::DType;
 
@@ -15,16 +16,16 @@ const WORK: usize = 32 << 10;
 const WORK_PACKED: [usize; 2] = [80 << 10, 48 << 10];
 /// Bytes of shared memory that the kernel declares itself, at most.
 const STATIC: usize = 3 << 10;
-/// Packed tiles that a warp multiplies at a time, which are one slot of the ring.
+/// Packed tiles that a warp multiplies at a time, which are its half of a slot of the ring.
 const PACKED_TILES: usize = 4;
-/// Slots of a warp's ring at least: with fewer, memory would wait.
+/// Slots at least of the ring that two warps share: with fewer, memory would wait.
 const LEAST_DEPTH: usize = 2;
 /// Slots at most: more gain nothing.
 const DEPTH: usize = 8;
 /// The same of packed tiles.
 const DEPTH_PACKED: usize = 4;
 
-/// Bytes of a slot that has room for tiles of any of these kinds.
+/// Bytes of a warp's half of a slot that has room for tiles of any of these kinds.
 fn slot(kinds: TileKinds) -> usize {
     let bytes = |kind: TileKind| PACKED_TILES * packed_tiles::bytes_of_tile(kind.groups);
     kinds.iter().map(bytes).fold(PLAIN_TILE_BYTES, usize::max)
@@ -150,10 +151,15 @@ pub(super) fn check(model: &Transformer, dtype: DType) -> Result<(), String> {
     check_sizes(&[hidden_size, qkv, heads * head_dim, intermediate_size, vocab_size, head_dim], intermediate_size)
 }
 
-/// Eight elements are read at once; gates come in strips.
+/// Eight elements are read at once; gates come in strips; strips are numbered in 16 bits, the narrowest making
+/// [`PACKED_TILE_N`] outputs. Tiles along the inputs, which are longer than that, are then fewer.
 fn check_sizes(sizes: &[usize], intermediate_size: usize) -> Result<(), String> {
     if let Some(size) = sizes.iter().find(|size| !size.is_multiple_of(8)) {
         return Err(format!("a size of this model, {size}, is no multiple of 8"));
+    }
+    let most = MAX_STRIPS * PACKED_TILE_N;
+    if let Some(size) = sizes.iter().find(|size| **size > most) {
+        return Err(format!("a size of this model, {size}, is larger than {most}"));
     }
     if !intermediate_size.is_multiple_of(PACKED_TILE_N) {
         return Err(format!("this model's intermediate size, {intermediate_size}, is no multiple of {PACKED_TILE_N}"));
@@ -194,6 +200,14 @@ mod tests {
         }
         let have = std::fs::read_to_string(&path).unwrap();
         assert_eq!(have.lines().collect::<Vec<_>>(), lines, "UPDATE_VARIANTS=1 writes it anew");
+    }
+
+    #[test]
+    fn sizes_that_tables_have_no_room_for_are_declined() {
+        assert_eq!(check_sizes(&[64, 1_048_560], 64), Ok(()));
+        for (size, why) in [(1_048_568, "larger than 1048560"), (100, "no multiple of 8")] {
+            assert_eq!(check_sizes(&[64, size], 64).unwrap_err(), format!("a size of this model, {size}, is {why}"));
+        }
     }
 
     #[test]
