@@ -115,7 +115,7 @@ impl DecodeProgram {
     /// Size of the buffers between phases in bytes.
     pub(super) fn scratch_bytes(&self) -> usize {
         let partials = self.partial_sums.len() + self.attention_partials.len();
-        self.lists.bytes() + self.activations.bytes() + partials + self.top_logits.bytes()
+        self.lists.bytes() + self.speeds.bytes() + self.activations.bytes() + partials + self.top_logits.bytes()
     }
 
     /// Enqueues a step of `rows` sequences, the first of which is in `slot`: from the hidden states in
@@ -178,6 +178,7 @@ impl DecodeProgram {
             norm_eps: model.norm_eps,
             attention_scale: model.attention_scale,
             attention_softcap: model.attention_softcap.unwrap_or(0.0),
+            sm_count: self.speeds.sm_count(),
             block_of_sm: self.speeds.block_of_sm(),
             ..DecodeParams::default()
         }

@@ -125,8 +125,9 @@ struct DecodeParams {
   u32 phase_count, rows, first_slot, capacity, rope_positions;
   u32 heads, kv_heads, head_dim, gelu, kv_splits;
   float norm_eps, attention_scale, attention_softcap;
-  u32 padding;
-  u32 const* block_of_sm;  // [multiprocessors]: whose share of the work each does; none: that of blockIdx
+  u32 sm_count;            // multiprocessors that were measured; 0: each block does the share of its blockIdx
+  u32 const* block_of_sm;  // [sm_count]: whose share of the work each does
+  u32* claims;             // [blocks]: zeroed; which shares are taken, if any were measured
   u32* block_clocks;       // [blocks, 2]: if wanted, clocks that a block took, and its multiprocessor
 };
 
@@ -157,7 +158,7 @@ struct DequantizeParams {
 };
 
 u32 constexpr PHASE_DESCRIPTOR_BYTES = 224;
-u32 constexpr DECODE_PARAMS_BYTES = 120;
+u32 constexpr DECODE_PARAMS_BYTES = 128;
 u32 constexpr TOP_LOGITS_PARAMS_BYTES = 56;
 u32 constexpr TOP_LOGITS_ROW_BYTES = 520;
 u32 constexpr DEQUANTIZE_PARAMS_BYTES = 48;

@@ -171,8 +171,9 @@ pub(super) struct DecodeParams {
     pub(super) norm_eps: f32,
     pub(super) attention_scale: f32,
     pub(super) attention_softcap: f32,
-    pub(super) padding: u32,
+    pub(super) sm_count: u32,
     pub(super) block_of_sm: Address,
+    pub(super) claims: Address,
     pub(super) block_clocks: Address,
 }
 

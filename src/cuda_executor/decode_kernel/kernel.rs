@@ -219,6 +219,7 @@ impl DecodeKernel {
         let params = DecodeParams {
             phases: list.phases.address(),
             counters: list.counters.address(),
+            claims: list.claims,
             phase_count: word(list.count),
             ..params
         };
@@ -239,6 +240,8 @@ impl DecodeKernel {
 pub(super) struct PhaseList {
     phases: Buffer,
     counters: Buffer,
+    /// Address of the words behind the counters, one for each block, by which shares of the work are taken.
+    claims: Address,
     /// The work partition: the units of each block.
     partition: Buffer,
     count: usize,
@@ -246,7 +249,7 @@ pub(super) struct PhaseList {
 
 impl PhaseList {
     /// Uploads phases for blocks with these shares of the work; the `counters` of strips and heads follow the phases'
-    /// own.
+    /// own, and the claims of the shares follow those.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         phases: &[PhaseDescriptor],
@@ -261,8 +264,10 @@ impl PhaseList {
         let bytes: &[u8] = bytemuck::cast_slice(&list);
         let mut phases = Buffer::unset(stream, bytes.len(), "decode steps")?;
         phases.upload(bytes)?;
-        let counters = Buffer::new(stream, (list.len() + counters) * 4, "decode steps")?;
-        Ok(Self { phases, counters, partition, count: list.len() })
+        let counted = list.len() + counters;
+        let counters = Buffer::new(stream, (counted + shares.len()) * 4, "decode steps")?;
+        let claims = counters.address() + (counted * 4) as Address;
+        Ok(Self { phases, counters, claims, partition, count: list.len() })
     }
 
     pub(super) fn bytes(&self) -> usize {

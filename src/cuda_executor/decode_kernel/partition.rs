@@ -11,6 +11,10 @@ use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor};
 /// Units per block below which all blocks get the same number.
 const FEW: usize = 8;
 
+/// Most strips of a product: numbers of strips and of tiles along the inputs share a word of the tables (`variant::check`
+/// declines larger models).
+pub(super) const MAX_STRIPS: usize = 0xffff;
+
 /// Phases, with the partition tables of their products.
 pub(super) struct Partition {
     phases: Vec<PhaseDescriptor>,

@@ -141,17 +141,21 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
       }
     }
   };
+  // Whether a slot is empty. All lanes ask, since each will write to it, and go by one answer.
+  auto const is_empty = [&](u32 slot, u32 round) {
+    return __all_sync(0xffffffffu, mbarrier_test_wait(empty + slot * 8, (round + 1) % 2));
+  };
   while (at.phase < s.phase_count) {
     u32 const slot = fetched % RING_DEPTH, round = fetched / RING_DEPTH;
-    if (round > 0 && !mbarrier_test_wait(empty + slot * 8, (round + 1) % 2)) {
+    if (round > 0 && !is_empty(slot, round)) {
       // The ring is full. What is in flight arrives before a slot is empty; after that, memory goes on into the L2
       // cache.
       cp_async_wait_all();
       announce(0);
       u32 since = (u32)clock();
-      while (!mbarrier_test_wait(empty + slot * 8, (round + 1) % 2)) {
+      while (!is_empty(slot, round)) {
         bool const more = lead < PREFETCH_TILES && ahead.phase < s.phase_count && ahead.weight_kind == PLAIN;
-        if (more && (u32)clock() - since > PREFETCH_CLOCKS) {
+        if (more && __all_sync(0xffffffffu, (u32)clock() - since > PREFETCH_CLOCKS)) {
           prefetch_tiles(ahead, pair);
           advance(ahead, s, worker, pair);
           ++lead;
@@ -160,7 +164,6 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
           back_off();
         }
       }
-      __syncwarp();
     }
     copy_tiles(at, pair, slots + (pair * RING_DEPTH + slot) * 2 * SLOT_BYTES);
     advance(at, s, worker, pair);

@@ -42,6 +42,16 @@ impl SmSpeeds {
         self.block_of_sm.as_ref().map_or(0, Buffer::address)
     }
 
+    /// Number of multiprocessors in the table; 0 without one.
+    pub(super) fn sm_count(&self) -> u32 {
+        word(self.bytes() / size_of::<u32>())
+    }
+
+    /// Bytes of the table on the device.
+    pub(super) fn bytes(&self) -> usize {
+        self.block_of_sm.as_ref().map_or(0, Buffer::len)
+    }
+
     /// Measures the time of each block for its part of `list`, an evenly partitioned product with weights larger than
     /// the L2 cache; `None` if all are equally fast.
     pub(super) fn measure(

@@ -76,8 +76,9 @@ impl TopLogitsFinder {
         Ok(self.answer.bytes()?[..rows * ROW].chunks_exact(ROW).map(read).collect())
     }
 
+    /// Bytes on the device: the answer's copy is the host's.
     pub(super) fn bytes(&self) -> usize {
-        self.lists.len() + self.sums.len() + self.out.len()
+        self.lists.len() + self.sums.len() + self.counters.len() + self.out.len()
     }
 }
 

@@ -5,6 +5,7 @@
 use super::super::driver::kind;
 use super::super::packed_tiles::{self, TileKind, TileKinds};
 use super::abi::{COMPUTE_WARPS, MAX_GROUP, MAX_HEAD_DIM, PACKED_TILE_N, PLAIN_TILE_BYTES};
+use super::partition::MAX_STRIPS;
 use crate::convert::{Activation, LayerKind, LayerTypes, Rope, Transformer};
 use crate::spec::KvCache;
 use crate::tensor::DType;
@@ -16,16 +17,16 @@ const WORK: usize = 32 << 10;
 const WORK_PACKED: [usize; 2] = [80 << 10, 48 << 10];
 /// Most static shared memory of the kernel, in bytes.
 const STATIC: usize = 3 << 10;
-/// Packed tiles that a warp multiplies at once, one slot of the ring.
+/// Packed tiles that a warp multiplies at once: its half of a slot of the ring.
 const PACKED_TILES: usize = 4;
-/// Fewest slots of a warp's ring; with fewer, loads would stall.
+/// Fewest slots of the ring that two warps share; with fewer, loads would stall.
 const LEAST_DEPTH: usize = 2;
-/// Most slots of a warp's ring; more gain nothing.
+/// Most slots of a ring; more gain nothing.
 const DEPTH: usize = 8;
-/// Most slots of a warp's ring with packed tiles.
+/// Most slots of a ring with packed tiles.
 const DEPTH_PACKED: usize = 4;
 
-/// Bytes of a slot for tiles of these kinds.
+/// Bytes of a warp's half of a slot for tiles of these kinds.
 fn slot(kinds: TileKinds) -> usize {
     let bytes = |kind: TileKind| PACKED_TILES * packed_tiles::bytes_of_tile(kind.groups);
     kinds.iter().map(bytes).fold(PLAIN_TILE_BYTES, usize::max)
@@ -169,10 +170,15 @@ fn check_heads(model: &Transformer, kv_cache: KvCache) -> Result<(), String> {
     }
 }
 
-/// Checks alignment: eight elements are read at once, and gates come in strips.
+/// Checks alignment and size: eight elements are read at once, gates come in strips, and strips are numbered in 16 bits, the
+/// narrowest with [`PACKED_TILE_N`] outputs. Tiles along the inputs are longer, and so fewer.
 fn check_sizes(sizes: &[usize], intermediate_size: usize) -> Result<(), String> {
     if let Some(size) = sizes.iter().find(|size| !size.is_multiple_of(8)) {
         return Err(format!("a size of this model, {size}, is no multiple of 8"));
+    }
+    let most = MAX_STRIPS * PACKED_TILE_N;
+    if let Some(size) = sizes.iter().find(|size| **size > most) {
+        return Err(format!("a size of this model, {size}, is larger than {most}"));
     }
     if !intermediate_size.is_multiple_of(PACKED_TILE_N) {
         return Err(format!("this model's intermediate size, {intermediate_size}, is no multiple of {PACKED_TILE_N}"));
@@ -254,6 +260,14 @@ mod tests {
         }
         let have = std::fs::read_to_string(&path).unwrap();
         assert_eq!(have.lines().collect::<Vec<_>>(), lines, "UPDATE_VARIANTS=1 writes it anew");
+    }
+
+    #[test]
+    fn sizes_that_tables_have_no_room_for_are_declined() {
+        assert_eq!(check_sizes(&[64, 1_048_560], 64), Ok(()));
+        for (size, why) in [(1_048_568, "larger than 1048560"), (100, "no multiple of 8")] {
+            assert_eq!(check_sizes(&[64, size], 64).unwrap_err(), format!("a size of this model, {size}, is {why}"));
+        }
     }
 
     #[test]

@@ -134,6 +134,20 @@ inline float __shfl_xor_sync(u32, float value, u32 step) {
   return value;
 }
 
+inline bool __all_sync(u32, bool value) {
+  u32 word = value;
+  together(&word, 1, &word, 1, [](auto& in, auto& out) {
+    u32 all = 1;
+    for (u32 lane = 0; lane < 32; ++lane) {
+      all &= in[lane][0];
+    }
+    for (u32 lane = 0; lane < 32; ++lane) {
+      out[lane][0] = all;
+    }
+  });
+  return word;
+}
+
 inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
   u64 const bytes = a | (u64)b << 32;
   u32 out = 0;
@@ -268,7 +282,8 @@ inline u32 sub_f16x2(u32 a, u32 b) {
   return low | (u32)narrow<1>(widen<1>((u16)(a >> 16)) - widen<1>((u16)(b >> 16))) << 16;
 }
 inline void back_off() {}
-inline u32 sm_id() { return this_block; }
+inline u32 sm_id() { return this_block / 2; }  // two blocks each, one after the other
+inline u32 atomicExch(u32* at, u32 value) { return __atomic_exchange_n(at, value, __ATOMIC_RELAXED); }
 inline u32 lop3_and_or(u32 a, u32 mask, u32 bits) { return (a & mask) | bits; }
 
 inline void mbarrier_init(u32 barrier, u32 count) {

@@ -54,13 +54,15 @@ impl Emulator {
 
     pub(super) fn run(self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams, dtype: DType) {
         let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut counters = vec![0_u32; phases.len() + counters];
+        let counted = phases.len() + counters;
+        let mut counters = vec![0_u32; counted + BLOCKS];
         let mut partition = Partition::new(phases, &super::shares(BLOCKS));
         let table = std::mem::take(&mut partition.table);
         let phases = partition.at(table.as_ptr() as u64);
         let params = DecodeParams {
             phases: phases.as_ptr() as u64,
             counters: counters.as_mut_ptr() as u64,
+            claims: counters[counted..].as_mut_ptr() as u64,
             phase_count: word(phases.len()),
             ..params
         };

@@ -125,7 +125,16 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         out_squares,
         ..shape
     };
-    let params = DecodeParams { rows: u32::try_from(rows).unwrap(), norm_eps: eps as f32, ..DecodeParams::default() };
+    // Blocks take shares by number, or by a table that knows no, some or all multiprocessors of the emulator's blocks, of
+    // which two are on one.
+    let sm_count = case % 4;
+    let params = DecodeParams {
+        rows: u32::try_from(rows).unwrap(),
+        norm_eps: eps as f32,
+        sm_count: u32::try_from(sm_count).unwrap(),
+        block_of_sm: if sm_count > 0 { bench.words(&[2, 0, 1][..sm_count]) } else { 0 },
+        ..DecodeParams::default()
+    };
     bench.run(&[phase], strips, params);
     let have = match wide {
         true => bench.read_floats(out, rows * made),
