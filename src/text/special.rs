@@ -67,7 +67,7 @@ pub(super) fn add_missing(
     let mut missing: Vec<(u64, AddedToken)> = Vec::new();
     for (id, value) in settings.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
         let (Ok(id), Some(content)) = (id.parse(), spelling(value)) else {
-            return Err(format!("`added_tokens_decoder` has {value} as token {id}"));
+            return Err(format!("`added_tokens_decoder` has {value} as token {id}").into());
         };
         missing.push((id, token(&content, value, flag(value, "special"))));
     }
