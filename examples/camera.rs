@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<()> {
     let mut input = std::io::stdin().lock();
     while input.read_exact(&mut pixels).is_ok() {
         let start = Instant::now();
-        let objects = detector.detect(&Frame::rgb(&pixels, width, height)?)?;
+        let objects = detector.detect(Frame::rgb(&pixels, width, height)?)?;
         let objects: Vec<_> = objects.iter().map(|object| (&object.label, object.score, object.bbox)).collect();
         println!("{}", serde_json::json!({ "ms": start.elapsed().as_secs_f64() * 1e3, "objects": objects }));
     }

@@ -71,7 +71,7 @@ fn objects_of_every_kind_of_frame() {
         assert_eq!((objects[0].class, objects[1].class, &objects[0].mask), (0, 1, &None));
     }
     // Red taken for blue: 153 red, 230 blue.
-    let swapped = detector.detect(&Frame::bgr(&rgb, 64, 32).unwrap()).unwrap();
+    let swapped = detector.detect(Frame::bgr(&rgb, 64, 32).unwrap()).unwrap();
     assert_eq!(said(&swapped), [("blue", RED.1), ("red", BLUE.1)]);
 }
 

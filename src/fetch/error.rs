@@ -103,7 +103,7 @@ pub enum FetchError {
     Unreadable {
         name: String,
         message: Diagnostic,
-        kept: String,
+        kept: Box<str>,
     },
     Ollama {
         model: String,

@@ -31,7 +31,7 @@ fn needs_more(download: &Download, file: &mut File, done: u64, total: u64) -> Re
         Judgement::Undecided => Ok(have < LONGEST_HEADER),
         Judgement::Refused(message) => {
             let (name, kept) = (download.name.clone(), crate::memory::format_bytes(have));
-            Err(Failure::Final(FetchError::Unreadable { name, message, kept }))
+            Err(Failure::Final(FetchError::Unreadable { name, message, kept: kept.into() }))
         }
     }
 }
