@@ -223,7 +223,8 @@ impl QuantSource<'_> {
                 for output in (0..count).filter(|_| k < inputs) {
                     let (scale, offset) = (self.terms)(first + output, k / self.group);
                     let narrow = [f16::from_f32(scale), f16::from_f32(offset)];
-                    exact &= narrow.map(f16::to_f32) == [scale, offset];
+                    // Infinite ones are widened as well: those kernels count what is not finite, and it is refused.
+                    exact &= narrow.map(f16::to_f32) == [scale, offset] && narrow.iter().all(|term| term.is_finite());
                     let at = output % 8 * 8 + output / 8 * 4;
                     terms[at..][..2].copy_from_slice(&narrow[0].to_le_bytes());
                     terms[at + 2..][..2].copy_from_slice(&narrow[1].to_le_bytes());
@@ -341,6 +342,21 @@ fn order(parts: &[Integers<'_>], inputs: usize) -> Option<Option<Vec<usize>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_float16_does_not_hold_and_what_is_not_finite_is_not_kept_packed() {
+        let layout = PackedLayout::new(IntegerFormat { bits: 4, group: 128 }, MatrixSize { inputs: 128, outputs: 16 });
+        let kept = |scale: f32, offset: f32| {
+            let read = |_: usize, quants: &mut [u8]| quants.fill(8);
+            // One group of the sixteen.
+            let terms = |output: usize, _: usize| if output == 5 { (scale, offset) } else { (0.5, 8.0) };
+            let source = QuantSource { order: None, group: 128, read: &read, terms: &terms };
+            lay_out_whole(layout.unwrap(), source).is_some()
+        };
+        assert!(kept(0.25, 7.0) && kept(-0.25, -1.5));
+        let bad = [0.1, 70_000.0, 1e-9, f32::INFINITY, f32::NEG_INFINITY, f32::NAN];
+        assert_eq!(bad.map(|term| (kept(term, 7.0), kept(0.25, term))), [(false, false); 6]);
+    }
 
     #[test]
     fn being_without_has_its_price_named() {
