@@ -49,6 +49,7 @@ pub type Hasher<'a> = &'a mut dyn FnMut(&Path) -> io::Result<String>;
 
 /// Hash and length of one file of the directory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct FileRecord {
     /// SHA-256 in hexadecimal.
     pub sha256: String,
@@ -58,6 +59,7 @@ pub struct FileRecord {
 
 /// Measurements of the build.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct BuildRecord {
     /// Wall time of TensorRT's build in seconds.
     pub seconds: f64,
@@ -71,6 +73,7 @@ pub struct BuildRecord {
 
 /// How the engine is verified.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct VerifyRecord {
     /// Number of random inputs.
     pub seeds: u32,
@@ -92,6 +95,7 @@ pub struct VerifyRecord {
 
 /// Quality loss of a quantised language model; measured by `verify::quality`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct Quality {
     /// Number of tokens compared.
     pub tokens: usize,
@@ -109,6 +113,7 @@ pub struct Quality {
 
 /// The content of manifest.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct Manifest {
     /// Format of the manifest.
     pub format: u32,
@@ -143,8 +148,23 @@ pub struct Manifest {
 
 /// The one field that manifests of every format have.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct ManifestFormat {
     format: u64,
+}
+
+/// What is wrong with a manifest, and where. What depends on its kind is read last, from memory: mistakes in it are given the end
+/// of the text for a place, which says nothing.
+fn mistake(text: &str, error: &serde_json::Error) -> String {
+    let read = text.trim_end();
+    let (line, column) = (1 + read.matches('\n').count(), read.len() - read.rfind('\n').map_or(0, |at| at + 1));
+    let told = error.to_string();
+    if !error.is_data() || (error.line(), error.column()) != (line, column) {
+        return told;
+    }
+    let alone = contents::mistake(text).map(|error| error.to_string());
+    let end = format!(" at line {line} column {column}");
+    alone.unwrap_or_else(|| told.strip_suffix(&end).unwrap_or(&told).to_owned())
 }
 
 /// The parts that an engine depends on, by name, each a short text or a hash.
@@ -195,14 +215,14 @@ impl Manifest {
         let text = crate::regular_file::read_text(&path, SIZE_LIMIT).map_err(|error| fail(error.into()))?;
         let damaged = |error: serde_json::Error| {
             fail(
-                Diagnostic::new(format!("not a manifest: {error}"))
+                Diagnostic::new(format!("not a manifest: {}", mistake(&text, &error)))
                     .with_help("build the engine again: `watus-build build RECIPE`"),
             )
         };
-        // First: another layout need not have this one's fields.
+        // First: another format need not have this one's fields.
         let ManifestFormat { format }: ManifestFormat = serde_json::from_str(&text).map_err(damaged)?;
         if !(u64::from(OLDEST_FORMAT)..=u64::from(FORMAT)).contains(&format) {
-            let what = Diagnostic::new(format!("layout {format} is not supported"));
+            let what = Diagnostic::new(format!("format {format} is not supported"));
             return Err(fail(what.with_help("build the engine again (or update watus-build)")));
         }
         let manifest: Self = serde_json::from_str(&text).map_err(damaged)?;
@@ -303,14 +323,18 @@ mod tests {
     fn broken_manifests_say_what_to_do() {
         let folder = tempfile::tempdir().unwrap();
         for (text, said) in [
-            ("{\"format\": 99}", "layout 99 is not supported"),
-            ("{\"format\": 99, \"name\": []}", "layout 99 is not supported"),
+            ("{\"format\": 99}", "format 99 is not supported"),
+            ("{\"format\": 99, \"name\": []}", "format 99 is not supported"),
             ("{}", "missing field `format`"),
-            ("{\"format\": 0}", "layout 0 is not supported"),
-            ("{\"format\": 3}", "layout 3 is not supported"),
+            ("{\"format\": 0}", "format 0 is not supported"),
+            ("{\"format\": 3}", "format 3 is not supported"),
             ("{\"format\": 1}", "missing field"),
             ("{\"format\": 2}", "missing field"),
             ("", "not a manifest"),
+            ("[]", "invalid length 0, expected an object"),
+            ("5", "invalid type: integer `5`, expected an object"),
+            ("null", "invalid type: null, expected an object"),
+            ("[2]", "invalid type: sequence, expected an object"),
         ] {
             fs::write(folder.path().join(FILE), text).unwrap();
             let error = Manifest::load(folder.path()).unwrap_err().to_string();
@@ -394,6 +418,33 @@ mod tests {
                 let error = load(&document).unwrap_err().to_string();
                 assert!(error.contains(said), "{name}: {error}");
             }
+        }
+    }
+
+    #[test]
+    fn mistakes_are_told_with_their_line_or_without_any() {
+        type Change = fn(&mut serde_json::Value);
+        let cases: [(&str, Change, &str, &str); 7] = [
+            ("yolo", |manifest| manifest["yolo"]["task"] = "owl".into(), "unknown variant `owl`", "\"task\": "),
+            ("llm", |manifest| manifest["llm"]["max_input_len"] = "x".into(), "expected usize", "\"max_input_len\": "),
+            ("onnx", |manifest| manifest["profile"] = "wide".into(), "expected a sequence", "\"profile\": "),
+            ("onnx", |manifest| manifest["kind"] = "owl".into(), "unknown variant `owl`", "\"kind\": "),
+            ("onnx", |manifest| manifest["tf32"] = "no".into(), "expected a boolean", "\"tf32\": "),
+            ("yolo", |manifest| manifest["yolo"] = 5.into(), "integer `5`, expected an object", "\"yolo\": "),
+            ("onnx", |manifest| manifest["kind"] = "llm".into(), "missing field `llm`", ""),
+        ];
+        for (name, change, said, field) in cases {
+            let mut document = of_format_1(name);
+            change(&mut document);
+            let text = format!("{document:#}\n");
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join(FILE), &text).unwrap();
+            let error = Manifest::load(folder.path()).unwrap_err().message.message;
+            let line = (1..).zip(text.lines()).find(|(_, line)| line.trim_start().starts_with(field));
+            let place = format!(" at line {} ", line.unwrap().0);
+            assert!(error.contains(said), "{name}: {error}");
+            assert_eq!(error.contains(" at line "), !field.is_empty(), "{name}: {error}");
+            assert!(field.is_empty() || error.contains(&place), "{name}: {error}, not{place}");
         }
     }
 

@@ -54,6 +54,7 @@ impl fmt::Display for DType {
 
 /// Name, type and shape of a model's input or output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct TensorSpec {
     /// Tensor name in the graph.
     pub name: String,

@@ -95,7 +95,11 @@ fn what_is_wrong_with_an_engine_is_code_6_for_every_command() {
     let faults: [(Fault, &[&str], &str); 8] = [
         (|folder| fs::remove_file(folder.join("manifest.json")).unwrap(), READS, "this is no engine directory"),
         (|folder| fs::write(folder.join("manifest.json"), "{").unwrap(), READS, "not a manifest"),
-        (|folder| fs::write(folder.join("manifest.json"), "{\"format\": 99}").unwrap(), READS, "layout 99"),
+        (
+            |folder| fs::write(folder.join("manifest.json"), "{\"format\": 99}").unwrap(),
+            READS,
+            "format 99 is not supported",
+        ),
         (|folder| flip(&folder.join("model.onnx")), LOOKS, "model.onnx does not match its sha256"),
         (|folder| flip(&folder.join("tokenizer.json")), LOOKS, "tokenizer.json does not match its sha256"),
         (|folder| flip(&folder.join("engines/head-r1.engine")), LOOKS, "head-r1.engine does not match its sha256"),

@@ -60,13 +60,14 @@ impl HubSettings {
 
 /// Response to `GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`.
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Info {
     sha: String,
     siblings: Vec<Sibling>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object")]
 struct Sibling {
     rfilename: String,
     size: Option<u64>,
@@ -75,6 +76,7 @@ struct Sibling {
 }
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct Lfs {
     #[serde(alias = "oid")]
     sha256: String,

@@ -14,6 +14,7 @@ use crate::regular_file;
 
 /// A file of a pinned source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "a map of fields")]
 pub struct LockedFile {
     /// Size in bytes.
     pub size: u64,
@@ -24,7 +25,7 @@ pub struct LockedFile {
 
 /// A pinned hub source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct LockedSource {
     /// Commit that the revision resolved to.
     pub commit: String,
@@ -33,7 +34,7 @@ pub struct LockedSource {
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 struct LockDocument {
     version: u32,
     sources: BTreeMap<String, LockedSource>,

@@ -21,12 +21,13 @@ const LAYER: &str = "application/vnd.ollama.image.";
 const SIZE_LIMIT: u64 = 1 << 20;
 
 #[derive(Deserialize)]
+#[serde(expecting = "an object")]
 struct OllamaManifest {
     layers: Vec<OllamaLayer>,
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", expecting = "an object")]
 struct OllamaLayer {
     media_type: String,
     digest: String,

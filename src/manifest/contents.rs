@@ -9,6 +9,7 @@ use crate::tensor::TensorSpec;
 
 /// A single engine and the ONNX model it was built from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct GraphEngine {
     /// Name of the engine file.
     pub engine: String,
@@ -47,7 +48,7 @@ impl GraphEngine {
 
 /// The contents of an engine directory, by kind.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
+#[serde(tag = "kind", rename_all = "lowercase", expecting = "an object")]
 pub enum EngineContents {
     /// A language model: several engines, and its weights beside them.
     Llm {
@@ -78,6 +79,29 @@ pub enum EngineContents {
     },
     /// Any other ONNX model, which takes and returns tensors.
     Onnx(GraphEngine),
+}
+
+/// The fields of all kinds, read without regard to what belongs together: each straight from the text, with its place in it.
+#[derive(Deserialize)]
+#[serde(expecting = "an object")]
+#[allow(dead_code)]
+struct ContentFields {
+    kind: Option<Kind>,
+    llm: Option<LlmRecord>,
+    quality: Option<Quality>,
+    yolo: Option<Yolo>,
+    classifier: Option<ClassifierSpec>,
+    engine: Option<String>,
+    model: Option<String>,
+    inputs: Option<Vec<TensorSpec>>,
+    outputs: Option<Vec<TensorSpec>>,
+    profile: Option<Vec<ShapeRange>>,
+    full_products: Option<Vec<String>>,
+}
+
+/// The first field that is not what its name says, with its place in the text.
+pub(super) fn mistake(text: &str) -> Option<serde_json::Error> {
+    serde_json::from_str::<ContentFields>(text).err()
 }
 
 impl EngineContents {

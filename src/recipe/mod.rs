@@ -128,6 +128,7 @@ pub fn validate(recipe: &Recipe) -> Result<Recipe, RecipeError> {
 
 /// The two fields that every version of the format has.
 #[derive(Deserialize)]
+#[serde(expecting = "a map of fields")]
 struct RecipeHeader {
     version: Option<u32>,
     kind: Option<String>,
@@ -297,6 +298,9 @@ mod tests {
             (format!("{GOOD}class_values: [1, 2]\n"), &["r.yaml:9", "expectation"]),
             (format!("{GOOD}verify:\n  tolerance: 0\n"), &["r.yaml:10", "tolerance"]),
             ("version: [".to_owned(), &["r.yaml"]),
+            ("[]".to_owned(), &["r.yaml", "invalid type: sequence, expected a map of fields"]),
+            ("5".to_owned(), &["r.yaml", "invalid type: integer `5`, expected a map of fields"]),
+            (format!("{ONNX}build: 5\n"), &["r.yaml:5", "invalid type: integer `5`, expected a map of fields"]),
             (
                 with("  path: face.onnx", "  pypi: --requirement\n  package_version: '1.0'\n  file: x"),
                 &["r.yaml:5", "pack"],

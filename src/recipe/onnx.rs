@@ -10,7 +10,7 @@ use crate::spec::Kind;
 
 /// Recipe of any other ONNX model, built as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct OnnxRecipe {
     /// Version of the recipe format; always 1.
     pub version: u32,

@@ -17,7 +17,7 @@ pub const VERSION: u32 = 1;
 /// Recipe of an image classifier: a Hugging Face folder (config.json and safetensors), or an ONNX file with one image
 /// input and one output.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct ClassifierRecipe {
     /// Version of the recipe format; always 1.
     pub version: u32,
@@ -50,7 +50,7 @@ pub struct ClassifierRecipe {
 
 /// Recipe of a YOLO model: an Ultralytics checkpoint (.pt) or its ONNX export.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct YoloRecipe {
     /// Version of the recipe format; always 1.
     pub version: u32,
@@ -116,7 +116,7 @@ impl ImageSize {
 
 /// Recipe of a large language model: a Hugging Face checkpoint (safetensors) or a GGUF file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct LlmRecipe {
     /// Version of the recipe format; always 1.
     pub version: u32,
@@ -148,7 +148,7 @@ pub struct LlmRecipe {
 
 /// Where files come from: exactly one of `hub`, `path`, `url`, `pypi` and `ollama`, with the fields that belong to it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct Source {
     /// Hugging Face repository, `owner/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -184,7 +184,7 @@ pub struct Source {
 
 /// Settings of the TensorRT builder.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct Build {
     /// Arithmetic of the engine, and for an llm the type of its KV cache unless `kv_cache` says otherwise. int8 and
     /// int4 quantise the weights of an llm's layers and compute in fp16. Default: fp16 for an llm, else fp32.
@@ -232,7 +232,7 @@ pub struct Build {
 
 /// Settings of the verification: the engine's outputs are compared with the CPU reference's.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct Verify {
     /// Number of random inputs to compare on. Default: 3; 0 for a yolo recipe with `images`, and with `inputs`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -22,7 +22,7 @@ pub enum InputShape {
 
 /// The range of shapes an input may have. A dimension that is equal in all three shapes is fixed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct InputRange {
     /// Smallest shape.
     pub min: Vec<u32>,

@@ -7,7 +7,7 @@ use super::openai::{Common, FromBody, logprob_count};
 
 /// The request body.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub(super) struct CompletionRequest {
     #[serde(skip)]
     pub(super) common: Common,

@@ -14,7 +14,7 @@ use crate::text::{self, Message, Wishes};
 
 /// Fields shared by chat and text completions.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub(super) struct Common {
     pub(super) model: Option<String>,
     max_tokens: Option<i64>,
@@ -38,7 +38,7 @@ pub(super) struct Common {
 }
 
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub(super) struct StreamOptions {
     include_usage: Option<bool>,
     continuous_usage_stats: Option<bool>,
@@ -141,7 +141,7 @@ impl Common {
 
 /// Body of `POST /v1/chat/completions`.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub(super) struct ChatRequest {
     /// Parsed separately: serde's `flatten` would buffer all ignored fields.
     #[serde(skip)]

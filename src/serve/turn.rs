@@ -7,7 +7,7 @@ use super::error::ApiError;
 use crate::text::{Function, Message, ToolCall};
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, expecting = "an object")]
 pub(super) struct InMessage {
     role: String,
     content: Option<Content>,
@@ -27,12 +27,14 @@ enum Content {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct InCall {
     id: String,
     function: InFunction,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
 struct InFunction {
     name: String,
     #[serde(default)]

@@ -7,6 +7,7 @@ use crate::tensor::DType;
 
 /// The static shapes that the engines of a language model are built for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct Shapes {
     /// Number of sequences in the KV cache, which are decoded together.
     pub slots: usize,
@@ -22,6 +23,7 @@ pub struct Shapes {
 
 /// A language model's part of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct LlmRecord {
     /// Model family: "llama", "mistral", …
     pub family: String,

@@ -16,6 +16,7 @@ pub enum Family {
 /// A TensorRT version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
+#[serde(expecting = "an object")]
 pub struct Version {
     pub family: Family,
     pub major: u32,
@@ -32,6 +33,7 @@ impl fmt::Display for Version {
 
 /// A GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct DeviceInfo {
     /// Product name, e.g. "NVIDIA H100 80GB HBM3".
     pub name: String,
@@ -45,6 +47,7 @@ pub struct DeviceInfo {
 /// for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
+#[serde(expecting = "an object")]
 pub struct ShapeRange {
     pub name: String,
     pub min: Vec<i64>,

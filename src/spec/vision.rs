@@ -12,7 +12,7 @@ use super::Sides;
 /// channels last), 3 channels or 1 for grey, and float32, float16 or uint8.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "fetch", derive(schemars::JsonSchema))]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a map of fields")]
 pub struct Preprocess {
     /// Input size [height, width] in pixels. Default: the model's, if its input has a fixed size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,6 +139,7 @@ impl ClassifierOutput {
 
 /// Pre- and postprocessing of a classifier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct ClassifierSpec {
     /// How an image becomes the input tensor.
     pub preprocess: Preprocess,
@@ -184,6 +185,7 @@ impl Boxes {
 
 /// Pre- and postprocessing of a YOLO model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(expecting = "an object")]
 pub struct Yolo {
     /// Task of the model.
     pub task: Task,
