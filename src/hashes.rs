@@ -39,6 +39,8 @@ pub struct Hashes {
     entries: BTreeMap<String, HashEntry>,
     /// Whether there are hashes that are not saved.
     changed: bool,
+    /// Whether they could not be saved.
+    refused: bool,
     /// Bytes that had to be hashed.
     pub hashed_bytes: u64,
     /// Seconds that hashing took.
@@ -53,7 +55,7 @@ impl Hashes {
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        Self { path, entries, changed: false, hashed_bytes: 0, seconds: 0.0 }
+        Self { path, entries, changed: false, refused: false, hashed_bytes: 0, seconds: 0.0 }
     }
 
     /// The SHA-256 in a file's name in a hub cache or an Ollama store, whose files never change.
@@ -115,16 +117,17 @@ impl Hashes {
         self.changed = true;
     }
 
-    /// Saves new hashes.
+    /// Saves new hashes. Where that has failed it is not tried again, so it is told once.
     pub fn save(&mut self) -> io::Result<()> {
-        if !self.changed {
+        if !self.changed || self.refused {
             return Ok(());
         }
+        self.refused = true;
         let oldest = today().saturating_sub(KEPT_DAYS);
         self.entries.retain(|_, entry| entry.day >= oldest);
         let entries = serde_json::to_vec(&self.entries).map_err(io::Error::other)?;
         write_file(&self.path, &entries).map_err(about(&self.path))?;
-        self.changed = false;
+        (self.changed, self.refused) = (false, false);
         Ok(())
     }
 }
@@ -146,6 +149,19 @@ mod tests {
         fs::write(&file, "b").unwrap();
         assert_ne!(again.sha256(&file).unwrap(), first);
         assert_eq!(again.hashed_bytes, 1);
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("weights");
+        fs::write(&file, "a").unwrap();
+        // Below a file no folder can be made, not even by root.
+        let mut hashes = Hashes::open(&file.join("cache"));
+        hashes.sha256(&file).unwrap();
+        let error = hashes.save().unwrap_err().to_string();
+        assert!(error.contains("weights/cache/hashes.json: "), "{error}");
+        hashes.save().unwrap();
     }
 
     #[test]

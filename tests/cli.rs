@@ -491,6 +491,17 @@ fn a_library_of_another_version_is_refused_before_it_is_used() {
 }
 
 #[test]
+fn a_folder_of_tensorrt_that_is_not_there_is_told_with_what_to_do() {
+    let scratch = tempfile::tempdir().unwrap();
+    let recipe = tiny_recipe(scratch.path(), "");
+    let mut build = watus(scratch.path());
+    let (code, _, stderr) = output(build.env("WATUS_TENSORRT_LIB", "/nope").arg("build").arg(&recipe));
+    assert_eq!(code, 8, "{stderr}");
+    assert!(stderr.contains("WATUS_TENSORRT_LIB=/nope is not there"), "{stderr}");
+    assert!(stderr.contains("hint: set WATUS_TENSORRT_LIB to the folder that has TensorRT, or unset it"), "{stderr}");
+}
+
+#[test]
 fn external_data_comes_along_and_never_from_elsewhere() {
     if !tensorrt_or_skip("external_data_comes_along") {
         return;

@@ -151,20 +151,30 @@ pub fn prepare(plan: &Plan, context: &Context, lock: &mut Lock) -> anyhow::Resul
             context.warn(&plan.name, &target.notes()?);
         }
     }
-    remember(&mut hashes);
+    remember(&mut hashes, &plan.name, context);
     Ok(Prepared { plan: plan.clone(), folder, target, key, hashes, stale })
 }
 
 /// Saves remembered hashes. If the cache is read-only they are lost, which costs only time.
-fn remember(hashes: &mut Hashes) {
-    let _ = hashes.save();
+fn remember(hashes: &mut Hashes, name: &str, context: &Context) {
+    if let Err(error) = hashes.save() {
+        context.warn(name, [&format!("hashes are not remembered, the next build reads all files again: {error}")]);
+    }
 }
 
 fn tell_of_hashing(plan: &Plan, hashes: &Hashes, context: &Context) {
-    if hashes.hashed_bytes > 0 {
-        let (bytes, seconds) = (memory::format_bytes(hashes.hashed_bytes), hashes.seconds);
-        context.stage(&plan.name, &format!("hashed {bytes} of new files in {seconds:.1} s"));
+    if let Some(text) = hashing_text(hashes.hashed_bytes, hashes.seconds) {
+        context.stage(&plan.name, &text);
     }
+}
+
+/// Bytes and seconds of hashing from which on it is told.
+const LONG_HASHING: (u64, f64) = (100_000_000, 1.0);
+
+/// What hashing took, if somebody may have waited for it.
+fn hashing_text(bytes: u64, seconds: f64) -> Option<String> {
+    let long = bytes >= LONG_HASHING.0 || seconds >= LONG_HASHING.1;
+    long.then(|| format!("hashed {} of new files in {seconds:.1} s", memory::format_bytes(bytes)))
 }
 
 /// Builds what [`prepare`] found stale, verifies and publishes it.
@@ -190,7 +200,7 @@ pub fn build(mut prepared: Prepared, context: &Context) -> anyhow::Result<Outcom
         }
     };
     let outcome = publish(staged, report, &name, context)?;
-    remember(&mut prepared.hashes);
+    remember(&mut prepared.hashes, &name, context);
     Ok(outcome)
 }
 
@@ -315,5 +325,17 @@ fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description)
         verify,
         build: BuildRecord::default(),
         files: BTreeMap::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashing_is_told_if_it_takes_long() {
+        assert_eq!((hashing_text(0, 0.0), hashing_text(99_000_000, 0.9)), (None, None));
+        assert_eq!(hashing_text(100_000_000, 0.1).as_deref(), Some("hashed 100 MB of new files in 0.1 s"));
+        assert_eq!(hashing_text(5, 1.5).as_deref(), Some("hashed 1 MB of new files in 1.5 s"));
     }
 }

@@ -192,7 +192,8 @@ pub const NONE_INSTALLED: &str = "no whole TensorRT is installed";
 
 /// The error if no TensorRT could be opened: no shim fits a library, or there is none.
 fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String], folders: &[PathBuf]) -> BackendError {
-    misfits.extend(library::misnamed());
+    let misnamed = library::misnamed();
+    misfits.extend(misnamed.clone());
     misfits.extend(shims.refused.iter().cloned());
     let have: Vec<String> = shims.found.iter().map(|shim| shim.headers.to_string()).collect();
     let unserved = library::installed_majors().into_iter().filter(|(major, _)| {
@@ -217,6 +218,10 @@ fn none_fits(shims: &shim::Shims, mut misfits: Vec<String>, missing: &[String], 
                 library::remedy(true),
                 library::remedy(false)
             ),
+        },
+        misfits if misnamed.is_some() => BackendError::Unavailable {
+            what: misfits.join("; "),
+            help: "set WATUS_TENSORRT_LIB to the folder that has TensorRT, or unset it".to_owned(),
         },
         misfits => unavailable(misfits.join("; ")),
     }
