@@ -5,6 +5,8 @@
 //! said, with [`enable_child_processes`], that it answers. Until then chat templates, grammars and the CPU reference
 //! ([`crate::backend::cpu::Reference`]) work in this process, without limits of time and memory; what can only be had in a
 //! child ([`crate::backend::isolated::Isolated::of_this_program`], a build in a child) is an error that names the call.
+//!
+//! A child is always the program that runs, also after an upgrade has replaced its file.
 
 #[cfg(feature = "fetch")]
 use std::io::{BufReader, stdin, stdout};
@@ -72,6 +74,7 @@ pub fn is_child() -> bool {
 /// grammars, which come with models and from clients, can neither take all memory nor run for ever.
 pub fn enable_child_processes() {
     if let Some(main) = started_for() {
+        confined::take_name();
         onnxruntime::disable_telemetry();
         let code = match main() {
             Ok(()) => 0,

@@ -2,15 +2,16 @@
 //! ends or takes all memory is an error here, and nothing worse.
 //!
 //! Questions and answers go over the child's standard streams, each as its length (u64, little endian) and its bytes;
-//! the first frame is the memory limit. The child ends when its input does.
+//! the first frame is the memory limit. The child ends when its input does. `program.rs` knows which program is started.
+
+mod program;
 
 use std::fmt;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::diagnostic::{Diagnose, Diagnostic};
+
+pub use program::{ENABLE, NOT_ENABLED, program, use_program};
+pub(crate) use program::{command, file, take_name};
 
 /// Limits of a child process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +90,11 @@ impl Death {
         matches!(self.status.signal(), Some(6) if says) || self.status.signal() == Some(9)
     }
 
+    /// Whether a signal ended the child: what it worked on may be to blame, as it is not where the child left on its own.
+    pub fn is_crash(&self) -> bool {
+        self.status.signal().is_some()
+    }
+
     /// A copy without the child's last line, which names a library's internals, for clients of the server.
     pub fn without_words(&self) -> Self {
         let last = if self.is_too_large() { OUT_OF_MEMORY } else { "" };
@@ -111,25 +120,6 @@ pub(crate) const STACK: usize = 64 << 20;
 /// Stack of other threads in bytes, the standard library's default.
 const THREAD_STACK: u64 = 2 << 20;
 
-static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-
-/// The error where child processes are wanted and [`use_program`] was not called; [`ENABLE`] is its help.
-pub const NOT_ENABLED: &str = "this program has not said that it can be started again as a child";
-/// See [`NOT_ENABLED`].
-pub const ENABLE: &str = "call `watus_build::enable_child_processes()` first thing in its `main`";
-
-/// Registers `executable`, whose subcommands call [`serve`], so that work can be done in child processes. For the running program
-/// `enable_child_processes` does it.
-pub fn use_program(executable: PathBuf) {
-    let _ = PROGRAM.set(executable);
-}
-
-/// The registered executable; `None` in programs that only use this library. No other is ever started, unless it is named by
-/// its path.
-pub fn program() -> Option<&'static Path> {
-    PROGRAM.get().map(PathBuf::as_path)
-}
-
 /// Starts a child process of the registered executable.
 pub fn start(subcommand: &str, limits: Limits) -> Result<Confined, ConfinedError> {
     Confined::start(program().ok_or(ConfinedError::NotEnabled)?, subcommand, limits)
@@ -151,7 +141,7 @@ impl Confined {
     /// Starts `executable` with `subcommand`, which must call [`serve`].
     pub fn start(executable: &Path, subcommand: &str, limits: Limits) -> Result<Self, ConfinedError> {
         let failed = |error: io::Error| ConfinedError::Io(format!("{}: {error}", executable.display()));
-        let mut child = Command::new(executable)
+        let mut child = command(executable)
             .arg(subcommand)
             // Its output is ours alone.
             .env_remove("RTEN_TIMING")

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use crate::artifact::write_file;
 use crate::backend::BackendError;
 use crate::backend::isolated::this_program;
 use crate::backend::tensorrt::{BuildOptions, TensorRt};
+use crate::confined::command;
 use crate::diagnostic::Diagnostic;
 use crate::manifest::BuildRecord;
 use crate::memory;
@@ -265,7 +266,7 @@ fn in_child(
     cancel: &AtomicBool,
 ) -> Result<BuildRecord, BackendError> {
     let failed = |what: &str, error: std::io::Error| BackendError::Build(format!("{what}: {error}").into());
-    let mut child = Command::new(executable)
+    let mut child = command(executable)
         .arg(SUBCOMMAND)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

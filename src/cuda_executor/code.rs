@@ -18,6 +18,7 @@ use super::nvrtc::{self, Nvrtc};
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
+use crate::confined;
 use crate::diagnostic::Diagnostic;
 
 /// Folder of precompiled kernels in packages.
@@ -53,8 +54,7 @@ fn packaged() -> Vec<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER).filter(|folder| !folder.is_empty()) {
         return vec![folder.into()];
     }
-    let program = std::env::current_exe().and_then(|path| path.canonicalize()).ok();
-    let beside = program.and_then(|program| of_package(&program));
+    let beside = confined::file().and_then(|program| of_package(&program));
     beside.into_iter().chain([PathBuf::from(PACKAGED_KERNELS)]).collect()
 }
 

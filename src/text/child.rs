@@ -18,6 +18,7 @@ pub use answers::answerer;
 use super::error::TextError;
 use super::message::Chat;
 use crate::confined::{self, Confined, ConfinedError, Limits};
+use crate::diagnostic::Diagnose;
 
 /// Hidden subcommand that starts a child.
 pub const SUBCOMMAND: &str = "__text";
@@ -108,16 +109,47 @@ impl Renderer {
     }
 }
 
-/// The error for a request that the child did not answer: it may succeed another time, or the request itself is to
-/// blame.
+/// The error for a request that the child did not answer: it may succeed another time, or the request itself is to blame, or
+/// neither, where there was no child or it left on its own.
 pub(crate) fn unanswered(what: &str, error: &ConfinedError, asked: impl FnOnce(String) -> TextError) -> TextError {
     let message = format!("{what}: {error}");
     match error {
-        ConfinedError::Starved | ConfinedError::Io(_) => TextError::Busy(message),
+        ConfinedError::Starved => TextError::Busy(message),
         ConfinedError::Died(death) => {
             tracing::warn!("{message}");
-            asked(format!("{what}: {}", death.without_words()))
+            let message = format!("{what}: {}", death.without_words());
+            if death.is_crash() { asked(message) } else { TextError::Internal(message.into()) }
         }
-        _ => asked(message),
+        ConfinedError::Io(_) | ConfinedError::NotEnabled => {
+            tracing::warn!("{message}");
+            TextError::Internal(error.diagnostic().at(what))
+        }
+        ConfinedError::TooLong(_) | ConfinedError::Stopped => asked(message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_asks_is_blamed_for_what_crashes_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("child");
+        let limits = Limits { memory: 1 << 30, time: Duration::from_secs(60) };
+        let told = |text: &str| {
+            std::fs::write(&script, text).unwrap();
+            let mut child = Confined::start("/bin/sh".as_ref(), script.to_str().unwrap(), limits).unwrap();
+            unanswered("it failed", &child.ask(b"?").unwrap_err(), TextError::Request)
+        };
+        let crash = told("kill -SEGV $$");
+        assert!(matches!(&crash, TextError::Request(said) if said.contains("signal 11")), "{crash:?}");
+        let end = told("exit 3");
+        assert!(matches!(&end, TextError::Internal(said) if said.message.contains("exit status: 3")), "{end:?}");
+        let none = Confined::start("/nope/żaba".as_ref(), SUBCOMMAND, limits).unwrap_err();
+        let none = unanswered("it failed", &none, TextError::Request);
+        assert!(matches!(&none, TextError::Internal(said) if said.message.contains("/nope/żaba")), "{none:?}");
+        let starved = unanswered("it failed", &ConfinedError::Starved, TextError::Request);
+        assert!(matches!(starved, TextError::Busy(_)));
     }
 }

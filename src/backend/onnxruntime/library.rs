@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::BackendError;
+use crate::confined;
 use crate::regular_file;
 
 /// Environment variable with the library's file or folder; empty to use no library.
@@ -175,7 +176,7 @@ fn installed() -> Option<PathBuf> {
 
 /// The library of the package that this program belongs to, wherever that is unpacked.
 fn packaged() -> Option<PathBuf> {
-    of_package(&std::env::current_exe().and_then(std::fs::canonicalize).ok()?)
+    of_package(&confined::file()?)
 }
 
 /// The library of the package that contains `program`.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Family, Version};
+use crate::confined;
 
 /// The libraries that a build needs. Running engines needs the core only.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +99,7 @@ pub fn remedy(jetson: bool) -> String {
     if jetson {
         return "sudo apt install tensorrt".to_owned();
     }
-    let packaged = std::env::current_exe().ok().and_then(|program| {
+    let packaged = confined::file().and_then(|program| {
         let script = program.parent()?.parent()?.join("share/watus-build/setup-tensorrt.sh");
         script.exists().then(|| format!("{} --libraries", script.display()))
     });

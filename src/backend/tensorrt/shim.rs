@@ -16,6 +16,7 @@ use watus_shim::{Bytes, DIMENSIONS, IoTensor, SYMBOL, Table, Taker};
 use super::observer::BuildObserver;
 use super::{Family, Version};
 use crate::backend::onnxruntime::library::fault;
+use crate::confined;
 
 /// A usable shim.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ fn folders() -> Vec<PathBuf> {
     if let Some(named) = std::env::var_os("WATUS_SHIMS").filter(|named| !named.is_empty()) {
         return vec![named.into()];
     }
-    let program = std::env::current_exe().and_then(std::fs::canonicalize).ok();
+    let program = confined::file();
     let Some(folder) = program.as_deref().and_then(Path::parent) else { return Vec::new() };
     vec![folder.to_owned(), folder.join("../lib/watus-build")]
 }
