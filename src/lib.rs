@@ -67,7 +67,8 @@
 //! # Processes
 //!
 //! A program whose `main` begins with [`enable_child_processes`] lets the library start it again as a child, for what may
-//! crash, never end or take all memory. Without it no child is ever started.
+//! crash, never end or take all memory. Without it no child is ever started: chat templates, which come with models, and grammars of
+//! schemas then run in this process, without limits of memory.
 //!
 //! The library never prints; it emits [`progress::Event`]s. ARCHITECTURE.md says which module may import which.
 #![deny(clippy::print_stdout, clippy::print_stderr)]

@@ -101,6 +101,13 @@ fn a_batch_is_as_its_pictures_alone() {
     let boxes = detector.detect_batch([&both, &red]).unwrap();
     assert_eq!((said(&boxes[0]), said(&boxes[1])), (vec![RED, BLUE], vec![("red", [16.0, 16.0, 32.0, 32.0])]));
     assert_eq!(detector.detect_batch(Vec::<Frame<'_>>::new()).unwrap(), Vec::<Vec<Detection>>::new());
+    // Frames are taken as they are needed: two batches, and of the third the one that cannot be read.
+    let (path, missing) = (data("blobs.png"), data("none.png"));
+    let taken = std::cell::Cell::new(0);
+    let frames = [&path, &path, &path, &path, &missing, &path];
+    let error = detector.detect_batch(frames.into_iter().inspect(|_| taken.set(taken.get() + 1))).unwrap_err();
+    assert_eq!((error.kind(), taken.get()), (ErrorKind::Picture, 5), "{error}");
+    assert!(error.message().contains("none.png"), "{error}");
 }
 
 #[test]
@@ -113,6 +120,7 @@ fn settings_of_a_detector() {
     assert_eq!(count(builder().max_detections(1).open()), 1);
     assert_eq!(count(builder().iou(0.1).hash_all_files(true).open()), 2);
     let error = builder().confidence(1.5).open().err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Request);
     assert!(error.message().contains("confidence is 1.5") && error.help().is_some(), "{error}");
 }
 
@@ -273,6 +281,7 @@ fn conversations_streams_and_their_ends() {
     assert_eq!((whole.usage.prompt, whole.usage.reused), (9, 8), "what was computed is kept");
     // Dropped after a piece: the next answer is not in its way.
     drop(model.chat(&messages).unwrap().next());
+    std::mem::forget(model.chat(&messages).unwrap());
     let stopped = ChatOptions::new().stop("w57");
     let stopped = model.chat_with(&messages, &stopped).unwrap().answer().unwrap();
     assert_eq!((stopped.text.trim(), stopped.finish_reason), ("w37", Some(Finish::Stop)));

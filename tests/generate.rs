@@ -113,6 +113,26 @@ fn answers_end_where_they_should() {
 }
 
 #[test]
+fn a_forgotten_answer_is_cancelled_by_the_next() {
+    let (mut generator, _scratch) = generator(1);
+    let expected = answer(&mut generator, request(&[5, 6, 7], 4));
+    let mut left = generator.begin(request(&[9; 20], 30)).unwrap();
+    left.next().unwrap().unwrap();
+    std::mem::forget(left);
+    assert_eq!(generator.load(), (0, 1));
+    let mut next = generator.begin(request(&[5, 6, 7], 4)).unwrap();
+    let first = next.next().unwrap().unwrap();
+    drop(next);
+    assert_eq!(first.choice.token, expected.0[0]);
+    assert_eq!(generator.load(), (0, 0));
+    // One that waits alone.
+    std::mem::forget(generator.begin(request(&[9; 20], 30)).unwrap());
+    assert_eq!(generator.load(), (1, 0));
+    assert_eq!(answer(&mut generator, request(&[5, 6, 7], 4)), expected);
+    assert!(generator.is_idle());
+}
+
+#[test]
 fn cancelled_requests_free_their_slot() {
     let (mut generator, _scratch) = generator(1);
     let running = generator.submit(request(&[5, 6], 30)).unwrap();

@@ -39,6 +39,9 @@ use crate::text::{AnswerForm, AnswerReader, Chat, Delta, Message};
 /// ```
 ///
 /// What one answer has computed of a conversation is kept, so the next turn is read from where they begin to differ.
+///
+/// Chat templates come with models, and schemas perhaps from strangers. In a program that has not called
+/// [`crate::enable_child_processes`] they run in this process, without limits of memory.
 pub struct ChatModel {
     generator: Generator,
     compiler: GrammarCompiler,
@@ -50,7 +53,9 @@ pub struct ChatModelBuilder {
     opening: Opening,
 }
 
-/// An answer as it comes: an iterator over its pieces. Dropped before the last, it cancels the answer.
+/// An answer as it comes: an iterator over its pieces. Dropped before the last, it cancels the answer. Should that fail, nobody is
+/// told: [`ChatStream::cancel`] says it, and the next answer fails if the device is lost. A stream that is forgotten
+/// ([`std::mem::forget`]) is cancelled when the next answer begins.
 pub struct ChatStream<'a> {
     running: RunningAnswer<'a>,
     /// Parts thoughts from words; none of a text that is only continued.

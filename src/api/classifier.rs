@@ -116,7 +116,8 @@ impl Classifier {
         answers.into_iter().next().ok_or_else(none)
     }
 
-    /// Classifies several pictures, which may differ in size, in batches as large as the engine takes.
+    /// Classifies several pictures, which may differ in size, in batches as large as the engine takes. Frames are taken a batch
+    /// at a time. One that cannot be read ends the call with its error, and what was found before is lost.
     pub fn classify_batch<'a, F: Into<Frame<'a>>>(
         &mut self,
         frames: impl IntoIterator<Item = F>,

@@ -74,7 +74,7 @@ impl DetectorBuilder {
         for (name, value) in [("confidence", self.confidence), ("iou", self.iou)] {
             if let Some(value) = value.filter(|value| !(0.0..=1.0).contains(value)) {
                 let message = Diagnostic::new(format!("{name} is {value}")).with_help("give a number from 0 to 1");
-                return Err(Error::new(ErrorKind::Other, message));
+                return Err(Error::new(ErrorKind::Request, message));
             }
         }
         let opened = self.opening.picture_model(|meaning| matches!(meaning, PictureMeaning::Objects(_)))?;
@@ -107,7 +107,8 @@ impl Detector {
         Ok(objects.into_iter().next().unwrap_or_default())
     }
 
-    /// Detects the objects on each of several pictures, which may differ in size, in batches as large as the engine takes.
+    /// Detects the objects on each of several pictures, which may differ in size, in batches as large as the engine takes. Frames
+    /// are taken a batch at a time. One that cannot be read ends the call with its error, and what was found before is lost.
     pub fn detect_batch<'a, F: Into<Frame<'a>>>(
         &mut self,
         frames: impl IntoIterator<Item = F>,
@@ -139,7 +140,7 @@ impl Detector {
     }
 }
 
-/// What a model says of each frame.
+/// What a model says of each frame. No more of them are in memory than the engine takes at once.
 pub(super) fn answers<'a, F: Into<Frame<'a>>>(
     model: &PictureModel,
     session: &mut dyn Session,
@@ -149,9 +150,16 @@ pub(super) fn answers<'a, F: Into<Frame<'a>>>(
         let frame: Frame<'a> = frame.into();
         frame.picture()
     };
-    let pictures: Vec<Cow<'a, RgbImage>> = frames.into_iter().map(picture).collect::<Result<_, Error>>()?;
-    let pictures: Vec<&RgbImage> = pictures.iter().map(|picture| &**picture).collect();
-    model.answers(session, &pictures).map_err(Error::of)
+    let (mut frames, mut answers) = (frames.into_iter().map(picture).fuse(), Vec::new());
+    loop {
+        let batch = frames.by_ref().take(model.batches.max.max(1));
+        let pictures: Vec<Cow<'a, RgbImage>> = batch.collect::<Result<_, Error>>()?;
+        if pictures.is_empty() {
+            return Ok(answers);
+        }
+        let pictures: Vec<&RgbImage> = pictures.iter().map(|picture| &**picture).collect();
+        answers.extend(model.answers(session, &pictures).map_err(Error::of)?);
+    }
 }
 
 /// A copy of the picture with a box, a label and a score for each object, and its mask where it has one.

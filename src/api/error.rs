@@ -73,7 +73,8 @@ pub enum ErrorKind {
     Kernels,
     /// A frame or a picture cannot be used, or what an engine said of one.
     Picture,
-    /// A language model cannot answer this: too long a prompt, a parameter out of its range, a schema that cannot be enforced.
+    /// What is asked cannot be answered: a parameter or a threshold out of its range, too long a prompt, a schema that cannot be
+    /// enforced.
     Request,
     /// A recipe is not valid.
     Recipe,

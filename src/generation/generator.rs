@@ -59,6 +59,8 @@ pub struct Generator {
     slots: Vec<Slot>,
     queue: Queue,
     requests: u64,
+    /// The last request that [`Generator::begin`] was given.
+    pub(super) begun: Option<u64>,
     /// (slot, request) of the launched decode steps.
     launched: Vec<(usize, u64)>,
     /// Tokens of a prefix that all scopes may share.
@@ -70,7 +72,7 @@ impl Generator {
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
         let (queue, requests, launched, shared) = (Queue::default(), 0, Vec::new(), Vec::new());
-        Self { executor, text, max_input, slots, queue, requests, launched, shared }
+        Self { executor, text, max_input, slots, queue, requests, begun: None, launched, shared }
     }
 
     /// Tokenizer, chat template and sampling defaults of the model.

@@ -17,9 +17,15 @@ pub struct RunningAnswer<'a> {
 }
 
 impl Generator {
-    /// Begins to answer a request.
+    /// Begins to answer a request. An answer that was begun before and still runs, since it was forgotten and not dropped, is
+    /// cancelled.
     pub fn begin(&mut self, request: Request) -> Result<RunningAnswer<'_>, LlmError> {
+        if let Some(left) = self.begun.take() {
+            self.cancel(left);
+            self.collect()?;
+        }
         let request = self.submit(request)?;
+        self.begun = Some(request);
         Ok(RunningAnswer { generator: self, request, ready: VecDeque::new(), usage: Usage::default(), over: false })
     }
 
