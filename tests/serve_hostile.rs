@@ -253,7 +253,9 @@ fn templates_that_blow_up_are_one_error() {
         );
         let server = Server::start(scratch.path(), &tiny_with(scratch.path(), &template), &[]);
         for _ in 0..2 {
-            let reply = server.post(CHAT, &chat("BANG", json!({})));
+            // A machine that is busy with other tests says so, and that it may be asked again.
+            let mut replies = (0..20).map(|_| server.post(CHAT, &chat("BANG", json!({}))));
+            let reply = replies.find(|reply| reply.status != 503).expect("20 times too busy");
             assert_eq!(reply.status, 400, "{bomb}: {}", reply.body);
             assert!(reply.body.contains("chat template"), "{bomb}: {}", reply.body);
             assert_eq!(server.post(CHAT, &chat("AB", json!({}))).status, 200, "{bomb}");
