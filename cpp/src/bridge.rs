@@ -3,7 +3,7 @@
 //! Every `unsafe` here and elsewhere says why it is sound.
 #![allow(missing_docs)]
 
-use super::exports::on_log;
+use super::log::on_log;
 use super::table::{Bytes, Observer};
 
 #[cxx::bridge(namespace = "watus")]

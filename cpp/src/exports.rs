@@ -1,27 +1,15 @@
 //! The table's functions over the bridge to C++. Each is sound as long as its caller keeps what [`Table`] says.
 
 use std::fmt::Display;
-use std::sync::Mutex;
 
 use cxx::UniquePtr;
 
 use super::bridge::{BuildObserver, cpp};
+use super::log::LOG;
 use super::table::{
     ABI, BuildOptions, Bytes, DIMENSIONS, IoTensor, KernelCache, Library, Observer, Plan, Session, ShapeRange, Table,
     Taker, Version,
 };
-
-/// Who hears TensorRT's log.
-static LOG: Mutex<Option<unsafe extern "C" fn(i32, Bytes)>> = Mutex::new(None);
-
-pub(super) fn on_log(severity: i32, message: String) {
-    if let Ok(log) = LOG.lock()
-        && let Some(log) = *log
-    {
-        // SAFETY: a function of the program, which stays.
-        unsafe { log(severity, Bytes::of(message.as_bytes())) }
-    }
-}
 
 fn give(taker: Taker, bytes: &[u8]) {
     // SAFETY: the taker is good for the time of the call that brought it.

@@ -10,6 +10,8 @@ mod table;
 mod bridge;
 #[cfg(watus_tensorrt)]
 mod exports;
+#[cfg(watus_tensorrt)]
+mod log;
 
 pub use table::*;
 

@@ -33,7 +33,7 @@ pub(super) struct Args {
     /// Model name that clients may request; repeatable [default: local-trt-llm and the engine's name]
     #[arg(long = "name", value_name = "NAME")]
     pub(super) names: Vec<String>,
-    /// File of API keys, one per line; every request must carry one of them
+    /// File of API keys, one per line; every request must carry one of them, but for the chat page and /health
     #[arg(long, value_name = "FILE")]
     pub(super) api_key_file: Option<PathBuf>,
     /// Requests that may wait for a free slot; further ones are refused with status 429 and Retry-After
