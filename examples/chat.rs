@@ -9,6 +9,8 @@ use std::io::{BufRead, Write};
 use watus_build::{ChatModel, ChatOptions, Message};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Templates come with models: they run in a child under limits.
+    watus_build::enable_child_processes();
     let engine = std::env::args().nth(1).unwrap_or_else(|| "engines/smollm2-135m".to_owned());
     let mut model = ChatModel::open(&engine)?;
     let options = ChatOptions::new().temperature(0.7).max_tokens(256);

@@ -70,7 +70,8 @@ pub fn is_child() -> bool {
 /// watus_build::enable_child_processes();
 /// ```
 ///
-/// In a child it does the child's work and ends the process. Anywhere else it returns, and from then on chat templates and
+/// It must be called under no condition, since a child is started with other arguments than the program was. In a child it does
+/// the child's work and ends the process. Anywhere else it returns, and from then on chat templates and
 /// grammars, which come with models and from clients, can neither take all memory nor run for ever.
 pub fn enable_child_processes() {
     if let Some(main) = started_for() {

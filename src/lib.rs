@@ -23,9 +23,10 @@
 //! - [`Builder`] makes engine directories from code, by the same stages as the command line.
 //! - Everything here fails by one [`Error`], which says what is wrong and what to do ([`Error::help`]).
 //!
-//! The GPU computes where there is one; elsewhere, and where [`BackendChoice::Cpu`] is asked for, a reference on the CPU does,
-//! which is slow and right. Files of the directory are checked when it is opened. What `detect`, `classify` and `chat` take is
-//! `&mut self`: a model answers one caller at a time, and threads have one each or send their frames to the one that has it.
+//! The GPU computes where there is one; elsewhere (on a Jetson that is an error), and where [`BackendChoice::Cpu`] is asked for, a
+//! reference on the CPU does, which is slow and right. Files of the directory are checked when it is opened. What `detect`,
+//! `classify` and `chat` take is `&mut self`: a model answers one caller at a time, and threads have one each or send their frames
+//! to the one that has it.
 //!
 //! # How engine directories come to be
 //!

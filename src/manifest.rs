@@ -207,6 +207,10 @@ impl Manifest {
             io::ErrorKind::NotFound => {
                 fail("not found: this is no engine directory (`watus-build build` makes one)".into())
             }
+            io::ErrorKind::NotADirectory => {
+                let message = Diagnostic::new("not found: this is a file, and no engine directory");
+                fail(message.with_help("give the folder that holds it"))
+            }
             _ => fail(error.into()),
         })?;
         if metadata.len() > SIZE_LIMIT {
@@ -340,6 +344,8 @@ mod tests {
             let error = Manifest::load(folder.path()).unwrap_err().to_string();
             assert!(error.contains(said) && error.contains("build the engine again"), "{text}: {error}");
         }
+        let file = Manifest::load(&folder.path().join(FILE)).unwrap_err().to_string();
+        assert!(file.contains("this is a file") && file.contains("give the folder that holds it"), "{file}");
     }
 
     /// A manifest of format 1 as version 0.1.0 wrote it (tests/data/engines/make.py).

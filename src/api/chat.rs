@@ -29,8 +29,11 @@ use crate::text::{AnswerForm, AnswerReader, Chat, Delta, Message};
 ///     print!("{}", piece?.text);
 /// }
 ///
-/// // JSON that a program can rely on.
-/// let schema = serde_json::json!({ "type": "object", "properties": { "action": { "enum": ["go", "stop"] } } });
+/// // JSON of a schema. A property that is not `required` may be left out.
+/// let schema = serde_json::json!({
+///     "type": "object", "required": ["action"], "additionalProperties": false,
+///     "properties": { "action": { "enum": ["go", "stop"] } },
+/// });
 /// let options = ChatOptions::new().temperature(0.0).json_schema(schema);
 /// let answer = model.chat_with(&[Message::user("A child runs across the street.")], &options)?.answer()?;
 /// println!("{}", answer.text);
@@ -106,7 +109,8 @@ impl ChatModelBuilder {
 }
 
 impl ChatModel {
-    /// Opens an engine directory as it was built: on the GPU where there is one, else on the CPU.
+    /// Opens an engine directory as it was built: on the GPU where there is one, else on the CPU. On a Jetson
+    /// without a usable GPU that is an error, unless [`BackendChoice::Cpu`] is asked for.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
         Self::builder(folder).open()
     }

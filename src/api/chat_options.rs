@@ -11,7 +11,9 @@ use crate::text::Wishes;
 /// use watus_build::ChatOptions;
 ///
 /// let brief = ChatOptions::new().max_tokens(64).temperature(0.7).seed(1);
-/// let schema = serde_json::json!({ "type": "object", "properties": { "door": { "enum": ["open", "closed"] } } });
+/// let schema = serde_json::json!({
+///     "type": "object", "required": ["door"], "properties": { "door": { "enum": ["open", "closed"] } },
+/// });
 /// let json = brief.clone().json_schema(schema);
 /// # let _ = json;
 /// ```
@@ -121,13 +123,16 @@ impl ChatOptions {
         self
     }
 
-    /// The answer is a JSON object: no token is chosen that would make anything else of it.
+    /// The answer is a JSON object: no token is chosen that would make anything else of it. An answer that ends for
+    /// [`crate::Finish::Length`] was cut off, and is no whole JSON.
     #[must_use]
     pub fn json_object(self) -> Self {
         self.json_schema(json!({ "type": "object" }))
     }
 
-    /// The answer is JSON of this schema: no token is chosen that would make anything else of it.
+    /// The answer is JSON of this schema, which is an object as JSON Schema describes it: no token is chosen that would make
+    /// anything else of it. A property that the schema does not call `required` may be left out. An answer that ends for
+    /// [`crate::Finish::Length`] was cut off, and is no whole JSON.
     #[must_use]
     pub fn json_schema(mut self, schema: Value) -> Self {
         self.schema = Some(schema);

@@ -98,7 +98,8 @@ impl ClassifierBuilder {
 }
 
 impl Classifier {
-    /// Opens an engine directory as it was built: on the GPU where there is one, else on the CPU.
+    /// Opens an engine directory as it was built: on the GPU where there is one, else on the CPU. On a Jetson
+    /// without a usable GPU that is an error, unless [`BackendChoice::Cpu`] is asked for.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, Error> {
         Self::builder(folder).open()
     }
