@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use watus_build::backend::tensorrt::{Family, Version};
-use watus_build::checkpoint::{ARCHITECTURES, Encoding, Packing};
+use watus_build::checkpoint::{ARCHITECTURES, Encoding, Packings};
 use watus_build::convert::families;
 use watus_build::convert::vision::{YOLO_HEADS, classifier_families, yolo_blocks, yolo_by_onnx};
 use watus_build::onnx::{INTEGER_OPERATORS, NEWEST_OPSET};
@@ -70,7 +70,7 @@ fn packings() -> String {
     let others = ["bitsandbytes", "fp8", "mxfp4", "aqlm", "hqq", "quark", "torchao"];
     cases.extend(others.map(|method| (method, json!({"quant_method": method, "bits": 4}))));
     rows(cases.into_iter().map(|(name, config)| {
-        let read = Packing::read(&config);
+        let read = Packings::read(&config);
         (name.to_owned(), read.map_or_else(|why| format!("refused: {why}"), |_| "read".to_owned()))
     }))
 }
