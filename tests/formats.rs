@@ -64,6 +64,12 @@ fn packings() -> String {
         ("compressed-tensors, 4 bits in groups (W4A16)", tensors("pack-quantized", 4, "group")),
         ("compressed-tensors, 8 bits in groups (W8A16)", tensors("pack-quantized", 8, "group")),
         ("compressed-tensors, a scale for each output", tensors("pack-quantized", 8, "channel")),
+        ("compressed-tensors, another scheme for some matrices", {
+            let mut config = tensors("pack-quantized", 4, "group");
+            let weights = json!({"num_bits": 8, "type": "int", "strategy": "group", "group_size": 128});
+            config["config_groups"]["group_1"] = json!({"targets": ["re:.*lm_head$"], "weights": weights});
+            config
+        }),
         ("compressed-tensors, 8-bit activations (W8A8)", tensors("int-quantized", 8, "channel")),
         ("compressed-tensors, FP8", tensors("float-quantized", 8, "channel")),
     ];

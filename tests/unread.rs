@@ -347,6 +347,7 @@ fn every_field_of_a_quantization_config_is_known() {
         (tensors(json!({"something_new": 1}), json!({})), json!({}), "something_new"),
         (tensors(json!({}), json!({"block_structure": "2x4"})), json!({}), "block_structure"),
         (tensors(json!({}), json!({"dynamic": true})), json!({}), "dynamic"),
+        (plain(), json!({"config_groups": {}}), "without a scheme"),
     ];
     for (base, more, expected) in refused {
         let error = with(base, more.clone()).expect_err(expected);
