@@ -73,7 +73,7 @@ pub fn write(
     }
     let bits = schemes.layers.or(schemes.head).map_or(0, |scheme| scheme.bits);
     let phase = format!("quantising to {bits} bits");
-    let losses = write_file(original, (&file, scales), &folder.join(FILE), (&phase, progress))?;
+    let losses = write_file(original, (&file, scales), &folder.join(FILE), (phase.as_str(), progress))?;
     let mut of_layers = RoundingLoss::default();
     let of_head = losses.iter().rfind(|(tensor, _)| *tensor == head.tensor).map(|(_, loss)| *loss);
     losses.iter().filter(|(tensor, _)| *tensor != head.tensor).for_each(|(_, loss)| of_layers.add(*loss));
@@ -95,7 +95,7 @@ pub fn write_head(
     let (mut file, scales) = (WeightFile::default(), Scales::default());
     file.pack(&original.model.output, &original.model.output_matrix(), scheme);
     let phase = format!("quantising the output matrix to {} bits", scheme.bits);
-    let losses = write_file(original, (&file, &scales), path, (&phase, progress))?;
+    let losses = write_file(original, (&file, &scales), path, (phase.as_str(), progress))?;
     for (_, loss) in losses {
         progress.event(Event::Stage(&format!("{}: {}", original.name, said("output matrix", scheme, loss))));
     }
