@@ -1,4 +1,4 @@
-"""Decoding at the speed of memory: this tool against llama.cpp on one GPU in one run, Mistral-7B's shape, float16 and 4 bits.
+"""Decoding at the speed of memory: this tool against llama.cpp and torch on one GPU in one run, Mistral-7B's shape, float16 and 4 bits.
 
     python3 benches/decode_vs_llama.py make    --work DIR --gguf-py LLAMA/gguf-py [--layers 32]
     python3 benches/decode_vs_llama.py build   --work DIR --watus BIN
@@ -9,7 +9,11 @@ shape as GPTQ (4 bits, groups of 128, zero points), GGUF in float16, GGUF in Q4_
 llama-quantize makes it. `build` builds and proves engines of the first two, of the second also with keys and values in 8
 bits. `measure` runs llama-bench (flash attention, all layers on the GPU; keys and values in Q8_0 beside ours in 8 bits) after
 128, 1024 and 2048 tokens and prompts of 1 to 2048, llama-batched-bench with 1 and 4 sequences, and `watus-build bench --compare`
-with their results: tables, and charts in DIR.
+with their results: tables, and charts in DIR. Then `torch_peers.py` runs, each in a process of its own: transformers in float16 with a
+static cache and torch.compile, and torch's own int4 product. A peer that fails is a row that says so; --without torch leaves them out.
+
+The engine in 4 bits is measured as the GPTQ checkpoint has its output matrix, in float16, and with that in 8 bits (`head: int8`), as
+llama.cpp has it in Q6_K.
 """
 
 import argparse
@@ -26,9 +30,14 @@ import llm_vs_peers as model
 GROUP, BITS = 128, 4
 PROMPTS = (1, 8, 16, 17, 24, 32, 33, 48, 61, 64, 65, 128, 256, 512, 1024, 2048)
 CONTEXTS, TOKENS = (128, 1024, 2048), 64
-# Engine directory: checkpoint, GGUF, how keys and values are kept here and there.
-RUNS = {"m7b": ("m7b", "m7b.gguf", "auto", "f16"), "m7b-int4": ("m7b-int4", "m7b-q4_0.gguf", "auto", "f16"),
-        "m7b-int4-kv8": ("m7b-int4", "m7b-q4_0.gguf", "int8", "q8_0")}
+# Engine directory: checkpoint, GGUF, how keys and values are kept here and there, our output matrix.
+RUNS = {"m7b": ("m7b", "m7b.gguf", "auto", "f16", "fp16"), "m7b-int4": ("m7b-int4", "m7b-q4_0.gguf", "auto", "f16", "fp16"),
+        "m7b-int4-head8": ("m7b-int4", "m7b-q4_0.gguf", "auto", "f16", "int8"),
+        "m7b-int4-kv8": ("m7b-int4", "m7b-q4_0.gguf", "int8", "q8_0", "fp16")}
+# What torch runs, and how it is called in the table.
+TORCH = {"float16": "transformers, static cache, torch.compile", "int4": "torch's int4 product, static cache, torch.compile"}
+# Longest time of one of them in seconds; most of it compiles.
+TORCH_LIMIT = 1200
 
 
 def gptq(folder, layers):
@@ -130,14 +139,15 @@ def run(*command, into=None):
 
 
 def build(args):
-    for name, (checkpoint, _, cache, _) in RUNS.items():
+    for name, (checkpoint, _, cache, _, head) in RUNS.items():
         recipe = args.work / f"{name}.yaml"
-        recipe.write_text(f"version: 1\nname: {name}\nkind: llm\nsource: {{ path: {checkpoint} }}\nbuild: {{ kv_cache: {cache} }}\n")
+        settings = f"build: {{ kv_cache: {cache}, head: {head} }}"
+        recipe.write_text(f"version: 1\nname: {name}\nkind: llm\nsource: {{ path: {checkpoint} }}\n{settings}\n")
         print(run(args.watus, "build", recipe, "-o", args.work / "engines"))
 
 
 def measure(args):
-    for name, (_, gguf_file, _, cache) in RUNS.items():
+    for name, (_, gguf_file, _, cache, _) in RUNS.items():
         results = [args.work / f"{name}-llama.json", args.work / f"{name}-batched.jsonl"]
         common = ["-m", args.work / gguf_file, "-ngl", 99, "-ctk", cache, "-ctv", cache]
         lengths, depths = ",".join(map(str, PROMPTS)), ",".join(map(str, CONTEXTS))
@@ -152,6 +162,40 @@ def measure(args):
                   "--chart", args.work / f"{name}.svg", "--compare", *results), flush=True)
 
 
+    if "torch" not in args.without:
+        torch_table({name: torch_peer(args.work, kind) for kind, name in TORCH.items()})
+
+
+def torch_peer(work, kind):
+    """The results of torch_peers.py, or why there are none."""
+    script = pathlib.Path(__file__).with_name("torch_peers.py")
+    command = [sys.executable, script, kind, "--work", work, "--prompts", ",".join(map(str, PROMPTS[1:])),
+               "--contexts", ",".join(map(str, CONTEXTS))]
+    print("$", *command, flush=True)
+    try:
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=TORCH_LIMIT)
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            return {"failed": lines[-1][:300].replace("|", "/")}
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {"failed": f"not done after {TORCH_LIMIT} s"}
+    except (IndexError, json.JSONDecodeError) as error:
+        return {"failed": f"no result: {error}"}
+
+
+def torch_table(results):
+    columns = [("prompts", count, f"{count} tokens, ms") for count in PROMPTS[1:]]
+    columns += [("decode", context, f"a token after {context}, ms") for context in CONTEXTS]
+    print(f"\n| | {' | '.join(title for *_, title in columns)} |\n|---|" + "---|" * len(columns))
+    for name, result in results.items():
+        if "failed" in result:
+            print(f"| {name} | failed: {result['failed']} |" + " |" * (len(columns) - 1))
+            continue
+        cells = [f"{result[kind][str(at)]:.2f}" for kind, at, _ in columns]
+        print(f"| {name} ({result['torch']}) | {' | '.join(cells)} |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=["make", "build", "measure"])
@@ -159,6 +203,7 @@ def main():
     parser.add_argument("--watus", type=pathlib.Path)
     parser.add_argument("--llama", type=pathlib.Path)
     parser.add_argument("--gguf-py", type=pathlib.Path)
+    parser.add_argument("--without", nargs="*", default=[], choices=["torch"])
     parser.add_argument("--layers", type=int, default=model.SHAPE["num_hidden_layers"])
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,14 @@
-"""A robot's turns over HTTP: how long until the first token, by the tokens that are new, beside llama-server on the same GPU.
+"""A robot's turns over HTTP: how long until the first token, by the tokens that are new, and tokens a second of several clients, beside
+llama-server on the same GPU.
 
     python3 benches/turns.py --watus BIN --engine DIR [--llama-server BIN --gguf FILE] [--known 1500] [--rounds 7] [--json FILE]
+    python3 benches/turns.py --server NAME=HOST:PORT …
 
 Both servers run at the same time and are asked by turns, each with prompts of its own (made-up tokens of the first 31,000),
 so that nothing is known but what is meant to be: with --known, a conversation of so many tokens comes before the new ones.
-The GGUF needs a vocabulary: benches/decode_vs_llama.py makes such.
+Clients read answers of 128 tokens to prompts of 128; `gap` is the time between tokens that one client sees, at the median and at 99 %.
+With --server any OpenAI-compatible servers that run already are asked, whose vocabulary has 32,000 entries. The GGUF needs a
+vocabulary: benches/decode_vs_llama.py makes such.
 """
 
 import argparse
@@ -16,10 +20,13 @@ import random
 import socket
 import statistics
 import subprocess
+import threading
 import time
 
 LENGTHS = (1, 4, 8, 16, 17, 24, 32, 33, 48, 61, 64, 65, 96, 128, 256, 512, 1024, 2000)
 KNOWN_LENGTHS = (4, 8, 24, 61, 128)
+CLIENTS = (1, 2, 4, 8)
+ANSWER = 128
 
 
 def free_port():
@@ -52,37 +59,85 @@ def server(name, command, ready):
         process.wait()
 
 
-def first_token(port, model, prompt):
-    """Seconds from the request to its first token."""
-    body = json.dumps(dict(model=model, prompt=prompt, max_tokens=2, stream=True, temperature=0, logit_bias={"2": -100}))
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
-    begun = time.perf_counter()
+def arrivals(address, prompt, tokens):
+    """Seconds from the request to each of its tokens."""
+    body = json.dumps(dict(model="local-trt-llm", prompt=prompt, max_tokens=tokens, stream=True, temperature=0, logit_bias={"2": -100}))
+    connection = http.client.HTTPConnection(address, timeout=300)
+    begun, seconds = time.perf_counter(), []
     connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
-        raise SystemExit(f"{response.status}: {response.read()[:500]}")
+        raise SystemExit(f"{address}: {response.status}: {response.read()[:500]}")
     for line in response:
         if line.startswith(b"data: {"):
-            seconds = time.perf_counter() - begun
-            break
-    response.read()
+            seconds.append(time.perf_counter() - begun)
     connection.close()
+    if not seconds:
+        raise SystemExit(f"{address}: an answer without a token")
     return seconds
+
+
+def first_token(address, prompt):
+    return arrivals(address, prompt, 2)[0]
+
+
+def draw(count):
+    return [random.randrange(300, 31000) for _ in range(count)]
 
 
 def measure(servers, known, lengths, rounds):
     """Milliseconds by server and length: medians."""
-    draw = lambda count: [random.randrange(300, 31000) for _ in range(count)]
     begin = {name: draw(known) for name in servers}
-    for name, port in servers.items():
+    for name, address in servers.items():
         for _ in range(3):
-            first_token(port, "local-trt-llm", begin[name] + draw(64))
+            first_token(address, begin[name] + draw(64))
     samples = {name: {length: [] for length in lengths} for name in servers}
     for _ in range(rounds):
         for length in lengths:
-            for name, port in servers.items():
-                samples[name][length].append(first_token(port, "local-trt-llm", begin[name] + draw(length)))
+            for name, address in servers.items():
+                samples[name][length].append(first_token(address, begin[name] + draw(length)))
     return {name: {length: 1e3 * statistics.median(of) for length, of in by.items()} for name, by in samples.items()}
+
+
+def together(address, clients):
+    """Tokens a second of clients that ask at the same time, and the gaps between each one's tokens in seconds."""
+    answers, begun = [], time.perf_counter()
+    threads = [threading.Thread(target=lambda prompt: answers.append(arrivals(address, prompt, ANSWER)), args=(draw(128),))
+               for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if len(answers) < clients:
+        raise SystemExit(f"{address}: {clients - len(answers)} of {clients} clients got no answer")
+    rate = sum(map(len, answers)) / (time.perf_counter() - begun)
+    return rate, [late - early for answer in answers for early, late in zip(answer, answer[1:])]
+
+
+def crowds(servers, rounds):
+    """By server and number of clients: tokens a second (median), and gaps in milliseconds."""
+    samples = {name: {clients: [] for clients in CLIENTS} for name in servers}
+    for _ in range(rounds):
+        for clients in CLIENTS:
+            for name, address in servers.items():
+                samples[name][clients].append(together(address, clients))
+
+    def summary(runs):
+        gaps = sorted(gap for _, of in runs for gap in of) or [0.0]
+        return {"tokens_per_second": statistics.median(rate for rate, _ in runs), "gap_ms": 1e3 * statistics.median(gaps),
+                "gap_p99_ms": 1e3 * gaps[int(len(gaps) * 0.99)]}
+    return {name: {clients: summary(runs) for clients, runs in by.items()} for name, by in samples.items()}
+
+
+def crowd_table(results):
+    names = list(results)
+    print(f"\nClients at the same time, answers of {ANSWER} tokens\n\n| clients | {' | '.join(names)} |{' ratio |' if len(names) == 2 else ''}")
+    print("|---|" + "---|" * (len(names) + (len(names) == 2)))
+    for clients in CLIENTS:
+        rows = [results[name][clients] for name in names]
+        cells = [f"{row['tokens_per_second']:.0f} tok/s, gap {row['gap_ms']:.1f} ms, p99 {row['gap_p99_ms']:.1f} ms" for row in rows]
+        ratio = f" {rows[0]['tokens_per_second'] / rows[1]['tokens_per_second']:.2f} |" if len(rows) == 2 else ""
+        print(f"| {clients} | {' | '.join(cells)} |{ratio}", flush=True)
 
 
 def table(title, results):
@@ -95,25 +150,38 @@ def table(title, results):
         print(f"| {length} | {' | '.join(f'{value:.1f} ms' for value in row)} |{ratio}", flush=True)
 
 
+def started(stack, args):
+    """Addresses of the servers by name: those that run already, or our own."""
+    if args.server:
+        return dict(server.split("=", 1) for server in args.server)
+    if not args.watus or not args.engine:
+        raise SystemExit("--watus and --engine, or --server")
+    local = lambda name, command, ready: f"127.0.0.1:{stack.enter_context(server(name, command, ready))}"
+    ours = [args.watus, "serve", args.engine, "--backend", args.backend]
+    servers = {"watus-build": local("watus-build", ours, "/health/ready")}
+    if args.llama_server:
+        theirs = [args.llama_server, "-m", args.gguf, "-c", 20480, "-np", 8, "-fa", "on", "-ngl", 99]
+        servers["llama-server"] = local("llama-server", theirs, "/health")
+    return servers
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--watus", required=True, type=pathlib.Path)
-    parser.add_argument("--engine", required=True, type=pathlib.Path)
+    parser.add_argument("--watus", type=pathlib.Path)
+    parser.add_argument("--engine", type=pathlib.Path)
     parser.add_argument("--llama-server", type=pathlib.Path)
     parser.add_argument("--gguf", type=pathlib.Path)
+    parser.add_argument("--server", action="append", metavar="NAME=HOST:PORT", help="one that runs already; may be given again")
     parser.add_argument("--backend", default="tensorrt")
     parser.add_argument("--known", type=int, default=1500)
     parser.add_argument("--longest", type=int, default=2000, help="of the lengths that are asked")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--client-rounds", type=int, default=3, help="0 leaves out the clients at the same time")
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
     random.seed(7)
     with contextlib.ExitStack() as stack:
-        ours = [args.watus, "serve", args.engine, "--backend", args.backend]
-        servers = {"watus-build": stack.enter_context(server("watus-build", ours, "/health/ready"))}
-        if args.llama_server:
-            theirs = [args.llama_server, "-m", args.gguf, "-c", 20480, "-np", 8, "-fa", "on", "-ngl", 99]
-            servers["llama-server"] = stack.enter_context(server("llama-server", theirs, "/health"))
+        servers = started(stack, args)
         lengths = [length for length in LENGTHS if length <= args.longest]
         alone = measure(servers, 0, lengths, args.rounds)
         table("First token of a new conversation", alone)
@@ -121,8 +189,11 @@ def main():
         known = measure(servers, args.known, lengths, args.rounds) if args.known else {}
         if known:
             table(f"First token after {args.known} known tokens", known)
+        clients = crowds(servers, args.client_rounds) if args.client_rounds else {}
+        if clients:
+            crowd_table(clients)
     if args.json:
-        args.json.write_text(json.dumps({"alone_ms": alone, "known": args.known, "known_ms": known}, indent=1))
+        args.json.write_text(json.dumps({"alone_ms": alone, "known": args.known, "known_ms": known, "clients": clients}, indent=1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use watus_build::backend::tensorrt::{Family, Version};
-use watus_build::checkpoint::{ARCHITECTURES, Encoding, Packing};
+use watus_build::checkpoint::{ARCHITECTURES, Encoding, Packings};
 use watus_build::convert::families;
 use watus_build::convert::vision::{YOLO_HEADS, classifier_families, yolo_blocks, yolo_by_onnx};
 use watus_build::onnx::{INTEGER_OPERATORS, NEWEST_OPSET};
@@ -64,13 +64,19 @@ fn packings() -> String {
         ("compressed-tensors, 4 bits in groups (W4A16)", tensors("pack-quantized", 4, "group")),
         ("compressed-tensors, 8 bits in groups (W8A16)", tensors("pack-quantized", 8, "group")),
         ("compressed-tensors, a scale for each output", tensors("pack-quantized", 8, "channel")),
+        ("compressed-tensors, another scheme for some matrices", {
+            let mut config = tensors("pack-quantized", 4, "group");
+            let weights = json!({"num_bits": 8, "type": "int", "strategy": "group", "group_size": 128});
+            config["config_groups"]["group_1"] = json!({"targets": ["re:.*lm_head$"], "weights": weights});
+            config
+        }),
         ("compressed-tensors, 8-bit activations (W8A8)", tensors("int-quantized", 8, "channel")),
         ("compressed-tensors, FP8", tensors("float-quantized", 8, "channel")),
     ];
     let others = ["bitsandbytes", "fp8", "mxfp4", "aqlm", "hqq", "quark", "torchao"];
     cases.extend(others.map(|method| (method, json!({"quant_method": method, "bits": 4}))));
     rows(cases.into_iter().map(|(name, config)| {
-        let read = Packing::read(&config);
+        let read = Packings::read(&config);
         (name.to_owned(), read.map_or_else(|why| format!("refused: {why}"), |_| "read".to_owned()))
     }))
 }

@@ -410,7 +410,10 @@ fn a_model_is_quantised_while_it_is_built() {
             let (lost, all) =
                 pairs.fold((0.0, 0.0), |(lost, all), (want, have)| (lost + (want - have).powi(2), all + want * want));
             let error = (lost / all).sqrt();
-            let packed = name.ends_with("proj.weight");
+            // With layers in 4 bits the output matrix has 8.
+            let head = precision == "int4" && name == "lm_head.weight";
+            let most = if head { 0.008 } else { most };
+            let packed = head || name.ends_with("proj.weight");
             assert!(
                 if packed { error > 0.0 && error < most } else { error == 0.0 },
                 "{precision}: {name} is off by {error}"

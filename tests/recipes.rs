@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::{Value, json};
 use watus_build::recipe::{self, Plan, SourcePlan};
 
 fn shipped() -> Vec<std::path::PathBuf> {
@@ -50,6 +51,27 @@ fn plans_are_complete_without_defaults_in_the_recipe() {
     // The limits of the TensorRT-LLM set-up this replaces.
     let limits = ["max_batch_size", "max_input_len", "max_output_len"].map(|field| plan["llm"][field].as_u64());
     assert_eq!(limits, [Some(4), Some(2048), Some(512)]);
+    // The output matrix, and the limits of what is lost, go by the bits.
+    let (close, wide) = (json!([0.02, 1.03]), json!([0.3, 1.3]));
+    let cases = [
+        ("precision: fp16", Value::Null, &wide),
+        ("precision: int8", Value::Null, &close),
+        ("precision: int4", json!("int8"), &wide),
+        ("precision: int4, head: fp16", Value::Null, &wide),
+        ("precision: int4, head: int4", json!("int4"), &wide),
+        ("precision: int8, head: int4", json!("int4"), &wide),
+        ("head: int8", json!("int8"), &close),
+        ("head: int4", json!("int4"), &wide),
+        ("head: fp16, kv_cache: int8", Value::Null, &close),
+        ("precision: bf16, head: bf16", Value::Null, &wide),
+    ];
+    for (build, head, quality) in cases {
+        let text = format!("version: 1\nname: r\nkind: llm\nsource: {{ hub: o/n }}\nbuild: {{ {build} }}\n");
+        let plan = serde_json::to_value(Plan::new(path, &recipe::parse(path, &text).unwrap())).unwrap();
+        assert_eq!((&plan["build"]["head"], &plan["verify"]["quality"]), (&head, quality), "{build}");
+        // What is as it was before there was a choice has the key that it had.
+        assert_eq!(plan["build"].as_object().unwrap().contains_key("head"), !head.is_null(), "{build}");
+    }
     let text = "version: 1\nname: r\nkind: onnx\nsource: { hub: o/n }\n";
     let plan = serde_json::to_value(Plan::new(path, &recipe::parse(path, text).unwrap())).unwrap();
     assert_eq!((&plan["build"]["precision"], &plan["verify"]["tolerance"]), (&"fp32".into(), &1e-3.into()));

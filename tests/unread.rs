@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use support::hub::Hub;
 use support::{output, watus};
-use watus_build::checkpoint::{Checkpoint, Packing};
+use watus_build::checkpoint::{Checkpoint, Packings};
 use watus_build::convert::{self, Transformer};
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
@@ -317,7 +317,7 @@ fn every_field_of_a_quantization_config_is_known() {
     let with = |base: Value, more: Value| {
         let mut config = base;
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        Packing::read(&config)
+        Packings::read(&config)
     };
     let gptq = || json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": true, "sym": true});
     let awq = || json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"});
@@ -347,6 +347,7 @@ fn every_field_of_a_quantization_config_is_known() {
         (tensors(json!({"something_new": 1}), json!({})), json!({}), "something_new"),
         (tensors(json!({}), json!({"block_structure": "2x4"})), json!({}), "block_structure"),
         (tensors(json!({}), json!({"dynamic": true})), json!({}), "dynamic"),
+        (plain(), json!({"config_groups": {}}), "without a scheme"),
     ];
     for (base, more, expected) in refused {
         let error = with(base, more.clone()).expect_err(expected);

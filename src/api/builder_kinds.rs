@@ -6,7 +6,7 @@ use super::builder::Builder;
 use crate::recipe::{
     Build, ClassifierRecipe, ImageSize, InputShape, InputValue, LlmRecipe, OnnxRecipe, VERSION, Verify, YoloRecipe,
 };
-use crate::spec::{ClassifierOutput, Kind, KvCache, Preprocess};
+use crate::spec::{ClassifierOutput, Kind, KvCache, Precision, Preprocess};
 
 impl Builder<YoloRecipe> {
     /// A YOLO checkpoint (`.pt`), or an ONNX export of one.
@@ -178,6 +178,14 @@ impl Builder<LlmRecipe> {
     #[must_use]
     pub fn kv_cache(mut self, cache: KvCache) -> Self {
         self.build.kv_cache = Some(cache);
+        self
+    }
+
+    /// Type of the output matrix (LM head): int8 or int4 quantise it, fp16 keeps it as the checkpoint has it. Default: int8
+    /// with a precision of int4, else as the checkpoint has it.
+    #[must_use]
+    pub fn head(mut self, precision: Precision) -> Self {
+        self.build.head = Some(precision);
         self
     }
 

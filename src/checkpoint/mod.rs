@@ -17,6 +17,7 @@ mod gguf_lists;
 mod gguf_names;
 mod gguf_reader;
 mod gguf_split;
+mod head;
 mod integers;
 mod json;
 mod mapped;
@@ -46,7 +47,7 @@ pub use gguf_lists::{Numbers, Texts};
 pub use gguf_split::PartName;
 pub use integers::{GroupOffset, Integers};
 pub use mapped::Mapped;
-pub use packing::{Packing, says_nothing};
+pub use packing::{Packings, says_nothing};
 pub use words::WordGrid;
 pub use writer::{Planned, write_safetensors};
 

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::encoding::Encoding;
-use super::packing::{Layout, Packing};
+use super::packing::{Layout, Packing, Packings};
 use super::words::{WordGrid, WordPlace, word};
 use super::{CheckpointError, Entry};
 
@@ -54,14 +54,25 @@ pub(super) fn find<'a>(
         return Ok(BTreeMap::new());
     };
     // What is not supported is said where the configuration is read.
-    let Ok(packing) = Packing::read(quantization) else { return Ok(BTreeMap::new()) };
-    let suffix = if packing.layout == Layout::Tensors { ".weight_packed" } else { ".qweight" };
+    let Ok(packings) = Packings::read(quantization) else { return Ok(BTreeMap::new()) };
+    matrices(path, &packings, tensors, bytes)
+}
+
+/// Finds the matrices that are packed by known packings; `path` is for messages.
+pub(super) fn matrices<'a>(
+    path: &Path,
+    packings: &Packings,
+    tensors: &BTreeMap<String, Entry>,
+    bytes: &dyn Fn(&Entry) -> Option<&'a [u8]>,
+) -> Result<BTreeMap<String, Packed>, CheckpointError> {
+    let suffix = if packings.layout == Layout::Tensors { ".weight_packed" } else { ".qweight" };
     let mut found = BTreeMap::new();
     for (name, words) in tensors.iter().filter(|(name, _)| name.ends_with(suffix)) {
         let stem = name.trim_end_matches(suffix);
-        let packed = match tensors.contains_key(&format!("{stem}.weight")) {
-            true => Err("it is there in floats too".to_owned()),
-            false => packed_matrix(packing, stem, words, tensors, bytes),
+        let packed = match (tensors.contains_key(&format!("{stem}.weight")), packings.of(stem)) {
+            (true, _) => Err("it is there in floats too".to_owned()),
+            (false, None) => Err("no scheme of `config_groups` has a target for it".to_owned()),
+            (false, Some(packing)) => packed_matrix(packing, stem, words, tensors, bytes),
         };
         let packed = packed.map_err(|what| {
             CheckpointError::new(path, format!("tensor `{name}`: {what}"))

@@ -4,9 +4,13 @@
 //! Fields are those of AutoGPTQ and GPTQModel (`quantization/config.py`), AutoAWQ (`models/_config.py`), compressed-tensors
 //! (`quant_config.py`, `quant_args.py`) and AutoRound, which exports to the first two.
 
+mod targets;
+
 use serde_json::{Map, Value};
 
 use super::words::per_word;
+use crate::spec::HeadRecord;
+use targets::ModuleTarget;
 
 /// Layout of packed words, by package.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,9 +23,17 @@ pub(super) enum Layout {
     Tensors,
 }
 
-/// The packing of a checkpoint.
+/// How a checkpoint's matrices are packed: in one layout, all by one scheme or each by the one whose target fits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packings {
+    pub(super) layout: Layout,
+    /// In the order in which targets count.
+    schemes: Vec<(ModuleTarget, Packing)>,
+}
+
+/// The packing of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packing {
+pub(super) struct Packing {
     pub(super) layout: Layout,
     pub(super) bits: u32,
     /// Number of inputs that share a scale; `None` if all do.
@@ -202,7 +214,7 @@ fn number(fields: &Map<String, Value>, field: &str) -> Option<i64> {
     fields.get(field).and_then(Value::as_i64)
 }
 
-impl Packing {
+impl Packings {
     /// Parses a `quantization_config`; the error names what is not supported.
     pub fn read(config: &Value) -> Result<Self, String> {
         let Some(fields) = config.as_object() else {
@@ -213,13 +225,35 @@ impl Packing {
             return Err("weights quantised after a rotation (`transform_config`)".to_owned());
         }
         match fields.get("quant_method").and_then(Value::as_str).unwrap_or("unknown") {
-            "gptq" => gptq(fields),
-            "awq" => awq(fields),
+            "gptq" => gptq(fields).map(Self::of_all),
+            "awq" => awq(fields).map(Self::of_all),
             "compressed-tensors" => tensors(fields),
             other => Err(format!("weights quantised with `{other}`")),
         }
     }
 
+    /// One packing for every matrix.
+    fn of_all(packing: Packing) -> Self {
+        Self { layout: packing.layout, schemes: vec![(ModuleTarget::Linear, packing)] }
+    }
+
+    /// The packing of an output matrix in a file of its own.
+    pub(super) fn of_head(head: &HeadRecord) -> Result<Self, String> {
+        let bits = bits_of(Some(i64::from(head.bits)))?;
+        if head.group_size == 0 {
+            return Err("groups of 0 inputs".to_owned());
+        }
+        let (group, shifted) = (Some(head.group_size), !head.symmetric);
+        Ok(Self::of_all(Packing { layout: Layout::Tensors, bits, group, shuffled: false, shifted }))
+    }
+
+    /// The packing of the matrix of a module; `None` if there is none for it.
+    pub(super) fn of(&self, module: &str) -> Option<Packing> {
+        self.schemes.iter().find(|(target, _)| target.fits(module)).map(|(_, packing)| *packing)
+    }
+}
+
+impl Packing {
     /// Number of integers in a word.
     pub(super) fn count(self) -> usize {
         per_word(self.bits)
@@ -256,7 +290,10 @@ fn awq(fields: &Map<String, Value>) -> Result<Packing, String> {
     Ok(Packing { layout: Layout::Awq, bits: 4, group, shuffled: false, shifted: false })
 }
 
-fn tensors(fields: &Map<String, Value>) -> Result<Packing, String> {
+/// Most schemes of a checkpoint.
+const MOST_SCHEMES: usize = 64;
+
+fn tensors(fields: &Map<String, Value>) -> Result<Packings, String> {
     let format = fields.get("format").and_then(Value::as_str).unwrap_or("unknown");
     if format != "pack-quantized" {
         return Err(format!("compressed-tensors' format `{format}`"));
@@ -266,9 +303,35 @@ fn tensors(fields: &Map<String, Value>) -> Result<Packing, String> {
         return Err("compressed-tensors' sparse weights (`sparsity_config`)".to_owned());
     }
     let groups = fields.get("config_groups").and_then(Value::as_object);
-    let mut groups = groups.into_iter().flat_map(|groups| groups.values());
-    let (Some(Value::Object(scheme)), None) = (groups.next(), groups.next()) else {
-        return Err("compressed-tensors with several schemes".to_owned());
+    let groups: Vec<&Value> = groups.into_iter().flat_map(|groups| groups.values()).collect();
+    let packings = groups.iter().map(|group| scheme(group)).collect::<Result<Vec<_>, _>>()?;
+    all_known(fields, &[TENSORS, &["sparsity_config"]], &[])?;
+    match packings[..] {
+        [] => Err("compressed-tensors without a scheme (`config_groups`)".to_owned()),
+        // What it is for, tensors say.
+        [packing] => Ok(Packings::of_all(packing)),
+        _ if packings.len() > MOST_SCHEMES => Err(format!("compressed-tensors with {} schemes", packings.len())),
+        _ => {
+            let mut schemes = Vec::new();
+            for (group, packing) in groups.into_iter().zip(packings.iter().copied()) {
+                let targets = group.get("targets").and_then(Value::as_array);
+                for target in targets.into_iter().flatten() {
+                    schemes.push((ModuleTarget::read(target.as_str().unwrap_or_default())?, packing));
+                }
+            }
+            schemes.sort_by(|a, b| a.0.cmp(&b.0));
+            if schemes.windows(2).any(|pair| pair[0].0 == pair[1].0) {
+                return Err("compressed-tensors with two schemes for one target (`targets`)".to_owned());
+            }
+            Ok(Packings { layout: Layout::Tensors, schemes })
+        }
+    }
+}
+
+/// One of compressed-tensors' `config_groups`.
+fn scheme(group: &Value) -> Result<Packing, String> {
+    let Value::Object(scheme) = group else {
+        return Err("compressed-tensors with a scheme that is no object".to_owned());
     };
     if ["input_activations", "output_activations"].iter().any(|side| scheme.get(*side).is_some_and(|it| !it.is_null()))
     {
@@ -284,7 +347,6 @@ fn tensors(fields: &Map<String, Value>) -> Result<Packing, String> {
     }
     let group = group_of(number(weights, "group_size"))?;
     let bits = bits_of(number(weights, "num_bits"))?;
-    all_known(fields, &[TENSORS, &["sparsity_config"]], &[])?;
     all_known(scheme, &[GROUP], &[])?;
     all_known(weights, &[WEIGHTS], &[])?;
     if scheme.get("format").and_then(Value::as_str).is_some_and(|format| format != "pack-quantized") {

@@ -1,4 +1,4 @@
-//! Writes a safetensors file tensor by tensor, with only one in memory at a time.
+//! Writes a safetensors file tensor by tensor, as their bytes are made: none need be in memory as a whole.
 
 use std::io::{self, Write};
 
@@ -17,11 +17,29 @@ pub struct Planned {
     pub bytes: usize,
 }
 
-/// Writes the `planned` tensors in order. `fill` returns the bytes of each, which must have the planned size.
+/// Passes bytes on, and counts them.
+struct Counted<'a> {
+    out: &'a mut dyn Write,
+    bytes: usize,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes the `planned` tensors in order. `fill` writes the bytes of each, which must be as many as planned.
 pub fn write_safetensors(
     out: &mut impl Write,
     planned: &[Planned],
-    mut fill: impl FnMut(usize) -> io::Result<Vec<u8>>,
+    mut fill: impl FnMut(usize, &mut dyn Write) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
@@ -38,11 +56,12 @@ pub fn write_safetensors(
     out.write_all(&length.to_le_bytes())?;
     out.write_all(text.as_bytes())?;
     for (index, planned) in planned.iter().enumerate() {
-        let bytes = fill(index)?;
-        if bytes.len() != planned.bytes {
-            return Err(io::Error::other(format!("{}: {} bytes, not {}", planned.name, bytes.len(), planned.bytes)));
+        let mut counted = Counted { out: &mut *out, bytes: 0 };
+        fill(index, &mut counted)?;
+        let have = counted.bytes;
+        if have != planned.bytes {
+            return Err(io::Error::other(format!("{}: {have} bytes, not {}", planned.name, planned.bytes)));
         }
-        out.write_all(&bytes)?;
     }
     out.flush()
 }

@@ -25,7 +25,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::checkpoint::{CheckpointError, Packing};
+use crate::checkpoint::{CheckpointError, Packings};
 use crate::spec::KvCache;
 
 pub use config::Config;
@@ -190,7 +190,7 @@ fn quantization(config: &Config, text: Option<&Config>) -> Result<Vec<String>, C
             None => Ok(Vec::new()),
         };
     };
-    Packing::read(&quantization.fields().into()).map_err(|what| {
+    Packings::read(&quantization.fields().into()).map_err(|what| {
         config.error(format!("{what}: not supported")).with_help(
             "GPTQ, AWQ (GEMM) and compressed-tensors (pack-quantized) of 4 or 8 bits are, and \
              repositories in float16 or bfloat16, and GGUF",

@@ -16,7 +16,6 @@ use std::sync::Arc;
 
 use super::buffers::Buffer;
 use super::driver::{Address, word};
-use super::matrix::Matrix;
 use super::state::DeviceState;
 use crate::backend::BackendError;
 use crate::convert::Activation;
@@ -102,7 +101,7 @@ impl DecodeProgram {
         let mut program = Self { partial_sums, attention_partials, speeds, lists, activations, top_logits, kernel };
         // Where reading takes long enough to be timed.
         let outputs = &state.weights.output;
-        if matches!(outputs, Matrix::Plain(_)) && outputs.bytes() > 2 * state.device.cache()? {
+        if outputs.bytes() > 2 * state.device.cache()? {
             let params = program.params(state, RowRange { first: 0, count: 1 }, 0);
             if let Some(speeds) = SmSpeeds::measure(&program.kernel, state, &program.lists.heads[0], params)? {
                 program.lists = StepLists::new(state, &program.activations, slots, &speeds.shares)?;

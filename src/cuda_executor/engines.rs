@@ -148,7 +148,11 @@ impl Engines {
         for (name, buffer) in buffers {
             engine.set_address(name, buffer.address() as usize)?;
         }
-        engine.set_address("output", state.weights.output.address() as usize)?;
+        // Packed only where our kernel runs, which computes logits itself: it is never unpacked.
+        let Matrix::Plain(output) = &state.weights.output else {
+            return Err(BackendError::Run("the output matrix is packed, and engines take it in floats".into()));
+        };
+        engine.set_address("output", output.address() as usize)?;
         engine.enqueue(state.device.stream.cu_stream() as usize)
     }
 

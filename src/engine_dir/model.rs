@@ -29,18 +29,28 @@ pub type LoadProgress<'a> = &'a mut dyn FnMut(u64, u64);
 
 /// Opens the model and its checkpoint in an engine directory.
 pub fn checkpoint(folder: &Path, record: &LlmRecord) -> Result<(Transformer, Arc<Checkpoint>), LlmError> {
-    let weights = record.weights.iter().map(|name| folder.join(WEIGHTS).join(name));
-    let paths: Vec<PathBuf> = weights.collect();
+    let is_head = |name: &&String| record.head.as_ref().is_some_and(|head| head.file == **name);
+    let (heads, shards): (Vec<&String>, Vec<&String>) = record.weights.iter().partition(is_head);
+    let place = |name: &String| folder.join(WEIGHTS).join(name);
+    let paths: Vec<PathBuf> = shards.into_iter().map(place).collect();
     // These and no others: which of a folder's files count was decided when it was built.
-    let checkpoint = match paths.iter().all(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
+    let mut checkpoint = match paths.iter().all(|path| path.extension().is_some_and(|extension| extension == "gguf")) {
         true => Checkpoint::open(&paths)?,
         false => Checkpoint::open_files(&folder.join("config.json"), &paths)?,
     };
+    if let Some(head) = &record.head {
+        let [name] = heads[..] else {
+            return Err(LlmError::Internal("the manifest names no file of the output matrix".into()));
+        };
+        checkpoint.replace_head(&place(name), head)?;
+    }
     let checkpoint = Arc::new(checkpoint);
     let length = record.shapes.max_len;
     // For a GGUF, the directory's config.json is what its metadata said when it was built.
     let path = folder.join("config.json");
     let mut model = convert::describe(&path, &read_json(&path)?, length)?;
+    // A packed output matrix is its own, whatever it was made from.
+    model.tied &= record.head.is_none();
     model.locate(&checkpoint)?;
     Ok((model, checkpoint))
 }

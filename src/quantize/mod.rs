@@ -1,19 +1,23 @@
-//! Quantises a language model's layers: matrices of floats become integers of 4 or 8 bits.
+//! Quantises a language model's layers and its output matrix (LM head): matrices of floats become integers of 4 or 8 bits.
 //!
-//! In: a model located in its checkpoint, a [`Scheme`], and a text to calibrate by, if there is one. Out: a safetensors file as
+//! In: a model located in its checkpoint, [`Schemes`], and a text to calibrate by, if there is one. Out: a safetensors file as
 //! compressed-tensors has it (`pack-quantized`), which the runtime reads and other servers do too, and what config.json says of
-//! it. `scheme.rs` rounds, `calibrate.rs` searches the scales that matrices are multiplied with before (AWQ), `write.rs` writes.
-//! What it has cost `verify` measures.
+//! it; where the layers stay as they are, a file with the output matrix alone. `scheme.rs` rounds, `schemes.rs` chooses what is
+//! rounded and how, `calibrate.rs` searches the scales that layers' matrices are multiplied with before (AWQ), `weight_file.rs`
+//! and `write.rs` write. What it has cost `verify` measures.
 
 mod calibrate;
 mod scheme;
+mod schemes;
+mod weight_file;
 mod write;
 
 use std::sync::Arc;
 
 pub use calibrate::{CalibrationText, Scales, search};
 pub use scheme::{QuantisedRow, Scheme};
-pub use write::{describe, write};
+pub use schemes::{QuantisedBits, Schemes};
+pub use write::{describe, write, write_head};
 
 use crate::checkpoint::Checkpoint;
 use crate::convert::{Part, Transformer};
@@ -37,15 +41,11 @@ impl OriginalModel<'_> {
         weights.filter(|weight| weight.role.is_matrix()).flat_map(|weight| weight.parts)
     }
 
-    /// Everything else the model is made of.
+    /// Everything that the model is made of beside the layers' matrices and an output matrix of its own.
     fn others(&self) -> Vec<Part> {
         let model = self.model;
         let weights = (0..model.layers.len()).flat_map(|index| model.layer_weights(index));
         let vectors = weights.filter(|weight| !weight.role.is_matrix()).flat_map(|weight| weight.parts);
-        let mut parts: Vec<Part> = vectors.chain([model.embedding(), model.final_norm()]).collect();
-        if !model.tied {
-            parts.push(model.output_matrix());
-        }
-        parts
+        vectors.chain([model.embedding(), model.final_norm()]).collect()
     }
 }

@@ -4,10 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::bail;
 use half::f16;
 
-use super::OriginalModel;
+use crate::convert::Part;
 use crate::diagnostic::Diagnostic;
 
 /// Group sizes that the runtime supports for packed weights, largest first.
@@ -49,32 +48,28 @@ const CLIPS: [f32; 8] = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65];
 
 impl Scheme {
     /// For integers of `bits`, with groups of `group_size` inputs if that is given, else with the largest group size that
-    /// divides the inputs of every matrix.
-    pub fn choose(original: OriginalModel<'_>, bits: u32, group_size: Option<usize>) -> anyhow::Result<Self> {
-        let name = original.name;
-        for part in original.matrices() {
-            if original.checkpoint.tensor(&part.tensor)?.is_packed() {
-                bail!(
-                    Diagnostic::new(format!("{name}: `{}` is quantised already", part.tensor))
-                        .with_help("leave out `precision`, or take a checkpoint in float16 or bfloat16")
-                );
-            }
-        }
-        let fits = |group: usize| original.matrices().all(|part| part.shape[1].is_multiple_of(group));
+    /// divides the inputs of each of `matrices`; `name` is the model's.
+    pub(super) fn choose(
+        name: &str,
+        matrices: &[Part],
+        bits: u32,
+        group_size: Option<usize>,
+    ) -> Result<Self, Diagnostic> {
+        let fits = |group: usize| matrices.iter().all(|part| part.shape[1].is_multiple_of(group));
         let group = match group_size {
             Some(group) if fits(group) => Some(group),
             Some(_) => None,
             None => GROUPS.into_iter().find(|group| fits(*group)),
         };
         let Some(group) = group else {
-            let sizes: BTreeSet<usize> = original.matrices().map(|part| part.shape[1]).collect();
+            let sizes: BTreeSet<usize> = matrices.iter().map(|part| part.shape[1]).collect();
             let sizes = sizes.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             let (wanted, help) = match group_size {
                 Some(group) => (format!("group_size {group} does not divide"), "leave out `group_size`, or use fp16"),
                 None => ("none of the group sizes 128, 64 and 32 divides".to_owned(), "use fp16"),
             };
             let message = format!("{name}: {wanted} all of the model's input sizes ({sizes})");
-            bail!(Diagnostic::new(message).with_help(help))
+            return Err(Diagnostic::new(message).with_help(help));
         };
         // A zero point saves four bits much error and eight bits none.
         Ok(Self { bits, group, symmetric: bits == 8 })

@@ -1,12 +1,14 @@
 //! Checks of a recipe beyond its types: contradictions, missing companion fields, ranges. Each error names its line.
 
+mod build;
+
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use super::kinds::Recipe;
 use super::onnx::{InputValue, OnnxRecipe};
 use super::package::{is_package_name, is_package_version};
-use super::schema::{Build, ClassifierRecipe, LlmRecipe, Picture, Source, Verify, YoloRecipe};
+use super::schema::{ClassifierRecipe, LlmRecipe, Picture, Source, Verify, YoloRecipe};
 use super::{Document, RecipeError};
 use crate::address;
 use crate::artifact::{is_contained, is_sha256};
@@ -14,8 +16,6 @@ use crate::spec::{ClassifierOutput, Kind, Preprocess, Resize};
 
 type Checked = Result<(), RecipeError>;
 
-/// Largest batch size; larger ones would only overflow later.
-const BATCH_LIMIT: f64 = 65_536.0;
 /// Most numbers of an input's constant value.
 const VALUES_LIMIT: usize = 65_536;
 /// Most items of `verify: inputs`.
@@ -27,7 +27,7 @@ pub(super) fn check(document: &Document, recipe: &Recipe) -> Checked {
     name(document, recipe.name())?;
     source(document, &["source"], recipe.source())?;
     if let Some(settings) = recipe.build() {
-        build(document, recipe.kind(), settings)?;
+        build::check(document, recipe.kind(), settings)?;
     }
     if let Some(settings) = recipe.verify() {
         verify(document, recipe.kind(), settings)?;
@@ -164,51 +164,6 @@ fn package(source: &Source, error: &dyn Fn(&str, &str, Option<&str>) -> Checked)
     {
         let message = format!("`{version}` is not one exact version");
         return error("package_version", &message, Some("write e.g. 2.0.0"));
-    }
-    Ok(())
-}
-
-fn build(document: &Document, kind: Kind, build: &Build) -> Checked {
-    let at = |field: &str, message: &str, help: Option<&str>| Err(document.error(&["build", field], message, help));
-    let number = |field: &str, value: Option<f64>, allowed| within(document, &["build", field], value, allowed);
-    number("batch", build.batch.map(f64::from), 1.0..=BATCH_LIMIT)?;
-    number("max_batch", build.max_batch.map(f64::from), 1.0..=BATCH_LIMIT)?;
-    number("optimization_level", build.optimization_level.map(f64::from), 0.0..=5.0)?;
-    // 4 TiB.
-    number("workspace_mib", build.workspace_mib.map(f64::from), 1.0..=4_194_304.0)?;
-    let batch = build.batch.unwrap_or(1);
-    if let Some(max_batch) = build.max_batch
-        && max_batch < batch
-    {
-        return at("max_batch", &format!("max_batch {max_batch} is below batch {batch}"), None);
-    }
-    let quantised = build.precision.is_some_and(|precision| precision.bits().is_some());
-    if let Some(group) = build.group_size {
-        if !quantised {
-            return at("group_size", "group_size belongs to `precision: int8` or `int4`", None);
-        }
-        if ![32, 64, 128].contains(&group) {
-            return at("group_size", &format!("groups of {group} inputs are not supported"), Some("use 32, 64 or 128"));
-        }
-    }
-    if build.calibration.is_some() && !quantised {
-        return at("calibration", "calibration belongs to `precision: int8` or `int4`", None);
-    }
-    if quantised && kind != Kind::Llm {
-        return at("precision", "int8 and int4 are for language models", Some("use fp16"));
-    }
-    if build.kv_cache.is_some() && kind != Kind::Llm {
-        return at("kv_cache", "kv_cache is for language models", Some("leave it out"));
-    }
-    for name in build.compute_capabilities.iter().flatten() {
-        let number = |part: &str| !part.is_empty() && part.len() <= 2 && part.bytes().all(|b| b.is_ascii_digit());
-        if !name.split_once('.').is_some_and(|(major, minor)| number(major) && number(minor)) {
-            let message = format!("`{name}` is not a compute capability");
-            return at("compute_capabilities", &message, Some("write e.g. [\"8.9\"]"));
-        }
-    }
-    for (name, shape) in build.shapes.iter().flatten() {
-        shape.check(name, kind == Kind::Onnx).or_else(|(message, hint)| at("shapes", &message, hint))?;
     }
     Ok(())
 }

@@ -218,6 +218,8 @@ mod tests {
 
     const ONNX: &str = "version: 1\nname: m\nkind: onnx\nsource: { path: m.onnx }\n";
 
+    const LLM: &str = "version: 1\nname: m\nkind: llm\nsource: { path: m }\n";
+
     const YOLO: &str = "version: 1\nname: y\nkind: yolo\nsource:\n  path: y.pt\n";
 
     fn error(text: &str) -> String {
@@ -293,6 +295,17 @@ mod tests {
             (with("  path: face.onnx", "  hub: name"), &["r.yaml:5", "owner/name"]),
             (format!("{GOOD}build:\n  precision: fp17\n"), &["r.yaml:10", "fp17", "did you mean `fp16`?"]),
             (format!("{GOOD}build:\n  batch: 4\n  max_batch: 2\n"), &["r.yaml:11", "max_batch"]),
+            (format!("{GOOD}build:\n  head: int8\n"), &["r.yaml:10", "head is for language models"]),
+            (format!("{LLM}build:\n  head: int9\n"), &["r.yaml:6", "int9", "did you mean `int"]),
+            (
+                format!("{LLM}build:\n  precision: bf16\n  head: int8\n"),
+                &["r.yaml:7", "`head: int8` computes in fp16, `precision: bf16` does not"],
+            ),
+            (
+                format!("{LLM}build:\n  head: bf16\n"),
+                &["r.yaml:6", "`head: bf16` is not the type that `precision: fp16` computes in", "use int8 or int4"],
+            ),
+            (format!("{LLM}build:\n  head: fp16\n  group_size: 64\n"), &["r.yaml:7", "group_size belongs to"]),
             (format!("{GOOD}build:\n  optimization_level: 9\n"), &["r.yaml:10", "0 to 5"]),
             (format!("{GOOD}output: expectation\n"), &["r.yaml:9", "class_values"]),
             (format!("{GOOD}class_values: [1, 2]\n"), &["r.yaml:9", "expectation"]),

@@ -135,6 +135,9 @@ pub enum SourcePlan {
 pub struct BuildPlan {
     /// Arithmetic of the engine.
     pub precision: Precision,
+    /// Type of a language model's output matrix, `int8` or `int4`; `None` is as the checkpoint has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub head: Option<Precision>,
     /// Inputs that share a scale; `None` is the largest group that fits the model.
     pub group_size: Option<usize>,
     /// Text to calibrate the quantisation with; `None` is without calibration.
@@ -229,8 +232,10 @@ fn verify_plan(folder: &Path, recipe: &Recipe, build: &BuildPlan) -> VerifyPlan 
     };
     let verify = recipe.verify();
     // What comes quantised has mostly 4 bits.
-    let only_cache = build.kv_cache == KvCache::Int8 && verify.is_none_or(|verify| verify.reference.is_none());
-    let is_close = build.precision == Precision::Int8 || (only_cache && build.precision != Precision::Int4);
+    let has_no_reference = verify.is_none_or(|verify| verify.reference.is_none());
+    let in_8_bits = build.kv_cache == KvCache::Int8 || build.head == Some(Precision::Int8);
+    let is_in_4_bits = build.precision == Precision::Int4 || build.head == Some(Precision::Int4);
+    let is_close = !is_in_4_bits && (build.precision == Precision::Int8 || (in_8_bits && has_no_reference));
     let default_quality = if is_close { (0.02, 1.03) } else { (0.3, 1.3) };
     // Detectors do not see noise in their lives, and some compute chaos from it (docs/design/vision.md).
     let has_pictures = verify.and_then(|verify| verify.images.as_ref()).is_some_and(|images| !images.is_empty());
@@ -337,8 +342,12 @@ fn build_plan(folder: &Path, kind: Kind, build: Option<&Build>) -> BuildPlan {
     let build = build.cloned().unwrap_or_default();
     let size = |value: u32| usize::try_from(value).unwrap_or(usize::MAX);
     let batch = size(build.batch.unwrap_or(1));
+    let precision = build.precision.unwrap_or(if kind == Kind::Llm { Precision::Fp16 } else { Precision::Fp32 });
+    // In float16 it is a quarter of what an 8B model with a large vocabulary reads for a token in 4 bits.
+    let default_head = (precision == Precision::Int4).then_some(Precision::Int8);
     BuildPlan {
-        precision: build.precision.unwrap_or(if kind == Kind::Llm { Precision::Fp16 } else { Precision::Fp32 }),
+        precision,
+        head: build.head.or(default_head).filter(|head| head.bits().is_some()),
         group_size: build.group_size.map(size),
         calibration: build.calibration.map(|file| folder.join(file)),
         kv_cache: build.kv_cache.unwrap_or(KvCache::Auto),

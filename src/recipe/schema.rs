@@ -190,7 +190,12 @@ pub struct Build {
     /// int4 quantise the weights of an llm's layers and compute in fp16. Default: fp16 for an llm, else fp32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
-    /// With `precision: int8` or `int4`: number of consecutive inputs that share a scale; 32, 64 or 128. Default: the
+    /// Type of an llm's output matrix (LM head): int8 or int4 quantise it, also one of a checkpoint whose layers come quantised or
+    /// stay floats; the type of the arithmetic keeps it as the checkpoint has it. If it is tied to the embedding, a copy is
+    /// quantised. Default: int8 with `precision: int4`, else as the checkpoint has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Precision>,
+    /// With `precision` or `head` in int8 or int4: number of consecutive inputs that share a scale; 32, 64 or 128. Default: the
     /// largest of these that divides all of the model's input sizes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_size: Option<u32>,
@@ -259,13 +264,13 @@ pub struct Verify {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reference: Option<Box<Source>>,
     /// For an llm whose weights or KV cache are quantised by this build, or that has a `reference`: largest allowed
-    /// mean Kullback-Leibler divergence from the float checkpoint, in nats per token. Default: 0.02 for int8 or if only
-    /// the KV cache is quantised, else 0.3.
+    /// mean Kullback-Leibler divergence from the checkpoint, or from the `reference`, in nats per token. Default: 0.3 with int4
+    /// or a `reference`, else 0.02.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub divergence: Option<f64>,
     /// For an llm whose weights or KV cache are quantised by this build, or that has a `reference`: largest allowed
-    /// ratio of its perplexity to the float checkpoint's. Default: 1.03 for int8 or if only the KV cache is quantised,
-    /// else 1.3.
+    /// ratio of its perplexity to the checkpoint's, or to the `reference`'s. Default: 1.3 with int4 or a `reference`, else
+    /// 1.03.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub perplexity: Option<f64>,
 }

@@ -42,4 +42,22 @@ pub struct LlmRecord {
     pub shapes: Shapes,
     /// Names of the weight files below `weights/`.
     pub weights: Vec<String>,
+    /// The output matrix (LM head), if the build packed it into one of these files; `None` if it is where the checkpoint
+    /// has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<HeadRecord>,
+}
+
+/// An output matrix in a file of its own, packed as compressed-tensors packs matrices (`pack-quantized`), which takes the place of
+/// the checkpoint's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeadRecord {
+    /// Name of the file below `weights/`.
+    pub file: String,
+    /// Bits of an integer, 4 or 8.
+    pub bits: u32,
+    /// Number of consecutive inputs that share a scale.
+    pub group_size: usize,
+    /// Whether the middle integer represents 0, without zero points.
+    pub symmetric: bool,
 }

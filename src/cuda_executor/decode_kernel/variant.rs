@@ -233,9 +233,9 @@ mod tests {
     /// Specifications per Compute Capability"): 8.6, 8.9, 12.x; 8.0, 8.7; 9.0, 10.x, 11.0.
     const MEMORIES: [usize; 3] = [99, 163, 227];
 
-    /// Sets of tile kinds that models have: none; each alone; GGUF's Q4_0 with an output matrix in Q8_0; all, for any
-    /// other.
-    const PACKAGED: [u32; 8] = [0, 1, 2, 4, 8, 16, 20, 31];
+    /// Sets of tile kinds that models have: none; each alone; 4 bits in groups of 128 or 64 with an output matrix in 8; GGUF's
+    /// Q4_0 with one in Q8_0, and 4 bits in groups of 32; all, for any other.
+    const PACKAGED: [u32; 10] = [0, 1, 2, 4, 8, 9, 10, 16, 20, 31];
 
     /// Packages contain the variants that devices ask for.
     #[test]

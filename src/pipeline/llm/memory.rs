@@ -8,7 +8,7 @@ use crate::convert::{LayerTypes, Transformer};
 use crate::cuda_executor::{IntegerFormat, MatrixSize, packed_bytes, quantised_bytes};
 use crate::diagnostic::Diagnostic;
 use crate::memory;
-use crate::quantize::Scheme;
+use crate::quantize::{Scheme, Schemes};
 use crate::recipe::LlmPlan;
 use crate::spec::{KvCache, Shapes};
 use crate::tensor::DType;
@@ -37,10 +37,10 @@ impl MemoryPlan {
         (checkpoint, model): (&Checkpoint, &Transformer),
         shapes: &Shapes,
         types: LayerTypes,
-        (quantised, shared): (Option<Scheme>, bool),
+        (schemes, shared): (Schemes, bool),
     ) -> anyhow::Result<Self> {
         let size = types.dtype.size();
-        let (weights, unpacked) = weights((checkpoint, model), types.dtype, quantised)?;
+        let (weights, unpacked) = weights((checkpoint, model), types.dtype, schemes)?;
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
         let cache = model.kv_bytes(types) * longest * shapes.slots;
         // Room to move half a layer's, and to widen one's for the engines.
@@ -86,11 +86,12 @@ impl fmt::Display for MemoryPlan {
 }
 
 /// Bytes of the weights on the device: packed where supported, and two layers of packed weights unpacked for the
-/// engines.
+/// engines. The output matrix is never unpacked. A packed copy of the embedding is all that the device has of it, whose rows are
+/// read from the file.
 fn weights(
     (checkpoint, model): (&Checkpoint, &Transformer),
     dtype: DType,
-    quantised: Option<Scheme>,
+    schemes: Schemes,
 ) -> anyhow::Result<(u64, u64)> {
     let (mut weights, mut unpacked) = (0, 0);
     let outer = [(vec![model.output_matrix()], model.hidden_size, true), (vec![model.final_norm()], 1, false)];
@@ -103,8 +104,11 @@ fn weights(
         let in_layer = at < first * model.layers.len();
         let views = parts.iter().map(|part| checkpoint.tensor(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
         let size = MatrixSize { inputs: columns, outputs: elements / columns };
-        let packed = match quantised.filter(|_| in_layer) {
-            Some(scheme) => quantised_bytes(IntegerFormat { bits: scheme.bits, group: scheme.group }, size),
+        let scheme = if in_layer { schemes.layers } else { schemes.head };
+        let packed = match scheme {
+            Some(Scheme { bits, group, .. }) => quantised_bytes(IntegerFormat { bits, group }, size),
+            // Written anew with the layers, in floats.
+            None if schemes.layers.is_some() => None,
             None => {
                 let parts: Option<Vec<_>> = views.iter().map(View::integers).collect();
                 parts.and_then(|parts| packed_bytes(&parts, size))

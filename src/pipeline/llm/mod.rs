@@ -23,7 +23,7 @@ use crate::diagnostic::Diagnostic;
 use crate::fetch::{Fetched, Fetcher, Lock, Modelfile};
 use crate::hashes::Hashes;
 use crate::manifest::{EngineContents, Key, VerifyRecord};
-use crate::quantize::Scheme;
+use crate::quantize::Schemes;
 use crate::recipe::{LlmPlan, Plan, SourcePlan};
 use crate::spec::{KvCache, LlmRecord, Shapes, Version};
 use crate::tensor::DType;
@@ -52,8 +52,8 @@ pub(super) struct LlmTarget {
     shapes: Shapes,
     types: LayerTypes,
     options: BuildOptions,
-    /// Quantisation of the layers; `None` to keep the checkpoint's weights.
-    scheme: Option<Scheme>,
+    /// Quantisation of the layers and of the output matrix.
+    schemes: Schemes,
     /// The float checkpoint of an already quantised model, to measure its quality loss.
     reference: Option<OpenedSource>,
     /// Estimated memory at run time.
@@ -123,11 +123,11 @@ impl LlmTarget {
         let shapes = Shapes::new(limits.max_batch_size, lengths, machine.tensorrt.family);
         let types = LayerTypes { dtype: plan.build.precision.dtype(), kv_cache };
         let options = builder_options(plan, machine.tensorrt, types.dtype)?;
-        let scheme = quantize::scheme(plan, &source)?;
+        let schemes = quantize::schemes(plan, &source)?;
         let of_model = (&*source.checkpoint, &source.model);
-        let memory = MemoryPlan::new(of_model, &shapes, types, (scheme, machine.shared))?;
+        let memory = MemoryPlan::new(of_model, &shapes, types, (schemes, machine.shared))?;
         let plan = plan.clone();
-        Ok(Self { plan, limits, machine, source, shapes, types, options, scheme, reference, memory })
+        Ok(Self { plan, limits, machine, source, shapes, types, options, schemes, reference, memory })
     }
 
     /// Names and hashes of the files that a build uses.
@@ -227,10 +227,11 @@ impl Target for LlmTarget {
         let Self { plan, source, limits, .. } = self;
         let staged = work.staged;
         files::place_text(source, limits.chat_template.as_deref(), staged)?;
-        let weights = match self.scheme {
-            Some(scheme) => quantize::write(self, scheme, staged, &*work.context.progress)?,
+        let mut weights = match self.schemes.layers {
+            Some(_) => quantize::write(self, staged, &*work.context.progress)?,
             None => files::place_weights(self, work)?,
         };
+        let head = quantize::write_head(self, &mut weights, staged, &*work.context.progress)?;
         let llm = LlmRecord {
             family: source.model.family.to_owned(),
             parameters: source.model.parameters() as u64,
@@ -240,8 +241,10 @@ impl Target for LlmTarget {
             max_output_len: limits.max_output_len,
             shapes: self.shapes.clone(),
             weights,
+            head,
         };
-        let quality = if self.scheme.is_some() || self.reference.is_some() || !llm.kv_cache.is_auto() {
+        let is_quantised = self.schemes != Schemes::default() || !llm.kv_cache.is_auto();
+        let quality = if is_quantised || self.reference.is_some() {
             work.context.stage(&plan.name, "comparing the quantised model with the checkpoint");
             Some(quantize::measure_quality(self, &llm, staged)?)
         } else {

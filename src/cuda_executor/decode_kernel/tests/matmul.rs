@@ -120,6 +120,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
         bias: if bias && !wide { bench.short(&biases) } else { 0 },
         residual: if residual && !wide { bench.short(&residuals) } else { 0 },
         out_is_float32: u32::from(wide),
+        // As the LM head of Gemma 2, of whatever kind its weights are.
+        logit_softcap: if wide && case.is_multiple_of(2) { 3.0 } else { 0.0 },
         first_counter: 1,
         out,
         out_squares,
@@ -187,6 +189,11 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
                 let active = gate / (1.0 + (-gate).exp());
                 bound = (active.abs() + 1.1 * off) * through + 1.1 * off * sum.abs() + 1e-6;
                 sum *= active;
+            }
+            if phase.logit_softcap > 0.0 {
+                let cap = f64::from(phase.logit_softcap);
+                sum = cap * (sum / cap).tanh();
+                bound += 1e-6 * cap;
             }
             if !wide {
                 if phase.residual != 0 {
