@@ -33,7 +33,7 @@ __device__ __forceinline__ void enter_phase(TileCursor& at, DecodeParams const& 
     if (p.kind == MATMUL) {
       bool const plain = p.weight_kind == PLAIN, wide = ROW_BLOCKS > 1;
       u32 const first = p.first_units[worker], end = p.first_units[worker + 1];
-      u32 const units = wide ? (p.k_tiles + WIDE_TILES_DEEP - 1) / WIDE_TILES_DEEP : p.k_tiles;
+      u32 const units = wide ? wide_units(p) : p.k_tiles;
       KSteps const steps = plain || wide ? KSteps{units, 0, units} : packed_steps(p, rows_of(s, p));
       at.weights = p.weights;
       at.tiles = p.k_tiles;

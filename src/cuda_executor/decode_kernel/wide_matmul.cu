@@ -14,11 +14,8 @@ enum : u32 { WIDE_SUM_STRIDE = WIDE_STRIP_N + 8 };                // floats from
 // A warp's sums: of 64 outputs, four times 16, and its blocks of rows.
 typedef float WideSums[4][HALF_BLOCKS][4];
 
-// Inputs of a unit, and how many units there are along the inputs.
+// Inputs of a unit.
 __device__ __forceinline__ u32 unit_inputs(PhaseDescriptor const& p) { return WIDE_TILES_DEEP * p.tile_k; }
-__device__ __forceinline__ u32 wide_units(PhaseDescriptor const& p) {
-  return (p.k_tiles + WIDE_TILES_DEEP - 1) / WIDE_TILES_DEEP;
-}
 
 // Second operands of a warp's rows for 32 inputs.
 __device__ __forceinline__ void load_half_fragments(StagedInputs const& x, u32 offset, BFragments (&b)[HALF_BLOCKS]) {
