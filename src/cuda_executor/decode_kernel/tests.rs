@@ -223,7 +223,7 @@ impl Bench {
         match &self.machine {
             KernelHost::Gpu(device, kernel) => {
                 let list =
-                    PhaseList::new(&device.stream, phases, counters, (&shares(kernel.blocks), self.class)).unwrap();
+                    PhaseList::new(&device.stream, phases, counters, (&shares(kernel.blocks)[..], self.class)).unwrap();
                 kernel.launch(&device.stream, &list, params).unwrap();
                 device.stream.synchronize().unwrap();
             }

@@ -66,10 +66,12 @@ impl Variant {
         let depth = |work: usize| room.saturating_sub(work) / (COMPUTE_WARPS * slot);
         let [much, little] = WORK_PACKED;
         let is_wide = target.class.finishers() > 0;
+        // The inputs of 64 rows fit twice, so that some are copied while others are multiplied.
+        let least_packed = if target.class == RowClass::Sixty4 { LEAST_DEPTH } else { DEPTH_PACKED };
         let (work, most) = match target.kinds == TileKinds::default() {
             true if is_wide && depth(WORK_WIDE) >= DEPTH_WIDE => (WORK_WIDE, DEPTH),
             true => (WORK, DEPTH),
-            false if depth(much) >= DEPTH_PACKED => (much, DEPTH_PACKED),
+            false if depth(much) >= least_packed => (much, DEPTH_PACKED),
             false => (little, DEPTH_PACKED),
         };
         let depth = depth(work).min(most);
