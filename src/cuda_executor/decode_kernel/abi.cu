@@ -140,6 +140,8 @@ struct QueryChunk {
   u32 padding;
 };
 
+u32 constexpr MOST_SPLITS = 128;  // of a chunk and key head
+
 // The rows of a launch, where SHARED_SLOTS: written for each launch. Rows of one slot follow each other, at
 // consecutive positions.
 struct RowTable {

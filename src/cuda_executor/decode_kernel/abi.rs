@@ -77,6 +77,8 @@ pub(crate) const PACKED_TILE_QUANT_BYTES: usize = constant("PACKED_TILE_QUANT_BY
 pub(crate) const GROUP_TERM_BYTES: usize = constant("GROUP_TERM_BYTES") as usize;
 /// Outputs of a strip of a [`NORM_ADD`] phase.
 pub(super) const NORM_ADD_STRIP_N: usize = constant("NORM_ADD_STRIP_N") as usize;
+/// Most splits of a query chunk and key head.
+pub(super) const MOST_SPLITS: usize = constant("MOST_SPLITS") as usize;
 /// Outputs of a wide strip's column, which a pair of warps multiplies.
 pub(super) const WIDE_COLUMN_N: usize = constant("WIDE_COLUMN_N") as usize;
 /// Columns of a wide strip.

@@ -137,28 +137,62 @@ __device__ __forceinline__ void store_rows_split(RowsContext const& b, ChunkSpli
   }
 }
 
-// As merge_splits. A split of which a query sees nothing has a sum of 0.
+// What each split's outputs are multiplied by when splits are merged, [active, QUERY_ROWS], in the work memory, which
+// is free by then; and behind them the splits' sums, of which the first split's become the inverse of the sum of all.
+struct MergeWeights {
+  float *of, *sums;
+};
+
+// A split of which a query sees nothing has a sum of 0.
+__device__ __forceinline__ MergeWeights merge_weights(RowsContext const& b, ChunkSplit const& t) {
+  DecodeParams const& s = b.c.s;
+  u32 const active = t.spans.active, query = threadIdx.x;
+  u64 const splits = split_number(b, t, 0);
+  MergeWeights const m = {(float*)b.c.work, (float*)b.c.work + active * QUERY_ROWS};
+  for (u32 i = threadIdx.x; i < active * QUERY_ROWS; i += COMPUTE_THREADS) {
+    float const* const from = rows_partial_softmax(s, splits + i / QUERY_ROWS, i % QUERY_ROWS);
+    m.of[i] = __ldcg(from);
+    m.sums[i] = __ldcg(from + 1);
+  }
+  sync_compute_warps();
+  if (query < t.queries) {
+    float max = NEVER, sum = 0.0f;
+    for (u32 i = query; i < active * QUERY_ROWS; i += QUERY_ROWS) {
+      max = fmaxf(max, m.of[i]);
+    }
+    for (u32 i = query; i < active * QUERY_ROWS; i += QUERY_ROWS) {
+      float const weight = __expf(m.of[i] - max);
+      m.of[i] = weight;
+      sum = fmaf(weight, m.sums[i], sum);
+    }
+    m.sums[query] = __fdividef(1.0f, sum);
+  }
+  sync_compute_warps();
+  return m;
+}
+
+// Merges the splits of a chunk and key head: a thread for each four elements.
 template <u32 KIND>
 __device__ __forceinline__ void merge_rows_splits(RowsContext const& b, ChunkSplit const& t) {
-  AttentionSizes const& z = b.z;
-  DecodeParams const& s = b.c.s;
-  u64 const splits = split_number(b, t, 0);
-#pragma unroll 1
-  for (u32 i = threadIdx.x; i < t.queries * z.dim; i += COMPUTE_THREADS) {
-    u32 const query = i / z.dim;
-    float max = NEVER, sum = 0.0f, count = 0.0f;
+  u32 const dim = b.z.dim;
+  MergeWeights const m = merge_weights(b, t);
+  float const* const partials = b.c.s.attention_partials + split_number(b, t, 0) * QUERY_ROWS * dim;
+#pragma unroll 2
+  for (u32 i = threadIdx.x * 4; i < t.queries * dim; i += COMPUTE_THREADS * 4) {
+    u32 const query = i / dim;
+    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 4
-    for (u32 number = 0; number < t.spans.active; ++number) {
-      u64 const split = splits + number;
-      float const value = __ldcg(s.attention_partials + split * QUERY_ROWS * z.dim + i);
-      float const peak = __ldcg(rows_partial_softmax(s, split, query));
-      float const counted = __ldcg(rows_partial_softmax(s, split, query) + 1);
-      float const now = fmaxf(max, peak), rescale = __expf(max - now), scale = __expf(peak - now);
-      sum = fmaf(scale, value, sum * rescale);
-      count = fmaf(scale, counted, count * rescale);
-      max = now;
+    for (u32 split = 0; split < t.spans.active; ++split) {
+      float4 const value = __ldcg((float4 const*)(partials + (u64)split * QUERY_ROWS * dim + i));
+      float const weight = m.of[split * QUERY_ROWS + query];
+      sum.x = fmaf(weight, value.x, sum.x);
+      sum.y = fmaf(weight, value.y, sum.y);
+      sum.z = fmaf(weight, value.z, sum.z);
+      sum.w = fmaf(weight, value.w, sum.w);
     }
-    ((u16*)b.c.p.out)[output_of(b, t, query) + i % z.dim] = narrow<KIND>(sum / count);
+    float const inverse = m.sums[query];
+    *(uint2*)((u16*)b.c.p.out + output_of(b, t, query) + i % dim) =
+        make_uint2(pack2<KIND>(sum.x * inverse, sum.y * inverse), pack2<KIND>(sum.z * inverse, sum.w * inverse));
   }
 }
 

@@ -4,6 +4,7 @@
 u32 constexpr QUERY_ROWS = 16 * (QUERY_BLOCKS);
 static_assert(2 * ((SPAN + QUERY_ROWS) * (MAX_HEAD_DIM + 8) + QUERY_ROWS * (3 * SPAN / 2 + 8)) <= WORK_BYTES,
               "the largest heads, of which a span has half as many positions, have no room");
+static_assert(2 * MOST_SPLITS * QUERY_ROWS * sizeof(float) <= WORK_BYTES, "to merge splits there is no room");
 
 // Of each query: its softmax's state, and which positions it sees.
 struct QueryState {

@@ -10,7 +10,9 @@ use super::super::buffers::Buffer;
 use super::super::driver::word;
 use super::super::state::DeviceState;
 use super::PLAIN_TILES_TOGETHER;
-use super::abi::{BLOCK_ROWS, DecodeParams, MAX_STRIP_N, MOST_ROWS, QueryChunk, RowTable, WIDE_COLUMN_N, WIDE_COLUMNS};
+use super::abi::{
+    BLOCK_ROWS, DecodeParams, MAX_STRIP_N, MOST_ROWS, MOST_SPLITS, QueryChunk, RowTable, WIDE_COLUMN_N, WIDE_COLUMNS,
+};
 use super::kernel::{DecodeKernel, PhaseList};
 use super::matmul::StripWidth;
 use super::phases::{Activations, RowRange, step_phases};
@@ -61,7 +63,7 @@ pub(super) fn row_table(rows: &[TableRow], sizes: QuerySizes) -> RowTable {
         run += of_slot.len();
     }
     table.chunks = word(chunks);
-    table.kv_splits = word((sizes.blocks / (chunks * sizes.kv_heads).max(1)).max(1));
+    table.kv_splits = word((sizes.blocks / (chunks * sizes.kv_heads).max(1)).clamp(1, MOST_SPLITS));
     table
 }
 
