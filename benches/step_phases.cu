@@ -9,7 +9,9 @@
 // BITS: 16, 8 or 4. OPTIONS, as the host has them on an H100: for float16 -DRING_DEPTH=6 -DSLOT_BYTES=4096
 // -DTILE_KINDS=0, for 4 bits -DRING_DEPTH=4 -DSLOT_BYTES=4352 -DWORK_BYTES=81920 -DTILE_KINDS=1 (8 bits:
 // -DTILE_KINDS=8); for a cache in 8 bits -DKV_BITS=8. With -DNO_MARKS only the step's time is taken, which marking
-// lengthens. Results are not checked: the unit tests do that.
+// lengthens. Results are not checked: the unit tests do that. ROWS are sequences; with -DSHARED_SLOTS=1
+// -DQUERY_BLOCKS=2 and -DROW_BLOCKS=1, 4 or 8 they are the last tokens of one sequence, up to 8, 32 or 64 (for 64 in
+// float16 -DRING_DEPTH=5 -DWORK_BYTES=65536), of which the last one's logits are wanted.
 #include <cstdio>
 #include <cstdlib>
 #include <algorithm>
@@ -96,8 +98,9 @@ static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
   std::vector<std::pair<u32, u32>> places;
   for (PhaseDescriptor& p : phases) {
     if (p.kind == MATMUL) {
-      bool const plain = p.weight_kind == PLAIN;
-      u32 const tiles = plain ? p.k_tiles : 1, units = p.strips * tiles, used = std::min(blocks, units),
+      bool const wide = ROW_BLOCKS > 1, plain = p.weight_kind == PLAIN || wide;
+      u32 const deep = (p.k_tiles + WIDE_TILES_DEEP - 1) / WIDE_TILES_DEEP, whole = plain ? p.k_tiles : 1;
+      u32 const tiles = wide ? deep : whole, units = p.strips * tiles, used = std::min(blocks, units),
                 start = (u32)words.size();
       for (u32 b = 0; b <= blocks; ++b) {
         u32 const first = (u32)((u64)std::min(b, used) * units / used);
@@ -105,10 +108,12 @@ static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
       }
       u32 const owners = (u32)words.size();
       auto const owner = [&](u32 tile) { return (u32)(((u64)(tile + 1) * used - 1) / units); };
+      p.completions = plain ? 0 : used;
       for (u32 strip = 0; plain && strip < p.strips; ++strip) {
-        words.push_back(owner(strip * tiles) | owner(strip * tiles + tiles - 1) << 16);
+        u32 const first = owner(strip * tiles), last = owner(strip * tiles + tiles - 1);
+        words.push_back(first | last << 16);
+        p.completions += wide ? std::min(last - first + 1, HALF_BLOCKS) : 1;
       }
-      p.completions = plain ? p.strips : used;
       places.push_back({start, owners});
     } else {
       places.push_back({0, 0});
@@ -146,7 +151,7 @@ int main(int argc, char** argv) {
     names.push_back(name);
     moved.push_back(bytes);
   };
-  auto const activations = [&](u32 width) { return (u16*)memory(8ull * width * 2, 0xa7ff); };
+  auto const activations = [&](u32 width) { return (u16*)memory((u64)MAX_ROWS * width * 2, 0xa7ff); };
   auto const floats = [&](u32 count) {
     float* at;
     std::vector<float> ones(count, 1.0f);
@@ -168,8 +173,9 @@ int main(int argc, char** argv) {
     p.outputs = outputs;
     bool const plain = kind_bits == 16;
     p.tiles_across = plain ? (rows == 1 ? PLAIN_ACROSS : 2) : p.gated || outputs > 16 * 4 * blocks ? 2 : 1;
-    p.strips = (outputs + p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N) - 1) /
-               (p.tiles_across * (plain ? PLAIN_TILE_N : PACKED_TILE_N));
+    p.tiles_across = ROW_BLOCKS > 1 ? WIDE_COLUMNS : p.tiles_across;
+    u32 const across = p.tiles_across * (ROW_BLOCKS > 1 ? WIDE_COLUMN_N : plain ? PLAIN_TILE_N : PACKED_TILE_N);
+    p.strips = (outputs + across - 1) / across;
     p.tile_k = plain ? 32 : 512 / kind_bits;
     p.k_tiles = (inputs + p.tile_k - 1) / p.tile_k;
     p.weight_kind = plain ? PLAIN : kind_bits == 8 ? INT8 : INT4;
@@ -202,7 +208,8 @@ int main(int argc, char** argv) {
     p.cos = cos;
     p.sin = sin;
     p.rotary_dim = dim;
-    push("attention", p, rows * kv_heads, (u64)rows * kv_heads * context * (KV_BITS == 8 ? 2 * dim + 8 : 4 * dim));
+    push("attention", p, 1 + rows * kv_heads,
+         (u64)(SHARED_SLOTS ? 1 : rows) * kv_heads * context * (KV_BITS == 8 ? 2 * dim + 8 : 4 * dim));
     p = {};
     p.x = attended;
     p.x_stride = hidden;
@@ -233,7 +240,7 @@ int main(int argc, char** argv) {
   p.x_square_parts = counted;
   p.norm_weight = norm;
   p.x_stride = hidden;
-  p.out = memory(8ull * vocabulary * 4, 0);
+  p.out = memory((u64)MAX_ROWS * vocabulary * 4, 0);
   p.out_is_float32 = 1;
   product("head", p, hidden, vocabulary, 16);
 
@@ -250,6 +257,21 @@ int main(int argc, char** argv) {
   CHECK(cudaMalloc(&places, 64));
   CHECK(cudaMemcpy(places, cached.data(), 32, cudaMemcpyHostToDevice));
   CHECK(cudaMemcpy(places + 8, present.data(), 32, cudaMemcpyHostToDevice));
+  RowTable table = {};
+  table.rows = rows;
+  table.wanted = 1;
+  table.wanted_rows[0] = rows - 1;
+  u32 const together = std::max(1u, 16 * QUERY_BLOCKS / (heads / kv_heads));
+  for (u32 row = 0; SHARED_SLOTS && row < rows; ++row) {
+    table.position[row] = context - rows + row;
+    if (row % together == 0) {
+      table.chunk[table.chunks++] = {row, std::min(together, rows - row), 0, 0};
+    }
+  }
+  table.kv_splits = std::max(1u, blocks / std::max(1u, table.chunks * kv_heads));
+  RowTable* placed;
+  CHECK(cudaMalloc(&placed, sizeof table));
+  CHECK(cudaMemcpy(placed, &table, sizeof table, cudaMemcpyHostToDevice));
   u64 const counter_bytes = (count + counters) * 4;
   CHECK(cudaMalloc(&counts, counter_bytes));
   unsigned long long* points;
@@ -260,9 +282,10 @@ int main(int argc, char** argv) {
   DecodeParams s = {};
   s.phases = listed;
   s.counters = counts;
+  s.table = placed;
   s.partial_sums = floats(2 * blocks * MAX_ROWS * MAX_STRIP_N);
   s.kv_splits = std::max(1u, blocks / (rows * kv_heads));
-  s.attention_partials = floats(std::max(blocks, rows * kv_heads) * MAX_GROUP * (dim + 2));
+  s.attention_partials = floats(std::max(blocks, rows * kv_heads) * MAX_GROUP * QUERY_BLOCKS * (dim + 2));
   s.cached = places;
   s.occupied = places + 8;
   s.phase_count = count;
@@ -298,7 +321,7 @@ int main(int argc, char** argv) {
   }
   double const ms = median(times);
   std::printf(
-      "%s, copies move %.0f GB/s; %u bits, %u sequences, context %u, %u layers: %.3f ms a step, %.1f %% of it "
+      "%s, copies move %.0f GB/s; %u bits, %u rows, context %u, %u layers: %.3f ms a step, %.1f %% of it "
       "memory's\n",
       device.name, copied * 1e-9, bits, rows, context, layers, ms, bytes / copied / (ms * 1e-3) * 100);
 #ifndef NO_MARKS

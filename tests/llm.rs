@@ -293,10 +293,7 @@ fn tensorrt_builds_every_family() {
 
 #[test]
 fn every_family_agrees_on_the_gpu() {
-    if !support::tensorrt_or_skip("every_family_agrees_on_the_gpu") {
-        return;
-    }
-    if no_gpu("every_family_agrees_on_the_gpu") {
+    if !support::tensorrt_or_skip("every_family_agrees_on_the_gpu") || no_gpu("every_family_agrees_on_the_gpu") {
         return;
     }
     // WATUS_FAMILIES=phi3,qwen2: those whose names begin so.
@@ -350,10 +347,35 @@ fn every_family_agrees_on_the_gpu() {
                     assert!(error < limit, "{what} is off by {error}");
                 }
             }
+            check_rows(&mut executor, expected, limit, &format!("{name} in {dtype}, cache {kept:?}"));
             let step = relative_error(&stepwise, expected);
             println!("{name} {dtype} {kept:?}: prefill {error:.1e}, step by step {step:.1e}");
             assert!(error < limit, "{name} in {dtype}: prefill is off by {error}");
             assert!(step < limit, "{name} in {dtype}: step by step is off by {step}");
+        }
+    }
+}
+
+/// Several tokens of slot 1 beside one of slot 0 in a launch, where the executor takes them; of two the logits are wanted.
+fn check_rows(executor: &mut GpuExecutor, expected: &[f32], limit: f32, what: &str) {
+    let width = executor.vocab_size();
+    let tokens = tokens(width);
+    let step =
+        |slot: usize, position: usize, wanted: WantedLogits| Step { slot, token: tokens[position], position, wanted };
+    for count in [3, 12, 33] {
+        if executor.rows() <= count.max(executor.slots()) {
+            continue;
+        }
+        executor.prefill(0, 0, &tokens[..4], Rows::None).unwrap();
+        executor.prefill(1, 0, &tokens[..2], Rows::None).unwrap();
+        let mut steps: Vec<Step> = (2..2 + count).map(|position| step(1, position, WantedLogits::None)).collect();
+        steps[count - 1].wanted = WantedLogits::All;
+        steps.insert(1, step(0, 4, WantedLogits::All));
+        executor.launch(&steps).unwrap();
+        let mut logits = executor.collect().unwrap();
+        for (index, position) in [(1, 4), (count, count + 1)] {
+            let error = relative_error(logits.all(index).unwrap(), &expected[position * width..][..width]);
+            assert!(error < limit, "{what}: beside {count} rows of a slot position {position} is off by {error}");
         }
     }
 }

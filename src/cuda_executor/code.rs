@@ -180,11 +180,14 @@ mod tests {
             eprintln!("SKIPPED kernels_compile_with_every_compiler: libnvrtc was not found");
         }
         assert!(std::env::var("CI").as_deref() != Ok("true") || compilers.len() > 2, "CI tries CUDA 11.8, 12 and 13");
+        let names = "RING_DEPTH SLOT_BYTES WORK_BYTES TILE_KINDS KV_BITS ELEMENT ROW_BLOCKS SHARED_SLOTS QUERY_BLOCKS";
+        let names: Vec<&str> = names.split(' ').collect();
         let step = ["dequantize_int4", "dequantize_int8", "top_logits"];
-        // Plain weights on a large GPU, one kind of packed ones on it, in bfloat16 on a small one.
-        let variants: [(&str, &str, &[&str]); 3] = [
+        // Plain weights on a large GPU, one kind of packed ones on it, also for 64 rows, in bfloat16 on a small one.
+        let variants: [(&str, &str, &[&str]); 4] = [
             ("6 4096 32768 0 16 1", "decode_f16", &["compute_80"]),
             ("4 4352 81920 1 8 1", "decode_f16", &["compute_80"]),
+            ("4 4352 81920 1 16 1 8 1 4", "decode_f16", &["compute_80"]),
             ("2 4096 32768 0 16 2", "decode_bf16", &["compute_87", "compute_90", "compute_110"]),
         ];
         for nvrtc in &compilers {
@@ -199,10 +202,10 @@ mod tests {
             compile(aux_kernels::SOURCE, &complete(&[]), &around);
             for (numbers, entry, architectures) in variants {
                 for architecture in architectures.iter().filter(|name| nvrtc.knows(name)) {
-                    let names =
-                        ["RING_DEPTH", "SLOT_BYTES", "WORK_BYTES", "TILE_KINDS", "KV_BITS", "ELEMENT"].into_iter();
                     let mut options = vec![OPTIONS[0].to_owned(), format!("--gpu-architecture={architecture}")];
-                    options.extend(names.zip(numbers.split(' ')).map(|(name, number)| format!("-D{name}={number}")));
+                    options.extend(
+                        names.iter().zip(numbers.split(' ')).map(|(name, number)| format!("-D{name}={number}")),
+                    );
                     compile(decode_kernel::SOURCE, &options, &[&step[..], &[entry][..]].concat());
                 }
             }

@@ -1,6 +1,7 @@
 //! The CUDA executor: loads a model, runs prompts in passes through TensorRT's engines, and replays decode steps as
 //! CUDA graphs.
 
+mod launch;
 mod path;
 mod step_logits;
 mod tune;
@@ -12,8 +13,9 @@ use std::time::Instant;
 
 use super::aux_kernels::AuxKernels;
 use super::buffers;
-use super::decode_kernel::abi::MAX_ROWS;
-use super::decode_kernel::{DecodeKernel, DecodeProgram};
+use super::decode_kernel::abi::BLOCK_ROWS;
+use super::decode_kernel::row_class::RowClass;
+use super::decode_kernel::{DecodeKernels, DecodeProgram};
 use super::driver::device_error;
 use super::engines::{EngineFolder, Engines};
 use super::state::{BatchRow, DeviceState, LoadedModel};
@@ -25,7 +27,7 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, WantedLogits, check};
+use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check};
 use crate::spec::Shapes;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
@@ -58,6 +60,8 @@ pub struct GpuExecutor {
     paths: HashMap<usize, StepPath>,
     /// Sizes of passes and their times; passes of one token are decode steps.
     sizes: Sizes,
+    /// Sizes of passes that are launches of our kernel with a row for each token.
+    row_sizes: Vec<usize>,
     /// The launched steps.
     launched: Vec<LaunchedStep>,
     /// Messages about unavailable optimisations.
@@ -81,10 +85,11 @@ impl GpuExecutor {
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
         let dtype = options.types.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let (kernel, warnings) = match DecodeKernel::compile(&device, &model, options.types, kinds)? {
-            Ok(kernel) => (Some(Arc::new(kernel)), Vec::new()),
+        let (decode, warnings) = match DecodeKernels::compile(&device, &model, options.types, kinds)? {
+            Ok(decode) => (Some(decode), Vec::new()),
             Err(why) => (None, kinds.without_kernel(&why, dtype)),
         };
+        let kernel = decode.as_ref().map(|decode| Arc::clone(&decode.apart));
         let keep_packed = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
         let source = WeightSource {
             checkpoint: &checkpoint,
@@ -99,9 +104,10 @@ impl GpuExecutor {
             Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
             None => None,
         };
-        let loaded = LoadedModel { checkpoint, weights, types: options.types };
+        let shared_rows = decode.as_ref().map_or(0, DecodeKernels::shared_rows);
+        let loaded = LoadedModel { checkpoint, weights, types: options.types, shared_rows };
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
-        let program = kernel.map(|kernel| DecodeProgram::new(kernel, &state, options.shapes.slots)).transpose()?;
+        let program = decode.map(|decode| DecodeProgram::new(decode, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
         let first = first.ok_or_else(|| LlmError::Internal("the engine directory names no engines".into()))?;
         let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
@@ -114,6 +120,7 @@ impl GpuExecutor {
             used: vec![0; options.shapes.slots],
             paths: HashMap::new(),
             sizes: Sizes::new(Vec::new()),
+            row_sizes: Vec::new(),
             program,
             launched: Vec::new(),
             warnings,
@@ -181,7 +188,11 @@ impl GpuExecutor {
             // Once as it is: engines finish their preparations at their first run, which cannot be captured. Writing
             // the same keys and values twice changes nothing.
             let hidden = self.state.hidden[0].address();
-            let bytes = shape.batch * shape.chunk * self.state.model.hidden_size * self.state.dtype.size();
+            let rows = match path {
+                DecodePath::Rows(class) => class.most(),
+                DecodePath::Engines | DecodePath::Kernels => shape.batch * shape.chunk,
+            };
+            let bytes = rows * self.state.model.hidden_size * self.state.dtype.size();
             let stream = Arc::clone(&self.state.device.stream);
             let keep = buffers::Buffer::unset(&stream, bytes, "activations")?;
             buffers::copy(&stream, hidden, keep.address(), bytes)?;
@@ -196,9 +207,10 @@ impl GpuExecutor {
 
     fn step(&mut self, key: StepKey) -> Result<(), BackendError> {
         let StepKey { shape, path, slot } = key;
-        match self.program.as_ref().filter(|_| path == DecodePath::Kernels) {
-            Some(program) => program.enqueue(&self.state, shape.batch, slot)?,
-            None => {
+        match (path, &self.program) {
+            (DecodePath::Kernels, Some(program)) => program.enqueue(&self.state, shape.batch, slot)?,
+            (DecodePath::Rows(class), Some(program)) => program.enqueue_rows(&self.state, class)?,
+            _ => {
                 self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?;
                 for row in 0..shape.batch {
                     self.state.take_row(row * shape.chunk, row)?;
@@ -206,7 +218,10 @@ impl GpuExecutor {
                 self.head(shape.batch)?;
             }
         }
-        self.program.as_ref().map_or(Ok(()), |program| program.rank(&self.state, shape.batch))
+        match &self.program {
+            Some(program) if shape.batch > 0 => program.rank(&self.state, shape.batch),
+            _ => Ok(()),
+        }
     }
 
     /// Runs the head on the first `rows` of `DeviceState::last`.
@@ -239,6 +254,11 @@ impl Executor for GpuExecutor {
         self.state.model.vocab_size
     }
 
+    fn rows(&self) -> usize {
+        let shared = self.program.as_ref().map_or(0, DecodeProgram::shared_rows);
+        if shared > 0 { shared } else { self.slots() }
+    }
+
     fn pass(&self, position: usize, remaining: usize) -> usize {
         let size = self.next(position, remaining);
         if size > 1 {
@@ -264,16 +284,16 @@ impl Executor for GpuExecutor {
                 Rows::Last if done == tokens.len() => count - 1..count,
                 Rows::Last | Rows::None => 0..0,
             };
-            if chunk == 1 {
-                self.launch(&[Step { slot, token: rest[0], position: cached, wanted: WantedLogits::All }])?;
-                if !wanted.is_empty() {
-                    logits.extend(self.state.fetch_rows(0, 1)?);
+            if chunk == 1 || self.row_sizes.contains(&chunk) {
+                self.launch(&launch::steps_of(slot, cached, &rest[..count], &wanted))?;
+                for row in 0..wanted.len() {
+                    logits.extend(self.state.fetch_rows(row, 1)?);
                 }
                 continue;
             }
             self.take_in(slot, cached, &rest[..count], chunk)?;
             let wanted: Vec<usize> = wanted.collect();
-            for wanted in wanted.chunks(if self.program.is_some() { MAX_ROWS } else { 1 }) {
+            for wanted in wanted.chunks(if self.program.is_some() { BLOCK_ROWS } else { 1 }) {
                 for (to, from) in wanted.iter().enumerate() {
                     self.state.take_row(*from, to)?;
                 }
@@ -286,54 +306,29 @@ impl Executor for GpuExecutor {
     }
 
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
-        for (index, step) in steps.iter().enumerate() {
-            check(self, step.slot, step.position, &[step.token])?;
-            if steps[..index].iter().any(|other| other.slot == step.slot) {
-                return Err(LlmError::Internal(format!("slot {} is in one step twice", step.slot).into()));
-            }
-        }
+        let class = self.class_of(steps)?;
         let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
         for step in steps {
             self.used[step.slot] = step.position;
         }
         self.make_room(needed)?;
-        let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
-        let engines = StepPath { path: DecodePath::Engines, chunk: 1 };
-        let StepPath { path, chunk } = self.paths.get(&batch).copied().unwrap_or(engines);
-        let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
-        let mut batch_rows = vec![BatchRow::default(); batch];
-        for step in steps {
-            let inverse_temperature = match step.wanted {
-                WantedLogits::Top { temperature } if temperature > 0.0 => 1.0 / temperature,
-                WantedLogits::Top { .. } | WantedLogits::All => 1.0,
-            };
-            batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
-        }
-        let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
-        let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
-        // Rows of the kernel's do not meet each other.
-        self.state.embed(&tokens, &rows, if path == DecodePath::Engines { batch * chunk } else { 0 })?;
-        self.state.place(&batch_rows)?;
-        let shape = LayerShape { batch, chunk, cache: self.state.cache.capacity };
-        self.replay(StepKey { shape, path, slot: first })?;
+        self.launched = match class {
+            RowClass::Apart => self.launch_apart(steps)?,
+            class => self.launch_rows(steps, class)?,
+        };
         for step in steps {
             self.used[step.slot] = step.position + 1;
         }
-        let launched = |step: &Step| {
-            let wants_top = matches!(step.wanted, WantedLogits::Top { .. });
-            LaunchedStep { row: row(step), wants_top }
-        };
-        self.launched = steps.iter().map(launched).collect();
         Ok(())
     }
 
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
         let Self { state, launched, program, .. } = self;
         let Some(program) = program else {
-            let rows = launched.iter().map(|step| state.fetch_rows(step.row, 1));
+            let rows = launched.iter().map(|step| step.row.map_or(Ok(Vec::new()), |row| state.fetch_rows(row, 1)));
             return Ok(Box::new(HostLogits(rows.collect::<Result<_, _>>()?)));
         };
-        let found = program.top_logits(launched.iter().map(|step| step.row + 1).max().unwrap_or(0))?;
+        let found = program.top_logits(launched.iter().filter_map(|step| step.row).max().map_or(0, |row| row + 1))?;
         Ok(Box::new(DeviceLogits { state, steps: launched, found, row: Vec::new() }))
     }
 

@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 
 use super::aux_kernels::{AuxKernels, Conversion, Elements, MaskShape, RotaryRows, RowPositions};
 use super::buffers::{Buffer, Pinned, copy};
-use super::decode_kernel::abi::MAX_ROWS;
+use super::decode_kernel::abi::BLOCK_ROWS;
 use super::driver::{Address, kind, word};
 use super::kv_cache::{Capacities, DeviceKvCache};
 use super::weights::DeviceWeights;
@@ -72,6 +72,8 @@ pub(super) struct LoadedModel {
     pub(super) checkpoint: Arc<Checkpoint>,
     pub(super) weights: DeviceWeights,
     pub(super) types: LayerTypes,
+    /// Most rows of a launch of the decode kernel whose rows are of any slots; 0 if there is none.
+    pub(super) shared_rows: usize,
 }
 
 /// The device memory. A batch of one uses the slot it is given; in larger batches row b is slot b.
@@ -112,13 +114,13 @@ impl DeviceState {
         loaded: LoadedModel,
         shapes: &Shapes,
     ) -> Result<Self, LlmError> {
-        let LoadedModel { checkpoint, weights, types } = loaded;
+        let LoadedModel { checkpoint, weights, types, shared_rows } = loaded;
         let dtype = types.dtype;
         let stream = Arc::clone(&device.stream);
         let size = dtype.size();
         check_heads(&model, size)?;
         let layers = shapes.layers();
-        let tokens = layers.iter().map(|shape| shape.batch * shape.chunk).max().unwrap_or(1);
+        let tokens = layers.iter().map(|shape| shape.batch * shape.chunk).max().unwrap_or(1).max(shared_rows);
         let masked = layers.iter().map(|s| s.batch * model.group() * s.chunk * (s.cache + s.chunk)).max().unwrap_or(1);
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
         // Zeroed is what has rows that no sequence may have written; the rest is written as a whole by each pass.
@@ -138,7 +140,8 @@ impl DeviceState {
         let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
         let hidden = || buffer(tokens * model.hidden_size * size, "activations");
         let new = || unset(tokens * model.kv_heads * model.head_dim * size, "activations");
-        let rows = shapes.slots.max(MAX_ROWS);
+        let heads = shapes.slots.max(BLOCK_ROWS);
+        let rows = heads.max(shared_rows);
         Ok(Self {
             embedding: Embedding::new(&checkpoint, &model),
             cache,
@@ -148,13 +151,13 @@ impl DeviceState {
             masks,
             hidden: [hidden()?, hidden()?],
             new: [new()?, new()?],
-            last: buffer(rows * model.hidden_size * size, "activations")?,
+            last: buffer(heads * model.hidden_size * size, "activations")?,
             logits: buffer(rows * model.vocab_size * 4, "logits")?,
             placed: buffer(3 * 4 * rows, "positions")?,
             embedded: unset(tokens * model.hidden_size * 4, "embeddings")?,
             bad: buffer(4, "a counter")?,
             staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
-            answer: Pinned::new(&stream, rows * model.vocab_size * 4)?,
+            answer: Pinned::new(&stream, heads * model.vocab_size * 4)?,
             device,
             kernels,
             weights,
@@ -194,7 +197,7 @@ impl DeviceState {
         let size = hidden * self.dtype.size();
         self.hidden[0].clear_part(last * size, rows.saturating_sub(last) * size)?;
         let staging = self.staging.write()?;
-        if tokens.len() <= MAX_ROWS {
+        if tokens.len() <= BLOCK_ROWS {
             // So few are converted faster here than a kernel starts.
             let mut row = vec![0.0; hidden];
             staging[..size * last].fill(0);

@@ -103,6 +103,8 @@ pub struct Step {
 /// Which logits of a step will be read first, so that a device can prepare them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum WantedLogits {
+    /// None: the next token is known.
+    None,
     /// All of them.
     All,
     /// The largest, and [`TopLogits::sum_exp_at_temperature`].
@@ -189,13 +191,18 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
+    /// Most steps of a launch; more than [`Executor::slots`] where several may be of one slot.
+    fn rows(&self) -> usize {
+        self.slots()
+    }
     /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
     /// the cache: those of one pass, or of a few short ones.
     fn pass(&self, position: usize, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Starts a decode step of several sequences in different slots. Nothing else may be started before
-    /// [`Executor::collect`]; a device computes meanwhile.
+    /// Starts a decode step of several sequences in different slots. Where [`Executor::rows`] allows it, several steps
+    /// may be of one slot, at consecutive positions and in their order: each sees those before it. Nothing else may be
+    /// started before [`Executor::collect`]; a device computes meanwhile.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
     /// Waits for the launched steps; returns their logits.
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError>;

@@ -27,6 +27,15 @@ typedef unsigned long long u64;
 #ifndef KV_BITS
 #define KV_BITS 16  // bits of a cached key's or value's element: 16 or 8
 #endif
+#ifndef ROW_BLOCKS
+#define ROW_BLOCKS 1  // times eight rows that a launch may have
+#endif
+#ifndef SHARED_SLOTS
+#define SHARED_SLOTS 0  // 1: rows are those of a table, and several of them may be of one cache slot
+#endif
+#ifndef QUERY_BLOCKS
+#define QUERY_BLOCKS 1  // times sixteen queries of one slot and key head that a block takes at once, where SHARED_SLOTS
+#endif
 // ELEMENT: the one kind of elements to compile for, FLOAT16 or BFLOAT16; both where it is not defined.
 
 // Found by measurement on an H100 (docs/kernel-notes.md).
@@ -50,7 +59,12 @@ u32 constexpr COMPUTE_THREADS = 32 * COMPUTE_WARPS;
 u32 constexpr BLOCK_THREADS = COMPUTE_THREADS + 32 * PRODUCER_WARPS;
 static_assert(COMPUTE_WARPS == 2 * PRODUCER_WARPS, "a producer warp serves a pair of compute warps");
 
-u32 constexpr MAX_ROWS = 8;        // sequences of a launch: columns of mma's second operand
+u32 constexpr BLOCK_ROWS = 8;                        // columns of mma's second operand
+u32 constexpr MOST_ROWS = 64;                        // of a launch, in any variant
+u32 constexpr MAX_ROWS = BLOCK_ROWS * (ROW_BLOCKS);  // of a launch
+static_assert(MAX_ROWS <= MOST_ROWS, "a table of rows has no room for more");
+static_assert(ROW_BLOCKS == 1 || (SHARED_SLOTS && ROW_BLOCKS % 2 == 0), "two warps share the rows of a wide strip");
+
 u32 constexpr MAX_GROUP = 16;      // query heads that share a key head: rows of mma's first operand
 u32 constexpr MAX_HEAD_DIM = 256;  // elements of a head
 
@@ -64,6 +78,10 @@ u32 constexpr PACKED_TILE_N = 16;
 u32 constexpr PACKED_TILE_QUANT_BYTES = 1024;  // of a packed tile's integers
 u32 constexpr GROUP_TERM_BYTES = 64;           // of the scales and offsets of a group of inputs, behind the integers
 u32 constexpr NORM_ADD_STRIP_N = 128;          // outputs of a strip of NORM_ADD
+u32 constexpr WIDE_COLUMN_N = 64;              // outputs of a wide strip that a pair of warps multiplies
+u32 constexpr WIDE_COLUMNS = 4;                // such columns of a wide strip
+u32 constexpr WIDE_TILES_DEEP = 2;             // tiles along the inputs in a unit of a wide strip
+u32 constexpr WIDE_STRIP_N = WIDE_COLUMNS * WIDE_COLUMN_N;
 static_assert(PLAIN_TILE_BYTES == PLAIN_TILE_K * PLAIN_TILE_N * sizeof(u16), "a plain tile is of 16-bit elements");
 static_assert(GROUP_TERM_BYTES == PACKED_TILE_N * 2 * sizeof(u16), "two 16-bit numbers for each output");
 
@@ -101,25 +119,46 @@ struct PhaseDescriptor {
   u32 const* first_units;   // MATMUL: [blocks + 1]: each block's first strip << 16 and, PLAIN, tile in it
   u32 const* strip_owners;  // MATMUL, PLAIN: [strips]: first and, << 16, last block with a part of it
   u32 kind, weight_kind, inputs, outputs, x_stride;
-  u32 tiles_across;     // MATMUL: tiles side by side in a strip
+  u32 tiles_across;     // MATMUL: tiles side by side in a strip; columns of a wide one
   u32 tile_k, k_tiles;  // MATMUL: inputs of a tile, tiles along all inputs
   u32 strips, tile_bytes;
   u32 group_size, offset_kind;  // MATMUL, packed: inputs of a tile with one scale; ZERO_POINT or MINIMUM
   u32 x_square_parts;
   u32 gated;  // MATMUL: the first half of the outputs are gates: out = act(gate) * up
   u32 out_is_float32;
-  u32 first_counter;       // of the phase's strips (MATMUL) or pairs (row, key head) (ATTENTION)
+  u32 first_counter;       // of the phase's strips (MATMUL) or pairs (row, key head) (ATTENTION); SHARED_SLOTS: that of
+                           // what is appended, then those of pairs (query chunk, key head)
   u32 window, rotary_dim;  // ATTENTION: positions a query sees (0: all); rotated elements of a head
   float logit_softcap;     // MATMUL, float32: out = cap * tanh(out / cap), if not 0
   u32 completions;         // MATMUL, NORM_ADD: how often it is signalled that a part of out is final
+};
+
+// Rows of one slot, one behind the other, whose queries a block takes at once.
+struct QueryChunk {
+  u32 first, count;  // its rows
+  u32 run;           // the first of all the slot's rows in this launch
+  u32 padding;
+};
+
+u32 constexpr MOST_SPLITS = 128;  // of a chunk and key head
+
+// The rows of a launch, where SHARED_SLOTS: written for each launch. Rows of one slot follow each other, at
+// consecutive positions.
+struct RowTable {
+  u32 rows, wanted, chunks, kv_splits;  // rows; those with logits; of the queries; splits of a chunk and key head
+  u32 slot[MOST_ROWS];
+  u32 position[MOST_ROWS];
+  u32 wanted_rows[MOST_ROWS];  // row of each row of logits
+  QueryChunk chunk[MOST_ROWS];
 };
 
 // A launch: the phases, and what they have in common. The kernel's one parameter.
 struct DecodeParams {
   PhaseDescriptor const* phases;
   u32* counters;              // zeroed: completions of each phase, then arrivals at strips and (row, key head)
-  float* partial_sums;        // [2 * blocks, MAX_ROWS, MAX_STRIP_N]
-  float* attention_partials;  // [rows * kv_heads * kv_splits, MAX_GROUP, head_dim], then as many [MAX_GROUP, 2]
+  float* partial_sums;        // [2 * blocks, MAX_ROWS, MAX_STRIP_N or WIDE_STRIP_N]
+  float* attention_partials;  // [rows * kv_heads * kv_splits, MAX_GROUP, head_dim], then as many [MAX_GROUP, 2];
+                              // SHARED_SLOTS: of query chunks, with QUERY_ROWS for MAX_GROUP
   u32 const* cached;          // [rows]: positions that are cached
   u32 const* occupied;        // [rows]: 0 where there is no sequence
   u32 phase_count, rows, first_slot, capacity, rope_positions;
@@ -129,6 +168,7 @@ struct DecodeParams {
   u32 const* block_of_sm;  // [sm_count]: whose share of the work each does
   u32* claims;             // [blocks]: zeroed; which shares are taken, if any were measured
   u32* block_clocks;       // [blocks, 2]: if wanted, clocks that a block took, and its multiprocessor
+  RowTable const* table;   // where SHARED_SLOTS, instead of cached, occupied, rows, first_slot and kv_splits
 };
 
 // A row's likeliest tokens, best first, as `sort_key` has them, and what all tokens of the row add up to.
@@ -158,12 +198,14 @@ struct DequantizeParams {
 };
 
 u32 constexpr PHASE_DESCRIPTOR_BYTES = 224;
-u32 constexpr DECODE_PARAMS_BYTES = 128;
+u32 constexpr DECODE_PARAMS_BYTES = 136;
+u32 constexpr ROW_TABLE_BYTES = 1808;
 u32 constexpr TOP_LOGITS_PARAMS_BYTES = 56;
 u32 constexpr TOP_LOGITS_ROW_BYTES = 520;
 u32 constexpr DEQUANTIZE_PARAMS_BYTES = 48;
 static_assert(sizeof(PhaseDescriptor) == PHASE_DESCRIPTOR_BYTES, "as abi.rs has it");
 static_assert(sizeof(DecodeParams) == DECODE_PARAMS_BYTES, "as abi.rs has it");
+static_assert(sizeof(RowTable) == ROW_TABLE_BYTES, "as abi.rs has it");
 static_assert(sizeof(TopLogitsParams) == TOP_LOGITS_PARAMS_BYTES, "as abi.rs has it");
 static_assert(sizeof(TopLogitsRow) == TOP_LOGITS_ROW_BYTES, "as abi.rs has it");
 static_assert(sizeof(DequantizeParams) == DEQUANTIZE_PARAMS_BYTES, "as abi.rs has it");

@@ -53,8 +53,10 @@ const fn constant(name: &str) -> u32 {
 pub(super) const COMPUTE_WARPS: usize = constant("COMPUTE_WARPS") as usize;
 /// Threads of a block: compute warps and producer warps.
 pub(super) const BLOCK_THREADS: usize = 32 * (COMPUTE_WARPS + constant("PRODUCER_WARPS") as usize);
-/// Most sequences of a launch.
-pub(crate) const MAX_ROWS: usize = constant("MAX_ROWS") as usize;
+/// Rows of a block of mma's columns; most rows of a launch without a [`RowTable`].
+pub(crate) const BLOCK_ROWS: usize = constant("BLOCK_ROWS") as usize;
+/// Most rows of a launch of any variant.
+pub(crate) const MOST_ROWS: usize = constant("MOST_ROWS") as usize;
 /// Most query heads that share a key head.
 pub(super) const MAX_GROUP: usize = constant("MAX_GROUP") as usize;
 /// Largest head size in elements.
@@ -75,6 +77,14 @@ pub(crate) const PACKED_TILE_QUANT_BYTES: usize = constant("PACKED_TILE_QUANT_BY
 pub(crate) const GROUP_TERM_BYTES: usize = constant("GROUP_TERM_BYTES") as usize;
 /// Outputs of a strip of a [`NORM_ADD`] phase.
 pub(super) const NORM_ADD_STRIP_N: usize = constant("NORM_ADD_STRIP_N") as usize;
+/// Most splits of a query chunk and key head.
+pub(super) const MOST_SPLITS: usize = constant("MOST_SPLITS") as usize;
+/// Outputs of a wide strip's column, which a pair of warps multiplies.
+pub(super) const WIDE_COLUMN_N: usize = constant("WIDE_COLUMN_N") as usize;
+/// Columns of a wide strip.
+pub(super) const WIDE_COLUMNS: usize = constant("WIDE_COLUMNS") as usize;
+/// Tiles along the inputs in a unit of a wide strip.
+pub(super) const WIDE_TILES_DEEP: usize = constant("WIDE_TILES_DEEP") as usize;
 /// Logits that a block searches in top-logits.
 pub(super) const LOGITS_PER_BLOCK: usize = constant("LOGITS_PER_BLOCK") as usize;
 /// Bytes of a block's partial sums of exponentials of a row of logits.
@@ -99,6 +109,7 @@ const _: () = {
     assert!(kind(DType::Float16) == constant("FLOAT16") && kind(DType::BFloat16) == constant("BFLOAT16"));
     assert!(size_of::<PhaseDescriptor>() == constant("PHASE_DESCRIPTOR_BYTES") as usize);
     assert!(size_of::<DecodeParams>() == constant("DECODE_PARAMS_BYTES") as usize);
+    assert!(size_of::<RowTable>() == constant("ROW_TABLE_BYTES") as usize);
     assert!(size_of::<TopLogitsParams>() == constant("TOP_LOGITS_PARAMS_BYTES") as usize);
     assert!(size_of::<TopLogitsRow>() == constant("TOP_LOGITS_ROW_BYTES") as usize);
     assert!(size_of::<DequantizeParams>() == constant("DEQUANTIZE_PARAMS_BYTES") as usize);
@@ -148,6 +159,30 @@ pub(super) struct PhaseDescriptor {
     pub(super) completions: u32,
 }
 
+/// Rows of one slot whose queries a block takes at once.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct QueryChunk {
+    pub(super) first: u32,
+    pub(super) count: u32,
+    pub(super) run: u32,
+    pub(super) padding: u32,
+}
+
+/// The rows of a launch of which several may be of one slot.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+pub(super) struct RowTable {
+    pub(super) rows: u32,
+    pub(super) wanted: u32,
+    pub(super) chunks: u32,
+    pub(super) kv_splits: u32,
+    pub(super) slot: [u32; MOST_ROWS],
+    pub(super) position: [u32; MOST_ROWS],
+    pub(super) wanted_rows: [u32; MOST_ROWS],
+    pub(super) chunk: [QueryChunk; MOST_ROWS],
+}
+
 /// Parameters that the phases of a launch share.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, Pod, Zeroable)]
@@ -175,6 +210,7 @@ pub(super) struct DecodeParams {
     pub(super) block_of_sm: Address,
     pub(super) claims: Address,
     pub(super) block_clocks: Address,
+    pub(super) table: Address,
 }
 
 /// The largest logits of a row, and sums over the row.
@@ -245,7 +281,16 @@ mod tests {
     #[test]
     fn both_sides_declare_the_same_fields() {
         let here = include_str!("abi.rs");
-        for name in ["PhaseDescriptor", "DecodeParams", "TopLogitsRow", "TopLogitsParams", "DequantizeParams"] {
+        let names = [
+            "PhaseDescriptor",
+            "DecodeParams",
+            "QueryChunk",
+            "RowTable",
+            "TopLogitsRow",
+            "TopLogitsParams",
+            "DequantizeParams",
+        ];
+        for name in names {
             let (cuda, rust) = (body(DECLARATIONS, name), body(here, name));
             let cuda = cuda.split([';', ',']).map(declared).filter(|field| !field.is_empty());
             let rust = rust.lines().filter_map(|line| line.split_once(':')).map(|(field, _)| declared(field));
@@ -256,7 +301,7 @@ mod tests {
 
     #[test]
     fn constants_are_read_as_they_are_written() {
-        assert_eq!((COMPUTE_WARPS, MAX_ROWS, PLAIN_TILE_BYTES, ATTENTION, INT4), (8, 8, 4096, 1, 2));
+        assert_eq!((COMPUTE_WARPS, BLOCK_ROWS, PLAIN_TILE_BYTES, ATTENTION, INT4), (8, 8, 4096, 1, 2));
         assert_eq!((number_at(b"12;", 0), number_at(b"= 3 }", 2)), (12, 3));
         for wrong in ["32 * 8;", "x;", ""] {
             let text = format!("{wrong}   ");

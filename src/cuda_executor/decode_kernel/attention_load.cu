@@ -5,7 +5,7 @@ u32 constexpr SPAN = 32;  // positions of a span; half as many where heads are l
 u32 constexpr KV_CHUNKS =
     SPAN * KV_BITS / 256;  // times sixteen bytes that a thread reads of a span's keys, and of its values
 u32 constexpr CHUNK_ELEMENTS = 128 / KV_BITS;  // of sixteen bytes
-u32 constexpr MERGED_AT_ONCE = 8;              // splits that are read at once when they are merged
+enum : u32 { MERGED_AT_ONCE = 8 };             // splits that are read at once when they are merged
 u32 constexpr SPAN_SCALES = KV_BITS == 8 ? SPAN : 1;
 float constexpr NEVER = -3.4e38f;  // score of a position that is not seen
 

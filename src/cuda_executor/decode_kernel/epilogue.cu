@@ -40,7 +40,7 @@ __device__ __forceinline__ float store_output(DecodeParams const& s, PhaseDescri
 }
 
 // Sums of the squares of 32 outputs each, of a strip's rows.
-typedef float StripSquares[MAX_ROWS][MAX_STRIP_N / 32];
+typedef float StripSquares[MAX_ROWS][(ROW_BLOCKS > 1 ? NORM_ADD_STRIP_N : MAX_STRIP_N) / 32];
 
 // Adds up each row's squares of a strip of so many outputs.
 __device__ __forceinline__ void store_squares(PhaseContext const& c, u32 strip, u32 outputs,
@@ -49,7 +49,7 @@ __device__ __forceinline__ void store_squares(PhaseContext const& c, u32 strip, 
     return;
   }
   sync_compute_warps();
-  if (threadIdx.x < c.s.rows) {
+  if (threadIdx.x < c.rows) {
     float all = 0.0f;
     for (u32 part = 0; part < outputs / 32; ++part) {
       all += squares[threadIdx.x][part];

@@ -2,8 +2,7 @@
 // weights.
 
 // Eight inputs of a row that are not in their place.
-__device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u32 row, u32 k) {
-  u16 const* const from = p.x + (u64)row * p.x_stride;
+__device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u16 const* from, u32 k) {
   u32 x[4] = {};
 #pragma unroll
   for (u32 i = 0; i < 8; ++i) {
@@ -39,7 +38,7 @@ __device__ __forceinline__ uint4 apply_norm(uint4 x, NormWeights const& norm, fl
 
 // What RMSNorm multiplies each row with, 1 / sqrt(mean of squares + eps), in shared memory.
 struct RmsScales {
-  float partial[MAX_ROWS][COMPUTE_WARPS];  // sums of squares, of as many warps as there can be for each row
+  float partial[BLOCK_ROWS][COMPUTE_WARPS];  // sums of squares, of as many warps as there can be for each row
   float of[MAX_ROWS];
 };
 
@@ -68,13 +67,28 @@ __device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, 
   return warp_sum(square);
 }
 
+// Of more rows than there are warps: a warp for each in turn.
 template <u32 KIND>
-__device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescriptor const& p, u32 size,
-                                           RmsScales& scales) {
-  u32 const rows = s.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
+__device__ __forceinline__ void rms_scales_of_many(PhaseContext const& c, u32 size, RmsScales& scales) {
+#pragma unroll 1
+  for (u32 row = threadIdx.x / 32; row < c.rows; row += COMPUTE_WARPS) {
+    float const square = sum_squares<KIND>(c.p, source_row(c.s, c.p, row), 0, 1, size);
+    if (threadIdx.x % 32 == 0) {
+      scales.of[row] = rsqrtf(__fdividef(square, (float)size) + c.s.norm_eps);
+    }
+  }
+  sync_compute_warps();
+}
+
+template <u32 KIND>
+__device__ __forceinline__ void rms_scales(PhaseContext const& c, u32 size, RmsScales& scales) {
+  if (ROW_BLOCKS > 1) {
+    return rms_scales_of_many<KIND>(c, size, scales);
+  }
+  u32 const rows = c.rows, warps = rows == 1 ? 8 : rows == 2 ? 4 : rows <= 4 ? 2 : 1;
   u32 const row = threadIdx.x / 32 / warps, part = threadIdx.x / 32 % warps;
   if (row < rows) {
-    float const square = sum_squares<KIND>(p, row, part, warps, size);
+    float const square = sum_squares<KIND>(c.p, source_row(c.s, c.p, row), part, warps, size);
     if (threadIdx.x % 32 == 0) {
       scales.partial[row][part] = square;
     }
@@ -86,7 +100,7 @@ __device__ __forceinline__ void rms_scales(DecodeParams const& s, PhaseDescripto
     for (u32 i = 0; i < warps; ++i) {
       square += scales.partial[threadIdx.x][i];
     }
-    scales.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + s.norm_eps);
+    scales.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + c.s.norm_eps);
   }
   sync_compute_warps();
 }
@@ -132,16 +146,18 @@ struct InputStager {
   }
 
   // Begins to copy.
-  __device__ __forceinline__ void copy(PhaseDescriptor const& p, u32 rows, u8* inputs) const {
+  __device__ __forceinline__ void copy(PhaseContext const& c, u8* inputs) const {
+    PhaseDescriptor const& p = c.p;
 #pragma unroll 1
-    for (u32 row = 0; row < rows; ++row) {
-      u16 const* const from = p.x + (u64)row * p.x_stride + first;
+    for (u32 row = 0; row < c.rows; ++row) {
+      u16 const* const x = p.x + (u64)source_row(c.s, p, row) * p.x_stride;
+      u16 const* const from = x + first;
       u32 const to = shared_address(inputs) + row * stride(), there = p.inputs - first;
 #pragma unroll 1
       for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
         if (p.input_order) {
           uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
-          *at = eight * 8 < there ? gather8(p, row, first + eight * 8) : make_uint4(0, 0, 0, 0);
+          *at = eight * 8 < there ? gather8(p, x, first + eight * 8) : make_uint4(0, 0, 0, 0);
         } else {
           cp_async_16(to + eight * 16, eight * 8 < there ? from + eight * 8 : p.x, eight * 8 < there ? 16 : 0);
         }
@@ -187,9 +203,9 @@ struct InputStager {
 
   // Both, where the scales are known.
   template <u32 KIND>
-  __device__ __forceinline__ void load(PhaseDescriptor const& p, u32 rows, RmsScales const& scales, u8* inputs) const {
-    copy(p, rows, inputs);
-    finish<KIND>(p, rows, scales, early_norm_weights(p), inputs);
+  __device__ __forceinline__ void load(PhaseContext const& c, RmsScales const& scales, u8* inputs) const {
+    copy(c, inputs);
+    finish<KIND>(c.p, c.rows, scales, early_norm_weights(c.p), inputs);
   }
 
   // The first inputs of a phase, once the phase before is done, and their rows' scales.
@@ -201,11 +217,11 @@ struct InputStager {
       wait_for_phase_before(c);
     }
     MARK(1);
-    copy(c.p, c.s.rows, inputs);
+    copy(c, inputs);
     if (c.p.norm_weight) {
-      rms_scales<KIND>(c.s, c.p, c.p.inputs, scales);
+      rms_scales<KIND>(c, c.p.inputs, scales);
     }
-    finish<KIND>(c.p, c.s.rows, scales, early, inputs);
+    finish<KIND>(c.p, c.rows, scales, early, inputs);
     MARK(2);
   }
 };

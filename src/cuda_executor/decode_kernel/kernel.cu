@@ -2,7 +2,9 @@
 
 template <u32 KIND>
 __device__ __forceinline__ void matmul(PhaseContext const& c, TileRing& ring) {
-  if (KIND == FLOAT16 && TILE_KINDS && c.p.weight_kind != PLAIN) {
+  if constexpr (ROW_BLOCKS > 1) {
+    wide_matmul<KIND>(c, ring);
+  } else if (KIND == FLOAT16 && TILE_KINDS && c.p.weight_kind != PLAIN) {
     packed_matmul(c, ring);
   } else {
     plain_matmul<KIND>(c, ring);
@@ -44,18 +46,23 @@ __device__ __forceinline__ void decode(DecodeParams const& s) {
     return;
   }
   TileRing ring = {barriers, slots, 0};
-  for (u32 index = 0; index < s.phase_count; ++index) {
+  u32 const phases = phase_count_of(s);
+  for (u32 index = 0; index < phases; ++index) {
     sync_compute_warps();  // the phase before is done with its description
     if (threadIdx.x < sizeof(PhaseDescriptor) / 4) {
       ((u32*)&p)[threadIdx.x] = ((u32 const*)(s.phases + index))[threadIdx.x];
     }
     sync_compute_warps();
-    PhaseContext const c = {s, p, index, worker, (u8*)shared};
+    PhaseContext const c = {s, p, index, rows_of(s, p), worker, (u8*)shared};
     MARK(0);
     if (p.kind == MATMUL) {
       matmul<KIND>(c, ring);
     } else if (p.kind == ATTENTION) {
-      attention<KIND>(c);
+      if constexpr (SHARED_SLOTS) {
+        attention_rows<KIND>(c);
+      } else {
+        attention<KIND>(c);
+      }
     } else {
       norm_add<KIND>(c);
     }

@@ -16,6 +16,7 @@ use super::abi::{
     TopLogitsParams, offset_kind,
 };
 use super::partition::Partition;
+use super::row_class::RowClass;
 use super::variant::{self, Variant, VariantTarget};
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
@@ -40,11 +41,15 @@ macro_rules! source {
             include_str!("epilogue.cu"),
             include_str!("plain_matmul.cu"),
             include_str!("packed_matmul.cu"),
+            include_str!("stage_rows.cu"),
+            include_str!("wide_matmul.cu"),
             include_str!("norm_add.cu"),
             include_str!("rope.cu"),
             include_str!("kv_elements.cu"),
             include_str!("attention_load.cu"),
             include_str!("attention.cu"),
+            include_str!("attention_rows_load.cu"),
+            include_str!("attention_rows.cu"),
             include_str!("kernel.cu"),
             include_str!("dequantize.cu"),
             include_str!("top_logits.cu")
@@ -115,22 +120,26 @@ pub(crate) struct DecodeKernel {
     pub(super) blocks: usize,
     shared: usize,
     dtype: DType,
+    /// The launches that it is compiled for.
+    pub(super) class: RowClass,
+    /// Queries of a slot and key head that a block takes at once.
+    pub(super) query_rows: usize,
 }
 
 impl DecodeKernel {
-    /// Compiles the kernel for a model with these kinds of packed tiles; the inner error says why there is none.
+    /// Compiles the kernel for a model with these kinds of packed tiles, and for launches of a class; the inner error says why there is none.
     pub(crate) fn compile(
         device: &Device,
         model: &Transformer,
         types: LayerTypes,
-        kinds: TileKinds,
+        (kinds, class): (TileKinds, RowClass),
     ) -> Result<Result<Self, String>, BackendError> {
         let kv_bits = match types.kv_cache {
             KvCache::Auto => 16,
             KvCache::Int8 => 8,
         };
         match variant::check(model, types) {
-            Ok(()) => Self::for_device(device, VariantTarget { dtype: types.dtype, kinds, kv_bits }),
+            Ok(()) => Self::for_device(device, VariantTarget { dtype: types.dtype, kinds, kv_bits, class }),
             Err(why) => Ok(Err(why)),
         }
     }
@@ -170,6 +179,8 @@ impl DecodeKernel {
             blocks: device.multiprocessors()?,
             shared,
             dtype,
+            class: variant.target.class,
+            query_rows: variant.query_rows(),
         })
     }
 
@@ -248,15 +259,15 @@ pub(super) struct PhaseList {
 }
 
 impl PhaseList {
-    /// Uploads phases for blocks with these shares of the work; the `counters` of strips and heads follow the phases'
+    /// Uploads phases of launches of a class, for blocks with these shares of the work; the `counters` of strips and heads follow the phases'
     /// own, and the claims of the shares follow those.
     pub(super) fn new(
         stream: &Arc<CudaStream>,
         phases: &[PhaseDescriptor],
         counters: usize,
-        shares: &[u32],
+        (shares, class): (&[u32], RowClass),
     ) -> Result<Self, BackendError> {
-        let parts = Partition::new(phases, shares);
+        let parts = Partition::new(phases, shares, class);
         let table: &[u8] = bytemuck::cast_slice(&parts.table);
         let mut partition = Buffer::unset(stream, table.len().max(4), "decode steps")?;
         partition.upload(table)?;

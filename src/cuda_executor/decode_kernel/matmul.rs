@@ -4,7 +4,8 @@ use super::super::driver::word;
 use super::super::matrix::{PackedMatrix, WeightsAt};
 use super::super::packed_tiles::MatrixSize;
 use super::abi::{
-    INT4, INT8, MATMUL, PACKED_TILE_N, PLAIN_TILE_BYTES, PLAIN_TILE_K, PLAIN_TILE_N, PhaseDescriptor, offset_kind,
+    INT4, INT8, MATMUL, PACKED_TILE_N, PLAIN_TILE_BYTES, PLAIN_TILE_K, PLAIN_TILE_N, PhaseDescriptor, WIDE_COLUMN_N,
+    WIDE_COLUMNS, offset_kind,
 };
 
 /// Widths of the strips that products are cut into.
@@ -14,12 +15,15 @@ pub(super) struct StripWidth {
     pub(super) plain_tiles: usize,
     /// Number of blocks to provide with strips of packed weights.
     pub(super) blocks: usize,
+    /// Whether strips are wide instead, as launches of many rows have them.
+    pub(super) is_wide: bool,
 }
 
 /// The phase of a product. If `gated`, the first half of the outputs are gates of the second half (SwiGLU).
 pub(super) fn matmul(weights: WeightsAt, size: MatrixSize, gated: bool, width: StripWidth) -> PhaseDescriptor {
     let MatrixSize { inputs, outputs } = size;
     let (tiles_across, tile_n) = match weights {
+        _ if width.is_wide => (WIDE_COLUMNS, WIDE_COLUMN_N),
         WeightsAt::Plain(_) => (width.plain_tiles, PLAIN_TILE_N),
         // Two tiles where one is of gates and the other of what they gate, or where there are strips enough.
         WeightsAt::Packed(_) => (1 + usize::from(gated || outputs > 4 * PACKED_TILE_N * width.blocks), PACKED_TILE_N),

@@ -2,18 +2,17 @@
 
 template <u32 KIND>
 __device__ __forceinline__ void norm_add(PhaseContext const& c) {
-  __shared__ RmsScales scales;
-  __shared__ StripSquares squares;
-  DecodeParams const& s = c.s;
+  RmsScales& scales = *(RmsScales*)c.work;
+  StripSquares& squares = *(StripSquares*)(c.work + sizeof(RmsScales));
   PhaseDescriptor const& p = c.p;
   u32 constexpr width = NORM_ADD_STRIP_N;
   if (blockIdx.x >= p.strips) {
     return;
   }
   wait_for_phase_before(c);
-  rms_scales<KIND>(s, p, p.outputs, scales);
+  rms_scales<KIND>(c, p.outputs, scales);
   for (u32 strip = blockIdx.x; strip < p.strips; strip += gridDim.x) {
-    for (u32 i = threadIdx.x; i < s.rows * width; i += COMPUTE_THREADS) {
+    for (u32 i = threadIdx.x; i < c.rows * width; i += COMPUTE_THREADS) {
       u32 const row = i / width, n = strip * width + i % width;
       u64 const at = (u64)row * p.outputs + n;
       float value = 0.0f;

@@ -34,7 +34,7 @@ struct PackedMatmul {
   // Adds this warp's tiles of a chunk of a strip, from step `k` on, to its sums. Returns the step it would come to
   // next.
   __device__ __forceinline__ u32 multiply(StripWalk const& walk, InputStager const& stage, u32 k, float (&sum)[2][4]) {
-    u32 const side = threadIdx.x / 32 % 2, rows = c.s.rows, stride = stage.stride();
+    u32 const side = threadIdx.x / 32 % 2, rows = c.rows, stride = stage.stride();
     StagedInputs const staged = {shared_address(inputs), stride, rows, (float const*)(inputs + rows * stride),
                                  stage.groups()};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
@@ -48,12 +48,12 @@ struct PackedMatmul {
   }
 
   __device__ __forceinline__ float* sums_of(u32 strip) const {
-    return (float*)c.work + strip % 2 * COMPUTE_WARPS * c.s.rows * COLUMNS;
+    return (float*)c.work + strip % 2 * COMPUTE_WARPS * c.rows * COLUMNS;
   }
 
   // This warp's sums of a strip to shared memory; they are zero then.
   __device__ __forceinline__ void store_warp_sums(u32 strip, float (&sum)[2][4]) const {
-    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = c.s.rows;
+    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = c.rows;
     float* const sums = sums_of(strip);
 #pragma unroll
     for (u32 i = 0; i < 4 * ACROSS; ++i) {
@@ -68,7 +68,7 @@ struct PackedMatmul {
   // Writes a strip's outputs. Some warps do, other ones each time, while the rest go on to the next strip.
   __device__ __forceinline__ void finish(u32 strip) const {
     PhaseDescriptor const& p = c.p;
-    u32 const rows = c.s.rows, shift = made == PACKED_TILE_N ? 4 : 5;
+    u32 const rows = c.rows, shift = made == PACKED_TILE_N ? 4 : 5;
 #pragma unroll 1
     for (u32 i = (threadIdx.x + strip * 32) % COMPUTE_THREADS; i < (rows * made + 31) / 32 * 32; i += COMPUTE_THREADS) {
       bool const there = i < rows * made;
@@ -104,7 +104,7 @@ struct PackedMatmul {
       InputStager const stage = stager(walk, steps.inputs);
       if (walk.from != staged) {
         sync_compute_warps();  // the chunk before was used
-        stage.template load<FLOAT16>(c.p, c.s.rows, scales, inputs);
+        stage.template load<FLOAT16>(c, scales, inputs);
         staged = walk.from;
       }
       over = multiply(walk, stage, walk.from + over, sum) - walk.to;
@@ -135,8 +135,8 @@ __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& r
   if (begin == end) {
     return;
   }
-  KSteps const steps = packed_steps(p, c.s.rows);
-  u8* const inputs = c.work + warp_sums_bytes(across, c.s.rows);
+  KSteps const steps = packed_steps(p, c.rows);
+  u8* const inputs = c.work + warp_sums_bytes(across, c.rows);
   InputStager const first = {0, steps.chunk * steps.inputs / 8, p.group_size};
   first.load_first<FLOAT16>(c, scales, inputs);
   u32 const made = p.gated ? PACKED_TILE_N : across * PACKED_TILE_N;

@@ -1,12 +1,14 @@
 //! Work partition: distributes the tiles of a product, or its strips of packed weights, over the blocks.
 //!
 //! Plain weights are partitioned by tiles, so a block's part may begin and end inside a strip (Stream-K, Osama et al.
-//! 2023); packed weights by whole strips.
+//! 2023); packed weights by whole strips. Wide strips are partitioned by units of tiles along the inputs, whatever their
+//! weights.
 
 use std::collections::HashMap;
 
 use super::super::driver::word;
-use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor};
+use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor, WIDE_TILES_DEEP};
+use super::row_class::RowClass;
 
 /// Units per block below which all blocks get the same number.
 const FEW: usize = 8;
@@ -24,10 +26,13 @@ pub(super) struct Partition {
 /// The work of products with the same partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Units {
-    plain: bool,
+    /// Whether a strip may be cut along the inputs.
+    is_cut: bool,
     strips: usize,
-    /// Tiles along the inputs that may be partitioned; 1 for packed weights.
+    /// Tiles (units of wide strips) along the inputs that may be partitioned; 1 for whole strips.
     tiles: usize,
+    /// Most blocks that finish a wide strip, each some of its rows; 0 for other strips.
+    finishers: usize,
 }
 
 /// Index of a product's partition in the table, and the number of parts in which its outputs become final.
@@ -39,9 +44,13 @@ struct Tables {
 }
 
 impl Units {
-    fn of(phase: &PhaseDescriptor) -> Self {
-        let plain = phase.weight_kind == PLAIN;
-        Self { plain, strips: phase.strips as usize, tiles: if plain { phase.k_tiles as usize } else { 1 } }
+    fn of(phase: &PhaseDescriptor, class: RowClass) -> Self {
+        let (strips, tiles, finishers) = (phase.strips as usize, phase.k_tiles as usize, class.finishers());
+        match (finishers > 0, phase.weight_kind == PLAIN) {
+            (true, _) => Self { is_cut: true, strips, tiles: tiles.div_ceil(WIDE_TILES_DEEP), finishers },
+            (false, true) => Self { is_cut: true, strips, tiles, finishers },
+            (false, false) => Self { is_cut: false, strips, tiles: 1, finishers },
+        }
     }
 
     /// The first unit of each block, followed by the number of all. `before` are the sums of the shares before each
@@ -62,17 +71,22 @@ impl Units {
         table.extend(firsts.iter().map(|unit| word(unit / self.tiles) << 16 | word(unit % self.tiles)));
         let strip_owners = table.len();
         // The block that has a tile.
-        let owner = |tile: usize| word(firsts.partition_point(|first| *first <= tile) - 1);
-        let both = |strip: usize| owner(strip * self.tiles) | owner((strip + 1) * self.tiles - 1) << 16;
-        table.extend((0..self.strips).filter(|_| self.plain).map(both));
-        let used = (before.len() - 1).min(self.strips * self.tiles);
-        Tables { first_units, strip_owners, completions: word(if self.plain { self.strips } else { used }) }
+        let owner = |tile: usize| firsts.partition_point(|first| *first <= tile) - 1;
+        let owners = |strip: usize| (owner(strip * self.tiles), owner((strip + 1) * self.tiles - 1));
+        let cut = 0..if self.is_cut { self.strips } else { 0 };
+        table.extend(cut.clone().map(owners).map(|(first, last)| word(first) | word(last) << 16));
+        let completions = match (self.is_cut, self.finishers) {
+            (false, _) => (before.len() - 1).min(self.strips),
+            (true, 0) => self.strips,
+            (true, most) => cut.map(owners).map(|(first, last)| (last - first + 1).min(most)).sum::<usize>(),
+        };
+        Tables { first_units, strip_owners, completions: word(completions) }
     }
 }
 
 impl Partition {
     /// Partitions every product among blocks by their shares, evenly if there are few units per block.
-    pub(super) fn new(phases: &[PhaseDescriptor], shares: &[u32]) -> Self {
+    pub(super) fn new(phases: &[PhaseDescriptor], shares: &[u32], class: RowClass) -> Self {
         let mut before = vec![0];
         before.extend(shares.iter().scan(0, |sum, share| {
             *sum += *share as usize;
@@ -87,7 +101,7 @@ impl Partition {
             if phase.kind != MATMUL {
                 continue;
             }
-            let units = Units::of(phase);
+            let units = Units::of(phase, class);
             let tables = *known.entry(units).or_insert_with(|| units.part(&before, &mut partition.table));
             (phase.first_units, phase.strip_owners) = (4 * tables.first_units as u64, 4 * tables.strip_owners as u64);
             phase.completions = tables.completions;

@@ -7,13 +7,35 @@ struct PhaseContext {
   DecodeParams const& s;
   PhaseDescriptor const& p;
   u32 index;   // of the phase
+  u32 rows;    // that it computes
   u32 worker;  // whose share of the work this block does
   u8* work;    // shared memory for activations
 };
 
+// The rows that a phase computes: all, or, of the LM head, those whose logits are wanted.
+__device__ __forceinline__ u32 rows_of(DecodeParams const& s, PhaseDescriptor const& p) {
+  if (!SHARED_SLOTS) {
+    return s.rows;
+  }
+  return p.out_is_float32 ? s.table->wanted : s.table->rows;
+}
+
+// The row of x that is a phase's row.
+__device__ __forceinline__ u32 source_row(DecodeParams const& s, PhaseDescriptor const& p, u32 row) {
+  return SHARED_SLOTS && p.out_is_float32 ? s.table->wanted_rows[row] : row;
+}
+
+// The phases of a launch: without the LM head, the last, where nobody wants logits.
+__device__ __forceinline__ u32 phase_count_of(DecodeParams const& s) {
+  return SHARED_SLOTS && s.table->wanted == 0 ? s.phase_count - 1 : s.phase_count;
+}
+
 // How often it is signalled that a part of a phase's outputs is final.
 __device__ __forceinline__ u32 completions_of(DecodeParams const& s, u32 index) {
-  return s.phases[index].kind == ATTENTION ? s.rows * s.kv_heads : s.phases[index].completions;
+  if (s.phases[index].kind != ATTENTION) {
+    return s.phases[index].completions;
+  }
+  return (SHARED_SLOTS ? s.table->chunks : s.rows) * s.kv_heads;
 }
 
 // Waits until all outputs of the phase before are final.

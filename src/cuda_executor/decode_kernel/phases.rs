@@ -10,9 +10,10 @@ use super::super::driver::{Address, word};
 use super::super::matrix::Matrix;
 use super::super::packed_tiles::MatrixSize;
 use super::super::state::DeviceState;
-use super::abi::{ATTENTION, MAX_ROWS, NORM_ADD, NORM_ADD_STRIP_N, PACKED_TILE_N, PhaseDescriptor};
+use super::abi::{ATTENTION, BLOCK_ROWS, NORM_ADD, NORM_ADD_STRIP_N, PACKED_TILE_N, PhaseDescriptor};
 use super::kernel::PhaseList;
 use super::matmul::{StripWidth, matmul};
+use super::row_class::RowClass;
 use crate::backend::BackendError;
 use crate::convert::{LayerKind, Role};
 
@@ -57,7 +58,7 @@ impl Activations {
         };
         let row = |width: usize| rows * width * state.dtype.size();
         // For strips as narrow as they get.
-        let squares = MAX_ROWS * hidden.div_ceil(PACKED_TILE_N) * 4;
+        let squares = rows.max(BLOCK_ROWS) * hidden.div_ceil(PACKED_TILE_N) * 4;
         let qkv = buffer(row((model.heads + 2 * model.kv_heads) * d))?;
         let attended = buffer(row(model.heads * d))?;
         let middle = WithSquares { rows: buffer(row(hidden))?, squares: buffer(squares)? };
@@ -94,11 +95,16 @@ impl PhaseListBuilder {
     }
 
     /// Uploads the list for blocks with these shares of the work.
-    pub(super) fn finish(mut self, stream: &Arc<CudaStream>, shares: &[u32]) -> Result<PhaseList, BackendError> {
+    pub(super) fn finish(
+        mut self,
+        stream: &Arc<CudaStream>,
+        shares: &[u32],
+        class: RowClass,
+    ) -> Result<PhaseList, BackendError> {
         // The phases' own counters come first.
         let first = word(self.phases.len());
         self.phases.iter_mut().for_each(|phase| phase.first_counter += first);
-        PhaseList::new(stream, &self.phases, self.counters, shares)
+        PhaseList::new(stream, &self.phases, self.counters, (shares, class))
     }
 }
 
@@ -211,7 +217,8 @@ impl StepBuilder<'_> {
             rotary_dim: word(model.ropes[kind.rope].dimension()),
             ..PhaseDescriptor::default()
         };
-        self.list.push(attention, self.rows.count * model.kv_heads);
+        // The first counts who has appended, where rows share slots; there are no more query chunks than rows.
+        self.list.push(attention, 1 + self.rows.count * model.kv_heads);
         let projected = PhaseDescriptor {
             x: between.attended,
             bias: self.vector(layer, Role::OutputBias),

@@ -21,12 +21,12 @@ struct PlainMatmul {
 
   // Adds the block's tiles of a strip to this warp's sums.
   __device__ __forceinline__ void multiply(u32 strip, RmsScales const& scales, float (&sum)[4][4]) {
-    u32 const rows = c.s.rows, begin = strip == first_strip ? first_tile : 0, end = tiles_of(strip);
+    u32 const rows = c.rows, begin = strip == first_strip ? first_tile : 0, end = tiles_of(strip);
     for (u32 from = begin; from < end; from += fitting) {
       u32 const to = min(end, from + fitting);
       InputStager const stage = stager(from, to);
       if (strip > first_strip || from > begin) {
-        stage.template load<KIND>(c.p, rows, scales, c.work);
+        stage.template load<KIND>(c, scales, c.work);
       }
       StagedInputs const inputs = {shared_address(c.work), stage.stride(), rows, nullptr, 0};
       for (; tile < to; tile += warps_along) {
@@ -41,7 +41,7 @@ struct PlainMatmul {
 
   // All warps' sums to shared memory: [warps_along, rows, width + 8].
   __device__ __forceinline__ void store_warp_sums(float const (&sum)[4][4]) const {
-    u32 const lane = threadIdx.x % 32, rows = c.s.rows;
+    u32 const lane = threadIdx.x % 32, rows = c.rows;
     float* const sums = (float*)c.work;
 #pragma unroll
     for (u32 i = 0; i < 16; ++i) {
@@ -58,7 +58,7 @@ struct PlainMatmul {
     float const* const sums = (float const*)c.work;
     float value = 0.0f;
     for (u32 part = 0; part < warps_along; ++part) {
-      value += sums[(part * c.s.rows + row) * (width + 8) + at];
+      value += sums[(part * c.rows + row) * (width + 8) + at];
     }
     return value;
   }
@@ -74,7 +74,7 @@ struct PlainMatmul {
     // Of blocks that share a strip all but the first begin in it.
     float* const to = partial_of(c.worker, strip != first_strip);
     u32 const shift = 31 - __clz(width);
-    for (u32 i = threadIdx.x; i < c.s.rows * width; i += COMPUTE_THREADS) {
+    for (u32 i = threadIdx.x; i < c.rows * width; i += COMPUTE_THREADS) {
       __stcg(to + i, block_sum(i >> shift, i & (width - 1)));
     }
     return is_last_arrival(c.s.counters + c.p.first_counter + strip, blocks);
@@ -93,7 +93,7 @@ struct PlainMatmul {
 
   // Writes a strip's outputs, once all its parts are there.
   __device__ __forceinline__ void finish(u32 strip, u32 first_owner, u32 last_owner, StripSquares& squares) const {
-    for (u32 i = threadIdx.x; i < c.s.rows * made; i += COMPUTE_THREADS) {
+    for (u32 i = threadIdx.x; i < c.rows * made; i += COMPUTE_THREADS) {
       u32 const row = i >> made_shift, n = i & (made - 1), output = strip * made + n;
       OutputSum sum = {0.0f, 0.0f, load_residual<KIND>(c.p, row, output)};
       // Gated, the gate comes first.
@@ -138,7 +138,7 @@ __device__ __forceinline__ void plain_matmul(PhaseContext const& c, TileRing& ri
                          width,
                          made,
                          31u - __clz(made),
-                         (WORK_BYTES / c.s.rows - 192) / 64,
+                         (WORK_BYTES / c.rows - 192) / 64,
                          begin % 65536 + along};
   m.stager(m.first_tile, min(m.tiles_of(m.first_strip), m.first_tile + m.fitting))
       .template load_first<KIND>(c, scales, c.work);

@@ -26,14 +26,15 @@ __device__ __forceinline__ void wrap(TileCursor& at) {
 // At the end of a phase's tiles: to the next phase in which the pair has any.
 __device__ __forceinline__ void enter_phase(TileCursor& at, DecodeParams const& s, u32 worker, u32 pair) {
   while (is_at_end(at)) {
-    if (++at.phase >= s.phase_count) {
+    if (++at.phase >= phase_count_of(s)) {
       return;
     }
     PhaseDescriptor const& p = s.phases[at.phase];
     if (p.kind == MATMUL) {
-      bool const plain = p.weight_kind == PLAIN;
+      bool const plain = p.weight_kind == PLAIN, wide = ROW_BLOCKS > 1;
       u32 const first = p.first_units[worker], end = p.first_units[worker + 1];
-      KSteps const steps = plain ? KSteps{p.k_tiles, 0, p.k_tiles} : packed_steps(p, s.rows);
+      u32 const units = wide ? wide_units(p) : p.k_tiles;
+      KSteps const steps = plain || wide ? KSteps{units, 0, units} : packed_steps(p, rows_of(s, p));
       at.weights = p.weights;
       at.tiles = p.k_tiles;
       at.across = p.tiles_across;
@@ -42,8 +43,8 @@ __device__ __forceinline__ void enter_phase(TileCursor& at, DecodeParams const& 
       at.weight_kind = p.weight_kind;
       at.tile_bytes = p.tile_bytes;
       at.gated = p.gated;
-      at.stride = plain ? COMPUTE_WARPS / at.across : PRODUCER_WARPS;
-      at.k = first % 65536 + (plain ? 2 * pair / at.across : pair);
+      at.stride = wide ? 1 : plain ? COMPUTE_WARPS / at.across : PRODUCER_WARPS;
+      at.k = first % 65536 + (wide ? 0 : plain ? 2 * pair / at.across : pair);
       at.end_k = end % 65536;
       at.walk = walk_of(steps, first >> 16, end >> 16);
       wrap(at);
@@ -57,14 +58,19 @@ __device__ __forceinline__ void advance(TileCursor& at, DecodeParams const& s, u
   enter_phase(at, s, worker, pair);
 }
 
-// The columns of a pair's plain tiles: `side` is the warp.
+// The columns of a pair's plain tiles: `side` is the warp. In a wide strip both tiles are of one column, one behind
+// the other.
 __device__ __forceinline__ TileColumns columns_at(TileCursor const& at, u32 pair, u32 side) {
+  if (ROW_BLOCKS > 1) {
+    return tile_columns(at.walk.strip, pair, at.across, at.outputs, at.gated);
+  }
   return tile_columns(at.walk.strip, 2 * pair % at.across + side, at.across, at.outputs, at.gated);
 }
 
 // Begins to copy two plain tiles, 32 inputs of 64 outputs each. Lanes take the sixteen bytes of both tiles by turns.
 __device__ __forceinline__ void copy_plain_tiles(TileCursor const& at, u32 pair, u32 slot) {
-  u32 const lane = threadIdx.x % 32, t = at.k, c = lane % 8, side = lane / 8 % 2, k = lane / 16;
+  u32 const lane = threadIdx.x % 32, c = lane % 8, side = lane / 8 % 2, k = lane / 16;
+  u32 const t = ROW_BLOCKS > 1 ? at.k * WIDE_TILES_DEEP + side : at.k;
   TileColumns const columns = columns_at(at, pair, side);
   u32 const column = columns.first + c * 8;
   u8 const* const from = at.weights + ((u64)(t * PLAIN_TILE_K + k) * at.outputs + column) * 2;
@@ -90,6 +96,27 @@ __device__ __forceinline__ ByteRange packed_range(TileCursor const& at, u32 side
   return {at.weights + ((u64)strip * at.tiles + first) * at.tile_bytes, min(deep, at.tiles - first) * at.tile_bytes};
 }
 
+// A pair's packed tiles of a wide strip: `side` is which of four strips of 16 outputs. The last may not be there.
+__device__ __forceinline__ ByteRange wide_packed_range(TileCursor const& at, u32 pair, u32 side) {
+  TileColumns const columns = tile_columns(at.walk.strip, pair, at.across, at.outputs, at.gated);
+  u32 const strip = columns.first / PACKED_TILE_N + side, first = at.k * WIDE_TILES_DEEP;
+  bool const there = columns.first + side * PACKED_TILE_N < columns.end;
+  return {at.weights + ((u64)strip * at.tiles + first) * at.tile_bytes,
+          there ? min(WIDE_TILES_DEEP, at.tiles - first) * at.tile_bytes : 0};
+}
+
+// Begins to copy a pair's eight packed tiles of a wide strip.
+__device__ __forceinline__ void copy_wide_packed_tiles(TileCursor const& at, u32 pair, u32 slot) {
+  for (u32 side = 0; side < WIDE_COLUMN_N / PACKED_TILE_N; ++side) {
+    ByteRange const range = wide_packed_range(at, pair, side);
+    u32 const all = WIDE_TILES_DEEP * at.tile_bytes, to = slot + side * all;
+#pragma unroll 4
+    for (u32 i = threadIdx.x % 32 * 16; i < all; i += 512) {
+      cp_async_16(to + i, i < range.bytes ? range.from + i : at.weights, i < range.bytes ? 16 : 0);
+    }
+  }
+}
+
 // Begins to copy eight packed tiles; what is beyond the last becomes zero.
 __device__ __forceinline__ void copy_packed_tiles(TileCursor const& at, u32 slot) {
   for (u32 side = 0; side < at.across; ++side) {
@@ -105,6 +132,8 @@ __device__ __forceinline__ void copy_packed_tiles(TileCursor const& at, u32 slot
 __device__ __forceinline__ void copy_tiles(TileCursor const& at, u32 pair, u32 slot) {
   if (at.weight_kind == PLAIN) {
     copy_plain_tiles(at, pair, slot);
+  } else if (ROW_BLOCKS > 1) {
+    copy_wide_packed_tiles(at, pair, slot);
   } else {
     copy_packed_tiles(at, slot);
   }
@@ -113,9 +142,10 @@ __device__ __forceinline__ void copy_tiles(TileCursor const& at, u32 pair, u32 s
 
 // Asks for two plain tiles in the L2 cache.
 __device__ __forceinline__ void prefetch_tiles(TileCursor const& at, u32 pair) {
-  u32 const k = at.k * PLAIN_TILE_K + threadIdx.x % 32;
 #pragma unroll
   for (u32 side = 0; side < 2; ++side) {
+    u32 const tile = ROW_BLOCKS > 1 ? at.k * WIDE_TILES_DEEP + side : at.k;
+    u32 const k = tile * PLAIN_TILE_K + threadIdx.x % 32;
     TileColumns const columns = columns_at(at, pair, side);
     if (k < at.inputs && columns.first < columns.end) {
       prefetch_l2(at.weights + ((u64)k * at.outputs + columns.first) * 2);
@@ -145,7 +175,7 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
   auto const is_empty = [&](u32 slot, u32 round) {
     return __all_sync(0xffffffffu, mbarrier_test_wait(empty + slot * 8, (round + 1) % 2));
   };
-  while (at.phase < s.phase_count) {
+  while (at.phase < phase_count_of(s)) {
     u32 const slot = fetched % RING_DEPTH, round = fetched / RING_DEPTH;
     if (round > 0 && !is_empty(slot, round)) {
       // The ring is full. What is in flight arrives before a slot is empty; after that, memory goes on into the L2
@@ -154,7 +184,7 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
       announce(0);
       u32 since = (u32)clock();
       while (!is_empty(slot, round)) {
-        bool const more = lead < PREFETCH_TILES && ahead.phase < s.phase_count && ahead.weight_kind == PLAIN;
+        bool const more = lead < PREFETCH_TILES && ahead.phase < phase_count_of(s) && ahead.weight_kind == PLAIN;
         if (more && __all_sync(0xffffffffu, (u32)clock() - since > PREFETCH_CLOCKS)) {
           prefetch_tiles(ahead, pair);
           advance(ahead, s, worker, pair);

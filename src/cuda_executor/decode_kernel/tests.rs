@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod attention;
+mod attention_rows;
 mod emulator;
 mod matmul;
 mod top_logits;
@@ -13,12 +14,22 @@ use self::emulator::Emulator;
 use super::super::buffers::{Buffer, Pinned, single_stream};
 use super::super::matrix::{PackedMatrix, WeightsAt};
 use super::super::packed_tiles::{MatrixSize, TileKinds};
-use super::abi::{DecodeParams, MAX_ROWS, MAX_STRIP_N, PhaseDescriptor};
+use super::abi::{DecodeParams, MAX_STRIP_N, MOST_ROWS, PhaseDescriptor};
 use super::kernel::{DecodeKernel, PhaseList};
 use super::matmul::StripWidth;
+use super::row_class::RowClass;
+use super::rows::{QuerySizes, TableRow, row_table};
 use super::variant::VariantTarget;
 use crate::backend::tensorrt::device::Device;
 use crate::tensor::DType;
+
+/// Classes of launches whose rows are of a table, and what each is tested with.
+const ROWS: [(RowClass, DType, usize); 4] = [
+    (RowClass::Eight, DType::Float16, 16),
+    (RowClass::Thirty2, DType::Float16, 8),
+    (RowClass::Sixty4, DType::Float16, 16),
+    (RowClass::Sixty4, DType::BFloat16, 16),
+];
 
 /// Numbers that look random (Vigna 2015, xorshift64*).
 struct Draw(u64);
@@ -58,6 +69,7 @@ struct Bench {
     dtype: DType,
     /// Bits of a cached element.
     kv_bits: usize,
+    class: RowClass,
     device: Vec<Buffer>,
     host: Vec<Box<[AlignedLine]>>,
 }
@@ -68,14 +80,19 @@ struct Bench {
 struct AlignedLine([u8; 64]);
 
 impl Bench {
-    /// The CPU, and the GPU if there is one.
+    /// The CPU, and the GPU if there is one, with a row for each slot.
     fn all(test: &str, dtype: DType, kv_bits: usize) -> Vec<Self> {
-        let bench = |machine| Self { machine, dtype, kv_bits, device: Vec::new(), host: Vec::new() };
-        let mut all = vec![bench(KernelHost::Cpu(Emulator::get(dtype, kv_bits)))];
+        Self::of_class(test, dtype, kv_bits, RowClass::Apart)
+    }
+
+    /// The same for launches of a class.
+    fn of_class(test: &str, dtype: DType, kv_bits: usize, class: RowClass) -> Vec<Self> {
+        let bench = |machine| Self { machine, dtype, kv_bits, class, device: Vec::new(), host: Vec::new() };
+        let mut all = vec![bench(KernelHost::Cpu(Emulator::get(dtype, kv_bits, class)))];
         match Device::open() {
             Ok(device) => {
                 single_stream(&device.stream);
-                let target = VariantTarget { dtype, kinds: TileKinds::ALL, kv_bits };
+                let target = VariantTarget { dtype, kinds: TileKinds::ALL, kv_bits, class };
                 let kernel = DecodeKernel::for_device(&device, target).unwrap().expect("no kernel");
                 all.push(bench(KernelHost::Gpu(device, kernel)));
             }
@@ -94,6 +111,23 @@ impl Bench {
             KernelHost::Gpu(_, kernel) => kernel.blocks,
             KernelHost::Cpu(_) => emulator::BLOCKS,
         }
+    }
+
+    /// Queries that a block takes at once.
+    fn query_rows(&self) -> usize {
+        match &self.machine {
+            KernelHost::Gpu(_, kernel) => kernel.query_rows,
+            KernelHost::Cpu(emulator) => emulator.query_rows,
+        }
+    }
+
+    /// A table of rows with this many splits of their chunks at least.
+    fn table(&mut self, rows: &[TableRow], heads: (usize, usize), splits: usize) -> u64 {
+        let (group, kv_heads) = heads;
+        let sizes = QuerySizes { group, kv_heads, query_rows: self.query_rows(), blocks: self.blocks() };
+        let mut table = row_table(rows, sizes);
+        table.kv_splits = table.kv_splits.max(u32::try_from(splits).unwrap());
+        self.bytes(bytemuck::bytes_of(&table))
     }
 
     fn clear(&mut self) {
@@ -182,16 +216,18 @@ impl Bench {
     }
 
     fn run(&mut self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams) {
-        let partial_sums = self.bytes(&vec![0xff; 2 * self.blocks() * MAX_ROWS * MAX_STRIP_N * 4]);
-        let attention_partials = self.bytes(&vec![0xff; 1 << 22]);
+        // Narrow strips of eight rows are no larger than wide ones of 64.
+        let partial_sums = self.bytes(&vec![0xff; 2 * self.blocks() * MOST_ROWS * MAX_STRIP_N / 2 * 4]);
+        let attention_partials = self.bytes(&vec![0xff; 1 << 24]);
         let params = DecodeParams { partial_sums, attention_partials, ..params };
         match &self.machine {
             KernelHost::Gpu(device, kernel) => {
-                let list = PhaseList::new(&device.stream, phases, counters, &shares(kernel.blocks)).unwrap();
+                let list =
+                    PhaseList::new(&device.stream, phases, counters, (&shares(kernel.blocks)[..], self.class)).unwrap();
                 kernel.launch(&device.stream, &list, params).unwrap();
                 device.stream.synchronize().unwrap();
             }
-            KernelHost::Cpu(emulator) => emulator.run(phases, counters, params, self.dtype),
+            KernelHost::Cpu(emulator) => emulator.run(phases, counters, params),
         }
     }
 }

@@ -35,6 +35,11 @@ __device__ __forceinline__ KSteps packed_steps(PhaseDescriptor const& p, u32 row
   return {count, inputs, min(count, room / (inputs * 2 + inputs / p.group_size * 4))};
 }
 
+// Units of a wide strip along the inputs.
+__device__ __forceinline__ u32 wide_units(PhaseDescriptor const& p) {
+  return (p.k_tiles + WIDE_TILES_DEEP - 1) / WIDE_TILES_DEEP;
+}
+
 // A block's way through its strips. Where the inputs do not fit at once they are staged in chunks, and two strips take
 // turns with each chunk, so that it is staged half as often.
 struct StripWalk {

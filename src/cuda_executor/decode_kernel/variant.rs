@@ -4,14 +4,21 @@
 
 use super::super::driver::kind;
 use super::super::packed_tiles::{self, TileKind, TileKinds};
-use super::abi::{COMPUTE_WARPS, MAX_GROUP, MAX_HEAD_DIM, PACKED_TILE_N, PLAIN_TILE_BYTES};
+use super::abi::{BLOCK_ROWS, COMPUTE_WARPS, MAX_GROUP, MAX_HEAD_DIM, PACKED_TILE_N, PLAIN_TILE_BYTES};
 use super::partition::MAX_STRIPS;
+use super::row_class::RowClass;
 use crate::convert::{Activation, LayerKind, LayerTypes, Rope, Transformer};
 use crate::spec::KvCache;
 use crate::tensor::DType;
 
 /// Shared memory for activations, in bytes.
 const WORK: usize = 32 << 10;
+/// The same for wide strips of plain weights: inputs of so many rows come in fewer chunks.
+const WORK_WIDE: usize = 64 << 10;
+/// Fewest slots of a ring beside [`WORK_WIDE`].
+const DEPTH_WIDE: usize = 3;
+/// Shared memory for activations from which on a block takes 64 queries at once, or 32.
+const WORK_OF_QUERIES: [(usize, usize); 2] = [(64 << 10, 4), (40 << 10, 2)];
 /// Shared memory for activations with packed weights, in bytes: blocks need all inputs of a product, preferably of
 /// several sequences at once. The preferred size, then the smallest sufficient one.
 const WORK_PACKED: [usize; 2] = [80 << 10, 48 << 10];
@@ -39,6 +46,7 @@ pub(super) struct VariantTarget {
     pub(super) kinds: TileKinds,
     /// Bits of a cached element.
     pub(super) kv_bits: usize,
+    pub(super) class: RowClass,
 }
 
 /// A compile-time variant.
@@ -57,9 +65,13 @@ impl Variant {
         let (slot, room) = (slot(target.kinds), memory.saturating_sub(STATIC));
         let depth = |work: usize| room.saturating_sub(work) / (COMPUTE_WARPS * slot);
         let [much, little] = WORK_PACKED;
+        let is_wide = target.class.finishers() > 0;
+        // The inputs of 64 rows fit twice, so that some are copied while others are multiplied.
+        let least_packed = if target.class == RowClass::Sixty4 { LEAST_DEPTH } else { DEPTH_PACKED };
         let (work, most) = match target.kinds == TileKinds::default() {
+            true if is_wide && depth(WORK_WIDE) >= DEPTH_WIDE => (WORK_WIDE, DEPTH),
             true => (WORK, DEPTH),
-            false if depth(much) >= DEPTH_PACKED => (much, DEPTH_PACKED),
+            false if depth(much) >= least_packed => (much, DEPTH_PACKED),
             false => (little, DEPTH_PACKED),
         };
         let depth = depth(work).min(most);
@@ -72,15 +84,30 @@ impl Variant {
 
     /// The compiler options.
     pub(super) fn options(&self) -> Vec<String> {
-        let Self { depth, slot, work, target: VariantTarget { dtype, kinds, kv_bits } } = *self;
-        vec![
+        let Self { depth, slot, work, target: VariantTarget { dtype, kinds, kv_bits, class } } = *self;
+        let mut options = vec![
             format!("-DRING_DEPTH={depth}"),
             format!("-DSLOT_BYTES={slot}"),
             format!("-DWORK_BYTES={work}"),
             format!("-DTILE_KINDS={}", kinds.0),
             format!("-DKV_BITS={kv_bits}"),
             format!("-DELEMENT={}", kind(dtype)),
-        ]
+        ];
+        if class != RowClass::Apart {
+            options.push(format!("-DROW_BLOCKS={}", class.most() / BLOCK_ROWS));
+            options.push("-DSHARED_SLOTS=1".to_owned());
+            options.push(format!("-DQUERY_BLOCKS={}", self.query_blocks()));
+        }
+        options
+    }
+
+    fn query_blocks(&self) -> usize {
+        WORK_OF_QUERIES.iter().find(|(work, _)| self.work >= *work).map_or(1, |(_, blocks)| *blocks)
+    }
+
+    /// Queries of a slot and key head that a block takes at once.
+    pub(super) fn query_rows(&self) -> usize {
+        MAX_GROUP * self.query_blocks()
     }
 
     /// Bytes of dynamic shared memory to launch it with.
@@ -241,14 +268,14 @@ mod tests {
     #[test]
     fn the_list_of_variants_is_whole() {
         let mut lines = Vec::new();
-        for memory in MEMORIES {
-            for kv_bits in [16, 8] {
-                let plain = VariantTarget { dtype: DType::BFloat16, kinds: TileKinds::default(), kv_bits };
-                let half = |kinds| VariantTarget { dtype: DType::Float16, kinds: TileKinds(kinds), kv_bits };
-                for target in std::iter::once(plain).chain(PACKAGED.map(half)) {
-                    let variant = Variant::new(memory << 10, target);
-                    lines.extend(variant.map(|variant| variant.options().join(" ")));
-                }
+        let classes = std::iter::once(RowClass::Apart).chain(RowClass::SHARED);
+        let each = classes.flat_map(|class| MEMORIES.map(|memory| (class, memory)));
+        for ((class, memory), kv_bits) in each.flat_map(|each| [16, 8].map(|kv_bits| (each, kv_bits))) {
+            let of = |dtype, kinds| VariantTarget { dtype, kinds: TileKinds(kinds), kv_bits, class };
+            let plain = of(DType::BFloat16, 0);
+            for target in std::iter::once(plain).chain(PACKAGED.map(|kinds| of(DType::Float16, kinds))) {
+                let variant = Variant::new(memory << 10, target);
+                lines.extend(variant.map(|variant| variant.options().join(" ")));
             }
         }
         lines.sort();
@@ -272,15 +299,16 @@ mod tests {
 
     #[test]
     fn variants_fit_their_device() {
-        let half = |kinds| VariantTarget { dtype: DType::Float16, kinds: TileKinds(kinds), kv_bits: 16 };
-        for memory in MEMORIES {
-            for kinds in 0..32 {
-                if let Ok(variant) = Variant::new(memory << 10, half(kinds)) {
+        let of = |kinds, class| VariantTarget { dtype: DType::Float16, kinds: TileKinds(kinds), kv_bits: 16, class };
+        for (memory, kinds) in MEMORIES.into_iter().flat_map(|memory| (0..32).map(move |kinds| (memory, kinds))) {
+            for class in [RowClass::Apart, RowClass::Eight, RowClass::Sixty4] {
+                if let Ok(variant) = Variant::new(memory << 10, of(kinds, class)) {
                     assert!(variant.shared() + STATIC <= memory << 10, "{memory} {variant:?}");
+                    assert!(variant.query_rows() * 2 * (MAX_HEAD_DIM + 8) < variant.work, "{variant:?}");
                 }
             }
         }
-        let why = Variant::new(99 << 10, half(1)).unwrap_err();
+        let why = Variant::new(99 << 10, of(1, RowClass::Apart)).unwrap_err();
         assert_eq!(why, "a block of this GPU has 99 KB of shared memory, it wants 119");
         let wider: Vec<u32> =
             [0, 1, 31].into_iter().flat_map(|kinds| TileKinds(kinds).or_all()).map(|kinds| kinds.0).collect();

@@ -1,5 +1,6 @@
 //! Paths through the model: a pass of the engines, or a decode step.
 
+use super::super::decode_kernel::row_class::RowClass;
 use crate::convert::LayerShape;
 
 /// Implementation of a decode step.
@@ -7,6 +8,8 @@ use crate::convert::LayerShape;
 pub(super) enum DecodePath {
     Engines,
     Kernels,
+    /// Our kernel for rows of any slots; the batch is the number of rows of logits.
+    Rows(RowClass),
 }
 
 /// Implementation of the decode steps of a batch, and the number of tokens that each sequence is padded to.

@@ -3,10 +3,10 @@
 use super::super::state::DeviceState;
 use crate::executor::{LlmError, StepLogits, TopLogits, not_launched};
 
-/// A step that was launched: its row on the device, and whether its largest logits are wanted.
+/// A step that was launched: its row of logits on the device, if it has one, and whether the largest are wanted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LaunchedStep {
-    pub(super) row: usize,
+    pub(super) row: Option<usize>,
     pub(super) wants_top: bool,
 }
 
@@ -23,11 +23,11 @@ pub(super) struct DeviceLogits<'a> {
 impl StepLogits for DeviceLogits<'_> {
     fn top(&self, step: usize) -> Option<&TopLogits> {
         let step = self.steps.get(step).filter(|step| step.wants_top)?;
-        self.found.get(step.row)
+        self.found.get(step.row?)
     }
 
     fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError> {
-        let LaunchedStep { row, .. } = self.steps.get(step).copied().ok_or_else(|| not_launched(step))?;
+        let row = self.steps.get(step).and_then(|step| step.row).ok_or_else(|| not_launched(step))?;
         self.row = self.state.fetch_rows(row, 1)?;
         Ok(&mut self.row)
     }

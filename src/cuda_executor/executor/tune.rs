@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::super::decode_kernel::DecodeProgram;
+use super::super::decode_kernel::row_class::RowClass;
+use super::super::decode_kernel::rows::TableRow;
 use super::super::driver::device_error;
 use super::super::state::BatchRow;
 use super::GpuExecutor;
@@ -27,7 +30,7 @@ impl DecodePath {
     fn name(self) -> &'static str {
         match self {
             Self::Engines => "engines",
-            Self::Kernels => "kernels",
+            Self::Kernels | Self::Rows(_) => "kernels",
         }
     }
 }
@@ -50,6 +53,13 @@ struct TimedStep {
     seconds: f64,
 }
 
+/// A launch with a row for each of a prompt's tokens from `position` on.
+#[derive(Clone, Copy)]
+struct RowTrial {
+    class: RowClass,
+    position: usize,
+}
+
 /// A pass over some of the layers.
 #[derive(Clone, Copy)]
 struct PassTrial {
@@ -64,6 +74,7 @@ impl GpuExecutor {
         let mut sizes = self.measure_passes()?;
         let seconds = self.measure_steps()?;
         sizes.push(Size { tokens: 1, seconds: vec![(0, seconds)] });
+        self.add_row_sizes(&mut sizes)?;
         for Size { tokens, seconds } in &sizes {
             tracing::debug!("a pass of {tokens} tokens takes (cached positions, seconds): {seconds:?}");
         }
@@ -150,6 +161,41 @@ impl GpuExecutor {
         let tokens: Vec<u32> = (0..shape.chunk).filter_map(|at| u32::try_from(at % vocabulary).ok()).collect();
         let row = BatchRow { cached: shape.cache.saturating_sub(shape.chunk), ..BatchRow::default() };
         self.enqueue(EnginePass { shape, slot: 0, layers }, &tokens, row)
+    }
+
+    /// Adds passes that are launches of our kernel with a row for each token, where engines have no faster pass of the
+    /// same size.
+    fn add_row_sizes(&mut self, sizes: &mut Vec<Size>) -> Result<(), LlmError> {
+        if std::env::var(DECODE).is_ok_and(|only| only == DecodePath::Engines.name()) {
+            return Ok(());
+        }
+        let room = self.state.cache.capacity;
+        let classes = self.program.as_ref().map(DecodeProgram::shared_classes).unwrap_or_default();
+        // At the beginning of the cache and at its end.
+        let trials: Vec<RowTrial> = classes
+            .into_iter()
+            .filter(|class| class.most() <= room)
+            .flat_map(|class| [0, room - class.most()].map(|position| RowTrial { class, position }))
+            .collect();
+        let seconds = self.by_turns(&trials, |executor, RowTrial { class, position }| {
+            let row = |at| TableRow { slot: 0, position: position + at, is_wanted: at + 1 == class.most() };
+            let rows: Vec<TableRow> = (0..class.most()).map(row).collect();
+            executor.state.place(&[BatchRow::default()])?;
+            executor.replay_rows(class, &rows, 1)
+        })?;
+        // They left keys and values.
+        self.state.cache.clear_slot(0)?;
+        for (pair, seconds) in trials.chunks_exact(2).zip(seconds.chunks_exact(2)) {
+            let tokens = pair[0].class.most();
+            let cost = |size: &Size| size.seconds.first().map_or(f64::INFINITY, |(_, seconds)| *seconds);
+            if sizes.iter().any(|size| size.tokens == tokens && cost(size) <= seconds[1]) {
+                continue;
+            }
+            sizes.retain(|size| size.tokens != tokens);
+            sizes.push(Size { tokens, seconds: vec![(0, seconds[0]), (room, seconds[1])] });
+            self.row_sizes.push(tokens);
+        }
+        Ok(())
     }
 
     /// Measures which implementation of a decode step is fastest: our kernel, or TensorRT's engines, which have much

@@ -1,6 +1,6 @@
 //! Attention with windows, caps, norms and partial rotation.
 
-use super::super::abi::ATTENTION;
+use super::super::abi::{ATTENTION, BLOCK_ROWS};
 use super::super::matmul::matmul;
 use super::*;
 
@@ -18,16 +18,16 @@ fn attention_is_that_of_float64() {
 }
 
 /// Cached rows, and what they stand for.
-struct CachedRows {
-    rows: u64,
-    scales: u64,
+pub(super) struct CachedRows {
+    pub(super) rows: u64,
+    pub(super) scales: u64,
     count: usize,
     dim: usize,
-    values: Vec<f64>,
+    pub(super) values: Vec<f64>,
 }
 
 impl CachedRows {
-    fn random(bench: &mut Bench, draw: &mut Draw, count: usize, dim: usize) -> Self {
+    pub(super) fn random(bench: &mut Bench, draw: &mut Draw, count: usize, dim: usize) -> Self {
         if bench.kv_bits == 16 {
             let values: Vec<f64> = (0..count * dim).map(|_| bench.round(draw.float())).collect();
             return Self { rows: bench.short(&values), scales: 0, count, dim, values };
@@ -45,7 +45,7 @@ impl CachedRows {
     }
 
     /// What they stand for now.
-    fn read(&self, bench: &Bench) -> Vec<f64> {
+    pub(super) fn read(&self, bench: &Bench) -> Vec<f64> {
         if bench.kv_bits == 16 {
             return bench.read_short(self.rows, self.count * self.dim);
         }
@@ -58,7 +58,7 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let (kv_heads, group, dim) = (1 + draw.below(4), 1 + draw.below(16), draw.of(&[8, 16, 64, 80, 96, 128, 192, 256]));
     let dim = if bench.kv_bits == 8 { dim.max(16) } else { dim };
     let (rows, capacity) =
-        (1 + draw.below(MAX_ROWS), if bench.is_fast() { draw.of(&[64, 512, 1344]) } else { draw.of(&[32, 64, 192]) });
+        (1 + draw.below(BLOCK_ROWS), if bench.is_fast() { draw.of(&[64, 512, 1344]) } else { draw.of(&[32, 64, 192]) });
     let (heads, rotary) = (kv_heads * group, draw.of(&[dim, dim / 2, dim]) / 2 * 2);
     let (window, cap) = (draw.of(&[0, 0, 1, 37, 130]), draw.of(&[0.0, 0.0, 3.0]));
     let (normed, width, eps) = (draw.below(2) == 1, (heads + 2 * kv_heads) * dim, 1e-6);
@@ -81,7 +81,7 @@ fn one_attention(bench: &mut Bench, draw: &mut Draw, case: usize) {
         x: bench.short(&x),
         out: qkv,
         first_counter: 2,
-        ..matmul(matrix, size, false, StripWidth { plain_tiles: 2, blocks: 1 })
+        ..matmul(matrix, size, false, StripWidth { plain_tiles: 2, blocks: 1, is_wide: false })
     };
     let word = |n: usize| u32::try_from(n).unwrap();
     let attention = PhaseDescriptor {

@@ -41,7 +41,9 @@ inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 template <typename T>
 inline T __ldcg(T const* at) {
-  return *(T const volatile*)at;
+  T value;
+  memcpy((void*)&value, at, sizeof value);
+  return value;
 }
 template <typename T>
 inline void __stcg(T* at, T value) {

@@ -7,9 +7,10 @@ use std::sync::OnceLock;
 
 use libloading::{Library, Symbol};
 
-use super::super::abi::{DecodeParams, DequantizeParams, PhaseDescriptor, TopLogitsParams};
+use super::super::abi::{DecodeParams, DequantizeParams, MAX_GROUP, PhaseDescriptor, TopLogitsParams};
 use super::super::kernel::{EMULATED, dequantize_grid, dequantize_params};
 use super::super::partition::Partition;
+use super::super::row_class::RowClass;
 use super::PackedMatrix;
 use crate::cuda_executor::driver::{kind, word};
 use crate::cuda_executor::packed_tiles::PackedLayout;
@@ -25,21 +26,35 @@ type RunBlock = unsafe extern "C" fn(*const DecodeParams, u32, u32, u32);
 type RunTopLogits = unsafe extern "C" fn(*const TopLogitsParams, u32, u32);
 type RunDequantize = unsafe extern "C" fn(*const DequantizeParams, u32, u32, u32, u32);
 
-/// The blocks' libraries.
+/// The blocks' libraries, and what they were compiled for.
 #[derive(Clone, Copy)]
-pub(super) struct Emulator(&'static [Library]);
+pub(super) struct Emulator {
+    libraries: &'static [Library],
+    dtype: DType,
+    class: RowClass,
+    pub(super) query_rows: usize,
+}
 
 impl Emulator {
     /// Compiled once for all tests: for float16 with packed weights, and so little memory that inputs come in chunks; for
-    /// bfloat16 with much; for caches in 8 bits.
-    pub(super) fn get(dtype: DType, kv_bits: usize) -> Self {
-        static LIBRARIES: [OnceLock<Vec<Library>>; 3] = [const { OnceLock::new() }; 3];
-        let (which, options): (_, &[&str]) = match (dtype, kv_bits) {
-            (_, 8) => (2, &["-DSLOT_BYTES=4096", "-DWORK_BYTES=49152", "-DTILE_KINDS=0", "-DKV_BITS=8"]),
-            (DType::BFloat16, _) => (0, &["-DSLOT_BYTES=4096", "-DWORK_BYTES=49152", "-DTILE_KINDS=0"]),
-            _ => (1, &["-DSLOT_BYTES=5120", "-DWORK_BYTES=28672", "-DTILE_KINDS=31"]),
+    /// bfloat16 with much; for caches in 8 bits. For rows of any slots: eight, 32 with a cache of 8 bits, 64.
+    pub(super) fn get(dtype: DType, kv_bits: usize, class: RowClass) -> Self {
+        static LIBRARIES: [OnceLock<Vec<Library>>; 6] = [const { OnceLock::new() }; 6];
+        let (which, query_blocks, options) = match (class, dtype, kv_bits) {
+            (RowClass::Apart, _, 8) => (2, 1, "-DSLOT_BYTES=4096 -DWORK_BYTES=49152 -DTILE_KINDS=0 -DKV_BITS=8"),
+            (RowClass::Apart, DType::BFloat16, _) => (0, 1, "-DSLOT_BYTES=4096 -DWORK_BYTES=49152 -DTILE_KINDS=0"),
+            (RowClass::Apart, ..) => (1, 1, "-DSLOT_BYTES=5120 -DWORK_BYTES=28672 -DTILE_KINDS=31"),
+            (RowClass::Eight, ..) => (3, 1, "-DSLOT_BYTES=5120 -DWORK_BYTES=28672 -DTILE_KINDS=31 -DROW_BLOCKS=1"),
+            (RowClass::Thirty2, ..) => {
+                (4, 2, "-DSLOT_BYTES=5120 -DWORK_BYTES=49152 -DTILE_KINDS=31 -DKV_BITS=8 -DROW_BLOCKS=4")
+            }
+            (RowClass::Sixty4, ..) => (5, 4, "-DSLOT_BYTES=5120 -DWORK_BYTES=65536 -DTILE_KINDS=31 -DROW_BLOCKS=8"),
         };
-        Self(LIBRARIES[which].get_or_init(|| compile(options)))
+        let shared = if class == RowClass::Apart { "-DSHARED_SLOTS=0" } else { "-DSHARED_SLOTS=1" };
+        let queries = format!("-DQUERY_BLOCKS={query_blocks}");
+        let options: Vec<&str> = options.split(' ').chain([shared, &queries]).collect();
+        let libraries = LIBRARIES[which].get_or_init(|| compile(&options));
+        Self { libraries, dtype, class, query_rows: MAX_GROUP * query_blocks }
     }
 
     /// Runs `top_logits.cu` with so many blocks to a row.
@@ -47,16 +62,16 @@ impl Emulator {
         let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: the function has this signature; the caller's buffers have these sizes.
         unsafe {
-            let run: Symbol<'_, RunTopLogits> = self.0[0].get(b"run_top_logits").unwrap();
+            let run: Symbol<'_, RunTopLogits> = self.libraries[0].get(b"run_top_logits").unwrap();
             run(params, word(blocks), word(rows));
         }
     }
 
-    pub(super) fn run(self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams, dtype: DType) {
+    pub(super) fn run(self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams) {
         let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let counted = phases.len() + counters;
         let mut counters = vec![0_u32; counted + BLOCKS];
-        let mut partition = Partition::new(phases, &super::shares(BLOCKS));
+        let mut partition = Partition::new(phases, &super::shares(BLOCKS), self.class);
         let table = std::mem::take(&mut partition.table);
         let phases = partition.at(table.as_ptr() as u64);
         let params = DecodeParams {
@@ -67,13 +82,13 @@ impl Emulator {
             ..params
         };
         std::thread::scope(|scope| {
-            for (block, library) in self.0.iter().enumerate() {
+            for (block, library) in self.libraries.iter().enumerate() {
                 let params = &params;
                 scope.spawn(move || {
                     // SAFETY: the function has this signature; addresses in `params` are of memory that outlives this.
                     unsafe {
                         let run: Symbol<'_, RunBlock> = library.get(b"run_block").unwrap();
-                        run(params, kind(dtype), word(block), word(BLOCKS));
+                        run(params, kind(self.dtype), word(block), word(BLOCKS));
                     }
                 });
             }
@@ -90,7 +105,7 @@ impl Emulator {
         let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         // SAFETY: the function has this signature; the buffers have these sizes.
         unsafe {
-            let run: Symbol<'_, RunDequantize> = self.0[0].get(b"run_dequantize").unwrap();
+            let run: Symbol<'_, RunDequantize> = self.libraries[0].get(b"run_dequantize").unwrap();
             run(&raw const params, layout.bits, grid.x, grid.y, grid.threads);
         }
         out

@@ -19,6 +19,20 @@ fn products_are_those_of_float64() {
     }
 }
 
+/// Eight narrow rows of a table, and up to 32 and 64 in wide strips.
+#[test]
+fn products_of_rows_of_a_table_are_those_of_float64() {
+    for (class, dtype, kv_bits) in ROWS {
+        for mut bench in Bench::of_class("products_of_rows_of_a_table_are_those_of_float64", dtype, kv_bits, class) {
+            let mut draw = Draw(0x6a09_e667_f3bc_c909);
+            for case in 0..if bench.is_fast() { 60 } else { 12 } {
+                bench.clear();
+                one_product(&mut bench, &mut draw, case);
+            }
+        }
+    }
+}
+
 fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let bits = if bench.dtype == DType::Float16 { draw.of(&[16, 8, 4]) } else { 16 };
     let group = draw.of(&[32, 64, 128, 0]);
@@ -27,7 +41,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let most = if bench.is_fast() { 2400 } else { 420 };
     let (most, long) = if case.is_multiple_of(3) { (most / 3, 4 * most) } else { (most, most) };
     let inputs = step * (1 + draw.below(long / step));
-    let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(MAX_ROWS));
+    let (columns, rows) = (8 * (1 + draw.below(most / 20)), 1 + draw.below(bench.class.most()));
     let [gated, normed, wide, bias, residual] = [0; 5].map(|_| draw.below(2) == 1);
     // Half of the weights' outputs are gates, in strips of their own.
     let (wide, residual) = (wide && !gated, residual && !gated);
@@ -103,15 +117,16 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     let eps = 1e-5_f64;
     let out = bench.bytes(&vec![0xff; rows * made * 4]);
     // Few blocks make wide strips of packed weights.
-    let width = StripWidth { plain_tiles: draw.of(&[2, 4, 8]), blocks: draw.of(&[0, 1000]) };
+    let is_wide = bench.class.finishers() > 0;
+    let width = StripWidth { plain_tiles: draw.of(&[2, 4, 8]), blocks: draw.of(&[0, 1000]), is_wide };
     let shape = matmul(matrix, MatrixSize { inputs, outputs }, gated, width);
     let strips = shape.strips as usize;
-    let out_squares = bench.bytes(&vec![0xff; MAX_ROWS * strips * 4]);
+    let out_squares = bench.bytes(&vec![0xff; MOST_ROWS * strips * 4]);
     // The sums of squares come from the phase before, in some parts, or nobody has made them.
     let parts = if draw.below(2) == 1 { 1 + draw.below(40) } else { 0 };
     let share = |row: usize| x[row * inputs..][..inputs].iter().map(|x| x * x).sum::<f64>() / parts.max(1) as f64;
     let squares: Vec<f64> =
-        (0..MAX_ROWS * parts).map(|at| if at / parts < rows { share(at / parts) } else { f64::NAN }).collect();
+        (0..MOST_ROWS * parts).map(|at| if at / parts < rows { share(at / parts) } else { f64::NAN }).collect();
     let phase = PhaseDescriptor {
         x_squares: if parts > 0 { bench.floats(&squares) } else { 0 },
         x_square_parts: u32::try_from(parts).unwrap(),
@@ -130,8 +145,14 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     // Blocks take shares by number, or by a table that knows no, some or all multiprocessors of the emulator's blocks, of
     // which two are on one.
     let sm_count = case % 4;
+    // Of a table's rows, logits (float32) are made for those that want them.
+    let shared = bench.class != RowClass::Apart;
+    let wants = |row: usize| !(shared && wide) || row % 3 != 1;
+    let wanted: Vec<usize> = (0..rows).filter(|row| wants(*row)).collect();
+    let table: Vec<TableRow> = (0..rows).map(|slot| TableRow { slot, position: 0, is_wanted: wants(slot) }).collect();
     let params = DecodeParams {
         rows: u32::try_from(rows).unwrap(),
+        table: if shared { bench.table(&table, (1, 1), 1) } else { 0 },
         norm_eps: eps as f32,
         sm_count: u32::try_from(sm_count).unwrap(),
         block_of_sm: if sm_count > 0 { bench.words(&[2, 0, 1][..sm_count]) } else { 0 },
@@ -139,7 +160,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     };
     bench.run(&[phase], strips, params);
     let have = match wide {
-        true => bench.read_floats(out, rows * made),
+        true => bench.read_floats(out, wanted.len() * made),
         false => bench.read_short(out, rows * made),
     };
     let what = format!(
@@ -148,8 +169,8 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
     );
     let unit = bench.unit();
     let exact = phase.norm_weight == 0;
-    for row in 0..rows {
-        let from = &x[row * inputs..][..inputs];
+    for (row, source) in wanted.into_iter().enumerate() {
+        let from = &x[source * inputs..][..inputs];
         let mean = from[..inputs].iter().map(|x| x * x).sum::<f64>() / inputs as f64;
         let values: Vec<f64> = (0..inputs)
             .map(|k| {
@@ -207,7 +228,7 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
             square += got * got;
         }
         if !wide {
-            let kept = bench.read_floats(out_squares, MAX_ROWS * strips);
+            let kept = bench.read_floats(out_squares, rows * strips);
             let kept: f64 = kept.iter().skip(row * strips).take(strips).sum();
             assert!((kept - square).abs() <= 1e-5 * square, "{what}: squares of row {row} are {kept}, not {square}");
         }
@@ -216,8 +237,9 @@ fn one_product(bench: &mut Bench, draw: &mut Draw, case: usize) {
 
 #[test]
 fn sums_after_a_norm_are_those_of_float64() {
-    for dtype in [DType::Float16, DType::BFloat16] {
-        for mut bench in Bench::all("sums_after_a_norm_are_those_of_float64", dtype, 16) {
+    let apart = [DType::Float16, DType::BFloat16].map(|dtype| (RowClass::Apart, dtype, 16));
+    for (class, dtype, kv_bits) in apart.into_iter().chain(ROWS) {
+        for mut bench in Bench::of_class("sums_after_a_norm_are_those_of_float64", dtype, kv_bits, class) {
             let mut draw = Draw(0x1234_5678_9abc_def1);
             for _ in 0..8 {
                 bench.clear();
@@ -229,7 +251,7 @@ fn sums_after_a_norm_are_those_of_float64() {
 
 /// residual + norm(x · weights), whose squares the product made.
 fn one_sum(bench: &mut Bench, draw: &mut Draw) {
-    let (inputs, outputs, rows) = (8, 8 * (1 + draw.below(60)), 1 + draw.below(MAX_ROWS));
+    let (inputs, outputs, rows) = (8, 8 * (1 + draw.below(60)), 1 + draw.below(bench.class.most()));
     let numbers = |bench: &Bench, draw: &mut Draw, count: usize| -> Vec<f64> {
         (0..count).map(|_| bench.round(draw.float())).collect()
     };
@@ -239,11 +261,12 @@ fn one_sum(bench: &mut Bench, draw: &mut Draw) {
     let apart = bench.bytes(&vec![0xff; rows * outputs * 2]);
     let (out, squares, out_squares) = (
         bench.bytes(&vec![0xff; rows * outputs * 2]),
-        bench.bytes(&vec![0xff; MAX_ROWS * 64 * 4]),
-        bench.bytes(&vec![0xff; MAX_ROWS * 64 * 4]),
+        bench.bytes(&vec![0xff; MOST_ROWS * 64 * 4]),
+        bench.bytes(&vec![0xff; MOST_ROWS * 64 * 4]),
     );
     let weights = bench.short(&weights);
-    let width = StripWidth { plain_tiles: draw.of(&[2, 4]), blocks: 1 };
+    let is_wide = bench.class.finishers() > 0;
+    let width = StripWidth { plain_tiles: draw.of(&[2, 4]), blocks: 1, is_wide };
     let first = PhaseDescriptor {
         x: bench.short(&x),
         out: apart,
@@ -265,10 +288,12 @@ fn one_sum(bench: &mut Bench, draw: &mut Draw) {
         strips: u32::try_from(strips).unwrap(),
         ..PhaseDescriptor::default()
     };
-    let params = DecodeParams { rows: u32::try_from(rows).unwrap(), norm_eps: 1e-5, ..DecodeParams::default() };
+    let table: Vec<TableRow> = (0..rows).map(|slot| TableRow { slot, position: 0, is_wanted: true }).collect();
+    let table = if bench.class == RowClass::Apart { 0 } else { bench.table(&table, (1, 1), 1) };
+    let params = DecodeParams { rows: u32::try_from(rows).unwrap(), norm_eps: 1e-5, table, ..DecodeParams::default() };
     bench.run(&[first, add], first.strips as usize, params);
     let (apart, have) = (bench.read_short(apart, rows * outputs), bench.read_short(out, rows * outputs));
-    let kept = bench.read_floats(out_squares, MAX_ROWS * strips);
+    let kept = bench.read_floats(out_squares, rows * strips);
     for row in 0..rows {
         let x = &apart[row * outputs..][..outputs];
         let factor = 1.0 / (x.iter().map(|x| x * x).sum::<f64>() / outputs as f64 + 1e-5).sqrt();

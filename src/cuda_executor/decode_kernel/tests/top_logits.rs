@@ -1,6 +1,6 @@
 //! The likeliest tokens and what all weigh, against a sort on the host.
 
-use super::super::abi::{EXP_SUMS_BYTES, TopLogitsParams, TopLogitsRow};
+use super::super::abi::{BLOCK_ROWS, EXP_SUMS_BYTES, TopLogitsParams, TopLogitsRow};
 use super::super::top_logits::{blocks_of_row, read};
 use super::*;
 use crate::cuda_executor::driver::word;
@@ -18,7 +18,7 @@ fn the_likeliest_are_those_of_a_sort() {
 }
 
 fn one_ranking(bench: &mut Bench, draw: &mut Draw, vocabulary: usize) {
-    let rows = 1 + draw.below(MAX_ROWS);
+    let rows = 1 + draw.below(BLOCK_ROWS);
     // Some are equal, some of no weight at all.
     let mut logit = |_| match draw.below(50) {
         0 => f64::from(f32::NEG_INFINITY),

@@ -1,0 +1,367 @@
+// Products of many rows (ROW_BLOCKS > 1), of plain and of packed weights. Activations of all rows are read from the L2
+// cache for each strip, so a strip is as wide as its sums fit into registers: WIDE_COLUMNS columns of 64 outputs, a
+// pair of warps each. Both warps multiply all tiles of their pair's slots, each for half of the rows: a tile that is in
+// registers meets as many rows as there is room for sums.
+//
+// Few strips share many blocks, so a block's stretch is cut along the inputs as in plain_matmul.cu, in units of
+// WIDE_TILES_DEEP tiles. The parts of a strip are too large to be added up by one block: once a block is through with
+// its stretch, it waits for the other parts of the strips it has parts of, adds up some of the rows of all parts, in
+// the order of the blocks, and finishes these.
+
+u32 constexpr HALF_BLOCKS = ROW_BLOCKS > 1 ? ROW_BLOCKS / 2 : 1;  // of eight rows: a warp's
+enum : u32 { WIDE_SUM_STRIDE = WIDE_STRIP_N + 8 };                // floats from row to row of sums
+
+// A warp's sums: of 64 outputs, four times 16, and its blocks of rows.
+typedef float WideSums[4][HALF_BLOCKS][4];
+
+// Inputs of a unit.
+__device__ __forceinline__ u32 unit_inputs(PhaseDescriptor const& p) { return WIDE_TILES_DEEP * p.tile_k; }
+
+// Second operands of a warp's rows for 32 inputs.
+__device__ __forceinline__ void load_half_fragments(StagedInputs const& x, u32 offset, BFragments (&b)[HALF_BLOCKS]) {
+  u32 const half = threadIdx.x / 32 % 2, lane = threadIdx.x % 32;
+#pragma unroll
+  for (u32 n = 0; n < HALF_BLOCKS; ++n) {
+    u32 const row = (half * HALF_BLOCKS + n) * 8 + lane / 4;
+    uint4 const v =
+        row < x.rows ? load_shared_16(x.address + offset + row * x.stride + lane % 4 * 16) : make_uint4(0, 0, 0, 0);
+    b[n] = {make_uint2(v.x, v.y), make_uint2(v.z, v.w)};
+  }
+}
+
+// As mma_plain_tile, for a warp's rows.
+template <u32 KIND>
+__device__ __forceinline__ void mma_wide_plain_tile(WideSums& sum, u32 slot, StagedInputs const& x, u32 offset) {
+  u32 const lane = threadIdx.x % 32, r = lane % 8;
+  BFragments b[HALF_BLOCKS];
+  load_half_fragments(x, offset, b);
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) {
+    u32 const k = r / 2 * 8 + i / 4 * 4 + lane / 16 * 2 + r % 2, c = i % 4 * 2 + lane / 8 % 2;
+    uint4 const a = ldmatrix_x4_trans(slot + k * 128 + ((c ^ swizzle(k)) * 16));
+#pragma unroll
+    for (u32 n = 0; n < HALF_BLOCKS; ++n) {
+      mma_m16n8k16<KIND>(sum[i % 4][n], a, i < 4 ? b[n].first : b[n].second);
+    }
+  }
+}
+
+// As mma_packed_tiles, of four tiles side by side, WIDE_TILES_DEEP tiles apart, two by two; `tile` is their place along
+// the staged inputs.
+template <u32 BITS, u32 GROUPS>
+__device__ __forceinline__ void mma_wide_packed_tiles(WideSums& sum, u32 slot, StagedInputs const& x, u32 tile,
+                                                      bool is_minimum) {
+  u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
+  u32 constexpr TILE_K = 512 / BITS, BLOCKS = 16 / BITS;  // of 32 inputs
+  u32 const lane = threadIdx.x % 32, first_row = threadIdx.x / 32 % 2 * HALF_BLOCKS * 8 + lane % 4 * 2;
+#pragma unroll
+  for (u32 two = 0; two < 4; two += 2) {
+#pragma unroll
+    for (u32 g = 0; g < GROUPS; ++g) {
+      float part[2][HALF_BLOCKS][4] = {};
+      uint4 w[2];
+#pragma unroll
+      for (u32 i = g * BLOCKS / GROUPS; i < (g + 1) * BLOCKS / GROUPS; ++i) {
+        if (BITS == 8 || i % 2 == 0 || GROUPS == 4) {
+#pragma unroll
+          for (u32 q = 0; q < 2; ++q) {
+            w[q] = load_shared_16(slot + (two + q) * WIDE_TILES_DEEP * TILE_BYTES + i * BITS / 8 * 512 + lane * 16);
+          }
+        }
+        BFragments b[HALF_BLOCKS];
+        load_half_fragments(x, tile * TILE_K * 2 + i * 64, b);
+#pragma unroll
+        for (u32 q = 0; q < 2; ++q) {
+          uint4 const first =
+              BITS == 4 ? dequantize<BITS>(i % 2 ? w[q].z : w[q].x, 0) : dequantize<BITS>(w[q].x, w[q].y);
+          uint4 const second =
+              BITS == 4 ? dequantize<BITS>(i % 2 ? w[q].w : w[q].y, 0) : dequantize<BITS>(w[q].z, w[q].w);
+#pragma unroll
+          for (u32 n = 0; n < HALF_BLOCKS; ++n) {
+            mma_m16n8k16<FLOAT16>(part[q][n], first, b[n].first);
+          }
+#pragma unroll
+          for (u32 n = 0; n < HALF_BLOCKS; ++n) {
+            mma_m16n8k16<FLOAT16>(part[q][n], second, b[n].second);
+          }
+        }
+      }
+      uint2 words[2];
+#pragma unroll
+      for (u32 q = 0; q < 2; ++q) {
+        words[q] = load_shared_8(slot + (two + q) * WIDE_TILES_DEEP * TILE_BYTES + PACKED_TILE_QUANT_BYTES +
+                                 g * GROUP_TERM_BYTES + lane / 4 * 8);
+      }
+#pragma unroll
+      for (u32 n = 0; n < HALF_BLOCKS; ++n) {
+        float total[2];
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+          total[e] = x.group_sums[min(first_row + n * 8 + e, x.rows - 1) * x.groups + tile * GROUPS + g];
+        }
+#pragma unroll
+        for (u32 q = 0; q < 2; ++q) {
+          add_group<BITS>(sum[two + q][n], part[q][n], total, words[q], is_minimum);
+        }
+      }
+    }
+  }
+}
+
+// A block's stretch of units of a phase.
+struct WideStretch {
+  u32 first_strip, first_unit, end_strip, end_unit;  // up to unit `end_unit` of strip `end_strip`
+
+  __device__ __forceinline__ u32 begin_of(u32 strip) const { return strip == first_strip ? first_unit : 0; }
+  __device__ __forceinline__ u32 end_of(u32 strip, u32 units) const { return strip == end_strip ? end_unit : units; }
+  __device__ __forceinline__ bool has(u32 strip) const {
+    return strip < end_strip || (strip == end_strip && end_unit > 0);
+  }
+};
+
+// The blocks with a part of a strip.
+struct StripOwners {
+  u32 first, last;
+};
+
+template <u32 KIND>
+struct WideMatmul {
+  PhaseContext const& c;
+  TileRing& ring;
+  RmsScales const& scales;
+  WideStretch stretch;
+  u32 group;             // inputs that are added up; 0: none
+  u32 fitting, buffers;  // units whose inputs fit into a buffer; buffers, one or two
+  u32 made, made_shift;  // outputs of a strip, a power of 2
+
+  __device__ __forceinline__ RowsStager stager(u32 from, u32 to) const {
+    u32 const inputs = unit_inputs(c.p);
+    return {{from * inputs, (to - from) * inputs / 8, group}};
+  }
+  __device__ __forceinline__ u8* buffer(u32 number) const {
+    return c.work + (number % buffers) * (WORK_BYTES / 2 / 128 * 128);
+  }
+
+  // Adds units from `from` on, whose inputs are staged, to this warp's sums.
+  template <u32 BITS, u32 GROUPS>
+  __device__ __forceinline__ void multiply(u32 from, u32 to, u8* inputs, WideSums& sum) {
+    InputStager const stage = stager(from, to).of;
+    u32 const stride = stage.stride();
+    StagedInputs const x = {shared_address(inputs), stride, c.rows, (float const*)(inputs + c.rows * stride),
+                            group ? stage.groups() : 0};
+    bool const is_minimum = c.p.offset_kind == MINIMUM;
+#pragma unroll 1
+    for (u32 unit = from; unit < to; ++unit) {
+      u32 const slot = ring.acquire(), tile = (unit - from) * WIDE_TILES_DEEP;
+#pragma unroll 1
+      for (u32 deep = 0; deep < WIDE_TILES_DEEP; ++deep) {
+        if constexpr (BITS == 16) {
+          mma_wide_plain_tile<KIND>(sum, slot + deep * SLOT_BYTES, x, (tile + deep) * PLAIN_TILE_K * 2);
+        } else {
+          u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
+          mma_wide_packed_tiles<BITS, GROUPS>(sum, slot + deep * TILE_BYTES, x, tile + deep, is_minimum);
+        }
+      }
+      ring.release();
+    }
+    sync_compute_warps();
+  }
+
+  // Adds the block's units of a strip, chunk by chunk; with two buffers the next chunk comes meanwhile.
+  template <u32 BITS, u32 GROUPS>
+  __device__ __forceinline__ void multiply_strip(u32 strip, bool is_staged, WideSums& sum) {
+    u32 const end = stretch.end_of(strip, wide_units(c.p));
+    u32 number = 0;
+#pragma unroll 1
+    for (u32 from = stretch.begin_of(strip); from < end; from += fitting, ++number) {
+      u32 const to = min(end, from + fitting), next = min(end, to + fitting);
+      if (!is_staged) {
+        if (number == 0 || buffers == 1) {
+          stager(from, to).copy(c, buffer(number));
+        }
+        stager(from, to).template finish<KIND>(c, scales, buffer(number));
+      }
+      is_staged = false;
+      if (buffers == 2 && to < end) {
+        stager(to, next).copy(c, buffer(number + 1));
+      }
+      multiply<BITS, GROUPS>(from, to, buffer(number), sum);
+    }
+  }
+
+  // Outputs of block `n` of each half's rows, of which this warp has `value`.
+  __device__ __forceinline__ void finish(u32 strip, u32 n, float const (&value)[4][4]) const {
+    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float* const sums = (float*)c.work;                  // [16, WIDE_SUM_STRIDE]
+    float* const squares = sums + 16 * WIDE_SUM_STRIDE;  // [16, WIDE_STRIP_N / 32]
+#pragma unroll
+    for (u32 i = 0; i < 16; ++i) {
+      u32 const row = warp % 2 * 8 + lane % 4 * 2 + i % 2, column = i / 4 * 16 + i / 2 % 2 * 8 + lane / 4;
+      sums[row * WIDE_SUM_STRIDE + warp / 2 * WIDE_COLUMN_N + column] = value[i / 4][i % 4];
+    }
+    sync_compute_warps();
+    auto const row_of = [&](u32 of) { return (of / 8 * HALF_BLOCKS + n) * 8 + of % 8; };
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < 16 * made; i += COMPUTE_THREADS) {
+      u32 const of = i >> made_shift, column = i & (made - 1), row = row_of(of), output = strip * made + column;
+      float written = 0.0f;
+      if (row < c.rows) {
+        float const* const from = sums + of * WIDE_SUM_STRIDE + column;
+        OutputSum const sum = {from[c.p.gated ? made : 0], from[0], load_residual<KIND>(c.p, row, output)};
+        written = store_output<KIND>(c.s, c.p, row, output, sum);
+      }
+      if (c.p.out_squares) {
+        float const part = warp_sum(written * written);
+        if (lane == 0) {
+          squares[of * (WIDE_STRIP_N / 32) + column / 32] = part;
+        }
+      }
+    }
+    sync_compute_warps();
+    if (c.p.out_squares && threadIdx.x < 16 && row_of(threadIdx.x) < c.rows) {
+      float all = 0.0f;
+      for (u32 part = 0; part < made / 32; ++part) {
+        all += squares[threadIdx.x * (WIDE_STRIP_N / 32) + part];
+      }
+      c.p.out_squares[row_of(threadIdx.x) * c.p.strips + strip] = all;
+    }
+  }
+
+  // All of a strip that no other block has a part of.
+  __device__ __forceinline__ void finish_alone(u32 strip, WideSums& sum) const {
+#pragma unroll 1
+    for (u32 n = 0; n < HALF_BLOCKS; ++n) {
+      float value[4][4];
+#pragma unroll
+      for (u32 i = 0; i < 16; ++i) {
+        value[i / 4][i % 4] = sum[i / 4][0][i % 4];
+#pragma unroll
+        for (u32 other = 0; other + 1 < HALF_BLOCKS; ++other) {
+          sum[i / 4][other][i % 4] = sum[i / 4][other + 1][i % 4];
+        }
+      }
+      finish(strip, n, value);
+    }
+    complete_part(c);
+  }
+
+  // A block's part of a strip among the partial sums, by threads: each block has two, for the strip it begins in and
+  // for another. [HALF_BLOCKS, 4, COMPUTE_THREADS] times four.
+  __device__ __forceinline__ float4* partial_of(u32 block, bool is_second) const {
+    return (float4*)(c.s.partial_sums + (u64)(2 * block + is_second) * MAX_ROWS * WIDE_STRIP_N) + threadIdx.x;
+  }
+
+  __device__ __forceinline__ void hand_in(u32 strip, WideSums const& sum) const {
+    float4* const to = partial_of(c.worker, strip != stretch.first_strip);
+#pragma unroll
+    for (u32 i = 0; i < 4 * HALF_BLOCKS; ++i) {
+      float const(&v)[4] = sum[i % 4][i / 4];
+      __stcg(to + i * COMPUTE_THREADS, float4{v[0], v[1], v[2], v[3]});
+    }
+    signal_phase(c.s.counters + c.p.first_counter + strip);
+  }
+
+  __device__ __forceinline__ StripOwners owners_of(u32 strip) const {
+    u32 const both = c.p.strip_owners[strip];
+    return {both % 65536, both / 65536};
+  }
+
+  // This block's share of the rows of a strip that others have parts of, once all are there.
+  __device__ __forceinline__ void finish_share(u32 strip) const {
+    StripOwners const owners = owners_of(strip);
+    u32 const count = owners.last - owners.first + 1, sharing = min(count, HALF_BLOCKS);
+    u32 const mine = c.worker - owners.first;
+    if (count == 1 || mine >= sharing) {
+      return;
+    }
+    wait_phase(c.s.counters + c.p.first_counter + strip, count);
+#pragma unroll 1
+    for (u32 n = mine; n < HALF_BLOCKS; n += sharing) {
+      float value[4][4] = {};
+#pragma unroll 4
+      for (u32 block = owners.first; block <= owners.last; ++block) {
+        bool const is_second = block == owners.first && c.p.first_units[block] >> 16 < strip;
+        float4 const* const from = partial_of(block, is_second) + n * 4 * COMPUTE_THREADS;
+#pragma unroll
+        for (u32 m = 0; m < 4; ++m) {
+          float4 const v = __ldcg(from + m * COMPUTE_THREADS);
+          value[m][0] += v.x;
+          value[m][1] += v.y;
+          value[m][2] += v.z;
+          value[m][3] += v.w;
+        }
+      }
+      finish(strip, n, value);
+    }
+    complete_part(c);
+  }
+
+  // The stretch, whose first chunk is staged; then its shares of what it has only parts of: where it begins and ends.
+  template <u32 BITS, u32 GROUPS>
+  __device__ __forceinline__ void run() {
+#pragma unroll 1
+    for (u32 strip = stretch.first_strip; stretch.has(strip); ++strip) {
+      WideSums sum = {};
+      multiply_strip<BITS, GROUPS>(strip, strip == stretch.first_strip, sum);
+      MARK(3);
+      StripOwners const owners = owners_of(strip);
+      if (owners.first == owners.last) {
+        finish_alone(strip, sum);
+      } else {
+        hand_in(strip, sum);
+      }
+    }
+    MARK(4);
+    u32 const last = stretch.end_unit > 0 ? stretch.end_strip : stretch.end_strip - 1;
+#pragma unroll 1
+    for (u32 strip = stretch.first_strip; strip <= last; strip = strip < last ? last : last + 1) {
+      finish_share(strip);
+    }
+    MARK(5);
+  }
+};
+
+template <u32 KIND>
+__device__ __forceinline__ void wide_matmul(PhaseContext const& c, TileRing& ring) {
+  __shared__ RmsScales scales;
+  PhaseDescriptor const& p = c.p;
+  u32 const begin = p.first_units[c.worker], end = p.first_units[c.worker + 1];
+  if (begin == end) {
+    return;
+  }
+  WideStretch const stretch = {begin >> 16, begin % 65536, end >> 16, end % 65536};
+  u32 const group = p.weight_kind == PLAIN ? 0 : p.group_size, made = p.gated ? WIDE_STRIP_N / 2 : WIDE_STRIP_N;
+  u32 const half = WORK_BYTES / 2 / 128 * 128, unit = RowsStager::bytes(unit_inputs(p), group, c.rows);
+  u32 const buffers = unit <= half ? 2 : 1, room = buffers == 2 ? half : WORK_BYTES;
+  u32 const of_unit = unit_inputs(p) * 2 + (group ? unit_inputs(p) / group * 4 : 0);
+  u32 const fitting = max(1u, (room / c.rows - 192) / of_unit);
+  WideMatmul<KIND> m = {c, ring, scales, stretch, group, fitting, buffers, made, 31u - __clz(made)};
+  u32 const end_first = stretch.end_of(stretch.first_strip, wide_units(p));
+  RowsStager const first = m.stager(stretch.first_unit, min(end_first, stretch.first_unit + fitting));
+  if (c.index > 0) {
+    wait_for_phase_before(c);
+  }
+  MARK(1);
+  first.copy(c, m.buffer(0));
+  if (p.norm_weight) {
+    rms_scales<KIND>(c, p.inputs, scales);
+  }
+  first.template finish<KIND>(c, scales, m.buffer(0));
+  MARK(2);
+  if (KIND != FLOAT16 || p.weight_kind == PLAIN) {
+    m.template run<16, 1>();
+    return;
+  }
+  if constexpr (KIND == FLOAT16 && TILE_KINDS) {
+    switch (p.weight_kind * 8 + (p.tile_bytes - PACKED_TILE_QUANT_BYTES) / GROUP_TERM_BYTES) {
+#define CASES(bit, kind, bits, groups)     \
+  case kind * 8 + groups:                  \
+    if constexpr (TILE_KINDS >> bit & 1) { \
+      m.template run<bits, groups>();      \
+    }                                      \
+    break;
+      FOR_EACH_TILE_KIND(CASES)
+#undef CASES
+    }
+  }
+}
