@@ -83,6 +83,64 @@ fn every_family_agrees_with_transformers() {
     }
 }
 
+/// Rows of several sequences in one launch, several of each, after rows that were taken back.
+#[test]
+fn rows_of_any_sequence_are_what_they_are_alone() {
+    for name in cases() {
+        let folder = families().join(&name);
+        let expected = read_npy(std::fs::File::open(folder.join("expected.npy")).unwrap()).unwrap();
+        let expected = expected.as_f32().unwrap();
+        let mut executor = executor(&folder, 3);
+        let (tokens, width) = (tokens(executor.vocab_size()), executor.vocab_size());
+        let step = |slot: usize, position: usize, wanted: WantedLogits| Step {
+            slot,
+            token: tokens[position],
+            position,
+            wanted,
+        };
+        executor.prefill(2, 0, &tokens[..9], Rows::None).unwrap();
+        // (first position, rows) of each slot; slot 0 has nothing yet. Every second row is wanted, and every last.
+        let mut done = [0, 0, 9];
+        for rows in [[2, 0, 1], [1, 7, 3], [0, 1, 0], [5, 5, 5], [9, 20, 2]] {
+            let mut wrong = Vec::new();
+            let mut steps = Vec::new();
+            for (slot, (rows, done)) in rows.into_iter().zip(&mut done).enumerate() {
+                for row in 0..rows {
+                    let wanted = (rows - row) % 2 == 1;
+                    steps.push(step(slot, *done + row, if wanted { WantedLogits::All } else { WantedLogits::None }));
+                    wrong.push(Step {
+                        token: 1,
+                        wanted: WantedLogits::None,
+                        ..step(slot, *done + row, WantedLogits::All)
+                    });
+                }
+                *done += rows;
+            }
+            // What was drafted and is wrong leaves nothing behind.
+            assert_eq!(executor.decode(&wrong).unwrap(), []);
+            let have = executor.decode(&steps).unwrap();
+            let wanted: Vec<&Step> = steps.iter().filter(|step| step.wanted == WantedLogits::All).collect();
+            assert_eq!(have.len(), wanted.len() * width);
+            for (have, step) in have.chunks_exact(width).zip(wanted) {
+                let error = relative_error(have, &expected[step.position * width..][..width]);
+                assert!(error < 1e-4, "{name}: slot {} at {} is off by {error}", step.slot, step.position);
+            }
+        }
+        assert!(executor.rows() >= 64);
+        let refused = |executor: &mut CpuExecutor, steps: &[Step], part: &str| {
+            let error = executor.launch(steps).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        let all = WantedLogits::All;
+        refused(&mut executor, &[], "0 rows");
+        let many = vec![step(0, 0, all); executor.rows() + 1];
+        refused(&mut executor, &many, "it has 1 to");
+        refused(&mut executor, &[step(0, 3, all), step(1, 3, all), step(0, 4, all)], "slot 0");
+        refused(&mut executor, &[step(0, 3, all), step(0, 3, all)], "slot 0");
+        refused(&mut executor, &[step(3, 3, all)], "slot 3 of 3");
+    }
+}
+
 /// Rounded alike by prefill and steps, so that it does not matter how a prompt was cut.
 #[test]
 fn a_cache_in_8_bits_costs_little_and_is_the_same_for_all_passes() {

@@ -2,6 +2,7 @@
 //! CUDA graphs.
 
 mod path;
+mod rows;
 mod step_logits;
 mod tune;
 
@@ -25,7 +26,9 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, WantedLogits, check};
+use crate::executor::{
+    Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, WantedLogits, check, check_launch,
+};
 use crate::spec::Shapes;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
@@ -209,6 +212,43 @@ impl GpuExecutor {
         self.program.as_ref().map_or(Ok(()), |program| program.rank(&self.state, shape.batch))
     }
 
+    /// Launches steps of different slots, which the device computes together.
+    fn launch_together(&mut self, steps: &[Step]) -> Result<(), LlmError> {
+        let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
+        for step in steps {
+            self.used[step.slot] = step.position;
+        }
+        self.make_room(needed)?;
+        let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
+        let engines = StepPath { path: DecodePath::Engines, chunk: 1 };
+        let StepPath { path, chunk } = self.paths.get(&batch).copied().unwrap_or(engines);
+        let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
+        let mut batch_rows = vec![BatchRow::default(); batch];
+        for step in steps {
+            let inverse_temperature = match step.wanted {
+                WantedLogits::Top { temperature } if temperature > 0.0 => 1.0 / temperature,
+                WantedLogits::Top { .. } | WantedLogits::All | WantedLogits::None => 1.0,
+            };
+            batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
+        }
+        let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
+        let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
+        // Rows of the kernel's do not meet each other.
+        self.state.embed(&tokens, &rows, if path == DecodePath::Engines { batch * chunk } else { 0 })?;
+        self.state.place(&batch_rows)?;
+        let shape = LayerShape { batch, chunk, cache: self.state.cache.capacity };
+        self.replay(StepKey { shape, path, slot: first })?;
+        for step in steps {
+            self.used[step.slot] = step.position + 1;
+        }
+        let launched = |step: &Step| {
+            let wants_top = matches!(step.wanted, WantedLogits::Top { .. });
+            LaunchedStep { row: row(step), wants_top, fetched: None }
+        };
+        self.launched = steps.iter().map(launched).collect();
+        Ok(())
+    }
+
     /// Runs the head on the first `rows` of `DeviceState::last`.
     fn head(&mut self, rows: usize) -> Result<(), BackendError> {
         match &self.program {
@@ -286,51 +326,15 @@ impl Executor for GpuExecutor {
     }
 
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
-        for (index, step) in steps.iter().enumerate() {
-            check(self, step.slot, step.position, &[step.token])?;
-            if steps[..index].iter().any(|other| other.slot == step.slot) {
-                return Err(LlmError::Internal(format!("slot {} is in one step twice", step.slot).into()));
-            }
-        }
-        let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
-        for step in steps {
-            self.used[step.slot] = step.position;
-        }
-        self.make_room(needed)?;
-        let (batch, first) = if let [step] = steps { (1, step.slot) } else { (self.options.shapes.slots, 0) };
-        let engines = StepPath { path: DecodePath::Engines, chunk: 1 };
-        let StepPath { path, chunk } = self.paths.get(&batch).copied().unwrap_or(engines);
-        let row = |step: &Step| if batch == 1 { 0 } else { step.slot };
-        let mut batch_rows = vec![BatchRow::default(); batch];
-        for step in steps {
-            let inverse_temperature = match step.wanted {
-                WantedLogits::Top { temperature } if temperature > 0.0 => 1.0 / temperature,
-                WantedLogits::Top { .. } | WantedLogits::All => 1.0,
-            };
-            batch_rows[row(step)] = BatchRow { cached: step.position, count: 1, inverse_temperature };
-        }
-        let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
-        let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
-        // Rows of the kernel's do not meet each other.
-        self.state.embed(&tokens, &rows, if path == DecodePath::Engines { batch * chunk } else { 0 })?;
-        self.state.place(&batch_rows)?;
-        let shape = LayerShape { batch, chunk, cache: self.state.cache.capacity };
-        self.replay(StepKey { shape, path, slot: first })?;
-        for step in steps {
-            self.used[step.slot] = step.position + 1;
-        }
-        let launched = |step: &Step| {
-            let wants_top = matches!(step.wanted, WantedLogits::Top { .. });
-            LaunchedStep { row: row(step), wants_top }
-        };
-        self.launched = steps.iter().map(launched).collect();
-        Ok(())
+        check_launch(self, steps)?;
+        self.launch_rows(steps)
     }
 
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
         let Self { state, launched, program, .. } = self;
         let Some(program) = program else {
-            let rows = launched.iter().map(|step| state.fetch_rows(step.row, 1));
+            let rows =
+                launched.iter_mut().map(|step| step.fetched.take().map_or_else(|| state.fetch_rows(step.row, 1), Ok));
             return Ok(Box::new(HostLogits(rows.collect::<Result<_, _>>()?)));
         };
         let found = program.top_logits(launched.iter().map(|step| step.row + 1).max().unwrap_or(0))?;

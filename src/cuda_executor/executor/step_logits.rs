@@ -4,10 +4,12 @@ use super::super::state::DeviceState;
 use crate::executor::{LlmError, StepLogits, TopLogits, not_launched};
 
 /// A step that was launched: its row on the device, and whether its largest logits are wanted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct LaunchedStep {
     pub(super) row: usize,
     pub(super) wants_top: bool,
+    /// Its logits, if they are on the host already; empty if nobody wants them.
+    pub(super) fetched: Option<Vec<f32>>,
 }
 
 /// See the module.
@@ -27,8 +29,12 @@ impl StepLogits for DeviceLogits<'_> {
     }
 
     fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError> {
-        let LaunchedStep { row, .. } = self.steps.get(step).copied().ok_or_else(|| not_launched(step))?;
-        self.row = self.state.fetch_rows(row, 1)?;
+        let LaunchedStep { row, fetched, .. } = self.steps.get(step).ok_or_else(|| not_launched(step))?;
+        self.row = match fetched {
+            Some(fetched) if fetched.is_empty() => return Err(not_launched(step)),
+            Some(fetched) => fetched.clone(),
+            None => self.state.fetch_rows(*row, 1)?,
+        };
         Ok(&mut self.row)
     }
 }
