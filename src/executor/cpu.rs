@@ -195,23 +195,8 @@ impl CpuExecutor {
                 &streamed
             }
         };
-        let joined;
-        let stored = match pass.spans {
-            // One sequence's cache is read where it is.
-            [span] => {
-                let stored = &mut self.caches[span.slot][index];
-                if cache > 0 {
-                    stored.resize(cache, &self.model);
-                }
-                &*stored
-            }
-            spans => {
-                let part = |span: &Span| (&self.caches[span.slot][index], span.position);
-                let parts: Vec<(&Cache, usize)> = spans.iter().map(part).collect();
-                joined = Cache::joined(&parts, cache, &self.model);
-                &joined
-            }
-        };
+        let mut joined = Cache::default();
+        let stored = pass.past(&mut self.caches, index, &self.model, &mut joined);
         let rope = self.model.layers[index].rope;
         let (cos, sin) = &pass.tables[rope];
         let rotary = [1, 1, chunk, self.model.ropes[rope].dimension()];
@@ -237,12 +222,7 @@ impl CpuExecutor {
             add_squares(&mut sums[index], &mut outputs, rows);
         }
         let (value, key) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
-        let mut row = 0;
-        for Span { slot, position, count } in pass.spans.iter().copied() {
-            let cache = &mut self.caches[slot][index];
-            cache.append(position, row..row + count, chunk, (&key, &value), &self.model);
-            row += count;
-        }
+        pass.append(&mut self.caches, index, (&key, &value), &self.model);
         Ok(outputs.pop().unwrap_or_default())
     }
 

@@ -1,6 +1,6 @@
 //! What all layers of a pass share: its spans, shape, masks and rotary tables.
 
-use super::cache::capacity_for;
+use super::cache::{Cache, capacity_for};
 use crate::convert::{LayerShape, Transformer};
 use crate::executor::Span;
 use crate::executor::sight::Sight;
@@ -38,5 +38,40 @@ impl<'a> CpuPass<'a> {
 
     pub(super) fn mask(&self, model: &Transformer, window: Option<usize>) -> Vec<f32> {
         Sight { group: model.group(), cache: self.shape.cache, spans: &self.padded, window }.mask()
+    }
+
+    /// The keys and values of a layer before the pass: one sequence's where they are, those of several `joined`.
+    pub(super) fn past<'b>(
+        &self,
+        caches: &'b mut [Vec<Cache>],
+        index: usize,
+        model: &Transformer,
+        joined: &'b mut Cache,
+    ) -> &'b Cache {
+        let cache = self.shape.cache;
+        match self.spans {
+            [span] => {
+                let stored = &mut caches[span.slot][index];
+                if cache > 0 {
+                    stored.resize(cache, model);
+                }
+                stored
+            }
+            spans => {
+                let part = |span: &Span| (&caches[span.slot][index], span.position);
+                let parts: Vec<(&Cache, usize)> = spans.iter().map(part).collect();
+                *joined = Cache::joined(&parts, cache, model);
+                joined
+            }
+        }
+    }
+
+    /// Appends a layer's new keys and values, `[kv_heads, chunk, head_dim]`, to those of each sequence.
+    pub(super) fn append(&self, caches: &mut [Vec<Cache>], index: usize, new: (&[f32], &[f32]), model: &Transformer) {
+        let mut row = 0;
+        for Span { slot, position, count } in self.spans.iter().copied() {
+            caches[slot][index].append(position, row..row + count, self.shape.chunk, new, model);
+            row += count;
+        }
     }
 }
