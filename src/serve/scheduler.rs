@@ -201,6 +201,7 @@ impl Inbox {
                 self.deliver(piece, &mut generator, state, metrics);
             }
             metrics.load(generator.load(), generator.executor().memory());
+            metrics.speculated(generator.speculation());
         }
     }
 
