@@ -69,6 +69,8 @@ pub(super) struct Drafter {
     prediction: NgramIndex,
     shared: Option<Arc<NgramIndex>>,
     lead: Option<Lead>,
+    /// Where the answer is in its prediction, or left it.
+    reached: usize,
     /// Share of right leads by class.
     chances: [f64; PRIOR.len()],
 }
@@ -78,10 +80,11 @@ impl Drafter {
         let DraftTexts { mut before, prediction, shared } = texts;
         before.reverse();
         let prediction = NgramIndex::new(&prediction);
-        let start = Lead { source: DraftSource::Prediction, at: 0, length: 0 };
+        // What was said to be the answer is followed until it is wrong.
+        let start = Lead { source: DraftSource::Prediction, at: 0, length: LONGEST };
         let lead = (!prediction.tokens().is_empty()).then_some(start);
         let (early, own) = (Vec::new(), NgramIndex::default());
-        Self { vocabulary, waiting: before, early, own, prediction, shared, lead, chances: PRIOR }
+        Self { vocabulary, waiting: before, early, own, prediction, shared, lead, reached: 0, chances: PRIOR }
     }
 
     /// Size of the vocabulary.
@@ -111,6 +114,9 @@ impl Drafter {
             *chance += FRESH * (right - *chance);
         }
         let followed = self.lead.filter(|lead| self.token_at(*lead, &[]) == Some(token));
+        if let Some(Lead { source: DraftSource::Prediction, at, .. }) = self.lead {
+            self.reached = at + usize::from(followed.is_some());
+        }
         self.own.push(token);
         self.lead = self.next(followed, end(self.own.tokens()), &[]);
     }
@@ -125,7 +131,11 @@ impl Drafter {
             return on;
         }
         let found = SOURCES.into_iter().filter_map(|source| {
-            let (at, length) = self.text(source)?.find(recent, length)?;
+            let text = self.text(source)?;
+            let (at, length) = match source {
+                DraftSource::Prediction => text.find_near(recent, length, self.reached)?,
+                DraftSource::Own | DraftSource::Shared => text.find(recent, length)?,
+            };
             Some(Lead { source, at, length })
         });
         // Of equals the first.

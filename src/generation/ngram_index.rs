@@ -15,6 +15,9 @@ pub(super) struct NgramIndex {
     followed: [HashMap<u64, u32>; ORDERS.len()],
 }
 
+/// Number of places that are searched near another.
+const NEAR: usize = 256;
+
 /// FNV-1a over whole tokens; whoever looks one up compares the tokens themselves.
 fn hash(tokens: &[u32]) -> u64 {
     let mix = |hash: u64, token: &u32| (hash ^ u64::from(*token)).wrapping_mul(0x0100_0000_01b3);
@@ -59,6 +62,17 @@ impl NgramIndex {
             (self.tokens.get(at.checked_sub(order)?..at)? == ngram).then_some((at, order))
         })
     }
+
+    /// As [`NgramIndex::find`], but of several places the first from `from` on, if there is one near.
+    pub(super) fn find_near(&self, text: &[u32], length: usize, from: usize) -> Option<(usize, usize)> {
+        let near = |order: usize| {
+            let ngram = end(text, order)?;
+            let mut places = from.max(order)..self.tokens.len().min(from + NEAR);
+            let at = places.find(|at| self.tokens[at - order..*at] == *ngram)?;
+            Some((at, order))
+        };
+        ORDERS.into_iter().filter(|order| *order > length).find_map(near).or_else(|| self.find(text, length))
+    }
 }
 
 #[cfg(test)]
@@ -86,6 +100,10 @@ mod tests {
         ) {
             let index = NgramIndex::new(&tokens);
             prop_assert_eq!(index.find(&text, length), found(&index, &text, length));
+            // Near the beginning of a short text is anywhere.
+            let near = index.find_near(&text, length, 0);
+            prop_assert_eq!(near.is_some(), index.find(&text, length).is_some());
+            prop_assert!(near.zip(index.find(&text, length)).is_none_or(|(near, last)| near.0 <= last.0 && near.1 == last.1));
             // The end of the text itself is followed by nothing.
             prop_assert!(index.find(&tokens, length).is_none_or(|(at, _)| at < tokens.len()));
         }
