@@ -13,7 +13,7 @@ use watus_build::convert::{self, LayerShape, LayerTypes};
 use watus_build::cuda_executor::{GpuExecutor, GpuOptions};
 use watus_build::executor::{CpuExecutor, Executor, Rows, Step, WantedLogits, head_name, layer_name};
 use watus_build::fetch::{Fetcher, Lock};
-use watus_build::generation::argmax;
+use watus_build::generation::{Generator, Request, argmax};
 use watus_build::progress::Silent;
 use watus_build::recipe;
 use watus_build::spec::{KvCache, Shapes};
@@ -249,6 +249,33 @@ fn smollm2_says_what_transformers_says() {
     let (model, checkpoint, text) = smollm2_loaded(scratch.path());
     let mut executor = CpuExecutor::new(model, checkpoint, 1, 256).unwrap();
     assert_eq!(smollm2_differences(&mut executor, &text), [None; 5]);
+}
+
+/// With drafts from the conversation and, for every second answer, the answer as a prediction.
+#[test]
+fn smollm2_says_it_with_drafts_too() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, checkpoint, text) = smollm2_loaded(scratch.path());
+    let executor = CpuExecutor::new(model, checkpoint, 1, 256).unwrap();
+    let mut generator = Generator::new(Box::new(executor), Arc::new(text), 128);
+    let path = support::repository().join("tests/data/smollm2/expected.json");
+    let expected: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let list = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    for (index, case) in expected.as_array().unwrap().iter().enumerate() {
+        let want = list(&case["tokens"]);
+        let prediction = if index % 2 == 0 { want.clone() } else { Vec::new() };
+        let prompt = list(&case["prompt_tokens"]);
+        let request = Request { prompt, prediction, max_tokens: 128, ignore_end: true, ..Request::default() };
+        let mut have = Vec::new();
+        let usage = generator.answer(request, |piece| {
+            have.push(piece.choice.token);
+            true
+        });
+        assert_eq!(have, want, "{}", case["prompt"]);
+        let speculation = usage.unwrap().speculation;
+        println!("{}: {speculation:?}", case["prompt"]);
+        assert!(index % 2 == 1 || speculation.accepted > 80, "{speculation:?}");
+    }
 }
 
 #[test]

@@ -60,8 +60,9 @@ const PORTION: usize = 8192;
 pub(super) struct Drafter {
     /// Size of the vocabulary; no draft has other tokens.
     vocabulary: usize,
-    /// Tokens before the answer, and of the answer, that are not indexed yet, in reverse order.
+    /// Tokens before the answer that are not indexed yet, in reverse order, and the prediction until it is.
     waiting: Vec<u32>,
+    expected: Vec<u32>,
     /// The answer's tokens while others wait.
     early: Vec<(u32, bool)>,
     /// The prompt and the answer so far.
@@ -79,12 +80,18 @@ impl Drafter {
     pub(super) fn new(texts: DraftTexts, vocabulary: usize) -> Self {
         let DraftTexts { mut before, prediction, shared } = texts;
         before.reverse();
-        let prediction = NgramIndex::new(&prediction);
-        // What was said to be the answer is followed until it is wrong.
-        let start = Lead { source: DraftSource::Prediction, at: 0, length: LONGEST };
-        let lead = (!prediction.tokens().is_empty()).then_some(start);
-        let (early, own) = (Vec::new(), NgramIndex::default());
-        Self { vocabulary, waiting: before, early, own, prediction, shared, lead, reached: 0, chances: PRIOR }
+        Self {
+            vocabulary,
+            waiting: before,
+            expected: prediction,
+            early: Vec::new(),
+            own: NgramIndex::default(),
+            prediction: NgramIndex::default(),
+            shared,
+            lead: None,
+            reached: 0,
+            chances: PRIOR,
+        }
     }
 
     /// Size of the vocabulary.
@@ -94,6 +101,11 @@ impl Drafter {
 
     /// Indexes what was read. Takes a moment, so it is called while a device computes.
     pub(super) fn learn(&mut self) {
+        if !self.expected.is_empty() {
+            self.prediction = NgramIndex::new(&std::mem::take(&mut self.expected));
+            // What was said to be the answer is followed until it is wrong.
+            self.lead = Some(Lead { source: DraftSource::Prediction, at: 0, length: LONGEST });
+        }
         let rest = self.waiting.len().saturating_sub(PORTION);
         self.waiting.drain(rest..).rev().for_each(|token| self.own.push(token));
         if self.waiting.is_empty() {

@@ -78,7 +78,8 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
     let stop = text.defaults.stops(request.common.stops()?);
     let (prompt, special) = (prepared.tokens, prepared.calls);
-    let quotable = quoted.unwrap_or_default();
+    let mut quotable = quoted.unwrap_or_default();
+    quotable.truncate(about.max_len);
     let request = Request { prompt, sampling, max_tokens, stop, special, prediction, quotable, ..Request::default() };
     request.check(&limits)?;
     Ok(PreparedRequest { request, reader: prepared.reader, rules })
