@@ -23,7 +23,7 @@ pub const WEIGHTS: &str = "weights";
 /// Name of the text that answers are drafted from, and its largest size in bytes.
 pub const SPECULATION: &str = "speculation.txt";
 /// See [`SPECULATION`].
-pub const SPECULATION_LIMIT: u64 = 4 << 20;
+pub const SPECULATION_LIMIT: u64 = 1 << 20;
 /// Folder of the images that the engine is verified with.
 pub const IMAGES: &str = "images";
 /// Folder of the tensors that the engine is verified with.

@@ -153,7 +153,7 @@ pub struct LlmRecipe {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SpeculationRecipe {
-    /// Text file of up to 4 MiB, relative to the recipe, that answers often quote, such as a manual or typical answers.
+    /// Text file of up to 1 MiB, relative to the recipe, that answers often quote, such as a manual or typical answers.
     /// It is copied into the engine directory. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
