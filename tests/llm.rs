@@ -13,7 +13,7 @@ use watus_build::convert::{self, LayerShape, LayerTypes};
 use watus_build::cuda_executor::{GpuExecutor, GpuOptions};
 use watus_build::executor::{CpuExecutor, Executor, Rows, Step, WantedLogits, head_name, layer_name};
 use watus_build::fetch::{Fetcher, Lock};
-use watus_build::generation::argmax;
+use watus_build::generation::{Generator, Request, argmax};
 use watus_build::progress::Silent;
 use watus_build::recipe;
 use watus_build::spec::{KvCache, Shapes};
@@ -80,6 +80,64 @@ fn every_family_agrees_with_transformers() {
         let last = executor.prefill(0, 0, &tokens, Rows::Last).unwrap();
         assert!(relative_error(&last, &expected[expected.len() - width..]) < 1e-4, "{name}: last row");
         println!("{name}: prefill {error:.1e}, step by step {step:.1e}");
+    }
+}
+
+/// Rows of several sequences in one launch, several of each, after rows that were taken back.
+#[test]
+fn rows_of_any_sequence_are_what_they_are_alone() {
+    for name in cases() {
+        let folder = families().join(&name);
+        let expected = read_npy(std::fs::File::open(folder.join("expected.npy")).unwrap()).unwrap();
+        let expected = expected.as_f32().unwrap();
+        let mut executor = executor(&folder, 3);
+        let (tokens, width) = (tokens(executor.vocab_size()), executor.vocab_size());
+        let step = |slot: usize, position: usize, wanted: WantedLogits| Step {
+            slot,
+            token: tokens[position],
+            position,
+            wanted,
+        };
+        executor.prefill(2, 0, &tokens[..9], Rows::None).unwrap();
+        // (first position, rows) of each slot; slot 0 has nothing yet. Every second row is wanted, and every last.
+        let mut done = [0, 0, 9];
+        for rows in [[2, 0, 1], [1, 7, 3], [0, 1, 0], [5, 5, 5], [9, 20, 2]] {
+            let mut wrong = Vec::new();
+            let mut steps = Vec::new();
+            for (slot, (rows, done)) in rows.into_iter().zip(&mut done).enumerate() {
+                for row in 0..rows {
+                    let wanted = (rows - row) % 2 == 1;
+                    steps.push(step(slot, *done + row, if wanted { WantedLogits::All } else { WantedLogits::None }));
+                    wrong.push(Step {
+                        token: 1,
+                        wanted: WantedLogits::None,
+                        ..step(slot, *done + row, WantedLogits::All)
+                    });
+                }
+                *done += rows;
+            }
+            // What was drafted and is wrong leaves nothing behind.
+            assert!(executor.decode(&wrong).unwrap().is_empty());
+            let have = executor.decode(&steps).unwrap();
+            let wanted: Vec<&Step> = steps.iter().filter(|step| step.wanted == WantedLogits::All).collect();
+            assert_eq!(have.len(), wanted.len() * width);
+            for (have, step) in have.chunks_exact(width).zip(wanted) {
+                let error = relative_error(have, &expected[step.position * width..][..width]);
+                assert!(error < 1e-4, "{name}: slot {} at {} is off by {error}", step.slot, step.position);
+            }
+        }
+        assert!(executor.rows() >= 64);
+        let refused = |executor: &mut CpuExecutor, steps: &[Step], part: &str| {
+            let error = executor.launch(steps).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        let all = WantedLogits::All;
+        refused(&mut executor, &[], "0 rows");
+        let many = vec![step(0, 0, all); executor.rows() + 1];
+        refused(&mut executor, &many, "it has 1 to");
+        refused(&mut executor, &[step(0, 3, all), step(1, 3, all), step(0, 4, all)], "slot 0");
+        refused(&mut executor, &[step(0, 3, all), step(0, 3, all)], "slot 0");
+        refused(&mut executor, &[step(3, 3, all)], "slot 3 of 3");
     }
 }
 
@@ -191,6 +249,33 @@ fn smollm2_says_what_transformers_says() {
     let (model, checkpoint, text) = smollm2_loaded(scratch.path());
     let mut executor = CpuExecutor::new(model, checkpoint, 1, 256).unwrap();
     assert_eq!(smollm2_differences(&mut executor, &text), [None; 5]);
+}
+
+/// With drafts from the conversation and, for every second answer, the answer as a prediction.
+#[test]
+fn smollm2_says_it_with_drafts_too() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (model, checkpoint, text) = smollm2_loaded(scratch.path());
+    let executor = CpuExecutor::new(model, checkpoint, 1, 256).unwrap();
+    let mut generator = Generator::new(Box::new(executor), Arc::new(text), 128);
+    let path = support::repository().join("tests/data/smollm2/expected.json");
+    let expected: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let list = |value: &serde_json::Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+    for (index, case) in expected.as_array().unwrap().iter().enumerate() {
+        let want = list(&case["tokens"]);
+        let prediction = if index % 2 == 0 { want.clone() } else { Vec::new() };
+        let prompt = list(&case["prompt_tokens"]);
+        let request = Request { prompt, prediction, max_tokens: 128, ignore_end: true, ..Request::default() };
+        let mut have = Vec::new();
+        let usage = generator.answer(request, |piece| {
+            have.push(piece.choice.token);
+            true
+        });
+        assert_eq!(have, want, "{}", case["prompt"]);
+        let speculation = usage.unwrap().speculation;
+        println!("{}: {speculation:?}", case["prompt"]);
+        assert!(index % 2 == 1 || speculation.accepted > 80, "{speculation:?}");
+    }
 }
 
 #[test]

@@ -312,6 +312,83 @@ fn smollm2(scratch: &Path) -> PathBuf {
     scratch.join("engines/smollm2-135m")
 }
 
+#[test]
+fn a_prediction_is_verified_and_counted() {
+    if !tensorrt_or_skip("a_prediction_is_verified_and_counted") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    let engine = smollm2(scratch.path());
+    let ask = |server: &Server, more: Value| {
+        let mut body = chat("Write five sentences about the sea.", json!({"max_tokens": 60, "temperature": 0}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let reply = server.post(CHAT, &body);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let answer = reply.json();
+        (answer["choices"][0]["message"]["content"].clone(), answer["usage"]["completion_tokens_details"].clone())
+    };
+    let plain = Server::start(scratch.path(), &engine, &["--no-speculation"]);
+    let (want, details) = ask(&plain, json!({}));
+    assert_eq!(
+        (&details["accepted_prediction_tokens"], &details["rejected_prediction_tokens"]),
+        (&json!(0), &json!(0))
+    );
+    let prediction = |content: Value| json!({"prediction": {"type": "content", "content": content}});
+    assert_eq!(ask(&plain, prediction(want.clone())), (want.clone(), details));
+    assert_eq!(plain.metric("watus_speculative_tokens_total{kind=\"drafted\"}"), 0.0);
+    drop(plain);
+    let server = Server::start(scratch.path(), &engine, &[]);
+    let (have, details) = ask(&server, prediction(want.clone()));
+    assert_eq!(have, want);
+    let accepted = details["accepted_prediction_tokens"].as_u64().unwrap();
+    assert!(accepted > 30, "{details}");
+    // A wrong one, in parts, changes nothing; nor does a stream.
+    let wrong = json!([{"type": "text", "text": "The sea is"}, {"type": "text", "text": "nothing like this at all."}]);
+    assert_eq!(ask(&server, prediction(wrong)).0, want);
+    let mut streamed = prediction(want.clone());
+    streamed["stream"] = true.into();
+    let mut body = chat("Write five sentences about the sea.", json!({"max_tokens": 60, "temperature": 0}));
+    body.as_object_mut().unwrap().extend(streamed.as_object().unwrap().clone());
+    let events = server.post(CHAT, &body).body;
+    let chunks =
+        events.split("\n\n").filter_map(|event| serde_json::from_str::<Value>(event.strip_prefix("data: ")?).ok());
+    let said: String =
+        chunks.map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()).collect();
+    assert_eq!(json!(said), want);
+    let (drafted, all) = (
+        server.metric("watus_speculative_tokens_total{kind=\"drafted\"}"),
+        server.metric("watus_speculative_tokens_total{kind=\"accepted\"}"),
+    );
+    assert!(all >= accepted as f64 && drafted >= all, "{all} of {drafted}");
+    assert!(server.log().contains("\"accepted_tokens\":"), "{}", server.log());
+    let refused = server.post(CHAT, &chat("x", json!({"prediction": {"type": "tokens"}})));
+    assert_eq!((refused.status, refused.json()["error"]["param"].clone()), (400, json!("prediction.type")));
+}
+
+#[test]
+fn a_recipes_text_is_drafted_from() {
+    if !tensorrt_or_skip("a_recipes_text_is_drafted_from") {
+        return;
+    }
+    let scratch = tempfile::tempdir().unwrap();
+    tiny(scratch.path());
+    let recipe = fs::read_to_string(scratch.path().join("tiny.yaml")).unwrap();
+    fs::write(scratch.path().join("tiny.yaml"), format!("{recipe}speculation: {{ text: manual.txt }}\n")).unwrap();
+    let build = || output(watus(scratch.path()).args(["build", "tiny.yaml"]));
+    let (code, _, stderr) = build();
+    assert!(code != 0 && stderr.contains("manual.txt"), "{stderr}");
+    fs::write(scratch.path().join("manual.txt"), b"not UTF-8: \xff").unwrap();
+    let (code, _, stderr) = build();
+    assert!(code != 0 && stderr.contains("UTF-8"), "{stderr}");
+    fs::write(scratch.path().join("manual.txt"), "A manual that answers quote.").unwrap();
+    let (code, _, stderr) = build();
+    assert_eq!(code, 0, "{stderr}");
+    let engine = scratch.path().join("engines/tiny");
+    assert_eq!(fs::read_to_string(engine.join("speculation.txt")).unwrap(), "A manual that answers quote.");
+    let server = Server::start(scratch.path(), &engine, &[]);
+    assert_eq!(server.complete("ABC", 4)["usage"]["completion_tokens"], 4);
+}
+
 fn script(name: &str) -> Option<Command> {
     let python = std::env::var("WATUS_ORACLE_PYTHON").ok()?;
     let mut command = Command::new(python);

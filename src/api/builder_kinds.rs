@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::builder::Builder;
 use crate::recipe::{
-    Build, ClassifierRecipe, ImageSize, InputShape, InputValue, LlmRecipe, OnnxRecipe, VERSION, Verify, YoloRecipe,
+    Build, ClassifierRecipe, ImageSize, InputShape, InputValue, LlmRecipe, OnnxRecipe, SpeculationRecipe, VERSION,
+    Verify, YoloRecipe,
 };
 use crate::spec::{ClassifierOutput, Kind, KvCache, Precision, Preprocess};
 
@@ -140,6 +141,7 @@ impl Builder<LlmRecipe> {
             max_input_len: None,
             max_output_len: None,
             chat_template: None,
+            speculation: None,
             build: None,
             verify: None,
         };
@@ -171,6 +173,13 @@ impl Builder<LlmRecipe> {
     #[must_use]
     pub fn chat_template(mut self, path: impl Into<String>) -> Self {
         self.recipe.chat_template = Some(path.into());
+        self
+    }
+
+    /// A text file that answers often quote; what it says next is drafted, which changes no answer, only its time.
+    #[must_use]
+    pub fn speculation_text(mut self, path: impl Into<String>) -> Self {
+        self.recipe.speculation = Some(SpeculationRecipe { text: Some(path.into()) });
         self
     }
 

@@ -178,7 +178,8 @@ impl ChatModel {
         let sampling = defaults.sampling(options.wishes.clone());
         let stop = defaults.stops(options.stop.clone());
         let max_tokens = options.max_tokens.unwrap_or(self.max_tokens);
-        let request = Request { prompt, sampling, max_tokens, stop, grammar, ..Request::default() };
+        let prediction = self.generator.text().encode_part(&options.prediction, None).map_err(Error::of)?;
+        let request = Request { prompt, sampling, max_tokens, stop, grammar, prediction, ..Request::default() };
         Ok(ChatStream { running: self.generator.begin(request).map_err(Error::of)?, reader })
     }
 

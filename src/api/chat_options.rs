@@ -25,6 +25,7 @@ pub struct ChatOptions {
     pub(super) schema: Option<Value>,
     pub(super) template: Map<String, Value>,
     pub(super) special_tokens: bool,
+    pub(super) prediction: String,
 }
 
 impl ChatOptions {
@@ -120,6 +121,14 @@ impl ChatOptions {
     #[must_use]
     pub fn stop(mut self, text: impl Into<String>) -> Self {
         self.stop.push(text.into());
+        self
+    }
+
+    /// What the answer is expected to be, mostly, such as a file that is to be changed in one place. A right expectation saves
+    /// time, a wrong one changes nothing.
+    #[must_use]
+    pub fn prediction(mut self, text: impl Into<String>) -> Self {
+        self.prediction = text.into();
         self
     }
 

@@ -63,6 +63,10 @@ pub(super) struct Args {
     /// requests with the same key and `user`
     #[arg(long, value_name = "FILE")]
     pub(super) shared_system: Option<PathBuf>,
+    /// Compute every token of an answer in a step of its own: draft none from the conversation, take none without a step
+    /// that a grammar forces. Answers are the same, and slower where they repeat something
+    #[arg(long)]
+    pub(super) no_speculation: bool,
     /// Hash every file of the engine directory before loading, not only those that changed
     #[arg(long)]
     pub(super) verify: bool,
@@ -115,6 +119,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         proxies: args.trusted_proxies,
         special_tokens: args.allow_special_tokens,
         shared_system: shared,
+        speculation: !args.no_speculation,
         log_prompts: args.log_prompts,
         log: Arc::new(move |entry: &LogEntry| write_entry(entry, plain)),
     };
@@ -192,6 +197,10 @@ fn text_line(entry: &LogEntry) -> String {
             answer.tokens_per_second,
             if answer.finish_reason.is_empty() { "cut off" } else { answer.finish_reason },
         ));
+        if answer.drafted_tokens + answer.forced_tokens > 0 {
+            let (accepted, drafted, forced) = (answer.accepted_tokens, answer.drafted_tokens, answer.forced_tokens);
+            line.push_str(&format!(", {accepted} of {drafted} drafted tokens accepted, {forced} forced"));
+        }
     }
     if let Some(error) = &entry.error {
         line.push_str(&format!(": {}", printable(error)));

@@ -27,11 +27,16 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check};
+use crate::executor::{
+    Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch,
+};
 use crate::spec::Shapes;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
 use self::step_logits::{DeviceLogits, LaunchedStep};
+
+/// Time of a prompt's passes, whose logits the host waits for and reads, relative to that of the same rows in a launch.
+const WAITING: f64 = 1.02;
 
 /// Options of an executor.
 #[derive(Debug, Clone)]
@@ -62,6 +67,8 @@ pub struct GpuExecutor {
     sizes: Sizes,
     /// Sizes of passes that are launches of our kernel with a row for each token.
     row_sizes: Vec<usize>,
+    /// (most rows, seconds) of launches: of one row, and of several of any slots.
+    launches: Vec<(usize, f64)>,
     /// The launched steps.
     launched: Vec<LaunchedStep>,
     /// Messages about unavailable optimisations.
@@ -121,6 +128,7 @@ impl GpuExecutor {
             paths: HashMap::new(),
             sizes: Sizes::new(Vec::new()),
             row_sizes: Vec::new(),
+            launches: Vec::new(),
             program,
             launched: Vec::new(),
             warnings,
@@ -255,8 +263,18 @@ impl Executor for GpuExecutor {
     }
 
     fn rows(&self) -> usize {
-        let shared = self.program.as_ref().map_or(0, DecodeProgram::shared_rows);
-        if shared > 0 { shared } else { self.slots() }
+        self.program.as_ref().map_or(0, DecodeProgram::shared_rows).max(self.slots())
+    }
+
+    fn launch_cost(&self, rows: usize) -> f64 {
+        let one = self.launches.first().map_or(1.0, |(_, seconds)| *seconds);
+        let fitting = self.launches.iter().find(|(most, _)| *most >= rows);
+        fitting.map_or(rows as f64 * one, |(_, seconds)| *seconds)
+    }
+
+    fn prefill_cost(&self, position: usize, tokens: usize) -> f64 {
+        let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
+        self.sizes.time(position, tokens, room) * WAITING
     }
 
     fn pass(&self, position: usize, remaining: usize) -> usize {
@@ -306,15 +324,16 @@ impl Executor for GpuExecutor {
     }
 
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
-        let class = self.class_of(steps)?;
+        check_launch(self, steps)?;
         let needed = steps.iter().map(|step| step.position + 1).max().unwrap_or(0);
         for step in steps {
             self.used[step.slot] = step.position;
         }
         self.make_room(needed)?;
-        self.launched = match class {
-            RowClass::Apart => self.launch_apart(steps)?,
-            class => self.launch_rows(steps, class)?,
+        self.launched = match self.class_of(steps) {
+            Some(RowClass::Apart) => self.launch_apart(steps)?,
+            Some(class) => self.launch_rows(steps, class)?,
+            None => self.launch_by_turns(steps)?,
         };
         for step in steps {
             self.used[step.slot] = step.position + 1;
@@ -325,7 +344,11 @@ impl Executor for GpuExecutor {
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
         let Self { state, launched, program, .. } = self;
         let Some(program) = program else {
-            let rows = launched.iter().map(|step| step.row.map_or(Ok(Vec::new()), |row| state.fetch_rows(row, 1)));
+            let rows = launched.iter_mut().map(|step| match (step.fetched.take(), step.row) {
+                (Some(fetched), _) => Ok(fetched),
+                (None, Some(row)) => state.fetch_rows(row, 1),
+                (None, None) => Ok(Vec::new()),
+            });
             return Ok(Box::new(HostLogits(rows.collect::<Result<_, _>>()?)));
         };
         let found = program.top_logits(launched.iter().filter_map(|step| step.row).max().map_or(0, |row| row + 1))?;

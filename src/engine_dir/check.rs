@@ -10,7 +10,7 @@ use crate::artifact::{cache_dir, sha256_file};
 use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::hashes::Hashes;
 use crate::manifest::Hasher;
-use crate::manifest::layout::{ENGINES, FILE, IMAGES, INPUTS};
+use crate::manifest::layout::{ENGINES, FILE, IMAGES, INPUTS, SPECULATION};
 use crate::progress::{Event, Progress};
 use crate::text::TEXT_FILES;
 
@@ -91,7 +91,7 @@ impl EngineDir {
     /// A file that the runtime would read although the manifest does not list it, so that it was never verified.
     fn stranger(&self) -> Option<String> {
         self.manifest.contents.llm()?;
-        let texts = TEXT_FILES.iter().map(|name| (*name).to_owned());
+        let texts = TEXT_FILES.iter().chain([&SPECULATION]).map(|name| (*name).to_owned());
         let engines = fs::read_dir(self.path(ENGINES)).into_iter().flatten().flatten();
         let engines = engines.map(|entry| format!("{ENGINES}/{}", entry.file_name().to_string_lossy()));
         let mut read = texts.chain(engines.filter(|name| name.ends_with(".engine")));

@@ -8,7 +8,8 @@ use crate::convert::{self, LayerTypes, Transformer};
 use crate::cuda_executor::{GpuExecutor, GpuOptions};
 use crate::executor::{CpuExecutor, Executor, LlmError};
 use crate::generation::Generator;
-use crate::manifest::layout::{ENGINES, WEIGHTS};
+use crate::manifest::layout::{ENGINES, SPECULATION, SPECULATION_LIMIT, WEIGHTS};
+use crate::regular_file;
 use crate::spec::LlmRecord;
 use crate::text::Text;
 
@@ -83,6 +84,20 @@ pub fn open(
     loading: LoadProgress<'_>,
 ) -> Result<Generator, LlmError> {
     let text = Arc::new(Text::open(folder)?); // first: it is quick to say what is missing
+    let quoted = speculation_text(folder, &text)?;
     let executor = open_executor(folder, record, runner, loading)?;
-    Ok(Generator::new(executor, text, record.max_input_len))
+    let mut generator = Generator::new(executor, text, record.max_input_len);
+    generator.draft_from(&quoted);
+    Ok(generator)
+}
+
+/// The tokens of the text that answers are drafted from; none without one.
+fn speculation_text(folder: &Path, text: &Text) -> Result<Vec<u32>, LlmError> {
+    let path = folder.join(SPECULATION);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let quoted = regular_file::read_text(&path, SPECULATION_LIMIT);
+    let quoted = quoted.map_err(|error| LlmError::Text { path, message: error.to_string().into() })?;
+    Ok(text.encode_part(&quoted, None)?)
 }

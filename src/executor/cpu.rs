@@ -4,14 +4,20 @@
 //! Weights are converted to float32 once and kept if memory allows, else layer by layer in every pass. Graphs are built
 //! when their shape is first needed.
 
+mod cache;
+mod costs;
+mod pass;
+
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::host::{self, Embedding, Floats};
-use super::passes::{Size, Sizes};
-use super::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sight, Step, StepLogits, check};
+use super::passes::Sizes;
+use super::{
+    Executor, HostLogits, LlmError, MemoryUse, Rows, Span, Step, StepLogits, WantedLogits, check, check_launch, spans,
+};
 use crate::backend::cpu::{CpuEngine, Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
@@ -20,34 +26,14 @@ use crate::memory::Memory;
 use crate::spec::KvCache;
 use crate::tensor::DType;
 
-/// Numbers of tokens per pass, into which `passes` cuts prompts. Passes of two to seven tokens take as long as one of
-/// eight.
-const CHUNKS: [usize; 6] = [1, 8, 16, 32, 64, 128];
-/// Cost of a pass in tokens, for its weights: SmolLM2 on two cores takes 95 ms for a pass and 5.3 ms per token. A
-/// constant, so that comparisons with this executor see the same sums in the same order every time.
-const TOKENS_OF_A_PASS: f64 = 16.0;
-/// Smallest cache that graphs are built for, in positions; larger ones are powers of two.
-const SMALLEST_CACHE: usize = 64;
+use self::cache::{Cache, capacity_for};
+use self::costs::{LARGEST, chunk_for, launch_cost, sizes};
+use self::pass::CpuPass;
+
+/// Most rows of a launch, unless there are more slots.
+const ROWS: usize = 64;
 /// Largest share of the available memory for float32 weights that are kept.
 const RESIDENT_SHARE: f64 = 0.7;
-
-/// Keys and values of a layer and slot: `[kv_heads, capacity, head_dim]`.
-#[derive(Default, Clone)]
-struct Cache {
-    capacity: usize,
-    key: Vec<f32>,
-    value: Vec<f32>,
-}
-
-/// The cache size, in positions, of the graph that holds `positions`.
-fn capacity_for(positions: usize) -> usize {
-    positions.next_power_of_two().max(SMALLEST_CACHE)
-}
-
-fn sizes() -> Sizes {
-    let size = |tokens: usize| Size { tokens, seconds: vec![(0, TOKENS_OF_A_PASS + tokens as f64)] };
-    Sizes::new(CHUNKS.map(size).into())
-}
 
 /// The weights of a layer.
 type Layer = Vec<Floats>;
@@ -177,64 +163,67 @@ impl CpuExecutor {
         Ok(())
     }
 
-    /// Runs all layers on `tokens` at `position` of `slot`; appends the new keys and values, and returns the hidden
-    /// states `[chunk, hidden]`.
-    fn forward(&mut self, slot: usize, position: usize, tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
-        let (hidden_size, group) = (self.model.hidden_size, self.model.group());
-        let cache = if position == 0 { 0 } else { capacity_for(position) };
-        let (shape, observed) = (LayerShape { batch: 1, chunk, cache }, self.observed.is_some());
-        self.prepare(shape, observed)?;
-        let mut hidden = vec![0.0; chunk * hidden_size];
+    /// Runs all layers on the tokens of `spans`, padded to `chunk` rows; appends the new keys and values, and returns the
+    /// hidden states `[chunk, hidden]`. To the layers, several spans are one sequence whose mask keeps them apart, so that
+    /// weights are read once for all.
+    fn forward(&mut self, spans: &[Span], tokens: &[u32], chunk: usize) -> Result<Vec<f32>, LlmError> {
+        let pass = CpuPass::new(&self.model, spans, chunk);
+        self.prepare(pass.shape, self.observed.is_some())?;
+        let mut hidden = vec![0.0; chunk * self.model.hidden_size];
         self.embedding.rows(tokens, &mut hidden)?;
-        let tables: Vec<(Vec<f32>, Vec<f32>)> =
-            self.model.ropes.iter().map(|rope| rope.tables(position..position + chunk)).collect();
         let mut masks: HashMap<Option<usize>, Vec<f32>> = HashMap::new();
         for index in 0..self.model.layers.len() {
-            let kind = self.model.layers[index];
-            let sight = Sight { group, chunk, cache, cached: position, window: kind.window };
-            let mask = masks.entry(kind.window).or_insert_with(|| sight.mask());
-            let streamed;
-            let weights = match self.resident.get(index) {
-                Some(weights) => weights,
-                None => {
-                    streamed = self.widen(index)?;
-                    &streamed
-                }
-            };
-            let stored = &mut self.caches[slot][index];
-            if cache > 0 {
-                stored.resize(cache, &self.model);
-            }
-            let (cos, sin) = &tables[kind.rope];
-            let rotary = [1, 1, chunk, self.model.ropes[kind.rope].dimension()];
-            let past = [1, self.model.kv_heads, cache, self.model.head_dim];
-            let (hidden_shape, mask_shape) = ([1, chunk, hidden_size], [1, 1, group * chunk, cache + chunk]);
-            let plain = |shape, data| Operand { shape, data, transposed: false };
-            let mut operands = vec![
-                plain(&hidden_shape[..], &hidden[..]),
-                plain(&rotary[..], cos),
-                plain(&rotary[..], sin),
-                plain(&mask_shape[..], mask),
-            ];
-            if cache > 0 {
-                operands.push(plain(&past[..], &stored.key));
-                operands.push(plain(&past[..], &stored.value));
-            }
-            operands.extend(weights.iter().map(operand));
-            let missing = || BackendError::Load("a pass has no graph".into());
-            let program = self.layers.get_mut(&(shape, observed)).ok_or_else(missing)?;
-            let mut outputs = program.run(&operands)?;
-            if let Some((sums, _)) = &mut self.observed {
-                add_squares(&mut sums[index], &mut outputs, tokens.len());
-            }
-            let (value, key) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
-            hidden = outputs.pop().unwrap_or_default();
-            stored.append(position, tokens.len(), chunk, (&key, &value), &self.model);
+            let window = self.model.layers[index].window;
+            let mask = masks.entry(window).or_insert_with(|| pass.mask(&self.model, window));
+            hidden = self.layer(index, &pass, mask, &hidden)?;
         }
         if let Some((_, count)) = &mut self.observed {
             *count += tokens.len();
         }
         Ok(hidden)
+    }
+
+    /// Runs a layer on hidden states `[chunk, hidden]`.
+    fn layer(&mut self, index: usize, pass: &CpuPass<'_>, mask: &[f32], hidden: &[f32]) -> Result<Vec<f32>, LlmError> {
+        let LayerShape { chunk, cache, .. } = pass.shape;
+        let (hidden_size, group) = (self.model.hidden_size, self.model.group());
+        let streamed;
+        let weights = match self.resident.get(index) {
+            Some(weights) => weights,
+            None => {
+                streamed = self.widen(index)?;
+                &streamed
+            }
+        };
+        let mut joined = Cache::default();
+        let stored = pass.past(&mut self.caches, index, &self.model, &mut joined);
+        let rope = self.model.layers[index].rope;
+        let (cos, sin) = &pass.tables[rope];
+        let rotary = [1, 1, chunk, self.model.ropes[rope].dimension()];
+        let past = [1, self.model.kv_heads, cache, self.model.head_dim];
+        let (hidden_shape, mask_shape) = ([1, chunk, hidden_size], [1, 1, group * chunk, cache + chunk]);
+        let plain = |shape, data| Operand { shape, data, transposed: false };
+        let mut operands = vec![
+            plain(&hidden_shape[..], hidden),
+            plain(&rotary[..], cos),
+            plain(&rotary[..], sin),
+            plain(&mask_shape[..], mask),
+        ];
+        if cache > 0 {
+            operands.push(plain(&past[..], &stored.key));
+            operands.push(plain(&past[..], &stored.value));
+        }
+        operands.extend(weights.iter().map(operand));
+        let missing = || BackendError::Load("a pass has no graph".into());
+        let program = self.layers.get_mut(&(pass.shape, self.observed.is_some())).ok_or_else(missing)?;
+        let mut outputs = program.run(&operands)?;
+        let rows: usize = pass.spans.iter().map(|span| span.count).sum();
+        if let Some((sums, _)) = &mut self.observed {
+            add_squares(&mut sums[index], &mut outputs, rows);
+        }
+        let (value, key) = (outputs.pop().unwrap_or_default(), outputs.pop().unwrap_or_default());
+        pass.append(&mut self.caches, index, (&key, &value), &self.model);
+        Ok(outputs.pop().unwrap_or_default())
     }
 
     /// Logits `[rows, vocabulary]` of `rows` hidden states.
@@ -255,41 +244,18 @@ impl CpuExecutor {
         ])?;
         Ok(outputs.pop().unwrap_or_default())
     }
-}
 
-impl Cache {
-    /// Grows or shrinks the cache to `capacity` positions, since the graph needs it dense.
-    fn resize(&mut self, capacity: usize, model: &Transformer) {
-        if capacity == self.capacity {
-            return;
-        }
-        let d = model.head_dim;
-        let kept = capacity.min(self.capacity) * d;
-        let moved = |old: &[f32]| {
-            let mut new = vec![0.0; model.kv_heads * capacity * d];
-            if self.capacity > 0 {
-                for (new, old) in new.chunks_exact_mut(capacity * d).zip(old.chunks_exact(self.capacity * d)) {
-                    new[..kept].copy_from_slice(&old[..kept]);
-                }
-            }
-            new
+    /// Logits of each step that wants any, from the hidden states of all.
+    fn wanted(&mut self, steps: &[Step], hidden: &[f32]) -> Result<Vec<Vec<f32>>, LlmError> {
+        let wants = |step: &Step| step.wanted != WantedLogits::None;
+        let rows = steps.iter().zip(hidden.chunks_exact(self.model.hidden_size));
+        let wanted: Vec<f32> = rows.filter(|(step, _)| wants(step)).flat_map(|(_, row)| row).copied().collect();
+        let logits = match steps.iter().filter(|step| wants(step)).count() {
+            0 => Vec::new(),
+            count => self.logits(&wanted, count)?,
         };
-        (self.key, self.value) = (moved(&self.key), moved(&self.value));
-        self.capacity = capacity;
-    }
-
-    /// Writes `count` of `chunk` new positions after the first `position`.
-    fn append(&mut self, position: usize, count: usize, chunk: usize, new: (&[f32], &[f32]), model: &Transformer) {
-        let needed = capacity_for(position + count);
-        if needed > self.capacity {
-            self.resize(needed, model);
-        }
-        let d = model.head_dim;
-        for (cache, new) in [(&mut self.key, new.0), (&mut self.value, new.1)] {
-            for (cache, new) in cache.chunks_exact_mut(self.capacity * d).zip(new.chunks_exact(chunk * d)) {
-                cache[position * d..(position + count) * d].copy_from_slice(&new[..count * d]);
-            }
-        }
+        let mut rows = logits.chunks_exact(self.model.vocab_size).map(<[f32]>::to_vec);
+        Ok(steps.iter().map(|step| if wants(step) { rows.next().unwrap_or_default() } else { Vec::new() }).collect())
     }
 }
 
@@ -320,7 +286,8 @@ impl Executor for CpuExecutor {
         while done < tokens.len() {
             let chunk = self.sizes.next(position + done, tokens.len() - done, capacity_for);
             let count = chunk.min(tokens.len() - done);
-            let hidden = self.forward(slot, position + done, &tokens[done..done + count], chunk)?;
+            let span = Span { slot, position: position + done, count };
+            let hidden = self.forward(&[span], &tokens[done..done + count], chunk)?;
             done += count;
             let size = self.model.hidden_size;
             match rows {
@@ -334,30 +301,39 @@ impl Executor for CpuExecutor {
         Ok(logits)
     }
 
+    fn rows(&self) -> usize {
+        ROWS.max(self.slots())
+    }
+
+    fn launch_cost(&self, rows: usize) -> f64 {
+        launch_cost(rows)
+    }
+
+    fn prefill_cost(&self, position: usize, tokens: usize) -> f64 {
+        self.sizes.time(position, tokens, capacity_for)
+    }
+
     /// Only records the steps, so that whoever waits for the previous tokens gets them before they are computed.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError> {
+        check_launch(self, steps)?;
         self.launched = steps.to_vec();
         Ok(())
     }
 
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError> {
-        let steps = std::mem::take(&mut self.launched);
-        let logits = steps.iter().map(|step| self.prefill(step.slot, step.position, &[step.token], Rows::Last));
-        Ok(Box::new(HostLogits(logits.collect::<Result<_, _>>()?)))
+        let mut logits = Vec::with_capacity(self.launched.len());
+        for steps in std::mem::take(&mut self.launched).chunks(LARGEST) {
+            let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
+            let hidden = self.forward(&spans(steps), &tokens, chunk_for(steps.len()))?;
+            logits.extend(self.wanted(steps, &hidden)?);
+        }
+        Ok(Box::new(HostLogits(logits)))
     }
 
     fn copy(&mut self, from: usize, to: usize, positions: usize) -> Result<(), LlmError> {
-        let d = self.model.head_dim;
         for index in 0..self.model.layers.len() {
-            let mut copied = Cache::default();
-            copied.resize(capacity_for(positions), &self.model);
-            let source = &self.caches[from][index];
-            for (to, from) in [(&mut copied.key, &source.key), (&mut copied.value, &source.value)] {
-                for (to, from) in to.chunks_exact_mut(copied.capacity * d).zip(from.chunks_exact(source.capacity * d)) {
-                    to[..positions * d].copy_from_slice(&from[..positions * d]);
-                }
-            }
-            self.caches[to][index] = copied;
+            let source = (&self.caches[from][index], positions);
+            self.caches[to][index] = Cache::joined(&[source], capacity_for(positions), &self.model);
         }
         Ok(())
     }

@@ -1,21 +1,23 @@
 //! Executors, which run a transformer: from tokens to logits, with keys and values in numbered slots.
 //!
-//! `cpu.rs` runs it in float32 on any machine, [`crate::cuda_executor`] with TensorRT's engines. `passes.rs` cuts prompts and
-//! `host.rs` reads weights for both; `shapes.rs` says which engines there are.
+//! `cpu.rs` runs it in float32 on any machine, [`crate::cuda_executor`] with TensorRT's engines. `passes.rs` cuts prompts,
+//! `launch.rs` checks what is asked and `host.rs` reads weights for both; `shapes.rs` says which engines there are.
 
 mod cpu;
 mod host;
+mod launch;
 mod passes;
 mod shapes;
+mod sight;
 
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
-use crate::convert::MASKED;
 use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::text::TextError;
 
 pub use cpu::{CpuExecutor, Squares};
 pub(crate) use host::{Embedding, not_finite};
+pub(crate) use launch::{Span, check, check_launch, spans};
 pub(crate) use passes::{Size, Sizes};
 pub use shapes::{head_name, layer_name};
 
@@ -87,7 +89,7 @@ impl From<TextError> for LlmError {
     }
 }
 
-/// A decode step: one token that continues a sequence.
+/// A row of a launch: one token that continues a sequence.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// Slot of the sequence.
@@ -103,7 +105,7 @@ pub struct Step {
 /// Which logits of a step will be read first, so that a device can prepare them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum WantedLogits {
-    /// None: the next token is known.
+    /// None: the token that follows is known, as within a prompt.
     None,
     /// All of them.
     All,
@@ -118,11 +120,11 @@ pub enum WantedLogits {
 pub trait StepLogits {
     /// The largest logits of a step that wanted them; `None` if the executor has not computed them separately.
     fn top(&self, step: usize) -> Option<&TopLogits>;
-    /// All logits of a step, `[vocabulary]`; the caller may change them.
+    /// All logits of a step that wanted any, `[vocabulary]`; the caller may change them.
     fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError>;
 }
 
-/// Logits on the host: `[steps][vocabulary]`.
+/// Logits on the host: `[steps][vocabulary]`, empty for a step that wanted none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostLogits(pub Vec<Vec<f32>>);
 
@@ -132,13 +134,14 @@ impl StepLogits for HostLogits {
     }
 
     fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError> {
-        self.0.get_mut(step).map(Vec::as_mut_slice).ok_or_else(|| not_launched(step))
+        let row = self.0.get_mut(step).filter(|row| !row.is_empty());
+        row.map(Vec::as_mut_slice).ok_or_else(|| not_launched(step))
     }
 }
 
-/// The error for a step that was not launched.
+/// The error for a step that was not launched, or whose logits nobody wanted then.
 pub(crate) fn not_launched(step: usize) -> LlmError {
-    LlmError::Internal(format!("step {step} was not launched").into())
+    LlmError::Internal(format!("step {step} was launched for no logits").into())
 }
 
 /// Number of candidates that a sampler considers first; devices compute as many.
@@ -200,19 +203,33 @@ pub trait Executor: Send {
     fn pass(&self, position: usize, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Starts a decode step of several sequences in different slots. Where [`Executor::rows`] allows it, several steps
-    /// may be of one slot, at consecutive positions and in their order: each sees those before it. Nothing else may be
-    /// started before [`Executor::collect`]; a device computes meanwhile.
+    /// Most rows of a [`Executor::launch`]; at least one for every slot.
+    fn rows(&self) -> usize {
+        self.slots()
+    }
+    /// Time of a launch of so many rows, in a unit of the executor's own. Rows beside others are cheap where weights are
+    /// read once for all; by default they are computed one after another.
+    fn launch_cost(&self, rows: usize) -> f64 {
+        rows as f64
+    }
+    /// Time to read `tokens` tokens after `position` by [`Executor::prefill`], in the unit of [`Executor::launch_cost`]. By
+    /// default nothing, so that a prompt is never read as rows of a launch.
+    fn prefill_cost(&self, _position: usize, _tokens: usize) -> f64 {
+        0.0
+    }
+    /// Starts at most [`Executor::rows`] steps. Steps of one slot follow each other in the list and in position; each sees
+    /// those before it. Positions may go back: what a slot holds from there on is forgotten. Nothing else may be started
+    /// before [`Executor::collect`]; a device computes meanwhile.
     fn launch(&mut self, steps: &[Step]) -> Result<(), LlmError>;
     /// Waits for the launched steps; returns their logits.
     fn collect(&mut self) -> Result<Box<dyn StepLogits + '_>, LlmError>;
-    /// Launches and collects decode steps; returns all logits, `[steps, vocabulary]`.
+    /// Launches and collects steps; returns all logits of those that want any, `[steps, vocabulary]`.
     fn decode(&mut self, steps: &[Step]) -> Result<Vec<f32>, LlmError> {
         self.launch(steps)?;
         let mut logits = self.collect()?;
         let mut all = Vec::new();
-        for step in 0..steps.len() {
-            all.extend_from_slice(logits.all(step)?);
+        for (index, _) in steps.iter().enumerate().filter(|(_, step)| step.wanted != WantedLogits::None) {
+            all.extend_from_slice(logits.all(index)?);
         }
         Ok(all)
     }
@@ -232,56 +249,6 @@ pub trait Executor: Send {
     fn bandwidth(&mut self) -> Result<f64, LlmError>;
     /// Bytes of weights that a decode step reads, for any batch.
     fn bytes_per_step(&self) -> u64;
-}
-
-/// Checks slot, position and tokens against the executor's limits. Requests were checked before
-/// ([`crate::generation::Request::check`]): what fails here is nobody else's fault.
-pub(crate) fn check(executor: &dyn Executor, slot: usize, position: usize, tokens: &[u32]) -> Result<(), LlmError> {
-    if slot >= executor.slots() {
-        return Err(LlmError::Internal(format!("slot {slot} of {}", executor.slots()).into()));
-    }
-    if tokens.is_empty() {
-        return Err(LlmError::Internal("no tokens".into()));
-    }
-    let end = position + tokens.len();
-    if end > executor.max_len() {
-        let help = "shorten it, or raise max_input_len or max_output_len in the recipe and build again".to_owned();
-        return Err(LlmError::TooLong { what: "a sequence", have: end, limit: executor.max_len(), help });
-    }
-    match tokens.iter().find(|token| **token as usize >= executor.vocab_size()) {
-        Some(token) => Err(LlmError::Internal(format!("token {token} is not in the vocabulary").into())),
-        None => Ok(()),
-    }
-}
-
-/// The causal attention mask of a chunk.
-#[derive(Debug, Clone, Copy)]
-struct Sight {
-    /// Number of query heads that share a key head; see `convert::layer_graph`.
-    group: usize,
-    /// Number of new positions.
-    chunk: usize,
-    /// Number of columns for cached positions.
-    cache: usize,
-    /// Number of cached positions in use.
-    cached: usize,
-    /// Length of the sliding window in positions, the query's own included; `None` for no window.
-    window: Option<usize>,
-}
-
-impl Sight {
-    /// The additive mask `[group · chunk, cache + chunk]`.
-    fn mask(&self) -> Vec<f32> {
-        let width = self.cache + self.chunk;
-        let mut mask = vec![MASKED; self.chunk * width];
-        for (query, row) in mask.chunks_exact_mut(width).enumerate() {
-            // First visible position, counted from the first cached one.
-            let first = self.window.map_or(0, |window| (self.cached + query + 1).saturating_sub(window));
-            row[first.min(self.cached)..self.cached].fill(0.0);
-            row[self.cache + first.saturating_sub(self.cached)..=self.cache + query].fill(0.0);
-        }
-        mask.repeat(self.group)
-    }
 }
 
 #[cfg(test)]
@@ -304,20 +271,5 @@ mod tests {
             let error = LlmError::from(make());
             assert_eq!((error.to_string(), error.is_fatal()), (make().to_string(), fatal));
         }
-    }
-
-    #[test]
-    fn masks_show_the_past_and_the_window() {
-        let sight = Sight { group: 2, chunk: 2, cache: 4, cached: 3, window: None };
-        let seen = |sight: Sight| -> Vec<String> {
-            let width = sight.cache + sight.chunk;
-            let mark = |v: &f32| if *v == 0.0 { '1' } else { '.' };
-            sight.mask().chunks(width).map(|row| row.iter().map(mark).collect()).collect()
-        };
-        assert_eq!(seen(sight), ["111.1.", "111.11", "111.1.", "111.11"]);
-        // A window of 3 shows positions 1 to 3 to query 3, and 2 to 4 to query 4.
-        assert_eq!(seen(Sight { window: Some(3), group: 1, ..sight }), [".11.1.", "..1.11"]);
-        assert_eq!(seen(Sight { window: Some(1), group: 1, ..sight }), ["....1.", ".....1"]);
-        assert_eq!(seen(Sight { window: None, group: 1, cached: 0, cache: 0, ..sight }), ["1.", "11"]);
     }
 }

@@ -63,6 +63,18 @@ impl Sizes {
         }
         best[remaining].1
     }
+
+    /// Time of the passes that [`Sizes::next`] cuts `remaining` tokens into.
+    pub(crate) fn time(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> f64 {
+        let (mut at, mut total) = (0, 0.0);
+        while at < remaining {
+            let tokens = self.next(done + at, remaining - at, &room);
+            let size = self.0.iter().find(|size| size.tokens == tokens);
+            total += size.map_or(f64::INFINITY, |size| size.cost(room(done + at)));
+            at += tokens;
+        }
+        total
+    }
 }
 
 #[cfg(test)]
@@ -123,6 +135,7 @@ mod tests {
             let mut before = 0.0;
             for tokens in 1..=20 {
                 let (passes, cost) = cut(&sizes, tokens);
+                assert!((sizes.time(0, tokens, |_| 512) - cost).abs() < 1e-9, "{costs:?}, {tokens} tokens");
                 assert!(
                     (cost - least(costs, tokens)).abs() < 1e-9,
                     "{costs:?}, {tokens} tokens: {passes:?} take {cost}"

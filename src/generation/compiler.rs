@@ -43,7 +43,11 @@ impl GrammarCompiler {
     /// Compiles a grammar for the model's tokens; the first takes a moment longer. If the program registered its executable, the
     /// cost is first measured in a child process. Gives up once `left` is true.
     pub fn compile(&self, lark: &str, left: &AtomicBool) -> Result<Grammar, LlmError> {
-        let new = || Grammars::new(self.text.words(), &self.text.stop_tokens).map_err(Diagnostic::from);
+        let new = || {
+            let text = Arc::clone(&self.text);
+            let tokenize = Box::new(move |part: &str| text.encode_part(part, None).unwrap_or_default());
+            Grammars::with_tokenizer(self.text.words(), &self.text.stop_tokens, tokenize).map_err(Diagnostic::from)
+        };
         let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Internal(error.clone()))?;
         let _turn = self.probes.check(lark, left)?;
         // With far more stack than the child had: what that held, this does.

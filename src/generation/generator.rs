@@ -1,47 +1,24 @@
 //! Generates answers: takes requests and returns text as it is generated. Sequences are decoded together, each in a
-//! slot of the executor; prompts are read a pass at a time between decode steps. The prefix of a new prompt that any
-//! slot has cached is not computed again.
+//! slot of the executor; prompts are read a pass at a time between decode steps, or as rows of these (`launch.rs`). The
+//! prefix of a new prompt that any slot has cached is not computed again.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use super::grammar::Grammar;
+use super::active::{Active, Bounds, LaunchedRows, VerifiedRows};
+use super::drafter::DraftTexts;
+use super::ngram_index::NgramIndex;
 use super::queue::Queue;
-use super::request::{Finish, Piece, Request, RequestLimits, Usage};
-use super::sampler::{Choice, Sampler};
-use crate::executor::{Executor, LlmError, Rows, Step, WantedLogits};
-use crate::text::{StopFinder, Text, TextStream};
-
-struct Active {
-    request: u64,
-    client: u64,
-    /// Prompt tokens that are not read yet; empty while decoding.
-    prompt: Vec<u32>,
-    sampler: Sampler,
-    grammar: Option<Grammar>,
-    stream: TextStream,
-    finder: StopFinder,
-    max_tokens: usize,
-    ignore_end: bool,
-    /// The last token.
-    next: u32,
-    /// The sampled token that has not yet been detokenised, or the error that ends this answer.
-    chosen: Option<Result<Choice, LlmError>>,
-    /// Whether the sampled token is the last, by the model, the grammar or the token limit.
-    complete: bool,
-    full: bool,
-    usage: Usage,
-    /// When the request left the queue; from the first token on, when that was sampled.
-    since: Instant,
-}
+use super::request::{Piece, Request, RequestLimits, Speculation};
+use crate::executor::{Executor, LlmError, Rows};
+use crate::text::Text;
 
 #[derive(Default)]
-struct Slot {
+pub(super) struct Slot {
     /// The tokens in the executor's cache.
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// Scope of the tokens, see [`Request::scope`].
     scope: u64,
-    active: Option<Active>,
+    pub(super) active: Option<Active>,
 }
 
 /// Fewest positions that are worth copying from another slot.
@@ -53,18 +30,21 @@ const LOSS: usize = 4;
 
 /// Generates the answers of a language model.
 pub struct Generator {
-    executor: Box<dyn Executor>,
-    text: Arc<Text>,
+    pub(super) executor: Box<dyn Executor>,
+    pub(super) text: Arc<Text>,
     max_input: usize,
-    slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot>,
     queue: Queue,
     requests: u64,
     /// The last request that [`Generator::begin`] was given.
     pub(super) begun: Option<u64>,
-    /// (slot, request) of the launched decode steps.
-    launched: Vec<(usize, u64)>,
+    /// What was launched, in the order of its rows.
+    pub(super) launched: Vec<LaunchedRows>,
     /// Tokens of a prefix that all scopes may share.
     shared: Vec<u32>,
+    /// What new answers are drafted from besides their own texts; `None` if nothing is drafted.
+    drafts: Option<DraftTexts>,
+    speculation: Speculation,
 }
 
 impl Generator {
@@ -72,7 +52,25 @@ impl Generator {
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
         let (queue, requests, launched, shared) = (Queue::default(), 0, Vec::new(), Vec::new());
-        Self { executor, text, max_input, slots, queue, requests, begun: None, launched, shared }
+        let (drafts, speculation) = (Some(DraftTexts::default()), Speculation::default());
+        Self { executor, text, max_input, slots, queue, requests, begun: None, launched, shared, drafts, speculation }
+    }
+
+    /// Drafts new answers from this text too, which they often quote.
+    pub fn draft_from(&mut self, tokens: &[u32]) {
+        let shared = (!tokens.is_empty()).then(|| Arc::new(NgramIndex::new(tokens)));
+        self.drafts = Some(DraftTexts { shared, ..DraftTexts::default() });
+    }
+
+    /// Takes a step for every token of new answers, which are the same: nothing is drafted, and the model is asked even where
+    /// a grammar leaves no choice.
+    pub fn without_speculation(&mut self) {
+        self.drafts = None;
+    }
+
+    /// Tokens of all answers so far that took no step of their own.
+    pub fn speculation(&self) -> Speculation {
+        self.speculation
     }
 
     /// Tokenizer, chat template and sampling defaults of the model.
@@ -126,8 +124,8 @@ impl Generator {
         self.load() == (0, 0) && self.launched.is_empty()
     }
 
-    /// Samples a token for every running answer, gives free slots to waiting requests, reads one pass of the oldest
-    /// prompt, and launches the next decode step. The sampled tokens are detokenised while it runs.
+    /// Samples tokens for every running answer, gives free slots to waiting requests, reads what has to be read in a pass of
+    /// its own, and launches the next rows. The sampled tokens are detokenised while these are computed.
     pub fn step(&mut self) -> Result<Vec<Piece>, LlmError> {
         self.collect()?;
         while self.slots.iter().any(|slot| slot.active.is_none())
@@ -135,41 +133,33 @@ impl Generator {
         {
             self.admit(number, request)?;
         }
-        let reading = |slot: &usize| {
-            let active = self.slots[*slot].active.as_ref()?;
-            (!active.prompt.is_empty()).then_some(active.request)
-        };
-        let oldest = (0..self.slots.len()).filter(|slot| reading(slot).is_some()).min_by_key(|slot| reading(slot));
-        if let Some(slot) = oldest
-            && let Err(error) = self.read(slot)
-        {
-            self.fail(slot, error)?;
-        }
-        let mut steps = Vec::new();
-        for (slot, Slot { tokens, active, .. }) in self.slots.iter().enumerate() {
-            if let Some(active) = active.as_ref().filter(|active| active.goes_on()) {
-                steps.push(Step { slot, token: active.next, position: tokens.len(), wanted: active.wanted() });
-                self.launched.push((slot, active.request));
+        for slot in self.readers() {
+            if let Err(error) = self.read(slot) {
+                self.fail(slot, error)?;
             }
         }
-        if !steps.is_empty()
-            && let Err(error) = self.executor.launch(&steps)
-        {
+        if let Err(error) = self.launch() {
             if error.is_fatal() {
                 return Err(error);
             }
-            for (slot, _) in std::mem::take(&mut self.launched) {
+            for LaunchedRows { slot, .. } in std::mem::take(&mut self.launched) {
                 self.fail(slot, error.clone())?;
             }
         }
         self.forget_spoilt()?;
         let mut pieces = Vec::new();
         for slot in &mut self.slots {
-            let Some(piece) = slot.active.as_mut().and_then(|active| active.speak(&self.text)) else { continue };
-            if piece.finish.is_some() || piece.failure.is_some() {
+            let said = slot.active.as_mut().map(|active| active.speak(&self.text)).unwrap_or_default();
+            if said.last().is_some_and(|piece| piece.finish.is_some() || piece.failure.is_some()) {
                 slot.active = None;
             }
-            pieces.push(piece);
+            pieces.extend(said);
+        }
+        for LaunchedRows { slot, request, drafted, .. } in &self.launched {
+            let active = self.slots[*slot].active.as_mut();
+            if let Some(active) = active.filter(|active| active.request == *request) {
+                active.prepare(drafted);
+            }
         }
         if self.load() == (0, 0) {
             self.collect()?; // a stop string was met after the next token had been begun
@@ -179,12 +169,8 @@ impl Generator {
 
     /// Empties slots whose cache contains NaN, which would affect later requests.
     fn forget_spoilt(&mut self) -> Result<(), LlmError> {
-        let spoilt = |slot: &Slot| {
-            let chosen = slot.active.as_ref().and_then(|active| active.chosen.as_ref());
-            matches!(chosen, Some(Err(LlmError::NotFinite)))
-        };
         for at in 0..self.slots.len() {
-            if spoilt(&self.slots[at]) {
+            if self.slots[at].active.as_ref().is_some_and(Active::is_spoilt) {
                 self.slots[at].tokens.clear();
                 self.executor.forget(at)?;
             }
@@ -198,8 +184,7 @@ impl Generator {
             return Err(error);
         }
         if let Some(active) = &mut self.slots[slot].active {
-            active.prompt.clear();
-            active.chosen = Some(Err(error));
+            active.fail(error);
         }
         Ok(())
     }
@@ -209,23 +194,21 @@ impl Generator {
         self.slots.iter().filter_map(|slot| Some(slot.active.as_ref()?.client)).collect()
     }
 
-    /// Waits for the launched steps and samples from their logits. Steps of cancelled answers are ignored.
+    /// Waits for the launched rows and samples from their logits. Those of cancelled answers are ignored.
     pub(super) fn collect(&mut self) -> Result<(), LlmError> {
         if self.launched.is_empty() {
             return Ok(());
         }
-        let max_len = self.executor.max_len();
+        let bounds = Bounds { text: &self.text, max_len: self.executor.max_len() };
         let mut logits = self.executor.collect()?;
-        for (step, (slot, request)) in self.launched.drain(..).enumerate() {
+        let mut row = 0;
+        for LaunchedRows { slot, request, read, drafted } in self.launched.drain(..) {
+            let rows = VerifiedRows { first: row + read - 1, drafted: &drafted };
+            row += read + drafted.len();
             let Slot { tokens, active, .. } = &mut self.slots[slot];
-            if let Some(active) = active.as_mut().filter(|active| active.request == request) {
-                tokens.push(active.next);
-                let last = tokens.len() + 1 >= max_len;
-                let choice = match logits.top(step).and_then(|top| active.sampler.choose_from_top(top)) {
-                    Some(choice) => Ok(choice),
-                    None => active.choose(logits.all(step)?),
-                };
-                active.take(&self.text, choice, last);
+            if let Some(active) = active.as_mut().filter(|active| active.request == request && active.waits()) {
+                tokens.extend(active.unread.drain(..read));
+                self.speculation += active.verify(tokens, rows, &mut *logits, bounds)?;
             }
         }
         Ok(())
@@ -252,126 +235,28 @@ impl Generator {
         } else if reused == 0 {
             self.executor.release(place);
         }
+        let drafts = self.drafts.clone().map(|texts| (texts, self.executor.vocab_size()));
         let slot = &mut self.slots[place];
         slot.tokens.truncate(reused);
         slot.scope = request.scope;
-        slot.active = Some(Active {
-            request: number,
-            client: request.client,
-            sampler: Sampler::new(request.sampling, &prompt),
-            grammar: request.grammar,
-            stream: TextStream::new(request.special),
-            finder: StopFinder::new(request.stop),
-            max_tokens: request.max_tokens,
-            ignore_end: request.ignore_end,
-            next: 0,
-            chosen: None,
-            complete: false,
-            full: false,
-            usage: Usage { prompt: prompt.len(), reused, ..Usage::default() },
-            prompt,
-            since: Instant::now(),
-        });
+        slot.active = Some(Active::new(number, Request { prompt, ..request }, reused, drafts));
         Ok(())
     }
 
-    /// Reads one pass of a slot's prompt; after the last pass samples the first token.
+    /// Reads one pass of what a slot's model has not read; after the last pass samples a token.
     fn read(&mut self, slot: usize) -> Result<(), LlmError> {
         let beside = self.slots.iter().flat_map(|slot| &slot.active).any(Active::goes_on);
+        let bounds = Bounds { text: &self.text, max_len: self.executor.max_len() };
         let Slot { tokens, active: Some(active), .. } = &mut self.slots[slot] else { return Ok(()) };
-        let done = tokens.len();
-        let remaining = active.prompt.len() - done;
+        let (done, remaining) = (tokens.len(), active.unread.len());
         let most = if beside { remaining.min(BESIDE) } else { remaining };
         let count = self.executor.pass(done, most).clamp(1, most);
         let rows = if count == remaining { Rows::Last } else { Rows::None };
-        let new = &active.prompt[done..done + count];
-        let mut logits = self.executor.prefill(slot, done, new, rows)?;
-        tokens.extend_from_slice(new);
+        let mut logits = self.executor.prefill(slot, done, &active.unread[..count], rows)?;
+        tokens.extend(active.unread.drain(..count));
         if count == remaining {
-            active.prompt = Vec::new();
-            let choice = active.choose(&mut logits);
-            active.take(&self.text, choice, tokens.len() + 1 >= self.executor.max_len());
+            self.speculation += active.begin(&mut logits, done + count, bounds);
         }
         Ok(())
-    }
-}
-
-impl Active {
-    /// Whether a token has been sampled and another will follow.
-    fn goes_on(&self) -> bool {
-        self.prompt.is_empty() && !self.complete && !self.full && !matches!(self.chosen, Some(Err(_)))
-    }
-
-    /// What its next token is chosen from first: a grammar looks at all tokens.
-    fn wanted(&self) -> WantedLogits {
-        match self.grammar {
-            Some(_) => WantedLogits::All,
-            None => WantedLogits::Top { temperature: self.sampler.temperature() },
-        }
-    }
-
-    fn choose(&mut self, logits: &mut [f32]) -> Result<Choice, LlmError> {
-        self.sampler.choose(logits, self.grammar.as_mut())
-    }
-
-    /// Takes the sampled token; `last` if there is no room for another.
-    fn take(&mut self, text: &Text, choice: Result<Choice, LlmError>, last: bool) {
-        let now = Instant::now();
-        if self.usage.answer == 0 {
-            self.usage.first = now - self.since;
-            self.since = now;
-        }
-        self.usage.answer += 1;
-        self.usage.rest = now - self.since;
-        self.full = last || self.usage.answer == self.max_tokens;
-        let ended = |token: u32| !self.ignore_end && text.stop_tokens.contains(&token);
-        self.chosen = Some(choice.and_then(|choice| {
-            self.next = choice.token;
-            self.complete = ended(choice.token)
-                || match &mut self.grammar {
-                    Some(grammar) => grammar.accept(choice.token)?,
-                    None => false,
-                };
-            Ok(choice)
-        }));
-    }
-
-    /// Detokenises the sampled token. An error ends this answer only.
-    fn speak(&mut self, text: &Text) -> Option<Piece> {
-        let said = self.chosen.take()?.and_then(|choice| Ok((self.words(text, choice.token)?, choice)));
-        let (request, usage) = (self.request, self.usage);
-        Some(match said {
-            Ok(((text, stopped), choice)) => {
-                let finish = match (stopped || self.complete, self.full) {
-                    (true, _) => Some(Finish::Stop),
-                    (false, true) => Some(Finish::Length),
-                    (false, false) => None,
-                };
-                Piece { request, text, choice, usage, finish, failure: None }
-            }
-            Err(error) => {
-                let choice = Choice { token: self.next, logprob: None, top: Vec::new() };
-                Piece { request, text: String::new(), choice, usage, finish: None, failure: Some(error) }
-            }
-        })
-    }
-
-    /// The text that becomes certain with a token, and whether a stop string was found.
-    fn words(&mut self, text: &Text, token: u32) -> Result<(String, bool), LlmError> {
-        let (mut shown, mut stopped) = (String::new(), false);
-        if self.ignore_end || !text.stop_tokens.contains(&token) {
-            (shown, stopped) = self.finder.push(&self.stream.push(text, token)?);
-        }
-        if !stopped && (self.complete || self.full) {
-            let (rest, found) = self.finder.push(&self.stream.finish(text)?);
-            shown.push_str(&rest);
-            stopped = found;
-            if !stopped {
-                shown.push_str(&self.finder.finish());
-            }
-        } else if let Some(grammar) = self.grammar.as_mut().filter(|_| !stopped) {
-            grammar.prepare()?;
-        }
-        Ok((shown, stopped))
     }
 }

@@ -2,13 +2,14 @@
 //!
 //! Grammars are in llguidance's dialect of Lark (its docs/syntax.md), with JSON schemas inline.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher, ParserFactory};
 
+use super::drafter::DraftWalk;
 use crate::diagnostic::Diagnostic;
 use crate::executor::LlmError;
 use crate::text::SPECIAL;
@@ -18,9 +19,57 @@ const _: () = assert!(SPECIAL == TokTrie::SPECIAL_TOKEN_MARKER, "vocabularies ma
 /// Compiles grammars for a vocabulary.
 pub struct Grammars(ParserFactory);
 
+/// Tokenises a part of a text.
+pub type Tokenize = Box<dyn Fn(&str) -> Vec<u32> + Send + Sync>;
+
+/// A vocabulary with its tokenizer.
+struct GrammarTokens {
+    trie: TokTrie,
+    tokenize: Tokenize,
+}
+
+impl TokenizerEnv for GrammarTokens {
+    fn tok_trie(&self) -> &TokTrie {
+        &self.trie
+    }
+
+    /// What the tokenizer normalises away, or has no token for, is spelled by the vocabulary.
+    fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<u32> {
+        let part = |part: &str| {
+            let tokens = (self.tokenize)(part);
+            let known = tokens.iter().all(|token| (*token as usize) < self.trie.vocab_size());
+            let same = known && self.trie.decode_raw(&tokens) == part.as_bytes();
+            if same { tokens } else { self.trie.greedy_tokenize(part.as_bytes()) }
+        };
+        self.trie.tokenize_with_greedy_fallback(bytes, part)
+    }
+}
+
 impl Grammars {
-    /// For tokens with the bytes `words` (empty for numbers without a token), of which `ends` end an answer.
+    /// For tokens with the bytes `words` (empty for numbers without a token), of which `ends` end an answer. What a grammar
+    /// leaves no choice about may be spelled with any of them.
     pub fn new(words: &[Vec<u8>], ends: &BTreeSet<u32>) -> Result<Self, LlmError> {
+        Self::of(words, ends, |trie| Arc::new(ApproximateTokEnv::new(trie)))
+    }
+
+    /// For tokens as in [`Grammars::new`]. What a grammar leaves no choice about is spelled as `tokenize` spells it, as in
+    /// the texts that models learn from; see [`Grammar::forced`].
+    pub fn with_tokenizer(words: &[Vec<u8>], ends: &BTreeSet<u32>, tokenize: Tokenize) -> Result<Self, LlmError> {
+        // Without all bytes of UTF-8 not everything can be spelled.
+        let single = |word: &Vec<u8>| if let [byte] = word[..] { Some(byte) } else { None };
+        let bytes: BTreeSet<u8> = words.iter().filter_map(single).collect();
+        let spells = (0..0xc0).chain(0xc2..0xf5).all(|byte| bytes.contains(&byte));
+        match spells {
+            true => Self::of(words, ends, |trie| Arc::new(GrammarTokens { trie, tokenize })),
+            false => Self::new(words, ends),
+        }
+    }
+
+    fn of(
+        words: &[Vec<u8>],
+        ends: &BTreeSet<u32>,
+        environment: impl FnOnce(TokTrie) -> TokEnv,
+    ) -> Result<Self, LlmError> {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
             let what = Diagnostic::new("the model has no token that ends an answer");
@@ -28,8 +77,7 @@ impl Grammars {
         };
         let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);
-        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
-        let factory = ParserFactory::new_simple(&environment);
+        let factory = ParserFactory::new_simple(&environment(trie));
         let mut factory = factory.map_err(|error| LlmError::Internal(format!("grammars: {error:#}").into()))?;
         factory.quiet();
         bound(factory.limits_mut());
@@ -48,8 +96,8 @@ impl Grammars {
         let parser = parser.map_err(|error| refused(&error))?;
         let mut matcher = Matcher::new(Ok(parser));
         try_out(matcher.deep_clone()).map_err(|error| refused(&error))?;
-        let mask = Some(matcher.compute_mask_or_eos().map_err(|error| refused(&error))?);
-        Ok(Grammar { matcher, mask })
+        let mask = matcher.compute_mask_or_eos().map_err(|error| refused(&error))?;
+        Ok(Grammar { matcher, masks: VecDeque::from([mask]), ahead: VecDeque::new() })
     }
 }
 
@@ -111,8 +159,9 @@ const LONGEST: usize = 300;
 #[derive(Clone)]
 pub struct Grammar {
     matcher: Matcher,
-    /// The allowed next tokens, if they were computed in advance.
-    mask: Option<SimpleVob>,
+    /// What was computed in advance: the tokens that are allowed next, and after each of the tokens `ahead`.
+    masks: VecDeque<SimpleVob>,
+    ahead: VecDeque<u32>,
 }
 
 impl std::fmt::Debug for Grammar {
@@ -122,18 +171,31 @@ impl std::fmt::Debug for Grammar {
 }
 
 impl Grammar {
-    /// Computes the allowed next tokens in advance, while the device is busy.
-    pub fn prepare(&mut self) -> Result<(), LlmError> {
-        self.mask = Some(self.matcher.compute_mask_or_eos().map_err(|error| failed(&error))?);
+    /// Computes in advance, while the device is busy, which tokens are allowed next, and after each token of a draft.
+    pub fn prepare(&mut self, draft: &[u32]) -> Result<(), LlmError> {
+        self.masks = VecDeque::from([self.matcher.compute_mask_or_eos().map_err(|error| failed(&error))?]);
+        self.ahead.clear();
+        if draft.is_empty() {
+            return Ok(());
+        }
+        // A copy, since what fails on the way to a draft that nobody accepts is no error of the answer, and grammars with
+        // lookahead cannot be rolled back.
+        let mut matcher = self.matcher.clone();
+        for token in draft {
+            let mask = matcher.consume_token(*token).and_then(|()| matcher.compute_mask_or_eos());
+            let Ok(mask) = mask else { break };
+            self.masks.push_back(mask);
+            self.ahead.push_back(*token);
+        }
         Ok(())
     }
 
     /// Sets the logits of tokens that are not allowed to minus infinity.
     pub fn mask(&mut self, logits: &mut [f32]) -> Result<(), LlmError> {
-        if self.mask.is_none() {
-            self.prepare()?;
+        if self.masks.len() <= self.ahead.len() {
+            self.prepare(&[])?;
         }
-        let Some(mask) = self.mask.take() else { return Ok(()) };
+        let Some(mask) = self.masks.pop_front() else { return Ok(()) };
         let words = mask.as_slice();
         for (logits, word) in logits.chunks_mut(32).zip(words.iter().copied().chain(std::iter::repeat(0))) {
             if word == u32::MAX {
@@ -150,9 +212,41 @@ impl Grammar {
 
     /// Advances by a token; returns true if only the end may follow.
     pub fn accept(&mut self, token: u32) -> Result<bool, LlmError> {
+        if self.masks.len() > self.ahead.len() {
+            self.masks.pop_front();
+        }
+        if self.ahead.pop_front() != Some(token) {
+            self.masks.clear();
+            self.ahead.clear();
+        }
         self.matcher.consume_token(token).map_err(|error| failed(&error))?;
         Ok(self.matcher.is_stopped())
     }
+
+    /// The next token, if the grammar leaves no choice about it. The mask allows no other then, so whoever samples gets it.
+    pub fn forced(&mut self) -> Option<u32> {
+        forced(&mut self.matcher)
+    }
+
+    /// Continues a draft to `most` tokens: with what the grammar forces, and what the texts say and the grammar allows.
+    pub(super) fn draft(&self, walk: &mut DraftWalk<'_>, most: usize) {
+        // As in `prepare`.
+        let mut matcher = self.matcher.clone();
+        while walk.len() < most && walk.is_likely() && !matcher.is_stopped() {
+            let forced = forced(&mut matcher);
+            let Some(token) = forced.or_else(|| walk.guess()) else { break };
+            // The last token of an answer needs no row: nothing is asked after it.
+            if !matches!(matcher.try_consume_tokens(&[token]), Ok(1)) || matcher.is_stopped() {
+                break;
+            }
+            walk.take(token, forced.is_some());
+        }
+    }
+}
+
+fn forced(matcher: &mut Matcher) -> Option<u32> {
+    // The first alone: how the others are spelled is asked again after it, as by the mask.
+    matcher.compute_ff_tokens().first().copied()
 }
 
 fn failed(error: &anyhow::Error) -> LlmError {
@@ -231,6 +325,110 @@ mod tests {
         assert_eq!(feed(lark, b"[CALL]?", &[END]), Ok(true));
         assert_eq!(feed(lark, b"", &[259, 33]), Ok(true));
         assert_eq!(feed(lark, b"a", &[259]), Err(1));
+    }
+
+    /// With a tokenizer that takes the longest token.
+    fn with_tokenizer() -> Grammars {
+        let tokenize = |text: &str| {
+            let (mut rest, mut tokens) = (text.as_bytes(), Vec::<u32>::new());
+            while !rest.is_empty() {
+                let fits = words().into_iter().zip(0..).filter(|(word, _)| !word.is_empty() && rest.starts_with(word));
+                let (word, token) = fits.max_by_key(|(word, _)| word.len()).unwrap();
+                rest = &rest[word.len()..];
+                tokens.push(token);
+            }
+            tokens
+        };
+        Grammars::with_tokenizer(&words(), &[END].into(), Box::new(tokenize)).unwrap()
+    }
+
+    /// Feeds what `say` chooses where there is a choice; returns all tokens, and which of them were forced.
+    fn run(mut grammar: Grammar, mut say: impl FnMut(&[f32]) -> u32) -> (Vec<u32>, Vec<bool>) {
+        let (mut tokens, mut forced) = (Vec::new(), Vec::new());
+        loop {
+            let known = grammar.forced();
+            let mut logits = vec![0.0; words().len()];
+            grammar.mask(&mut logits).unwrap();
+            let allowed: Vec<u32> = (0..).zip(&logits).filter(|(_, logit)| **logit == 0.0).map(|(at, _)| at).collect();
+            if let Some(token) = known {
+                assert_eq!(allowed, [token], "the mask allows what is forced and nothing else");
+            }
+            let token = known.unwrap_or_else(|| say(&logits));
+            assert!(allowed.contains(&token), "{token} after {tokens:?}");
+            tokens.push(token);
+            forced.push(known.is_some());
+            if grammar.accept(token).unwrap() {
+                return (tokens, forced);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_forced_is_what_the_mask_allows() {
+        let schema = json!({"type": "object", "required": ["a", "b"], "properties":
+            {"a": {"enum": ["yes", "no"]}, "b": {"const": true}}});
+        let lark = format!("start: value\n{}", json_rule("value", &schema));
+        let grammars = with_tokenizer();
+        let (tokens, forced) = run(grammars.compile(&lark).unwrap(), |logits| {
+            if logits[usize::from(b'n')] == 0.0 { u32::from(b'n') } else { u32::from(b'o') }
+        });
+        let bytes: Vec<u8> = tokens.iter().flat_map(|token| words()[*token as usize].clone()).collect();
+        assert_eq!(String::from_utf8(bytes).unwrap(), r#"{"a": "no", "b": true}"#);
+        assert!(tokens.contains(&257) && tokens.contains(&258), "as the tokenizer spells it: {tokens:?}");
+        let chosen = forced.iter().filter(|forced| !**forced).count();
+        assert!(chosen <= 2, "`no` alone is a choice: {forced:?}");
+        // Any spelling goes where there is no tokenizer.
+        let mut free = Grammars::new(&words(), &[END].into()).unwrap().compile(&lark).unwrap();
+        assert_eq!(free.forced(), None);
+    }
+
+    #[test]
+    fn masks_in_advance_are_those_on_the_way() {
+        let lark =
+            format!("start: value\n{}", json_rule("value", &json!({"type": "array", "items": {"type": "integer"}})));
+        let grammars = with_tokenizer();
+        let tokens: Vec<u32> = b"[12, 3]".iter().map(|byte| u32::from(*byte)).collect();
+        let masked = |grammar: &mut Grammar| {
+            let mut logits = vec![0.0; words().len()];
+            grammar.mask(&mut logits).unwrap();
+            logits
+        };
+        // Drafts that are right, that end too early, that go wrong, and that no grammar allows.
+        for draft in [&tokens[..6], &tokens[..3], &[91, 49, 44, 32], &[91, 91], &[]] {
+            let (mut ahead, mut plain) = (grammars.compile(&lark).unwrap(), grammars.compile(&lark).unwrap());
+            ahead.prepare(draft).unwrap();
+            for token in &tokens {
+                assert_eq!(masked(&mut ahead), masked(&mut plain), "{draft:?} before {token}");
+                assert_eq!(ahead.accept(*token).unwrap(), plain.accept(*token).unwrap());
+            }
+        }
+        // A token that was forced passes its mask over.
+        let mut skipped = grammars.compile(&lark).unwrap();
+        skipped.prepare(&tokens[..3]).unwrap();
+        skipped.accept(tokens[0]).unwrap();
+        let mut plain = grammars.compile(&lark).unwrap();
+        plain.accept(tokens[0]).unwrap();
+        assert_eq!(masked(&mut skipped), masked(&mut plain));
+    }
+
+    #[test]
+    fn drafts_keep_to_the_grammar() {
+        use super::super::drafter::{DraftTexts, Drafter};
+        let lark = format!("start: value\n{}", json_rule("value", &json!({"enum": ["north", "south"]})));
+        let grammar = with_tokenizer().compile(&lark).unwrap();
+        let bytes = |text: &str| -> Vec<u32> { text.bytes().map(u32::from).collect() };
+        let draft = |prediction: &str| {
+            let mut drafter = Drafter::new(DraftTexts { prediction: bytes(prediction), ..DraftTexts::default() }, 300);
+            drafter.learn();
+            let mut walk = DraftWalk::new(&drafter);
+            grammar.draft(&mut walk, 20);
+            walk.finish().iter().map(|draft| (draft.token, draft.chance)).collect::<Vec<_>>()
+        };
+        // The quote is forced; the closing one ends the answer, and is no row.
+        let tokens = |draft: Vec<(u32, f64)>| draft.into_iter().map(|(token, _)| token).collect::<Vec<_>>();
+        assert_eq!(tokens(draft("\"south\"")), bytes("\"south"));
+        assert_eq!(tokens(draft("\"east\"")), bytes("\""), "what is not allowed is not drafted");
+        assert_eq!(draft("")[0].1, 1.0, "what is forced is certain");
     }
 
     #[test]

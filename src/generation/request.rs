@@ -20,6 +20,10 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Grammar that the answer must match; the answer ends when it is complete.
     pub grammar: Option<Grammar>,
+    /// What the answer is expected to be, mostly. A right expectation saves time, a wrong one changes nothing.
+    pub prediction: Vec<u32>,
+    /// Texts that the answer may quote and the prompt does not have, such as a schema.
+    pub quotable: Vec<u32>,
     /// Whether special tokens are part of the answer's text.
     pub special: bool,
     /// Whether to continue after end tokens, for measurements.
@@ -114,4 +118,29 @@ pub struct Usage {
     pub first: Duration,
     /// Time from the first token to the last.
     pub rest: Duration,
+    /// Tokens that took no step of their own.
+    pub speculation: Speculation,
+}
+
+/// Numbers of tokens that were verified several at a time, or not asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Speculation {
+    /// Tokens that were drafted and given to the model.
+    pub drafted: usize,
+    /// Of these, the tokens that the model says as well.
+    pub accepted: usize,
+    /// Tokens of the answer that its grammar left no choice about.
+    pub forced: usize,
+    /// Tokens of the request's prediction among `drafted`, and among `accepted`.
+    pub predicted: (usize, usize),
+}
+
+impl std::ops::AddAssign for Speculation {
+    fn add_assign(&mut self, other: Self) {
+        self.drafted += other.drafted;
+        self.accepted += other.accepted;
+        self.forced += other.forced;
+        self.predicted.0 += other.predicted.0;
+        self.predicted.1 += other.predicted.1;
+    }
 }

@@ -179,6 +179,20 @@ impl Sampler {
         })
     }
 
+    /// Takes the only token that a grammar allows, without logits; leaves the sampler as [`Sampler::choose`] would.
+    pub fn take_forced(&mut self, token: u32) -> Choice {
+        if self.settings.temperature != 0.0 {
+            self.random.next_u64();
+        }
+        self.seen.entry(token).or_default().1 += 1;
+        Choice { token, logprob: None, top: Vec::new() }
+    }
+
+    /// Whether log-probabilities are reported, which take the logits of every token.
+    pub fn reports(&self) -> bool {
+        self.settings.top_logprobs.is_some()
+    }
+
     /// Whether biases or penalties change the logits.
     fn penalises(&self) -> bool {
         let Sampling { repetition_penalty, presence_penalty, frequency_penalty, .. } = self.settings;
@@ -406,6 +420,27 @@ mod tests {
             }
         }
         assert!(decided > 5000 && open > 300, "{decided} decided, {open} open");
+    }
+
+    /// A token that needs no logits takes the same random numbers as one that is sampled, whatever the filters.
+    #[test]
+    fn a_forced_token_leaves_the_sampler_as_a_sampled_one_does() {
+        for (temperature, top_k, top_p, min_p) in
+            [(0.0, 0, 1.0, 0.0), (0.7, 0, 1.0, 0.0), (1.0, 3, 0.9, 0.0), (1.3, 100, 0.5, 0.2), (1.0, 0, 1.0, 0.1)]
+        {
+            let penalty = Sampling { presence_penalty: 0.5, ..Sampling::default() };
+            let settings = Sampling { temperature, top_k, top_p, min_p, seed: 9, ..penalty };
+            let (mut sampled, mut forced) = (Sampler::new(settings.clone(), &[1]), Sampler::new(settings, &[1]));
+            for round in 0..20 {
+                let mut only = vec![f32::NEG_INFINITY; 80];
+                only[3] = 0.5;
+                assert_eq!(sampled.choose(&mut only, None).unwrap(), forced.take_forced(3));
+                let logits: Vec<f32> = (0..80).map(|at| ((at * 7 + round) % 11) as f32 * 0.3).collect();
+                let (want, have) =
+                    (sampled.choose(&mut logits.clone(), None), forced.choose(&mut logits.clone(), None));
+                assert_eq!(want.unwrap(), have.unwrap());
+            }
+        }
     }
 
     #[test]

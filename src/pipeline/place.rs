@@ -16,7 +16,7 @@ use crate::backend::BackendError;
 use crate::diagnostic::Diagnostic;
 use crate::hashes::Hashes;
 use crate::manifest::Manifest;
-use crate::manifest::layout::{ENGINES, FILE, IMAGES, MODEL, REPORT_FILE, WEIGHTS, engine_file};
+use crate::manifest::layout::{ENGINES, FILE, IMAGES, MODEL, REPORT_FILE, SPECULATION, WEIGHTS, engine_file};
 use crate::onnx::Model;
 use crate::progress::Event;
 use crate::recipe::SourcePlan;
@@ -125,7 +125,7 @@ fn is_our_name(folder: &Path, name: &str) -> bool {
     };
     match name.split_once('/') {
         _ if TEXT_FILES.contains(&name) => true,
-        None => [FILE, REPORT_FILE, MODEL, engine.as_str()].contains(&name) || numbered(name),
+        None => [FILE, REPORT_FILE, MODEL, SPECULATION, engine.as_str()].contains(&name) || numbered(name),
         Some((ENGINES, file)) => ["layer-", "head-"].iter().any(|begin| file.starts_with(begin)),
         Some((folder, _)) => [WEIGHTS, IMAGES].contains(&folder),
     }

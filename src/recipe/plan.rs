@@ -116,6 +116,9 @@ pub struct LlmPlan {
     pub max_output_len: usize,
     /// Jinja file that replaces the model's own chat template.
     pub chat_template: Option<PathBuf>,
+    /// Text that answers are drafted from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub speculation_text: Option<PathBuf>,
 }
 
 /// A source, by where it is fetched from.
@@ -218,6 +221,7 @@ fn llm_plan(folder: &Path, recipe: &LlmRecipe) -> LlmPlan {
         max_input_len: size(recipe.max_input_len, 2048),
         max_output_len: size(recipe.max_output_len, 512),
         chat_template: recipe.chat_template.as_ref().map(|file| folder.join(file)),
+        speculation_text: recipe.speculation.as_ref().and_then(|drafts| Some(folder.join(drafts.text.as_ref()?))),
     }
 }
 

@@ -138,12 +138,25 @@ pub struct LlmRecipe {
     /// Jinja file, relative to the recipe, that replaces the model's own chat template. Default: the model's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chat_template: Option<String>,
+    /// What tokens are drafted from, several of which the model then verifies at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub speculation: Option<SpeculationRecipe>,
     /// Settings of the TensorRT builder.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
     /// Settings of the verification against the CPU reference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
+}
+
+/// What the tokens of answers are drafted from besides the conversation. Drafts change no answer, only its time.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SpeculationRecipe {
+    /// Text file of up to 1 MiB, relative to the recipe, that answers often quote, such as a manual or typical answers.
+    /// It is copied into the engine directory. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
 }
 
 /// Where files come from: exactly one of `hub`, `path`, `url`, `pypi` and `ollama`, with the fields that belong to it.

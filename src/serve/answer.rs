@@ -41,12 +41,17 @@ impl Envelope {
 }
 
 fn usage_of(usage: &Usage, reasoning: usize) -> Value {
+    let (predicted, accepted) = usage.speculation.predicted;
     json!({
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.answer,
         "total_tokens": usage.prompt + usage.answer,
         "prompt_tokens_details": {"cached_tokens": usage.reused},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "completion_tokens_details": {
+            "reasoning_tokens": reasoning,
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": predicted - accepted,
+        },
     })
 }
 

@@ -42,6 +42,10 @@ pub struct Answered {
     pub prompt_tokens: usize,
     pub cached_tokens: usize,
     pub completion_tokens: usize,
+    /// Tokens that were drafted, those of them that the model says as well, and those that a grammar forced.
+    pub drafted_tokens: usize,
+    pub accepted_tokens: usize,
+    pub forced_tokens: usize,
     pub first_token_seconds: f64,
     pub tokens_per_second: f64,
     pub finish_reason: &'static str,
@@ -100,6 +104,9 @@ impl AccessRecord {
             answer.prompt_tokens = usage.prompt;
             answer.cached_tokens = usage.reused;
             answer.completion_tokens = usage.answer;
+            answer.drafted_tokens = usage.speculation.drafted;
+            answer.accepted_tokens = usage.speculation.accepted;
+            answer.forced_tokens = usage.speculation.forced;
             let seconds = usage.rest.as_secs_f64();
             answer.tokens_per_second = if seconds > 0.0 { (usage.answer - 1) as f64 / seconds } else { 0.0 };
         }

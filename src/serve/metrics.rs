@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::executor::MemoryUse;
-use crate::generation::Usage;
+use crate::generation::{Speculation, Usage};
 use crate::memory::of_process;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -43,6 +43,7 @@ pub(super) struct Metrics {
     between: Histogram,
     whole: Histogram,
     tokens: Family<MetricKind, Counter>,
+    speculation: Family<MetricKind, Counter>,
     memory: Family<MetricKind, Gauge>,
     load: Gauge<f64, AtomicU64>,
     lost: Counter,
@@ -64,6 +65,7 @@ impl Metrics {
             between: Histogram::new(fast()),
             whole: Histogram::new(slow()),
             tokens: Family::default(),
+            speculation: Family::default(),
             memory: Family::default(),
             load: Gauge::default(),
             lost: Counter::default(),
@@ -78,6 +80,9 @@ impl Metrics {
         registry.register("requests_running", "Requests in a slot", metrics.running.clone());
         registry.register("slots", "Requests that can run at once", metrics.slots.clone());
         registry.register("tokens", "Tokens: of prompts, of these reused, of answers", metrics.tokens.clone());
+        let speculation = metrics.speculation.clone();
+        let help = "Tokens without a step of their own: drafted, of these accepted, and forced by a grammar";
+        registry.register("speculative_tokens", help, speculation);
         let mut seconds = |name: &str, help: &str, histogram: &Histogram| {
             registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
         };
@@ -108,6 +113,14 @@ impl Metrics {
         self.running.set(whole(running as u64));
         for (kind, bytes) in [("weights", memory.weights), ("cache", memory.cache), ("scratch", memory.scratch)] {
             self.memory.get_or_create(&MetricKind { kind }).set(whole(bytes));
+        }
+    }
+
+    /// Sets the tokens of all answers so far that took no step of their own.
+    pub(super) fn speculated(&self, all: Speculation) {
+        for (kind, tokens) in [("drafted", all.drafted), ("accepted", all.accepted), ("forced", all.forced)] {
+            let counter = self.speculation.get_or_create(&MetricKind { kind });
+            counter.inc_by((tokens as u64).saturating_sub(counter.get()));
         }
     }
 
@@ -174,12 +187,18 @@ mod tests {
         metrics.request("/v1/models", 200);
         metrics.first_token(Duration::from_millis(3), &Usage { prompt: 10, reused: 4, ..Usage::default() });
         metrics.next_token(Duration::from_millis(30));
+        let some = Speculation { drafted: 9, accepted: 5, ..Speculation::default() };
+        metrics.speculated(some);
+        metrics.speculated(Speculation { drafted: 12, ..some });
         let text = metrics.text();
         for line in [
             "watus_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "watus_tokens_total{kind=\"prompt\"} 10",
             "watus_tokens_total{kind=\"reused\"} 4",
             "watus_tokens_total{kind=\"answer\"} 2",
+            "watus_speculative_tokens_total{kind=\"drafted\"} 12",
+            "watus_speculative_tokens_total{kind=\"accepted\"} 5",
+            "watus_speculative_tokens_total{kind=\"forced\"} 0",
             "watus_time_to_first_token_seconds_bucket{le=\"0.004\"} 1",
             "# TYPE watus_inter_token_latency_seconds histogram",
             "# EOF",

@@ -83,6 +83,8 @@ pub struct Options {
     pub special_tokens: bool,
     /// System prompt whose cached prefix all clients share.
     pub shared_system: Option<String>,
+    /// Whether tokens are drafted, and those that a grammar forces taken without a step.
+    pub speculation: bool,
     /// Whether to log prompts and answers.
     pub log_prompts: bool,
     /// Receives log entries.
@@ -165,7 +167,7 @@ pub fn run<E: Send + 'static>(
     cancel: &AtomicBool,
 ) -> Result<Result<(), E>, ServeError> {
     let (scheduler, inbox) = scheduler::Scheduler::new(options.queue, options.timeout);
-    let (special, shared) = (options.special_tokens, options.shared_system.clone());
+    let (special, shared, speculation) = (options.special_tokens, options.shared_system.clone(), options.speculation);
     let (address, drain) = (options.address, options.drain);
     let app = Arc::new(App::new(options, scheduler));
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -177,6 +179,9 @@ pub fn run<E: Send + 'static>(
     let owner = Arc::clone(&app);
     let worker = std::thread::Builder::new().name("model".to_owned()).spawn(move || {
         let mut generator = load()?;
+        if !speculation {
+            generator.without_speculation();
+        }
         if let Some(system) = &shared {
             let beginning = generator.text().beginning(system);
             if beginning.is_empty() {

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::error::ApiError;
-use super::turn::InMessage;
+use super::turn::{Content, InMessage};
 use crate::text::tools::ToolChoice;
 use crate::text::{self, Message, Wishes};
 
@@ -153,6 +153,7 @@ pub(super) struct ChatRequest {
     tool_choice: Option<Value>,
     parallel_tool_calls: Option<bool>,
     response_format: Option<Value>,
+    prediction: Option<Prediction>,
     reasoning_effort: Option<String>,
     chat_template_kwargs: Option<Map<String, Value>>,
     /// An extension of vLLM: whether the tokenizer adds special tokens to those of the template.
@@ -162,6 +163,15 @@ pub(super) struct ChatRequest {
     modalities: Option<Vec<String>>,
     audio: Option<Value>,
     web_search_options: Option<Value>,
+}
+
+/// What the client expects the answer to be (OpenAI's predicted outputs).
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Prediction {
+    #[serde(rename = "type")]
+    kind: String,
+    content: Option<Content>,
 }
 
 /// Required form of the answer.
@@ -281,6 +291,16 @@ impl ChatRequest {
         }
     }
 
+    /// The text that the answer is expected to be; empty without a prediction.
+    pub(super) fn prediction(&self) -> Result<String, ApiError> {
+        let Some(prediction) = &self.prediction else { return Ok(String::new()) };
+        match (prediction.kind.as_str(), &prediction.content) {
+            ("content", Some(content)) => content.text("prediction.content"),
+            ("content", None) => Err(ApiError::invalid("prediction.content", "prediction.content is missing")),
+            _ => Err(ApiError::invalid("prediction.type", "prediction.type must be \"content\"")),
+        }
+    }
+
     /// Number of alternatives to report with each token; `None` without log-probabilities.
     pub(super) fn top_logprobs(&self) -> Result<Option<usize>, ApiError> {
         match (self.logprobs.unwrap_or(false), self.top_logprobs) {
@@ -373,6 +393,11 @@ mod tests {
         assert_eq!(fine.messages().unwrap(), [Message::new("user", "x")]);
         assert!(fine.common.wishes(None).is_ok() && fine.refuse().is_ok());
         assert_eq!((fine.format().unwrap(), fine.tool_choice(&[]).unwrap()), (ResponseFormat::Text, ToolChoice::Auto));
+        let predicted = |content: &str| {
+            chat(&format!(r#"{{"prediction": {{"type": "content", "content": {content}}}}}"#)).prediction().unwrap()
+        };
+        assert_eq!((fine.prediction().unwrap(), predicted("\"a b\"")), (String::new(), "a b".to_owned()));
+        assert_eq!(predicted(r#"[{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]"#), "a\nb");
         for (text, param) in [
             (r#"{"n": 2}"#, "n"),
             (r#"{"temperature": 3}"#, "temperature"),
@@ -401,6 +426,10 @@ mod tests {
             (r#"{"response_format": {"type": "xml"}}"#, "response_format"),
             (r#"{"response_format": {"type": "json_schema"}}"#, "response_format"),
             (r#"{"reasoning_effort": "huge"}"#, "reasoning_effort"),
+            (r#"{"prediction": {"type": "tokens", "content": "x"}}"#, "prediction.type"),
+            (r#"{"prediction": {"content": "x"}}"#, "prediction.type"),
+            (r#"{"prediction": {"type": "content"}}"#, "prediction.content"),
+            (r#"{"prediction": {"type": "content", "content": [{"type": "image_url"}]}}"#, "prediction.content"),
             (r#"{"messages": []}"#, "messages"),
             (r#"{"messages": [{"role": "robot", "content": ""}]}"#, "messages[0].role"),
             (r#"{"messages": [{"content": "x"}]}"#, "messages[0].role"),
@@ -421,6 +450,7 @@ mod tests {
                 let tools = request.tools()?;
                 request.tool_choice(&tools)?;
                 request.format()?;
+                request.prediction()?;
                 request.options()?;
                 if text.contains("messages") { request.messages().map(drop) } else { Ok(()) }
             })();

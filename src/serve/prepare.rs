@@ -8,7 +8,7 @@ use super::openai::{ChatRequest, Common, ResponseFormat};
 use super::state::About;
 use crate::executor::LlmError;
 use crate::generation::{Request, schema};
-use crate::text::{AnswerForm, AnswerReader, Chat, Message};
+use crate::text::{AnswerForm, AnswerReader, Chat, Message, TextError};
 
 /// A prepared request, and what the response encoder needs.
 pub(super) struct PreparedRequest {
@@ -70,14 +70,32 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let form = AnswerForm { tool_choice, parallel_tool_calls: request.parallel(), schema };
     let mut chat = Chat { messages, tools: offered, options, special, limit: Some(limits.max_input) };
     let prepared = text.prepare(&mut chat, &form)?;
+    let prediction = prediction(&request.prediction()?, about)?;
+    // The offered functions are in the prompt.
+    let quoted = form.schema.as_ref().map(|schema| text.encode_part(&schema.to_string(), None)).transpose()?;
     let rules = prepared.grammar.map(|lark| demand(lark, &chat, &form));
     let max_tokens = limit(&request.common, about, prepared.tokens.len(), max_output)?;
     let sampling = text.defaults.sampling(request.common.wishes(request.top_logprobs()?)?);
     let stop = text.defaults.stops(request.common.stops()?);
     let (prompt, special) = (prepared.tokens, prepared.calls);
-    let request = Request { prompt, sampling, max_tokens, stop, special, ..Request::default() };
+    let mut quotable = quoted.unwrap_or_default();
+    quotable.truncate(about.max_len);
+    let request = Request { prompt, sampling, max_tokens, stop, special, prediction, quotable, ..Request::default() };
     request.check(&limits)?;
     Ok(PreparedRequest { request, reader: prepared.reader, rules })
+}
+
+/// The tokens of what the answer is expected to be.
+fn prediction(text: &str, about: &About) -> Result<Vec<u32>, ApiError> {
+    let encoded = about.text.encode_part(text, Some(about.max_len));
+    encoded.map_err(|error| match error {
+        TextError::TooLong { have, limit, .. } => {
+            let message =
+                format!("prediction.content has {have} tokens or more; a whole conversation has at most {limit}");
+            ApiError::invalid("prediction.content", message)
+        }
+        error => error.into(),
+    })
 }
 
 /// The grammar of an answer, and what of the request it is made of.

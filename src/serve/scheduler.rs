@@ -197,6 +197,8 @@ impl Inbox {
                     return Err(message);
                 }
             };
+            // Before anybody hears of an answer's end and asks for them.
+            metrics.speculated(generator.speculation());
             for piece in pieces {
                 self.deliver(piece, &mut generator, state, metrics);
             }

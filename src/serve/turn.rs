@@ -21,9 +21,19 @@ pub(super) struct InMessage {
 
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a text or a list of parts")]
-enum Content {
+pub(super) enum Content {
     Text(String),
     Parts(Vec<Map<String, Value>>),
+}
+
+impl Content {
+    /// The text of all parts; `place` names the content in errors.
+    pub(super) fn text(&self, place: &str) -> Result<String, ApiError> {
+        match self {
+            Self::Text(text) => Ok(text.clone()),
+            Self::Parts(parts) => joined(parts, place),
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -79,8 +89,7 @@ impl InMessage {
         }
         let content = match &self.content {
             None => String::new(),
-            Some(Content::Text(text)) => text.clone(),
-            Some(Content::Parts(parts)) => joined(parts, &at("content"))?,
+            Some(content) => content.text(&at("content"))?,
         };
         let calls = self.tool_calls.as_deref().unwrap_or_default();
         if self.content.is_none() && calls.is_empty() && role != "assistant" {

@@ -267,6 +267,11 @@ impl Text {
         Ok(tokens)
     }
 
+    /// Encodes a part inside of a text; an error if it has more than `limit` tokens.
+    pub fn encode_part(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, TextError> {
+        self.continuation(part, limit)
+    }
+
     /// Tokenises a part inside of a text: SentencePiece's tokenizers prepend a space to every text, so it is preceded
     /// by a newline, which is a token of its own.
     fn continuation(&self, part: &str, limit: Option<usize>) -> Result<Vec<u32>, TextError> {

@@ -151,6 +151,7 @@ fn command(install: &Install) -> anyhow::Result<String> {
         words.push(format!("--shared-system={}", absolute(path)?));
     }
     words.extend(args.allow_special_tokens.then(|| "--allow-special-tokens".to_owned()));
+    words.extend(args.no_speculation.then(|| "--no-speculation".to_owned()));
     words.extend(args.verify.then(|| "--verify".to_owned()));
     words.extend(args.log_prompts.then(|| "--log-prompts".to_owned()));
     if let Some(backend) = clap::ValueEnum::to_possible_value(&args.backend) {

@@ -12,7 +12,7 @@ use super::GpuExecutor;
 use super::path::{DecodePath, StepKey, StepPath};
 use super::step_logits::LaunchedStep;
 use crate::convert::LayerShape;
-use crate::executor::{LlmError, Step, WantedLogits, check};
+use crate::executor::{LlmError, Step, WantedLogits, spans};
 
 /// The steps of a part of a prompt at `position`, of which some want all logits.
 pub(super) fn steps_of(slot: usize, position: usize, tokens: &[u32], wanted: &Range<usize>) -> Vec<Step> {
@@ -37,33 +37,16 @@ pub(super) fn padded_wanted(wanted: usize, class: RowClass) -> usize {
 }
 
 impl GpuExecutor {
-    /// The class of the launch of `steps`: without a table if each is of a slot of its own and they are few.
-    pub(super) fn class_of(&self, steps: &[Step]) -> Result<RowClass, LlmError> {
-        let mut is_shared = false;
-        for (index, step) in steps.iter().enumerate() {
-            check(self, step.slot, step.position, &[step.token])?;
-            if let Some(before) = steps[..index].iter().rev().find(|other| other.slot == step.slot) {
-                is_shared = true;
-                if before.position + 1 != step.position {
-                    let (slot, from, to) = (step.slot, before.position, step.position);
-                    let what = format!("a launch takes slot {slot} from position {from} to {to}");
-                    return Err(LlmError::Internal(what.into()));
-                }
-            }
-        }
-        if !is_shared && steps.len() <= BLOCK_ROWS {
-            return Ok(RowClass::Apart);
+    /// The class of the launch of `steps`: without a table if each is of a slot of its own and they are few. `None` if
+    /// several are of one slot and our kernel, which may not support the model, has no table for so many.
+    pub(super) fn class_of(&self, steps: &[Step]) -> Option<RowClass> {
+        let is_apart = spans(steps).iter().all(|span| span.count == 1);
+        if is_apart && steps.len() <= BLOCK_ROWS {
+            return Some(RowClass::Apart);
         }
         let classes = self.program.as_ref().map(DecodeProgram::shared_classes).unwrap_or_default();
-        match classes.into_iter().find(|class| steps.len() <= class.most()) {
-            Some(class) => Ok(class),
-            None if !is_shared => Ok(RowClass::Apart),
-            None => {
-                let what =
-                    format!("{} steps, of which several are of one slot, are too many for a launch", steps.len());
-                Err(LlmError::Internal(what.into()))
-            }
-        }
+        let fitting = classes.into_iter().find(|class| steps.len() <= class.most());
+        fitting.or_else(|| is_apart.then_some(RowClass::Apart))
     }
 
     /// Launches steps of different slots.
@@ -86,9 +69,29 @@ impl GpuExecutor {
         self.replay(StepKey { shape, path, slot: first })?;
         let launched = |step: &Step| {
             let wants_top = matches!(step.wanted, WantedLogits::Top { .. });
-            LaunchedStep { row: Some(row(step)), wants_top }
+            let row = (step.wanted != WantedLogits::None).then(|| row(step));
+            LaunchedStep { row, wants_top, fetched: None }
         };
         Ok(steps.iter().map(launched).collect())
+    }
+
+    /// Launches steps of which several are of one slot, where a launch takes one of each: the last of each slot are left
+    /// to be collected, the others go before them.
+    pub(super) fn launch_by_turns(&mut self, steps: &[Step]) -> Result<Vec<LaunchedStep>, LlmError> {
+        let is_last = |index: usize| steps.get(index + 1).is_none_or(|next| next.slot != steps[index].slot);
+        let mut earlier = Vec::new();
+        for (index, step) in steps.iter().enumerate().filter(|(index, _)| !is_last(*index)) {
+            // The next row's logits take the place of these.
+            let row = self.launch_apart(std::slice::from_ref(step))?.first().and_then(|launched| launched.row);
+            let fetched = row.map(|row| self.state.fetch_rows(row, 1)).transpose()?;
+            earlier.push((index, LaunchedStep { row: None, wants_top: false, fetched }));
+        }
+        let last: Vec<Step> = (0..steps.len()).filter(|index| is_last(*index)).map(|index| steps[index]).collect();
+        let mut launched = self.launch_apart(&last)?;
+        for (index, step) in earlier {
+            launched.insert(index, step);
+        }
+        Ok(launched)
     }
 
     /// Launches steps of any slots, those of a slot at consecutive positions.
@@ -96,7 +99,7 @@ impl GpuExecutor {
         // Rows of a slot follow each other.
         let mut order: Vec<usize> = (0..steps.len()).collect();
         order.sort_by_key(|index| steps[*index].slot);
-        let mut launched = vec![LaunchedStep { row: None, wants_top: false }; steps.len()];
+        let mut launched = vec![LaunchedStep { row: None, wants_top: false, fetched: None }; steps.len()];
         let (mut rows, mut tokens, mut with_logits) = (Vec::new(), Vec::new(), Vec::new());
         for index in order {
             let Step { slot, token, position, wanted } = steps[index];
@@ -105,7 +108,7 @@ impl GpuExecutor {
             tokens.push(token);
             if is_wanted {
                 let wants_top = matches!(wanted, WantedLogits::Top { .. });
-                launched[index] = LaunchedStep { row: Some(with_logits.len()), wants_top };
+                launched[index] = LaunchedStep { row: Some(with_logits.len()), wants_top, fetched: None };
                 with_logits.push(BatchRow { inverse_temperature: inverse_temperature(wanted), ..BatchRow::default() });
             }
         }

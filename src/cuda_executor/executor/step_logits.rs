@@ -4,10 +4,12 @@ use super::super::state::DeviceState;
 use crate::executor::{LlmError, StepLogits, TopLogits, not_launched};
 
 /// A step that was launched: its row of logits on the device, if it has one, and whether the largest are wanted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct LaunchedStep {
     pub(super) row: Option<usize>,
     pub(super) wants_top: bool,
+    /// Its logits, if they are on the host already.
+    pub(super) fetched: Option<Vec<f32>>,
 }
 
 /// See the module.
@@ -27,8 +29,12 @@ impl StepLogits for DeviceLogits<'_> {
     }
 
     fn all(&mut self, step: usize) -> Result<&mut [f32], LlmError> {
-        let row = self.steps.get(step).and_then(|step| step.row).ok_or_else(|| not_launched(step))?;
-        self.row = self.state.fetch_rows(row, 1)?;
+        let LaunchedStep { row, fetched, .. } = self.steps.get(step).ok_or_else(|| not_launched(step))?;
+        self.row = match (fetched, row) {
+            (Some(fetched), _) => fetched.clone(),
+            (None, Some(row)) => self.state.fetch_rows(*row, 1)?,
+            (None, None) => return Err(not_launched(step)),
+        };
         Ok(&mut self.row)
     }
 }

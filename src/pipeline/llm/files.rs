@@ -9,9 +9,10 @@ use super::{LlmTarget, OpenedSource, is_text};
 use crate::artifact::about;
 use crate::convert;
 use crate::executor::{head_name, layer_name};
-use crate::manifest::layout::{ENGINES, WEIGHTS, engine_file};
+use crate::manifest::layout::{ENGINES, SPECULATION, SPECULATION_LIMIT, WEIGHTS, engine_file};
 use crate::pipeline::place::{self, Move};
 use crate::pipeline::target::StagedBuild;
+use crate::regular_file;
 use crate::text::{TOOL_USE_TEMPLATE, text_files};
 
 /// Writes every graph; returns pairs of graph and engine file.
@@ -88,5 +89,18 @@ pub(super) fn copy_text(paths: &[PathBuf], template: Option<&Path>, staged: &Pat
         let to = staged.join("chat_template.jinja");
         fs::copy(template, to).with_context(|| format!("chat template {}", template.display()))?;
     }
+    Ok(())
+}
+
+/// Reads the recipe's text that answers are drafted from.
+pub(super) fn speculation_text(path: &Path) -> anyhow::Result<String> {
+    let text = regular_file::read_text(path, SPECULATION_LIMIT);
+    text.with_context(|| format!("the text of `speculation`, {}", path.display()))
+}
+
+/// Places that text in the directory.
+pub(super) fn place_speculation_text(path: &Path, staged: &Path) -> anyhow::Result<()> {
+    let to = staged.join(SPECULATION);
+    fs::write(&to, speculation_text(path)?).map_err(about(&to))?;
     Ok(())
 }

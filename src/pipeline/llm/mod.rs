@@ -107,6 +107,8 @@ impl LlmTarget {
     /// Fetches a plan's source and checks it. Unless it is already `built`, it is checked before gigabytes are hashed.
     pub(super) fn open(plan: &Plan, context: &Context, lock: &mut Lock, built: bool) -> anyhow::Result<Self> {
         let limits = limits(plan)?.clone();
+        // Before gigabytes are fetched.
+        limits.speculation_text.as_deref().map(files::speculation_text).transpose()?;
         let source = open(plan, &context.fetcher, lock)?;
         let words = if built { Vec::new() } else { judge::check_text_files(plan, &source)? };
         context.warn(&plan.name, source.checkpoint.notes.iter().chain(&source.model.notes).chain(&words));
@@ -184,7 +186,8 @@ impl Target for LlmTarget {
 
     fn add_key_parts(&self, key: &mut Key, hashes: &mut Hashes) -> anyhow::Result<()> {
         let Self { plan, source, .. } = self;
-        let named = self.limits.chat_template.iter().chain(&plan.build.calibration);
+        let LlmPlan { chat_template, speculation_text, .. } = &self.limits;
+        let named = chat_template.iter().chain(&plan.build.calibration).chain(speculation_text);
         let judged_by = self.reference.as_ref().map(|reference| Self::content(used(reference), hashes)).transpose()?;
         let mut content = Self::content(used(source).chain(named), hashes)?;
         if let Some(modelfile) = &source.modelfile {
@@ -227,6 +230,9 @@ impl Target for LlmTarget {
         let Self { plan, source, limits, .. } = self;
         let staged = work.staged;
         files::place_text(source, limits.chat_template.as_deref(), staged)?;
+        if let Some(path) = &limits.speculation_text {
+            files::place_speculation_text(path, staged)?;
+        }
         let mut weights = match self.schemes.layers {
             Some(_) => quantize::write(self, staged, &*work.context.progress)?,
             None => files::place_weights(self, work)?,
