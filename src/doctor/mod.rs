@@ -6,7 +6,6 @@
 mod hardware;
 mod judge;
 mod platform;
-mod root;
 mod software;
 mod traps;
 mod verdict;
@@ -14,11 +13,11 @@ mod verdict;
 use serde::Serialize;
 
 pub use platform::Platform;
-pub use root::{Package, Root};
 pub use verdict::Verdict;
 
 use crate::l4t;
 use crate::memory::Memory;
+pub use crate::system_root::{Package, Root};
 
 /// Severity of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
