@@ -77,8 +77,9 @@ impl Source {
                     return Ok(Polled::Nothing);
                 }
                 let readings = sensors.read();
+                let (next, now) = (*due + *interval, Instant::now());
                 // After a pause (a stopped process) what was missed is not made up for.
-                *due = (*due + *interval).max(Instant::now());
+                *due = if next > now { next } else { now + *interval };
                 Ok(Polled::Readings(Box::new(readings)))
             }
             Self::Lines(lines) => lines.poll(patience),

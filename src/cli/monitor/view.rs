@@ -184,7 +184,7 @@ fn cores(cores: &[Option<CoreReading>], columns: usize) -> Vec<String> {
     let room = columns.saturating_sub(LABEL);
     let rows: Vec<String> = if cores.len() <= CELLS {
         let cells: Vec<String> = cores.iter().enumerate().map(|(at, core)| cell(at, core.as_ref())).collect();
-        cells.chunks((room / CELL).max(1)).map(<[String]>::concat).collect()
+        cells.chunks((room / CELL).max(1)).map(|row| row.concat()).collect()
     } else {
         let bars: Vec<char> = cores.iter().map(|core| small(core.as_ref())).collect();
         bars.chunks(room.max(1)).map(|row| row.iter().collect()).collect()
@@ -207,7 +207,8 @@ fn cell(at: usize, core: Option<&CoreReading>) -> String {
             format!("{load:>4} {clock}")
         }
     };
-    format!("{:<CELL$}", format!("{at:>2} {} {text}", small(core)))
+    let cell = format!("{at:>2} {} {text}", small(core));
+    format!("{cell:<CELL$}")
 }
 
 fn memory(readings: &Readings, history: &History, columns: usize) -> Vec<String> {
