@@ -45,11 +45,17 @@ fn a_slow_mode_on_jetpack_5() {
     assert_eq!((gpu.clock_limits_mhz, gpu.highest_clock_mhz), (Some((114, 612)), Some(1300)));
     assert_eq!(gpu.memory_used_bytes, Some(500_000 << 10));
     assert_eq!(seen.emc.as_ref().unwrap().clock_mhz, Some(2133));
-    assert_eq!((seen.cpus.len(), seen.cpus[8].is_none(), seen.cpus[0].as_ref().unwrap().clock_mhz), (12, true, Some(1728)));
+    assert_eq!(
+        (seen.cpus.len(), seen.cpus[8].is_none(), seen.cpus[0].as_ref().unwrap().clock_mhz),
+        (12, true, Some(1728))
+    );
     let block = seen.memory.as_ref().unwrap().largest_free_block.unwrap();
     assert_eq!(block.count, 466);
     assert_eq!(seen.swap.unwrap().used_bytes, 19_456 << 10);
-    assert_eq!((temperature(&seen, "CPU"), temperature(&seen, "GPU"), temperature(&seen, "Tboard")), (Some(52.562), None, Some(38.0)));
+    assert_eq!(
+        (temperature(&seen, "CPU"), temperature(&seen, "GPU"), temperature(&seen, "Tboard")),
+        (Some(52.562), None, Some(38.0))
+    );
     // The memory's rail is part of VIN_SYS_5V0; what is not connected and the sum of shunts are no rails.
     let rails: Vec<_> = seen.rails.iter().map(|rail| (rail.name.as_str(), rail.milliwatts)).collect();
     assert_eq!(rails, [("VDD_GPU_SOC", 2388), ("VDD_CPU_CV", 796), ("VIN_SYS_5V0", 3980), ("VDDQ_VDD2_1V8AO", 477)]);
@@ -140,9 +146,11 @@ fn nonsense_in_files_is_left_out() {
 #[test]
 fn the_command_prints_what_is_asked_for() {
     let scratch = tempfile::tempdir().unwrap();
-    for (name, release, dialect) in
-        [("jetpack-5.1.2", "35.4.1", Dialect::R35), ("jetpack-6.2.1", "36.4.4", Dialect::R36), ("jetpack-7.2", "39.2.0", Dialect::R39)]
-    {
+    for (name, release, dialect) in [
+        ("jetpack-5.1.2", "35.4.1", Dialect::R35),
+        ("jetpack-6.2.1", "36.4.4", Dialect::R36),
+        ("jetpack-7.2", "39.2.0", Dialect::R39),
+    ] {
         let (folder, mut sensors) = board(name);
         let monitor = |arguments: &[&str]| {
             let mut command = watus(scratch.path());
@@ -173,7 +181,8 @@ fn the_command_prints_what_is_asked_for() {
 #[test]
 fn lines_of_tegrastats_are_a_source() {
     let scratch = tempfile::tempdir().unwrap();
-    let text = "RAM 1/2MB (lfb 1x1MB) CPU [5%@729,off] EMC_FREQ 3%@2133 GR3D_FREQ 7%@[114] tj@50.5C VDD_IN 5000mW/4000mW";
+    let text =
+        "RAM 1/2MB (lfb 1x1MB) CPU [5%@729,off] EMC_FREQ 3%@2133 GR3D_FREQ 7%@[114] tj@50.5C VDD_IN 5000mW/4000mW";
     let monitor = |arguments: &[&str], input: String| {
         let mut command = watus(scratch.path());
         command.args(["monitor", "--source", "stdin"]).args(arguments);
@@ -190,7 +199,10 @@ fn lines_of_tegrastats_are_a_source() {
     assert_eq!(bodies, [text, text]);
     let (_, stdout, _) = monitor(&["--json", "-n", "1"], format!("{text}\n{text}\n"));
     let told: Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!((&told["emc"]["load_percent"], &told["cpus"][1], &told["board"]), (&json!(3.0), &Value::Null, &Value::Null));
+    assert_eq!(
+        (&told["emc"]["load_percent"], &told["cpus"][1], &told["board"]),
+        (&json!(3.0), &Value::Null, &Value::Null)
+    );
     let cases: [(&[&str], &str, i32, &str); 5] = [
         (&["--json"], "RAM\nUnknown command\n", 1, "no line of tegrastats was among the input"),
         (&["--json", "--interval", "2"], text, 1, "--interval has no meaning with --source stdin"),
@@ -210,7 +222,8 @@ fn a_tegrastats_is_started_and_ended() {
     use std::os::unix::fs::PermissionsExt as _;
     let scratch = tempfile::tempdir().unwrap();
     let program = scratch.path().join("tegrastats");
-    let script = "#!/bin/sh\necho $$ > pid\nwhile true; do echo \"RAM 1/2MB CPU [5%@729] VDD_IN $2mW/1mW\"; sleep 0.05; done\n";
+    let script =
+        "#!/bin/sh\necho $$ > pid\nwhile true; do echo \"RAM 1/2MB CPU [5%@729] VDD_IN $2mW/1mW\"; sleep 0.05; done\n";
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:{}", scratch.path().display(), std::env::var("PATH").unwrap());

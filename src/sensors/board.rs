@@ -68,8 +68,7 @@ pub(super) fn whole(rails: &[Rail]) -> Option<u64> {
     if let Some(input) = input {
         return Some(input.milliwatts);
     }
-    let parts: Vec<u64> =
-        rails.iter().filter(|rail| rail.name != COUNTED_TWICE).map(|rail| rail.milliwatts).collect();
+    let parts: Vec<u64> = rails.iter().filter(|rail| rail.name != COUNTED_TWICE).map(|rail| rail.milliwatts).collect();
     parts.iter().try_fold(0_u64, |sum, part| sum.checked_add(*part)).filter(|_| !parts.is_empty())
 }
 

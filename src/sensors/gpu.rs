@@ -27,13 +27,12 @@ fn devices(root: &Root) -> Vec<(String, String)> {
 /// The integrated GPU. Thor has a device for each cluster (gpu-gpc-0) and one for its video engines (gpu-nvd-0).
 pub(super) fn read(root: &Root, meminfo: &str) -> Option<GpuReading> {
     let is_gpu = |name: &str| NODES.contains(&name) || name.starts_with("gpu-gpc");
-    let devices: Vec<_> = devices(root)
-        .into_iter()
-        .filter(|(path, node)| is_gpu(node) && !path.contains("nvd"))
-        .collect();
+    let devices: Vec<_> =
+        devices(root).into_iter().filter(|(path, node)| is_gpu(node) && !path.contains("nvd")).collect();
     let (_, name) = devices.first()?;
     let megahertz = |file: &str| {
-        let read = |(path, _): &(String, String)| number(root, &format!("{path}/{file}")).map(|hertz| hertz / 1_000_000);
+        let read =
+            |(path, _): &(String, String)| number(root, &format!("{path}/{file}")).map(|hertz| hertz / 1_000_000);
         devices.iter().filter_map(read).collect::<Vec<u64>>()
     };
     let limits = megahertz("min_freq").into_iter().min().zip(megahertz("max_freq").into_iter().max());

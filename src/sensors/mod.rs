@@ -17,8 +17,8 @@ pub mod tegrastats;
 use std::collections::BTreeMap;
 
 pub use readings::{
-    CoreReading, EmcReading, EngineReading, FanReading, FreeBlocks, GpuReading, MemoryReading, ModeInUse, NamedMode, Rail,
-    Readings, SwapReading, Temperature, Throttling,
+    CoreReading, EmcReading, EngineReading, FanReading, FreeBlocks, GpuReading, MemoryReading, ModeInUse, NamedMode,
+    Rail, Readings, SwapReading, Temperature, Throttling,
 };
 
 use crate::system_root::Root;
@@ -39,7 +39,7 @@ fn numbered(root: &Root, folder: &str, prefix: &str) -> Vec<String> {
 
 /// Mean and most of a rail since the first reading.
 #[derive(Debug, Clone, Copy, Default)]
-struct Past {
+struct RailHistory {
     sum: u64,
     count: u64,
     most: u64,
@@ -50,7 +50,7 @@ struct Past {
 pub struct Sensors {
     root: Root,
     times: processor::CoreTimes,
-    rails: BTreeMap<String, Past>,
+    rails: BTreeMap<String, RailHistory>,
     highest: BTreeMap<String, f64>,
     /// Over-current events at the last reading, by alarm.
     events: BTreeMap<String, u64>,
@@ -116,13 +116,13 @@ impl Sensors {
         readings
     }
 
-    /// Joules that the GPUs have used since their driver was loaded, where it counts them.
+    /// Joules that the GPU has used since its driver was loaded, where it counts them and there is one GPU.
     #[cfg(feature = "serve")]
     pub fn counted_joules(&self) -> Option<f64> {
         self.root.live.then(nvml::joules).flatten()
     }
 
-    /// Joules that the GPUs have used: only NVIDIA's driver counts them, and it is not asked without the feature `serve`.
+    /// Joules that the GPU has used: only NVIDIA's driver counts them, and it is not asked without the feature `serve`.
     #[cfg(not(feature = "serve"))]
     pub fn counted_joules(&self) -> Option<f64> {
         None
@@ -146,4 +146,3 @@ impl Sensors {
         }
     }
 }
-

@@ -70,9 +70,9 @@ fn gpu(device: &Device<'_>) -> GpuReading {
     }
 }
 
-/// Joules that the GPUs have used since the driver was loaded; `None` if one of them does not count.
+/// Joules that the GPU has used since the driver was loaded; `None` if it does not count, or if there are several, of which one works.
 pub(super) fn joules() -> Option<f64> {
-    let counts: Option<Vec<u64>> = devices().iter().map(|device| device.total_energy_consumption().ok()).collect();
-    let counts = counts.filter(|counts| !counts.is_empty())?;
-    Some(counts.into_iter().map(|millijoules| millijoules as f64 / 1e3).sum())
+    let devices = devices();
+    let [device] = &devices[..] else { return None };
+    device.total_energy_consumption().ok().map(|millijoules| millijoules as f64 / 1e3)
 }

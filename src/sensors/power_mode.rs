@@ -10,7 +10,9 @@ fn modes(text: &str) -> Vec<NamedMode> {
         Some(value.trim_end_matches('>').to_owned())
     };
     let lines = text.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("POWER_MODEL"));
-    lines.filter_map(|line| Some(NamedMode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? })).collect()
+    lines
+        .filter_map(|line| Some(NamedMode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? }))
+        .collect()
 }
 
 /// The mode in use; `None` where there is no nvpmodel.

@@ -71,7 +71,9 @@ mod tests {
 
     #[test]
     fn hostile_lists_are_not_believed() {
-        for (list, last) in [("0-11", Some(11)), ("0,2-3\n", Some(3)), ("0", Some(0)), ("0-99999999999", None), ("", None)] {
+        for (list, last) in
+            [("0-11", Some(11)), ("0,2-3\n", Some(3)), ("0", Some(0)), ("0-99999999999", None), ("", None)]
+        {
             assert_eq!(last_core(list), last, "{list}");
         }
         assert_eq!(parse_times("cpu99999999 1 1 1 1\ncpux 1\ncpu1 18446744073709551615 1 0 1\ncpu3 1 2 3\n").len(), 1);

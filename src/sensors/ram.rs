@@ -14,11 +14,7 @@ pub(super) fn memory(root: &Root, meminfo: &str) -> Option<MemoryReading> {
     let available = field(meminfo, "MemAvailable").or_else(|| field(meminfo, "MemFree"))?;
     let page = u64::try_from(rustix::param::page_size()).ok()?;
     let largest = root.read("/proc/buddyinfo").and_then(|text| largest_free(&text, page));
-    Some(MemoryReading {
-        total_bytes,
-        used_bytes: total_bytes.saturating_sub(available),
-        largest_free_block: largest,
-    })
+    Some(MemoryReading { total_bytes, used_bytes: total_bytes.saturating_sub(available), largest_free_block: largest })
 }
 
 /// Parses `Node 0, zone Normal 4 2 …`: the number of free pieces of 1, 2, 4 … pages.

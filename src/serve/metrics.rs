@@ -61,11 +61,11 @@ pub(super) struct Metrics {
     tokens: Family<MetricKind, Counter>,
     memory: Family<MetricKind, Gauge>,
     lost: Counter,
-    machine: Machine,
+    machine: MachineGauges,
 }
 
 /// The machine's sensors, read whenever somebody asks for the metrics.
-struct Machine {
+struct MachineGauges {
     sensors: Mutex<Sensors>,
     load: Fraction,
     clock: Fraction,
@@ -75,7 +75,7 @@ struct Machine {
     over_current: Counter,
 }
 
-impl Machine {
+impl MachineGauges {
     fn new(registry: &mut Registry) -> Self {
         let machine = Self {
             sensors: Mutex::new(Sensors::new(Root::live())),
@@ -133,7 +133,7 @@ impl Metrics {
         // 1 ms to 131 s, and 0.5 ms to 8 s.
         let (slow, fast) = (|| exponential_buckets(0.001, 2.0, 18), || exponential_buckets(0.0005, 2.0, 15));
         let mut registry = Registry::with_prefix("watus");
-        let machine = Machine::new(&mut registry);
+        let machine = MachineGauges::new(&mut registry);
         let mut metrics = Self {
             registry,
             requests: Family::default(),
@@ -260,7 +260,8 @@ mod tests {
         let metrics = Metrics::new("m");
         let mut readings =
             parse("RAM 1/2MB GR3D_FREQ 84%@[713] gpu@88.5C tj@52C VDD_IN 17946mW/15710mW").unwrap_or_default();
-        readings.throttling = Some(crate::sensors::Throttling { causes: vec!["oc3".into()], over_current_events: Some(41) });
+        readings.throttling =
+            Some(crate::sensors::Throttling { causes: vec!["oc3".into()], over_current_events: Some(41) });
         metrics.machine.set(&readings);
         let told = |metrics: &Metrics| {
             let mut text = String::new();

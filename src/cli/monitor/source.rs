@@ -28,7 +28,11 @@ pub(super) enum Polled {
 
 pub(super) enum Source {
     /// Sensors, read when the time has come.
-    Files { sensors: Sensors, interval: Duration, due: Instant },
+    Files {
+        sensors: Sensors,
+        interval: Duration,
+        due: Instant,
+    },
     Lines(Lines),
 }
 

@@ -82,11 +82,14 @@ pub(super) fn plain(shown: &Shown<'_>) -> String {
     let readings = shown.readings;
     let mut parts = Vec::new();
     for gpu in &readings.gpus {
-        let words = [gpu.load_percent.map(|load| format!("{load:.0} %")), gpu.clock_mhz().map(|clock| format!("{clock} MHz"))];
+        let words =
+            [gpu.load_percent.map(|load| format!("{load:.0} %")), gpu.clock_mhz().map(|clock| format!("{clock} MHz"))];
         parts.push(format!("GPU {}", words.into_iter().flatten().collect::<Vec<_>>().join(" ")));
     }
     let memory = readings.memory.as_ref();
-    parts.extend(memory.map(|memory| format!("RAM {} of {}", format_bytes(memory.used_bytes), format_bytes(memory.total_bytes))));
+    parts.extend(
+        memory.map(|memory| format!("RAM {} of {}", format_bytes(memory.used_bytes), format_bytes(memory.total_bytes))),
+    );
     let hottest = readings.hottest().and_then(|zone| Some(format!("{} {:.1} °C", zone.name, zone.celsius?)));
     parts.extend(hottest);
     parts.extend(readings.power_milliwatts.map(watts));
@@ -113,7 +116,13 @@ fn header(shown: &Shown<'_>, columns: usize) -> String {
 }
 
 /// A label, a bar, words, and a curve of what was before if there is room.
-fn gauge(label: &str, percent: Option<f64>, words: &str, curve: Option<(&VecDeque<f64>, f64)>, columns: usize) -> String {
+fn gauge(
+    label: &str,
+    percent: Option<f64>,
+    words: &str,
+    curve: Option<(&VecDeque<f64>, f64)>,
+    columns: usize,
+) -> String {
     let bar = percent.map_or_else(|| " ".repeat(BAR), bar);
     let percent = percent.map(|percent| format!("{percent:.0} %")).unwrap_or_default();
     let line = format!("{label:<LABEL$}{bar} {percent:>5}  {words}");

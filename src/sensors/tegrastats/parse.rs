@@ -1,7 +1,8 @@
 //! Reads a line of tegrastats. Words that are not known are passed over, as releases add some; so are values that make no sense.
 
 use super::super::{
-    CoreReading, EmcReading, EngineReading, FreeBlocks, GpuReading, MemoryReading, Rail, Readings, SwapReading, Temperature,
+    CoreReading, EmcReading, EngineReading, FreeBlocks, GpuReading, MemoryReading, Rail, Readings, SwapReading,
+    Temperature,
 };
 
 /// Longest line in bytes; real ones have below 1000.

@@ -26,7 +26,8 @@ const R39: &str = "RAM 20642/62817MB (lfb 1x2MB) CPU [23%@2201,off] EMC_FREQ 3%@
 
 #[test]
 fn lines_are_written_as_they_were_read() {
-    let all = [(R35, Dialect::R35), (R36[0], Dialect::R36), (R36[1], Dialect::R36), (R38, Dialect::R38), (R39, Dialect::R39)];
+    let all =
+        [(R35, Dialect::R35), (R36[0], Dialect::R36), (R36[1], Dialect::R36), (R38, Dialect::R38), (R39, Dialect::R39)];
     for (text, dialect) in all {
         assert_eq!(line(&parse(text).unwrap(), dialect), text);
         // With the date of `tegrastats` without `--quiet`.
@@ -90,7 +91,8 @@ fn nonsense_is_none_and_never_panics() {
         assert_eq!(parse(text), None, "{text:.40}");
     }
     // What is odd is left out, the rest is kept.
-    let told = parse("RAM 3/4MB (lfb 9999999999999999999999x4MB) EMC_FREQ 120%@7 tj@NaNC tj@1e999C VDD_IN -5mW/3mW").unwrap();
+    let told =
+        parse("RAM 3/4MB (lfb 9999999999999999999999x4MB) EMC_FREQ 120%@7 tj@NaNC tj@1e999C VDD_IN -5mW/3mW").unwrap();
     assert_eq!((told.memory.unwrap().largest_free_block, told.temperatures.len(), told.rails.len()), (None, 0, 0));
     assert_eq!(told.emc.unwrap().load_percent, None);
 }

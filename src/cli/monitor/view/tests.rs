@@ -91,7 +91,8 @@ fn no_line_is_wider_and_no_view_higher_than_the_terminal() {
 fn what_is_not_told_is_not_shown() {
     let seen = drawn(&Readings::default(), None, (80, 24));
     assert_eq!(seen.len(), 2, "{seen:?}");
-    let missing = ServerReading { url: "http://robot:8080".into(), error: Some("timeout".into()), ..ServerReading::default() };
+    let missing =
+        ServerReading { url: "http://robot:8080".into(), error: Some("timeout".into()), ..ServerReading::default() };
     let (readings, history) = (Readings::default(), History::default());
     let server = Some(&missing);
     let shown = Shown { board: None, l4t: None, clock: "12:34:56", readings: &readings, server, history: &history };
