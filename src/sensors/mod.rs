@@ -16,6 +16,7 @@ pub mod tegrastats;
 
 use std::collections::BTreeMap;
 
+pub use power_mode::read as power_mode;
 pub use readings::{
     CoreReading, EmcReading, EngineReading, FanReading, FreeBlocks, GpuReading, MemoryReading, ModeInUse, NamedMode,
     Rail, Readings, SwapReading, Temperature, Throttling,
@@ -91,7 +92,7 @@ impl Sensors {
             rails: board::rails(root),
             power_milliwatts: None,
             throttling: board::throttling(root, &mut self.events),
-            power_mode: power_mode::read(root),
+            power_mode: power_mode(root),
             fan: board::fan(root),
             engines: Vec::new(),
         };

@@ -15,8 +15,8 @@ fn modes(text: &str) -> Vec<NamedMode> {
         .collect()
 }
 
-/// The mode in use; `None` where there is no nvpmodel.
-pub(super) fn read(root: &Root) -> Option<ModeInUse> {
+/// nvpmodel's power mode in use; `None` where there is no nvpmodel.
+pub fn read(root: &Root) -> Option<ModeInUse> {
     // `pmode:0002`, on some releases followed by `fmode:quiet`.
     let status = root.read("/var/lib/nvpmodel/status")?;
     let id = status.split_whitespace().find_map(|word| word.strip_prefix("pmode:")?.parse::<u32>().ok())?;
