@@ -61,8 +61,8 @@
 //! | feature | modules | what for |
 //! |---|---|---|
 //! | `fetch` | `recipe`, `fetch`, `quantize`, `pipeline`, `worker`; [`Builder`] | from recipes to engine directories |
-//! | `serve` | `serve` | the server |
-//! | `charts` | `bench` | measurements, and drawings of them |
+//! | `serve` | `serve`, `sensors` | the server |
+//! | `charts` | `bench`, `sensors` | measurements, and drawings of them |
 //! | `cli` | `cli`, `doctor`; `verify::Endpoint`, `log::subscribe` | the program; brings the other three |
 //!
 //! # Processes
@@ -120,10 +120,16 @@ pub mod quantize;
 #[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]
 pub mod recipe;
 pub mod regular_file;
+#[cfg(any(feature = "charts", feature = "serve"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "charts", feature = "serve"))))]
+pub mod sensors;
 #[cfg(feature = "serve")]
 #[cfg_attr(docsrs, doc(cfg(feature = "serve")))]
 pub mod serve;
 pub mod spec;
+#[cfg(any(feature = "charts", feature = "serve"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "charts", feature = "serve"))))]
+pub mod system_root;
 pub mod tensor;
 pub mod text;
 pub mod verify;

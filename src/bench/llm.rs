@@ -1,10 +1,10 @@
 //! Measures a language model: time to first token, decoding speed, and the share of memory bandwidth that it reaches.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Latency, Loading};
+use super::{Conditions, Latency, Loading};
 use crate::backend::{BackendError, BackendInfo};
 use crate::executor::{Executor, LlmError, MemoryUse, Rows, Step, WantedLogits};
 
@@ -19,6 +19,20 @@ pub struct LlmBenchPlan {
     pub prompts: usize,
     /// Timed decode steps per combination of batch and context.
     pub steps: usize,
+}
+
+/// Shortest time over which energy is measured: power is sampled five times a second, drivers count a little oftener.
+const ENERGY_SPAN: Duration = Duration::from_millis(1000);
+
+/// Who hears of a measurement's progress, and knows the energy.
+pub trait BenchObserver {
+    /// Called with the name of each measurement before it begins.
+    fn begins(&mut self, what: &str);
+
+    /// Joules used so far; `None` if nobody counts them.
+    fn joules(&self) -> Option<f64> {
+        None
+    }
 }
 
 /// Time to first token at one prompt length.
@@ -45,6 +59,9 @@ pub struct Decode {
     pub tokens_per_second: f64,
     /// Bytes of weights per second, as a share of the measured copy bandwidth; at 1 memory is the bound.
     pub bandwidth_share: f64,
+    /// Energy for each token of all sequences, of the whole module or GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules_per_token: Option<f64>,
 }
 
 /// Measurements of a language model.
@@ -69,6 +86,9 @@ pub struct LlmReport {
     pub decode: Vec<Decode>,
     /// Circumstances that make the figures unrepresentative, e.g. a low power mode.
     pub notes: Vec<String>,
+    /// The machine's clocks, temperatures and power meanwhile; absent from reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
 }
 
 #[cfg(test)]
@@ -87,6 +107,7 @@ impl LlmReport {
             latency: latency(),
             tokens_per_second: *tokens_per_second,
             bandwidth_share,
+            joules_per_token: None,
         };
         Self {
             name: "m7b".to_owned(),
@@ -98,6 +119,7 @@ impl LlmReport {
             prefill: prefill.iter().map(prompt).collect(),
             decode: decode.iter().map(answer).collect(),
             notes: Vec::new(),
+            conditions: None,
         }
     }
 }
@@ -128,51 +150,89 @@ fn measure_prefill(executor: &mut dyn Executor, length: usize, prompts: usize) -
     Ok(Prefill { tokens: length, tokens_per_second: 1e3 * length as f64 / latency.p50_ms, latency })
 }
 
-/// Times decode steps of `batch` sequences with `context` tokens in the cache at first.
-fn measure_steps(executor: &mut dyn Executor, batch: usize, context: usize, steps: usize) -> Result<Latency, LlmError> {
-    let prompt = tokens(context, executor.vocab_size());
-    (0..executor.slots()).for_each(|slot| executor.release(slot));
-    for slot in 0..batch {
-        executor.prefill(slot, 0, &prompt, Rows::Last)?;
-    }
-    let wanted = WantedLogits::Top { temperature: 0.0 };
-    let mut samples = Vec::new();
-    for step in 0..steps.max(1) + 2 {
-        let steps: Vec<Step> =
-            (0..batch).map(|slot| Step { slot, token: prompt[0], position: context + step, wanted }).collect();
-        let start = Instant::now();
-        executor.launch(&steps)?;
-        executor.collect()?;
-        // The first captures a graph, the second warms it.
-        if step >= 2 {
-            samples.push(start.elapsed().as_secs_f64() * 1e3);
-        }
-    }
-    latency(&samples)
+/// What decode steps are measured at.
+#[derive(Clone, Copy)]
+struct StepPlan {
+    batch: usize,
+    context: usize,
+    steps: usize,
 }
 
-/// Measures `executor`; `hear` is called with the name of each measurement before it begins.
+/// Decodes one more token of each sequence after `done` ones.
+fn step(executor: &mut dyn Executor, plan: StepPlan, done: usize) -> Result<(), LlmError> {
+    let wanted = WantedLogits::Top { temperature: 0.0 };
+    let token = tokens(1, executor.vocab_size())[0];
+    let position = plan.context + done;
+    let steps: Vec<Step> = (0..plan.batch).map(|slot| Step { slot, token, position, wanted }).collect();
+    executor.launch(&steps)?;
+    executor.collect()?;
+    Ok(())
+}
+
+/// Times decode steps, after two untimed ones; with the joules for each token, if there are any.
+fn measure_steps(
+    executor: &mut dyn Executor,
+    plan: StepPlan,
+    observer: &dyn BenchObserver,
+) -> Result<(Latency, Option<f64>), LlmError> {
+    let prompt = tokens(plan.context, executor.vocab_size());
+    (0..executor.slots()).for_each(|slot| executor.release(slot));
+    for slot in 0..plan.batch {
+        executor.prefill(slot, 0, &prompt, Rows::Last)?;
+    }
+    // The first captures a graph, the second warms it.
+    let mut done = 0;
+    while done < 2 {
+        step(executor, plan, done)?;
+        done += 1;
+    }
+    let (joules, begun) = (observer.joules(), Instant::now());
+    let mut samples = Vec::new();
+    for _ in 0..plan.steps.max(1) {
+        let start = Instant::now();
+        step(executor, plan, done)?;
+        samples.push(start.elapsed().as_secs_f64() * 1e3);
+        done += 1;
+    }
+    let joules_per_token = match joules {
+        // Untimed ones follow until energy can be told.
+        Some(before) => {
+            while begun.elapsed() < ENERGY_SPAN && plan.context + done < executor.max_len() {
+                step(executor, plan, done)?;
+                done += 1;
+            }
+            let long_enough = begun.elapsed() >= ENERGY_SPAN;
+            let used = observer.joules().filter(|_| long_enough).map(|now| now - before);
+            used.filter(|used| *used > 0.0).map(|used| used / ((done - 2) * plan.batch) as f64)
+        }
+        None => None,
+    };
+    Ok((latency(&samples)?, joules_per_token))
+}
+
+/// Measures `executor`.
 pub fn measure_llm(
     name: &str,
     executor: &mut dyn Executor,
     plan: &LlmBenchPlan,
     (load_seconds, loading): (f64, Loading),
-    mut hear: impl FnMut(&str),
+    observer: &mut dyn BenchObserver,
 ) -> Result<LlmReport, LlmError> {
     let max_len = executor.max_len();
     let longest = max_len.saturating_sub(plan.steps + 2);
     let bandwidth = executor.bandwidth()?;
     let mut prefill = Vec::new();
     for length in plan.lengths.iter().copied().filter(|length| *length <= max_len) {
-        hear(&format!("prompts of {length} tokens"));
+        observer.begins(&format!("prompts of {length} tokens"));
         prefill.push(measure_prefill(executor, length, plan.prompts)?);
     }
     let mut decode = Vec::new();
     let batches: &[usize] = if executor.slots() > 1 { &[1, executor.slots()] } else { &[1] };
     for batch in batches.iter().copied() {
         for context in plan.contexts.iter().copied().filter(|context| *context <= longest) {
-            hear(&format!("decoding {batch} after {context} tokens"));
-            let latency = measure_steps(executor, batch, context, plan.steps)?;
+            observer.begins(&format!("decoding {batch} after {context} tokens"));
+            let steps = StepPlan { batch, context, steps: plan.steps };
+            let (latency, joules_per_token) = measure_steps(executor, steps, observer)?;
             let rate = 1e3 / latency.p50_ms;
             decode.push(Decode {
                 batch,
@@ -180,6 +240,7 @@ pub fn measure_llm(
                 tokens_per_second: rate * batch as f64,
                 bandwidth_share: executor.bytes_per_step() as f64 * rate / bandwidth,
                 latency,
+                joules_per_token,
             });
         }
     }
@@ -193,6 +254,7 @@ pub fn measure_llm(
         prefill,
         decode,
         notes: Vec::new(),
+        conditions: None,
     })
 }
 
@@ -219,18 +281,51 @@ pub fn llm_markdown(reports: &[LlmReport]) -> String {
             let Latency { p50_ms, p90_ms, .. } = latency;
             text.push_str(&format!("| {tokens} | {p50_ms:.2} | {p90_ms:.2} | {tokens_per_second:.0} |\n"));
         }
-        text.push_str(
-            "\n| decode, batch | context | p50 ms a step | tok/s | of the bandwidth |\n|---|---|---|---|---|\n",
-        );
-        for Decode { batch, context, latency, tokens_per_second, bandwidth_share } in &report.decode {
-            let share = bandwidth_share * 100.0;
-            let p50 = latency.p50_ms;
-            text.push_str(&format!("| {batch} | {context} | {p50:.2} | {tokens_per_second:.1} | {share:.0} % |\n"));
-        }
-        for note in &report.notes {
-            text.push_str(&format!("\n{}: {note}\n", report.name));
-        }
+        decode_table(&mut text, &report.decode);
+        super::remarks(&mut text, &report.name, &report.notes, report.conditions.as_ref());
         text.push('\n');
     }
     text
+}
+
+/// Adds the table of decoding; energy has a column where it was measured.
+fn decode_table(text: &mut String, decode: &[Decode]) {
+    let has_energy = decode.iter().any(|one| one.joules_per_token.is_some());
+    let (title, line) = if has_energy { (" J a token |", "---|") } else { ("", "") };
+    text.push_str(&format!(
+        "\n| decode, batch | context | p50 ms a step | tok/s | of the bandwidth |{title}\n|---|---|---|---|---|{line}\n"
+    ));
+    for Decode { batch, context, latency, tokens_per_second, bandwidth_share, joules_per_token } in decode {
+        let (share, p50) = (bandwidth_share * 100.0, latency.p50_ms);
+        text.push_str(&format!("| {batch} | {context} | {p50:.2} | {tokens_per_second:.1} | {share:.0} % |"));
+        if has_energy {
+            let energy = joules_per_token.map_or_else(|| "–".to_owned(), |joules| format!("{joules:.3}"));
+            text.push_str(&format!(" {energy} |"));
+        }
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn energy_and_flags_stand_in_the_text() {
+        let mut report = LlmReport::of_rates(&[(64, 1000.0)], &[(1, 128, 40.0), (4, 128, 120.0)], 0.8);
+        let plain = llm_markdown(std::slice::from_ref(&report));
+        assert!(plain.contains("| 1 | 128 | 1.00 | 40.0 | 80 % |\n") && !plain.contains("J a token"), "{plain}");
+        report.decode[1].joules_per_token = Some(0.25);
+        let conditions = Conditions { throttled_by: vec!["oc3".to_owned()], ..Conditions::default() };
+        report.conditions = Some(conditions);
+        let text = llm_markdown(std::slice::from_ref(&report));
+        assert!(
+            text.contains("| 1 | 128 | 1.00 | 40.0 | 80 % | – |\n| 4 | 128 | 1.00 | 120.0 | 80 % | 0.250 |\n"),
+            "{text}"
+        );
+        assert!(text.contains("\nm7b: measured while clocks were lowered by oc3\n"), "{text}");
+        let kept = serde_json::to_string(&report).unwrap();
+        assert!(kept.contains("\"throttled_by\":[\"oc3\"]"), "{kept}");
+        assert_eq!(serde_json::from_str::<LlmReport>(&kept).unwrap(), report);
+    }
 }

@@ -3,6 +3,7 @@
 mod chart;
 mod compare;
 mod compare_chart;
+mod conditions;
 mod llm;
 mod llm_chart;
 mod loading;
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 pub use chart::svg;
 pub use compare::{Peer, markdown as compare_markdown};
 pub use compare_chart::compare_svg;
-pub use llm::{Decode, LlmBenchPlan, LlmReport, Prefill, llm_markdown, measure_llm};
+pub use conditions::{Conditions, ConditionsSampler, MinMeanMax};
+pub use llm::{BenchObserver, Decode, LlmBenchPlan, LlmReport, Prefill, llm_markdown, measure_llm};
 pub use llm_chart::llm_svg;
 pub use loading::{Loading, MemorySampler, Used};
 
@@ -57,6 +59,9 @@ pub struct LatencyReport {
     pub stages: Vec<Stage>,
     /// Circumstances that make the figures unrepresentative, e.g. a low power mode.
     pub notes: Vec<String>,
+    /// The machine's clocks, temperatures and power meanwhile; absent from reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conditions: Option<Conditions>,
     /// Every timed run.
     pub samples: Samples,
 }
@@ -120,6 +125,7 @@ pub fn measure(
         end_to_end,
         stages: Vec::new(),
         notes: Vec::new(),
+        conditions: None,
         samples,
     })
 }
@@ -175,11 +181,18 @@ pub fn markdown(reports: &[LatencyReport]) -> String {
         report.stages.iter().for_each(|stage| row(&stage.name, &stage.latency));
     }
     for report in reports {
-        for note in &report.notes {
-            text.push_str(&format!("\n{}: {note}\n", report.name));
-        }
+        remarks(&mut text, &report.name, &report.notes, report.conditions.as_ref());
     }
     text
+}
+
+/// Adds a report's notes, and what the machine was like.
+fn remarks(text: &mut String, name: &str, notes: &[String], conditions: Option<&Conditions>) {
+    let flags = conditions.map(Conditions::flags).unwrap_or_default();
+    let state = conditions.and_then(Conditions::text).map(|state| format!("meanwhile {state}"));
+    for remark in notes.iter().chain(&flags).chain(&state) {
+        text.push_str(&format!("\n{name}: {remark}\n"));
+    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,12 @@ use super::{Environment, Exit, print, print_json};
 use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
-use crate::bench::{self, LatencyReport, LlmBenchPlan, LlmReport};
+use crate::bench::{self, BenchObserver, ConditionsSampler, LatencyReport, LlmBenchPlan, LlmReport};
 use crate::engine_dir::EngineDir;
 use crate::manifest::GraphEngine;
-use crate::progress::Event;
+use crate::progress::{Event, Progress};
+use crate::sensors::Sensors;
+use crate::system_root::Root;
 use crate::tensor::{Tensor, TensorSpec};
 use crate::vision;
 
@@ -181,6 +183,7 @@ fn engine(
     let graph = engine.map(|(_, graph)| graph);
     let inputs = seeded(specs, graph, batch).with_context(|| format!("{name} has an input no tensor fits"))?;
     environment.progress.event(Event::Stage(&format!("{name}: {} runs of {batch}", args.warmup + args.iterations)));
+    let sampler = ConditionsSampler::start(Sensors::new(Root::live()));
     let model = engine.map_or(path.to_path_buf(), |(engine, graph)| engine.path(&graph.model));
     let mut own = session::measured(session, &model, &inputs)?;
     let session: &mut dyn Session = match &mut own {
@@ -188,6 +191,7 @@ fn engine(
         None => session,
     };
     let mut report = bench::measure(&name, session, &inputs, args.warmup, args.iterations)?;
+    report.conditions = Some(sampler.stop());
     let Some((engine, _)) = engine else { return Ok(report) };
     let Some(image) = engine.manifest.verify.images.first() else { return Ok(report) };
     let Some(model) = engine.picture_model()? else { return Ok(report) };
@@ -229,8 +233,29 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
         prompts: if on_gpu { 10 } else { 2 },
         steps: if on_gpu { 50 } else { 10 },
     };
-    let hear = |what: &str| progress.event(Event::Stage(&format!("{name}: {what}")));
-    Ok(Some(bench::measure_llm(name, generator.executor(), &plan, loaded, hear)?))
+    let conditions = ConditionsSampler::start(Sensors::new(Root::live()));
+    let mut heard = Heard { name, progress, conditions: &conditions, on_gpu };
+    let report = bench::measure_llm(name, generator.executor(), &plan, loaded, &mut heard)?;
+    Ok(Some(LlmReport { conditions: Some(conditions.stop()), ..report }))
+}
+
+/// Tells the progress of a language model's measurement.
+struct Heard<'a> {
+    name: &'a str,
+    progress: &'a dyn Progress,
+    conditions: &'a ConditionsSampler,
+    /// Elsewhere the energy of an idle GPU would be told.
+    on_gpu: bool,
+}
+
+impl BenchObserver for Heard<'_> {
+    fn begins(&mut self, what: &str) {
+        self.progress.event(Event::Stage(&format!("{}: {what}", self.name)));
+    }
+
+    fn joules(&self) -> Option<f64> {
+        self.on_gpu.then(|| self.conditions.joules()).flatten()
+    }
 }
 
 /// Seeded inputs in the shapes the engine is tuned for, with `batch` as the dynamic first dimension.

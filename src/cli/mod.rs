@@ -8,11 +8,13 @@ mod fetch;
 mod generate;
 mod inspect;
 mod manual;
+mod monitor;
 mod named;
 mod outputs;
 mod progress;
 mod recipe;
 mod run;
+mod screen;
 mod serve;
 mod service;
 mod session;
@@ -49,6 +51,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Doctor(doctor::Args),
+    Monitor(monitor::Args),
     Fetch(fetch::Args),
     Build(build::Args),
     Verify(verify::Args),
@@ -88,6 +91,7 @@ pub fn main() -> Exit {
     let environment = Environment { progress: progress::new(cli.quiet), cancel: signals::cancel(serves) };
     let result = match cli.command {
         Command::Doctor(args) => doctor::execute(&args),
+        Command::Monitor(args) => monitor::execute(&args, &environment),
         Command::Fetch(args) => fetch::execute(&args, &environment),
         Command::Build(args) => build::execute(&args, &environment),
         Command::Verify(args) => verify::execute(&args, &environment),

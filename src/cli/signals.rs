@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{Exit, say};
+use super::{Exit, say, screen};
 
 /// Longest time a command may take to stop by itself; longer than a build gives its child process.
 const STOPPING: Duration = Duration::from_secs(15);
@@ -46,18 +46,27 @@ pub(super) fn cancel(serves: bool) -> Arc<AtomicBool> {
 }
 
 fn ask(flag: &AtomicBool, patience: Option<Duration>) {
+    // A live view ends at once, and what is said then would stand on the terminal that it gives back.
+    let is_live = screen::is_taken();
     if flag.swap(true, Ordering::Relaxed) {
-        std::process::exit(i32::from(Exit::Cancelled as u8));
+        end();
     }
-    say("stopping (once more to insist)");
+    if !is_live {
+        say("stopping (once more to insist)");
+    }
     // Services and `timeout` ask once. What does not look at the flag (one long computation) is ended all the same.
     if let Some(patience) = patience {
         // Aside: the second signal is heard meanwhile.
         std::thread::spawn(move || {
             std::thread::sleep(patience);
-            std::process::exit(i32::from(Exit::Cancelled as u8));
+            end();
         });
     }
+}
+
+fn end() -> ! {
+    screen::restore();
+    std::process::exit(i32::from(Exit::Cancelled as u8));
 }
 
 fn listen(flag: &AtomicBool) {

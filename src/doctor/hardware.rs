@@ -3,6 +3,7 @@
 use super::{Examination, Finding};
 use crate::backend::tensorrt::device::Device;
 use crate::memory::format_bytes;
+use crate::sensors;
 
 /// The GPU's properties that later checks need.
 pub(super) struct Gpu {
@@ -146,25 +147,6 @@ pub(super) fn disk(examination: &Examination) -> Vec<Finding> {
     }]
 }
 
-/// A power mode of /etc/nvpmodel.conf.
-struct PowerMode {
-    id: u32,
-    name: String,
-}
-
-/// Parses the lines `< POWER_MODEL ID=2 NAME=MAXN_SUPER >`.
-fn modes(text: &str) -> Vec<PowerMode> {
-    let field = |line: &str, key: &str| {
-        line.split_whitespace()
-            .find_map(|word| word.strip_prefix(key))
-            .map(|value| value.trim_end_matches('>').to_owned())
-    };
-    let lines = text.lines().filter(|line| !line.trim_start().starts_with('#') && line.contains("POWER_MODEL"));
-    lines
-        .filter_map(|line| Some(PowerMode { id: field(line, "ID=")?.parse().ok()?, name: field(line, "NAME=")? }))
-        .collect()
-}
-
 pub(super) fn power(examination: &Examination) -> Vec<Finding> {
     if !examination.platform.is_jetson() {
         return Vec::new();
@@ -173,24 +155,17 @@ pub(super) fn power(examination: &Examination) -> Vec<Finding> {
 }
 
 fn power_mode(examination: &Examination) -> Finding {
-    let root = examination.root;
-    let modes = modes(&root.read("/etc/nvpmodel.conf").unwrap_or_default());
-    let status = root.read("/var/lib/nvpmodel/status").unwrap_or_default();
-    // `pmode:0002`, on some releases followed by `fmode:quiet`.
-    let current = status.split_whitespace().find_map(|word| word.strip_prefix("pmode:")?.parse::<u32>().ok());
-    let Some(current) = current else {
+    let Some(mode) = sensors::power_mode(examination.root) else {
         return Finding::warn("power-mode", "unknown (no /var/lib/nvpmodel/status)", &["sudo nvpmodel -q"]);
     };
-    let name = modes.iter().find(|mode| mode.id == current).map_or("unnamed", |mode| mode.name.as_str());
-    // Ids differ by board; only the name tells. MAXN_SUPER stands above MAXN where both exist.
-    let fastest = modes.iter().filter(|mode| mode.name.starts_with("MAXN")).max_by_key(|mode| mode.name.len());
-    match fastest {
-        Some(fastest) if fastest.id != current => Finding::warn(
+    let (id, name) = (mode.id, mode.name.as_deref().unwrap_or("unnamed"));
+    match mode.faster {
+        Some(faster) => Finding::warn(
             "power-mode",
-            format!("{name} (mode {current}); {} is faster, often by half", fastest.name),
-            &[&format!("sudo nvpmodel -m {}   # {}; may ask for a reboot", fastest.id, fastest.name)],
+            format!("{name} (mode {id}); {} is faster, often by half", faster.name),
+            &[&format!("sudo nvpmodel -m {}   # {}; may ask for a reboot", faster.id, faster.name)],
         ),
-        _ => Finding::ok("power-mode", format!("{name} (mode {current})")),
+        None => Finding::ok("power-mode", format!("{name} (mode {id})")),
     }
 }
 
@@ -216,20 +191,5 @@ fn clocks(examination: &Examination) -> Finding {
             &["sudo jetson_clocks"],
         ),
         _ => Finding::warn("clocks", "the GPU's clock limits are not readable", &["sudo jetson_clocks --show"]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn power_modes_by_name() {
-        let text = "# < POWER_MODEL ID=9 NAME=COMMENT >\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=2 NAME=MAXN_SUPER >\n";
-        let modes = modes(text);
-        assert_eq!(
-            modes.iter().map(|mode| (mode.id, mode.name.as_str())).collect::<Vec<_>>(),
-            [(0, "15W"), (2, "MAXN_SUPER")]
-        );
     }
 }

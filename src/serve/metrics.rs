@@ -1,6 +1,7 @@
-//! Metrics for Prometheus, and the GPU's load.
+//! Metrics for Prometheus: the server's own, and the machine's sensors.
 
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
@@ -13,6 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::executor::MemoryUse;
 use crate::generation::{Speculation, Usage};
 use crate::memory::of_process;
+use crate::sensors::{Readings, Sensors};
+use crate::system_root::Root;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
@@ -24,6 +27,19 @@ struct Route {
 struct MetricKind {
     kind: &'static str,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SensorName {
+    sensor: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RailName {
+    rail: String,
+}
+
+/// A gauge of a fraction, NaN while it is not known.
+type Fraction = Gauge<f64, AtomicU64>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
@@ -45,8 +61,71 @@ pub(super) struct Metrics {
     tokens: Family<MetricKind, Counter>,
     speculation: Family<MetricKind, Counter>,
     memory: Family<MetricKind, Gauge>,
-    load: Gauge<f64, AtomicU64>,
     lost: Counter,
+    machine: MachineGauges,
+}
+
+/// The machine's sensors, read whenever somebody asks for the metrics.
+struct MachineGauges {
+    sensors: Mutex<Sensors>,
+    load: Fraction,
+    clock: Fraction,
+    temperatures: Family<SensorName, Fraction>,
+    power: Family<RailName, Fraction>,
+    throttled: Gauge,
+    over_current: Counter,
+}
+
+impl MachineGauges {
+    fn new(registry: &mut Registry) -> Self {
+        let machine = Self {
+            sensors: Mutex::new(Sensors::new(Root::live())),
+            load: Gauge::default(),
+            clock: Gauge::default(),
+            temperatures: Family::default(),
+            power: Family::default(),
+            throttled: Gauge::default(),
+            over_current: Counter::default(),
+        };
+        registry.register("gpu_load", "Share of time the GPU was busy, 0 to 1", machine.load.clone());
+        let hertz = Unit::Other("hertz".to_owned());
+        registry.register_with_unit("gpu_clock", "The GPU's clock", hertz, machine.clock.clone());
+        let temperatures = machine.temperatures.clone();
+        registry.register_with_unit("temperature", "Temperatures of the chip and board", Unit::Celsius, temperatures);
+        let watts = Unit::Other("watts".to_owned());
+        registry.register_with_unit("power", "Power through each rail", watts, machine.power.clone());
+        let help = "1 while heat, current or the driver lowers clocks, else 0";
+        registry.register("throttled", help, machine.throttled.clone());
+        let help = "Over-current and under-voltage events since the machine started";
+        registry.register("over_current_events", help, machine.over_current.clone());
+        machine
+    }
+
+    fn read(&self) {
+        let readings = self.sensors.lock().unwrap_or_else(PoisonError::into_inner).read();
+        self.set(&readings);
+    }
+
+    fn set(&self, readings: &Readings) {
+        let gpu = readings.gpus.first();
+        self.load.set(gpu.and_then(|gpu| gpu.load_percent).map_or(f64::NAN, |percent| percent / 100.0));
+        self.clock.set(gpu.and_then(|gpu| gpu.clock_mhz()).map_or(f64::NAN, |clock| clock as f64 * 1e6));
+        // A place that is off now is not told, rather than told as it was.
+        self.temperatures.clear();
+        for zone in &readings.temperatures {
+            if let Some(celsius) = zone.celsius {
+                self.temperatures.get_or_create(&SensorName { sensor: zone.name.clone() }).set(celsius);
+            }
+        }
+        for rail in &readings.rails {
+            let watts = rail.milliwatts as f64 / 1e3;
+            self.power.get_or_create(&RailName { rail: rail.name.clone() }).set(watts);
+        }
+        let throttling = readings.throttling.as_ref();
+        self.throttled.set(i64::from(throttling.is_some_and(|throttling| !throttling.causes.is_empty())));
+        let events = throttling.and_then(|throttling| throttling.over_current_events).unwrap_or(0);
+        self.over_current.inc_by(events.saturating_sub(self.over_current.get()));
+    }
 }
 
 impl Metrics {
@@ -54,8 +133,10 @@ impl Metrics {
     pub(super) fn new(model: &str) -> Self {
         // 1 ms to 131 s, and 0.5 ms to 8 s.
         let (slow, fast) = (|| exponential_buckets(0.001, 2.0, 18), || exponential_buckets(0.0005, 2.0, 15));
+        let mut registry = Registry::with_prefix("watus");
+        let machine = MachineGauges::new(&mut registry);
         let mut metrics = Self {
-            registry: Registry::with_prefix("watus"),
+            registry,
             requests: Family::default(),
             cancelled: Counter::default(),
             queue: Gauge::default(),
@@ -67,8 +148,8 @@ impl Metrics {
             tokens: Family::default(),
             speculation: Family::default(),
             memory: Family::default(),
-            load: Gauge::default(),
             lost: Counter::default(),
+            machine,
         };
         let info: Family<ModelLabels, Gauge> = Family::default();
         info.get_or_create(&ModelLabels { model: model.to_owned(), version: env!("CARGO_PKG_VERSION") }).set(1);
@@ -92,7 +173,6 @@ impl Metrics {
         registry.register("log_lines_dropped", "Lines of the log that nobody read in time", metrics.lost.clone());
         let memory = metrics.memory.clone();
         registry.register_with_unit("memory", "The model's memory and the process's", Unit::Bytes, memory);
-        registry.register("gpu_load", "Share of time the GPU was busy, 0 to 1", metrics.load.clone());
         metrics
     }
 
@@ -150,7 +230,7 @@ impl Metrics {
             self.memory.get_or_create(&MetricKind { kind: "resident" }).set(whole(bytes));
         }
         self.lost.inc_by(crate::log::dropped().saturating_sub(self.lost.get()));
-        self.load.set(gpu_load().unwrap_or(f64::NAN));
+        self.machine.read();
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
@@ -160,21 +240,6 @@ impl Metrics {
 
 fn whole(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-/// Files in which a Jetson's driver reports the GPU's load in thousandths.
-const JETSON_LOAD: [&str; 3] =
-    ["/sys/devices/platform/gpu.0/load", "/sys/devices/gpu.0/load", "/sys/devices/platform/bus@0/17000000.gpu/load"];
-
-/// The GPU's load, 0 to 1; `None` if it cannot be read.
-fn gpu_load() -> Option<f64> {
-    let jetson = JETSON_LOAD.iter().find_map(|path| std::fs::read_to_string(path).ok());
-    if let Some(text) = jetson {
-        return Some(text.trim().parse::<f64>().ok()? / 1000.0);
-    }
-    static NVML: std::sync::OnceLock<Option<nvml_wrapper::Nvml>> = std::sync::OnceLock::new();
-    let nvml = NVML.get_or_init(|| nvml_wrapper::Nvml::init().ok()).as_ref()?;
-    Some(f64::from(nvml.device_by_index(0).ok()?.utilization_rates().ok()?.gpu) / 100.0)
 }
 
 #[cfg(test)]
@@ -206,5 +271,35 @@ mod tests {
             assert!(text.contains(line), "no {line} in\n{text}");
         }
         assert!(text.contains("watus_memory_bytes{kind=\"resident\"}"), "{text}");
+    }
+
+    #[test]
+    fn sensors_are_told_and_what_is_off_is_not() {
+        use crate::sensors::tegrastats::parse;
+        let metrics = Metrics::new("m");
+        let mut readings =
+            parse("RAM 1/2MB GR3D_FREQ 84%@[713] gpu@88.5C tj@52C VDD_IN 17946mW/15710mW").unwrap_or_default();
+        readings.throttling =
+            Some(crate::sensors::Throttling { causes: vec!["oc3".into()], over_current_events: Some(41) });
+        metrics.machine.set(&readings);
+        let told = |metrics: &Metrics| {
+            let mut text = String::new();
+            encode(&mut text, &metrics.registry).map(|()| text).unwrap_or_default()
+        };
+        let text = told(&metrics);
+        for line in [
+            "watus_gpu_load 0.84",
+            "watus_gpu_clock_hertz 713000000",
+            "watus_temperature_celsius{sensor=\"gpu\"} 88.5",
+            "watus_power_watts{rail=\"VDD_IN\"} 17.946",
+            "watus_throttled 1",
+            "watus_over_current_events_total 41",
+        ] {
+            assert!(text.contains(line), "no {line} in\n{text}");
+        }
+        metrics.machine.set(&parse("RAM 1/2MB gpu@-256C tj@52C").unwrap_or_default());
+        let text = told(&metrics);
+        assert!(text.contains("watus_gpu_load NaN") && text.contains("watus_throttled 0"), "{text}");
+        assert!(!text.contains("sensor=\"gpu\"") && text.contains("sensor=\"tj\""), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! The examined file system: this machine's, or an image or fixture below a folder.
+//! The file system that `doctor` and the sensors read: this machine's, or an image or fixture below a folder.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -47,7 +47,7 @@ impl Root {
 
     /// Resolves the absolute `path` below this root. Links are followed as on the machine itself: an image's
     /// /usr/local/cuda links to the image's /etc/alternatives/cuda. `None` if a link leads nowhere.
-    pub(super) fn path(&self, path: &str) -> Option<PathBuf> {
+    pub(crate) fn path(&self, path: &str) -> Option<PathBuf> {
         if self.live {
             return Some(PathBuf::from(path));
         }
