@@ -6,8 +6,8 @@ use super::advice::{here, upgrade};
 use super::platform::numbers;
 use super::{Examination, Finding, Package, Purpose};
 
-/// Folders of a Python package with TensorRT's libraries: before 8.6, since then (contents of the wheels `tensorrt` 8.5.3.1
-/// and `tensorrt-libs` 8.6.1 on the Python Package Index, read 2026-11-27).
+/// Folders of a Python package with TensorRT's libraries: up to 8.5 (contents of the wheel `tensorrt` 8.5.3.1 on the Python
+/// Package Index, read 2026-11-27), since 8.6 (paths in the reports of its users on GitHub, read 2026-11-27).
 pub(super) const WHEEL_FOLDERS: [&str; 2] = ["tensorrt", "tensorrt_libs"];
 
 /// First JetPack 7 that takes TensorRT's SBSA build, and the first TensorRT that is made for it
@@ -80,7 +80,7 @@ fn split_major(name: &str) -> Option<(&str, u32)> {
 
 /// TensorRT's library packages by their major version: libnvinfer10, libnvinfer-plugin10, libnvonnxparsers10. Those of two
 /// major versions may be installed beside each other.
-fn libraries(examination: &Examination) -> BTreeMap<u32, Vec<(&str, &Package)>> {
+fn libraries<'a>(examination: &'a Examination) -> BTreeMap<u32, Vec<(&'a str, &'a Package)>> {
     let mut found: BTreeMap<u32, Vec<(&str, &Package)>> = BTreeMap::new();
     for (name, package) in &examination.packages {
         if let Some((stem, major)) = split_major(name)

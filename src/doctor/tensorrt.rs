@@ -184,7 +184,9 @@ fn parts(examination: &Examination, folder: &str, major: u32) -> Vec<Finding> {
     // The core asks the loader for them, which looks in the system's folders.
     let mut loaded = folders(examination);
     loaded.push(folder.to_owned());
-    findings.push(match root.find(&loaded, "libnvinfer_builder_resource").is_empty() {
+    // Wheels have those of Windows too.
+    let mut resources = root.find(&loaded, "libnvinfer_builder_resource").into_iter();
+    findings.push(match resources.all(|path| path.contains("_resource_win_")) {
         false => Finding::ok("builder-resource", "libnvinfer_builder_resource is there"),
         true => {
             let mend = reinstall(platform, &format!("libnvinfer{major}"));

@@ -79,7 +79,7 @@ fn dla_compiler(examination: &Examination, tensorrt: Option<&str>) -> Option<Fin
 /// (ggml-org/llama.cpp#23732; a reboot helps against fragmentation: 0xShug0/audio.cpp#12; both read 2026-11-27).
 fn nvmap(examination: &Examination) -> Option<Finding> {
     let platform = &examination.platform;
-    if !((36, 4, 7)..(37, 0, 0)).contains(&platform.l4t_numbers()?) {
+    if !matches!(platform.l4t_numbers()?, (36, 4, 7..) | (36, 5.., _)) {
         return None;
     }
     let seen = "this Jetson Linux can refuse large GPU allocations (NvMap error 12) though memory is free";
