@@ -19,8 +19,8 @@ const BUILD: u64 = 2_000_000_000;
 const LLM_SHARED: u64 = 4_000_000_000;
 const LLM_ALONE: u64 = 2_000_000_000;
 
-/// Whether the GPU uses the machine's memory: Jetsons, and DGX Spark (docs.nvidia.com/dgx/dgx-spark, "128 GB of coherent
-/// unified system memory", read 2026-11-27).
+/// Whether the GPU uses the machine's memory: Jetsons, and DGX Spark, whose product is called NVIDIA_DGX_Spark
+/// (natolambert/dgx-spark-setup, README, read 2026-11-27).
 fn is_shared(platform: &Platform) -> bool {
     platform.is_jetson()
         || platform.board.as_ref().is_some_and(|board| board.contains("DGX") && board.contains("Spark"))
