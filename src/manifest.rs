@@ -138,6 +138,9 @@ pub struct Manifest {
     pub tf32: bool,
     /// Where the model came from.
     pub source: String,
+    /// Path of the recipe file on the machine that built it; `None` for recipes made in code.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
     /// How it is verified.
     pub verify: VerifyRecord,
     /// Measurements of the build.
@@ -243,7 +246,8 @@ impl Manifest {
         let tensors =
             graph.into_iter().flat_map(|graph| graph.inputs.iter().chain(&graph.outputs)).map(|spec| &spec.name);
         let device = self.device.iter().flat_map(|device| [&device.name, &device.compute_capability]);
-        let told = [&self.name, &self.tool, &self.source].into_iter().chain(device).chain(&self.l4t).chain(tensors);
+        let told = [&self.name, &self.tool, &self.source].into_iter().chain(device).chain(&self.l4t);
+        let told = told.chain(&self.recipe).chain(tensors);
         let controls = |text: &&String| text.chars().any(char::is_control);
         if let Some(text) = told.chain(self.files.keys()).find(controls) {
             return Some(format!("{text:?} holds a control character"));

@@ -5,6 +5,8 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
+use crate::regular_file;
+
 /// Most bytes read of a system file; longer ones are cut.
 const READ_LIMIT: u64 = 32 << 20;
 /// Most symbolic links on the way to a file, as on Linux (path_resolution(7)).
@@ -81,11 +83,12 @@ impl Root {
         self.path(&format!("{folder}/")).is_some_and(|folder| folder.join(name).symlink_metadata().is_ok())
     }
 
-    /// Reads a text file, without NULs (device-tree strings end in one) and surrounding white space.
+    /// Reads a text file, without NULs (device-tree strings end in one) and surrounding white space. A pipe or device of
+    /// an image is not waited for.
     pub fn read(&self, path: &str) -> Option<String> {
         use std::io::Read;
         let mut bytes = Vec::new();
-        fs::File::open(self.path(path)?).ok()?.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
+        regular_file::open(&self.path(path)?).ok()?.take(READ_LIMIT).read_to_end(&mut bytes).ok()?;
         let text = String::from_utf8_lossy(&bytes).replace('\0', "\n");
         Some(text.trim().to_owned())
     }
@@ -178,6 +181,8 @@ mod tests {
         link("etc/absolute", &scratch.path().join("secret"));
         link("etc/circle", Path::new("circle"));
         link("etc/nowhere", Path::new("/gone"));
+        let pipe = image.join("etc/pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0).unwrap();
         let root = Root::at(&image);
         for (path, text) in [
             ("/etc/nvpmodel.conf", Some("modes")),
@@ -188,6 +193,7 @@ mod tests {
             ("/etc/absolute", None),
             ("/etc/circle", None),
             ("/etc/nowhere", None),
+            ("/etc/pipe", None),
             ("/../secret", None),
         ] {
             assert_eq!(root.read(path).as_deref(), text, "{path}");

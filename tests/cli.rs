@@ -48,22 +48,57 @@ fn nothing_is_written_to_the_home_unasked() {
     assert_eq!(support::tree(home.path()), Vec::<String>::new());
 }
 
+/// Machines of tests/data/roots: the exit code of `doctor`, and whether they are fit for "build", "vision" and "llm".
+const MACHINES: [(&str, i32, [bool; 3]); 10] = [
+    ("jetpack-5.1.2", 0, [true, true, true]),
+    ("jetpack-6.0", 0, [true, true, false]),   // no NVRTC
+    ("jetpack-6.2.1", 8, [false, true, true]), // no parser
+    ("jetpack-7.0", 0, [true, true, true]),    // Thor
+    ("jetpack-7.2", 0, [true, true, true]),
+    ("sbsa", 0, [true, true, true]),
+    ("x86-desktop", 8, [false, false, false]), // no TensorRT
+    ("container", 8, [false, false, false]),   // without NVIDIA's runtime
+    ("container-runtime", 0, [true, true, true]),
+    ("tensorrt-8.5.3-wheel", 0, [false, false, false]), // whole, and nothing says where it is
+];
+
 #[test]
 fn doctor_on_every_fixture() {
     let scratch = tempfile::tempdir().unwrap();
-    for (name, expected) in
-        [("jetpack-5.1.2", 0), ("jetpack-6.0", 0), ("jetpack-6.2.1", 8), ("jetpack-7.2", 0), ("x86-desktop", 8)]
-    {
-        let root = repository().join("tests/data/roots").join(name);
+    let roots = repository().join("tests/data/roots");
+    assert_eq!(fs::read_dir(&roots).unwrap().count(), MACHINES.len());
+    for (name, expected, able) in MACHINES {
+        let root = roots.join(name);
         let (code, stdout, stderr) = output(watus(scratch.path()).args(["doctor", "--root"]).arg(&root));
         assert_eq!((code, stderr.as_str()), (expected, ""), "{name}");
         insta::assert_snapshot!(format!("doctor-{name}"), stdout);
         let (_, json, _) = output(watus(scratch.path()).args(["doctor", "--json", "--root"]).arg(&root));
         let report: serde_json::Value = serde_json::from_str(&json).unwrap();
-        assert_eq!(report["verdicts"].as_array().unwrap().len(), 3);
-        let levels: Vec<&str> =
-            report["findings"].as_array().unwrap().iter().map(|f| f["level"].as_str().unwrap()).collect();
-        assert_eq!(levels.contains(&"fail"), expected == 8);
+        let findings = report["findings"].as_array().unwrap();
+        let verdicts = report["verdicts"].as_array().unwrap();
+        let fit: Vec<bool> = verdicts.iter().map(|verdict| verdict["able"].as_bool().unwrap()).collect();
+        assert_eq!(fit, able, "{name}");
+        // The verdicts follow from the findings.
+        let blocks = |finding: &serde_json::Value, job: &serde_json::Value| {
+            finding["blocks"].as_array().is_some_and(|blocks| blocks.contains(job))
+        };
+        for verdict in verdicts {
+            let (job, reason) = (&verdict["job"], verdict["reason"].as_str().unwrap());
+            let blocking: Vec<&serde_json::Value> = findings.iter().filter(|finding| blocks(finding, job)).collect();
+            assert_eq!(verdict["able"], blocking.is_empty(), "{name}: {verdict} {blocking:?}");
+            for finding in blocking {
+                assert!(reason.contains(finding["id"].as_str().unwrap()), "{name}: {verdict}");
+            }
+        }
+        for finding in findings {
+            let prevents = finding["blocks"].is_array();
+            match finding["level"].as_str().unwrap() {
+                "ok" => assert!(!prevents && finding["mend"].is_null(), "{name}: {finding}"),
+                "fail" => assert!(prevents, "{name}: a failure prevents something: {finding}"),
+                _ => {}
+            }
+        }
+        assert_eq!(findings.iter().any(|finding| finding["level"] == "fail"), expected == 8, "{name}");
     }
     let (code, _, stderr) = output(watus(scratch.path()).args(["doctor", "--root", "/nowhere"]));
     assert_eq!(code, 1);

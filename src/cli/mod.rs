@@ -20,6 +20,7 @@ mod service;
 mod session;
 mod signals;
 mod strip;
+mod upgrade;
 mod verify;
 
 use std::io::{IsTerminal, Write};

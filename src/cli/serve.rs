@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::session::{Choice, open_llm};
-use super::{Environment, Exit, say};
+use super::{Environment, Exit, say, upgrade};
 use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::{self, LINES, printable, printable_json};
@@ -67,6 +67,13 @@ pub(super) struct Args {
     /// that a grammar forces. Answers are the same, and slower where they repeat something
     #[arg(long)]
     pub(super) no_speculation: bool,
+    /// Build the engine again first if it was built for another TensorRT, another GPU or by another version of this tool.
+    /// The old engine stays until the new one has passed its verification
+    #[arg(long)]
+    pub(super) rebuild: bool,
+    /// Recipe for --rebuild [default: the one that the engine was built from]
+    #[arg(long, value_name = "RECIPE", requires = "rebuild")]
+    pub(super) recipe: Option<PathBuf>,
     /// Hash every file of the engine directory before loading, not only those that changed
     #[arg(long)]
     pub(super) verify: bool,
@@ -82,7 +89,7 @@ pub(super) struct Args {
 const NAME: &str = "local-trt-llm";
 
 pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
-    let (engine, record) = language_model(&args.engine)?;
+    let (engine, record) = fitting_model(&args, environment)?;
     let name = &engine.manifest.name;
     let names = match args.names.is_empty() {
         true if name == NAME => vec![NAME.to_owned()],
@@ -136,6 +143,19 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
+}
+
+/// Opens the engine directory to serve. One that was built for another machine or by another version is refused before
+/// gigabytes are hashed, or with `--rebuild` built again.
+fn fitting_model(args: &Args, environment: &Environment) -> anyhow::Result<(EngineDir, LlmRecord)> {
+    if args.rebuild {
+        upgrade::rebuild(&args.engine, args.recipe.as_deref(), args.backend.into(), environment)?;
+    }
+    let (engine, record) = language_model(&args.engine)?;
+    match engine.misfit(args.backend.into()) {
+        Some(why) => Err(upgrade::refused(&engine, &why).into()),
+        None => Ok((engine, record)),
+    }
 }
 
 /// Opens an engine directory, which must hold a language model.

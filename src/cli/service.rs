@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::{Exit, print, serve};
+use super::{Exit, print, serve, upgrade};
 use crate::artifact::write_file;
 use crate::diagnostic::Diagnostic;
 
@@ -120,6 +120,9 @@ fn install(args: &Install, folder: &Path) -> anyhow::Result<Exit> {
     let (engine, _) = serve::language_model(&args.serve.engine)?;
     let name = &engine.manifest.name;
     let unit = unit::name(name)?;
+    if args.serve.rebuild && args.serve.recipe.is_none() && engine.recipe().is_none() {
+        return Err(upgrade::no_recipe(&engine, "is to be built again at need").into());
+    }
     let text = unit::text(args, name)?;
     if args.print {
         print(text.trim_end())?;

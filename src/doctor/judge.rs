@@ -1,8 +1,6 @@
 //! Checks for ONNX Runtime, the CPU reference that verifies engines; without it rten does, which is part of this tool.
 
-use std::path::Path;
-
-use super::{Examination, Finding, Root};
+use super::{Examination, Finding, Purpose};
 use crate::backend::BackendError;
 use crate::backend::cpu::{self, Named};
 use crate::backend::isolated::Isolated;
@@ -21,12 +19,14 @@ pub(super) fn check(examination: &Examination) -> Finding {
     match found {
         Ok(Found::Ready(library)) => Finding::ok(ID, format!("{library} proves engines")),
         Ok(Found::Absent) => by_rten(examination),
-        Ok(Found::Broken(broken)) if broken.named => Finding::fail(ID, broken.to_string(), &[&broken.mend()]),
+        Ok(Found::Broken(broken)) if broken.named => {
+            Finding::fail(ID, broken.to_string(), &[&broken.mend()], &[Purpose::Build])
+        }
         Ok(Found::Broken(broken)) => {
             Finding::warn(ID, format!("{broken}; rten proves engines instead"), &[&broken.mend()])
         }
-        Err(BackendError::Unavailable { what, help }) => Finding::fail(ID, what, &[&help]),
-        Err(error) => Finding::fail(ID, error.to_string(), &[]),
+        Err(BackendError::Unavailable { what, help }) => Finding::fail(ID, what, &[&help], &[Purpose::Build]),
+        Err(error) => Finding::fail(ID, error.to_string(), &[], &[Purpose::Build]),
     }
 }
 
@@ -60,15 +60,23 @@ fn in_image(examination: &Examination) -> Found {
     let architecture = &examination.platform.architecture;
     let mut homes = vec!["/root".to_owned()];
     homes.extend(root.list("/home").into_iter().map(|user| format!("/home/{user}")));
-    let data = |home: &String| library::in_data(&root.path(&format!("{home}/.local/share/watus-build"))?);
-    let own = homes.iter().find_map(data).map(|path| shown(root, &path));
+    // By the root's own reading, which follows an image's links within it.
+    let in_folder = |folder: String| root.find(&[folder], library::FILE).into_iter().max();
+    let in_data = |home: &String| {
+        let data = format!("{home}/.local/share/watus-build");
+        let folders = root.list(&data).into_iter().filter(|name| name.starts_with("onnxruntime-")).rev();
+        let mut whole =
+            folders.map(|name| format!("{data}/{name}")).filter(|path| root.exists(&format!("{path}/.complete")));
+        whole.find_map(|path| in_folder(format!("{path}/lib")))
+    };
+    let own = homes.iter().find_map(in_data);
     let folders = [
         "/usr/local/lib".to_owned(),
         format!("/usr/lib/{architecture}-linux-gnu"),
         "/usr/lib64".to_owned(),
         "/usr/lib".to_owned(),
     ];
-    let packaged = || library::in_folder(&root.path(PACKAGE)?).map(|path| shown(root, &path));
+    let packaged = || in_folder(PACKAGE.to_owned());
     let system = || folders.iter().map(|folder| format!("{folder}/{SONAME}")).find(|place| root.exists(place));
     let Some(path) = own.or_else(packaged).or_else(system) else { return Found::Absent };
     let Some(real) = root.path(&path).filter(|real| real.is_file()) else {
@@ -82,18 +90,13 @@ fn in_image(examination: &Examination) -> Found {
     }
 }
 
-/// A path of an image as the machine itself would name it.
-fn shown(root: &Root, path: &Path) -> String {
-    let base = root.path("/").unwrap_or_default();
-    format!("/{}", path.strip_prefix(base).unwrap_or(path).display())
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
+    use std::path::Path;
 
-    use super::super::{Level, examine};
+    use super::super::{Level, Root, examine};
     use super::*;
 
     /// The finding about the reference in an image that `make` fills.

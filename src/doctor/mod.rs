@@ -2,11 +2,23 @@
 //!
 //! Everything is read from files, so that a mounted image or a fixture can be examined like the machine itself
 //! (`--root DIR`). Only on the live machine are libraries opened and the GPU queried.
+//!
+//! Each check makes findings; a finding says which jobs it prevents, and `verdict.rs` asks nothing but the findings
+//! whether the machine is fit for a job. `platform.rs`, `board.rs` and `modules.rs` tell the machine, `software.rs` CUDA and the
+//! kernels, `tensorrt.rs` TensorRT, `packages.rs` what dpkg and pip installed, `hardware.rs` and `power.rs` the rest;
+//! `traps.rs` are known pitfalls, `advice.rs` says remedies so that they fit a container. What is known about releases
+//! and boards names its public source and the day it was read.
 
+mod advice;
+mod board;
 mod hardware;
 mod judge;
+mod modules;
+mod packages;
 mod platform;
+mod power;
 mod software;
+mod tensorrt;
 mod traps;
 mod verdict;
 
@@ -29,6 +41,32 @@ pub enum Level {
     Fail,
 }
 
+/// A job that a machine is fit for or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// Building engines.
+    Build,
+    /// Running vision models.
+    Vision,
+    /// Running language models.
+    Llm,
+}
+
+impl Purpose {
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [Self; 3] = [Self::Build, Self::Vision, Self::Llm];
+
+    /// Name in reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Build => "build",
+            Self::Vision => "vision",
+            Self::Llm => "llm",
+        }
+    }
+}
+
 /// The result of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -41,20 +79,28 @@ pub struct Finding {
     /// Commands, or one sentence, that fix the problem.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mend: Vec<String>,
+    /// The jobs that it prevents. A failure prevents at least one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub blocks: Vec<Purpose>,
 }
 
 impl Finding {
     fn ok(id: &'static str, seen: impl Into<String>) -> Self {
-        Self { id, level: Level::Ok, seen: seen.into(), mend: Vec::new() }
+        Self { id, level: Level::Ok, seen: seen.into(), mend: Vec::new(), blocks: Vec::new() }
     }
 
     fn warn(id: &'static str, seen: impl Into<String>, mend: &[&str]) -> Self {
-        Self { level: Level::Warn, ..Self::fail(id, seen, mend) }
+        let mend = mend.iter().map(|line| (*line).to_owned()).collect();
+        Self { level: Level::Warn, mend, ..Self::ok(id, seen) }
     }
 
-    fn fail(id: &'static str, seen: impl Into<String>, mend: &[&str]) -> Self {
-        let mend = mend.iter().map(|line| (*line).to_owned()).collect();
-        Self { id, level: Level::Fail, seen: seen.into(), mend }
+    fn fail(id: &'static str, seen: impl Into<String>, mend: &[&str], blocks: &[Purpose]) -> Self {
+        Self { level: Level::Fail, ..Self::warn(id, seen, mend) }.blocking(blocks)
+    }
+
+    /// With the jobs that it prevents.
+    fn blocking(self, blocks: &[Purpose]) -> Self {
+        Self { blocks: blocks.to_vec(), ..self }
     }
 }
 
@@ -90,17 +136,19 @@ pub fn examine(root: &Root) -> MachineReport {
     let meminfo = root.read("/proc/meminfo").unwrap_or_default();
     let memory = Memory::parse(&meminfo, &root.read("/proc/swaps").unwrap_or_default());
     let examination = Examination { root, platform: Platform::of(root, &packages), packages, memory };
-    let mut findings = platform::check(&examination);
-    let software = software::check(&examination);
-    let gpu = hardware::gpu(&examination);
-    findings.extend(software.findings.iter().cloned());
+    let mut findings = board::check(&examination);
+    findings.extend(software::check(&examination));
+    let (tensorrt, found) = tensorrt::check(&examination);
+    findings.extend(found);
     findings.push(judge::check(&examination));
-    findings.extend(gpu.findings.iter().cloned());
+    let gpu = hardware::gpu(&examination, tensorrt.as_deref());
+    findings.extend(gpu.findings);
     findings.extend(hardware::memory(&examination));
     findings.extend(hardware::disk(&examination));
-    findings.extend(hardware::power(&examination));
-    findings.extend(traps::check(&examination));
-    let verdicts = verdict::of(&examination, &software, &gpu);
+    findings.extend(power::check(&examination));
+    findings.extend(packages::check(&examination));
+    findings.extend(traps::check(&examination, tensorrt.as_deref()));
+    let verdicts = verdict::of(&findings, &verdict::Capacity { tensorrt, memory: gpu.memory });
     MachineReport { platform: examination.platform, findings, verdicts }
 }
 
@@ -112,9 +160,8 @@ pub fn performance_notes() -> Vec<String> {
     }
     let packages = root.packages();
     let platform = Platform::of(&root, &packages);
-    let findings = hardware::power(&Examination { root: &root, platform, packages, memory: None });
-    let slow = findings.into_iter().filter(|finding| finding.id == "clocks" && finding.level > Level::Ok);
-    slow.map(|finding| finding.seen).collect()
+    let findings = power::check(&Examination { root: &root, platform, packages, memory: None });
+    findings.into_iter().filter(|finding| finding.level > Level::Ok).map(|finding| finding.seen).collect()
 }
 
 #[cfg(test)]

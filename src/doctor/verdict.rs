@@ -1,11 +1,8 @@
-//! Decides which jobs the machine is fit for.
+//! Decides which jobs the machine is fit for: those that no finding prevents.
 
 use serde::Serialize;
 
-use super::Examination;
-use super::hardware::Gpu;
-use super::software::Software;
-use crate::memory::format_bytes;
+use super::{Finding, Purpose};
 
 /// Whether the machine is fit for a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -14,8 +11,16 @@ pub struct Verdict {
     pub job: &'static str,
     /// Whether the machine is fit for it.
     pub able: bool,
-    /// The reason.
+    /// The reason; if it is not, the findings that prevent it.
     pub reason: String,
+}
+
+/// How much a machine can do of what nothing prevents.
+pub(super) struct Capacity {
+    /// TensorRT with its version.
+    pub tensorrt: Option<String>,
+    /// Memory in bytes for models; `None` if an image does not tell.
+    pub memory: Option<u64>,
 }
 
 /// Memory in bytes that a 7B model with 4-bit weights needs: weights, KV cache for 4 x 2560 tokens (1.3 GB), workspace
@@ -23,54 +28,72 @@ pub struct Verdict {
 const LLM_4_BIT: u64 = 8_000_000_000;
 /// Memory in bytes that a 7B model with float16 weights needs: weights, KV cache, workspace and the system.
 const LLM_FP16: u64 = 18_000_000_000;
-/// Memory in bytes that building a vision engine needs.
-const BUILD: u64 = 2_000_000_000;
 
-pub(super) fn of(examination: &Examination, software: &Software, gpu: &Gpu) -> Vec<Verdict> {
-    let verdict = |job, result: Result<String, String>| {
-        let able = result.is_ok();
-        Verdict { job, able, reason: result.unwrap_or_else(|reason| reason) }
+impl Capacity {
+    /// What the machine is fit for, of a job that nothing prevents.
+    fn reason(&self, purpose: Purpose) -> String {
+        let name = self.tensorrt.as_deref().unwrap_or("TensorRT");
+        match (purpose, self.memory) {
+            (Purpose::Build, _) => format!("engines with {name}"),
+            (Purpose::Vision, _) => format!("YOLO and classifiers with {name}"),
+            (Purpose::Llm, Some(LLM_FP16..)) => format!("7B in FP16 and everything smaller with {name}"),
+            (Purpose::Llm, Some(LLM_4_BIT..)) => format!("7B in 4 bits, 3B in FP16 with {name}"),
+            (Purpose::Llm, Some(_)) => format!("models of about 1B in FP16, 3B in 4 bits with {name}"),
+            (Purpose::Llm, None) => format!("what its memory holds, with {name}"),
+        }
+    }
+}
+
+pub(super) fn of(findings: &[Finding], capacity: &Capacity) -> Vec<Verdict> {
+    let verdict = |purpose: Purpose| {
+        let mut blocking: Vec<&Finding> = findings.iter().filter(|finding| finding.blocks.contains(&purpose)).collect();
+        // The worst first; among equals what was found first, which the others may follow from.
+        blocking.sort_by_key(|finding| std::cmp::Reverse(finding.level));
+        let ids: Vec<&str> = blocking.iter().map(|finding| finding.id).collect();
+        let reason = match blocking.first() {
+            Some(worst) => format!("{}: {}", ids.join(", "), worst.seen),
+            None => capacity.reason(purpose),
+        };
+        Verdict { job: purpose.name(), able: blocking.is_empty(), reason }
     };
-    vec![
-        verdict("build", build(examination, software, gpu)),
-        verdict("vision", runs(software, gpu).map(|name| format!("YOLO and classifiers with {name}"))),
-        verdict("llm", llm(examination, software, gpu)),
-    ]
+    Purpose::ALL.into_iter().map(verdict).collect()
 }
 
-fn build(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<String, String> {
-    let name = software.tensorrt.as_ref().ok_or("there is no TensorRT")?;
-    if !software.can_build {
-        return Err(format!("{name} is incomplete: see the failures above"));
-    }
-    if !name.contains("RTX") && !gpu.usable {
-        return Err(format!("{name} builds only on the GPU the engine is for"));
-    }
-    let available = examination.memory.map_or(0, |memory| memory.available + memory.disk_swap);
-    if available < BUILD {
-        return Err(format!("{} of memory are too little", format_bytes(available)));
-    }
-    Ok(format!("engines with {name}"))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn runs(software: &Software, gpu: &Gpu) -> Result<String, String> {
-    match (&software.tensorrt, gpu.usable) {
-        (None, _) => Err("there is no TensorRT".to_owned()),
-        (_, false) => Err("there is no usable GPU; the CPU reference answers, slowly".to_owned()),
-        (Some(name), true) => Ok(name.clone()),
-    }
-}
-
-fn llm(examination: &Examination, software: &Software, gpu: &Gpu) -> Result<String, String> {
-    let name = runs(software, gpu)?;
-    if !software.kernels {
-        return Err("there are no kernels for language models: see nvrtc above".to_owned());
-    }
-    let memory = gpu.memory.filter(|_| !examination.platform.is_jetson());
-    let total = memory.or(examination.memory.map(|memory| memory.total)).unwrap_or(0);
-    match total {
-        total if total >= LLM_FP16 => Ok(format!("7B in FP16 and everything smaller with {name}")),
-        total if total >= LLM_4_BIT => Ok(format!("7B in 4 bits, 3B in FP16 with {name}")),
-        total => Err(format!("{} of memory hold no 7B model; models up to about 1B may do", format_bytes(total))),
+    #[test]
+    fn a_job_is_possible_if_nothing_prevents_it() {
+        let capacity = |memory| Capacity { tensorrt: Some("TensorRT 10.3.0".to_owned()), memory };
+        let findings = [
+            Finding::ok("gpu", "Orin"),
+            Finding::warn("nvrtc", "no NVRTC", &[]).blocking(&[Purpose::Llm]),
+            Finding::fail("onnx-parser", "no parser", &[], &[Purpose::Build]),
+            Finding::fail("driver", "no driver", &[], &[Purpose::Build, Purpose::Llm]),
+        ];
+        let told = |findings: &[Finding], memory| {
+            let verdicts = of(findings, &capacity(memory));
+            verdicts.into_iter().map(|verdict| (verdict.job, verdict.able, verdict.reason)).collect::<Vec<_>>()
+        };
+        let no = |job, reason: &str| (job, false, reason.to_owned());
+        let yes = |job, reason: &str| (job, true, reason.to_owned());
+        assert_eq!(
+            told(&findings, Some(64_000_000_000)),
+            [
+                no("build", "onnx-parser, driver: no parser"),
+                yes("vision", "YOLO and classifiers with TensorRT 10.3.0"),
+                no("llm", "driver, nvrtc: no driver"),
+            ]
+        );
+        for (memory, size) in [
+            (Some(31_000_000_000), "7B in FP16 and everything smaller"),
+            (Some(8_000_000_000), "7B in 4 bits, 3B in FP16"),
+            (Some(7_900_000_000), "models of about 1B in FP16, 3B in 4 bits"),
+            (None, "what its memory holds,"),
+        ] {
+            let reason = format!("{size} with TensorRT 10.3.0");
+            assert_eq!(told(&findings[..1], memory)[2], yes("llm", &reason), "{memory:?}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! [`EngineDir`], an opened engine directory: its manifest, the check of its files, and the backend that runs it.
 //!
-//! [`crate::manifest`] defines the layout and the document. `check.rs` checks the files, `open.rs` opens a session or a
-//! language model, for which `model.rs` knows the files and both executors; `picture_model.rs` turns images into inputs and
-//! outputs into answers, `ultralytics.rs` writes the metadata at the start of Ultralytics' engine files.
+//! [`crate::manifest`] defines the layout and the document. `check.rs` checks the files, `fit.rs` whether it was built for
+//! this machine and program. `open.rs` opens a session or a language model, for which `model.rs` knows the files and both
+//! executors; `picture_model.rs` turns images into inputs and outputs into answers, `ultralytics.rs` writes the metadata
+//! at the start of Ultralytics' engine files.
 
 mod check;
+mod fit;
 pub mod model;
 mod open;
 mod picture_model;
@@ -20,6 +22,7 @@ use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;
 
 pub use check::Damage;
+pub use fit::TOOL;
 pub use open::BackendChoice;
 pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;

@@ -27,12 +27,6 @@ pub enum BackendChoice {
 }
 
 impl EngineDir {
-    /// The error for an engine that was built on another machine, with its hint.
-    fn foreign(&self, why: &str) -> BackendError {
-        let what = Diagnostic::new(format!("{} {why}", self.manifest.name));
-        BackendError::Foreign(what.with_help("build it again here: `watus-build build RECIPE`"))
-    }
-
     /// Decides on the backend. `tell` is called with a message if `Auto` finds no GPU.
     pub fn choose(&self, preference: BackendChoice, tell: &dyn Fn(&str)) -> Result<Runner, BackendError> {
         match preference {
@@ -55,9 +49,9 @@ impl EngineDir {
             },
         }
         let tensorrt = TensorRt::open()?;
-        let built_by = self.manifest.tensorrt;
-        if tensorrt.version != built_by {
-            return Err(self.foreign(&format!("was built by {built_by}, this machine has {}", tensorrt.version)));
+        let device = Device::open().and_then(|device| device.info()).ok();
+        if let Some(why) = self.other_tensorrt(tensorrt.version).or_else(|| self.other_gpu(device.as_ref())) {
+            return Err(self.foreign(&why));
         }
         Ok(Runner::TensorRt { tf32: self.manifest.tf32 })
     }

@@ -29,6 +29,7 @@ use anyhow::{Context as _, bail};
 use crate::artifact::{StagedDirectory, about, cache_dir, sweep};
 use crate::backend::BackendError;
 use crate::diagnostic::{Diagnose, Diagnostic};
+use crate::engine_dir::TOOL;
 use crate::fetch::{Fetcher, Lock};
 use crate::hashes::Hashes;
 use crate::l4t;
@@ -306,6 +307,13 @@ fn timing_cache(tensorrt: Version, device: Option<&DeviceInfo>) -> Option<PathBu
     Some(cache_dir().join("timing").join(name))
 }
 
+/// The absolute path of a plan's recipe file, so that the engine can be built again; `None` if there is no such file, or
+/// none that a manifest can name.
+fn recipe_file(plan: &Plan) -> Option<String> {
+    let path = fs::canonicalize(&plan.recipe).ok().filter(|path| path.is_file())?;
+    path.into_os_string().into_string().ok().filter(|path| !path.chars().any(char::is_control))
+}
+
 /// The manifest of a build, without the list of files.
 fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description) -> Manifest {
     let Description { contents, tf32, verify } = described;
@@ -314,7 +322,7 @@ fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description)
         format: FORMAT,
         name: plan.name.clone(),
         contents,
-        tool: concat!("watus-build ", env!("CARGO_PKG_VERSION")).to_owned(),
+        tool: TOOL.to_owned(),
         key: key.clone(),
         tensorrt: *tensorrt,
         device: device.clone(),
@@ -322,6 +330,7 @@ fn manifest(plan: &Plan, key: &Key, target: &dyn Target, described: Description)
         precision: plan.build.precision,
         tf32,
         source: source_text(&plan.source, target.commit()),
+        recipe: recipe_file(plan),
         verify,
         build: BuildRecord::default(),
         files: BTreeMap::new(),

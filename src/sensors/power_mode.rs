@@ -3,6 +3,17 @@
 use super::{ModeInUse, NamedMode};
 use crate::system_root::Root;
 
+/// Rank by name, since ids differ by board and are in no order: MAXN_SUPER is above MAXN, which is above what names its
+/// watts, as "15W", "MODE_30W", "MODE_15W_6CORE".
+fn rank(name: &str) -> u32 {
+    let watts = name.split('W').next().map(|name| name.trim_start_matches(|c: char| !c.is_ascii_digit()));
+    match name {
+        "MAXN_SUPER" => u32::MAX,
+        name if name.starts_with("MAXN") => u32::MAX - 1,
+        _ => watts.and_then(|watts| watts.parse().ok()).unwrap_or(0),
+    }
+}
+
 /// Parses the lines `< POWER_MODEL ID=2 NAME=MAXN_SUPER >` of nvpmodel.conf.
 fn modes(text: &str) -> Vec<NamedMode> {
     let field = |line: &str, key: &str| {
@@ -22,9 +33,10 @@ pub fn read(root: &Root) -> Option<ModeInUse> {
     let id = status.split_whitespace().find_map(|word| word.strip_prefix("pmode:")?.parse::<u32>().ok())?;
     let modes = modes(&root.read("/etc/nvpmodel.conf").unwrap_or_default());
     let name = modes.iter().find(|mode| mode.id == id).map(|mode| mode.name.clone());
-    // Numbers differ by board; only the name tells. MAXN_SUPER stands above MAXN where both exist.
-    let fastest = modes.into_iter().filter(|mode| mode.name.starts_with("MAXN")).max_by_key(|mode| mode.name.len());
-    Some(ModeInUse { id, name, faster: fastest.filter(|mode| mode.id != id) })
+    // Nothing is known of one that has no name.
+    let used = name.as_deref().map_or(u32::MAX, rank);
+    let fastest = modes.into_iter().max_by_key(|mode| rank(&mode.name));
+    Some(ModeInUse { id, name, faster: fastest.filter(|mode| rank(&mode.name) > used) })
 }
 
 #[cfg(test)]

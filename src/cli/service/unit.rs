@@ -70,14 +70,10 @@ pub(super) fn text(install: &Install, engine: &str) -> anyhow::Result<String> {
     let groups = std::fs::read_to_string("/etc/group").unwrap_or_default();
     let has = |name: &&str| groups.lines().any(|line| line.split(':').next() == Some(name));
     let groups = ["video", "render"].into_iter().filter(has).collect::<Vec<_>>().join(" ");
-    let library = std::env::var_os("WATUS_TENSORRT_LIB").filter(|value| !value.is_empty());
-    let library = match library {
-        Some(path) => {
-            let setting = quote(&format!("WATUS_TENSORRT_LIB={}", text_of(Path::new(&path))?))?;
-            format!("Environment={setting}\n")
-        }
-        None => String::new(),
-    };
+    let rebuilding = if install.serve.rebuild { rebuilding(install)? } else { String::new() };
+    // A build failed that would fail again.
+    let prevented = if install.serve.rebuild { "2 3 5 6 7 9" } else { "2 3 6 7 9" };
+    let start = if install.serve.rebuild { "3h" } else { "15min" };
     Ok(format!(
         "{HEADER}: {unit}
 [Unit]
@@ -94,7 +90,7 @@ Type=notify
 User={user}
 SupplementaryGroups={groups}
 ExecStart={command}
-{library}# Compiled kernels and remembered hashes; homes are read only below.
+{library}{rebuilding}# Compiled kernels and remembered hashes; homes are read only below.
 Environment=WATUS_CACHE_DIR=/var/cache/watus-build
 Environment=CUDA_CACHE_PATH=/var/cache/watus-build
 CacheDirectory=watus-build
@@ -102,9 +98,9 @@ Restart=on-failure
 RestartSec=5
 # Wrong arguments and recipes, damaged and foreign engines (after an upgrade of JetPack) and missing kernels do not mend
 # themselves. A GPU (8) may come late.
-RestartPreventExitStatus=2 3 6 7 9
-# Weights are read from disk first.
-TimeoutStartSec=15min
+RestartPreventExitStatus={prevented}
+# Weights are read from disk first; with --rebuild, engines may be built and proved before that.
+TimeoutStartSec={start}
 TimeoutStopSec={stop}
 WatchdogSec=120
 {CONFINEMENT}",
@@ -112,7 +108,25 @@ WatchdogSec=120
         description = engine.replace(['%', '\n', '\\'], ""),
         user = user(install)?,
         command = command(install)?,
+        library = setting("WATUS_TENSORRT_LIB")?,
     ))
+}
+
+/// The line that passes on a path which this process has in its environment; empty if it has none.
+fn setting(name: &str) -> anyhow::Result<String> {
+    let Some(path) = std::env::var_os(name).filter(|value| !value.is_empty()) else { return Ok(String::new()) };
+    let setting = quote(&format!("{name}={}", text_of(Path::new(&path))?))?;
+    Ok(format!("Environment={setting}\n"))
+}
+
+/// What building needs that serving does not: the caches with the model's sources, and a place to write.
+fn rebuilding(install: &Install) -> anyhow::Result<String> {
+    let engine = &install.serve.engine;
+    let engine = engine.canonicalize().with_context(|| format!("cannot find {}", engine.display()))?;
+    let folder = quote(&text_of(engine.parent().unwrap_or(Path::new("/")))?)?;
+    let sources = ["HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS"].map(setting);
+    let sources = sources.into_iter().collect::<anyhow::Result<String>>()?;
+    Ok(format!("{sources}# --rebuild publishes the new engine here, in one step.\nReadWritePaths={folder}\n"))
 }
 
 fn user(install: &Install) -> anyhow::Result<String> {
@@ -152,6 +166,10 @@ fn command(install: &Install) -> anyhow::Result<String> {
     }
     words.extend(args.allow_special_tokens.then(|| "--allow-special-tokens".to_owned()));
     words.extend(args.no_speculation.then(|| "--no-speculation".to_owned()));
+    words.extend(args.rebuild.then(|| "--rebuild".to_owned()));
+    if let Some(path) = &args.recipe {
+        words.push(format!("--recipe={}", absolute(path)?));
+    }
     words.extend(args.verify.then(|| "--verify".to_owned()));
     words.extend(args.log_prompts.then(|| "--log-prompts".to_owned()));
     if let Some(backend) = clap::ValueEnum::to_possible_value(&args.backend) {
