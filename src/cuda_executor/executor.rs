@@ -9,7 +9,6 @@ mod tune;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::aux_kernels::AuxKernels;
 use super::buffers;
@@ -27,9 +26,7 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{
-    Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch,
-};
+use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch};
 use crate::spec::Shapes;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
@@ -383,22 +380,7 @@ impl Executor for GpuExecutor {
     }
 
     fn bandwidth(&mut self) -> Result<f64, LlmError> {
-        const BYTES: usize = 256 << 20;
-        let stream = &self.state.device.stream;
-        let from = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
-        let to = buffers::Buffer::unset(stream, BYTES, "the bandwidth test")?;
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
-            let start = Instant::now();
-            for _ in 0..8 {
-                buffers::copy(stream, from.address(), to.address(), BYTES)?;
-            }
-            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
-            best = best.min(start.elapsed().as_secs_f64() / 8.0);
-        }
-        // A copy reads and writes.
-        Ok(2.0 * BYTES as f64 / best)
+        Ok(tune::copy_bandwidth(&self.state.device.stream)?)
     }
 
     fn bytes_per_step(&self) -> u64 {

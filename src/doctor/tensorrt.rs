@@ -96,7 +96,7 @@ fn installed(examination: &Examination) -> Option<InstalledTensorRt> {
         versions.max_by(|(a, _), (b, _)| a.cmp(b))
     };
     let (system, wheels) = (newest(&folders(examination)), wheel_folders(examination));
-    let wheel = !system.as_ref().is_some_and(|(version, _)| version.len() >= 3);
+    let wheel = system.as_ref().is_none_or(|(version, _)| version.len() < 3);
     let (mut version, path) = if wheel { newest(&wheels)? } else { system? };
     let folder = path.rsplit_once('/')?.0.to_owned();
     if version.len() < 3 {

@@ -194,10 +194,6 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// Most steps of a launch; more than [`Executor::slots`] where several may be of one slot.
-    fn rows(&self) -> usize {
-        self.slots()
-    }
     /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
     /// the cache: those of one pass, or of a few short ones.
     fn pass(&self, position: usize, remaining: usize) -> usize;
