@@ -100,7 +100,7 @@ mod tests {
             (BackendError::Build(text().into()).into(), Exit::Build),
             (BackendError::NoDevice(text()).into(), Exit::Environment),
             (LlmError::Backend(BackendError::Kernels { what: text(), help: text() }).into(), Exit::Kernels),
-            (LlmError::Request(text()).into(), Exit::Failure),
+            (LlmError::request(text()).into(), Exit::Failure),
         ];
         for (error, exit) in cases {
             assert_eq!(Exit::of(&error), exit, "{error:?}");

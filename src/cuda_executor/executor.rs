@@ -27,9 +27,7 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{
-    Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch,
-};
+use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch};
 use crate::spec::Shapes;
 
 use self::path::{DecodePath, EnginePass, StepKey, StepPath};
@@ -116,7 +114,7 @@ impl GpuExecutor {
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = decode.map(|decode| DecodeProgram::new(decode, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
-        let first = first.ok_or_else(|| LlmError::Internal("the engine directory names no engines".into()))?;
+        let first = first.ok_or_else(|| LlmError::internal("the engine directory names no engines"))?;
         let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
         let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
         let mut executor = Self {

@@ -73,12 +73,12 @@ impl Grammars {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
             let what = Diagnostic::new("the model has no token that ends an answer");
-            return Err(LlmError::Internal(what.with_help("its generation_config.json should name eos_token_id")));
+            return Err(LlmError::internal(what.with_help("its generation_config.json should name eos_token_id")));
         };
         let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);
         let factory = ParserFactory::new_simple(&environment(trie));
-        let mut factory = factory.map_err(|error| LlmError::Internal(format!("grammars: {error:#}").into()))?;
+        let mut factory = factory.map_err(|error| LlmError::internal(format!("grammars: {error:#}")))?;
         factory.quiet();
         bound(factory.limits_mut());
         Ok(Self(factory))
@@ -149,7 +149,7 @@ fn refused(error: &anyhow::Error) -> LlmError {
         line => line,
     };
     let end = line.floor_char_boundary(LONGEST);
-    LlmError::Request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
+    LlmError::request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
 }
 
 /// Most bytes of an error's text.
@@ -250,7 +250,7 @@ fn forced(matcher: &mut Matcher) -> Option<u32> {
 }
 
 fn failed(error: &anyhow::Error) -> LlmError {
-    LlmError::Request(format!("the answer cannot go on as its schema or functions demand: {}", refused(error)))
+    LlmError::request(format!("the answer cannot go on as its schema or functions demand: {}", refused(error)))
 }
 
 #[cfg(test)]
