@@ -130,6 +130,14 @@ impl<R> Builder<R> {
         self
     }
 
+    /// The largest batch that the engine takes: of pictures, or of an ONNX file's inputs whose first dimension is dynamic. Default: 1,
+    /// or an ONNX file's `batch`. A language model has [`Builder::max_batch_size`] instead.
+    #[must_use]
+    pub fn max_batch(mut self, batch: u32) -> Self {
+        self.build.max_batch = Some(batch);
+        self
+    }
+
     /// All settings of the build, in place of those that were said so far.
     #[must_use]
     pub fn build_settings(mut self, settings: Build) -> Self {
@@ -325,6 +333,10 @@ mod tests {
         assert_eq!(made.recipe().unwrap(), Builder::from_yaml(yaml).unwrap().recipe().unwrap());
         let changed = Builder::from_yaml(yaml).unwrap().name("other").precision(Precision::Int8).recipe().unwrap();
         assert_eq!((changed.name(), changed.build().unwrap().precision), ("other", Some(Precision::Int8)));
+
+        let yaml = "version: 1\nname: a\nkind: onnx\nsource: { path: a.onnx }\nbuild: { batch: 2, max_batch: 4 }\n";
+        let made = Builder::onnx("a.onnx").batch(2).max_batch(4);
+        assert_eq!(made.recipe().unwrap(), Builder::from_yaml(yaml).unwrap().recipe().unwrap());
     }
 
     #[test]
@@ -334,6 +346,10 @@ mod tests {
         assert!(error.message().starts_with("recipe `a`: ") && error.message().contains("iou"), "{error}");
         let error = Builder::classifier("https://example.org/a.onnx").recipe().unwrap_err();
         assert!(error.message().contains("needs `sha256`"), "{error}");
+        let error = Builder::llm("hub:Qwen/Qwen3-4B").max_batch(2).recipe().unwrap_err();
+        assert!(
+            error.message().contains("max_batch") && error.help().is_some_and(|help| help.contains("max_batch_size"))
+        );
         let error = Builder::from_yaml("version: 1\nkind: yolo\nnme: x\n").err().unwrap();
         assert_eq!((error.kind(), error.help()), (ErrorKind::Recipe, Some("did you mean `name`?")));
         // A test's program answers to nothing as a child.

@@ -64,13 +64,6 @@ impl Builder<YoloRecipe> {
         self.recipe.max_detections = Some(count);
         self
     }
-
-    /// The most pictures that the engine takes at once. Default: 1.
-    #[must_use]
-    pub fn max_batch(mut self, pictures: u32) -> Self {
-        self.build.max_batch = Some(pictures);
-        self
-    }
 }
 
 impl Builder<ClassifierRecipe> {
@@ -117,13 +110,6 @@ impl Builder<ClassifierRecipe> {
     #[must_use]
     pub fn class_values(mut self, values: impl IntoIterator<Item = f32>) -> Self {
         self.recipe.class_values = Some(values.into_iter().collect());
-        self
-    }
-
-    /// The most pictures that the engine takes at once. Default: 1.
-    #[must_use]
-    pub fn max_batch(mut self, pictures: u32) -> Self {
-        self.build.max_batch = Some(pictures);
         self
     }
 }
@@ -234,13 +220,6 @@ impl Builder<OnnxRecipe> {
     #[must_use]
     pub fn batch(mut self, batch: u32) -> Self {
         self.build.batch = Some(batch);
-        self
-    }
-
-    /// The largest batch, which leaves the first dimension dynamic. Default: `batch`.
-    #[must_use]
-    pub fn max_batch(mut self, batch: u32) -> Self {
-        self.build.max_batch = Some(batch);
         self
     }
 }
