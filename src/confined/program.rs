@@ -14,9 +14,10 @@ const RUNNING: &str = "/proc/self/exe";
 /// What the kernel adds to the path of a program whose file was replaced or removed.
 const DELETED: &str = " (deleted)";
 
-/// The error where child processes are wanted and [`use_program`] was not called; [`ENABLE`] is its help.
+/// What is wrong where work needs a child process and the running program starts none, as its `main` has not called
+/// [`crate::enable_child_processes`].
 pub const NOT_ENABLED: &str = "this program has not said that it can be started again as a child";
-/// See [`NOT_ENABLED`].
+/// What lets a program that uses this library start child processes: the help of errors for want of one.
 pub const ENABLE: &str = "call `watus_build::enable_child_processes()` first thing in its `main`";
 
 struct RegisteredProgram {
