@@ -68,9 +68,15 @@ fn named(program: &Path) -> &Path {
     stripped.filter(|_| !program.exists()).unwrap_or(program)
 }
 
-/// Path of the running program's file without links: that of another version, if the file was replaced. For what lies beside it.
+/// Path of the running program's file without links: that of another version, if the file was replaced; `None` if it was removed. For
+/// what lies beside it, and for whoever starts it later.
 pub(crate) fn file() -> Option<PathBuf> {
-    fs::canonicalize(named(&env::current_exe().ok()?)).ok()
+    file_of(&env::current_exe().ok()?)
+}
+
+/// The file that is now at the path of a running program.
+fn file_of(program: &Path) -> Option<PathBuf> {
+    fs::canonicalize(named(program)).ok()
 }
 
 /// Gives this process the name of its program, which is `exe` if it was started as the running one.
@@ -92,6 +98,10 @@ mod tests {
         fs::write(&odd, "").unwrap();
         assert_eq!((named(&gone), named(&odd)), (folder.path().join("a").as_path(), odd.as_path()));
         assert_eq!(named(Path::new("/bin/ż")), Path::new("/bin/ż"));
+        assert_eq!(file_of(&gone), None, "it was removed");
+        let replaced = folder.path().canonicalize().unwrap().join("a");
+        fs::write(&replaced, "").unwrap();
+        assert_eq!(file_of(&gone), Some(replaced));
         assert_eq!(
             command(Path::new("/bin/sh")).get_program(),
             "/bin/sh",
