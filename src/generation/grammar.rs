@@ -93,7 +93,13 @@ impl Grammars {
     /// Compiles a grammar and tries its first steps, so that an unusable one is refused before the answer begins.
     pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
         let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
-        let parser = parser.map_err(|error| refused(&error))?;
+        let mut parser = parser.map_err(|error| refused(&error))?;
+        // What llguidance leaves out it says in a warning, and goes on.
+        if parser.grammar_warnings().iter().any(|warning| warning.starts_with(BOUNDS_LEFT_OUT)) {
+            return Err(LlmError::request(
+                "`minProperties` and `maxProperties` cannot be enforced beside properties that are not `required`",
+            ));
+        }
         let mut matcher = Matcher::new(Ok(parser));
         try_out(matcher.deep_clone()).map_err(|error| refused(&error))?;
         let mask = matcher.compute_mask_or_eos().map_err(|error| refused(&error))?;
@@ -115,6 +121,10 @@ fn bound(limits: &mut ParserLimits) {
     // The whole vocabulary at once: a step's budget would not hold.
     limits.precompute_large_lexemes = false;
 }
+
+/// How llguidance's warning begins where it leaves out the number of an object's properties (`gen_json_object` in its
+/// src/json/compiler.rs).
+const BOUNDS_LEFT_OUT: &str = "min/maxProperties only supported";
 
 /// Steps that are tried before an answer begins: an object's brace, a key's quote and a little of the key.
 const TRIED: usize = 6;
@@ -255,7 +265,7 @@ fn failed(error: &anyhow::Error) -> LlmError {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::text::lark::json_rule;
@@ -429,6 +439,28 @@ mod tests {
         assert_eq!(tokens(draft("\"south\"")), bytes("\"south"));
         assert_eq!(tokens(draft("\"east\"")), bytes("\""), "what is not allowed is not drafted");
         assert_eq!(draft("")[0].1, 1.0, "what is forced is certain");
+    }
+
+    /// The cases in which llguidance enforces them, and those in which it leaves them out.
+    #[test]
+    fn numbers_of_properties_are_enforced_or_refused() {
+        let lark = |schema: Value| format!("start: value\n{}", json_rule("value", &schema));
+        let named = json!({"a": {"const": 1}, "b": {"const": 2}});
+        let one = lark(json!({"type": "object", "properties": named, "minProperties": 1}));
+        assert_eq!((feed(&one, b"{}", &[]), feed(&one, br#"{"b": 2}"#, &[])), (Err(1), Ok(true)));
+        let at_most_one = lark(json!({"type": "object", "properties": named, "maxProperties": 1}));
+        assert_eq!(feed(&at_most_one, br#"{"a": 1, "#, &[]), Err(7));
+        let open = lark(json!({"type": "object", "maxProperties": 1, "additionalProperties": {"const": 1}}));
+        assert_eq!(feed(&open, br#"{"x": 1, "#, &[]), Err(7));
+        let grammars = Grammars::new(&words(), &[END].into()).unwrap();
+        for schema in [
+            json!({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2}),
+            json!({"type": "object", "properties": named, "additionalProperties": true, "maxProperties": 1}),
+            json!({"allOf": [{"type": "object", "properties": named}, {"minProperties": 2}]}),
+        ] {
+            let error = grammars.compile(&lark(schema)).unwrap_err().to_string();
+            assert!(error.contains("`minProperties` and `maxProperties` cannot be enforced"), "{error}");
+        }
     }
 
     #[test]
