@@ -17,8 +17,8 @@
 //! }
 //! ```
 //!
-//! - [`Detector`] finds objects, [`Classifier`] says what a picture shows. Both take a [`Frame`]: a picture of the `image` crate,
-//!   a camera's pixels in memory, or a file. Boxes are in pixels of the picture that was given.
+//! - [`Detector`] finds objects, [`Classifier`] says what an image shows. Both take a [`Frame`]: an image of the `image` crate,
+//!   a camera's pixels in memory, or a file. Boxes are in pixels of the image that was given.
 //! - [`ChatModel`] answers conversations, piece by piece as the answer comes, or with JSON of a schema.
 //! - [`Builder`] makes engine directories from code, by the same stages as the command line.
 //! - Everything here fails by one [`Error`], which says what is wrong and what to do ([`Error::help`]).

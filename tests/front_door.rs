@@ -106,7 +106,7 @@ fn a_batch_is_as_its_pictures_alone() {
     let taken = std::cell::Cell::new(0);
     let frames = [&path, &path, &path, &path, &missing, &path];
     let error = detector.detect_batch(frames.into_iter().inspect(|_| taken.set(taken.get() + 1))).unwrap_err();
-    assert_eq!((error.kind(), taken.get()), (ErrorKind::Picture, 5), "{error}");
+    assert_eq!((error.kind(), taken.get()), (ErrorKind::Image, 5), "{error}");
     assert!(error.message().contains("none.png"), "{error}");
 }
 

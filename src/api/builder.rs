@@ -130,7 +130,7 @@ impl<R> Builder<R> {
         self
     }
 
-    /// The largest batch that the engine takes: of pictures, or of an ONNX file's inputs whose first dimension is dynamic. Default: 1,
+    /// The largest batch that the engine takes: of images, or of an ONNX file's inputs whose first dimension is dynamic. Default: 1,
     /// or an ONNX file's `batch`. A language model has [`Builder::max_batch_size`] instead.
     #[must_use]
     pub fn max_batch(mut self, batch: u32) -> Self {
@@ -152,7 +152,7 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Pictures that the engine is proved on, files or folders.
+    /// Images that the engine is proved on, files or folders.
     #[must_use]
     pub fn verify_images<P: AsRef<Path>>(mut self, images: impl IntoIterator<Item = P>) -> Self {
         let images = images.into_iter().map(|path| Picture::Path(path.as_ref().to_string_lossy().into_owned()));

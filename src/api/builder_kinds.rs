@@ -85,7 +85,7 @@ impl Builder<ClassifierRecipe> {
         Self::new(recipe, Build::default(), Verify::default())
     }
 
-    /// How a picture becomes the input. Default: what preprocessor_config.json says; an ONNX file needs it.
+    /// How an image becomes the input. Default: what preprocessor_config.json says; an ONNX file needs it.
     #[must_use]
     pub fn preprocess(mut self, preprocess: Preprocess) -> Self {
         self.recipe.preprocess = Some(preprocess);

@@ -71,8 +71,8 @@ pub enum ErrorKind {
     NoDevice,
     /// A language model's kernels can neither be compiled nor are there precompiled.
     Kernels,
-    /// A frame or a picture cannot be used, or what an engine said of one.
-    Picture,
+    /// A frame or an image cannot be used, or what an engine said of one.
+    Image,
     /// What is asked cannot be answered: a parameter or a threshold out of its range, too long a prompt, a schema that cannot be
     /// enforced.
     Request,
@@ -179,7 +179,7 @@ fn of_engine(cause: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
         return Some(ErrorKind::Damaged);
     }
     if cause.is::<VisionError>() {
-        return Some(ErrorKind::Picture);
+        return Some(ErrorKind::Image);
     }
     // A language model passes on errors of its backend and of its texts.
     let model = cause.downcast_ref::<LlmError>();

@@ -41,7 +41,7 @@ impl Exit {
             ErrorKind::Unavailable | ErrorKind::NoDevice => Exit::Environment,
             ErrorKind::Kernels => Exit::Kernels,
             ErrorKind::Cancelled => Exit::Cancelled,
-            ErrorKind::Picture | ErrorKind::Request | ErrorKind::Other => Exit::Failure,
+            ErrorKind::Image | ErrorKind::Request | ErrorKind::Other => Exit::Failure,
         }
     }
 
