@@ -70,7 +70,7 @@ pub struct BuiltEngine {
     pub folder: PathBuf,
     /// It was there already and nothing it depends on had changed, so nothing was built.
     pub was_current: bool,
-    /// TensorRT and GPU on which its numbers were proved; `None` where nothing here could execute it.
+    /// TensorRT and GPU on which its numbers were verified; `None` where nothing here could execute it.
     pub executed_on: Option<String>,
 }
 
@@ -152,7 +152,7 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Images that the engine is proved on, files or folders.
+    /// Images that the engine is verified on, files or folders.
     #[must_use]
     pub fn verify_images<P: AsRef<Path>>(mut self, images: impl IntoIterator<Item = P>) -> Self {
         let images = images.into_iter().map(|path| Picture::Path(path.as_ref().to_string_lossy().into_owned()));
@@ -160,14 +160,14 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Random inputs that the engine is proved on.
+    /// Random inputs that the engine is verified on.
     #[must_use]
     pub fn verify_seeds(mut self, seeds: u32) -> Self {
         self.verify.seeds = Some(seeds);
         self
     }
 
-    /// The largest error that the proof allows; what it measures depends on the kind, as recipes say.
+    /// The largest error that the verification allows; what it measures depends on the kind, as recipes say.
     #[must_use]
     pub fn verify_tolerance(mut self, tolerance: f64) -> Self {
         self.verify.tolerance = Some(tolerance);
@@ -271,7 +271,7 @@ impl<R: Into<Recipe>> Builder<R> {
         recipe::validate(&recipe).map_err(Error::of)
     }
 
-    /// Fetches the source, builds the engine, proves it, and publishes the directory `output`/NAME. What is there and current
+    /// Fetches the source, builds the engine, verifies it, and publishes the directory `output`/NAME. What is there and current
     /// stays.
     pub fn build(self, output: impl AsRef<Path>) -> Result<BuiltEngine, Error>
     where

@@ -184,7 +184,7 @@ impl Builder<LlmRecipe> {
         self
     }
 
-    /// Prompts that the engine is proved on, besides the built-in ones.
+    /// Prompts that the engine is verified on, besides the built-in ones.
     #[must_use]
     pub fn verify_prompts<P: Into<String>>(mut self, prompts: impl IntoIterator<Item = P>) -> Self {
         self.verify.prompts.get_or_insert_default().extend(prompts.into_iter().map(Into::into));

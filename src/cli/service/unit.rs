@@ -100,7 +100,7 @@ RestartSec=5
 # Wrong arguments and recipes, damaged and foreign engines (after an upgrade of JetPack) and missing kernels do not mend
 # themselves. A GPU (8) may come late.
 RestartPreventExitStatus={prevented}
-# Weights are read from disk first; with --rebuild, engines may be built and proved before that.
+# Weights are read from disk first; with --rebuild, engines may be built and verified before that.
 TimeoutStartSec={start}
 TimeoutStopSec={stop}
 WatchdogSec=120
