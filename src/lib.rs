@@ -61,8 +61,8 @@
 //! | feature | modules | what for |
 //! |---|---|---|
 //! | `fetch` | `recipe`, `fetch`, `quantize`, `pipeline`, `worker`; [`Builder`] | from recipes to engine directories |
-//! | `serve` | `serve`, `sensors` | the server |
-//! | `charts` | `bench`, `sensors` | measurements, and drawings of them |
+//! | `serve` | `serve`, `sensors`, `system_root` | the server |
+//! | `charts` | `bench`, `sensors`, `system_root` | measurements, and drawings of them |
 //! | `cli` | `cli`, `doctor`; `verify::Endpoint`, `log::subscribe` | the program; brings the other three |
 //!
 //! # Processes
