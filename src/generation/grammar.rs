@@ -195,15 +195,15 @@ fn of_pattern(line: &str, text: &str, lark: &str) -> Option<String> {
         true => after.clone().find_map(|line| line.strip_prefix("error: ")).unwrap_or("it is no regular expression"),
         false => "`^` and `$` may only stand at its ends, and `\\b` and `\\B` nowhere",
     };
-    let schemas = lark.lines().filter_map(|rule| serde_json::from_str::<Value>(rule.split_once(": %json ")?.1).ok());
+    let mut schemas =
+        lark.lines().filter_map(|rule| serde_json::from_str::<Value>(rule.split_once(": %json ")?.1).ok());
     let place = |schema: Value| {
         let mut patterns = schema::patterns(&schema).into_iter();
         let (path, pattern) = patterns.find(|(_, pattern)| is_it(&regex_to_lark(pattern, "dw")))?;
         let (path, pattern) = (brief(&printable(&path), LONGEST_PLACE), printable(pattern));
         Some(format!("{path}: the pattern cannot be enforced: {reason}: `{pattern}`"))
     };
-    let told = schemas.into_iter().find_map(place);
-    Some(told.unwrap_or_else(|| format!("a pattern cannot be enforced: {reason}")))
+    Some(schemas.find_map(place).unwrap_or_else(|| format!("a pattern cannot be enforced: {reason}")))
 }
 
 /// Most bytes of an error's text.
