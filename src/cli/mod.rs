@@ -63,10 +63,7 @@ enum Command {
     Inspect(inspect::Args),
     Strip(strip::Args),
     Recipe(recipe::Args),
-    // What packages install; people meet it installed.
-    #[command(hide = true)]
     Completions(manual::Completions),
-    #[command(hide = true)]
     Man(manual::Man),
 }
 

@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Write every output tensor to DIR/NAME.npy; with several images to DIR/IMAGE/NAME.npy
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Directory for images with the detections drawn on them
+    /// Directory for images with the detections drawn on them: bus-objects.jpg for bus.jpg
     #[arg(long, value_name = "DIR", default_value = "annotated")]
     annotated: PathBuf,
     /// Do not draw detections

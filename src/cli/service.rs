@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use super::{Exit, print, serve, upgrade};
 use crate::artifact::write_file;
+use crate::confined;
 use crate::diagnostic::Diagnostic;
 
 /// Run servers from boot as systemd services
@@ -224,7 +225,7 @@ fn status(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
 /// The command to call this program by in hints: its name if sudo finds it in its few folders, else its path
 /// (`~/.cargo/bin` is not among them).
 fn program() -> String {
-    let path = std::env::current_exe().map_or_else(|_| "watus-build".to_owned(), |path| path.display().to_string());
+    let path = confined::file().map_or_else(|| "watus-build".to_owned(), |path| path.display().to_string());
     let plain = |c: char| c.is_alphanumeric() || "/-_.+@".contains(c);
     if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }

@@ -87,12 +87,8 @@ impl GpuExecutor {
         buffers::single_stream(&device.stream);
         let kernels = AuxKernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
-        let dtype = options.types.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let (decode, warnings) = match DecodeKernels::compile(&device, &model, options.types, kinds)? {
-            Ok(decode) => (Some(decode), Vec::new()),
-            Err(why) => (None, kinds.without_kernel(&why, dtype)),
-        };
+        let (decode, warnings) = DecodeKernels::for_model(&device, &model, options.types, kinds)?;
         let kernel = decode.as_ref().map(|decode| Arc::clone(&decode.apart));
         let keep_packed = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
         let source = WeightSource {
@@ -100,20 +96,18 @@ impl GpuExecutor {
             model: &model,
             kernels: &kernels,
             stream: &device.stream,
-            dtype,
+            dtype: options.types.dtype,
             keep_packed,
         };
         let weights = weights::load(source, progress)?;
-        let unpacker = match kernel.as_ref().filter(|_| weights.are_packed()) {
-            Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
-            None => None,
-        };
+        let unpacker = kernel.filter(|_| weights.are_packed());
+        let unpacker = unpacker.map(|kernel| Unpacker::new(&device, kernel, &weights)).transpose()?;
         let shared_rows = decode.as_ref().map_or(0, DecodeKernels::shared_rows);
         let loaded = LoadedModel { checkpoint, weights, types: options.types, shared_rows };
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = decode.map(|decode| DecodeProgram::new(decode, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
-        let first = first.ok_or_else(|| LlmError::Internal("the engine directory names no engines".into()))?;
+        let first = first.ok_or_else(|| LlmError::internal("the engine directory names no engines"))?;
         let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
         let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
         let mut executor = Self {

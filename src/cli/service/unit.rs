@@ -1,10 +1,11 @@
 //! Writes and parses the text of a systemd unit: the server of one engine, `watus-build@NAME.service`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use super::Install;
+use crate::confined;
 use crate::diagnostic::Diagnostic;
 
 /// First line of every unit of ours, by which they are told from others.
@@ -99,7 +100,7 @@ RestartSec=5
 # Wrong arguments and recipes, damaged and foreign engines (after an upgrade of JetPack) and missing kernels do not mend
 # themselves. A GPU (8) may come late.
 RestartPreventExitStatus={prevented}
-# Weights are read from disk first; with --rebuild, engines may be built and proved before that.
+# Weights are read from disk first; with --rebuild, engines may be built and verified before that.
 TimeoutStartSec={start}
 TimeoutStopSec={stop}
 WatchdogSec=120
@@ -144,7 +145,7 @@ fn command(install: &Install) -> anyhow::Result<String> {
     let args = &install.serve;
     let absolute = |path: &Path| path.canonicalize().with_context(|| format!("cannot find {}", path.display()));
     let absolute = |path: &Path| text_of(&absolute(path)?);
-    let program = executable(&absolute(&std::env::current_exe().context("cannot find this program")?)?)?;
+    let program = executable(&text_of(&program(confined::file())?)?)?;
     let mut words = vec![
         "serve".to_owned(),
         absolute(&args.engine)?,
@@ -177,6 +178,14 @@ fn command(install: &Install) -> anyhow::Result<String> {
     }
     let words = words.iter().map(|word| argument(word)).collect::<anyhow::Result<Vec<_>>>()?;
     Ok(format!("{program} {}", words.join(" ")))
+}
+
+/// The program that the service starts: what lies now where the running one was started from.
+fn program(file: Option<PathBuf>) -> Result<PathBuf, Diagnostic> {
+    file.ok_or_else(|| {
+        let gone = "the file of this program is gone: it was removed since the program was started";
+        Diagnostic::new(gone).with_help("install watus-build again, and call the installed program")
+    })
 }
 
 /// The text of a path in a unit file. A path that is not UTF-8 is an error.
@@ -296,6 +305,14 @@ mod tests {
         }
         use std::os::unix::ffi::OsStrExt;
         assert!(text_of(Path::new(std::ffi::OsStr::from_bytes(b"/a\xff"))).is_err());
+    }
+
+    #[test]
+    fn a_program_whose_file_is_gone_is_refused() {
+        let there = PathBuf::from("/usr/bin/watus-build");
+        assert_eq!(program(Some(there.clone())), Ok(there));
+        let refused = program(None).unwrap_err();
+        assert!(refused.message.contains("is gone") && refused.help.is_some(), "{refused}");
     }
 
     #[test]
