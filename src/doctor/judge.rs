@@ -45,10 +45,10 @@ fn by_rten(examination: &Examination) -> Finding {
         _ => None,
     };
     match wanted {
-        Some(name) => Finding::ok(ID, format!("rten, part of this tool, proves engines, as {name} says")),
+        Some(name) => Finding::ok(ID, format!("rten, which is built in, proves engines, as {name} says")),
         None => Finding::warn(
             ID,
-            "no ONNX Runtime: rten, part of this tool, proves engines, and refuses models that it does not compute rightly",
+            "no ONNX Runtime: rten, which is built in, proves engines; it refuses models that it would compute wrongly",
             &[SET_UP],
         ),
     }

@@ -135,7 +135,8 @@ fn wheel_version(examination: &Examination, folder: &str) -> Option<Vec<u32>> {
 
 /// A wheel's libraries lie where neither the loader nor this tool looks.
 fn by_wheel(installed: &InstalledTensorRt) -> Option<Finding> {
-    let seen = format!("{} is of a Python wheel: it is used only if its folder is named", installed.name);
+    let seen =
+        format!("{} is in a Python wheel, which is used only if WATUS_TENSORRT_LIB names its folder", installed.name);
     let mend = format!("export WATUS_TENSORRT_LIB={}", installed.folder);
     installed.wheel.then(|| Finding::warn("wheel", seen, &[&mend]).blocking(&Purpose::ALL))
 }
