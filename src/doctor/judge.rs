@@ -49,7 +49,7 @@ fn by_rten(examination: &Examination) -> Finding {
         None => Finding::warn(
             ID,
             "no ONNX Runtime: rten, which is built in, proves engines; it refuses models that it would compute wrongly",
-            &[SET_UP],
+            &[&format!("{SET_UP}   # in watus-build's sources; its package brings ONNX Runtime along")],
         ),
     }
 }

@@ -73,7 +73,7 @@ fn missing(examination: &Examination) -> Finding {
         true => install(platform, "tensorrt"),
         // An examined image is of another machine, where this package may not be.
         false if examination.root.live => library::remedy(false),
-        false => library::SETUP.to_owned(),
+        false => format!("{}   # in watus-build's sources; a package has it in /usr/share/watus-build", library::SETUP),
     };
     Finding::fail("tensorrt", "no TensorRT library", &[&mend], &Purpose::ALL)
 }
