@@ -104,6 +104,8 @@ pub mod fetch;
 pub mod fuzzing;
 pub mod generation;
 pub mod hashes;
+#[cfg(feature = "cli")]
+mod inventory;
 pub mod l4t;
 pub mod log;
 pub mod manifest;

@@ -7,12 +7,14 @@ mod exit;
 mod fetch;
 mod generate;
 mod inspect;
+mod list;
 mod manual;
 mod monitor;
 mod named;
 mod outputs;
 mod progress;
 mod recipe;
+mod remove;
 mod run;
 mod screen;
 mod serve;
@@ -61,6 +63,8 @@ enum Command {
     Serve(serve::Args),
     Service(service::Args),
     Inspect(inspect::Args),
+    List(list::Args),
+    Remove(remove::Args),
     Strip(strip::Args),
     Recipe(recipe::Args),
     Completions(manual::Completions),
@@ -98,6 +102,8 @@ pub fn main() -> Exit {
         Command::Serve(args) => serve::execute(args, &environment),
         Command::Service(args) => service::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
+        Command::List(args) => list::execute(&args),
+        Command::Remove(args) => remove::execute(&args, &environment),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
         Command::Completions(args) => manual::completions(&args),

@@ -62,6 +62,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx");
     let progress = &*environment.progress;
     let engine = if is_model { None } else { Some(EngineDir::load_checked(&args.engine, args.verify, progress)?) };
+    let _held = engine.as_ref().and_then(EngineDir::hold);
     if let Some(engine) = engine.as_ref().filter(|engine| engine.manifest.contents.llm().is_some()) {
         let generator = session::open_llm(engine, args.backend, progress)?;
         let model = ChatModel::new(generator, args.generation.max_tokens);

@@ -90,6 +90,7 @@ const NAME: &str = "local-trt-llm";
 
 pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
     let (engine, record) = fitting_model(&args, environment)?;
+    let _held = engine.hold();
     let name = &engine.manifest.name;
     let names = match args.names.is_empty() {
         true if name == NAME => vec![NAME.to_owned()],

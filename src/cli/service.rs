@@ -78,6 +78,12 @@ impl Installed {
     }
 }
 
+/// The installed units of ours, each with the engine directory that it serves.
+pub(super) fn served() -> Vec<(String, String)> {
+    let units = installed(Path::new(FOLDER)).into_iter();
+    units.filter_map(|unit| Some((unit.unit, unit.serves?.0))).collect()
+}
+
 /// The installed units of ours in `folder`, sorted by name. Other programs' units are left out.
 fn installed(folder: &Path) -> Vec<Installed> {
     let mut units = Vec::new();

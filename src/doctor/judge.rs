@@ -45,11 +45,11 @@ fn by_rten(examination: &Examination) -> Finding {
         _ => None,
     };
     match wanted {
-        Some(name) => Finding::ok(ID, format!("rten, part of this tool, verifies engines, as {name} says")),
+        Some(name) => Finding::ok(ID, format!("rten, which is built in, verifies engines, as {name} says")),
         None => Finding::warn(
             ID,
-            "no ONNX Runtime: rten, part of this tool, verifies engines, and refuses models that it does not compute rightly",
-            &[SET_UP],
+            "no ONNX Runtime: rten, which is built in, verifies engines; it refuses models that it would compute wrongly",
+            &[&format!("{SET_UP}   # in watus-build's sources; its package brings ONNX Runtime along")],
         ),
     }
 }

@@ -73,7 +73,7 @@ fn missing(examination: &Examination) -> Finding {
         true => install(platform, "tensorrt"),
         // An examined image is of another machine, where this package may not be.
         false if examination.root.live => library::remedy(false),
-        false => library::SETUP.to_owned(),
+        false => format!("{}   # in watus-build's sources; a package has it in /usr/share/watus-build", library::SETUP),
     };
     Finding::fail("tensorrt", "no TensorRT library", &[&mend], &Purpose::ALL)
 }
@@ -135,7 +135,8 @@ fn wheel_version(examination: &Examination, folder: &str) -> Option<Vec<u32>> {
 
 /// A wheel's libraries lie where neither the loader nor this tool looks.
 fn by_wheel(installed: &InstalledTensorRt) -> Option<Finding> {
-    let seen = format!("{} is of a Python wheel: it is used only if its folder is named", installed.name);
+    let seen =
+        format!("{} is in a Python wheel, which is used only if WATUS_TENSORRT_LIB names its folder", installed.name);
     let mend = format!("export WATUS_TENSORRT_LIB={}", installed.folder);
     installed.wheel.then(|| Finding::warn("wheel", seen, &[&mend]).blocking(&Purpose::ALL))
 }

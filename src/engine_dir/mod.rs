@@ -12,6 +12,7 @@ mod open;
 mod picture_model;
 mod ultralytics;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -22,7 +23,7 @@ use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;
 
 pub use check::Damage;
-pub use fit::TOOL;
+pub use fit::{Here, TOOL};
 pub use open::BackendChoice;
 pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;
@@ -46,6 +47,12 @@ impl EngineDir {
         let engine = Self::load(folder)?;
         engine.check(full, progress)?;
         Ok(engine)
+    }
+
+    /// Keeps `remove` from taking the directory away for as long as the result lives; `None` if its file system has no locks.
+    pub fn hold(&self) -> Option<File> {
+        let folder = File::open(&self.folder).ok()?;
+        folder.lock_shared().ok().map(|()| folder)
     }
 
     /// Path of the directory.

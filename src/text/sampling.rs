@@ -77,7 +77,8 @@ mod tests {
             change(&mut sampling);
             sampling.complaint()
         };
-        let cases: [(fn(&mut Sampling), Option<&str>); 8] = [
+        type Case = (fn(&mut Sampling), Option<&'static str>);
+        let cases: [Case; 8] = [
             (|s| s.top_p = 0.0, Some("top_p is 0; it must be above 0, and at most 1")),
             (|s| s.top_p = 7.0, Some("top_p is 7; it must be above 0, and at most 1")),
             (|s| s.top_p = f32::NAN, Some("top_p is NaN; it must be above 0, and at most 1")),
