@@ -168,7 +168,7 @@ fn counted(count: usize, what: &str) -> String {
 /// A time of this machine's zone, to the minute.
 fn minute(seconds: u64) -> String {
     let at = i64::try_from(seconds).ok().and_then(|seconds| Timestamp::from_second(seconds).ok());
-    let at = at.unwrap_or(Timestamp::UNIX_EPOCH).to_zoned(TimeZone::system());
+    let at = at.unwrap_or(Timestamp::UNIX_EPOCH).to_zoned_datetime(TimeZone::system());
     at.strftime("%Y-%m-%d %H:%M").to_string()
 }
 

@@ -20,7 +20,6 @@ use serde::{Serialize, Serializer};
 pub use cache::{CacheKind, CachedItem};
 pub use engines::{EngineFacts, ListedEngine, MachineFit, Proof};
 pub use footprint::Footprint;
-pub use hub::HubRevision;
 pub use removal::Removal;
 
 use crate::artifact::cache_dir;
