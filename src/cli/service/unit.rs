@@ -324,6 +324,36 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_write_to_its_state() {
+        #[derive(clap::Parser)]
+        struct InstallLine {
+            #[command(flatten)]
+            install: Install,
+        }
+        let place = |words: &[&str]| {
+            let all = [&["install", "engines/tiny"], words].concat();
+            let parsed = <InstallLine as clap::Parser>::try_parse_from(all).unwrap();
+            state(&parsed.install).map(|place| place.map(|place| (place.path, place.settings)))
+        };
+        assert_eq!(place(&[]).unwrap(), None);
+        // systemd makes it.
+        let (path, settings) = place(&["--state", "/var/lib/watus-build/tiny-1.5/"]).unwrap().unwrap();
+        assert_eq!(path, "/var/lib/watus-build/tiny-1.5");
+        assert!(settings.ends_with("\nStateDirectory=watus-build/tiny-1.5\nStateDirectoryMode=0700\n"), "{settings}");
+        let scratch = tempfile::tempdir().unwrap();
+        let there = scratch.path().canonicalize().unwrap().join("my state");
+        std::fs::create_dir(&there).unwrap();
+        let there = there.to_str().unwrap();
+        let (path, settings) = place(&["--state", there]).unwrap().unwrap();
+        assert_eq!(path, there);
+        assert!(settings.ends_with(&format!("\nReadWritePaths=\"{there}\"\n")), "{settings}");
+        for gone in ["/var/lib/../nowhere", "/var/lib/no such", "/var/lib//nowhere", "nowhere/at/all"] {
+            let error = place(&["--state", gone]).unwrap_err().to_string();
+            assert!(error.contains("a folder below /var/lib/"), "{error}");
+        }
+    }
+
+    #[test]
     fn programs_that_systemd_refuses_are_refused_first() {
         for (path, written) in [
             ("/usr/local/bin/watus-build", "/usr/local/bin/watus-build"),
