@@ -331,7 +331,7 @@ mod tests {
             install: Install,
         }
         let place = |words: &[&str]| {
-            let all = [&["install", "engines/tiny"], words].concat();
+            let all = [&["install", "engines/tiny"][..], words].concat();
             let parsed = <InstallLine as clap::Parser>::try_parse_from(all).unwrap();
             state(&parsed.install).map(|place| place.map(|place| (place.path, place.settings)))
         };
