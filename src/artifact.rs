@@ -192,12 +192,21 @@ pub struct StagedFile {
 impl StagedFile {
     /// Starts a file that will become `target`; creates its folder.
     pub fn create(target: &Path) -> io::Result<Self> {
+        Self::with_mode(target, 0o666)
+    }
+
+    /// Starts a file that nobody but its owner may read.
+    pub fn create_private(target: &Path) -> io::Result<Self> {
+        Self::with_mode(target, 0o600)
+    }
+
+    fn with_mode(target: &Path, mode: u32) -> io::Result<Self> {
         if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent)?;
         }
         sweep(target)?;
         let staged = staging_path(target)?;
-        let file = OpenOptions::new().write(true).create_new(true).open(&staged)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&staged)?;
         file.lock()?;
         Ok(Self { file, staged, target: target.to_owned(), hasher: Sha256::new(), length: 0, published: false })
     }

@@ -114,6 +114,7 @@ pub mod onnx;
 #[cfg(feature = "fetch")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]
 pub mod pipeline;
+pub mod prefix_store;
 pub mod progress;
 #[cfg(feature = "fetch")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]

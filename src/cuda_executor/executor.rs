@@ -2,6 +2,7 @@
 //! CUDA graphs.
 
 mod launch;
+mod pass;
 mod path;
 mod step_logits;
 mod tune;
@@ -17,7 +18,7 @@ use super::decode_kernel::row_class::RowClass;
 use super::decode_kernel::{DecodeKernels, DecodeProgram};
 use super::driver::device_error;
 use super::engines::{EngineFolder, Engines};
-use super::state::{BatchRow, DeviceState, LoadedModel};
+use super::state::{DeviceState, LoadedModel};
 use super::unpack::Unpacker;
 use super::weights::{self, WeightSource};
 use crate::backend::tensorrt::TensorRt;
@@ -26,10 +27,13 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch};
-use crate::spec::Shapes;
+use crate::executor::{
+    Exchange, Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_exchange,
+    check_launch, not_exchanged,
+};
+use crate::spec::{KvLayout, Shapes};
 
-use self::path::{DecodePath, EnginePass, StepKey, StepPath};
+use self::path::{DecodePath, StepKey, StepPath};
 use self::step_logits::{DeviceLogits, LaunchedStep};
 
 /// Time of a prompt's passes, whose logits the host waits for and reads, relative to that of the same rows in a launch.
@@ -129,51 +133,12 @@ impl GpuExecutor {
         Ok(executor)
     }
 
-    /// Grows the slots to at least `needed` positions, or shrinks them if no slot needs more.
-    fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
-        let longest = self.used.iter().copied().max().unwrap_or(0);
-        let wanted = self.options.shapes.cache_for(needed.max(longest));
-        if wanted > self.state.cache.capacity || (longest == 0 && wanted < self.state.cache.capacity) {
-            self.state.cache.resize(&self.state.kernels, wanted)?;
-        }
-        Ok(())
-    }
-
-    /// Size of the next pass.
-    fn next(&self, position: usize, remaining: usize) -> usize {
-        let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
-        self.sizes.next(position, remaining, room)
-    }
-
-    /// Runs a pass of `tokens`, padded to `chunk`, through the engines of all layers.
-    fn take_in(&mut self, slot: usize, cached: usize, tokens: &[u32], chunk: usize) -> Result<(), LlmError> {
-        let count = tokens.len();
-        let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
-        let shape = LayerShape { batch: 1, chunk, cache };
-        self.load(Some(shape), usize::from(self.program.is_none()))?;
-        // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's first
-        // chunks need not attend to the room of its last.
-        let room = self.options.shapes.cache_for(cached + count);
-        self.state.cache.next_capacity = room.max(self.state.cache.capacity);
-        let row = BatchRow { cached, count, ..BatchRow::default() };
-        self.enqueue(EnginePass { shape, slot, layers: usize::MAX }, tokens, row)
-    }
-
     /// Loads engines, unless they are loaded.
     fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
         if self.engines.prepare(&self.state, layers, rows)? {
             self.graphs.clear(); // the scratch memory they refer to has moved
         }
         Ok(())
-    }
-
-    /// Enqueues a pass of `tokens`.
-    fn enqueue(&mut self, pass: EnginePass, tokens: &[u32], row: BatchRow) -> Result<(), LlmError> {
-        let EnginePass { shape, slot, layers } = pass;
-        let rows: Vec<usize> = (0..tokens.len()).collect();
-        self.state.embed(tokens, &rows, shape.chunk)?;
-        self.state.place(&[row])?;
-        Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
     }
 
     /// Runs a decode step as a CUDA graph, which is captured when its shape is first used. The logits stay on the
@@ -361,6 +326,29 @@ impl Executor for GpuExecutor {
     fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
         self.release(slot);
         Ok(self.state.cache.clear_slot(slot)?)
+    }
+
+    fn kv_layout(&self) -> Option<KvLayout> {
+        Some(self.state.cache.layout())
+    }
+
+    fn export(&mut self, slot: usize, layer: usize, positions: usize) -> Result<Vec<u8>, LlmError> {
+        let exchange = Exchange { slot, layer, positions };
+        check_exchange(self, exchange)?;
+        if positions > self.state.cache.capacity {
+            return Err(not_exchanged(slot, layer, positions));
+        }
+        Ok(self.state.cache.export(exchange)?)
+    }
+
+    fn import(&mut self, slot: usize, layer: usize, positions: usize, bytes: &[u8]) -> Result<(), LlmError> {
+        let exchange = Exchange { slot, layer, positions };
+        if bytes.len() != check_exchange(self, exchange)? {
+            return Err(not_exchanged(slot, layer, positions));
+        }
+        self.used[slot] = positions;
+        self.make_room(positions)?;
+        Ok(self.state.cache.import(exchange, bytes)?)
     }
 
     fn memory(&self) -> MemoryUse {

@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::artifact::sha256;
+use crate::backend::BackendInfo;
 use crate::executor::head_name;
 use crate::manifest::layout::{ENGINES, WEIGHTS, engine_file};
 use crate::manifest::{GraphEngine, Manifest, ManifestError};
@@ -82,6 +84,19 @@ impl EngineDir {
             Some(graph) => self.path(&graph.engine),
             None => self.llm_engine(&head_name(1)),
         }
+    }
+
+    /// What keys and values depend on beside the tokens, as a digest: the files of the directory, what they were built
+    /// from, this program's version, and the backend that computes.
+    pub fn state_key(&self, backend: &BackendInfo) -> String {
+        let mut parts = format!("{}\n{}\n", env!("CARGO_PKG_VERSION"), backend.name);
+        for (part, value) in &self.manifest.key.0 {
+            parts.push_str(&format!("{part:?} {value:?}\n"));
+        }
+        for (name, record) in &self.manifest.files {
+            parts.push_str(&format!("{name:?} {:?}\n", record.sha256));
+        }
+        sha256(parts.as_bytes())
     }
 
     /// Paths of a language model's weight files.

@@ -1,6 +1,7 @@
 //! What is asked of an executor, checked in one place for all of them.
 
-use super::{Executor, LlmError, Step};
+use super::{Executor, LlmError, Step, not_exchanged};
+use crate::spec::KvLayout;
 use crate::text::TextError;
 
 /// Rows of a launch that are consecutive tokens of one slot.
@@ -45,6 +46,25 @@ pub(crate) fn check(executor: &dyn Executor, slot: usize, position: usize, token
         Some(token) => Err(LlmError::internal(format!("token {token} is not in the vocabulary"))),
         None => Ok(()),
     }
+}
+
+/// A layer's keys and values of a slot's first positions, on their way to or from the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Exchange {
+    pub(crate) slot: usize,
+    pub(crate) layer: usize,
+    pub(crate) positions: usize,
+}
+
+/// Checks what is to be exported or imported against the executor's limits; returns the number of bytes.
+pub(crate) fn check_exchange(executor: &dyn Executor, exchange: Exchange) -> Result<usize, LlmError> {
+    let Exchange { slot, layer, positions } = exchange;
+    let fits = |layout: &KvLayout| {
+        slot < executor.slots() && layer < layout.layers && (1..=executor.max_len()).contains(&positions)
+    };
+    let layout = executor.kv_layout().filter(fits);
+    let bytes = layout.and_then(|layout| layout.layer_bytes(positions));
+    bytes.ok_or_else(|| not_exchanged(slot, layer, positions))
 }
 
 /// Checks the steps of a launch.

@@ -13,11 +13,12 @@ mod sight;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
 use crate::diagnostic::{Diagnose, Diagnostic};
+use crate::spec::KvLayout;
 use crate::text::TextError;
 
 pub use cpu::{CpuExecutor, Squares};
 pub(crate) use host::{Embedding, not_finite};
-pub(crate) use launch::{Span, check, check_launch, spans};
+pub(crate) use launch::{Exchange, Span, check, check_exchange, check_launch, spans};
 pub(crate) use passes::{Size, Sizes};
 pub use shapes::{head_name, layer_name};
 
@@ -132,6 +133,12 @@ pub(crate) fn not_launched(step: usize) -> LlmError {
     LlmError::internal(format!("step {step} was launched for no logits"))
 }
 
+/// The error for keys and values that cannot be copied to or from the host.
+pub(crate) fn not_exchanged(slot: usize, layer: usize, positions: usize) -> LlmError {
+    let what = format!("{positions} positions of layer {layer} of slot {slot} cannot be exported or imported");
+    TextError::Internal(what.into()).into()
+}
+
 /// Number of candidates that a sampler considers first; devices compute as many.
 pub(crate) const TOP_LOGITS: usize = 64;
 
@@ -226,6 +233,20 @@ pub trait Executor: Send {
     fn forget(&mut self, slot: usize) -> Result<(), LlmError> {
         self.release(slot);
         Ok(())
+    }
+    /// How [`Executor::export`] writes keys and values; `None` if it does not.
+    fn kv_layout(&self) -> Option<KvLayout> {
+        None
+    }
+    /// Copies the keys and values of the first `positions` positions of a slot in a layer to the host. Nothing may be
+    /// launched.
+    fn export(&mut self, slot: usize, layer: usize, positions: usize) -> Result<Vec<u8>, LlmError> {
+        Err(not_exchanged(slot, layer, positions))
+    }
+    /// Puts keys and values that were exported in place of a slot's first `positions` positions. The slot holds them when
+    /// all layers have been imported. Nothing may be launched.
+    fn import(&mut self, slot: usize, layer: usize, positions: usize, _bytes: &[u8]) -> Result<(), LlmError> {
+        Err(not_exchanged(slot, layer, positions))
     }
     /// Memory in bytes.
     fn memory(&self) -> MemoryUse;

@@ -31,7 +31,8 @@ pub struct Request {
     /// The client as a number; clients are served in turn.
     pub client: u64,
     /// Scope whose cached prefixes it may use: that of requests with the same number. Sharing them reveals what others
-    /// wrote, since the number of reused positions is reported, and reuse is faster.
+    /// wrote, since the number of reused positions is reported, and reuse is faster. Prefixes that are kept over restarts
+    /// are found by it again.
     pub scope: u64,
 }
 

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::executor::MemoryUse;
 use crate::generation::{Speculation, Usage};
 use crate::memory::of_process;
+use crate::prefix_store::PrefixCounts;
 use machine::MachineGauges;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -47,8 +48,34 @@ pub(super) struct Metrics {
     tokens: Family<MetricKind, Counter>,
     speculation: Family<MetricKind, Counter>,
     memory: Family<MetricKind, Gauge>,
+    kept: KeptPrefixMetrics,
     lost: Counter,
     machine: MachineGauges,
+}
+
+/// Prefixes that are kept over restarts.
+#[derive(Default)]
+struct KeptPrefixMetrics {
+    stored: Gauge,
+    bytes: Gauge,
+    written: Counter,
+    loaded: Counter,
+}
+
+impl KeptPrefixMetrics {
+    fn new(registry: &mut Registry) -> Self {
+        let kept = Self::default();
+        registry.register("stored_prefixes", "Prefixes in the folder of --state", kept.stored.clone());
+        let help = "Files of the prefixes in the folder of --state";
+        registry.register_with_unit("stored_prefixes", help, Unit::Bytes, kept.bytes.clone());
+        registry.register(
+            "prefixes_written",
+            "Prefixes that were written to the folder of --state",
+            kept.written.clone(),
+        );
+        registry.register("prefixes_loaded", "Prefixes that were read from the folder of --state", kept.loaded.clone());
+        kept
+    }
 }
 
 impl Metrics {
@@ -58,6 +85,7 @@ impl Metrics {
         let (slow, fast) = (|| exponential_buckets(0.001, 2.0, 18), || exponential_buckets(0.0005, 2.0, 15));
         let mut registry = Registry::with_prefix("watus");
         let machine = MachineGauges::new(&mut registry);
+        let kept = KeptPrefixMetrics::new(&mut registry);
         let mut metrics = Self {
             registry,
             requests: Family::default(),
@@ -71,6 +99,7 @@ impl Metrics {
             tokens: Family::default(),
             speculation: Family::default(),
             memory: Family::default(),
+            kept,
             lost: Counter::default(),
             machine,
         };
@@ -127,6 +156,16 @@ impl Metrics {
         }
     }
 
+    /// Sets the numbers of prefixes that are kept over restarts.
+    pub(super) fn kept(&self, counts: PrefixCounts) {
+        let PrefixCounts { stored, bytes, written, loaded } = counts;
+        self.kept.stored.set(whole(stored as u64));
+        self.kept.bytes.set(whole(bytes));
+        for (counter, count) in [(&self.kept.written, written), (&self.kept.loaded, loaded)] {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+    }
+
     pub(super) fn first_token(&self, waited: Duration, usage: &Usage) {
         self.first.observe(waited.as_secs_f64());
         self.count("prompt", usage.prompt);
@@ -178,8 +217,14 @@ mod tests {
         let some = Speculation { drafted: 9, accepted: 5, ..Speculation::default() };
         metrics.speculated(some);
         metrics.speculated(Speculation { drafted: 12, ..some });
+        metrics.kept(PrefixCounts { stored: 3, bytes: 5000, written: 4, loaded: 1 });
+        metrics.kept(PrefixCounts { stored: 2, bytes: 4000, written: 4, loaded: 2 });
         let text = metrics.text();
         for line in [
+            "watus_stored_prefixes 2",
+            "watus_stored_prefixes_bytes 4000",
+            "watus_prefixes_written_total 4",
+            "watus_prefixes_loaded_total 2",
             "watus_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "watus_tokens_total{kind=\"prompt\"} 10",
             "watus_tokens_total{kind=\"reused\"} 4",

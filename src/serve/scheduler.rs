@@ -203,6 +203,7 @@ impl Inbox {
                 self.deliver(piece, &mut generator, state, metrics);
             }
             metrics.load(generator.load(), generator.executor().memory());
+            metrics.kept(generator.kept_prefixes());
         }
     }
 

@@ -91,7 +91,7 @@ Type=notify
 User={user}
 SupplementaryGroups={groups}
 ExecStart={command}
-{library}{rebuilding}# Compiled kernels and remembered hashes; homes are read only below.
+{library}{rebuilding}{state}# Compiled kernels and remembered hashes; homes are read only below.
 Environment=WATUS_CACHE_DIR=/var/cache/watus-build
 Environment=CUDA_CACHE_PATH=/var/cache/watus-build
 CacheDirectory=watus-build
@@ -110,6 +110,7 @@ WatchdogSec=120
         user = user(install)?,
         command = command(install)?,
         library = setting("WATUS_TENSORRT_LIB")?,
+        state = state(install)?.map(|place| place.settings).unwrap_or_default(),
     ))
 }
 
@@ -128,6 +129,43 @@ fn rebuilding(install: &Install) -> anyhow::Result<String> {
     let sources = ["HF_HOME", "HF_HUB_CACHE", "OLLAMA_MODELS"].map(setting);
     let sources = sources.into_iter().collect::<anyhow::Result<String>>()?;
     Ok(format!("{sources}# --rebuild publishes the new engine here, in one step.\nReadWritePaths={folder}\n"))
+}
+
+/// Folder of systemd for what services keep.
+const STATE: &str = "/var/lib/";
+
+/// Where the service keeps its state.
+struct StatePlace {
+    /// The folder.
+    path: String,
+    /// The lines by which the service may write there.
+    settings: String,
+}
+
+/// The place of `--state`. Below /var/lib systemd makes the folder and gives it to the service's user; elsewhere it must be
+/// there.
+fn state(install: &Install) -> anyhow::Result<Option<StatePlace>> {
+    let Some(folder) = &install.serve.state else { return Ok(None) };
+    let below = folder.to_str().and_then(|folder| folder.strip_prefix(STATE)).map(|below| below.trim_end_matches('/'));
+    let plain = |name: &str| {
+        let mut bytes = name.bytes();
+        !name.is_empty()
+            && name != "."
+            && name != ".."
+            && bytes.all(|b| b.is_ascii_alphanumeric() || b"_-.@+".contains(&b))
+    };
+    if let Some(below) = below.filter(|below| below.split('/').all(plain)) {
+        let settings =
+            format!("# Prompts' beginnings, over restarts.\nStateDirectory={below}\nStateDirectoryMode=0700\n");
+        return Ok(Some(StatePlace { path: format!("{STATE}{below}"), settings }));
+    }
+    let found = folder.canonicalize().map_err(|error| {
+        let what = Diagnostic::new(format!("cannot find {}: {error}", folder.display()));
+        what.with_help(format!("make it for the service's user, or name a folder below {STATE}, which systemd makes"))
+    })?;
+    let path = text_of(&found)?;
+    let settings = format!("# Prompts' beginnings, over restarts.\nReadWritePaths={}\n", quote(&path)?);
+    Ok(Some(StatePlace { path, settings }))
 }
 
 fn user(install: &Install) -> anyhow::Result<String> {
@@ -164,6 +202,9 @@ fn command(install: &Install) -> anyhow::Result<String> {
     words.extend(args.trusted_proxies.iter().map(|address| format!("--trusted-proxy={address}")));
     if let Some(path) = &args.shared_system {
         words.push(format!("--shared-system={}", absolute(path)?));
+    }
+    if let Some(place) = state(install)? {
+        words.extend([format!("--state={}", place.path), format!("--state-size={}", args.state_size)]);
     }
     words.extend(args.allow_special_tokens.then(|| "--allow-special-tokens".to_owned()));
     words.extend(args.no_speculation.then(|| "--no-speculation".to_owned()));
@@ -289,6 +330,36 @@ mod tests {
         let unit = format!("[Service]\nExecStart={}\nUser=x\n", line.join(" "));
         assert_eq!(serves(&unit), Some(("/my engines/100%".to_owned(), 8080)));
         assert_eq!(serves("[Service]\nExecStart=/bin/true\n"), None);
+    }
+
+    #[test]
+    fn a_service_may_write_to_its_state() {
+        #[derive(clap::Parser)]
+        struct InstallLine {
+            #[command(flatten)]
+            install: Install,
+        }
+        let place = |words: &[&str]| {
+            let all = [&["install", "engines/tiny"][..], words].concat();
+            let parsed = <InstallLine as clap::Parser>::try_parse_from(all).unwrap();
+            state(&parsed.install).map(|place| place.map(|place| (place.path, place.settings)))
+        };
+        assert_eq!(place(&[]).unwrap(), None);
+        // systemd makes it.
+        let (path, settings) = place(&["--state", "/var/lib/watus-build/tiny-1.5/"]).unwrap().unwrap();
+        assert_eq!(path, "/var/lib/watus-build/tiny-1.5");
+        assert!(settings.ends_with("\nStateDirectory=watus-build/tiny-1.5\nStateDirectoryMode=0700\n"), "{settings}");
+        let scratch = tempfile::tempdir().unwrap();
+        let there = scratch.path().canonicalize().unwrap().join("my state");
+        std::fs::create_dir(&there).unwrap();
+        let there = there.to_str().unwrap();
+        let (path, settings) = place(&["--state", there]).unwrap().unwrap();
+        assert_eq!(path, there);
+        assert!(settings.ends_with(&format!("\nReadWritePaths=\"{there}\"\n")), "{settings}");
+        for gone in ["/var/lib/../nowhere", "/var/lib/no such", "/var/lib//nowhere", "nowhere/at/all"] {
+            let error = place(&["--state", gone]).unwrap_err().to_string();
+            assert!(error.contains("a folder below /var/lib/"), "{error}");
+        }
     }
 
     #[test]
