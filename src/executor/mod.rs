@@ -194,16 +194,12 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// Most steps of a launch; more than [`Executor::slots`] where several may be of one slot.
-    fn rows(&self) -> usize {
-        self.slots()
-    }
     /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
     /// the cache: those of one pass, or of a few short ones.
     fn pass(&self, position: usize, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Most rows of a [`Executor::launch`]; at least one for every slot.
+    /// Most steps of a [`Executor::launch`]; more than [`Executor::slots`] where several may be of one slot.
     fn rows(&self) -> usize {
         self.slots()
     }
