@@ -85,6 +85,8 @@ u32 constexpr WIDE_STRIP_N = WIDE_COLUMNS * WIDE_COLUMN_N;
 static_assert(PLAIN_TILE_BYTES == PLAIN_TILE_K * PLAIN_TILE_N * sizeof(u16), "a plain tile is of 16-bit elements");
 static_assert(GROUP_TERM_BYTES == PACKED_TILE_N * 2 * sizeof(u16), "two 16-bit numbers for each output");
 
+u32 constexpr DEQUANTIZE_WARPS = 4;   // of a block that widens packed weights, and the strips of each
+u32 constexpr DEQUANTIZE_STRIPS = 2;  // as many as packed matrices always have, or a multiple
 u32 constexpr TOP_LOGITS = 64;          // tokens that a row's ranking finds: two for each lane of a warp
 u32 constexpr LOGITS_PER_BLOCK = 2048;  // that one block ranks
 u32 constexpr EXP_SUMS_BYTES = 12;      // of what a block adds up

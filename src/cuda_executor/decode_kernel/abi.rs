@@ -85,6 +85,10 @@ pub(super) const WIDE_COLUMN_N: usize = constant("WIDE_COLUMN_N") as usize;
 pub(super) const WIDE_COLUMNS: usize = constant("WIDE_COLUMNS") as usize;
 /// Tiles along the inputs in a unit of a wide strip.
 pub(super) const WIDE_TILES_DEEP: usize = constant("WIDE_TILES_DEEP") as usize;
+/// Warps of a block that dequantises a matrix.
+pub(super) const DEQUANTIZE_WARPS: usize = constant("DEQUANTIZE_WARPS") as usize;
+/// Strips of packed weights that such a warp dequantises.
+pub(super) const DEQUANTIZE_STRIPS: usize = constant("DEQUANTIZE_STRIPS") as usize;
 /// Logits that a block searches in top-logits.
 pub(super) const LOGITS_PER_BLOCK: usize = constant("LOGITS_PER_BLOCK") as usize;
 /// Bytes of a block's partial sums of exponentials of a row of logits.

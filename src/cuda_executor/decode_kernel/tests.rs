@@ -4,6 +4,7 @@
 
 mod attention;
 mod attention_rows;
+mod dequantize;
 mod emulator;
 mod matmul;
 mod top_logits;
@@ -213,6 +214,17 @@ impl Bench {
     fn read_floats(&self, address: u64, count: usize) -> Vec<f64> {
         let bytes = self.read(address, 4 * count);
         bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
+    }
+
+    /// A packed matrix to `[inputs, outputs]` in float16.
+    fn dequantize(&self, matrix: PackedMatrix, out: u64) {
+        match &self.machine {
+            KernelHost::Gpu(device, kernel) => {
+                kernel.dequantize(&device.stream, matrix, out).unwrap();
+                device.stream.synchronize().unwrap();
+            }
+            KernelHost::Cpu(emulator) => emulator.dequantize(matrix, out),
+        }
     }
 
     fn run(&mut self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams) {
