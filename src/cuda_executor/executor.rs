@@ -1,8 +1,9 @@
-//! The CUDA executor: loads a model, runs prompts in passes through TensorRT's engines, and replays decode steps as
+//! The CUDA executor: loads a model, runs prompts through TensorRT's engines and our kernel, and replays decode steps as
 //! CUDA graphs.
 
 mod launch;
 mod path;
+mod prompt;
 mod step_logits;
 mod tune;
 
@@ -13,12 +14,12 @@ use std::time::Instant;
 
 use super::aux_kernels::AuxKernels;
 use super::buffers;
-use super::decode_kernel::abi::BLOCK_ROWS;
 use super::decode_kernel::row_class::RowClass;
 use super::decode_kernel::{DecodeKernels, DecodeProgram};
 use super::driver::device_error;
 use super::engines::{EngineFolder, Engines};
-use super::state::{BatchRow, DeviceState, LoadedModel};
+use super::state::{DeviceState, LoadedModel};
+use super::sweep::{PlacedPass, SweepExtent};
 use super::unpack::Unpacker;
 use super::weights::{self, WeightSource};
 use crate::backend::tensorrt::TensorRt;
@@ -27,12 +28,10 @@ use crate::backend::tensorrt::graph::Graph;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
-use crate::executor::{
-    Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch,
-};
+use crate::executor::{Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch};
 use crate::spec::Shapes;
 
-use self::path::{DecodePath, EnginePass, StepKey, StepPath};
+use self::path::{DecodePath, StepKey, StepPath};
 use self::step_logits::{DeviceLogits, LaunchedStep};
 
 /// Time of a prompt's passes, whose logits the host waits for and reads, relative to that of the same rows in a launch.
@@ -148,41 +147,12 @@ impl GpuExecutor {
         Ok(())
     }
 
-    /// Size of the next pass.
-    fn next(&self, position: usize, remaining: usize) -> usize {
-        let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
-        self.sizes.next(position, remaining, room)
-    }
-
-    /// Runs a pass of `tokens`, padded to `chunk`, through the engines of all layers.
-    fn take_in(&mut self, slot: usize, cached: usize, tokens: &[u32], chunk: usize) -> Result<(), LlmError> {
-        let count = tokens.len();
-        let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
-        let shape = LayerShape { batch: 1, chunk, cache };
-        self.load(Some(shape), usize::from(self.program.is_none()))?;
-        // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's first
-        // chunks need not attend to the room of its last.
-        let room = self.options.shapes.cache_for(cached + count);
-        self.state.cache.next_capacity = room.max(self.state.cache.capacity);
-        let row = BatchRow { cached, count, ..BatchRow::default() };
-        self.enqueue(EnginePass { shape, slot, layers: usize::MAX }, tokens, row)
-    }
-
     /// Loads engines, unless they are loaded.
     fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
         if self.engines.prepare(&self.state, layers, rows)? {
             self.graphs.clear(); // the scratch memory they refer to has moved
         }
         Ok(())
-    }
-
-    /// Enqueues a pass of `tokens`.
-    fn enqueue(&mut self, pass: EnginePass, tokens: &[u32], row: BatchRow) -> Result<(), LlmError> {
-        let EnginePass { shape, slot, layers } = pass;
-        let rows: Vec<usize> = (0..tokens.len()).collect();
-        self.state.embed(tokens, &rows, shape.chunk)?;
-        self.state.place(&[row])?;
-        Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
     }
 
     /// Runs a decode step as a CUDA graph, which is captured when its shape is first used. The logits stay on the
@@ -219,7 +189,9 @@ impl GpuExecutor {
             (DecodePath::Kernels, Some(program)) => program.enqueue(&self.state, shape.batch, slot)?,
             (DecodePath::Rows(class), Some(program)) => program.enqueue_rows(&self.state, class)?,
             _ => {
-                self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?;
+                let pass = PlacedPass::alone(shape, slot, self.state.cache.capacity);
+                let no_embeddings = |_: &mut DeviceState, _: &PlacedPass| Ok::<(), BackendError>(());
+                self.engines.sweep(&mut self.state, &[pass], SweepExtent::WHOLE, no_embeddings)?;
                 for row in 0..shape.batch {
                     self.state.take_row(row * shape.chunk, row)?;
                 }
@@ -278,47 +250,14 @@ impl Executor for GpuExecutor {
     }
 
     fn pass(&self, position: usize, remaining: usize) -> usize {
-        let size = self.next(position, remaining);
-        if size > 1 {
-            return size.min(remaining);
-        }
-        // All decode steps in a row.
-        (1..remaining).find(|done| self.next(position + done, remaining - done) > 1).unwrap_or(remaining)
+        self.tokens_together(position, remaining)
     }
 
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
         check(self, slot, position, tokens)?;
         self.used[slot] = position;
         self.make_room(position)?;
-        let (mut logits, mut done) = (Vec::new(), 0);
-        while done < tokens.len() {
-            let rest = &tokens[done..];
-            let cached = position + done;
-            let chunk = self.next(cached, rest.len());
-            let count = chunk.min(rest.len());
-            done += count;
-            let wanted = match rows {
-                Rows::All => 0..count,
-                Rows::Last if done == tokens.len() => count - 1..count,
-                Rows::Last | Rows::None => 0..0,
-            };
-            if chunk == 1 || self.row_sizes.contains(&chunk) {
-                self.launch(&launch::steps_of(slot, cached, &rest[..count], &wanted))?;
-                for row in 0..wanted.len() {
-                    logits.extend(self.state.fetch_rows(row, 1)?);
-                }
-                continue;
-            }
-            self.take_in(slot, cached, &rest[..count], chunk)?;
-            let wanted: Vec<usize> = wanted.collect();
-            for wanted in wanted.chunks(if self.program.is_some() { BLOCK_ROWS } else { 1 }) {
-                for (to, from) in wanted.iter().enumerate() {
-                    self.state.take_row(*from, to)?;
-                }
-                self.head(wanted.len())?;
-                logits.extend(self.state.fetch_rows(0, wanted.len())?);
-            }
-        }
+        let logits = self.read_prompt(slot, position, tokens, rows)?;
         self.used[slot] = position + tokens.len();
         Ok(logits)
     }
