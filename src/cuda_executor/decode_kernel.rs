@@ -5,6 +5,7 @@
 pub(super) mod abi;
 mod kernel;
 mod matmul;
+mod pacing;
 mod partition;
 mod phases;
 pub(super) mod row_class;
@@ -32,6 +33,7 @@ use self::kernel::PhaseList;
 #[cfg(test)]
 pub(super) use self::kernel::SOURCE;
 use self::matmul::StripWidth;
+use self::pacing::Pace;
 use self::phases::{Activations, PhaseListBuilder, RowRange, step_phases};
 use self::row_class::RowClass;
 use self::rows::{SharedRows, TableRow};
@@ -86,6 +88,7 @@ pub(super) struct DecodeProgram {
     kernel: Arc<DecodeKernel>,
     shared: SharedRows,
     speeds: SmSpeeds,
+    pace: Pace,
     lists: StepLists,
     partial_sums: Buffer,
     attention_partials: Buffer,
@@ -148,12 +151,17 @@ impl DecodeProgram {
         let attention_partials = Buffer::new(stream, attention, "decode steps")?;
         let top_logits = TopLogitsFinder::new(stream, model.vocab_size, slots.max(shared.rows()))?;
         shared.write_lists(state, &activations, &speeds.shares)?;
+        let cache = state.device.cache()?;
+        let pace = Pace::new(cache, kernel.blocks);
         let mut program =
-            Self { partial_sums, attention_partials, speeds, lists, activations, top_logits, kernel, shared };
+            Self { partial_sums, attention_partials, speeds, pace, lists, activations, top_logits, kernel, shared };
         // Where reading takes long enough to be timed.
         let outputs = &state.weights.output;
-        if outputs.bytes() > 2 * state.device.cache()? {
+        if outputs.bytes() > 2 * cache {
             let params = program.params(state, RowRange { first: 0, count: 1 }, 0);
+            program.pace = pace.measure(&program.kernel, state, (&program.lists.heads[0], outputs.bytes()), params)?;
+            tracing::debug!("the decode kernel reads ahead by {:?}", program.pace);
+            let params = program.pace.of_launch(params);
             if let Some(speeds) = SmSpeeds::measure(&program.kernel, state, &program.lists.heads[0], params)? {
                 program.lists = StepLists::new(state, &program.activations, slots, &speeds.shares)?;
                 program.shared.write_lists(state, &program.activations, &speeds.shares)?;
@@ -240,7 +248,7 @@ impl DecodeProgram {
     fn params(&self, state: &DeviceState, rows: RowRange, slot: usize) -> DecodeParams {
         let model = &state.model;
         let positions = state.positions_of_rows();
-        DecodeParams {
+        self.pace.of_launch(DecodeParams {
             partial_sums: self.partial_sums.address(),
             attention_partials: self.attention_partials.address(),
             cached: positions.cached + 4 * rows.first as Address,
@@ -260,6 +268,6 @@ impl DecodeProgram {
             sm_count: self.speeds.sm_count(),
             block_of_sm: self.speeds.block_of_sm(),
             ..DecodeParams::default()
-        }
+        })
     }
 }

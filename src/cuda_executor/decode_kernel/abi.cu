@@ -38,16 +38,6 @@ typedef unsigned long long u64;
 #endif
 // ELEMENT: the one kind of elements to compile for, FLOAT16 or BFLOAT16; both where it is not defined.
 
-// Found by measurement on an H100 (docs/kernel-notes.md).
-#ifndef TILES_IN_FLIGHT
-#define TILES_IN_FLIGHT 2  // slots whose copies a producer warp has under way at most: more make all other reads wait
-#endif
-#ifndef PREFETCH_TILES
-#define PREFETCH_TILES 4  // pairs of plain tiles a producer warp has in the L2 cache ahead of a full ring, at most
-#endif
-#ifndef PREFETCH_CLOCKS
-#define PREFETCH_CLOCKS 2500  // clocks between two such requests
-#endif
 #ifndef MARK
 #define MARK(point)  // where benches/step_phases.cu takes the time
 #endif
@@ -59,6 +49,7 @@ u32 constexpr COMPUTE_THREADS = 32 * COMPUTE_WARPS;
 u32 constexpr BLOCK_THREADS = COMPUTE_THREADS + 32 * PRODUCER_WARPS;
 static_assert(COMPUTE_WARPS == 2 * PRODUCER_WARPS, "a producer warp serves a pair of compute warps");
 
+u32 constexpr MOST_SLOTS_IN_FLIGHT = 3;              // of a ring
 u32 constexpr BLOCK_ROWS = 8;                        // columns of mma's second operand
 u32 constexpr MOST_ROWS = 64;                        // of a launch, in any variant
 u32 constexpr MAX_ROWS = BLOCK_ROWS * (ROW_BLOCKS);  // of a launch
@@ -171,6 +162,9 @@ struct DecodeParams {
   u32* claims;             // [blocks]: zeroed; which shares are taken, if any were measured
   u32* block_clocks;       // [blocks, 2]: if wanted, clocks that a block took, and its multiprocessor
   RowTable const* table;   // where SHARED_SLOTS, instead of cached, occupied, rows, first_slot and kv_splits
+  u32 slots_in_flight;     // slots whose copies a producer warp has under way at most, 1 to 3
+  u32 prefetch_tiles;      // pairs of plain tiles that it has in the L2 cache ahead of a full ring at most
+  u32 prefetch_clocks, padding;  // clocks between two such requests
 };
 
 // A row's likeliest tokens, best first, as `sort_key` has them, and what all tokens of the row add up to.
@@ -200,7 +194,7 @@ struct DequantizeParams {
 };
 
 u32 constexpr PHASE_DESCRIPTOR_BYTES = 224;
-u32 constexpr DECODE_PARAMS_BYTES = 136;
+u32 constexpr DECODE_PARAMS_BYTES = 152;
 u32 constexpr ROW_TABLE_BYTES = 1808;
 u32 constexpr TOP_LOGITS_PARAMS_BYTES = 56;
 u32 constexpr TOP_LOGITS_ROW_BYTES = 520;
