@@ -18,7 +18,7 @@ use super::super::packed_tiles::{MatrixSize, TileKinds};
 use super::abi::{DecodeParams, MAX_STRIP_N, MOST_ROWS, PhaseDescriptor};
 use super::kernel::{DecodeKernel, PhaseList};
 use super::matmul::StripWidth;
-use super::pacing::Pace;
+use super::read_ahead::ReadAhead;
 use super::row_class::RowClass;
 use super::rows::{QuerySizes, TableRow, row_table};
 use super::variant::VariantTarget;
@@ -232,7 +232,8 @@ impl Bench {
         // Narrow strips of eight rows are no larger than wide ones of 64.
         let partial_sums = self.bytes(&vec![0xff; 2 * self.blocks() * MOST_ROWS * MAX_STRIP_N / 2 * 4]);
         let attention_partials = self.bytes(&vec![0xff; 1 << 24]);
-        let params = Pace::new(50 << 20, 132).of_launch(DecodeParams { partial_sums, attention_partials, ..params });
+        let params =
+            ReadAhead::new(50 << 20, 132).of_launch(DecodeParams { partial_sums, attention_partials, ..params });
         match &self.machine {
             KernelHost::Gpu(device, kernel) => {
                 let list =

@@ -29,13 +29,13 @@ const RUNS: usize = 5;
 
 /// See the module; `abi.cu` documents the fields.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Pace {
+pub(super) struct ReadAhead {
     slots_in_flight: u32,
     prefetch_tiles: u32,
     prefetch_clocks: u32,
 }
 
-impl Pace {
+impl ReadAhead {
     /// For a device with an L2 cache of `cache` bytes, for as many blocks as it has multiprocessors.
     pub(super) fn new(cache: usize, blocks: usize) -> Self {
         let all = SHARE_OF_CACHE * blocks.max(1) * PREFETCHED;
@@ -44,7 +44,7 @@ impl Pace {
         Self { slots_in_flight, prefetch_tiles: word(prefetches), prefetch_clocks }
     }
 
-    /// The parameters of a launch at this pace.
+    /// The parameters of a launch that reads so far ahead.
     pub(super) fn of_launch(self, params: DecodeParams) -> DecodeParams {
         let Self { slots_in_flight, prefetch_tiles, prefetch_clocks } = self;
         DecodeParams { slots_in_flight, prefetch_tiles, prefetch_clocks, ..params }
@@ -74,7 +74,7 @@ impl Pace {
         Ok(self.timed(samples.map(|mut samples| median(&mut samples)), bytes / kernel.blocks.max(1)))
     }
 
-    /// The pace if blocks take so many clocks to read `bytes` each, with one slot in flight, two, and so on.
+    /// What is chosen if blocks take so many clocks to read `bytes` each, with one slot in flight, two, and so on.
     fn timed(self, clocks: [u32; MOST_SLOTS_IN_FLIGHT], bytes: usize) -> Self {
         let best = clocks.iter().copied().min().unwrap_or(0).max(1);
         let as_good = |clocks: &u32| f64::from(*clocks) <= AS_GOOD * f64::from(best);
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn an_h100_has_what_was_measured_on_it_and_an_orin_what_fits_it() {
-        let of = |cache: usize, blocks| Pace::new(cache, blocks).prefetch_tiles;
+        let of = |cache: usize, blocks| ReadAhead::new(cache, blocks).prefetch_tiles;
         // H100, A100 40 MB, AGX Orin, Orin NX with 8 multiprocessors and 4 MB; none where there is no room.
         assert_eq!([of(50 << 20, 132), of(40 << 20, 108), of(4 << 20, 16), of(4 << 20, 8)], [4, 4, 3, 5]);
         assert_eq!([of(1 << 20, 132), of(1 << 30, 16), of(0, 0)], [0, 8, 0]);
@@ -100,16 +100,16 @@ mod tests {
 
     #[test]
     fn no_more_is_under_way_than_makes_reading_faster() {
-        let pace = Pace::new(50 << 20, 132);
+        let read_ahead = ReadAhead::new(50 << 20, 132);
         // A head of 32,000 by 4,096 in 16 bits at 13 bytes a clock of an SM, as on an H100.
-        let timed = pace.timed([180_000, 153_000, 152_000], 2 * 32_000 * 4096 / 132);
-        assert_eq!(timed, Pace { slots_in_flight: 2, prefetch_tiles: 4, prefetch_clocks: 2508 });
+        let timed = read_ahead.timed([180_000, 153_000, 152_000], 2 * 32_000 * 4096 / 132);
+        assert_eq!(timed, ReadAhead { slots_in_flight: 2, prefetch_tiles: 4, prefetch_clocks: 2508 });
         // An Orin's blocks read 8 bytes a clock, however much is under way.
-        let timed = pace.timed([2_050_000, 2_048_000, 2_049_000], 2 * 32_000 * 4096 / 16);
+        let timed = read_ahead.timed([2_050_000, 2_048_000, 2_049_000], 2 * 32_000 * 4096 / 16);
         assert_eq!((timed.slots_in_flight, timed.prefetch_clocks), (1, 4096));
-        assert_eq!(pace.timed([300, 200, 100], 0).slots_in_flight, 3);
-        assert_eq!(pace.timed([0; 3], 1 << 30).prefetch_clocks, 500, "clocks that stand still");
-        let params = pace.of_launch(DecodeParams { rows: 7, ..DecodeParams::default() });
+        assert_eq!(read_ahead.timed([300, 200, 100], 0).slots_in_flight, 3);
+        assert_eq!(read_ahead.timed([0; 3], 1 << 30).prefetch_clocks, 500, "clocks that stand still");
+        let params = read_ahead.of_launch(DecodeParams { rows: 7, ..DecodeParams::default() });
         assert_eq!((params.rows, params.slots_in_flight, params.prefetch_clocks), (7, 2, 2500));
     }
 }
