@@ -78,6 +78,7 @@ static_assert(GROUP_TERM_BYTES == PACKED_TILE_N * 2 * sizeof(u16), "two 16-bit n
 
 u32 constexpr DEQUANTIZE_WARPS = 4;   // of a block that widens packed weights, and the strips of each
 u32 constexpr DEQUANTIZE_STRIPS = 2;  // as many as packed matrices always have, or a multiple
+
 u32 constexpr TOP_LOGITS = 64;          // tokens that a row's ranking finds: two for each lane of a warp
 u32 constexpr LOGITS_PER_BLOCK = 2048;  // that one block ranks
 u32 constexpr EXP_SUMS_BYTES = 12;      // of what a block adds up
@@ -164,7 +165,8 @@ struct DecodeParams {
   RowTable const* table;   // where SHARED_SLOTS, instead of cached, occupied, rows, first_slot and kv_splits
   u32 slots_in_flight;     // slots whose copies a producer warp has under way at most, 1 to 3
   u32 prefetch_tiles;      // pairs of plain tiles that it has in the L2 cache ahead of a full ring at most
-  u32 prefetch_clocks, padding;  // clocks between two such requests
+  u32 prefetch_clocks;     // clocks between two such requests
+  u32 padding;
 };
 
 // A row's likeliest tokens, best first, as `sort_key` has them, and what all tokens of the row add up to.

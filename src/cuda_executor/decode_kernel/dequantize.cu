@@ -1,7 +1,7 @@
-// A packed matrix to [inputs, outputs] in float16, for TensorRT's engines: what it writes is four times (4 bits) or twice
-// what it reads, so memory is all that should count. A warp unpacks a tile of two strips, 32 outputs, without waiting
-// for any other; blocks that follow each other write beside each other, in the same rows of outputs. Each byte is read
-// and written once, and goes by the caches as far as they allow.
+// A packed matrix to [inputs, outputs] in float16, for TensorRT's engines: what it writes is four times (4 bits) or
+// twice what it reads, so memory is all that should count. A warp unpacks a tile of two strips, 32 outputs, without
+// waiting for any other; blocks that follow each other write beside each other, in the same rows of outputs. Each byte
+// is read and written once, and goes by the caches as far as they allow.
 //
 // Grid (outputs of a block, tiles along the inputs).
 
@@ -33,8 +33,8 @@ __device__ __forceinline__ void unpack_block(u8* turned, u32 output, uint4 const
   GroupTerms const first = group_terms(words.x, is_minimum), second = group_terms(words.y, is_minimum);
   u32 const excess = excess_pair<BITS>(false), excess_high = excess_pair<BITS>(true), part = threadIdx.x % 4;
   *(uint4*)(turned + turned_place(output, part)) =
-      make_uint4(scale_pair(low.x, excess, first), scale_pair(low.z, excess, first),
-                 scale_pair(high.x, excess, first), scale_pair(high.z, excess, first));
+      make_uint4(scale_pair(low.x, excess, first), scale_pair(low.z, excess, first), scale_pair(high.x, excess, first),
+                 scale_pair(high.z, excess, first));
   *(uint4*)(turned + turned_place(output + 8, part)) =
       make_uint4(scale_pair(low.y, excess_high, second), scale_pair(low.w, excess_high, second),
                  scale_pair(high.y, excess_high, second), scale_pair(high.w, excess_high, second));
