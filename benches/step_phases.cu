@@ -21,6 +21,12 @@
 
 __device__ unsigned long long* trace;  // [phases, blocks, POINTS, 2]: nanoseconds, clocks
 constexpr unsigned POINTS = 6;
+#ifndef SLOTS_IN_FLIGHT
+#define SLOTS_IN_FLIGHT 2
+#endif
+#ifndef PREFETCH_TILES
+#define PREFETCH_TILES 4
+#endif
 #ifndef PLAIN_ACROSS
 #define PLAIN_ACROSS 4
 #endif
@@ -296,6 +302,9 @@ int main(int argc, char** argv) {
   s.head_dim = dim;
   s.norm_eps = 1e-5f;
   s.attention_scale = 0.088f;
+  s.slots_in_flight = SLOTS_IN_FLIGHT;
+  s.prefetch_tiles = PREFETCH_TILES;
+  s.prefetch_clocks = 2500;
   u32 const shared = WORK_BYTES + COMPUTE_WARPS * RING_DEPTH * SLOT_BYTES;
   CHECK(cudaFuncSetAttribute(decode_f16, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
   cudaEvent_t begin, end;

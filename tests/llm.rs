@@ -441,6 +441,48 @@ fn every_family_agrees_on_the_gpu() {
     }
 }
 
+/// Passes of a prompt go through the layers together, while the cache grows; each sees those before it, however the prompt
+/// comes in parts.
+#[test]
+fn passes_see_those_before_them_on_the_gpu() {
+    const TEST: &str = "passes_see_those_before_them_on_the_gpu";
+    const LONGEST: usize = 128;
+    if !support::tensorrt_or_skip(TEST) || no_gpu(TEST) {
+        return;
+    }
+    // In float32 there is no kernel of ours: all passes are the engines'.
+    for (name, kv_cache) in [("llama", KvCache::Auto), ("gemma3", KvCache::Auto), ("gemma2", KvCache::Int8)] {
+        let (scratch, folder) = (tempfile::tempdir().unwrap(), families().join(name));
+        let checkpoint = Arc::new(Checkpoint::open(&files(&folder)).unwrap());
+        let mut model = convert::describe(&checkpoint.config_path, &checkpoint.config, LONGEST).unwrap();
+        model.locate(&checkpoint).unwrap();
+        let tokens: Vec<u32> = (0..110).map(|i| u32::try_from((7 * i + 3) % model.vocab_size).unwrap()).collect();
+        let reference = CpuExecutor::new(model.clone(), Arc::clone(&checkpoint), 1, LONGEST).unwrap();
+        let expected = reference.with_kv_cache(kv_cache).prefill(0, 0, &tokens, Rows::All).unwrap();
+        let (chunks, caches) = (vec![16], vec![64, LONGEST, 512]);
+        let shapes = Shapes { slots: 2, max_len: LONGEST, chunks, caches, steps: vec![(1, 1), (2, 1)] };
+        let types = LayerTypes { dtype: DType::Float32, kv_cache };
+        build_engines(scratch.path(), &model, &shapes.layers(), &shapes.heads(), types);
+        let options = GpuOptions { shapes, types, tf32: false };
+        let mut executor = GpuExecutor::new(scratch.path(), model, checkpoint, options, &mut |_, _| {}).unwrap();
+        assert_eq!(executor.pass(0, tokens.len()), 64, "{name}: four passes have room");
+        let limit = if kv_cache == KvCache::Int8 { 5.1e-3 } else { 1e-4 };
+        for parts in [&[110][..], &[33, 77], &[64, 46], &[7, 90, 13], &[110]] {
+            let (mut have, mut done) = (Vec::new(), 0);
+            for part in parts {
+                have.extend(executor.prefill(1, done, &tokens[done..done + part], Rows::All).unwrap());
+                done += part;
+            }
+            let error = relative_error(&have, &expected);
+            assert!(error < limit, "{name} in parts {parts:?} is off by {error}");
+            executor.release(1);
+        }
+        let last = executor.prefill(0, 0, &tokens, Rows::Last).unwrap();
+        let error = relative_error(&last, &expected[expected.len() - last.len()..]);
+        assert!(error < limit, "{name}: the last row is off by {error}");
+    }
+}
+
 /// Several tokens of slot 1 beside one of slot 0 in a launch, where the executor takes them; of two the logits are wanted.
 fn check_rows(executor: &mut GpuExecutor, expected: &[f32], limit: f32, what: &str) {
     let width = executor.vocab_size();

@@ -67,7 +67,7 @@ impl Buffer {
     }
 
     /// Copies from pinned memory to offset `first`, in the stream's order. The pinned memory must not be written before
-    /// the copy is done: [`Pinned::write`] waits for it, or use an event.
+    /// the copy is done: record an event behind it, for [`Pinned::write_after`].
     pub(super) fn upload_part(&mut self, first: usize, pinned: &Pinned, bytes: usize) -> Result<(), BackendError> {
         if bytes == 0 {
             return Ok(());
@@ -108,24 +108,17 @@ impl Buffer {
 /// Page-locked host memory.
 pub(super) struct Pinned {
     slice: PinnedHostSlice<u8>,
-    stream: Arc<CudaStream>,
 }
 
 impl Pinned {
     pub(super) fn new(stream: &Arc<CudaStream>, bytes: usize) -> Result<Self, BackendError> {
         // SAFETY: plain bytes, written before they are read.
         let slice = unsafe { stream.context().alloc_pinned_with_flags(bytes.max(4), 0) }.map_err(device_error)?;
-        Ok(Self { slice, stream: Arc::clone(stream) })
+        Ok(Self { slice })
     }
 
     pub(super) fn bytes(&self) -> Result<&[u8], BackendError> {
         self.slice.as_slice().map_err(device_error)
-    }
-
-    /// The memory for writing, after all copies from it on the stream are done.
-    pub(super) fn write(&mut self) -> Result<&mut [u8], BackendError> {
-        self.stream.synchronize().map_err(device_error)?;
-        self.slice.as_mut_slice().map_err(device_error)
     }
 
     /// The memory for writing, after the copies recorded by the event `copied` are done.

@@ -7,6 +7,7 @@ mod kernel;
 mod matmul;
 mod partition;
 mod phases;
+mod read_ahead;
 pub(super) mod row_class;
 pub(super) mod rows;
 mod sm_speed;
@@ -33,13 +34,15 @@ use self::kernel::PhaseList;
 pub(super) use self::kernel::SOURCE;
 use self::matmul::StripWidth;
 use self::phases::{Activations, PhaseListBuilder, RowRange, step_phases};
+use self::read_ahead::ReadAhead;
 use self::row_class::RowClass;
 use self::rows::{SharedRows, TableRow};
 use self::sm_speed::SmSpeeds;
 use self::top_logits::{LogitRows, TopLogitsFinder};
 
 /// Tiles side by side in a strip of plain weights, for one sequence. Longer rows are read faster, but more blocks then
-/// share a strip, whose cost grows with the number of sequences.
+/// share a strip, whose cost grows with the number of sequences. Measured on an H100; with fewer blocks fewer share a
+/// strip, so that it costs less.
 const PLAIN_TILES_ALONE: usize = 4;
 /// Tiles side by side in a strip of plain weights, for several sequences.
 const PLAIN_TILES_TOGETHER: usize = 2;
@@ -107,6 +110,7 @@ pub(super) struct DecodeProgram {
     kernel: Arc<DecodeKernel>,
     shared: SharedRows,
     speeds: SmSpeeds,
+    read_ahead: ReadAhead,
     lists: StepLists,
     partial_sums: Buffer,
     attention_partials: Buffer,
@@ -169,12 +173,27 @@ impl DecodeProgram {
         let attention_partials = Buffer::new(stream, attention, "decode steps")?;
         let top_logits = TopLogitsFinder::new(stream, model.vocab_size, slots.max(shared.rows()))?;
         shared.write_lists(state, &activations, &speeds.shares)?;
-        let mut program =
-            Self { partial_sums, attention_partials, speeds, lists, activations, top_logits, kernel, shared };
+        let cache = state.device.cache()?;
+        let read_ahead = ReadAhead::new(cache, kernel.blocks);
+        let mut program = Self {
+            partial_sums,
+            attention_partials,
+            speeds,
+            read_ahead,
+            lists,
+            activations,
+            top_logits,
+            kernel,
+            shared,
+        };
         // Where reading takes long enough to be timed.
         let outputs = &state.weights.output;
-        if outputs.bytes() > 2 * state.device.cache()? {
+        if outputs.bytes() > 2 * cache {
             let params = program.params(state, RowRange { first: 0, count: 1 }, 0);
+            program.read_ahead =
+                read_ahead.measure(&program.kernel, state, (&program.lists.heads[0], outputs.bytes()), params)?;
+            tracing::debug!("the decode kernel reads ahead by {:?}", program.read_ahead);
+            let params = program.read_ahead.of_launch(params);
             if let Some(speeds) = SmSpeeds::measure(&program.kernel, state, &program.lists.heads[0], params)? {
                 program.lists = StepLists::new(state, &program.activations, slots, &speeds.shares)?;
                 program.shared.write_lists(state, &program.activations, &speeds.shares)?;
@@ -261,7 +280,7 @@ impl DecodeProgram {
     fn params(&self, state: &DeviceState, rows: RowRange, slot: usize) -> DecodeParams {
         let model = &state.model;
         let positions = state.positions_of_rows();
-        DecodeParams {
+        self.read_ahead.of_launch(DecodeParams {
             partial_sums: self.partial_sums.address(),
             attention_partials: self.attention_partials.address(),
             cached: positions.cached + 4 * rows.first as Address,
@@ -281,6 +300,6 @@ impl DecodeProgram {
             sm_count: self.speeds.sm_count(),
             block_of_sm: self.speeds.block_of_sm(),
             ..DecodeParams::default()
-        }
+        })
     }
 }

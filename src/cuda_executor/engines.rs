@@ -9,6 +9,7 @@ use super::driver::device_error;
 use super::kv_cache::{NewPositions, SlotRange};
 use super::matrix::Matrix;
 use super::state::DeviceState;
+use super::sweep::{PlacedPass, SweepExtent};
 use super::unpack::Unpacker;
 use crate::artifact::{cache_dir, sha256, write_file};
 use crate::backend::BackendError;
@@ -160,61 +161,67 @@ impl Engines {
         self.scratch.as_ref().map_or(0, Buffer::len) + self.unpacker.as_ref().map_or(0, Unpacker::bytes)
     }
 
-    /// Enqueues a pass over the first `layers`, or over all, from the hidden states in `DeviceState::hidden[0]` to
-    /// those of the last.
-    pub(super) fn enqueue(
+    /// Enqueues passes from the hidden states in `DeviceState::hidden[0]`, where `embed` puts each pass's, to those of the
+    /// last layer: all of them through one layer before any goes through the next.
+    pub(super) fn sweep<E: From<BackendError>>(
         &mut self,
         state: &mut DeviceState,
-        shape: LayerShape,
-        slot: usize,
-        layers: usize,
-    ) -> Result<(), BackendError> {
-        state.prologue(shape)?;
-        let engine = self.layers.get_mut(&shape);
-        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape)).into()))?;
-        let stream = state.device.stream.cu_stream() as usize;
-        engine.set_address("key", state.new[0].address() as usize)?;
-        engine.set_address("value", state.new[1].address() as usize)?;
-        let slots = SlotRange { first: slot, batch: shape.batch };
-        let positions = state.positions_of_rows();
-        let names: Vec<&str> = state.model.layer_weights(0).iter().map(|weight| weight.role.name()).collect();
-        if let Some(unpacker) = &self.unpacker {
+        passes: &[PlacedPass],
+        extent: SweepExtent,
+        mut embed: impl FnMut(&mut DeviceState, &PlacedPass) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let layers = state.model.layers.len().min(extent.layers);
+        state.prologue(passes)?;
+        if let Some(unpacker) = self.unpacker.as_ref().filter(|_| extent.unpacks) {
             unpacker.begin(&state.weights)?;
         }
-        for index in 0..state.model.layers.len().min(layers) {
-            let kind = state.model.layers[index];
-            let rotary = &state.rotary[kind.rope];
-            let mask = state.masks.iter().find(|masked| masked.window == kind.window);
-            let mask = mask.map(|masked| masked.mask.address()).unwrap_or_default();
-            engine.set_address("hidden", state.hidden[index % 2].address() as usize)?;
-            engine.set_address("hidden_out", state.hidden[(index + 1) % 2].address() as usize)?;
-            engine.set_address("cos", rotary.cos.address() as usize)?;
-            engine.set_address("sin", rotary.sin.address() as usize)?;
-            engine.set_address("mask", mask as usize)?;
-            if shape.cache > 0 {
-                let [key, value] = state.cache.past(&state.kernels, index, slots, positions.cached)?;
-                engine.set_address("past_key", key as usize)?;
-                engine.set_address("past_value", value as usize)?;
+        for layer in 0..layers {
+            if let Some(unpacker) = self.unpacker.as_ref().filter(|_| extent.unpacks) {
+                unpacker.enter(&state.weights, layer, layers)?;
             }
-            for (at, name) in names.iter().enumerate() {
-                let address = match (&state.weights.layers[index][at], &self.unpacker) {
-                    (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(index, at),
-                    (weight, _) => weight.address(),
-                };
-                engine.set_address(name, address as usize)?;
+            for pass in passes {
+                if layer == 0 {
+                    // The host looks up a pass's embeddings while the device computes those before.
+                    embed(state, pass)?;
+                }
+                self.run(state, layer, pass)?;
             }
-            if let Some(unpacker) = &self.unpacker {
-                unpacker.enter(&state.weights, index)?;
+            if let Some(unpacker) = self.unpacker.as_ref().filter(|_| extent.unpacks) {
+                unpacker.leave(layer)?;
             }
-            engine.enqueue(stream)?;
-            if let Some(unpacker) = &self.unpacker {
-                unpacker.leave(index)?;
-            }
-            let addresses = state.new.each_ref().map(Buffer::address);
-            let new = NewPositions { addresses, chunk: shape.chunk, positions };
-            state.cache.append(&state.kernels, index, slots, new)?;
         }
-        state.cache.capacity = state.cache.next_capacity;
+        Ok(())
+    }
+
+    /// Enqueues a pass's run through a layer, and appends its keys and values to the cache.
+    fn run(&mut self, state: &mut DeviceState, layer: usize, pass: &PlacedPass) -> Result<(), BackendError> {
+        let PlacedPass { shape, slot, row, capacity, next_capacity, .. } = *pass;
+        let engine = self.layers.get_mut(&shape);
+        let engine = engine.ok_or_else(|| BackendError::Run(format!("{} is not loaded", layer_name(shape)).into()))?;
+        // Each layer's cache grows on its own, from pass to pass.
+        (state.cache.capacity, state.cache.next_capacity) = (capacity, next_capacity);
+        let slots = SlotRange { first: slot, batch: shape.batch };
+        let positions = state.positions_from(row);
+        for (name, address) in state.bindings(layer, pass)? {
+            engine.set_address(name, address as usize)?;
+        }
+        if shape.cache > 0 {
+            let [key, value] = state.cache.past(&state.kernels, layer, slots, positions.cached)?;
+            engine.set_address("past_key", key as usize)?;
+            engine.set_address("past_value", value as usize)?;
+        }
+        for (at, (name, weight)) in state.weight_names.iter().zip(&state.weights.layers[layer]).enumerate() {
+            let address = match (weight, &self.unpacker) {
+                (Matrix::Packed { .. }, Some(unpacker)) => unpacker.address(layer, at),
+                (weight, _) => weight.address(),
+            };
+            engine.set_address(name, address as usize)?;
+        }
+        engine.enqueue(state.device.stream.cu_stream() as usize)?;
+        let addresses = state.new.each_ref().map(Buffer::address);
+        let new = NewPositions { addresses, chunk: shape.chunk, positions };
+        state.cache.append(&state.kernels, layer, slots, new)?;
+        state.cache.capacity = next_capacity;
         Ok(())
     }
 }

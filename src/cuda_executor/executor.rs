@@ -1,9 +1,9 @@
-//! The CUDA executor: loads a model, runs prompts in passes through TensorRT's engines, and replays decode steps as
+//! The CUDA executor: loads a model, runs prompts through TensorRT's engines and our kernel, and replays decode steps as
 //! CUDA graphs.
 
 mod launch;
-mod pass;
 mod path;
+mod prompt;
 mod step_logits;
 mod tune;
 
@@ -13,12 +13,12 @@ use std::sync::Arc;
 
 use super::aux_kernels::AuxKernels;
 use super::buffers;
-use super::decode_kernel::abi::BLOCK_ROWS;
 use super::decode_kernel::row_class::RowClass;
 use super::decode_kernel::{DecodeKernels, DecodeProgram};
 use super::driver::device_error;
 use super::engines::{EngineFolder, Engines};
 use super::state::{DeviceState, LoadedModel};
+use super::sweep::{PlacedPass, SweepExtent};
 use super::unpack::Unpacker;
 use super::weights::{self, WeightSource};
 use crate::backend::tensorrt::TensorRt;
@@ -133,6 +133,16 @@ impl GpuExecutor {
         Ok(executor)
     }
 
+    /// Grows the slots to at least `needed` positions, or shrinks them if no slot needs more.
+    fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
+        let longest = self.used.iter().copied().max().unwrap_or(0);
+        let wanted = self.options.shapes.cache_for(needed.max(longest));
+        if wanted > self.state.cache.capacity || (longest == 0 && wanted < self.state.cache.capacity) {
+            self.state.cache.resize(&self.state.kernels, wanted)?;
+        }
+        Ok(())
+    }
+
     /// Loads engines, unless they are loaded.
     fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
         if self.engines.prepare(&self.state, layers, rows)? {
@@ -175,7 +185,9 @@ impl GpuExecutor {
             (DecodePath::Kernels, Some(program)) => program.enqueue(&self.state, shape.batch, slot)?,
             (DecodePath::Rows(class), Some(program)) => program.enqueue_rows(&self.state, class)?,
             _ => {
-                self.engines.enqueue(&mut self.state, shape, slot, usize::MAX)?;
+                let pass = PlacedPass::alone(shape, slot, self.state.cache.capacity);
+                let no_embeddings = |_: &mut DeviceState, _: &PlacedPass| Ok::<(), BackendError>(());
+                self.engines.sweep(&mut self.state, &[pass], SweepExtent::WHOLE, no_embeddings)?;
                 for row in 0..shape.batch {
                     self.state.take_row(row * shape.chunk, row)?;
                 }
@@ -234,47 +246,14 @@ impl Executor for GpuExecutor {
     }
 
     fn pass(&self, position: usize, remaining: usize) -> usize {
-        let size = self.next(position, remaining);
-        if size > 1 {
-            return size.min(remaining);
-        }
-        // All decode steps in a row.
-        (1..remaining).find(|done| self.next(position + done, remaining - done) > 1).unwrap_or(remaining)
+        self.tokens_together(position, remaining)
     }
 
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError> {
         check(self, slot, position, tokens)?;
         self.used[slot] = position;
         self.make_room(position)?;
-        let (mut logits, mut done) = (Vec::new(), 0);
-        while done < tokens.len() {
-            let rest = &tokens[done..];
-            let cached = position + done;
-            let chunk = self.next(cached, rest.len());
-            let count = chunk.min(rest.len());
-            done += count;
-            let wanted = match rows {
-                Rows::All => 0..count,
-                Rows::Last if done == tokens.len() => count - 1..count,
-                Rows::Last | Rows::None => 0..0,
-            };
-            if chunk == 1 || self.row_sizes.contains(&chunk) {
-                self.launch(&launch::steps_of(slot, cached, &rest[..count], &wanted))?;
-                for row in 0..wanted.len() {
-                    logits.extend(self.state.fetch_rows(row, 1)?);
-                }
-                continue;
-            }
-            self.take_in(slot, cached, &rest[..count], chunk)?;
-            let wanted: Vec<usize> = wanted.collect();
-            for wanted in wanted.chunks(if self.program.is_some() { BLOCK_ROWS } else { 1 }) {
-                for (to, from) in wanted.iter().enumerate() {
-                    self.state.take_row(*from, to)?;
-                }
-                self.head(wanted.len())?;
-                logits.extend(self.state.fetch_rows(0, wanted.len())?);
-            }
-        }
+        let logits = self.read_prompt(slot, position, tokens, rows)?;
         self.used[slot] = position + tokens.len();
         Ok(logits)
     }

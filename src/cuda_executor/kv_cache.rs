@@ -26,7 +26,7 @@ pub(super) struct DeviceKvCache {
     stream: Arc<CudaStream>,
     /// Keys and values of each layer.
     layers: Vec<[KvStore; 2]>,
-    /// Positions that a slot has room for now; the engines need dense caches.
+    /// Positions that a slot has room for now, within a sweep in the layer that is computed; the engines need dense caches.
     pub(super) capacity: usize,
     /// Positions that a slot will have room for after the present pass: each layer is moved after its engine has read
     /// it.

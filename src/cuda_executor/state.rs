@@ -1,20 +1,22 @@
 //! The device memory of a running model: weights, caches, and tensors between engines.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
+use cudarc::driver::{CudaEvent, CudaStream};
 use half::slice::HalfFloatSliceExt;
 
 use super::aux_kernels::{AuxKernels, Conversion, Elements, MaskShape, RotaryRows, RowPositions};
 use super::buffers::{Buffer, Pinned, copy};
 use super::decode_kernel::abi::BLOCK_ROWS;
-use super::driver::{Address, kind, word};
+use super::driver::{Address, device_error, kind, word};
 use super::kv_cache::{Capacities, DeviceKvCache};
+use super::sweep::{PlacedPass, bytes_of_masks, most_passes, place_masks, rows_of_sweep};
 use super::weights::DeviceWeights;
 use crate::backend::BackendError;
 use crate::backend::tensorrt::device::Device;
 use crate::checkpoint::Checkpoint;
-use crate::convert::{LayerShape, LayerTypes, Rope, Transformer};
+use crate::convert::{LayerKind, LayerShape, LayerTypes, Rope, Transformer};
 use crate::executor::{Embedding, LlmError};
 use crate::spec::Shapes;
 use crate::tensor::DType;
@@ -67,6 +69,17 @@ pub(super) struct WindowMask {
     pub(super) mask: Buffer,
 }
 
+impl WindowMask {
+    /// Masks of `bytes` for all windows of a model, not yet written.
+    fn all(model: &Transformer, bytes: usize, stream: &Arc<CudaStream>) -> Result<Vec<Self>, BackendError> {
+        let mut windows: Vec<Option<usize>> = model.layers.iter().map(|layer| layer.window).collect();
+        windows.sort_unstable();
+        windows.dedup();
+        let mask = |window| Ok(Self { window, mask: Buffer::unset(stream, bytes, "masks")? });
+        windows.into_iter().map(mask).collect()
+    }
+}
+
 /// A loaded model.
 pub(super) struct LoadedModel {
     pub(super) checkpoint: Arc<Checkpoint>,
@@ -83,17 +96,21 @@ pub(super) struct DeviceState {
     pub(super) model: Transformer,
     pub(super) dtype: DType,
     pub(super) weights: DeviceWeights,
+    /// The engines' names for a layer's weights.
+    pub(super) weight_names: Vec<&'static str>,
     embedding: Embedding,
     pub(super) cache: DeviceKvCache,
     /// Tables of all positions, by rope.
     pub(super) tables: Vec<RopeTable>,
     pub(super) positions: usize,
-    /// Rows of the positions in this pass, by rope.
-    pub(super) rotary: Vec<RopeTable>,
-    pub(super) masks: Vec<WindowMask>,
-    /// Inputs and outputs of layers, in turn: `[batch, chunk, hidden]`.
+    /// Rows that the passes of a sweep have together.
+    pub(super) sweep_rows: usize,
+    /// Rows of the positions in this sweep, by rope.
+    rotary: Vec<RopeTable>,
+    masks: Vec<WindowMask>,
+    /// Inputs and outputs of layers, in turn: `[rows of a sweep, hidden]`, of a pass `[batch, chunk, hidden]`.
     pub(super) hidden: [Buffer; 2],
-    /// New keys and values of a layer.
+    /// New keys and values of a layer and pass.
     pub(super) new: [Buffer; 2],
     /// Hidden states for the head: `[rows, hidden]`.
     pub(super) last: Buffer,
@@ -103,6 +120,8 @@ pub(super) struct DeviceState {
     embedded: Buffer,
     bad: Buffer,
     staging: Pinned,
+    /// Recorded when what is in `staging` is on the device.
+    staged: CudaEvent,
     answer: Pinned,
 }
 
@@ -123,6 +142,8 @@ impl DeviceState {
         let tokens = layers.iter().map(|shape| shape.batch * shape.chunk).max().unwrap_or(1).max(shared_rows);
         let masked = layers.iter().map(|s| s.batch * model.group() * s.chunk * (s.cache + s.chunk)).max().unwrap_or(1);
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
+        let sweep_rows = rows_of_sweep(model.hidden_size * size, tokens, longest);
+        let masked = bytes_of_masks(masked * size, sweep_rows);
         // Zeroed is what has rows that no sequence may have written; the rest is written as a whole by each pass.
         let buffer = |bytes: usize, what: &str| Buffer::new(&stream, bytes, what);
         let unset = |bytes: usize, what: &str| Buffer::unset(&stream, bytes, what);
@@ -131,32 +152,31 @@ impl DeviceState {
         let cache = DeviceKvCache::new(&stream, &model, types, shapes.slots, capacities)?;
         let tables = model.ropes.iter().map(|rope| RopeTable::of(rope, longest, &stream, dtype));
         let tables = tables.collect::<Result<_, _>>()?;
-        let rotary = model.ropes.iter().map(|rope| RopeTable::unset(tokens * rope.dimension() * size, &stream));
+        let rotary = model.ropes.iter().map(|rope| RopeTable::unset(sweep_rows * rope.dimension() * size, &stream));
         let rotary = rotary.collect::<Result<_, _>>()?;
-        let mut windows: Vec<Option<usize>> = model.layers.iter().map(|layer| layer.window).collect();
-        windows.sort_unstable();
-        windows.dedup();
-        let masks = windows.into_iter().map(|window| Ok(WindowMask { window, mask: unset(masked * size, "masks")? }));
-        let masks = masks.collect::<Result<Vec<_>, BackendError>>()?;
-        let hidden = || buffer(tokens * model.hidden_size * size, "activations");
+        let masks = WindowMask::all(&model, masked, &stream)?;
+        let hidden = || buffer(sweep_rows * model.hidden_size * size, "activations");
         let new = || unset(tokens * model.kv_heads * model.head_dim * size, "activations");
         let heads = shapes.slots.max(BLOCK_ROWS);
         let rows = heads.max(shared_rows);
         Ok(Self {
+            weight_names: model.layer_weights(0).iter().map(|weight| weight.role.name()).collect(),
             embedding: Embedding::new(&checkpoint, &model),
             cache,
             tables,
             positions: longest,
+            sweep_rows,
             rotary,
             masks,
             hidden: [hidden()?, hidden()?],
             new: [new()?, new()?],
             last: buffer(heads * model.hidden_size * size, "activations")?,
             logits: buffer(rows * model.vocab_size * 4, "logits")?,
-            placed: buffer(3 * 4 * rows, "positions")?,
+            placed: buffer(3 * 4 * rows.max(most_passes(sweep_rows)), "positions")?,
             embedded: unset(tokens * model.hidden_size * 4, "embeddings")?,
             bad: buffer(4, "a counter")?,
             staging: Pinned::new(&stream, tokens * model.hidden_size * 4)?,
+            staged: device.context.new_event(None).map_err(device_error)?,
             answer: Pinned::new(&stream, heads * model.vocab_size * 4)?,
             device,
             kernels,
@@ -188,15 +208,17 @@ impl DeviceState {
         self.placed.upload(&bytes)
     }
 
-    /// Uploads the embeddings of `tokens` as input of the first layer; `places` are their rows among the pass's `rows`.
-    /// The other rows are zeroed: the values of an earlier pass would grow from pass to pass until they are NaN, and a
-    /// NaN key spoils every query even where it is masked.
-    pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize], rows: usize) -> Result<(), LlmError> {
+    /// Uploads the embeddings of `tokens` as input of the first layer, to some of its `rows`; `places` count from the first
+    /// of these. The others are zeroed: the values of an earlier pass would grow from pass to pass until they are NaN, and
+    /// a NaN key spoils every query even where it is masked.
+    pub(super) fn embed(&mut self, tokens: &[u32], places: &[usize], rows: Range<usize>) -> Result<(), LlmError> {
         let hidden = self.model.hidden_size;
         let last = places.iter().max().map_or(0, |row| row + 1);
         let size = hidden * self.dtype.size();
-        self.hidden[0].clear_part(last * size, rows.saturating_sub(last) * size)?;
-        let staging = self.staging.write()?;
+        let first = rows.start * size;
+        self.hidden[0].clear_part(first + last * size, rows.len().saturating_sub(last) * size)?;
+        // Not when all is done that was enqueued: passes before this one may be computed meanwhile.
+        let staging = self.staging.write_after(&self.staged)?;
         if tokens.len() <= BLOCK_ROWS {
             // So few are converted faster here than a kernel starts.
             let mut row = vec![0.0; hidden];
@@ -205,8 +227,8 @@ impl DeviceState {
                 self.embedding.rows(&[*token], &mut row)?;
                 staging[size * place..][..size].copy_from_slice(&narrow(&row, self.dtype));
             }
-            self.hidden[0].upload_pinned(&self.staging, last * size)?;
-            return Ok(());
+            self.hidden[0].upload_part(first, &self.staging, last * size)?;
+            return Ok(self.staged.record(&self.device.stream).map_err(device_error)?);
         }
         let view = self.embedding.stored()?;
         let (dtype, scale) = match view.encoding.dtype() {
@@ -227,34 +249,86 @@ impl DeviceState {
             }
         };
         self.embedded.upload_pinned(&self.staging, last * hidden * dtype.size())?;
+        self.staged.record(&self.device.stream).map_err(device_error)?;
         let from = Elements { address: self.embedded.address(), dtype };
-        let to = Elements { address: self.hidden[0].address(), dtype: self.dtype };
+        let to = Elements { address: self.hidden[0].address() + first as Address, dtype: self.dtype };
         let how = Conversion { count: last * hidden, first: 0, scale, offset: 0.0 };
         self.kernels.convert(from, to, how, self.bad.address())?;
         Ok(())
     }
 
-    /// Computes masks and rotary rows of a pass, for the positions set by [`DeviceState::place`].
-    pub(super) fn prologue(&mut self, shape: LayerShape) -> Result<(), BackendError> {
-        let LayerShape { batch, chunk, cache } = shape;
-        let cached = self.positions_of_rows().cached;
-        for WindowMask { window, mask } in &self.masks {
-            let to = Elements { address: mask.address(), dtype: self.dtype };
-            let shape = MaskShape { batch, group: self.model.group(), chunk, cache };
-            self.kernels.mask(to, cached, shape, *window)?;
-        }
-        for ((rope, table), rows) in self.model.ropes.iter().zip(&self.tables).zip(&self.rotary) {
-            let words = rope.dimension() * self.dtype.size() / 4;
-            let which = RotaryRows { batch, chunk, words, positions: self.positions };
-            self.kernels.rotary(table.cos.address(), rows.cos.address(), cached, which)?;
-            self.kernels.rotary(table.sin.address(), rows.sin.address(), cached, which)?;
+    /// Gives the masks of a sweep's passes their places.
+    pub(super) fn place_masks(&self, passes: &mut [PlacedPass]) {
+        let room = self.masks.first().map_or(0, |masked| masked.mask.len());
+        let (group, size) = (self.model.group(), self.dtype.size());
+        place_masks(passes, room, |shape| shape.batch * group * shape.chunk * (shape.cache + shape.chunk) * size);
+    }
+
+    /// Writes a pass's mask of a kind of window.
+    fn write_mask(&self, masked: &WindowMask, pass: &PlacedPass) -> Result<(), BackendError> {
+        let LayerShape { batch, chunk, cache } = pass.shape;
+        let address = masked.mask.address() + pass.mask.unwrap_or(0) as Address;
+        let shape = MaskShape { batch, group: self.model.group(), chunk, cache };
+        let cached = self.positions_from(pass.row).cached;
+        self.kernels.mask(Elements { address, dtype: self.dtype }, cached, shape, masked.window)
+    }
+
+    /// Computes the rotary rows of passes, and the masks that are kept, for the positions set by [`DeviceState::place`].
+    pub(super) fn prologue(&self, passes: &[PlacedPass]) -> Result<(), BackendError> {
+        for pass in passes {
+            for masked in self.masks.iter().filter(|_| pass.mask.is_some()) {
+                self.write_mask(masked, pass)?;
+            }
+            let cached = self.positions_from(pass.row).cached;
+            let LayerShape { batch, chunk, .. } = pass.shape;
+            for ((rope, table), rows) in self.model.ropes.iter().zip(&self.tables).zip(&self.rotary) {
+                let bytes = rope.dimension() * self.dtype.size();
+                let which = RotaryRows { batch, chunk, words: bytes / 4, positions: self.positions };
+                let first = (pass.first * bytes) as Address;
+                self.kernels.rotary(table.cos.address(), rows.cos.address() + first, cached, which)?;
+                self.kernels.rotary(table.sin.address(), rows.sin.address() + first, cached, which)?;
+            }
         }
         Ok(())
     }
 
+    /// Addresses of a pass's tensors in a layer, by the engines' names, but for cache and weights. Writes its mask, if that
+    /// is not kept.
+    pub(super) fn bindings(
+        &self,
+        layer: usize,
+        pass: &PlacedPass,
+    ) -> Result<[(&'static str, Address); 7], BackendError> {
+        let LayerKind { window, rope } = self.model.layers[layer];
+        let size = self.dtype.size();
+        let masked = self.masks.iter().find(|masked| masked.window == window);
+        if let Some(masked) = masked.filter(|_| pass.mask.is_none()) {
+            self.write_mask(masked, pass)?;
+        }
+        let mask = masked.map_or(0, |masked| masked.mask.address()) + pass.mask.unwrap_or(0) as Address;
+        let hidden = (pass.first * self.model.hidden_size * size) as Address;
+        let angles = (pass.first * self.model.ropes[rope].dimension() * size) as Address;
+        let rotary = &self.rotary[rope];
+        Ok([
+            ("hidden", self.hidden[layer % 2].address() + hidden),
+            ("hidden_out", self.hidden[(layer + 1) % 2].address() + hidden),
+            ("cos", rotary.cos.address() + angles),
+            ("sin", rotary.sin.address() + angles),
+            ("mask", mask),
+            ("key", self.new[0].address()),
+            ("value", self.new[1].address()),
+        ])
+    }
+
     /// Addresses of the numbers that [`DeviceState::place`] uploaded.
     pub(super) fn positions_of_rows(&self) -> RowPositions {
-        let (cached, third) = (self.placed.address(), (self.placed.len() / 3) as Address);
+        self.positions_from(0)
+    }
+
+    /// The same from a row on.
+    pub(super) fn positions_from(&self, row: usize) -> RowPositions {
+        let third = (self.placed.len() / 3) as Address;
+        let cached = self.placed.address() + 4 * row as Address;
         RowPositions { cached, count: cached + third, inverse_temperatures: cached + 2 * third }
     }
 

@@ -1,4 +1,4 @@
-//! Dequantises packed matrices for the engines, on a stream of its own, a layer ahead.
+//! Dequantises packed matrices for the engines, on a stream of its own, a layer ahead; once for all passes of a sweep.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ struct UnpackedLayer {
     matrices: Vec<Buffer>,
     /// Recorded when the matrices are dequantised.
     ready: CudaEvent,
-    /// Recorded when the engine has read them.
+    /// Recorded when the engines have read them.
     free: CudaEvent,
 }
 
@@ -59,7 +59,7 @@ impl Unpacker {
         self.sets.iter().flat_map(|set| &set.matrices).map(Buffer::len).sum()
     }
 
-    /// Starts a pass over the layers.
+    /// Starts a sweep over the layers.
     pub(super) fn begin(&self, weights: &DeviceWeights) -> Result<(), BackendError> {
         for set in &self.sets {
             set.free.record(&self.engines).map_err(device_error)?;
@@ -67,13 +67,15 @@ impl Unpacker {
         self.unpack(weights, 0)
     }
 
-    /// Before a layer's engine: makes it wait for its matrices, and starts the next layer's.
-    pub(super) fn enter(&self, weights: &DeviceWeights, layer: usize) -> Result<(), BackendError> {
-        self.unpack(weights, layer + 1)?;
+    /// Before a layer's engines: makes them wait for its matrices, and starts the next layer's, if it is one of `layers`.
+    pub(super) fn enter(&self, weights: &DeviceWeights, layer: usize, layers: usize) -> Result<(), BackendError> {
+        if layer + 1 < layers {
+            self.unpack(weights, layer + 1)?;
+        }
         self.engines.wait(&self.sets[layer % 2].ready).map_err(device_error)
     }
 
-    /// After a layer's engine: its buffers may be overwritten.
+    /// After a layer's engines: its buffers may be overwritten.
     pub(super) fn leave(&self, layer: usize) -> Result<(), BackendError> {
         self.sets[layer % 2].free.record(&self.engines).map_err(device_error)
     }

@@ -190,7 +190,7 @@ pub trait Executor: Send {
     /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
     /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
-    /// the cache: those of one pass, or of a few short ones.
+    /// the cache: those of one pass, or of several that cost less together.
     fn pass(&self, position: usize, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;

@@ -2,7 +2,8 @@
 //!
 //! A pass reads every weight, whether it has one token or a hundred, so its time is not proportional to tokens: the
 //! time of each size is known, and a pass may be padded. A prompt of n tokens thus never takes longer than one of n +
-//! 1, since the passes of the longer one suffice for the shorter.
+//! 1, since the passes of the longer one suffice for the shorter. Of passes behind each other in one call, a part of
+//! the time may be paid once: weights that are unpacked for the first are there for the others.
 
 /// A size of passes, and its time.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,20 +12,21 @@ pub(crate) struct Size {
     pub(crate) tokens: usize,
     /// (cache size in positions, time), ascending; the time in seconds or any unit that all sizes share.
     pub(crate) seconds: Vec<(usize, f64)>,
+    /// The part of the time that is saved right behind another such pass; 0 for passes that have nothing in common,
+    /// behind which nothing is saved either.
+    pub(crate) shared: f64,
 }
 
 impl Size {
     /// Time of a pass with a cache of `room` positions, on the line through the first and the last measurement.
-    fn cost(&self, room: usize) -> f64 {
+    fn cost(&self, room: usize, is_behind: bool) -> f64 {
         let (Some((near, least)), Some((far, most))) = (self.seconds.first(), self.seconds.last()) else {
             return f64::INFINITY;
         };
-        if near == far {
-            return *least;
-        }
         // A larger cache is no cheaper, whatever was measured.
-        let slope = ((most - least) / (*far as f64 - *near as f64)).max(0.0);
-        least + slope * (room.max(*near) - near) as f64
+        let slope = if near == far { 0.0 } else { ((most - least) / (*far as f64 - *near as f64)).max(0.0) };
+        let saved = if is_behind { self.shared.min(*least) } else { 0.0 };
+        least - saved + slope * (room.max(*near) - near) as f64
     }
 }
 
@@ -36,6 +38,13 @@ pub(crate) struct Sizes(Vec<Size>);
 /// is cheapest per token.
 const LARGEST: usize = 4;
 
+/// The best way to read the last tokens of a prompt: its time, and the size it begins with.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    seconds: f64,
+    size: usize,
+}
+
 impl Sizes {
     pub(crate) fn new(mut sizes: Vec<Size>) -> Self {
         // Of equals the largest is taken: it leaves less.
@@ -43,37 +52,62 @@ impl Sizes {
         Self(sizes)
     }
 
-    /// The size of the next pass for `remaining` tokens of a prompt, of which `done` are in the cache. `room` is the
-    /// cache size for a number of positions.
-    pub(crate) fn next(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> usize {
-        let largest = self.0.first().map_or(1, |size| size.tokens);
-        if remaining > LARGEST * largest {
-            let room = room(done);
-            let by_token = |size: &&Size| size.cost(room) / size.tokens as f64;
-            let cheapest = self.0.iter().min_by(|a, b| by_token(a).total_cmp(&by_token(b)));
-            return cheapest.map_or(largest, |size| size.tokens);
-        }
-        // The least for the last n tokens, and the size of the pass they begin with.
-        let mut best = vec![(0.0, 1)];
-        for rest in 1..=remaining {
-            let room = room(done + remaining - rest);
-            let ways =
-                self.0.iter().map(|size| (size.cost(room) + best[rest.saturating_sub(size.tokens)].0, size.tokens));
-            best.push(ways.min_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or((0.0, 1)));
-        }
-        best[remaining].1
+    /// The sizes of the passes for `remaining` tokens of a prompt, of which `done` are in the cache. `room` is the cache
+    /// size for a number of positions.
+    pub(crate) fn cut(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> Vec<usize> {
+        self.ways(done, remaining, room).into_iter().map(|way| way.size).collect()
     }
 
-    /// Time of the passes that [`Sizes::next`] cuts `remaining` tokens into.
+    /// The size of the next pass.
+    pub(crate) fn next(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> usize {
+        self.cut(done, remaining, room).first().copied().unwrap_or(1)
+    }
+
+    /// Time of the passes.
     pub(crate) fn time(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> f64 {
-        let (mut at, mut total) = (0, 0.0);
-        while at < remaining {
-            let tokens = self.next(done + at, remaining - at, &room);
-            let size = self.0.iter().find(|size| size.tokens == tokens);
-            total += size.map_or(f64::INFINITY, |size| size.cost(room(done + at)));
-            at += tokens;
+        self.ways(done, remaining, room).into_iter().map(|way| way.seconds).sum()
+    }
+
+    /// The passes, each with its own time.
+    fn ways(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> Vec<Way> {
+        let largest = self.0.first().map_or(1, |size| size.tokens.max(1));
+        let (mut ways, mut at, mut is_behind) = (Vec::new(), 0, false);
+        while remaining - at > LARGEST * largest {
+            let room = room(done + at);
+            let by_token = |size: &&Size| size.cost(room, is_behind) / size.tokens as f64;
+            let cheapest = self.0.iter().min_by(|a, b| by_token(a).total_cmp(&by_token(b)));
+            let Some(size) = cheapest else { break };
+            ways.push(Way { seconds: size.cost(room, is_behind), size: size.tokens });
+            (at, is_behind) = (at + size.tokens, size.shared > 0.0);
         }
-        total
+        let best = self.best(done + at, remaining - at, &room);
+        while at < remaining {
+            let Way { size: tokens, .. } = best[remaining - at][usize::from(is_behind)];
+            let size = self.0.iter().find(|size| size.tokens == tokens);
+            let seconds = size.map_or(f64::INFINITY, |size| size.cost(room(done + at), is_behind));
+            ways.push(Way { seconds, size: tokens });
+            (at, is_behind) = (at + tokens, size.is_some_and(|size| size.shared > 0.0));
+        }
+        ways
+    }
+
+    /// For each number of last tokens up to `remaining` the best way to read them: from scratch, and behind a pass that
+    /// saves a part of the next one.
+    fn best(&self, done: usize, remaining: usize, room: impl Fn(usize) -> usize) -> Vec<[Way; 2]> {
+        let mut best = vec![[Way { seconds: 0.0, size: 1 }; 2]];
+        for rest in 1..=remaining {
+            let room = room(done + remaining - rest);
+            let way = |is_behind: bool| {
+                let ways = self.0.iter().map(|size| {
+                    let then = best[rest.saturating_sub(size.tokens)][usize::from(size.shared > 0.0)];
+                    Way { seconds: size.cost(room, is_behind) + then.seconds, size: size.tokens }
+                });
+                ways.min_by(|a, b| a.seconds.total_cmp(&b.seconds)).unwrap_or(Way { seconds: 0.0, size: 1 })
+            };
+            let both = [way(false), way(true)];
+            best.push(both);
+        }
+        best
     }
 }
 
@@ -82,19 +116,13 @@ mod tests {
     use super::*;
 
     fn sizes(costs: &[(usize, f64)]) -> Sizes {
-        Sizes::new(costs.iter().map(|(tokens, cost)| Size { tokens: *tokens, seconds: vec![(512, *cost)] }).collect())
+        let size = |(tokens, cost): &(usize, f64)| Size { tokens: *tokens, seconds: vec![(512, *cost)], shared: 0.0 };
+        Sizes::new(costs.iter().map(size).collect())
     }
 
     /// The passes of a prompt, and their total time.
     fn cut(sizes: &Sizes, tokens: usize) -> (Vec<usize>, f64) {
-        let (mut passes, mut done, mut cost) = (Vec::new(), 0, 0.0);
-        while done < tokens {
-            let next = sizes.next(done, tokens - done, |_| 512);
-            cost += sizes.0.iter().find(|size| size.tokens == next).unwrap().cost(512);
-            passes.push(next);
-            done += next;
-        }
-        (passes, cost)
+        (sizes.cut(0, tokens, |_| 512), sizes.time(0, tokens, |_| 512))
     }
 
     /// The least total time, by trying all ways.
@@ -135,7 +163,9 @@ mod tests {
             let mut before = 0.0;
             for tokens in 1..=20 {
                 let (passes, cost) = cut(&sizes, tokens);
-                assert!((sizes.time(0, tokens, |_| 512) - cost).abs() < 1e-9, "{costs:?}, {tokens} tokens");
+                let of_size = |size: &usize| costs.iter().find(|(tokens, _)| tokens == size).unwrap().1;
+                assert!((passes.iter().map(of_size).sum::<f64>() - cost).abs() < 1e-9, "{costs:?}, {tokens} tokens");
+                assert_eq!(passes.first(), Some(&sizes.next(0, tokens, |_| 512)));
                 assert!(
                     (cost - least(costs, tokens)).abs() < 1e-9,
                     "{costs:?}, {tokens} tokens: {passes:?} take {cost}"
@@ -149,21 +179,70 @@ mod tests {
     #[test]
     fn long_prompts_begin_with_what_is_cheapest_by_the_token() {
         let sizes = sizes(&[(16, 7.0), (128, 8.0), (512, 40.0)]);
-        assert_eq!(cut(&sizes, 100_000).0[0], 128);
+        assert_eq!(cut(&sizes, 100_000).0, vec![128; 782]);
         assert_eq!(sizes.next(0, 100_000, |_| 512), 128);
         assert_eq!(sizes.next(0, 2048, |_| 512), 128);
     }
 
     #[test]
     fn a_larger_cache_costs_what_was_measured_of_it() {
-        let padded = Size { tokens: 512, seconds: vec![(512, 15.0), (2048, 30.0)] };
-        let small = Size { tokens: 64, seconds: vec![(512, 8.0), (2048, 8.5)] };
+        let padded = Size { tokens: 512, seconds: vec![(512, 15.0), (2048, 30.0)], shared: 0.0 };
+        let small = Size { tokens: 64, seconds: vec![(512, 8.0), (2048, 8.5)], shared: 0.0 };
         let sizes = Sizes::new(vec![padded.clone(), small]);
         assert_eq!(sizes.next(0, 128, |_| 512), 512);
         assert_eq!(sizes.next(4000, 128, |_| 8192), 64);
-        assert_eq!(padded.cost(1280), 22.5);
+        assert_eq!(padded.cost(1280, false), 22.5);
         // Noise.
-        let cheaper = Size { tokens: 1, seconds: vec![(512, 2.0), (2048, 1.9)] };
-        assert_eq!(cheaper.cost(100_000), 2.0);
+        let cheaper = Size { tokens: 1, seconds: vec![(512, 2.0), (2048, 1.9)], shared: 0.0 };
+        assert_eq!(cheaper.cost(100_000, false), 2.0);
+        assert_eq!(Size { shared: 9.0, ..cheaper }.cost(512, true), 0.0, "never less than nothing");
+    }
+
+    /// As in four bits: passes of engines unpack all weights, launches of the decode kernel none.
+    fn packed() -> Vec<Size> {
+        let size =
+            |(tokens, seconds, shared): (usize, f64, f64)| Size { tokens, seconds: vec![(512, seconds)], shared };
+        [(1, 2.2, 0.0), (64, 3.0, 0.0), (128, 11.0, 4.0), (512, 17.0, 2.0), (1024, 31.0, 1.0)].map(size).into()
+    }
+
+    #[test]
+    fn what_passes_share_is_paid_once() {
+        let sizes = Sizes::new(packed());
+        assert_eq!(cut(&sizes, 256), (vec![64; 4], 12.0));
+        assert_eq!(cut(&sizes, 512), (vec![512], 17.0));
+        assert_eq!(cut(&sizes, 1536), (vec![1024, 512], 46.0), "31 + 15");
+        // Behind a large pass one of 128 costs 7 of its 11, more than two launches.
+        assert_eq!(cut(&sizes, 640), (vec![512, 64, 64], 23.0));
+        assert_eq!(cut(&sizes, 10_000).0.len(), 10);
+        let alone = Sizes::new(packed().into_iter().map(|size| Size { shared: 0.0, ..size }).collect());
+        assert_eq!(cut(&alone, 1536), (vec![1024, 512], 48.0));
+        let one = |shared| Sizes::new(vec![Size { tokens: 4, seconds: vec![(512, 5.0)], shared }]);
+        assert_eq!((cut(&one(3.0), 12).1, cut(&one(0.0), 12).1), (9.0, 15.0));
+    }
+
+    #[test]
+    fn with_a_share_too_the_sum_is_the_least() {
+        /// The least by trying all ways.
+        fn least(sizes: &[Size], tokens: usize, is_behind: bool) -> f64 {
+            let rest = |size: &Size| least(sizes, tokens.saturating_sub(size.tokens), size.shared > 0.0);
+            let ways = sizes.iter().map(|size| size.cost(512, is_behind) + rest(size));
+            if tokens == 0 { 0.0 } else { ways.fold(f64::INFINITY, f64::min) }
+        }
+        let size =
+            |(tokens, seconds, shared): (usize, f64, f64)| Size { tokens, seconds: vec![(512, seconds)], shared };
+        for costs in [
+            [(1, 1.0, 0.0), (4, 3.0, 2.5), (6, 5.0, 1.0)],
+            [(2, 1.0, 0.0), (3, 9.0, 8.5), (7, 4.0, 0.0)],
+            [(1, 2.0, 1.9), (5, 4.0, 0.0), (8, 7.0, 6.0)],
+        ] {
+            let (all, mut before) = (costs.map(size), 0.0);
+            let sizes = Sizes::new(all.to_vec());
+            for tokens in 1..=16 {
+                let cost = sizes.time(0, tokens, |_| 512);
+                assert!((cost - least(&all, tokens, false)).abs() < 1e-9, "{costs:?}, {tokens} tokens take {cost}");
+                assert!(cost >= before - 1e-9, "{costs:?}: {tokens} tokens take {cost}, one less {before}");
+                before = cost;
+            }
+        }
     }
 }

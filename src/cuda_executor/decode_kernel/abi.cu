@@ -38,16 +38,6 @@ typedef unsigned long long u64;
 #endif
 // ELEMENT: the one kind of elements to compile for, FLOAT16 or BFLOAT16; both where it is not defined.
 
-// Found by measurement on an H100 (docs/kernel-notes.md).
-#ifndef TILES_IN_FLIGHT
-#define TILES_IN_FLIGHT 2  // slots whose copies a producer warp has under way at most: more make all other reads wait
-#endif
-#ifndef PREFETCH_TILES
-#define PREFETCH_TILES 4  // pairs of plain tiles a producer warp has in the L2 cache ahead of a full ring, at most
-#endif
-#ifndef PREFETCH_CLOCKS
-#define PREFETCH_CLOCKS 2500  // clocks between two such requests
-#endif
 #ifndef MARK
 #define MARK(point)  // where benches/step_phases.cu takes the time
 #endif
@@ -59,6 +49,7 @@ u32 constexpr COMPUTE_THREADS = 32 * COMPUTE_WARPS;
 u32 constexpr BLOCK_THREADS = COMPUTE_THREADS + 32 * PRODUCER_WARPS;
 static_assert(COMPUTE_WARPS == 2 * PRODUCER_WARPS, "a producer warp serves a pair of compute warps");
 
+u32 constexpr MOST_SLOTS_IN_FLIGHT = 3;              // of a ring
 u32 constexpr BLOCK_ROWS = 8;                        // columns of mma's second operand
 u32 constexpr MOST_ROWS = 64;                        // of a launch, in any variant
 u32 constexpr MAX_ROWS = BLOCK_ROWS * (ROW_BLOCKS);  // of a launch
@@ -84,6 +75,9 @@ u32 constexpr WIDE_TILES_DEEP = 2;             // tiles along the inputs in a un
 u32 constexpr WIDE_STRIP_N = WIDE_COLUMNS * WIDE_COLUMN_N;
 static_assert(PLAIN_TILE_BYTES == PLAIN_TILE_K * PLAIN_TILE_N * sizeof(u16), "a plain tile is of 16-bit elements");
 static_assert(GROUP_TERM_BYTES == PACKED_TILE_N * 2 * sizeof(u16), "two 16-bit numbers for each output");
+
+u32 constexpr DEQUANTIZE_WARPS = 4;   // of a block that widens packed weights, and the strips of each
+u32 constexpr DEQUANTIZE_STRIPS = 2;  // as many as packed matrices always have, or a multiple
 
 u32 constexpr TOP_LOGITS = 64;          // tokens that a row's ranking finds: two for each lane of a warp
 u32 constexpr LOGITS_PER_BLOCK = 2048;  // that one block ranks
@@ -169,6 +163,10 @@ struct DecodeParams {
   u32* claims;             // [blocks]: zeroed; which shares are taken, if any were measured
   u32* block_clocks;       // [blocks, 2]: if wanted, clocks that a block took, and its multiprocessor
   RowTable const* table;   // where SHARED_SLOTS, instead of cached, occupied, rows, first_slot and kv_splits
+  u32 slots_in_flight;     // slots whose copies a producer warp has under way at most, 1 to 3
+  u32 prefetch_tiles;      // pairs of plain tiles that it has in the L2 cache ahead of a full ring at most
+  u32 prefetch_clocks;     // clocks between two such requests
+  u32 padding;
 };
 
 // A row's likeliest tokens, best first, as `sort_key` has them, and what all tokens of the row add up to.
@@ -198,7 +196,7 @@ struct DequantizeParams {
 };
 
 u32 constexpr PHASE_DESCRIPTOR_BYTES = 224;
-u32 constexpr DECODE_PARAMS_BYTES = 136;
+u32 constexpr DECODE_PARAMS_BYTES = 152;
 u32 constexpr ROW_TABLE_BYTES = 1808;
 u32 constexpr TOP_LOGITS_PARAMS_BYTES = 56;
 u32 constexpr TOP_LOGITS_ROW_BYTES = 520;

@@ -52,7 +52,11 @@ const fn constant(name: &str) -> u32 {
 /// Compute warps of a block.
 pub(super) const COMPUTE_WARPS: usize = constant("COMPUTE_WARPS") as usize;
 /// Threads of a block: compute warps and producer warps.
-pub(super) const BLOCK_THREADS: usize = 32 * (COMPUTE_WARPS + constant("PRODUCER_WARPS") as usize);
+pub(super) const BLOCK_THREADS: usize = 32 * (COMPUTE_WARPS + PRODUCER_WARPS);
+/// Producer warps of a block, each with a ring of its own.
+pub(super) const PRODUCER_WARPS: usize = constant("PRODUCER_WARPS") as usize;
+/// Most slots of a ring whose copies are under way.
+pub(super) const MOST_SLOTS_IN_FLIGHT: usize = constant("MOST_SLOTS_IN_FLIGHT") as usize;
 /// Rows of a block of mma's columns; most rows of a launch without a [`RowTable`].
 pub(crate) const BLOCK_ROWS: usize = constant("BLOCK_ROWS") as usize;
 /// Most rows of a launch of any variant.
@@ -85,6 +89,10 @@ pub(super) const WIDE_COLUMN_N: usize = constant("WIDE_COLUMN_N") as usize;
 pub(super) const WIDE_COLUMNS: usize = constant("WIDE_COLUMNS") as usize;
 /// Tiles along the inputs in a unit of a wide strip.
 pub(super) const WIDE_TILES_DEEP: usize = constant("WIDE_TILES_DEEP") as usize;
+/// Warps of a block that dequantises a matrix.
+pub(super) const DEQUANTIZE_WARPS: usize = constant("DEQUANTIZE_WARPS") as usize;
+/// Strips of packed weights that such a warp dequantises.
+pub(super) const DEQUANTIZE_STRIPS: usize = constant("DEQUANTIZE_STRIPS") as usize;
 /// Logits that a block searches in top-logits.
 pub(super) const LOGITS_PER_BLOCK: usize = constant("LOGITS_PER_BLOCK") as usize;
 /// Bytes of a block's partial sums of exponentials of a row of logits.
@@ -211,6 +219,10 @@ pub(super) struct DecodeParams {
     pub(super) claims: Address,
     pub(super) block_clocks: Address,
     pub(super) table: Address,
+    pub(super) slots_in_flight: u32,
+    pub(super) prefetch_tiles: u32,
+    pub(super) prefetch_clocks: u32,
+    pub(super) padding: u32,
 }
 
 /// The largest logits of a row, and sums over the row.

@@ -12,8 +12,8 @@ use super::super::driver::{Address, device_error, word};
 use super::super::matrix::PackedMatrix;
 use super::super::packed_tiles::{PackedLayout, TileKinds};
 use super::abi::{
-    BLOCK_THREADS, COMPUTE_WARPS, DecodeParams, DequantizeParams, PACKED_TILE_N, PLAIN_TILE_N, PhaseDescriptor,
-    TopLogitsParams, offset_kind,
+    BLOCK_THREADS, COMPUTE_WARPS, DEQUANTIZE_STRIPS, DEQUANTIZE_WARPS, DecodeParams, DequantizeParams, PACKED_TILE_N,
+    PhaseDescriptor, TopLogitsParams, offset_kind,
 };
 use super::partition::Partition;
 use super::row_class::RowClass;
@@ -85,12 +85,12 @@ impl LaunchGrid {
     }
 }
 
-/// Grid for dequantising a packed matrix: a block per tile of four strips, a warp per 32 inputs.
+/// Grid for dequantising a packed matrix: blocks beside each other write the same rows of outputs.
 pub(super) fn dequantize_grid(layout: PackedLayout) -> LaunchGrid {
     LaunchGrid {
-        x: word(layout.tiles()),
-        y: word(layout.outputs.div_ceil(PLAIN_TILE_N)),
-        threads: word(layout.tile_k() * PLAIN_TILE_N / PACKED_TILE_N),
+        x: word(layout.outputs.div_ceil(DEQUANTIZE_WARPS * DEQUANTIZE_STRIPS * PACKED_TILE_N)),
+        y: word(layout.tiles()),
+        threads: word(32 * DEQUANTIZE_WARPS),
     }
 }
 

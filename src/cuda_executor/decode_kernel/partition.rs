@@ -10,7 +10,8 @@ use super::super::driver::word;
 use super::abi::{MATMUL, NORM_ADD, PLAIN, PhaseDescriptor, WIDE_TILES_DEEP};
 use super::row_class::RowClass;
 
-/// Units per block below which all blocks get the same number.
+/// Units per block below which all blocks get the same number: a unit is then an eighth of a block's work or more, too
+/// coarse for shares in quarters.
 const FEW: usize = 8;
 
 /// Most strips of a product: numbers of strips and of tiles along the inputs share a word of the tables (`variant::check`

@@ -26,6 +26,28 @@ __device__ __forceinline__ u16 narrow(float value) {
   return bits;
 }
 
+// Two values to float16, the first in the lower half.
+__device__ __forceinline__ u32 narrow_f16x2(float low, float high) {
+  u32 bits;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
+// Sixteen bytes that are read once, of what no kernel writes meanwhile, and that are written once: the first to leave
+// the caches.
+__device__ __forceinline__ uint4 load_once_16(void const* at) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(at));
+  return v;
+}
+
+__device__ __forceinline__ void store_once_16(void* at, uint4 v) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
+               : "memory");
+}
+
 // Loads past the L1 cache (.cg), which may have what was there before another block wrote in this launch: 16 bytes, 2
 // bytes.
 __device__ __forceinline__ uint4 load_cg_16(void const* at) {

@@ -153,6 +153,18 @@ __device__ __forceinline__ void prefetch_tiles(TileCursor const& at, u32 pair) {
   }
 }
 
+// Waits for all copies but those for the last `slots`.
+__device__ __forceinline__ void wait_copies(u32 slots) {
+  static_assert(MOST_SLOTS_IN_FLIGHT == 3, "up to two besides the first");
+  if (slots == 0) {
+    cp_async_wait_group<0>();
+  } else if (slots == 1) {
+    cp_async_wait_group<1>();
+  } else {
+    cp_async_wait_group<2>();
+  }
+}
+
 // Fetches a pair's tiles of all phases into its ring, which begins at `slots`.
 __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers& barriers, u32 worker, u32 pair,
                                              u32 slots) {
@@ -184,12 +196,12 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
       announce(0);
       u32 since = (u32)clock();
       while (!is_empty(slot, round)) {
-        bool const more = lead < PREFETCH_TILES && ahead.phase < phase_count_of(s) && ahead.weight_kind == PLAIN;
-        if (more && __all_sync(0xffffffffu, (u32)clock() - since > PREFETCH_CLOCKS)) {
+        bool const more = lead < s.prefetch_tiles && ahead.phase < phase_count_of(s) && ahead.weight_kind == PLAIN;
+        if (more && __all_sync(0xffffffffu, (u32)clock() - since > s.prefetch_clocks)) {
           prefetch_tiles(ahead, pair);
           advance(ahead, s, worker, pair);
           ++lead;
-          since += PREFETCH_CLOCKS;
+          since += s.prefetch_clocks;
         } else {
           back_off();
         }
@@ -203,8 +215,8 @@ __device__ __forceinline__ void run_producer(DecodeParams const& s, RingBarriers
       ahead = at;
     }
     ++fetched;
-    cp_async_wait_group<TILES_IN_FLIGHT - 1>();
-    announce(TILES_IN_FLIGHT - 1);
+    wait_copies(s.slots_in_flight - 1);
+    announce(s.slots_in_flight - 1);
   }
   cp_async_wait_all();
   announce(0);

@@ -1,6 +1,10 @@
 //! Relative speeds of the multiprocessors (SMs): on one H100 some read a third faster than others. Their read
 //! throughput is measured once when a model is loaded, and each gets a share of every product in proportion.
 
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+
 use super::super::buffers::{Buffer, Pinned};
 use super::super::driver::{Address, word};
 use super::super::state::DeviceState;
@@ -26,9 +30,37 @@ struct Measured {
     clocks: Vec<u32>,
 }
 
-fn median(values: &mut [u32]) -> u32 {
+/// The median of values, of which there must be one.
+pub(super) fn median(values: &mut [u32]) -> u32 {
     values.sort_unstable();
     values[values.len() / 2]
+}
+
+/// Reads the clock cycles of the blocks of launches.
+pub(super) struct BlockClocks {
+    clocks: Buffer,
+    answer: Pinned,
+}
+
+impl BlockClocks {
+    pub(super) fn new(stream: &Arc<CudaStream>, blocks: usize) -> Result<Self, BackendError> {
+        let clocks = Buffer::new(stream, 8 * blocks, "decode steps")?;
+        Ok(Self { clocks, answer: Pinned::new(stream, 8 * blocks)? })
+    }
+
+    /// The clock cycles of each block in a launch of a list, and the multiprocessor it was on.
+    pub(super) fn of_launch(
+        &mut self,
+        kernel: &DecodeKernel,
+        stream: &CudaStream,
+        list: &PhaseList,
+        params: DecodeParams,
+    ) -> Result<Vec<[u32; 2]>, BackendError> {
+        let bytes = 8 * kernel.blocks;
+        kernel.launch(stream, list, DecodeParams { block_clocks: self.clocks.address(), ..params })?;
+        self.clocks.download(&mut self.answer, 0, bytes)?;
+        Ok(bytemuck::cast_slice::<u8, [u32; 2]>(&self.answer.bytes()?[..bytes]).to_vec())
+    }
 }
 
 impl SmSpeeds {
@@ -61,18 +93,14 @@ impl SmSpeeds {
         params: DecodeParams,
     ) -> Result<Option<Self>, BackendError> {
         let (stream, blocks) = (&state.device.stream, kernel.blocks);
-        let clocks = Buffer::new(stream, 8 * blocks, "decode steps")?;
-        let mut answer = Pinned::new(stream, 8 * blocks)?;
+        let mut clocks = BlockClocks::new(stream, blocks)?;
         // By multiprocessor, for a block may be on another each time.
         let mut measured: Vec<Measured> = Vec::new();
         for _ in 0..RUNS {
-            kernel.launch(stream, list, DecodeParams { block_clocks: clocks.address(), ..params })?;
-            clocks.download(&mut answer, 0, 8 * blocks)?;
-            let words: &[u32] = bytemuck::cast_slice(&answer.bytes()?[..8 * blocks]);
-            for pair in words.chunks_exact(2) {
-                match measured.iter_mut().find(|measured| measured.sm == pair[1]) {
-                    Some(measured) => measured.clocks.push(pair[0]),
-                    None => measured.push(Measured { sm: pair[1], clocks: vec![pair[0]] }),
+            for [clocks, sm] in clocks.of_launch(kernel, stream, list, params)? {
+                match measured.iter_mut().find(|measured| measured.sm == sm) {
+                    Some(measured) => measured.clocks.push(clocks),
+                    None => measured.push(Measured { sm, clocks: vec![clocks] }),
                 }
             }
         }

@@ -4,6 +4,7 @@
 
 mod attention;
 mod attention_rows;
+mod dequantize;
 mod emulator;
 mod matmul;
 mod top_logits;
@@ -17,6 +18,7 @@ use super::super::packed_tiles::{MatrixSize, TileKinds};
 use super::abi::{DecodeParams, MAX_STRIP_N, MOST_ROWS, PhaseDescriptor};
 use super::kernel::{DecodeKernel, PhaseList};
 use super::matmul::StripWidth;
+use super::read_ahead::ReadAhead;
 use super::row_class::RowClass;
 use super::rows::{QuerySizes, TableRow, row_table};
 use super::variant::VariantTarget;
@@ -215,11 +217,23 @@ impl Bench {
         bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes([b[0], b[1], b[2], b[3]]))).collect()
     }
 
+    /// A packed matrix to `[inputs, outputs]` in float16.
+    fn dequantize(&self, matrix: PackedMatrix, out: u64) {
+        match &self.machine {
+            KernelHost::Gpu(device, kernel) => {
+                kernel.dequantize(&device.stream, matrix, out).unwrap();
+                device.stream.synchronize().unwrap();
+            }
+            KernelHost::Cpu(emulator) => emulator.dequantize(matrix, out),
+        }
+    }
+
     fn run(&mut self, phases: &[PhaseDescriptor], counters: usize, params: DecodeParams) {
         // Narrow strips of eight rows are no larger than wide ones of 64.
         let partial_sums = self.bytes(&vec![0xff; 2 * self.blocks() * MOST_ROWS * MAX_STRIP_N / 2 * 4]);
         let attention_partials = self.bytes(&vec![0xff; 1 << 24]);
-        let params = DecodeParams { partial_sums, attention_partials, ..params };
+        let params =
+            ReadAhead::new(50 << 20, 132).of_launch(DecodeParams { partial_sums, attention_partials, ..params });
         match &self.machine {
             KernelHost::Gpu(device, kernel) => {
                 let list =

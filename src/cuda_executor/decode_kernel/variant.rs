@@ -28,9 +28,9 @@ const STATIC: usize = 3 << 10;
 const PACKED_TILES: usize = 4;
 /// Fewest slots of the ring that two warps share; with fewer, loads would stall.
 const LEAST_DEPTH: usize = 2;
-/// Most slots of a ring; more gain nothing.
+/// Most slots of a ring; more gain nothing (H100). Devices with less shared memory have fewer.
 const DEPTH: usize = 8;
-/// Most slots of a ring with packed tiles.
+/// Most slots of a ring with packed tiles: on an H100 four are better than five.
 const DEPTH_PACKED: usize = 4;
 
 /// Bytes of a warp's half of a slot for tiles of these kinds.

@@ -63,7 +63,7 @@ impl GpuExecutor {
         let tokens: Vec<u32> = steps.iter().map(|step| step.token).collect();
         let rows: Vec<usize> = steps.iter().map(|step| row(step) * chunk).collect();
         // Rows of the kernel's do not meet each other.
-        self.state.embed(&tokens, &rows, if path == DecodePath::Engines { batch * chunk } else { 0 })?;
+        self.state.embed(&tokens, &rows, 0..if path == DecodePath::Engines { batch * chunk } else { 0 })?;
         self.state.place(&batch_rows)?;
         let shape = LayerShape { batch, chunk, cache: self.state.cache.capacity };
         self.replay(StepKey { shape, path, slot: first })?;
@@ -113,7 +113,7 @@ impl GpuExecutor {
             }
         }
         let places: Vec<usize> = (0..rows.len()).collect();
-        self.state.embed(&tokens, &places, 0)?;
+        self.state.embed(&tokens, &places, 0..0)?;
         with_logits.resize(padded_wanted(with_logits.len(), class), BatchRow::default());
         self.state.place(&with_logits)?;
         self.replay_rows(class, &rows, with_logits.len())?;

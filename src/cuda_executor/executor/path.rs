@@ -26,11 +26,3 @@ pub(super) struct StepKey {
     pub(super) path: DecodePath,
     pub(super) slot: usize,
 }
-
-/// A pass of the engines for one sequence: over the first `layers`, or over all.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct EnginePass {
-    pub(super) shape: LayerShape,
-    pub(super) slot: usize,
-    pub(super) layers: usize,
-}

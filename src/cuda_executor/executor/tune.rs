@@ -12,18 +12,21 @@ use super::super::decode_kernel::row_class::RowClass;
 use super::super::decode_kernel::rows::TableRow;
 use super::super::driver::device_error;
 use super::super::state::BatchRow;
+use super::super::sweep::{PlacedPass, SweepExtent};
 use super::GpuExecutor;
-use super::path::{DecodePath, EnginePass, StepKey, StepPath};
+use super::path::{DecodePath, StepKey, StepPath};
 use crate::backend::BackendError;
 use crate::convert::LayerShape;
 use crate::executor::{LlmError, Size, Sizes};
 
 /// Timed runs of each candidate, interleaved, so that a temporary slowdown affects all of them.
 const ROUNDS: usize = 5;
-/// Layers of a timed pass, since each takes the same time.
+/// Layers of a timed pass, since each takes the same time: the first, and eight times the others, so that what the clock
+/// and the host add to a measurement counts an eighth.
 const LAYERS: usize = 9;
 /// Passes of at most this many tokens are timed over all layers: their times differ little, because reading the weights
-/// takes longer than the arithmetic.
+/// takes longer than the arithmetic. That is so below the operations for each byte of memory that a GPU has, which in 16
+/// bits is the number of tokens: 156 on an A100 (312 TFLOPS, 2.0 TB/s), 295 on an H100, 200 and more on an AGX Orin.
 const CLOSE: usize = 128;
 /// Ratio of the caches that passes are timed with: the smallest, and the largest that is at most this many times
 /// larger.
@@ -64,11 +67,19 @@ struct RowTrial {
     position: usize,
 }
 
+/// A pass to be timed: its tokens, and whether packed weights are unpacked for it, or were so for the one before.
+#[derive(Clone, Copy)]
+struct TimedPass {
+    chunk: usize,
+    unpacks: bool,
+}
+
 /// A pass over some of the layers.
 #[derive(Clone, Copy)]
 struct PassTrial {
     shape: LayerShape,
     layers: usize,
+    unpacks: bool,
 }
 
 impl GpuExecutor {
@@ -77,11 +88,12 @@ impl GpuExecutor {
         // First: they want more scratch memory, and graphs of steps refer to it.
         let mut sizes = self.measure_passes()?;
         let seconds = self.measure_steps()?;
-        sizes.push(Size { tokens: 1, seconds: vec![(0, seconds)] });
+        sizes.push(Size { tokens: 1, seconds: vec![(0, seconds)], shared: 0.0 });
         self.launches = vec![(1, seconds)];
         self.add_row_sizes(&mut sizes)?;
-        for Size { tokens, seconds } in &sizes {
+        for Size { tokens, seconds, shared } in &sizes {
             tracing::debug!("a pass of {tokens} tokens takes (cached positions, seconds): {seconds:?}");
+            tracing::debug!("behind another one it takes {shared} s less");
         }
         self.sizes = Sizes::new(sizes);
         Ok(())
@@ -124,14 +136,23 @@ impl GpuExecutor {
         let (caches, chunks) = (&self.options.shapes.caches, self.options.shapes.chunks.clone());
         let near = caches.first().copied().unwrap_or(0);
         let far = caches.iter().copied().rfind(|cache| *cache <= FAR * near).unwrap_or(near);
+        let mut passes: Vec<TimedPass> =
+            chunks.iter().map(|chunk| TimedPass { chunk: *chunk, unpacks: true }).collect();
+        if self.state.weights.are_packed() {
+            // Behind the others, which unpack what these read.
+            passes.extend(chunks.iter().map(|chunk| TimedPass { chunk: *chunk, unpacks: false }));
+        }
+        let seconds = self.time_passes(near, &passes)?;
+        let (alone, behind) = seconds.split_at(chunks.len().min(seconds.len()));
         let mut sizes: Vec<Size> = Vec::new();
-        for (tokens, seconds) in chunks.iter().copied().zip(self.time_passes(near, &chunks)?) {
-            sizes.push(Size { tokens, seconds: vec![(near, seconds)] });
+        for (at, (tokens, seconds)) in chunks.iter().copied().zip(alone.iter().copied()).enumerate() {
+            let shared = behind.get(at).map_or(0.0, |behind| (seconds - behind).max(0.0));
+            sizes.push(Size { tokens, seconds: vec![(near, seconds)], shared });
         }
         if let Some(largest) = sizes.last().filter(|_| far > near) {
             // What attention to a longer cache costs goes by the tokens that attend.
             let (least, tokens) = (largest.seconds[0].1, largest.tokens as f64);
-            let most = self.time_passes(far, &chunks[chunks.len() - 1..])?;
+            let most = self.time_passes(far, &[TimedPass { chunk: largest.tokens, unpacks: true }])?;
             let more = (most.first().copied().unwrap_or(least) - least).max(0.0) / tokens;
             for size in &mut sizes {
                 size.seconds.push((far, size.seconds[0].1 + more * size.tokens as f64));
@@ -141,15 +162,16 @@ impl GpuExecutor {
         Ok(sizes)
     }
 
-    /// Times in seconds of passes of these sizes with a cache of this size.
-    fn time_passes(&mut self, cache: usize, chunks: &[usize]) -> Result<Vec<f64>, LlmError> {
+    /// Times in seconds of passes with a cache of this size.
+    fn time_passes(&mut self, cache: usize, passes: &[TimedPass]) -> Result<Vec<f64>, LlmError> {
         let count = self.state.model.layers.len();
         self.state.cache.resize(&self.state.kernels, cache)?;
         let some = |chunk: usize| if chunk <= CLOSE { [1, count] } else { [1, count.min(LAYERS)] };
-        let trials: Vec<PassTrial> = (chunks.iter())
-            .flat_map(|chunk| some(*chunk).map(|layers| (LayerShape { batch: 1, chunk: *chunk, cache }, layers)))
-            .map(|(shape, layers)| PassTrial { shape, layers })
-            .collect();
+        let trials = |pass: &TimedPass| {
+            let TimedPass { chunk, unpacks } = *pass;
+            some(chunk).map(|layers| PassTrial { shape: LayerShape { batch: 1, chunk, cache }, layers, unpacks })
+        };
+        let trials: Vec<PassTrial> = passes.iter().flat_map(trials).collect();
         let seconds = self.by_turns(&trials, |executor, trial| executor.try_pass(trial))?;
         let whole = |(pair, trials): (&[f64], &[PassTrial])| {
             let layer = (pair[1] - pair[0]).max(0.0) / (trials[1].layers - 1).max(1) as f64;
@@ -159,13 +181,13 @@ impl GpuExecutor {
     }
 
     /// Runs a pass of dummy tokens, which leaves nothing in the cache.
-    fn try_pass(&mut self, PassTrial { shape, layers }: PassTrial) -> Result<(), LlmError> {
+    fn try_pass(&mut self, PassTrial { shape, layers, unpacks }: PassTrial) -> Result<(), LlmError> {
         self.load(Some(shape), 0)?;
-        self.state.cache.next_capacity = self.state.cache.capacity;
         let vocabulary = self.state.model.vocab_size;
         let tokens: Vec<u32> = (0..shape.chunk).filter_map(|at| u32::try_from(at % vocabulary).ok()).collect();
-        let row = BatchRow { cached: shape.cache.saturating_sub(shape.chunk), ..BatchRow::default() };
-        self.enqueue(EnginePass { shape, slot: 0, layers }, &tokens, row)
+        let cached = shape.cache.saturating_sub(shape.chunk);
+        let pass = PlacedPass { cached, ..PlacedPass::alone(shape, 0, self.state.cache.capacity) };
+        self.enqueue(&[pass], &tokens, SweepExtent { layers, unpacks, appends: false })
     }
 
     /// Adds passes that are launches of our kernel with a row for each token, where engines have no faster pass of the
@@ -198,7 +220,7 @@ impl GpuExecutor {
                 continue;
             }
             sizes.retain(|size| size.tokens != tokens);
-            sizes.push(Size { tokens, seconds: vec![(0, seconds[0]), (room, seconds[1])] });
+            sizes.push(Size { tokens, seconds: vec![(0, seconds[0]), (room, seconds[1])], shared: 0.0 });
             self.row_sizes.push(tokens);
         }
         Ok(())

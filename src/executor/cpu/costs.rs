@@ -18,7 +18,7 @@ pub(super) fn chunk_for(rows: usize) -> usize {
 
 /// The sizes of passes, and their costs in tokens.
 pub(super) fn sizes() -> Sizes {
-    let size = |tokens: usize| Size { tokens, seconds: vec![(0, TOKENS_OF_A_PASS + tokens as f64)] };
+    let size = |tokens: usize| Size { tokens, seconds: vec![(0, TOKENS_OF_A_PASS + tokens as f64)], shared: 0.0 };
     Sizes::new(CHUNKS.map(size).into())
 }
 

@@ -71,8 +71,8 @@ extern "C" void run_top_logits(TopLogitsParams const* params, u32 blocks, u32 ro
 
 // A packed matrix to float16.
 static DequantizeParams dequantize_params;
-extern "C" void run_dequantize(DequantizeParams const* params, u32 bits, u32 tiles, u32 columns, u32 threads) {
+extern "C" void run_dequantize(DequantizeParams const* params, u32 bits, u32 columns, u32 tiles, u32 threads) {
   dequantize_params = *params;
   entry = bits == 4 ? [] { dequantize_int4(dequantize_params); } : [] { dequantize_int8(dequantize_params); };
-  run_grid(tiles, columns, threads);
+  run_grid(columns, tiles, threads);
 }

@@ -199,6 +199,8 @@ inline u16 narrow(float value) {
   return bits;
 }
 
+inline u32 narrow_f16x2(float low, float high) { return narrow<1>(low) | (u32)narrow<1>(high) << 16; }
+
 static void const* aligned(void const* at, uintptr_t size) {
   if ((uintptr_t)at % size) {
     fprintf(stderr, "an address is not a multiple of %u\n", (u32)size);
@@ -207,6 +209,8 @@ static void const* aligned(void const* at, uintptr_t size) {
   return at;
 }
 inline uint4 load_cg_16(void const* at) { return *(uint4 const*)aligned(at, 16); }
+inline uint4 load_once_16(void const* at) { return *(uint4 const*)aligned(at, 16); }
+inline void store_once_16(void* at, uint4 v) { *(uint4*)aligned(at, 16) = v; }
 inline u16 load_cg_2(void const* at) { return *(u16 const*)aligned(at, 2); }
 
 static char shared_origin[16];

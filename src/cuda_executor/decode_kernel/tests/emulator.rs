@@ -13,7 +13,6 @@ use super::super::partition::Partition;
 use super::super::row_class::RowClass;
 use super::PackedMatrix;
 use crate::cuda_executor::driver::{kind, word};
-use crate::cuda_executor::packed_tiles::PackedLayout;
 use crate::tensor::DType;
 
 /// More than one, so that they wait for each other.
@@ -96,19 +95,14 @@ impl Emulator {
     }
 
     /// A packed matrix to `[inputs, outputs]` in float16.
-    pub(super) fn dequantize(self, tiles: &[u8], order: Option<&[u32]>, layout: PackedLayout) -> Vec<u16> {
-        let mut out = vec![u16::MAX; layout.inputs * layout.outputs];
-        let input_order = order.map_or(0, |order| order.as_ptr() as u64);
-        let matrix = PackedMatrix { tiles: tiles.as_ptr() as u64, input_order, layout };
-        let params = dequantize_params(matrix, out.as_mut_ptr() as u64);
-        let grid = dequantize_grid(layout);
+    pub(super) fn dequantize(self, matrix: PackedMatrix, out: u64) {
+        let (params, grid) = (dequantize_params(matrix, out), dequantize_grid(matrix.layout));
         let _in_use = IN_USE.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        // SAFETY: the function has this signature; the buffers have these sizes.
+        // SAFETY: the function has this signature; the caller's buffers have these sizes.
         unsafe {
             let run: Symbol<'_, RunDequantize> = self.libraries[0].get(b"run_dequantize").unwrap();
-            run(&raw const params, layout.bits, grid.x, grid.y, grid.threads);
+            run(&raw const params, matrix.layout.bits, grid.x, grid.y, grid.threads);
         }
-        out
     }
 }
 
