@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::error::{Error, ErrorKind};
-use super::source::{name_of, parse_source};
 use crate::confined;
 use crate::diagnostic::Diagnostic;
 use crate::fetch::{Fetcher, Lock};
 use crate::pipeline::{self, Context};
 use crate::progress::{Progress, Silent};
-use crate::recipe::{self, Build, Picture, Plan, Recipe, Source, Verify};
+use crate::recipe::{self, Build, Picture, Plan, Recipe, Source, Verify, name_of, parse_source};
 use crate::spec::Precision;
 use crate::worker::Isolation;
 
@@ -22,7 +21,7 @@ use crate::worker::Isolation;
 /// what a recipe file must not say is an error of [`Builder::build`].
 ///
 /// A source is a text, as recipes and `watus-build inspect` name it: `path:yolo11n.pt` (or the path alone),
-/// `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION`, `ollama:llama3.2:1b`, `pypi:PACKAGE==VERSION/FILE`, or an https address, which
+/// `hub:OWNER/NAME`, `hub:OWNER/NAME@REVISION` or `hub:OWNER/NAME/FILE`, `ollama:llama3.2:1b`, `pypi:PACKAGE==VERSION/FILE`, or an https address, which
 /// needs [`Builder::sha256`].
 ///
 /// TensorRT builds in a process of its own, which is this program started again: call
