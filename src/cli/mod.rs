@@ -19,6 +19,7 @@ mod serve;
 mod service;
 mod session;
 mod signals;
+mod source;
 mod strip;
 mod upgrade;
 mod verify;
@@ -102,7 +103,7 @@ pub fn main() -> Exit {
         Command::Service(args) => service::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
         Command::Strip(args) => strip::execute(&args),
-        Command::Recipe(args) => recipe::execute(&args),
+        Command::Recipe(args) => recipe::execute(&args, &environment),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     };
