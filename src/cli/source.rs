@@ -20,10 +20,10 @@ fn lock_in(folder: &Path) -> anyhow::Result<Lock> {
     Ok(Lock::open(&folder.join("watus.lock"))?)
 }
 
-/// Warns where an argument may have meant something else.
+/// Says where an argument may have meant something else.
 pub(super) fn tell(note: Option<&String>, environment: &Environment) {
     if let Some(note) = note {
-        environment.progress.event(Event::Warning(note));
+        environment.progress.event(Event::Stage(note));
     }
 }
 

@@ -160,7 +160,7 @@ impl SourceRecipe {
         let plan = self.plan();
         let folder = context.output.join(&plan.name);
         self.check_owner(&folder)?;
-        if self.is_ready(&plan, &folder, backend) {
+        if self.is_ready(&plan, &folder, backend, lock) {
             return Ok(folder);
         }
         // Before gigabytes are fetched.
@@ -182,23 +182,29 @@ impl SourceRecipe {
         bail!(what.with_help(format!("name {folder} to use it, or choose another folder for engines")))
     }
 
-    /// Whether the engine can be used without a look at its source: that cannot change, the recipe names no other files, and was
-    /// not changed since.
-    fn is_ready(&self, plan: &Plan, folder: &Path, backend: BackendChoice) -> bool {
-        let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-        let is_pinned =
-            matches!(plan.source, SourcePlan::Hub { .. } | SourcePlan::Pypi { .. } | SourcePlan::Url { .. });
+    /// Whether the engine can be used without a look at its source: it was built from what is pinned, the recipe names no other
+    /// files, and was not changed since.
+    fn is_ready(&self, plan: &Plan, folder: &Path, backend: BackendChoice, lock: &Lock) -> bool {
+        let commit = match &plan.source {
+            SourcePlan::Hub { repository, revision, .. } => lock.get(repository, revision).map(|pinned| &pinned.commit),
+            SourcePlan::Pypi { .. } | SourcePlan::Url { .. } => None,
+            // What is there may be another model by now.
+            SourcePlan::Path { .. } | SourcePlan::Ollama { .. } => return false,
+        };
+        let source = super::source_text(&plan.source, commit.map(String::as_str));
         let llm = plan.model.llm();
         let names_files = llm.is_some_and(|llm| llm.chat_template.is_some() || llm.speculation_text.is_some())
             || plan.build.calibration.is_some()
             || plan.verify.reference.is_some()
             || !(plan.verify.images.is_empty() && plan.verify.inputs.is_empty());
+        let changed = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
         let is_older = |recipe: SystemTime| changed(&folder.join(FILE)).is_some_and(|built| recipe <= built);
-        is_pinned
-            && !names_files
+        !names_files
             && changed(&self.place).is_some_and(is_older)
             && EngineDir::load(folder).is_ok_and(|engine| {
-                engine.recipe().is_some_and(|recipe| is_file(recipe, &self.place)) && engine.misfit(backend).is_none()
+                engine.manifest.source == source
+                    && engine.recipe().is_some_and(|recipe| is_file(recipe, &self.place))
+                    && engine.misfit(backend).is_none()
             })
     }
 }
