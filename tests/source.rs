@@ -371,8 +371,10 @@ fn files_and_stores_are_built_and_run() {
     fs::write(scratch.path().join("mine.yaml"), "version: 1\nname: vit\nkind: onnx\nsource: { path: relu.onnx }\n")
         .unwrap();
     assert_eq!(command(&["build", "mine.yaml"]).0, 0);
-    let (code, _, stderr) = command(&["run", "modele/vit", "face.png", "--backend", "cpu"]);
-    assert_eq!((code, stderr.contains("engines/vit was built from ")), (1, true), "{stderr}");
+    for arguments in [&["run", "modele/vit", "face.png", "--backend", "cpu"][..], &["build", "modele/vit"]] {
+        let (code, _, stderr) = command(arguments);
+        assert_eq!((code, stderr.contains("engines/vit was built from ")), (1, true), "{stderr}");
+    }
     assert_eq!(leftovers(scratch.path()), Vec::<String>::new());
 }
 

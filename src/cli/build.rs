@@ -125,6 +125,7 @@ fn plan(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<O
         }
         made => made?,
     };
+    made.check_owner(&args.output)?;
     if made.text.is_some() && args.dry_run {
         print(format!("{}: a recipe to be written", place.display()))?;
     } else if made.text.is_some() {

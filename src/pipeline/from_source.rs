@@ -159,7 +159,7 @@ impl SourceRecipe {
     pub fn engine(&self, backend: BackendChoice, context: &Context, lock: &mut Lock) -> anyhow::Result<PathBuf> {
         let plan = self.plan();
         let folder = context.output.join(&plan.name);
-        self.check_owner(&folder)?;
+        self.check_owner(&context.output)?;
         if self.is_ready(&plan, &folder, backend, lock) {
             return Ok(folder);
         }
@@ -172,9 +172,10 @@ impl SourceRecipe {
         Ok(build(prepared, context)?.folder)
     }
 
-    /// Refuses the place of an engine that another recipe made: it is not replaced by the way.
-    fn check_owner(&self, folder: &Path) -> anyhow::Result<()> {
-        let Ok(engine) = EngineDir::load(folder) else { return Ok(()) };
+    /// Refuses a folder of engines in which another recipe made the engine of this name: it is not replaced by the way.
+    pub fn check_owner(&self, engines: &Path) -> anyhow::Result<()> {
+        let folder = engines.join(self.recipe.name());
+        let Ok(engine) = EngineDir::load(&folder) else { return Ok(()) };
         let Some(other) = engine.recipe().filter(|other| !is_file(other, &self.place)) else { return Ok(()) };
         let folder = folder.display();
         let what =
