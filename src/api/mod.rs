@@ -6,7 +6,7 @@
 //! ```
 //!
 //! [`Detector`] (`detector.rs`) and [`Classifier`] take a [`Frame`], which is whatever a robot has of an image; [`ChatModel`]
-//! answers conversations as [`ChatOptions`] say; [`Builder`] (`builder.rs`, `builder_kinds.rs`, `source.rs`) makes engine
+//! answers conversations as [`ChatOptions`] say; [`Builder`] (`builder.rs`, `builder_kinds.rs`) makes engine
 //! directories. `opening.rs` opens one as `watus-build run` does. All fail by [`Error`].
 
 #[cfg(feature = "fetch")]
@@ -20,8 +20,6 @@ mod detector;
 mod error;
 mod frame;
 mod opening;
-#[cfg(feature = "fetch")]
-mod source;
 
 #[cfg(feature = "fetch")]
 pub use builder::{Builder, BuiltEngine};

@@ -1,22 +1,27 @@
-//! `build`: builds engine directories from recipes.
+//! `build`: builds engine directories from recipes and sources.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::fetch::SourceArgs;
-use super::{Environment, Exit, print};
-use crate::pipeline::{self, Context, Emitted};
-use crate::recipe::{self, Plan};
+use super::{Environment, Exit, print, source};
+use crate::diagnostic::Diagnostic;
+use crate::engine_dir::EngineDir;
+use crate::fetch::FetchError;
+use crate::pipeline::{self, Context, Emitted, GivenModel};
+use crate::progress::Event;
+use crate::recipe::{self, Plan, RecipeError};
 use crate::worker::Isolation;
 
-/// Build, verify and publish engines from recipes
+/// Build, verify and publish engines from recipes and sources
 ///
-/// Engines that are up to date are not built again. An engine that fails verification is not published.
+/// Engines that are up to date are not built again. An engine that fails verification is not published. A source gets a recipe
+/// that fits this machine, which is written beside the engine and is what decides from then on.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Recipe files (YAML)
-    #[arg(required = true, value_name = "RECIPE")]
+    /// Recipe files (YAML), or sources: OWNER/NAME[@REVISION] on a hub, ollama:NAME, a .gguf, .pt or .onnx file, a folder
+    #[arg(required = true, value_name = "RECIPE|SOURCE")]
     recipes: Vec<PathBuf>,
     /// Directory in which engine directories are written
     #[arg(short, long, default_value = "engines", value_name = "DIR")]
@@ -55,7 +60,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     // All recipes are read before anything is built: a typo in the last one costs no hour.
     let mut plans = Vec::new();
     for path in &args.recipes {
-        plans.push(Plan::new(path, &recipe::load(path)?));
+        plans.extend(plan(args, path, environment)?);
     }
     for (index, plan) in plans.iter().enumerate() {
         if let Some(twin) = plans[..index].iter().find(|twin| twin.name == plan.name) {
@@ -96,6 +101,49 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     Ok(exit)
 }
 
+/// The plan of a recipe, or of a source, whose recipe is written; `None` if a dry run would have to ask the network for it.
+fn plan(args: &Args, path: &Path, environment: &Environment) -> anyhow::Result<Option<Plan>> {
+    let named = match GivenModel::of(path, &args.output) {
+        Ok(GivenModel::Recipe) => return Ok(Some(Plan::new(path, &recipe::load(path)?))),
+        Ok(GivenModel::EngineDirectory) => return Err(is_built(path)),
+        Ok(GivenModel::Source(named, note)) => {
+            source::tell(note.as_ref(), environment);
+            named
+        }
+        Err(Diagnostic { message, help, .. }) => {
+            return Err(RecipeError::Invalid { path: path.to_owned(), line: None, message, help }.into());
+        }
+    };
+    let mut fetcher = args.sources.fetcher(environment);
+    fetcher.offline |= args.dry_run;
+    let place = pipeline::recipe_place(&named.source, &args.output);
+    let mut lock = args.sources.lock(&place)?;
+    let made = match pipeline::recipe_of(&named, &args.output, &fetcher, &mut lock) {
+        Err(error) if args.dry_run && matches!(error.downcast_ref(), Some(FetchError::Offline { .. })) => {
+            print(format!("{}: to be looked at; what follows depends on it", named.given))?;
+            return Ok(None);
+        }
+        made => made?,
+    };
+    made.check_owner(&args.output)?;
+    if made.text.is_some() && args.dry_run {
+        print(format!("{}: a recipe to be written", place.display()))?;
+    } else if made.text.is_some() {
+        made.write(&mut lock)?;
+        let written = format!("{}: its recipe is {}", made.recipe.name(), place.display());
+        environment.progress.event(Event::Stage(&written));
+    }
+    Ok(Some(made.plan()))
+}
+
+/// The error for what is built already.
+fn is_built(path: &Path) -> anyhow::Error {
+    let what = Diagnostic::new(format!("{} is an engine directory, and no recipe", path.display()));
+    let engine = EngineDir::load(path).ok();
+    let command = engine.map_or("`watus-build build RECIPE`".to_owned(), |engine| engine.rebuild_command());
+    what.with_help(format!("it is built again by {command}")).into()
+}
+
 fn build_recipe(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<Exit> {
     let mut lock = args.sources.lock(&plan.recipe)?;
     if args.dry_run {
@@ -124,7 +172,6 @@ fn build_recipe(args: &Args, plan: &Plan, context: &Context) -> anyhow::Result<E
 }
 
 fn dry_run(plan: &Plan, context: &Context, lock: &mut crate::fetch::Lock) -> anyhow::Result<Exit> {
-    use crate::fetch::FetchError;
     let name = &plan.name;
     print(format!("{name}: {} -> {}", plan.recipe.display(), context.output.join(name).display()))?;
     let source = pipeline::source_text(&plan.source, None);

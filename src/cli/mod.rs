@@ -21,6 +21,7 @@ mod serve;
 mod service;
 mod session;
 mod signals;
+mod source;
 mod strip;
 mod upgrade;
 mod verify;
@@ -105,7 +106,7 @@ pub fn main() -> Exit {
         Command::List(args) => list::execute(&args),
         Command::Remove(args) => remove::execute(&args, &environment),
         Command::Strip(args) => strip::execute(&args),
-        Command::Recipe(args) => recipe::execute(&args),
+        Command::Recipe(args) => recipe::execute(&args, &environment),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
     };

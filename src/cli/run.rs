@@ -10,13 +10,14 @@ use anyhow::{Context as _, bail};
 use super::generate::{self, GenerateArgs};
 use super::outputs::{refuse_inputs, refuse_others};
 use super::session::{self, Choice};
-use super::{Environment, Exit, named, print, say};
+use super::{Environment, Exit, named, print, say, source};
 use crate::api::ChatModel;
 use crate::artifact::StagedFile;
 use crate::backend::Session;
 use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::log::printable;
+use crate::pipeline::is_picture_export;
 use crate::regular_file;
 use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 
@@ -26,9 +27,13 @@ use crate::tensor::{Tensor, TensorSpec, read_npy, write_npy};
 /// terminal it holds a conversation. A classifier or a YOLO model takes images or folders of images and prints its
 /// results; a detector also draws them. Every engine, and a bare .onnx file on the CPU reference, takes tensors:
 /// `--input NAME=FILE.npy`, with `--save DIR` for the outputs.
+///
+/// A model that is named by a source (OWNER/NAME on a hub, ollama:NAME, a .gguf or .pt file, a folder) is built first if it is
+/// not there; its recipe is written beside the engine. So is an ONNX file that Ultralytics exported, if pictures are given.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Engine directory, or an .onnx file
+    /// Engine directory, a source, or an .onnx file
+    #[arg(value_name = "ENGINE|SOURCE")]
     engine: PathBuf,
     /// Images (PNG, JPEG, WebP, BMP, TIFF, GIF) or folders of images; for a language model the words of the prompt
     #[arg(value_name = "IMAGE|PROMPT")]
@@ -45,6 +50,9 @@ pub(super) struct Args {
     /// Do not draw detections
     #[arg(long)]
     no_annotated: bool,
+    /// Directory of the engine and the recipe of a source
+    #[arg(long, value_name = "DIR", default_value = "engines")]
+    engines: PathBuf,
     /// Where to run the model
     #[arg(long, value_enum, default_value = "auto")]
     backend: Choice,
@@ -59,9 +67,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
-    let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx");
+    let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx")
+        && (args.images.is_empty() || !is_picture_export(&args.engine));
     let progress = &*environment.progress;
-    let engine = if is_model { None } else { Some(EngineDir::load_checked(&args.engine, args.verify, progress)?) };
+    let engine = match is_model {
+        true => None,
+        false => {
+            let folder = source::engine(&args.engine, &args.engines, args.backend.into(), environment)?;
+            Some(EngineDir::load_checked(&folder, args.verify, progress)?)
+        }
+    };
     let _held = engine.as_ref().and_then(EngineDir::hold);
     if let Some(engine) = engine.as_ref().filter(|engine| engine.manifest.contents.llm().is_some()) {
         let generator = session::open_llm(engine, args.backend, progress)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 
 use super::session::{Choice, open_llm};
-use super::{Environment, Exit, say, upgrade};
+use super::{Environment, Exit, say, source, upgrade};
 use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::generation::Generator;
@@ -21,11 +21,16 @@ use crate::spec::LlmRecord;
 /// Serve a language model over the OpenAI API
 ///
 /// Clients connect to http://HOST:PORT/v1 and may use any of the model's names. http://HOST:PORT is a chat page for
-/// browsers.
+/// browsers. A model that is named by a source (OWNER/NAME on a hub, ollama:NAME, a .gguf file or a folder) is built first if it
+/// is not there; its recipe is written beside the engine.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Engine directory of a language model
+    /// Engine directory of a language model, or a source
+    #[arg(value_name = "ENGINE|SOURCE")]
     pub(super) engine: PathBuf,
+    /// Directory of the engine and the recipe of a source
+    #[arg(long, value_name = "DIR", default_value = "engines")]
+    pub(super) engines: PathBuf,
     /// IP address to listen on; 0.0.0.0 listens on all networks
     #[arg(long, default_value = "127.0.0.1")]
     pub(super) host: IpAddr,
@@ -97,7 +102,8 @@ pub(super) struct Args {
 /// The model name that clients of the robot's earlier server request.
 const NAME: &str = "local-trt-llm";
 
-pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
+pub(super) fn execute(mut args: Args, environment: &Environment) -> anyhow::Result<Exit> {
+    args.engine = source::engine(&args.engine, &args.engines, args.backend.into(), environment)?;
     let (engine, record) = fitting_model(&args, environment)?;
     let _held = engine.hold();
     let name = &engine.manifest.name;

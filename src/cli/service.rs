@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use super::{Exit, print, serve, upgrade};
+use super::{Exit, print, serve, source, upgrade};
 use crate::artifact::write_file;
 use crate::confined;
 use crate::diagnostic::Diagnostic;
@@ -54,7 +54,10 @@ const FOLDER: &str = "/etc/systemd/system";
 pub(super) fn execute(args: Args) -> anyhow::Result<Exit> {
     let folder = Path::new(FOLDER);
     match args.action {
-        Action::Install(args) => install(&args, folder),
+        Action::Install(mut args) => {
+            args.serve.engine = source::built(&args.serve.engine, &args.serve.engines)?;
+            install(&args, folder)
+        }
         Action::Uninstall { name } => uninstall(name.as_deref(), folder),
         Action::Status { name } => status(name.as_deref(), folder),
     }

@@ -4,12 +4,16 @@
 //! differences, `llm/` and `graph.rs` implement it. `sources.rs` fetches a plan's files, `vision.rs` makes an ONNX
 //! model of a source, `settings.rs` builder options of a plan, `precision.rs` a half-precision model; `key.rs` has the
 //! cache key, `place.rs` decides what may be replaced or linked, `tries.rs` handles the user's tensors to verify with.
+//! `from_source.rs` has the way from a source without a recipe, which `new_recipe/` makes for the memory in `room.rs`.
 
+mod from_source;
 mod graph;
 mod key;
 mod llm;
+mod new_recipe;
 mod place;
 mod precision;
+mod room;
 mod settings;
 mod sources;
 mod target;
@@ -42,6 +46,8 @@ use crate::verify::{self, Report};
 use crate::worker::{self, Isolation, Job};
 use target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 
+pub use from_source::{GivenModel, given_source, is_picture_export, recipe_of, recipe_place};
+pub use new_recipe::{GivenSource, SourceRecipe, new_recipe};
 pub use place::strange_content;
 pub use sources::{fetch, fetch_pictures, source_text};
 pub use target::Emitted;

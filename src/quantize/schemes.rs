@@ -3,6 +3,7 @@
 use anyhow::bail;
 
 use super::{OriginalModel, Scheme};
+use crate::convert::{Part, Transformer};
 use crate::diagnostic::Diagnostic;
 
 /// What is asked for: bits of the integers, `None` for matrices that stay as the checkpoint has them.
@@ -24,6 +25,16 @@ pub struct Schemes {
 }
 
 impl Schemes {
+    /// The schemes of a model called `name` that holds floats, by its sizes alone: its checkpoint need not be here.
+    pub fn of_floats(name: &str, model: &Transformer, bits: QuantisedBits) -> Result<Self, Diagnostic> {
+        let weights = model.layer_weights(0).into_iter().filter(|weight| weight.role.is_matrix());
+        let matrices: Vec<Part> = weights.flat_map(|weight| weight.parts).collect();
+        let layers = bits.layers.map(|bits| Scheme::choose(name, &matrices, bits, None)).transpose()?;
+        let group = layers.map(|layers: Scheme| layers.group);
+        let head = bits.head.map(|bits| Scheme::choose(name, &[model.output_matrix()], bits, group)).transpose()?;
+        Ok(Self { layers, head })
+    }
+
     /// Chooses schemes with groups of `group_size` inputs if that is given, else of the most that divide a model's sizes. Matrices
     /// that are quantised already are refused.
     pub fn choose(original: OriginalModel<'_>, bits: QuantisedBits, group_size: Option<usize>) -> anyhow::Result<Self> {

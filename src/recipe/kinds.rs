@@ -19,6 +19,52 @@ pub enum Recipe {
 }
 
 impl Recipe {
+    /// A recipe that says nothing beyond name and source.
+    pub fn bare(kind: Kind, name: String, source: Source) -> Self {
+        let (version, build, verify) = (VERSION, None, None);
+        match kind {
+            Kind::Llm => Recipe::Llm(LlmRecipe {
+                version,
+                name,
+                kind,
+                source,
+                max_batch_size: None,
+                max_input_len: None,
+                max_output_len: None,
+                chat_template: None,
+                speculation: None,
+                build,
+                verify,
+            }),
+            Kind::Yolo => Recipe::Yolo(YoloRecipe {
+                version,
+                name,
+                kind,
+                source,
+                image_size: None,
+                confidence: None,
+                iou: None,
+                max_detections: None,
+                raw: None,
+                build,
+                verify,
+            }),
+            Kind::Classifier => Recipe::Classifier(ClassifierRecipe {
+                version,
+                name,
+                kind,
+                source,
+                preprocess: None,
+                labels: None,
+                output: None,
+                class_values: None,
+                build,
+                verify,
+            }),
+            Kind::Onnx => Recipe::Onnx(OnnxRecipe { version, name, kind, source, inputs: None, build, verify }),
+        }
+    }
+
     /// Name of the engine directory.
     pub fn name(&self) -> &str {
         match self {

@@ -1,11 +1,13 @@
 //! Reads recipes: YAML to a checked [`Recipe`], or to one error with file, line and suggestion.
 //!
 //! `schema.rs` and `onnx.rs` are the fields, `kinds.rs` the recipe of any kind (`values.rs` reads fields of several
-//! types), `controls.rs` and `check.rs` refuse what is invalid, and `plan.rs` fills in the defaults.
+//! types), `controls.rs` and `check.rs` refuse what is invalid, and `plan.rs` fills in the defaults. `named_source.rs` reads a
+//! source in one line.
 
 mod check;
 mod controls;
 mod kinds;
+mod named_source;
 mod onnx;
 mod package;
 mod plan;
@@ -23,6 +25,7 @@ use crate::log::printable;
 use crate::regular_file;
 
 pub use kinds::{Recipe, json_schema};
+pub use named_source::{name_of, parse_source, repository, scheme_of};
 pub use onnx::{InputValue, OnnxRecipe};
 pub use package::{is_package_name, is_package_version};
 pub use plan::{BuildPlan, ClassifierPlan, LlmPlan, ModelPlan, Plan, SourcePlan, VerifyPlan, YoloPlan};

@@ -33,14 +33,32 @@ pub(super) struct MemoryPlan {
 }
 
 impl MemoryPlan {
+    /// For a model in its checkpoint, or in floats that are not here yet.
     pub(super) fn new(
-        (checkpoint, model): (&Checkpoint, &Transformer),
+        (checkpoint, model): (Option<&Checkpoint>, &Transformer),
         shapes: &Shapes,
         types: LayerTypes,
         (schemes, shared): (Schemes, bool),
     ) -> anyhow::Result<Self> {
+        let weights = weights((checkpoint, model), types.dtype, schemes)?;
+        Ok(Self::around(weights, model, shapes, types, shared))
+    }
+
+    /// For a model whose packed weights are not here yet, and are as long as their files.
+    pub(super) fn packed(files: u64, model: &Transformer, shapes: &Shapes, types: LayerTypes, shared: bool) -> Self {
+        let layer = model.layer_weights(0).iter().map(|weight| weight.rows * weight.columns).sum::<usize>();
+        Self::around((files, (2 * layer * types.dtype.size()) as u64), model, shapes, types, shared)
+    }
+
+    /// Around weights of so many bytes, and layers of them that are unpacked for the engines.
+    fn around(
+        (weights, unpacked): (u64, u64),
+        model: &Transformer,
+        shapes: &Shapes,
+        types: LayerTypes,
+        shared: bool,
+    ) -> Self {
         let size = types.dtype.size();
-        let (weights, unpacked) = weights((checkpoint, model), types.dtype, schemes)?;
         let longest = shapes.caches.last().copied().unwrap_or(shapes.max_len);
         let cache = model.kv_bytes(types) * longest * shapes.slots;
         // Room to move half a layer's, and to widen one's for the engines.
@@ -54,13 +72,19 @@ impl MemoryPlan {
         let scores = model.heads * chunk * (longest + chunk) * size;
         let activations = chunk * (8 * model.hidden_size + 3 * model.intermediate_size) * size;
         let masks = model.group() * chunk * (longest + chunk) * size;
-        Ok(Self {
+        Self {
             weights,
             cache: (cache + moved) as u64,
             scratch: (2 * scores + activations + masks) as u64 + unpacked + (200 << 20),
             host: HOST,
             shared,
-        })
+        }
+    }
+
+    /// What takes it, in words.
+    pub(super) fn parts(&self) -> String {
+        let [weights, cache, scratch] = [self.weights, self.cache, self.scratch].map(memory::format_bytes);
+        format!("weights {weights}, keys and values {cache}, scratch {scratch}")
     }
 
     /// Memory that the device needs; includes the host's where both share one memory.
@@ -71,25 +95,22 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weights, cache, scratch, host, shared } = *self;
         write!(
             f,
-            "running it takes about {}: weights {}, keys and values {}, scratch {}; loading it at most {} of {} memory",
+            "running it takes about {}: {}; loading it at most {} of {} memory",
             memory::format_bytes(self.total()),
-            memory::format_bytes(weights),
-            memory::format_bytes(cache),
-            memory::format_bytes(scratch),
-            memory::format_bytes(host),
-            if shared { "the same" } else { "the host's" }
+            self.parts(),
+            memory::format_bytes(self.host),
+            if self.shared { "the same" } else { "the host's" }
         )
     }
 }
 
 /// Bytes of the weights on the device: packed where supported, and two layers of packed weights unpacked for the
 /// engines. The output matrix is never unpacked. A packed copy of the embedding is all that the device has of it, whose rows are
-/// read from the file.
+/// read from the file. Without a checkpoint the weights are floats.
 fn weights(
-    (checkpoint, model): (&Checkpoint, &Transformer),
+    (checkpoint, model): (Option<&Checkpoint>, &Transformer),
     dtype: DType,
     schemes: Schemes,
 ) -> anyhow::Result<(u64, u64)> {
@@ -102,7 +123,12 @@ fn weights(
         let elements: usize = parts.iter().map(|part| part.shape.iter().product::<usize>()).sum();
         let plain = (elements * dtype.size()) as u64;
         let in_layer = at < first * model.layers.len();
-        let views = parts.iter().map(|part| checkpoint.tensor(&part.tensor)).collect::<Result<Vec<_>, _>>()?;
+        let views = match checkpoint {
+            Some(checkpoint) => {
+                parts.iter().map(|part| checkpoint.tensor(&part.tensor)).collect::<Result<Vec<_>, _>>()?
+            }
+            None => Vec::new(),
+        };
         let size = MatrixSize { inputs: columns, outputs: elements / columns };
         let scheme = if in_layer { schemes.layers } else { schemes.head };
         let packed = match scheme {

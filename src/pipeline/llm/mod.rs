@@ -3,6 +3,7 @@
 
 mod export;
 mod files;
+mod fit;
 mod gguf;
 mod judge;
 mod memory;
@@ -31,6 +32,7 @@ use crate::text::{TEXT_FILES, TOOL_USE_TEMPLATE};
 use memory::MemoryPlan;
 
 pub(super) use export::emit_onnx;
+pub(super) use fit::{LlmFit, LlmSettings, fit};
 
 /// A fetched and opened source.
 struct OpenedSource {
@@ -126,7 +128,7 @@ impl LlmTarget {
         let types = LayerTypes { dtype: plan.build.precision.dtype(), kv_cache };
         let options = builder_options(plan, machine.tensorrt, types.dtype)?;
         let schemes = quantize::schemes(plan, &source)?;
-        let of_model = (&*source.checkpoint, &source.model);
+        let of_model = (Some(&*source.checkpoint), &source.model);
         let memory = MemoryPlan::new(of_model, &shapes, types, (schemes, machine.shared))?;
         let plan = plan.clone();
         Ok(Self { plan, limits, machine, source, shapes, types, options, schemes, reference, memory })
