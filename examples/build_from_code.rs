@@ -1,4 +1,4 @@
-//! Builds a detector's engine from code, proves it on a picture, and looks at that picture with it.
+//! Builds a detector's engine from code, verifies it on an image, and looks at that image with it.
 //!
 //! ```sh
 //! cargo run --release --example build_from_code -- yolo11n.pt street.jpg engines
@@ -30,8 +30,8 @@ fn main() -> anyhow::Result<()> {
     let builder = Builder::yolo(checkpoint).precision(Precision::Fp16).verify_images([picture]);
     let built = builder.progress(Arc::new(Stages)).build(output)?;
     let state = if built.was_current { "was current" } else { "is built" };
-    let proof = built.executed_on.unwrap_or_else(|| "nothing: no GPU here".to_owned());
-    println!("{} {state}, proved on {proof}", built.folder.display());
+    let device = built.executed_on.unwrap_or_else(|| "nothing: no GPU here".to_owned());
+    println!("{} {state}, verified on {device}", built.folder.display());
     for object in Detector::open(&built.folder)?.detect(picture)? {
         println!("{} {:.2} {:?}", object.label, object.score, object.bbox);
     }

@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 
 # Crates that one feature alone may bring; `cli` brings the other three. (hf-hub brings indicatif.)
 charts='plotters'
-fetch='globset hf-hub indicatif rustls schemars serde_norway ureq'
+fetch='globset hf-hub indicatif rustls schemars serde_norway sha1 ureq which'
 serve='axum hyper hyper-util nvml-wrapper prometheus-client sd-notify tokio tokio-io-timeout tower tower-http'
 cli='clap clap_complete clap_mangen ctrlc tracing-subscriber'
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The demo: a chat model, a detector and two face classifiers from recipes to engines, proofs and answers.
+# The demo: a chat model, a detector and two face classifiers from recipes to engines, their verification and answers.
 #
 # usage: demo.sh      in a folder of yours: recipes/ comes from the package unless it is there, engines/ is made
 #   WATUS_BUILD names another watus-build than the one in PATH.

@@ -111,7 +111,7 @@ try_doctor() {
   inside watus-build doctor > "$scratch/doctor" || code=$?
   # There is neither GPU nor JetPack; 8 says so.
   [ "$code" = 0 ] || [ "$code" = 8 ] || { cat "$scratch/doctor"; die "doctor ended with $code"; }
-  grep -q '/usr/lib/watus-build/libonnxruntime.so.1.* proves engines' "$scratch/doctor" ||
+  grep -q '/usr/lib/watus-build/libonnxruntime.so.1.* verifies engines' "$scratch/doctor" ||
     { cat "$scratch/doctor"; die "the package's ONNX Runtime is not found"; }
   local fixture expected
   for fixture in tests/data/roots/*; do

@@ -187,8 +187,8 @@ Depends: libc6 (>= $glibc), libgcc-s1, libstdc++6
 Recommends: ca-certificates, python3-pip
 Section: science
 Priority: optional
-Description: proven TensorRT engines from YAML recipes, on the machine they run on
- Fetches checkpoints, builds TensorRT engines of them, proves every engine against a
+Description: verified TensorRT engines from YAML recipes, on the machine they run on
+ Fetches checkpoints, builds TensorRT engines of them, verifies every engine against a
  CPU reference, and runs, measures and serves them. TensorRT is found where JetPack
  or the user put it; kernels for language models are in the package compiled.
 CONTROL

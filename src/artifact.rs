@@ -5,7 +5,7 @@
 //! one at work, and [`sweep`] removes them.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -103,12 +103,55 @@ fn staging_path(target: &Path) -> io::Result<PathBuf> {
     Ok(target.with_file_name(staged))
 }
 
-/// Whether `name` is a staging name of [`staging_path`] for `target`. A user's file may merely begin like one.
-fn is_staged(name: &OsStr, target: &OsStr) -> bool {
-    let after = name.as_bytes().strip_prefix(b".").and_then(|name| name.strip_prefix(target.as_bytes()));
-    let Some(numbers) = after.and_then(|name| name.strip_prefix(STAGING.as_bytes())) else { return false };
+/// The name of the target if `name` is a staging name of [`staging_path`]. A user's file may merely begin like one.
+pub fn staged_for(name: &OsStr) -> Option<&OsStr> {
+    let name = name.as_bytes().strip_prefix(b".")?;
+    let at = name.windows(STAGING.len()).rposition(|part| part == STAGING.as_bytes())?;
+    let (target, numbers) = (&name[..at], &name[at + STAGING.len()..]);
     let parts: Vec<&[u8]> = numbers.split(|byte| *byte == b'-').collect();
-    parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit))
+    let numbered = parts.len() == 2 && parts.iter().all(|part| !part.is_empty() && part.iter().all(u8::is_ascii_digit));
+    (numbered && !target.is_empty()).then(|| OsStr::from_bytes(target))
+}
+
+/// Opens a file or directory, and no link.
+fn open_itself(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NOFOLLOW.bits().cast_signed()).open(path)
+}
+
+/// Whether a process holds a lock on a file or directory, as writers do on what they stage.
+pub fn is_held(path: &Path) -> io::Result<bool> {
+    match open_itself(path)?.try_lock() {
+        Ok(()) => Ok(false),
+        Err(TryLockError::WouldBlock) => Ok(true),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether a writer of `target` is at work.
+pub fn has_writer(target: &Path) -> bool {
+    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else { return false };
+    let entries = fs::read_dir(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    let staged = entries.into_iter().flatten().flatten().filter(|entry| staged_for(&entry.file_name()) == Some(name));
+    staged.map(|entry| entry.path()).any(|path| is_held(&path).unwrap_or(false))
+}
+
+/// Removes a directory in two steps, so that nobody finds half of it: its name goes first. Links in it are removed, and not
+/// followed. If somebody holds a lock on it, the error is [`io::ErrorKind::ResourceBusy`].
+pub fn remove_directory(folder: &Path) -> io::Result<()> {
+    let lock = open_itself(folder)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(io::ErrorKind::ResourceBusy.into()),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    // What took its place meanwhile is somebody's new work.
+    let (opened, there) = (lock.metadata()?, fs::symlink_metadata(folder)?);
+    if !there.is_dir() || (opened.dev(), opened.ino()) != (there.dev(), there.ino()) {
+        return Err(io::ErrorKind::ResourceBusy.into());
+    }
+    let gone = staging_path(folder)?;
+    fs::rename(folder, &gone)?;
+    fs::remove_dir_all(&gone).map_err(about(&gone))
 }
 
 /// Removes what crashed writers of `target` left behind; living writers hold a lock, and their work stays.
@@ -122,12 +165,11 @@ pub fn sweep(target: &Path) -> io::Result<()> {
     for entry in entries.flatten() {
         // The entry's own type: no writer stages a link, and what one points to is somebody else's.
         let Ok(kind) = entry.file_type() else { continue };
-        if !is_staged(&entry.file_name(), name) || !(kind.is_file() || kind.is_dir()) {
+        if staged_for(&entry.file_name()) != Some(name) || !(kind.is_file() || kind.is_dir()) {
             continue;
         }
         let path = entry.path();
-        let no_links = OFlags::NOFOLLOW.bits().cast_signed();
-        let Ok(file) = OpenOptions::new().read(true).custom_flags(no_links).open(&path) else { continue };
+        let Ok(file) = open_itself(&path) else { continue };
         if file.try_lock().is_ok() {
             let removed = if kind.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
@@ -150,12 +192,21 @@ pub struct StagedFile {
 impl StagedFile {
     /// Starts a file that will become `target`; creates its folder.
     pub fn create(target: &Path) -> io::Result<Self> {
+        Self::with_mode(target, 0o666)
+    }
+
+    /// Starts a file that nobody but its owner may read.
+    pub fn create_private(target: &Path) -> io::Result<Self> {
+        Self::with_mode(target, 0o600)
+    }
+
+    fn with_mode(target: &Path, mode: u32) -> io::Result<Self> {
         if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             fs::create_dir_all(parent)?;
         }
         sweep(target)?;
         let staged = staging_path(target)?;
-        let file = OpenOptions::new().write(true).create_new(true).open(&staged)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&staged)?;
         file.lock()?;
         Ok(Self { file, staged, target: target.to_owned(), hasher: Sha256::new(), length: 0, published: false })
     }
@@ -354,6 +405,43 @@ mod tests {
         fs::write(dir.path().join(".e.staging-7-2"), "x").unwrap();
         sweep(&dir.path().join("e")).unwrap();
         assert_eq!(names(dir.path()), before);
+    }
+
+    #[test]
+    fn a_directory_is_removed_whole_and_what_it_links_to_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("engine");
+        let mine = dir.path().join("mine");
+        fs::create_dir(&mine).unwrap();
+        fs::write(mine.join("thesis"), "x").unwrap();
+        fs::create_dir_all(folder.join("weights")).unwrap();
+        std::os::unix::fs::symlink(&mine, folder.join("weights/mine")).unwrap();
+        let reader = open_itself(&folder).unwrap();
+        reader.lock_shared().unwrap();
+        assert!(is_held(&folder).unwrap());
+        assert_eq!(remove_directory(&folder).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(names(&folder), ["weights"]);
+        drop(reader);
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink("engine", &link).unwrap();
+        assert!(remove_directory(&link).is_err() && is_held(&link).is_err());
+        remove_directory(&folder).unwrap();
+        assert_eq!(
+            (names(dir.path()), names(&mine)),
+            (vec!["link".to_owned(), "mine".to_owned()], vec!["thesis".to_owned()])
+        );
+    }
+
+    #[test]
+    fn writers_at_work_are_seen() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("engine");
+        fs::create_dir(dir.path().join(".engine.staging-1-0")).unwrap();
+        assert!(!has_writer(&target));
+        let staged = StagedDirectory::create(&target).unwrap();
+        assert!(has_writer(&target) && !has_writer(&dir.path().join("other")));
+        drop(staged);
+        assert!(!has_writer(&target));
     }
 
     #[test]

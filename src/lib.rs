@@ -17,8 +17,8 @@
 //! }
 //! ```
 //!
-//! - [`Detector`] finds objects, [`Classifier`] says what a picture shows. Both take a [`Frame`]: a picture of the `image` crate,
-//!   a camera's pixels in memory, or a file. Boxes are in pixels of the picture that was given.
+//! - [`Detector`] finds objects, [`Classifier`] says what an image shows. Both take a [`Frame`]: an image of the `image` crate,
+//!   a camera's pixels in memory, or a file. Boxes are in pixels of the image that was given.
 //! - [`ChatModel`] answers conversations, piece by piece as the answer comes, or with JSON of a schema.
 //! - [`Builder`] makes engine directories from code, by the same stages as the command line.
 //! - Everything here fails by one [`Error`], which says what is wrong and what to do ([`Error::help`]).
@@ -61,8 +61,8 @@
 //! | feature | modules | what for |
 //! |---|---|---|
 //! | `fetch` | `recipe`, `fetch`, `quantize`, `pipeline`, `worker`; [`Builder`] | from recipes to engine directories |
-//! | `serve` | `serve`, `sensors` | the server |
-//! | `charts` | `bench`, `sensors` | measurements, and drawings of them |
+//! | `serve` | `serve`, `sensors`, `system_root` | the server |
+//! | `charts` | `bench`, `sensors`, `system_root` | measurements, and drawings of them |
 //! | `cli` | `cli`, `doctor`; `verify::Endpoint`, `log::subscribe` | the program; brings the other three |
 //!
 //! # Processes
@@ -104,6 +104,8 @@ pub mod fetch;
 pub mod fuzzing;
 pub mod generation;
 pub mod hashes;
+#[cfg(feature = "cli")]
+mod inventory;
 pub mod l4t;
 pub mod log;
 pub mod manifest;
@@ -112,6 +114,7 @@ pub mod onnx;
 #[cfg(feature = "fetch")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]
 pub mod pipeline;
+pub mod prefix_store;
 pub mod progress;
 #[cfg(feature = "fetch")]
 #[cfg_attr(docsrs, doc(cfg(feature = "fetch")))]

@@ -44,7 +44,7 @@ fn nothing_is_written_to_the_home_unasked() {
     let mut command = watus(home.path());
     command.env("WATUS_ONNXRUNTIME_LIB", &library.path).env("HOME", home.path()).env_remove("XDG_CACHE_HOME");
     let (_, stdout, stderr) = output(command.arg("doctor"));
-    assert!(stdout.contains("proves engines"), "{stdout}{stderr}");
+    assert!(stdout.contains("verifies engines"), "{stdout}{stderr}");
     assert_eq!(support::tree(home.path()), Vec::<String>::new());
 }
 
@@ -381,7 +381,7 @@ fn verify_finds_damage_and_tells_unproved_from_proved() {
     let verify = |arguments: &[&str]| output(watus(scratch.path()).arg("verify").args(arguments).arg(&engine));
     let gpu = watus_build::backend::tensorrt::device::Device::open().is_ok();
     let (code, stdout, _) = verify(&[]);
-    assert_eq!((code, stdout.contains("not proved: its execution was not checked")), (0, !gpu), "{stdout}");
+    assert_eq!((code, stdout.contains("not verified: its execution was not checked")), (0, !gpu), "{stdout}");
     assert_eq!(verify(&["--require-execution"]).0, if gpu { 0 } else { 7 });
     if !gpu {
         let (code, _, stderr) =

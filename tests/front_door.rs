@@ -106,7 +106,7 @@ fn a_batch_is_as_its_pictures_alone() {
     let taken = std::cell::Cell::new(0);
     let frames = [&path, &path, &path, &path, &missing, &path];
     let error = detector.detect_batch(frames.into_iter().inspect(|_| taken.set(taken.get() + 1))).unwrap_err();
-    assert_eq!((error.kind(), taken.get()), (ErrorKind::Picture, 5), "{error}");
+    assert_eq!((error.kind(), taken.get()), (ErrorKind::Image, 5), "{error}");
     assert!(error.message().contains("none.png"), "{error}");
 }
 
@@ -297,6 +297,9 @@ fn conversations_streams_and_their_ends() {
     assert!(kind(&mut model, &question, options().max_tokens(0)).contains("max_tokens is 0"));
     let huge = json!({ "type": "object", "description": "x".repeat(300 << 10) });
     assert!(kind(&mut model, &question, options().json_schema(huge)).contains("KiB of text"));
+    assert!(kind(&mut model, &question, options().json_schema("{")).contains("no JSON"));
+    let unique = r#"{"type": "array", "items": {"type": "string"}, "uniqueItems": true}"#;
+    assert!(kind(&mut model, &question, options().json_schema(unique)).contains("#: `uniqueItems` cannot be enforced"));
     assert_eq!(model.chat(&[]).err().unwrap().kind(), ErrorKind::Request);
     assert_eq!(model.ask(&question).unwrap(), answer, "errors leave nothing behind");
 }

@@ -204,7 +204,7 @@ fn lines_of_tegrastats_are_a_source() {
         (&json!(3.0), &Value::Null, &Value::Null)
     );
     let cases: [(&[&str], &str, i32, &str); 5] = [
-        (&["--json"], "RAM\nUnknown command\n", 1, "no line of tegrastats was among the input"),
+        (&["--json"], "RAM\nUnknown command\n", 1, "the input holds no line of tegrastats"),
         (&["--json", "--interval", "2"], text, 1, "--interval has no meaning with --source stdin"),
         (&["--tegrastats"], text, 1, "name the JetPack whose format is wanted"),
         (&["--tegrastats", "--json"], text, 2, "cannot be used with"),

@@ -426,7 +426,7 @@ fn doctor_says_who_judges() {
         let (_, stdout, _) = with_library(scratch.path(), &["doctor", "--json"], named, data);
         let report: serde_json::Value = serde_json::from_str(&stdout).unwrap();
         let findings = report["findings"].as_array().unwrap().iter();
-        let judge: Vec<_> = findings.filter(|finding| finding["id"] == "judge").cloned().collect();
+        let judge: Vec<_> = findings.filter(|finding| finding["id"] == "reference").cloned().collect();
         assert_eq!(judge.len(), 1);
         let text = |key: &str| judge[0][key].as_str().unwrap_or_default().to_owned();
         (text("level"), text("seen"), judge[0]["mend"].to_string())
@@ -439,7 +439,7 @@ fn doctor_says_who_judges() {
         assert!(mend.contains("name another in WATUS_ONNXRUNTIME_LIB"), "{name}: {mend}");
         let (level, seen, mend) = judge(None, name);
         assert_eq!(level, "warn", "{name}: {seen}");
-        assert!(seen.contains(why) && seen.ends_with("rten proves engines instead"), "{name}: {seen}");
+        assert!(seen.contains(why) && seen.ends_with("rten verifies engines instead"), "{name}: {seen}");
         assert!(mend.contains("scripts/setup-onnxruntime.sh brings it again"), "{name}: {mend}");
     }
     let (level, seen, _) = judge(Some(Path::new("")), "none");
@@ -448,6 +448,6 @@ fn doctor_says_who_judges() {
     if let Some(runtime) = OnnxRuntime::find().unwrap() {
         let path = Path::new(&runtime.library().path);
         let (level, seen, _) = judge(Some(path), "none");
-        assert_eq!((level.as_str(), seen), ("ok", format!("{} proves engines", runtime.library())));
+        assert_eq!((level.as_str(), seen), ("ok", format!("{} verifies engines", runtime.library())));
     }
 }

@@ -295,10 +295,25 @@ fn what_cannot_be_served_says_so() {
     }
     assert!(unit.contains(&format!("serve {} --host=127.0.0.1 --port=9090", engine.canonicalize().unwrap().display())));
     assert!(!unit.lines().any(|line| line.starts_with("PrivateDevices")), "{unit}");
+    let (_, keeping, _) = run(&[
+        "service",
+        "install",
+        "engines/tiny",
+        "--print",
+        "--user",
+        "robot",
+        "--state",
+        "/var/lib/watus-build/tiny",
+    ]);
+    assert!(keeping.contains(" --state=/var/lib/watus-build/tiny --state-size=2048 "), "{keeping}");
+    assert!(keeping.lines().any(|line| line == "StateDirectory=watus-build/tiny"), "{keeping}");
+    assert!(!unit.contains("StateDirectory"), "{unit}");
     let path = scratch.path().join("watus-build.service");
-    fs::write(&path, &unit).unwrap();
-    if let Ok(checked) = Command::new("systemd-analyze").arg("verify").arg(&path).output() {
-        assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+    for unit in [&unit, &keeping] {
+        fs::write(&path, unit).unwrap();
+        if let Ok(checked) = Command::new("systemd-analyze").arg("verify").arg(&path).output() {
+            assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
+        }
     }
 }
 

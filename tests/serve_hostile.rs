@@ -74,6 +74,9 @@ fn schemas_are_refused_before_they_cost() {
         json!({"type": "object", "properties": {"x": {"allOf": vec![wide; 12]}}}),
         json!({"type": "object", "properties": {"x": {"enum": ["y".repeat(4_700_000)]}}}),
         json!({"type": "object", "properties": {"x": {"$ref": "http://evil.example/"}}}),
+        // What no grammar enforces.
+        json!({"type": "object", "properties": {"x": {"type": "array", "uniqueItems": true}}}),
+        json!({"type": "object", "properties": {"x": {"type": "string", "pattern": "a("}}}),
         // Within every bound, and still too much: each link doubles what is intersected. The child's deadline.
         chain(24, |next| {
             let side = |name: &str| json!({"type": "object", "properties": {name: next.clone()}});

@@ -53,17 +53,19 @@ fn from_a_yolo_checkpoint_to_a_drawing() {
     let found = answers[0]["detections"].as_array().unwrap();
     assert!(!found.is_empty() && found.iter().all(|one| one["score"].as_f64().unwrap() > 0.05), "{stdout}");
     assert!(found[0]["mask"]["runs"].is_array(), "{stdout}");
-    let drawn = image_size(&scratch.path().join("drawn/face.png"));
+    let drawn = image_size(&scratch.path().join("drawn/face-objects.png"));
     assert_eq!(drawn, image_size(&scratch.path().join("face.png")));
     let (code, stdout, _) =
         run(&["run", "engines/yolo11-seg", "engines/yolo11-seg/images", "--backend", "cpu", "--no-annotated"]);
     assert!(code == 0 && stdout.starts_with("yolo11-seg: ") && !stdout.contains("drawn in"), "{stdout}");
 
-    // A drawing never takes the place of the picture it is made of.
-    let face = fs::read(scratch.path().join("face.png")).unwrap();
-    let (code, _, stderr) = run(&["run", "engines/yolo11-seg", "face.png", "--backend", "cpu", "--annotated", "."]);
-    assert_eq!((code, stderr.contains("face.png would be replaced")), (1, true), "{stderr}");
-    assert_eq!(fs::read(scratch.path().join("face.png")).unwrap(), face);
+    // A drawing never takes the place of a picture that is read.
+    let (face, same) = (scratch.path().join("face.png"), scratch.path().join("face-objects.png"));
+    fs::copy(&face, &same).unwrap();
+    let both = ["face.png", "face-objects.png", "--backend", "cpu", "--annotated", "."];
+    let (code, _, stderr) = run(&[&["run", "engines/yolo11-seg"][..], &both].concat());
+    assert_eq!((code, stderr.contains("face-objects.png would be replaced")), (1, true), "{stderr}");
+    assert_eq!(fs::read(&same).unwrap(), fs::read(&face).unwrap());
 
     // The engine file: Ultralytics' metadata, and without.
     let engine = "engines/yolo11-seg/yolo11-seg.engine";

@@ -1,4 +1,4 @@
-//! From a graph to a proven engine with the library alone: writes YOLOv8n (seeded weights) as ONNX, builds it with
+//! From a graph to a verified engine with the library alone: writes YOLOv8n (seeded weights) as ONNX, builds it with
 //! TensorRT in this process, and compares the engine with the CPU reference where there is a GPU.
 //!
 //! Usage: cargo run --release --example yolo_engine -- [FOLDER] [IMAGE_SIZE]

@@ -70,7 +70,7 @@ pub struct BuiltEngine {
     pub folder: PathBuf,
     /// It was there already and nothing it depends on had changed, so nothing was built.
     pub was_current: bool,
-    /// TensorRT and GPU on which its numbers were proved; `None` where nothing here could execute it.
+    /// TensorRT and GPU on which its numbers were verified; `None` where nothing here could execute it.
     pub executed_on: Option<String>,
 }
 
@@ -130,6 +130,14 @@ impl<R> Builder<R> {
         self
     }
 
+    /// The largest batch that the engine takes: of images, or of an ONNX file's inputs whose first dimension is dynamic. Default: 1,
+    /// or an ONNX file's `batch`. A language model has [`Builder::max_batch_size`] instead.
+    #[must_use]
+    pub fn max_batch(mut self, batch: u32) -> Self {
+        self.build.max_batch = Some(batch);
+        self
+    }
+
     /// All settings of the build, in place of those that were said so far.
     #[must_use]
     pub fn build_settings(mut self, settings: Build) -> Self {
@@ -144,7 +152,7 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Pictures that the engine is proved on, files or folders.
+    /// Images that the engine is verified on, files or folders.
     #[must_use]
     pub fn verify_images<P: AsRef<Path>>(mut self, images: impl IntoIterator<Item = P>) -> Self {
         let images = images.into_iter().map(|path| Picture::Path(path.as_ref().to_string_lossy().into_owned()));
@@ -152,14 +160,14 @@ impl<R> Builder<R> {
         self
     }
 
-    /// Random inputs that the engine is proved on.
+    /// Random inputs that the engine is verified on.
     #[must_use]
     pub fn verify_seeds(mut self, seeds: u32) -> Self {
         self.verify.seeds = Some(seeds);
         self
     }
 
-    /// The largest error that the proof allows; what it measures depends on the kind, as recipes say.
+    /// The largest error that the verification allows; what it measures depends on the kind, as recipes say.
     #[must_use]
     pub fn verify_tolerance(mut self, tolerance: f64) -> Self {
         self.verify.tolerance = Some(tolerance);
@@ -263,7 +271,7 @@ impl<R: Into<Recipe>> Builder<R> {
         recipe::validate(&recipe).map_err(Error::of)
     }
 
-    /// Fetches the source, builds the engine, proves it, and publishes the directory `output`/NAME. What is there and current
+    /// Fetches the source, builds the engine, verifies it, and publishes the directory `output`/NAME. What is there and current
     /// stays.
     pub fn build(self, output: impl AsRef<Path>) -> Result<BuiltEngine, Error>
     where
@@ -325,6 +333,10 @@ mod tests {
         assert_eq!(made.recipe().unwrap(), Builder::from_yaml(yaml).unwrap().recipe().unwrap());
         let changed = Builder::from_yaml(yaml).unwrap().name("other").precision(Precision::Int8).recipe().unwrap();
         assert_eq!((changed.name(), changed.build().unwrap().precision), ("other", Some(Precision::Int8)));
+
+        let yaml = "version: 1\nname: a\nkind: onnx\nsource: { path: a.onnx }\nbuild: { batch: 2, max_batch: 4 }\n";
+        let made = Builder::onnx("a.onnx").batch(2).max_batch(4);
+        assert_eq!(made.recipe().unwrap(), Builder::from_yaml(yaml).unwrap().recipe().unwrap());
     }
 
     #[test]
@@ -334,6 +346,10 @@ mod tests {
         assert!(error.message().starts_with("recipe `a`: ") && error.message().contains("iou"), "{error}");
         let error = Builder::classifier("https://example.org/a.onnx").recipe().unwrap_err();
         assert!(error.message().contains("needs `sha256`"), "{error}");
+        let error = Builder::llm("hub:Qwen/Qwen3-4B").max_batch(2).recipe().unwrap_err();
+        assert!(
+            error.message().contains("max_batch") && error.help().is_some_and(|help| help.contains("max_batch_size"))
+        );
         let error = Builder::from_yaml("version: 1\nkind: yolo\nnme: x\n").err().unwrap();
         assert_eq!((error.kind(), error.help()), (ErrorKind::Recipe, Some("did you mean `name`?")));
         // A test's program answers to nothing as a child.

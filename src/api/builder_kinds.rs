@@ -64,13 +64,6 @@ impl Builder<YoloRecipe> {
         self.recipe.max_detections = Some(count);
         self
     }
-
-    /// The most pictures that the engine takes at once. Default: 1.
-    #[must_use]
-    pub fn max_batch(mut self, pictures: u32) -> Self {
-        self.build.max_batch = Some(pictures);
-        self
-    }
 }
 
 impl Builder<ClassifierRecipe> {
@@ -92,7 +85,7 @@ impl Builder<ClassifierRecipe> {
         Self::new(recipe, Build::default(), Verify::default())
     }
 
-    /// How a picture becomes the input. Default: what preprocessor_config.json says; an ONNX file needs it.
+    /// How an image becomes the input. Default: what preprocessor_config.json says; an ONNX file needs it.
     #[must_use]
     pub fn preprocess(mut self, preprocess: Preprocess) -> Self {
         self.recipe.preprocess = Some(preprocess);
@@ -117,13 +110,6 @@ impl Builder<ClassifierRecipe> {
     #[must_use]
     pub fn class_values(mut self, values: impl IntoIterator<Item = f32>) -> Self {
         self.recipe.class_values = Some(values.into_iter().collect());
-        self
-    }
-
-    /// The most pictures that the engine takes at once. Default: 1.
-    #[must_use]
-    pub fn max_batch(mut self, pictures: u32) -> Self {
-        self.build.max_batch = Some(pictures);
         self
     }
 }
@@ -198,7 +184,7 @@ impl Builder<LlmRecipe> {
         self
     }
 
-    /// Prompts that the engine is proved on, besides the built-in ones.
+    /// Prompts that the engine is verified on, besides the built-in ones.
     #[must_use]
     pub fn verify_prompts<P: Into<String>>(mut self, prompts: impl IntoIterator<Item = P>) -> Self {
         self.verify.prompts.get_or_insert_default().extend(prompts.into_iter().map(Into::into));
@@ -234,13 +220,6 @@ impl Builder<OnnxRecipe> {
     #[must_use]
     pub fn batch(mut self, batch: u32) -> Self {
         self.build.batch = Some(batch);
-        self
-    }
-
-    /// The largest batch, which leaves the first dimension dynamic. Default: `batch`.
-    #[must_use]
-    pub fn max_batch(mut self, batch: u32) -> Self {
-        self.build.max_batch = Some(batch);
         self
     }
 }

@@ -196,11 +196,10 @@ impl ChatModel {
 
 /// The schema that an answer is to have, if it can be enforced.
 fn checked_schema(options: &ChatOptions) -> Result<Option<serde_json::Value>, Error> {
-    if let Some(schema) = &options.schema {
-        let refused = |error: schema::SchemaError| Error::new(ErrorKind::Request, Diagnostic::new(error.to_string()));
-        schema::check(schema).map_err(refused)?;
-    }
-    Ok(options.schema.clone())
+    let refused = |told: Diagnostic| Error::new(ErrorKind::Request, told);
+    let Some(schema) = options.schema.clone().transpose().map_err(refused)? else { return Ok(None) };
+    schema::check(&schema).map_err(|error| refused(error.to_string().into()))?;
+    Ok(Some(schema))
 }
 
 impl ChatStream<'_> {

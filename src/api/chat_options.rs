@@ -1,7 +1,9 @@
 //! Options of an answer, named as OpenAI's parameters.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::diagnostic::Diagnostic;
 use crate::text::Wishes;
 
 /// Sampling and limits of an answer. Options that are not set follow the model's generation_config.json, or greedy decoding if it
@@ -15,14 +17,16 @@ use crate::text::Wishes;
 ///     "type": "object", "required": ["door"], "properties": { "door": { "enum": ["open", "closed"] } },
 /// });
 /// let json = brief.clone().json_schema(schema);
-/// # let _ = json;
+/// // The same, of a text, which may come from a file: no crate for JSON is needed.
+/// let text = r#"{"type": "object", "required": ["door"], "properties": {"door": {"enum": ["open", "closed"]}}}"#;
+/// assert_eq!(json, brief.json_schema(text));
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatOptions {
     pub(super) wishes: Wishes,
     pub(super) max_tokens: Option<usize>,
     pub(super) stop: Vec<String>,
-    pub(super) schema: Option<Value>,
+    pub(super) schema: Option<Result<Value, Diagnostic>>,
     pub(super) template: Map<String, Value>,
     pub(super) special_tokens: bool,
     pub(super) prediction: String,
@@ -142,9 +146,13 @@ impl ChatOptions {
     /// The answer is JSON of this schema, which is an object as JSON Schema describes it: no token is chosen that would make
     /// anything else of it. A property that the schema does not call `required` may be left out. An answer that ends for
     /// [`crate::Finish::Length`] was cut off, and is no whole JSON.
+    ///
+    /// A schema is its text (`&str` or `String`), or a value that serialises to it: a `serde_json::Value`, or what
+    /// `schemars::schema_for!` makes of a type. One that is no JSON, no object, or asks for what cannot be enforced is an error of
+    /// [`crate::ChatModel::chat_with`].
     #[must_use]
-    pub fn json_schema(mut self, schema: Value) -> Self {
-        self.schema = Some(schema);
+    pub fn json_schema(mut self, schema: impl Serialize) -> Self {
+        self.schema = Some(schema_of(serde_json::to_value(schema)));
         self
     }
 
@@ -162,5 +170,53 @@ impl ChatOptions {
     pub fn allow_special_tokens(mut self, allow: bool) -> Self {
         self.special_tokens = allow;
         self
+    }
+}
+
+/// A schema of what was given: no schema is a string, so a string is the text of one.
+fn schema_of(given: serde_json::Result<Value>) -> Result<Value, Diagnostic> {
+    let schema = match given {
+        Ok(Value::String(text)) => serde_json::from_str(&text),
+        given => given,
+    };
+    match schema {
+        Ok(schema @ Value::Object(_)) => Ok(schema),
+        Ok(_) => Err(Diagnostic::new("the JSON schema of the answer is no object")
+            .with_help(r#"write e.g. {"type": "object", "properties": {"door": {"enum": ["open", "closed"]}}}"#)),
+        Err(error) => Err(Diagnostic::new(format!("the JSON schema of the answer is no JSON: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn a_schema_is_a_value_or_its_text() {
+        let schema = json!({"enum": ["tak", "nie", "może"]});
+        let same = [
+            ChatOptions::new().json_schema(schema.clone()),
+            ChatOptions::new().json_schema(&schema),
+            ChatOptions::new().json_schema(schema.to_string()),
+            ChatOptions::new().json_schema(r#" {"enum": ["tak", "nie", "może"]} "#),
+            ChatOptions::new().json_schema(BTreeMap::from([("enum", ["tak", "nie", "może"])])),
+        ];
+        for options in same {
+            assert_eq!(options.schema, Some(Ok(schema.clone())));
+        }
+        let wrong = [
+            (ChatOptions::new().json_schema("{\"enum\": ["), "is no JSON: EOF while parsing"),
+            (ChatOptions::new().json_schema("object"), "is no JSON: expected value at line 1 column 1"),
+            (ChatOptions::new().json_schema("\"object\""), "is no object"),
+            (ChatOptions::new().json_schema(json!([])), "is no object"),
+            (ChatOptions::new().json_schema(true), "is no object"),
+            (ChatOptions::new().json_schema(BTreeMap::from([((1, 2), 3)])), "is no JSON: key must be a string"),
+        ];
+        for (options, told) in wrong {
+            let error = options.schema.unwrap().unwrap_err();
+            assert!(error.message.contains(told), "{error}");
+        }
     }
 }

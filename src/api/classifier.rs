@@ -1,4 +1,4 @@
-//! [`Classifier`]: what a picture shows.
+//! [`Classifier`]: what an image shows.
 
 use std::path::Path;
 
@@ -14,12 +14,12 @@ use crate::vision::{Answer, TOP};
 ///
 /// ```
 /// # fn main() -> Result<(), watus_build::Error> {
-/// # let (engine, picture) = ("tests/data/front_door/classifier", "tests/data/front_door/blobs.png");
+/// # let (engine, image) = ("tests/data/front_door/classifier", "tests/data/front_door/blobs.png");
 /// use watus_build::{BackendChoice, Classifier};
 ///
 /// // `Classifier::open(engine)` takes the GPU where there is one.
 /// let mut classifier = Classifier::builder(engine).backend(BackendChoice::Cpu).open()?;
-/// let answer = classifier.classify(picture)?;
+/// let answer = classifier.classify(image)?;
 /// println!("{} ({:?})", answer.label, answer.score);
 /// for other in &answer.ranked {
 ///     println!("  {} {:.3}", other.label, other.score);
@@ -41,7 +41,7 @@ pub struct ClassifierBuilder {
     top: usize,
 }
 
-/// What a classifier says of one picture.
+/// What a classifier says of one image.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Classification {
@@ -109,7 +109,7 @@ impl Classifier {
         ClassifierBuilder { opening: Opening::new(folder.as_ref()), top: TOP }
     }
 
-    /// Classifies a picture.
+    /// Classifies an image.
     pub fn classify<'a>(&mut self, frame: impl Into<Frame<'a>>) -> Result<Classification, Error> {
         let frame: Frame<'a> = frame.into();
         let answers = self.classify_batch([frame])?;
@@ -117,7 +117,7 @@ impl Classifier {
         answers.into_iter().next().ok_or_else(none)
     }
 
-    /// Classifies several pictures, which may differ in size, in batches as large as the engine takes. Frames are taken a batch
+    /// Classifies several images, which may differ in size, in batches as large as the engine takes. Frames are taken a batch
     /// at a time. One that cannot be read ends the call with its error, and what was found before is lost.
     pub fn classify_batch<'a, F: Into<Frame<'a>>>(
         &mut self,

@@ -1,4 +1,4 @@
-//! [`Detector`]: objects on pictures.
+//! [`Detector`]: objects in images.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -11,20 +11,20 @@ use crate::diagnostic::Diagnostic;
 use crate::engine_dir::{BackendChoice, PictureAnswer, PictureMeaning, PictureModel};
 use crate::vision::{Detection, RgbImage, annotate};
 
-/// A YOLO engine that detects objects on pictures.
+/// A YOLO engine that detects objects in images.
 ///
 /// ```
 /// # fn main() -> Result<(), watus_build::Error> {
-/// # let (engine, picture) = ("tests/data/front_door/detector", "tests/data/front_door/blobs.png");
+/// # let (engine, image) = ("tests/data/front_door/detector", "tests/data/front_door/blobs.png");
 /// use watus_build::{BackendChoice, Detector, draw};
 ///
 /// // `Detector::open(engine)` takes the GPU where there is one.
 /// let mut detector = Detector::builder(engine).backend(BackendChoice::Cpu).confidence(0.4).open()?;
-/// let objects = detector.detect(picture)?;
+/// let objects = detector.detect(image)?;
 /// for object in &objects {
 ///     println!("{} {:.2} at x {}, y {}", object.label, object.score, object.bbox.center_x(), object.bbox.center_y());
 /// }
-/// let drawn = draw(picture, &objects)?;
+/// let drawn = draw(image, &objects)?;
 /// # assert_eq!(objects.iter().map(|object| object.label.as_str()).collect::<Vec<_>>(), ["red", "blue"]);
 /// # assert_eq!(drawn.dimensions(), (64, 32));
 /// # Ok(())
@@ -101,14 +101,14 @@ impl Detector {
         DetectorBuilder { opening, confidence: None, iou: None, max_detections: None }
     }
 
-    /// Detects the objects on a picture; the highest score comes first.
+    /// Detects the objects in an image; the highest score comes first.
     pub fn detect<'a>(&mut self, frame: impl Into<Frame<'a>>) -> Result<Vec<Detection>, Error> {
         let frame: Frame<'a> = frame.into();
         let objects = self.detect_batch([frame])?;
         Ok(objects.into_iter().next().unwrap_or_default())
     }
 
-    /// Detects the objects on each of several pictures, which may differ in size, in batches as large as the engine takes. Frames
+    /// Detects the objects in each of several images, which may differ in size, in batches as large as the engine takes. Frames
     /// are taken a batch at a time. One that cannot be read ends the call with its error, and what was found before is lost.
     pub fn detect_batch<'a, F: Into<Frame<'a>>>(
         &mut self,
@@ -163,7 +163,7 @@ pub(super) fn answers<'a, F: Into<Frame<'a>>>(
     }
 }
 
-/// A copy of the picture with a box, a label and a score for each object, and its mask where it has one.
+/// A copy of the image with a box, a label and a score for each object, and its mask where it has one.
 pub fn draw<'a>(frame: impl Into<Frame<'a>>, objects: &[Detection]) -> Result<RgbImage, Error> {
     let frame: Frame<'a> = frame.into();
     let picture = frame.picture()?;

@@ -71,8 +71,8 @@ pub enum ErrorKind {
     NoDevice,
     /// A language model's kernels can neither be compiled nor are there precompiled.
     Kernels,
-    /// A frame or a picture cannot be used, or what an engine said of one.
-    Picture,
+    /// A frame or an image cannot be used, or what an engine said of one.
+    Image,
     /// What is asked cannot be answered: a parameter or a threshold out of its range, too long a prompt, a schema that cannot be
     /// enforced.
     Request,
@@ -179,15 +179,19 @@ fn of_engine(cause: &(dyn std::error::Error + 'static)) -> Option<ErrorKind> {
         return Some(ErrorKind::Damaged);
     }
     if cause.is::<VisionError>() {
-        return Some(ErrorKind::Picture);
+        return Some(ErrorKind::Image);
     }
-    if let Some(TextError::Request(_) | TextError::TooLong { .. }) = cause.downcast_ref() {
+    // A language model passes on errors of its backend and of its texts.
+    let model = cause.downcast_ref::<LlmError>();
+    let text = match model {
+        Some(LlmError::Text(error)) => Some(error),
+        _ => cause.downcast_ref::<TextError>(),
+    };
+    if let Some(TextError::Request(_) | TextError::TooLong { .. }) = text {
         return Some(ErrorKind::Request);
     }
-    // A language model passes its backend's errors on.
-    let backend = match cause.downcast_ref::<LlmError>() {
+    let backend = match model {
         Some(LlmError::Backend(error)) => error,
-        Some(LlmError::Request(_) | LlmError::TooLong { .. }) => return Some(ErrorKind::Request),
         _ => cause.downcast_ref::<BackendError>()?,
     };
     Some(match backend {
@@ -224,7 +228,7 @@ mod tests {
         // What a text quotes is no next step.
         let quoted = Error::of(anyhow::anyhow!("no `a\n  hint: rm`"));
         assert_eq!((quoted.message(), quoted.help()), ("no `a\n  hint: rm`", None));
-        assert_eq!(Error::of(LlmError::Request("max_tokens is 0".to_owned())).kind(), ErrorKind::Request);
+        assert_eq!(Error::of(LlmError::request("max_tokens is 0")).kind(), ErrorKind::Request);
         assert_eq!(Error::of(TextError::Request("no such turn".to_owned())).kind(), ErrorKind::Request);
         assert_eq!(Error::of(TextError::Internal("x".into())).kind(), ErrorKind::Other);
         assert_eq!(Error::of(ConfinedError::NotEnabled).help(), Some(crate::confined::ENABLE));

@@ -1,4 +1,4 @@
-//! A picture as a robot has it: pixels of a camera in memory, a picture of the `image` crate, or a file.
+//! An image as a robot has it: pixels of a camera in memory, an image of the `image` crate, or a file.
 
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use super::error::{Error, ErrorKind};
 use crate::diagnostic::Diagnostic;
 use crate::vision::{RgbImage, read_picture};
 
-/// A picture that a model looks at. It borrows its pixels, so making one costs nothing.
+/// An image that a model looks at. It borrows its pixels, so making one costs nothing.
 ///
 /// Whatever takes a frame takes a `&RgbImage` or the path of a file as well.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +89,7 @@ impl<'a> Frame<'a> {
     pub(super) fn picture(&self) -> Result<Cow<'a, RgbImage>, Error> {
         match self.0 {
             FrameSource::Picture(picture) if picture.width() == 0 || picture.height() == 0 => {
-                Err(unusable("a picture without pixels cannot be looked at".to_owned(), "give one of at least 1 x 1"))
+                Err(unusable("an image without pixels cannot be looked at".to_owned(), "give one of at least 1 x 1"))
             }
             FrameSource::Picture(picture) => Ok(Cow::Borrowed(picture)),
             FrameSource::File(path) => read_picture(path).map(Cow::Owned).map_err(Error::of),
@@ -107,7 +107,7 @@ impl<'a> Frame<'a> {
 }
 
 fn unusable(message: String, help: &str) -> Error {
-    Error::new(ErrorKind::Picture, Diagnostic::new(message).with_help(help))
+    Error::new(ErrorKind::Image, Diagnostic::new(message).with_help(help))
 }
 
 impl<'a> From<&'a RgbImage> for Frame<'a> {
@@ -116,7 +116,7 @@ impl<'a> From<&'a RgbImage> for Frame<'a> {
     }
 }
 
-/// The picture in a file: PNG, JPEG, WebP, BMP, TIFF or GIF.
+/// The image in a file: PNG, JPEG, WebP, BMP, TIFF or GIF.
 impl<'a> From<&'a Path> for Frame<'a> {
     fn from(path: &'a Path) -> Self {
         Self(FrameSource::File(path))
@@ -174,13 +174,13 @@ mod tests {
         {
             let bytes = vec![0; count];
             let error = Frame::rgb(&bytes, width, height).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Picture);
+            assert_eq!(error.kind(), ErrorKind::Image);
             assert!(error.message().contains(said) && error.help().is_some(), "{error}");
         }
         let empty = RgbImage::new(0, 3);
-        assert_eq!(Frame::from(&empty).picture().unwrap_err().kind(), ErrorKind::Picture);
+        assert_eq!(Frame::from(&empty).picture().unwrap_err().kind(), ErrorKind::Image);
         let missing = Frame::from("there/is/none.png").picture().unwrap_err();
-        assert_eq!(missing.kind(), ErrorKind::Picture);
+        assert_eq!(missing.kind(), ErrorKind::Image);
         assert!(missing.message().contains("none.png"), "{missing}");
     }
 }

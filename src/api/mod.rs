@@ -5,7 +5,7 @@
 //! (code)      validate                                     detect,   classify,   ask, chat
 //! ```
 //!
-//! [`Detector`] (`detector.rs`) and [`Classifier`] take a [`Frame`], which is whatever a robot has of a picture; [`ChatModel`]
+//! [`Detector`] (`detector.rs`) and [`Classifier`] take a [`Frame`], which is whatever a robot has of an image; [`ChatModel`]
 //! answers conversations as [`ChatOptions`] say; [`Builder`] (`builder.rs`, `builder_kinds.rs`, `source.rs`) makes engine
 //! directories. `opening.rs` opens one as `watus-build run` does. All fail by [`Error`].
 

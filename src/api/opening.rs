@@ -22,7 +22,7 @@ pub(super) struct Opening {
     pub(super) progress: Arc<dyn Progress>,
 }
 
-/// A model of pictures with what computes it.
+/// A model of images with what computes it.
 pub(super) struct OpenedPictureModel {
     pub(super) name: String,
     pub(super) model: PictureModel,
@@ -73,7 +73,7 @@ impl Opening {
         engine.choose(self.backend, &|text| self.progress.event(Event::Warning(text))).map_err(Error::of)
     }
 
-    /// What takes pictures, and says of them what `wanted` wants.
+    /// What takes images, and says of them what `wanted` wants.
     pub(super) fn picture_model(&self, wanted: fn(&PictureMeaning) -> bool) -> Result<OpenedPictureModel, Error> {
         let engine = self.engine()?;
         let name = engine.manifest.name.clone();

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 
+use super::monitor::no_root;
 use super::{Exit, print, print_json};
 use crate::doctor::{Level, MachineReport, Root, examine};
 
@@ -21,7 +22,7 @@ pub(super) struct Args {
 
 pub(super) fn execute(args: &Args) -> anyhow::Result<Exit> {
     let root = match &args.root {
-        Some(path) if !path.is_dir() => bail!("--root {}: not a folder", path.display()),
+        Some(path) if !path.is_dir() => bail!(no_root(path)),
         Some(path) => Root::at(path),
         None => Root::live(),
     };

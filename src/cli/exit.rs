@@ -41,7 +41,7 @@ impl Exit {
             ErrorKind::Unavailable | ErrorKind::NoDevice => Exit::Environment,
             ErrorKind::Kernels => Exit::Kernels,
             ErrorKind::Cancelled => Exit::Cancelled,
-            ErrorKind::Picture | ErrorKind::Request | ErrorKind::Other => Exit::Failure,
+            ErrorKind::Image | ErrorKind::Request | ErrorKind::Other => Exit::Failure,
         }
     }
 
@@ -100,7 +100,7 @@ mod tests {
             (BackendError::Build(text().into()).into(), Exit::Build),
             (BackendError::NoDevice(text()).into(), Exit::Environment),
             (LlmError::Backend(BackendError::Kernels { what: text(), help: text() }).into(), Exit::Kernels),
-            (LlmError::Request(text()).into(), Exit::Failure),
+            (LlmError::request(text()).into(), Exit::Failure),
         ];
         for (error, exit) in cases {
             assert_eq!(Exit::of(&error), exit, "{error:?}");

@@ -7,12 +7,14 @@ mod exit;
 mod fetch;
 mod generate;
 mod inspect;
+mod list;
 mod manual;
 mod monitor;
 mod named;
 mod outputs;
 mod progress;
 mod recipe;
+mod remove;
 mod run;
 mod screen;
 mod serve;
@@ -61,12 +63,11 @@ enum Command {
     Serve(serve::Args),
     Service(service::Args),
     Inspect(inspect::Args),
+    List(list::Args),
+    Remove(remove::Args),
     Strip(strip::Args),
     Recipe(recipe::Args),
-    // What packages install; people meet it installed.
-    #[command(hide = true)]
     Completions(manual::Completions),
-    #[command(hide = true)]
     Man(manual::Man),
 }
 
@@ -101,6 +102,8 @@ pub fn main() -> Exit {
         Command::Serve(args) => serve::execute(args, &environment),
         Command::Service(args) => service::execute(args),
         Command::Inspect(args) => inspect::execute(&args),
+        Command::List(args) => list::execute(&args),
+        Command::Remove(args) => remove::execute(&args, &environment),
         Command::Strip(args) => strip::execute(&args),
         Command::Recipe(args) => recipe::execute(&args),
         Command::Completions(args) => manual::completions(&args),

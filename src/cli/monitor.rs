@@ -7,7 +7,7 @@ mod source;
 mod view;
 
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -36,7 +36,7 @@ const SERVER: &str = "http://127.0.0.1:8080";
 enum Origin {
     /// Files of /proc and /sys, and NVIDIA's driver
     Files,
-    /// The lines of a `tegrastats` that is started, and files for what it does not tell
+    /// The lines of a `tegrastats` that `monitor` starts, and files for what they do not tell
     Tegrastats,
     /// The lines of a `tegrastats` on standard input, which may be another machine's
     Stdin,
@@ -63,8 +63,8 @@ enum Release {
 
 /// Show load, clocks, memory, temperatures, power and throttling of this machine, with a server's tokens per second, slots and queue
 ///
-/// On a terminal it is a view that is drawn anew, until Ctrl-C; elsewhere it prints a line for each reading. EMC (the memory
-/// controller) tells its clock to root only, and its load to tegrastats only: see `--source`.
+/// On a terminal this is a live view, until Ctrl-C; elsewhere a line is printed for each reading. Of EMC, the memory controller,
+/// only root may read the clock, and only tegrastats the load: see `--source`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Seconds between two readings, 0.1 to 3600 [default: 1]
@@ -135,12 +135,15 @@ struct Monitor {
 
 pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<Exit> {
     let root = match &args.root {
-        Some(path) if !path.is_dir() => bail!("--root {}: not a folder", path.display()),
+        Some(path) if !path.is_dir() => bail!(no_root(path)),
         Some(path) => Root::at(path),
         None => Root::live(),
     };
     if args.source == Origin::Stdin && args.interval.is_some() {
-        bail!("--interval has no meaning with --source stdin: each line is a reading");
+        bail!(
+            Diagnostic::new("--interval has no meaning with --source stdin: each line is a reading")
+                .with_help("leave it out, and give it to the `tegrastats` that writes the lines")
+        );
     }
     let interval = args.interval.unwrap_or(Duration::from_secs(1));
     let sensors = Sensors::new(root);
@@ -179,6 +182,12 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
         }
     }
     Ok(Exit::Success)
+}
+
+/// The error for a `--root` that is no folder.
+pub(super) fn no_root(path: &Path) -> Diagnostic {
+    let what = Diagnostic::new(format!("--root {}: not a folder", path.display()));
+    what.with_help("name the folder that holds the etc, proc and sys of an image or of a copy of a machine's files")
 }
 
 /// The dialect of lines to print.

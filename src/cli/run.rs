@@ -39,7 +39,7 @@ pub(super) struct Args {
     /// Write every output tensor to DIR/NAME.npy; with several images to DIR/IMAGE/NAME.npy
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
-    /// Directory for images with the detections drawn on them
+    /// Directory for images with the detections drawn on them: bus-objects.jpg for bus.jpg
     #[arg(long, value_name = "DIR", default_value = "annotated")]
     annotated: PathBuf,
     /// Do not draw detections
@@ -62,6 +62,7 @@ pub(super) fn execute(args: &Args, environment: &Environment) -> anyhow::Result<
     let is_model = args.engine.extension().is_some_and(|extension| extension == "onnx");
     let progress = &*environment.progress;
     let engine = if is_model { None } else { Some(EngineDir::load_checked(&args.engine, args.verify, progress)?) };
+    let _held = engine.as_ref().and_then(EngineDir::hold);
     if let Some(engine) = engine.as_ref().filter(|engine| engine.manifest.contents.llm().is_some()) {
         let generator = session::open_llm(engine, args.backend, progress)?;
         let model = ChatModel::new(generator, args.generation.max_tokens);

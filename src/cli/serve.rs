@@ -12,7 +12,9 @@ use super::session::{Choice, open_llm};
 use super::{Environment, Exit, say, upgrade};
 use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
+use crate::generation::Generator;
 use crate::log::{self, LINES, printable, printable_json};
+use crate::prefix_store::StateDir;
 use crate::serve::{self, LogEntry, Options};
 use crate::spec::LlmRecord;
 
@@ -63,6 +65,13 @@ pub(super) struct Args {
     /// requests with the same key and `user`
     #[arg(long, value_name = "FILE")]
     pub(super) shared_system: Option<PathBuf>,
+    /// Folder in which keys and values of prompts' beginnings that return, such as instructions and functions, are kept over
+    /// restarts. It is as confidential as the prompts. Each server needs a folder of its own
+    #[arg(long, value_name = "DIR")]
+    pub(super) state: Option<PathBuf>,
+    /// Most MiB in the folder of --state; beginnings that were used longest ago are removed
+    #[arg(long, value_name = "MIB", default_value_t = 2048, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub(super) state_size: u64,
     /// Compute every token of an answer in a step of its own: draft none from the conversation, take none without a step
     /// that a grammar forces. Answers are the same, and slower where they repeat something
     #[arg(long)]
@@ -90,6 +99,7 @@ const NAME: &str = "local-trt-llm";
 
 pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<Exit> {
     let (engine, record) = fitting_model(&args, environment)?;
+    let _held = engine.hold();
     let name = &engine.manifest.name;
     let names = match args.names.is_empty() {
         true if name == NAME => vec![NAME.to_owned()],
@@ -103,12 +113,11 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     }
     let keys = args.api_key_file.as_deref().map(read_keys).transpose()?.unwrap_or_default();
     if !args.host.is_loopback() && keys.is_empty() {
-        say(format!(
-            "warning: anybody who can connect to {} may use this server; --api-key-file requires a key",
-            args.host
-        ));
+        let host = args.host;
+        say(format!("warning: anybody who can connect to {host} may use this server; --api-key-file requires a key"));
     }
     let shared = args.shared_system.as_deref().map(read_text).transpose()?;
+    let state = args.state.as_deref().map(StateDir::open).transpose().context("cannot open --state")?;
     // From here on nobody waits for who reads the log.
     log::queue().context("cannot start the log's thread")?;
     let plain = std::io::stderr().is_terminal();
@@ -126,6 +135,7 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         proxies: args.trusted_proxies,
         special_tokens: args.allow_special_tokens,
         shared_system: shared,
+        secret: state.as_ref().map(StateDir::secret),
         speculation: !args.no_speculation,
         log_prompts: args.log_prompts,
         log: Arc::new(move |entry: &LogEntry| write_entry(entry, plain)),
@@ -135,6 +145,9 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
         engine.check(args.verify, &*progress)?;
         let mut generator = open_llm(&engine, args.backend, &*progress)?;
         let info = generator.executor().info();
+        if let Some(state) = state {
+            keep_prefixes(&mut generator, state, &engine, args.state_size)?;
+        }
         say(format!("{} is ready on {}, {}", printable(&engine.manifest.name), info.device, info.name));
         anyhow::Ok(generator)
     };
@@ -143,6 +156,14 @@ pub(super) fn execute(args: Args, environment: &Environment) -> anyhow::Result<E
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
+}
+
+/// Keeps prefixes in the folder of --state, of at most so many MiB.
+fn keep_prefixes(generator: &mut Generator, state: StateDir, engine: &EngineDir, most: u64) -> anyhow::Result<()> {
+    let Some(layout) = generator.executor().kv_layout() else { return Ok(()) };
+    let key = engine.state_key(&generator.executor().info());
+    let store = state.store(key, layout, most << 20).context("cannot read --state")?;
+    Ok(generator.keep_prefixes(store)?)
 }
 
 /// Opens the engine directory to serve. One that was built for another machine or by another version is refused before

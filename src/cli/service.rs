@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 
 use super::{Exit, print, serve, upgrade};
 use crate::artifact::write_file;
+use crate::confined;
 use crate::diagnostic::Diagnostic;
 
 /// Run servers from boot as systemd services
@@ -75,6 +76,12 @@ impl Installed {
             None => self.unit.clone(),
         }
     }
+}
+
+/// The installed units of ours, each with the engine directory that it serves.
+pub(super) fn served() -> Vec<(String, String)> {
+    let units = installed(Path::new(FOLDER)).into_iter();
+    units.filter_map(|unit| Some((unit.unit, unit.serves?.0))).collect()
 }
 
 /// The installed units of ours in `folder`, sorted by name. Other programs' units are left out.
@@ -224,7 +231,7 @@ fn status(name: Option<&str>, folder: &Path) -> anyhow::Result<Exit> {
 /// The command to call this program by in hints: its name if sudo finds it in its few folders, else its path
 /// (`~/.cargo/bin` is not among them).
 fn program() -> String {
-    let path = std::env::current_exe().map_or_else(|_| "watus-build".to_owned(), |path| path.display().to_string());
+    let path = confined::file().map_or_else(|| "watus-build".to_owned(), |path| path.display().to_string());
     let plain = |c: char| c.is_alphanumeric() || "/-_.+@".contains(c);
     if path.chars().all(plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
 }

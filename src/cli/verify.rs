@@ -129,7 +129,7 @@ fn print_outcome(args: &Args, folder: &Path, report: &Report) -> anyhow::Result<
         return Ok(Exit::Success);
     }
     if !args.json {
-        print(format!("     {}: not proved: its execution was not checked", report.name))?;
+        print(format!("     {}: not verified: its execution was not checked", report.name))?;
     }
     Ok(if args.require_execution { Exit::NotExecuted } else { Exit::Success })
 }

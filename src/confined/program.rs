@@ -14,9 +14,10 @@ const RUNNING: &str = "/proc/self/exe";
 /// What the kernel adds to the path of a program whose file was replaced or removed.
 const DELETED: &str = " (deleted)";
 
-/// The error where child processes are wanted and [`use_program`] was not called; [`ENABLE`] is its help.
+/// What is wrong where work needs a child process and the running program starts none, as its `main` has not called
+/// [`crate::enable_child_processes`].
 pub const NOT_ENABLED: &str = "this program has not said that it can be started again as a child";
-/// See [`NOT_ENABLED`].
+/// What lets a program that uses this library start child processes: the help of errors for want of one.
 pub const ENABLE: &str = "call `watus_build::enable_child_processes()` first thing in its `main`";
 
 struct RegisteredProgram {
@@ -67,9 +68,15 @@ fn named(program: &Path) -> &Path {
     stripped.filter(|_| !program.exists()).unwrap_or(program)
 }
 
-/// Path of the running program's file without links: that of another version, if the file was replaced. For what lies beside it.
+/// Path of the running program's file without links: that of another version, if the file was replaced; `None` if it was removed. For
+/// what lies beside it, and for whoever starts it later.
 pub(crate) fn file() -> Option<PathBuf> {
-    fs::canonicalize(named(&env::current_exe().ok()?)).ok()
+    file_of(&env::current_exe().ok()?)
+}
+
+/// The file that is now at the path of a running program.
+fn file_of(program: &Path) -> Option<PathBuf> {
+    fs::canonicalize(named(program)).ok()
 }
 
 /// Gives this process the name of its program, which is `exe` if it was started as the running one.
@@ -91,6 +98,10 @@ mod tests {
         fs::write(&odd, "").unwrap();
         assert_eq!((named(&gone), named(&odd)), (folder.path().join("a").as_path(), odd.as_path()));
         assert_eq!(named(Path::new("/bin/ż")), Path::new("/bin/ż"));
+        assert_eq!(file_of(&gone), None, "it was removed");
+        let replaced = folder.path().canonicalize().unwrap().join("a");
+        fs::write(&replaced, "").unwrap();
+        assert_eq!(file_of(&gone), Some(replaced));
         assert_eq!(
             command(Path::new("/bin/sh")).get_program(),
             "/bin/sh",

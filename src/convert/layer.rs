@@ -78,7 +78,7 @@ fn graph_of(model: &Transformer, shape: LayerShape, types: LayerTypes, observed:
     let mut graph = GraphBuilder::new(&format!("{}-layer-{shape}", model.family), OPSET);
     let dims = |dims: &[usize]| dims.iter().copied().map(Some).collect::<Vec<_>>();
     let hidden = dims(&[batch, chunk, model.hidden_size]);
-    let rotary = dims(&[batch, 1, chunk, model.ropes[0].dimension()]);
+    let rotary = dims(&[batch, 1, chunk, model.rotary_dim()]);
     let past = dims(&[batch, model.kv_heads, cache, model.head_dim]);
     graph.input("hidden", dtype, &hidden);
     graph.input("cos", dtype, &rotary);

@@ -206,6 +206,11 @@ impl Transformer {
         self.heads / self.kv_heads
     }
 
+    /// Number of rotated dimensions of a head: the same in all layers, since one graph serves them all.
+    pub fn rotary_dim(&self) -> usize {
+        self.ropes.first().map_or(0, Rope::dimension)
+    }
+
     /// Bytes of key and value of one position in all layers.
     pub fn kv_bytes(&self, types: LayerTypes) -> usize {
         let row = match types.kv_cache {
@@ -242,9 +247,35 @@ impl Transformer {
                 return Err(config.error("the rotary base and its scaling lead to numbers that are 0 or infinite"));
             }
         }
+        if let Some(other) = self.ropes.iter().find(|rope| rope.dimension() != self.rotary_dim()) {
+            let (one, other) = (self.rotary_dim(), other.dimension());
+            return Err(config
+                .error(format!("some layers rotate {one} dimensions of a head, others {other}, which is not supported"))
+                .with_help("a release of the model whose `rope_parameters` rotate alike in all layers can be built"));
+        }
         if self.parameters() >= 1 << 40 {
             return Err(config.error("the sizes describe a model of more than 10^12 parameters"));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Graphs are made once for all layers, so no description may have layers that rotate differently many dimensions.
+    #[test]
+    fn layers_that_rotate_differently_are_refused() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/gemma3/config.json");
+        let json = crate::checkpoint::read_json(&path).unwrap();
+        let mut gemma = describe(&path, &json, 64).unwrap();
+        assert_eq!((gemma.ropes.len(), gemma.rotary_dim()), (2, 16));
+        let config = Config::new(&path, &json);
+        assert!(gemma.check(&config).is_ok());
+        gemma.ropes[1].frequencies.truncate(4);
+        let error = gemma.check(&config).unwrap_err().to_string();
+        assert!(error.contains("some layers rotate 16 dimensions of a head, others 8"), "{error}");
+        assert!(error.contains("gemma3/config.json") && error.contains("hint: "), "{error}");
     }
 }

@@ -53,9 +53,30 @@ pub(super) struct DecodeKernels {
 }
 
 impl DecodeKernels {
+    /// Compiles them for a model with these kinds of packed tiles or, if there are none for those (they want more shared memory
+    /// than some devices have), for the same weights widened to 16 bits. Returns warnings of what is missing, too.
+    pub(super) fn for_model(
+        device: &Device,
+        model: &Transformer,
+        types: LayerTypes,
+        kinds: TileKinds,
+    ) -> Result<(Option<Self>, Vec<String>), BackendError> {
+        let why = match Self::compile(device, model, types, kinds)? {
+            Ok(kernels) => return Ok((Some(kernels), Vec::new())),
+            Err(why) => why,
+        };
+        let plain = TileKinds::default();
+        if kinds != plain
+            && let Ok(kernels) = Self::compile(device, model, types, plain)?
+        {
+            return Ok((Some(kernels), kinds.without_packed(&why)));
+        }
+        Ok((None, kinds.without_kernel(&why, types.dtype)))
+    }
+
     /// Compiles them for a model with these kinds of packed tiles; the inner error says why there are none. A class of
     /// launches that this device has no kernel for is left out.
-    pub(super) fn compile(
+    fn compile(
         device: &Device,
         model: &Transformer,
         types: LayerTypes,

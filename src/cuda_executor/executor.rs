@@ -2,6 +2,7 @@
 //! CUDA graphs.
 
 mod launch;
+mod pass;
 mod path;
 mod step_logits;
 mod tune;
@@ -9,7 +10,6 @@ mod tune;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::aux_kernels::AuxKernels;
 use super::buffers;
@@ -18,7 +18,7 @@ use super::decode_kernel::row_class::RowClass;
 use super::decode_kernel::{DecodeKernels, DecodeProgram};
 use super::driver::device_error;
 use super::engines::{EngineFolder, Engines};
-use super::state::{BatchRow, DeviceState, LoadedModel};
+use super::state::{DeviceState, LoadedModel};
 use super::unpack::Unpacker;
 use super::weights::{self, WeightSource};
 use crate::backend::tensorrt::TensorRt;
@@ -28,11 +28,12 @@ use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer};
 use crate::executor::{
-    Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_launch,
+    Exchange, Executor, HostLogits, LlmError, MemoryUse, Rows, Sizes, Step, StepLogits, check, check_exchange,
+    check_launch, not_exchanged,
 };
-use crate::spec::Shapes;
+use crate::spec::{KvLayout, Shapes};
 
-use self::path::{DecodePath, EnginePass, StepKey, StepPath};
+use self::path::{DecodePath, StepKey, StepPath};
 use self::step_logits::{DeviceLogits, LaunchedStep};
 
 /// Time of a prompt's passes, whose logits the host waits for and reads, relative to that of the same rows in a launch.
@@ -90,12 +91,8 @@ impl GpuExecutor {
         buffers::single_stream(&device.stream);
         let kernels = AuxKernels::compile(&device)?;
         let info = BackendInfo { name: tensorrt.version.to_string(), device: device.description() };
-        let dtype = options.types.dtype;
         let kinds = weights::kinds_of_tiles(&checkpoint, &model)?;
-        let (decode, warnings) = match DecodeKernels::compile(&device, &model, options.types, kinds)? {
-            Ok(decode) => (Some(decode), Vec::new()),
-            Err(why) => (None, kinds.without_kernel(&why, dtype)),
-        };
+        let (decode, warnings) = DecodeKernels::for_model(&device, &model, options.types, kinds)?;
         let kernel = decode.as_ref().map(|decode| Arc::clone(&decode.apart));
         let keep_packed = kernel.as_ref().is_some_and(|kernel| kernel.takes_packed());
         let source = WeightSource {
@@ -103,20 +100,18 @@ impl GpuExecutor {
             model: &model,
             kernels: &kernels,
             stream: &device.stream,
-            dtype,
+            dtype: options.types.dtype,
             keep_packed,
         };
         let weights = weights::load(source, progress)?;
-        let unpacker = match kernel.as_ref().filter(|_| weights.are_packed()) {
-            Some(kernel) => Some(Unpacker::new(&device, Arc::clone(kernel), &weights)?),
-            None => None,
-        };
+        let unpacker = kernel.filter(|_| weights.are_packed());
+        let unpacker = unpacker.map(|kernel| Unpacker::new(&device, kernel, &weights)).transpose()?;
         let shared_rows = decode.as_ref().map_or(0, DecodeKernels::shared_rows);
         let loaded = LoadedModel { checkpoint, weights, types: options.types, shared_rows };
         let state = DeviceState::new(device, kernels, model, loaded, &options.shapes)?;
         let program = decode.map(|decode| DecodeProgram::new(decode, &state, options.shapes.slots)).transpose()?;
         let first = options.shapes.layers().first().copied();
-        let first = first.ok_or_else(|| LlmError::Internal("the engine directory names no engines".into()))?;
+        let first = first.ok_or_else(|| LlmError::internal("the engine directory names no engines"))?;
         let engine_folder = EngineFolder { path: folder.to_owned(), first, tf32: options.tf32 };
         let engines = Engines::new(tensorrt, engine_folder, &info.device, unpacker)?;
         let mut executor = Self {
@@ -138,51 +133,12 @@ impl GpuExecutor {
         Ok(executor)
     }
 
-    /// Grows the slots to at least `needed` positions, or shrinks them if no slot needs more.
-    fn make_room(&mut self, needed: usize) -> Result<(), BackendError> {
-        let longest = self.used.iter().copied().max().unwrap_or(0);
-        let wanted = self.options.shapes.cache_for(needed.max(longest));
-        if wanted > self.state.cache.capacity || (longest == 0 && wanted < self.state.cache.capacity) {
-            self.state.cache.resize(&self.state.kernels, wanted)?;
-        }
-        Ok(())
-    }
-
-    /// Size of the next pass.
-    fn next(&self, position: usize, remaining: usize) -> usize {
-        let room = |cached: usize| self.options.shapes.cache_for(cached).max(self.state.cache.capacity);
-        self.sizes.next(position, remaining, room)
-    }
-
-    /// Runs a pass of `tokens`, padded to `chunk`, through the engines of all layers.
-    fn take_in(&mut self, slot: usize, cached: usize, tokens: &[u32], chunk: usize) -> Result<(), LlmError> {
-        let count = tokens.len();
-        let cache = if cached == 0 { 0 } else { self.state.cache.capacity };
-        let shape = LayerShape { batch: 1, chunk, cache };
-        self.load(Some(shape), usize::from(self.program.is_none()))?;
-        // The pass reads caches as they are and leaves them as large as the next one wants them: a long prompt's first
-        // chunks need not attend to the room of its last.
-        let room = self.options.shapes.cache_for(cached + count);
-        self.state.cache.next_capacity = room.max(self.state.cache.capacity);
-        let row = BatchRow { cached, count, ..BatchRow::default() };
-        self.enqueue(EnginePass { shape, slot, layers: usize::MAX }, tokens, row)
-    }
-
     /// Loads engines, unless they are loaded.
     fn load(&mut self, layers: Option<LayerShape>, rows: usize) -> Result<(), BackendError> {
         if self.engines.prepare(&self.state, layers, rows)? {
             self.graphs.clear(); // the scratch memory they refer to has moved
         }
         Ok(())
-    }
-
-    /// Enqueues a pass of `tokens`.
-    fn enqueue(&mut self, pass: EnginePass, tokens: &[u32], row: BatchRow) -> Result<(), LlmError> {
-        let EnginePass { shape, slot, layers } = pass;
-        let rows: Vec<usize> = (0..tokens.len()).collect();
-        self.state.embed(tokens, &rows, shape.chunk)?;
-        self.state.place(&[row])?;
-        Ok(self.engines.enqueue(&mut self.state, shape, slot, layers)?)
     }
 
     /// Runs a decode step as a CUDA graph, which is captured when its shape is first used. The logits stay on the
@@ -372,6 +328,29 @@ impl Executor for GpuExecutor {
         Ok(self.state.cache.clear_slot(slot)?)
     }
 
+    fn kv_layout(&self) -> Option<KvLayout> {
+        Some(self.state.cache.layout())
+    }
+
+    fn export(&mut self, slot: usize, layer: usize, positions: usize) -> Result<Vec<u8>, LlmError> {
+        let exchange = Exchange { slot, layer, positions };
+        check_exchange(self, exchange)?;
+        if positions > self.state.cache.capacity {
+            return Err(not_exchanged(slot, layer, positions));
+        }
+        Ok(self.state.cache.export(exchange)?)
+    }
+
+    fn import(&mut self, slot: usize, layer: usize, positions: usize, bytes: &[u8]) -> Result<(), LlmError> {
+        let exchange = Exchange { slot, layer, positions };
+        if bytes.len() != check_exchange(self, exchange)? {
+            return Err(not_exchanged(slot, layer, positions));
+        }
+        self.used[slot] = positions;
+        self.make_room(positions)?;
+        Ok(self.state.cache.import(exchange, bytes)?)
+    }
+
     fn memory(&self) -> MemoryUse {
         MemoryUse {
             weights: self.state.weights.bytes() as u64,
@@ -383,22 +362,7 @@ impl Executor for GpuExecutor {
     }
 
     fn bandwidth(&mut self) -> Result<f64, LlmError> {
-        const BYTES: usize = 256 << 20;
-        let stream = &self.state.device.stream;
-        let from = buffers::Buffer::new(stream, BYTES, "the bandwidth test")?;
-        let to = buffers::Buffer::unset(stream, BYTES, "the bandwidth test")?;
-        let mut best = f64::INFINITY;
-        for _ in 0..5 {
-            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
-            let start = Instant::now();
-            for _ in 0..8 {
-                buffers::copy(stream, from.address(), to.address(), BYTES)?;
-            }
-            stream.synchronize().map_err(device_error).map_err(LlmError::Backend)?;
-            best = best.min(start.elapsed().as_secs_f64() / 8.0);
-        }
-        // A copy reads and writes.
-        Ok(2.0 * BYTES as f64 / best)
+        Ok(tune::copy_bandwidth(&self.state.device.stream)?)
     }
 
     fn bytes_per_step(&self) -> u64 {

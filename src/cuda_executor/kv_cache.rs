@@ -5,11 +5,12 @@ use std::sync::Arc;
 use cudarc::driver::CudaStream;
 
 use super::aux_kernels::{AuxKernels, CacheShape, KeysValues, LayerAddresses, RowPositions, Spread};
-use super::buffers::{Buffer, copy};
+use super::buffers::{Buffer, Pinned, copy};
 use super::driver::Address;
 use crate::backend::BackendError;
 use crate::convert::{LayerTypes, Transformer};
-use crate::spec::KvCache;
+use crate::executor::Exchange;
+use crate::spec::{KvCache, KvLayout};
 use crate::tensor::DType;
 
 /// Keys, or values, of a layer.
@@ -32,6 +33,8 @@ pub(super) struct DeviceKvCache {
     pub(super) next_capacity: usize,
     /// Buffer for moving rows.
     spare: Buffer,
+    /// Host memory for a slot's rows of a layer, allocated when it is first needed.
+    exchanged: Option<Pinned>,
     /// Dequantised keys and values of a layer, for the engines; only for int8.
     wide: Option<[Buffer; 2]>,
     /// Type that the engines read.
@@ -91,6 +94,7 @@ impl DeviceKvCache {
         Ok(Self {
             layers,
             spare: buffer(rows * row)?,
+            exchanged: None,
             wide: has_scales.then(|| Ok::<_, BackendError>([wide()?, wide()?])).transpose()?,
             stream: Arc::clone(stream),
             capacity: capacities.first,
@@ -138,6 +142,63 @@ impl DeviceKvCache {
                 copy(&self.stream, at(from), at(to), positions * bytes)?;
             }
         }
+        Ok(())
+    }
+
+    /// How keys and values are exported.
+    pub(super) fn layout(&self) -> KvLayout {
+        let (elements, kv_cache) = match self.wide {
+            Some(_) => (DType::Int8, KvCache::Int8),
+            None => (self.dtype, KvCache::Auto),
+        };
+        let (layers, kv_heads, head_dim) = (self.layers.len(), self.heads, self.dim);
+        KvLayout { layers, kv_heads, head_dim, elements, dtype: self.dtype, kv_cache }
+    }
+
+    /// Takes the host memory for [`DeviceKvCache::export`] and [`DeviceKvCache::import`].
+    fn host_memory(&mut self) -> Result<Pinned, BackendError> {
+        // A scale has no more bytes than its row.
+        let size = self.spare.len() / self.slots;
+        self.exchanged.take().map_or_else(|| Pinned::new(&self.stream, size), Ok)
+    }
+
+    /// Copies keys and values to the host, in the order of [`DeviceKvCache::layout`]. Waits for the stream.
+    pub(super) fn export(&mut self, exchange: Exchange) -> Result<Vec<u8>, BackendError> {
+        let Exchange { slot, layer, positions } = exchange;
+        let mut pinned = self.host_memory()?;
+        let mut exported = Vec::new();
+        for (part, width) in self.parts(layer) {
+            let size = positions * width;
+            // Heads are apart by the capacity: one copy for all is faster than one for each.
+            for head in 0..self.heads {
+                let from = part.address() + ((slot * self.heads + head) * self.capacity * width) as u64;
+                copy(&self.stream, from, self.spare.address() + (head * size) as u64, size)?;
+            }
+            self.spare.download(&mut pinned, 0, self.heads * size)?;
+            exported.extend_from_slice(&pinned.bytes()?[..self.heads * size]);
+        }
+        self.exchanged = Some(pinned);
+        Ok(exported)
+    }
+
+    /// Copies exported keys and values to a slot, whose other positions stay what they are.
+    pub(super) fn import(&mut self, exchange: Exchange, exported: &[u8]) -> Result<(), BackendError> {
+        let Exchange { slot, layer, positions } = exchange;
+        let mut pinned = self.host_memory()?;
+        let parts: Vec<(Address, usize)> = self.parts(layer).map(|(part, width)| (part.address(), width)).collect();
+        let mut rest = exported;
+        for (part, width) in parts {
+            let size = positions * width;
+            let (these, after) = rest.split_at(self.heads * size);
+            pinned.write()?[..these.len()].copy_from_slice(these);
+            self.spare.upload_pinned(&pinned, these.len())?;
+            for head in 0..self.heads {
+                let to = part + ((slot * self.heads + head) * self.capacity * width) as u64;
+                copy(&self.stream, self.spare.address() + (head * size) as u64, to, size)?;
+            }
+            rest = after;
+        }
+        self.exchanged = Some(pinned);
         Ok(())
     }
 
@@ -212,7 +273,7 @@ impl DeviceKvCache {
 #[cfg(test)]
 #[allow(clippy::print_stderr)]
 mod tests {
-    use super::super::buffers::{Pinned, single_stream};
+    use super::super::buffers::single_stream;
     use super::super::driver::word;
     use super::*;
     use crate::backend::tensorrt::device::Device;
@@ -278,6 +339,48 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    /// Keys, values and scales come back as they were, wherever they are moved in between, and next to nothing else.
+    #[test]
+    fn what_is_imported_is_exported() {
+        let device = match Device::open() {
+            Ok(device) => device,
+            Err(error) => return eprintln!("SKIPPED what_is_imported_is_exported: {error}"),
+        };
+        single_stream(&device.stream);
+        let kernels = AuxKernels::compile(&device).unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/llm/llama/config.json");
+        let model = convert::describe(&path, &crate::checkpoint::read_json(&path).unwrap(), 64).unwrap();
+        for kept in [KvCache::Auto, KvCache::Int8] {
+            let types = LayerTypes { dtype: DType::Float16, kv_cache: kept };
+            let capacities = Capacities { first: 16, largest: 64 };
+            let mut cache = DeviceKvCache::new(&device.stream, &model, types, 3, capacities).unwrap();
+            let layout = cache.layout();
+            let scales = if kept == KvCache::Int8 { 4 } else { 0 };
+            let row = layout.head_dim * layout.elements.size();
+            assert_eq!(layout.layer_bytes(10), Some(2 * model.kv_heads * 10 * (row + scales)));
+            let mut random = SplitMix64(7);
+            let layer = model.layers.len() - 1;
+            let at = |slot, positions| Exchange { slot, layer, positions };
+            let bytes: Vec<u8> =
+                (0..layout.layer_bytes(10).unwrap()).map(|_| random.next_u64().to_le_bytes()[0]).collect();
+            cache.import(at(1, 10), &bytes).unwrap();
+            cache.import(Exchange { layer: 0, ..at(1, 10) }, &vec![3; bytes.len()]).unwrap();
+            assert_eq!(cache.export(at(1, 10)).unwrap(), bytes, "{kept:?}");
+            cache.resize(&kernels, 32).unwrap();
+            cache.copy_slot(1, 2, 10).unwrap();
+            assert_eq!(cache.export(at(2, 10)).unwrap(), bytes, "{kept:?}, moved");
+            // The first positions of each head.
+            let fewer = cache.export(at(2, 4)).unwrap();
+            assert_eq!(fewer[..4 * row], bytes[..4 * row], "{kept:?}");
+            assert_eq!(fewer[4 * row..][..4 * row], bytes[10 * row..][..4 * row], "{kept:?}");
+            for slot in [0, 2] {
+                let around = cache.export(at(slot, 11)).unwrap();
+                let last = &around[10 * row..11 * row];
+                assert!(last.iter().all(|byte| *byte == 0), "{kept:?}: slot {slot} was written beside");
             }
         }
     }

@@ -161,22 +161,27 @@ impl TileKinds {
         if dtype == DType::Float32 {
             return Vec::new();
         }
-        let warning = format!("there is no kernel for decode steps: {why}; so {}", self.cost_of_none());
-        tracing::warn!("{warning}");
-        vec![warning]
+        let engines = "TensorRT's engines decode, which is slower";
+        let cost = self.cost_of_widening().map_or_else(|| engines.to_owned(), |cost| format!("{cost}, and {engines}"));
+        warn(format!("there is no kernel for decode steps: {why}; so {cost}"))
     }
 
-    fn cost_of_none(self) -> String {
-        let widened = match self.iter().map(|kind| kind.bits).min() {
-            None => return "TensorRT's engines decode, which is slower".to_owned(),
-            Some(4) => "four",
-            Some(_) => "two",
-        };
-        format!(
-            "weights packed in small integers are widened to 16 bits and take up to {widened} times the memory, and \
-             TensorRT's engines decode, which is slower"
-        )
+    /// Returns the message that a model's packed tiles have no kernel, so that the kernel for plain weights decodes.
+    pub(super) fn without_packed(self, why: &str) -> Vec<String> {
+        let cost = self.cost_of_widening().unwrap_or_default();
+        warn(format!("there is no kernel for packed weights: {why}; so {cost}, and decode steps take longer"))
     }
+
+    /// What it costs that these tiles have no kernel; `None` if there are none.
+    fn cost_of_widening(self) -> Option<String> {
+        let times = if self.iter().map(|kind| kind.bits).min()? == 4 { "four" } else { "two" };
+        Some(format!("weights packed in small integers are widened to 16 bits and take up to {times} times the memory"))
+    }
+}
+
+fn warn(warning: String) -> Vec<String> {
+    tracing::warn!("{warning}");
+    vec![warning]
 }
 
 /// The integers and terms of a matrix, as its checkpoint has them.
@@ -360,8 +365,15 @@ mod tests {
 
     #[test]
     fn being_without_has_its_price_named() {
-        for (kinds, part) in [(0, "decode, which is slower"), (16, "two times"), (20, "four times")] {
-            assert!(TileKinds(kinds).cost_of_none().contains(part), "{kinds}");
+        for (kinds, part) in [(0, "so TensorRT's engines decode"), (16, "two times"), (20, "four times")] {
+            let told = TileKinds(kinds).without_kernel("x", DType::Float16).join("\n");
+            assert!(told.contains(part) && told.contains("engines decode, which is slower"), "{told}");
+            assert_eq!(TileKinds(kinds).without_kernel("x", DType::Float32), Vec::<String>::new());
         }
+        let told = TileKinds(20).without_packed("99 KB").join("\n");
+        assert!(
+            told.contains("99 KB; so weights") && told.contains("four times") && !told.contains("engines"),
+            "{told}"
+        );
     }
 }

@@ -280,7 +280,7 @@ fn check_heads(model: &Transformer, size: usize) -> Result<(), LlmError> {
         true => Ok(()),
         false => {
             let what = format!("heads of {} elements are not supported on the GPU", model.head_dim);
-            Err(LlmError::Internal(what.into()))
+            Err(LlmError::internal(what))
         }
     }
 }

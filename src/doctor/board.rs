@@ -14,7 +14,8 @@ pub(super) fn check(examination: &Examination) -> Vec<Finding> {
                 true => NVIDIA_RUNTIME,
                 false => "flash JetPack with SDK Manager",
             };
-            let seen = "a Jetson without /etc/nv_tegra_release and nvidia-l4t-core";
+            let seen =
+                "Jetson Linux is not to be seen: neither /etc/nv_tegra_release nor package nvidia-l4t-core is there";
             findings.push(Finding::fail("l4t", seen, &[mend], &Purpose::ALL));
         }
         return findings;

@@ -59,18 +59,18 @@ fn of_image(examination: &Examination) -> Finding {
     let root = examination.root;
     if examination.platform.is_jetson() {
         // The driver is a finding of its own.
-        return Finding::ok("gpu", "integrated GPU (an image: not asked)");
+        return Finding::ok("gpu", "integrated GPU (not tried: only files are examined)");
     }
     let Some(version) = root.read("/proc/driver/nvidia/version") else {
         return no_driver("no NVIDIA driver", &Purpose::ALL);
     };
     let driver = version.split_whitespace().find(|word| word.split('.').count() == 3).unwrap_or("unknown");
-    Finding::ok("gpu", format!("NVIDIA driver {driver} (an image: not asked)"))
+    Finding::ok("gpu", format!("NVIDIA driver {driver} (not tried: only files are examined)"))
 }
 
 fn no_driver(why: &str, blocks: &[Purpose]) -> Finding {
     let seen = format!("{why}: engines can be built with TensorRT-RTX, not run");
-    Finding::warn("gpu", seen, &["install NVIDIA's driver, if there is such a GPU"]).blocking(blocks)
+    Finding::warn("gpu", seen, &["install NVIDIA's driver if this machine has an NVIDIA GPU"]).blocking(blocks)
 }
 
 /// Asks this machine's GPU; returns its free memory too.
@@ -144,7 +144,7 @@ fn swap(examination: &Examination, memory: Memory) -> Finding {
         return Finding::ok("swap", format!("{} (the host's)", format_bytes(disk + zram)));
     }
     match (disk, zram) {
-        (0, 0) if memory.total > 60_000_000_000 => Finding::ok("swap", "none, and plenty of memory"),
+        (0, 0) if memory.total > 60_000_000_000 => Finding::ok("swap", "none; there is plenty of memory"),
         (0, 0) => Finding::warn("swap", "none: a large build is killed when memory runs out", &[SWAP_FILE]),
         (0, zram) => Finding::warn(
             "swap",

@@ -10,20 +10,20 @@ use crate::backend::onnxruntime::{
 };
 use crate::confined;
 
-const ID: &str = "judge";
+const ID: &str = "reference";
 /// Folder in which our package installs ONNX Runtime.
 const PACKAGE: &str = "/usr/lib/watus-build";
 
 pub(super) fn check(examination: &Examination) -> Finding {
     let found = if examination.root.live { live() } else { Ok(in_image(examination)) };
     match found {
-        Ok(Found::Ready(library)) => Finding::ok(ID, format!("{library} proves engines")),
+        Ok(Found::Ready(library)) => Finding::ok(ID, format!("{library} verifies engines")),
         Ok(Found::Absent) => by_rten(examination),
         Ok(Found::Broken(broken)) if broken.named => {
             Finding::fail(ID, broken.to_string(), &[&broken.mend()], &[Purpose::Build])
         }
         Ok(Found::Broken(broken)) => {
-            Finding::warn(ID, format!("{broken}; rten proves engines instead"), &[&broken.mend()])
+            Finding::warn(ID, format!("{broken}; rten verifies engines instead"), &[&broken.mend()])
         }
         Err(BackendError::Unavailable { what, help }) => Finding::fail(ID, what, &[&help], &[Purpose::Build]),
         Err(error) => Finding::fail(ID, error.to_string(), &[], &[Purpose::Build]),
@@ -45,11 +45,11 @@ fn by_rten(examination: &Examination) -> Finding {
         _ => None,
     };
     match wanted {
-        Some(name) => Finding::ok(ID, format!("rten, part of this tool, proves engines, as {name} says")),
+        Some(name) => Finding::ok(ID, format!("rten, which is built in, verifies engines, as {name} says")),
         None => Finding::warn(
             ID,
-            "no ONNX Runtime: rten, part of this tool, proves engines, and refuses models that it does not compute rightly",
-            &[SET_UP],
+            "no ONNX Runtime: rten, which is built in, verifies engines; it refuses models that it would compute wrongly",
+            &[&format!("{SET_UP}   # in watus-build's sources; its package brings ONNX Runtime along")],
         ),
     }
 }
@@ -133,11 +133,13 @@ mod tests {
         let own = "/home/watus/.local/share/watus-build/onnxruntime-1.32.0/lib/libonnxruntime.so.1.32.0";
         let cases: [(Make<'_>, Level, String); 10] = [
             (&|_| {}, Level::Warn, "no ONNX Runtime: rten".to_owned()),
-            (&|image| set_up(image, &elf(AARCH64)), Level::Ok, format!("ONNX Runtime 1.32.0 ({own}) proves engines")),
+            (&|image| set_up(image, &elf(AARCH64)), Level::Ok, format!("ONNX Runtime 1.32.0 ({own}) verifies engines")),
             (
                 &|image| set_up(image, &elf(62)),
                 Level::Warn,
-                format!("ONNX Runtime ({own}) cannot be used: it is for x86_64, this machine is aarch64; rten proves"),
+                format!(
+                    "ONNX Runtime ({own}) cannot be used: it is for x86_64, this machine is aarch64; rten verifies"
+                ),
             ),
             (&|image| set_up(image, &elf(AARCH64)[..90]), Level::Warn, "it is cut off after 90 bytes".to_owned()),
             (&|image| set_up(image, b"<html>"), Level::Warn, "it is no ELF file".to_owned()),

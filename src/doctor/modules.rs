@@ -40,7 +40,7 @@ const MODULES: &[TegraModule] = &[
     TegraModule {
         part: "3701-0004",
         name: "Jetson AGX Orin 32GB",
-        gpu: "14 multiprocessors at up to 930 MHz; what is published for AGX Orin is mostly of the 64GB module (16 at 1300)",
+        gpu: "14 multiprocessors at up to 930 MHz; figures published for AGX Orin are mostly of the 64GB module (16 at 1300)",
     },
     TegraModule { part: "3701-0005", name: "Jetson AGX Orin 64GB", gpu: "16 multiprocessors at up to 1300 MHz" },
     TegraModule { part: "3701-0008", name: "Jetson AGX Orin Industrial", gpu: "16 multiprocessors" },

@@ -65,7 +65,7 @@ fn pip(examination: &Examination) -> Option<Finding> {
             true => "python3 -m pip install 'tensorrt>=11.4.1'   # its SBSA build is for JetPack 7.2.2 and later",
             false => "python3 -m venv --system-site-packages VENV   # sees JetPack's own tensorrt",
         };
-        let seen = format!("{} hides JetPack's TensorRT from Python and has no Tegra build", text(wheel));
+        let seen = format!("{} hides JetPack's TensorRT from Python and is not built for a Jetson", text(wheel));
         return Some(Finding::warn("pip-tensorrt", seen, &[uninstall, replace]));
     }
     let wheel = wheels.first()?;
@@ -129,7 +129,7 @@ fn debian(examination: &Examination) -> Option<Finding> {
     });
     Some(match behind {
         true => Finding::warn("apt-tensorrt", format!("{seen}, and not what this JetPack ships"), &[&unhold, upgrade]),
-        false => Finding::ok("apt-tensorrt", format!("{seen} (engines stay valid)")),
+        false => Finding::ok("apt-tensorrt", format!("{seen} (so engines stay valid)")),
     })
 }
 

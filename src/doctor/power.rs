@@ -35,7 +35,7 @@ fn power_mode(examination: &Examination) -> Finding {
         return Finding::ok("power-mode", format!("{name} (mode {id})"));
     };
     let NamedMode { id: fastest, name: best } = faster;
-    let set = format!("sudo nvpmodel -m {fastest}   # {best}, kept over reboots; may ask for one");
+    let set = format!("sudo nvpmodel -m {fastest}   # {best}, stays after a reboot, for which nvpmodel may ask");
     let seen = format!("{name} (mode {id}); {best} is faster, often by half");
     Finding::warn("power-mode", seen, &[&on_host(platform, &set), WARMER])
 }
@@ -64,7 +64,7 @@ fn clocks(examination: &Examination) -> Finding {
         (Some(min), Some(max)) => Finding::warn(
             "clocks",
             format!(
-                "GPU floats between {} and {} MHz: first answers are slow, measurements scatter",
+                "the GPU's clock varies between {} and {} MHz: first answers are slow, measurements vary",
                 min / 1_000_000,
                 max / 1_000_000
             ),

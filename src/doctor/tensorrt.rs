@@ -73,7 +73,7 @@ fn missing(examination: &Examination) -> Finding {
         true => install(platform, "tensorrt"),
         // An examined image is of another machine, where this package may not be.
         false if examination.root.live => library::remedy(false),
-        false => library::SETUP.to_owned(),
+        false => format!("{}   # in watus-build's sources; a package has it in /usr/share/watus-build", library::SETUP),
     };
     Finding::fail("tensorrt", "no TensorRT library", &[&mend], &Purpose::ALL)
 }
@@ -96,7 +96,7 @@ fn installed(examination: &Examination) -> Option<InstalledTensorRt> {
         versions.max_by(|(a, _), (b, _)| a.cmp(b))
     };
     let (system, wheels) = (newest(&folders(examination)), wheel_folders(examination));
-    let wheel = !system.as_ref().is_some_and(|(version, _)| version.len() >= 3);
+    let wheel = system.as_ref().is_none_or(|(version, _)| version.len() < 3);
     let (mut version, path) = if wheel { newest(&wheels)? } else { system? };
     let folder = path.rsplit_once('/')?.0.to_owned();
     if version.len() < 3 {
@@ -135,7 +135,8 @@ fn wheel_version(examination: &Examination, folder: &str) -> Option<Vec<u32>> {
 
 /// A wheel's libraries lie where neither the loader nor this tool looks.
 fn by_wheel(installed: &InstalledTensorRt) -> Option<Finding> {
-    let seen = format!("{} is of a Python wheel: it is used only if its folder is named", installed.name);
+    let seen =
+        format!("{} is in a Python wheel, which is used only if WATUS_TENSORRT_LIB names its folder", installed.name);
     let mend = format!("export WATUS_TENSORRT_LIB={}", installed.folder);
     installed.wheel.then(|| Finding::warn("wheel", seen, &[&mend]).blocking(&Purpose::ALL))
 }

@@ -49,8 +49,8 @@ fn dla(examination: &Examination, tensorrt: Option<&str>) -> Option<Finding> {
     if !without || !orin {
         return None;
     }
-    let seen = "none with this TensorRT: 10.7 was the last with DLA, 11.4.1 has it again (AGX Orin, JetPack 7.2.2); engines \
-                of this tool do not use it";
+    let seen = "none with this TensorRT: 10.7 was the last with DLA, 11.4.1 has it again (AGX Orin, JetPack 7.2.2); watus-build \
+                does not use DLA";
     Some(Finding::ok("dla", seen))
 }
 

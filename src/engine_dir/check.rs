@@ -97,7 +97,7 @@ impl EngineDir {
         let mut read = texts.chain(engines.filter(|name| name.ends_with(".engine")));
         let stranger =
             read.find(|name| !self.manifest.files.contains_key(name) && self.path(name).symlink_metadata().is_ok())?;
-        Some(format!("{stranger} is not in the manifest ({FILE}): it came later, and nothing was proved with it"))
+        Some(format!("{stranger} is not in the manifest ({FILE}): it came later, and was not part of the verification"))
     }
 }
 

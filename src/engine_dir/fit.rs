@@ -12,6 +12,23 @@ use crate::spec::{DeviceInfo, Version};
 /// This program as manifests name it.
 pub const TOOL: &str = concat!("watus-build ", env!("CARGO_PKG_VERSION"));
 
+/// What an engine has to fit: the TensorRT and the GPU of this machine, as far as it has them.
+#[derive(Debug, Clone, Default)]
+pub struct Here {
+    /// The installed TensorRT.
+    pub tensorrt: Option<Version>,
+    /// The GPU.
+    pub device: Option<DeviceInfo>,
+}
+
+impl Here {
+    /// Looks for both, which loads CUDA's driver.
+    pub fn look() -> Self {
+        let device = Device::open().and_then(|device| device.info()).ok();
+        Self { tensorrt: TensorRt::open().ok().map(|tensorrt| tensorrt.version), device }
+    }
+}
+
 impl EngineDir {
     /// The error for an engine that was built for another machine or by another version of this tool, with the command
     /// that builds it again.
@@ -38,19 +55,22 @@ impl EngineDir {
     /// Why it has to be built again before it is served as `preference` says. What cannot be told here, since there is no
     /// TensorRT or no GPU, is left to [`EngineDir::choose`].
     pub fn misfit(&self, preference: BackendChoice) -> Option<String> {
-        let manifest = &self.manifest;
-        if manifest.tool != TOOL {
-            return Some(format!("was built by {}, this is {TOOL}", manifest.tool));
+        if preference == BackendChoice::Cpu || self.manifest.tool != TOOL {
+            return self.misfit_with(&Here::default());
         }
-        if preference == BackendChoice::Cpu {
-            return None;
-        }
-        let device = Device::open().and_then(|device| device.info()).ok();
-        if preference == BackendChoice::Auto && device.is_none() && l4t::release().is_none() {
+        let here = Here::look();
+        if preference == BackendChoice::Auto && here.device.is_none() && l4t::release().is_none() {
             return None; // the CPU reference will compute
         }
-        let tensorrt = TensorRt::open().ok().map(|tensorrt| tensorrt.version);
-        tensorrt.and_then(|here| self.other_tensorrt(here)).or_else(|| self.other_gpu(device.as_ref()))
+        self.misfit_with(&here)
+    }
+
+    /// Why it has to be built again for this tool, or for the TensorRT and GPU of `here`.
+    pub fn misfit_with(&self, here: &Here) -> Option<String> {
+        let tool = &self.manifest.tool;
+        let other_tool = (tool != TOOL).then(|| format!("was built by {tool}, this is {TOOL}"));
+        let other_tensorrt = || here.tensorrt.and_then(|tensorrt| self.other_tensorrt(tensorrt));
+        other_tool.or_else(other_tensorrt).or_else(|| self.other_gpu(here.device.as_ref()))
     }
 
     /// Whether another TensorRT built it.

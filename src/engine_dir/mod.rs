@@ -12,17 +12,20 @@ mod open;
 mod picture_model;
 mod ultralytics;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
+use crate::artifact::sha256;
+use crate::backend::BackendInfo;
 use crate::executor::head_name;
 use crate::manifest::layout::{ENGINES, WEIGHTS, engine_file};
 use crate::manifest::{GraphEngine, Manifest, ManifestError};
 use crate::progress::Progress;
 
 pub use check::Damage;
-pub use fit::TOOL;
+pub use fit::{Here, TOOL};
 pub use open::BackendChoice;
 pub use picture_model::{BatchSizes, PictureAnswer, PictureMeaning, PictureModel};
 pub use ultralytics::add_metadata;
@@ -46,6 +49,12 @@ impl EngineDir {
         let engine = Self::load(folder)?;
         engine.check(full, progress)?;
         Ok(engine)
+    }
+
+    /// Keeps `remove` from taking the directory away for as long as the result lives; `None` if its file system has no locks.
+    pub fn hold(&self) -> Option<File> {
+        let folder = File::open(&self.folder).ok()?;
+        folder.lock_shared().ok().map(|()| folder)
     }
 
     /// Path of the directory.
@@ -75,6 +84,19 @@ impl EngineDir {
             Some(graph) => self.path(&graph.engine),
             None => self.llm_engine(&head_name(1)),
         }
+    }
+
+    /// What keys and values depend on beside the tokens, as a digest: the files of the directory, what they were built
+    /// from, this program's version, and the backend that computes.
+    pub fn state_key(&self, backend: &BackendInfo) -> String {
+        let mut parts = format!("{}\n{}\n", env!("CARGO_PKG_VERSION"), backend.name);
+        for (part, value) in &self.manifest.key.0 {
+            parts.push_str(&format!("{part:?} {value:?}\n"));
+        }
+        for (name, record) in &self.manifest.files {
+            parts.push_str(&format!("{name:?} {:?}\n", record.sha256));
+        }
+        sha256(parts.as_bytes())
     }
 
     /// Paths of a language model's weight files.

@@ -11,7 +11,7 @@ use crate::generation::Generator;
 use crate::manifest::layout::{ENGINES, SPECULATION, SPECULATION_LIMIT, WEIGHTS};
 use crate::regular_file;
 use crate::spec::LlmRecord;
-use crate::text::Text;
+use crate::text::{Text, TextError};
 
 /// The backend that runs a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub fn checkpoint(folder: &Path, record: &LlmRecord) -> Result<(Transformer, Arc
     };
     if let Some(head) = &record.head {
         let [name] = heads[..] else {
-            return Err(LlmError::Internal("the manifest names no file of the output matrix".into()));
+            return Err(LlmError::internal("the manifest names no file of the output matrix"));
         };
         checkpoint.replace_head(&place(name), head)?;
     }
@@ -98,6 +98,6 @@ fn speculation_text(folder: &Path, text: &Text) -> Result<Vec<u32>, LlmError> {
         return Ok(Vec::new());
     }
     let quoted = regular_file::read_text(&path, SPECULATION_LIMIT);
-    let quoted = quoted.map_err(|error| LlmError::Text { path, message: error.to_string().into() })?;
+    let quoted = quoted.map_err(|error| TextError::File { path, message: error.to_string().into() })?;
     Ok(text.encode_part(&quoted, None)?)
 }

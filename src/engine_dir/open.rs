@@ -14,6 +14,7 @@ use crate::progress::{Event, Progress};
 use crate::regular_file;
 use crate::spec::ShapeRange;
 use crate::tensor::{Tensor, TensorSpec};
+use crate::text::TextError;
 
 /// Preferred backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +91,7 @@ impl EngineDir {
         progress.event(Event::PhaseDone { name: PHASE });
         generator.map_err(|error| match error {
             // What was published had a checkpoint and a tokenizer that could be read.
-            error @ (LlmError::Checkpoint(_) | LlmError::Text { .. }) => {
+            error @ (LlmError::Checkpoint(_) | LlmError::Text(TextError::File { .. })) => {
                 anyhow::Error::from(Damage { folder: self.folder.clone(), what: error.to_string() })
             }
             other => other.into(),

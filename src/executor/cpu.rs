@@ -16,14 +16,15 @@ use std::time::Instant;
 use super::host::{self, Embedding, Floats};
 use super::passes::Sizes;
 use super::{
-    Executor, HostLogits, LlmError, MemoryUse, Rows, Span, Step, StepLogits, WantedLogits, check, check_launch, spans,
+    Exchange, Executor, HostLogits, LlmError, MemoryUse, Rows, Span, Step, StepLogits, WantedLogits, check,
+    check_exchange, check_launch, not_exchanged, spans,
 };
 use crate::backend::cpu::{CpuEngine, Operand, Program};
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::Checkpoint;
 use crate::convert::{LayerShape, LayerTypes, Transformer, head_graph, layer_graph, observed_layer_graph};
 use crate::memory::Memory;
-use crate::spec::KvCache;
+use crate::spec::{KvCache, KvLayout};
 use crate::tensor::DType;
 
 use self::cache::{Cache, capacity_for};
@@ -342,6 +343,26 @@ impl Executor for CpuExecutor {
         if let Some(layers) = self.caches.get_mut(slot) {
             layers.fill_with(Cache::default);
         }
+    }
+
+    fn kv_layout(&self) -> Option<KvLayout> {
+        let Transformer { ref layers, kv_heads, head_dim, .. } = self.model;
+        let (elements, dtype, kv_cache) = (DType::Float32, DType::Float32, self.kv_cache);
+        Some(KvLayout { layers: layers.len(), kv_heads, head_dim, elements, dtype, kv_cache })
+    }
+
+    fn export(&mut self, slot: usize, layer: usize, positions: usize) -> Result<Vec<u8>, LlmError> {
+        check_exchange(self, Exchange { slot, layer, positions })?;
+        let bytes = self.caches[slot][layer].export(positions, &self.model);
+        bytes.ok_or_else(|| not_exchanged(slot, layer, positions))
+    }
+
+    fn import(&mut self, slot: usize, layer: usize, positions: usize, bytes: &[u8]) -> Result<(), LlmError> {
+        if bytes.len() != check_exchange(self, Exchange { slot, layer, positions })? {
+            return Err(not_exchanged(slot, layer, positions));
+        }
+        self.caches[slot][layer] = Cache::import(bytes, positions, &self.model);
+        Ok(())
     }
 
     fn memory(&self) -> MemoryUse {

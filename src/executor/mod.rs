@@ -13,11 +13,12 @@ mod sight;
 use crate::backend::{BackendError, BackendInfo};
 use crate::checkpoint::CheckpointError;
 use crate::diagnostic::{Diagnose, Diagnostic};
+use crate::spec::KvLayout;
 use crate::text::TextError;
 
 pub use cpu::{CpuExecutor, Squares};
 pub(crate) use host::{Embedding, not_finite};
-pub(crate) use launch::{Span, check, check_launch, spans};
+pub(crate) use launch::{Exchange, Span, check, check_exchange, check_launch, spans};
 pub(crate) use passes::{Size, Sizes};
 pub use shapes::{head_name, layer_name};
 
@@ -28,24 +29,12 @@ pub use shapes::{head_name, layer_name};
 pub enum LlmError {
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// Of weights or texts: a [`TextError::Checkpoint`] becomes this.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    TooLong {
-        what: &'static str,
-        have: usize,
-        limit: usize,
-        help: String,
-    },
-    Text {
-        path: std::path::PathBuf,
-        message: Diagnostic,
-    },
-    /// The fault of what was asked: put otherwise it may be answered.
-    Request(String),
-    /// A fault of this program or of the model's files, which no other request is to blame for either.
-    Internal(Diagnostic),
-    /// A passing shortage: the same request may succeed a moment later.
-    Busy(String),
+    /// A fault of a request, of a text file or of this program, or a passing shortage.
+    #[error(transparent)]
+    Text(TextError),
     NotFinite,
 }
 
@@ -54,13 +43,7 @@ impl Diagnose for LlmError {
         match self {
             Self::Backend(error) => error.diagnostic(),
             Self::Checkpoint(error) => error.diagnostic(),
-            Self::TooLong { what, have, limit, help } => {
-                Diagnostic::new(format!("{what} of {have} tokens is longer than the {limit} this engine was built for"))
-                    .with_help(help)
-            }
-            Self::Text { path, message } => message.clone().at(path.display()),
-            Self::Request(message) | Self::Busy(message) => Diagnostic::new(message),
-            Self::Internal(message) => message.clone(),
+            Self::Text(error) => error.diagnostic(),
             Self::NotFinite => {
                 Diagnostic::new("the model's logits for this prompt are not finite: its activations overflow")
                     .with_help("build the engine with `precision: bf16` or `fp32`")
@@ -70,6 +53,16 @@ impl Diagnose for LlmError {
 }
 
 impl LlmError {
+    /// The fault of what was asked.
+    pub(crate) fn request(message: impl Into<String>) -> Self {
+        Self::Text(TextError::Request(message.into()))
+    }
+
+    /// The fault of this program or of the model's files.
+    pub(crate) fn internal(message: impl Into<Diagnostic>) -> Self {
+        Self::Text(TextError::Internal(message.into()))
+    }
+
     /// Whether device or weights failed, so that their content is undefined. Any other error concerns one request only.
     pub fn is_fatal(&self) -> bool {
         matches!(self, Self::Backend(_) | Self::Checkpoint(_))
@@ -80,11 +73,7 @@ impl From<TextError> for LlmError {
     fn from(error: TextError) -> Self {
         match error {
             TextError::Checkpoint(error) => Self::Checkpoint(error),
-            TextError::TooLong { what, have, limit, help } => Self::TooLong { what, have, limit, help },
-            TextError::File { path, message } => Self::Text { path, message },
-            TextError::Request(message) => Self::Request(message),
-            TextError::Internal(message) => Self::Internal(message),
-            TextError::Busy(message) => Self::Busy(message),
+            error => Self::Text(error),
         }
     }
 }
@@ -141,7 +130,13 @@ impl StepLogits for HostLogits {
 
 /// The error for a step that was not launched, or whose logits nobody wanted then.
 pub(crate) fn not_launched(step: usize) -> LlmError {
-    LlmError::Internal(format!("step {step} was launched for no logits").into())
+    LlmError::internal(format!("step {step} was launched for no logits"))
+}
+
+/// The error for keys and values that cannot be copied to or from the host.
+pub(crate) fn not_exchanged(slot: usize, layer: usize, positions: usize) -> LlmError {
+    let what = format!("{positions} positions of layer {layer} of slot {slot} cannot be exported or imported");
+    TextError::Internal(what.into()).into()
 }
 
 /// Number of candidates that a sampler considers first; devices compute as many.
@@ -194,16 +189,12 @@ pub trait Executor: Send {
     fn max_len(&self) -> usize;
     /// Size of the vocabulary, the length of a row of logits.
     fn vocab_size(&self) -> usize;
-    /// Most steps of a launch; more than [`Executor::slots`] where several may be of one slot.
-    fn rows(&self) -> usize {
-        self.slots()
-    }
     /// Number of the `remaining` prompt tokens to pass to the next [`Executor::prefill`], after `position` tokens in
     /// the cache: those of one pass, or of a few short ones.
     fn pass(&self, position: usize, remaining: usize) -> usize;
     /// Appends `tokens` to the `position` tokens in `slot`. Returns logits `[0, 1 or tokens, vocabulary]`.
     fn prefill(&mut self, slot: usize, position: usize, tokens: &[u32], rows: Rows) -> Result<Vec<f32>, LlmError>;
-    /// Most rows of a [`Executor::launch`]; at least one for every slot.
+    /// Most steps of a [`Executor::launch`]; more than [`Executor::slots`] where several may be of one slot.
     fn rows(&self) -> usize {
         self.slots()
     }
@@ -243,6 +234,20 @@ pub trait Executor: Send {
         self.release(slot);
         Ok(())
     }
+    /// How [`Executor::export`] writes keys and values; `None` if it does not.
+    fn kv_layout(&self) -> Option<KvLayout> {
+        None
+    }
+    /// Copies the keys and values of the first `positions` positions of a slot in a layer to the host. Nothing may be
+    /// launched.
+    fn export(&mut self, slot: usize, layer: usize, positions: usize) -> Result<Vec<u8>, LlmError> {
+        Err(not_exchanged(slot, layer, positions))
+    }
+    /// Puts keys and values that were exported in place of a slot's first `positions` positions. The slot holds them when
+    /// all layers have been imported. Nothing may be launched.
+    fn import(&mut self, slot: usize, layer: usize, positions: usize, _bytes: &[u8]) -> Result<(), LlmError> {
+        Err(not_exchanged(slot, layer, positions))
+    }
     /// Memory in bytes.
     fn memory(&self) -> MemoryUse;
     /// Measured memory bandwidth in bytes per second, which bounds decoding.
@@ -253,23 +258,31 @@ pub trait Executor: Send {
 
 #[cfg(test)]
 mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::Path;
 
     use super::*;
 
     #[test]
-    fn an_error_of_texts_says_the_same_as_a_models() {
-        let made: [fn() -> TextError; 6] = [
-            || TextError::Checkpoint(CheckpointError::new(Path::new("m"), "x".to_owned())),
-            || TextError::TooLong { what: "a prompt", have: 3, limit: 2, help: "shorten it".to_owned() },
-            || TextError::File { path: PathBuf::from("t.json"), message: Diagnostic::new("y").with_help("z") },
-            || TextError::Request("x".to_owned()),
-            || TextError::Internal(Diagnostic::new("y").with_help("z")),
-            || TextError::Busy("x".to_owned()),
+    fn a_checkpoint_that_cannot_be_read_is_fatal_whoever_read_it() {
+        let checkpoint = || CheckpointError::new(Path::new("m"), "x".to_owned());
+        let cases = [
+            (LlmError::from(checkpoint()), true),
+            (TextError::Checkpoint(checkpoint()).into(), true),
+            (BackendError::Run("x".into()).into(), true),
+            (TextError::Busy("x".to_owned()).into(), false),
+            (LlmError::request("x"), false),
+            (LlmError::internal("x"), false),
+            (LlmError::NotFinite, false),
         ];
-        for (make, fatal) in made.into_iter().zip([true, false, false, false, false, false]) {
-            let error = LlmError::from(make());
-            assert_eq!((error.to_string(), error.is_fatal()), (make().to_string(), fatal));
+        for (error, fatal) in cases {
+            assert_eq!(error.is_fatal(), fatal, "{error:?}");
         }
+    }
+
+    #[test]
+    fn an_error_of_texts_keeps_its_words_and_its_hint() {
+        let internal = Diagnostic::new("y").with_help("z");
+        let error = LlmError::internal(internal.clone());
+        assert_eq!((error.diagnostic(), error.to_string()), (internal.clone(), internal.to_string()));
     }
 }

@@ -48,12 +48,12 @@ impl GrammarCompiler {
             let tokenize = Box::new(move |part: &str| text.encode_part(part, None).unwrap_or_default());
             Grammars::with_tokenizer(self.text.words(), &self.text.stop_tokens, tokenize).map_err(Diagnostic::from)
         };
-        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::Internal(error.clone()))?;
+        let grammars = self.grammars.get_or_init(new).as_ref().map_err(|error| LlmError::internal(error.clone()))?;
         let _turn = self.probes.check(lark, left)?;
         // With far more stack than the child had: what that held, this does.
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(4 * confined::STACK);
         std::thread::scope(|scope| {
-            let failed = |what: &str| LlmError::Internal(format!("the grammar's thread {what}").into());
+            let failed = |what: &str| LlmError::internal(format!("the grammar's thread {what}"));
             let thread = thread.spawn_scoped(scope, || grammars.compile(lark)).map_err(|_| failed("did not start"))?;
             thread.join().unwrap_or_else(|_| Err(failed("panicked")))
         })
@@ -106,7 +106,7 @@ impl Probes {
         let mut running = lock(&self.running);
         while *running >= PROBES {
             if left.load(Ordering::Relaxed) {
-                return Err(LlmError::Request("nobody waits for it any more".to_owned()));
+                return Err(LlmError::request("nobody waits for it any more"));
             }
             running = self.freed.wait_timeout(running, PATIENCE).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -126,7 +126,7 @@ impl Probes {
                 known.insert(name);
                 Ok(turn)
             }
-            Ok(Err(message)) => Err(LlmError::Request(message)),
+            Ok(Err(message)) => Err(LlmError::request(message)),
             Err(error) => Err(unanswered("it cannot be compiled", &error, TextError::Request).into()),
         }
     }

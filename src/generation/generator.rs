@@ -1,12 +1,14 @@
 //! Generates answers: takes requests and returns text as it is generated. Sequences are decoded together, each in a
 //! slot of the executor; prompts are read a pass at a time between decode steps, or as rows of these (`launch.rs`). The
-//! prefix of a new prompt that any slot has cached is not computed again.
+//! prefix of a new prompt that any slot has cached, or a store on disk (`keeping.rs`), is not computed again.
 
 use std::sync::Arc;
 
 use super::active::{Active, Bounds, LaunchedRows, VerifiedRows};
 use super::drafter::DraftTexts;
+use super::kept_prefixes::KeptPrefixes;
 use super::ngram_index::NgramIndex;
+use super::prompt_history::common;
 use super::queue::Queue;
 use super::request::{Piece, Request, RequestLimits, Speculation};
 use crate::executor::{Executor, LlmError, Rows};
@@ -17,7 +19,7 @@ pub(super) struct Slot {
     /// The tokens in the executor's cache.
     pub(super) tokens: Vec<u32>,
     /// Scope of the tokens, see [`Request::scope`].
-    scope: u64,
+    pub(super) scope: u64,
     pub(super) active: Option<Active>,
 }
 
@@ -41,10 +43,12 @@ pub struct Generator {
     /// What was launched, in the order of its rows.
     pub(super) launched: Vec<LaunchedRows>,
     /// Tokens of a prefix that all scopes may share.
-    shared: Vec<u32>,
+    pub(super) shared: Vec<u32>,
     /// What new answers are drafted from besides their own texts; `None` if nothing is drafted.
     drafts: Option<DraftTexts>,
-    speculation: Speculation,
+    pub(super) speculation: Speculation,
+    /// Where prefixes are kept over restarts.
+    pub(super) kept: Option<KeptPrefixes>,
 }
 
 impl Generator {
@@ -52,8 +56,9 @@ impl Generator {
     pub fn new(executor: Box<dyn Executor>, text: Arc<Text>, max_input: usize) -> Self {
         let slots = (0..executor.slots()).map(|_| Slot::default()).collect();
         let (queue, requests, launched, shared) = (Queue::default(), 0, Vec::new(), Vec::new());
+        let (begun, kept) = (None, None);
         let (drafts, speculation) = (Some(DraftTexts::default()), Speculation::default());
-        Self { executor, text, max_input, slots, queue, requests, begun: None, launched, shared, drafts, speculation }
+        Self { executor, text, max_input, slots, queue, requests, begun, launched, shared, drafts, speculation, kept }
     }
 
     /// Drafts new answers from this text too, which they often quote.
@@ -119,15 +124,17 @@ impl Generator {
         }
     }
 
-    /// Whether there is no request.
+    /// Whether there is nothing to do: no request, and nothing to save.
     pub fn is_idle(&self) -> bool {
-        self.load() == (0, 0) && self.launched.is_empty()
+        let saves = self.kept.as_ref().is_some_and(KeptPrefixes::has_work);
+        self.load() == (0, 0) && self.launched.is_empty() && !saves
     }
 
     /// Samples tokens for every running answer, gives free slots to waiting requests, reads what has to be read in a pass of
     /// its own, and launches the next rows. The sampled tokens are detokenised while these are computed.
     pub fn step(&mut self) -> Result<Vec<Piece>, LlmError> {
         self.collect()?;
+        self.save_some()?;
         while self.slots.iter().any(|slot| slot.active.is_none())
             && let Some((number, request)) = self.queue.pop(&self.clients())
         {
@@ -154,6 +161,9 @@ impl Generator {
                 slot.active = None;
             }
             pieces.extend(said);
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.hear(&pieces);
         }
         for LaunchedRows { slot, request, drafted, .. } in &self.launched {
             let active = self.slots[*slot].active.as_mut();
@@ -217,7 +227,7 @@ impl Generator {
     /// Gives a request the free slot that has most of its prompt cached and loses the least by it.
     fn admit(&mut self, number: u64, request: Request) -> Result<(), LlmError> {
         let prompt = request.prompt;
-        let same = |tokens: &[u32]| tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        let same = |tokens: &[u32]| common(tokens, &prompt);
         let open = same(&self.shared);
         let visible = |slot: &Slot| if slot.scope == request.scope { usize::MAX } else { open };
         // The last token's logits are wanted.
@@ -227,7 +237,12 @@ impl Generator {
         let free = (0..self.slots.len()).filter(|slot| self.slots[*slot].active.is_none());
         let place = free.max_by_key(gain).unwrap_or_default();
         let richest = (0..self.slots.len()).max_by_key(|slot| held[*slot]).unwrap_or_default();
-        let (mut reused, elsewhere) = (held[place], held[richest]);
+        let (mut reused, mut elsewhere) = (held[place], held[richest]);
+        if let Some(count) = self.restore(place, (&prompt, request.scope), reused.max(elsewhere))? {
+            reused = count;
+            // What could not be read has emptied the slot, and no other.
+            elsewhere = if count > 0 || richest == place { 0 } else { elsewhere };
+        }
         if elsewhere >= reused + WORTH_COPYING {
             self.executor.copy(richest, place, elsewhere)?;
             self.slots[place].tokens = prompt[..elsewhere].to_vec();
@@ -235,6 +250,7 @@ impl Generator {
         } else if reused == 0 {
             self.executor.release(place);
         }
+        self.note_prompt(place, number, (&prompt, request.scope));
         let drafts = self.drafts.clone().map(|texts| (texts, self.executor.vocab_size()));
         let slot = &mut self.slots[place];
         slot.tokens.truncate(reused);

@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
-use llguidance::{Matcher, ParserFactory};
+use llguidance::{Matcher, ParserFactory, regex_to_lark};
+use serde_json::Value;
 
 use super::drafter::DraftWalk;
+use super::schema;
 use crate::diagnostic::Diagnostic;
 use crate::executor::LlmError;
+use crate::log::printable;
 use crate::text::SPECIAL;
 
 const _: () = assert!(SPECIAL == TokTrie::SPECIAL_TOKEN_MARKER, "vocabularies mark special tokens as llguidance does");
@@ -73,12 +76,12 @@ impl Grammars {
         let ends: Vec<u32> = ends.iter().copied().filter(|end| (*end as usize) < words.len()).collect();
         let Some(first) = ends.first() else {
             let what = Diagnostic::new("the model has no token that ends an answer");
-            return Err(LlmError::Internal(what.with_help("its generation_config.json should name eos_token_id")));
+            return Err(LlmError::internal(what.with_help("its generation_config.json should name eos_token_id")));
         };
         let size = u32::try_from(words.len()).unwrap_or(u32::MAX);
         let trie = TokTrie::from(&TokRxInfo::new(size, *first), words).with_eos_tokens(&ends);
         let factory = ParserFactory::new_simple(&environment(trie));
-        let mut factory = factory.map_err(|error| LlmError::Internal(format!("grammars: {error:#}").into()))?;
+        let mut factory = factory.map_err(|error| LlmError::internal(format!("grammars: {error:#}")))?;
         factory.quiet();
         bound(factory.limits_mut());
         Ok(Self(factory))
@@ -93,10 +96,16 @@ impl Grammars {
     /// Compiles a grammar and tries its first steps, so that an unusable one is refused before the answer begins.
     pub fn compile(&self, lark: &str) -> Result<Grammar, LlmError> {
         let parser = self.0.create_parser(TopLevelGrammar::from_lark(lark.to_owned()));
-        let parser = parser.map_err(|error| refused(&error))?;
+        let mut parser = parser.map_err(|error| refused(&error, lark))?;
+        // What llguidance leaves out it says in a warning, and goes on.
+        if parser.grammar_warnings().iter().any(|warning| warning.starts_with(BOUNDS_LEFT_OUT)) {
+            return Err(LlmError::request(
+                "`minProperties` and `maxProperties` cannot be enforced beside properties that are not `required`",
+            ));
+        }
         let mut matcher = Matcher::new(Ok(parser));
-        try_out(matcher.deep_clone()).map_err(|error| refused(&error))?;
-        let mask = matcher.compute_mask_or_eos().map_err(|error| refused(&error))?;
+        try_out(matcher.deep_clone()).map_err(|error| refused(&error, lark))?;
+        let mask = matcher.compute_mask_or_eos().map_err(|error| refused(&error, lark))?;
         Ok(Grammar { matcher, masks: VecDeque::from([mask]), ahead: VecDeque::new() })
     }
 }
@@ -115,6 +124,10 @@ fn bound(limits: &mut ParserLimits) {
     // The whole vocabulary at once: a step's budget would not hold.
     limits.precompute_large_lexemes = false;
 }
+
+/// How llguidance's warning begins where it leaves out the number of an object's properties (`gen_json_object` in its
+/// src/json/compiler.rs).
+const BOUNDS_LEFT_OUT: &str = "min/maxProperties only supported";
 
 /// Steps that are tried before an answer begins: an object's brace, a key's quote and a little of the key.
 const TRIED: usize = 6;
@@ -136,24 +149,67 @@ fn try_out(mut matcher: Matcher) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// An error as one line, without the grammar that some errors repeat.
-fn refused(error: &anyhow::Error) -> LlmError {
+/// An error as one line, without the grammar that some errors repeat. What is wrong with a pattern is told with its place in the
+/// schema.
+fn refused(error: &anyhow::Error, lark: &str) -> LlmError {
     let text = format!("{error:#}");
-    let line = match text.lines().next().unwrap_or_default() {
-        line if line.contains("NoExtensionBias") => "no token of the model spells what would have to follow",
+    let line = text.lines().next().unwrap_or_default();
+    // Before it stands where in our own grammar the schema is.
+    let line = line.split_once("failed to compile JSON schema: ").map_or(line, |(_, line)| line);
+    let told = match line {
+        line if line.contains("NoExtensionBias") => "no token of the model spells what would have to follow".to_owned(),
         // The library's own words about itself.
         line if line.contains("panic") || line.contains("assertion") => {
             tracing::warn!("compiling a grammar: {line}");
-            "it is beyond what the grammar's compiler can do"
+            "it is beyond what the grammar's compiler can do".to_owned()
         }
-        line => line,
+        line => of_pattern(line, &text, lark).unwrap_or_else(|| line.to_owned()),
     };
-    let end = line.floor_char_boundary(LONGEST);
-    LlmError::Request(format!("{}{}", &line[..end], if end < line.len() { "…" } else { "" }))
+    LlmError::request(brief(&told, LONGEST))
+}
+
+/// A text, or its beginning if it has more bytes than `most`.
+fn brief(text: &str, most: usize) -> String {
+    let end = text.floor_char_boundary(most);
+    format!("{}{}", &text[..end], if end < text.len() { "…" } else { "" })
+}
+
+/// What is wrong with a pattern of a schema, and where it stands there; `None` if the error is about something else.
+///
+/// The errors are those of regex-syntax, which show the pattern in their second line and give the reason in a later one, and those of
+/// derivre (its src/syntax.rs), which end in the pattern. Both have the pattern as llguidance rewrites it.
+fn of_pattern(line: &str, text: &str, lark: &str) -> Option<String> {
+    const OF_SYNTAX: &str = "regex parse error:";
+    const OF_LOOKAROUNDS: &str = "lookarounds not supported yet";
+    let is_syntax = line.ends_with(OF_SYNTAX);
+    if !is_syntax && !line.starts_with(OF_LOOKAROUNDS) {
+        return None;
+    }
+    let after = text.lines().skip_while(|line| !line.ends_with(OF_SYNTAX)).skip(1);
+    let shown = after.clone().next().unwrap_or_default().strip_prefix("    ");
+    let is_it = |rewritten: &str| match is_syntax {
+        true => shown == Some(rewritten),
+        false => line.ends_with(&format!(" in regex /{rewritten}/")),
+    };
+    let reason = match is_syntax {
+        true => after.clone().find_map(|line| line.strip_prefix("error: ")).unwrap_or("it is no regular expression"),
+        false => "`^` and `$` may only stand at its ends, and `\\b` and `\\B` nowhere",
+    };
+    let mut schemas =
+        lark.lines().filter_map(|rule| serde_json::from_str::<Value>(rule.split_once(": %json ")?.1).ok());
+    let place = |schema: Value| {
+        let mut patterns = schema::patterns(&schema).into_iter();
+        let (path, pattern) = patterns.find(|(_, pattern)| is_it(&regex_to_lark(pattern, "dw")))?;
+        let (path, pattern) = (brief(&printable(&path), LONGEST_PLACE), printable(pattern));
+        Some(format!("{path}: the pattern cannot be enforced: {reason}: `{pattern}`"))
+    };
+    Some(schemas.find_map(place).unwrap_or_else(|| format!("a pattern cannot be enforced: {reason}")))
 }
 
 /// Most bytes of an error's text.
-const LONGEST: usize = 300;
+const LONGEST: usize = 400;
+/// Most bytes of a place in a schema: names of properties may be long.
+const LONGEST_PLACE: usize = 150;
 
 /// A compiled grammar, and the state of an answer in it.
 #[derive(Clone)]
@@ -250,7 +306,7 @@ fn forced(matcher: &mut Matcher) -> Option<u32> {
 }
 
 fn failed(error: &anyhow::Error) -> LlmError {
-    LlmError::Request(format!("the answer cannot go on as its schema or functions demand: {}", refused(error)))
+    LlmError::request(format!("the answer cannot go on as its schema or functions demand: {}", refused(error, "")))
 }
 
 #[cfg(test)]
@@ -431,11 +487,63 @@ mod tests {
         assert_eq!(draft("")[0].1, 1.0, "what is forced is certain");
     }
 
+    /// The cases in which llguidance enforces them, and those in which it leaves them out.
+    #[test]
+    fn numbers_of_properties_are_enforced_or_refused() {
+        let lark = |schema: Value| format!("start: value\n{}", json_rule("value", &schema));
+        let named = json!({"a": {"const": 1}, "b": {"const": 2}});
+        let one = lark(json!({"type": "object", "properties": named, "minProperties": 1}));
+        assert_eq!((feed(&one, b"{}", &[]), feed(&one, br#"{"b": 2}"#, &[])), (Err(1), Ok(true)));
+        let at_most_one = lark(json!({"type": "object", "properties": named, "maxProperties": 1}));
+        assert_eq!(feed(&at_most_one, br#"{"a": 1, "#, &[]), Err(7));
+        let open = lark(json!({"type": "object", "maxProperties": 1, "additionalProperties": {"const": 1}}));
+        assert_eq!(feed(&open, br#"{"x": 1, "#, &[]), Err(7));
+        let grammars = Grammars::new(&words(), &[END].into()).unwrap();
+        for schema in [
+            json!({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2}),
+            json!({"type": "object", "properties": named, "additionalProperties": true, "maxProperties": 1}),
+            json!({"allOf": [{"type": "object", "properties": named}, {"minProperties": 2}]}),
+        ] {
+            let error = grammars.compile(&lark(schema)).unwrap_err().to_string();
+            assert!(error.contains("`minProperties` and `maxProperties` cannot be enforced"), "{error}");
+        }
+    }
+
     #[test]
     fn a_grammar_that_makes_no_sense_is_refused() {
         let grammars = Grammars::new(&words(), &[END].into()).unwrap();
         let error = grammars.compile(&format!("start: v\n{}", json_rule("v", &json!({"type": "robot"})))).unwrap_err();
-        assert!(error.to_string().contains("robot"), "{error}");
+        assert_eq!(error.to_string(), "Invalid type: robot");
         assert!(Grammars::new(&words(), &BTreeSet::new()).is_err());
+    }
+
+    /// The reasons are regex-syntax's, for patterns that Python's `re` or ECMAScript may know.
+    #[test]
+    fn a_pattern_that_cannot_be_enforced_is_told_with_its_place() {
+        let grammars = Grammars::new(&words(), &[END].into()).unwrap();
+        let of = |pattern: &str| json!({"properties": {"kod": {"anyOf": [{"type": "string", "pattern": pattern}]}}});
+        let at = "#/properties/kod/anyOf/0/pattern";
+        let cases = [
+            (of("a("), at, "unclosed group: `a(`"),
+            (of("[a-\n/"), at, "unclosed character class: `[a-"),
+            (of("ąę**("), at, ": `ąę**(`"),
+            (of("a(?=b)"), at, "look-around, including look-ahead and look-behind, is not supported: `a(?=b)`"),
+            (of(r"\d(\w)\1"), at, r"backreferences are not supported: `\d(\w)\1`"),
+            (of("a$b/"), at, "`^` and `$` may only stand at its ends"),
+            (of(r"\bkod"), at, r"`\b` and `\B` nowhere: `\bkod`"),
+            (json!({"patternProperties": {"^ok": {}, "x(": {}}}), "#/patternProperties", "unclosed group: `x(`"),
+            (json!({"$ref": "#/$defs/P", "$defs": {"P": {"pattern": "(x"}}}), "#/$defs/P/pattern", "unclosed group"),
+        ];
+        for (schema, place, reason) in cases {
+            let lark =
+                format!("start: a | b\n{}{}", json_rule("a", &json!({"pattern": "fine"})), json_rule("b", &schema));
+            let told = grammars.compile(&lark).unwrap_err().to_string();
+            assert!(told.starts_with(&format!("{place}: the pattern cannot be enforced: ")), "{schema}: {told}");
+            assert!(told.contains(reason) && told.lines().count() == 1, "{schema}: {told}");
+        }
+        let long = grammars
+            .compile(&format!("start: a\n{}", json_rule("a", &of(&format!("{}(", "ż".repeat(400))))))
+            .unwrap_err();
+        assert!(long.to_string().contains("unclosed group") && long.to_string().len() < 420, "{long}");
     }
 }

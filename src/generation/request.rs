@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::grammar::Grammar;
 use super::sampler::Choice;
 use crate::executor::LlmError;
-use crate::text::Sampling;
+use crate::text::{Sampling, TextError};
 
 /// A request for an answer.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +31,8 @@ pub struct Request {
     /// The client as a number; clients are served in turn.
     pub client: u64,
     /// Scope whose cached prefixes it may use: that of requests with the same number. Sharing them reveals what others
-    /// wrote, since the number of reused positions is reported, and reuse is faster.
+    /// wrote, since the number of reused positions is reported, and reuse is faster. Prefixes that are kept over restarts
+    /// are found by it again.
     pub scope: u64,
 }
 
@@ -48,14 +49,14 @@ impl Request {
     /// Checks the request. One that passes can only fail in an executor by the executor's own fault, so every request
     /// is checked before it is queued.
     pub fn check(&self, limits: &RequestLimits) -> Result<(), LlmError> {
-        let refuse = |message: String| Err(LlmError::Request(message));
+        let refuse = |message: String| Err(LlmError::request(message));
         if self.prompt.is_empty() {
             return refuse("the prompt is empty".to_owned());
         }
         if self.prompt.len() > limits.max_input {
             let help = "shorten it, or raise max_input_len in the recipe and build again".to_owned();
             let (have, limit) = (self.prompt.len(), limits.max_input);
-            return Err(LlmError::TooLong { what: "a prompt", have, limit, help });
+            return Err(TextError::TooLong { what: "a prompt", have, limit, help }.into());
         }
         let unknown = |token: &u32| usize::try_from(*token).is_ok_and(|token| token >= limits.vocabulary);
         if let Some(token) = self.prompt.iter().copied().find(unknown) {

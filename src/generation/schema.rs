@@ -1,4 +1,5 @@
-//! Checks a JSON schema before a grammar is made of it: a client's schema must not take more than a moment to compile.
+//! Checks a JSON schema before a grammar is made of it: a client's schema must not take more than a moment to compile, and must
+//! demand nothing that the grammar leaves out.
 //!
 //! llguidance follows references and nested schemas recursively, compares all patterns of an object with each other,
 //! and multiplies alternatives out. Each of these is limited, far above what people and pydantic write.
@@ -7,13 +8,13 @@ use std::collections::{HashMap, VecDeque};
 
 use serde_json::{Map, Value};
 
-/// A schema that exceeds a limit.
+/// A schema that exceeds a limit, or demands what cannot be enforced.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{path}: {message}")]
 pub struct SchemaError {
     /// Location as a JSON pointer, as in references: "#/properties/a".
     pub path: String,
-    /// The limit that is exceeded.
+    /// The limit that is exceeded, or the keyword that cannot be enforced.
     pub message: String,
 }
 
@@ -38,9 +39,32 @@ const PATTERNS: usize = 16;
 /// Most bytes of a pattern.
 const PATTERN_BYTES: usize = 1024;
 
+/// Keywords that llguidance 1.9 warns about and leaves out: they are keywords of a draft (`is_known_keyword` in its
+/// src/json/context_simple/draft.rs) and not among `IMPLEMENTED` of its src/json/schema.rs. `then` and the like demand nothing alone.
+const UNENFORCED: [&str; 12] = [
+    "$dynamicRef",
+    "$recursiveRef",
+    "contains",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "if",
+    "not",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "uniqueItems",
+];
+/// Values of `$schema` (without a final `#`) whose drafts have no `prefixItems`: llguidance then leaves it out.
+const WITHOUT_PREFIX_ITEMS: [&str; 4] = [
+    "http://json-schema.org/draft-04/schema",
+    "http://json-schema.org/draft-06/schema",
+    "http://json-schema.org/draft-07/schema",
+    "https://json-schema.org/draft/2019-09/schema",
+];
+
 /// Keywords with one schema.
-const ONE: [&str; 9] =
-    ["additionalProperties", "additionalItems", "contains", "else", "if", "items", "not", "propertyNames", "then"];
+const ONE: [&str; 3] = ["additionalProperties", "additionalItems", "items"];
 /// Keywords with several schemas by name. Schemas in `$defs` count where they are referred to.
 const NAMED: [&str; 2] = ["properties", "patternProperties"];
 /// Keywords with a list of schemas.
@@ -48,7 +72,7 @@ const LISTS: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
 /// Keywords whose schemas apply to the same value, as references do.
 const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 
-/// Refuses a schema that would take too long to compile or to match.
+/// Refuses a schema that would take too long to compile or to match, or with a keyword that cannot be enforced.
 pub fn check(schema: &Value) -> Result<(), SchemaError> {
     size(schema)?;
     let mut walk = Walk { root: schema, heights: HashMap::new(), targets: Vec::new(), properties: 0, products: 0 };
@@ -117,6 +141,7 @@ impl<'a> Walk<'a> {
         if depth > DEPTH {
             return error(path, format!("schemas and references are nested deeper than {DEPTH}"));
         }
+        self.enforceable(object, path)?;
         self.products += counts(object, path)?;
         if self.products > ALL_PRODUCTS {
             return error(path, format!("the alternatives within all allOf make more than {ALL_PRODUCTS}"));
@@ -165,6 +190,33 @@ impl<'a> Walk<'a> {
         Ok(height + 1)
     }
 
+    /// Refuses keywords that the grammar leaves out, unless they demand nothing.
+    fn enforceable(&self, object: &Map<String, Value>, path: &str) -> Result<(), SchemaError> {
+        let demanding = |keyword: &&str| object.get(*keyword).is_some_and(|value| !demands_nothing(keyword, value));
+        if let Some(keyword) = UNENFORCED.into_iter().find(demanding) {
+            let message =
+                format!("`{keyword}` cannot be enforced; leave it out (a `description` may ask the model for it)");
+            return error(path, message);
+        }
+        if !object.contains_key("prefixItems") {
+            return Ok(());
+        }
+        let draft = self.root.get("$schema").and_then(Value::as_str).unwrap_or_default().trim_end_matches('#');
+        if WITHOUT_PREFIX_ITEMS.contains(&draft) {
+            return error(
+                path,
+                "`prefixItems` is no keyword of this `$schema`; leave out `$schema`, or write a list of `items`",
+            );
+        }
+        match object.contains_key("additionalItems") || object.get("items").is_some_and(Value::is_array) {
+            true => error(
+                path,
+                "`prefixItems` cannot be enforced beside `additionalItems` or a list of `items`; use `items`",
+            ),
+            false => Ok(()),
+        }
+    }
+
     fn target(&self, reference: &str, path: &str) -> Result<&'a Value, SchemaError> {
         if reference.contains(['~', '%']) {
             return error(
@@ -197,6 +249,46 @@ impl<'a> Walk<'a> {
         colours.insert(reference.to_owned(), Colour::Done);
         Ok(())
     }
+}
+
+/// Whether a keyword of [`UNENFORCED`] has a value that every answer satisfies.
+fn demands_nothing(keyword: &str, value: &Value) -> bool {
+    match (keyword, value) {
+        ("uniqueItems" | "not", Value::Bool(demanded)) => !demanded,
+        ("unevaluatedItems" | "unevaluatedProperties" | "propertyNames", Value::Bool(allowed)) => *allowed,
+        // Names are strings; zod's records say so.
+        ("propertyNames", Value::Object(names)) => {
+            names.iter().all(|(name, value)| name == "type" && value == "string")
+        }
+        ("contains" | "if" | "not" | "uniqueItems", _) => false,
+        (_, Value::Object(map)) => map.is_empty(),
+        _ => false,
+    }
+}
+
+/// The patterns of a schema, each with its place: values of `pattern` and names in `patternProperties`.
+pub(super) fn patterns(schema: &Value) -> Vec<(String, &str)> {
+    let (mut found, mut pending) = (Vec::new(), vec![("#".to_owned(), schema)]);
+    while let Some((path, value)) = pending.pop() {
+        match value {
+            Value::Object(object) => {
+                if let Some(pattern) = object.get("pattern").and_then(Value::as_str) {
+                    found.push((format!("{path}/pattern"), pattern));
+                }
+                let named = object.get("patternProperties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+                found.extend(named.map(|name| (format!("{path}/patternProperties"), name.as_str())));
+                // Their values are data, not schemas.
+                let schemas =
+                    object.iter().filter(|(key, _)| !["const", "enum", "default", "examples"].contains(&key.as_str()));
+                pending.extend(schemas.map(|(key, value)| (format!("{path}/{key}"), value)));
+            }
+            Value::Array(list) => {
+                pending.extend(list.iter().enumerate().map(|(index, value)| (format!("{path}/{index}"), value)));
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// Checks the limits of a schema's own keywords; returns the product of its `allOf`, if it has one.
@@ -290,7 +382,7 @@ mod tests {
                 let backwards: Vec<Value> =
                     (0..links).rev().map(|at| json!({"$ref": format!("#/$defs/a{at}")})).collect();
                 let groups: Vec<Value> = backwards.chunks(200).map(|part| json!({"prefixItems": part})).collect();
-                let first = json!({"if": {"prefixItems": groups}, "properties": {"x": {"$ref": "#/$defs/a0"}}});
+                let first = json!({"additionalProperties": {"prefixItems": groups}, "properties": {"x": {"$ref": "#/$defs/a0"}}});
                 let defs = schema["$defs"].take();
                 schema = first;
                 schema["$defs"] = defs;
@@ -325,6 +417,73 @@ mod tests {
         refused(&json!({"type": "object", "properties": many_times}), "make more than 1024");
         refused(&json!({"properties": {"k".repeat(10_000): {"anyOf": vec![json!({}); 300]}}}), "anyOf has 300");
         assert_eq!(check(&json!({"type": "object", "properties": many(256)})), Ok(()));
+    }
+
+    #[test]
+    fn keywords_that_no_grammar_enforces_are_refused_by_name() {
+        let demanding = [
+            json!({"uniqueItems": true}),
+            json!({"contains": {"type": "integer"}, "minContains": 2}),
+            json!({"not": {"const": 1}}),
+            json!({"not": {}}),
+            json!({"if": {"const": 1}, "then": {"const": 2}}),
+            json!({"propertyNames": {"type": "string", "pattern": "^[a-z]+$"}}),
+            json!({"dependentRequired": {"a": ["b"]}}),
+            json!({"dependentSchemas": {"a": {"required": ["b"]}}}),
+            json!({"dependencies": {"a": ["b"]}}),
+            json!({"unevaluatedProperties": false}),
+            json!({"unevaluatedItems": false}),
+            json!({"$dynamicRef": "#node"}),
+            json!({"$recursiveRef": "#"}),
+        ];
+        for schema in demanding {
+            let keyword = schema.as_object().unwrap().keys().next().unwrap().clone();
+            let within = json!({"properties": {"tags": {"anyOf": [{"$ref": "#/$defs/T"}]}}, "$defs": {"T": schema}});
+            refused(&within, &format!("#/$defs/T: `{keyword}` cannot be enforced"));
+            refused(&json!({"items": schema}), &format!("#/items: `{keyword}` cannot be enforced"));
+            // As a property's name it is no keyword, and what nothing refers to is never asked for.
+            assert_eq!(check(&json!({"properties": {keyword: {"type": "string"}}})), Ok(()));
+            assert_eq!(check(&json!({"$defs": {"T": schema}})), Ok(()));
+        }
+        let harmless = [
+            json!({"uniqueItems": false, "not": false, "propertyNames": {"type": "string"}, "dependentRequired": {}}),
+            json!({"unevaluatedProperties": true, "unevaluatedItems": {}, "propertyNames": true, "then": {"const": 1}}),
+            json!({"enum": [{"uniqueItems": true}], "default": {"not": {}}, "title": "if", "discriminator": {"not": 1}}),
+            json!({"minProperties": 1, "maxProperties": 2, "minContains": 1}),
+        ];
+        for schema in harmless {
+            assert_eq!(check(&schema), Ok(()), "{schema}");
+        }
+    }
+
+    #[test]
+    fn a_tuple_is_enforced_or_refused() {
+        let first = json!([{"type": "string"}]);
+        for schema in [json!({"prefixItems": first, "items": false}), json!({"items": first, "additionalItems": false})]
+        {
+            assert_eq!(check(&schema), Ok(()), "{schema}");
+        }
+        refused(&json!({"prefixItems": first, "additionalItems": false}), "`prefixItems` cannot be enforced beside");
+        refused(&json!({"prefixItems": first, "items": first}), "`prefixItems` cannot be enforced beside");
+        let old = json!({"$schema": "http://json-schema.org/draft-07/schema#", "items": {"prefixItems": first}});
+        refused(&old, "#/items: `prefixItems` is no keyword of this `$schema`");
+        let new = json!({"$schema": "https://json-schema.org/draft/2020-12/schema", "prefixItems": first});
+        assert_eq!(check(&new), Ok(()));
+    }
+
+    #[test]
+    fn patterns_are_found_where_they_are() {
+        let schema = json!({"properties": {"pattern": {"pattern": "^a"}, "x": {"anyOf": [{"pattern": "b"}]}},
+            "patternProperties": {"^ż": {"const": {"pattern": "data"}}}, "enum": [{"pattern": "data"}]});
+        let mut found = patterns(&schema);
+        found.sort();
+        let at = |path: &str| path.to_owned();
+        let right = [
+            (at("#/patternProperties"), "^ż"),
+            (at("#/properties/pattern/pattern"), "^a"),
+            (at("#/properties/x/anyOf/0/pattern"), "b"),
+        ];
+        assert_eq!(found, right);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!   engines/layer-….engine, engines/head-….engine  a language model's engines, with their graphs as .onnx,
 //!   weights/                                       the checkpoint's files, and its texts (tokenizer.json, …)
 //!   speculation.txt                                a text that a language model's answers often quote
-//!   images/, inputs/                               what it is proved on
+//!   images/, inputs/                               what it is verified on
 //! ```
 
 /// Name of the manifest.

@@ -34,7 +34,7 @@ const REFUSED: &[(&str, Option<Rtx>, &str)] = &[
     (
         "Bernoulli Multinomial RandomNormal RandomNormalLike RandomUniform RandomUniformLike",
         None,
-        "its numbers are other ones each time and in each runtime, so that nothing proves an engine: make the random tensor an \
+        "its numbers are other ones each time and in each runtime, so that no engine can be verified: make the random tensor an \
          input of the model",
     ),
 ];

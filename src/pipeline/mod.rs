@@ -42,6 +42,7 @@ use crate::verify::{self, Report};
 use crate::worker::{self, Isolation, Job};
 use target::{BuildHost, BuildJobs, Description, StagedBuild, Target};
 
+pub use place::strange_content;
 pub use sources::{fetch, fetch_pictures, source_text};
 pub use target::Emitted;
 

@@ -2,6 +2,7 @@
 //! hard link would change a published engine with the user's next write to the file, and `onnx.load` refuses files with
 //! more than one name.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use anyhow::{Context as _, bail, ensure};
 use rustix::fs::ioctl_ficlone;
 
 use super::Context;
-use crate::artifact::{about, free_space, sweep};
+use crate::artifact::{about, free_space, staged_for, sweep};
 use crate::backend::BackendError;
 use crate::diagnostic::Diagnostic;
 use crate::hashes::Hashes;
@@ -62,14 +63,21 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
     }
     // What a `verify` that was killed has left.
     sweep(&place.join(REPORT_FILE)).map_err(about(place))?;
+    strange_content(place)?.map_or(Ok(()), |strange| Err(occupied(place, &strange, "")))
+}
+
+/// What keeps a folder from being replaced or removed as an engine directory, to follow its name: anything in it that
+/// watus-build did not put there. `None` if there is no such thing, or nothing at all.
+pub fn strange_content(folder: &Path) -> anyhow::Result<Option<String>> {
     let mut found = Vec::new();
-    list(place, place, &mut found)?;
-    let manifest = look(&place.join(FILE))?.is_some_and(|metadata| metadata.is_file());
+    list(folder, folder, &mut found)?;
     if found.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
-    let strange = match Manifest::load(place) {
-        Ok(_) if !manifest => return Err(occupied(place, "is a folder whose manifest is no file", "")),
+    let manifest = look(&folder.join(FILE))?.is_some_and(|metadata| metadata.is_file());
+    let staged = |name: &str| staged_for(OsStr::new(name)) == Some(OsStr::new(REPORT_FILE));
+    let strange = match Manifest::load(folder) {
+        Ok(_) if !manifest => return Ok(Some("is a folder whose manifest is no file".to_owned())),
         Ok(manifest) => {
             // `strip` puts a plan beside an engine.
             let plan = |name: &str| {
@@ -77,15 +85,14 @@ pub(super) fn check_engine(place: &Path) -> anyhow::Result<()> {
                 stem.is_some_and(|stem| manifest.files.contains_key(&engine_file(stem)))
             };
             let ours = |name: &str| name == FILE || name == REPORT_FILE || manifest.files.contains_key(name);
-            found.into_iter().find(|name| !ours(name) && !plan(name))
+            found.into_iter().find(|name| !ours(name) && !plan(name) && !staged(name))
         }
-        Err(_) if manifest && is_damaged_engine(place) => found.into_iter().find(|name| !is_our_name(place, name)),
-        Err(_) => return Err(occupied(place, "is a folder that is no engine directory", "")),
+        Err(_) if manifest && is_damaged_engine(folder) => {
+            found.into_iter().find(|name| !is_our_name(folder, name) && !staged(name))
+        }
+        Err(_) => return Ok(Some("is a folder that is no engine directory".to_owned())),
     };
-    match strange {
-        None => Ok(()),
-        Some(name) => Err(occupied(place, &format!("holds `{name}`, which watus-build did not put there"), "")),
-    }
+    Ok(strange.map(|name| format!("holds `{name}`, which watus-build did not put there")))
 }
 
 /// Collects everything below a folder except folders, as paths relative to `top`; an empty folder counts as a file.

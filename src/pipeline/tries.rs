@@ -46,7 +46,7 @@ fn check_finite(path: &Path, tensor: &Tensor) -> anyhow::Result<()> {
     let values = tensor.to_f64();
     let Some(index) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
     let place = unravel(index, tensor.shape());
-    let what = format!("{}: its value at {place:?} is {}, and proves nothing", path.display(), values[index]);
+    let what = format!("{}: its value at {place:?} is {}, which verifies nothing", path.display(), values[index]);
     bail!(Diagnostic::new(what).with_help("give finite numbers; for what a mask hides, the lowest of the type"))
 }
 

@@ -78,7 +78,7 @@ pub(super) struct RoundingLoss {
 }
 
 impl RoundingLoss {
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         self.lost += other.lost;
         self.whole += other.whole;
     }

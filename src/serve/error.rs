@@ -101,7 +101,7 @@ impl ApiError {
     /// Why an answer that had begun has no end: our own fault, or that of what was asked.
     pub(super) fn of_answer(failure: LlmError) -> Self {
         match failure {
-            LlmError::Internal(_) => failure.into(),
+            LlmError::Text(TextError::Internal(_)) => failure.into(),
             failure => Self::unanswerable(failure.to_string()),
         }
     }
@@ -212,11 +212,7 @@ impl ApiError {
 impl From<LlmError> for ApiError {
     fn from(error: LlmError) -> Self {
         match error {
-            LlmError::TooLong { have, limit, .. } => Self::too_long(have, limit),
-            LlmError::Request(message) => Self::invalid("", message),
-            LlmError::Internal(message) => Self::internal(message.to_string()),
-            LlmError::Busy(message) => Self::overloaded(message),
-            LlmError::Text { message, .. } => Self::invalid("messages", message.to_string()),
+            LlmError::Text(error) => error.into(),
             error @ LlmError::NotFinite => Self::unanswerable(error.to_string()),
             error => Self::engine(error.to_string()),
         }
@@ -225,7 +221,15 @@ impl From<LlmError> for ApiError {
 
 impl From<TextError> for ApiError {
     fn from(error: TextError) -> Self {
-        LlmError::from(error).into()
+        match error {
+            TextError::TooLong { have, limit, .. } => Self::too_long(have, limit),
+            TextError::Request(message) => Self::invalid("", message),
+            TextError::Internal(message) => Self::internal(message.to_string()),
+            TextError::Busy(message) => Self::overloaded(message),
+            // Where it lies on this machine is no client's business.
+            TextError::File { message, .. } => Self::invalid("messages", message.to_string()),
+            error @ TextError::Checkpoint(_) => Self::engine(error.to_string()),
+        }
     }
 }
 
@@ -256,16 +260,16 @@ mod tests {
 
     #[test]
     fn a_status_says_whose_fault_it_is() {
-        let internal = || LlmError::Internal(Diagnostic::new("no such step").with_help("report it"));
+        let internal = || LlmError::internal(Diagnostic::new("no such step").with_help("report it"));
         let cases = [
-            (LlmError::Request("no prompt".to_owned()), 400, None),
+            (LlmError::request("no prompt"), 400, None),
             (
-                LlmError::TooLong { what: "a prompt", have: 2, limit: 1, help: String::new() },
+                TextError::TooLong { what: "a prompt", have: 2, limit: 1, help: String::new() }.into(),
                 400,
                 Some("context_length_exceeded"),
             ),
             (LlmError::NotFinite, 400, Some("unanswerable")),
-            (LlmError::Busy("no memory".to_owned()), 503, Some("overloaded")),
+            (TextError::Busy("no memory".to_owned()).into(), 503, Some("overloaded")),
             (internal(), 500, Some("internal_error")),
             (LlmError::Backend(BackendError::Run("illegal address".into())), 500, Some("engine_error")),
         ];
@@ -276,7 +280,7 @@ mod tests {
         // Once an answer has begun, what is wrong with a request is wrong with its answer.
         let told = ApiError::of_answer(internal());
         assert_eq!((told.status.as_u16(), told.message.as_str()), (500, "no such step\n  hint: report it"));
-        let told = ApiError::of_answer(LlmError::Request("it left its grammar".to_owned()));
+        let told = ApiError::of_answer(LlmError::request("it left its grammar"));
         assert_eq!((told.status.as_u16(), told.code), (400, Some("unanswerable")));
     }
 }

@@ -24,6 +24,7 @@ use super::connection::{ConnectionInfo, PeerAddress};
 use super::crowd::Running;
 use super::error::ApiError;
 use super::log::AccessRecord;
+use crate::prefix_store::Secret;
 
 /// A client's identity, as hashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,13 +33,27 @@ pub(super) struct Client {
     pub(super) turn: u64,
     /// Hash of address and key.
     pub(super) source: u64,
-    /// Hash of key and user: cached prefixes are shared only within it. The `user` field can only narrow it, since a
-    /// client cannot claim a key that it does not know.
+    /// Hash of key and user, the same after a restart if the secret is: cached prefixes are shared only within it. The
+    /// `user` field can only narrow it, since a client cannot claim a key that it does not know.
     pub(super) scope: u64,
 }
 
+/// Number of the scope of a key and a `user`. Without the secret nobody can tell which it is, or find others of the number.
+fn scope(secret: &Secret, key: Option<&str>, user: Option<&str>) -> u64 {
+    let mut hasher = Sha256::new();
+    hasher.update(secret);
+    for part in [key, user] {
+        // All of one length, so that no other two are read as these.
+        hasher.update([u8::from(part.is_some())]);
+        hasher.update(digest(part.unwrap_or_default()));
+    }
+    let [a, b, c, d, e, f, g, h, ..]: [u8; 32] = hasher.finalize().into();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
 impl Client {
-    pub(super) fn of(parts: &Parts, user: Option<&Value>) -> Self {
+    /// The client of a request; `secret` is that of scopes.
+    pub(super) fn of(parts: &Parts, user: Option<&Value>, secret: &Secret) -> Self {
         static SEED: OnceLock<RandomState> = OnceLock::new();
         let seed = SEED.get_or_init(RandomState::new);
         let (key, user) = (key(&parts.headers), user.map(Value::to_string));
@@ -46,7 +61,7 @@ impl Client {
         Self {
             turn: seed.hash_one((peer, key, &user)),
             source: seed.hash_one((peer, key)),
-            scope: seed.hash_one((key, &user)),
+            scope: scope(secret, key, user.as_deref()),
         }
     }
 }
@@ -396,6 +411,28 @@ mod tests {
             assert_eq!(of(name, value).as_deref(), Some("k"), "{name}: {value}");
         }
         assert_eq!((of("authorization", "Basic k"), of("authorization", "Bearer")), (None, None));
+    }
+
+    #[test]
+    fn scopes_are_the_same_again_and_no_two_of_one_number() {
+        let all = [
+            (None, None),
+            (Some(""), None),
+            (None, Some("")),
+            (Some(""), Some("")),
+            (Some("a"), Some("bc")),
+            (Some("ab"), Some("c")),
+            (Some("abc"), None),
+            (None, Some("abc")),
+            (Some("c"), Some("ab")),
+        ];
+        let numbers = |secret: Secret| all.map(|(key, user)| scope(&secret, key, user));
+        let (one, other) = (numbers([1; 32]), numbers([2; 32]));
+        assert_eq!(one, numbers([1; 32]));
+        let mut different: Vec<u64> = one.into_iter().chain(other).collect();
+        different.sort_unstable();
+        different.dedup();
+        assert_eq!(different.len(), 2 * all.len());
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Metrics for Prometheus: the server's own, and the machine's sensors.
+//! Metrics for Prometheus: the server's own, and the machine's sensors (`machine.rs`).
 
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+mod machine;
+
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, text::encode};
@@ -14,8 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 use crate::executor::MemoryUse;
 use crate::generation::{Speculation, Usage};
 use crate::memory::of_process;
-use crate::sensors::{Readings, Sensors};
-use crate::system_root::Root;
+use crate::prefix_store::PrefixCounts;
+use machine::MachineGauges;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Route {
@@ -27,19 +27,6 @@ struct Route {
 struct MetricKind {
     kind: &'static str,
 }
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct SensorName {
-    sensor: String,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct RailName {
-    rail: String,
-}
-
-/// A gauge of a fraction, NaN while it is not known.
-type Fraction = Gauge<f64, AtomicU64>;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ModelLabels {
@@ -61,70 +48,33 @@ pub(super) struct Metrics {
     tokens: Family<MetricKind, Counter>,
     speculation: Family<MetricKind, Counter>,
     memory: Family<MetricKind, Gauge>,
+    kept: KeptPrefixMetrics,
     lost: Counter,
     machine: MachineGauges,
 }
 
-/// The machine's sensors, read whenever somebody asks for the metrics.
-struct MachineGauges {
-    sensors: Mutex<Sensors>,
-    load: Fraction,
-    clock: Fraction,
-    temperatures: Family<SensorName, Fraction>,
-    power: Family<RailName, Fraction>,
-    throttled: Gauge,
-    over_current: Counter,
+/// Prefixes that are kept over restarts.
+#[derive(Default)]
+struct KeptPrefixMetrics {
+    stored: Gauge,
+    bytes: Gauge,
+    written: Counter,
+    loaded: Counter,
 }
 
-impl MachineGauges {
+impl KeptPrefixMetrics {
     fn new(registry: &mut Registry) -> Self {
-        let machine = Self {
-            sensors: Mutex::new(Sensors::new(Root::live())),
-            load: Gauge::default(),
-            clock: Gauge::default(),
-            temperatures: Family::default(),
-            power: Family::default(),
-            throttled: Gauge::default(),
-            over_current: Counter::default(),
-        };
-        registry.register("gpu_load", "Share of time the GPU was busy, 0 to 1", machine.load.clone());
-        let hertz = Unit::Other("hertz".to_owned());
-        registry.register_with_unit("gpu_clock", "The GPU's clock", hertz, machine.clock.clone());
-        let temperatures = machine.temperatures.clone();
-        registry.register_with_unit("temperature", "Temperatures of the chip and board", Unit::Celsius, temperatures);
-        let watts = Unit::Other("watts".to_owned());
-        registry.register_with_unit("power", "Power through each rail", watts, machine.power.clone());
-        let help = "1 while heat, current or the driver lowers clocks, else 0";
-        registry.register("throttled", help, machine.throttled.clone());
-        let help = "Over-current and under-voltage events since the machine started";
-        registry.register("over_current_events", help, machine.over_current.clone());
-        machine
-    }
-
-    fn read(&self) {
-        let readings = self.sensors.lock().unwrap_or_else(PoisonError::into_inner).read();
-        self.set(&readings);
-    }
-
-    fn set(&self, readings: &Readings) {
-        let gpu = readings.gpus.first();
-        self.load.set(gpu.and_then(|gpu| gpu.load_percent).map_or(f64::NAN, |percent| percent / 100.0));
-        self.clock.set(gpu.and_then(|gpu| gpu.clock_mhz()).map_or(f64::NAN, |clock| clock as f64 * 1e6));
-        // A place that is off now is not told, rather than told as it was.
-        self.temperatures.clear();
-        for zone in &readings.temperatures {
-            if let Some(celsius) = zone.celsius {
-                self.temperatures.get_or_create(&SensorName { sensor: zone.name.clone() }).set(celsius);
-            }
-        }
-        for rail in &readings.rails {
-            let watts = rail.milliwatts as f64 / 1e3;
-            self.power.get_or_create(&RailName { rail: rail.name.clone() }).set(watts);
-        }
-        let throttling = readings.throttling.as_ref();
-        self.throttled.set(i64::from(throttling.is_some_and(|throttling| !throttling.causes.is_empty())));
-        let events = throttling.and_then(|throttling| throttling.over_current_events).unwrap_or(0);
-        self.over_current.inc_by(events.saturating_sub(self.over_current.get()));
+        let kept = Self::default();
+        registry.register("stored_prefixes", "Prefixes in the folder of --state", kept.stored.clone());
+        let help = "Files of the prefixes in the folder of --state";
+        registry.register_with_unit("stored_prefixes", help, Unit::Bytes, kept.bytes.clone());
+        registry.register(
+            "prefixes_written",
+            "Prefixes that were written to the folder of --state",
+            kept.written.clone(),
+        );
+        registry.register("prefixes_loaded", "Prefixes that were read from the folder of --state", kept.loaded.clone());
+        kept
     }
 }
 
@@ -135,6 +85,7 @@ impl Metrics {
         let (slow, fast) = (|| exponential_buckets(0.001, 2.0, 18), || exponential_buckets(0.0005, 2.0, 15));
         let mut registry = Registry::with_prefix("watus");
         let machine = MachineGauges::new(&mut registry);
+        let kept = KeptPrefixMetrics::new(&mut registry);
         let mut metrics = Self {
             registry,
             requests: Family::default(),
@@ -148,6 +99,7 @@ impl Metrics {
             tokens: Family::default(),
             speculation: Family::default(),
             memory: Family::default(),
+            kept,
             lost: Counter::default(),
             machine,
         };
@@ -204,6 +156,16 @@ impl Metrics {
         }
     }
 
+    /// Sets the numbers of prefixes that are kept over restarts.
+    pub(super) fn kept(&self, counts: PrefixCounts) {
+        let PrefixCounts { stored, bytes, written, loaded } = counts;
+        self.kept.stored.set(whole(stored as u64));
+        self.kept.bytes.set(whole(bytes));
+        for (counter, count) in [(&self.kept.written, written), (&self.kept.loaded, loaded)] {
+            counter.inc_by(count.saturating_sub(counter.get()));
+        }
+    }
+
     pub(super) fn first_token(&self, waited: Duration, usage: &Usage) {
         self.first.observe(waited.as_secs_f64());
         self.count("prompt", usage.prompt);
@@ -255,8 +217,14 @@ mod tests {
         let some = Speculation { drafted: 9, accepted: 5, ..Speculation::default() };
         metrics.speculated(some);
         metrics.speculated(Speculation { drafted: 12, ..some });
+        metrics.kept(PrefixCounts { stored: 3, bytes: 5000, written: 4, loaded: 1 });
+        metrics.kept(PrefixCounts { stored: 2, bytes: 4000, written: 4, loaded: 2 });
         let text = metrics.text();
         for line in [
+            "watus_stored_prefixes 2",
+            "watus_stored_prefixes_bytes 4000",
+            "watus_prefixes_written_total 4",
+            "watus_prefixes_loaded_total 2",
             "watus_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "watus_tokens_total{kind=\"prompt\"} 10",
             "watus_tokens_total{kind=\"reused\"} 4",
@@ -277,10 +245,16 @@ mod tests {
     fn sensors_are_told_and_what_is_off_is_not() {
         use crate::sensors::tegrastats::parse;
         let metrics = Metrics::new("m");
-        let mut readings =
-            parse("RAM 1/2MB GR3D_FREQ 84%@[713] gpu@88.5C tj@52C VDD_IN 17946mW/15710mW").unwrap_or_default();
+        let mut readings = parse(
+            "RAM 1/2MB (lfb 5x1MB) SWAP 3/4MB (cached 0MB) CPU [97%@1984,off] EMC_FREQ 18%@3199 GR3D_FREQ 84%@[713] \
+                   gpu@88.5C tj@52C VDD_IN 17946mW/15710mW",
+        )
+        .unwrap_or_default();
         readings.throttling =
             Some(crate::sensors::Throttling { causes: vec!["oc3".into()], over_current_events: Some(41) });
+        let faster = Some(crate::sensors::NamedMode { id: 2, name: "MAXN".to_owned() });
+        readings.power_mode = Some(crate::sensors::ModeInUse { id: 0, name: Some("15W".to_owned()), faster });
+        readings.fan = Some(crate::sensors::FanReading { percent: Some(26.0), rpm: None });
         metrics.machine.set(&readings);
         let told = |metrics: &Metrics| {
             let mut text = String::new();
@@ -292,6 +266,16 @@ mod tests {
             "watus_gpu_clock_hertz 713000000",
             "watus_temperature_celsius{sensor=\"gpu\"} 88.5",
             "watus_power_watts{rail=\"VDD_IN\"} 17.946",
+            "watus_machine_power_watts 17.946",
+            "watus_emc_load 0.18",
+            "watus_emc_clock_hertz 3199000000",
+            "watus_cpu_load{core=\"0\"} 0.97",
+            "watus_ram_bytes{kind=\"total\"} 2097152",
+            "watus_ram_bytes{kind=\"used\"} 1048576",
+            "watus_ram_bytes{kind=\"largest_free_block\"} 1048576",
+            "watus_swap_bytes{kind=\"used\"} 3145728",
+            "watus_power_mode{mode=\"15W\",fastest=\"MAXN\"} 1",
+            "watus_fan 0.26",
             "watus_throttled 1",
             "watus_over_current_events_total 41",
         ] {
@@ -299,6 +283,7 @@ mod tests {
         }
         metrics.machine.set(&parse("RAM 1/2MB gpu@-256C tj@52C").unwrap_or_default());
         let text = told(&metrics);
+        assert!(!text.contains("watus_cpu_load{core=\"0\"}") && text.contains("watus_emc_load NaN"), "{text}");
         assert!(text.contains("watus_gpu_load NaN") && text.contains("watus_throttled 0"), "{text}");
         assert!(!text.contains("sensor=\"gpu\"") && text.contains("sensor=\"tj\""), "{text}");
     }

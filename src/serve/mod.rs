@@ -33,6 +33,7 @@ mod state;
 mod systemd;
 mod turn;
 
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -43,6 +44,7 @@ pub use log::{Answered, Log, LogEntry};
 
 use crate::diagnostic::{Diagnose, Diagnostic};
 use crate::generation::Generator;
+use crate::prefix_store::{Secret, random_secret};
 
 /// Stack of a thread in bytes; reserved, not committed.
 const STACK: usize = 32 << 20;
@@ -83,6 +85,9 @@ pub struct Options {
     pub special_tokens: bool,
     /// System prompt whose cached prefix all clients share.
     pub shared_system: Option<String>,
+    /// Secret that the scopes of cached prefixes are numbered with, for prefixes that are kept over restarts; `None` for
+    /// one that nobody else ever has.
+    pub secret: Option<Secret>,
     /// Whether tokens are drafted, and those that a grammar forces taken without a step.
     pub speculation: bool,
     /// Whether to log prompts and answers.
@@ -96,8 +101,8 @@ pub struct Options {
 #[error("{}", self.diagnostic())]
 #[allow(missing_docs)]
 pub enum ServeError {
-    Listen { address: SocketAddr, source: std::io::Error, help: &'static str },
-    Io(#[from] std::io::Error),
+    Listen { address: SocketAddr, source: io::Error, help: &'static str },
+    Io(#[from] io::Error),
     Engine(String),
 }
 
@@ -124,6 +129,7 @@ struct App {
     created: u64,
     max_output: usize,
     keys: Vec<[u8; 32]>,
+    secret: Secret,
     brake: guard::Brake,
     hosts: guard::Hosts,
     proxies: Vec<std::net::IpAddr>,
@@ -136,8 +142,8 @@ struct App {
 }
 
 impl App {
-    fn new(options: Options, scheduler: scheduler::Scheduler) -> Self {
-        Self {
+    fn new(options: Options, scheduler: scheduler::Scheduler) -> io::Result<Self> {
+        Ok(Self {
             state: state::State::new(),
             scheduler,
             metrics: metrics::Metrics::new(&options.names[0]),
@@ -146,6 +152,7 @@ impl App {
             created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
             max_output: options.max_output,
             keys: options.keys.iter().map(|key| guard::digest(key)).collect(),
+            secret: options.secret.map_or_else(random_secret, Ok)?,
             brake: guard::Brake::default(),
             hosts: guard::Hosts::new(options.address.ip(), &options.allowed_hosts),
             proxies: options.proxies.iter().map(std::net::IpAddr::to_canonical).collect(),
@@ -154,7 +161,7 @@ impl App {
             cors: options.cors.and_then(guard::Cors::new),
             log_prompts: options.log_prompts,
             log: options.log,
-        }
+        })
     }
 }
 
@@ -169,7 +176,7 @@ pub fn run<E: Send + 'static>(
     let (scheduler, inbox) = scheduler::Scheduler::new(options.queue, options.timeout);
     let (special, shared, speculation) = (options.special_tokens, options.shared_system.clone(), options.speculation);
     let (address, drain) = (options.address, options.drain);
-    let app = Arc::new(App::new(options, scheduler));
+    let app = Arc::new(App::new(options, scheduler)?);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     // Schemas are compiled by recursion, on threads of this runtime.
     let runtime =

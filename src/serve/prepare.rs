@@ -37,7 +37,7 @@ impl Demand {
     pub(super) fn refused(&self, why: LlmError) -> ApiError {
         let Self { param, names, .. } = self;
         match why {
-            LlmError::Busy(_) | LlmError::Internal(_) => why.into(),
+            LlmError::Text(TextError::Busy(_) | TextError::Internal(_)) => why.into(),
             why => ApiError::unsupported(param, format!("the JSON schema of {names} cannot be enforced: {why}")),
         }
     }
@@ -162,7 +162,7 @@ pub(super) fn completion(request: &CompletionRequest, about: &About, max_output:
     let stop = about.text.defaults.stops(request.common.stops()?);
     let request = Request { prompt, sampling, max_tokens, stop, ..Request::default() };
     request.check(&about.limits).map_err(|error| match error {
-        LlmError::Request(message) => ApiError::invalid("prompt", message),
+        LlmError::Text(TextError::Request(message)) => ApiError::invalid("prompt", message),
         error => error.into(),
     })?;
     Ok(request)

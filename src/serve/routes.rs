@@ -231,7 +231,7 @@ async fn chat(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestId>, req
     let prepared = async {
         let taken: (ChatRequest, PreparedRequest, QueuePlace) = take_in(&app, (&parts, body), prepare::chat).await?;
         let (chat, PreparedRequest { mut request, reader, rules }, mut place) = taken;
-        let client = guard::Client::of(&parts, chat.common.user.as_ref());
+        let client = guard::Client::of(&parts, chat.common.user.as_ref(), &app.secret);
         (request.client, request.scope) = (client.turn, client.scope);
         if let Some(rules) = rules {
             if rules.is_large() {
@@ -254,7 +254,7 @@ async fn completions(Shared(app): Shared<Arc<App>>, id: axum::Extension<RequestI
     let taken: (CompletionRequest, _, QueuePlace) =
         noting_who_leaves(&app, (guard::request_id(&id), path), prepared).await?;
     let (asked, mut request, place) = taken;
-    let client = guard::Client::of(&parts, asked.common.user.as_ref());
+    let client = guard::Client::of(&parts, asked.common.user.as_ref(), &app.secret);
     (request.client, request.scope) = (client.turn, client.scope);
     let encoder = CompletionEncoder::new(frame("cmpl", &asked.common), Arc::clone(&loaded(&app)?.text));
     answer(&app, (guard::request_id(&id), path), (place, request), Box::new(encoder), &asked.common).await

@@ -203,6 +203,7 @@ impl Inbox {
                 self.deliver(piece, &mut generator, state, metrics);
             }
             metrics.load(generator.load(), generator.executor().memory());
+            metrics.kept(generator.kept_prefixes());
         }
     }
 
@@ -337,8 +338,8 @@ mod tests {
         }
         fn prefill(&mut self, _: usize, _: usize, tokens: &[u32], _: Rows) -> Result<Vec<f32>, LlmError> {
             match tokens {
-                [.., REFUSED] => Err(LlmError::Request("not this one".to_owned())),
-                [.., INTERNAL] => Err(LlmError::Internal("no such step".into())),
+                [.., REFUSED] => Err(LlmError::request("not this one")),
+                [.., INTERNAL] => Err(LlmError::internal("no such step")),
                 [.., FATAL] => Err(LlmError::Backend(BackendError::Run("illegal address".into()))),
                 [.., SPOILT] => Ok(vec![f32::NAN; 64]),
                 _ => Ok(vec![0.0; 64]),

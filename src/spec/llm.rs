@@ -61,3 +61,40 @@ pub struct HeadRecord {
     /// Whether the middle integer represents 0, without zero points.
     pub symmetric: bool,
 }
+
+/// How an executor writes the keys and values of a sequence: for each layer its keys, then its values; each of them
+/// `[kv_heads, positions, head_dim]`, and for int8 then the scales of the rows, `[kv_heads, positions]` in float32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an object")]
+pub struct KvLayout {
+    /// Number of layers.
+    pub layers: usize,
+    /// Number of key heads of a layer.
+    pub kv_heads: usize,
+    /// Elements of a row.
+    pub head_dim: usize,
+    /// Type of the elements.
+    pub elements: DType,
+    /// Arithmetic type that they were computed in.
+    pub dtype: DType,
+    /// How they were rounded.
+    pub kv_cache: KvCache,
+}
+
+impl KvLayout {
+    /// Bytes of a position's row of one head, without its scale.
+    pub fn row_bytes(&self) -> Option<usize> {
+        self.head_dim.checked_mul(self.elements.size())
+    }
+
+    /// Bytes of a row's scale; 0 without scales.
+    pub fn scale_bytes(&self) -> usize {
+        if self.elements == DType::Int8 { DType::Float32.size() } else { 0 }
+    }
+
+    /// Bytes of a layer's keys and values of so many positions; `None` if no memory is as large.
+    pub fn layer_bytes(&self, positions: usize) -> Option<usize> {
+        let row = self.row_bytes()?.checked_add(self.scale_bytes())?;
+        row.checked_mul(self.kv_heads)?.checked_mul(positions)?.checked_mul(2)
+    }
+}

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::tensor::DType;
 
-pub use llm::{HeadRecord, LlmRecord, Shapes};
+pub use llm::{HeadRecord, KvLayout, LlmRecord, Shapes};
 pub use sides::Sides;
 pub use tensorrt::{DeviceInfo, Family, ShapeRange, Version};
 pub use vision::{Boxes, ClassifierOutput, ClassifierSpec, Color, Fit, Preprocess, Resample, Resize, Task, Yolo};

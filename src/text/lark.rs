@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 /// A rule for JSON of a schema, in the form in which models write it: one space after colons and commas, no other.
 ///
 /// If a schema does not say whether an object may have additional keys, it may not: small models would never end.
-/// Keywords that the grammar cannot enforce are ignored.
+/// What a grammar cannot enforce and is accepted is lenient: `oneOf` is `anyOf`, and a `format` that is not known is any text.
 pub fn json_rule(name: &str, schema: &Value) -> String {
     let mut schema = match schema {
         Value::Object(_) => schema.clone(),

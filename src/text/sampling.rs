@@ -52,11 +52,44 @@ impl Sampling {
         let within = |name: &str, value: f32, low: f32, high: f32| {
             (!(low..=high).contains(&value)).then(|| format!("{name} is {value}; it goes from {low} to {high}"))
         };
+        // A probability of 0 would leave no token to draw.
+        let top_p = || {
+            let allowed = self.top_p > 0.0 && self.top_p <= 1.0;
+            (!allowed).then(|| format!("top_p is {}; it must be above 0, and at most 1", self.top_p))
+        };
         within("temperature", self.temperature, 0.0, 100.0)
-            .or_else(|| within("top_p", self.top_p, f32::MIN_POSITIVE, 1.0))
+            .or_else(top_p)
             .or_else(|| within("min_p", self.min_p, 0.0, 1.0))
             .or_else(|| within("repetition_penalty", self.repetition_penalty, 0.01, 100.0))
             .or_else(|| within("presence_penalty", self.presence_penalty, -100.0, 100.0))
             .or_else(|| within("frequency_penalty", self.frequency_penalty, -100.0, 100.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_out_of_its_range_is_told_with_the_range() {
+        let with = |change: fn(&mut Sampling)| {
+            let mut sampling = Sampling::default();
+            change(&mut sampling);
+            sampling.complaint()
+        };
+        type Case = (fn(&mut Sampling), Option<&'static str>);
+        let cases: [Case; 8] = [
+            (|s| s.top_p = 0.0, Some("top_p is 0; it must be above 0, and at most 1")),
+            (|s| s.top_p = 7.0, Some("top_p is 7; it must be above 0, and at most 1")),
+            (|s| s.top_p = f32::NAN, Some("top_p is NaN; it must be above 0, and at most 1")),
+            (|s| s.top_p = 1e-30, None),
+            (|s| s.top_p = 1.0, None),
+            (|s| s.temperature = -1.0, Some("temperature is -1; it goes from 0 to 100")),
+            (|s| s.min_p = 1.5, Some("min_p is 1.5; it goes from 0 to 1")),
+            (|s| s.repetition_penalty = 0.0, Some("repetition_penalty is 0; it goes from 0.01 to 100")),
+        ];
+        for (change, told) in cases {
+            assert_eq!(with(change).as_deref(), told);
+        }
     }
 }

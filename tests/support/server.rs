@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -42,6 +42,11 @@ impl Server {
         if !more.contains(&"--port") {
             command.args(["--port", "0"]);
         }
+        Self::spawn(command)
+    }
+
+    /// Starts the server that `command` is, and waits until it is ready.
+    pub fn spawn(mut command: Command) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the server starts");
         let mut lines = BufReader::new(child.stderr.take().expect("stderr")).lines();
         let mut begun = String::new();

@@ -119,7 +119,8 @@ impl Server {
         let status = response.status().as_u16();
         let text = response.body_mut().with_config().limit(LONGEST).read_to_string();
         let counts = text.map_err(|error| error.to_string()).and_then(|text| match status {
-            200 => parse(&text).ok_or_else(|| "no watus-build serves there".to_owned()),
+            200 => parse(&text)
+                .ok_or_else(|| "what answers there is no watus-build: --server names another address".to_owned()),
             401 | 403 => Err(format!("status {status}: give its key with --api-key-file")),
             status => Err(format!("status {status}")),
         });

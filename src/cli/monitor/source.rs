@@ -62,8 +62,8 @@ impl Source {
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
         let mut child = child.map_err(|error| {
             Diagnostic::new(format!("cannot start tegrastats: {error}")).with_help(
-                "it is part of Jetson Linux (sudo apt install nvidia-l4t-tools); into a container its lines can be \
-                 passed: tegrastats | docker run -i … watus-build monitor --source stdin",
+                "it is part of Jetson Linux (sudo apt install nvidia-l4t-tools); a container can be given the host's \
+                 lines: tegrastats | docker run -i … watus-build monitor --source stdin",
             )
         })?;
         let Some(out) = child.stdout.take() else { bail!("tegrastats has no output") };
@@ -98,8 +98,8 @@ impl Lines {
             Err(RecvTimeoutError::Timeout) => return Ok(Polled::Nothing),
             Err(RecvTimeoutError::Disconnected) if self.seen => return Ok(Polled::End),
             Err(RecvTimeoutError::Disconnected) => bail!(
-                Diagnostic::new("no line of tegrastats was among the input")
-                    .with_help("one begins like this: RAM 4321/62801MB (lfb 1759x4MB) CPU [0%@729,…")
+                Diagnostic::new("the input holds no line of tegrastats")
+                    .with_help("such a line begins like this: RAM 4321/62801MB (lfb 1759x4MB) CPU [0%@729,…")
             ),
         };
         let Some(readings) = tegrastats::parse(&line) else { return Ok(Polled::Nothing) };

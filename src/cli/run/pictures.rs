@@ -168,13 +168,17 @@ fn drawings(args: &Args, files: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(drawings)
 }
 
-/// The path of one image's drawing. Images of the same name from several folders get different paths.
+/// The path of one image's drawing, which its name tells from the image. Images of the same name from several folders get different
+/// paths.
 fn annotated(args: &Args, picture: &Path, drawn: &[PathBuf]) -> PathBuf {
     let stem = picture.file_stem().unwrap_or_default().to_string_lossy();
     let png = picture.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
     let extension = if png { "png" } else { "jpg" };
-    let first = args.annotated.join(format!("{stem}.{extension}"));
-    if drawn.contains(&first) { args.annotated.join(format!("{stem}-{}.{extension}", drawn.len())) } else { first }
+    let first = args.annotated.join(format!("{stem}-objects.{extension}"));
+    match drawn.contains(&first) {
+        true => args.annotated.join(format!("{stem}-objects-{}.{extension}", drawn.len())),
+        false => first,
+    }
 }
 
 fn result_text(answer: &Answer) -> String {

@@ -1,10 +1,11 @@
 //! Writes and parses the text of a systemd unit: the server of one engine, `watus-build@NAME.service`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
 use super::Install;
+use crate::confined;
 use crate::diagnostic::Diagnostic;
 
 /// First line of every unit of ours, by which they are told from others.
@@ -90,7 +91,7 @@ Type=notify
 User={user}
 SupplementaryGroups={groups}
 ExecStart={command}
-{library}{rebuilding}# Compiled kernels and remembered hashes; homes are read only below.
+{library}{rebuilding}{state}# Compiled kernels and remembered hashes; homes are read only below.
 Environment=WATUS_CACHE_DIR=/var/cache/watus-build
 Environment=CUDA_CACHE_PATH=/var/cache/watus-build
 CacheDirectory=watus-build
@@ -99,7 +100,7 @@ RestartSec=5
 # Wrong arguments and recipes, damaged and foreign engines (after an upgrade of JetPack) and missing kernels do not mend
 # themselves. A GPU (8) may come late.
 RestartPreventExitStatus={prevented}
-# Weights are read from disk first; with --rebuild, engines may be built and proved before that.
+# Weights are read from disk first; with --rebuild, engines may be built and verified before that.
 TimeoutStartSec={start}
 TimeoutStopSec={stop}
 WatchdogSec=120
@@ -109,6 +110,7 @@ WatchdogSec=120
         user = user(install)?,
         command = command(install)?,
         library = setting("WATUS_TENSORRT_LIB")?,
+        state = state(install)?.map(|place| place.settings).unwrap_or_default(),
     ))
 }
 
@@ -129,6 +131,43 @@ fn rebuilding(install: &Install) -> anyhow::Result<String> {
     Ok(format!("{sources}# --rebuild publishes the new engine here, in one step.\nReadWritePaths={folder}\n"))
 }
 
+/// Folder of systemd for what services keep.
+const STATE: &str = "/var/lib/";
+
+/// Where the service keeps its state.
+struct StatePlace {
+    /// The folder.
+    path: String,
+    /// The lines by which the service may write there.
+    settings: String,
+}
+
+/// The place of `--state`. Below /var/lib systemd makes the folder and gives it to the service's user; elsewhere it must be
+/// there.
+fn state(install: &Install) -> anyhow::Result<Option<StatePlace>> {
+    let Some(folder) = &install.serve.state else { return Ok(None) };
+    let below = folder.to_str().and_then(|folder| folder.strip_prefix(STATE)).map(|below| below.trim_end_matches('/'));
+    let plain = |name: &str| {
+        let mut bytes = name.bytes();
+        !name.is_empty()
+            && name != "."
+            && name != ".."
+            && bytes.all(|b| b.is_ascii_alphanumeric() || b"_-.@+".contains(&b))
+    };
+    if let Some(below) = below.filter(|below| below.split('/').all(plain)) {
+        let settings =
+            format!("# Prompts' beginnings, over restarts.\nStateDirectory={below}\nStateDirectoryMode=0700\n");
+        return Ok(Some(StatePlace { path: format!("{STATE}{below}"), settings }));
+    }
+    let found = folder.canonicalize().map_err(|error| {
+        let what = Diagnostic::new(format!("cannot find {}: {error}", folder.display()));
+        what.with_help(format!("make it for the service's user, or name a folder below {STATE}, which systemd makes"))
+    })?;
+    let path = text_of(&found)?;
+    let settings = format!("# Prompts' beginnings, over restarts.\nReadWritePaths={}\n", quote(&path)?);
+    Ok(Some(StatePlace { path, settings }))
+}
+
 fn user(install: &Install) -> anyhow::Result<String> {
     let user = install.user.clone().or_else(|| std::env::var("SUDO_USER").ok()).or_else(|| std::env::var("USER").ok());
     let user = user.unwrap_or_else(|| "root".to_owned());
@@ -144,7 +183,7 @@ fn command(install: &Install) -> anyhow::Result<String> {
     let args = &install.serve;
     let absolute = |path: &Path| path.canonicalize().with_context(|| format!("cannot find {}", path.display()));
     let absolute = |path: &Path| text_of(&absolute(path)?);
-    let program = executable(&absolute(&std::env::current_exe().context("cannot find this program")?)?)?;
+    let program = executable(&text_of(&program(confined::file())?)?)?;
     let mut words = vec![
         "serve".to_owned(),
         absolute(&args.engine)?,
@@ -164,6 +203,9 @@ fn command(install: &Install) -> anyhow::Result<String> {
     if let Some(path) = &args.shared_system {
         words.push(format!("--shared-system={}", absolute(path)?));
     }
+    if let Some(place) = state(install)? {
+        words.extend([format!("--state={}", place.path), format!("--state-size={}", args.state_size)]);
+    }
     words.extend(args.allow_special_tokens.then(|| "--allow-special-tokens".to_owned()));
     words.extend(args.no_speculation.then(|| "--no-speculation".to_owned()));
     words.extend(args.rebuild.then(|| "--rebuild".to_owned()));
@@ -177,6 +219,14 @@ fn command(install: &Install) -> anyhow::Result<String> {
     }
     let words = words.iter().map(|word| argument(word)).collect::<anyhow::Result<Vec<_>>>()?;
     Ok(format!("{program} {}", words.join(" ")))
+}
+
+/// The program that the service starts: what lies now where the running one was started from.
+fn program(file: Option<PathBuf>) -> Result<PathBuf, Diagnostic> {
+    file.ok_or_else(|| {
+        let gone = "the file of this program is gone: it was removed since the program was started";
+        Diagnostic::new(gone).with_help("install watus-build again, and call the installed program")
+    })
 }
 
 /// The text of a path in a unit file. A path that is not UTF-8 is an error.
@@ -283,6 +333,36 @@ mod tests {
     }
 
     #[test]
+    fn a_service_may_write_to_its_state() {
+        #[derive(clap::Parser)]
+        struct InstallLine {
+            #[command(flatten)]
+            install: Install,
+        }
+        let place = |words: &[&str]| {
+            let all = [&["install", "engines/tiny"][..], words].concat();
+            let parsed = <InstallLine as clap::Parser>::try_parse_from(all).unwrap();
+            state(&parsed.install).map(|place| place.map(|place| (place.path, place.settings)))
+        };
+        assert_eq!(place(&[]).unwrap(), None);
+        // systemd makes it.
+        let (path, settings) = place(&["--state", "/var/lib/watus-build/tiny-1.5/"]).unwrap().unwrap();
+        assert_eq!(path, "/var/lib/watus-build/tiny-1.5");
+        assert!(settings.ends_with("\nStateDirectory=watus-build/tiny-1.5\nStateDirectoryMode=0700\n"), "{settings}");
+        let scratch = tempfile::tempdir().unwrap();
+        let there = scratch.path().canonicalize().unwrap().join("my state");
+        std::fs::create_dir(&there).unwrap();
+        let there = there.to_str().unwrap();
+        let (path, settings) = place(&["--state", there]).unwrap().unwrap();
+        assert_eq!(path, there);
+        assert!(settings.ends_with(&format!("\nReadWritePaths=\"{there}\"\n")), "{settings}");
+        for gone in ["/var/lib/../nowhere", "/var/lib/no such", "/var/lib//nowhere", "nowhere/at/all"] {
+            let error = place(&["--state", gone]).unwrap_err().to_string();
+            assert!(error.contains("a folder below /var/lib/"), "{error}");
+        }
+    }
+
+    #[test]
     fn programs_that_systemd_refuses_are_refused_first() {
         for (path, written) in [
             ("/usr/local/bin/watus-build", "/usr/local/bin/watus-build"),
@@ -296,6 +376,14 @@ mod tests {
         }
         use std::os::unix::ffi::OsStrExt;
         assert!(text_of(Path::new(std::ffi::OsStr::from_bytes(b"/a\xff"))).is_err());
+    }
+
+    #[test]
+    fn a_program_whose_file_is_gone_is_refused() {
+        let there = PathBuf::from("/usr/bin/watus-build");
+        assert_eq!(program(Some(there.clone())), Ok(there));
+        let refused = program(None).unwrap_err();
+        assert!(refused.message.contains("is gone") && refused.help.is_some(), "{refused}");
     }
 
     #[test]

@@ -95,7 +95,7 @@ impl LayerEmitter<'_> {
 
     /// Rotates pairs (i, i + d/2) of the first `d` dimensions: x · cos + (-x2, x1) · sin.
     fn rotate(&mut self, x: &str, cos: &str, sin: &str) -> String {
-        let rotary = self.model.ropes[0].dimension();
+        let rotary = self.model.rotary_dim();
         let rest = self.model.head_dim - rotary;
         let parts = if rest > 0 { self.split(x, &[rotary, rest], -1) } else { vec![x.to_owned()] };
         let halves = self.split(&parts[0], &[rotary / 2, rotary / 2], -1);
@@ -113,7 +113,7 @@ impl LayerEmitter<'_> {
     /// The result of [`Self::rotate`] in unjoined parts: the two rotated halves, and the dimensions that are not
     /// rotated.
     fn rotate_apart(&mut self, x: &str, cos: &str, sin: &str) -> Vec<String> {
-        let rotary = self.model.ropes[0].dimension();
+        let rotary = self.model.rotary_dim();
         let (half, rest) = (rotary / 2, self.model.head_dim - rotary);
         let sizes = [half, half, rest];
         let mut parts = self.split(x, if rest > 0 { &sizes } else { &sizes[..2] }, -1);

@@ -119,7 +119,8 @@ pub(crate) struct DecodeKernel {
     /// Blocks of a launch, one per multiprocessor: all run at once, so that they can wait for each other.
     pub(super) blocks: usize,
     shared: usize,
-    dtype: DType,
+    /// Kinds of packed tiles that it is compiled for.
+    kinds: TileKinds,
     /// The launches that it is compiled for.
     pub(super) class: RowClass,
     /// Queries of a slot and key head that a block takes at once.
@@ -178,7 +179,7 @@ impl DecodeKernel {
             top_logits: function("top_logits")?,
             blocks: device.multiprocessors()?,
             shared,
-            dtype,
+            kinds: variant.target.kinds,
             class: variant.target.class,
             query_rows: variant.query_rows(),
         })
@@ -186,7 +187,7 @@ impl DecodeKernel {
 
     /// Whether it supports packed integers.
     pub(crate) fn takes_packed(&self) -> bool {
-        self.dtype == DType::Float16
+        self.kinds != TileKinds::default()
     }
 
     /// Dequantises a packed matrix to `[inputs, outputs]` in float16.

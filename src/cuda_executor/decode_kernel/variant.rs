@@ -310,6 +310,8 @@ mod tests {
         }
         let why = Variant::new(99 << 10, of(1, RowClass::Apart)).unwrap_err();
         assert_eq!(why, "a block of this GPU has 99 KB of shared memory, it wants 119");
+        // Weights that are widened for want of that have a kernel everywhere.
+        assert!(MEMORIES.iter().all(|memory| Variant::new(memory << 10, of(0, RowClass::Apart)).is_ok()));
         let wider: Vec<u32> =
             [0, 1, 31].into_iter().flat_map(|kinds| TileKinds(kinds).or_all()).map(|kinds| kinds.0).collect();
         assert_eq!(wider, [0, 1, 31, 31]);

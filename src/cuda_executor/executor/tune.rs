@@ -1,8 +1,12 @@
 //! Measures the times of passes and decode steps on this device when a model is loaded.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Instant;
 
+use cudarc::driver::CudaStream;
+
+use super::super::buffers::{self, Buffer};
 use super::super::decode_kernel::DecodeProgram;
 use super::super::decode_kernel::row_class::RowClass;
 use super::super::decode_kernel::rows::TableRow;
@@ -233,4 +237,22 @@ impl GpuExecutor {
         self.paths = best.into_iter().map(|(batch, step)| (batch, path(step))).collect();
         Ok(one)
     }
+}
+
+/// Bytes that the device reads and writes per second when it copies.
+pub(super) fn copy_bandwidth(stream: &Arc<CudaStream>) -> Result<f64, BackendError> {
+    const BYTES: usize = 256 << 20;
+    let from = Buffer::new(stream, BYTES, "the bandwidth test")?;
+    let to = Buffer::unset(stream, BYTES, "the bandwidth test")?;
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        stream.synchronize().map_err(device_error)?;
+        let start = Instant::now();
+        for _ in 0..8 {
+            buffers::copy(stream, from.address(), to.address(), BYTES)?;
+        }
+        stream.synchronize().map_err(device_error)?;
+        best = best.min(start.elapsed().as_secs_f64() / 8.0);
+    }
+    Ok(2.0 * BYTES as f64 / best)
 }

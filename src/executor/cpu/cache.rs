@@ -38,6 +38,37 @@ impl Cache {
         joined
     }
 
+    /// The bytes of the first `positions` positions, the keys' before the values'; `None` if it holds fewer.
+    pub(super) fn export(&self, positions: usize, model: &Transformer) -> Option<Vec<u8>> {
+        let d = model.head_dim;
+        if positions == 0 || positions > self.capacity {
+            return None;
+        }
+        let mut bytes = Vec::with_capacity(2 * model.kv_heads * positions * d * size_of::<f32>());
+        for part in [&self.key, &self.value] {
+            for head in part.chunks_exact(self.capacity * d) {
+                bytes.extend_from_slice(bytemuck::cast_slice(&head[..positions * d]));
+            }
+        }
+        Some(bytes)
+    }
+
+    /// A cache of `positions` positions that were exported.
+    pub(super) fn import(bytes: &[u8], positions: usize, model: &Transformer) -> Self {
+        let (d, capacity) = (model.head_dim, capacity_for(positions));
+        let mut cache = Self::default();
+        cache.resize(capacity, model);
+        let (keys, values) = bytes.split_at(bytes.len() / 2);
+        for (to, from) in [(&mut cache.key, keys), (&mut cache.value, values)] {
+            let heads = from.chunks_exact(positions * d * size_of::<f32>());
+            for (to, from) in to.chunks_exact_mut(capacity * d).zip(heads) {
+                // They need not be aligned.
+                bytemuck::cast_slice_mut::<f32, u8>(&mut to[..positions * d]).copy_from_slice(from);
+            }
+        }
+        cache
+    }
+
     /// Grows or shrinks the cache to `capacity` positions, since the graph needs it dense.
     pub(super) fn resize(&mut self, capacity: usize, model: &Transformer) {
         if capacity == self.capacity {
