@@ -6,7 +6,7 @@
 
 `make` writes random weights (speed does not depend on their values) in four forms: safetensors in bfloat16, the same
 shape as GPTQ (4 bits, groups of 128, zero points), GGUF in float16, GGUF in Q4_0 with its output matrix in Q6_K, as
-llama-quantize makes it. `build` builds and proves engines of the first two, of the second also with keys and values in 8
+llama-quantize makes it. `build` builds and verifies engines of the first two, of the second also with keys and values in 8
 bits. `measure` runs llama-bench (flash attention, all layers on the GPU; keys and values in Q8_0 beside ours in 8 bits) at
 --contexts and prompts of --lengths, llama-batched-bench with one sequence and as many as the engine has slots, and `watus-build bench
 --compare` with their results: tables, and charts in DIR. Then `torch_peers.py` runs, each in a process of its own: transformers in
