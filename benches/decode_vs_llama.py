@@ -1,16 +1,20 @@
 """Decoding at the speed of memory: this tool against llama.cpp and torch on one GPU in one run, Mistral-7B's shape, float16 and 4 bits.
 
-    python3 benches/decode_vs_llama.py make    --work DIR --gguf-py LLAMA/gguf-py [--layers 32]
-    python3 benches/decode_vs_llama.py build   --work DIR --watus BIN
-    python3 benches/decode_vs_llama.py measure --work DIR --watus BIN --llama LLAMA/build/bin
+    python3 benches/decode_vs_llama.py make    --work DIR --gguf-py LLAMA/gguf-py [--only FILE…] [--layers 32]
+    python3 benches/decode_vs_llama.py build   --work DIR --watus BIN [--only ENGINE…] [--slots 4]
+    python3 benches/decode_vs_llama.py measure --work DIR --watus BIN --llama LLAMA/build/bin [--only ENGINE…] [--without llama ours torch]
 
 `make` writes random weights (speed does not depend on their values) in four forms: safetensors in bfloat16, the same
 shape as GPTQ (4 bits, groups of 128, zero points), GGUF in float16, GGUF in Q4_0 with its output matrix in Q6_K, as
 llama-quantize makes it. `build` builds and verifies engines of the first two, of the second also with keys and values in 8
-bits. `measure` runs llama-bench (flash attention, all layers on the GPU; keys and values in Q8_0 beside ours in 8 bits) after
-128, 1024 and 2048 tokens and prompts of 1 to 2048, llama-batched-bench with 1 and 4 sequences, and `watus-build bench --compare`
-with their results: tables, and charts in DIR. Then `torch_peers.py` runs, each in a process of its own: transformers in float16 with a
-static cache and torch.compile, and torch's own int4 product. A peer that fails is a row that says so; --without torch leaves them out.
+bits. `measure` runs llama-bench (flash attention, all layers on the GPU; keys and values in Q8_0 beside ours in 8 bits) at
+--contexts and prompts of --lengths, llama-batched-bench with one sequence and as many as the engine has slots, and `watus-build bench
+--compare` with their results: tables, and charts in DIR. Then `torch_peers.py` runs, each in a process of its own: transformers in
+float16 as it is and with a static cache and torch.compile, and torch's own int4 product. A peer that fails is a row that says so.
+
+What was measured lies in DIR: NAME-llama.json, NAME-batched.jsonl, NAME-ours.json, torch-KIND.json. --without leaves parts out, so
+that they may be measured in several calls, and `ours` is compared with what llama.cpp left there. With --json ours is measured once
+and the table is made of that, without charts; it has launches with drafted tokens too.
 
 The engine in 4 bits is measured as the GPTQ checkpoint has its output matrix, in float16, and with that in 8 bits (`head: int8`), as
 llama.cpp has it in Q6_K.
@@ -19,6 +23,7 @@ llama.cpp has it in Q6_K.
 import argparse
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 
@@ -36,8 +41,9 @@ RUNS = {"m7b": ("m7b", "m7b.gguf", "auto", "f16", "fp16"), "m7b-int4": ("m7b-int
         "m7b-int4-kv8": ("m7b-int4", "m7b-q4_0.gguf", "int8", "q8_0", "fp16")}
 # What torch runs, and how it is called in the table.
 TORCH = {"float16": "transformers, static cache, torch.compile", "int4": "torch's int4 product, static cache, torch.compile"}
-# Longest time of one of them in seconds; most of it compiles.
-TORCH_LIMIT = 1200
+PARTS = ("llama", "ours", "torch")
+# Drafted tokens in a launch.
+DRAFTED = (1, 2, 4, 8, 16, 31)
 
 
 def gptq(folder, layers):
@@ -128,6 +134,12 @@ def q4_0(path, layers):
     writer.close()
 
 
+# Checkpoints, those in float16 in both forms at once; by what --only calls them.
+MAKE = {"m7b": lambda work, layers: model.make(work / "m7b", str(work / "m7b.gguf"), layers),
+        "m7b-int4": lambda work, layers: gptq(work / "m7b-int4", layers),
+        "m7b-q4_0": lambda work, layers: q4_0(work / "m7b-q4_0.gguf", layers)}
+
+
 def run(*command, into=None):
     print("$", *command, flush=True)
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
@@ -138,62 +150,137 @@ def run(*command, into=None):
     return done.stdout
 
 
+def chosen(args):
+    """Engines by name, as in RUNS."""
+    return {name: run for name, run in RUNS.items() if not args.only or name in args.only}
+
+
 def build(args):
-    for name, (checkpoint, _, cache, _, head) in RUNS.items():
+    for name, (checkpoint, _, cache, _, head) in chosen(args).items():
         recipe = args.work / f"{name}.yaml"
-        settings = f"build: {{ kv_cache: {cache}, head: {head} }}"
+        settings = f"max_batch_size: {args.slots}\nbuild: {{ kv_cache: {cache}, head: {head} }}"
         recipe.write_text(f"version: 1\nname: {name}\nkind: llm\nsource: {{ path: {checkpoint} }}\n{settings}\n")
         print(run(args.watus, "build", recipe, "-o", args.work / "engines"))
 
 
-def measure(args):
-    for name, (_, gguf_file, _, cache, _) in RUNS.items():
-        results = [args.work / f"{name}-llama.json", args.work / f"{name}-batched.jsonl"]
+def results_of(args, name):
+    """Files with what llama.cpp did: llama-bench's, llama-batched-bench's."""
+    _, gguf_file, _, cache, _ = RUNS[name]
+    stem = f"{pathlib.Path(gguf_file).stem}-{cache}"
+    return args.work / f"{stem}-llama.json", args.work / f"{stem}-batched.jsonl"
+
+
+def measure_llama(args):
+    done = set()
+    for name, (_, gguf_file, _, cache, _) in chosen(args).items():
+        single, batched = results_of(args, name)
+        if single in done:
+            continue
+        done.add(single)
         common = ["-m", args.work / gguf_file, "-ngl", 99, "-ctk", cache, "-ctv", cache]
-        lengths, depths = ",".join(map(str, PROMPTS)), ",".join(map(str, CONTEXTS))
+        lengths, depths = ",".join(map(str, args.lengths)), ",".join(map(str, args.contexts))
         prompts = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", lengths, "-n", 0, "-r", 5, "-o", "json")
         answers = run(args.llama / "llama-bench", *common, "-fa", 1, "-p", 0, "-n", TOKENS, "-d", depths, "-r", 3, "-o", "json")
-        results[0].write_text(json.dumps(json.loads(prompts) + json.loads(answers)))
-        ends = f"{CONTEXTS[0]},{CONTEXTS[-1]}"
-        batched = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", 9216, "-npp", ends, "-ntg", TOKENS,
-                      "-npl", "1,4", "--output-format", "jsonl")
-        results[1].write_text("\n".join(line for line in batched.splitlines() if line.startswith("{")))
-        print(run(args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", lengths, "--contexts", depths,
-                  "--chart", args.work / f"{name}.svg", "--compare", *results), flush=True)
+        single.write_text(json.dumps(json.loads(prompts) + json.loads(answers)))
+        ends = f"{args.contexts[0]},{args.contexts[-1]}"
+        room = args.slots * (args.contexts[-1] + TOKENS) + 512
+        lines = run(args.llama / "llama-batched-bench", *common, "-fa", "on", "-c", room, "-npp", ends, "-ntg", TOKENS,
+                    "-npl", f"1,{args.slots}", "--output-format", "jsonl").splitlines()
+        batched.write_text("\n".join(line for line in lines if line.startswith("{")))
 
 
-    if "torch" not in args.without:
-        torch_table({name: torch_peer(args.work, kind) for kind, name in TORCH.items()})
+def measure_ours(args):
+    lengths, depths = ",".join(map(str, args.lengths)), ",".join(map(str, args.contexts))
+    for name in chosen(args):
+        peers = [path for path in results_of(args, name) if path.exists()]
+        command = [args.watus, "bench", "-q", args.work / "engines" / name, "--lengths", lengths, "--contexts", depths]
+        if not args.json:
+            compared = ["--compare", *peers] if peers else []
+            print(run(*command, "--chart", args.work / f"{name}.svg", *compared), flush=True)
+            continue
+        own = args.work / f"{name}-ours.json"
+        drafted = ["--drafted", ",".join(map(str, args.drafted))] if args.drafted else []
+        run(*command, *drafted, "--json", into=own)
+        table(name, json.loads(own.read_text())[0], json.loads(peers[0].read_text()) if peers else [])
 
 
-def torch_peer(work, kind):
+def table(name, ours, theirs):
+    """Milliseconds, of prompts and of tokens, beside llama-bench's: medians, since its means have its first run in them."""
+    def median(row):
+        return 1e-6 * statistics.median(row["samples_ns"])
+
+    prompts = {row["n_prompt"]: median(row) for row in theirs if not row["n_gen"]}
+    tokens = {row["n_depth"]: median(row) / row["n_gen"] for row in theirs if row["n_gen"]}
+
+    def line(title, milliseconds, peer, *more):
+        against = f"{peer:.2f} | {peer / milliseconds:.2f}" if peer else "|"
+        print(f"| {title} | {milliseconds:.2f} | {against} | {' '.join(more)} |")
+
+    print(f"\n{name}: {ours['backend']['device']}, copies move {ours['bandwidth'] / 1e9:.0f} GB/s\n")
+    print("| | ms | llama.cpp | times as fast | |\n|---|---|---|---|---|")
+    for row in ours["prefill"]:
+        line(f"prompt of {row['tokens']}", row["latency"]["p50_ms"], prompts.get(row["tokens"]))
+    for row in ours["decode"]:
+        alone, milliseconds = row["batch"] == 1, row["latency"]["p50_ms"]
+        more = f"{row['tokens_per_second']:.1f} tok/s, {100 * row['bandwidth_share']:.0f} % of the copies"
+        line(f"a step of {row['batch']} after {row['context']}", milliseconds, tokens.get(row["context"]) if alone else None, more)
+    for row in ours.get("drafted", []):
+        line(f"{row['drafted']} drafted after {row['context']}", row["latency"]["p50_ms"], None)
+    sys.stdout.flush()
+
+
+def measure_torch(args):
+    results = {kind: torch_peer(args, kind) for kind in TORCH}
+    for kind, result in results.items():
+        (args.work / f"torch-{kind}.json").write_text(json.dumps(result))
+    torch_table(args, results)
+
+
+def measure(args):
+    for part in PARTS:
+        if part not in args.without:
+            globals()[f"measure_{part}"](args)
+
+
+def torch_peer(args, kind):
     """The results of torch_peers.py, or why there are none."""
     script = pathlib.Path(__file__).with_name("torch_peers.py")
-    command = [sys.executable, script, kind, "--work", work, "--prompts", ",".join(map(str, PROMPTS[1:])),
-               "--contexts", ",".join(map(str, CONTEXTS))]
+    command = [sys.executable, script, kind, "--work", args.work, "--prompts", ",".join(map(str, prompts_of_torch(args))),
+               "--contexts", ",".join(map(str, args.contexts))]
     print("$", *command, flush=True)
     try:
-        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=TORCH_LIMIT)
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=args.torch_limit)
         if done.returncode:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
             return {"failed": lines[-1][:300].replace("|", "/")}
         return json.loads(done.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {TORCH_LIMIT} s"}
+        return {"failed": f"not done after {args.torch_limit} s"}
     except (IndexError, json.JSONDecodeError) as error:
         return {"failed": f"no result: {error}"}
 
 
-def torch_table(results):
-    columns = [("prompts", count, f"{count} tokens, ms") for count in PROMPTS[1:]]
-    columns += [("decode", context, f"a token after {context}, ms") for context in CONTEXTS]
+def prompts_of_torch(args):
+    """With one token torch has no prompt, but a step."""
+    return [length for length in args.lengths if length > 1]
+
+
+def torch_table(args, results):
+    columns = [("prompts", count, f"{count} tokens, ms") for count in prompts_of_torch(args)]
+    columns += [("decode", context, f"a token after {context}, ms") for context in args.contexts]
     print(f"\n| | {' | '.join(title for *_, title in columns)} |\n|---|" + "---|" * len(columns))
-    for name, result in results.items():
+    for kind, result in results.items():
         if "failed" in result:
-            print(f"| {name} | failed: {result['failed']} |" + " |" * (len(columns) - 1))
+            print(f"| {TORCH[kind]} | failed: {result['failed']} |" + " |" * (len(columns) - 1))
             continue
-        cells = [f"{result[kind][str(at)]:.2f}" for kind, at, _ in columns]
-        print(f"| {name} ({result['torch']}) | {' | '.join(cells)} |", flush=True)
+        rows = {TORCH[kind]: result, **({"transformers": result["plain"]} if "plain" in result else {})}
+        for name, row in rows.items():
+            cells = [f"{row[of][str(at)]:.2f}" if of in row else "" for of, at, _ in columns]
+            print(f"| {name} ({result['torch']}) | {' | '.join(cells)} |", flush=True)
+
+
+def numbers(text):
+    return [int(part) for part in text.split(",") if part]
 
 
 def main():
@@ -203,15 +290,27 @@ def main():
     parser.add_argument("--watus", type=pathlib.Path)
     parser.add_argument("--llama", type=pathlib.Path)
     parser.add_argument("--gguf-py", type=pathlib.Path)
-    parser.add_argument("--without", nargs="*", default=[], choices=["torch"])
+    parser.add_argument("--only", nargs="*", default=[], choices=[*RUNS, *MAKE], help="of what is made, or of the engines")
+    parser.add_argument("--without", nargs="*", default=[], choices=PARTS)
+    parser.add_argument("--slots", type=int, default=4)
+    parser.add_argument("--lengths", type=numbers, default=list(PROMPTS))
+    parser.add_argument("--contexts", type=numbers, default=list(CONTEXTS))
+    parser.add_argument("--drafted", type=numbers, default=list(DRAFTED), help="with --json; '' for none")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--torch-limit", type=int, default=1200, help="seconds for each of torch's; most of them compile")
     parser.add_argument("--layers", type=int, default=model.SHAPE["num_hidden_layers"])
+    parser.add_argument("--tiny", action="store_true", help="try the script itself, on a model of a few megabytes")
     args = parser.parse_args()
+    if args.tiny:
+        model.SHAPE.update(model.TINY)
+        model.CONFIG.update(model.TINY)
+        args.layers = model.SHAPE["num_hidden_layers"]
     args.work.mkdir(parents=True, exist_ok=True)
     if args.what == "make":
         sys.path.insert(0, str(args.gguf_py))
-        model.make(args.work / "m7b", str(args.work / "m7b.gguf"), args.layers)
-        gptq(args.work / "m7b-int4", args.layers)
-        q4_0(args.work / "m7b-q4_0.gguf", args.layers)
+        for name, make in MAKE.items():
+            if not args.only or name in args.only:
+                make(args.work, args.layers)
     else:
         {"build": build, "measure": measure}[args.what](args)
 

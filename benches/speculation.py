@@ -2,9 +2,14 @@
 change (as a prediction), free dialogue in English and Polish. Answers are compared: they must be the same.
 
     python3 benches/speculation.py --watus BIN --engine DIR [--backend cpu] [--rounds 3] [--max-tokens 96] [--json FILE]
+                                   [--shares 1,0.75,0.5,0.25,0] [--without cases]
 
 Two servers of one engine run, one with --no-speculation, and are asked by turns. Times are of streams, from the first token to
 the last; medians of all rounds and questions of a kind. Accepted and forced tokens are those of /metrics.
+
+--shares sets by hand how much of a draft is right, which makes a model with random weights as good as any: its own answer is given as
+the prediction, with so large a share of its words left as they are and the others replaced. Words must be tokens again, as in the
+vocabulary that benches/decode_vs_llama.py makes. --without cases leaves out what is said.
 """
 
 import argparse
@@ -12,10 +17,12 @@ import contextlib
 import http.client
 import json
 import pathlib
+import random
 import re
 import socket
 import statistics
 import subprocess
+import sys
 import time
 
 TEXT = """The museum opens at nine on weekdays and at ten on Saturdays and Sundays. The hall of machines on the ground floor shows
@@ -128,10 +135,52 @@ def answer(port, body, max_tokens):
                 first, last = first or now, now
                 said.append(delta.get("content") or delta["tool_calls"][0]["function"])
     connection.close()
-    for part in said:
-        part.pop("id", None) if isinstance(part, dict) else None
+    # Whether several tokens came in one event is no difference.
+    said = "".join(part if isinstance(part, str) else part.get("name", "") + part.get("arguments", "") for part in said)
     milliseconds = 1e3 * (last - first) / (tokens - 1) if first and tokens > 1 else None
     return said, tokens, milliseconds
+
+
+def heading(first):
+    print(f"\n| {first} | tokens | drafted | accepted | forced | ms a token, plain | with speculation | ratio | answers that differ |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+
+
+def compared(name, bodies, ports, max_tokens):
+    """Asks both servers by turns, and prints a row of what speculation did to the time. Bodies are pairs, for plain and for fast."""
+    plain, fast = ports
+    times, tokens, differ, example = {plain: [], fast: []}, 0, 0, None
+    before = counted(fast)
+    for pair in bodies:
+        said = {}
+        for port, body in zip(ports, pair):
+            said[port], count, milliseconds = answer(port, body, max_tokens)
+            if milliseconds:
+                times[port].append(milliseconds)
+        tokens += count
+        if said[plain] != said[fast]:
+            differ, example = differ + 1, example or said
+    after = counted(fast)
+    spent = {kind: int(after[kind] - before.get(kind, 0)) for kind in after}
+    old, new = (statistics.median(times[port]) if times[port] else float("nan") for port in ports)
+    print(f"| {name} | {tokens} | {spent['drafted']} | {spent['accepted']} | {spent['forced']} | {old:.2f} | {new:.2f} "
+          f"| {old / new:.2f} | {differ} of {len(bodies)} |", flush=True)
+    if example:
+        print(f"{name}: without speculation: {example[plain][:200]}\nwith: {example[fast][:200]}", file=sys.stderr, flush=True)
+    return dict(tokens=tokens, plain_ms=old, speculation_ms=new, differ=differ, asked=len(bodies), **spent)
+
+
+def predicted(share, rounds, plain, max_tokens):
+    """Pairs of requests, the second of which predicts what the first says, with a share of the words right."""
+    pairs = []
+    for seed in range(rounds):
+        # Drawn from few tokens, since a greedy answer of random weights goes round in a circle, which is a draft itself.
+        body = ask("What do you see?", top_k=20, seed=seed) | dict(temperature=1)
+        words = answer(plain, body, max_tokens)[0].split(" ")
+        chance = random.Random(seed)
+        draft = " ".join(word if chance.random() < share else chance.choice(words) for word in words)
+        pairs.append((body, dict(body, prediction=dict(type="content", content=draft))))
+    return pairs
 
 
 def main():
@@ -141,33 +190,24 @@ def main():
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--max-tokens", type=int, default=96)
+    parser.add_argument("--shares", type=lambda text: [float(part) for part in text.split(",") if part], default=[])
+    parser.add_argument("--without", nargs="*", default=[], choices=["cases"])
     parser.add_argument("--json", type=pathlib.Path)
     args = parser.parse_args()
-    results = {}
-    print("| what is said | tokens | drafted | accepted | forced | ms a token, plain | with speculation | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
+    results, predictions = {}, {}
     with server(args, "--no-speculation") as plain, server(args) as fast:
-        for name, cases in CASES.items():
-            times, tokens = {plain: [], fast: []}, 0
-            before = counted(fast)
-            for _ in range(args.rounds):
-                for case in cases:
-                    said = {}
-                    for port in (plain, fast):
-                        said[port], count, milliseconds = answer(port, case, args.max_tokens)
-                        if milliseconds:
-                            times[port].append(milliseconds)
-                    tokens += count
-                    if said[plain] != said[fast]:
-                        print(f"{name}: the answers differ:\n{said[plain]}\n{said[fast]}", flush=True)
-            after = counted(fast)
-            spent = {kind: int(after[kind] - before.get(kind, 0)) for kind in after}
-            old, new = (statistics.median(times[port]) for port in (plain, fast))
-            results[name] = dict(tokens=tokens, plain_ms=old, speculation_ms=new, **spent)
-            print(f"| {name} | {tokens} | {spent['drafted']} | {spent['accepted']} | {spent['forced']} | {old:.1f} | {new:.1f} "
-                  f"| {old / new:.2f} |", flush=True)
+        if "cases" not in args.without:
+            heading("what is said")
+            for name, cases in CASES.items():
+                pairs = [(case, case) for _ in range(args.rounds) for case in cases]
+                results[name] = compared(name, pairs, (plain, fast), args.max_tokens)
+        if args.shares:
+            heading("a prediction, right in")
+        for share in args.shares:
+            pairs = predicted(share, args.rounds, plain, args.max_tokens)
+            predictions[share] = compared(f"{100 * share:.0f} % of its words", pairs, (plain, fast), args.max_tokens)
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+        args.json.write_text(json.dumps(results | ({"predictions": predictions} if predictions else {}), indent=1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 Each is a process of its own, whose last line is its result as JSON: milliseconds of prompts by tokens, and of a token by context.
 `float16` loads the checkpoint DIR/m7b. `int4` has random weights of its shape: the layers' matrices are products by
 `torch._weight_int4pack_mm` (bfloat16, groups of 128), the output matrix stays in bfloat16; speed does not depend on the values. Decoding
-is compiled (`mode="reduce-overhead"`, which captures CUDA graphs); prompts are not, since each length would be compiled anew.
+is compiled (`mode="reduce-overhead"`, which captures CUDA graphs); prompts are not, since each length would be compiled anew. `float16`
+also has prompts with the cache that transformers takes by itself (`plain`), which grows and needs no mask.
 --tiny tries the script itself on any machine, --eager without a compiler.
 """
 
@@ -70,7 +71,7 @@ def load(kind, folder):
 
 
 @torch.no_grad()
-def measure(network, prompts, contexts, compiles):
+def measure(network, prompts, contexts, *, compiles, plain):
     from transformers import StaticCache
     longest = max(*prompts, max(contexts) + TOKENS + 8)
     name = "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
@@ -89,6 +90,9 @@ def measure(network, prompts, contexts, compiles):
         return step(token, use_cache=True, **{name: cache}).logits[:, -1:].argmax(-1).clone()
 
     result = {"prompts": {count: 1e3 * peers.timed(lambda: read(draw(count)), 5) for count in prompts}, "decode": {}}
+    if plain:
+        own = lambda ids: network(ids, use_cache=True, logits_to_keep=1)
+        result["plain"] = {"prompts": {count: 1e3 * peers.timed(lambda: own(draw(count)), 5) for count in prompts}}
     for context in contexts:
         token = read(draw(context))
         for _ in range(4):
@@ -118,7 +122,8 @@ def main():
         folder = args.work / "tiny"
         peers.make(folder, None, peers.SHAPE["num_hidden_layers"])
     numbers = lambda text: [int(part) for part in text.split(",")]
-    found = measure(load(args.kind, folder), numbers(args.prompts), numbers(args.contexts), not args.eager)
+    network = load(args.kind, folder)
+    found = measure(network, numbers(args.prompts), numbers(args.contexts), compiles=not args.eager, plain=args.kind == "float16")
     print(json.dumps({"torch": torch.__version__, **found}))
 
 

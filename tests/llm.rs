@@ -381,9 +381,12 @@ fn every_family_agrees_on_the_gpu() {
     if !support::tensorrt_or_skip("every_family_agrees_on_the_gpu") || no_gpu("every_family_agrees_on_the_gpu") {
         return;
     }
-    // WATUS_FAMILIES=phi3,qwen2: those whose names begin so.
+    // WATUS_FAMILIES=phi3,=qwen2: those whose names begin with phi3, and qwen2 alone.
     let chosen = std::env::var("WATUS_FAMILIES").unwrap_or_default();
-    let is_chosen = |name: &String| chosen.split(',').any(|beginning| name.starts_with(beginning));
+    let is_chosen = |name: &String| {
+        let fits = |part: &str| part.strip_prefix('=').map_or(name.starts_with(part), |whole| name == whole);
+        chosen.split(',').any(fits)
+    };
     for name in cases().into_iter().filter(is_chosen) {
         let folder = families().join(&name);
         let expected = read_npy(std::fs::File::open(folder.join("expected.npy")).unwrap()).unwrap();

@@ -63,12 +63,17 @@ fn from_recipe_to_text() {
     let (code, _, stderr) = run(&["run", "engines/tiny", "--backend", "cpu", "--raw", "--top-p", "7", "AB"]);
     assert_eq!((code, stderr.contains("top_p is 7")), (1, true), "{stderr}");
 
-    let (code, stdout, stderr) =
-        run(&["bench", "engines/tiny", "--backend", "cpu", "--lengths", "8,16", "--contexts", "8", "--json"]);
+    let bench = ["bench", "engines/tiny", "--backend", "cpu", "--lengths", "8,16", "--contexts", "8", "--json"];
+    let (code, stdout, stderr) = run(&[&bench[..], &["--drafted", "1,4"]].concat());
     assert_eq!(code, 0, "{stderr}");
     let reports: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     assert_eq!(reports[0]["prefill"].as_array().unwrap().len(), 2, "{stdout}");
     assert_eq!(reports[0]["decode"].as_array().unwrap().len(), 2, "batch 1 and 2: {stdout}");
+    assert_eq!(reports[0]["drafted"].as_array().unwrap().len(), 2, "{stdout}");
+    let last = &reports[0]["drafted"][1];
+    assert!(last["drafted"] == 4 && last["context"] == 8, "{stdout}");
+    let (code, _, stderr) = run(&[&bench[..], &["--drafted", "5000"]].concat());
+    assert_eq!((code, stderr.contains("--drafted 5000: a launch has at most")), (1, true), "{stderr}");
 
     let (code, stdout, _) = run(&["inspect", "engines/tiny"]);
     assert!(

@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::drafted::{DraftedLaunch, drafted_table, measure_drafted};
+use super::llm_samples::{latency, tokens};
 use super::{Conditions, Latency, Loading};
-use crate::backend::{BackendError, BackendInfo};
+use crate::backend::BackendInfo;
 use crate::executor::{Executor, LlmError, MemoryUse, Rows, Step, WantedLogits};
 
 /// Settings of a measurement.
@@ -15,6 +17,8 @@ pub struct LlmBenchPlan {
     pub lengths: Vec<usize>,
     /// Tokens in the KV cache at which decoding is timed.
     pub contexts: Vec<usize>,
+    /// Drafted tokens of the launches that are timed at each of the contexts.
+    pub drafted: Vec<usize>,
     /// Timed prompts per length.
     pub prompts: usize,
     /// Timed decode steps per combination of batch and context.
@@ -84,6 +88,9 @@ pub struct LlmReport {
     pub prefill: Vec<Prefill>,
     /// Time between tokens, by batch and context.
     pub decode: Vec<Decode>,
+    /// Time of launches that verify drafts, by drafted tokens and context; absent from reports of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drafted: Vec<DraftedLaunch>,
     /// Circumstances that make the figures unrepresentative, e.g. a low power mode.
     pub notes: Vec<String>,
     /// The machine's clocks, temperatures and power meanwhile; absent from reports of earlier versions.
@@ -118,20 +125,11 @@ impl LlmReport {
             bandwidth: 1e12,
             prefill: prefill.iter().map(prompt).collect(),
             decode: decode.iter().map(answer).collect(),
+            drafted: Vec::new(),
             notes: Vec::new(),
             conditions: None,
         }
     }
-}
-
-/// `count` different tokens, as a text has.
-fn tokens(count: usize, vocabulary: usize) -> Vec<u32> {
-    (0..count).map(|at| u32::try_from((at * 7919 + 13) % vocabulary).unwrap_or(0)).collect()
-}
-
-fn latency(samples: &[f64]) -> Result<Latency, LlmError> {
-    let nothing = || LlmError::Backend(BackendError::Run("the backend took no samples".into()));
-    Latency::of(samples).ok_or_else(nothing)
 }
 
 /// Times prompts of `length` tokens, after an untimed one.
@@ -210,6 +208,23 @@ fn measure_steps(
     Ok((latency(&samples)?, joules_per_token))
 }
 
+/// Times launches that verify drafts, of each size at each context that fits.
+fn measure_drafts(
+    executor: &mut dyn Executor,
+    plan: &LlmBenchPlan,
+    observer: &mut dyn BenchObserver,
+) -> Result<Vec<DraftedLaunch>, LlmError> {
+    let mut drafted = Vec::new();
+    for context in plan.contexts.iter().copied() {
+        let max_len = executor.max_len();
+        for count in plan.drafted.iter().copied().filter(|count| context + count < max_len) {
+            observer.begins(&format!("verifying {count} drafted tokens after {context}"));
+            drafted.push(measure_drafted(executor, (count, context), plan.steps)?);
+        }
+    }
+    Ok(drafted)
+}
+
 /// Measures `executor`.
 pub fn measure_llm(
     name: &str,
@@ -244,6 +259,7 @@ pub fn measure_llm(
             });
         }
     }
+    let drafted = measure_drafts(executor, plan, observer)?;
     Ok(LlmReport {
         name: name.to_owned(),
         backend: executor.info(),
@@ -253,6 +269,7 @@ pub fn measure_llm(
         bandwidth,
         prefill,
         decode,
+        drafted,
         notes: Vec::new(),
         conditions: None,
     })
@@ -282,6 +299,7 @@ pub fn llm_markdown(reports: &[LlmReport]) -> String {
             text.push_str(&format!("| {tokens} | {p50_ms:.2} | {p90_ms:.2} | {tokens_per_second:.0} |\n"));
         }
         decode_table(&mut text, &report.decode);
+        drafted_table(&mut text, &report.drafted);
         super::remarks(&mut text, &report.name, &report.notes, report.conditions.as_ref());
         text.push('\n');
     }

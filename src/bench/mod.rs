@@ -4,8 +4,10 @@ mod chart;
 mod compare;
 mod compare_chart;
 mod conditions;
+mod drafted;
 mod llm;
 mod llm_chart;
+mod llm_samples;
 mod loading;
 
 use std::time::Instant;
@@ -16,6 +18,7 @@ pub use chart::svg;
 pub use compare::{Peer, markdown as compare_markdown};
 pub use compare_chart::compare_svg;
 pub use conditions::{Conditions, ConditionsSampler, MinMeanMax};
+pub use drafted::DraftedLaunch;
 pub use llm::{BenchObserver, Decode, LlmBenchPlan, LlmReport, Prefill, llm_markdown, measure_llm};
 pub use llm_chart::llm_svg;
 pub use loading::{Loading, MemorySampler, Used};

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::builder::TypedValueParser;
 
 use super::outputs::refuse_others;
@@ -16,6 +16,7 @@ use crate::artifact::write_file;
 use crate::backend::tensorrt::device::Device;
 use crate::backend::{BackendError, Session, cpu};
 use crate::bench::{self, BenchObserver, ConditionsSampler, LatencyReport, LlmBenchPlan, LlmReport};
+use crate::diagnostic::Diagnostic;
 use crate::engine_dir::EngineDir;
 use crate::manifest::GraphEngine;
 use crate::progress::{Event, Progress};
@@ -65,6 +66,10 @@ pub(super) struct Args {
     #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
     #[arg(value_parser = within(0..=TOKENS))]
     contexts: Vec<usize>,
+    /// Language models: drafted tokens in a launch to measure the time of, as speculation verifies them, at each of the
+    /// contexts [default: none]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = within(1..=TOKENS))]
+    drafted: Vec<usize>,
     /// Batch sizes, for an engine with a dynamic batch [default: the batch the engine is tuned for]
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = within(1..=BATCH))]
     batch: Vec<usize>,
@@ -226,9 +231,17 @@ fn language_model(args: &Args, path: &Path, environment: &Environment) -> anyhow
     let loaded = (start.elapsed().as_secs_f64(), sampler.stop());
     let mut generator = generator?;
     let on_gpu = !cpu::is_reference(&generator.executor().info());
+    let rows = generator.executor().rows();
+    if let Some(over) = args.drafted.iter().find(|drafted| **drafted >= rows) {
+        let what = format!(
+            "{name}: --drafted {over}: a launch has at most {rows} rows here, one of them the token before the draft"
+        );
+        bail!(Diagnostic::new(what).with_help("leave it out"));
+    }
     let plan = LlmBenchPlan {
         lengths: args.lengths.iter().copied().filter(|length| *length <= record.max_input_len).collect(),
         contexts: args.contexts.clone(),
+        drafted: args.drafted.clone(),
         // A prompt takes seconds on a CPU, and its noise is small beside that.
         prompts: if on_gpu { 10 } else { 2 },
         steps: if on_gpu { 50 } else { 10 },
