@@ -106,12 +106,7 @@ pub(super) fn execute(mut args: Args, environment: &Environment) -> anyhow::Resu
     args.engine = source::engine(&args.engine, &args.engines, args.backend.into(), environment)?;
     let (engine, record) = fitting_model(&args, environment)?;
     let _held = engine.hold();
-    let name = &engine.manifest.name;
-    let names = match args.names.is_empty() {
-        true if name == NAME => vec![NAME.to_owned()],
-        true => vec![NAME.to_owned(), name.clone()],
-        false => args.names.clone(),
-    };
+    let names = names(&args.names, &engine.manifest.name);
     for name in names.iter().filter(|name| name.starts_with('o') || name.starts_with("gpt-5")) {
         say(format!(
             "warning: pydantic-ai takes `{name}` for one of OpenAI's reasoning models, and drops temperature and penalties"
@@ -162,6 +157,15 @@ pub(super) fn execute(mut args: Args, environment: &Environment) -> anyhow::Resu
     };
     serve::run(options, load, listening, &environment.cancel)??;
     Ok(Exit::Success)
+}
+
+/// The model's names in the API: those that are `given`, or the usual one and the engine's.
+fn names(given: &[String], engine: &str) -> Vec<String> {
+    match given.is_empty() {
+        true if engine == NAME => vec![NAME.to_owned()],
+        true => vec![NAME.to_owned(), engine.to_owned()],
+        false => given.to_vec(),
+    }
 }
 
 /// Keeps prefixes in the folder of --state, of at most so many MiB.

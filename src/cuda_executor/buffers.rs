@@ -121,6 +121,12 @@ impl Pinned {
         self.slice.as_slice().map_err(device_error)
     }
 
+    /// The memory for writing, after all copies from it on `stream` are done.
+    pub(super) fn write(&mut self, stream: &CudaStream) -> Result<&mut [u8], BackendError> {
+        stream.synchronize().map_err(device_error)?;
+        self.slice.as_mut_slice().map_err(device_error)
+    }
+
     /// The memory for writing, after the copies recorded by the event `copied` are done.
     pub(super) fn write_after(&mut self, copied: &CudaEvent) -> Result<&mut [u8], BackendError> {
         copied.synchronize().map_err(device_error)?;

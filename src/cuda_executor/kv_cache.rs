@@ -190,7 +190,7 @@ impl DeviceKvCache {
         for (part, width) in parts {
             let size = positions * width;
             let (these, after) = rest.split_at(self.heads * size);
-            pinned.write()?[..these.len()].copy_from_slice(these);
+            pinned.write(&self.stream)?[..these.len()].copy_from_slice(these);
             self.spare.upload_pinned(&pinned, these.len())?;
             for head in 0..self.heads {
                 let to = part + ((slot * self.heads + head) * self.capacity * width) as u64;
