@@ -500,10 +500,10 @@ fn check_rows(executor: &mut GpuExecutor, expected: &[f32], limit: f32, what: &s
         executor.prefill(1, 0, &tokens[..2], Rows::None).unwrap();
         let mut steps: Vec<Step> = (2..2 + count).map(|position| step(1, position, WantedLogits::None)).collect();
         steps[count - 1].wanted = WantedLogits::All;
-        steps.insert(1, step(0, 4, WantedLogits::All));
+        steps.insert(0, step(0, 4, WantedLogits::All));
         executor.launch(&steps).unwrap();
         let mut logits = executor.collect().unwrap();
-        for (index, position) in [(1, 4), (count, count + 1)] {
+        for (index, position) in [(0, 4), (count, count + 1)] {
             let error = relative_error(logits.all(index).unwrap(), &expected[position * width..][..width]);
             assert!(error < limit, "{what}: beside {count} rows of a slot position {position} is off by {error}");
         }

@@ -181,10 +181,10 @@ mod tests {
     #[test]
     fn pips_tensorrt_is_judged_by_the_release() {
         for (l4t, wheel, level, said) in [
-            (R36, "tensorrt_cu12-10.0.1", Level::Warn, "has no Tegra build"),
-            (R39_2_1, "tensorrt_cu13-11.4.1", Level::Warn, "has no Tegra build"),
-            (R39_2_2, "tensorrt_cu13-11.3.0", Level::Warn, "has no Tegra build"),
-            (R39_2_2, "tensorrt_cu13_libs-11.4.1.9", Level::Ok, "the SBSA build, which this JetPack takes"),
+            (R36, "tensorrt_cu12-10.0.1", Level::Warn, "is not built for a Jetson"),
+            (R39_2_1, "tensorrt_cu13-11.4.1", Level::Warn, "is not built for a Jetson"),
+            (R39_2_2, "tensorrt_cu13-11.3.0", Level::Warn, "is not built for a Jetson"),
+            (R39_2_2, "tensorrt_cu13_libs-11.4.1.9", Level::Ok, "is the SBSA build, which this JetPack takes"),
         ] {
             let finding = found("pip-tensorrt", l4t, &[], Some(wheel)).unwrap();
             assert_eq!((finding.level, finding.seen.contains(said)), (level, true), "{l4t} {wheel}: {finding:?}");

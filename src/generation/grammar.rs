@@ -502,7 +502,6 @@ mod tests {
         for schema in [
             json!({"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "minProperties": 2}),
             json!({"type": "object", "properties": named, "additionalProperties": true, "maxProperties": 1}),
-            json!({"allOf": [{"type": "object", "properties": named}, {"minProperties": 2}]}),
         ] {
             let error = grammars.compile(&lark(schema)).unwrap_err().to_string();
             assert!(error.contains("`minProperties` and `maxProperties` cannot be enforced"), "{error}");
@@ -525,7 +524,7 @@ mod tests {
         let at = "#/properties/kod/anyOf/0/pattern";
         let cases = [
             (of("a("), at, "unclosed group: `a(`"),
-            (of("[a-\n/"), at, "unclosed character class: `[a-"),
+            (of("[\n/"), at, "unclosed character class: `["),
             (of("ąę**("), at, ": `ąę**(`"),
             (of("a(?=b)"), at, "look-around, including look-ahead and look-behind, is not supported: `a(?=b)`"),
             (of(r"\d(\w)\1"), at, r"backreferences are not supported: `\d(\w)\1`"),

@@ -199,6 +199,7 @@ __device__ __forceinline__ void merge_rows_splits(RowsContext const& b, ChunkSpl
 // What a block does of a split, once its first span is on its way and queries are there.
 template <u32 KIND>
 __device__ __forceinline__ void attend(RowsContext const& b, ChunkSplit const& t, bool& appended, KvChunks& kv) {
+  [[maybe_unused]] PhaseContext const& c = b.c;  // of MARK
   AttentionSizes const& z = b.z;
   load_queries<KIND>(b, t);
   MARK(2);
