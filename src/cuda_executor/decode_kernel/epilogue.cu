@@ -39,6 +39,50 @@ __device__ __forceinline__ float store_output(DecodeParams const& s, PhaseDescri
   return value;
 }
 
+// As store_output, of eight outputs side by side (sizes are multiples of eight), whose residuals were read before.
+// Returns the sum of the squares of what was written.
+template <u32 KIND>
+__device__ __forceinline__ float store_outputs(DecodeParams const& s, PhaseDescriptor const& p, u32 row, u32 n,
+                                               float (&value)[8], float const (&gate)[8], uint4 residuals) {
+  u32 const outputs = p.gated ? p.outputs / 2 : p.outputs;
+  u64 const at = (u64)row * outputs + n;
+  if (p.out_is_float32) {
+    float4* const to = (float4*)((float*)p.out + at);
+    float const cap = p.logit_softcap;
+#pragma unroll
+    for (u32 i = 0; i < 8; i += 4) {
+      to[i / 4] = {soft_cap(value[i], cap), soft_cap(value[i + 1], cap), soft_cap(value[i + 2], cap),
+                   soft_cap(value[i + 3], cap)};
+    }
+    return 0.0f;
+  }
+  u16 const* const bias = p.bias;
+  bool const gated = p.gated, gelu = s.gelu, has_residual = p.residual;
+  float of[8] = {}, of_gate[8] = {}, residual[8];
+  if (bias) {
+    unpack8<KIND>(*(uint4 const*)(bias + (gated ? outputs + n : n)), of);
+    unpack8<KIND>(*(uint4 const*)(bias + n), of_gate);
+  }
+  unpack8<KIND>(residuals, residual);
+  float squares = 0.0f;
+#pragma unroll
+  for (u32 i = 0; i < 8; ++i) {
+    float v = bias ? round_to<KIND>(value[i]) + of[i] : value[i];
+    if (gated) {
+      float const g = bias ? round_to<KIND>(gate[i]) + of_gate[i] : gate[i];
+      v = activate(round_to<KIND>(g), gelu) * round_to<KIND>(v);
+    }
+    if (has_residual) {
+      v = round_to<KIND>(v) + residual[i];
+    }
+    value[i] = round_to<KIND>(v);
+    squares = fmaf(value[i], value[i], squares);
+  }
+  *(uint4*)((u16*)p.out + at) = make_uint4(pack2<KIND>(value[0], value[1]), pack2<KIND>(value[2], value[3]),
+                                           pack2<KIND>(value[4], value[5]), pack2<KIND>(value[6], value[7]));
+  return squares;
+}
+
 // Sums of the squares of 32 outputs each, of a strip's rows.
 typedef float StripSquares[MAX_ROWS][(ROW_BLOCKS > 1 ? NORM_ADD_STRIP_N : MAX_STRIP_N) / 32];
 

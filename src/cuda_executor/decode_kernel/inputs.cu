@@ -67,14 +67,30 @@ __device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, 
   return warp_sum(square);
 }
 
-// Of more rows than there are warps: a warp for each in turn.
+// Of more rows than there are warps: each warp has some. Sums in few parts are asked for all at once.
 template <u32 KIND>
 __device__ __forceinline__ void rms_scales_of_many(PhaseContext const& c, u32 size, RmsScales& scales) {
+  u32 constexpr TOGETHER = 4;
+  u32 const lane = threadIdx.x % 32, parts = c.p.x_square_parts;
+  bool const are_few = c.p.x_squares && parts <= 32;
 #pragma unroll 1
-  for (u32 row = threadIdx.x / 32; row < c.rows; row += COMPUTE_WARPS) {
-    float const square = sum_squares<KIND>(c.p, source_row(c.s, c.p, row), 0, 1, size);
-    if (threadIdx.x % 32 == 0) {
-      scales.of[row] = rsqrtf(__fdividef(square, (float)size) + c.s.norm_eps);
+  for (u32 first = threadIdx.x / 32; first < c.rows; first += TOGETHER * COMPUTE_WARPS) {
+    float squares[TOGETHER];
+#pragma unroll
+    for (u32 i = 0; i < TOGETHER; ++i) {
+      u32 const row = source_row(c.s, c.p, min(first + i * COMPUTE_WARPS, c.rows - 1));
+      squares[i] = are_few && lane < parts ? __ldcg(c.p.x_squares + row * parts + lane) : 0.0f;
+    }
+#pragma unroll
+    for (u32 i = 0; i < TOGETHER; ++i) {
+      u32 const row = first + i * COMPUTE_WARPS;
+      if (row < c.rows) {
+        float const square =
+            are_few ? warp_sum(squares[i]) : sum_squares<KIND>(c.p, source_row(c.s, c.p, row), 0, 1, size);
+        if (lane == 0) {
+          scales.of[row] = rsqrtf(__fdividef(square, (float)size) + c.s.norm_eps);
+        }
+      }
     }
   }
   sync_compute_warps();

@@ -226,6 +226,13 @@ __device__ __forceinline__ u32 sub_f16x2(u32 a, u32 b) {
   return v;
 }
 
+// a b + c of two float16 each.
+__device__ __forceinline__ u32 fma_f16x2(u32 a, u32 b, u32 c) {
+  u32 v;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
+  return v;
+}
+
 // (a & mask) | bits
 __device__ __forceinline__ u32 lop3_and_or(u32 a, u32 mask, u32 bits) {
   u32 v;

@@ -1,61 +1,66 @@
 // Inputs of many rows on their way to wide strips: as InputStager has them in shared memory, but with threads over all
-// rows at once, since a chunk has few inputs of each.
+// rows at once, since a chunk has few inputs of each. A thread has the same eight inputs of every so many rows, so it
+// reads their norm's weights once. Sums of groups are not made: wide strips need none.
 
 struct RowsStager {
   InputStager of;  // the chunk
+  u32 shift;       // 2^shift is as many times eight as chunks have at most, COMPUTE_THREADS or fewer
 
-  // Bytes of a chunk of so many inputs.
-  static __device__ __forceinline__ u32 bytes(u32 inputs, u32 group, u32 rows) {
-    InputStager const of = {0, inputs / 8, group};
-    return rows * (of.stride() + (group ? of.groups() * 4 : 0));
+  // Bytes of a chunk of so many inputs, a multiple of 64: its rows, as far apart as InputStager has them, and the
+  // norm's weights.
+  static __device__ __forceinline__ u32 bytes(u32 inputs, u32 rows) { return rows * (inputs * 2 + 64) + inputs * 4; }
+
+  // Where a thread's norm weights are.
+  __device__ __forceinline__ u8* norm_weights(PhaseContext const& c, u8* inputs) const {
+    return inputs + c.rows * of.stride() + eight() * 32;
   }
+
+  __device__ __forceinline__ u32 eight() const { return threadIdx.x & ((1u << shift) - 1); }
+  __device__ __forceinline__ u32 first_row() const { return threadIdx.x >> shift; }
+  __device__ __forceinline__ u32 next_rows() const { return COMPUTE_THREADS >> shift; }
 
   // Begins to copy.
   __device__ __forceinline__ void copy(PhaseContext const& c, u8* inputs) const {
     PhaseDescriptor const& p = c.p;
-    u32 const to = shared_address(inputs), there = p.inputs - of.first, stride = of.stride();
+    u32 const stride = of.stride(), k = of.first + eight() * 8;
+    u8* const to = inputs + eight() * 16;
+    if (eight() < of.eights) {
 #pragma unroll 4
-    for (u32 i = threadIdx.x; i < c.rows * of.eights; i += COMPUTE_THREADS) {
-      u32 const row = i / of.eights, eight = i % of.eights;
-      u16 const* const x = p.x + (u64)source_row(c.s, p, row) * p.x_stride;
-      if (p.input_order) {
-        uint4* const at = (uint4*)(inputs + row * stride + eight * 16);
-        *at = eight * 8 < there ? gather8(p, x, of.first + eight * 8) : make_uint4(0, 0, 0, 0);
-      } else {
-        bool const is_there = eight * 8 < there;
-        cp_async_16(to + row * stride + eight * 16, is_there ? x + of.first + eight * 8 : p.x, is_there ? 16 : 0);
+      for (u32 row = first_row(); row < c.rows; row += next_rows()) {
+        u16 const* const x = p.x + (u64)source_row(c.s, p, row) * p.x_stride;
+        if (p.input_order) {
+          *(uint4*)(to + row * stride) = k < p.inputs ? gather8(p, x, k) : make_uint4(0, 0, 0, 0);
+        } else {
+          cp_async_16(shared_address(to) + row * stride, k < p.inputs ? x + k : p.x, k < p.inputs ? 16 : 0);
+        }
       }
+    }
+    // Those of inputs that are not in their place are read where they are wanted.
+    if (p.norm_weight && !p.input_order && threadIdx.x < of.eights && k < p.inputs) {
+      u32 const at = shared_address(norm_weights(c, inputs));
+      cp_async_16(at, p.norm_weight + k, 16);
+      cp_async_16(at + 16, p.norm_weight + k + 4, 16);
     }
     cp_async_commit();
   }
 
-  // Norms each input once it is there, and adds up groups. Lanes of a warp take inputs side by side, of which a group
-  // is an aligned part.
+  // Norms each input once it is there.
   template <u32 KIND>
   __device__ __forceinline__ void finish(PhaseContext const& c, RmsScales const& scales, u8* inputs) const {
     PhaseDescriptor const& p = c.p;
+    u32 const stride = of.stride(), k = of.first + eight() * 8;
+    bool const is_normed = p.norm_weight && eight() < of.eights && k < p.inputs;
     cp_async_wait_all();
-    u32 const stride = of.stride(), count = c.rows * of.eights;
-    float* const sums = (float*)(inputs + c.rows * stride);
-    if (p.norm_weight || of.group) {
-#pragma unroll 2
-      for (u32 i = threadIdx.x; i < (count + 31) / 32 * 32; i += COMPUTE_THREADS) {
-        u32 const row = min(i, count - 1) / of.eights, eight = min(i, count - 1) % of.eights;
-        u32 const k = of.first + eight * 8;
-        uint4* const at = (uint4*)(inputs + row * stride + eight * 16);
-        uint4 x = *at;
-        if (p.norm_weight && k < p.inputs) {
-          x = apply_norm<KIND>(x, load_norm_weights(p, k), scales.of[row]);
-          if (i < count) {
-            *at = x;
-          }
-        }
-        if (of.group) {
-          float const sum = group_sum<KIND>(x, of.group);
-          if (i < count && (eight & (of.group / 8 - 1)) == 0) {
-            sums[row * of.groups() + (eight >> of.group_shift())] = sum;
-          }
-        }
+    if (p.norm_weight) {
+      sync_compute_warps();  // the norm's weights were copied by others
+    }
+    if (is_normed) {
+      float4 const* const staged = (float4 const*)norm_weights(c, inputs);
+      NormWeights const norm = p.input_order ? load_norm_weights(p, k) : NormWeights{staged[0], staged[1]};
+#pragma unroll 4
+      for (u32 row = first_row(); row < c.rows; row += next_rows()) {
+        uint4* const at = (uint4*)(inputs + eight() * 16 + row * stride);
+        *at = apply_norm<KIND>(*at, norm, scales.of[row]);
       }
     }
     sync_compute_warps();

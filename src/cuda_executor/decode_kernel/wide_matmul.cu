@@ -1,7 +1,7 @@
 // Products of many rows (ROW_BLOCKS > 1), of plain and of packed weights. Activations of all rows are read from the L2
 // cache for each strip, so a strip is as wide as its sums fit into registers: WIDE_COLUMNS columns of 64 outputs, a
-// pair of warps each. Both warps multiply all tiles of their pair's slots, each for half of the rows: a tile that is in
-// registers meets as many rows as there is room for sums.
+// pair of warps each. Of plain weights both warps multiply all tiles of their pair's slots, each for half of the rows;
+// of packed ones each warp has half of the outputs and all rows, so that no integer is made a float twice.
 //
 // Few strips share many blocks, so a block's stretch is cut along the inputs as in plain_matmul.cu, in units of
 // WIDE_TILES_DEEP tiles. The parts of a strip are too large to be added up by one block: once a block is through with
@@ -11,7 +11,8 @@
 u32 constexpr HALF_BLOCKS = ROW_BLOCKS > 1 ? ROW_BLOCKS / 2 : 1;  // of eight rows: a warp's
 enum : u32 { WIDE_SUM_STRIDE = WIDE_STRIP_N + 8 };                // floats from row to row of sums
 
-// A warp's sums: of 64 outputs, four times 16, and its blocks of rows.
+// A warp's sums. Of plain weights: 64 outputs, four times 16, and the blocks of its half of the rows. Of packed weights
+// [half of the rows, two times 16 outputs].
 typedef float WideSums[4][HALF_BLOCKS][4];
 
 // Inputs of a unit.
@@ -46,66 +47,103 @@ __device__ __forceinline__ void mma_wide_plain_tile(WideSums& sum, u32 slot, Sta
   }
 }
 
-// As mma_packed_tiles, of four tiles side by side, WIDE_TILES_DEEP tiles apart, two by two; `tile` is their place along
-// the staged inputs.
+// What makes packed integers weights: (integer - zero) scale + minimum, in pairs of float16 of the same output. Scale,
+// zero point and minimum are those of outputs g and g + 8 of a tile.
+struct WideTerms {
+  u32 scale[2], zero[2], minimum[2];
+};
+
+__device__ __forceinline__ WideTerms wide_terms(uint2 words, bool is_minimum) {
+  WideTerms t;
+#pragma unroll
+  for (u32 half = 0; half < 2; ++half) {
+    u32 const word = half ? words.y : words.x, last = __byte_perm(word, 0, 0x3232);
+    t.scale[half] = __byte_perm(word, 0, 0x1010);
+    t.zero[half] = is_minimum ? 0 : last;
+    t.minimum[half] = is_minimum ? last : 0;
+  }
+  return t;
+}
+
+// mma's first operand of 16 inputs from a lane's words. What `dequantize` adds is taken off first, then the zero point,
+// both exactly; so weights are rounded once, as where they are unpacked for the engines.
+template <u32 BITS>
+__device__ __forceinline__ uint4 wide_weights(u32 low, u32 high, WideTerms const& t) {
+  uint4 const d = dequantize<BITS>(low, high);
+  u32 constexpr first = BITS == 8 ? 0x64006400 : 0x4c004c00, second = BITS == 8 ? 0x64006400 : 0x5c005c00;
+  auto const weight = [&](u32 pair, u32 added, u32 half) {
+    return fma_f16x2(sub_f16x2(sub_f16x2(pair, added), t.zero[half]), t.scale[half], t.minimum[half]);
+  };
+  return make_uint4(weight(d.x, first, 0), weight(d.y, second, 1), weight(d.z, first, 0), weight(d.w, second, 1));
+}
+
+// Addresses of a lane's part of the second operands, by block of rows. Blocks beyond the last row read it again: what
+// comes of that is not used.
+typedef u32 RowAddresses[ROW_BLOCKS];
+
+// This warp's two of the four tiles side by side, WIDE_TILES_DEEP tiles apart; `tile` is their place along the staged
+// inputs.
 template <u32 BITS, u32 GROUPS>
-__device__ __forceinline__ void mma_wide_packed_tiles(WideSums& sum, u32 slot, StagedInputs const& x, u32 tile,
+__device__ __forceinline__ void mma_wide_packed_tiles(WideSums& sum, u32 slot, RowAddresses const& rows, u32 tile,
                                                       bool is_minimum) {
   u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
-  u32 constexpr TILE_K = 512 / BITS, BLOCKS = 16 / BITS;  // of 32 inputs
-  u32 const lane = threadIdx.x % 32, first_row = threadIdx.x / 32 % 2 * HALF_BLOCKS * 8 + lane % 4 * 2;
+  u32 constexpr TILE_K = 512 / BITS, BLOCKS = 16 / BITS, TOGETHER = 4;  // of 32 inputs; of eight rows
+  u32 const lane = threadIdx.x % 32;
+  slot += threadIdx.x / 32 % 2 * 2 * WIDE_TILES_DEEP * TILE_BYTES;
 #pragma unroll
-  for (u32 two = 0; two < 4; two += 2) {
+  for (u32 g = 0; g < GROUPS; ++g) {
+    WideTerms terms[2];
 #pragma unroll
-    for (u32 g = 0; g < GROUPS; ++g) {
-      float part[2][HALF_BLOCKS][4] = {};
-      uint4 w[2];
+    for (u32 q = 0; q < 2; ++q) {
+      terms[q] = wide_terms(load_shared_8(slot + q * WIDE_TILES_DEEP * TILE_BYTES + PACKED_TILE_QUANT_BYTES +
+                                          g * GROUP_TERM_BYTES + lane / 4 * 8),
+                            is_minimum);
+    }
+    uint4 w[2];
 #pragma unroll
-      for (u32 i = g * BLOCKS / GROUPS; i < (g + 1) * BLOCKS / GROUPS; ++i) {
-        if (BITS == 8 || i % 2 == 0 || GROUPS == 4) {
-#pragma unroll
-          for (u32 q = 0; q < 2; ++q) {
-            w[q] = load_shared_16(slot + (two + q) * WIDE_TILES_DEEP * TILE_BYTES + i * BITS / 8 * 512 + lane * 16);
-          }
-        }
-        BFragments b[HALF_BLOCKS];
-        load_half_fragments(x, tile * TILE_K * 2 + i * 64, b);
+    for (u32 i = g * BLOCKS / GROUPS; i < (g + 1) * BLOCKS / GROUPS; ++i) {
+      if (BITS == 8 || i % 2 == 0 || GROUPS == 4) {
 #pragma unroll
         for (u32 q = 0; q < 2; ++q) {
-          uint4 const first =
-              BITS == 4 ? dequantize<BITS>(i % 2 ? w[q].z : w[q].x, 0) : dequantize<BITS>(w[q].x, w[q].y);
-          uint4 const second =
-              BITS == 4 ? dequantize<BITS>(i % 2 ? w[q].w : w[q].y, 0) : dequantize<BITS>(w[q].z, w[q].w);
-#pragma unroll
-          for (u32 n = 0; n < HALF_BLOCKS; ++n) {
-            mma_m16n8k16<FLOAT16>(part[q][n], first, b[n].first);
-          }
-#pragma unroll
-          for (u32 n = 0; n < HALF_BLOCKS; ++n) {
-            mma_m16n8k16<FLOAT16>(part[q][n], second, b[n].second);
-          }
+          w[q] = load_shared_16(slot + q * WIDE_TILES_DEEP * TILE_BYTES + i * BITS / 8 * 512 + lane * 16);
         }
       }
-      uint2 words[2];
+      uint4 first[2], second[2];
 #pragma unroll
       for (u32 q = 0; q < 2; ++q) {
-        words[q] = load_shared_8(slot + (two + q) * WIDE_TILES_DEEP * TILE_BYTES + PACKED_TILE_QUANT_BYTES +
-                                 g * GROUP_TERM_BYTES + lane / 4 * 8);
+        bool const is_odd = BITS == 4 && i % 2;
+        first[q] = wide_weights<BITS>(is_odd ? w[q].z : w[q].x, w[q].y, terms[q]);
+        second[q] = wide_weights<BITS>(BITS == 8 ? w[q].z : is_odd ? w[q].w : w[q].y, w[q].w, terms[q]);
       }
 #pragma unroll
-      for (u32 n = 0; n < HALF_BLOCKS; ++n) {
-        float total[2];
+      for (u32 block = 0; block < ROW_BLOCKS; block += TOGETHER) {
+        BFragments b[TOGETHER];
 #pragma unroll
-        for (u32 e = 0; e < 2; ++e) {
-          total[e] = x.group_sums[min(first_row + n * 8 + e, x.rows - 1) * x.groups + tile * GROUPS + g];
+        for (u32 n = 0; n < TOGETHER; ++n) {
+          uint4 const v = load_shared_16(rows[(block + n) % ROW_BLOCKS] + tile * TILE_K * 2 + i * 64);
+          b[n] = {make_uint2(v.x, v.y), make_uint2(v.z, v.w)};
         }
 #pragma unroll
-        for (u32 q = 0; q < 2; ++q) {
-          add_group<BITS>(sum[two + q][n], part[q][n], total, words[q], is_minimum);
+        for (u32 step = 0; step < 2; ++step) {
+#pragma unroll
+          for (u32 q = 0; q < 2; ++q) {
+#pragma unroll
+            for (u32 n = 0; n < TOGETHER; ++n) {
+              float (&to)[4] = sum[(block + n) / HALF_BLOCKS * 2 % 4 + q][(block + n) % HALF_BLOCKS];
+              mma_m16n8k16<FLOAT16>(to, step ? second[q] : first[q], step ? b[n].second : b[n].first);
+            }
+          }
         }
       }
     }
   }
+}
+
+// Eight floats side by side in shared memory.
+__device__ __forceinline__ void load_eight(float const* from, float (&to)[8]) {
+  float4 const low = *(float4 const*)from, high = *(float4 const*)(from + 4);
+  to[0] = low.x, to[1] = low.y, to[2] = low.z, to[3] = low.w;
+  to[4] = high.x, to[5] = high.y, to[6] = high.z, to[7] = high.w;
 }
 
 // A block's stretch of units of a phase.
@@ -130,13 +168,13 @@ struct WideMatmul {
   TileRing& ring;
   RmsScales const& scales;
   WideStretch stretch;
-  u32 group;             // inputs that are added up; 0: none
-  u32 fitting, buffers;  // units whose inputs fit into a buffer; buffers, one or two
+  u32 fitting, buffers;  // units whose inputs fit into a buffer, a power of 2; buffers, one or two
   u32 made, made_shift;  // outputs of a strip, a power of 2
+  bool by_outputs;       // whether the warps of a pair share its outputs, not the rows
 
   __device__ __forceinline__ RowsStager stager(u32 from, u32 to) const {
     u32 const inputs = unit_inputs(c.p);
-    return {{from * inputs, (to - from) * inputs / 8, group}};
+    return {{from * inputs, (to - from) * inputs / 8, 0}, 31u - __clz(fitting * inputs / 8)};
   }
   __device__ __forceinline__ u8* buffer(u32 number) const {
     return c.work + (number % buffers) * (WORK_BYTES / 2 / 128 * 128);
@@ -145,11 +183,14 @@ struct WideMatmul {
   // Adds units from `from` on, whose inputs are staged, to this warp's sums.
   template <u32 BITS, u32 GROUPS>
   __device__ __forceinline__ void multiply(u32 from, u32 to, u8* inputs, WideSums& sum) {
-    InputStager const stage = stager(from, to).of;
-    u32 const stride = stage.stride();
-    StagedInputs const x = {shared_address(inputs), stride, c.rows, (float const*)(inputs + c.rows * stride),
-                            group ? stage.groups() : 0};
+    u32 const stride = stager(from, to).of.stride(), lane = threadIdx.x % 32;
+    StagedInputs const x = {shared_address(inputs), stride, c.rows, nullptr, 0};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
+    RowAddresses rows;
+#pragma unroll
+    for (u32 n = 0; n < ROW_BLOCKS; ++n) {
+      rows[n] = x.address + min(n * 8 + lane / 4, c.rows - 1) * stride + lane % 4 * 16;
+    }
 #pragma unroll 1
     for (u32 unit = from; unit < to; ++unit) {
       u32 const slot = ring.acquire(), tile = (unit - from) * WIDE_TILES_DEEP;
@@ -159,7 +200,7 @@ struct WideMatmul {
           mma_wide_plain_tile<KIND>(sum, slot + deep * SLOT_BYTES, x, (tile + deep) * PLAIN_TILE_K * 2);
         } else {
           u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
-          mma_wide_packed_tiles<BITS, GROUPS>(sum, slot + deep * TILE_BYTES, x, tile + deep, is_minimum);
+          mma_wide_packed_tiles<BITS, GROUPS>(sum, slot + deep * TILE_BYTES, rows, tile + deep, is_minimum);
         }
       }
       ring.release();
@@ -189,42 +230,62 @@ struct WideMatmul {
     }
   }
 
-  // Outputs of block `n` of each half's rows, of which this warp has `value`.
+  // Outputs of block `n` of each half's rows, of which this warp has `value`. A thread finishes eight side by side.
   __device__ __forceinline__ void finish(u32 strip, u32 n, float const (&value)[4][4]) const {
-    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float* const sums = (float*)c.work;                  // [16, WIDE_SUM_STRIDE]
-    float* const squares = sums + 16 * WIDE_SUM_STRIDE;  // [16, WIDE_STRIP_N / 32]
+    PhaseDescriptor const& p = c.p;
+    u32 constexpr MOST = 16 * WIDE_STRIP_N / 8 / COMPUTE_THREADS;
+    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, shift = made_shift - 3;
+    u32 const outputs = p.gated ? p.outputs / 2 : p.outputs;
+    float* const sums = (float*)c.work;  // [16, WIDE_SUM_STRIDE]
+    struct Place {
+      u32 of, column, row, output;
+      bool there;
+    };
+    auto const place = [&](u32 k) {
+      u32 const i = threadIdx.x + k * COMPUTE_THREADS, of = i >> shift, column = (i & (made / 8 - 1)) * 8;
+      u32 const row = (of / 8 * HALF_BLOCKS + n) * 8 + of % 8, output = strip * made + column;
+      return Place{of, column, row, output, of < 16 && row < c.rows && output < outputs};
+    };
+    uint4 residuals[MOST];
+#pragma unroll
+    for (u32 k = 0; k < MOST; ++k) {
+      Place const at = place(k);
+      residuals[k] = p.residual && at.there ? load_cg_16(p.residual + (u64)at.row * p.outputs + at.output)
+                                            : make_uint4(0, 0, 0, 0);
+    }
 #pragma unroll
     for (u32 i = 0; i < 16; ++i) {
-      u32 const row = warp % 2 * 8 + lane % 4 * 2 + i % 2, column = i / 4 * 16 + i / 2 % 2 * 8 + lane / 4;
+      u32 const half = by_outputs ? i / 8 : warp % 2, sixteen = by_outputs ? warp % 2 * 2 + i / 4 % 2 : i / 4;
+      u32 const row = half * 8 + lane % 4 * 2 + i % 2, column = sixteen * 16 + i / 2 % 2 * 8 + lane / 4;
       sums[row * WIDE_SUM_STRIDE + warp / 2 * WIDE_COLUMN_N + column] = value[i / 4][i % 4];
     }
     sync_compute_warps();
-    auto const row_of = [&](u32 of) { return (of / 8 * HALF_BLOCKS + n) * 8 + of % 8; };
-#pragma unroll 1
-    for (u32 i = threadIdx.x; i < 16 * made; i += COMPUTE_THREADS) {
-      u32 const of = i >> made_shift, column = i & (made - 1), row = row_of(of), output = strip * made + column;
-      float written = 0.0f;
-      if (row < c.rows) {
-        float const* const from = sums + of * WIDE_SUM_STRIDE + column;
-        OutputSum const sum = {from[c.p.gated ? made : 0], from[0], load_residual<KIND>(c.p, row, output)};
-        written = store_output<KIND>(c.s, c.p, row, output, sum);
+#pragma unroll
+    for (u32 k = 0; k < MOST; ++k) {
+      Place const at = place(k);
+      float square = 0.0f;
+      if (at.there) {
+        float const* const from = sums + at.of * WIDE_SUM_STRIDE + at.column;
+        float values[8], gates[8];
+        load_eight(from, gates);
+        load_eight(from + (p.gated ? made : 0), values);
+        square = store_outputs<KIND>(c.s, p, at.row, at.output, values, gates, residuals[k]);
       }
-      if (c.p.out_squares) {
-        float const part = warp_sum(written * written);
-        if (lane == 0) {
-          squares[of * (WIDE_STRIP_N / 32) + column / 32] = part;
+      if (p.out_squares) {
+        // A row's outputs are a warp's, or half a warp's.
+#pragma unroll
+        for (u32 other = 1; other < 16; other *= 2) {
+          square += __shfl_xor_sync(0xffffffffu, square, other);
+        }
+        if (shift == 5) {
+          square += __shfl_xor_sync(0xffffffffu, square, 16);
+        }
+        if (at.of < 16 && at.row < c.rows && at.column == 0) {
+          p.out_squares[at.row * p.strips + strip] = square;
         }
       }
     }
     sync_compute_warps();
-    if (c.p.out_squares && threadIdx.x < 16 && row_of(threadIdx.x) < c.rows) {
-      float all = 0.0f;
-      for (u32 part = 0; part < made / 32; ++part) {
-        all += squares[threadIdx.x * (WIDE_STRIP_N / 32) + part];
-      }
-      c.p.out_squares[row_of(threadIdx.x) * c.p.strips + strip] = all;
-    }
   }
 
   // All of a strip that no other block has a part of.
@@ -330,12 +391,16 @@ __device__ __forceinline__ void wide_matmul(PhaseContext const& c, TileRing& rin
     return;
   }
   WideStretch const stretch = {begin >> 16, begin % 65536, end >> 16, end % 65536};
-  u32 const group = p.weight_kind == PLAIN ? 0 : p.group_size, made = p.gated ? WIDE_STRIP_N / 2 : WIDE_STRIP_N;
-  u32 const half = WORK_BYTES / 2 / 128 * 128, unit = RowsStager::bytes(unit_inputs(p), group, c.rows);
-  u32 const buffers = unit <= half ? 2 : 1, room = buffers == 2 ? half : WORK_BYTES;
-  u32 const of_unit = unit_inputs(p) * 2 + (group ? unit_inputs(p) / group * 4 : 0);
-  u32 const fitting = max(1u, (room / c.rows - 192) / of_unit);
-  WideMatmul<KIND> m = {c, ring, scales, stretch, group, fitting, buffers, made, 31u - __clz(made)};
+  u32 const made = p.gated ? WIDE_STRIP_N / 2 : WIDE_STRIP_N, inputs = unit_inputs(p);
+  auto const bytes_of = [&](u32 units) { return RowsStager::bytes(units * inputs, c.rows); };
+  u32 const half = WORK_BYTES / 2 / 128 * 128, buffers = bytes_of(1) <= half ? 2 : 1;
+  u32 const room = buffers == 2 ? half : WORK_BYTES;
+  u32 fitting = 1;
+  while (bytes_of(2 * fitting) <= room && 2 * fitting * inputs / 8 <= COMPUTE_THREADS) {
+    fitting *= 2;
+  }
+  bool const by_outputs = KIND == FLOAT16 && p.weight_kind != PLAIN;
+  WideMatmul<KIND> m = {c, ring, scales, stretch, fitting, buffers, made, 31u - __clz(made), by_outputs};
   u32 const end_first = stretch.end_of(stretch.first_strip, wide_units(p));
   RowsStager const first = m.stager(stretch.first_unit, min(end_first, stretch.first_unit + fitting));
   if (c.index > 0) {

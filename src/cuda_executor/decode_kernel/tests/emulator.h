@@ -287,6 +287,13 @@ inline u32 sub_f16x2(u32 a, u32 b) {
   u32 const low = narrow<1>(widen<1>((u16)a) - widen<1>((u16)b));
   return low | (u32)narrow<1>(widen<1>((u16)(a >> 16)) - widen<1>((u16)(b >> 16))) << 16;
 }
+inline u32 fma_f16x2(u32 a, u32 b, u32 c) {
+  auto const of = [&](u32 shift) {
+    auto const at = [&](u32 v) { return widen<1>((u16)(v >> shift)); };
+    return (u32)narrow<1>(at(a) * at(b) + at(c)) << shift;  // the product is exact
+  };
+  return of(0) | of(16);
+}
 inline void back_off() {}
 inline u32 sm_id() { return this_block / 2; }  // two blocks each, one after the other
 inline u32 atomicExch(u32* at, u32 value) { return __atomic_exchange_n(at, value, __ATOMIC_RELAXED); }
