@@ -4,88 +4,168 @@
 //
 // All new keys and values are appended first, a warp for each; the blocks count themselves in when they have done so.
 // Only who comes to a span with new positions waits for that count, and then reads them from the cache like older ones.
-// Else it is as in attention.cu: spans, splits, an online softmax, the last split to arrive merges.
+//
+// A chunk is blocks of sixteen queries, each of which some warps share: each of them computes the scores of all
+// positions of a span, keeps them and the online softmax in registers, where they are mma's first operand for the
+// values (as in FlashAttention-2, Dao 2023), and has some columns of the outputs. That is more multiplications than if
+// warps shared the scores, but they wait for each other once a span, and exchange nothing.
 
-// scores [QUERY_ROWS, span] = queries * keys: eight positions of sixteen queries at a time to each warp.
+// A warp's part: a block of sixteen queries, of which a lane has two (lane / 4 and eight on), and columns of their
+// outputs.
+struct RowsWarp {
+  u32 block, part, parts;  // of its columns, sixteen at a time: part, part + parts, ...
+  bool has_queries;
+  u32 first[2], seen[2];  // the first position that a query sees, and how many more after that
+  float max[2], sum[2];   // of this lane's columns of scores alone, until they are stored
+};
+
+// This warp's columns of the outputs, as mma leaves them.
+typedef float RowsSums[2 * QUERY_BLOCKS][2][4];
+
+__device__ __forceinline__ RowsWarp rows_warp_of(RowsContext const& b, ChunkSplit const& t) {
+  u32 const warp = threadIdx.x / 32, blocks = (t.queries + 15) / 16, shift = blocks > 2 ? 2 : blocks - 1;
+  RowsWarp w;
+  w.block = warp & ((1u << shift) - 1);
+  w.part = warp >> shift;
+  w.parts = COMPUTE_WARPS >> shift;
+  w.has_queries = w.block < blocks;
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    u32 const query = w.block * 16 + threadIdx.x % 32 / 4 + i * 8;
+    u32 const position = t.first_position + min(query, t.queries - 1) / b.z.group;
+    w.first[i] = first_seen(position, b.c.p.window);
+    w.seen[i] = position - w.first[i];
+    w.max[i] = NEVER;
+    w.sum[i] = 0.0f;
+  }
+  return w;
+}
+
+// tanh by one exponential: its error, of 1, is far below that of a rounded score.
+__device__ __forceinline__ float soft_cap_fast(float value, float cap) {
+  return cap - __fdividef(2.0f * cap, 1.0f + __expf(__fdividef(2.0f * value, cap)));
+}
+
+// scores [16, span] = queries * keys, four times eight positions, of which small spans have half.
 template <u32 KIND>
-__device__ __forceinline__ void compute_rows_scores(RowsContext const& b, ChunkSplit const& t, u32 begin) {
+__device__ __forceinline__ void compute_rows_scores(RowsContext const& b, RowsWarp const& w, u16 const* keys,
+                                                    float (&score)[4][4]) {
   AttentionSizes const& z = b.z;
-  AttentionMemory const& m = b.m;
-  u32 const lane = threadIdx.x % 32, columns = z.span / 8, part = threadIdx.x / 32 % columns;
-#pragma unroll 1
-  for (u32 block = threadIdx.x / 32 / columns; block * 16 < t.queries; block += COMPUTE_WARPS / columns) {
-    float sum[4] = {};
-    for (u32 d = 0; d < z.padded; d += 16) {
-      uint4 const q = ldmatrix_x4(shared_address(m.queries + (block * 16 + lane % 16) * z.stride + d + lane / 16 * 8));
-      uint2 const k = ldmatrix_x2(shared_address(m.keys + (part * 8 + lane % 8) * z.stride + d + lane / 8 % 2 * 8));
-      mma_m16n8k16<KIND>(sum, q, k);
+  u32 const lane = threadIdx.x % 32, sixteen = 16 * z.stride * sizeof(u16);
+  u32 query = shared_address(b.m.queries + (w.block * 16 + lane % 16) * z.stride + lane / 16 * 8);
+  u32 key = shared_address(keys + (lane / 16 * 8 + lane % 8) * z.stride + lane / 8 % 2 * 8);
+#pragma unroll 4
+  for (u32 d = 0; d < z.padded; d += 16) {
+    uint4 const q = ldmatrix_x4(query + d * sizeof(u16)), k = ldmatrix_x4(key + d * sizeof(u16));
+    mma_m16n8k16<KIND>(score[0], q, make_uint2(k.x, k.y));
+    mma_m16n8k16<KIND>(score[1], q, make_uint2(k.z, k.w));
+    if (z.span == SPAN) {
+      uint4 const more = ldmatrix_x4(key + sixteen + d * sizeof(u16));
+      mma_m16n8k16<KIND>(score[2], q, make_uint2(more.x, more.y));
+      mma_m16n8k16<KIND>(score[3], q, make_uint2(more.z, more.w));
     }
+  }
+}
+
+// Scales and caps scores, and takes out those of positions that are not seen; returns each query's largest so far.
+__device__ __forceinline__ void mask_rows_scores(RowsContext const& b, RowsWarp const& w, u32 begin, u32 turn,
+                                                 float (&score)[4][4], float (&max)[2]) {
+  float const cap = b.c.s.attention_softcap;
+  u32 const column = threadIdx.x % 4 * 2;
+#pragma unroll
+  for (u32 n = 0; n < 4; ++n) {
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
-      u32 const column = part * 8 + lane % 4 * 2 + i % 2, query = block * 16 + lane / 4 + i / 2 * 8;
-      bool const seen = begin + column >= b.state.first[query] && begin + column <= b.state.last[query];
-      float const score = KV_BITS == 8 ? sum[i] * b.state.key_scale[column] : sum[i];
-      m.scores[query * z.span + column] = seen ? soft_cap(score, b.c.s.attention_softcap) : NEVER;
+      u32 const at = n * 8 + column + i % 2;
+      if (KV_BITS == 8) {
+        score[n][i] *= b.scales.key[turn][at % SPAN_SCALES];
+      }
+      if (cap > 0.0f) {
+        score[n][i] = soft_cap_fast(score[n][i], cap);
+      }
+      bool const seen = at < b.z.span && begin + at - w.first[i / 2] <= w.seen[i / 2];
+      score[n][i] = seen ? score[n][i] : NEVER;
+      max[i / 2] = fmaxf(max[i / 2], score[n][i]);
     }
+  }
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffffu, max[i], 1));
+    max[i] = fmaxf(max[i], __shfl_xor_sync(0xffffffffu, max[i], 2));
   }
 }
 
-// As update_softmax; a query may see nothing of a span.
+// Scores to probabilities, relative to the largest score so far. A query may see nothing of a span.
 template <u32 KIND>
-__device__ __forceinline__ void update_rows_softmax(RowsContext const& b, ChunkSplit const& t) {
-  AttentionSizes const& z = b.z;
-  QueryState& state = b.state;
-  u32 const lane = threadIdx.x % 32;
-#pragma unroll 1
-  for (u32 query = threadIdx.x / 32; query < t.queries; query += COMPUTE_WARPS) {
-    float const score = lane < z.span ? b.m.scores[query * z.span + lane] : NEVER;
-    float const before = state.max[query], now = fmaxf(before, warp_max(score));
-    float probability = score > -3.0e38f ? __expf(score - now) : 0.0f;
-    if (KV_BITS == 16) {
-      probability = round_to<KIND>(probability);
-    }
-    if (lane < z.span) {
-      b.m.probabilities[query * (z.span + 8) + lane] =
-          narrow<KIND>(KV_BITS == 8 ? probability * (state.value_scale[lane] * PROBABILITY_SCALE) : probability);
-    }
-    float const sum = warp_sum(probability), rescale = __expf(before - now);
-    if (lane == 0) {
-      state.max[query] = now;
-      state.sum[query] = state.sum[query] * rescale + sum;
-      state.rescale[query] = rescale;
-    }
+__device__ __forceinline__ void update_rows_softmax(RowsContext const& b, RowsWarp& w, u32 turn, float (&score)[4][4],
+                                                    float const (&max)[2], uint4 (&probabilities)[2],
+                                                    float (&rescale)[2]) {
+#pragma unroll
+  for (u32 i = 0; i < 2; ++i) {
+    rescale[i] = __expf(w.max[i] - max[i]);
+    w.max[i] = max[i];
+    w.sum[i] *= rescale[i];
   }
-}
-
-// out = out * rescale + probabilities * values, for blocks of sixteen queries that there are.
-template <u32 KIND>
-__device__ __forceinline__ void accumulate_rows_values(RowsContext const& b, ChunkSplit const& t, ChunkSums& out) {
-  AttentionSizes const& z = b.z;
-  AttentionMemory const& m = b.m;
-  u32 const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 #pragma unroll
-  for (u32 block = 0; block < QUERY_BLOCKS; ++block) {
-    if (block * 16 < t.queries) {
-      u32 const query = block * 16 + lane / 4;
-      float const low = b.state.rescale[query], high = b.state.rescale[query + 8];
+  for (u32 n = 0; n < 4; ++n) {
 #pragma unroll
-      for (u32 j = 0; j < 4; ++j) {
-        u32 const column = (warp + j * COMPUTE_WARPS) * 8;
-        if (column < z.dim) {
-          out[block][j][0] *= low;
-          out[block][j][1] *= low;
-          out[block][j][2] *= high;
-          out[block][j][3] *= high;
-          for (u32 k = 0; k < z.span; k += 16) {
-            uint4 const p = ldmatrix_x4(
-                shared_address(m.probabilities + (block * 16 + lane % 16) * (z.span + 8) + k + lane / 16 * 8));
-            uint2 const v = ldmatrix_x2_trans(shared_address(m.values + (k + lane % 16) * z.stride + column));
-            mma_m16n8k16<KIND>(out[block][j], p, v);
-          }
-        }
+    for (u32 i = 0; i < 4; ++i) {
+      float const probability = score[n][i] > -3.0e38f ? __expf(score[n][i] - max[i / 2]) : 0.0f;
+      score[n][i] = KV_BITS == 16 ? round_to<KIND>(probability) : probability;
+      w.sum[i / 2] += score[n][i];
+      if (KV_BITS == 8) {
+        u32 const at = n * 8 + threadIdx.x % 4 * 2 + i % 2;
+        score[n][i] *= at < b.z.span ? b.scales.value[turn][at % SPAN_SCALES] : 0.0f;
       }
     }
   }
+#pragma unroll
+  for (u32 k = 0; k < 2; ++k) {
+    probabilities[k] = make_uint4(
+        pack2<KIND>(score[2 * k][0], score[2 * k][1]), pack2<KIND>(score[2 * k][2], score[2 * k][3]),
+        pack2<KIND>(score[2 * k + 1][0], score[2 * k + 1][1]), pack2<KIND>(score[2 * k + 1][2], score[2 * k + 1][3]));
+  }
+}
+
+// out = out * rescale + probabilities * values.
+template <u32 KIND>
+__device__ __forceinline__ void accumulate_rows_values(RowsContext const& b, RowsWarp const& w, u16 const* values,
+                                                       uint4 const (&probabilities)[2], float const (&rescale)[2],
+                                                       RowsSums& out) {
+  AttentionSizes const& z = b.z;
+  u32 const lane = threadIdx.x % 32, sixteen = 16 * z.stride * sizeof(u16);
+  u32 const value = shared_address(values + lane % 16 * z.stride + lane / 16 * 8);
+#pragma unroll
+  for (u32 j = 0; j < 2 * QUERY_BLOCKS; ++j) {
+    u32 const column = (w.part + j * w.parts) * 16;
+    if (column < z.dim) {
+      uint4 const v = ldmatrix_x4_trans(value + column * sizeof(u16));
+#pragma unroll
+      for (u32 i = 0; i < 8; ++i) {
+        out[j][i / 4][i % 4] *= rescale[i % 4 / 2];
+      }
+      mma_m16n8k16<KIND>(out[j][0], probabilities[0], make_uint2(v.x, v.y));
+      mma_m16n8k16<KIND>(out[j][1], probabilities[0], make_uint2(v.z, v.w));
+      if (z.span == SPAN) {
+        uint4 const more = ldmatrix_x4_trans(value + sixteen + column * sizeof(u16));
+        mma_m16n8k16<KIND>(out[j][0], probabilities[1], make_uint2(more.x, more.y));
+        mma_m16n8k16<KIND>(out[j][1], probabilities[1], make_uint2(more.z, more.w));
+      }
+    }
+  }
+}
+
+// A span that is in shared memory.
+template <u32 KIND>
+__device__ __forceinline__ void attend_span(RowsContext const& b, RowsWarp& w, u32 begin, u32 turn, RowsSums& out) {
+  AttentionSizes const& z = b.z;
+  u16 const *const keys = b.m.spans + turn * 2 * z.span * z.stride, *const values = keys + z.span * z.stride;
+  float score[4][4] = {}, max[2] = {w.max[0], w.max[1]}, rescale[2];
+  uint4 probabilities[2];
+  compute_rows_scores<KIND>(b, w, keys, score);
+  mask_rows_scores(b, w, begin, turn, score, max);
+  update_rows_softmax<KIND>(b, w, turn, score, max, probabilities, rescale);
+  accumulate_rows_values<KIND>(b, w, values, probabilities, rescale, out);
 }
 
 // Where a query's output begins.
@@ -107,33 +187,35 @@ __device__ __forceinline__ float* rows_partial_softmax(DecodeParams const& s, u6
 
 // As store_split.
 template <u32 KIND>
-__device__ __forceinline__ void store_rows_split(RowsContext const& b, ChunkSplit const& t, ChunkSums const& out) {
+__device__ __forceinline__ void store_rows_split(RowsContext const& b, ChunkSplit const& t, RowsWarp const& w,
+                                                 RowsSums const& out) {
   DecodeParams const& s = b.c.s;
-  u32 const warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  u32 const lane = threadIdx.x % 32;
   u64 const split = split_number(b, t, t.spans.number);
   bool const alone = t.spans.active == 1;
 #pragma unroll
-  for (u32 i = 0; i < 2 * QUERY_BLOCKS; ++i) {
-    u32 const query = lane / 4 + i * 8;
+  for (u32 i = 0; i < 2; ++i) {
+    u32 const query = w.block * 16 + lane / 4 + i * 8;
+    float sum = w.sum[i] + __shfl_xor_sync(0xffffffffu, w.sum[i], 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     if (query < t.queries) {
-      float const scale = alone ? __fdividef(1.0f / PROBABILITY_SCALE, b.state.sum[query]) : 1.0f / PROBABILITY_SCALE;
-      u64 const to = output_of(b, t, query);
+      float const scale = alone ? __fdividef(1.0f / PROBABILITY_SCALE, sum) : 1.0f / PROBABILITY_SCALE;
+      u16* const to = (u16*)b.c.p.out + output_of(b, t, query);
+      float* const partial = s.attention_partials + (split * QUERY_ROWS + query) * b.z.dim;
 #pragma unroll
-      for (u32 j = 0; j < 4; ++j) {
-        u32 const column = (warp + j * COMPUTE_WARPS) * 8 + lane % 4 * 2;
-        float const low = out[i / 2][j][i % 2 * 2] * scale, high = out[i / 2][j][i % 2 * 2 + 1] * scale;
+      for (u32 j = 0; j < 4 * QUERY_BLOCKS; ++j) {
+        u32 const column = (w.part + j / 2 * w.parts) * 16 + j % 2 * 8 + lane % 4 * 2;
+        float const low = out[j / 2][j % 2][i * 2] * scale, high = out[j / 2][j % 2][i * 2 + 1] * scale;
         if (column < b.z.dim && alone) {
-          *(u32*)((u16*)b.c.p.out + to + column) = pack2<KIND>(low, high);
+          *(u32*)(to + column) = pack2<KIND>(low, high);
         } else if (column < b.z.dim) {
-          __stcg((float2*)(s.attention_partials + (split * QUERY_ROWS + query) * b.z.dim + column),
-                 make_float2(low, high));
+          __stcg((float2*)(partial + column), make_float2(low, high));
         }
       }
+      if (!alone && w.part == 0 && lane % 4 == 0) {
+        __stcg((float2*)rows_partial_softmax(s, split, query), make_float2(w.max[i], sum));
+      }
     }
-  }
-  if (!alone && threadIdx.x < t.queries) {
-    __stcg(rows_partial_softmax(s, split, threadIdx.x), b.state.max[threadIdx.x]);
-    __stcg(rows_partial_softmax(s, split, threadIdx.x) + 1, b.state.sum[threadIdx.x]);
   }
 }
 
@@ -150,9 +232,9 @@ __device__ __forceinline__ MergeWeights merge_weights(RowsContext const& b, Chun
   u64 const splits = split_number(b, t, 0);
   MergeWeights const m = {(float*)b.c.work, (float*)b.c.work + active * QUERY_ROWS};
   for (u32 i = threadIdx.x; i < active * QUERY_ROWS; i += COMPUTE_THREADS) {
-    float const* const from = rows_partial_softmax(s, splits + i / QUERY_ROWS, i % QUERY_ROWS);
-    m.of[i] = __ldcg(from);
-    m.sums[i] = __ldcg(from + 1);
+    float2 const part = __ldcg((float2 const*)rows_partial_softmax(s, splits + i / QUERY_ROWS, i % QUERY_ROWS));
+    m.of[i] = part.x;
+    m.sums[i] = part.y;
   }
   sync_compute_warps();
   if (query < t.queries) {
@@ -171,93 +253,127 @@ __device__ __forceinline__ MergeWeights merge_weights(RowsContext const& b, Chun
   return m;
 }
 
-// Merges the splits of a chunk and key head: a thread for each four elements.
+// Merges the splits of a chunk and key head: a thread for each four elements, MERGED_PIECES times at once, since what
+// takes the time is to wait for them.
 template <u32 KIND>
 __device__ __forceinline__ void merge_rows_splits(RowsContext const& b, ChunkSplit const& t) {
-  u32 const dim = b.z.dim;
+  u32 constexpr MERGED_PIECES = 4, step = COMPUTE_THREADS * 4;
+  u32 const dim = b.z.dim, last = t.queries * dim - 4;
   MergeWeights const m = merge_weights(b, t);
   float const* const partials = b.c.s.attention_partials + split_number(b, t, 0) * QUERY_ROWS * dim;
-#pragma unroll 2
-  for (u32 i = threadIdx.x * 4; i < t.queries * dim; i += COMPUTE_THREADS * 4) {
-    u32 const query = i / dim;
-    float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 1
+  for (u32 first = threadIdx.x * 4; first <= last; first += MERGED_PIECES * step) {
+    float4 sum[MERGED_PIECES] = {};
+    u32 at[MERGED_PIECES], query[MERGED_PIECES];
+#pragma unroll
+    for (u32 j = 0; j < MERGED_PIECES; ++j) {
+      at[j] = min(first + j * step, last);
+      query[j] = at[j] / dim;
+    }
 #pragma unroll 4
     for (u32 split = 0; split < t.spans.active; ++split) {
-      float4 const value = __ldcg((float4 const*)(partials + (u64)split * QUERY_ROWS * dim + i));
-      float const weight = m.of[split * QUERY_ROWS + query];
-      sum.x = fmaf(weight, value.x, sum.x);
-      sum.y = fmaf(weight, value.y, sum.y);
-      sum.z = fmaf(weight, value.z, sum.z);
-      sum.w = fmaf(weight, value.w, sum.w);
+      float const* const from = partials + (u64)split * QUERY_ROWS * dim;
+#pragma unroll
+      for (u32 j = 0; j < MERGED_PIECES; ++j) {
+        float4 const value = __ldcg((float4 const*)(from + at[j]));
+        float const weight = m.of[split * QUERY_ROWS + query[j]];
+        sum[j].x = fmaf(weight, value.x, sum[j].x);
+        sum[j].y = fmaf(weight, value.y, sum[j].y);
+        sum[j].z = fmaf(weight, value.z, sum[j].z);
+        sum[j].w = fmaf(weight, value.w, sum[j].w);
+      }
     }
-    float const inverse = m.sums[query];
-    *(uint2*)((u16*)b.c.p.out + output_of(b, t, query) + i % dim) =
-        make_uint2(pack2<KIND>(sum.x * inverse, sum.y * inverse), pack2<KIND>(sum.z * inverse, sum.w * inverse));
+#pragma unroll
+    for (u32 j = 0; j < MERGED_PIECES; ++j) {
+      if (first + j * step <= last) {
+        float const inverse = m.sums[query[j]];
+        *(uint2*)((u16*)b.c.p.out + output_of(b, t, query[j]) + at[j] - query[j] * dim) = make_uint2(
+            pack2<KIND>(sum[j].x * inverse, sum[j].y * inverse), pack2<KIND>(sum[j].z * inverse, sum[j].w * inverse));
+      }
+    }
   }
 }
 
-// What a block does of a split, once its first span is on its way and queries are there.
+// What a block does of a split, once queries are there; `kv` has the first span if it is `early` on its way.
 template <u32 KIND>
-__device__ __forceinline__ void attend(RowsContext const& b, ChunkSplit const& t, bool& appended, KvChunks& kv) {
-  [[maybe_unused]] PhaseContext const& c = b.c;  // of MARK
-  AttentionSizes const& z = b.z;
-  load_queries<KIND>(b, t);
-  MARK(2);
-  ChunkSums out = {};
+__device__ __forceinline__ void attend(RowsContext const& b, ChunkSplit const& t, SpanPart const& part, bool early,
+                                       bool& appended, KvChunks& kv) {
+  PhaseContext const& c = b.c;
+  RowsWarp w = rows_warp_of(b, t);
+  RowsSums out = {};
+  u32 turn = 0;
 #pragma unroll 1
-  for (u32 span = t.spans.first; span < t.spans.last; ++span) {
-    sync_compute_warps();  // the span before is used, the queries are there
-    store_rows_span<KIND>(b, kv);
-    sync_compute_warps();
-    if (span + 1 < t.spans.last) {
-      load_span_in_turn(b.c, z, t, span + 1, appended, kv);
+  for (u32 span = t.spans.first + early; span <= t.spans.last; ++span) {
+    bool const any = span > t.spans.first;  // the one before is in `kv`
+    if (any) {
+      turn = b.m.by_turns ? turn ^ 1 : 0;
+      if (!b.m.by_turns) {
+        sync_compute_warps();  // the one before that is used
+      }
+      store_rows_span<KIND>(b, part, turn, kv);
     }
-    compute_rows_scores<KIND>(b, t, span * z.span);
-    sync_compute_warps();
-    update_rows_softmax<KIND>(b, t);
-    sync_compute_warps();
-    accumulate_rows_values<KIND>(b, t, out);
+    if (span < t.spans.last) {
+      if (!appended && (span + 1) * b.z.span > t.old) {
+        wait_phase(c.s.counters + c.p.first_counter, appending_blocks(c));
+        appended = true;
+      }
+      load_rows_span(b, part, t, span, kv);
+    }
+    if (any) {
+      sync_compute_warps();
+      if (w.has_queries) {
+        attend_span<KIND>(b, w, (span - 1) * b.z.span, turn, out);
+      }
+    }
   }
   MARK(3);
-  store_rows_split<KIND>(b, t, out);
+  if (w.has_queries) {
+    store_rows_split<KIND>(b, t, w, out);
+  }
 }
 
 template <u32 KIND>
 __device__ __forceinline__ void attention_rows(PhaseContext const& c) {
-  __shared__ QueryState state;
+  __shared__ SpanScales scales;
   DecodeParams const& s = c.s;
   AttentionSizes const z = sizes_of(s);
-  RowsContext const b = {c, z, rows_memory_of(z, c.work), state};
+  RowsContext const b = {c, z, rows_memory_of(z, c.work), scales};
+  SpanPart const part = span_part_of(z);
   u32 const units = s.table->chunks * s.kv_heads * s.table->kv_splits;
   bool const appends = blockIdx.x < appending_blocks(c);
   bool waited = false, appended = false;
   for (u32 unit = blockIdx.x; unit < units || (appends && !waited); unit += gridDim.x) {
     ChunkSplit const t = chunk_split_of(c, z, min(unit, units - 1));
-    bool const there = unit < units && t.spans.number < t.spans.active;
-    if (!there && (waited || !appends)) {
+    bool const there = unit < units && t.spans.number < t.spans.active, first = !waited;
+    if (!there && !(first && appends)) {
       continue;
     }
     // What this launch does not append is on its way while the phase before is waited for.
     KvChunks kv;
-    bool const early = !waited && there && (t.spans.first + 1) * z.span <= t.old;
+    bool const early = there && (appended || (t.spans.first + 1) * z.span <= t.old);
     if (early) {
-      load_span(c.p, z, t.spans, t.spans.first, kv);
+      load_rows_span(b, part, t, t.spans.first, kv);
     }
-    if (!waited) {
+    QueryPart const queries = query_part_of(b, t);
+    RopeAngles const angles = load_angles(s, c.p, s.table->position[min(queries.row, c.rows - 1)]);
+    AppendTask const task = append_task_of(c, first ? blockIdx.x * COMPUTE_WARPS + threadIdx.x / 32 : 0);
+    if (first) {
       waited = true;
       wait_for_phase_before(c);
       MARK(1);
-      if (appends) {
-        append_rows<KIND>(b);
-      }
+    }
+    if (there) {
+      copy_queries(b, t, queries);
+    }
+    if (first && appends) {
+      append_rows<KIND>(b, task);
     }
     if (!there) {
       continue;
     }
-    if (!early) {
-      load_span_in_turn(c, z, t, t.spans.first, appended, kv);
-    }
-    attend<KIND>(b, t, appended, kv);
+    turn_queries<KIND>(b, queries, angles);
+    MARK(2);
+    attend<KIND>(b, t, part, early, appended, kv);
     if (t.spans.active > 1) {
       u32* const counter = s.counters + c.p.first_counter + 1 + t.spans.row * s.kv_heads + t.spans.kv_head;
       if (!is_last_arrival(counter, t.spans.active)) {
