@@ -134,6 +134,31 @@ static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
   }
 }
 
+// Rows of a query chunk, and splits, of a run, as decode_kernel/rows.rs has them (AttentionPlan). With -DTOGETHER and
+// -DSPLITS others.
+static u32 plan_attention(u32 rows, u32 context, u32 blocks, u32 group, u32 kv_heads, u32& splits) {
+  auto const up = [](u32 a, u32 b) { return (a + b - 1) / b; };
+  u32 best = ~0u, together = 1, some = std::max(1u, 16 * QUERY_BLOCKS / group);
+  for (bool more = true; more; some = up(some, 2)) {
+    more = some > 1;
+    u32 const pairs = up(rows, some) * kv_heads, queries = up(std::min(some, rows) * group, 16);
+    for (u32 count = 1; count <= std::min(std::max(1u, blocks / pairs), (u32)MOST_SPLITS); ++count) {
+      u32 const split = 1000 + 300 * queries + up(up(context, 32), count) * (500 + 90 * queries);
+      u32 const takes = up(pairs, blocks) * split + (count > 1 ? 4000 + 150 * queries * count : 0);
+      if (takes < best) {
+        best = takes;
+        together = some;
+        splits = count;
+      }
+    }
+  }
+#ifdef TOGETHER
+  together = TOGETHER;
+  splits = SPLITS;
+#endif
+  return together;
+}
+
 int main(int argc, char** argv) {
   auto const argument = [&](int i, u32 otherwise) { return argc > i ? (u32)std::atoi(argv[i]) : otherwise; };
   u32 const bits = argument(1, 16), rows = argument(2, 1), context = argument(3, 128), layers = argument(4, 32);
@@ -267,14 +292,14 @@ int main(int argc, char** argv) {
   table.rows = rows;
   table.wanted = 1;
   table.wanted_rows[0] = rows - 1;
-  u32 const together = std::max(1u, 16 * QUERY_BLOCKS / (heads / kv_heads));
+  table.kv_splits = 1;
+  u32 const together = plan_attention(rows, context, blocks, heads / kv_heads, kv_heads, table.kv_splits);
   for (u32 row = 0; SHARED_SLOTS && row < rows; ++row) {
     table.position[row] = context - rows + row;
     if (row % together == 0) {
       table.chunk[table.chunks++] = {row, std::min(together, rows - row), 0, 0};
     }
   }
-  table.kv_splits = std::max(1u, blocks / std::max(1u, table.chunks * kv_heads));
   RowTable* placed;
   CHECK(cudaMalloc(&placed, sizeof table));
   CHECK(cudaMemcpy(placed, &table, sizeof table, cudaMemcpyHostToDevice));

@@ -117,7 +117,8 @@ __device__ __forceinline__ void append_row(PhaseContext const& c, AppendTask con
     }
   } else {
     RopeAngles const angles = load_angles(s, c.p, t.position);
-    norm_and_rotate<KIND>(c, HeadInput{x, c.p.key_norm_weight, 1.0f}, angles, [&](u32 i, u16 value) { to[i] = value; });
+    HeadInput const key = {x, c.p.key_norm_weight, 1.0f};
+    norm_and_rotate<KIND>(c, key, angles, [&](u32 i, u16 value) { to[i] = value; });
   }
   if (KV_BITS == 8) {
     quantize_row<KIND>(scratch, dim, rows + t.at * dim, (t.is_value ? c.p.value_scales : c.p.key_scales) + t.at);

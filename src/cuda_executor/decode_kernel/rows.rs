@@ -52,7 +52,7 @@ pub(super) fn row_table(rows: &[TableRow], sizes: QuerySizes) -> RowTable {
         *to = word(at);
         table.wanted += 1;
     }
-    let together = (sizes.query_rows / sizes.group).max(1);
+    let AttentionPlan { together, kv_splits } = AttentionPlan::of(rows, sizes);
     let (mut run, mut chunks) = (0, 0);
     for of_slot in rows.chunk_by(|a, b| a.slot == b.slot) {
         for first in (0..of_slot.len()).step_by(together) {
@@ -63,8 +63,47 @@ pub(super) fn row_table(rows: &[TableRow], sizes: QuerySizes) -> RowTable {
         run += of_slot.len();
     }
     table.chunks = word(chunks);
-    table.kv_splits = word((sizes.blocks / (chunks * sizes.kv_heads).max(1)).clamp(1, MOST_SPLITS));
+    table.kv_splits = word(kv_splits);
     table
+}
+
+/// What attention of a run takes about, in nanoseconds (an H100's clocks): a span of 32 positions and a chunk's beginning,
+/// and what each sixteen queries add to them; to merge splits, and what each split adds for each sixteen queries.
+const SPAN: [usize; 2] = [500, 90];
+const BEGINNING: [usize; 2] = [1_000, 300];
+const MERGE: [usize; 2] = [4_000, 150];
+
+/// How a launch's attention is cut: rows of a chunk, and splits of its positions. Large chunks read the cache less often,
+/// small ones and splits keep more blocks busy; splits are merged, which takes as long as several spans.
+#[derive(Debug, Clone, Copy)]
+struct AttentionPlan {
+    together: usize,
+    kv_splits: usize,
+}
+
+impl AttentionPlan {
+    /// The plan that is done first: the blocks' turns, of each the spans of a split.
+    fn of(rows: &[TableRow], sizes: QuerySizes) -> Self {
+        let QuerySizes { group, kv_heads, query_rows, blocks } = sizes;
+        let runs = || rows.chunk_by(|a, b| a.slot == b.slot).map(<[TableRow]>::len);
+        let spans = rows.iter().map(|row| row.position + 1).max().unwrap_or(1).div_ceil(32);
+        let longest = runs().max().unwrap_or(1);
+        let halves =
+            std::iter::successors(Some((query_rows / group).max(1)), |rows| (*rows > 1).then(|| rows.div_ceil(2)));
+        let plans = halves.flat_map(|together| {
+            let pairs = (runs().map(|rows| rows.div_ceil(together)).sum::<usize>() * kv_heads).max(1);
+            let most = (blocks / pairs).clamp(1, MOST_SPLITS);
+            let (turns, queries) = (pairs.div_ceil(blocks.max(1)), (together.min(longest) * group).div_ceil(16));
+            let of = move |[once, each]: [usize; 2], count: usize| once + each * count;
+            (1..=most).map(move |kv_splits| {
+                let split = of(BEGINNING, queries) + spans.div_ceil(kv_splits) * of(SPAN, queries);
+                let merge = if kv_splits > 1 { of(MERGE, queries * kv_splits) } else { 0 };
+                (turns * split + merge, Self { together, kv_splits })
+            })
+        });
+        let first = plans.min_by_key(|(takes, _)| *takes);
+        first.map_or(Self { together: 1, kv_splits: 1 }, |(_, plan)| plan)
+    }
 }
 
 /// A class's kernel and its list of phases.
@@ -182,9 +221,9 @@ mod tests {
         let mut rows = vec![row(3, 100, true)];
         rows.extend((40..49).map(|position| row(0, position, position == 48)));
         rows.push(row(5, 7, true));
-        let sizes = QuerySizes { group: 4, kv_heads: 2, query_rows: 16, blocks: 30 };
+        let sizes = QuerySizes { group: 4, kv_heads: 2, query_rows: 16, blocks: 10 };
         let table = row_table(&rows, sizes);
-        assert_eq!((table.rows, table.wanted, table.chunks, table.kv_splits), (11, 3, 5, 3));
+        assert_eq!((table.rows, table.wanted, table.chunks, table.kv_splits), (11, 3, 5, 1));
         assert_eq!((&table.slot[..3], &table.position[..3]), (&[3, 0, 0][..], &[100, 40, 41][..]));
         assert_eq!(table.wanted_rows[..3], [0, 9, 10]);
         let chunks: Vec<_> = table.chunk[..5].iter().map(|chunk| (chunk.first, chunk.count, chunk.run)).collect();
@@ -194,5 +233,23 @@ mod tests {
         assert_eq!((whole.chunks, whole.kv_splits), (11, 1));
         let full: Vec<TableRow> = (0..MOST_ROWS).map(|at| row(at, 0, true)).collect();
         assert_eq!(row_table(&full, sizes).chunks, 64);
+    }
+
+    #[test]
+    fn chunks_are_small_at_few_positions_and_splits_many_at_long_ones() {
+        let cut = |rows: usize, context: usize, blocks: usize| {
+            let rows: Vec<TableRow> =
+                (context - rows..context).map(|position| TableRow { slot: 0, position, is_wanted: false }).collect();
+            let table = row_table(&rows, QuerySizes { group: 4, kv_heads: 8, query_rows: 64, blocks });
+            (table.chunks, table.kv_splits)
+        };
+        // Four spans: nothing is merged, and as many blocks as can be have a chunk.
+        assert_eq!(cut(61, 128, 132), (16, 1));
+        let (chunks, splits) = cut(61, 1_500, 132);
+        assert!(chunks < 16 && splits > 1 && chunks * 8 * splits <= 132, "{chunks} chunks, {splits} splits");
+        let (chunks, splits) = cut(1, 8_000, 132);
+        assert!(chunks == 1 && splits > 8, "{splits} splits");
+        // Few blocks take turns: chunks as large as they can be.
+        assert_eq!(cut(64, 1_500, 16), (4, 1));
     }
 }
