@@ -6,14 +6,8 @@ struct RowsStager {
   InputStager of;  // the chunk
   u32 shift;       // 2^shift is as many times eight as chunks have at most, COMPUTE_THREADS or fewer
 
-  // Bytes of a chunk of so many inputs, a multiple of 64: its rows, as far apart as InputStager has them, and the
-  // norm's weights.
-  static __device__ __forceinline__ u32 bytes(u32 inputs, u32 rows) { return rows * (inputs * 2 + 64) + inputs * 4; }
-
-  // Where a thread's norm weights are.
-  __device__ __forceinline__ u8* norm_weights(PhaseContext const& c, u8* inputs) const {
-    return inputs + c.rows * of.stride() + eight() * 32;
-  }
+  // Bytes of a chunk of so many inputs, with rows as far apart as InputStager has them.
+  static __device__ __forceinline__ u32 bytes(u32 inputs, u32 rows) { return rows * (inputs * 2 + 64); }
 
   __device__ __forceinline__ u32 eight() const { return threadIdx.x & ((1u << shift) - 1); }
   __device__ __forceinline__ u32 first_row() const { return threadIdx.x >> shift; }
@@ -35,34 +29,30 @@ struct RowsStager {
         }
       }
     }
-    // Those of inputs that are not in their place are read where they are wanted.
-    if (p.norm_weight && !p.input_order && threadIdx.x < of.eights && k < p.inputs) {
-      u32 const at = shared_address(norm_weights(c, inputs));
-      cp_async_16(at, p.norm_weight + k, 16);
-      cp_async_16(at + 16, p.norm_weight + k + 4, 16);
-    }
     cp_async_commit();
   }
 
-  // Norms each input once it is there.
+  // Waits for what this thread has copied, and norms it.
   template <u32 KIND>
-  __device__ __forceinline__ void finish(PhaseContext const& c, RmsScales const& scales, u8* inputs) const {
+  __device__ __forceinline__ void norm(PhaseContext const& c, RmsScales const& scales, u8* inputs) const {
     PhaseDescriptor const& p = c.p;
     u32 const stride = of.stride(), k = of.first + eight() * 8;
     bool const is_normed = p.norm_weight && eight() < of.eights && k < p.inputs;
+    NormWeights const weights = is_normed ? load_norm_weights(p, k) : NormWeights{};
     cp_async_wait_all();
-    if (p.norm_weight) {
-      sync_compute_warps();  // the norm's weights were copied by others
-    }
     if (is_normed) {
-      float4 const* const staged = (float4 const*)norm_weights(c, inputs);
-      NormWeights const norm = p.input_order ? load_norm_weights(p, k) : NormWeights{staged[0], staged[1]};
 #pragma unroll 4
       for (u32 row = first_row(); row < c.rows; row += next_rows()) {
         uint4* const at = (uint4*)(inputs + eight() * 16 + row * stride);
-        *at = apply_norm<KIND>(*at, norm, scales.of[row]);
+        *at = apply_norm<KIND>(*at, weights, scales.of[row]);
       }
     }
+  }
+
+  // The same, of all threads.
+  template <u32 KIND>
+  __device__ __forceinline__ void finish(PhaseContext const& c, RmsScales const& scales, u8* inputs) const {
+    norm<KIND>(c, scales, inputs);
     sync_compute_warps();
   }
 };

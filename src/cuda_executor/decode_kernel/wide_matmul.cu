@@ -180,10 +180,18 @@ struct WideMatmul {
     return c.work + (number % buffers) * (WORK_BYTES / 2 / 128 * 128);
   }
 
-  // Adds units from `from` on, whose inputs are staged, to this warp's sums.
+  // Units of a strip whose inputs are in a buffer at once.
+  struct Chunk {
+    u32 from, to, number;
+  };
+
+  // Adds units, whose inputs are staged, to this warp's sums. If there are two buffers, the inputs of the units from
+  // `to` to `next` are copied and normed meanwhile, between products: warps that do one thing leave room to those that
+  // do the other.
   template <u32 BITS, u32 GROUPS>
-  __device__ __forceinline__ void multiply(u32 from, u32 to, u8* inputs, WideSums& sum) {
-    u32 const stride = stager(from, to).of.stride(), lane = threadIdx.x % 32;
+  __device__ __forceinline__ void multiply(Chunk const& chunk, u32 next, WideSums& sum) {
+    u8* const inputs = buffer(chunk.number);
+    u32 const stride = stager(chunk.from, chunk.to).of.stride(), lane = threadIdx.x % 32;
     StagedInputs const x = {shared_address(inputs), stride, c.rows, nullptr, 0};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
     RowAddresses rows;
@@ -191,11 +199,18 @@ struct WideMatmul {
     for (u32 n = 0; n < ROW_BLOCKS; ++n) {
       rows[n] = x.address + min(n * 8 + lane / 4, c.rows - 1) * stride + lane % 4 * 16;
     }
+    bool const has_next = buffers == 2 && next > chunk.to;
+    if (has_next) {
+      stager(chunk.to, next).copy(c, buffer(chunk.number + 1));
+    }
 #pragma unroll 1
-    for (u32 unit = from; unit < to; ++unit) {
-      u32 const slot = ring.acquire(), tile = (unit - from) * WIDE_TILES_DEEP;
+    for (u32 unit = chunk.from; unit < chunk.to; ++unit) {
+      u32 const slot = ring.acquire(), tile = (unit - chunk.from) * WIDE_TILES_DEEP;
 #pragma unroll 1
       for (u32 deep = 0; deep < WIDE_TILES_DEEP; ++deep) {
+        if (has_next && deep == 1 && unit + 1 == chunk.to) {
+          stager(chunk.to, next).template norm<KIND>(c, scales, buffer(chunk.number + 1));
+        }
         if constexpr (BITS == 16) {
           mma_wide_plain_tile<KIND>(sum, slot + deep * SLOT_BYTES, x, (tile + deep) * PLAIN_TILE_K * 2);
         } else {
@@ -208,25 +223,21 @@ struct WideMatmul {
     sync_compute_warps();
   }
 
-  // Adds the block's units of a strip, chunk by chunk; with two buffers the next chunk comes meanwhile.
+  // Adds the block's units of a strip, chunk by chunk.
   template <u32 BITS, u32 GROUPS>
   __device__ __forceinline__ void multiply_strip(u32 strip, bool is_staged, WideSums& sum) {
     u32 const end = stretch.end_of(strip, wide_units(c.p));
-    u32 number = 0;
+    Chunk chunk = {stretch.begin_of(strip), 0, 0};
 #pragma unroll 1
-    for (u32 from = stretch.begin_of(strip); from < end; from += fitting, ++number) {
-      u32 const to = min(end, from + fitting), next = min(end, to + fitting);
-      if (!is_staged) {
-        if (number == 0 || buffers == 1) {
-          stager(from, to).copy(c, buffer(number));
-        }
-        stager(from, to).template finish<KIND>(c, scales, buffer(number));
+    for (; chunk.from < end; chunk.from += fitting, ++chunk.number) {
+      chunk.to = min(end, chunk.from + fitting);
+      if (!is_staged && (chunk.number == 0 || buffers == 1)) {
+        RowsStager const now = stager(chunk.from, chunk.to);
+        now.copy(c, buffer(chunk.number));
+        now.template finish<KIND>(c, scales, buffer(chunk.number));
       }
       is_staged = false;
-      if (buffers == 2 && to < end) {
-        stager(to, next).copy(c, buffer(number + 1));
-      }
-      multiply<BITS, GROUPS>(from, to, buffer(number), sum);
+      multiply<BITS, GROUPS>(chunk, min(end, chunk.to + fitting), sum);
     }
   }
 
