@@ -134,8 +134,7 @@ static void partition(std::vector<PhaseDescriptor>& phases, u32 blocks) {
   }
 }
 
-// Rows of a query chunk, and splits, of a run, as decode_kernel/rows.rs has them (AttentionPlan). With -DTOGETHER and
-// -DSPLITS others.
+// Rows of a query chunk, and splits, of a run, as decode_kernel/rows.rs has them (AttentionPlan).
 static u32 plan_attention(u32 rows, u32 context, u32 blocks, u32 group, u32 kv_heads, u32& splits) {
   auto const up = [](u32 a, u32 b) { return (a + b - 1) / b; };
   u32 best = ~0u, together = 1, some = std::max(1u, 16 * QUERY_BLOCKS / group);
@@ -145,17 +144,11 @@ static u32 plan_attention(u32 rows, u32 context, u32 blocks, u32 group, u32 kv_h
     for (u32 count = 1; count <= std::min(std::max(1u, blocks / pairs), (u32)MOST_SPLITS); ++count) {
       u32 const split = 1000 + 300 * queries + up(up(context, 32), count) * (500 + 90 * queries);
       u32 const takes = up(pairs, blocks) * split + (count > 1 ? 4000 + 150 * queries * count : 0);
-      if (takes < best) {
-        best = takes;
-        together = some;
-        splits = count;
-      }
+      together = takes < best ? some : together;
+      splits = takes < best ? count : splits;
+      best = std::min(best, takes);
     }
   }
-#ifdef TOGETHER
-  together = TOGETHER;
-  splits = SPLITS;
-#endif
   return together;
 }
 

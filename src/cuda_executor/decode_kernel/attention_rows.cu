@@ -270,7 +270,7 @@ __device__ __forceinline__ void merge_rows_splits(RowsContext const& b, ChunkSpl
       at[j] = min(first + j * step, last);
       query[j] = at[j] / dim;
     }
-#pragma unroll 4
+#pragma unroll 2
     for (u32 split = 0; split < t.spans.active; ++split) {
       float const* const from = partials + (u64)split * QUERY_ROWS * dim;
 #pragma unroll

@@ -147,8 +147,8 @@ __device__ __forceinline__ u32 appending_blocks(PhaseContext const& c) {
 }
 
 // Begins to read a span. Positions that the chunk does not see are zeros.
-__device__ __forceinline__ void load_rows_span(RowsContext const& b, SpanPart const& part, ChunkSplit const& t, u32 span,
-                                               KvChunks& kv) {
+__device__ __forceinline__ void load_rows_span(RowsContext const& b, SpanPart const& part, ChunkSplit const& t,
+                                               u32 span, KvChunks& kv) {
   PhaseDescriptor const& p = b.c.p;
   AttentionSizes const& z = b.z;
 #pragma unroll

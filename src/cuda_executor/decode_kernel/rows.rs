@@ -67,14 +67,14 @@ pub(super) fn row_table(rows: &[TableRow], sizes: QuerySizes) -> RowTable {
     table
 }
 
-/// What attention of a run takes about, in nanoseconds (an H100's clocks): a span of 32 positions and a chunk's beginning,
-/// and what each sixteen queries add to them; to merge splits, and what each split adds for each sixteen queries.
+/// What attention of a run takes about, in nanoseconds at an H100's clocks: a span of 32 positions and a chunk's
+/// beginning, and what each sixteen queries add to them; to merge splits, and what each adds for each sixteen queries.
 const SPAN: [usize; 2] = [500, 90];
 const BEGINNING: [usize; 2] = [1_000, 300];
 const MERGE: [usize; 2] = [4_000, 150];
 
-/// How a launch's attention is cut: rows of a chunk, and splits of its positions. Large chunks read the cache less often,
-/// small ones and splits keep more blocks busy; splits are merged, which takes as long as several spans.
+/// How a launch's attention is cut: rows of a chunk, and splits of its positions. Large chunks read the cache less
+/// often, small ones and splits keep more blocks busy; splits are merged, which takes as long as several spans.
 #[derive(Debug, Clone, Copy)]
 struct AttentionPlan {
     together: usize,
