@@ -1,5 +1,4 @@
-// A product's inputs on their way to mma: copied to shared memory once, normed there, and added up by groups for packed
-// weights.
+// A product's inputs on their way to mma: copied to shared memory once, and normed there.
 
 // Eight inputs of a row that are not in their place.
 __device__ __forceinline__ uint4 gather8(PhaseDescriptor const& p, u16 const* from, u32 k) {
@@ -49,9 +48,21 @@ __device__ __forceinline__ float sum_squares(PhaseDescriptor const& p, u32 row, 
   u32 const lane = threadIdx.x % 32;
   float square = 0.0f;
   if (p.x_squares) {
+    u32 constexpr AT_ONCE = 8;  // on their way together: one after the other, eight rows of a 7B wait 3 us for them
+    u32 const parts = p.x_square_parts;
+    float const* const from = p.x_squares + row * parts;
 #pragma unroll 1
-    for (u32 i = part * 32 + lane; i < p.x_square_parts; i += warps * 32) {
-      square += __ldcg(p.x_squares + row * p.x_square_parts + i);
+    for (u32 first = part * 32 + lane; first < parts; first += AT_ONCE * warps * 32) {
+      float value[AT_ONCE];
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; ++i) {
+        u32 const at = first + i * warps * 32;
+        value[i] = at < parts ? __ldcg(from + at) : 0.0f;
+      }
+#pragma unroll
+      for (u32 i = 0; i < AT_ONCE; ++i) {
+        square += value[i];
+      }
     }
   } else {
 #pragma unroll 1
@@ -112,9 +123,9 @@ __device__ __forceinline__ void rms_scales(PhaseContext const& c, u32 size, RmsS
   sync_compute_warps();
   if (threadIdx.x < rows) {
     float square = 0.0f;
-#pragma unroll 1
-    for (u32 i = 0; i < warps; ++i) {
-      square += scales.partial[threadIdx.x][i];
+#pragma unroll
+    for (u32 i = 0; i < COMPUTE_WARPS; ++i) {
+      square += i < warps ? scales.partial[threadIdx.x][i] : 0.0f;
     }
     scales.of[threadIdx.x] = rsqrtf(__fdividef(square, (float)size) + c.s.norm_eps);
   }
@@ -143,10 +154,10 @@ __device__ __forceinline__ float group_sum(uint4 x, u32 group) {
   return sum;
 }
 
-// Copies inputs of all rows to shared memory. Of each row a thread takes every COMPUTE_THREADSth eight inputs.
+// Copies inputs of up to eight rows to shared memory. Of each row a thread takes every COMPUTE_THREADSth eight inputs.
 struct InputStager {
   u32 first, eights;  // the first input, and how many times eight there are of a row
-  u32 group;          // inputs that are added up, a power of 2; 0: none
+  u32 group;          // inputs that are added up (stage_rows.cu), a power of 2; 0: none
 
   // Bytes from row to row: rows two apart are in different banks. The groups' sums come after all rows.
   __device__ __forceinline__ u32 stride() const { return (eights * 16 + 127) / 128 * 128 + 64; }
@@ -165,52 +176,61 @@ struct InputStager {
   __device__ __forceinline__ void copy(PhaseContext const& c, u8* inputs) const {
     PhaseDescriptor const& p = c.p;
 #pragma unroll 1
-    for (u32 row = 0; row < c.rows; ++row) {
-      u16 const* const x = p.x + (u64)source_row(c.s, p, row) * p.x_stride;
-      u16 const* const from = x + first;
-      u32 const to = shared_address(inputs) + row * stride(), there = p.inputs - first;
+    for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
+      u32 const k = first + eight * 8;
+      bool const there = k < p.inputs;
+      if (p.input_order) {
 #pragma unroll 1
-      for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
-        if (p.input_order) {
-          uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
-          *at = eight * 8 < there ? gather8(p, x, first + eight * 8) : make_uint4(0, 0, 0, 0);
-        } else {
-          cp_async_16(to + eight * 16, eight * 8 < there ? from + eight * 8 : p.x, eight * 8 < there ? 16 : 0);
+        for (u32 row = 0; row < c.rows; ++row) {
+          u16 const* const x = p.x + (u64)source_row(c.s, p, row) * p.x_stride;
+          *(uint4*)(inputs + row * stride() + eight * 16) = there ? gather8(p, x, k) : make_uint4(0, 0, 0, 0);
+        }
+      } else {
+        u32 const to = shared_address(inputs) + eight * 16;
+#pragma unroll 2
+        for (u32 row = 0; row < c.rows; ++row) {
+          u16 const* const from = p.x + (u64)source_row(c.s, p, row) * p.x_stride + k;
+          cp_async_16(to + row * stride(), there ? from : p.x, there ? 16 : 0);
         }
       }
     }
     cp_async_commit();
   }
 
-  // Norms each input once it is there, and adds up groups.
+  // Norms eight inputs of all rows, two rows at a time: those of one are on their way while the other's are computed.
+  template <u32 KIND>
+  __device__ __forceinline__ void norm_eight(NormWeights const& norm, u32 rows, RmsScales const& scales,
+                                             u8* first_row) const {
+#pragma unroll 1
+    for (u32 row = 0; row < rows; row += 2) {
+      bool const both = row + 1 < rows;
+      uint4* const at = (uint4*)(first_row + row * stride());
+      uint4* const next = (uint4*)(first_row + (row + both) * stride());
+      uint4 const x = *at, y = *next;
+      float const scale = scales.of[row], next_scale = scales.of[row + both];
+      *at = apply_norm<KIND>(x, norm, scale);
+      if (both) {
+        *next = apply_norm<KIND>(y, norm, next_scale);
+      }
+    }
+  }
+
+  // Norms each input once it is there.
   template <u32 KIND>
   __device__ __forceinline__ void finish(PhaseDescriptor const& p, u32 rows, RmsScales const& scales,
                                          EarlyNormWeights const& early, u8* inputs) const {
     cp_async_wait_all();
-    float* const sums = (float*)(inputs + rows * stride());
-    if (p.norm_weight || group) {
+    if (p.norm_weight) {
 #pragma unroll 1
       for (u32 eight = threadIdx.x; eight < eights; eight += COMPUTE_THREADS) {
         u32 const k = first + eight * 8;
-        bool const is_normed = p.norm_weight && k < p.inputs;
+        bool const is_normed = k < p.inputs;
         NormWeights norm = eight == threadIdx.x ? early.first : early.second;
         if (is_normed && eight > threadIdx.x + COMPUTE_THREADS) {
           norm = load_norm_weights(p, k);
         }
-#pragma unroll 1
-        for (u32 row = 0; row < rows; ++row) {
-          uint4* const at = (uint4*)(inputs + row * stride() + eight * 16);
-          uint4 x = *at;
-          if (is_normed) {
-            x = apply_norm<KIND>(x, norm, scales.of[row]);
-            *at = x;
-          }
-          if (group) {
-            float const sum = group_sum<KIND>(x, group);
-            if ((eight & (group / 8 - 1)) == 0) {
-              sums[row * groups() + (eight >> group_shift())] = sum;
-            }
-          }
+        if (is_normed) {
+          norm_eight<KIND>(norm, rows, scales, inputs + eight * 16);
         }
       }
     }
@@ -245,6 +265,6 @@ struct InputStager {
 // Inputs in shared memory, as `load` left them.
 struct StagedInputs {
   u32 address, stride, rows;
-  float const* group_sums;  // [rows, groups]
+  float const* group_sums;  // [rows, groups], where they were wanted
   u32 groups;
 };

@@ -3,7 +3,7 @@
 // along the inputs.
 //
 // Shared memory has the warps' sums of two strips, [2, COMPUTE_WARPS, rows, columns + 1], so that warps may go on to
-// the next strip while some still finish the last; then the inputs and their groups' sums.
+// the next strip while some still finish the last; then the inputs.
 
 __device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
 #pragma unroll
@@ -18,7 +18,6 @@ __device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
 template <u32 BITS, u32 GROUPS, u32 ACROSS>
 struct PackedMatmul {
   static u32 constexpr TILES = 4 / ACROSS;                    // of a warp along the inputs in one step
-  static u32 constexpr TILE_K = 512 / BITS;                   // inputs of a tile
   static u32 constexpr COLUMNS = ACROSS * PACKED_TILE_N + 1;  // of a row of sums: other rows are in other banks
   static u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
 
@@ -28,15 +27,14 @@ struct PackedMatmul {
   u32 made;  // outputs of a strip
 
   __device__ __forceinline__ InputStager stager(StripWalk const& walk, u32 step_inputs) const {
-    return {walk.from * step_inputs, (walk.to - walk.from) * step_inputs / 8, TILE_K / GROUPS};
+    return {walk.from * step_inputs, (walk.to - walk.from) * step_inputs / 8, 0};
   }
 
   // Adds this warp's tiles of a chunk of a strip, from step `k` on, to its sums. Returns the step it would come to
   // next.
   __device__ __forceinline__ u32 multiply(StripWalk const& walk, InputStager const& stage, u32 k, float (&sum)[2][4]) {
-    u32 const side = threadIdx.x / 32 % 2, rows = c.rows, stride = stage.stride();
-    StagedInputs const staged = {shared_address(inputs), stride, rows, (float const*)(inputs + rows * stride),
-                                 stage.groups()};
+    u32 const side = threadIdx.x / 32 % 2;
+    StagedInputs const staged = {shared_address(inputs), stage.stride(), c.rows, nullptr, 0};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
 #pragma unroll 1
     for (; k < walk.to; k += PRODUCER_WARPS) {
@@ -137,7 +135,7 @@ __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& r
   }
   KSteps const steps = packed_steps(p, c.rows);
   u8* const inputs = c.work + warp_sums_bytes(across, c.rows);
-  InputStager const first = {0, steps.chunk * steps.inputs / 8, p.group_size};
+  InputStager const first = {0, steps.chunk * steps.inputs / 8, 0};
   first.load_first<FLOAT16>(c, scales, inputs);
   u32 const made = p.gated ? PACKED_TILE_N : across * PACKED_TILE_N;
   switch ((p.weight_kind * 8 + (p.tile_bytes - PACKED_TILE_QUANT_BYTES) / GROUP_TERM_BYTES) * 2 + across / 2) {

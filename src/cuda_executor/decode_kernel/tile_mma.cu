@@ -84,6 +84,16 @@ __device__ __forceinline__ GroupTerms group_terms(u32 word, bool is_minimum) {
   return {scale, last * (is_minimum ? 1.0f : -scale)};
 }
 
+// Adds 32 inputs of each row to the row's sum of inputs: a product with ones, as long as mma has nothing better to do. A
+// lane's first two sums are then those of its two rows, where it has its other sums; in shared memory they would have
+// to be made before, by shuffles, and read from there with bank conflicts.
+__device__ __forceinline__ void add_inputs(float (&total)[4], BFragments const& x) {
+  u32 constexpr ONES = 0x3c003c00;
+  uint4 const ones = make_uint4(ONES, ONES, ONES, ONES);
+  mma_m16n8k16<FLOAT16>(total, ones, x.first);
+  mma_m16n8k16<FLOAT16>(total, ones, x.second);
+}
+
 // Adds a group's share of sixteen outputs to their sums: `part` is what mma made of it, `total` the inputs' sums.
 template <u32 BITS>
 __device__ __forceinline__ void add_group(float (&sum)[4], float const (&part)[4], float const (&total)[2], uint2 words,
@@ -114,7 +124,7 @@ __device__ __forceinline__ void mma_packed_tiles(float (&sum)[2][4], u32 slot, S
   auto const tile_at = [&](u32 q) { return slot + (q % ACROSS * 8 / ACROSS + q / ACROSS) * TILE_BYTES; };
 #pragma unroll
   for (u32 g = 0; g < GROUPS; ++g) {
-    float part[4][4] = {};
+    float part[4][4] = {}, total[DEEP][4] = {};
     uint4 w[4];
 #pragma unroll
     for (u32 i = g * BLOCKS / GROUPS; i < (g + 1) * BLOCKS / GROUPS; ++i) {
@@ -128,6 +138,7 @@ __device__ __forceinline__ void mma_packed_tiles(float (&sum)[2][4], u32 slot, S
 #pragma unroll
       for (u32 deep = 0; deep < DEEP; ++deep) {
         b[deep] = load_b_fragments(x, tile * TILE_K * 2 + (deep * BLOCKS + i) * 64);
+        add_inputs(total[deep], b[deep]);
       }
 #pragma unroll
       for (u32 q = 0; q < 4; ++q) {
@@ -142,17 +153,11 @@ __device__ __forceinline__ void mma_packed_tiles(float (&sum)[2][4], u32 slot, S
                               b[q / ACROSS].second);
       }
     }
-    float total[DEEP][2];
-#pragma unroll
-    for (u32 deep = 0; deep < DEEP; ++deep) {
-      for (u32 e = 0; e < 2; ++e) {
-        total[deep][e] = x.group_sums[min(lane % 4 * 2 + e, x.rows - 1) * x.groups + (tile + deep) * GROUPS + g];
-      }
-    }
 #pragma unroll
     for (u32 q = 0; q < 4; ++q) {
       uint2 const words = load_shared_8(tile_at(q) + PACKED_TILE_QUANT_BYTES + g * GROUP_TERM_BYTES + lane / 4 * 8);
-      add_group<BITS>(sum[q % ACROSS], part[q], total[q / ACROSS], words, is_minimum);
+      float const(&inputs)[4] = total[q / ACROSS], inputs_of_rows[2] = {inputs[0], inputs[1]};
+      add_group<BITS>(sum[q % ACROSS], part[q], inputs_of_rows, words, is_minimum);
     }
   }
 }

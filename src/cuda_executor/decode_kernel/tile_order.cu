@@ -32,7 +32,7 @@ __device__ __forceinline__ u32 warp_sums_bytes(u32 across, u32 rows) {
 __device__ __forceinline__ KSteps packed_steps(PhaseDescriptor const& p, u32 rows) {
   u32 const count = (p.k_tiles * p.tiles_across + 7) / 8, inputs = 8 / p.tiles_across * p.tile_k;
   u32 const room = (WORK_BYTES - warp_sums_bytes(p.tiles_across, rows)) / rows - 192;
-  return {count, inputs, min(count, room / (inputs * 2 + inputs / p.group_size * 4))};
+  return {count, inputs, min(count, room / (inputs * 2))};
 }
 
 // Units of a wide strip along the inputs.
