@@ -2,8 +2,9 @@
 // is one or two tiles wide, there are enough to go round, and each is one block's alone. All eight warps share a strip
 // along the inputs.
 //
-// Shared memory has the warps' sums of two strips, [2, COMPUTE_WARPS, rows, columns + 1], so that warps may go on to
-// the next strip while some still finish the last; then the inputs.
+// Shared memory has the warps' sums of two strips, [2, COMPUTE_WARPS, rows, warp_sums_stride], so that warps may go on
+// to the next strip while some still finish the last, or, where there is no room, of one; then the inputs, in one
+// buffer or two.
 
 __device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
 #pragma unroll
@@ -17,24 +18,48 @@ __device__ __forceinline__ void swap(float (&a)[2][4], float (&b)[2][4]) {
 // A block's strips, ACROSS tiles wide, of tiles with BITS for each integer and GROUPS groups of inputs.
 template <u32 BITS, u32 GROUPS, u32 ACROSS>
 struct PackedMatmul {
-  static u32 constexpr TILES = 4 / ACROSS;                    // of a warp along the inputs in one step
-  static u32 constexpr COLUMNS = ACROSS * PACKED_TILE_N + 1;  // of a row of sums: other rows are in other banks
+  static u32 constexpr TILES = 4 / ACROSS;  // of a warp along the inputs in one step
   static u32 constexpr TILE_BYTES = PACKED_TILE_QUANT_BYTES + GROUP_TERM_BYTES * GROUPS;
 
   PhaseContext const& c;
   TileRing& ring;
+  KSteps const& steps;
   u8* inputs;
   u32 made;  // outputs of a strip
 
-  __device__ __forceinline__ InputStager stager(StripWalk const& walk, u32 step_inputs) const {
-    return {walk.from * step_inputs, (walk.to - walk.from) * step_inputs / 8, 0};
+  __device__ __forceinline__ InputStager stager(StepRange chunk) const {
+    return {chunk.from * steps.inputs, (chunk.to - chunk.from) * steps.inputs / 8, 0};
   }
 
-  // Adds this warp's tiles of a chunk of a strip, from step `k` on, to its sums. Returns the step it would come to
-  // next.
-  __device__ __forceinline__ u32 multiply(StripWalk const& walk, InputStager const& stage, u32 k, float (&sum)[2][4]) {
+  // Where the inputs of a chunk are, of which so many were staged before.
+  __device__ __forceinline__ u8* buffer(u32 number) const {
+    return inputs + number % 2 * (steps.buffers - 1) * packed_inputs_bytes(steps, c.rows);
+  }
+
+  // Begins to copy the chunk after this one, if it has a buffer of its own; all warps are done with what is there.
+  __device__ __forceinline__ void copy_ahead(StripWalk const& walk, u32 number) const {
+    StepRange const next = walk.next_chunk();
+    if (steps.buffers == 2 && next.to > 0) {
+      stager(next).copy(c, buffer(number + 1));
+    }
+  }
+
+  // Stages a chunk; where it was copied ahead, what is left to do.
+  __device__ __forceinline__ void stage(StripWalk const& walk, RmsScales const& scales, u32 number) const {
+    InputStager const chunk = stager({walk.from, walk.to});
+    if (steps.buffers == 1) {
+      sync_compute_warps();  // the chunk before was used
+      chunk.copy(c, inputs);
+    }
+    chunk.template finish<FLOAT16>(c.p, c.rows, scales, chunk.early_norm_weights(c.p), buffer(number));
+  }
+
+  // Adds this warp's tiles of a strip in chunk `number`, from step `k` on, to its sums. Returns the step it would come
+  // to next.
+  __device__ __forceinline__ u32 multiply(StripWalk const& walk, u32 number, u32 k, float (&sum)[2][4]) {
     u32 const side = threadIdx.x / 32 % 2;
-    StagedInputs const staged = {shared_address(inputs), stage.stride(), c.rows, nullptr, 0};
+    StagedInputs const staged = {shared_address(buffer(number)), stager({walk.from, walk.to}).stride(), c.rows, nullptr,
+                                 0};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
 #pragma unroll 1
     for (; k < walk.to; k += PRODUCER_WARPS) {
@@ -46,18 +71,21 @@ struct PackedMatmul {
   }
 
   __device__ __forceinline__ float* sums_of(u32 strip) const {
-    return (float*)c.work + strip % 2 * COMPUTE_WARPS * c.rows * COLUMNS;
+    return (float*)c.work + strip % 2 * (steps.sum_buffers - 1) * warp_sums_bytes(ACROSS, c.rows) / 4;
   }
 
   // This warp's sums of a strip to shared memory; they are zero then.
   __device__ __forceinline__ void store_warp_sums(u32 strip, float (&sum)[2][4]) const {
-    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = c.rows;
+    u32 const lane = threadIdx.x % 32, warp = threadIdx.x / 32, rows = c.rows, stride = warp_sums_stride(ACROSS);
     float* const sums = sums_of(strip);
+    if (steps.sum_buffers == 1) {
+      sync_compute_warps();  // the strip before is finished
+    }
 #pragma unroll
     for (u32 i = 0; i < 4 * ACROSS; ++i) {
       u32 const row = lane % 4 * 2 + i % 2;
       if (row < rows) {
-        sums[(warp * rows + row) * COLUMNS + i / 4 * PACKED_TILE_N + i / 2 % 2 * 8 + lane / 4] = sum[i / 4][i % 4];
+        sums[(warp * rows + row) * stride + i / 4 * PACKED_TILE_N + i / 2 % 2 * 8 + lane / 4] = sum[i / 4][i % 4];
       }
       sum[i / 4][i % 4] = 0.0f;
     }
@@ -66,17 +94,17 @@ struct PackedMatmul {
   // Writes a strip's outputs. Some warps do, other ones each time, while the rest go on to the next strip.
   __device__ __forceinline__ void finish(u32 strip) const {
     PhaseDescriptor const& p = c.p;
-    u32 const rows = c.rows, shift = made == PACKED_TILE_N ? 4 : 5;
+    u32 const rows = c.rows, stride = warp_sums_stride(ACROSS), shift = made == PACKED_TILE_N ? 4 : 5;
 #pragma unroll 1
     for (u32 i = (threadIdx.x + strip * 32) % COMPUTE_THREADS; i < (rows * made + 31) / 32 * 32; i += COMPUTE_THREADS) {
       bool const there = i < rows * made;
       u32 const row = min(i >> shift, rows - 1), column = i & (made - 1), n = strip * made + column;
       OutputSum sum = {0.0f, 0.0f, load_residual<FLOAT16>(p, row, n)};
-      float const* const from = sums_of(strip) + row * COLUMNS + column;
+      float const* const from = sums_of(strip) + row * stride + column;
 #pragma unroll
       for (u32 w = 0; w < COMPUTE_WARPS; ++w) {
-        sum.value += from[w * rows * COLUMNS + (p.gated ? PACKED_TILE_N : 0)];
-        sum.gate += from[w * rows * COLUMNS];
+        sum.value += from[w * rows * stride + (p.gated ? PACKED_TILE_N : 0)];
+        sum.gate += from[w * rows * stride];
       }
       float square = there ? store_output<FLOAT16>(c.s, p, row, n, sum) : 0.0f;
       if (p.out_squares) {
@@ -92,20 +120,22 @@ struct PackedMatmul {
   }
 
   // All strips from `begin` to `end`. The first chunk of inputs is staged already.
-  __device__ __forceinline__ void run(u32 begin, u32 end, KSteps const& steps, RmsScales const& scales) {
+  __device__ __forceinline__ void run(u32 begin, u32 end, RmsScales const& scales) {
     StripWalk walk = walk_of(steps, begin, end);
     u32 over = threadIdx.x / 64;  // how far this pair's next step is behind the begin of the next chunk
-    u32 staged = 0;
+    u32 staged = 0, chunks = 0;           // the first step of the staged chunk; chunks up to it
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll 1
     for (; walk.strip < end; walk.next()) {
-      InputStager const stage = stager(walk, steps.inputs);
-      if (walk.from != staged) {
-        sync_compute_warps();  // the chunk before was used
-        stage.template load<FLOAT16>(c, scales, inputs);
+      if (chunks == 0 || walk.from != staged) {
+        if (chunks > 0) {
+          stage(walk, scales, chunks);
+        }
+        copy_ahead(walk, chunks);
         staged = walk.from;
+        ++chunks;
       }
-      over = multiply(walk, stage, walk.from + over, sum) - walk.to;
+      over = multiply(walk, chunks - 1, walk.from + over, sum) - walk.to;
       if (walk.to < steps.count) {
         if (walk.first + 1 < end) {
           swap(sum, other);  // the other strip's turn
@@ -134,7 +164,7 @@ __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& r
     return;
   }
   KSteps const steps = packed_steps(p, c.rows);
-  u8* const inputs = c.work + warp_sums_bytes(across, c.rows);
+  u8* const inputs = c.work + steps.sum_buffers * warp_sums_bytes(across, c.rows);
   InputStager const first = {0, steps.chunk * steps.inputs / 8, 0};
   first.load_first<FLOAT16>(c, scales, inputs);
   u32 const made = p.gated ? PACKED_TILE_N : across * PACKED_TILE_N;
@@ -142,12 +172,12 @@ __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& r
 #define CASES(bit, kind, bits, groups)                                                     \
   case (kind * 8 + groups) * 2:                                                            \
     if (TILE_KINDS >> bit & 1) {                                                           \
-      PackedMatmul<bits, groups, 1>{c, ring, inputs, made}.run(begin, end, steps, scales); \
+      PackedMatmul<bits, groups, 1>{c, ring, steps, inputs, made}.run(begin, end, scales); \
     }                                                                                      \
     break;                                                                                 \
   case (kind * 8 + groups) * 2 + 1:                                                        \
     if (TILE_KINDS >> bit & 1) {                                                           \
-      PackedMatmul<bits, groups, 2>{c, ring, inputs, made}.run(begin, end, steps, scales); \
+      PackedMatmul<bits, groups, 2>{c, ring, steps, inputs, made}.run(begin, end, scales); \
     }                                                                                      \
     break;
     FOR_EACH_TILE_KIND(CASES)
