@@ -129,7 +129,7 @@ fn with_the_switch_it_is_built_again_and_served() {
     let path = engine.join("manifest.json");
     fs::write(&path, fs::read_to_string(&path).unwrap().replacen("\"format\": 2", "\"format\": 99", 1)).unwrap();
     let server = Server::start(scratch.path(), &engine, &["--rebuild", "--recipe", "moved.yaml"]);
-    assert!(server.log().contains("layout 99 is not supported: it is built again from moved.yaml"), "{}", server.log());
+    assert!(server.log().contains("format 99 is not supported: it is built again from moved.yaml"), "{}", server.log());
     drop(server);
     assert_eq!(manifest(&engine)["format"], old["format"]);
     let run = |more: &[&str]| {

@@ -74,8 +74,19 @@ const SAME: [&str; 3] = ["allOf", "anyOf", "oneOf"];
 
 /// Refuses a schema that would take too long to compile or to match, or with a keyword that cannot be enforced.
 pub fn check(schema: &Value) -> Result<(), SchemaError> {
+    check_bounds(schema, true)
+}
+
+/// As [`check`], of a schema that need not be kept to the letter, as of functions that are not `strict`: keywords that
+/// cannot be enforced are left to the model, which reads them.
+pub fn check_lenient(schema: &Value) -> Result<(), SchemaError> {
+    check_bounds(schema, false)
+}
+
+fn check_bounds(schema: &Value, strict: bool) -> Result<(), SchemaError> {
     size(schema)?;
-    let mut walk = Walk { root: schema, heights: HashMap::new(), targets: Vec::new(), properties: 0, products: 0 };
+    let (heights, targets) = (HashMap::new(), Vec::new());
+    let mut walk = Walk { root: schema, strict, heights, targets, properties: 0, products: 0 };
     walk.schema(schema, "#", 0)?;
     let mut colours = HashMap::new();
     for target in std::mem::take(&mut walk.targets) {
@@ -117,6 +128,8 @@ fn size(schema: &Value) -> Result<(), SchemaError> {
 
 struct Walk<'a> {
     root: &'a Value,
+    /// Whether keywords that cannot be enforced are refused.
+    strict: bool,
     /// Nesting below each reference that was followed, since a grammar has one rule for each; `None` while it is being
     /// followed, since recursion is as deep as the answer makes it.
     heights: HashMap<String, Option<usize>>,
@@ -193,7 +206,7 @@ impl<'a> Walk<'a> {
     /// Refuses keywords that the grammar leaves out, unless they demand nothing.
     fn enforceable(&self, object: &Map<String, Value>, path: &str) -> Result<(), SchemaError> {
         let demanding = |keyword: &&str| object.get(*keyword).is_some_and(|value| !demands_nothing(keyword, value));
-        if let Some(keyword) = UNENFORCED.into_iter().find(demanding) {
+        if let Some(keyword) = UNENFORCED.into_iter().find(demanding).filter(|_| self.strict) {
             let message =
                 format!("`{keyword}` cannot be enforced; leave it out (a `description` may ask the model for it)");
             return error(path, message);
@@ -442,6 +455,7 @@ mod tests {
             refused(&within, &format!("#/$defs/T: `{keyword}` cannot be enforced"));
             refused(&json!({"items": schema}), &format!("#/items: `{keyword}` cannot be enforced"));
             // As a property's name it is no keyword, and what nothing refers to is never asked for.
+            assert_eq!(check_lenient(&schema), Ok(()), "{keyword}");
             assert_eq!(check(&json!({"properties": {keyword: {"type": "string"}}})), Ok(()));
             assert_eq!(check(&json!({"$defs": {"T": schema}})), Ok(()));
         }

@@ -117,7 +117,9 @@ fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiErro
     }
     for (index, tool) in tools.iter().enumerate() {
         let name = tool["function"]["name"].as_str().unwrap_or_default();
-        schema::check(&tool["function"]["parameters"]).map_err(|error| {
+        let is_strict = tool["function"]["strict"] == Value::Bool(true);
+        let check = if is_strict { schema::check } else { schema::check_lenient };
+        check(&tool["function"]["parameters"]).map_err(|error| {
             ApiError::unsupported(&format!("tools[{index}]"), format!("tools[{index}] (`{name}`): {error}"))
         })?;
     }
