@@ -99,9 +99,7 @@ impl Grammars {
         let mut parser = parser.map_err(|error| refused(&error, lark))?;
         // What llguidance leaves out it says in a warning, and goes on.
         if parser.grammar_warnings().iter().any(|warning| warning.starts_with(BOUNDS_LEFT_OUT)) {
-            return Err(LlmError::request(
-                "`minProperties` and `maxProperties` cannot be enforced beside properties that are not `required`",
-            ));
+            return Err(LlmError::request(BOUNDS_NOT_ENFORCED));
         }
         let mut matcher = Matcher::new(Ok(parser));
         try_out(matcher.deep_clone()).map_err(|error| refused(&error, lark))?;
@@ -128,6 +126,9 @@ fn bound(limits: &mut ParserLimits) {
 /// How llguidance's warning begins where it leaves out the number of an object's properties (`gen_json_object` in its
 /// src/json/compiler.rs).
 const BOUNDS_LEFT_OUT: &str = "min/maxProperties only supported";
+/// What is said then.
+const BOUNDS_NOT_ENFORCED: &str =
+    "`minProperties` and `maxProperties` cannot be enforced beside properties that are not `required`";
 
 /// Steps that are tried before an answer begins: an object's brace, a key's quote and a little of the key.
 const TRIED: usize = 6;
@@ -158,6 +159,8 @@ fn refused(error: &anyhow::Error, lark: &str) -> LlmError {
     let line = line.split_once("failed to compile JSON schema: ").map_or(line, |(_, line)| line);
     let told = match line {
         line if line.contains("NoExtensionBias") => "no token of the model spells what would have to follow".to_owned(),
+        // It counts those that are required.
+        line if line.starts_with("Unsatisfiable schema: minProperties") => BOUNDS_NOT_ENFORCED.to_owned(),
         // The library's own words about itself.
         line if line.contains("panic") || line.contains("assertion") => {
             tracing::warn!("compiling a grammar: {line}");

@@ -137,23 +137,6 @@ struct EarlyNormWeights {
   NormWeights first, second;
 };
 
-// The sum of eight inputs, and of as many lanes' as make a group.
-template <u32 KIND>
-__device__ __forceinline__ float group_sum(uint4 x, u32 group) {
-  float v[8];
-  unpack8<KIND>(x, v);
-  float sum = ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
-  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-  if (group > 32) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, 4);
-  }
-  if (group > 64) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, 8);
-  }
-  return sum;
-}
-
 // Copies inputs of up to eight rows to shared memory. Of each row a thread takes every COMPUTE_THREADSth eight inputs.
 struct InputStager {
   u32 first, eights;  // the first input, and how many times eight there are of a row

@@ -42,6 +42,7 @@ macro_rules! source {
             include_str!("plain_matmul.cu"),
             include_str!("packed_matmul.cu"),
             include_str!("stage_rows.cu"),
+            include_str!("wide_mma.cu"),
             include_str!("wide_matmul.cu"),
             include_str!("norm_add.cu"),
             include_str!("rope.cu"),

@@ -123,7 +123,7 @@ struct PackedMatmul {
   __device__ __forceinline__ void run(u32 begin, u32 end, RmsScales const& scales) {
     StripWalk walk = walk_of(steps, begin, end);
     u32 over = threadIdx.x / 64;  // how far this pair's next step is behind the begin of the next chunk
-    u32 staged = 0, chunks = 0;           // the first step of the staged chunk; chunks up to it
+    u32 staged = 0, chunks = 0;   // the first step of the staged chunk; chunks up to it
     float sum[2][4] = {}, other[2][4] = {};
 #pragma unroll 1
     for (; walk.strip < end; walk.next()) {

@@ -84,9 +84,9 @@ __device__ __forceinline__ GroupTerms group_terms(u32 word, bool is_minimum) {
   return {scale, last * (is_minimum ? 1.0f : -scale)};
 }
 
-// Adds 32 inputs of each row to the row's sum of inputs, a product with ones: tensor cores have time. A lane's first two
-// sums are then of its own two rows; in shared memory they would have to be made by shuffles before, and read with bank
-// conflicts.
+// Adds 32 inputs of each row to the row's sum of inputs, a product with ones: tensor cores have time. A lane's first
+// two sums are then of its own two rows; in shared memory they would have to be made by shuffles before, and read with
+// bank conflicts.
 __device__ __forceinline__ void add_inputs(float (&total)[4], BFragments const& x) {
   u32 constexpr ONES = 0x3c003c00;
   uint4 const ones = make_uint4(ONES, ONES, ONES, ONES);

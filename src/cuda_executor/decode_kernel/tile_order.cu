@@ -19,9 +19,9 @@ __device__ __forceinline__ TileColumns tile_columns(u32 strip, u32 column, u32 a
 // A strip's tiles along the inputs, in steps: what a pair of warps multiplies at a time. PLAIN, a step is a tile;
 // packed, eight tiles (four for each warp), `inputs` long.
 struct KSteps {
-  u32 count;   // of a strip
-  u32 inputs;  // of a step
-  u32 chunk;   // steps whose inputs fit into a buffer of shared memory
+  u32 count;                 // of a strip
+  u32 inputs;                // of a step
+  u32 chunk;                 // steps whose inputs fit into a buffer of shared memory
   u32 buffers, sum_buffers;  // packed: of inputs, and of the warps' sums of a strip, one or two each
 };
 
@@ -40,8 +40,8 @@ __device__ __forceinline__ u32 packed_inputs_bytes(KSteps const& steps, u32 rows
 }
 
 // All inputs at once are best, even beside one buffer of sums, which costs a barrier a strip: eight rows of 4096 inputs
-// fit into 80 KB. Else they come in chunks, and if two fit, one is copied while the other is multiplied. A chunk has two
-// steps at least, so that two strips' keep all pairs of warps busy between two barriers.
+// fit into 80 KB. Else they come in chunks, and if two fit, one is copied while the other is multiplied. A chunk has
+// two steps at least, so that two strips' keep all pairs of warps busy between two barriers.
 __device__ __forceinline__ KSteps packed_steps(PhaseDescriptor const& p, u32 rows) {
   u32 const count = (p.k_tiles * p.tiles_across + 7) / 8, inputs = 8 / p.tiles_across * p.tile_k;
   u32 const sums = warp_sums_bytes(p.tiles_across, rows);
