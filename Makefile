@@ -4,7 +4,9 @@ SHELL := /bin/bash
 # What clang-format formats, by .clang-format.
 C_SOURCES := cpp/include/*.h cpp/src/*.cc cpp/src/*.h cpp/stub/* benches/*.cu \
   src/cuda_executor/*.cu src/cuda_executor/decode_kernel/*.cu src/cuda_executor/decode_kernel/tests/*.h src/cuda_executor/decode_kernel/tests/*.cc
-BINARY := $(or $(CARGO_TARGET_DIR),target)/release/watus-build
+# Of the demo's program; `make demo PROFILE=dev` takes what the tests have compiled.
+PROFILE ?= release
+BINARY := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))/watus-build
 DATA := $(or $(XDG_DATA_HOME),$(HOME)/.local/share)/watus-build
 .PHONY: demo test check-headers check-features bench fuzz fmt deny spelling package package-test aarch64 aarch64-test
 export HEADERS
@@ -13,7 +15,7 @@ export HEADERS
 demo:
 	scripts/setup-tensorrt.sh > /dev/null
 	scripts/setup-onnxruntime.sh > /dev/null
-	cargo build --release --quiet
+	cargo build --profile $(PROFILE) --quiet
 	WATUS_BUILD=$(BINARY) scripts/demo.sh
 
 # Format, lints (with and without TensorRT's headers, and without features), documentation, tests, the shim against every header
