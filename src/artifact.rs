@@ -103,7 +103,7 @@ fn staging_path(target: &Path) -> io::Result<PathBuf> {
     Ok(target.with_file_name(staged))
 }
 
-/// The name of the target if `name` is a staging name of [`staging_path`]. A user's file may merely begin like one.
+/// The name of the target if `name` is a staging name of `staging_path`. A user's file may merely begin like one.
 pub fn staged_for(name: &OsStr) -> Option<&OsStr> {
     let name = name.as_bytes().strip_prefix(b".")?;
     let at = name.windows(STAGING.len()).rposition(|part| part == STAGING.as_bytes())?;

