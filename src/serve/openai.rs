@@ -231,6 +231,12 @@ impl ChatRequest {
         }
     }
 
+    /// Whether calls of an offered function must keep to its schema to the letter.
+    pub(super) fn is_strict(&self, tool: usize) -> bool {
+        let tool = self.tools.as_ref().and_then(|tools| tools.get(tool));
+        tool.is_some_and(|tool| tool["function"]["strict"] == Value::Bool(true))
+    }
+
     /// Which of `tools` the answer may or must call.
     pub(super) fn tool_choice(&self, tools: &[Value]) -> Result<ToolChoice, ApiError> {
         let invalid = |message: String| Err(ApiError::invalid("tool_choice", message));

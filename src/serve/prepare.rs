@@ -58,7 +58,7 @@ pub(super) fn chat(request: &ChatRequest, about: &About, max_output: usize) -> R
     let offered = request.tools()?;
     let tool_choice = request.tool_choice(&offered)?;
     let format = request.format()?;
-    check_schemas(&offered, &format)?;
+    check_schemas(request, &offered, &format)?;
     let options = request.options()?;
     let limits = about.limits;
     let (special, messages) = (about.special, request.messages()?);
@@ -110,15 +110,14 @@ fn demand(lark: String, chat: &Chat, form: &AnswerForm) -> Demand {
 }
 
 /// Checks all JSON schemas of a request before they are used.
-fn check_schemas(tools: &[Value], format: &ResponseFormat) -> Result<(), ApiError> {
+fn check_schemas(request: &ChatRequest, tools: &[Value], format: &ResponseFormat) -> Result<(), ApiError> {
     if let ResponseFormat::Json(schema) = format {
         schema::check(schema)
             .map_err(|error| ApiError::unsupported("response_format", format!("response_format: {error}")))?;
     }
     for (index, tool) in tools.iter().enumerate() {
         let name = tool["function"]["name"].as_str().unwrap_or_default();
-        let is_strict = tool["function"]["strict"] == Value::Bool(true);
-        let check = if is_strict { schema::check } else { schema::check_lenient };
+        let check = if request.is_strict(index) { schema::check } else { schema::check_lenient };
         check(&tool["function"]["parameters"]).map_err(|error| {
             ApiError::unsupported(&format!("tools[{index}]"), format!("tools[{index}] (`{name}`): {error}"))
         })?;
