@@ -4,29 +4,16 @@ use std::collections::BTreeMap;
 
 use super::builder::Builder;
 use crate::recipe::{
-    Build, ClassifierRecipe, ImageSize, InputShape, InputValue, LlmRecipe, OnnxRecipe, SpeculationRecipe, VERSION,
-    Verify, YoloRecipe,
+    Build, ClassifierRecipe, ImageSize, InputShape, InputValue, LlmRecipe, OnnxRecipe, SpeculationRecipe, Verify,
+    YoloRecipe,
 };
-use crate::spec::{ClassifierOutput, Kind, KvCache, Precision, Preprocess};
+use crate::spec::{ClassifierOutput, KvCache, Precision, Preprocess};
 
 impl Builder<YoloRecipe> {
     /// A YOLO checkpoint (`.pt`), or an ONNX export of one.
     pub fn yolo(source: &str) -> Self {
         let (name, source) = Self::named(source);
-        let recipe = YoloRecipe {
-            version: VERSION,
-            name,
-            kind: Kind::Yolo,
-            source,
-            image_size: None,
-            confidence: None,
-            iou: None,
-            max_detections: None,
-            raw: None,
-            build: None,
-            verify: None,
-        };
-        Self::new(recipe, Build::default(), Verify::default())
+        Self::new(YoloRecipe::bare(name, source), Build::default(), Verify::default())
     }
 
     /// Height and width of the input in pixels, a multiple of 32. Default: 640, or 224 for a classifying YOLO.
@@ -70,19 +57,7 @@ impl Builder<ClassifierRecipe> {
     /// An image classifier: a checkpoint of Hugging Face, or an ONNX file.
     pub fn classifier(source: &str) -> Self {
         let (name, source) = Self::named(source);
-        let recipe = ClassifierRecipe {
-            version: VERSION,
-            name,
-            kind: Kind::Classifier,
-            source,
-            preprocess: None,
-            labels: None,
-            output: None,
-            class_values: None,
-            build: None,
-            verify: None,
-        };
-        Self::new(recipe, Build::default(), Verify::default())
+        Self::new(ClassifierRecipe::bare(name, source), Build::default(), Verify::default())
     }
 
     /// How an image becomes the input. Default: what preprocessor_config.json says; an ONNX file needs it.
@@ -118,20 +93,7 @@ impl Builder<LlmRecipe> {
     /// A language model: a checkpoint of Hugging Face, a GGUF, or a model of Ollama.
     pub fn llm(source: &str) -> Self {
         let (name, source) = Self::named(source);
-        let recipe = LlmRecipe {
-            version: VERSION,
-            name,
-            kind: Kind::Llm,
-            source,
-            max_batch_size: None,
-            max_input_len: None,
-            max_output_len: None,
-            chat_template: None,
-            speculation: None,
-            build: None,
-            verify: None,
-        };
-        Self::new(recipe, Build::default(), Verify::default())
+        Self::new(LlmRecipe::bare(name, source), Build::default(), Verify::default())
     }
 
     /// Sequences decoded together. Default: 4.
@@ -196,9 +158,7 @@ impl Builder<OnnxRecipe> {
     /// Any other ONNX file: tensors go in and come out.
     pub fn onnx(source: &str) -> Self {
         let (name, source) = Self::named(source);
-        let recipe =
-            OnnxRecipe { version: VERSION, name, kind: Kind::Onnx, source, inputs: None, build: None, verify: None };
-        Self::new(recipe, Build::default(), Verify::default())
+        Self::new(OnnxRecipe::bare(name, source), Build::default(), Verify::default())
     }
 
     /// A value that makes a constant of an input; once for each input.

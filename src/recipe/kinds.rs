@@ -18,50 +18,77 @@ pub enum Recipe {
     Onnx(OnnxRecipe),
 }
 
+impl LlmRecipe {
+    /// A recipe that says nothing beyond name and source.
+    pub fn bare(name: String, source: Source) -> Self {
+        Self {
+            version: VERSION,
+            name,
+            kind: Kind::Llm,
+            source,
+            max_batch_size: None,
+            max_input_len: None,
+            max_output_len: None,
+            chat_template: None,
+            speculation: None,
+            build: None,
+            verify: None,
+        }
+    }
+}
+
+impl YoloRecipe {
+    /// A recipe that says nothing beyond name and source.
+    pub fn bare(name: String, source: Source) -> Self {
+        Self {
+            version: VERSION,
+            name,
+            kind: Kind::Yolo,
+            source,
+            image_size: None,
+            confidence: None,
+            iou: None,
+            max_detections: None,
+            raw: None,
+            build: None,
+            verify: None,
+        }
+    }
+}
+
+impl ClassifierRecipe {
+    /// A recipe that says nothing beyond name and source.
+    pub fn bare(name: String, source: Source) -> Self {
+        Self {
+            version: VERSION,
+            name,
+            kind: Kind::Classifier,
+            source,
+            preprocess: None,
+            labels: None,
+            output: None,
+            class_values: None,
+            build: None,
+            verify: None,
+        }
+    }
+}
+
+impl OnnxRecipe {
+    /// A recipe that says nothing beyond name and source.
+    pub fn bare(name: String, source: Source) -> Self {
+        Self { version: VERSION, name, kind: Kind::Onnx, source, inputs: None, build: None, verify: None }
+    }
+}
+
 impl Recipe {
     /// A recipe that says nothing beyond name and source.
     pub fn bare(kind: Kind, name: String, source: Source) -> Self {
-        let (version, build, verify) = (VERSION, None, None);
         match kind {
-            Kind::Llm => Recipe::Llm(LlmRecipe {
-                version,
-                name,
-                kind,
-                source,
-                max_batch_size: None,
-                max_input_len: None,
-                max_output_len: None,
-                chat_template: None,
-                speculation: None,
-                build,
-                verify,
-            }),
-            Kind::Yolo => Recipe::Yolo(YoloRecipe {
-                version,
-                name,
-                kind,
-                source,
-                image_size: None,
-                confidence: None,
-                iou: None,
-                max_detections: None,
-                raw: None,
-                build,
-                verify,
-            }),
-            Kind::Classifier => Recipe::Classifier(ClassifierRecipe {
-                version,
-                name,
-                kind,
-                source,
-                preprocess: None,
-                labels: None,
-                output: None,
-                class_values: None,
-                build,
-                verify,
-            }),
-            Kind::Onnx => Recipe::Onnx(OnnxRecipe { version, name, kind, source, inputs: None, build, verify }),
+            Kind::Llm => Recipe::Llm(LlmRecipe::bare(name, source)),
+            Kind::Yolo => Recipe::Yolo(YoloRecipe::bare(name, source)),
+            Kind::Classifier => Recipe::Classifier(ClassifierRecipe::bare(name, source)),
+            Kind::Onnx => Recipe::Onnx(OnnxRecipe::bare(name, source)),
         }
     }
 
