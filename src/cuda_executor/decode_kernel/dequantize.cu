@@ -18,12 +18,6 @@ __device__ __forceinline__ u32 scale_pair(u32 pair, u32 excess, GroupTerms const
                       fmaf(terms.scale, widen<FLOAT16>((u16)(q >> 16)), terms.offset));
 }
 
-// `dequantize_bias` twice, in float16.
-template <u32 BITS>
-__device__ __forceinline__ u32 excess_pair(bool is_high) {
-  return BITS == 8 ? 0x64006400 : is_high ? 0x5c005c00 : 0x4c004c00;
-}
-
 // This lane's eight inputs, of 32, of outputs `output` and `output` + 8, to shared memory. They are `low` and `high`,
 // in 4 bits one word each.
 template <u32 BITS>

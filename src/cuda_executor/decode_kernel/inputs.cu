@@ -140,12 +140,9 @@ struct EarlyNormWeights {
 // Copies inputs of up to eight rows to shared memory. Of each row a thread takes every COMPUTE_THREADSth eight inputs.
 struct InputStager {
   u32 first, eights;  // the first input, and how many times eight there are of a row
-  u32 group;          // inputs that are added up (stage_rows.cu), a power of 2; 0: none
 
-  // Bytes from row to row: rows two apart are in different banks. The groups' sums come after all rows.
+  // Bytes from row to row: rows two apart are in different banks.
   __device__ __forceinline__ u32 stride() const { return (eights * 16 + 127) / 128 * 128 + 64; }
-  __device__ __forceinline__ u32 group_shift() const { return 28 - __clz(group); }
-  __device__ __forceinline__ u32 groups() const { return eights >> group_shift(); }
 
   __device__ __forceinline__ EarlyNormWeights early_norm_weights(PhaseDescriptor const& p) const {
     auto const of = [&](u32 eight) {
@@ -248,6 +245,4 @@ struct InputStager {
 // Inputs in shared memory, as `load` left them.
 struct StagedInputs {
   u32 address, stride, rows;
-  float const* group_sums;  // [rows, groups], where they were wanted
-  u32 groups;
 };

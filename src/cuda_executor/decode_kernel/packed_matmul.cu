@@ -28,7 +28,7 @@ struct PackedMatmul {
   u32 made;  // outputs of a strip
 
   __device__ __forceinline__ InputStager stager(StepRange chunk) const {
-    return {chunk.from * steps.inputs, (chunk.to - chunk.from) * steps.inputs / 8, 0};
+    return {chunk.from * steps.inputs, (chunk.to - chunk.from) * steps.inputs / 8};
   }
 
   // Where the inputs of a chunk are, of which so many were staged before.
@@ -58,8 +58,7 @@ struct PackedMatmul {
   // to next.
   __device__ __forceinline__ u32 multiply(StripWalk const& walk, u32 number, u32 k, float (&sum)[2][4]) {
     u32 const side = threadIdx.x / 32 % 2;
-    StagedInputs const staged = {shared_address(buffer(number)), stager({walk.from, walk.to}).stride(), c.rows, nullptr,
-                                 0};
+    StagedInputs const staged = {shared_address(buffer(number)), stager({walk.from, walk.to}).stride(), c.rows};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
 #pragma unroll 1
     for (; k < walk.to; k += PRODUCER_WARPS) {
@@ -165,7 +164,7 @@ __device__ __forceinline__ void packed_matmul(PhaseContext const& c, TileRing& r
   }
   KSteps const steps = packed_steps(p, c.rows);
   u8* const inputs = c.work + steps.sum_buffers * warp_sums_bytes(across, c.rows);
-  InputStager const first = {0, steps.chunk * steps.inputs / 8, 0};
+  InputStager const first = {0, steps.chunk * steps.inputs / 8};
   first.load_first<FLOAT16>(c, scales, inputs);
   u32 const made = p.gated ? PACKED_TILE_N : across * PACKED_TILE_N;
   switch ((p.weight_kind * 8 + (p.tile_bytes - PACKED_TILE_QUANT_BYTES) / GROUP_TERM_BYTES) * 2 + across / 2) {

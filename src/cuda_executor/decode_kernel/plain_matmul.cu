@@ -16,7 +16,7 @@ struct PlainMatmul {
   __device__ __forceinline__ u32 tiles_of(u32 strip) const { return strip == end_strip ? end_tile : c.p.k_tiles; }
 
   __device__ __forceinline__ InputStager stager(u32 from, u32 to) const {
-    return {from * c.p.tile_k, (to - from) * c.p.tile_k / 8, 0};
+    return {from * c.p.tile_k, (to - from) * c.p.tile_k / 8};
   }
 
   // Adds the block's tiles of a strip to this warp's sums.
@@ -28,7 +28,7 @@ struct PlainMatmul {
       if (strip > first_strip || from > begin) {
         stage.template load<KIND>(c, scales, c.work);
       }
-      StagedInputs const inputs = {shared_address(c.work), stage.stride(), rows, nullptr, 0};
+      StagedInputs const inputs = {shared_address(c.work), stage.stride(), rows};
       for (; tile < to; tile += warps_along) {
         u32 const slot = ring.acquire() + threadIdx.x / 32 % 2 * SLOT_BYTES;
         mma_plain_tile<KIND>(sum, slot, inputs, (tile - from) * 64);

@@ -1,6 +1,6 @@
 // Inputs of many rows on their way to wide strips: as InputStager has them in shared memory, but with threads over all
 // rows at once, since a chunk has few inputs of each. A thread has the same eight inputs of every so many rows, so it
-// reads their norm's weights once. Sums of groups are not made: wide strips need none.
+// reads their norm's weights once.
 
 struct RowsStager {
   InputStager of;  // the chunk

@@ -74,6 +74,12 @@ __device__ __forceinline__ float dequantize_bias(bool is_high) {
   return BITS == 8 ? 1024.0f : is_high ? 256.0f : 16.0f;
 }
 
+// `dequantize_bias` twice, in float16.
+template <u32 BITS>
+__device__ __forceinline__ u32 excess_pair(bool is_high) {
+  return BITS == 8 ? 0x64006400 : is_high ? 0x5c005c00 : 0x4c004c00;
+}
+
 // A group's terms: value = scale * integer + offset.
 struct GroupTerms {
   float scale, offset;

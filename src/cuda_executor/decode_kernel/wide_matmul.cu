@@ -43,7 +43,7 @@ struct WideMatmul {
 
   __device__ __forceinline__ RowsStager stager(u32 from, u32 to) const {
     u32 const inputs = unit_inputs(c.p);
-    return {{from * inputs, (to - from) * inputs / 8, 0}, 31u - __clz(fitting * inputs / 8)};
+    return {{from * inputs, (to - from) * inputs / 8}, 31u - __clz(fitting * inputs / 8)};
   }
   __device__ __forceinline__ u8* buffer(u32 number) const {
     return c.work + (number % buffers) * (WORK_BYTES / 2 / 128 * 128);
@@ -61,7 +61,7 @@ struct WideMatmul {
   __device__ __forceinline__ void multiply(Chunk const& chunk, u32 next, WideSums& sum) {
     u8* const inputs = buffer(chunk.number);
     u32 const stride = stager(chunk.from, chunk.to).of.stride(), lane = threadIdx.x % 32;
-    StagedInputs const x = {shared_address(inputs), stride, c.rows, nullptr, 0};
+    StagedInputs const x = {shared_address(inputs), stride, c.rows};
     bool const is_minimum = c.p.offset_kind == MINIMUM;
     RowAddresses rows;
 #pragma unroll

@@ -63,11 +63,11 @@ __device__ __forceinline__ WideTerms wide_terms(uint2 words, bool is_minimum) {
 template <u32 BITS>
 __device__ __forceinline__ uint4 wide_weights(u32 low, u32 high, WideTerms const& t) {
   uint4 const d = dequantize<BITS>(low, high);
-  u32 constexpr first = BITS == 8 ? 0x64006400 : 0x4c004c00, second = BITS == 8 ? 0x64006400 : 0x5c005c00;
-  auto const weight = [&](u32 pair, u32 added, u32 half) {
-    return fma_f16x2(sub_f16x2(sub_f16x2(pair, added), t.zero[half]), t.scale[half], t.minimum[half]);
+  auto const weight = [&](u32 pair, u32 half) {
+    u32 const q = sub_f16x2(pair, excess_pair<BITS>(half));
+    return fma_f16x2(sub_f16x2(q, t.zero[half]), t.scale[half], t.minimum[half]);
   };
-  return make_uint4(weight(d.x, first, 0), weight(d.y, second, 1), weight(d.z, first, 0), weight(d.w, second, 1));
+  return make_uint4(weight(d.x, 0), weight(d.y, 1), weight(d.z, 0), weight(d.w, 1));
 }
 
 // Addresses of a lane's part of the second operands, by block of rows. Blocks beyond the last row read it again: what
