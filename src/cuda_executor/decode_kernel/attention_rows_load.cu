@@ -246,10 +246,9 @@ __device__ __forceinline__ void turn_query(PhaseContext const& c, u16* x, RopeAn
     u32 const i = lane + 32 * j;
     if (i < half) {
       float const low = normed(read[0][j], i), high = normed(read[1][j], half + i);
-      float const rotated_low = low * widen<KIND>(angles.cos[0][j]) - high * widen<KIND>(angles.sin[0][j]);
-      float const rotated_high = high * widen<KIND>(angles.cos[1][j]) + low * widen<KIND>(angles.sin[1][j]);
-      x[i] = narrow<KIND>(rotated_low * s.attention_scale);
-      x[half + i] = narrow<KIND>(rotated_high * s.attention_scale);
+      RotatedPair const rotated = rotate_pair<KIND>(angles, j, low, high);
+      x[i] = narrow<KIND>(rotated.low * s.attention_scale);
+      x[half + i] = narrow<KIND>(rotated.high * s.attention_scale);
     }
   }
   for (u32 i = rotary_dim + lane; i < s.head_dim; i += 32) {

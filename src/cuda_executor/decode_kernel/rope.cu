@@ -24,6 +24,17 @@ __device__ __forceinline__ RopeAngles load_angles(DecodeParams const& s, PhaseDe
   return angles;
 }
 
+// Two elements that are rotated together, by a lane's angles `j`.
+struct RotatedPair {
+  float low, high;
+};
+
+template <u32 KIND>
+__device__ __forceinline__ RotatedPair rotate_pair(RopeAngles const& angles, u32 j, float low, float high) {
+  return {low * widen<KIND>(angles.cos[0][j]) - high * widen<KIND>(angles.sin[0][j]),
+          high * widen<KIND>(angles.cos[1][j]) + low * widen<KIND>(angles.sin[1][j])};
+}
+
 // A head as the product wrote it, its norm's weights if it has one, and what the rotated elements are multiplied with.
 struct HeadInput {
   u16 const* x;
@@ -70,10 +81,9 @@ __device__ __forceinline__ void norm_and_rotate(PhaseContext const& c, HeadInput
     u32 const i = lane + 32 * j;
     if (i < half) {
       float const low = normed(read[0][j], i), high = normed(read[1][j], half + i);
-      float const rotated_low = low * widen<KIND>(angles.cos[0][j]) - high * widen<KIND>(angles.sin[0][j]);
-      float const rotated_high = high * widen<KIND>(angles.cos[1][j]) + low * widen<KIND>(angles.sin[1][j]);
-      store(i, narrow<KIND>(rotated_low * head.scale));
-      store(half + i, narrow<KIND>(rotated_high * head.scale));
+      RotatedPair const rotated = rotate_pair<KIND>(angles, j, low, high);
+      store(i, narrow<KIND>(rotated.low * head.scale));
+      store(half + i, narrow<KIND>(rotated.high * head.scale));
     }
   }
   for (u32 i = rotary_dim + lane; i < c.s.head_dim; i += 32) {
